@@ -1,0 +1,1 @@
+"""jworld: interactive video world models in JAX and Flax NNX."""

@@ -1,0 +1,1 @@
+"""Poses, action labels, projective position encoding and memory selection, as pure functions."""

@@ -1,0 +1,1 @@
+"""Networks only: no noise schedule, no data format, no optimizer."""
