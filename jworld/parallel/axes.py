@@ -1,0 +1,37 @@
+"""The one table from logical axes to mesh axes, and the constraint that applies it to activations."""
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+MeshAxes = str | tuple[str, ...] | None
+
+# Parameters name embed, heads, mlp and layer; activations name batch, frames, sequence and attention_heads.
+# Ulysses is the pair (sequence, attention_heads): both live on the mesh axis `sequence`, never on one array at once.
+RULES: tuple[tuple[str, MeshAxes], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("frames", "sequence"),
+    ("sequence", "sequence"),
+    ("attention_heads", "sequence"),
+    ("embed", "fsdp"),
+    ("heads", None),
+    ("mlp", None),
+    ("layer", None),
+)
+
+
+def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
+    """The mesh axes of an array whose dimensions carry these logical names; a KeyError for a name outside the table."""
+    table = dict(RULES)
+    return PartitionSpec(*(None if name is None else table[name] for name in names))
+
+
+def sharding(mesh: jax.sharding.Mesh, names: tuple[str | None, ...]) -> NamedSharding:
+    """`partition_spec` on a mesh."""
+    return NamedSharding(mesh, partition_spec(names))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Pin an activation's layout by logical axis; a no-op outside a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(names))
