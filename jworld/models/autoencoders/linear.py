@@ -1,0 +1,281 @@
+"""A linear video codec, fitted in closed form: PCA over patches, causal in time.
+
+The first frame is coded alone (patches of ratio x ratio pixels), every later group of `temporal_ratio` frames by a
+basis of its own (patches of temporal_ratio x ratio x ratio pixels), so T = 1 + 4k frames become F = 1 + k latent frames
+and a latent never depends on later frames. It needs no weights from elsewhere, and has the interface of the video
+autoencoders proper: encode, decode, decode_step, latent_statistics, manifest_entry, save, load.
+
+Normalisation: coefficients are centred by the mean patch and divided by ONE number per basis, their common standard
+deviation. The bases are orthonormal, so a squared error in the latents is the squared error in the pixels times a
+constant. Dividing every channel by its own deviation would make faint detail cost as much as the layout of the scene.
+
+Pixels are uint8, or floats in [-1, 1]. `encode` and the decoders take numpy or jax arrays and answer in kind.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import scipy.linalg
+
+from jworld.errors import UserError
+
+FAMILY = "linear"
+_WEIGHTS = ("basis", "mean", "scale", "std")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearConfig:
+    channels: int
+    spatial_ratio: int = 8
+    temporal_ratio: int = 4
+    image_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.spatial_ratio not in (8, 16):
+            raise UserError(f"spatial_ratio is {self.spatial_ratio}, expected 8 or 16: choose one of them")
+        if self.temporal_ratio < 1 or self.image_channels < 1:
+            raise UserError(
+                f"temporal_ratio {self.temporal_ratio} and image_channels {self.image_channels} must be positive"
+            )
+        if not 1 <= self.channels <= self.patch_size(first=True):
+            raise UserError(
+                f"channels is {self.channels}, expected 1..{self.patch_size(first=True)} (the values of one "
+                f"{self.spatial_ratio}x{self.spatial_ratio} patch): choose fewer channels"
+            )
+
+    def patch_size(self, *, first: bool) -> int:
+        """Values in one patch."""
+        return (1 if first else self.temporal_ratio) * self.spatial_ratio**2 * self.image_channels
+
+
+class LinearAutoencoder:
+    """Weights, per basis ("first", "group"): basis [P, C], mean [P], scale [] and std [C] of the latents, float32."""
+
+    def __init__(self, config: LinearConfig, weights: dict[str, np.ndarray]) -> None:
+        self.config = config
+        self.weights = weights
+        for kind in ("first", "group"):
+            size = config.patch_size(first=kind == "first")
+            shapes = {"basis": (size, config.channels), "mean": (size,), "scale": (), "std": (config.channels,)}
+            for name in _WEIGHTS:
+                found = weights.get(f"{kind}.{name}")
+                if found is None or found.shape != shapes[name] or found.dtype != np.float32:
+                    text = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+                    expected = f"float32 {list(shapes[name])}"
+                    raise UserError(f"codec weight '{kind}.{name}': found {text}, expected {expected}: fit it again")
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """[F, H', W', C] of a video; `UserError` where the sizes do not divide."""
+        ratio, step = self.config.spatial_ratio, self.config.temporal_ratio
+        if frames < 1 or (frames - 1) % step:
+            raise UserError(
+                f"video has {frames} frames, expected {step}k+1: cut {(frames - 1) % step if frames else 0} frames"
+            )
+        if height % ratio or width % ratio:
+            raise UserError(f"video is {width}x{height}, expected multiples of {ratio}: resize the frames")
+        return 1 + (frames - 1) // step, height // ratio, width // ratio, self.config.channels
+
+    def encode(self, video: Any) -> Any:
+        """Video [..., T, H, W, 3] (uint8, or float in [-1, 1]; T = 4k+1) -> normalised latents [..., F, H', W', C]."""
+        if video.ndim < 4 or video.shape[-1] != self.config.image_channels:
+            raise UserError(
+                f"video has shape {list(video.shape)}, expected [..., T, H, W, {self.config.image_channels}]"
+            )
+        self.latent_shape(*video.shape[-4:-1])
+        xp = video.__array_namespace__()
+        pixels = to_float(video)
+        first = self._project(pixels[..., :1, :, :, :], first=True)
+        if video.shape[-4] == 1:
+            return first
+        return xp.concatenate([first, self._project(pixels[..., 1:, :, :, :], first=False)], axis=-4)
+
+    def decode(self, latents: Any) -> Any:
+        """Latents [..., F, H', W', C] -> video [..., T, H, W, 3], float32 in [-1, 1]."""
+        self._check_latents(latents, 4)
+        xp = latents.__array_namespace__()
+        first = self._reconstruct(latents[..., :1, :, :, :], first=True)
+        if latents.shape[-4] == 1:
+            return first
+        return xp.concatenate([first, self._reconstruct(latents[..., 1:, :, :, :], first=False)], axis=-4)
+
+    def decode_step(self, latent: Any, *, first: bool) -> Any:
+        """One latent frame [..., H', W', C] -> its frames [..., 1 or 4, H, W, 3]; needs no memory of earlier ones."""
+        self._check_latents(latent, 3)
+        return self._reconstruct(latent[..., None, :, :, :], first=first)
+
+    def latent_statistics(self) -> dict[str, np.ndarray]:
+        """Mean and deviation of the normalised latents over the fitted clips: [2, C], first frame and groups."""
+        std = np.stack([self.weights["first.std"], self.weights["group.std"]])
+        return {"mean": np.zeros_like(std), "std": std}
+
+    def manifest_entry(self) -> dict[str, Any]:
+        """What a data set's manifest says of its autoencoder."""
+        return {"family": FAMILY, "normalised": True, "hash": self.hash(), **dataclasses.asdict(self.config)}
+
+    def hash(self) -> str:
+        """SHA-256 of the config and of every weight's name, shape and bytes."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        for name in sorted(self.weights):
+            digest.update(f"{name}{self.weights[name].shape}".encode())
+            digest.update(np.ascontiguousarray(self.weights[name], "<f4").tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write one safetensors file, complete or not at all."""
+        path = pathlib.Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        metadata = {"family": FAMILY, "config": json.dumps(dataclasses.asdict(self.config), sort_keys=True)}
+        safetensors.numpy.save_file(self.weights, temporary, metadata=metadata)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> "LinearAutoencoder":
+        """Read what `save` wrote; `UserError` for anything else."""
+        path = pathlib.Path(path)
+        if not path.is_file():
+            raise UserError(f"codec file {path} does not exist: give the autoencoder.safetensors of a data set")
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            if metadata.get("family") != FAMILY:
+                raise UserError(
+                    f"codec file {path}: family is {metadata.get('family')!r}, expected '{FAMILY}': give a linear codec"
+                )
+            config = LinearConfig(**json.loads(metadata["config"]))
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"codec file {path} is not a saved linear codec ({error}): fit it again") from error
+        return cls(config, weights)
+
+    def _project(self, pixels: Any, *, first: bool) -> Any:
+        kind = "first" if first else "group"
+        patches = _to_patches(pixels, 1 if first else self.config.temporal_ratio, self.config.spatial_ratio)
+        return (patches - self.weights[f"{kind}.mean"]) @ (
+            self.weights[f"{kind}.basis"] / self.weights[f"{kind}.scale"]
+        )
+
+    def _reconstruct(self, latents: Any, *, first: bool) -> Any:
+        kind = "first" if first else "group"
+        xp = latents.__array_namespace__()
+        basis = (self.weights[f"{kind}.basis"] * self.weights[f"{kind}.scale"]).T
+        patches = latents.astype(np.float32) @ basis + self.weights[f"{kind}.mean"]
+        pixels = _from_patches(
+            patches, 1 if first else self.config.temporal_ratio, self.config.spatial_ratio, self.config.image_channels
+        )
+        return xp.clip(pixels, -1.0, 1.0)
+
+    def _check_latents(self, latents: Any, ndim: int) -> None:
+        if latents.ndim < ndim or latents.shape[-1] != self.config.channels:
+            expected = "[..., F, H, W, " if ndim == 4 else "[..., H, W, "
+            raise UserError(
+                f"latents have shape {list(latents.shape)}, expected {expected}{self.config.channels}]: "
+                "use the autoencoder that encoded them"
+            )
+
+
+class _Moments:
+    """Count, sum and second moment of patches [n, P], accumulated in float64."""
+
+    def __init__(self, size: int) -> None:
+        self.count = 0
+        self.total = np.zeros(size)
+        self.products = np.zeros((size, size))
+
+    def add(self, patches: np.ndarray) -> None:
+        self.count += len(patches)
+        self.total += patches.sum(axis=0, dtype=np.float64)
+        self.products += patches.T @ patches
+
+    def weights(self, kind: str, channels: int) -> dict[str, np.ndarray]:
+        """The leading eigenvectors of the covariance, largest first; the largest entry of each is positive."""
+        mean = self.total / self.count
+        covariance = self.products / self.count - np.outer(mean, mean)
+        size = len(mean)
+        variances, vectors = scipy.linalg.eigh(covariance, subset_by_index=(size - channels, size - 1))
+        variances, vectors = np.maximum(variances[::-1], 0.0), vectors[:, ::-1]
+        largest = np.abs(vectors).argmax(axis=0)
+        vectors = vectors * np.sign(vectors[largest, np.arange(channels)])
+        scale = np.sqrt(variances.mean())
+        if scale < 1e-4:  # a video without any variation has only rounding noise to scale by
+            scale = np.ones_like(scale)
+        values = {"basis": vectors, "mean": mean, "scale": scale, "std": np.sqrt(variances) / scale}
+        # safetensors stores the memory as it lies: C order.
+        return {f"{kind}.{name}": np.array(value, np.float32, order="C") for name, value in values.items()}
+
+
+def fit(
+    clips: Iterable[np.ndarray], config: LinearConfig, *, seed: int, patches_per_clip: int = 1024
+) -> LinearAutoencoder:
+    """Fit both bases in one pass over uint8 clips [T, H, W, 3] (T = 4k+1).
+
+    Of every clip at most `patches_per_clip` patches, drawn from `seed`, enter each basis. The first-frame basis is
+    fitted on all frames: any frame may be the first of a clip.
+    """
+    steps = {"first": 1, "group": config.temporal_ratio}
+    moments = {kind: _Moments(config.patch_size(first=kind == "first")) for kind in steps}
+    generator = np.random.default_rng(seed)
+    for clip in clips:
+        frames = {"first": clip, "group": clip[1:]}
+        for kind, step in steps.items():
+            patches = _to_patches(frames[kind], step, config.spatial_ratio).reshape(-1, moments[kind].total.size)
+            if len(patches) > patches_per_clip:
+                patches = patches[generator.choice(len(patches), patches_per_clip, replace=False)]
+            moments[kind].add(to_float(patches))
+    empty = [kind for kind in steps if not moments[kind].count]
+    if empty:
+        raise UserError(
+            f"no frames to fit the codec on, expected clips of at least {config.temporal_ratio + 1} frames: "
+            "record training episodes first"
+        )
+    weights: dict[str, np.ndarray] = {}
+    for kind in steps:
+        weights |= moments[kind].weights(kind, config.channels)
+    return LinearAutoencoder(config, weights)
+
+
+def to_float(video: Any) -> Any:
+    """uint8 0..255 -> float32 in [-1, 1]; floats pass as float32."""
+    if video.dtype == np.uint8:
+        return video.astype(np.float32) / 127.5 - 1.0
+    return video.astype(np.float32)
+
+
+def to_uint8(video: Any) -> Any:
+    """Float in [-1, 1] -> uint8 0..255, rounded."""
+    xp = video.__array_namespace__()
+    return xp.clip(xp.round((video.astype(np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def psnr(reference: np.ndarray, video: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 arrays of one shape; infinite where they are equal."""
+    if reference.dtype != np.uint8 or video.dtype != np.uint8 or reference.shape != video.shape:
+        raise ValueError(f"psnr compares uint8 arrays of one shape, found {reference.shape} and {video.shape}")
+    error = np.mean(np.square(reference.astype(np.float32) - video.astype(np.float32)), dtype=np.float64)
+    return float("inf") if error == 0 else float(10.0 * np.log10(255.0**2 / error))
+
+
+def _to_patches(video: Any, step: int, ratio: int) -> Any:
+    """[..., G*step, H'*ratio, W'*ratio, c] -> [..., G, H', W', step*ratio*ratio*c]."""
+    *lead, frames, height, width, channels = video.shape
+    axes = (frames // step, step, height // ratio, ratio, width // ratio, ratio, channels)
+    n = len(lead)
+    order = (*range(n), *(n + axis for axis in (0, 2, 4, 1, 3, 5, 6)))
+    patches = video.reshape(*lead, *axes).transpose(order)
+    return patches.reshape(*lead, frames // step, height // ratio, width // ratio, step * ratio * ratio * channels)
+
+
+def _from_patches(patches: Any, step: int, ratio: int, channels: int) -> Any:
+    """The inverse of `_to_patches`."""
+    *lead, groups, height, width, _ = patches.shape
+    n = len(lead)
+    order = (*range(n), *(n + axis for axis in (0, 3, 1, 4, 2, 5, 6)))
+    video = patches.reshape(*lead, groups, height, width, step, ratio, ratio, channels).transpose(order)
+    return video.reshape(*lead, groups * step, height * ratio, width * ratio, channels)

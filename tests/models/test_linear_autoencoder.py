@@ -1,0 +1,138 @@
+"""The linear codec: exactness on low-rank video, causality, streaming, files and refusals."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jworld.errors import UserError
+from jworld.models.autoencoders import linear
+
+CONFIG = linear.LinearConfig(channels=16)
+
+
+def low_rank_clip(seed: int, frames: int = 13, height: int = 24, width: int = 32) -> np.ndarray:
+    """Every 8x8 patch of a frame is a mix of two fixed patterns, held for the four frames of a group."""
+    patterns = np.random.default_rng(0).integers(-1, 2, size=(2, 8, 8, 3))
+    groups = (frames + 2) // 4 + 1
+    mix = np.random.default_rng(seed).integers(-40, 41, size=(groups, height // 8, width // 8, 2))
+    blocks = 128 + np.einsum("ghwk,krsc->ghrwsc", mix, patterns).reshape(groups, height, width, 3)
+    held = np.concatenate([blocks[:1], np.repeat(blocks[1:], 4, axis=0)])[:frames]
+    return held.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def codec() -> linear.LinearAutoencoder:
+    return linear.fit([low_rank_clip(seed) for seed in range(8)], CONFIG, seed=0)
+
+
+def test_low_rank_video_is_reconstructed(codec):
+    clip = low_rank_clip(100)
+    latents = codec.encode(clip)
+    assert latents.shape == codec.latent_shape(*clip.shape[:3]) == (4, 3, 4, 16)
+    assert latents.dtype == np.float32
+    decoded = codec.decode(latents)
+    assert decoded.dtype == np.float32
+    error = np.mean((decoded - linear.to_float(clip)) ** 2)
+    assert 10 * np.log10(4 / error) > 60
+    assert linear.psnr(clip, linear.to_uint8(decoded)) > 60
+
+
+def test_latents_are_causal(codec):
+    clip = low_rank_clip(100)
+    latents = codec.encode(clip)
+    changed = clip.copy()
+    changed[5:] = 255 - changed[5:]
+    np.testing.assert_array_equal(codec.encode(changed)[:2], latents[:2])
+    assert not np.allclose(codec.encode(changed)[2:], latents[2:])
+    np.testing.assert_array_equal(codec.encode(clip[:1]), latents[:1])
+
+
+def test_streaming_decode_is_whole_decode(codec):
+    latents = np.random.default_rng(1).normal(size=(4, 3, 4, 16)).astype(np.float32)
+    steps = [codec.decode_step(latent, first=i == 0) for i, latent in enumerate(latents)]
+    assert [len(frames) for frames in steps] == [1, 4, 4, 4]
+    np.testing.assert_allclose(np.concatenate(steps), codec.decode(latents), atol=1e-6)
+
+
+def test_common_scale_keeps_pixel_error():
+    """Unit variance overall, channels in order of their variance, latent error proportional to pixel error."""
+    clips = np.random.default_rng(0).normal(size=(4, 9, 3, 4, 3)).repeat(8, axis=2).repeat(8, axis=3)
+    clips = (128 + 30 * clips + np.random.default_rng(1).normal(size=clips.shape)).clip(0, 255).astype(np.uint8)
+    codec = linear.fit(clips, CONFIG, seed=0, patches_per_clip=10**6)
+    latents = codec.encode(clips)
+    assert latents.shape == (4, 3, 3, 4, 16)
+    assert 0.99 < np.mean(latents[:, 1:] ** 2) < 1.01
+    std = codec.latent_statistics()["std"]
+    assert (np.diff(std[1]) <= 0).all()
+    np.testing.assert_allclose(std[1], latents[:, 1:].reshape(-1, 16).std(axis=0), rtol=1e-3)
+    step = np.zeros_like(latents)
+    errors = []
+    for channel in (0, 15):
+        step[...] = 0
+        step[:, 1:, ..., channel] = 0.01
+        errors.append(np.mean((codec.decode(latents + step) - codec.decode(latents))[:, 1:] ** 2))
+    np.testing.assert_allclose(errors[0], errors[1], rtol=0.02)
+
+
+def test_fit_is_deterministic_and_subsamples(codec):
+    clips = [low_rank_clip(seed) for seed in range(8)]
+    assert linear.fit(clips, CONFIG, seed=0).hash() == codec.hash()
+    few = [linear.fit(clips, CONFIG, seed=seed, patches_per_clip=7).hash() for seed in (0, 0, 1)]
+    assert few[0] == few[1] != few[2]
+
+
+def test_jax_arrays(codec):
+    clip = low_rank_clip(100)
+    latents = codec.encode(jnp.asarray(clip))
+    assert isinstance(latents, jnp.ndarray)
+    np.testing.assert_allclose(latents, codec.encode(clip), atol=1e-4)
+    np.testing.assert_allclose(codec.decode(latents), codec.decode(np.asarray(latents)), atol=1e-5)
+
+
+def test_constant_video_has_zero_latents():
+    clip = np.full((5, 16, 16, 3), 77, np.uint8)
+    codec = linear.fit([clip], CONFIG, seed=0)
+    assert np.abs(codec.encode(clip)).max() < 1e-4
+    assert linear.psnr(clip, linear.to_uint8(codec.decode(codec.encode(clip)))) == float("inf")
+
+
+def test_save_and_load(codec, tmp_path):
+    path = tmp_path / "autoencoder.safetensors"
+    codec.save(path)
+    loaded = linear.LinearAutoencoder.load(path)
+    assert loaded.manifest_entry() == codec.manifest_entry()
+    assert loaded.manifest_entry()["normalised"] is True
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    for name, value in codec.weights.items():
+        np.testing.assert_array_equal(loaded.weights[name], value)
+
+
+def test_refused_files(codec, tmp_path):
+    path = tmp_path / "file.safetensors"
+    with pytest.raises(UserError, match="does not exist"):
+        linear.LinearAutoencoder.load(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="not a saved linear codec"):
+        linear.LinearAutoencoder.load(path)
+    safetensors.numpy.save_file(codec.weights, path, metadata={"family": "other"})
+    with pytest.raises(UserError, match="family is 'other'"):
+        linear.LinearAutoencoder.load(path)
+    wrong = {**codec.weights, "first.mean": np.zeros(3, np.float32)}
+    with pytest.raises(UserError, match=r"first\.mean.*\[3\].*\[192\]"):
+        linear.LinearAutoencoder(CONFIG, wrong)
+
+
+def test_refused_sizes(codec):
+    with pytest.raises(UserError, match=r"12 frames, expected 4k\+1"):
+        codec.encode(low_rank_clip(0, frames=12))
+    with pytest.raises(UserError, match="30x24"):
+        codec.encode(low_rank_clip(0)[:, :, :30])
+    with pytest.raises(UserError, match="use the autoencoder"):
+        codec.decode(np.zeros((1, 3, 4, 8), np.float32))
+    with pytest.raises(UserError, match="spatial_ratio is 4"):
+        linear.LinearConfig(channels=4, spatial_ratio=4)
+    with pytest.raises(UserError, match="channels is 200"):
+        linear.LinearConfig(channels=200)
+    with pytest.raises(UserError, match="no frames to fit"):
+        linear.fit([], CONFIG, seed=0)
