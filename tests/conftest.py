@@ -1,0 +1,29 @@
+"""What every test sees: CPU, 8 virtual devices, full float32 matmuls, compiled programs kept between runs."""
+
+import os
+import pathlib
+import sys
+
+TESTS = pathlib.Path(__file__).parent
+
+# Before the first import of jax; commands started as subprocesses inherit the same settings.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+sys.path.insert(0, str(TESTS))
+
+import pytest  # noqa: E402
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line per golden case, and one that names the kinds which wait for a part not yet built."""
+    reports = [r for key in ("passed", "failed") for r in terminalreporter.stats.get(key, []) if r.when == "call"]
+    properties = [dict(report.user_properties) for report in reports if hasattr(report, "user_properties")]
+    lines = sorted(p["parity"] for p in properties if "parity" in p)
+    lines += [p["pending"] for p in properties if p.get("pending")]
+    if lines:
+        terminalreporter.section("golden cases: kind, case, largest relative error")
+        for line in lines:
+            terminalreporter.write_line(line)

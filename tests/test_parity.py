@@ -1,0 +1,83 @@
+"""Numbers of the original systems: every golden case below the root runs the check of its kind."""
+
+from collections.abc import Callable
+
+import golden_cases
+import parity_checks
+import pytest
+
+pytestmark = pytest.mark.parity
+
+PENDING = {
+    "cosmos/action_labels",
+    "cosmos/denoise",
+    "cosmos/diffusers_parity",
+    "cosmos/dit",
+    "cosmos/lora",
+    "cosmos/rope3d",
+    "cosmos/sampler",
+    "cosmos/schedules",
+    "cosmos/train_steps",
+    "cosmos/training_loss",
+    "matrix/s1_lora",
+    "matrix/s1_train_loss",
+    "matrix/s1_transformer_forward",
+    "matrix/s2_sampling",
+    "matrix/s2_train_loss",
+    "matrix/s2_transformer_forward",
+    "matrix/s3_endless_loop",
+    "matrix/s3_train_loss",
+    "matrix/s3_transformer_forward",
+    "matrix/s4_scm_loss",
+    "matrix/s4_stream_loop",
+    "matrix/s4_transformer_forward",
+    "matrix/scheduler",
+    "matrix/vae",
+    "theworld/gemma3_generate",
+    "theworld/gemma3_image_text",
+    "theworld/gemma3_text",
+    "theworld/theworld_channel",
+    "theworld/theworld_checkpoint",
+    "theworld/theworld_eval_parse",
+    "theworld/theworld_labels",
+    "theworld/theworld_preprocess",
+    "theworld/theworld_spatial",
+    "vae/cogvideox",
+    "vae/hunyuan15",
+    "vae/wan",
+    "worldplay/loss",
+    "worldplay/dataset_item",
+    "worldplay/memory_selection",
+    "worldplay/muon",
+    "worldplay/pose_strings",
+    "worldplay/rollout_ar",
+    "worldplay/rollout_bidirectional",
+    "worldplay/transformer_ar_train",
+    "worldplay/transformer_bidirectional",
+    "worldplay/transformer_plain",
+    "worldplay/vae",
+}
+
+CHECKS: dict[str, golden_cases.Check] = golden_cases.merged(parity_checks, "CHECKS")
+TOLERANCES: dict[str, tuple[float, str]] = golden_cases.merged(parity_checks, "TOLERANCES")
+CASES = golden_cases.discover(golden_cases.root())
+KINDS = {case.name: golden_cases.kind_of(case.name, CHECKS.keys() | PENDING) for case in CASES}
+READY = [case for case in CASES if KINDS[case.name] in CHECKS]
+
+
+def test_every_case_has_a_known_kind(record_property: Callable[[str, object], None]) -> None:
+    assert CASES, f"no golden case below {golden_cases.root()}"
+    unknown = [name for name, kind in KINDS.items() if kind is None]
+    assert not unknown, f"golden cases of unknown kind: {unknown}"
+    pending = [name for name, kind in KINDS.items() if kind not in CHECKS]
+    record_property("pending", f"pending ({len(pending)}): {' '.join(pending)}" if pending else "")
+
+
+@pytest.mark.parametrize("case", READY, ids=lambda case: case.name)
+def test_golden_case(case: golden_cases.GoldenCase, record_property: Callable[[str, object], None]) -> None:
+    kind = KINDS[case.name]
+    assert kind is not None
+    error = CHECKS[kind](case)
+    tolerance, reason = TOLERANCES.get(kind, (golden_cases.DEFAULT_TOLERANCE, ""))
+    record_property("parity", f"{kind:38s} {case.path.name:38s} {error:.2e}")
+    assert error < tolerance, f"relative error {error:.2e}, tolerance {tolerance:.0e} {reason}"
