@@ -1,0 +1,1 @@
+"""PyTorch checkpoints and jworld parameters: one engine, one key table per checkpoint family."""

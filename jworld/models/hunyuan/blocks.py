@@ -1,0 +1,195 @@
+"""The double-stream block: image and text tokens with their own weights, one attention, and a camera branch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jworld.cameras import projective
+from jworld.models.hunyuan.config import HunyuanConfig
+from jworld.models.layers.attention import ChunkCausal, attention
+from jworld.models.layers.linear import linear, zeros_init
+from jworld.models.layers.mlp import MLP
+from jworld.models.layers.modulation import Modulation, gated, modulated_norm
+from jworld.models.layers.rotary import rotate_interleaved
+
+
+class FrameContext(NamedTuple):
+    """What the image stream knows of its frames; the same for every layer.
+
+    Attributes:
+      vector: [B, F, 1, D] float32 time and action embedding.
+      rope: cos and sin, [F, T, K/2] each, T tokens per frame.
+      projection: P and its inverse, [B, F, 4, 4] each, or None without cameras.
+    """
+
+    vector: jax.Array
+    rope: tuple[jax.Array, jax.Array]
+    projection: tuple[jax.Array, jax.Array] | None
+
+
+class KeyValues(NamedTuple):
+    """Keys and values [B, L, N, K] each; with cameras 2N heads, rotary branch first."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+class Stream(nnx.Module):
+    """Weights of one stream, image or text: modulation, q/k/v with per-head RMS norm, output, MLP."""
+
+    def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
+        self.num_heads = cfg.num_heads
+        common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
+        norm: dict[str, Any] = {"epsilon": 1e-6, "dtype": jnp.float32, "param_dtype": cfg.param_dtype, "rngs": rngs}
+        self.modulation = Modulation(cfg.width, cfg.width, 6, param_dtype=cfg.param_dtype, rngs=rngs)
+        self.query = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
+        self.key = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
+        self.value = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
+        self.query_norm = nnx.RMSNorm(cfg.head_dim, **norm)
+        self.key_norm = nnx.RMSNorm(cfg.head_dim, **norm)
+        self.out = linear(cfg.width, cfg.width, ("heads", "embed"), **common)
+        self.mlp = MLP(cfg.width, int(cfg.width * cfg.mlp_ratio), _gelu_tanh, **common)
+
+    def qkv(self, x: jax.Array, shift: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[..., D] -> three [..., N, K]."""
+        normed = modulated_norm(x, shift, scale)
+        q, k, v = (
+            projection(normed).reshape(*x.shape[:-1], self.num_heads, -1)
+            for projection in (self.query, self.key, self.value)
+        )
+        return self.query_norm(q).astype(v.dtype), self.key_norm(k).astype(v.dtype), v
+
+    def feed_forward(self, x: jax.Array, shift: jax.Array, scale: jax.Array, gate: jax.Array) -> jax.Array:
+        return gated(x, self.mlp(modulated_norm(x, shift, scale)), gate)
+
+
+class DoubleBlock(nnx.Module):
+    """One layer. The image stream [B, F, T, D] keeps its frame axis: times, actions and cameras are per frame.
+
+    The rotary and the camera (PRoPE) branch share one attention call as 2N heads; text keys serve both.
+    """
+
+    def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
+        self.implementation = cfg.attention
+        self.image = Stream(cfg, rngs=rngs)
+        self.text = Stream(cfg, rngs=rngs)
+        if cfg.actions:
+            self.camera_out = linear(
+                cfg.width,
+                cfg.width,
+                ("heads", "embed"),
+                dtype=cfg.dtype,
+                param_dtype=cfg.param_dtype,
+                rngs=rngs,
+                kernel_init=zeros_init,
+            )
+
+    def chunk_causal(
+        self,
+        image: jax.Array,
+        text: jax.Array,
+        frames: FrameContext,
+        text_vector: jax.Array,
+        text_mask: jax.Array,
+        chunk_frames: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Training of the autoregressive model: text sees text; a chunk of frames sees text, itself and the past."""
+        text, keys = self.text_only(text, text_vector, text_mask)
+        tokens = image.shape[1] * image.shape[2]
+        mask = ChunkCausal(chunk=chunk_frames * image.shape[2], prefix=text.shape[1])
+        key_mask = jnp.concatenate([text_mask, jnp.ones((image.shape[0], tokens), bool)], axis=1)
+        image, _ = self.image_only(image, frames, keys, key_mask, mask)
+        return image, text
+
+    def bidirectional(
+        self, image: jax.Array, text: jax.Array, frames: FrameContext, text_vector: jax.Array, text_mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Every token sees every valid token; the text output comes from the rotary branch only."""
+        modulation = self.image.modulation(frames.vector)
+        text_modulation = self.text.modulation(text_vector)
+        q, own = self._image_qkv(image, frames, modulation)
+        tq, tk, tv = self.text.qkv(text, *text_modulation[:2])
+        heads = q.shape[2] // self.text.num_heads
+        keys = jnp.concatenate([jnp.tile(tk, (1, 1, heads, 1)), own.keys], axis=1)
+        values = jnp.concatenate([jnp.tile(tv, (1, 1, heads, 1)), own.values], axis=1)
+        key_mask = jnp.concatenate([text_mask, jnp.ones(own.keys.shape[:2], bool)], axis=1)
+        out = attention(q, keys, values, key_mask=key_mask, implementation=self.implementation)
+        N = self.text.num_heads
+        text_out = attention(
+            tq, keys[:, :, :N], values[:, :, :N], key_mask=key_mask, implementation=self.implementation
+        )
+        image = self._image_update(image, out, frames, modulation)
+        return image, self._text_update(text, text_out, text_modulation)
+
+    def text_only(
+        self, text: jax.Array, text_vector: jax.Array, text_mask: jax.Array
+    ) -> tuple[jax.Array, KeyValues]:
+        """Text sees text: [B, S, D] -> [B, S, D] and its keys and values, N heads."""
+        modulation = self.text.modulation(text_vector)
+        q, k, v = self.text.qkv(text, *modulation[:2])
+        out = attention(q, k, v, key_mask=text_mask, implementation=self.implementation)
+        return self._text_update(text, out, modulation), KeyValues(k, v)
+
+    def image_only(
+        self,
+        image: jax.Array,
+        frames: FrameContext,
+        prefix: KeyValues,
+        key_mask: jax.Array,
+        mask: ChunkCausal | None = None,
+    ) -> tuple[jax.Array, KeyValues]:
+        """Image queries over [prefix, image] keys: [B, F, T, D] -> [B, F, T, D] and the image's own keys and values.
+
+        `prefix` has N heads (text) or as many as the image branch; `key_mask` is [B, prefix + F * T].
+        """
+        modulation = self.image.modulation(frames.vector)
+        q, own = self._image_qkv(image, frames, modulation)
+        copies = q.shape[2] // prefix.keys.shape[2]
+        k = jnp.concatenate([jnp.tile(prefix.keys, (1, 1, copies, 1)), own.keys], axis=1)
+        v = jnp.concatenate([jnp.tile(prefix.values, (1, 1, copies, 1)), own.values], axis=1)
+        out = attention(q, k, v, mask=mask, key_mask=key_mask, implementation=self.implementation)
+        return self._image_update(image, out, frames, modulation), own
+
+    def _image_qkv(
+        self, image: jax.Array, frames: FrameContext, modulation: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, KeyValues]:
+        """[B, F, T, D] -> queries [B, F*T, N or 2N, K] and keys, values alike."""
+        q, k, v = self.image.qkv(image, *modulation[:2])
+        rotated = [rotate_interleaved(x, *frames.rope) for x in (q, k)]
+        if frames.projection is None:
+            parts = [*rotated, v]
+        else:
+            # The camera branch starts from the unrotated q, k, v.
+            matrix, inverse = frames.projection
+            camera = [
+                projective.apply(jnp.swapaxes(matrix, -1, -2), q),
+                projective.apply(inverse, k),
+                projective.apply(inverse, v),
+            ]
+            parts = [jnp.concatenate(pair, axis=-2) for pair in zip([*rotated, v], camera, strict=True)]
+        B, F, T, N, K = parts[0].shape
+        q, k, v = (part.reshape(B, F * T, N, K) for part in parts)
+        return q, KeyValues(k, v)
+
+    def _image_update(
+        self, image: jax.Array, out: jax.Array, frames: FrameContext, modulation: tuple[jax.Array, ...]
+    ) -> jax.Array:
+        """Attention output [B, F*T, N or 2N, K] and the MLP onto the image stream."""
+        out = out.reshape(*image.shape[:3], *out.shape[2:])
+        N = self.image.num_heads
+        update = self.image.out(out[..., :N, :].reshape(image.shape))
+        if frames.projection is not None:
+            camera = projective.apply(frames.projection[0], out[..., N:, :])
+            update = update + self.camera_out(camera.reshape(image.shape))
+        image = gated(image, update, modulation[2])
+        return self.image.feed_forward(image, *modulation[3:])
+
+    def _text_update(self, text: jax.Array, out: jax.Array, modulation: tuple[jax.Array, ...]) -> jax.Array:
+        text = gated(text, self.text.out(out.reshape(text.shape)), modulation[2])
+        return self.text.feed_forward(text, *modulation[3:])

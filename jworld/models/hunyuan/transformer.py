@@ -1,0 +1,190 @@
+"""The HunyuanVideo-1.5 transformer, with WorldPlay's actions, cameras and chunk-causal attention.
+
+Source: HunyuanVideo-1.5 `hunyuanvideo_1_5_transformer.py`, HY-WorldPlay `ar_action_hunyuanvideo_1_5_transformer.py`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jworld.cameras import projective
+from jworld.models.hunyuan.blocks import DoubleBlock, FrameContext, KeyValues
+from jworld.models.hunyuan.config import HunyuanConfig
+from jworld.models.hunyuan.text import TextEncoder, TextInputs
+from jworld.models.layers.embeddings import ScalarEmbedding
+from jworld.models.layers.linear import linear, zeros_init
+from jworld.models.layers.modulation import Modulation, modulated_norm
+from jworld.models.layers.rotary import rotary_tables
+from jworld.models.layers.stack import scan_layers, stack
+from jworld.parallel.axes import constrain
+
+
+class FrameInputs(NamedTuple):
+    """Per-frame inputs of the image stream.
+
+    Attributes:
+      video: [B, F, H, W, 2C + 1] noisy latents, condition latents, mask.
+      timestep: [B, F] diffusion time in 0..1000.
+      action: [B, F] integer labels, or None for the plain model.
+      w2c: [B, F, 4, 4] world to camera, or None for the plain model.
+      intrinsics: [B, F, 3, 3] normalised by image size, or None.
+    """
+
+    video: jax.Array
+    timestep: jax.Array
+    action: jax.Array | None = None
+    w2c: jax.Array | None = None
+    intrinsics: jax.Array | None = None
+
+
+class Cache(NamedTuple):
+    """Keys and values that image queries see before their own.
+
+    Attributes:
+      layers: `KeyValues` with a leading layer axis, [layers, B, L, heads, K].
+      mask: [B, L] bool, False for padding.
+    """
+
+    layers: KeyValues
+    mask: jax.Array
+
+
+def _patch_in_init(noisy: int, total: int) -> jax.nn.initializers.Initializer:
+    """Xavier-uniform for the noisy channels, zero for condition and mask channels."""
+    xavier = nnx.initializers.xavier_uniform()
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        pixels = shape[0] // total
+        head = xavier(key, (noisy * pixels, shape[1]), dtype)
+        return jnp.concatenate([head, jnp.zeros((shape[0] - noisy * pixels, shape[1]), dtype)])
+
+    return init
+
+
+class HunyuanTransformer(nnx.Module):
+    """Velocity of a video's latents from noisy latents, text, and (WorldPlay) actions and cameras."""
+
+    def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        pixels = cfg.patch_size[1] * cfg.patch_size[2]
+        inputs = 2 * cfg.channels + 1
+        common: dict[str, Any] = {"param_dtype": cfg.param_dtype, "rngs": rngs}
+        # Rows of the kernel are (channel, patch row, patch column), as in the flattened convolution of the original.
+        self.patch_in = linear(
+            inputs * pixels,
+            cfg.width,
+            (None, "embed"),
+            dtype=cfg.dtype,
+            kernel_init=_patch_in_init(cfg.channels, inputs),
+            **common,
+        )
+        self.time = ScalarEmbedding(cfg.width, **common)
+        if cfg.actions:
+            self.action = ScalarEmbedding(cfg.width, zero_output=True, **common)
+        self.text = TextEncoder(cfg, rngs=rngs)
+        self.blocks = stack(lambda rngs: DoubleBlock(cfg, rngs=rngs), cfg.num_layers, rngs)
+        self.final_modulation = Modulation(cfg.width, cfg.width, 2, **common)
+        self.patch_out = linear(
+            cfg.width,
+            cfg.channels * pixels,
+            ("embed", None),
+            dtype=cfg.dtype,
+            kernel_init=zeros_init,
+            **common,
+        )
+
+    def __call__(
+        self, frames: FrameInputs, text: TextInputs, text_timestep: jax.Array, *, chunk_frames: int | None
+    ) -> jax.Array:
+        """One pass over a whole clip.
+
+        Args:
+          frames: the clip.
+          text: its conditioning.
+          text_timestep: [B] time for the text side; the autoregressive model always gets 0.
+          chunk_frames: latent frames per chunk of chunk-causal attention (autoregressive model), or None for full
+            attention (bidirectional model). The two are different models: neither's weights serve the other's mask.
+
+        Returns:
+          Velocity [B, F, H, W, C] float32.
+        """
+        tokens, text_mask = self.text(text, text_timestep)
+        text_vector = self.time(text_timestep)[:, None]
+        context = self._context(frames)
+
+        def layer(block: DoubleBlock, carry: tuple[jax.Array, jax.Array], _: None) -> tuple[Any, None]:
+            image, tokens = carry
+            if chunk_frames is None:
+                return block.bidirectional(image, tokens, context, text_vector, text_mask), None
+            return block.chunk_causal(image, tokens, context, text_vector, text_mask, chunk_frames), None
+
+        carry = (self._embed(frames.video), tokens)
+        (image, _), _ = scan_layers(self.blocks, layer, carry, remat=self.cfg.remat)
+        return self._output(image, context.vector, frames.video.shape)
+
+    def text_cache(self, text: TextInputs, text_timestep: jax.Array) -> Cache:
+        """Keys and values of the text tokens of every layer; text sees only text (autoregressive model)."""
+        tokens, mask = self.text(text, text_timestep)
+        vector = self.time(text_timestep)[:, None]
+
+        def layer(block: DoubleBlock, tokens: jax.Array, _: None) -> tuple[jax.Array, KeyValues]:
+            return block.text_only(tokens, vector, mask)
+
+        _, layers = scan_layers(self.blocks, layer, tokens, remat="none")
+        return Cache(layers, mask)
+
+    def with_cache(
+        self, frames: FrameInputs, cache: Cache, *, first_position: jax.Array | int = 0, frame_mask: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """The image stream alone, over the keys of `cache` and its own, without a causal mask among its frames.
+
+        Args:
+          frames: a chunk of frames.
+          cache: what the frames see besides themselves.
+          first_position: rotary time position of the first frame.
+          frame_mask: [B, F] bool, False for padding frames (neither seen nor meaningful).
+
+        Returns:
+          Velocity [B, F, H, W, C] float32, and the frames' own keys and values.
+        """
+        image, context = self._embed(frames.video), self._context(frames, first_position)
+        own_mask = jnp.repeat(frame_mask, image.shape[2], axis=1)
+        key_mask = jnp.concatenate([cache.mask, own_mask], axis=1)
+
+        def layer(block: DoubleBlock, image: jax.Array, prefix: KeyValues) -> tuple[jax.Array, KeyValues]:
+            return block.image_only(image, context, prefix, key_mask)
+
+        image, layers = scan_layers(self.blocks, layer, image, cache.layers, remat="none")
+        return self._output(image, context.vector, frames.video.shape), Cache(layers, own_mask)
+
+    def _embed(self, video: jax.Array) -> jax.Array:
+        """[B, F, H, W, 2C + 1] -> tokens [B, F, T, D]."""
+        _, ph, pw = self.cfg.patch_size
+        B, F, H, W, C = video.shape
+        patches = video.reshape(B, F, H // ph, ph, W // pw, pw, C)
+        patches = patches.transpose(0, 1, 2, 4, 6, 3, 5).reshape(B, F, (H // ph) * (W // pw), C * ph * pw)
+        return constrain(self.patch_in(patches.astype(self.cfg.dtype)), "batch", "frames", None, None)
+
+    def _context(self, frames: FrameInputs, first_position: jax.Array | int = 0) -> FrameContext:
+        _, ph, pw = self.cfg.patch_size
+        F, H, W = frames.video.shape[1:4]
+        positions = (jnp.arange(F) + first_position, jnp.arange(H // ph), jnp.arange(W // pw))
+        cos, sin = rotary_tables(positions, self.cfg.rope_dims, self.cfg.rope_theta)
+        vector = self.time(frames.timestep)
+        if frames.action is not None:
+            vector = vector + self.action(frames.action)
+        projection = None
+        if frames.w2c is not None:
+            projection = projective.projection_matrices(frames.w2c, frames.intrinsics)
+        rope = (cos.reshape(F, -1, cos.shape[-1]), sin.reshape(F, -1, sin.shape[-1]))
+        return FrameContext(vector[:, :, None], rope, projection)
+
+    def _output(self, image: jax.Array, vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Tokens [B, F, T, D] -> velocity [B, F, H, W, C] float32."""
+        _, ph, pw = self.cfg.patch_size
+        B, F, H, W, _ = shape
+        out = self.patch_out(modulated_norm(image, *self.final_modulation(vector))).astype(jnp.float32)
+        out = out.reshape(B, F, H // ph, W // pw, self.cfg.channels, ph, pw)
+        return out.transpose(0, 1, 2, 5, 3, 6, 4).reshape(B, F, H, W, self.cfg.channels)

@@ -1,0 +1,47 @@
+"""Embeddings of scalars: diffusion times and action labels."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jworld.models.layers.linear import linear
+
+MAX_PERIOD = 10_000
+
+
+def sinusoidal(values: jax.Array, dim: int) -> jax.Array:
+    """[...] -> [..., dim] float32: cosines first, then sines, frequencies 10000^(-k / (dim/2)).
+
+    Source: the timestep embedding of GLIDE, https://arxiv.org/abs/2112.10741.
+    """
+    half = dim // 2
+    frequencies = jnp.exp(-jnp.log(float(MAX_PERIOD)) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = values.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class ScalarEmbedding(nnx.Module):
+    """Sinusoid, linear, SiLU, linear: [...] scalars -> [..., width] float32."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        frequency_dim: int = 256,
+        zero_output: bool = False,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """`zero_output` starts the embedding at zero, for scalars added to an already trained network."""
+        self.frequency_dim = frequency_dim
+        normal = nnx.initializers.normal(0.02)
+        output_init = nnx.initializers.zeros_init() if zero_output else normal
+        # float32: the sinusoid of t up to 1000 does not survive bfloat16.
+        common: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": param_dtype, "rngs": rngs}
+        self.hidden = linear(frequency_dim, width, (None, "embed"), kernel_init=normal, **common)
+        self.output = linear(width, width, ("embed", "mlp"), kernel_init=output_init, **common)
+
+    def __call__(self, values: jax.Array) -> jax.Array:
+        return self.output(nnx.silu(self.hidden(sinusoidal(values, self.frequency_dim))))

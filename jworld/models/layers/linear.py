@@ -1,0 +1,37 @@
+"""The dense layer of every network: an `nnx.Linear` whose parameters carry logical axes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# PyTorch's default for nn.Linear, which the published networks start from: uniform in +-1/sqrt(fan in).
+default_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+zeros_init = nnx.initializers.zeros_init()
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    axes: tuple[str | None, str | None],
+    *,
+    dtype: Any,
+    param_dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+    kernel_init: jax.nn.initializers.Initializer = default_init,
+) -> nnx.Linear:
+    """[..., in_features] -> [..., out_features]; `axes` are the logical names of the kernel's two dimensions.
+
+    The bias is replicated unless the output axis is sharded.
+    """
+    return nnx.Linear(
+        in_features,
+        out_features,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+        kernel_init=kernel_init,
+        kernel_metadata={"out_sharding": axes},
+        bias_metadata={"out_sharding": (axes[1],)},
+    )

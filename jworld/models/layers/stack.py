@@ -1,0 +1,53 @@
+"""Many equal layers: built once with a leading axis, run under `lax.scan` with a remat policy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jworld.models.layers.attention import OUTPUT_NAME
+
+# What the backward pass keeps of a layer's forward pass; None keeps everything.
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,
+    "attention": jax.checkpoint_policies.save_only_these_names(OUTPUT_NAME),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> Any:
+    """`count` modules as one, every leaf with a leading [count] axis of logical name "layer"."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layer"})
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        return make(rngs)
+
+    return build(rngs)
+
+
+def scan_layers(
+    stacked: Any, body: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, per_layer: Any = None, *, remat: str
+) -> tuple[Any, Any]:
+    """Fold `carry` through the layers.
+
+    Args:
+      stacked: result of `stack`.
+      body: (layer, carry, slice of per_layer) -> (carry, output).
+      carry: pytree that every layer receives and returns with the same shapes and dtypes.
+      per_layer: pytree with a leading layer axis, or None.
+      remat: a key of REMAT_POLICIES.
+
+    Returns:
+      The last carry and the outputs with a leading layer axis.
+    """
+    graphdef, params = nnx.split(stacked)
+
+    def step(carry: Any, xs: Any) -> tuple[Any, Any]:
+        layer_params, inputs = xs
+        return body(nnx.merge(graphdef, layer_params), carry, inputs)
+
+    if REMAT_POLICIES[remat] is not None:
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(step, carry, (params, per_layer))
