@@ -1,11 +1,15 @@
 """Checks of the camera functions against the originals' numbers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import golden_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jworld.cameras import projective
+from jworld.cameras import memory, pose_strings, projective
+from jworld.errors import UserError
 
 
 def prope_qkv(case: golden_cases.GoldenCase) -> float:
@@ -35,6 +39,66 @@ def prope_qkv(case: golden_cases.GoldenCase) -> float:
     return golden_cases.largest_error(actual, case.outputs)
 
 
+def memory_selection(case: golden_cases.GoldenCase) -> float:
+    """Selected frames exactly; distances and overlaps up to two points on the edge of a view."""
+    config, w2c, points = case.config, case.inputs["w2c"], case.inputs["points_local"]
+    sizes = {"temporal_context": config["temporal_context_size"], "chunk": config["pred_latent_size"]}
+    visible = memory.points_in_view(points)
+    selected = np.full_like(case.outputs["selected"], -1)
+    distances = np.full_like(case.outputs["candidate_distance"], -1)
+    for row, current in enumerate(case.outputs["current_index"].tolist()):
+        frames = memory.select_memory_frames(
+            w2c, current, points=points, memory_frames=config["memory_frames"], **sizes
+        )
+        selected[row, : len(frames)] = frames
+        if current > config["memory_frames"]:
+            starts, values = memory.candidate_distances(w2c, current, points=points, **sizes)
+            distances[row, starts // sizes["chunk"]] = values
+    overlaps = memory.overlap(w2c[-2], w2c, visible, radius=config["radius"])
+    actual = {"candidate_distance": distances, "overlap_with_frame_N_minus_2": overlaps}
+    errors = [float(not np.array_equal(selected, case.outputs["selected"]))]
+    for name, value in actual.items():
+        expected = case.outputs[name]
+        difference = value - expected
+        edge = np.clip(difference, -2 / len(visible), 2 / len(visible))
+        errors.append(golden_cases.relative_error(difference - edge + expected, expected))
+    return float(np.max(errors))
+
+
+def pose_strings_check(case: golden_cases.GoldenCase) -> float:
+    """Paths, labels and key timelines of pose strings and explicit motions; invalid strings must be refused."""
+    cases = case.json("cases")
+    errors = []
+    for entry in cases["pose_strings"]:
+        errors.append(_path_error(pose_strings.path(entry["pose"]), entry))
+        if isinstance(entry["ui_timeline"], list):
+            errors.append(golden_cases.relative_error(pose_strings.key_timeline(entry["pose"]), entry["ui_timeline"]))
+        else:
+            errors.append(float(not _refused(pose_strings.key_timeline, entry["pose"])))
+    for entry in cases["motions"]:
+        c2w = pose_strings.trajectory([pose_strings.Motion(**motion) for motion in entry["motions"]])
+        errors.append(golden_cases.relative_error(c2w, entry["pose_json_c2w"]))
+        errors.append(_path_error(pose_strings.path_from_c2w(c2w, third_person=entry["tps"]), entry))
+    for text, outcome in cases["invalid_strings"].items():
+        errors.append(float(_refused(pose_strings.path, text) != outcome.endswith("Error")))
+    return float(np.max(errors))
+
+
+def _path_error(path: pose_strings.CameraPath, expected: dict[str, Any]) -> float:
+    actual = {"viewmats": path.w2c, "Ks": path.intrinsics, "action": path.action}
+    return golden_cases.largest_error(actual, {name: expected[name] for name in actual})
+
+
+def _refused(function: Callable[[str], object], text: str) -> bool:
+    try:
+        function(text)
+    except UserError:
+        return True
+    return False
+
+
 CHECKS = {
+    "worldplay/memory_selection": memory_selection,
+    "worldplay/pose_strings": pose_strings_check,
     "worldplay/prope_qkv": prope_qkv,
 }

@@ -1,0 +1,113 @@
+"""Which past frames a chunk may look at: the clip's beginning, what shows the same view, and the latest frames.
+
+Source: HY-WorldPlay's `select_aligned_memory_frames`. Two views overlap as far as random points around the current
+camera, seen by it, are seen by the other one too. The points are an argument, so that a seed fixes every selection.
+"""
+
+import numpy as np
+
+from jworld.cameras import poses
+from jworld.errors import UserError
+
+RADIUS = 8.0
+HALF_FOV_DEGREES = (30.0, 17.5)
+
+
+def monte_carlo_points(num_points: int, seed: int, radius: float = RADIUS) -> np.ndarray:
+    """Points uniform in a ball, float32 [num_points, 3].
+
+    One numpy Generator draws, in this order, num_points values each: u1 (distance = radius * cbrt(u1)), u2 (azimuth
+    = 2 pi u2) and u3 (polar angle = acos(1 - 2 u3)).
+    """
+    rng = np.random.default_rng(seed)
+    distance = radius * np.cbrt(rng.random(num_points))
+    azimuth = 2 * np.pi * rng.random(num_points)
+    polar = np.arccos(1 - 2 * rng.random(num_points))
+    x, y = np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth)
+    return (distance[:, None] * np.stack([x, y, np.cos(polar)], axis=-1)).astype(np.float32)
+
+
+def points_in_view(points: np.ndarray) -> np.ndarray:
+    """Those of the points [P, 3] that a camera at the origin looking along +z sees: [Q, 3] float64."""
+    points = np.asarray(points, np.float64)
+    yaw, pitch = _direction_degrees(points)
+    return points[(np.abs(yaw) < HALF_FOV_DEGREES[0]) & (np.abs(pitch) < HALF_FOV_DEGREES[1])]
+
+
+def overlap(current: np.ndarray, history: np.ndarray, visible: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
+    """Share of the current view that each past camera sees within `radius`; roll is ignored as in the original.
+
+    current w2c [4, 4], history w2c [M, 4, 4], visible = points_in_view(...) [Q, 3] -> [M]; 0 where nothing is visible.
+    """
+    if not len(visible):
+        return np.zeros(len(history))
+    relative = current @ poses.invert_rigid(history)
+    yaw, pitch = _direction_degrees(relative[:, :3, 2])
+    offsets = visible - relative[:, None, :3, 3]
+    point_yaw, point_pitch = _direction_degrees(offsets)
+    seen = np.abs(_wrap(point_yaw - yaw[:, None])) < HALF_FOV_DEGREES[0]
+    seen &= np.abs(_wrap(point_pitch - pitch[:, None])) < HALF_FOV_DEGREES[1]
+    seen &= np.sum(offsets**2, axis=-1) < radius**2
+    return seen.mean(axis=-1)
+
+
+def candidate_distances(
+    w2c: np.ndarray, current: int, *, points: np.ndarray, temporal_context: int, chunk: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How little the past chunks show of the chunk at `current`: (starts [M], mean distances [M]).
+
+    Candidates are the chunks between the first one and the temporal context; of each, its first and its middle frame
+    are compared with every frame of the current chunk.
+    """
+    starts = np.arange(chunk, current - temporal_context, chunk)
+    visible = points_in_view(points)
+    history = w2c[np.stack([starts, starts + chunk // 2], axis=-1).reshape(-1)]
+    queries = w2c[current : current + chunk]
+    distances = [1 - overlap(query, history, visible).reshape(-1, 2).mean(axis=-1) for query in queries]
+    return starts, np.mean(distances, axis=0)
+
+
+def select_memory_frames(
+    w2c: np.ndarray,
+    current: int,
+    *,
+    points: np.ndarray,
+    memory_frames: int = 20,
+    temporal_context: int = 12,
+    chunk: int = 4,
+) -> list[int]:
+    """Sorted indices of the frames that the chunk at `current` (a multiple of `chunk`) may look at.
+
+    All of the past while it has at most `memory_frames`; then the first chunk, the chunks that overlap most with the
+    current view (of equals the earlier) and the last `temporal_context` frames, `memory_frames` in all.
+    w2c [F, 4, 4], points [P, 3] as drawn by `monte_carlo_points`.
+    """
+    check_sizes(memory_frames=memory_frames, temporal_context=temporal_context, chunk=chunk)
+    if current <= memory_frames:
+        return list(range(current))
+    starts, distances = candidate_distances(
+        np.asarray(w2c, np.float64), current, points=points, temporal_context=temporal_context, chunk=chunk
+    )
+    retrieved = (memory_frames - temporal_context) // chunk - 1
+    chosen = [0, *starts[np.argsort(distances, kind="stable")[:retrieved]].tolist()]
+    frames = [start + offset for start in chosen for offset in range(chunk)]
+    return sorted([*frames, *range(current - temporal_context, current)])
+
+
+def check_sizes(*, memory_frames: int, temporal_context: int, chunk: int) -> None:
+    """A UserError unless the first chunk and the temporal context fit into whole chunks of memory."""
+    if memory_frames % chunk or temporal_context % chunk or memory_frames < temporal_context + chunk:
+        raise UserError(
+            f"memory_frames {memory_frames} and temporal_context {temporal_context} must be multiples of the chunk "
+            f"of {chunk} latents, and memory_frames at least temporal_context + {chunk}"
+        )
+
+
+def _direction_degrees(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Azimuth about y (0 along +z, to the right positive) and elevation (down positive) of vectors [..., 3]."""
+    x, y, z = np.moveaxis(vectors, -1, 0)
+    return np.degrees(np.arctan2(x, z)), np.degrees(np.arctan2(y, np.sqrt(x**2 + z**2)))
+
+
+def _wrap(degrees: np.ndarray) -> np.ndarray:
+    return (degrees + 180) % 360 - 180

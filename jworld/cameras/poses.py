@@ -1,0 +1,49 @@
+"""Rigid camera poses in float64 numpy: OpenCV axes (x right, y down, z forward), `w2c` or its inverse `c2w`."""
+
+import numpy as np
+
+
+def invert_rigid(matrices: np.ndarray) -> np.ndarray:
+    """Inverse of rigid matrices [..., 4, 4]; turns w2c into c2w and back."""
+    matrices = np.asarray(matrices, np.float64)
+    rotation_t = np.swapaxes(matrices[..., :3, :3], -1, -2)
+    inverse = np.zeros_like(matrices)
+    inverse[..., :3, :3] = rotation_t
+    inverse[..., :3, 3] = -(rotation_t @ matrices[..., :3, 3:])[..., 0]
+    inverse[..., 3, 3] = 1
+    return inverse
+
+
+def steps(w2c: np.ndarray) -> np.ndarray:
+    """The motion that led to every frame, in the axes of the frame before it: inv(c2w[i-1]) c2w[i].
+
+    w2c [F, 4, 4] -> [F, 4, 4]; the first is the identity.
+    """
+    w2c = np.asarray(w2c, np.float64)
+    relative = np.broadcast_to(np.eye(4), w2c.shape).copy()
+    relative[1:] = w2c[:-1] @ invert_rigid(w2c[1:])
+    return relative
+
+
+def relative_to_first(w2c: np.ndarray) -> np.ndarray:
+    """The same path in the axes of its first camera, which becomes the identity. w2c [F, 4, 4] -> [F, 4, 4]."""
+    w2c = np.asarray(w2c, np.float64)
+    return w2c @ invert_rigid(w2c[0])
+
+
+def intrinsics_matrices(parameters: np.ndarray) -> np.ndarray:
+    """(fx, fy, cx, cy) [..., 4] -> matrices [..., 3, 3], in whatever unit the parameters have."""
+    fx, fy, cx, cy = np.moveaxis(np.asarray(parameters, np.float64), -1, 0)
+    matrices = np.zeros((*fx.shape, 3, 3))
+    matrices[..., 0, 0], matrices[..., 1, 1], matrices[..., 2, 2] = fx, fy, 1
+    matrices[..., 0, 2], matrices[..., 1, 2] = cx, cy
+    return matrices
+
+
+def normalise_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
+    """Intrinsics [..., 3, 3] in pixels -> in units of the image size, twice the principal point; cx = cy = 0.5."""
+    intrinsics = np.asarray(intrinsics, np.float64)
+    fx = intrinsics[..., 0, 0] / (2 * intrinsics[..., 0, 2])
+    fy = intrinsics[..., 1, 1] / (2 * intrinsics[..., 1, 2])
+    half = np.full_like(fx, 0.5)
+    return intrinsics_matrices(np.stack([fx, fy, half, half], axis=-1))
