@@ -1,0 +1,152 @@
+"""From records to batches: shuffled, transformed, split over processes, read ahead by threads, resumable.
+
+Batch k is a pure function of the seed and k, whatever the number of processes: positions count through an endless
+sequence of shuffled epochs, every random choice of a transform is seeded by its position, and process p of n holds the
+p-th of n consecutive slices of the global batch's rows.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from jworld.data import records
+from jworld.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Random access to records, each with its "index"."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> records.Record: ...
+
+
+class Transform(Protocol):
+    """Makes one example (the rows of a batch) of one record.
+
+    `position` counts the examples of the whole run, over all processes: position // global_batch is the training step.
+    `generator` is seeded by the pipeline's seed and the position.
+    """
+
+    def __call__(
+        self, record: records.Record, *, position: int, generator: np.random.Generator
+    ) -> dict[str, np.ndarray]: ...
+
+
+def make_dataset(
+    source: Source,
+    transform: Transform,
+    spec: Mapping[str, records.ArraySpec],
+    *,
+    global_batch: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+    num_threads: int = 2,
+    prefetch: int = 4,
+) -> "BatchIterator":
+    """Endless batches of this process, numpy, with exactly the arrays of `spec` plus "index" [B] int32.
+
+    `spec` describes the global batch. `shuffle=False` takes the records in order (a held-out loss: the same first
+    batches from every fresh iterator). At most `prefetch` batches are read ahead by `num_threads` threads; workers in
+    processes of their own would copy every batch once more and gain nothing for records that need no decoding.
+    """
+    if global_batch < 1 or global_batch % process_count:
+        raise UserError(
+            f"global_batch is {global_batch}, expected a multiple of the {process_count} processes: change global_batch"
+        )
+
+    def example(item: tuple[int, records.Record], generator: np.random.Generator) -> dict[str, np.ndarray]:
+        position, record = item
+        sample = transform(record, position=position, generator=generator)
+        return {**sample, "index": np.asarray(record["index"], np.int32)}
+
+    dataset = grain.MapDataset.source(source).seed(seed)
+    if shuffle:
+        dataset = dataset.shuffle()
+    # The slice comes last, so that positions, and the seeds made of them, do not depend on the number of processes.
+    dataset = dataset.repeat(None).map_with_index(lambda position, record: (position, record)).random_map(example)
+    dataset = dataset.batch(global_batch // process_count, drop_remainder=True, batch_fn=_stack)
+    dataset = dataset[process_index::process_count]
+    iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
+    identity = {"seed": seed, "global_batch": global_batch, "records": len(source), "shuffle": shuffle}
+    return BatchIterator(iter(iterator), spec, process_count=process_count, identity=identity)
+
+
+class BatchIterator(Iterator[Batch]):
+    """Iterates over batches; every batch is checked against the spec. Batch k belongs to step k."""
+
+    def __init__(
+        self,
+        iterator: grain.DatasetIterator[Batch],
+        spec: Mapping[str, records.ArraySpec],
+        *,
+        process_count: int,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self._iterator = iterator
+        self._identity = dict(identity)
+        self._expected = {
+            name: ((entry.shape[0] // process_count, *entry.shape[1:]), np.dtype(entry.dtype))
+            for name, entry in spec.items()
+        }
+        self._expected["index"] = ((int(identity["global_batch"]) // process_count,), np.dtype(np.int32))
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        _check_batch(batch, self._expected)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-ready position: the next batch, and what makes the sequence of batches."""
+        return {"next_batch": self._iterator.get_state()["next_index"], **self._identity}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `get_state`'s answer; `UserError` where it belongs to another sequence of batches."""
+        for key, value in self._identity.items():
+            if state.get(key) != value:
+                raise UserError(
+                    f"data position of the checkpoint: {key} is {state.get(key)!r}, this run has {value!r}: resume with "
+                    "the data and settings that the run began with, or start in a new folder"
+                )
+        if type(state.get("next_batch")) is not int or state["next_batch"] < 0:
+            raise UserError(
+                f"data position of the checkpoint: next_batch is {state.get('next_batch')!r}, expected a step number: "
+                "restore an earlier checkpoint"
+            )
+        self._iterator.set_state({"next_index": state["next_batch"]})
+
+
+def _stack(samples: Sequence[dict[str, np.ndarray]]) -> Batch:
+    """Rows -> arrays [B, ...]; `UserError` names the key whose rows differ."""
+    batch = {}
+    for name, first in samples[0].items():
+        rows = [np.asarray(sample[name]) if name in sample else None for sample in samples]
+        for sample, row in zip(samples, rows, strict=True):
+            if row is None or row.shape != np.shape(first):
+                found = "missing" if row is None else f"of shape {list(row.shape)}"
+                raise UserError(
+                    f"example of record {int(sample['index'])}: '{name}' is {found}, expected {list(np.shape(first))} as "
+                    "in the other examples: every clip must give the same shapes"
+                )
+        batch[name] = np.stack(rows)  # type: ignore[arg-type]
+    return batch
+
+
+def _check_batch(batch: Batch, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+    if missing := sorted(expected.keys() - batch.keys()):
+        raise UserError(f"batch lacks '{missing[0]}', which the model's batch_spec names: use the data of this system")
+    if extra := sorted(batch.keys() - expected.keys()):
+        raise UserError(f"batch holds '{extra[0]}', which the model's batch_spec does not name: use its own transform")
+    for name, (shape, dtype) in expected.items():
+        array = batch[name]
+        if array.shape != shape or array.dtype != dtype:
+            raise UserError(
+                f"batch entry '{name}' is {array.dtype} {list(array.shape)}, the model expects {dtype} {list(shape)}: run "
+                "precompute again with the settings of the model, or pick the config that fits the data"
+            )

@@ -1,0 +1,339 @@
+"""Training records: one clip is a flat dict of numpy arrays; shards of ArrayRecord files and one manifest make a set.
+
+A record's payload has the layout of a safetensors file: the header's length (8 bytes, little-endian), a JSON header
+{name: {dtype, shape, data_offsets}}, the raw little-endian bytes. Shards are written with "group_size:1,uncompressed",
+so that one random read touches one record, under a temporary name, and renamed when complete.
+
+Arrays of one record (F latent frames; sizes stand in the manifest): latent [F, H, W, C] and image_cond [1, H, W, C]
+bfloat16, normalised; w2c [F, 4, 4] and intrinsics [F, 3, 3] float32; action [F] int32; vision_states [V, Dv] bfloat16;
+prompt [] int32, the row in the text store.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import struct
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from array_record.python import array_record_data_source, array_record_module
+
+from jworld.errors import UserError
+
+FORMAT, VERSION = "jworld-records", 1
+MANIFEST, TEXT_FILE, AUTOENCODER_FILE = "manifest.json", "text.safetensors", "autoencoder.safetensors"
+CAMERA_CONVENTION = "opencv_w2c"
+SPLITS = ("train", "val")
+
+# safetensors' names of the types that a record may hold.
+_DTYPES: dict[str, np.dtype] = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+_MANIFEST_KEYS: dict[str, type | tuple[type, ...]] = {
+    "autoencoder": dict,
+    "latent_shape": list,
+    "temporal_ratio": int,
+    "fps": (int, float),
+    "camera_convention": str,
+    "image_size": list,
+    "text_encoder": dict,
+    "vision_encoder": dict,
+    "prompts": list,
+    "splits": dict,
+    "clips": dict,
+    "episodes": dict,
+}
+
+Record = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """Shape, dtype and logical axes (one name or None per dimension) of one array of a batch."""
+
+    shape: tuple[int, ...]
+    dtype: npt.DTypeLike
+    axes: tuple[str | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"shape {self.shape} and axes {self.axes} differ in length")
+
+
+def encode_record(record: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays by name -> payload."""
+    header: dict[str, Any] = {}
+    buffers = []
+    offset = 0
+    # Wide types first: every array then starts at a multiple of its item size.
+    for name in sorted(record, key=lambda name: (-record[name].dtype.itemsize, name)):
+        array = record[name]
+        if array.dtype not in _NAMES:
+            raise ValueError(f"array '{name}' has dtype {array.dtype}, expected one of {', '.join(_DTYPES)}")
+        data = array.tobytes()
+        end = offset + len(data)
+        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
+        buffers.append(data)
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *buffers])
+
+
+def decode_record(payload: bytes) -> Record:
+    """Payload -> read-only arrays by name; `ValueError` with one sentence for anything malformed."""
+    if len(payload) < 8:
+        raise ValueError(f"payload has {len(payload)} bytes, expected at least 8")
+    (length,) = struct.unpack_from("<Q", payload)
+    if length > len(payload) - 8:
+        raise ValueError(f"header length {length} is beyond the payload's {len(payload)} bytes")
+    try:
+        header = json.loads(payload[8 : 8 + length])
+    except ValueError as error:
+        raise ValueError("header is not JSON") from error
+    if not isinstance(header, dict):
+        raise ValueError("header is not a JSON object")
+    data = memoryview(payload)[8 + length :]
+    record = {}
+    position = 0
+    for name, entry in sorted(header.items(), key=lambda item: _offsets(*item)):
+        begin, end = _offsets(name, entry)
+        dtype, shape = _DTYPES.get(entry.get("dtype")), entry.get("shape")
+        if dtype is None:
+            raise ValueError(f"array '{name}' has unknown dtype {entry.get('dtype')!r}")
+        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"array '{name}' has no valid shape: {shape!r}")
+        size = math.prod(shape) * dtype.itemsize
+        if begin != position or end - begin != size or end > len(data):
+            raise ValueError(
+                f"array '{name}' of {size} bytes lies at {begin}..{end}, expected {position}..{position + size} "
+                f"of {len(data)}"
+            )
+        record[name] = np.frombuffer(data[begin:end], dtype).reshape(shape)
+        position = end
+    if position != len(data):
+        raise ValueError(f"arrays end at byte {position} of {len(data)}")
+    return record
+
+
+def _offsets(name: str, entry: Any) -> tuple[int, int]:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
+        raise ValueError(f"array '{name}' has no valid data_offsets")
+    return offsets[0], offsets[1]
+
+
+class RecordWriter:
+    """Writes the shards of one split; a context manager. `shards` is the manifest's entry once it is closed.
+
+    with RecordWriter(directory, "train") as writer:
+        writer.write(record)
+    """
+
+    def __init__(self, directory: str | pathlib.Path, split: str, *, shard_bytes: int = 1 << 30) -> None:
+        self._directory = pathlib.Path(directory)
+        self._split = split
+        self._shard_bytes = shard_bytes
+        self._counts: list[int] = []
+        self._bytes = 0
+        self._writer: Any = None
+        self.shards: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        temporary = [self._temporary(i) for i in range(len(self._counts))]
+        try:
+            self._close_shard()
+            if kind is None:
+                for i, path in enumerate(temporary):
+                    name = f"{self._split}-{i:05d}-of-{len(temporary):05d}.arrayrecord"
+                    os.replace(path, self._directory / name)
+                    self.shards.append({"file": name, "records": self._counts[i]})
+        finally:
+            for path in temporary:
+                path.unlink(missing_ok=True)
+
+    def write(self, record: Mapping[str, np.ndarray]) -> None:
+        """Append one record; a shard that is full is closed first."""
+        payload = encode_record(record)
+        if self._writer is not None and self._bytes + len(payload) > self._shard_bytes:
+            self._close_shard()
+        if self._writer is None:
+            self._counts.append(0)
+            self._bytes = 0
+            path = self._temporary(len(self._counts) - 1)
+            self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        self._writer.write(payload)
+        self._counts[-1] += 1
+        self._bytes += len(payload)
+
+    def _temporary(self, shard: int) -> pathlib.Path:
+        return self._directory / f".{self._split}-{shard:05d}.arrayrecord.tmp"
+
+    def _close_shard(self) -> None:
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        writer.close()
+        # The writer reports a full disk late or not at all: count what can be read.
+        path = self._temporary(len(self._counts) - 1)
+        found = _open_shards([path])
+        if found is None or len(found) != self._counts[-1]:
+            raise UserError(f"shard {path} could not be written completely: is the disk full?")
+
+
+def _open_shards(paths: list[pathlib.Path]) -> array_record_data_source.ArrayRecordDataSource | None:
+    try:
+        return array_record_data_source.ArrayRecordDataSource([str(path) for path in paths])
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def write_manifest(directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    """Write DIR/manifest.json, complete or not at all; format and version are added here."""
+    path = pathlib.Path(directory) / MANIFEST
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps({"format": FORMAT, "version": VERSION, **manifest}, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
+    """DIR/manifest.json with every key that readers rely on checked; `UserError` names the key."""
+    path = pathlib.Path(directory) / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: make the data set with `python -m jworld.precompute`")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): run precompute again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise UserError(f"{path}: format is {found!r}, expected '{FORMAT}': give a folder written by precompute")
+    if manifest.get("version") != VERSION:
+        raise UserError(f"{path}: version is {manifest.get('version')!r}, expected {VERSION}: run precompute again")
+    for key, kind in _MANIFEST_KEYS.items():
+        if not isinstance(manifest.get(key), kind):
+            raise UserError(f"{path}: key '{key}' is missing or of the wrong type: run precompute again")
+    for split, shards in manifest["splits"].items():
+        total = sum(shard["records"] for shard in shards)
+        for key in ("clips", "episodes"):
+            if len(manifest[key].get(split, [])) != total:
+                raise UserError(f"{path}: '{key}.{split}' does not list the {total} records: run precompute again")
+    return manifest
+
+
+def check_manifest(manifest: Mapping[str, Any], expected: Mapping[str, Any], *, path: str | pathlib.Path) -> None:
+    """Compare the manifest of the data set at `path` with what a model expects, or raise `UserError`.
+
+    `expected` maps dotted keys to values, e.g. {"autoencoder.hash": ..., "latent_shape": [6, 8, 32],
+    "text_encoder.dim": 64}. Latents of another autoencoder, or normalised twice, would train silently wrong.
+    """
+    for key, value in {"camera_convention": CAMERA_CONVENTION, "autoencoder.normalised": True, **expected}.items():
+        found: Any = manifest
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if isinstance(value, tuple):
+            value = list(value)
+        if found != value:
+            raise UserError(
+                f"data set {path}: '{key}' is {found!r}, the model expects {value!r}: run precompute again with the "
+                "settings of the model, or pick the config that fits the data"
+            )
+
+
+class RecordSource:
+    """Random access to the records of one split, in the manifest's order.
+
+    `source[i]` is a checked record plus "index" (int32, i). A shard that is absent or corrupt, a missing or misshapen
+    key and a clip of fewer than `min_frames` latent frames end in a `UserError` that names the file and the record.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, split: str, *, min_frames: int = 1) -> None:
+        self.directory = pathlib.Path(directory)
+        self.split = split
+        self.manifest = read_manifest(directory)
+        shards = self.manifest["splits"].get(split)
+        if not shards:
+            raise UserError(f"{self.directory / MANIFEST}: split '{split}' has no records: record more episodes")
+        self.clips: list[int] = self.manifest["clips"][split]
+        self.episodes: list[str] = self.manifest["episodes"][split]
+        self._files = [shard["file"] for shard in shards for _ in range(shard["records"])]
+        for shard in shards:
+            path = self.directory / shard["file"]
+            if not path.is_file():
+                raise UserError(f"shard {path} of the manifest is absent: run precompute again")
+            reader = _open_shards([path])
+            if reader is None or len(reader) != shard["records"]:
+                found = "nothing readable" if reader is None else f"{len(reader)} records"
+                raise UserError(
+                    f"shard {path} holds {found}, expected {shard['records']} records: run precompute again"
+                )
+        self._reader = array_record_data_source.ArrayRecordDataSource(
+            [str(self.directory / shard["file"]) for shard in shards]
+        )
+        self._refuse_short_clips(min_frames)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Record:
+        name = f"shard {self.directory / self._files[index]}, record {index} ({self.episodes[index]})"
+        try:
+            record = decode_record(self._reader[index])
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            raise UserError(f"{name} is corrupt ({error}): run precompute again") from error
+        for key, (shape, dtype) in self._expected(index).items():
+            array = record.get(key)
+            if array is None:
+                raise UserError(f"{name}: key '{key}' is missing: run precompute again")
+            if array.shape != shape or array.dtype != dtype:
+                raise UserError(
+                    f"{name}: key '{key}' is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}: "
+                    "run precompute again"
+                )
+        if not 0 <= record["prompt"] < len(self.manifest["prompts"]):
+            raise UserError(f"{name}: prompt {record['prompt']} is not in the text store: run precompute again")
+        return {**record, "index": np.int32(index)}  # type: ignore[dict-item]
+
+    def _expected(self, index: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        frames, latent = self.clips[index], tuple(self.manifest["latent_shape"])
+        vision = self.manifest["vision_encoder"]
+        bfloat16, float32, int32 = _DTYPES["BF16"], _DTYPES["F32"], _DTYPES["I32"]
+        return {
+            "latent": ((frames, *latent), bfloat16),
+            "image_cond": ((1, *latent), bfloat16),
+            "w2c": ((frames, 4, 4), float32),
+            "intrinsics": ((frames, 3, 3), float32),
+            "action": ((frames,), int32),
+            "vision_states": ((vision["tokens"], vision["dim"]), bfloat16),
+            "prompt": ((), int32),
+        }
+
+    def _refuse_short_clips(self, min_frames: int) -> None:
+        short = [i for i, frames in enumerate(self.clips) if frames < min_frames]
+        if short:
+            i, number = short[0], len(short)
+            raise UserError(
+                f"clip '{self.episodes[i]}' ({self._files[i]}, record {i}) has {self.clips[i]} latent frames, the model "
+                f"needs {min_frames} ({number} of {len(self)} clips are too short): record longer episodes or lower the "
+                "window"
+            )
