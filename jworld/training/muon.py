@@ -1,0 +1,156 @@
+"""Muon as WorldPlay trains with it: momentum made orthogonal for matrices, AdamW for everything else.
+
+`optax.contrib.muon` is not it: that one averages the momentum with a bias correction inside the Nesterov step, adds
+AdamW's epsilon after the bias correction, and scales a convolution by its whole fan-in. So the parts below are put
+together from `optax.trace`, `optax.partition` and two small transformations.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+EPSILON = 1e-7
+LAYER_AXIS = "layer"
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.get_raw_value() if _is_variable(leaf) else leaf
+
+
+def is_stacked(leaf: Any) -> bool:
+    """True for a variable whose leading axis counts layers; a plain array never is."""
+    names = leaf.get_metadata().get("out_sharding") if _is_variable(leaf) else None
+    return names is not None and len(names) > 0 and names[0] == LAYER_AXIS
+
+
+def is_matrix(leaf: Any) -> bool:
+    """True where one layer of this parameter has two dimensions or more: those Muon updates, the rest AdamW."""
+    return _value(leaf).ndim - is_stacked(leaf) >= 2
+
+
+def check_named(params: nnx.State) -> None:
+    """Every parameter of two dimensions or more must name its logical axes.
+
+    Raises:
+      ValueError: one does not, so that a stack of vectors could not be told from a matrix.
+    """
+    for path, leaf in nnx.to_flat_state(params):
+        if _value(leaf).ndim >= 2 and not leaf.get_metadata().get("out_sharding"):
+            raise ValueError(
+                f"parameter {'/'.join(map(str, path))} of shape {_value(leaf).shape} names no logical axes: give its "
+                "metadata an out_sharding (None for an axis without a name), Muon must tell stacks from matrices"
+            )
+
+
+def newton_schulz(x: jax.Array, *, steps: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """[rows, columns] -> [rows, columns] in `dtype` with all singular values near 1.
+
+    Operands of every product are in `dtype`, sums are kept in float32 until they are operands again.
+    """
+    a, b, c = COEFFICIENTS
+    x = x.astype(dtype)
+    transpose = x.shape[0] > x.shape[1]
+    if transpose:
+        x = x.T
+    # The epsilon keeps an exactly zero gradient (the last block's text branch) at zero instead of NaN.
+    x = x / (jnp.linalg.norm(x.astype(jnp.float32)).astype(dtype) + EPSILON)
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    for _ in range(steps):
+        gram = product(x, x.T).astype(dtype)
+        polynomial = (b * gram.astype(jnp.float32) + c * product(gram, gram)).astype(dtype)
+        x = (a * x.astype(jnp.float32) + product(polynomial, x)).astype(dtype)
+    return x.T if transpose else x
+
+
+def _orthogonalize(leaf: Any, *, steps: int, dtype: jax.typing.DTypeLike) -> Any:
+    """One parameter's update: kernels [in, out] and [..., in, out] as matrices [rest, out], each layer by itself."""
+    if _is_variable(leaf):
+        return leaf.replace(_orthogonalize_array(_value(leaf), is_stacked(leaf), steps=steps, dtype=dtype))
+    return _orthogonalize_array(leaf, False, steps=steps, dtype=dtype)
+
+
+def _orthogonalize_array(x: jax.Array, stacked: bool, *, steps: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+    layers = x.shape[0] if stacked else 1
+    # As [out, rest], the original's orientation: a square matrix rounds differently the other way round.
+    matrices = x.reshape(layers, -1, x.shape[-1]).swapaxes(1, 2)
+    y = jax.vmap(lambda matrix: newton_schulz(matrix, steps=steps, dtype=dtype))(matrices).swapaxes(1, 2)
+    # The original scales by the first two dimensions of [out, in, ...], here the last two.
+    return 0.2 * math.sqrt(max(x.shape[-2:])) * y.reshape(x.shape).astype(x.dtype)
+
+
+def scale_by_orthogonalization(
+    *, steps: int = 5, dtype: jax.typing.DTypeLike = jnp.bfloat16
+) -> optax.GradientTransformation:
+    """Make every update orthogonal, of root mean square about 0.2 whatever its shape."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(
+            lambda leaf: _orthogonalize(leaf, steps=steps, dtype=dtype), updates, is_leaf=_is_variable
+        ), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def scale_by_early_epsilon_adam(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam whose epsilon joins the root of the second moment before the bias correction."""
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        return optax.ScaleByAdamState(
+            count=jnp.zeros((), jnp.int32), mu=optax.tree.zeros_like(params), nu=optax.tree.zeros_like(params)
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        count = state.count + 1
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        scale = jnp.sqrt(1 - b2 ** count.astype(jnp.float32)) / (1 - b1 ** count.astype(jnp.float32))
+        updates = jax.tree.map(lambda m, v: scale * m / (eps + jnp.sqrt(v)), mu, nu)
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float,
+    momentum: float = 0.95,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    steps: int = 5,
+    dtype: jax.typing.DTypeLike = jnp.bfloat16,
+) -> optax.GradientTransformation:
+    """The optimizer of WorldPlay's training.
+
+    Parameters are an `nnx.State` whose variables name their axes, or any pytree of unstacked arrays. Decay works on
+    all of them, biases and norms included. The original iterates in bfloat16; float32 costs time and removes the
+    dependence of the rounding on the mesh.
+    """
+
+    def labels(params: Any) -> Any:
+        if isinstance(params, nnx.State):
+            check_named(params)
+        return jax.tree.map(lambda leaf: "muon" if is_matrix(leaf) else "adam", params, is_leaf=_is_variable)
+
+    directions = optax.partition(
+        {
+            "muon": optax.chain(
+                optax.trace(momentum, nesterov=True), scale_by_orthogonalization(steps=steps, dtype=dtype)
+            ),
+            "adam": scale_by_early_epsilon_adam(b1=betas[0], b2=betas[1], eps=eps),
+        },
+        labels,
+    )
+    return optax.chain(directions, optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))

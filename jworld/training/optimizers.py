@@ -1,0 +1,142 @@
+"""The optimizer section of a config: schedule, transformation, and the rules that the train step applies around it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from jworld import errors
+from jworld.training import muon
+
+NAMES = ("muon", "adamw")
+SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_min_lr",
+    "cosine_with_restarts",
+    "polynomial",
+)
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Values of `config.optimizer`; zero turns clip_norm, skip_norm, ema_decay and skip_limit off."""
+
+    name: str = "adamw"
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.0  # cosine_with_min_lr
+    num_cycles: int = 1  # cosine_with_restarts
+    power: float = 1.0  # polynomial
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.95  # muon
+    newton_schulz_steps: int = 5  # muon
+    newton_schulz_dtype: str = "bfloat16"  # muon
+    clip_norm: float = 0.0  # global norm
+    skip_norm: float = 0.0  # a step with a global norm at or above it leaves the state untouched
+    skip_limit: int = 0  # stop after so many skipped steps in a row
+    ema_decay: float = 0.0
+    accumulate: int = 1  # microbatches per step
+
+    def __post_init__(self) -> None:
+        for key, allowed in (("name", NAMES), ("schedule", SCHEDULES), ("newton_schulz_dtype", DTYPES)):
+            if getattr(self, key) not in allowed:
+                raise errors.UserError(
+                    f"config.optimizer.{key} is {getattr(self, key)!r}: choose one of {', '.join(allowed)}"
+                )
+        counts = ("warmup_steps", "skip_limit", "weight_decay", "clip_norm", "skip_norm", "eps", "power")
+        lowest = dict.fromkeys(counts, 0) | {"accumulate": 1, "newton_schulz_steps": 1, "num_cycles": 1}
+        for key, least in lowest.items():
+            if getattr(self, key) < least:
+                raise errors.UserError(
+                    f"config.optimizer.{key} is {getattr(self, key)}: expected a number of at least {least}"
+                )
+        if self.learning_rate <= 0:
+            raise errors.UserError(
+                f"config.optimizer.learning_rate is {self.learning_rate}: expected a positive number"
+            )
+        for key in ("b1", "b2", "momentum", "ema_decay"):
+            if not 0 <= getattr(self, key) < 1:
+                raise errors.UserError(f"config.optimizer.{key} is {getattr(self, key)}: expected at least 0, below 1")
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, Any]) -> "OptimizerConfig":
+        """`section` as it stands in the run's config.
+
+        Raises:
+          UserError: an unknown key or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(section) - set(known)):
+            raise errors.UserError(
+                f"config.optimizer.{unknown[0]} is not a key of the optimizer: the keys are {', '.join(known)}"
+            )
+        return cls(**dict(section))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A transformation of gradients, the learning rate as a function of the updates made so far, and the config."""
+
+    transform: optax.GradientTransformation
+    schedule: Callable[..., Any]
+    config: OptimizerConfig
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> Callable[..., Any]:
+    """The learning rate as a function of the number of updates; decaying ones end at `steps`."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    decay_steps = steps - warmup
+    if config.schedule == "constant":
+        return optax.constant_schedule(peak)
+    if config.schedule != "constant_with_warmup" and decay_steps < 1:
+        raise errors.UserError(
+            f"config.optimizer.warmup_steps is {warmup}, but the run has only {steps} steps: "
+            f"the schedule {config.schedule!r} needs fewer warm-up steps than steps"
+        )
+    match config.schedule:
+        case "constant_with_warmup":
+            after = [optax.constant_schedule(peak)]
+        case "linear":
+            after = [optax.linear_schedule(peak, 0.0, decay_steps)]
+        case "polynomial":
+            after = [optax.polynomial_schedule(peak, 1e-7, config.power, decay_steps)]
+        case "cosine_with_restarts":
+            cycle = decay_steps / config.num_cycles
+            after = [optax.cosine_decay_schedule(peak, cycle)] * config.num_cycles
+            boundaries = [warmup + round(cycle * i) for i in range(config.num_cycles)]
+            return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), *after], boundaries)
+        case _:
+            alpha = config.min_lr_ratio if config.schedule == "cosine_with_min_lr" else 0.0
+            after = [optax.cosine_decay_schedule(peak, decay_steps, alpha)]
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), *after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, *, steps: int) -> Optimizer:
+    """The optimizer of a run of `steps` steps.
+
+    Clipping, skipping, averaging and accumulation are not in the transformation: the train step needs their numbers.
+    """
+    schedule = make_schedule(config, steps)
+    if config.name == "adamw":
+        transform = optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+    else:
+        transform = muon.muon(
+            schedule,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            betas=(config.b1, config.b2),
+            eps=config.eps,
+            steps=config.newton_schulz_steps,
+            dtype=jnp.dtype(config.newton_schulz_dtype),
+        )
+    return Optimizer(transform=transform, schedule=schedule, config=config)

@@ -1,0 +1,114 @@
+"""The state of a run: born sharded, described without memory for checkpoints and dry runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jax.sharding import Mesh, NamedSharding
+
+from jworld import errors
+from jworld.parallel import axes
+from jworld.training import optimizers
+
+InitModel = Callable[[nnx.Rngs], nnx.Module]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step reads and writes.
+
+    `step` counts all steps, also the skipped ones; `skipped` and `skipped_in_row` int32 scalars; `ema` is None
+    without averaging; `frozen` holds what the filter of trainable parameters leaves out.
+    """
+
+    step: jax.Array
+    params: nnx.State
+    frozen: nnx.State
+    opt_state: Any
+    ema: nnx.State | None
+    skipped: jax.Array
+    skipped_in_row: jax.Array
+
+
+def _initializer(
+    init_model: InitModel, trainable: Any, optimizer: optimizers.Optimizer
+) -> Callable[[jax.Array], TrainState]:
+    def init(key: jax.Array) -> TrainState:
+        _, params, *rest = nnx.split(init_model(nnx.Rngs(key)), trainable, ...)
+        (frozen,) = rest
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            frozen=frozen,
+            opt_state=optimizer.transform.init(params),
+            ema=jax.tree.map(jnp.copy, params) if optimizer.config.ema_decay else None,
+            skipped=jnp.zeros((), jnp.int32),
+            skipped_in_row=jnp.zeros((), jnp.int32),
+        )
+
+    return init
+
+
+def _check_divisible(shapes: TrainState, shardings: TrainState) -> None:
+    def check(path: Any, leaf: Any, sharding: NamedSharding) -> None:
+        for size, names in zip(leaf.shape, sharding.spec, strict=False):
+            names = (names,) if isinstance(names, str) else names or ()
+            for name in names:
+                if size % sharding.mesh.shape[name]:
+                    raise errors.UserError(
+                        f"config.mesh.{name} is {sharding.mesh.shape[name]}, but {leaf_name(path)} of shape "
+                        f"{leaf.shape} has a dimension {size} which that does not divide: choose a divisor of {size}"
+                    )
+
+    jax.tree_util.tree_map_with_path(check, shapes, shardings)
+
+
+def leaf_name(path: Any) -> str:
+    """A pytree path as `params/blocks/query/kernel`; the wrappers' own steps into a variable's value are left out."""
+    names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    return "/".join(name for name in names if name != "value")
+
+
+def abstract_state(
+    init_model: InitModel, *, trainable: Any, optimizer: optimizers.Optimizer, mesh: Mesh, rules: Any = axes.RULES
+) -> tuple[nnx.GraphDef, TrainState, TrainState]:
+    """(graph definition, state of ShapeDtypeStructs that carry their sharding, shardings); allocates nothing.
+
+    The graph definition merges `(params, frozen)` into the model.
+
+    Raises:
+      UserError: a parameter has a dimension that its mesh axis does not divide.
+    """
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
+        shapes = jax.eval_shape(_initializer(init_model, trainable, optimizer), jax.random.key(0))
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: init_model(nnx.Rngs(0))))
+        shardings = nnx.get_named_sharding(shapes, mesh)
+    _check_divisible(shapes, shardings)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return graphdef, abstract, shardings
+
+
+def create_state(
+    init_model: InitModel,
+    *,
+    trainable: Any,
+    optimizer: optimizers.Optimizer,
+    key: jax.Array,
+    mesh: Mesh,
+    rules: Any = axes.RULES,
+) -> tuple[nnx.GraphDef, TrainState, TrainState]:
+    """(graph definition, state at step 0, shardings): every leaf is computed where it lives, no host copy."""
+    graphdef, _, shardings = abstract_state(
+        init_model, trainable=trainable, optimizer=optimizer, mesh=mesh, rules=rules
+    )
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
+        state = jax.jit(_initializer(init_model, trainable, optimizer), out_shardings=shardings)(key)
+    return graphdef, state, shardings
+
+
+def replace_params(state: TrainState, params: nnx.State) -> TrainState:
+    """`state` with other weights at birth; the average starts from them too, in buffers of its own."""
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, ema=ema)  # type: ignore[attr-defined]

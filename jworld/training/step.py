@@ -1,0 +1,138 @@
+"""One training step: gradients, clipping, the skip rule, the update, the average."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jworld import errors
+from jworld.training import optimizers
+from jworld.training import state as train_state
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TrainState = train_state.TrainState
+LossFn = Callable[[nnx.Module, Batch, jax.Array], tuple[jax.Array, Metrics]]
+GradFn = Callable[[nnx.State, nnx.State, Batch, jax.Array], tuple[tuple[jax.Array, Metrics], nnx.State]]
+
+CLIP_EPSILON = 1e-6
+
+
+def _microbatches(batch: Batch, count: int, batch_shardings: Mapping[str, NamedSharding]) -> Batch:
+    """[B, ...] -> [count, B/count, ...]: microbatch i has the rows i, i + count, ...
+
+    Strided, so that every device cuts its own rows and none move between devices.
+
+    Raises:
+      UserError: the batch does not divide.
+    """
+
+    def split(name: str, x: jax.Array) -> jax.Array:
+        if x.shape[0] % count:
+            raise errors.UserError(
+                f"config.optimizer.accumulate is {count}, which does not divide the batch of {x.shape[0]}"
+            )
+        x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+        sharding = batch_shardings[name]
+        return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec)))
+
+    return {name: split(name, x) for name, x in batch.items()}
+
+
+def _accumulated(grad_fn: GradFn, count: int, batch_shardings: Mapping[str, NamedSharding]) -> GradFn:
+    """Means over `count` microbatches, each with its own key, in the memory of one."""
+
+    def mean(
+        params: nnx.State, frozen: nnx.State, batch: Batch, key: jax.Array
+    ) -> tuple[tuple[jax.Array, Metrics], nnx.State]:
+        pieces = _microbatches(batch, count, batch_shardings)
+
+        def body(total: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            microbatch, index = piece
+            result = grad_fn(params, frozen, microbatch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, result), None
+
+        first = {name: x[0] for name, x in pieces.items()}
+        shapes = jax.eval_shape(grad_fn, params, frozen, first, key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(body, zeros, (pieces, jnp.arange(count)))
+        return jax.tree.map(lambda x: x / count, total)
+
+    return mean
+
+
+def _update(state: TrainState, grads: nnx.State, norm: jax.Array, optimizer: optimizers.Optimizer) -> TrainState:
+    config = optimizer.config
+    if config.clip_norm:
+        coefficient = jnp.minimum(1.0, config.clip_norm / (norm + CLIP_EPSILON))
+        grads = jax.tree.map(lambda g: g * coefficient.astype(g.dtype), grads)
+    updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = jax.tree.map(lambda e, p: config.ema_decay * e + (1 - config.ema_decay) * p, ema, params)
+    return state.replace(  # type: ignore[attr-defined]
+        params=params, opt_state=opt_state, ema=ema, skipped_in_row=jnp.zeros_like(state.skipped_in_row)
+    )
+
+
+def _skip(state: TrainState) -> TrainState:
+    return state.replace(  # type: ignore[attr-defined]
+        skipped=state.skipped + 1, skipped_in_row=state.skipped_in_row + 1
+    )
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    loss_fn: LossFn,
+    optimizer: optimizers.Optimizer,
+    *,
+    shardings: TrainState,
+    batch_shardings: Mapping[str, NamedSharding],
+    mesh: Mesh,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """The compiled `(state, batch, key) -> (state, metrics)`; the given state is consumed.
+
+    `key` is the run's and never changes: the step folds its own number into it, so a resumed run draws the same
+    noise. Call it under `jax.set_mesh(mesh)`. A step whose global gradient norm is not finite, or reaches
+    `skip_norm`, changes nothing but the counters. Metrics are float32 scalars on the device (counters int32):
+    loss, grad_norm (before clipping), learning_rate, skipped, skipped_in_row, and the loss's own.
+    """
+    config = optimizer.config
+    ceiling = config.skip_norm or float("inf")
+
+    def loss_of(params: nnx.State, frozen: nnx.State, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return loss_fn(nnx.merge(graphdef, params, frozen), batch, key)
+
+    grad_fn: GradFn = jax.value_and_grad(loss_of, has_aux=True)
+    if config.accumulate > 1:
+        grad_fn = _accumulated(grad_fn, config.accumulate, batch_shardings)
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        (loss, own_metrics), grads = grad_fn(state.params, state.frozen, batch, key)
+        norm = optax.global_norm(grads)
+        learning_rate = optimizer.schedule(state.step - state.skipped)
+        # A comparison with NaN is false: NaN, infinity and the ceiling itself all skip.
+        new = jax.lax.cond(norm < ceiling, lambda s: _update(s, grads, norm, optimizer), _skip, state)
+        new = new.replace(step=state.step + 1)
+        metrics = own_metrics | {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": jnp.asarray(learning_rate, jnp.float32),
+            "skipped": new.skipped,
+            "skipped_in_row": new.skipped_in_row,
+        }
+        return new, metrics
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, dict(batch_shardings), replicated),
+        out_shardings=(shardings, replicated),
+    )
