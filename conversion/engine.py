@@ -49,7 +49,7 @@ def import_tensors(
     seen: dict[str, set[int | None]] = {path: set() for path in shapes}
     problems: list[str] = []
     for name, tensor in tensors.items():
-        found = _match(name, rules)
+        found = match(name, rules)
         if found is None or found[0] not in shapes:
             problems.append(f"unexpected {name}")
             continue
@@ -77,7 +77,7 @@ def import_tensors(
     return filled
 
 
-def _match(
+def match(
     name: str, rules: Sequence[Rule]
 ) -> tuple[str, int | None, Callable[[np.ndarray], np.ndarray]] | None:
     for rule in rules:
