@@ -1,0 +1,64 @@
+import pathlib
+
+import golden_cases
+import numpy as np
+import pytest
+from parity_checks import cameras
+
+from jworld.cameras import actions, pose_strings
+from jworld.errors import UserError
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+def test_a_path_has_one_pose_per_latent() -> None:
+    path = pose_strings.path(" w-2, right-1.9,, ")
+    assert [actions.label_name(label) for label in path.action] == ["none", "forward", "forward", "yaw_right"]
+    assert path.w2c.shape == (4, 4, 4)
+    assert path.intrinsics.shape == (4, 3, 3)
+    np.testing.assert_allclose(path.w2c[2, :3, 3], [0, 0, -2 * pose_strings.STEP])
+
+
+@pytest.mark.parametrize("item", ["w", "w-x", "q-3", "w--3", "w-3-4", "w-", "w-nan", "w-inf", "W-3"])
+def test_the_bad_item_and_the_allowed_actions_are_named(item: str) -> None:
+    with pytest.raises(UserError) as error:
+        pose_strings.parse(f"a-1, {item}, s-2")
+    assert f"'{item}'" in str(error.value)
+    assert "w, s, d, a, right, left, up, down" in str(error.value)
+
+
+def test_key_timeline_gives_frame_0_to_the_first_command() -> None:
+    timeline = pose_strings.key_timeline("a-1, down-2")
+    assert timeline.tolist() == [[0, 1, 0, 0]] * 5 + [[0, 0, 0, -1]] * 8
+    with pytest.raises(UserError, match="whole number"):
+        pose_strings.key_timeline("a-1.5")
+
+
+def test_an_orbit_keeps_its_centre_in_view() -> None:
+    c2w = pose_strings.trajectory([pose_strings.Motion(third_yaw=0.3)] * 4)
+    np.testing.assert_allclose(c2w[:, :3, 3] + c2w[:, :3, 2], [[0, 0, 1]] * 5, atol=1e-12)
+
+
+def golden_error() -> float:
+    return cameras.pose_strings_check(golden_cases.GoldenCase(GOLDEN / "worldplay" / "pose_strings"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ORBIT_RADIUS", 2.0), ("_about_x", pose_strings._about_y), ("_about_y", pose_strings._about_x)],
+)
+def test_golden_check_notices_another_convention(name: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pose_strings, name, value)
+    assert golden_error() > 1e-2
+
+
+def test_golden_check_notices_another_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pose_strings.MOTIONS, "w", pose_strings.Motion(forward=0.07))
+    assert golden_error() > 1e-2
+
+
+@pytest.mark.parametrize("threshold", [{"min_translation": 1e-5}, {"min_rotation_degrees": 4.0}])
+def test_golden_check_notices_another_threshold(threshold: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = actions.labels_from_poses
+    monkeypatch.setattr(actions, "labels_from_poses", lambda w2c, **options: original(w2c, **{**options, **threshold}))
+    assert golden_error() > 1e-2
