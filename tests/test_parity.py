@@ -45,13 +45,7 @@ PENDING = {
     "vae/cogvideox",
     "vae/hunyuan15",
     "vae/wan",
-    "worldplay/loss",
-    "worldplay/muon",
-    "worldplay/rollout_ar",
     "worldplay/rollout_bidirectional",
-    "worldplay/transformer_ar_train",
-    "worldplay/transformer_bidirectional",
-    "worldplay/transformer_plain",
     "worldplay/vae",
 }
 
