@@ -88,8 +88,8 @@ def build_example(
 class SampleWindow(grain.transforms.RandomMap):
     """Record -> example; every draw comes from the generator that Grain seeds per position.
 
-    element {"record": dict, "position": count within this process} -> the entries of `build_example`.
-    `curriculum` holds (first_step, max_frames) pairs; the step is position // batch_per_process.
+    element {"record": dict, "position": count over all processes} -> the entries of `build_example`.
+    `curriculum` holds (first_step, max_frames) pairs; the step is position // global_batch.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class SampleWindow(grain.transforms.RandomMap):
         text_tokens: int,
         glyph_tokens: int | None,
         text_store: TextStore,
-        batch_per_process: int,
+        global_batch: int,
         chunk: int = 4,
     ) -> None:
         memory.check_sizes(memory_frames=memory_frames, temporal_context=temporal_context, chunk=chunk)
@@ -127,11 +127,11 @@ class SampleWindow(grain.transforms.RandomMap):
         self._text_tokens = text_tokens
         self._glyph_tokens = glyph_tokens
         self._text_store = text_store
-        self._batch_per_process = batch_per_process
+        self._global_batch = global_batch
 
     def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = element["record"]
-        max_frames = max_frames_at(element["position"] // self._batch_per_process, self._curriculum)
+        max_frames = max_frames_at(element["position"] // self._global_batch, self._curriculum)
         prompt = NEGATIVE_PROMPT if rng.random() < self._text_dropout else int(record["prompt"])
         indices, is_memory = sample_indices(rng, w2c=record["w2c"], max_frames=max_frames, **self._sampling)
         return build_example(

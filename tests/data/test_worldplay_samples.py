@@ -53,7 +53,7 @@ def transform(**options: Any) -> worldplay.SampleWindow:
             "text_tokens": 5,
             "glyph_tokens": 2,
             "text_store": Store(),
-            "batch_per_process": 4,
+            "global_batch": 4,
             **options,
         }
     )

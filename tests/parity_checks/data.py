@@ -85,7 +85,7 @@ def _item_error(case: golden_cases.GoldenCase, name: str, item: dict[str, Any]) 
         text_tokens=case.inputs["prompt_mask"].shape[1],
         glyph_tokens=case.inputs["byt5_text_mask"].shape[1],
         text_store=Prompts(case.inputs),
-        batch_per_process=1,
+        global_batch=1,
     )
     record = make_record(case, uses_action_json=item["uses_action_json"])
     rng: Any = ScriptedGenerator(item["first_two_draws"], item.get("current_frame_idx"))
