@@ -1,0 +1,205 @@
+"""A scripted explorer: where to walk in a world of walls, what to hold down, where to look back.
+
+A world is known to the explorer by its walls alone. The floor plane has the axes x and z of the OpenCV convention seen
+from above; a pose is (x, z, yaw), yaw in radians, positive to the right, yaw 0 looks along +z.
+"""
+
+import dataclasses
+import math
+from typing import Protocol
+
+import numpy as np
+
+BLOCK = 4  # frames of one latent: an action is held for this many
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Motion:
+    """What one frame of a held action does: `step` units of walking, `turn` degrees of yaw; `margin` to every wall."""
+
+    step: float
+    turn: float
+    margin: float
+
+
+class World(Protocol):
+    """A world that can be explored and looked at."""
+
+    motion: Motion
+    walls: np.ndarray  # float64 [S, 2, 2]: the end points (x, z) of every wall that stops a walker
+
+    def start(self, rng: np.random.Generator) -> np.ndarray:
+        """A random free pose [3]."""
+        ...
+
+    def render(self, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Look from poses [T, 3] -> frames uint8 [T, H, W, 3], true w2c [T, 4, 4], intrinsics [T, 4]."""
+        ...
+
+    def caption(self, poses: np.ndarray) -> str:
+        """The walk in words."""
+        ...
+
+
+def world_to_camera(x: float, y: float, z: float, yaw: float) -> np.ndarray:
+    """w2c float64 [4, 4] of a level camera at (x, y, z)."""
+    sin, cos = math.sin(yaw), math.cos(yaw)
+    rotation = np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
+    w2c = np.eye(4)
+    w2c[:3, :3] = rotation
+    w2c[:3, 3] = -rotation @ (x, y, z)
+    return w2c
+
+
+def clearance(points: np.ndarray, walls: np.ndarray) -> np.ndarray:
+    """Distance of points [N, 2] to the nearest of walls [S, 2, 2] -> [N]."""
+    start, along = walls[:, 0], walls[:, 1] - walls[:, 0]
+    offset = points[:, None] - start
+    share = np.clip((offset * along).sum(-1) / (along * along).sum(-1), 0.0, 1.0)
+    return np.sqrt(((offset - share[..., None] * along) ** 2).sum(-1)).min(1)
+
+
+def follow(pose: np.ndarray, action: str, motion: Motion) -> np.ndarray:
+    """The poses [4, 3] of the four frames that an action held from `pose` leads to, walls not considered."""
+    keys = action.split("+")
+    turn = math.radians(motion.turn) * (("yaw_right" in keys) - ("yaw_left" in keys))
+    ahead, aside = ("forward" in keys) - ("backward" in keys), ("right" in keys) - ("left" in keys)
+    step = motion.step / max(1.0, math.hypot(ahead, aside))
+    poses = np.empty((BLOCK, 3))
+    x, z, yaw = pose
+    for i in range(BLOCK):
+        yaw += turn
+        x += step * (ahead * math.sin(yaw) + aside * math.cos(yaw))
+        z += step * (ahead * math.cos(yaw) - aside * math.sin(yaw))
+        poses[i] = x, z, yaw
+    return poses
+
+
+def run_script(world: World, pose: np.ndarray, actions: list[str]) -> np.ndarray | None:
+    """Poses [1 + 4 * len(actions), 3] of a script of held actions, or None where a wall is in the way."""
+    poses = [pose[None]]
+    for action in actions:
+        poses.append(follow(poses[-1][-1], action, world.motion))
+    path = np.concatenate(poses)
+    return path if clearance(path[:, :2], world.walls).min() >= world.motion.margin else None
+
+
+class Explorer:
+    """Walks for a given number of blocks: `actions` and `poses` grow by one block at a time.
+
+    Walks towards open space, turns both ways, sidesteps, waits, and often does something that brings the same view
+    back: it turns away and back, or walks out and back. A block that a wall would stop is never begun, so every label
+    is what really happened.
+    """
+
+    def __init__(self, world: World, rng: np.random.Generator, *, blocks: int) -> None:
+        self.world = world
+        self.rng = rng
+        self.blocks = blocks
+        self.actions: list[str] = []
+        self.poses = world.start(rng)[None]
+        self.near = 18 * world.motion.step  # a wall this close fills the view
+        while self.depth() < 2 * self.near:
+            self.poses = world.start(rng)[None]
+
+    def explore(self) -> tuple[np.ndarray, list[str]]:
+        """-> poses [1 + 4 * blocks, 3] and the action of every block."""
+        segments = (self.walk, self.look_away_and_back, self.walk_out_and_back, self.sidestep, self.turn, self.wait)
+        chances = (0.58, 0.14, 0.11, 0.09, 0.04, 0.04)
+        while len(self.actions) < self.blocks:
+            if self.depth() < self.near:
+                self.face_open_space(180.0)
+            begun = len(self.actions)
+            if clearance(self.poses[-1:, :2], self.world.walls)[0] < 0.7 * self.near:
+                self.walk()  # in a doorway or along a wall there is little to see
+            else:
+                segments[self.rng.choice(len(segments), p=chances)]()
+            if len(self.actions) == begun:
+                self.hold(self.shuffled("yaw_left", "yaw_right")[0], int(self.rng.integers(1, 4)))
+        return self.poses, self.actions
+
+    def hold(self, action: str, blocks: int) -> int:
+        """Hold an action for up to `blocks` blocks; -> how many were possible."""
+        for done in range(blocks):
+            path = follow(self.poses[-1], action, self.world.motion)
+            blocked = clearance(path[:, :2], self.world.walls).min() < self.world.motion.margin
+            if blocked or len(self.actions) >= self.blocks:
+                return done
+            self.poses = np.concatenate([self.poses, path])
+            self.actions.append(action)
+        return blocks
+
+    def depth(self, turn: float = 0.0) -> float:
+        """How far one can walk in the direction `turn` radians from straight ahead."""
+        x, z, yaw = self.poses[-1]
+        distances = np.arange(1, 41) * 3 * self.world.motion.step
+        points = np.array([x, z]) + distances[:, None] * [math.sin(yaw + turn), math.cos(yaw + turn)]
+        blocked = clearance(points, self.world.walls) < self.world.motion.margin
+        return float(distances[blocked.argmax()] if blocked.any() else distances[-1])
+
+    def shuffled(self, first: str, second: str) -> tuple[str, str]:
+        """The two in random order."""
+        return (first, second) if self.rng.random() < 0.5 else (second, first)
+
+    def face_open_space(self, limit: float) -> None:
+        """Turn to a heading within `limit` degrees, chosen at random with a liking for free depth."""
+        per_block = BLOCK * self.world.motion.turn
+        reach = int(limit / per_block)
+        blocks = np.arange(-reach, reach + 1)
+        depths = np.array([self.depth(math.radians(b * per_block)) for b in blocks])
+        weights = depths**3 * (0.05 + np.cos(np.radians(blocks * per_block / 2)) ** 6)
+        chosen = int(self.rng.choice(blocks, p=weights / weights.sum()))
+        self.hold("yaw_right" if chosen > 0 else "yaw_left", abs(chosen))
+
+    def walk(self) -> None:
+        """Go ahead, now and then in a curve, and steer round what is near."""
+        if self.depth() < 1.5 * self.near:
+            self.face_open_space(100.0)
+        remaining = int(self.rng.integers(5, 15))
+        while remaining > 0:
+            if self.depth() < self.near:
+                return
+            length = min(remaining, int(self.rng.integers(2, 6)))
+            action = "forward"
+            if self.rng.random() < 0.35:
+                side = "yaw_right" if self.depth(math.radians(40)) > self.depth(-math.radians(40)) else "yaw_left"
+                action, length = f"forward+{side}", min(length, 3)
+            if self.hold(action, length) < length:
+                return
+            remaining -= length
+
+    def look_away_and_back(self) -> None:
+        """Turn away by 45 to 120 degrees, perhaps wait or step aside and return, then turn back exactly."""
+        per_block = BLOCK * self.world.motion.turn
+        blocks = max(1, round(float(self.rng.uniform(45.0, 120.0)) / per_block))
+        there, back = self.shuffled("yaw_left", "yaw_right")
+        sign = 1 if there == "yaw_right" else -1
+        if self.depth(sign * math.radians(blocks * per_block)) < self.near:
+            there, back = back, there
+        self.hold(there, blocks)
+        choice = self.rng.random()
+        if choice < 0.2:
+            self.wait()
+        elif choice < 0.4:
+            self.walk_out_and_back()
+        self.hold(back, blocks)
+
+    def walk_out_and_back(self) -> None:
+        """Go ahead (or back) some blocks and return to the same place."""
+        there, back = ("forward", "backward") if self.depth() > 2 * self.near else ("backward", "forward")
+        self.hold(back, self.hold(there, int(self.rng.integers(2, 6))))
+
+    def sidestep(self) -> None:
+        """Strafe, half of the time with the way back."""
+        there, back = self.shuffled("left", "right")
+        done = self.hold(there, int(self.rng.integers(2, 5)))
+        if self.rng.random() < 0.5:
+            self.hold(back, done)
+
+    def turn(self) -> None:
+        """Look for another way."""
+        self.face_open_space(120.0)
+
+    def wait(self) -> None:
+        """Stand still."""
+        self.hold("none", int(self.rng.integers(1, 3)))

@@ -1,0 +1,191 @@
+"""A small ray-cast world: flat coloured rooms joined by doors, a new map for every seed, exact pinhole cameras.
+
+Nothing but numpy. Pictures are smooth on purpose (no texture, anti-aliased edges), so that a small model learns them.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from jworld.data.recording import explorer
+
+FPS = 16.0
+FOCAL = 0.5  # of the image width: a horizontal field of view of 90 degrees
+EYE = 1.0  # units from the eye to the floor and to the ceiling
+THICKNESS = 0.3
+DOOR = 1.5
+SUPERSAMPLING = 2
+
+# Name and colour (RGB) of the walls that face x, then of the walls that face z.
+PALETTES = (
+    (("red", (205, 50, 45)), ("golden", (230, 180, 60))),
+    (("blue", (50, 80, 200)), ("sky-blue", (100, 190, 230))),
+    (("green", (40, 145, 65)), ("lime", (170, 205, 70))),
+    (("purple", (125, 60, 170)), ("pink", (230, 130, 185))),
+    (("orange", (230, 115, 35)), ("cream", (240, 215, 165))),
+    (("teal", (20, 135, 135)), ("white", (225, 230, 230))),
+    (("brown", (125, 80, 50)), ("tan", (200, 165, 115))),
+    (("slate", (85, 90, 110)), ("yellow", (240, 225, 80))),
+    (("magenta", (190, 40, 120)), ("mint", (140, 220, 175))),
+)
+FRAME = (70, 58, 50)
+# How light a wall is by the direction it faces: +x, -x, +z, -z.
+LIGHT = {(1, 0): 1.0, (-1, 0): 0.82, (0, 1): 0.94, (0, -1): 0.76}
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """A rectangle of floor and its palette."""
+
+    x0: float
+    x1: float
+    z0: float
+    z1: float
+    palette: int
+
+
+class Rooms:
+    """3 x 3 rooms of different sizes behind a `World`; the same seed gives the same map."""
+
+    motion = explorer.Motion(step=0.06, turn=2.0, margin=0.35)
+
+    def __init__(self, seed: int | list[int], *, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        rng = np.random.default_rng(seed)
+        self.rooms = _floor_plan(rng)
+        self.doors = _choose_doors(self.rooms, rng)
+        segments = _build_walls(self.rooms, self.doors)
+        self.walls = np.array([segment[0] for segment in segments])
+        self._colour = np.array([segment[1] for segment in segments], np.float32)
+        # Ends of a wall that are corners of its room are a little darker; ends at a door are not.
+        self._is_corner = np.array([segment[2] for segment in segments])
+
+    def start(self, rng: np.random.Generator) -> np.ndarray:
+        """A pose in some room, away from its walls."""
+        room = self.rooms[rng.integers(len(self.rooms))]
+        x, z = rng.uniform(room.x0 + 0.8, room.x1 - 0.8), rng.uniform(room.z0 + 0.8, room.z1 - 0.8)
+        return np.array([x, z, rng.uniform(-np.pi, np.pi)])
+
+    def caption(self, poses: np.ndarray) -> str:
+        """Names the rooms in the order of the walk."""
+        visited: list[str] = []
+        for x, z, _ in poses:
+            for room in self.rooms:
+                (first, _), (second, _) = PALETTES[room.palette]
+                name = f"{first} and {second}"
+                if room.x0 <= x <= room.x1 and room.z0 <= z <= room.z1 and name not in visited:
+                    visited.append(name)
+        return f"First-person view of plain coloured rooms: {', then '.join(visited)} walls."
+
+    def render(self, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `World.render`; the camera's y is 0, the floor is at y = 1 and the ceiling at y = -1."""
+        focal_y = FOCAL * self.width / self.height
+        frames = np.empty((len(poses), self.height, self.width, 3), np.uint8)
+        background = _background(self.height, focal_y)
+        for i, pose in enumerate(poses):
+            frames[i] = self._look(pose, background, focal_y * self.height)
+        w2c = np.stack([explorer.world_to_camera(x, 0.0, z, yaw) for x, z, yaw in poses])
+        return frames, w2c, np.tile([FOCAL, focal_y, 0.5, 0.5], (len(poses), 1))
+
+    def _look(self, pose: np.ndarray, background: np.ndarray, focal: float) -> np.ndarray:
+        """One frame uint8 [H, W, 3] over background [H, 1, 3]; `focal` in pixels."""
+        depth, colour = self._cast(pose)
+        half = (EYE * focal / depth).astype(np.float32)
+        rows = np.abs(np.arange(self.height, dtype=np.float32) + 0.5 - self.height / 2)
+        covered = np.clip(half - rows[:, None] + 0.5, 0.0, 1.0).reshape(self.height, self.width, SUPERSAMPLING)
+        covered *= np.float32(1 / SUPERSAMPLING)
+        colour = colour.reshape(self.width, SUPERSAMPLING, 3)
+        frame = background * (1.0 - covered.sum(-1, keepdims=True))
+        for k in range(SUPERSAMPLING):
+            frame += covered[:, :, k, None] * colour[:, k]
+        return (frame + 0.5).astype(np.uint8)
+
+    def _cast(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Depth along the optical axis [R] and wall colour [R, 3] for the R supersampled columns."""
+        count = self.width * SUPERSAMPLING
+        slope = ((np.arange(count) + 0.5) / count - 0.5) / FOCAL
+        sin, cos = np.sin(pose[2]), np.cos(pose[2])
+        corners = (self.walls - pose[:2]) @ np.array([[cos, sin], [-sin, cos]])
+        start, along = corners[:, 0], corners[:, 1] - corners[:, 0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = slope * along[:, 1:] - along[:, :1]
+            depth = (start[:, :1] * along[:, 1:] - start[:, 1:] * along[:, :1]) / scale
+            share = (start[:, :1] - start[:, 1:] * slope) / scale
+            depth = np.where((depth > 1e-3) & (share >= 0) & (share <= 1), depth, np.inf)
+        nearest, ray = depth.argmin(0), np.arange(count)
+        depth, share = depth[nearest, ray], share[nearest, ray]
+        length = np.linalg.norm(along, axis=-1)[nearest]
+        distances = np.stack([share, 1 - share], -1) * length[:, None]
+        corner = np.where(self._is_corner[nearest], np.exp(-distances / 0.35), 0.0).sum(-1)
+        light = (1 - 0.3 * corner) / (1 + 0.05 * depth * np.hypot(slope, 1.0))
+        return depth, (self._colour[nearest] * light[:, None]).astype(np.float32)
+
+
+def _background(height: int, focal_y: float) -> np.ndarray:
+    """Ceiling and floor, float32 [H, 1, 3], darker with distance; both depend on the row only."""
+    rows = (np.arange(height) + 0.5) / height - 0.5
+    nearness = np.clip(np.abs(rows) / (0.5 / focal_y) / 1.5, 0.0, 1.0)[:, None]
+    ceiling = np.array([120, 122, 130]) + nearness * np.array([85, 85, 80])
+    floor = np.array([38, 38, 44]) + nearness * np.array([42, 40, 38])
+    return np.where(rows[:, None] < 0, ceiling, floor).astype(np.float32)[:, None]
+
+
+def _floor_plan(rng: np.random.Generator) -> list[Room]:
+    xs = np.concatenate([[0.0], np.cumsum(rng.uniform(3.4, 5.2, 3) + THICKNESS)])
+    zs = np.concatenate([[0.0], np.cumsum(rng.uniform(3.4, 5.2, 3) + THICKNESS)])
+    palettes = rng.permutation(len(PALETTES))
+    return [
+        Room(xs[i], xs[i + 1] - THICKNESS, zs[j], zs[j + 1] - THICKNESS, int(palettes[3 * j + i]))
+        for j in range(3)
+        for i in range(3)
+    ]
+
+
+def _choose_doors(rooms: list[Room], rng: np.random.Generator) -> dict[tuple[int, int], float]:
+    """Doors (room, next room along x or z) -> centre: a random tree that joins all rooms, and a quarter of the other pairs."""
+    pairs = [(r, r + 1) for r in range(9) if r % 3 < 2] + [(r, r + 3) for r in range(6)]
+    group = list(range(9))
+    doors = {}
+    for k in rng.permutation(len(pairs)):
+        a, b = pairs[k]
+        room = rooms[a]
+        low, high = (room.z0, room.z1) if b == a + 1 else (room.x0, room.x1)
+        centre, extra = rng.uniform(low + 0.4 + DOOR / 2, high - 0.4 - DOOR / 2), rng.random() < 0.25
+        if group[a] != group[b] or extra:
+            doors[a, b] = float(centre)
+            group = [group[a] if g == group[b] else g for g in group]
+    return doors
+
+
+Segment = tuple[list[list[float]], np.ndarray, list[bool]]
+
+
+def _build_walls(rooms: list[Room], doors: dict[tuple[int, int], float]) -> list[Segment]:
+    """All wall segments: end points, colour, and which ends are corners of the room."""
+    segments: list[Segment] = []
+    for r, room in enumerate(rooms):
+        (_, facing_x), (_, facing_z) = PALETTES[room.palette]
+        sides = (
+            ((1, 0), facing_x, room.x0, (room.z0, room.z1), (r - 1, r)),
+            ((-1, 0), facing_x, room.x1, (room.z0, room.z1), (r, r + 1)),
+            ((0, 1), facing_z, room.z0, (room.x0, room.x1), (r - 3, r)),
+            ((0, -1), facing_z, room.z1, (room.x0, room.x1), (r, r + 3)),
+        )
+        for normal, rgb, at, (low, high), pair in sides:
+            colour = np.array(rgb) * LIGHT[normal]
+            if pair not in doors:
+                segments.append((_side(normal, at, low, high), colour, [True, True]))
+                continue
+            edges = doors[pair] - DOOR / 2, doors[pair] + DOOR / 2
+            segments.append((_side(normal, at, low, edges[0]), colour, [True, False]))
+            segments.append((_side(normal, at, edges[1], high), colour, [False, True]))
+            if pair[0] == r:
+                for edge, facing in zip(edges, ((1, 1), (-1, -1)), strict=True):
+                    along = (0, facing[1]) if normal[0] else (facing[0], 0)
+                    jamb = _side(along, edge, at, at + THICKNESS)
+                    segments.append((jamb, np.array(FRAME) * LIGHT[along], [False, False]))
+    return segments
+
+
+def _side(normal: tuple[int, int], at: float, low: float, high: float) -> list[list[float]]:
+    return [[at, low], [at, high]] if normal[0] else [[low, at], [high, at]]
