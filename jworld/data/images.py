@@ -16,10 +16,13 @@ def resize(frames: np.ndarray, *, width: int, height: int) -> np.ndarray:
     """
     if frames.shape[-3:-1] == (height, width):
         return frames
+    *lead, old_height, old_width, colours = frames.shape
+    if old_height % height == 0 and old_width % width == 0:
+        blocks = frames.reshape(*lead, height, old_height // height, width, old_width // width, colours)
+        return np.rint(blocks.mean(axis=(-4, -2), dtype=np.float32)).astype(np.uint8)
     flat = frames.reshape(-1, *frames.shape[-3:])
-    # Pillow's box filter is the exact block average wherever the sizes divide.
     small = [PIL.Image.fromarray(frame).resize((width, height), PIL.Image.Resampling.BOX) for frame in flat]
-    return np.stack([np.asarray(image) for image in small]).reshape(*frames.shape[:-3], height, width, 3)
+    return np.stack([np.asarray(image) for image in small]).reshape(*lead, height, width, 3)
 
 
 def thumbnail_tokens(image: np.ndarray) -> np.ndarray:

@@ -25,21 +25,9 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> records.Record: ...
 
 
-class Transform(Protocol):
-    """Makes one example (the rows of a batch) of one record.
-
-    `position` counts the examples of the whole run, over all processes: position // global_batch is the training step.
-    `generator` is seeded by the pipeline's seed and the position.
-    """
-
-    def __call__(
-        self, record: records.Record, *, position: int, generator: np.random.Generator
-    ) -> dict[str, np.ndarray]: ...
-
-
 def make_dataset(
     source: Source,
-    transform: Transform,
+    transform: grain.transforms.RandomMap,
     spec: Mapping[str, records.ArraySpec],
     *,
     global_batch: int,
@@ -52,25 +40,24 @@ def make_dataset(
 ) -> "BatchIterator":
     """Endless batches of this process, numpy, with exactly the arrays of `spec` plus "index" [B] int32.
 
-    `spec` describes the global batch. `shuffle=False` takes the records in order (a held-out loss: the same first
-    batches from every fresh iterator). At most `prefetch` batches are read ahead by `num_threads` threads; workers in
-    processes of their own would copy every batch once more and gain nothing for records that need no decoding.
+    `transform` makes one example (one row of a batch) of {"record": dict, "position": int}. Positions count the
+    examples of the whole run over all processes: position // global_batch is the training step. The transform's
+    generator is seeded by `seed` and the position. `spec` describes the global batch.
+
+    `shuffle=False` takes the records in order (a held-out loss: the same first batches from every fresh iterator). At
+    most `prefetch` batches are read ahead by `num_threads` threads; workers in processes of their own would copy every
+    batch once more and gain nothing for records that need no decoding.
     """
     if global_batch < 1 or global_batch % process_count:
         raise UserError(
             f"global_batch is {global_batch}, expected a multiple of the {process_count} processes: change global_batch"
         )
-
-    def example(item: tuple[int, records.Record], generator: np.random.Generator) -> dict[str, np.ndarray]:
-        position, record = item
-        sample = transform(record, position=position, generator=generator)
-        return {**sample, "index": np.asarray(record["index"], np.int32)}
-
     dataset = grain.MapDataset.source(source).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()
     # The slice comes last, so that positions, and the seeds made of them, do not depend on the number of processes.
-    dataset = dataset.repeat(None).map_with_index(lambda position, record: (position, record)).random_map(example)
+    dataset = dataset.repeat(None).map_with_index(lambda position, record: {"record": record, "position": position})
+    dataset = dataset.random_map(transform)
     dataset = dataset.batch(global_batch // process_count, drop_remainder=True, batch_fn=_stack)
     dataset = dataset[process_index::process_count]
     iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
@@ -111,8 +98,8 @@ class BatchIterator(Iterator[Batch]):
         for key, value in self._identity.items():
             if state.get(key) != value:
                 raise UserError(
-                    f"data position of the checkpoint: {key} is {state.get(key)!r}, this run has {value!r}: resume with "
-                    "the data and settings that the run began with, or start in a new folder"
+                    f"data position of the checkpoint: {key} is {state.get(key)!r}, this run has {value!r}: resume "
+                    "with the data and settings that the run began with, or start in a new folder"
                 )
         if type(state.get("next_batch")) is not int or state["next_batch"] < 0:
             raise UserError(
@@ -131,8 +118,8 @@ def _stack(samples: Sequence[dict[str, np.ndarray]]) -> Batch:
             if row is None or row.shape != np.shape(first):
                 found = "missing" if row is None else f"of shape {list(row.shape)}"
                 raise UserError(
-                    f"example of record {int(sample['index'])}: '{name}' is {found}, expected {list(np.shape(first))} as "
-                    "in the other examples: every clip must give the same shapes"
+                    f"example of record {int(sample['index'])}: '{name}' is {found}, expected {list(np.shape(first))} "
+                    "as in the other examples: every clip must give the same shapes"
                 )
         batch[name] = np.stack(rows)  # type: ignore[arg-type]
     return batch
@@ -147,6 +134,6 @@ def _check_batch(batch: Batch, expected: Mapping[str, tuple[tuple[int, ...], np.
         array = batch[name]
         if array.shape != shape or array.dtype != dtype:
             raise UserError(
-                f"batch entry '{name}' is {array.dtype} {list(array.shape)}, the model expects {dtype} {list(shape)}: run "
-                "precompute again with the settings of the model, or pick the config that fits the data"
+                f"batch entry '{name}' is {array.dtype} {list(array.shape)}, the model expects {dtype} {list(shape)}: "
+                "run precompute again with the settings of the model, or pick the config that fits the data"
             )

@@ -333,7 +333,7 @@ class RecordSource:
         if short:
             i, number = short[0], len(short)
             raise UserError(
-                f"clip '{self.episodes[i]}' ({self._files[i]}, record {i}) has {self.clips[i]} latent frames, the model "
-                f"needs {min_frames} ({number} of {len(self)} clips are too short): record longer episodes or lower the "
-                "window"
+                f"clip '{self.episodes[i]}' ({self._files[i]}, record {i}) has {self.clips[i]} latent frames, the "
+                f"model needs {min_frames} ({number} of {len(self)} clips are too short): record longer episodes or "
+                "lower the window"
             )

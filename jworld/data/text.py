@@ -19,6 +19,7 @@ import safetensors.numpy
 from jworld.errors import UserError
 
 HASHED_WORDS_FAMILY = "hashed-words"
+_KINDS = ("text_states", "glyph_states")
 
 
 def write_text_store(
@@ -45,28 +46,25 @@ class TextStore:
         except safetensors.SafetensorError as error:
             raise UserError(f"text store {path} is corrupt ({error}): run precompute again") from error
         names = set(self._file.keys())
-        for i in range(num_prompts):
-            for name in (f"text_states.{i}", f"glyph_states.{i}"):
-                if name not in names or len(self._file.get_slice(name).get_shape()) != 2:
-                    raise UserError(
-                        f"text store {path}: key '{name}' is missing or not [tokens, width]: run precompute again"
-                    )
+        for name in (f"{kind}.{i}" for kind in _KINDS for i in range(num_prompts)):
+            if name not in names or len(self._file.get_slice(name).get_shape()) != 2:
+                raise UserError(f"text store {path}: '{name}' is missing or not [tokens, width]: run precompute again")
         self._num_prompts = num_prompts
 
     def __len__(self) -> int:
         return self._num_prompts
 
-    def prompt(self, index: int) -> dict[str, np.ndarray]:
+    def prompt(self, row: int, /) -> dict[str, np.ndarray]:
         """{"text_states": [S_i, Dt], "glyph_states": [G_i, Dg]}, bfloat16."""
-        return {name: self._file.get_tensor(f"{name}.{index}") for name in ("text_states", "glyph_states")}
+        return {name: self._file.get_tensor(f"{name}.{row}") for name in _KINDS}
 
 
 def hashed_words(prompt: str, *, dim: int) -> np.ndarray:
     """Prompt -> float32 [S, dim]: one token that is the same in every prompt, then one per lower-cased word.
 
-    A word's vector is drawn with unit variance from a generator seeded by the word. A stand-in for a language model where
-    none is installed: captions that differ are told apart, but the model must learn every word by itself. The leading
-    token means that the empty prompt, too, has something to attend to.
+    A word's vector is drawn with unit variance from a generator seeded by the word. A stand-in for a language model
+    where none is installed: captions that differ are told apart, but the model must learn every word by itself. The
+    leading token means that the empty prompt, too, has something to attend to.
     """
     words = ["", *re.findall(r"\w+", prompt.lower())]
     return np.stack([_word_vector(word, dim) for word in words])

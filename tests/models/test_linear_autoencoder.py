@@ -115,7 +115,10 @@ def test_refused_files(codec, tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(UserError, match="not a saved linear codec"):
         linear.LinearAutoencoder.load(path)
-    safetensors.numpy.save_file(codec.weights, path, metadata={"family": "other"})
+    safetensors.numpy.save_file(codec.weights, path)
+    with pytest.raises(UserError, match="not a saved linear codec"):
+        linear.LinearAutoencoder.load(path)
+    safetensors.numpy.save_file(codec.weights, path, metadata={"autoencoder": '{"family": "other"}'})
     with pytest.raises(UserError, match="family is 'other'"):
         linear.LinearAutoencoder.load(path)
     wrong = {**codec.weights, "first.mean": np.zeros(3, np.float32)}

@@ -132,7 +132,8 @@ class LinearAutoencoder:
         """Write one safetensors file, complete or not at all."""
         path = pathlib.Path(path)
         temporary = path.with_name(path.name + ".tmp")
-        metadata = {"family": FAMILY, "config": json.dumps(dataclasses.asdict(self.config), sort_keys=True)}
+        # One key only: safetensors writes several in random order, and equal codecs should be equal files.
+        metadata = {"autoencoder": json.dumps({"family": FAMILY, **dataclasses.asdict(self.config)}, sort_keys=True)}
         safetensors.numpy.save_file(self.weights, temporary, metadata=metadata)
         os.replace(temporary, path)
 
@@ -144,14 +145,13 @@ class LinearAutoencoder:
             raise UserError(f"codec file {path} does not exist: give the autoencoder.safetensors of a data set")
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
+                settings = json.loads((file.metadata() or {})["autoencoder"])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-            if metadata.get("family") != FAMILY:
-                raise UserError(
-                    f"codec file {path}: family is {metadata.get('family')!r}, expected '{FAMILY}': give a linear codec"
-                )
-            config = LinearConfig(**json.loads(metadata["config"]))
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            family = settings.pop("family")
+            if family != FAMILY:
+                raise UserError(f"codec file {path}: family is {family!r}, expected '{FAMILY}': give a linear codec")
+            config = LinearConfig(**settings)
+        except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"codec file {path} is not a saved linear codec ({error}): fit it again") from error
         return cls(config, weights)
 
