@@ -70,7 +70,11 @@ class Run:
         self.optimizer = optimizers.make_optimizer(
             optimizers.OptimizerConfig.from_section({"name": "adamw", "learning_rate": 0.01} | optimizer), steps=steps
         )
-        self.init = dict(init_model=lambda rngs: Toy(width, rngs=rngs), trainable=trainable, optimizer=self.optimizer)
+        self.init: dict[str, Any] = {
+            "init_model": lambda rngs: Toy(width, rngs=rngs),
+            "trainable": trainable,
+            "optimizer": self.optimizer,
+        }
         self.graphdef, self.state, shardings = state.create_state(**self.init, key=jax.random.key(0), mesh=self.mesh)
         self.batch_shardings = {name: axes.sharding(self.mesh, ("batch",)) for name in ("x", "y", "scale")}
         self.train_step = step.make_train_step(

@@ -1,0 +1,357 @@
+"""Checkpoints: saved in the background, restored onto any mesh, every leaf verified.
+
+`<directory>/<step>/` holds the items `params`, `ema` (with averaging), `rest` (step, optimizer, counters), `data` (the
+data iterator's position) and `checksums`; `<directory>/frozen/0/` holds the frozen parameters, written once.
+"""
+
+import json
+import pathlib
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from jworld import errors
+from jworld.training import checksums, storage
+from jworld.training import state as train_state
+
+TrainState = train_state.TrainState
+
+FROZEN = "frozen"
+PARTIAL = "*.orbax-checkpoint-tmp*"
+_READING = ocp.CheckpointManagerOptions(create=False)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What is saved at every step, by item."""
+    rest = {"step": state.step, "opt_state": state.opt_state}
+    rest |= {"skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
+    items = {"params": state.params, "rest": rest}
+    return items if state.ema is None else items | {"ema": state.ema}
+
+
+def _json_checksum(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(
+        self, directory: pathlib.Path, *, interval: int = 1000, max_to_keep: int = 3, create: bool = True
+    ) -> None:
+        """Open `directory` for a run, or with `create=False` for reading.
+
+        Raises:
+          UserError: it is opened for reading and holds no checkpoint.
+        """
+        self.directory = directory.absolute()
+        self.interval = interval
+        self._restored: int | None = None
+        if not create and not self.directory.is_dir():
+            raise errors.UserError(f"there are no checkpoints: the folder {directory} does not exist; train first")
+        storage.install()
+        # Only a writer may clean up: a reader would take away what a run beside it is writing.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=max_to_keep, create=create, cleanup_tmp_directories=create, enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is None:
+            self.close()
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return max(self._manager.all_steps(), default=None)
+
+    def due(self, step: int) -> bool:
+        """True for the steps at which the configured interval asks for a checkpoint."""
+        return step % self.interval == 0
+
+    def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
+        """Save `state` under its step, with the data iterator's JSON state; returns before the files are written.
+
+        The state may be donated afterwards. A step that is already there is left alone.
+
+        Raises:
+          UserError: the disk is full, now or in the save before.
+        """
+        step = int(state.step)
+        self.wait()
+        self._forget_abandoned()
+        if step in self._manager.all_steps():
+            return
+        items, frozen = _items(state), state.frozen
+        with_frozen = bool(jax.tree.leaves(frozen)) and not self._frozen_complete()
+        self._require_space(step, [items, frozen] if with_frozen else [items])
+        with self._disk_errors(step):
+            if with_frozen:
+                self._save_frozen(frozen)
+            entries = {name: checksums.tree_checksums(item) for name, item in items.items()}
+            verified: dict[str, Any] = {"leaves": entries, "data": _json_checksum(data)}
+            verified["self"] = _json_checksum(verified)
+            saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **saved, data=ocp.args.JsonSave(dict(data)), checksums=ocp.args.JsonSave(verified)
+                ),
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Return when the files of the last save are complete.
+
+        Raises:
+          UserError: the disk was full.
+        """
+        with self._disk_errors(None):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then release the threads."""
+        self.wait()
+        self._manager.close()
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """(state, the data iterator's JSON state) of a step, the newest by default, laid out as `abstract` says.
+
+        Raises:
+          UserError: there is no such step; it was saved by another model or optimizer; a file is damaged.
+        """
+        step = self._existing(step)
+        with self._damage(step):
+            items, data = self._restore_items(step, _items(abstract))
+        restored = abstract.replace(  # type: ignore[attr-defined]
+            params=items["params"], ema=items.get("ema"), frozen=self.restore_frozen(abstract.frozen), **items["rest"]
+        )
+        self._restored = step
+        return restored, data
+
+    def restore_params(self, abstract: nnx.State, step: int | None = None) -> nnx.State:
+        """The weights to use a model with: the average where the checkpoint has one, else the parameters.
+
+        Raises:
+          UserError: as `restore`.
+        """
+        step = self._existing(step)
+        name = "ema" if (self.directory / str(step) / "ema").is_dir() else "params"
+        with self._damage(step):
+            items, _ = self._restore_items(step, {name: abstract})
+        return items[name]
+
+    def restore_frozen(self, abstract: nnx.State) -> nnx.State:
+        """The frozen parameters; `abstract` itself where there are none.
+
+        Raises:
+          UserError: they were saved by another model, or a file is damaged.
+        """
+        if not jax.tree.leaves(abstract):
+            return abstract
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore())
+        try:
+            with ocp.CheckpointManager(self.directory / FROZEN, options=_READING) as manager:
+                restored = manager.restore(0, args=args)
+            if problem := _first_difference(restored.checksums, checksums.tree_checksums(restored.state)):
+                raise _DamageError(problem)
+        except Exception as error:
+            raise errors.UserError(
+                f"the frozen parameters in {self.directory / FROZEN} are damaged, missing or of another model: "
+                f"{_reason(error)}; put that folder back from a copy, or start again with another --workdir"
+            ) from error
+        return restored.state
+
+    def _restore_items(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        written = self._manager.restore(
+            step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), checksums=ocp.args.JsonRestore())
+        )
+        own = written.checksums.pop("self", None)
+        if own != _json_checksum(written.checksums) or written.checksums["data"] != _json_checksum(written.data):
+            raise _DamageError("data or checksums is not what was saved")
+        leaves = {name: written.checksums["leaves"].get(name, {}) for name in targets}
+        for name, target in targets.items():
+            expected = checksums.describe(target)
+            found = {
+                leaf: {k: v for k, v in entry.items() if k in ("dtype", "shape")}
+                for leaf, entry in leaves[name].items()
+            }
+            if problem := _first_difference(expected, found):
+                raise errors.UserError(
+                    f"checkpoint step {step} in {self.directory} was saved by another model or optimizer: "
+                    f"{name}/{problem}; use the config it was made with, or another --workdir"
+                )
+        args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+        items = dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
+        for name, item in items.items():
+            if problem := _first_difference(leaves[name], checksums.tree_checksums(item)):
+                raise _DamageError(f"{name}/{problem}")
+        return items, written.data
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise errors.UserError(f"{self.directory} holds no complete checkpoint; train first")
+        if step is not None and step not in steps:
+            raise errors.UserError(
+                f"config.checkpoint.step is {step}, but {self.directory} holds the steps {', '.join(map(str, steps))}"
+            )
+        return steps[-1] if step is None else step
+
+    @contextmanager
+    def _damage(self, step: int) -> Iterator[None]:
+        """A damaged file surfaces as any exception of three libraries: all become one sentence that offers a way on."""
+        try:
+            yield
+        except errors.UserError:
+            raise
+        except Exception as error:
+            storage.silence()
+            previous = [other for other in self.steps() if other < step]
+            offer = (
+                f"continue from the previous complete step with --config.checkpoint.step={previous[-1]}"
+                if previous
+                else "there is no earlier step: start again with another --workdir"
+            )
+            raise errors.UserError(
+                f"checkpoint step {step} in {self.directory} is damaged: {_reason(error)}; {offer}"
+            ) from error
+
+    def _forget_abandoned(self) -> None:
+        """After a restore of an older step, the run takes another way than the newer steps did: delete them."""
+        if self._restored is not None:
+            for step in self.steps():
+                if step > self._restored:
+                    self._manager.delete(step)
+            self._restored = None
+
+    def _frozen_complete(self) -> bool:
+        if not (self.directory / FROZEN).is_dir():
+            return False
+        with ocp.CheckpointManager(self.directory / FROZEN, options=_READING) as manager:
+            return bool(manager.all_steps())
+
+    def _save_frozen(self, frozen: nnx.State) -> None:
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
+        with ocp.CheckpointManager(self.directory / FROZEN, options=options) as manager:
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(frozen), checksums=ocp.args.JsonSave(checksums.tree_checksums(frozen))
+            )
+            manager.save(0, args=args)
+
+    def _require_space(self, step: int, trees: list[Any]) -> None:
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+        free = shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise self._disk_full(step, f"it needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
+
+    def _disk_full(self, step: int | None, reason: str) -> errors.UserError:
+        for _ in range(5):  # writes that are still under way make the folder again
+            for pattern in (PARTIAL, f"{FROZEN}/{PARTIAL}"):
+                for partial in self.directory.glob(pattern):
+                    shutil.rmtree(partial, ignore_errors=True)
+            time.sleep(0.1)
+        latest = self.latest_step()
+        kept = f"the previous checkpoint (step {latest}) is intact" if latest is not None else "there is none before it"
+        name = "the checkpoint" if step is None else f"the checkpoint of step {step}"
+        return errors.UserError(
+            f"{name} does not fit on the disk of {self.directory}: {reason}; {kept}; free some space and run again"
+        )
+
+    @contextmanager
+    def _disk_errors(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            problem = storage.disk_problem(error)
+            if isinstance(error, errors.UserError) or not problem:
+                raise
+            raise self._disk_full(step, problem) from error
+
+
+class _DamageError(Exception):
+    """A leaf that is not what was saved."""
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, _DamageError) else f"it cannot be read ({_one_line(error)})"
+
+
+def _first_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The first leaf that differs, said in words; empty when none does."""
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is not expected"
+    for name, entry in expected.items():
+        for key, value in entry.items():
+            if found[name][key] != value:
+                return f"{name} has the {key} {found[name][key]}, expected {value}"
+    return ""
+
+
+def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Write the resolved config as `config.json`, whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    temporary.replace(workdir / "config.json")
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The config of the run in `workdir`; None where there is none.
+
+    Raises:
+      UserError: the file is not JSON.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise errors.UserError(f"{path} is not valid JSON ({error}); restore it or use another --workdir") from error
+
+
+def require_same_config(workdir: pathlib.Path, config: Mapping[str, Any], *, may_change: tuple[str, ...]) -> None:
+    """Refuse to continue a run under another config; keys that start with one of `may_change` may differ.
+
+    Raises:
+      UserError: a key differs from the run in `workdir`.
+    """
+    stored = read_config(workdir)
+    if stored is None:
+        return
+    old, new = _flat(stored), _flat(json.loads(json.dumps(config)))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(may_change):
+            raise errors.UserError(
+                f"{workdir} holds a run with config.{key} = {old.get(key)!r}, but now it is {new.get(key)!r}: "
+                "continue with the same config, or start the new run in another --workdir"
+            )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
