@@ -61,9 +61,7 @@ class OptimizerConfig:
                     f"config.optimizer.{key} is {getattr(self, key)}: expected a number of at least {least}"
                 )
         if self.learning_rate <= 0:
-            raise errors.UserError(
-                f"config.optimizer.learning_rate is {self.learning_rate}: expected a positive number"
-            )
+            raise errors.UserError(f"config.optimizer.learning_rate is {self.learning_rate}: expected more than 0")
         for key in ("b1", "b2", "momentum", "ema_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise errors.UserError(f"config.optimizer.{key} is {getattr(self, key)}: expected at least 0, below 1")
