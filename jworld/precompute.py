@@ -70,8 +70,8 @@ def precompute(
 
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         reader = _Reader(episodes_dir, manifest, width=width, height=height, console=console)
         if codec is None:
             clips = (episode.frames for episode in reader.read("train", "fitting the codec"))
@@ -79,9 +79,10 @@ def precompute(
         codec.save(partial / records.AUTOENCODER_FILE)
         summary = _write_records(reader, codec, partial, text_dim=text_dim)
         partial.rename(output)
-    except BaseException:
+    except OSError as error:
+        raise UserError(f"{output} could not be written ({error}): free some space or give another --output") from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
     return dataclasses.replace(summary, output=output)
 
 
@@ -253,9 +254,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     clips = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
     height, width, channels = summary.latent_shape
-    console.print(f"wrote {clips} clips of {width}x{height} latents with {channels} channels to {summary.output}")
+    console.print(
+        f"wrote {clips} clips of {width}x{height} latents with {channels} channels to {summary.output}", soft_wrap=True
+    )
     console.print(f"reconstruction of the held-out episodes: {summary.psnr:.1f} dB")
-    console.print(f"next: python -m jworld.train --config=configs/ar_mem.py --config.data.records={summary.output}")
+    console.print(
+        f"next: python -m jworld.train --config=configs/ar_mem.py --config.data.records={summary.output}",
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

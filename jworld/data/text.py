@@ -31,7 +31,8 @@ def write_text_store(
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
     stored = {name: np.array(states, ml_dtypes.bfloat16, order="C") for name, states in arrays.items()}
-    safetensors.numpy.save_file(stored, temporary)
+    # Not save_file: it makes files that only their owner may read.
+    temporary.write_bytes(safetensors.numpy.save(stored))
     os.replace(temporary, path)
 
 

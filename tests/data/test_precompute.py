@@ -119,6 +119,9 @@ def test_wrong_settings(raw, prepared, tmp_path):
     refuse(raw, tmp_path, "image size is 32x24, expected multiples of the spatial ratio 16", spatial_ratio=16)
     refuse(raw, tmp_path, "has spatial_ratio 8 and 24 channels, expected 8 and 32", autoencoder=codec, channels=32)
     refuse(raw, tmp_path, "does not exist", autoencoder=tmp_path / "none.safetensors")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="could not be written"):
+        precompute.precompute(raw, tmp_path / "file" / "set", width=32, height=24, channels=24)
     with pytest.raises(UserError, match="exists already"):
         precompute.precompute(raw, prepared.output)
 

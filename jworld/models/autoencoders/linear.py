@@ -134,7 +134,8 @@ class LinearAutoencoder:
         temporary = path.with_name(path.name + ".tmp")
         # One key only: safetensors writes several in random order, and equal codecs should be equal files.
         metadata = {"autoencoder": json.dumps({"family": FAMILY, **dataclasses.asdict(self.config)}, sort_keys=True)}
-        safetensors.numpy.save_file(self.weights, temporary, metadata=metadata)
+        # Not save_file: it makes files that only their owner may read.
+        temporary.write_bytes(safetensors.numpy.save(self.weights, metadata=metadata))
         os.replace(temporary, path)
 
     @classmethod
