@@ -89,7 +89,9 @@ def read_episode(directory: str | pathlib.Path, name: str) -> Episode:
     w2c = _numbers(facts, "w2c", (len(frames), 4, 4), folder / "episode.json")
     intrinsics = _numbers(facts, "intrinsics", (len(frames), 4), folder / "episode.json")
     if len(actions) != len(frames):
-        raise errors.UserError(f"{folder / 'episode.json'}: {len(actions)} actions, expected one per frame ({len(frames)})")
+        raise errors.UserError(
+            f"{folder / 'episode.json'}: {len(actions)} actions, expected one per frame ({len(frames)})"
+        )
     return Episode(
         name=name,
         split=entries[0]["split"],

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 BLOCK = 4  # frames of one latent: an action is held for this many
+NEAR = 18  # steps of walking: a wall closer than this fills the view
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,10 @@ class World(Protocol):
 
     def caption(self, poses: np.ndarray) -> str:
         """The walk in words."""
+        ...
+
+    def close(self) -> None:
+        """Free what the world holds; it is not used after that."""
         ...
 
 
@@ -75,6 +80,14 @@ def follow(pose: np.ndarray, action: str, motion: Motion) -> np.ndarray:
     return poses
 
 
+def walkable(world: World, pose: np.ndarray) -> float:
+    """How far one can walk straight ahead from a pose, at most 120 steps."""
+    distances = np.arange(1, 41) * 3 * world.motion.step
+    points = pose[:2] + distances[:, None] * [math.sin(pose[2]), math.cos(pose[2])]
+    blocked = clearance(points, world.walls) < world.motion.margin
+    return float(distances[blocked.argmax()] if blocked.any() else distances[-1])
+
+
 def run_script(world: World, pose: np.ndarray, actions: list[str]) -> np.ndarray | None:
     """Poses [1 + 4 * len(actions), 3] of a script of held actions, or None where a wall is in the way."""
     poses = [pose[None]]
@@ -98,7 +111,7 @@ class Explorer:
         self.blocks = blocks
         self.actions: list[str] = []
         self.poses = world.start(rng)[None]
-        self.near = 18 * world.motion.step  # a wall this close fills the view
+        self.near = NEAR * world.motion.step
         while self.depth() < 2 * self.near:
             self.poses = world.start(rng)[None]
 
@@ -131,11 +144,7 @@ class Explorer:
 
     def depth(self, turn: float = 0.0) -> float:
         """How far one can walk in the direction `turn` radians from straight ahead."""
-        x, z, yaw = self.poses[-1]
-        distances = np.arange(1, 41) * 3 * self.world.motion.step
-        points = np.array([x, z]) + distances[:, None] * [math.sin(yaw + turn), math.cos(yaw + turn)]
-        blocked = clearance(points, self.world.walls) < self.world.motion.margin
-        return float(distances[blocked.argmax()] if blocked.any() else distances[-1])
+        return walkable(self.world, self.poses[-1] + (0.0, 0.0, turn))
 
     def shuffled(self, first: str, second: str) -> tuple[str, str]:
         """The two in random order."""

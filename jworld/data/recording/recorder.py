@@ -1,5 +1,7 @@
 """Record a data set of episodes from a simulated world, the same bytes for the same seed."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -12,11 +14,14 @@ from rich import progress
 
 from jworld import errors
 from jworld.data import episodes as episodes_lib
-from jworld.data.recording import explorer, rooms
+from jworld.data.recording import doom, explorer, rooms
 
-SOURCES = ("rooms", "doom", "auto")
+SOURCES = ("rooms", *doom.LEVELS, "auto")
+FPS = 16.0
 VAL_EVERY = 8  # one episode in so many is held out, on a map that no training episode uses
-TRAIN_MAP, VAL_MAP = 0, 1  # first word of a map's seed: the two kinds of maps never meet
+# First word of the seed of a map or of a walk: the maps of the two splits never meet.
+TRAIN_MAP, VAL_MAP, WALK, SCRIPT = range(4)
+START_TRIES = 2000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,47 +32,32 @@ class Job:
     source: str
     seed: int
     index: int
+    split: str
     frames: int
     width: int
     height: int
     fps: float
 
-    @property
-    def split(self) -> str:
-        return "val" if self.index % VAL_EVERY == VAL_EVERY - 1 else "train"
+
+def resolve_source(source: str) -> str:
+    """ "auto" becomes doom where the engine is installed, else rooms with a line that says so."""
+    if source not in SOURCES:
+        raise errors.UserError(f"source is {source!r}, expected one of {', '.join(SOURCES)}")
+    if source != "auto":
+        if source in doom.LEVELS:
+            doom.engine()
+        return source
+    if doom.available():
+        return "doom"
+    print("vizdoom is not installed (pip install 'jworld[demo]'); recording the built-in ray-cast rooms instead")
+    return "rooms"
 
 
 def make_world(source: str, map_seed: list[int], *, width: int, height: int) -> explorer.World:
-    """The simulated world of a source; `map_seed` chooses its map."""
+    """The simulated world of a source; `map_seed` chooses its map. Close it after use."""
+    if source in doom.LEVELS:
+        return doom.Doom(source, map_seed, width=width, height=height)
     return rooms.Rooms(map_seed, width=width, height=height)
-
-
-def record_episode(job: Job) -> dict[str, Any]:
-    """Explore, render and write one episode; -> its manifest entry."""
-    map_seed = [VAL_MAP if job.split == "val" else TRAIN_MAP, job.seed, job.index]
-    world = make_world(job.source, map_seed, width=job.width, height=job.height)
-    walker = explorer.Explorer(world, np.random.default_rng([2, *map_seed]), blocks=(job.frames - 1) // explorer.BLOCK)
-    poses, actions = walker.explore()
-    episode = _look(world, poses, actions, name=f"episode_{job.index:05d}", split=job.split, fps=job.fps)
-    episodes_lib.write_episode(job.directory, episode)
-    return {"name": episode.name, "split": episode.split, "frames": job.frames, "caption": episode.caption}
-
-
-def _look(
-    world: explorer.World, poses: np.ndarray, actions: list[str], *, name: str, split: str, fps: float
-) -> episodes_lib.Episode:
-    frames, w2c, intrinsics = world.render(poses)
-    per_frame = ["none"] + [action for action in actions for _ in range(explorer.BLOCK)]
-    return episodes_lib.Episode(
-        name=name,
-        split=split,
-        caption=world.caption(poses),
-        fps=fps,
-        frames=frames,
-        actions=per_frame,
-        w2c=w2c,
-        intrinsics=intrinsics,
-    )
 
 
 def record(
@@ -79,7 +69,7 @@ def record(
     width: int = 192,
     height: int = 144,
     seed: int = 0,
-    fps: float = rooms.FPS,
+    fps: float = FPS,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Record a data set into `directory` and return its manifest.
@@ -88,28 +78,126 @@ def record(
     `height` are even. The episodes are recorded by `workers` processes (one per core) into a temporary folder that
     gets its name at the end; neither their number nor their order changes a byte.
     """
+    _check_request(episodes=episodes, frames=frames, width=width, height=height, seed=seed, fps=fps)
+    source = resolve_source(source)
     directory = pathlib.Path(directory)
+    wanted = {"source": source, "seed": seed, "fps": fps, "width": width, "height": height}
+    if _holds(directory, {**wanted, "episodes": episodes, "frames": frames}):
+        return episodes_lib.read_manifest(directory)
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    last = min(VAL_EVERY, episodes) - 1
+    splits = ["val" if episodes > 1 and i % VAL_EVERY == last else "train" for i in range(episodes)]
     jobs = [
-        Job(
-            directory=str(partial),
-            source=source,
-            seed=seed,
-            index=index,
-            frames=frames,
-            width=width,
-            height=height,
-            fps=fps,
-        )
-        for index in range(episodes)
+        Job(directory=str(partial), index=i, split=splits[i], frames=frames, **wanted)  # type: ignore[arg-type]
+        for i in range(episodes)
     ]
     workers = min(workers or os.cpu_count() or 1, episodes)
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        entries = list(progress.track(pool.imap(record_episode, jobs), f"recording {source}", total=episodes))
-    episodes_lib.write_manifest(
-        partial, source=source, seed=seed, fps=fps, width=width, height=height, episodes=entries
-    )
-    partial.rename(directory)
+    context = multiprocessing.get_context("spawn")
+    try:
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+            done = pool.map(record_episode, jobs)
+            entries = list(progress.track(done, f"recording {source}", total=episodes))
+        episodes_lib.write_manifest(
+            partial, source=source, seed=seed, fps=fps, width=width, height=height, episodes=entries
+        )
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return episodes_lib.read_manifest(directory)
+
+
+def record_episode(job: Job) -> dict[str, Any]:
+    """Explore, render and write one episode; -> its manifest entry."""
+    map_seed = [VAL_MAP if job.split == "val" else TRAIN_MAP, job.seed, job.index]
+    with contextlib.closing(make_world(job.source, map_seed, width=job.width, height=job.height)) as world:
+        rng = np.random.default_rng([WALK, *map_seed])
+        poses, actions = explorer.Explorer(world, rng, blocks=(job.frames - 1) // explorer.BLOCK).explore()
+        episode = _look(world, poses, actions, name=f"episode_{job.index:05d}", split=job.split, fps=job.fps)
+    episodes_lib.write_episode(job.directory, episode)
+    return {"name": episode.name, "split": episode.split, "frames": job.frames, "caption": episode.caption}
+
+
+def record_scripted(
+    source: str, *, seed: int, actions: list[str], width: int, height: int, fps: float = FPS
+) -> episodes_lib.Episode:
+    """Execute exactly `actions` (one word of keys per 4 frames) on the held-out map of `seed`, in memory.
+
+    The start is a random place from where no wall stops the script and, if one is found, from where both its first and
+    its last view are open. Frame 0 is the start, so the episode has 1 + 4 * len(actions) frames.
+    """
+    _check_request(episodes=1, frames=1 + explorer.BLOCK * len(actions), width=width, height=height, seed=seed, fps=fps)
+    allowed = {"none", *episodes_lib.DIRECTIONS}
+    for action in actions:
+        if not set(action.split("+")) <= allowed:
+            raise errors.UserError(f"action is {action!r}, expected words of {sorted(allowed)} joined by '+'")
+    map_seed = [VAL_MAP, seed]
+    with contextlib.closing(make_world(resolve_source(source), map_seed, width=width, height=height)) as world:
+        rng = np.random.default_rng([SCRIPT, seed])
+        chosen = None
+        for _ in range(START_TRIES):
+            poses = explorer.run_script(world, world.start(rng), actions)
+            if poses is None:
+                continue
+            chosen = poses if chosen is None else chosen
+            if all(explorer.walkable(world, pose) >= 2 * explorer.NEAR * world.motion.step for pose in poses[[0, -1]]):
+                chosen = poses
+                break
+        if chosen is None:
+            raise errors.UserError(
+                f"no place of {source} with seed {seed} lets {len(actions)} actions pass without a wall in the way "
+                f"({START_TRIES} tried); shorten the script or change the seed"
+            )
+        return _look(world, chosen, actions, name=f"scripted_{seed:05d}", split="val", fps=fps)
+
+
+def _look(
+    world: explorer.World, poses: np.ndarray, actions: list[str], *, name: str, split: str, fps: float
+) -> episodes_lib.Episode:
+    """The episode of a walk along poses [1 + 4 * len(actions), 3]."""
+    frames, w2c, intrinsics = world.render(poses)
+    return episodes_lib.Episode(
+        name=name,
+        split=split,
+        caption=world.caption(poses),
+        fps=fps,
+        frames=frames,
+        actions=["none"] + [action for action in actions for _ in range(explorer.BLOCK)],
+        w2c=w2c,
+        intrinsics=intrinsics,
+    )
+
+
+def _check_request(*, episodes: int, frames: int, width: int, height: int, seed: int, fps: float) -> None:
+    if episodes < 1:
+        raise errors.UserError(f"episodes is {episodes}, expected at least 1")
+    if frames < 5 or frames % explorer.BLOCK != 1:
+        raise errors.UserError(f"frames is {frames}, expected 4k + 1 and at least 5, for example 241")
+    for name, size in (("width", width), ("height", height)):
+        if size < 16 or size % 2:
+            raise errors.UserError(f"{name} is {size}, expected an even number of at least 16 pixels")
+    if seed < 0:
+        raise errors.UserError(f"seed is {seed}, expected 0 or more")
+    if not 1 <= fps <= 120:
+        raise errors.UserError(f"fps is {fps}, expected 1 to 120")
+
+
+def _holds(directory: pathlib.Path, wanted: dict[str, Any]) -> bool:
+    """Whether the folder already is the wanted data set; `UserError` where it holds anything else."""
+    if directory.is_file():
+        raise errors.UserError(f"{directory} is a file, expected a new folder; choose another output")
+    if not directory.exists() or not any(directory.iterdir()):
+        return False
+    if not (directory / episodes_lib.MANIFEST).exists():
+        raise errors.UserError(f"{directory} holds other files, expected a new folder; choose another output")
+    manifest = episodes_lib.read_manifest(directory)
+    entries = manifest["episodes"]
+    found = {**manifest, "episodes": len(entries), "frames": entries[0]["frames"] if entries else 0}
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise errors.UserError(
+                f"{directory} holds a data set with {key} {found.get(key)!r}, expected {value!r}; "
+                "choose another output or delete it"
+            )
+    return True

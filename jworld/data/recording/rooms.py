@@ -9,7 +9,6 @@ import numpy as np
 
 from jworld.data.recording import explorer
 
-FPS = 16.0
 FOCAL = 0.5  # of the image width: a horizontal field of view of 90 degrees
 EYE = 1.0  # units from the eye to the floor and to the ceiling
 THICKNESS = 0.3
@@ -77,6 +76,9 @@ class Rooms:
                     visited.append(name)
         return f"First-person view of plain coloured rooms: {', then '.join(visited)} walls."
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def render(self, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `World.render`; the camera's y is 0, the floor is at y = 1 and the ceiling at y = -1."""
         focal_y = FOCAL * self.width / self.height
@@ -88,17 +90,20 @@ class Rooms:
         return frames, w2c, np.tile([FOCAL, focal_y, 0.5, 0.5], (len(poses), 1))
 
     def _look(self, pose: np.ndarray, background: np.ndarray, focal: float) -> np.ndarray:
-        """One frame uint8 [H, W, 3] over background [H, 1, 3]; `focal` in pixels."""
+        """One frame uint8 [H, W, 3] over background [2, H / 2, 3] (see `_background`); `focal` in pixels."""
         depth, colour = self._cast(pose)
-        half = (EYE * focal / depth).astype(np.float32)
-        rows = np.abs(np.arange(self.height, dtype=np.float32) + 0.5 - self.height / 2)
-        covered = np.clip(half - rows[:, None] + 0.5, 0.0, 1.0).reshape(self.height, self.width, SUPERSAMPLING)
-        covered *= np.float32(1 / SUPERSAMPLING)
+        half = (EYE * focal / depth).astype(np.float32).reshape(self.width, SUPERSAMPLING)
         colour = colour.reshape(self.width, SUPERSAMPLING, 3)
-        frame = background * (1.0 - covered.sum(-1, keepdims=True))
-        for k in range(SUPERSAMPLING):
-            frame += covered[:, :, k, None] * colour[:, k]
-        return (frame + 0.5).astype(np.uint8)
+        # The eye is half-way up, so the walls are the same above and below the horizon.
+        rows = np.arange(self.height // 2, dtype=np.float32)[:, None]
+        covered = [np.clip(half[:, k] - rows, 0.0, 1.0) / SUPERSAMPLING for k in range(SUPERSAMPLING)]
+        uncovered = 1.0 - sum(covered)
+        frame = np.empty((self.height, self.width, 3), np.uint8)
+        for channel in range(3):
+            walls = sum(covered[k] * colour[:, k, channel] for k in range(SUPERSAMPLING)) + np.float32(0.5)
+            frame[self.height // 2 :, :, channel] = walls + uncovered * background[1, :, None, channel]
+            frame[self.height // 2 - 1 :: -1, :, channel] = walls + uncovered * background[0, :, None, channel]
+        return frame
 
     def _cast(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Depth along the optical axis [R] and wall colour [R, 3] for the R supersampled columns."""
@@ -122,12 +127,11 @@ class Rooms:
 
 
 def _background(height: int, focal_y: float) -> np.ndarray:
-    """Ceiling and floor, float32 [H, 1, 3], darker with distance; both depend on the row only."""
-    rows = (np.arange(height) + 0.5) / height - 0.5
-    nearness = np.clip(np.abs(rows) / (0.5 / focal_y) / 1.5, 0.0, 1.0)[:, None]
+    """Ceiling and floor, float32 [2, H / 2, 3] from the horizon outwards, darker with distance."""
+    nearness = np.clip((np.arange(height // 2) + 0.5) / height * focal_y * 4 / 3, 0.0, 1.0)[:, None]
     ceiling = np.array([120, 122, 130]) + nearness * np.array([85, 85, 80])
     floor = np.array([38, 38, 44]) + nearness * np.array([42, 40, 38])
-    return np.where(rows[:, None] < 0, ceiling, floor).astype(np.float32)[:, None]
+    return np.stack([ceiling, floor]).astype(np.float32)
 
 
 def _floor_plan(rng: np.random.Generator) -> list[Room]:
@@ -142,7 +146,7 @@ def _floor_plan(rng: np.random.Generator) -> list[Room]:
 
 
 def _choose_doors(rooms: list[Room], rng: np.random.Generator) -> dict[tuple[int, int], float]:
-    """Doors (room, next room along x or z) -> centre: a random tree that joins all rooms, and a quarter of the other pairs."""
+    """Doors (room, next room) -> centre: a random tree that joins all rooms, and a quarter of the other pairs."""
     pairs = [(r, r + 1) for r in range(9) if r % 3 < 2] + [(r, r + 3) for r in range(6)]
     group = list(range(9))
     doors = {}

@@ -1,0 +1,62 @@
+"""Record interactive episodes (video, actions, cameras, captions) from a simulated first-person world.
+
+The same seed gives the same bytes. One episode in eight is held out for validation.
+"""
+
+import argparse
+import pathlib
+import time
+
+from jworld import errors
+from jworld.data.recording import recorder
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "192x144" -> (192, 144)."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise errors.UserError(f"--size is {text!r}, expected WIDTHxHEIGHT, for example 192x144")
+    return int(width), int(height)
+
+
+@errors.exit_on_user_error
+def main() -> None:
+    """Record as the command line says and tell what to run next."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--source",
+        default="auto",
+        choices=recorder.SOURCES,
+        help="rooms: built-in ray-cast rooms, a new map per episode; doom: a maze in ViZDoom (pip install "
+        "'jworld[demo]'); doom-map01: the first map of Freedoom 2; auto: doom if installed, else rooms",
+    )
+    parser.add_argument("--episodes", type=int, default=64, help="number of episodes")
+    parser.add_argument("--frames", type=int, default=241, help="frames per episode, 4k + 1")
+    parser.add_argument("--size", default="192x144", metavar="WxH", help="picture size in pixels, even numbers")
+    parser.add_argument("--seed", type=int, default=0, help="fixes the maps, the walks and every byte")
+    parser.add_argument("--workers", type=int, help="processes, one per core if not given; never changes a byte")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/episodes"), help="folder to write")
+    arguments = parser.parse_args()
+    width, height = parse_size(arguments.size)
+    start = time.perf_counter()
+    manifest = recorder.record(
+        arguments.output,
+        source=arguments.source,
+        episodes=arguments.episodes,
+        frames=arguments.frames,
+        width=width,
+        height=height,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+    entries = manifest["episodes"]
+    held_out = sum(entry["split"] == "val" for entry in entries)
+    print(
+        f"{arguments.output}: {len(entries)} episodes of {arguments.frames} frames at {width}x{height} "
+        f"from {manifest['source']} ({held_out} held out), {time.perf_counter() - start:.0f} s"
+    )
+    print(f"next: python -m jworld.precompute --episodes {arguments.output} --output {arguments.output}-records")
+
+
+if __name__ == "__main__":
+    main()
