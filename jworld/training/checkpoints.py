@@ -309,39 +309,16 @@ def _first_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> 
     return ""
 
 
-def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Write the resolved config as `config.json`, whole or not at all."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    temporary.replace(workdir / "config.json")
-
-
-def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The config of the run in `workdir`; None where there is none.
+def require_same_config(
+    workdir: pathlib.Path, stored: Mapping[str, Any], config: Mapping[str, Any], *, may_change: tuple[str, ...]
+) -> None:
+    """Refuse to continue the run in `workdir` under another config; keys below one of `may_change` may differ.
 
     Raises:
-      UserError: the file is not JSON.
+      UserError: the first other key whose value differs.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise errors.UserError(f"{path} is not valid JSON ({error}); restore it or use another --workdir") from error
-
-
-def require_same_config(workdir: pathlib.Path, config: Mapping[str, Any], *, may_change: tuple[str, ...]) -> None:
-    """Refuse to continue a run under another config; keys that start with one of `may_change` may differ.
-
-    Raises:
-      UserError: a key differs from the run in `workdir`.
-    """
-    stored = read_config(workdir)
-    if stored is None:
-        return
-    old, new = _flat(stored), _flat(json.loads(json.dumps(config)))
+    # Through JSON, so that tuples compare with what the file gives back.
+    old, new = _flat(json.loads(json.dumps(stored))), _flat(json.loads(json.dumps(config)))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not key.startswith(may_change):
             raise errors.UserError(

@@ -1,7 +1,7 @@
 """The optimizer section of a config: schedule, transformation, and the rules that the train step applies around it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,7 +25,11 @@ DTYPES = ("bfloat16", "float32")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Values of `config.optimizer`; zero turns clip_norm, skip_norm, ema_decay and skip_limit off."""
+    """Values of `config.optimizer`; zero turns clip_norm, skip_norm, ema_decay and skip_limit off.
+
+    Raises:
+      UserError: a value out of range.
+    """
 
     name: str = "adamw"
     learning_rate: float = 1e-4
@@ -65,20 +69,6 @@ class OptimizerConfig:
         for key in ("b1", "b2", "momentum", "ema_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise errors.UserError(f"config.optimizer.{key} is {getattr(self, key)}: expected at least 0, below 1")
-
-    @classmethod
-    def from_section(cls, section: Mapping[str, Any]) -> "OptimizerConfig":
-        """`section` as it stands in the run's config.
-
-        Raises:
-          UserError: an unknown key or a value out of range.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted(set(section) - set(known)):
-            raise errors.UserError(
-                f"config.optimizer.{unknown[0]} is not a key of the optimizer: the keys are {', '.join(known)}"
-            )
-        return cls(**dict(section))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,9 +66,10 @@ def _check_divisible(shapes: TrainState, shardings: TrainState) -> None:
 
 
 def leaf_name(path: Any) -> str:
-    """A pytree path as `params/blocks/query/kernel`; the wrappers' own steps into a variable's value are left out."""
-    names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
-    return "/".join(name for name in names if name != "value")
+    """A pytree path as `params/blocks/query/kernel`, without the last step from a variable into its value."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def abstract_state(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
@@ -116,6 +117,12 @@ def test_replaced_weights_start_the_average_too() -> None:
 def test_a_dimension_that_the_mesh_does_not_divide_is_named() -> None:
     with pytest.raises(errors.UserError, match=r"config\.mesh\.fsdp is 8, but params/.* of shape .*12"):
         toy.Run(mesh=(1, 8, 1), width=12)
+
+
+def test_leaf_names_keep_a_layer_called_value() -> None:
+    tree = {"value": nnx.State({"kernel": nnx.Param(jnp.ones(2))}), "rest": [jnp.ones(1)]}
+    names = [state.leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    assert names == ["rest/0", "value/kernel"]
 
 
 def test_learning_rate_counts_updates_not_steps() -> None:

@@ -68,7 +68,7 @@ class Run:
     ) -> None:
         self.mesh = make_mesh(mesh)
         self.optimizer = optimizers.make_optimizer(
-            optimizers.OptimizerConfig.from_section({"name": "adamw", "learning_rate": 0.01} | optimizer), steps=steps
+            optimizers.OptimizerConfig(**({"learning_rate": 0.01} | optimizer)), steps=steps
         )
         self.init: dict[str, Any] = {
             "init_model": lambda rngs: Toy(width, rngs=rngs),
