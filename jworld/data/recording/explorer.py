@@ -92,9 +92,11 @@ def run_script(world: World, pose: np.ndarray, actions: list[str]) -> np.ndarray
     """Poses [1 + 4 * len(actions), 3] of a script of held actions, or None where a wall is in the way."""
     poses = [pose[None]]
     for action in actions:
-        poses.append(follow(poses[-1][-1], action, world.motion))
-    path = np.concatenate(poses)
-    return path if clearance(path[:, :2], world.walls).min() >= world.motion.margin else None
+        path = follow(poses[-1][-1], action, world.motion)
+        if clearance(path[:, :2], world.walls).min() < world.motion.margin:
+            return None
+        poses.append(path)
+    return np.concatenate(poses)
 
 
 class Explorer:

@@ -21,7 +21,7 @@ FPS = 16.0
 VAL_EVERY = 8  # one episode in so many is held out, on a map that no training episode uses
 # First word of the seed of a map or of a walk: the maps of the two splits never meet.
 TRAIN_MAP, VAL_MAP, WALK, SCRIPT = range(4)
-START_TRIES = 2000
+START_TRIES = 500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
