@@ -1,1 +1,18 @@
+"""One published system each: its model, its loss, its data sample and how it is rolled out."""
 
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from jworld import errors
+from jworld.systems.worldplay.system import WorldPlay
+
+REGISTRY: dict[str, Callable[[ml_collections.ConfigDict], Any]] = {"worldplay": WorldPlay}
+
+
+def create(config: ml_collections.ConfigDict) -> Any:
+    """The system that `config.system` names, built from the config."""
+    if config.system not in REGISTRY:
+        raise errors.UserError(f"config.system is {config.system!r}, expected one of {', '.join(REGISTRY)}")
+    return REGISTRY[config.system](config)

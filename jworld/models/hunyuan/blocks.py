@@ -46,7 +46,13 @@ class Stream(nnx.Module):
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
         self.num_heads = cfg.num_heads
         common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
-        norm: dict[str, Any] = {"epsilon": 1e-6, "dtype": jnp.float32, "param_dtype": cfg.param_dtype, "rngs": rngs}
+        norm: dict[str, Any] = {
+            "epsilon": 1e-6,
+            "dtype": jnp.float32,
+            "param_dtype": cfg.param_dtype,
+            "scale_metadata": {"out_sharding": (None,)},
+            "rngs": rngs,
+        }
         self.modulation = Modulation(cfg.width, cfg.width, 6, param_dtype=cfg.param_dtype, rngs=rngs)
         self.query = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
         self.key = linear(cfg.width, cfg.width, ("embed", "heads"), **common)

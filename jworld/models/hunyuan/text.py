@@ -39,7 +39,16 @@ def gelu_exact(x: jax.Array) -> jax.Array:
 
 def affine_norm(width: int, eps: float, cfg: HunyuanConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer norm with weights; statistics and output in float32."""
-    return nnx.LayerNorm(width, epsilon=eps, dtype=jnp.float32, param_dtype=cfg.param_dtype, rngs=rngs)
+    replicated = {"out_sharding": (None,)}
+    return nnx.LayerNorm(
+        width,
+        epsilon=eps,
+        dtype=jnp.float32,
+        param_dtype=cfg.param_dtype,
+        scale_metadata=replicated,
+        bias_metadata=replicated,
+        rngs=rngs,
+    )
 
 
 class RefinerBlock(nnx.Module):

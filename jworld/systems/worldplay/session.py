@@ -13,7 +13,9 @@ import numpy as np
 from flax import nnx
 
 from jworld.cameras import memory
+from jworld.data.encoders import Encoders
 from jworld.diffusion import flow_matching
+from jworld.models.autoencoders import linear
 from jworld.models.hunyuan.blocks import KeyValues
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, FrameInputs, HunyuanTransformer
@@ -221,3 +223,43 @@ class LatentSession:
         )
         timestep = jnp.full((branches, len(indices)), self.sample.context_time)
         return FrameInputs(video, timestep, action, w2c, intrinsics)
+
+
+class Session:
+    """A rollout in pixels: what `generate` and interactive front ends drive."""
+
+    def __init__(self, latents: LatentSession, encoders: Encoders, *, text_tokens: int):
+        self.latents, self.encoders, self.text_tokens = latents, encoders, text_tokens
+
+    @property
+    def chunk_frames(self) -> int:
+        """Latent frames per step."""
+        return self.latents.memory.chunk_frames
+
+    def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0) -> None:
+        """Start from an image uint8 [H, W, 3] of any size."""
+        image_latent, vision = self.encoders.image(first_frame)
+        prompts = [prompt] if self.latents.sample.guidance == 1 else ["", prompt]
+        states = [self.encoders.prompt(text)[: self.text_tokens] for text in prompts]
+        padded = np.zeros((len(states), self.text_tokens, states[0].shape[1]), np.float32)
+        mask = np.zeros(padded.shape[:2], bool)
+        for row, tokens in enumerate(states):
+            padded[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+        vision = np.broadcast_to(vision, (len(states), *vision.shape))
+        glyph, glyph_mask = self._no_glyphs(len(states))
+        inputs = TextInputs(jnp.asarray(padded), jnp.asarray(mask), jnp.asarray(vision), glyph, glyph_mask)
+        self.latents.reset(image_latent, inputs, seed=seed)
+
+    def step(self, controls: Controls) -> np.ndarray:
+        """One chunk -> frames uint8 [T, H, W, 3]: 1 + 4 (f - 1) in the first chunk, 4 f afterwards."""
+        start = self.latents.num_frames
+        latents = self.latents.step(controls)
+        decoder = self.encoders.autoencoder
+        frames = [decoder.decode_step(latent, first=start + i == 0) for i, latent in enumerate(latents)]
+        return linear.to_uint8(np.concatenate(frames))
+
+    def _no_glyphs(self, rows: int) -> tuple[jax.Array | None, jax.Array | None]:
+        dim = self.latents.model.cfg.glyph_dim
+        if dim is None:
+            return None, None
+        return jnp.zeros((rows, 1, dim)), jnp.zeros((rows, 1), bool)

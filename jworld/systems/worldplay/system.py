@@ -1,0 +1,175 @@
+"""The WorldPlay system: model, batch, loss and session from one config."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import errors
+from jworld.cameras import memory
+from jworld.data import encoders as data_encoders
+from jworld.data import records, text, worldplay
+from jworld.models.hunyuan.config import HunyuanConfig
+from jworld.models.hunyuan.transformer import HunyuanTransformer
+from jworld.systems.worldplay import objective
+from jworld.systems.worldplay.session import LatentSession, MemoryConfig, SampleConfig, Session
+
+# Seed of the Monte-Carlo points of memory selection; the points are a constant of the method, not of a run.
+POINTS_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """What one training example shows of a clip (`config.data.clip`).
+
+    Attributes:
+      latent_size: height and width of the latents.
+      window_frames: latent frames of an example.
+      chunk_frames, memory_frames, temporal_context: see `MemoryConfig`; memory and one chunk fill the window.
+      memory_probability: share of memory samples.
+      memory_points: Monte-Carlo points of memory selection.
+      text_dropout: share of examples whose text is the negative prompt.
+      text_tokens, glyph_tokens, vision_tokens: limits of the text side; glyph_tokens 0 without glyph input.
+      curriculum: (first step, latent frames of a clip in use) pairs.
+    """
+
+    latent_size: tuple[int, int]
+    window_frames: int = 24
+    chunk_frames: int = 4
+    memory_frames: int = 20
+    temporal_context: int = 12
+    memory_probability: float = 0.8
+    memory_points: int = 50_000
+    text_dropout: float = 0.1
+    text_tokens: int = 1000
+    glyph_tokens: int = 256
+    vision_tokens: int = 729
+    curriculum: tuple[tuple[int, int], ...] = ((0, 32), (500, 64), (1000, 96), (2000, 128), (3000, 160))
+
+    def __post_init__(self) -> None:
+        if self.window_frames % self.chunk_frames:
+            raise ValueError(
+                f"window_frames is {self.window_frames}, expected a multiple of chunk_frames {self.chunk_frames}"
+            )
+
+
+class WorldPlay:
+    """Model, batch, loss and session of one run, built from its config.
+
+    Raises:
+      UserError: a key of the config is unknown, of the wrong type, or contradicts another.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.model_config = run_config.section(HunyuanConfig, config.model, "model")
+        self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
+        self.clip = run_config.section(ClipConfig, config.data.clip, "data.clip")
+        self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
+        self.memory = MemoryConfig(
+            chunk_frames=self.clip.chunk_frames,
+            memory_frames=self.clip.memory_frames,
+            temporal_context=self.clip.temporal_context,
+        )
+        self._check_fit(config.mesh.sequence)
+
+    def _check_fit(self, sequence: int) -> None:
+        model, clip = self.model_config, self.clip
+        if (clip.glyph_tokens > 0) != (model.glyph_dim is not None):
+            raise errors.UserError(
+                f"config.data.clip.glyph_tokens is {clip.glyph_tokens} but config.model.glyph_dim is {model.glyph_dim}: "
+                "set both, or 0 and None"
+            )
+        for size, patch in zip(clip.latent_size, model.patch_size[1:], strict=True):
+            if size % patch:
+                raise errors.UserError(
+                    f"config.data.clip.latent_size {clip.latent_size} is no multiple of config.model.patch_size "
+                    f"{model.patch_size}"
+                )
+        for name, size in (("data.clip.window_frames", clip.window_frames), ("model.num_heads", model.num_heads)):
+            if sequence > 0 and size % sequence:
+                raise errors.UserError(
+                    f"config.mesh.sequence is {sequence}, which does not divide config.{name} {size}: "
+                    f"choose a divisor of {size}"
+                )
+
+    def init(self, rngs: nnx.Rngs) -> HunyuanTransformer:
+        return HunyuanTransformer(self.model_config, rngs=rngs)
+
+    def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
+        """What one training batch holds: name -> shape, dtype, logical axes."""
+        clip, model = self.clip, self.model_config
+        F, size = clip.window_frames, (*clip.latent_size, model.channels)
+
+        def spec(dtype: Any, *shape: int, frames: bool = False) -> records.ArraySpec:
+            axes = ("batch", *(("frames",) if frames else ()), *([None] * (len(shape) - int(frames))))
+            return records.ArraySpec((global_batch, *shape), dtype, axes)
+
+        specs = {
+            "latent": spec(jnp.bfloat16, F, *size, frames=True),
+            "image_cond": spec(jnp.bfloat16, 1, *size),
+            "w2c": spec(np.float32, F, 4, 4, frames=True),
+            "intrinsics": spec(np.float32, F, 3, 3, frames=True),
+            "action": spec(np.int32, F, frames=True),
+            "is_memory": spec(np.bool_),
+            "text_states": spec(jnp.bfloat16, clip.text_tokens, model.text_dim),
+            "text_mask": spec(np.bool_, clip.text_tokens),
+            "vision_states": spec(jnp.bfloat16, clip.vision_tokens, model.vision_dim),
+        }
+        if model.glyph_dim is not None:
+            specs["glyph_states"] = spec(jnp.bfloat16, clip.glyph_tokens, model.glyph_dim)
+            specs["glyph_mask"] = spec(np.bool_, clip.glyph_tokens)
+        return specs
+
+    def manifest_expectations(self) -> dict[str, Any]:
+        """What the manifest of a data set must say for this model: dotted key -> value."""
+        clip, model = self.clip, self.model_config
+        return {
+            "latent_shape": [*clip.latent_size, model.channels],
+            "text_encoder.dim": model.text_dim,
+            "vision_encoder.tokens": clip.vision_tokens,
+            "vision_encoder.dim": model.vision_dim,
+        }
+
+    def transform(self, text_store: text.TextStore, global_batch: int) -> worldplay.SampleWindow:
+        """Record -> training example."""
+        clip = self.clip
+        return worldplay.SampleWindow(
+            window_frames=clip.window_frames,
+            memory_frames=clip.memory_frames,
+            temporal_context=clip.temporal_context,
+            chunk=clip.chunk_frames,
+            memory_probability=clip.memory_probability,
+            text_dropout=clip.text_dropout,
+            points=self._points(),
+            curriculum=clip.curriculum,
+            text_tokens=clip.text_tokens,
+            glyph_tokens=clip.glyph_tokens or None,
+            text_store=text_store,
+            global_batch=global_batch,
+        )
+
+    def loss(
+        self, model: nnx.Module, batch: objective.Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Scalar float32 loss and further metrics; everything random comes from `key`."""
+        assert isinstance(model, HunyuanTransformer)
+        chunk = self.clip.chunk_frames
+        draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
+        return objective.loss(model, batch, draws, chunk_frames=chunk, shift=self.objective.shift)
+
+    def session(
+        self, model: HunyuanTransformer, encoders: data_encoders.Encoders, *, retrieve: bool = True
+    ) -> Session:
+        """A rollout, chunk by chunk; `retrieve=False` turns memory retrieval off."""
+        latent_session = LatentSession(
+            model, sample=self.sample, memory_config=self.memory, points=self._points(), retrieve=retrieve
+        )
+        return Session(latent_session, encoders, text_tokens=self.clip.text_tokens)
+
+    def _points(self) -> np.ndarray:
+        return memory.monte_carlo_points(self.clip.memory_points, POINTS_SEED)
