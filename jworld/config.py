@@ -90,12 +90,10 @@ def section(cls: type[Section], values: Mapping[str, Any], name: str, **extra: A
 
 
 def save(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
-    """Write the resolved config as JSON."""
-    (directory / FILE_NAME).write_text(to_json(config))
-
-
-def to_json(config: ml_collections.ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    """Write the resolved config as JSON; the file is complete or absent."""
+    partial = directory / (FILE_NAME + ".partial")
+    partial.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    partial.replace(directory / FILE_NAME)
 
 
 def load(directory: pathlib.Path) -> ml_collections.ConfigDict:

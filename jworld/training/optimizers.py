@@ -32,6 +32,7 @@ class OptimizerConfig:
     """
 
     name: str = "adamw"
+    trainable: str = ".*"  # regular expression of the paths of parameters that train; the rest is frozen
     learning_rate: float = 1e-4
     schedule: str = "constant"
     warmup_steps: int = 0

@@ -1,5 +1,6 @@
 """The state of a run: born sharded, described without memory for checkpoints and dry runs."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from jworld.parallel import axes
 from jworld.training import optimizers
 
 InitModel = Callable[[nnx.Rngs], nnx.Module]
+PathFilter = Callable[[tuple[Any, ...], Any], bool]
 
 
 @struct.dataclass
@@ -30,6 +32,12 @@ class TrainState:
     ema: nnx.State | None
     skipped: jax.Array
     skipped_in_row: jax.Array
+
+
+def path_filter(pattern: str) -> PathFilter:
+    """An nnx filter of the parameters whose whole path, as `blocks/image/query/kernel`, matches the expression."""
+    expression = re.compile(pattern)
+    return lambda path, _: expression.fullmatch("/".join(map(str, path))) is not None
 
 
 def _initializer(

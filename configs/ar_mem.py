@@ -1,0 +1,227 @@
+"""WorldPlay: autoregressive training with actions, cameras and retrieved memory.
+
+Variants (`--config=configs/ar_mem.py:<variant>`):
+  (none)   tiny model, ray-cast rooms, continues from the starter weights; minutes on two CPU cores
+  doom     the same model on ViZDoom's maze, from nothing
+  rooms    the same model on the rooms, from nothing
+  starter  how the starter weights were made: the tiny model on 256 episodes, an hour and more on two CPU cores
+  small    about 100M parameters at the recorder's full resolution; one GPU, half an hour
+  8b       the published model with every value of the original's launch script
+"""
+
+import ml_collections
+
+VARIANTS = ("", "rooms", "doom", "starter", "small", "8b")
+STARTER = "assets/starter"
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/ar_mem.py has no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
+    config = _tiny()
+    if variant in ("rooms", "doom", "starter"):
+        _from_nothing(config, source="doom" if variant == "doom" else "rooms")
+    if variant == "starter":
+        _starter(config)
+    if variant == "small":
+        _small(config)
+    if variant == "8b":
+        _published(config)
+    config.lock()
+    return config
+
+
+def _tiny() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.system = "worldplay"
+    config.seed = 3208
+    config.steps = 200
+    config.global_batch = 16
+    config.init_from = STARTER
+    config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
+    config.model = {
+        "channels": 96,
+        "width": 144,
+        "num_heads": 4,
+        "num_layers": 4,
+        "rope_dims": (12, 12, 12),
+        "refiner_layers": 1,
+        "text_dim": 64,
+        "glyph_dim": None,
+        "vision_dim": 12,
+        "dtype": "float32",
+        "remat": "none",
+    }
+    config.data = {
+        "records": "data/rooms/records",
+        "threads": 2,
+        "prefetch": 4,
+        "recording": {
+            "source": "rooms",
+            "directory": "data/rooms/episodes",
+            "episodes": 64,
+            "frames": 241,
+            "image_size": (192, 144),
+            "seed": 0,
+        },
+        "encoding": {
+            "image_size": (64, 48),
+            "spatial_ratio": 16,
+            # The starter weights know this codec's latents; a newly fitted one would speak another language.
+            "autoencoder": f"{STARTER}/encoders/autoencoder.safetensors",
+        },
+        "clip": {
+            "latent_size": (3, 4),
+            "window_frames": 16,
+            "memory_frames": 12,
+            "temporal_context": 4,
+            "memory_probability": 0.5,
+            "memory_points": 2000,
+            "text_tokens": 32,
+            "glyph_tokens": 0,
+            "vision_tokens": 12,
+            "curriculum": ((0, 61),),
+        },
+    }
+    config.optimizer = {
+        "name": "muon",
+        "trainable": ".*",
+        "learning_rate": 5e-4,
+        "schedule": "cosine",
+        "warmup_steps": 10,
+        "weight_decay": 1e-4,
+        "clip_norm": 1.0,
+        "skip_norm": 10.0,
+        "skip_limit": 20,
+        "ema_decay": 0.99,
+        "accumulate": 1,
+        "newton_schulz_dtype": "float32",
+    }
+    config.loss = {"shift": 3.0, "weighting": "logit_normal", "logit_mean": 0.0, "logit_std": 1.0}
+    config.checkpoint = {"interval": 100, "max_to_keep": 2, "step": -1}
+    config.log = {"interval": 10}
+    config.sample = {
+        "rollout": {"num_steps": 8, "shift": 3.0, "guidance": 1.0},
+        "actions": "forward*6,yaw_right*9",
+        "seed": 0,
+    }
+    return config
+
+
+def _from_nothing(config: ml_collections.ConfigDict, *, source: str) -> None:
+    config.init_from = ""
+    config.steps = 600
+    config.data.records = f"data/{source}/records-fitted"
+    config.data.encoding.autoencoder = ""
+    config.data.recording.source = source
+    config.data.recording.directory = f"data/{source}/episodes"
+    config.optimizer.learning_rate = 2e-3
+
+
+def _starter(config: ml_collections.ConfigDict) -> None:
+    config.steps = 6000
+    config.data.records = "data/rooms256/records-fitted"
+    config.data.recording.directory = "data/rooms256/episodes"
+    config.data.recording.episodes = 256
+    config.data.recording.seed = 1000
+    config.optimizer.ema_decay = 0.998
+    config.checkpoint.interval = 500
+    config.log.interval = 50
+
+
+def _small(config: ml_collections.ConfigDict) -> None:
+    _from_nothing(config, source="rooms")
+    config.steps = 6000
+    config.global_batch = 16
+    config.model.update(
+        {"width": 640, "num_heads": 10, "num_layers": 10, "rope_dims": (16, 24, 24), "dtype": "bfloat16", "channels": 64}
+    )
+    config.model.remat = "attention"
+    config.data.records = "data/rooms256/records-192x144"
+    config.data.recording.directory = "data/rooms256/episodes"
+    config.data.recording.episodes = 256
+    config.data.recording.seed = 1000
+    config.data.encoding.image_size = (192, 144)
+    config.data.clip.latent_size = (9, 12)
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.ema_decay = 0.999
+    config.optimizer.newton_schulz_dtype = "bfloat16"
+    config.checkpoint.interval = 500
+    config.log.interval = 50
+
+
+def _published(config: ml_collections.ConfigDict) -> None:
+    """run_ar_hunyuan_action_mem.sh of HY-WorldPlay; docs/worldplay.md maps every argument."""
+    config.init_from = ""
+    config.steps = 200_000
+    # One sample per sequence group; the authors recommend a total batch of 32 or more.
+    config.global_batch = 32
+    # Their script: 4 GPUs, sp_size 4, one replica, weights sharded over 4. Here the same split for any pod:
+    # 4 devices per sample, weights sharded over all devices that do not split a sample.
+    config.mesh = {"data": 1, "fsdp": -1, "sequence": 4}
+    config.model = {
+        "channels": 32,
+        "patch_size": (1, 1, 1),
+        "width": 2048,
+        "num_heads": 16,
+        "num_layers": 54,
+        "mlp_ratio": 4.0,
+        "rope_dims": (16, 56, 56),
+        "rope_theta": 256.0,
+        "refiner_layers": 2,
+        "text_dim": 3584,
+        "glyph_dim": 1472,
+        "glyph_hidden": 2048,
+        "glyph_out": 2048,
+        "vision_dim": 1152,
+        "actions": True,
+        "dtype": "bfloat16",
+        "param_dtype": "float32",
+        # Their enable_gradient_checkpointing_type "full" wraps each block; this saves the attention output too.
+        "remat": "attention",
+    }
+    config.data.records = "data/worldplay/records"
+    config.data.recording = {"source": ""}
+    config.data.encoding = {"image_size": (832, 480), "spatial_ratio": 16}
+    config.data.clip = {
+        "latent_size": (30, 52),
+        "window_frames": 24,
+        "chunk_frames": 4,
+        "memory_frames": 20,
+        "temporal_context": 12,
+        "memory_probability": 0.8,
+        "memory_points": 50_000,
+        "text_dropout": 0.1,
+        "text_tokens": 1000,
+        "glyph_tokens": 256,
+        "vision_tokens": 729,
+        "curriculum": ((0, 32), (500, 64), (1000, 96), (2000, 128), (3000, 160)),
+    }
+    config.optimizer = {
+        "name": "muon",
+        "trainable": ".*",
+        "learning_rate": 1e-5,
+        "schedule": "constant",
+        "weight_decay": 1e-4,
+        "momentum": 0.95,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "newton_schulz_steps": 5,
+        "newton_schulz_dtype": "bfloat16",
+        "clip_norm": 1.0,
+        "skip_norm": 10.0,
+        "skip_limit": 100,
+        "ema_decay": 0.0,
+        "accumulate": 1,
+    }
+    config.loss = {
+        "shift": 3.0,
+        "weighting": "logit_normal",
+        "logit_mean": 0.0,
+        "logit_std": 1.0,
+        "memory_times": (16, 500),
+    }
+    config.checkpoint = {"interval": 500, "max_to_keep": 3, "step": -1}
+    config.log = {"interval": 10}
+    config.sample.rollout = {"num_steps": 50, "shift": 5.0, "guidance": 6.0, "context_time": 14.0}

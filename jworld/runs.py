@@ -1,0 +1,68 @@
+"""The folder of a run: what training leaves there, and how the other commands open it.
+
+    config.json    the resolved config
+    encoders/      manifest and autoencoder of the data set
+    checkpoints/   Orbax checkpoints, one folder per step
+    metrics.jsonl, tensorboard/, samples/
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import systems
+from jworld.data.encoders import Encoders
+from jworld.parallel import mesh as mesh_lib
+from jworld.training import optimizers, weights
+from jworld.training import state as train_state
+from jworld.training.checkpoints import Checkpoints
+
+CHECKPOINTS, ENCODERS, SAMPLES = "checkpoints", "encoders", "samples"
+#: Weights outside a checkpoint, as the starter folder has them.
+WEIGHTS = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model, ready to be sampled."""
+
+    config: ml_collections.ConfigDict
+    system: Any
+    model: nnx.Module
+    encoders: Encoders
+    step: int | None
+
+
+def load(directory: pathlib.Path, step: int | None = None) -> Run:
+    """Open a run's folder, or a folder of released weights, on one device; averaged weights are preferred.
+
+    Raises:
+      UserError: something is missing or damaged.
+    """
+    config = run_config.load(directory)
+    system = systems.create(config)
+    optimizer = optimizers.make_optimizer(
+        run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
+    )
+    graphdef, abstract, _ = train_state.abstract_state(
+        system.init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh_lib.make_mesh(devices=jax.devices()[:1])
+    )
+    params, found = load_params(directory, abstract.params, step)
+    return Run(config, system, nnx.merge(graphdef, params), Encoders.load(directory / ENCODERS), found)
+
+
+def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, int | None]:
+    """All parameters of a run (with its step) or of released weights (None), in the layout of `abstract`."""
+    if (directory / WEIGHTS).is_file():
+        return weights.load(directory / WEIGHTS, abstract), None
+    trainable = train_state.path_filter(run_config.load(directory).optimizer.trainable)
+    trained, frozen = nnx.split_state(abstract, trainable, ...)
+    checkpoints = Checkpoints(directory / CHECKPOINTS, create=False)
+    found = checkpoints.latest_step() if step is None else step
+    params = nnx.merge_state(checkpoints.restore_params(trained, found), checkpoints.restore_frozen(frozen))
+    return params, found

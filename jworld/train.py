@@ -1,0 +1,259 @@
+"""python -m jworld.train --config=configs/ar_mem.py
+
+Trains a recipe: makes its embedded data where absent, trains or resumes, and rolls the trained model out at the end.
+"""
+
+import math
+import pathlib
+import shutil
+import sys
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import rich.console
+import rich.table
+from absl import flags
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from jworld import config as run_config
+from jworld import errors, rollouts, runs, systems
+from jworld.data import embedded, encoders, pipeline, records, text
+from jworld.parallel import axes
+from jworld.parallel import mesh as mesh_lib
+from jworld.training import checkpoints, metrics, optimizers, preemption, step
+from jworld.training import state as train_state
+
+_CONFIG = run_config.define_flag()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Folder of the run; default runs/<recipe>-<variant>. The same command again resumes the run in it."
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what an earlier run left in the workdir and start anew.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry-run", False, "Build everything abstractly, print parameters, batch and mesh, and stop."
+)
+
+#: A resumed run may have other values here: they do not change what is computed.
+MAY_CHANGE = ("steps", "mesh.", "log.", "checkpoint.", "sample.", "data.threads", "data.prefetch", "model.remat")
+
+console = rich.console.Console(highlight=False, soft_wrap=True)
+
+
+@errors.exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    config = run_config.parse_flags(sys.argv if argv is None else argv, _CONFIG)
+    system = systems.create(config)
+    spec = system.batch_spec(config.global_batch)
+    optimizer = optimizers.make_optimizer(
+        run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
+    )
+    recording = run_config.section(embedded.RecordingConfig, config.data.recording, "data.recording")
+    encoding = run_config.section(embedded.EncodingConfig, config.data.encoding, "data.encoding")
+    if _DRY_RUN.value:
+        describe(config, system, spec, optimizer)
+        return
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    check_batch(config, mesh)
+    workdir = open_workdir(config)
+    embedded.ensure(
+        config.data.records, recording, encoding, channels=config.model.channels, text_dim=config.model.text_dim
+    )
+    dataset = make_dataset(config, system, spec, split="train")
+    keep_encoders(config, workdir)
+    finished = train(config, system, optimizer, mesh, spec, dataset, workdir)
+    if finished:
+        rollouts.sample_run(workdir, console)
+        console.print(f"next: python -m jworld.evaluate --checkpoint {workdir}")
+
+
+def describe(
+    config: ml_collections.ConfigDict,
+    system: Any,
+    spec: dict[str, records.ArraySpec],
+    optimizer: optimizers.Optimizer,
+) -> None:
+    """What a run would be, without data, weights, or the devices of its mesh."""
+    trainable = train_state.path_filter(optimizer.config.trainable)
+    with nnx.use_eager_sharding(False):
+        abstract = nnx.state(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))), nnx.Param)
+    trained, frozen = nnx.split_state(abstract, trainable, ...)
+    count = {name: _size(part) for name, part in (("trainable", trained), ("frozen", frozen))}
+    table = rich.table.Table("", "", show_header=False)
+    table.add_row("parameters", f"{sum(count.values()):,}")
+    table.add_row("trainable", f"{count['trainable']:,}")
+    table.add_row("mesh", ", ".join(f"{name} {size}" for name, size in config.mesh.items()))
+    table.add_row("steps", f"{config.steps:,} of global batch {config.global_batch:,}")
+    for name, entry in spec.items():
+        table.add_row(f"batch {name}", f"{np.dtype(entry.dtype).name} {list(entry.shape)}")
+    console.print(table)
+    console.print("dry run: nothing was written; leave --dry-run out to train")
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.get("accumulate", 1)
+    if config.global_batch % shards:
+        raise errors.UserError(
+            f"config.global_batch is {config.global_batch}, expected a multiple of {shards} "
+            "(mesh.data x mesh.fsdp x optimizer.accumulate)"
+        )
+
+
+def open_workdir(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """The run's folder, new or of the same run; another run's is refused."""
+    workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
+    if _OVERWRITE.value and jax.process_index() == 0:
+        shutil.rmtree(workdir, ignore_errors=True)
+    if (workdir / run_config.FILE_NAME).is_file():
+        checkpoints.require_same_config(
+            workdir, run_config.load(workdir).to_dict(), config.to_dict(), may_change=MAY_CHANGE
+        )
+    elif workdir.is_dir() and any(workdir.iterdir()):
+        raise errors.UserError(f"--workdir {workdir} holds files of something else: choose an empty folder")
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        run_config.save(config, workdir)
+    return workdir
+
+
+def _default_workdir() -> str:
+    recipe, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return f"runs/{pathlib.Path(recipe).stem}" + (f"-{variant}" if variant else "")
+
+
+def make_dataset(
+    config: ml_collections.ConfigDict, system: Any, spec: dict[str, records.ArraySpec], *, split: str
+) -> pipeline.BatchIterator:
+    """Batches of one split of the records that the config names, checked against the model."""
+    source = records.RecordSource(config.data.records, split, min_frames=config.data.clip.window_frames)
+    records.check_manifest(source.manifest, system.manifest_expectations(), path=config.data.records)
+    store = text.TextStore(
+        pathlib.Path(config.data.records) / records.TEXT_FILE, num_prompts=len(source.manifest["prompts"])
+    )
+    return pipeline.make_dataset(
+        source,
+        system.transform(store, config.global_batch),
+        spec,
+        global_batch=config.global_batch,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        shuffle=split == "train",
+        num_threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+
+
+def keep_encoders(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Copy what sampling needs of the data set; weights that were trained with another autoencoder are refused."""
+    data = pathlib.Path(config.data.records)
+    found = records.read_manifest(data)
+    for known in (workdir, pathlib.Path(config.init_from)):
+        folder = known / runs.ENCODERS
+        if (folder / records.MANIFEST).is_file():
+            expected = {"autoencoder.hash": records.read_manifest(folder)["autoencoder"]["hash"]}
+            records.check_manifest(found, expected, path=data)
+    if jax.process_index() == 0:
+        encoders.Encoders.copy(data, workdir / runs.ENCODERS)
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    system: Any,
+    optimizer: optimizers.Optimizer,
+    mesh: Mesh,
+    spec: dict[str, records.ArraySpec],
+    dataset: pipeline.BatchIterator,
+    workdir: pathlib.Path,
+) -> bool:
+    """Train to `config.steps`, from the newest checkpoint if there is one; True unless it was asked to stop."""
+    manager = checkpoints.Checkpoints(
+        workdir / runs.CHECKPOINTS, interval=config.checkpoint.interval, max_to_keep=config.checkpoint.max_to_keep
+    )
+    graphdef, state, shardings = start(config, system, optimizer, mesh, dataset, manager)
+    batch_shardings = {name: axes.sharding(mesh, entry.axes) for name, entry in spec.items()}
+    train_step = step.make_train_step(
+        graphdef, system.loss, optimizer, shardings=shardings, batch_shardings=batch_shardings, mesh=mesh
+    )
+    first = int(state.step)
+    key = jax.random.key(config.seed)
+    log = metrics.ProgressLog(
+        workdir,
+        start_step=first,
+        steps=config.steps,
+        log_every=config.log.interval,
+        batch_size=config.global_batch,
+        skip_limit=optimizer.config.skip_limit,
+        console=console,
+    )
+    with manager, log, preemption.Preemption() as stop, jax.set_mesh(mesh):
+        for number in range(first + 1, config.steps + 1):
+            began = time.perf_counter()
+            batch = next(dataset)
+            waited = time.perf_counter() - began
+            indices = batch.pop("index")
+            state, values = train_step(state, to_devices(batch, batch_shardings), key)
+            log.step(number, values, indices=indices, wait_seconds=waited)
+            last = number == config.steps or stop.requested
+            if last or manager.due(number):
+                manager.save(state, dataset.get_state())
+            if stop.requested:
+                manager.wait()
+                log.message(f"stopped after step {number} as asked; the same command resumes there")
+                return number == config.steps
+    console.print(f"trained {config.steps} steps; checkpoints, logs and config are in {workdir}")
+    return True
+
+
+def start(
+    config: ml_collections.ConfigDict,
+    system: Any,
+    optimizer: optimizers.Optimizer,
+    mesh: Mesh,
+    dataset: pipeline.BatchIterator,
+    manager: checkpoints.Checkpoints,
+) -> tuple[nnx.GraphDef, train_state.TrainState, train_state.TrainState]:
+    """(graph definition, state, shardings): restored, or new from `config.init_from`, or new from nothing."""
+    trainable = train_state.path_filter(optimizer.config.trainable)
+    build = {"trainable": trainable, "optimizer": optimizer, "mesh": mesh}
+    if manager.latest_step() is not None:
+        graphdef, abstract, shardings = train_state.abstract_state(system.init, **build)
+        chosen = config.checkpoint.step
+        state, position = manager.restore(abstract, None if chosen < 0 else chosen)
+        dataset.set_state(position)
+        console.print(f"resuming after step {int(state.step)}")
+        return graphdef, state, shardings
+    graphdef, state, shardings = train_state.create_state(system.init, key=jax.random.key(config.seed), **build)
+    if not jax.tree.leaves(state.params):
+        raise errors.UserError(
+            f"config.optimizer.trainable is {optimizer.config.trainable!r}, which matches no parameter; "
+            "paths look like blocks/image/query/kernel"
+        )
+    if config.init_from:
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            nnx.merge_state(state.params, state.frozen),
+        )
+        params, _ = runs.load_params(pathlib.Path(config.init_from), abstract)
+        trained, frozen = nnx.split_state(params, trainable, ...)
+        state = train_state.replace_params(state, trained).replace(frozen=frozen)
+        console.print(f"starting from the weights in {config.init_from}")
+    return graphdef, state, shardings
+
+
+def to_devices(batch: pipeline.Batch, shardings: dict[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
+    """This process's rows -> global arrays."""
+    return {
+        name: jax.make_array_from_process_local_data(shardings[name], array) for name, array in batch.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
