@@ -17,7 +17,7 @@ STARTER = "assets/starter"
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
-        raise ValueError(f"configs/ar_mem.py has no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
+        raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
     config = _tiny()
     if variant in ("rooms", "doom", "starter"):
         _from_nothing(config, source="doom" if variant == "doom" else "rooms")
@@ -134,7 +134,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.steps = 6000
     config.global_batch = 16
     config.model.update(
-        {"width": 640, "num_heads": 10, "num_layers": 10, "rope_dims": (16, 24, 24), "dtype": "bfloat16", "channels": 64}
+        {"width": 512, "num_heads": 8, "num_layers": 10, "rope_dims": (16, 24, 24), "dtype": "bfloat16", "channels": 64}
     )
     config.model.remat = "attention"
     config.data.records = "data/rooms256/records-192x144"

@@ -77,9 +77,7 @@ def import_tensors(
     return filled
 
 
-def match(
-    name: str, rules: Sequence[Rule]
-) -> tuple[str, int | None, Callable[[np.ndarray], np.ndarray]] | None:
+def match(name: str, rules: Sequence[Rule]) -> tuple[str, int | None, Callable[[np.ndarray], np.ndarray]] | None:
     for rule in rules:
         match = re.fullmatch(rule.source, name)
         if match:

@@ -1,12 +1,16 @@
-"""Run configurations: recipes are Python files with `get_config(variant)`; values are checked before any device is touched."""
+"""Run configurations: recipes with `get_config(variant)`, whose values are checked before any device is touched."""
 
 import dataclasses
+import difflib
 import json
 import pathlib
+import re
+import runpy
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import ml_collections
 from absl import flags
@@ -43,13 +47,18 @@ def define_flag() -> Any:
     )
 
 
-def parse_flags(argv: Sequence[str], flag: Any) -> ml_collections.ConfigDict:
-    """Parse the command line; a wrong key, value or file is a `UserError`."""
+def parse_flags(argv: Sequence[str], flag: Any, *, description: str, names: Sequence[str]) -> ml_collections.ConfigDict:
+    """Parse the command line; a wrong key, value or file is a `UserError`. --help prints the flags `names` and ends."""
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(description.strip() + "\n")
+        for name in names:
+            print(f"  --{name}: {flags.FLAGS[name].help}")
+        sys.exit(0)
+    _check_overrides(argv)
     try:
         rest = flags.FLAGS(list(argv))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise errors.UserError(f"command line: {reason} (see --help; recipes lie in configs/)") from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise errors.UserError(f"command line: {' '.join(str(error).split())} (see --help)") from error
     if rest[1:]:
         raise errors.UserError(f"command line: {rest[1]!r} is no flag: write --name=value (see --help)")
     if flag.value is None:
@@ -58,13 +67,51 @@ def parse_flags(argv: Sequence[str], flag: Any) -> ml_collections.ConfigDict:
     return flag.value
 
 
+def load_recipe(name: str) -> ml_collections.ConfigDict:
+    """The config of `path/to/recipe.py` or `path/to/recipe.py:variant`.
+
+    Raises:
+      UserError: the file is absent, has no `get_config`, or refuses the variant.
+    """
+    path, *variant = name.split(":", 1)
+    if not pathlib.Path(path).is_file():
+        raise errors.UserError(f"--config={name}: there is no file {path}; the recipes lie in configs/")
+    recipe = runpy.run_path(path)
+    if "get_config" not in recipe:
+        raise errors.UserError(f"--config={name}: {path} has no get_config(variant), so it is no recipe")
+    try:
+        return recipe["get_config"](*variant)
+    except ValueError as error:
+        raise errors.UserError(f"--config={name}: {error}") from error
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+    """Name a wrong recipe or key before the flag library does, in words that help."""
+    arguments = [re.sub("^--?", "", argument) for argument in argv[1:] if argument.startswith("-")]
+    names = [argument.partition("=")[2] for argument in arguments if argument.startswith("config=")]
+    if not names:
+        return
+    config = load_recipe(names[-1])
+    for argument in arguments:
+        if not argument.startswith("config."):
+            continue
+        node, passed = config, "config"
+        for key in argument.partition("=")[0].split(".")[1:]:
+            keys = list(node) if isinstance(node, ml_collections.ConfigDict) else []
+            if key not in keys:
+                near = difflib.get_close_matches(key, keys, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(keys) or 'none'}"
+                raise errors.UserError(f"{passed}.{key}: this recipe has no such key; {hint}")
+            node, passed = node[key], f"{passed}.{key}"
+
+
 def check_sections(config: ml_collections.ConfigDict) -> None:
     missing, unknown = [s for s in SECTIONS if s not in config], [s for s in config if s not in SECTIONS]
     if missing or unknown:
         raise errors.UserError(f"config: missing sections {missing}, unknown sections {unknown}, expected {SECTIONS}")
 
 
-def section(cls: type[Section], values: Mapping[str, Any], name: str, **extra: Any) -> Section:
+def section(cls: type[Section], values: Mapping[str, Any], name: str) -> Section:
     """A frozen dataclass from `config.<name>`; lists become tuples.
 
     Raises:
@@ -80,11 +127,11 @@ def section(cls: type[Section], values: Mapping[str, Any], name: str, **extra: A
         if not _fits(value, hints[key]):
             raise errors.UserError(f"config.{name}.{key}: found {value!r}, expected {_describe(hints[key])}")
         chosen[key] = float(value) if hints[key] is float else value
-    required = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in {**chosen, **extra}]
-    if required:
-        raise errors.UserError(f"config.{name}.{required[0]} is missing")
+    for field in fields.values():
+        if field.default is dataclasses.MISSING and field.name not in chosen:
+            raise errors.UserError(f"config.{name}.{field.name} is missing")
     try:
-        return cls(**chosen, **extra)
+        return cls(**chosen)
     except ValueError as error:
         raise errors.UserError(f"config.{name}: {error}") from error
 
@@ -122,6 +169,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
+    if origin is Literal:
+        return value in arguments
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, option) for option in arguments)
     if origin is tuple:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message names the file or key, what was found, what was expected and the fix."""
+    """A mistake that the user can mend: the message names the file or key, what was found, the expected and the fix."""
 
 
 def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:

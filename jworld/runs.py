@@ -1,9 +1,9 @@
 """The folder of a run: what training leaves there, and how the other commands open it.
 
-    config.json    the resolved config
-    encoders/      manifest and autoencoder of the data set
-    checkpoints/   Orbax checkpoints, one folder per step
-    metrics.jsonl, tensorboard/, samples/
+config.json    the resolved config
+encoders/      manifest and autoencoder of the data set
+checkpoints/   Orbax checkpoints, one folder per step
+metrics.jsonl, tensorboard/, samples/
 """
 
 import dataclasses

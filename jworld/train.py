@@ -45,7 +45,12 @@ console = rich.console.Console(highlight=False, soft_wrap=True)
 
 @errors.exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    config = run_config.parse_flags(sys.argv if argv is None else argv, _CONFIG)
+    config = run_config.parse_flags(
+        sys.argv if argv is None else argv,
+        _CONFIG,
+        description=str(__doc__),
+        names=("config", "workdir", "overwrite", "dry-run"),
+    )
     system = systems.create(config)
     spec = system.batch_spec(config.global_batch)
     optimizer = optimizers.make_optimizer(
@@ -222,15 +227,18 @@ def start(
 ) -> tuple[nnx.GraphDef, train_state.TrainState, train_state.TrainState]:
     """(graph definition, state, shardings): restored, or new from `config.init_from`, or new from nothing."""
     trainable = train_state.path_filter(optimizer.config.trainable)
-    build = {"trainable": trainable, "optimizer": optimizer, "mesh": mesh}
     if manager.latest_step() is not None:
-        graphdef, abstract, shardings = train_state.abstract_state(system.init, **build)
+        graphdef, abstract, shardings = train_state.abstract_state(
+            system.init, trainable=trainable, optimizer=optimizer, mesh=mesh
+        )
         chosen = config.checkpoint.step
         state, position = manager.restore(abstract, None if chosen < 0 else chosen)
         dataset.set_state(position)
         console.print(f"resuming after step {int(state.step)}")
         return graphdef, state, shardings
-    graphdef, state, shardings = train_state.create_state(system.init, key=jax.random.key(config.seed), **build)
+    graphdef, state, shardings = train_state.create_state(
+        system.init, trainable=trainable, optimizer=optimizer, mesh=mesh, key=jax.random.key(config.seed)
+    )
     if not jax.tree.leaves(state.params):
         raise errors.UserError(
             f"config.optimizer.trainable is {optimizer.config.trainable!r}, which matches no parameter; "
@@ -243,16 +251,14 @@ def start(
         )
         params, _ = runs.load_params(pathlib.Path(config.init_from), abstract)
         trained, frozen = nnx.split_state(params, trainable, ...)
-        state = train_state.replace_params(state, trained).replace(frozen=frozen)
+        state = train_state.replace_params(state, trained, frozen)
         console.print(f"starting from the weights in {config.init_from}")
     return graphdef, state, shardings
 
 
 def to_devices(batch: pipeline.Batch, shardings: dict[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
     """This process's rows -> global arrays."""
-    return {
-        name: jax.make_array_from_process_local_data(shardings[name], array) for name, array in batch.items()
-    }
+    return {name: jax.make_array_from_process_local_data(shardings[name], array) for name, array in batch.items()}
 
 
 if __name__ == "__main__":

@@ -44,9 +44,7 @@ class EncodingConfig:
     autoencoder: str = ""
 
 
-def ensure(
-    output: str, recording: RecordingConfig, encoding: EncodingConfig, *, channels: int, text_dim: int
-) -> None:
+def ensure(output: str, recording: RecordingConfig, encoding: EncodingConfig, *, channels: int, text_dim: int) -> None:
     """Make the records in `output` unless they exist.
 
     Raises:

@@ -27,8 +27,8 @@ class Encoders:
         for key, family in (("text_encoder", text.HASHED_WORDS_FAMILY), ("vision_encoder", images.THUMBNAIL_FAMILY)):
             if manifest[key]["family"] != family:
                 raise UserError(
-                    f"{directory / records.MANIFEST}: {key}.family is {manifest[key]['family']!r}, expected {family!r}: "
-                    "run precompute again"
+                    f"{directory / records.MANIFEST}: {key}.family is {manifest[key]['family']!r}, expected "
+                    f"{family!r}: run precompute again"
                 )
         return cls(linear.LinearAutoencoder.load(directory / records.AUTOENCODER_FILE), manifest)
 

@@ -117,7 +117,8 @@ def create_state(
     return graphdef, state, shardings
 
 
-def replace_params(state: TrainState, params: nnx.State) -> TrainState:
+def replace_params(state: TrainState, params: nnx.State, frozen: nnx.State | None = None) -> TrainState:
     """`state` with other weights at birth; the average starts from them too, in buffers of its own."""
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, ema=ema)  # type: ignore[attr-defined]
+    frozen = state.frozen if frozen is None else frozen
+    return state.replace(params=params, frozen=frozen, ema=ema)  # type: ignore[attr-defined]

@@ -3,7 +3,6 @@
 import dataclasses
 
 import golden_cases
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -73,9 +72,8 @@ def _transformer(case: golden_cases.GoldenCase) -> float:
     )
     text = text_inputs(inputs, "text_states", "encoder_attention_mask")
     forward = nnx.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
-    output = forward(
-        load_model(case), frames, text, jnp.asarray(inputs["timestep_txt"]), chunk_frames=case.config.get("chunk_latents")
-    )
+    time = jnp.asarray(inputs["timestep_txt"])
+    output = forward(load_model(case), frames, text, time, chunk_frames=case.config.get("chunk_latents"))
     return golden_cases.relative_error(output, channels_last(case.outputs["output"]))
 
 

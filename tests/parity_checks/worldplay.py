@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from parity_checks.hunyuan import channels_last, load_model, text_inputs
 
 from conversion import engine, hunyuan
 from jworld.systems.worldplay import objective
 from jworld.systems.worldplay.session import Controls, LatentSession, MemoryConfig, SampleConfig
+from parity_checks.hunyuan import channels_last, load_model, text_inputs
 
 
 def _batch(inputs: dict[str, np.ndarray], is_memory: bool) -> dict[str, jax.Array]:
@@ -45,10 +45,16 @@ def _loss(case: golden_cases.GoldenCase) -> float:
     @jax.jit
     def compute(params: nnx.State) -> tuple[jax.Array, nnx.State]:
         return jax.value_and_grad(
-            lambda params: objective.loss(
-                nnx.merge(graphdef, params), batch, draws, chunk_frames=chunk_frames, shift=config["train_time_shift"]
-            )[0]
-            / config["gradient_accumulation_steps"]
+            lambda params: (
+                objective.loss(
+                    nnx.merge(graphdef, params),
+                    batch,
+                    draws,
+                    chunk_frames=chunk_frames,
+                    shift=config["train_time_shift"],
+                )[0]
+                / config["gradient_accumulation_steps"]
+            )
         )(params)
 
     loss, grads = compute(params)

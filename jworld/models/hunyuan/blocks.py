@@ -133,9 +133,7 @@ class DoubleBlock(nnx.Module):
         image = self._image_update(image, out, frames, modulation)
         return image, self._text_update(text, text_out, text_modulation)
 
-    def text_only(
-        self, text: jax.Array, text_vector: jax.Array, text_mask: jax.Array
-    ) -> tuple[jax.Array, KeyValues]:
+    def text_only(self, text: jax.Array, text_vector: jax.Array, text_mask: jax.Array) -> tuple[jax.Array, KeyValues]:
         """Text sees text: [B, S, D] -> [B, S, D] and its keys and values, N heads."""
         modulation = self.text.modulation(text_vector)
         q, k, v = self.text.qkv(text, *modulation[:2])

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jworld.models.layers.attention import Implementation
 from jworld.models.layers.stack import REMAT_POLICIES
 
 
@@ -45,7 +46,7 @@ class HunyuanConfig:
     dtype: Any = jnp.bfloat16
     param_dtype: Any = jnp.float32
     remat: str = "attention"
-    attention: str | None = None
+    attention: Implementation = None
 
     @property
     def head_dim(self) -> int:
@@ -59,6 +60,6 @@ class HunyuanConfig:
         if self.actions and self.head_dim % 4:
             raise ValueError(f"head size {self.head_dim} must be a multiple of 4 for the camera attention")
         if self.patch_size[0] != 1:
-            raise ValueError(f"patch_size {self.patch_size} must have 1 in time: actions and times are per latent frame")
+            raise ValueError(f"patch_size {self.patch_size} must have 1 in time: actions are per latent frame")
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")

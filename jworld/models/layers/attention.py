@@ -1,12 +1,15 @@
 """One attention function for every network, with structured masks instead of dense ones."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jworld.parallel.axes import constrain
+
+Implementation = Literal["xla", "cudnn"] | None
 
 #: Name under which remat policies find the attention output.
 OUTPUT_NAME = "attention"
@@ -32,7 +35,7 @@ def attention(
     *,
     mask: ChunkCausal | None = None,
     key_mask: jax.Array | None = None,
-    implementation: str | None = None,
+    implementation: Implementation = None,
 ) -> jax.Array:
     """Softmax attention, scale 1/sqrt(K); logits and softmax in float32.
 
@@ -62,7 +65,7 @@ def attention(
 
 
 def _full(
-    q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None, implementation: str | None
+    q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None, implementation: Implementation
 ) -> jax.Array:
     dense = None if key_mask is None else key_mask[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=dense, implementation=implementation)
@@ -74,7 +77,7 @@ def _chunk_causal(
     v: jax.Array,
     mask: ChunkCausal,
     key_mask: jax.Array | None,
-    implementation: str | None,
+    implementation: Implementation,
 ) -> jax.Array:
     length = q.shape[1]
     if length % mask.chunk or k.shape[1] != mask.prefix + length:

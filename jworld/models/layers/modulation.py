@@ -12,9 +12,7 @@ from jworld.models.layers.linear import linear, zeros_init
 class Modulation(nnx.Module):
     """Linear(SiLU(vector)) cut into `parts`: [..., D] -> parts x [..., width], float32, zero at the start."""
 
-    def __init__(
-        self, vector_width: int, width: int, parts: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, vector_width: int, width: int, parts: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.parts = parts
         self.linear = linear(
             vector_width,

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def rotary_tables(
-    positions: Sequence[jax.Array], dims: Sequence[int], theta: float
-) -> tuple[jax.Array, jax.Array]:
+def rotary_tables(positions: Sequence[jax.Array], dims: Sequence[int], theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines for a grid of tokens.
 
     Axis a owns `dims[a]` consecutive channels of a head; its pair j turns by theta^(-2j/dims[a]) per position.

@@ -4,7 +4,6 @@ Source: HY-WorldPlay `hyvideo/pipelines/worldplay_video_pipeline.py`, `_ar_rollo
 """
 
 import dataclasses
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -91,14 +90,12 @@ def _context_cache(model: HunyuanTransformer, text: Cache, frames: FrameInputs, 
     return Cache(layers, jnp.concatenate([text.mask, own.mask], axis=1))
 
 
-@partial(nnx.jit, static_argnames=("cfg",))
-def _denoise(
+def _denoise_chunk(
     model: HunyuanTransformer,
     cache: Cache,
     noise: jax.Array,
     frames: FrameInputs,
     first_position: jax.Array,
-    *,
     cfg: SampleConfig,
 ) -> jax.Array:
     """noise [1, f, H, W, C] -> clean latents; `frames.video` holds the condition and mask channels."""
@@ -121,6 +118,9 @@ def _denoise(
 
     latents, _ = jax.lax.scan(step, noise.astype(jnp.float32), (sigmas[:-1], sigmas[1:]))
     return latents
+
+
+_denoise = nnx.jit(_denoise_chunk, static_argnames=("cfg",))
 
 
 class LatentSession:
@@ -151,8 +151,9 @@ class LatentSession:
           seed: of the noise.
         """
         expected = 1 if self.sample.guidance == 1 else 2
-        if text.text.shape[0] != expected:
-            raise ValueError(f"guidance {self.sample.guidance} needs text of batch {expected}, got {text.text.shape[0]}")
+        rows = text.text.shape[0]
+        if rows != expected:
+            raise ValueError(f"guidance {self.sample.guidance} needs text of batch {expected}, got {rows}")
         self._image = np.asarray(image_latent, np.float32)
         self._key = jax.random.key(seed)
         self._text = _text_cache(self.model, text)
@@ -172,14 +173,14 @@ class LatentSession:
         current = self.num_frames
         shape = (1, self.memory.chunk_frames, *self._image.shape[1:])
         if noise is None:
-            noise = jax.random.normal(jax.random.fold_in(self._key, len(self._latents)), shape)
+            drawn = jax.random.normal(jax.random.fold_in(self._key, len(self._latents)), shape)
+        else:
+            drawn = jnp.asarray(noise).reshape(shape)
         self._controls.append(controls)
         selected = self._select(current)
         cache = self._context(selected)
         frames = self._frames(np.arange(current, current + self.memory.chunk_frames))
-        latents = _denoise(
-            self.model, cache, jnp.asarray(noise).reshape(shape), frames, jnp.int32(len(selected)), cfg=self.sample
-        )
+        latents = _denoise(self.model, cache, drawn, frames, jnp.int32(len(selected)), cfg=self.sample)
         self._latents.append(np.asarray(latents)[0])
         return self._latents[-1]
 

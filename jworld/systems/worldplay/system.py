@@ -81,8 +81,8 @@ class WorldPlay:
         model, clip = self.model_config, self.clip
         if (clip.glyph_tokens > 0) != (model.glyph_dim is not None):
             raise errors.UserError(
-                f"config.data.clip.glyph_tokens is {clip.glyph_tokens} but config.model.glyph_dim is {model.glyph_dim}: "
-                "set both, or 0 and None"
+                f"config.data.clip.glyph_tokens is {clip.glyph_tokens} but config.model.glyph_dim is "
+                f"{model.glyph_dim}: set both, or 0 and None"
             )
         for size, patch in zip(clip.latent_size, model.patch_size[1:], strict=True):
             if size % patch:
@@ -153,18 +153,14 @@ class WorldPlay:
             global_batch=global_batch,
         )
 
-    def loss(
-        self, model: nnx.Module, batch: objective.Batch, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Scalar float32 loss and further metrics; everything random comes from `key`."""
         assert isinstance(model, HunyuanTransformer)
         chunk = self.clip.chunk_frames
         draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
         return objective.loss(model, batch, draws, chunk_frames=chunk, shift=self.objective.shift)
 
-    def session(
-        self, model: HunyuanTransformer, encoders: data_encoders.Encoders, *, retrieve: bool = True
-    ) -> Session:
+    def session(self, model: HunyuanTransformer, encoders: data_encoders.Encoders, *, retrieve: bool = True) -> Session:
         """A rollout, chunk by chunk; `retrieve=False` turns memory retrieval off."""
         latent_session = LatentSession(
             model, sample=self.sample, memory_config=self.memory, points=self._points(), retrieve=retrieve

@@ -1,0 +1,38 @@
+# Everything runs in its own virtual environment, .venv; nothing is installed elsewhere.
+PYTHON ?= python3
+BIN := .venv/bin
+# The tested set of versions; other versions of Python take the newest releases.
+CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
+
+.PHONY: demo test lint format clean
+
+demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate it
+	$(BIN)/python -m jworld.train --config=configs/ar_mem.py
+	$(BIN)/python -m jworld.evaluate --checkpoint runs/ar_mem
+
+test: lint  ## linters, type checker, all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what demo and test made, except data and runs
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: .venv/bin/python pyproject.toml constraints-py311.txt
+	$(INSTALL) -e ".[demo]"
+	touch $@
+
+.venv/.test: .venv/bin/python pyproject.toml constraints-py311.txt
+	$(INSTALL) -e ".[demo,test,dev]"
+	touch $@
