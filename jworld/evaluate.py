@@ -1,0 +1,187 @@
+"""python -m jworld.evaluate --checkpoint DIR: how good a trained model is on held-out data, beside simple baselines.
+
+Prints a table and writes evaluation.json, evaluation.png and evaluation_rollouts.png. What is measured is the choice of
+the checkpoint's system; the held-out loss is measured for all.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import matplotlib.figure
+import numpy as np
+import rich.console
+import rich.table
+from flax import nnx
+
+from jworld import errors, reports, runs, sheets, train
+from jworld.data import pipeline, records
+from jworld.systems.worldplay import evaluation
+
+# The loss is noisy: this many batches, always the same ones with the same noise.
+LOSS_BATCHES = 8
+LOSS_SEED = 0
+
+
+def held_out_batches(run: runs.Run) -> pipeline.BatchIterator:
+    """The held-out records of a run's config, which must be latents of its own autoencoder."""
+    config = run.config
+    expected = {"autoencoder.hash": run.encoders.autoencoder.hash()}
+    records.check_manifest(records.read_manifest(config.data.records), expected, path=config.data.records)
+    return train.make_dataset(config, run.system, run.system.batch_spec(config.global_batch), split="val")
+
+
+def held_out_loss(run: runs.Run, batches: pipeline.BatchIterator) -> float:
+    """Mean training loss over some batches."""
+
+    @nnx.jit
+    def loss(model: nnx.Module, batch: pipeline.Batch, key: jax.Array) -> jax.Array:
+        return run.system.loss(model, batch, key)[0]
+
+    values = []
+    for i in range(LOSS_BATCHES):
+        batch = {name: value for name, value in next(batches).items() if name != "index"}
+        values.append(float(loss(run.model, batch, jax.random.fold_in(jax.random.key(LOSS_SEED), i))))
+    return float(np.mean(values))
+
+
+def evaluate(
+    checkpoint: pathlib.Path,
+    output: pathlib.Path,
+    options: reports.Options,
+    *,
+    step: int | None = None,
+    episodes_dir: str | None = None,
+    records_dir: str | None = None,
+    console: rich.console.Console,
+) -> dict[str, Any]:
+    """Measure, print and write; -> what evaluation.json holds.
+
+    `episodes_dir` and `records_dir` replace the folders that the run's config names.
+    """
+    run = runs.load(checkpoint, step)
+    if episodes_dir is not None:
+        run.config.data.recording.directory = episodes_dir
+    if records_dir is not None:
+        run.config.data.records = records_dir
+    batches = held_out_batches(run)
+    session = run.system.session(run.model, run.encoders)
+    latest_only = run.system.session(run.model, run.encoders, retrieve=False)
+    report = evaluation.evaluate(session, latest_only, run.config, options, console)
+    loss = held_out_loss(run, batches)
+    numbers = {
+        "checkpoint": str(checkpoint),
+        "step": run.step,
+        "options": dataclasses.asdict(options),
+        "held_out_loss": loss,
+        **report.numbers,
+        "config": run.config.to_dict(),
+    }
+    report = dataclasses.replace(report, summary=[*report.summary, ("held-out loss", f"{loss:.4f}")])
+    for table in tables(report):
+        console.print(table)
+    for path in write(output, numbers, report):
+        console.print(f"wrote {path}")
+    return numbers
+
+
+def tables(report: reports.Report) -> list[rich.table.Table]:
+    """PSNR per chunk, and what the report sums up."""
+    count = max(len(values) for values in report.curves.values())
+    curves = rich.table.Table("PSNR in dB", *(f"chunk {i + 1}" for i in range(count)), "mean")
+    for name, values in report.curves.items():
+        curves.add_row(name, *(f"{value:.2f}" for value in (*values, np.mean(values))))
+    summary = rich.table.Table(show_header=False)
+    for row in report.summary:
+        summary.add_row(*row)
+    return [curves, summary]
+
+
+def write(output: pathlib.Path, numbers: dict[str, Any], report: reports.Report) -> list[pathlib.Path]:
+    """Numbers, plot and rollouts as files of `output`, each complete or absent."""
+    paths = [output / name for name in ("evaluation.json", "evaluation.png", "evaluation_rollouts.png")]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        partial = output / "evaluation.partial"
+        partial.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+        partial.replace(paths[0])
+        plot(report).savefig(partial, format="png", dpi=120)
+        partial.replace(paths[1])
+        sheets.contact_sheet(report.rollouts).save(partial, format="png")
+        partial.replace(paths[2])
+    except OSError as error:
+        raise errors.UserError(f"{output} could not be written ({error}): give another --output") from error
+    return paths
+
+
+def plot(report: reports.Report) -> matplotlib.figure.Figure:
+    """The curves, and the bars beside them where there are any."""
+    figure = matplotlib.figure.Figure(figsize=(9 if report.bars else 6, 4), layout="constrained")
+    panels = figure.subplots(1, 2 if report.bars else 1, squeeze=False, width_ratios=[2, 1][: 1 + bool(report.bars)])[0]
+    for name, values in report.curves.items():
+        panels[0].plot(range(1, len(values) + 1), values, marker="o", label=name)
+    panels[0].set_xticks(range(1, max(map(len, report.curves.values())) + 1))
+    panels[0].set(xlabel="chunk of the rollout", ylabel="PSNR (dB)", title="Held-out data")
+    panels[0].legend()
+    if report.bars:
+        bars = panels[1].bar(list(report.bars), list(report.bars.values()), color=["tab:blue", "tab:gray"])
+        panels[1].bar_label(bars, fmt="%.1f")
+        panels[1].margins(y=0.1)
+        panels[1].set(ylabel="PSNR (dB)", title=report.bars_title)
+    return figure
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
+
+
+@errors.exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m jworld.evaluate",
+        description="Measure a trained model on held-out walks: PSNR of its rollouts per chunk beside the first frame "
+        "repeated and the same model with left and right swapped, views that come back with and without memory "
+        "retrieval, and the held-out loss.",
+    )
+    default = reports.Options()
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder of a run, or of released weights")
+    parser.add_argument("--step", type=_positive, metavar="N", help="checkpoint to take; default: the newest")
+    parser.add_argument(
+        "--windows", type=_positive, default=default.windows, help="rollouts along recorded walks (default %(default)s)"
+    )
+    parser.add_argument(
+        "--chunks", type=_positive, default=default.chunks, help="chunks of each rollout (default %(default)s)"
+    )
+    parser.add_argument(
+        "--revisits",
+        type=_positive,
+        default=default.revisits,
+        help="scripted walks that turn away and back; none on data of your own (default %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=default.seed, help="of the noise (default %(default)s)")
+    parser.add_argument("--output", metavar="DIR", help="folder to write to; default: evaluation/ in the checkpoint's")
+    parser.add_argument("--episodes", metavar="DIR", help="recorded episodes; default: those of the run's config")
+    parser.add_argument("--records", metavar="DIR", help="their records; default: those of the run's config")
+    arguments = parser.parse_args(argv)
+    checkpoint = pathlib.Path(arguments.checkpoint)
+    evaluate(
+        checkpoint,
+        pathlib.Path(arguments.output) if arguments.output else checkpoint / "evaluation",
+        reports.Options(
+            windows=arguments.windows, chunks=arguments.chunks, revisits=arguments.revisits, seed=arguments.seed
+        ),
+        step=arguments.step,
+        episodes_dir=arguments.episodes,
+        records_dir=arguments.records,
+        console=rich.console.Console(highlight=False, soft_wrap=True),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What a rollout or an evaluation hands over to be written, printed and drawn."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Frames `start` to `stop` of a rollout, what was done in them, and how close they come to the truth (dB)."""
+
+    start: int
+    stop: int
+    action: str
+    psnr: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A recorded and a predicted video, uint8 [T, H, W, 3] both, in chunks that cover all T frames."""
+
+    title: str
+    truth: np.ndarray
+    prediction: np.ndarray
+    chunks: list[Chunk]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How much to evaluate.
+
+    Attributes:
+      windows: rollouts along recorded held-out walks, at most.
+      chunks: chunks of each.
+      revisits: scripted walks that turn away and back.
+      seed: of the noise.
+    """
+
+    windows: int = 24
+    chunks: int = 4
+    revisits: int = 8
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a system measured of a model.
+
+    Attributes:
+      numbers: everything, ready for JSON.
+      curves: PSNR per chunk (dB) of the model and of what it is compared with.
+      bars: further PSNRs (dB), of what `bars_title` says.
+      summary: pairs of what was measured and its value in words.
+      rollouts: some of the videos.
+    """
+
+    numbers: dict[str, Any]
+    curves: dict[str, list[float]]
+    bars: dict[str, float]
+    bars_title: str
+    summary: list[tuple[str, str]]
+    rollouts: list[Comparison]

@@ -1,0 +1,29 @@
+"""What a run shows of its model: a rollout beside the recorded truth, as a video and as a contact sheet."""
+
+import pathlib
+
+import rich.console
+
+from jworld import runs, sheets
+from jworld.data import episodes
+from jworld.systems.worldplay import rollout
+
+NAME = "rollout"
+
+
+def sample_run(workdir: pathlib.Path, console: rich.console.Console) -> None:
+    """Roll the newest checkpoint of a run out and write `workdir`/samples/rollout.mp4 and .png.
+
+    Raises:
+      UserError: the run's folder is incomplete, or `config.sample` or the data do not allow it.
+    """
+    run = runs.load(workdir)
+    comparison = rollout.sample(run.system.session(run.model, run.encoders), run.config)
+    folder = workdir / runs.SAMPLES
+    folder.mkdir(parents=True, exist_ok=True)
+    video, sheet = folder / f"{NAME}.mp4", folder / f"{NAME}.png"
+    episodes.write_video(video, sheets.video(comparison), fps=run.encoders.fps)
+    sheets.contact_sheet([comparison]).save(sheet)
+    for chunk in comparison.chunks:
+        console.print(f"rollout, frames {chunk.start}-{chunk.stop - 1} ({chunk.action}): {chunk.psnr:.1f} dB")
+    console.print(f"wrote {video} and {sheet}: recorded truth above, prediction below")

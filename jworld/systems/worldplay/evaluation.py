@@ -1,0 +1,195 @@
+"""How good a WorldPlay model is: rollouts along held-out walks beside simple baselines, and revisited views.
+
+PSNRs are in dB against the recorded frames at the model's size, averaged over the walks; the given first frame is not
+counted. The baselines are the first frame repeated, and the same model told the mirror image of the walk. The codec's
+own PSNR is the ceiling. A revisit turns right by 11 latents, waits for one and turns back: how well the last latent
+shows the first view again, with memory retrieval and without.
+"""
+
+import collections
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+import rich.console
+import rich.progress
+
+from jworld import errors, reports
+from jworld.cameras import actions
+from jworld.data import embedded, episodes, records
+from jworld.data.encoders import Encoders
+from jworld.models.autoencoders import linear
+from jworld.systems.worldplay import rollout
+from jworld.systems.worldplay.session import Session
+
+REVISIT = [*["yaw_right"] * 11, "none", *["yaw_left"] * 11]
+#: The gain over the repeated first frame is told for so many chunks.
+GAIN_CHUNKS = 4
+#: Rollouts that the contact sheet shows.
+SHOWN = 4
+
+MODEL, REPEATED, SWAPPED, CODEC = "model", "first frame repeated", "left and right swapped", "codec alone"
+CURVES = (MODEL, REPEATED, SWAPPED, CODEC)
+
+
+def evaluate(
+    session: Session,
+    latest_only: Session,
+    config: ml_collections.ConfigDict,
+    options: reports.Options,
+    console: rich.console.Console,
+) -> reports.Report:
+    """Measure a model on the held-out walks of its config; `latest_only` is its session without retrieval.
+
+    Raises:
+      UserError: the walks are absent or shorter than `options.chunks`.
+    """
+    recording = rollout.recording_config(config)
+    latents = options.chunks * session.chunk_frames
+    lengths, load = held_out(config, session.encoders)
+    chosen = choose_windows(lengths, latents=latents, windows=options.windows)
+    revisits = options.revisits if recording.source else 0
+    rows, rollouts = [], []
+    with rich.progress.Progress(console=console) as progress:
+        task = progress.add_task("evaluating", total=2 * (len(chosen) + revisits))
+        advance = functools.partial(progress.advance, task)
+        for i, (index, start) in enumerate(chosen):
+            clip = rollout.window(load(index), start=start, latents=latents)
+            row, frames = measure(session, clip, seed=options.seed + i, advance=advance)
+            rows.append({"clip": clip.name, "first_latent": start, **row})
+            title = f"{clip.name} from frame {rollout.STRIDE * start}"
+            rollouts.append(rollout.compare(clip, frames, session.chunk_frames, title=title))
+        returns = measure_revisits(session, latest_only, recording, count=revisits, seed=options.seed, advance=advance)
+    shown = [rollouts[i] for i in np.linspace(0, len(rollouts) - 1, min(SHOWN, len(rollouts))).astype(int)]
+    return _report(rows, returns, shown)
+
+
+def held_out(config: ml_collections.ConfigDict, encoders: Encoders) -> tuple[list[int], Callable[[int], rollout.Clip]]:
+    """(latents of every held-out walk, function that loads one): raw episodes, or records where there are none."""
+    recording = rollout.recording_config(config)
+    if not recording.source:
+        source = records.RecordSource(config.data.records, "val")
+        expected = {"autoencoder.hash": encoders.autoencoder.hash()}
+        records.check_manifest(source.manifest, expected, path=config.data.records)
+        return source.clips, lambda index: rollout.from_record(source, index, encoders)
+    directory = recording.directory
+    _require_episodes(recording)
+    entries = [entry for entry in episodes.read_manifest(directory)["episodes"] if entry["split"] == "val"]
+
+    def load(index: int) -> rollout.Clip:
+        return rollout.from_episode(episodes.read_episode(directory, entries[index]["name"]), encoders)
+
+    return [1 + (entry["frames"] - 1) // rollout.STRIDE for entry in entries], load
+
+
+def _require_episodes(recording: embedded.RecordingConfig) -> None:
+    if not (pathlib.Path(recording.directory) / episodes.MANIFEST).is_file():
+        width, height = recording.image_size
+        raise errors.UserError(
+            f"config.data.recording.directory: the folder {recording.directory} has no episodes; record them with "
+            f"python scripts/record_episodes.py --source {recording.source} --episodes {recording.episodes} "
+            f"--frames {recording.frames} --size {width}x{height} --seed {recording.seed} "
+            f"--output {recording.directory}"
+        )
+
+
+def choose_windows(lengths: Sequence[int], *, latents: int, windows: int) -> list[tuple[int, int]]:
+    """At most `windows` pairs (walk, first latent), spread evenly over all walks and along each.
+
+    `lengths` are the latents of the walks; a window needs `latents` of them.
+    """
+    long_enough = [i for i, length in enumerate(lengths) if length >= latents]
+    if not long_enough:
+        raise errors.UserError(
+            f"the longest of {len(lengths)} held-out walks has {max(lengths, default=0)} latents, expected at least "
+            f"{latents}: evaluate fewer --chunks or record longer episodes"
+        )
+    picked = np.linspace(0, len(long_enough) - 1, min(windows, len(long_enough))).astype(int)
+    walks = [long_enough[i] for i in picked]
+    chosen = []
+    for position, walk in enumerate(walks):
+        share = windows // len(walks) + (position < windows % len(walks))
+        starts = np.unique(np.linspace(0, lengths[walk] - latents, share).astype(int))
+        chosen += [(walk, int(start)) for start in starts]
+    return chosen
+
+
+def measure(
+    session: Session, clip: rollout.Clip, *, seed: int, advance: Callable[[], None]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """PSNR per chunk of one walk, for the model and for what it is compared with; and the model's frames."""
+    frames = {}
+    for name, controls in ((MODEL, clip.controls), (SWAPPED, rollout.swapped(clip.controls))):
+        frames[name] = rollout.roll_out(session, clip.frames[0], clip.prompt, controls, seed=seed)
+        advance()
+    frames[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
+    codec = session.encoders.autoencoder
+    frames[CODEC] = linear.to_uint8(codec.decode(codec.encode(clip.frames)))
+    size = session.chunk_frames
+    row = {
+        "psnr": {name: rollout.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
+        "turning": turning_chunks(clip.controls.action, size),
+    }
+    return row, frames[MODEL]
+
+
+def turning_chunks(labels: np.ndarray, size: int) -> list[bool]:
+    """Of every chunk of `size` labels: whether the camera turns left or right in at least half of them."""
+    turns = np.array([any(actions.label_to_flags(int(label))[1][:2]) for label in labels])
+    return [bool(chunk.mean() >= 0.5) for chunk in turns.reshape(-1, size)]
+
+
+def measure_revisits(
+    session: Session,
+    latest_only: Session,
+    recording: embedded.RecordingConfig,
+    *,
+    count: int,
+    seed: int,
+    advance: Callable[[], None],
+) -> dict[str, list[float]]:
+    """PSNR of the last latent's frames of `count` scripted walks, with retrieval and without."""
+    values = collections.defaultdict(list)
+    for i in range(count):
+        clip = rollout.scripted_clip(recording, session.encoders, REVISIT, seed=i)
+        for name, used in (("with retrieval", session), ("without", latest_only)):
+            frames = rollout.roll_out(used, clip.frames[0], clip.prompt, clip.controls, seed=seed + i)
+            values[name].append(rollout.psnr(clip.frames[-rollout.STRIDE :], frames[-rollout.STRIDE :]))
+            advance()
+    return dict(values)
+
+
+def _report(
+    rows: list[dict[str, Any]], returns: dict[str, list[float]], shown: list[reports.Comparison]
+) -> reports.Report:
+    psnr = {name: np.array([row["psnr"][name] for row in rows]) for name in CURVES}
+    turning = np.array([row["turning"] for row in rows])
+    gain = float((psnr[MODEL] - psnr[REPEATED])[:, :GAIN_CHUNKS].mean())
+    gaps = (psnr[MODEL] - psnr[SWAPPED])[turning]
+    swap_gap = float(gaps.mean()) if gaps.size else None
+    curves = {name: values.mean(axis=0).tolist() for name, values in psnr.items()}
+    bars = {name: float(np.mean(values)) for name, values in returns.items()}
+    chunks = min(GAIN_CHUNKS, len(curves[MODEL]))
+    told = "no chunk turns" if swap_gap is None else f"{swap_gap:+.2f} dB"
+    summary = [
+        (f"gain over the repeated first frame, first {chunks} chunks", f"{gain:+.2f} dB"),
+        (f"gain over swapped controls, {gaps.size} turning chunks", told),
+    ]
+    for name, value in bars.items():
+        summary.append((f"view after turning away and back, {name}", f"{value:.2f} dB"))
+    numbers = {
+        "windows": len(rows),
+        "psnr_per_chunk": curves,
+        "gain_over_repeated_first_frame": gain,
+        "gain_over_swapped_on_turning_chunks": swap_gap,
+        "turning_chunks": int(gaps.size),
+        "revisit_psnr": bars,
+        "per_window": rows,
+        "per_revisit": returns,
+    }
+    return reports.Report(
+        numbers=numbers, curves=curves, bars=bars, bars_title="Turned away and back", summary=summary, rollouts=shown
+    )

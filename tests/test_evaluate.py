@@ -1,0 +1,169 @@
+"""The evaluation command: windows, measures on made-up data, files, and mistakes that it refuses."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny_run
+
+from jworld import config as run_config
+from jworld import evaluate, reports
+from jworld.cameras import actions
+from jworld.errors import UserError
+from jworld.systems.worldplay import evaluation, rollout
+
+FILES = ("evaluation.json", "evaluation.png", "evaluation_rollouts.png")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_run.make_run(tmp_path_factory.getbasetemp() / "tiny_run")
+
+
+def test_windows_cover_walks_and_their_length():
+    assert evaluation.choose_windows([61, 61], latents=16, windows=6) == [
+        *((0, 0), (0, 22), (0, 45)),
+        *((1, 0), (1, 22), (1, 45)),
+    ]
+    assert evaluation.choose_windows([61] * 8, latents=16, windows=2) == [(0, 0), (7, 0)]
+    assert evaluation.choose_windows([8, 16, 17], latents=16, windows=9) == [(1, 0), (2, 0), (2, 1)]
+
+
+def test_windows_longer_than_the_walks_are_refused():
+    with pytest.raises(UserError, match="longest of 2 held-out walks has 20 latents, expected at least 24"):
+        evaluation.choose_windows([20, 12], latents=24, windows=4)
+
+
+def test_turning_chunks():
+    names = ("none", "yaw_right", "forward+yaw_left", "forward", "none", "yaw_left", "forward", "left")
+    labels = np.array([actions.label_from_name(name) for name in names])
+    assert evaluation.turning_chunks(labels, 4) == [True, False]
+
+
+class PerfectSession:
+    """Answers with the truth when told the true walk, with black when told another; its codec loses nothing."""
+
+    chunk_frames = 4
+
+    def __init__(self, clip: rollout.Clip):
+        self.clip, self.encoders, self.autoencoder = clip, self, self
+
+    def reset(self, first_frame, prompt, *, seed):
+        np.testing.assert_array_equal(first_frame, self.clip.frames[0])
+        self.latent = 0
+
+    def step(self, controls):
+        first, self.latent = self.latent, self.latent + self.chunk_frames
+        start, stop = max(4 * first - 3, 0), 4 * self.latent - 3
+        known = (controls.action == self.clip.controls.action[first : self.latent]).all()
+        return self.clip.frames[start:stop] * np.uint8(known)
+
+    def encode(self, frames):
+        return frames.astype(np.float32) / 127.5 - 1.0
+
+    def decode(self, latents):
+        return latents
+
+
+def make_clip() -> rollout.Clip:
+    labels = np.array([0, *[actions.label_from_name("forward")] * 3, *[actions.label_from_name("yaw_left")] * 4])
+    cameras = np.tile(np.eye(4, dtype=np.float32), (8, 1, 1))
+    frames = np.arange(100, 129, dtype=np.uint8)[:, None, None, None] * np.ones((48, 64, 3), np.uint8)
+    return rollout.Clip(
+        name="made-up", frames=frames, prompt="", controls=rollout.Controls(labels, cameras, cameras[:, :3, :3])
+    )
+
+
+def test_measures_of_a_perfect_model():
+    clip = make_clip()
+    finished = []
+    row, frames = evaluation.measure(PerfectSession(clip), clip, seed=0, advance=lambda: finished.append(1))
+    np.testing.assert_array_equal(frames, clip.frames)
+    assert len(finished) == 2
+    assert row["turning"] == [False, True]
+    assert row["psnr"][evaluation.MODEL] == row["psnr"][evaluation.CODEC] == [rollout.BEST_PSNR] * 2
+    # The mirror image of walking straight ahead is the same walk; that of a turn is not.
+    first, turned = row["psnr"][evaluation.SWAPPED]
+    assert first == rollout.BEST_PSNR
+    assert turned == rollout.psnr(clip.frames[13:], 0 * clip.frames[13:])
+    errors = np.arange(1.0, 29.0) ** 2
+    assert row["psnr"][evaluation.REPEATED] == pytest.approx(
+        [10 * np.log10(255**2 / part.mean()) for part in (errors[:12], errors[12:])], abs=1e-4
+    )
+
+
+def test_command_writes_everything(folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    evaluate.main(
+        [f"--checkpoint={folder}", "--windows=2", "--chunks=2", "--revisits=1", "--seed=5", f"--output={output}"]
+    )
+    printed = capsys.readouterr().out
+    numbers = json.loads((output / FILES[0]).read_text())
+    assert numbers["windows"] == 2
+    assert numbers["options"] == {"windows": 2, "chunks": 2, "revisits": 1, "seed": 5}
+    assert numbers["step"] is None
+    assert numbers["config"]["system"] == "worldplay"
+    assert [row["first_latent"] for row in numbers["per_window"]] == [0, 8]
+    for name, values in numbers["psnr_per_chunk"].items():
+        assert name in printed
+        np.testing.assert_allclose(values, np.mean([row["psnr"][name] for row in numbers["per_window"]], axis=0))
+    curves = numbers["psnr_per_chunk"]
+    gain = np.mean(np.subtract(curves[evaluation.MODEL], curves[evaluation.REPEATED]))
+    assert numbers["gain_over_repeated_first_frame"] == pytest.approx(gain)
+    assert numbers["revisit_psnr"].keys() == {"with retrieval", "without"}
+    assert 0 < numbers["held_out_loss"] < 100
+    for name in FILES[1:]:
+        assert name in printed
+        with PIL.Image.open(output / name) as picture:
+            assert picture.width > 500
+    assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
+
+
+def test_data_of_ones_own_has_no_revisits(folder, tmp_path):
+    config = run_config.load(folder)
+    config.data.recording.source = ""
+    clone = tmp_path / "own"
+    clone.mkdir()
+    for part in folder.iterdir():
+        (clone / part.name).symlink_to(part)
+    (clone / run_config.FILE_NAME).unlink()
+    run_config.save(config, clone)
+    evaluate.main([f"--checkpoint={clone}", "--windows=1", "--chunks=2", f"--output={tmp_path / 'out'}"])
+    numbers = json.loads((tmp_path / "out" / FILES[0]).read_text())
+    assert numbers["revisit_psnr"] == {}
+    assert numbers["windows"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--episodes=absent"], "python scripts/record_episodes.py --source rooms --episodes 8 --frames 61"),
+        (["--records=absent"], "absent"),
+        (["--chunks=9"], "expected at least 36"),
+    ],
+)
+def test_missing_data_ends_with_one_sentence(folder, tmp_path, capsys, arguments, told):
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main([f"--checkpoint={folder}", f"--output={tmp_path / 'out'}", *arguments])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert told in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_number_and_help(capsys):
+    for arguments, code, told in ((["--checkpoint=x", "--windows=0"], 2, "'0'"), (["--help"], 0, "--revisits")):
+        with pytest.raises(SystemExit) as exit_:
+            evaluate.main(arguments)
+        assert exit_.value.code == code
+        captured = capsys.readouterr()
+        assert told in captured.out + captured.err
+
+
+def test_unwritable_output_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    report = reports.Report(numbers={}, curves={"model": [1.0]}, bars={}, bars_title="", summary=[], rollouts=[])
+    with pytest.raises(UserError, match="give another --output"):
+        evaluate.write(tmp_path / "file", {}, report)

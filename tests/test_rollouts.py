@@ -1,0 +1,176 @@
+"""Rollouts beside the recorded truth: controls of a walk, scripts, chunks, pictures, and what a run's end writes."""
+
+import contextlib
+import dataclasses
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import rich.console
+import tiny_run
+
+from jworld import reports, rollouts, runs, sheets
+from jworld.cameras import actions
+from jworld.data import episodes, records
+from jworld.errors import UserError
+from jworld.systems.worldplay import rollout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_run.make_run(tmp_path_factory.getbasetemp() / "tiny_run")
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return runs.load(folder)
+
+
+@pytest.fixture(scope="module")
+def session(run):
+    return run.system.session(run.model, run.encoders)
+
+
+@pytest.fixture(scope="module")
+def clip(run):
+    return rollout.from_episode(
+        episodes.read_episode(run.config.data.recording.directory, "episode_00007"), run.encoders
+    )
+
+
+def test_script_is_read_in_order():
+    assert rollout.parse_script("forward*2, forward+yaw_left,none*4", chunk_frames=4) == [
+        *["forward"] * 2,
+        "forward+yaw_left",
+        *["none"] * 4,
+    ]
+
+
+@pytest.mark.parametrize(
+    "script, told", [("jump*3", "yaw_right"), ("forward*x", "forward"), ("forward*0", "forward"), ("", "none")]
+)
+def test_script_with_a_bad_token_is_refused_with_the_allowed_actions(script, told):
+    with pytest.raises(UserError, match=rf"config\.sample\.actions: found .*{told}"):
+        rollout.parse_script(script, chunk_frames=4)
+
+
+def test_script_must_fill_whole_chunks():
+    with pytest.raises(UserError, match="add 3 latents"):
+        rollout.parse_script("forward*4", chunk_frames=4)
+
+
+def test_chunks_cover_every_frame_once():
+    assert rollout.chunk_frames(12, 4) == [(0, 13), (13, 29), (29, 45)]
+
+
+def test_window_is_a_walk_of_its_own(clip):
+    part = rollout.window(clip, start=5, latents=8)
+    np.testing.assert_array_equal(part.frames, clip.frames[20:49])
+    np.testing.assert_allclose(part.controls.w2c[0], np.eye(4), atol=1e-6)
+    np.testing.assert_allclose(
+        part.controls.w2c[3] @ np.linalg.inv(part.controls.w2c[2]),
+        clip.controls.w2c[8] @ np.linalg.inv(clip.controls.w2c[7]),
+        atol=1e-5,
+    )
+    assert part.controls.action[0] == 0
+    np.testing.assert_array_equal(part.controls.action[1:], clip.controls.action[6:13])
+
+
+def test_clip_of_an_episode_tells_what_its_record_tells(run, clip):
+    source = records.RecordSource(run.config.data.records, "val")
+    coded = rollout.from_record(source, 0, run.encoders)
+    assert coded.name == clip.name
+    assert coded.prompt == clip.prompt
+    assert coded.frames.shape == clip.frames.shape
+    np.testing.assert_array_equal(coded.controls.action, clip.controls.action)
+    np.testing.assert_allclose(coded.controls.w2c, clip.controls.w2c, atol=1e-6)
+    np.testing.assert_allclose(coded.controls.intrinsics, clip.controls.intrinsics, atol=1e-6)
+    assert rollout.psnr(clip.frames, coded.frames) > 18
+
+
+def test_labels_of_a_clip_are_the_recorded_actions(run, clip):
+    recorded = episodes.read_episode(run.config.data.recording.directory, "episode_00007").actions[:: rollout.STRIDE]
+    assert [set(actions.label_name(label).split("+")) for label in clip.controls.action] == [
+        set(action.split("+")) for action in recorded
+    ]
+
+
+def test_rollout_is_repeatable_and_obeys_the_controls(session, clip):
+    part = rollout.window(clip, start=0, latents=8)
+    first, again, mirrored = (
+        rollout.roll_out(session, part.frames[0], part.prompt, controls, seed=3)
+        for controls in (part.controls, part.controls, rollout.swapped(part.controls))
+    )
+    assert first.shape == part.frames.shape == (29, 24, 32, 3)
+    assert first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again)
+    assert (first != mirrored).any()
+
+
+def test_rollout_needs_whole_chunks(session, clip):
+    part = rollout.window(clip, start=0, latents=7)
+    with pytest.raises(ValueError, match="7 latents"):
+        rollout.roll_out(session, part.frames[0], part.prompt, part.controls, seed=0)
+
+
+def test_chunk_psnr_of_known_errors():
+    truth = np.full((29, 4, 4, 3), 100, np.uint8)
+    prediction = truth.copy()
+    prediction[0] = 0  # given, so not counted
+    prediction[13:] = 110
+    perfect, off_by_ten = rollout.chunk_psnr(truth, prediction, 4)
+    assert perfect == rollout.BEST_PSNR
+    assert off_by_ten == pytest.approx(20 * np.log10(25.5), abs=1e-6)
+
+
+def test_chunks_are_named_by_what_is_done_in_them(clip):
+    labels = [actions.label_from_name(name) for name in ("none", *["forward"] * 4, *["yaw_right"] * 3)]
+    part = rollout.window(clip, start=0, latents=8)
+    part = dataclasses.replace(part, controls=part.controls._replace(action=np.array(labels)))
+    comparison = rollout.compare(part, part.frames, 4)
+    assert [chunk.action for chunk in comparison.chunks] == ["forward", "forward, yaw_right"]
+
+
+def make_comparison(chunks: int) -> reports.Comparison:
+    spans = rollout.chunk_frames(4 * chunks, 4)
+    frames = np.zeros((spans[-1][1], 48, 64, 3), np.uint8)
+    return reports.Comparison(
+        title="title",
+        truth=frames,
+        prediction=frames + np.uint8(255),
+        chunks=[reports.Chunk(start=start, stop=stop, action="forward", psnr=9.0) for start, stop in spans],
+    )
+
+
+def test_sheet_wraps_long_rollouts():
+    short, long = (np.asarray(sheets.contact_sheet([make_comparison(chunks)])) for chunks in (4, 6))
+    assert short.shape[1] == long.shape[1]
+    assert short.shape[0] - sheets.LINE == (long.shape[0] - sheets.LINE) / 2
+    # 16 pictures of twice the size, predicted all white.
+    assert (short == 255).all(axis=-1).sum() == 16 * 96 * 128
+
+
+def test_video_has_even_size_and_both_halves():
+    frames = sheets.video(make_comparison(1))
+    assert frames.shape == (13, 2 * (192 + sheets.LINE), 256, 3)
+    assert (frames[0, -192:] == 255).all()
+
+
+def test_sample_of_a_run_is_written(folder):
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        rollouts.sample_run(folder, rich.console.Console(soft_wrap=True))
+    assert "rollout.mp4" in output.getvalue()
+    video = episodes.read_video(folder / "samples" / "rollout.mp4")
+    assert video.shape == (29, 2 * (192 + sheets.LINE), 256, 3)
+    with PIL.Image.open(folder / "samples" / "rollout.png") as sheet:
+        assert sheet.width > 2 * 4 * 112
+
+
+def test_sample_of_own_data_follows_a_held_out_record(run, session):
+    config = run.config.copy_and_resolve_references()
+    config.data.recording.source = ""
+    comparison = rollout.sample(session, config)
+    source = records.RecordSource(config.data.records, "val")
+    np.testing.assert_array_equal(comparison.truth, rollout.from_record(source, 0, run.encoders).frames[:29])
+    assert len(comparison.chunks) == 2

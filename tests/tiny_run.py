@@ -1,0 +1,74 @@
+"""A run folder of a tiny random model on ray-cast rooms, made by the real pieces, for tests of what opens one."""
+
+import importlib.util
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import precompute, runs, systems
+from jworld.data.encoders import Encoders
+from jworld.data.recording import recorder
+from jworld.training import weights
+
+RECIPE = pathlib.Path(__file__).parent.parent / "configs" / "ar_mem.py"
+RECORDED_SIZE, SIZE = (64, 48), (32, 24)
+FRAMES, CHANNELS, TEXT_DIM = 61, 8, 16
+
+
+def make_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
+    """`configs/ar_mem.py:rooms` with a model of a few thousand parameters and data in `directory`."""
+    spec = importlib.util.spec_from_file_location("ar_mem", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    config = recipe.get_config("rooms")
+    with config.unlocked():
+        config.global_batch = 2
+        config.model.update(
+            {"channels": CHANNELS, "width": 32, "num_heads": 2, "num_layers": 2, "rope_dims": (4, 6, 6)}
+        )
+        config.model.text_dim = TEXT_DIM
+        config.data.records = str(directory / "records")
+        config.data.recording.update(
+            {"directory": str(directory / "episodes"), "episodes": 8, "frames": FRAMES, "image_size": RECORDED_SIZE}
+        )
+        config.data.encoding.update({"image_size": SIZE, "spatial_ratio": 8})
+        config.data.clip.update({"window_frames": 12, "memory_frames": 8, "temporal_context": 4, "memory_points": 200})
+        config.data.clip.curriculum = ((0, 16),)
+        config.sample.rollout.num_steps = 2
+        config.sample.actions = "forward*3,yaw_right*4"
+    return config
+
+
+def make_run(directory: pathlib.Path) -> pathlib.Path:
+    """Episodes, records and the folder of a run with random weights; -> that folder. Made once per `directory`."""
+    run = directory / "run"
+    if run.is_dir():
+        return run
+    config = make_config(directory)
+    recording, (width, height) = config.data.recording, RECORDED_SIZE
+    recorder.record(
+        recording.directory, source="rooms", episodes=8, frames=FRAMES, width=width, height=height, workers=1
+    )
+    precompute.precompute(
+        recording.directory,
+        config.data.records,
+        width=SIZE[0],
+        height=SIZE[1],
+        spatial_ratio=8,
+        channels=CHANNELS,
+        text_dim=TEXT_DIM,
+    )
+    run.mkdir()
+    run_config.save(config, run)
+    Encoders.copy(pathlib.Path(config.data.records), run / runs.ENCODERS)
+    with nnx.use_eager_sharding(False):
+        abstract = nnx.state(nnx.eval_shape(lambda: systems.create(config).init(nnx.Rngs(0))), nnx.Param)
+    noise = np.random.default_rng(0)
+    # Noise everywhere: new weights have gates of zero, which would hide the controls.
+    params = jax.tree.map(lambda x: 0.2 * noise.standard_normal(x.shape, np.float32), abstract)
+    weights.save(params, run / runs.WEIGHTS, np.float32)
+    return run
