@@ -79,6 +79,7 @@ def held_out(config: ml_collections.ConfigDict, encoders: Encoders) -> tuple[lis
     _require_episodes(recording)
     entries = [entry for entry in episodes.read_manifest(directory)["episodes"] if entry["split"] == "val"]
 
+    @functools.lru_cache(maxsize=1)  # the windows of a walk follow each other
     def load(index: int) -> rollout.Clip:
         return rollout.from_episode(episodes.read_episode(directory, entries[index]["name"]), encoders)
 
