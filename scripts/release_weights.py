@@ -1,0 +1,43 @@
+"""Make a folder of released weights from a run: config, encoders, and one half-precision safetensors file.
+
+    python scripts/release_weights.py --run runs/ar_mem-starter --output assets/starter
+
+`--config.init_from=<folder>` trains on from it, `python -m jworld.evaluate --checkpoint <folder>` measures it.
+"""
+
+import argparse
+import pathlib
+import shutil
+
+import numpy as np
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import errors, runs
+from jworld.training import weights
+
+
+@errors.exit_on_user_error
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of a training run")
+    parser.add_argument("--step", type=int, help="checkpoint to release; the newest by default")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write; must not exist")
+    arguments = parser.parse_args()
+    if arguments.output.exists():
+        raise errors.UserError(f"--output {arguments.output} exists: remove it or choose another folder")
+    run = runs.load(arguments.run, arguments.step)
+    partial = arguments.output.with_name(arguments.output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    run_config.save(run.config, partial)
+    shutil.copytree(arguments.run / runs.ENCODERS, partial / runs.ENCODERS)
+    weights.save(nnx.state(run.model, nnx.Param), partial / runs.WEIGHTS, np.float16)
+    partial.rename(arguments.output)
+    size = (arguments.output / runs.WEIGHTS).stat().st_size
+    print(f"wrote the weights of step {run.step} to {arguments.output} ({size / 1e6:.1f} MB)")
+    print(f"next: python -m jworld.evaluate --checkpoint {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""`python -m jworld.train` from recording to checkpoint, interrupted in every way, on one device and on eight."""
+
+import json
+import pathlib
+import random
+import signal
+import time
+
+import commands
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from jworld import runs
+from jworld.training import metrics
+
+pytestmark = pytest.mark.e2e
+
+ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with a data set and an uninterrupted run in `run`."""
+    folder = tmp_path_factory.mktemp("train")
+    result = commands.run("jworld.train", *commands.train_arguments(folder), **ONE_DEVICE)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for part in ("step 12/12", "examples/s", "data wait", "ETA", "grad norm", "next: python -m jworld.evaluate"):
+        assert part in result.stdout
+    return folder
+
+
+def checksums(run: pathlib.Path, step: int = 12) -> dict[str, object]:
+    """The checksum of every leaf of a checkpoint, and of its data position."""
+    (path,) = (run / runs.CHECKPOINTS / str(step) / "checksums").glob("*")
+    return json.loads(path.read_text())
+
+
+def finish(folder: pathlib.Path, workdir: str, *extra: str) -> str:
+    result = commands.run("jworld.train", *commands.train_arguments(folder, *extra, workdir=workdir), **ONE_DEVICE)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_a_run_leaves_what_the_other_commands_need(folder: pathlib.Path) -> None:
+    run = folder / "run"
+    rows = metrics.read(run)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert list((run / "tensorboard").iterdir())
+    assert (run / "samples" / "rollout.mp4").stat().st_size > 0
+    assert (run / "samples" / "rollout.png").stat().st_size > 0
+    assert runs.load(run).step == 12
+
+
+def test_sigterm_saves_once_and_resumes_bit_for_bit(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE["XLA_FLAGS"])
+    process = commands.start("jworld.train", *commands.train_arguments(folder, workdir="terminated"))
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step 4/"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0, "".join(lines)
+    assert any("stopped after step" in line for line in lines)
+    assert "resuming after step" in finish(folder, "terminated")
+    assert checksums(folder / "terminated") == checksums(folder / "run")
+    assert [row["loss"] for row in metrics.read(folder / "terminated")] == [
+        row["loss"] for row in metrics.read(folder / "run")
+    ]
+
+
+def test_sigkill_at_random_moments_changes_nothing(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE["XLA_FLAGS"])
+    moments = random.Random(0)
+    for _ in range(3):
+        process = commands.start("jworld.train", *commands.train_arguments(folder, workdir="killed"))
+        assert process.stdout is not None
+        target = moments.randint(2, 6)
+        seen = 0
+        for line in process.stdout:
+            seen += line.startswith("step ")
+            if seen == target:
+                time.sleep(moments.random() * 0.3)
+                process.kill()
+                break
+        process.wait()
+    finish(folder, "killed")
+    assert checksums(folder / "killed") == checksums(folder / "run")
+
+
+def test_resume_on_another_mesh(folder: pathlib.Path) -> None:
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.sequence=2")
+    finish(folder, "moved", "--config.steps=6")
+    arguments = commands.train_arguments(folder, *mesh, workdir="moved")
+    result = commands.run("jworld.train", *arguments, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "resuming after step 6" in result.stdout
+    expected, found = (nnx.state(runs.load(folder / name).model) for name in ("run", "moved"))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_offered(folder: pathlib.Path) -> None:
+    finish(folder, "damaged", "--config.steps=6")
+    blocks = (folder / "damaged" / runs.CHECKPOINTS / "6" / "params" / "d").glob("*")
+    largest = max(blocks, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    result = commands.run("jworld.train", *commands.train_arguments(folder, workdir="damaged"), **ONE_DEVICE)
+    message = commands.one_sentence(result)
+    assert "step 6" in message
+    assert "--config.checkpoint.step=3" in message
+    finish(folder, "damaged", "--config.checkpoint.step=3")
+    assert checksums(folder / "damaged") == checksums(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("extra", "parts"),
+    [
+        (("--config.model.dpeth=3",), ("config.model.dpeth", "no such key")),
+        (("--config.model.width=wide",), ("config.model.width", "wide")),
+        (("--config.mesh.data=3",), ("config.mesh", "3 devices", "1 are there")),
+        (("--config.data.clip.window_frames=15",), ("window_frames is 15", "multiple of chunk_frames 4")),
+        (("--config.data.recording.source=", "--config.data.records=nowhere"), ("nowhere", "precompute")),
+        (("--config.optimizer.learning_rate=0.5",), ("config.optimizer.learning_rate", "--workdir")),
+        (("--config.model.channels=9", "--workdir=runs/never"), ("latent_shape", "expects [3, 4, 9]")),
+        (("--config.optimizer.trainable=nothing", "--workdir=runs/never"), ("trainable", "no parameter")),
+        (("--config=configs/absent.py",), ("configs/absent.py", "no file")),
+    ],
+)
+def test_mistakes_end_in_one_sentence(folder: pathlib.Path, extra: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    message = commands.one_sentence(
+        commands.run("jworld.train", *commands.train_arguments(folder, *extra), **ONE_DEVICE)
+    )
+    for part in parts:
+        assert part in message
+    assert not (commands.ROOT / "runs" / "never" / runs.CHECKPOINTS / "1").exists()
+
+
+def test_dry_run_counts_the_published_model(tmp_path: pathlib.Path) -> None:
+    result = commands.run("jworld.train", "--config=configs/ar_mem.py:8b", "--dry-run", f"--workdir={tmp_path / 'x'}")
+    assert result.returncode == 0, result.stderr
+    assert "8,557,933,856" in result.stdout
+    assert not (tmp_path / "x").exists()
