@@ -1,0 +1,93 @@
+"""Floating-point operations of the transformer by formula: what a measured speed is compared with.
+
+A multiply-add counts as two; norms, activations, softmax and rotary positions, about 2 % of a large model, as none.
+"""
+
+from typing import NamedTuple
+
+from jworld.models.hunyuan.config import HunyuanConfig
+
+#: A backward pass makes two products for each of the forward pass. Recomputation under remat is not useful work.
+TRAINING = 3
+#: Sinusoids of `ScalarEmbedding`.
+_FREQUENCIES = 256
+
+
+class Flops(NamedTuple):
+    """Operations of one sample.
+
+    Attributes:
+      linear: products with weights, and with the 4x4 matrices of the cameras.
+      attention: logits and weighted sums of values.
+    """
+
+    linear: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.attention
+
+
+def forward_flops(
+    cfg: HunyuanConfig,
+    *,
+    frames: int,
+    tokens_per_frame: int,
+    text_tokens: int,
+    glyph_tokens: int = 0,
+    vision_tokens: int = 0,
+    chunk_frames: int | None,
+) -> Flops:
+    """One forward pass of one sample; a training step of a batch B is 3 B times as much.
+
+    Args:
+      cfg: the model.
+      frames: latent frames.
+      tokens_per_frame: tokens of each.
+      text_tokens, glyph_tokens, vision_tokens: of the conditioning, padding included.
+      chunk_frames: latent frames per chunk of chunk-causal attention, or None for full attention.
+    """
+    image, text = frames * tokens_per_frame, text_tokens + glyph_tokens + vision_tokens
+    linear = cfg.num_layers * _layer_weights(cfg, frames, image, text)
+    linear += _embedding_weights(cfg, frames, image)
+    linear += _text_weights(cfg, text_tokens, glyph_tokens, vision_tokens)
+    branches = 2 if cfg.actions else 1
+    if chunk_frames is None:
+        pairs = (branches * image + text) * (image + text)
+    else:
+        chunk = chunk_frames * tokens_per_frame
+        pairs = text**2 + branches * sum(chunk * (text + end) for end in range(chunk, image + 1, chunk))
+    pairs = cfg.num_layers * pairs + cfg.refiner_layers * text_tokens**2
+    return Flops(linear=2 * linear, attention=4 * pairs * cfg.width)
+
+
+def _token_weights(cfg: HunyuanConfig) -> int:
+    """Multiply-adds of one token in one layer: q, k, v, output and MLP."""
+    return 4 * cfg.width**2 + 2 * cfg.width * int(cfg.width * cfg.mlp_ratio)
+
+
+def _layer_weights(cfg: HunyuanConfig, frames: int, image: int, text: int) -> int:
+    """Multiply-adds of one layer: tokens of both streams, modulation per frame and once for the text, cameras."""
+    # Cameras: their own output product, and 4 of a channel's group for q, k, v and the output.
+    camera = cfg.width**2 + 16 * cfg.width if cfg.actions else 0
+    return (image + text) * _token_weights(cfg) + image * camera + (frames + 1) * 6 * cfg.width**2
+
+
+def _embedding_weights(cfg: HunyuanConfig, frames: int, image: int) -> int:
+    """Multiply-adds of patches in and out, of times and actions, and of the last modulation."""
+    scalars = (frames * (2 if cfg.actions else 1) + 1) * (_FREQUENCIES + cfg.width) * cfg.width
+    patch = (3 * cfg.channels + 1) * cfg.patch_size[1] * cfg.patch_size[2] * cfg.width
+    return image * patch + scalars + frames * 2 * cfg.width**2
+
+
+def _text_weights(cfg: HunyuanConfig, text: int, glyph: int, vision: int) -> int:
+    """Multiply-adds of the refiner and of the glyph and vision projections."""
+    time = (_FREQUENCIES + cfg.width) * cfg.width
+    pooled = (cfg.text_dim + cfg.width) * cfg.width
+    blocks = cfg.refiner_layers * (text * _token_weights(cfg) + 2 * cfg.width**2)
+    total = time + pooled + text * cfg.text_dim * cfg.width + blocks
+    if cfg.glyph_dim is not None:
+        glyph_weights = cfg.glyph_dim * cfg.glyph_hidden + cfg.glyph_hidden * cfg.glyph_out + cfg.glyph_out * cfg.width
+        total += glyph * glyph_weights
+    return total + vision * (cfg.vision_dim**2 + cfg.vision_dim * cfg.width)

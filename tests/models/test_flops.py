@@ -1,0 +1,74 @@
+"""Operations by formula against XLA's own count of the same program."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jworld.models.hunyuan import flops
+from jworld.models.hunyuan.config import HunyuanConfig
+from jworld.models.hunyuan.text import TextInputs
+from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
+
+FRAMES, HEIGHT, WIDTH = 8, 8, 8
+TEXT, GLYPH, VISION = 40, 24, 32
+# XLA counts the body of a scan once whatever its length: one layer, so that both count the same.
+SIZES = {"width": 512, "num_heads": 4, "num_layers": 1, "refiner_layers": 1, "dtype": jnp.float32, "remat": "none"}
+
+
+def counted(cfg: HunyuanConfig, chunk_frames: int | None, *, training: bool) -> float:
+    """XLA's count, from shapes alone: nothing is compiled."""
+
+    def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+    frames = FrameInputs(zeros(FRAMES, HEIGHT, WIDTH, 2 * cfg.channels + 1), zeros(FRAMES))
+    if cfg.actions:
+        frames = frames._replace(
+            action=zeros(FRAMES, dtype=jnp.int32), w2c=zeros(FRAMES, 4, 4), intrinsics=zeros(FRAMES, 3, 3)
+        )
+    text = TextInputs(
+        zeros(TEXT, cfg.text_dim),
+        zeros(TEXT, dtype=jnp.bool_),
+        zeros(VISION, cfg.vision_dim),
+        zeros(GLYPH, cfg.glyph_dim),
+        zeros(GLYPH, dtype=jnp.bool_),
+    )
+    with nnx.use_eager_sharding(False):
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: HunyuanTransformer(cfg, rngs=nnx.Rngs(0))))
+
+    def total(params: nnx.State, frames: FrameInputs, text: TextInputs) -> jax.Array:
+        return jnp.sum(nnx.merge(graphdef, params)(frames, text, jnp.zeros(1), chunk_frames=chunk_frames))
+
+    program = jax.grad(total) if training else total
+    return jax.jit(program).lower(params, frames, text).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("actions", "chunk_frames"), [(True, 4), (True, 2), (False, None)])
+def test_formula_agrees_with_xla(actions: bool, chunk_frames: int | None, training: bool) -> None:
+    cfg = HunyuanConfig(actions=actions, **SIZES)
+    formula = flops.forward_flops(
+        cfg,
+        frames=FRAMES,
+        tokens_per_frame=HEIGHT * WIDTH,
+        text_tokens=TEXT,
+        glyph_tokens=GLYPH,
+        vision_tokens=VISION,
+        chunk_frames=chunk_frames,
+    )
+    expected = formula.total * (flops.TRAINING if training else 1)
+    assert counted(cfg, chunk_frames, training=training) == pytest.approx(expected, rel=0.05)
+
+
+def test_parts_grow_as_they_should() -> None:
+    def of(**changes: Any) -> flops.Flops:
+        arguments: dict[str, Any] = {"frames": 24, "tokens_per_frame": 64, "text_tokens": 0, "chunk_frames": 4}
+        return flops.forward_flops(HunyuanConfig(glyph_dim=None, num_layers=10), **(arguments | changes))
+
+    # Of six chunks, 1 + ... + 6 of 36 pairs of chunks are computed; the text adds nothing here.
+    assert of().attention / of(chunk_frames=None).attention == pytest.approx(21 / 36)
+    assert of(frames=48).linear / of().linear == pytest.approx(2, rel=1e-2)
+    assert of(chunk_frames=None, frames=48).attention == 4 * of(chunk_frames=None).attention
