@@ -103,7 +103,7 @@ def _tiny() -> ml_collections.ConfigDict:
     config.checkpoint = {"interval": 100, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 10}
     config.sample = {
-        "rollout": {"num_steps": 8, "shift": 10.0, "guidance": 1.0},
+        "rollout": {"num_steps": 4, "shift": 10.0, "guidance": 1.0},
         "actions": "forward*6,yaw_right*9",
         "seed": 0,
     }

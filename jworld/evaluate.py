@@ -18,9 +18,8 @@ import rich.console
 import rich.table
 from flax import nnx
 
-from jworld import errors, reports, runs, sheets, train
+from jworld import errors, reports, runs, sheets
 from jworld.data import pipeline, records
-from jworld.systems.worldplay import evaluation
 
 # The loss is noisy: this many batches, always the same ones with the same noise.
 LOSS_BATCHES = 8
@@ -32,7 +31,7 @@ def held_out_batches(run: runs.Run) -> pipeline.BatchIterator:
     config = run.config
     expected = {"autoencoder.hash": run.encoders.autoencoder.hash()}
     records.check_manifest(records.read_manifest(config.data.records), expected, path=config.data.records)
-    return train.make_dataset(config, run.system, run.system.batch_spec(config.global_batch), split="val")
+    return runs.open_dataset(config, run.system, split="val")
 
 
 def held_out_loss(run: runs.Run, batches: pipeline.BatchIterator) -> float:
@@ -69,9 +68,7 @@ def evaluate(
     if records_dir is not None:
         run.config.data.records = records_dir
     batches = held_out_batches(run)
-    session = run.system.session(run.model, run.encoders)
-    latest_only = run.system.session(run.model, run.encoders, retrieve=False)
-    report = evaluation.evaluate(session, latest_only, run.config, options, console)
+    report = run.system.evaluate(run.model, run.encoders, run.config, options, console)
     loss = held_out_loss(run, batches)
     numbers = {
         "checkpoint": str(checkpoint),

@@ -44,8 +44,8 @@ def precompute(
     *,
     width: int = 64,
     height: int = 48,
-    spatial_ratio: int = 8,
-    channels: int = 32,
+    spatial_ratio: int = 16,
+    channels: int = 96,
     text_dim: int = 64,
     autoencoder: str | pathlib.Path | None = None,
     seed: int = 0,
@@ -233,8 +233,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create for the records")
     parser.add_argument("--width", type=int, default=64, help="image width of the model, in pixels")
     parser.add_argument("--height", type=int, default=48, help="image height of the model, in pixels")
-    parser.add_argument("--spatial-ratio", type=int, default=8, choices=(8, 16), help="pixels per latent, each way")
-    parser.add_argument("--channels", type=int, default=32, help="channels of a latent")
+    parser.add_argument("--spatial-ratio", type=int, default=16, choices=(8, 16), help="pixels per latent, each way")
+    parser.add_argument("--channels", type=int, default=96, help="channels of a latent")
     parser.add_argument("--text-dim", type=int, default=64, help="width of the text states")
     parser.add_argument("--autoencoder", metavar="FILE", help="use this autoencoder.safetensors instead of fitting one")
     parser.add_argument("--seed", type=int, default=0, help="chooses the patches that the codec is fitted on")
@@ -259,7 +259,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     console.print(f"reconstruction of the held-out episodes: {summary.psnr:.1f} dB")
     console.print(
-        f"next: python -m jworld.train --config=configs/ar_mem.py --config.data.records={summary.output}",
+        "next: python -m jworld.train --config=configs/ar_mem.py:rooms --config.data.recording.source= "
+        f"--config.data.records={summary.output}",
         soft_wrap=True,
     )
 

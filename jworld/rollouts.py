@@ -6,7 +6,6 @@ import rich.console
 
 from jworld import runs, sheets
 from jworld.data import episodes
-from jworld.systems.worldplay import rollout
 
 NAME = "rollout"
 
@@ -18,7 +17,7 @@ def sample_run(workdir: pathlib.Path, console: rich.console.Console) -> None:
       UserError: the run's folder is incomplete, or `config.sample` or the data do not allow it.
     """
     run = runs.load(workdir)
-    comparison = rollout.sample(run.system.session(run.model, run.encoders), run.config)
+    comparison = run.system.sample_rollout(run.model, run.encoders, run.config)
     folder = workdir / runs.SAMPLES
     folder.mkdir(parents=True, exist_ok=True)
     video, sheet = folder / f"{NAME}.mp4", folder / f"{NAME}.png"

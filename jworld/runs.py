@@ -16,6 +16,7 @@ from flax import nnx
 
 from jworld import config as run_config
 from jworld import systems
+from jworld.data import pipeline, records, text
 from jworld.data.encoders import Encoders
 from jworld.parallel import mesh as mesh_lib
 from jworld.training import optimizers, weights
@@ -66,3 +67,27 @@ def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None =
     found = checkpoints.latest_step() if step is None else step
     params = nnx.merge_state(checkpoints.restore_params(trained, found), checkpoints.restore_frozen(frozen))
     return params, found
+
+
+def open_dataset(config: ml_collections.ConfigDict, system: Any, *, split: str) -> pipeline.BatchIterator:
+    """This process's batches of one split of the records that the config names, checked against the model.
+
+    Raises:
+      UserError: the records are absent, damaged, or made for another model.
+    """
+    directory = pathlib.Path(config.data.records)
+    source = records.RecordSource(directory, split, min_frames=config.data.clip.window_frames)
+    records.check_manifest(source.manifest, system.manifest_expectations(), path=directory)
+    store = text.TextStore(directory / records.TEXT_FILE, num_prompts=len(source.manifest["prompts"]))
+    return pipeline.make_dataset(
+        source,
+        system.transform(store, config.global_batch),
+        system.batch_spec(config.global_batch),
+        global_batch=config.global_batch,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        shuffle=split == "train",
+        num_threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from jworld import config as run_config
 from jworld import errors, rollouts, runs, systems
-from jworld.data import embedded, encoders, pipeline, records, text
+from jworld.data import embedded, encoders, pipeline, records
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
 from jworld.training import checkpoints, metrics, optimizers, preemption, step
@@ -38,7 +38,7 @@ _DRY_RUN = flags.DEFINE_bool(
 )
 
 #: A resumed run may have other values here: they do not change what is computed.
-MAY_CHANGE = ("steps", "mesh.", "log.", "checkpoint.", "sample.", "data.threads", "data.prefetch", "model.remat")
+MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "sample.", "data.threads", "data.prefetch", "model.remat")
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
@@ -63,16 +63,18 @@ def main(argv: list[str] | None = None) -> None:
         return
     mesh = mesh_lib.make_mesh(**config.mesh)
     check_batch(config, mesh)
-    workdir = open_workdir(config)
+    workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
+    if not _OVERWRITE.value:
+        check_workdir(config, workdir)
     embedded.ensure(
         config.data.records, recording, encoding, channels=config.model.channels, text_dim=config.model.text_dim
     )
-    dataset = make_dataset(config, system, spec, split="train")
-    keep_encoders(config, workdir)
-    finished = train(config, system, optimizer, mesh, spec, dataset, workdir)
-    if finished:
-        rollouts.sample_run(workdir, console)
-        console.print(f"next: python -m jworld.evaluate --checkpoint {workdir}")
+    dataset = runs.open_dataset(config, system, split="train")
+    check_autoencoder(config, workdir)
+    if jax.process_index() == 0:
+        prepare_workdir(config, workdir)
+    if train(config, system, optimizer, mesh, spec, dataset, workdir) and jax.process_index() == 0:
+        show(workdir)
 
 
 def describe(
@@ -111,62 +113,50 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def open_workdir(config: ml_collections.ConfigDict) -> pathlib.Path:
-    """The run's folder, new or of the same run; another run's is refused."""
-    workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
-    if _OVERWRITE.value and jax.process_index() == 0:
-        shutil.rmtree(workdir, ignore_errors=True)
+def check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """The run's folder must be new or of the same run."""
     if (workdir / run_config.FILE_NAME).is_file():
-        checkpoints.require_same_config(
-            workdir, run_config.load(workdir).to_dict(), config.to_dict(), may_change=MAY_CHANGE
-        )
+        stored = run_config.load(workdir)
+        # A schedule that decays ends at `steps`: another number there would be another run.
+        free = (*MAY_CHANGE, "steps") if config.optimizer.schedule.startswith("constant") else MAY_CHANGE
+        checkpoints.require_same_config(workdir, stored.to_dict(), config.to_dict(), may_change=free)
     elif workdir.is_dir() and any(workdir.iterdir()):
         raise errors.UserError(f"--workdir {workdir} holds files of something else: choose an empty folder")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        run_config.save(config, workdir)
-    return workdir
+
+
+def check_autoencoder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Weights that were trained with another autoencoder than the data's are refused."""
+    found = records.read_manifest(config.data.records)
+    for known in (workdir, pathlib.Path(config.init_from)):
+        folder = known / runs.ENCODERS
+        if (folder / records.MANIFEST).is_file() and not (_OVERWRITE.value and known == workdir):
+            expected = {"autoencoder.hash": records.read_manifest(folder)["autoencoder"]["hash"]}
+            records.check_manifest(found, expected, path=config.data.records)
+
+
+def prepare_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Leave in the run's folder what the other commands need; only now, when config and data are known to be good."""
+    if _OVERWRITE.value:
+        shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    run_config.save(config, workdir)
+    data = pathlib.Path(config.data.records)
+    if encoders.Encoders.supports(records.read_manifest(data)):
+        encoders.Encoders.copy(data, workdir / runs.ENCODERS)
+
+
+def show(workdir: pathlib.Path) -> None:
+    """Roll the trained model out, where its data set's encoders are among those that this program has."""
+    if (workdir / runs.ENCODERS).is_dir():
+        rollouts.sample_run(workdir, console)
+        console.print(f"next: python -m jworld.evaluate --checkpoint {workdir}")
+    else:
+        console.print("no rollout: the autoencoder or the text and image encoders of this data set are not in jworld")
 
 
 def _default_workdir() -> str:
     recipe, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     return f"runs/{pathlib.Path(recipe).stem}" + (f"-{variant}" if variant else "")
-
-
-def make_dataset(
-    config: ml_collections.ConfigDict, system: Any, spec: dict[str, records.ArraySpec], *, split: str
-) -> pipeline.BatchIterator:
-    """Batches of one split of the records that the config names, checked against the model."""
-    source = records.RecordSource(config.data.records, split, min_frames=config.data.clip.window_frames)
-    records.check_manifest(source.manifest, system.manifest_expectations(), path=config.data.records)
-    store = text.TextStore(
-        pathlib.Path(config.data.records) / records.TEXT_FILE, num_prompts=len(source.manifest["prompts"])
-    )
-    return pipeline.make_dataset(
-        source,
-        system.transform(store, config.global_batch),
-        spec,
-        global_batch=config.global_batch,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        shuffle=split == "train",
-        num_threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
-
-
-def keep_encoders(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Copy what sampling needs of the data set; weights that were trained with another autoencoder are refused."""
-    data = pathlib.Path(config.data.records)
-    found = records.read_manifest(data)
-    for known in (workdir, pathlib.Path(config.init_from)):
-        folder = known / runs.ENCODERS
-        if (folder / records.MANIFEST).is_file():
-            expected = {"autoencoder.hash": records.read_manifest(folder)["autoencoder"]["hash"]}
-            records.check_manifest(found, expected, path=data)
-    if jax.process_index() == 0:
-        encoders.Encoders.copy(data, workdir / runs.ENCODERS)
 
 
 def train(

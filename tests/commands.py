@@ -34,6 +34,7 @@ def train_arguments(folder: pathlib.Path, *extra: str, workdir: str = "run") -> 
         "--config.checkpoint.max_to_keep=10",
         "--config.log.interval=1",
         "--config.sample.rollout.num_steps=2",
+        "--config.optimizer.schedule=constant",
         *extra,
     ]
 

@@ -11,6 +11,12 @@ from jworld.data import images, records, text
 from jworld.errors import UserError
 from jworld.models.autoencoders import linear
 
+FAMILIES = {
+    "autoencoder": linear.FAMILY,
+    "text_encoder": text.HASHED_WORDS_FAMILY,
+    "vision_encoder": images.THUMBNAIL_FAMILY,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoders:
@@ -24,13 +30,17 @@ class Encoders:
         """From a folder of records, or from what `copy` wrote."""
         directory = pathlib.Path(directory)
         manifest = records.read_manifest(directory)
-        for key, family in (("text_encoder", text.HASHED_WORDS_FAMILY), ("vision_encoder", images.THUMBNAIL_FAMILY)):
-            if manifest[key]["family"] != family:
-                raise UserError(
-                    f"{directory / records.MANIFEST}: {key}.family is {manifest[key]['family']!r}, expected "
-                    f"{family!r}: run precompute again"
-                )
+        if not cls.supports(manifest):
+            raise UserError(
+                f"{directory / records.MANIFEST} names encoders that jworld does not have, expected {FAMILIES}: "
+                "use a data set made by python -m jworld.precompute"
+            )
         return cls(linear.LinearAutoencoder.load(directory / records.AUTOENCODER_FILE), manifest)
+
+    @staticmethod
+    def supports(manifest: dict[str, Any]) -> bool:
+        """Whether this program has the encoders that a manifest names."""
+        return all(manifest[key]["family"] == family for key, family in FAMILIES.items())
 
     @staticmethod
     def copy(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import subprocess
 from typing import Any
 
 import imageio_ffmpeg
@@ -158,20 +159,9 @@ def write_video(path: str | pathlib.Path, frames: np.ndarray, *, fps: float) -> 
         raise ValueError(f"video size {width}x{height} is not even")
     # More than one thread, or the encoder's version strings, would make the bytes depend on the machine's load.
     bitexact = ["-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1"]
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        quality=None,
-        macro_block_size=2,
-        pix_fmt_out="yuv420p",
-        output_params=["-crf", "10", "-preset", "veryfast", *bitexact],
-    )
-    writer.send(None)
-    for frame in frames:
-        writer.send(np.ascontiguousarray(frame))
-    writer.close()
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    coding = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10", "-preset", "veryfast"]
+    _ffmpeg("-y", *source, *coding, *bitexact, str(path), data=np.ascontiguousarray(frames).tobytes())
 
 
 def read_video(path: str | pathlib.Path) -> np.ndarray:
@@ -179,12 +169,23 @@ def read_video(path: str | pathlib.Path) -> np.ndarray:
     if not pathlib.Path(path).is_file():
         raise errors.UserError(f"{path} is absent, expected the video of an episode; record the data set again")
     try:
-        reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
-        width, height = next(reader)["size"]
-        frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        # Every picture comes with its own header, so the size need not be known: "P6\n<width> <height>\n255\n".
+        stream = _ffmpeg("-i", str(path), "-c:v", "ppm", "-f", "image2pipe", "-")
+        header = b"\n".join(stream.split(b"\n", 3)[:3]) + b"\n"
+        width, height = map(int, header.split()[1:3])
+        frames = np.frombuffer(stream, np.uint8).reshape(-1, len(header) + 3 * width * height)
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
         raise errors.UserError(f"{path} is not a readable video; record the data set again") from error
-    return np.stack(frames)
+    return frames[:, len(header) :].reshape(-1, height, width, 3)
+
+
+def _ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
+    """Run ffmpeg, with `data` as its input; -> its output.
+
+    Not through imageio_ffmpeg's readers and writers: their preexec_fn forks a process in which JAX runs threads.
+    """
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", *arguments]
+    return subprocess.run(command, input=data or b"", capture_output=True, check=True).stdout
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

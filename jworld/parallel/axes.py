@@ -12,7 +12,8 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("frames", "sequence"),
     ("sequence", "sequence"),
     ("attention_heads", "sequence"),
-    ("embed", "fsdp"),
+    # Weights are shared by the tokens of a sample, so the sequence axis holds shards of them as well.
+    ("embed", ("fsdp", "sequence")),
     ("heads", None),
     ("mlp", None),
     ("layer", None),

@@ -54,7 +54,7 @@ def raw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(raw, tmp_path_factory):
     output = tmp_path_factory.mktemp("sets") / "records"
-    return precompute.precompute(raw, output, width=32, height=24, channels=24, text_dim=16)
+    return precompute.precompute(raw, output, width=32, height=24, spatial_ratio=8, channels=24, text_dim=16)
 
 
 def test_contents(raw, prepared):
@@ -93,7 +93,9 @@ def test_contents(raw, prepared):
 def test_same_input_same_files_and_given_codec(raw, prepared, tmp_path):
     given = prepared.output / records.AUTOENCODER_FILE
     output = tmp_path / "again"
-    again = precompute.precompute(raw, output, width=32, height=24, channels=24, text_dim=16, autoencoder=given)
+    again = precompute.precompute(
+        raw, output, width=32, height=24, spatial_ratio=8, channels=24, text_dim=16, autoencoder=given
+    )
     assert again.autoencoder_hash == prepared.autoencoder_hash
     for path in sorted(prepared.output.iterdir()):
         if path.suffix != ".arrayrecord":
@@ -106,7 +108,7 @@ def test_same_input_same_files_and_given_codec(raw, prepared, tmp_path):
 
 
 def refuse(raw, tmp_path, match: str, **options) -> None:
-    settings = {"width": 32, "height": 24, "channels": 24, **options}
+    settings = {"width": 32, "height": 24, "spatial_ratio": 8, "channels": 24, **options}
     with pytest.raises(UserError, match=match):
         precompute.precompute(raw, tmp_path / "out", **settings)
     assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".*out*"))  # noqa: PT018
@@ -121,7 +123,7 @@ def test_wrong_settings(raw, prepared, tmp_path):
     refuse(raw, tmp_path, "does not exist", autoencoder=tmp_path / "none.safetensors")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):
-        precompute.precompute(raw, tmp_path / "file" / "set", width=32, height=24, channels=24)
+        precompute.precompute(raw, tmp_path / "file" / "set", width=32, height=24, spatial_ratio=8, channels=24)
     with pytest.raises(UserError, match="exists already"):
         precompute.precompute(raw, prepared.output)
 
@@ -149,7 +151,7 @@ def test_wrong_episodes(tmp_path):
 
 
 def test_command_line(raw, tmp_path, capsys):
-    options = ["--episodes", str(raw), "--width", "32", "--height", "24", "--channels", "8"]
+    options = ["--episodes", str(raw), "--width", "32", "--height", "24", "--spatial-ratio", "8", "--channels", "8"]
     precompute.main([*options, "--output", str(tmp_path / "set")])
     printed = capsys.readouterr().out
     assert "3 train, 1 val clips of 4x3 latents with 8 channels" in printed

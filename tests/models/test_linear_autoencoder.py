@@ -50,7 +50,7 @@ def test_latents_are_causal(codec):
 
 def test_streaming_decode_is_whole_decode(codec):
     latents = np.random.default_rng(1).normal(size=(4, 3, 4, 16)).astype(np.float32)
-    steps = [codec.decode_step(latent, first=i == 0) for i, latent in enumerate(latents)]
+    steps = [codec.decode_step(latents[i : i + 1], first=i == 0) for i in range(len(latents))]
     assert [len(frames) for frames in steps] == [1, 4, 4, 4]
     np.testing.assert_allclose(np.concatenate(steps), codec.decode(latents), atol=1e-6)
 

@@ -81,11 +81,11 @@ def test_microbatches_draw_different_noise() -> None:
 
 
 def test_average_follows_the_parameters() -> None:
-    run = toy.Run(ema_decay=0.75)
+    run = toy.Run(ema_decay=0.15)
     expected = jax.tree.map(np.asarray, run.state.params)
-    for _ in range(3):
+    for decay in (1 / 10, 0.15, 0.15):  # the first is still the warm-up, (1 + n) / (10 + n)
         run.step()
-        expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * np.asarray(p), expected, run.state.params)
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * np.asarray(p), expected, run.state.params)
     toy.assert_close(expected, run.state.ema, 1e-6)
 
 

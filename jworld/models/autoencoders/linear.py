@@ -99,17 +99,19 @@ class LinearAutoencoder:
 
     def decode(self, latents: Any) -> Any:
         """Latents [..., F, H', W', C] -> video [..., T, H, W, 3], float32 in [-1, 1]."""
-        self._check_latents(latents, 4)
+        self._check_latents(latents)
         xp = latents.__array_namespace__()
         first = self._reconstruct(latents[..., :1, :, :, :], first=True)
         if latents.shape[-4] == 1:
             return first
         return xp.concatenate([first, self._reconstruct(latents[..., 1:, :, :, :], first=False)], axis=-4)
 
-    def decode_step(self, latent: Any, *, first: bool) -> Any:
-        """One latent frame [..., H', W', C] -> its frames [..., 1 or 4, H, W, 3]; needs no memory of earlier ones."""
-        self._check_latents(latent, 3)
-        return self._reconstruct(latent[..., None, :, :, :], first=first)
+    def decode_step(self, latents: Any, *, first: bool) -> Any:
+        """The next latents [..., f, H', W', C] of a stream -> their frames; needs no memory of earlier ones."""
+        if first:
+            return self.decode(latents)
+        self._check_latents(latents)
+        return self._reconstruct(latents, first=False)
 
     def latent_statistics(self) -> dict[str, np.ndarray]:
         """Mean and deviation of the normalised latents over the fitted clips: [2, C], first frame and groups."""
@@ -159,25 +161,23 @@ class LinearAutoencoder:
     def _project(self, pixels: Any, *, first: bool) -> Any:
         kind = "first" if first else "group"
         patches = _to_patches(pixels, 1 if first else self.config.temporal_ratio, self.config.spatial_ratio)
-        return (patches - self.weights[f"{kind}.mean"]) @ (
-            self.weights[f"{kind}.basis"] / self.weights[f"{kind}.scale"]
-        )
+        basis = self.weights[f"{kind}.basis"] / self.weights[f"{kind}.scale"]
+        return _matmul(patches - self.weights[f"{kind}.mean"], basis)
 
     def _reconstruct(self, latents: Any, *, first: bool) -> Any:
         kind = "first" if first else "group"
         xp = latents.__array_namespace__()
         basis = (self.weights[f"{kind}.basis"] * self.weights[f"{kind}.scale"]).T
-        patches = latents.astype(np.float32) @ basis + self.weights[f"{kind}.mean"]
+        patches = _matmul(latents.astype(np.float32), basis) + self.weights[f"{kind}.mean"]
         pixels = _from_patches(
             patches, 1 if first else self.config.temporal_ratio, self.config.spatial_ratio, self.config.image_channels
         )
         return xp.clip(pixels, -1.0, 1.0)
 
-    def _check_latents(self, latents: Any, ndim: int) -> None:
-        if latents.ndim < ndim or latents.shape[-1] != self.config.channels:
-            expected = "[..., F, H, W, " if ndim == 4 else "[..., H, W, "
+    def _check_latents(self, latents: Any) -> None:
+        if latents.ndim < 4 or latents.shape[-1] != self.config.channels:
             raise UserError(
-                f"latents have shape {list(latents.shape)}, expected {expected}{self.config.channels}]: "
+                f"latents have shape {list(latents.shape)}, expected [..., F, H, W, {self.config.channels}]: "
                 "use the autoencoder that encoded them"
             )
 
@@ -261,6 +261,11 @@ def psnr(reference: np.ndarray, video: np.ndarray) -> float:
         raise ValueError(f"psnr compares uint8 arrays of one shape, found {reference.shape} and {video.shape}")
     error = np.mean(np.square(reference.astype(np.float32) - video.astype(np.float32)), dtype=np.float64)
     return float("inf") if error == 0 else float(10.0 * np.log10(255.0**2 / error))
+
+
+def _matmul(rows: Any, matrix: np.ndarray) -> Any:
+    """[..., P] @ [P, Q] as one product: numpy would make one small product per leading index."""
+    return (rows.reshape(-1, matrix.shape[0]) @ matrix).reshape(*rows.shape[:-1], matrix.shape[1])
 
 
 def _to_patches(video: Any, step: int, ratio: int) -> Any:

@@ -253,11 +253,8 @@ class Session:
 
     def step(self, controls: Controls) -> np.ndarray:
         """One chunk -> frames uint8 [T, H, W, 3]: 1 + 4 (f - 1) in the first chunk, 4 f afterwards."""
-        start = self.latents.num_frames
-        latents = self.latents.step(controls)
-        decoder = self.encoders.autoencoder
-        frames = [decoder.decode_step(latent, first=start + i == 0) for i, latent in enumerate(latents)]
-        return linear.to_uint8(np.concatenate(frames))
+        first = self.latents.num_frames == 0
+        return linear.to_uint8(self.encoders.autoencoder.decode_step(self.latents.step(controls), first=first))
 
     def _no_glyphs(self, rows: int) -> tuple[jax.Array | None, jax.Array | None]:
         dim = self.latents.model.cfg.glyph_dim

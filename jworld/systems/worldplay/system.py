@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import rich.console
 from flax import nnx
 
 from jworld import config as run_config
-from jworld import errors
+from jworld import errors, reports
 from jworld.cameras import memory
 from jworld.data import encoders as data_encoders
 from jworld.data import records, text, worldplay
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
-from jworld.systems.worldplay import objective
+from jworld.systems.worldplay import evaluation, objective, rollout
 from jworld.systems.worldplay.session import LatentSession, MemoryConfig, SampleConfig, Session
 
 # Seed of the Monte-Carlo points of memory selection; the points are a constant of the method, not of a run.
@@ -75,6 +76,7 @@ class WorldPlay:
             memory_frames=self.clip.memory_frames,
             temporal_context=self.clip.temporal_context,
         )
+        rollout.parse_script(config.sample.actions, chunk_frames=self.clip.chunk_frames)
         self._check_fit(config.mesh.sequence)
 
     def _check_fit(self, sequence: int) -> None:
@@ -166,6 +168,24 @@ class WorldPlay:
             model, sample=self.sample, memory_config=self.memory, points=self._points(), retrieve=retrieve
         )
         return Session(latent_session, encoders, text_tokens=self.clip.text_tokens)
+
+    def sample_rollout(
+        self, model: HunyuanTransformer, encoders: data_encoders.Encoders, config: ml_collections.ConfigDict
+    ) -> reports.Comparison:
+        """The rollout of `config.sample` beside its truth."""
+        return rollout.sample(self.session(model, encoders), config)
+
+    def evaluate(
+        self,
+        model: HunyuanTransformer,
+        encoders: data_encoders.Encoders,
+        config: ml_collections.ConfigDict,
+        options: reports.Options,
+        console: rich.console.Console,
+    ) -> reports.Report:
+        """WorldPlay's measures on held-out walks."""
+        latest_only = self.session(model, encoders, retrieve=False)
+        return evaluation.evaluate(self.session(model, encoders), latest_only, config, options, console)
 
     def _points(self) -> np.ndarray:
         return memory.monte_carlo_points(self.clip.memory_points, POINTS_SEED)
