@@ -158,8 +158,8 @@ def _published(config: ml_collections.ConfigDict) -> None:
     config.steps = 200_000
     # One sample per sequence group; the authors recommend a total batch of 32 or more.
     config.global_batch = 32
-    # Their script: 4 GPUs, sp_size 4, one replica, weights sharded over 4. Here the same split for any pod:
-    # 4 devices per sample, weights sharded over all devices that do not split a sample.
+    # Their script: 4 GPUs, sp_size 4, weights sharded over the 4. Here 4 devices split a sample too, and the weights
+    # are sharded over fsdp x sequence, all devices of any pod; `data` adds replicas.
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 4}
     config.model = {
         "channels": 32,

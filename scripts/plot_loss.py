@@ -1,0 +1,36 @@
+"""Plot the loss of one or more runs from their metrics.jsonl.
+
+    python scripts/plot_loss.py runs/ar_mem-starter --output docs/starter_loss.png
+"""
+
+import argparse
+import pathlib
+
+import matplotlib.figure
+
+from jworld import errors
+from jworld.training import metrics
+
+
+@errors.exit_on_user_error
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=pathlib.Path, nargs="+", help="folders of training runs")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="PNG file to write")
+    arguments = parser.parse_args()
+    figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for run in arguments.runs:
+        if not (run / metrics.FILE).is_file():
+            raise errors.UserError(f"{run / metrics.FILE} is missing: name the folder of a training run")
+        rows = [row for row in metrics.read(run) if row["loss_mean"] is not None]
+        axes.plot([row["step"] for row in rows], [row["loss_mean"] for row in rows], label=run.name)
+    axes.set(xlabel="step", ylabel="training loss (velocity, mean squared error)", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(arguments.output, dpi=110)
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
