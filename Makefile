@@ -12,7 +12,7 @@ demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate i
 	$(BIN)/python -m jworld.evaluate --checkpoint runs/ar_mem
 
 test: lint  ## linters, type checker, all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.test
 	$(BIN)/ruff check .

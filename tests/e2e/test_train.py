@@ -33,8 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def checksums(run: pathlib.Path, step: int = 12) -> dict[str, object]:
     """The checksum of every leaf of a checkpoint, and of its data position."""
-    (path,) = (run / runs.CHECKPOINTS / str(step) / "checksums").glob("*")
-    return json.loads(path.read_text())
+    return json.loads((run / runs.CHECKPOINTS / str(step) / "checksums" / "metadata").read_text())
 
 
 def finish(folder: pathlib.Path, workdir: str, *extra: str) -> str:
@@ -125,7 +124,10 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_offered(folder: path
         (("--config.model.width=wide",), ("config.model.width", "wide")),
         (("--config.mesh.data=3",), ("config.mesh", "3 devices", "1 are there")),
         (("--config.data.clip.window_frames=15",), ("window_frames is 15", "multiple of chunk_frames 4")),
-        (("--config.data.recording.source=", "--config.data.records=nowhere"), ("nowhere", "precompute")),
+        (
+            ("--config.data.recording.source=", "--config.data.records=nowhere", "--workdir=runs/never"),
+            ("nowhere", "precompute"),
+        ),
         (("--config.optimizer.learning_rate=0.5",), ("config.optimizer.learning_rate", "--workdir")),
         (("--config.model.channels=9", "--workdir=runs/never"), ("latent_shape", "expects [3, 4, 9]")),
         (("--config.optimizer.trainable=nothing", "--workdir=runs/never"), ("trainable", "no parameter")),
@@ -139,6 +141,25 @@ def test_mistakes_end_in_one_sentence(folder: pathlib.Path, extra: tuple[str, ..
     for part in parts:
         assert part in message
     assert not (commands.ROOT / "runs" / "never" / runs.CHECKPOINTS / "1").exists()
+
+
+def test_released_weights_start_another_run_on_their_own_latents_only(folder: pathlib.Path) -> None:
+    released = folder / "released"
+    result = commands.run("scripts.release_weights", f"--run={folder / 'run'}", f"--output={released}")
+    assert result.returncode == 0, result.stderr
+    printed = finish(folder, "second", f"--config.init_from={released}", "--config.steps=3")
+    assert f"starting from the weights in {released}" in printed
+    assert metrics.read(folder / "second")[0]["loss"] < metrics.read(folder / "run")[0]["loss"]
+
+    other = folder / "other-codec"
+    sizes = ("--width=64", "--height=48", "--channels=8", "--seed=1")
+    result = commands.run("jworld.precompute", f"--episodes={folder / 'episodes'}", f"--output={other}", *sizes)
+    assert result.returncode == 0, result.stderr
+    extra = (f"--config.init_from={released}", f"--config.data.records={other}")
+    arguments = commands.train_arguments(folder, *extra, workdir="third")
+    message = commands.one_sentence(commands.run("jworld.train", *arguments, **ONE_DEVICE))
+    assert "autoencoder.hash" in message
+    assert not (folder / "third").exists()
 
 
 def test_dry_run_counts_the_published_model(tmp_path: pathlib.Path) -> None:
