@@ -1,0 +1,48 @@
+"""The benchmark scripts run and write their numbers; how fast anything is stands in no test."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+
+
+def run(script: str, output: pathlib.Path, *arguments: str) -> Any:
+    result = subprocess.run(
+        [sys.executable, f"benchmarks/{script}.py", "--json", str(output), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": FLAGS},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(output.read_text())
+
+
+def test_train_step(tmp_path: pathlib.Path) -> None:
+    numbers = run("train_step", tmp_path / "step.json", "--steps", "1", "--batch", "1")
+    assert numbers["seconds_per_step"] > 0
+    assert numbers["program_bytes"] > numbers["temporary_bytes"] > 0
+    assert numbers["process_peak_bytes"] > 2**20
+    assert numbers["xla_over_formula"] == pytest.approx(1, abs=0.2)
+    assert 0 < numbers["model_share_of_peak"] < numbers["share_of_peak"]
+
+
+def test_attention(tmp_path: pathlib.Path) -> None:
+    sizes = ("--chunks", "3", "--chunk-tokens", "8", "16", "--heads", "2", "--head-dim", "8", "--repeats", "1")
+    numbers = run("attention", tmp_path / "attention.json", *sizes)
+    assert numbers["settings"]["chunks"] == 3
+    assert [row["tokens"] for row in numbers["rows"]] == [24, 48]
+    for row in numbers["rows"]:
+        assert row["time_ratio"] > 0
+        assert row["memory_ratio"] > 0
