@@ -90,7 +90,7 @@ class Step:
         spec = self.system.batch_spec(config.global_batch)
         self.batch_shardings = {name: axes.sharding(self.mesh, entry.axes) for name, entry in spec.items()}
         self.batch = jax.device_put(random_batch(spec), self.batch_shardings)
-        self.function = step.make_train_step(
+        self.function: Any = step.make_train_step(
             graphdef,
             self.system.loss,
             self.optimizer,
