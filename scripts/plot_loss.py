@@ -1,6 +1,6 @@
 """Plot the loss of one or more runs from their metrics.jsonl.
 
-    python scripts/plot_loss.py runs/ar_mem-starter --output docs/starter_loss.png
+python scripts/plot_loss.py runs/ar_mem-starter --output docs/starter_loss.png
 """
 
 import argparse

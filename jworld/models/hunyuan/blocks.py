@@ -13,6 +13,7 @@ from jworld.models.layers.linear import linear, zeros_init
 from jworld.models.layers.mlp import MLP
 from jworld.models.layers.modulation import Modulation, gated, modulated_norm
 from jworld.models.layers.rotary import rotate_interleaved
+from jworld.parallel.axes import constrain
 
 
 class FrameContext(NamedTuple):
@@ -164,7 +165,8 @@ class DoubleBlock(nnx.Module):
         self, image: jax.Array, frames: FrameContext, modulation: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, KeyValues]:
         """[B, F, T, D] -> queries [B, F*T, N or 2N, K] and keys, values alike."""
-        q, k, v = self.image.qkv(image, *modulation[:2])
+        # Tokens stay split here, so that the exchange for attention moves activations and never a kernel's layout.
+        q, k, v = (constrain(x, "batch", "frames", None, None, None) for x in self.image.qkv(image, *modulation[:2]))
         rotated = [rotate_interleaved(x, *frames.rope) for x in (q, k)]
         if frames.projection is None:
             parts = [*rotated, v]

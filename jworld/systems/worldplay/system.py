@@ -53,10 +53,26 @@ class ClipConfig:
     curriculum: tuple[tuple[int, int], ...] = ((0, 32), (500, 64), (1000, 96), (2000, 128), (3000, 160))
 
     def __post_init__(self) -> None:
-        if self.window_frames % self.chunk_frames:
+        if self.chunk_frames < 1 or self.window_frames % self.chunk_frames:
             raise ValueError(
                 f"window_frames is {self.window_frames}, expected a multiple of chunk_frames {self.chunk_frames}"
             )
+        if self.memory_frames + self.chunk_frames != self.window_frames:
+            raise ValueError(
+                f"memory_frames is {self.memory_frames}, expected window_frames - chunk_frames = "
+                f"{self.window_frames - self.chunk_frames}"
+            )
+        most = self.memory_frames - self.chunk_frames
+        if self.temporal_context % self.chunk_frames or not 0 <= self.temporal_context <= most:
+            raise ValueError(
+                f"temporal_context is {self.temporal_context}, expected a multiple of chunk_frames "
+                f"{self.chunk_frames} of at most memory_frames - chunk_frames = {most}"
+            )
+        for name in ("memory_probability", "text_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
+        if self.memory_points < 1:
+            raise ValueError(f"memory_points is {self.memory_points}, expected at least 1")
 
 
 class WorldPlay:
