@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import sys
+import threading
 from typing import Any
 
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -23,9 +24,15 @@ class _Silence(logging.Filter):
     active = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and disk_problem(record.exc_info[1]):
+        error = record.exc_info[1] if record.exc_info else None
+        if disk_problem(error):
             silence()
-        return not _Silence.active
+        return not _noise(error)
+
+
+def _noise(error: BaseException | None) -> bool:
+    """After a failure, and where operations under way report to an event loop that the failure has closed."""
+    return _Silence.active or (isinstance(error, RuntimeError) and str(error) == "Event loop is closed")
 
 
 def silence() -> None:
@@ -40,11 +47,14 @@ def install() -> None:
         return
     for logger in loggers:
         logger.addFilter(_Silence())
-    print_unraisable = sys.unraisablehook
+    print_unraisable, print_thread = sys.unraisablehook, threading.excepthook
 
-    def hook(unraisable: Any) -> None:
-        # Operations that were under way report to an event loop that the failure has closed.
-        if not _Silence.active:
+    def unraisable_hook(unraisable: Any) -> None:
+        if not _noise(unraisable.exc_value):
             print_unraisable(unraisable)
 
-    sys.unraisablehook = hook
+    def thread_hook(arguments: Any) -> None:
+        if not _noise(arguments.exc_value):
+            print_thread(arguments)
+
+    sys.unraisablehook, threading.excepthook = unraisable_hook, thread_hook

@@ -13,6 +13,8 @@ import pytest
 from flax import nnx
 
 from jworld import runs
+from jworld.data import records
+from jworld.models.autoencoders import linear
 from jworld.training import metrics
 
 pytestmark = pytest.mark.e2e
@@ -151,8 +153,11 @@ def test_released_weights_start_another_run_on_their_own_latents_only(folder: pa
     assert f"starting from the weights in {released}" in printed
     assert metrics.read(folder / "second")[0]["loss"] < metrics.read(folder / "run")[0]["loss"]
 
+    codec = linear.LinearAutoencoder.load(released / runs.ENCODERS / records.AUTOENCODER_FILE)
+    codec.weights["group.mean"] += 0.01
+    codec.save(folder / "changed.safetensors")
     other = folder / "other-codec"
-    sizes = ("--width=64", "--height=48", "--channels=8", "--seed=1")
+    sizes = ("--width=64", "--height=48", "--channels=8", f"--autoencoder={folder / 'changed.safetensors'}")
     result = commands.run("jworld.precompute", f"--episodes={folder / 'episodes'}", f"--output={other}", *sizes)
     assert result.returncode == 0, result.stderr
     extra = (f"--config.init_from={released}", f"--config.data.records={other}")

@@ -328,6 +328,11 @@ def test_a_model_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         ("loss.weighting", "flat", "config.loss: weighting is 'flat', must be logit_normal, mode or uniform"),
         ("loss.memory_times", (500, 16), "memory_times"),
         ("sample.rollout.num_steps", 0, "num_steps is 0"),
+        ("data.clip.chunk_frames", 0, "multiple of chunk_frames 0"),
+        ("data.clip.memory_frames", 6, "memory_frames is 6"),
+        ("data.clip.temporal_context", 4, "temporal_context is 4"),
+        ("data.clip.text_dropout", 3.0, "text_dropout is 3.0"),
+        ("data.clip.memory_points", 0, "memory_points is 0"),
     ],
 )
 def test_a_config_that_cannot_be(key: str, value: Any, message: str) -> None:

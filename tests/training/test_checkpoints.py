@@ -86,7 +86,7 @@ def test_restore_on_another_mesh(tmp_path: pathlib.Path) -> None:
     equal(run.state, state)
     kernel = state.params["head"]["kernel"].get_raw_value()
     assert kernel.sharding.mesh.shape == {"data": 1, "fsdp": 4, "sequence": 2}
-    assert kernel.addressable_shards[0].data.shape == (toy.WIDTH // 4, toy.WIDTH)
+    assert kernel.addressable_shards[0].data.shape == (toy.WIDTH // 8, toy.WIDTH)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
