@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     dataset = runs.open_dataset(config, system, split="train")
     check_autoencoder(config, workdir)
-    if jax.process_index() == 0:
-        prepare_workdir(config, workdir)
+    if _OVERWRITE.value and jax.process_index() == 0:
+        shutil.rmtree(workdir, ignore_errors=True)
     if train(config, system, optimizer, mesh, spec, dataset, workdir) and jax.process_index() == 0:
         show(workdir)
 
@@ -120,7 +120,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
         # A schedule that decays ends at `steps`: another number there would be another run.
         free = (*MAY_CHANGE, "steps") if config.optimizer.schedule.startswith("constant") else MAY_CHANGE
         checkpoints.require_same_config(workdir, stored.to_dict(), config.to_dict(), may_change=free)
-    elif workdir.is_dir() and any(workdir.iterdir()):
+    elif any(path.is_file() for path in workdir.rglob("*")):
         raise errors.UserError(f"--workdir {workdir} holds files of something else: choose an empty folder")
 
 
@@ -135,10 +135,7 @@ def check_autoencoder(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
 
 
 def prepare_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Leave in the run's folder what the other commands need; only now, when config and data are known to be good."""
-    if _OVERWRITE.value:
-        shutil.rmtree(workdir, ignore_errors=True)
-    workdir.mkdir(parents=True, exist_ok=True)
+    """Leave in the run's folder what the other commands need, once config, data and weights are known to be good."""
     run_config.save(config, workdir)
     data = pathlib.Path(config.data.records)
     if encoders.Encoders.supports(records.read_manifest(data)):
@@ -173,6 +170,8 @@ def train(
         workdir / runs.CHECKPOINTS, interval=config.checkpoint.interval, max_to_keep=config.checkpoint.max_to_keep
     )
     graphdef, state, shardings = start(config, system, optimizer, mesh, dataset, manager)
+    if jax.process_index() == 0:
+        prepare_workdir(config, workdir)
     batch_shardings = {name: axes.sharding(mesh, entry.axes) for name, entry in spec.items()}
     train_step = step.make_train_step(
         graphdef, system.loss, optimizer, shardings=shardings, batch_shardings=batch_shardings, mesh=mesh

@@ -127,22 +127,23 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_offered(folder: path
         (("--config.mesh.data=3",), ("config.mesh", "3 devices", "1 are there")),
         (("--config.data.clip.window_frames=15",), ("window_frames is 15", "multiple of chunk_frames 4")),
         (
-            ("--config.data.recording.source=", "--config.data.records=nowhere", "--workdir=runs/never"),
+            ("--config.data.recording.source=", "--config.data.records=nowhere", "--workdir=NEW"),
             ("nowhere", "precompute"),
         ),
         (("--config.optimizer.learning_rate=0.5",), ("config.optimizer.learning_rate", "--workdir")),
-        (("--config.model.channels=9", "--workdir=runs/never"), ("latent_shape", "expects [3, 4, 9]")),
-        (("--config.optimizer.trainable=nothing", "--workdir=runs/never"), ("trainable", "no parameter")),
+        (("--config.model.channels=9", "--workdir=NEW"), ("latent_shape", "expects [3, 4, 9]")),
+        (("--config.optimizer.trainable=nothing", "--workdir=NEW"), ("trainable", "no parameter")),
         (("--config=configs/absent.py",), ("configs/absent.py", "no file")),
     ],
 )
 def test_mistakes_end_in_one_sentence(folder: pathlib.Path, extra: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    extra = tuple(argument.replace("NEW", str(folder / "new")) for argument in extra)
     message = commands.one_sentence(
         commands.run("jworld.train", *commands.train_arguments(folder, *extra), **ONE_DEVICE)
     )
     for part in parts:
         assert part in message
-    assert not (commands.ROOT / "runs" / "never" / runs.CHECKPOINTS / "1").exists()
+    assert not (folder / "new" / "config.json").exists()
 
 
 def test_released_weights_start_another_run_on_their_own_latents_only(folder: pathlib.Path) -> None:
