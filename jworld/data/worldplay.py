@@ -79,9 +79,9 @@ def build_example(
         "vision_states": record["vision_states"],
         "index": record["index"],
     }
-    example["text_states"], example["text_mask"] = _padded(text["text_states"], text_tokens, "text_tokens")
+    example["text_states"], example["text_mask"] = padded(text["text_states"], text_tokens, "text_tokens")
     if glyph_tokens is not None:
-        example["glyph_states"], example["glyph_mask"] = _padded(text["glyph_states"], glyph_tokens, "glyph_tokens")
+        example["glyph_states"], example["glyph_mask"] = padded(text["glyph_states"], glyph_tokens, "glyph_tokens")
     return example
 
 
@@ -144,7 +144,7 @@ class SampleWindow(grain.transforms.RandomMap):
         )
 
 
-def _padded(states: np.ndarray, tokens: int, key: str) -> tuple[np.ndarray, np.ndarray]:
+def padded(states: np.ndarray, tokens: int, key: str) -> tuple[np.ndarray, np.ndarray]:
     """states [S, D] -> ([tokens, D] with zeros at the end, bool [tokens] true where a token is)."""
     if len(states) > tokens:
         raise UserError(f"{key} is {tokens}, but a prompt has {len(states)}: raise {key} or precompute shorter prompts")

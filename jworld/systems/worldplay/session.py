@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jworld.cameras import memory
+from jworld.data import worldplay
 from jworld.data.encoders import Encoders
 from jworld.diffusion import flow_matching
 from jworld.models.autoencoders import linear
@@ -241,14 +242,14 @@ class Session:
         """Start from an image uint8 [H, W, 3] of any size."""
         image_latent, vision = self.encoders.image(first_frame)
         prompts = [prompt] if self.latents.sample.guidance == 1 else ["", prompt]
-        states = [self.encoders.prompt(text)[: self.text_tokens] for text in prompts]
-        padded = np.zeros((len(states), self.text_tokens, states[0].shape[1]), np.float32)
-        mask = np.zeros(padded.shape[:2], bool)
-        for row, tokens in enumerate(states):
-            padded[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+        rows = [
+            worldplay.padded(self.encoders.prompt(text)[: self.text_tokens], self.text_tokens, "text_tokens")
+            for text in prompts
+        ]
+        states, mask = (np.stack(part) for part in zip(*rows, strict=True))
         vision = np.broadcast_to(vision, (len(states), *vision.shape))
         glyph, glyph_mask = self._no_glyphs(len(states))
-        inputs = TextInputs(jnp.asarray(padded), jnp.asarray(mask), jnp.asarray(vision), glyph, glyph_mask)
+        inputs = TextInputs(jnp.asarray(states), jnp.asarray(mask), jnp.asarray(vision), glyph, glyph_mask)
         self.latents.reset(image_latent, inputs, seed=seed)
 
     def step(self, controls: Controls) -> np.ndarray:
