@@ -34,5 +34,5 @@ clean:  ## remove what demo and test made, except data and runs
 	touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml constraints-py311.txt
-	$(INSTALL) -e ".[demo,test,dev]"
+	$(INSTALL) -e ".[demo,torch,test,dev]"
 	touch $@
