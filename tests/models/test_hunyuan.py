@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import math
 import pathlib
-import re
 from typing import Any
 
 import golden_cases
@@ -39,17 +38,6 @@ def abstract_params(cfg: HunyuanConfig) -> dict[str, Any]:
     return {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
-def original_names(cfg: HunyuanConfig) -> list[str]:
-    """Every name that the key table accepts for a model of this size."""
-    names = []
-    for rule in hunyuan.RULES:
-        name = rule.source.replace("\\.", ".")
-        counts = {"(?P<layer>": cfg.num_layers, "(?P<index>": cfg.refiner_layers}
-        count = next((count for group, count in counts.items() if group in name), 1)
-        names += [re.sub(r"\(\?P<\w+>\\d\+\)", str(i), name) for i in range(count)]
-    return names
-
-
 # Published sizes
 
 
@@ -59,14 +47,10 @@ def test_published_model(actions: bool, count: int, tensors: int) -> None:
     cfg = HunyuanConfig(actions=actions)
     params = abstract_params(cfg)
     assert sum(math.prod(leaf.shape) for leaf in params.values()) == count
-    places = set()
-    for name in original_names(cfg):
-        found = engine.match(name, hunyuan.RULES)
-        assert found is not None
-        if found[0] in params:
-            places.add(found[:2])
+    places = engine.plan({path: leaf.shape for path, leaf in params.items()}, hunyuan.rules(cfg))
     assert len(places) == tensors
-    assert {path for path, _ in places} == set(params)
+    assert {place.path for place in places.values()} == set(params)
+    assert sum(math.prod(place.source_shape) for place in places.values()) == count
     assert tensors == sum(leaf.shape[0] if path.startswith("blocks/") else 1 for path, leaf in params.items())
 
 

@@ -39,7 +39,7 @@ def load_model(case: golden_cases.GoldenCase, **changes: object) -> HunyuanTrans
     with nnx.use_eager_sharding(False):
         abstract = nnx.eval_shape(lambda: HunyuanTransformer(cfg, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(abstract)
-        arrays = engine.import_tensors(case.weights, state, hunyuan.RULES)
+        arrays = engine.import_tensors(case.weights, state, hunyuan.rules(cfg))
         return nnx.merge(graphdef, engine.to_state(state, arrays))
 
 
