@@ -1,0 +1,454 @@
+"""Tensors of files as downloaded: listed without reading them, then read slice by slice.
+
+The safetensors format is read here and not by its library, whose numpy side knows neither bfloat16 nor float8, and
+whose error messages do not say what to do. Files are untrusted: nothing is allocated by a number that they contain
+before that number was checked against their size, and an index cannot reach outside its folder.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self
+
+import ml_dtypes
+import numpy as np
+
+from jworld import errors
+
+INDEX_SUFFIX = ".safetensors.index.json"
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+_MAX_HEADER = 100_000_000  # the format's own limit
+_MAX_AXES = 32
+_MAX_SIZE = 1 << 56
+_BLOCK = 64 << 20  # bytes read at a time where rows are read to be cut
+_LFS_POINTER = b"version https://git-lfs"
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U16": np.dtype(np.uint16),
+    "I16": np.dtype(np.int16),
+    "U32": np.dtype(np.uint32),
+    "I32": np.dtype(np.int32),
+    "U64": np.dtype(np.uint64),
+    "I64": np.dtype(np.int64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+}
+# What numpy cannot take from torch directly: viewed as integers of the same size.
+_TORCH_VIEWS = {
+    "torch.bfloat16": ("int16", ml_dtypes.bfloat16),
+    "torch.float8_e4m3fn": ("uint8", ml_dtypes.float8_e4m3fn),
+    "torch.float8_e5m2": ("uint8", ml_dtypes.float8_e5m2),
+}
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """What a file says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class _File(Protocol):
+    """One opened file with tensors."""
+
+    path: pathlib.Path
+    tensors: dict[str, TensorInfo]
+
+    def read(self, name: str, index: Index) -> np.ndarray: ...
+
+    def close(self) -> None: ...
+
+
+class Source:
+    """Tensors of one or more files; use as a context manager, which closes them.
+
+    Attributes:
+      path: the file or folder as it was named.
+      files: the files with tensors.
+      config: content of the config.json beside the weights, None without one.
+      tensors: every tensor's shape and dtype by name.
+    """
+
+    def __init__(self, path: pathlib.Path, config: dict[str, Any] | None, parts: Sequence[_File]) -> None:
+        self.path = path
+        self.config = config
+        self.files = tuple(part.path for part in parts)
+        self._parts = parts
+        self._part_of = {name: part for part in parts for name in part.tensors}
+        self.tensors: dict[str, TensorInfo] = {name: part.tensors[name] for name, part in self._part_of.items()}
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """A tensor, or the part of it that slices with step 1 select (axes left out are whole), as a new array.
+
+        From safetensors only the selected rows of the first axis are read from disk.
+        """
+        shape = self.tensors[name].shape
+        bounds = tuple(index or ()) + (slice(None),) * (len(shape) - len(index or ()))
+        ranges = [chosen.indices(size) for chosen, size in zip(bounds, shape, strict=True)]
+        if any(step != 1 for _, _, step in ranges):
+            raise ValueError(f"{name}: only slices with step 1 can be read, not {index}")
+        return self._part_of[name].read(name, tuple(slice(first, max(first, last)) for first, last, _ in ranges))
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_source(path: str | pathlib.Path) -> Source:
+    """Open a safetensors file, a sharded set by its index, a .pt/.pth/.bin file, or a folder with one of these.
+
+    In a folder an index goes before single files, diffusion_pytorch_model.safetensors before other names, and the
+    sub-folder transformer/ is looked into last.
+
+    Raises:
+      UserError: nothing to read there, more than one choice, or a malformed file.
+    """
+    path = pathlib.Path(path)
+    weights = _find_weights(path)
+    config = _read_config(weights.parent / "config.json")
+    if weights.name.endswith(INDEX_SUFFIX):
+        return Source(path, config, _open_sharded(weights))
+    return Source(path, config, [_open_file(weights)])
+
+
+def _find_weights(path: pathlib.Path) -> pathlib.Path:
+    if not path.exists():
+        raise errors.UserError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return path
+    names = sorted(child.name for child in path.iterdir() if child.is_file())
+    singles = [name for name in names if name.endswith(".safetensors")]
+    for found in (
+        [name for name in names if name.endswith(INDEX_SUFFIX)],
+        [WEIGHTS_NAME] if WEIGHTS_NAME in singles else singles,
+        [name for name in names if name.endswith(TORCH_SUFFIXES)],
+    ):
+        if len(found) > 1:
+            raise errors.UserError(f"{path}: has {len(found)} files of weights ({_list(found)}); name one of them")
+        if found:
+            return path / found[0]
+    if (path / "transformer").is_dir():
+        return _find_weights(path / "transformer")
+    raise errors.UserError(
+        f"{path}: no weights in this folder; expected a .safetensors file, a *{INDEX_SUFFIX}, a .pt file, or a "
+        "sub-folder transformer/ with one of these"
+    )
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any] | None:
+    return _read_json(path) if path.is_file() else None
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            _refuse_pointer(path, file.read(len(_LFS_POINTER)))
+            file.seek(0)
+            content = json.loads(file.read(_MAX_HEADER))
+    except (OSError, ValueError, RecursionError) as error:
+        raise errors.UserError(f"{path}: not a JSON file ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise errors.UserError(f"{path}: holds a {type(content).__name__}, expected an object with keys")
+    return content
+
+
+def _open_file(path: pathlib.Path) -> _File:
+    if path.suffix == ".safetensors":
+        return _SafetensorsFile(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _TorchFile(path)
+    raise errors.UserError(
+        f"{path}: not a file of weights by its name; expected .safetensors, {INDEX_SUFFIX}, {', '.join(TORCH_SUFFIXES)}"
+    )
+
+
+def _open_sharded(path: pathlib.Path) -> list[_File]:
+    """The files that an index names, checked to hold exactly the tensors that it says."""
+    listed = _read_json(path).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise errors.UserError(f"{path}: not an index of shards; expected weight_map, tensor name -> file name")
+    names = sorted(set(listed.values()))
+    for name in names:
+        inside = pathlib.PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name or "\0" in name:
+            raise errors.UserError(
+                f"{path}: names the file {_shown(name)} outside its folder; shards lie beside the index"
+            )
+        if not os.path.isfile(path.parent / name):  # where pathlib would raise for a name that is too long
+            raise errors.UserError(f"{path}: names {_shown(name)}, which is not there; download that shard too")
+    parts: list[_File] = []
+    try:
+        for name in names:
+            parts.append(_SafetensorsFile(path.parent / name))
+        _check_shards(path, listed, dict(zip(names, parts, strict=True)))
+    except errors.UserError:
+        for part in parts:
+            part.close()
+        raise
+    return parts
+
+
+def _check_shards(path: pathlib.Path, listed: Mapping[str, str], parts: Mapping[str, _File]) -> None:
+    holders: dict[str, list[str]] = {}
+    for file, part in parts.items():
+        for name in part.tensors:
+            holders.setdefault(name, []).append(file)
+    for name, files in holders.items():
+        if len(files) > 1:
+            raise errors.UserError(
+                f"{path}: tensor {_shown(name)} is in two shards, {_list(files)}; keep one set of files"
+            )
+    for wrong, what in (
+        (
+            [name for name, file in listed.items() if holders.get(name) != [file]],
+            "lists tensors that their shards lack",
+        ),
+        ([name for name in holders if name not in listed], "does not list tensors of its shards"),
+    ):
+        if wrong:
+            raise errors.UserError(f"{path}: {what}: {_list(wrong)}; index and shards are not of one download")
+
+
+class _SafetensorsFile:
+    """A safetensors file: 8 bytes header length, JSON header, then the tensors without gaps."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        try:
+            self._file: BinaryIO = path.open("rb", buffering=0)
+        except OSError as error:
+            raise errors.UserError(f"{path}: cannot be read ({error.strerror})") from error
+        try:
+            header, self._start, data_size = _read_header(path, self._file)
+            entries = {name: _entry(path, name, value) for name, value in header.items()}
+            _check_offsets(path, entries, data_size)
+        except BaseException:
+            self._file.close()
+            raise
+        self.tensors = {name: info for name, (info, _) in entries.items()}
+        self._offsets = {name: offset for name, (_, offset) in entries.items()}
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        info, offset = self.tensors[name], self._start + self._offsets[name]
+        out = np.empty([chosen.stop - chosen.start for chosen in index], info.dtype)
+        row = math.prod(info.shape[1:]) * info.dtype.itemsize
+        if not index or out.shape[1:] == info.shape[1:]:
+            self._fill(out, offset + (index[0].start * row if index else 0))
+            return out
+        step = max(1, _BLOCK // max(row, 1))
+        for first in range(0, len(out), step):
+            rows = np.empty((min(step, len(out) - first), *info.shape[1:]), info.dtype)
+            self._fill(rows, offset + (index[0].start + first) * row)
+            out[first : first + step] = rows[(slice(None), *index[1:])]
+        return out
+
+    def _fill(self, array: np.ndarray, offset: int) -> None:
+        buffer = array.reshape(-1).view(np.uint8).data
+        while len(buffer):
+            count = os.preadv(self._file.fileno(), [buffer], offset)
+            if not count:
+                raise errors.UserError(
+                    f"{self.path}: became shorter while it was read; start again with the whole file"
+                )
+            buffer, offset = buffer[count:], offset + count
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read_header(path: pathlib.Path, file: BinaryIO) -> tuple[dict[str, Any], int, int]:
+    """Header entries of the tensors, position of the first tensor's bytes, number of bytes from there."""
+    size, start = os.fstat(file.fileno()).st_size, file.read(len(_LFS_POINTER))
+    _refuse_pointer(path, start)
+    if size < 8:
+        raise errors.UserError(f"{path}: has {size} bytes, too few for a safetensors file; download it again")
+    length = int.from_bytes(start[:8], "little")
+    if length > min(_MAX_HEADER, size - 8):
+        raise errors.UserError(
+            f"{path}: not a safetensors file, or cut short: its header would have {length} bytes, the file has {size}"
+        )
+    file.seek(8)
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise errors.UserError(f"{path}: not a safetensors file: its header is not valid JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise errors.UserError(f"{path}: not a safetensors file: its header is no JSON object")
+    header.pop("__metadata__", None)
+    return header, 8 + length, size - 8 - length
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{_shown(next(name for name in names if names.count(name) > 1))} occurs twice")
+    return found
+
+
+def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
+    """Header entry -> tensor, offset of its bytes; shape, dtype and number of bytes agree."""
+    tensor = f"{path}: tensor {_shown(name)}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise errors.UserError(f"{tensor} is not described by dtype, shape and data_offsets; the file is damaged")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _is_sizes(shape) or len(shape) > _MAX_AXES or math.prod(size or 1 for size in shape) > _MAX_SIZE:
+        raise errors.UserError(
+            f"{tensor} has the shape {_shown(shape)}, expected at most {_MAX_AXES} sizes that a file can hold"
+        )
+    if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise errors.UserError(f"{tensor} has the data_offsets {_shown(offsets)}, expected begin <= end")
+    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise errors.UserError(
+            f"{tensor} has the unknown dtype {_shown(entry['dtype'])}, expected {', '.join(_DTYPES)}"
+        )
+    needed = math.prod(shape) * dtype.itemsize
+    if needed != offsets[1] - offsets[0]:
+        raise errors.UserError(
+            f"{tensor} of shape {_shown(shape)} and dtype {entry['dtype']} needs {needed} bytes, "
+            f"but {offsets[1] - offsets[0]} are given to it; the file is damaged"
+        )
+    return TensorInfo(tuple(shape), dtype), offsets[0]
+
+
+def _is_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value <= _MAX_SIZE for value in values)
+
+
+def _check_offsets(path: pathlib.Path, entries: Mapping[str, tuple[TensorInfo, int]], data_size: int) -> None:
+    """The tensors must cover the data exactly, each byte once."""
+    position, before = 0, "the header"
+    spans = sorted(
+        (offset, offset + math.prod(info.shape) * info.dtype.itemsize, name) for name, (info, offset) in entries.items()
+    )
+    for begin, end, name in spans:
+        if begin != position:
+            what = "overlaps" if begin < position else "leaves a gap after"
+            raise errors.UserError(f"{path}: tensor {_shown(name)} {what} {before}; the file is damaged")
+        position, before = end, _shown(name)
+    if position > data_size:
+        raise errors.UserError(
+            f"{path}: cut short: its tensors need {position} bytes, {data_size} are there; download it again"
+        )
+    if position < data_size:
+        raise errors.UserError(f"{path}: has {data_size - position} bytes after its last tensor; the file is damaged")
+
+
+def _refuse_pointer(path: pathlib.Path, start: bytes) -> None:
+    if start.startswith(_LFS_POINTER):
+        raise errors.UserError(
+            f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` where it came from"
+        )
+
+
+class _TorchFile:
+    """A file of torch.save, mapped into memory and unpickled by torch's restricted reader."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            _refuse_pointer(path, file.read(len(_LFS_POINTER)))
+        self._tensors = _tensor_dict(path, _load_torch(path))
+        self.tensors = {name: _torch_info(path, name, tensor) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        tensor = self._tensors[name].detach()[index].contiguous()
+        info, view = self.tensors[name], _TORCH_VIEWS.get(str(tensor.dtype))
+        if view is not None:
+            import torch
+
+            tensor = tensor.view(getattr(torch, view[0]))
+        return tensor.numpy().view(info.dtype).copy()
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+def _load_torch(path: pathlib.Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise errors.UserError(f'{path}: reading this needs PyTorch: pip install "jworld[torch]"') from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises whatever its unpickler or zip reader meets in a foreign file
+        reason = str(error).strip().split("\n")[0][:200]
+        raise errors.UserError(
+            f"{path}: PyTorch cannot read it as weights alone ({type(error).__name__}: {reason}); "
+            "save it as safetensors, or again with torch.save(model.state_dict(), ...) of PyTorch 1.6 or later"
+        ) from error
+
+
+def _tensor_dict(path: pathlib.Path, content: Any) -> dict[str, Any]:
+    """The dict of tensors that a file is, or that it has under exactly one of its keys ("state_dict", "model", ...)."""
+    if _is_tensor_dict(content):
+        return dict(content)
+    inner = [key for key, value in content.items() if _is_tensor_dict(value)] if isinstance(content, dict) else []
+    if len(inner) != 1:
+        keys = _list([str(key) for key in content]) if isinstance(content, dict) else type(content).__name__
+        raise errors.UserError(
+            f"{path}: expected a dict of tensors, or one dict of tensors under one key; "
+            f"found {len(inner)} of them in {keys}"
+        )
+    return dict(content[inner[0]])
+
+
+def _is_tensor_dict(value: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(entry, torch.Tensor) for key, entry in value.items())
+    )
+
+
+def _torch_info(path: pathlib.Path, name: str, tensor: Any) -> TensorInfo:
+    import torch
+
+    if tensor.layout != torch.strided:
+        raise errors.UserError(f"{path}: tensor {_shown(name)} is not stored densely ({tensor.layout}); save it dense")
+    view = _TORCH_VIEWS.get(str(tensor.dtype))
+    try:
+        dtype = np.dtype(str(tensor.dtype).removeprefix("torch.")) if view is None else np.dtype(view[1])
+    except TypeError as error:
+        raise errors.UserError(
+            f"{path}: tensor {_shown(name)} has the dtype {tensor.dtype}, which is unknown"
+        ) from error
+    return TensorInfo(tuple(tensor.shape), dtype)
+
+
+def _shown(value: Any) -> str:
+    """A value from a file, fit for a terminal: quoted, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _list(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(_shown(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
