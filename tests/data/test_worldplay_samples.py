@@ -14,8 +14,16 @@ from jworld.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 POINTS = memory.monte_carlo_points(1000, seed=0)
-SIZES: dict[str, Any] = {"window_frames": 16, "memory_frames": 12, "temporal_context": 4}
 FRAMES = 50
+SETTINGS: dict[str, Any] = {
+    "latent_size": (2, 3),
+    "window_frames": 16,
+    "memory_frames": 12,
+    "temporal_context": 4,
+    "curriculum": ((0, 32), (10, FRAMES)),
+    "text_tokens": 5,
+    "glyph_tokens": 2,
+}
 
 
 class Store:
@@ -42,26 +50,15 @@ def clip(frames: int = FRAMES) -> dict[str, Any]:
     }
 
 
-def transform(**options: Any) -> worldplay.SampleWindow:
-    return worldplay.SampleWindow(
-        **{
-            **SIZES,
-            "memory_probability": 0.8,
-            "text_dropout": 0.1,
-            "points": POINTS,
-            "curriculum": ((0, 32), (10, FRAMES)),
-            "text_tokens": 5,
-            "glyph_tokens": 2,
-            "text_store": Store(),
-            "global_batch": 4,
-            **options,
-        }
-    )
+def transform(**settings: Any) -> worldplay.SampleWindow:
+    clip_config = worldplay.ClipConfig(**{**SETTINGS, **settings})
+    return worldplay.SampleWindow(clip_config, points=POINTS, text_store=Store(), global_batch=4)
 
 
-def draw(seed: int, **options: Any) -> tuple[np.ndarray, bool]:
-    arguments = {"w2c": clip()["w2c"], "max_frames": 48, "points": POINTS, **SIZES, **options}
-    return worldplay.sample_indices(np.random.default_rng(seed), **arguments)
+def draw(seed: int, *, max_frames: int = 48, **settings: Any) -> tuple[np.ndarray, bool]:
+    clip_config = worldplay.ClipConfig(**{**SETTINGS, **settings})
+    rng = np.random.default_rng(seed)
+    return worldplay.sample_indices(rng, clip_config, w2c=clip()["w2c"], max_frames=max_frames, points=POINTS)
 
 
 def test_curriculum_holds_a_value_until_the_next_first_step() -> None:
@@ -93,9 +90,8 @@ def test_a_clip_without_a_chunk_after_the_window_gives_window_samples() -> None:
 def test_an_example_shows_the_chosen_frames_with_centred_cameras_and_padded_text() -> None:
     record = clip()
     indices = np.array([0, 1, 2, 3, 40, 41, 42, 43])
-    example = worldplay.build_example(
-        record, indices, is_memory=True, text=Store().prompt(1), text_tokens=5, glyph_tokens=2
-    )
+    clip_config = worldplay.ClipConfig(**SETTINGS)
+    example = worldplay.build_example(record, indices, clip_config, is_memory=True, text=Store().prompt(1))
     assert example["latent"][:, 0, 0, 0].astype(int).tolist() == indices.tolist()
     np.testing.assert_allclose(example["w2c"][0], np.eye(4), atol=1e-6)
     np.testing.assert_allclose(example["w2c"], poses.relative_to_first(record["w2c"])[indices], atol=1e-6)
@@ -109,7 +105,7 @@ def test_an_example_shows_the_chosen_frames_with_centred_cameras_and_padded_text
 
 
 def test_without_glyph_text_the_entries_are_absent() -> None:
-    example = transform(glyph_tokens=None).random_map({"record": clip(), "position": 0}, np.random.default_rng(0))
+    example = transform(glyph_tokens=0).random_map({"record": clip(), "position": 0}, np.random.default_rng(0))
     assert not {"glyph_states", "glyph_mask"} & example.keys()
 
 
@@ -153,8 +149,8 @@ def test_in_a_grain_pipeline_the_seed_fixes_every_example() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window_frames": 20}, "window_frames is 20, expected memory_frames"),
-        ({"temporal_context": 6}, "temporal_context 6"),
+        ({"window_frames": 20}, "memory_frames is 12, expected window_frames - chunk_frames = 16"),
+        ({"temporal_context": 6}, "temporal_context is 6"),
         ({"curriculum": ((0, 12),)}, "12 max_frames"),
         ({"curriculum": ((5, 32),)}, r"first steps are \[5\]"),
         ({"curriculum": ((0, 32), (9, 48), (3, 48))}, "increasing"),
@@ -162,8 +158,8 @@ def test_in_a_grain_pipeline_the_seed_fixes_every_example() -> None:
     ],
 )
 def test_settings_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        transform(**options)
+    with pytest.raises(ValueError, match=message):
+        worldplay.ClipConfig(**{**SETTINGS, **options})
 
 
 @pytest.mark.parametrize("name", ["relative_to_first", "normalise_intrinsics"])

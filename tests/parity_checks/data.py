@@ -74,18 +74,19 @@ def dataset_item(case: golden_cases.GoldenCase) -> float:
 
 def _item_error(case: golden_cases.GoldenCase, name: str, item: dict[str, Any]) -> float:
     config = case.config
-    transform = worldplay.SampleWindow(
+    clip = worldplay.ClipConfig(
+        latent_size=case.inputs["latent"].shape[-2:],
         window_frames=config["window_frames"],
         memory_frames=config["memory_frames"],
         temporal_context=config["memory_frames"] - 2 * CHUNK,
         memory_probability=0.8,
         text_dropout=item["cfg_rate"],
-        points=case.inputs["points_local"],
         curriculum=((0, config["max_frames"]),),
         text_tokens=case.inputs["prompt_mask"].shape[1],
         glyph_tokens=case.inputs["byt5_text_mask"].shape[1],
-        text_store=Prompts(case.inputs),
-        global_batch=1,
+    )
+    transform = worldplay.SampleWindow(
+        clip, points=case.inputs["points_local"], text_store=Prompts(case.inputs), global_batch=1
     )
     record = make_record(case, uses_action_json=item["uses_action_json"])
     rng: Any = ScriptedGenerator(item["first_two_draws"], item.get("current_frame_idx"))

@@ -1,6 +1,5 @@
 """The WorldPlay system: model, batch, loss and session from one config."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -24,57 +23,6 @@ from jworld.systems.worldplay.session import LatentSession, MemoryConfig, Sample
 POINTS_SEED = 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipConfig:
-    """What one training example shows of a clip (`config.data.clip`).
-
-    Attributes:
-      latent_size: height and width of the latents.
-      window_frames: latent frames of an example.
-      chunk_frames, memory_frames, temporal_context: see `MemoryConfig`; memory and one chunk fill the window.
-      memory_probability: share of memory samples.
-      memory_points: Monte-Carlo points of memory selection.
-      text_dropout: share of examples whose text is the negative prompt.
-      text_tokens, glyph_tokens, vision_tokens: limits of the text side; glyph_tokens 0 without glyph input.
-      curriculum: (first step, latent frames of a clip in use) pairs.
-    """
-
-    latent_size: tuple[int, int]
-    window_frames: int = 24
-    chunk_frames: int = 4
-    memory_frames: int = 20
-    temporal_context: int = 12
-    memory_probability: float = 0.8
-    memory_points: int = 50_000
-    text_dropout: float = 0.1
-    text_tokens: int = 1000
-    glyph_tokens: int = 256
-    vision_tokens: int = 729
-    curriculum: tuple[tuple[int, int], ...] = ((0, 32), (500, 64), (1000, 96), (2000, 128), (3000, 160))
-
-    def __post_init__(self) -> None:
-        if self.chunk_frames < 1 or self.window_frames % self.chunk_frames:
-            raise ValueError(
-                f"window_frames is {self.window_frames}, expected a multiple of chunk_frames {self.chunk_frames}"
-            )
-        if self.memory_frames + self.chunk_frames != self.window_frames:
-            raise ValueError(
-                f"memory_frames is {self.memory_frames}, expected window_frames - chunk_frames = "
-                f"{self.window_frames - self.chunk_frames}"
-            )
-        most = self.memory_frames - self.chunk_frames
-        if self.temporal_context % self.chunk_frames or not 0 <= self.temporal_context <= most:
-            raise ValueError(
-                f"temporal_context is {self.temporal_context}, expected a multiple of chunk_frames "
-                f"{self.chunk_frames} of at most memory_frames - chunk_frames = {most}"
-            )
-        for name in ("memory_probability", "text_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
-        if self.memory_points < 1:
-            raise ValueError(f"memory_points is {self.memory_points}, expected at least 1")
-
-
 class WorldPlay:
     """Model, batch, loss and session of one run, built from its config.
 
@@ -85,7 +33,7 @@ class WorldPlay:
     def __init__(self, config: ml_collections.ConfigDict):
         self.model_config = run_config.section(HunyuanConfig, config.model, "model")
         self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
-        self.clip = run_config.section(ClipConfig, config.data.clip, "data.clip")
+        self.clip = run_config.section(worldplay.ClipConfig, config.data.clip, "data.clip")
         self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
         self.memory = MemoryConfig(
             chunk_frames=self.clip.chunk_frames,
@@ -155,20 +103,8 @@ class WorldPlay:
 
     def transform(self, text_store: text.TextStore, global_batch: int) -> worldplay.SampleWindow:
         """Record -> training example."""
-        clip = self.clip
         return worldplay.SampleWindow(
-            window_frames=clip.window_frames,
-            memory_frames=clip.memory_frames,
-            temporal_context=clip.temporal_context,
-            chunk=clip.chunk_frames,
-            memory_probability=clip.memory_probability,
-            text_dropout=clip.text_dropout,
-            points=self._points(),
-            curriculum=clip.curriculum,
-            text_tokens=clip.text_tokens,
-            glyph_tokens=clip.glyph_tokens or None,
-            text_store=text_store,
-            global_batch=global_batch,
+            self.clip, points=self._points(), text_store=text_store, global_batch=global_batch
         )
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
