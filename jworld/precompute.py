@@ -154,9 +154,10 @@ def _write_records(
                     decoded = codec.decode(record["latent"].astype(np.float32))
                     quality.append(linear.psnr(episode.frames, linear.to_uint8(decoded)))
         splits[split] = writer.shards
-    states = [text.hashed_words(prompt, dim=text_dim) for prompt in prompts]
-    glyphs = [np.zeros((0, GLYPH_DIM), np.float32)] * len(prompts)
-    text.write_text_store(directory / records.TEXT_FILE, states, glyphs)
+    with records.RecordWriter(directory, "text") as text_writer:
+        for prompt in prompts:
+            states = text.hashed_words(prompt, dim=text_dim)
+            text_writer.write(text.prompt_record(states, np.zeros((0, GLYPH_DIM), np.float32)))
     latent_shape = codec.latent_shape(1, reader.height, reader.width)[1:]
     manifest = {
         "source": reader.manifest["source"],
@@ -174,6 +175,7 @@ def _write_records(
         },
         "reconstruction_psnr": round(float(np.mean(quality)), 3),
         "prompts": list(prompts),
+        "text": text_writer.shards,
         "splits": splits,
         "clips": clips,
         "episodes": {split: [entry["name"] for entry in reader.entries(split)] for split in records.SPLITS},

@@ -78,7 +78,7 @@ def open_dataset(config: ml_collections.ConfigDict, system: Any, *, split: str) 
     directory = pathlib.Path(config.data.records)
     source = records.RecordSource(directory, split, min_frames=config.data.clip.window_frames)
     records.check_manifest(source.manifest, system.manifest_expectations(), path=directory)
-    store = text.TextStore(directory / records.TEXT_FILE, num_prompts=len(source.manifest["prompts"]))
+    store = text.TextStore(directory, source.manifest)
     return pipeline.make_dataset(
         source,
         system.transform(store, config.global_batch),

@@ -2,7 +2,8 @@
 
 A record's payload has the layout of a safetensors file: the header's length (8 bytes, little-endian), a JSON header
 {name: {dtype, shape, data_offsets}}, the raw little-endian bytes. Shards are written with "group_size:1,uncompressed",
-so that one random read touches one record, under a temporary name, and renamed when complete.
+so that one random read touches one record, under a temporary name, and renamed when complete. The encoded prompts are
+shards of their own (see `jworld.data.text`).
 
 Arrays of one record (F latent frames; sizes stand in the manifest): latent [F, H, W, C] and image_cond [1, H, W, C]
 bfloat16, normalised; w2c [F, 4, 4] and intrinsics [F, 3, 3] float32; action [F] int32; vision_states [V, Dv] bfloat16;
@@ -26,8 +27,8 @@ from array_record.python import array_record_data_source, array_record_module
 
 from jworld.errors import UserError
 
-FORMAT, VERSION = "jworld-records", 1
-MANIFEST, TEXT_FILE, AUTOENCODER_FILE = "manifest.json", "text.safetensors", "autoencoder.safetensors"
+FORMAT, VERSION = "jworld-records", 2
+MANIFEST, AUTOENCODER_FILE = "manifest.json", "autoencoder.safetensors"
 CAMERA_CONVENTION = "opencv_w2c"
 SPLITS = ("train", "val")
 
@@ -54,6 +55,7 @@ _MANIFEST_KEYS: dict[str, type | tuple[type, ...]] = {
     "text_encoder": dict,
     "vision_encoder": dict,
     "prompts": list,
+    "text": list,
     "splits": dict,
     "clips": dict,
     "episodes": dict,
@@ -138,6 +140,41 @@ def _offsets(name: str, entry: Any) -> tuple[int, int]:
     return offsets[0], offsets[1]
 
 
+class RecordFile:
+    """One shard in the making, at a temporary path that its owner renames or removes after `close`."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.records = 0
+        self.bytes = 0
+        self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+
+    def write(self, payload: bytes) -> None:
+        """Append one encoded record."""
+        try:
+            self._writer.write(payload)
+        except RuntimeError as error:
+            raise self._incomplete() from error
+        self.records += 1
+        self.bytes += len(payload)
+
+    def close(self) -> None:
+        """Complete the file; `UserError` where it does not hold what was written. A second call does nothing."""
+        if not self._writer.is_open():
+            return
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            raise self._incomplete() from error
+        # The writer reports a full disk late or not at all: count what can be read.
+        found = _open_shards([self.path])
+        if found is None or len(found) != self.records:
+            raise self._incomplete()
+
+    def _incomplete(self) -> UserError:
+        return UserError(f"shard {self.path} could not be written completely: is the disk full?")
+
+
 class RecordWriter:
     """Writes the shards of one split; a context manager. `shards` is the manifest's entry once it is closed.
 
@@ -149,9 +186,7 @@ class RecordWriter:
         self._directory = pathlib.Path(directory)
         self._split = split
         self._shard_bytes = shard_bytes
-        self._counts: list[int] = []
-        self._bytes = 0
-        self._writer: Any = None
+        self._files: list[RecordFile] = []
         self.shards: list[dict[str, Any]] = []
 
     def __enter__(self) -> "RecordWriter":
@@ -160,45 +195,31 @@ class RecordWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        temporary = [self._temporary(i) for i in range(len(self._counts))]
         try:
-            self._close_shard()
+            if self._files:
+                self._files[-1].close()
             if kind is None:
-                for i, path in enumerate(temporary):
-                    name = f"{self._split}-{i:05d}-of-{len(temporary):05d}.arrayrecord"
-                    os.replace(path, self._directory / name)
-                    self.shards.append({"file": name, "records": self._counts[i]})
+                for i, file in enumerate(self._files):
+                    name = f"{self._split}-{i:05d}-of-{len(self._files):05d}.arrayrecord"
+                    os.replace(file.path, self._directory / name)
+                    self.shards.append({"file": name, "records": file.records})
         finally:
-            for path in temporary:
-                path.unlink(missing_ok=True)
+            for file in self._files:
+                file.path.unlink(missing_ok=True)
 
     def write(self, record: Mapping[str, np.ndarray]) -> None:
         """Append one record; a shard that is full is closed first."""
         payload = encode_record(record)
-        if self._writer is not None and self._bytes + len(payload) > self._shard_bytes:
-            self._close_shard()
-        if self._writer is None:
-            self._counts.append(0)
-            self._bytes = 0
-            path = self._temporary(len(self._counts) - 1)
-            self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-        self._writer.write(payload)
-        self._counts[-1] += 1
-        self._bytes += len(payload)
+        if self._files and self._files[-1].bytes + len(payload) > self._shard_bytes:
+            self._files[-1].close()
+            self._open()
+        if not self._files:
+            self._open()
+        self._files[-1].write(payload)
 
-    def _temporary(self, shard: int) -> pathlib.Path:
-        return self._directory / f".{self._split}-{shard:05d}.arrayrecord.tmp"
-
-    def _close_shard(self) -> None:
-        if self._writer is None:
-            return
-        writer, self._writer = self._writer, None
-        writer.close()
-        # The writer reports a full disk late or not at all: count what can be read.
-        path = self._temporary(len(self._counts) - 1)
-        found = _open_shards([path])
-        if found is None or len(found) != self._counts[-1]:
-            raise UserError(f"shard {path} could not be written completely: is the disk full?")
+    def _open(self) -> None:
+        name = f".{self._split}-{len(self._files):05d}.arrayrecord.tmp"
+        self._files.append(RecordFile(self._directory / name))
 
 
 def _open_shards(paths: list[pathlib.Path]) -> array_record_data_source.ArrayRecordDataSource | None:
@@ -208,36 +229,58 @@ def _open_shards(paths: list[pathlib.Path]) -> array_record_data_source.ArrayRec
         return None
 
 
+def open_shards(
+    directory: pathlib.Path, shards: list[dict[str, Any]]
+) -> array_record_data_source.ArrayRecordDataSource:
+    """Random access to the payloads of a manifest's list of shards; `UserError` names one that is absent or corrupt."""
+    for shard in shards:
+        path = directory / shard["file"]
+        if not path.is_file():
+            raise UserError(f"shard {path} of the manifest is absent: make the data set again")
+        reader = _open_shards([path])
+        if reader is None or len(reader) != shard["records"]:
+            found = "nothing readable" if reader is None else f"{len(reader)} records"
+            raise UserError(f"shard {path} holds {found}, expected {shard['records']} records: make the data set again")
+    return array_record_data_source.ArrayRecordDataSource([str(directory / shard["file"]) for shard in shards])
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, complete or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
 def write_manifest(directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Write DIR/manifest.json, complete or not at all; format and version are added here."""
-    path = pathlib.Path(directory) / MANIFEST
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps({"format": FORMAT, "version": VERSION, **manifest}, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_json(pathlib.Path(directory) / MANIFEST, {"format": FORMAT, "version": VERSION, **manifest})
 
 
 def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
     """DIR/manifest.json with every key that readers rely on checked; `UserError` names the key."""
     path = pathlib.Path(directory) / MANIFEST
     if not path.is_file():
-        raise UserError(f"{path} does not exist: make the data set with `python -m jworld.precompute`")
+        raise UserError(f"{path} does not exist: make the data set with python -m jworld.precompute")
     try:
         manifest = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): run precompute again") from error
+        raise UserError(f"{path} is not JSON ({error}): make the data set again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise UserError(f"{path}: format is {found!r}, expected '{FORMAT}': give a folder written by precompute")
+        raise UserError(f"{path}: format is {found!r}, expected '{FORMAT}': give a folder of records")
     if manifest.get("version") != VERSION:
-        raise UserError(f"{path}: version is {manifest.get('version')!r}, expected {VERSION}: run precompute again")
+        raise UserError(f"{path}: version is {manifest.get('version')!r}, expected {VERSION}: make the data set again")
     for key, kind in _MANIFEST_KEYS.items():
         if not isinstance(manifest.get(key), kind):
-            raise UserError(f"{path}: key '{key}' is missing or of the wrong type: run precompute again")
+            raise UserError(f"{path}: key '{key}' is missing or of the wrong type: make the data set again")
+    prompts = len(manifest["prompts"])
+    if not prompts or sum(shard["records"] for shard in manifest["text"]) != prompts:
+        raise UserError(f"{path}: 'text' does not hold the {prompts} prompts: make the data set again")
     for split, shards in manifest["splits"].items():
         total = sum(shard["records"] for shard in shards)
         for key in ("clips", "episodes"):
             if len(manifest[key].get(split, [])) != total:
-                raise UserError(f"{path}: '{key}.{split}' does not list the {total} records: run precompute again")
+                raise UserError(f"{path}: '{key}.{split}' does not list the {total} records: make the data set again")
     return manifest
 
 
@@ -255,7 +298,7 @@ def check_manifest(manifest: Mapping[str, Any], expected: Mapping[str, Any], *, 
             value = list(value)
         if found != value:
             raise UserError(
-                f"data set {path}: '{key}' is {found!r}, the model expects {value!r}: run precompute again with the "
+                f"data set {path}: '{key}' is {found!r}, the model expects {value!r}: make the data set again with the "
                 "settings of the model, or pick the config that fits the data"
             )
 
@@ -277,19 +320,7 @@ class RecordSource:
         self.clips: list[int] = self.manifest["clips"][split]
         self.episodes: list[str] = self.manifest["episodes"][split]
         self._files = [shard["file"] for shard in shards for _ in range(shard["records"])]
-        for shard in shards:
-            path = self.directory / shard["file"]
-            if not path.is_file():
-                raise UserError(f"shard {path} of the manifest is absent: run precompute again")
-            reader = _open_shards([path])
-            if reader is None or len(reader) != shard["records"]:
-                found = "nothing readable" if reader is None else f"{len(reader)} records"
-                raise UserError(
-                    f"shard {path} holds {found}, expected {shard['records']} records: run precompute again"
-                )
-        self._reader = array_record_data_source.ArrayRecordDataSource(
-            [str(self.directory / shard["file"]) for shard in shards]
-        )
+        self._reader = open_shards(self.directory, shards)
         self._refuse_short_clips(min_frames)
 
     def __len__(self) -> int:
@@ -300,18 +331,18 @@ class RecordSource:
         try:
             record = decode_record(self._reader[index])
         except (OSError, RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"{name} is corrupt ({error}): run precompute again") from error
+            raise UserError(f"{name} is corrupt ({error}): make the data set again") from error
         for key, (shape, dtype) in self._expected(index).items():
             array = record.get(key)
             if array is None:
-                raise UserError(f"{name}: key '{key}' is missing: run precompute again")
+                raise UserError(f"{name}: key '{key}' is missing: make the data set again")
             if array.shape != shape or array.dtype != dtype:
                 raise UserError(
                     f"{name}: key '{key}' is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}: "
-                    "run precompute again"
+                    "make the data set again"
                 )
         if not 0 <= record["prompt"] < len(self.manifest["prompts"]):
-            raise UserError(f"{name}: prompt {record['prompt']} is not in the text store: run precompute again")
+            raise UserError(f"{name}: prompt {record['prompt']} is not in the text store: make the data set again")
         return {**record, "index": np.int32(index)}  # type: ignore[dict-item]
 
     def _expected(self, index: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

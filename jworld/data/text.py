@@ -1,63 +1,54 @@
 """The text store of a data set, and the weight-free "hashed-words" text encoder.
 
 Many clips share a caption, and encoded text is larger than a short clip: it is stored once per distinct prompt, trimmed
-to its true length, in one safetensors file. Prompt i has "text_states.i" [S_i, Dt] and "glyph_states.i" [G_i, Dg] (the
-text to be drawn in the picture; may have no rows), bfloat16. Prompt 0 is the empty (negative) prompt.
+to its true length. Prompt i is record i of the shards that the manifest lists under "text": "text_states" [S_i, Dt] and
+"glyph_states" [G_i, Dg] (the text to be drawn in the picture; may have no rows), bfloat16. Prompt 0 is the
+negative one.
 """
 
 import hashlib
-import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 
+from jworld.data import records
 from jworld.errors import UserError
 
 HASHED_WORDS_FAMILY = "hashed-words"
 _KINDS = ("text_states", "glyph_states")
 
 
-def write_text_store(
-    path: str | pathlib.Path, text_states: Sequence[np.ndarray], glyph_states: Sequence[np.ndarray]
-) -> None:
-    """Write the states of all prompts, [S_i, Dt] and [G_i, Dg] each; the file is complete or absent."""
-    arrays = {f"text_states.{i}": states for i, states in enumerate(text_states)}
-    arrays |= {f"glyph_states.{i}": states for i, states in enumerate(glyph_states)}
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    stored = {name: np.array(states, ml_dtypes.bfloat16, order="C") for name, states in arrays.items()}
-    # Not save_file: it makes files that only their owner may read.
-    temporary.write_bytes(safetensors.numpy.save(stored))
-    os.replace(temporary, path)
+def prompt_record(text_states: np.ndarray, glyph_states: np.ndarray) -> records.Record:
+    """The record of one prompt: [S, Dt] and [G, Dg], any float type -> bfloat16."""
+    states = zip(_KINDS, (text_states, glyph_states), strict=True)
+    return {name: np.asarray(array, ml_dtypes.bfloat16) for name, array in states}
 
 
 class TextStore:
-    """Reads a text store; only the prompts that are asked for are loaded."""
+    """Random access to the encoded prompts of a data set; only those that are asked for are read."""
 
-    def __init__(self, path: str | pathlib.Path, *, num_prompts: int) -> None:
-        if not pathlib.Path(path).is_file():
-            raise UserError(f"text store {path} is absent: run precompute again")
-        try:
-            self._file = safetensors.safe_open(path, framework="numpy")
-        except safetensors.SafetensorError as error:
-            raise UserError(f"text store {path} is corrupt ({error}): run precompute again") from error
-        names = set(self._file.keys())
-        for name in (f"{kind}.{i}" for kind in _KINDS for i in range(num_prompts)):
-            if name not in names or len(self._file.get_slice(name).get_shape()) != 2:
-                raise UserError(f"text store {path}: '{name}' is missing or not [tokens, width]: run precompute again")
-        self._num_prompts = num_prompts
+    def __init__(self, directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
+        self._directory = pathlib.Path(directory)
+        self._reader = records.open_shards(self._directory, manifest["text"])
 
     def __len__(self) -> int:
-        return self._num_prompts
+        return len(self._reader)
 
-    def prompt(self, row: int, /) -> dict[str, np.ndarray]:
-        """{"text_states": [S_i, Dt], "glyph_states": [G_i, Dg]}, bfloat16."""
-        return {name: self._file.get_tensor(f"{name}.{row}") for name in _KINDS}
+    def prompt(self, row: int, /) -> records.Record:
+        """{"text_states": [S_i, Dt], "glyph_states": [G_i, Dg]}, bfloat16; `UserError` where the row is corrupt."""
+        name = f"text store of {self._directory}, prompt {row}"
+        try:
+            prompt = records.decode_record(self._reader[row])
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            raise UserError(f"{name} is corrupt ({error}): make the data set again") from error
+        for key in _KINDS:
+            if key not in prompt or prompt[key].ndim != 2 or prompt[key].dtype != ml_dtypes.bfloat16:
+                raise UserError(f"{name}: '{key}' is missing or not bfloat16 [tokens, width]: make the data set again")
+        return prompt
 
 
 def hashed_words(prompt: str, *, dim: int) -> np.ndarray:

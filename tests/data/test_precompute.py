@@ -61,8 +61,8 @@ def test_contents(raw, prepared):
     assert prepared.clips == {"train": 3, "val": 1}
     assert prepared.latent_shape == (3, 4, 24)
     output = prepared.output
-    names = {"manifest.json", "text.safetensors", "autoencoder.safetensors"}
-    shards = {f"{split}-00000-of-00001.arrayrecord" for split in ("train", "val")}
+    names = {"manifest.json", "autoencoder.safetensors"}
+    shards = {f"{split}-00000-of-00001.arrayrecord" for split in ("train", "val", "text")}
     assert {path.name for path in output.iterdir()} == names | shards
     assert [path.name for path in output.parent.iterdir()] == ["records"]
 
@@ -79,7 +79,8 @@ def test_contents(raw, prepared):
     assert record["vision_states"].shape == (12, 12)
     prompts = train.manifest["prompts"]
     assert prompts[0] == "" and prompts[record["prompt"]] == "wall 1"  # noqa: PT018
-    store = text.TextStore(output / records.TEXT_FILE, num_prompts=len(prompts))
+    store = text.TextStore(output, train.manifest)
+    assert len(store) == len(prompts)
     expected = text.hashed_words("wall 1", dim=16).astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(store.prompt(int(record["prompt"]))["text_states"], expected)
 

@@ -1,13 +1,14 @@
-"""Record payloads, shards, manifests and the text store: round trips, and every malformed case refused by name."""
+"""Record payloads, shards and manifests: round trips, and every malformed case refused by name."""
 
 import json
+import pathlib
 import struct
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from jworld.data import images, records, text
+from jworld.data import images, records
 from jworld.errors import UserError
 
 LATENT = (2, 3, 4)
@@ -38,6 +39,7 @@ def make_manifest(shards: list[dict], clips: list[int]) -> dict:
         "text_encoder": {"family": "hashed-words", "dim": 8},
         "vision_encoder": {"family": "thumbnail", "tokens": 12, "dim": 12},
         "prompts": ["", "a room"],
+        "text": [{"file": "text-00000-of-00001.arrayrecord", "records": 2}],
         "splits": {"train": shards},
         "clips": {"train": clips},
         "episodes": {"train": [f"episode_{i}" for i in range(len(clips))]},
@@ -181,6 +183,9 @@ def test_manifest_refusals(tmp_path):
         ({"format": "other"}, "format is 'other'"),
         ({"version": 9}, "version is 9"),
         ({"latent_shape": None}, "'latent_shape'"),
+        ({"text": None}, "'text' is missing"),
+        ({"prompts": ["", "a room", "a hall"]}, "'text' does not hold the 3 prompts"),
+        ({"prompts": [], "text": []}, "'text' does not hold the 0 prompts"),
         ({"clips": {"train": [5, 5]}}, "'clips.train' does not list the 1 records"),
     ):
         path.write_text(json.dumps({"format": records.FORMAT, "version": records.VERSION, **manifest, **change}))
@@ -195,7 +200,7 @@ def test_manifest_of_another_model(tmp_path):
     manifest = make_manifest([], [])
     records.check_manifest(manifest, {"autoencoder.hash": "abc", "latent_shape": LATENT}, path=tmp_path)
     for expected, message in (
-        ({"autoencoder.hash": "def"}, r"'autoencoder\.hash' is 'abc', the model expects 'def': run precompute again"),
+        ({"autoencoder.hash": "def"}, r"'autoencoder\.hash' is 'abc', the model expects 'def': make the data set"),
         ({"latent_shape": (2, 3, 8)}, r"'latent_shape' is \[2, 3, 4\], the model expects \[2, 3, 8\]"),
         ({"text_encoder.dim": 64}, r"'text_encoder\.dim' is 8"),
         ({"text_encoder.absent": 64}, "is None"),
@@ -207,35 +212,11 @@ def test_manifest_of_another_model(tmp_path):
         records.check_manifest(manifest, {}, path=tmp_path)
 
 
-def test_text_store(tmp_path):
-    path = tmp_path / "text.safetensors"
-    states = [text.hashed_words(prompt, dim=6) for prompt in ("", "A red room, a RED wall")]
-    text.write_text_store(path, states, [np.zeros((0, 5)), np.ones((2, 5))])
-    store = text.TextStore(path, num_prompts=2)
-    assert len(store) == 2
-    assert store.prompt(0)["text_states"].shape == (1, 6)
-    assert store.prompt(0)["glyph_states"].shape == (0, 5)
-    prompt = store.prompt(1)
-    assert prompt["text_states"].dtype == ml_dtypes.bfloat16
-    np.testing.assert_allclose(prompt["text_states"].astype(np.float32), states[1], rtol=1e-2)
-    np.testing.assert_array_equal(prompt["glyph_states"].astype(np.float32), np.ones((2, 5)))
-    with pytest.raises(UserError, match=r"text_states\.2' is missing"):
-        text.TextStore(path, num_prompts=3)
-    path.write_bytes(b"0" * 20)
-    with pytest.raises(UserError, match="corrupt"):
-        text.TextStore(path, num_prompts=2)
-    path.unlink()
-    with pytest.raises(UserError, match="absent"):
-        text.TextStore(path, num_prompts=2)
-
-
-def test_hashed_words():
-    states = text.hashed_words("a red room, a RED wall", dim=512)
-    assert states.shape == (7, 512)
-    np.testing.assert_array_equal(states[2], states[5])
-    assert not np.allclose(states[2], states[3])
-    np.testing.assert_array_equal(states[:1], text.hashed_words("", dim=512))
-    assert 0.8 < states.var() < 1.2
+def test_a_full_disk_is_told_in_one_sentence():
+    file = records.RecordFile(pathlib.Path("/dev/full"))
+    file.write(bytes(1000))
+    with pytest.raises(UserError, match="/dev/full could not be written completely: is the disk full"):
+        file.close()
 
 
 def test_resize_is_the_block_mean():
