@@ -1,13 +1,14 @@
 """Transformers: forward passes of the HunyuanVideo-1.5 network in each of its modes."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import golden_cases
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from conversion import engine, hunyuan
+from conversion import engine, hunyuan, hunyuan_diffusers
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
@@ -36,11 +37,21 @@ def config_of(case: golden_cases.GoldenCase) -> HunyuanConfig:
 
 def load_model(case: golden_cases.GoldenCase, **changes: object) -> HunyuanTransformer:
     cfg = dataclasses.replace(config_of(case), **changes)
+    return _filled(cfg, case.weights, hunyuan.rules(cfg))
+
+
+def load_diffusers_model(case: golden_cases.GoldenCase) -> HunyuanTransformer:
+    shapes = {name: weight.shape for name, weight in case.weights.items()}
+    told = hunyuan_diffusers.from_config(case.config["transformer_config"], case.name)
+    cfg = HunyuanConfig(**(hunyuan_diffusers.from_shapes(shapes) | told), dtype=jnp.float32)
+    return _filled(cfg, case.weights, hunyuan_diffusers.rules(cfg))
+
+
+def _filled(cfg: HunyuanConfig, weights: dict[str, np.ndarray], rules: Sequence[engine.Rule]) -> HunyuanTransformer:
     with nnx.use_eager_sharding(False):
         abstract = nnx.eval_shape(lambda: HunyuanTransformer(cfg, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(abstract)
-        arrays = engine.import_tensors(case.weights, state, hunyuan.rules(cfg))
-        return nnx.merge(graphdef, engine.to_state(state, arrays))
+        return nnx.merge(graphdef, engine.to_state(state, engine.import_tensors(weights, state, rules)))
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
@@ -77,8 +88,34 @@ def _transformer(case: golden_cases.GoldenCase) -> float:
     return golden_cases.relative_error(output, channels_last(case.outputs["output"]))
 
 
+def _diffusers(case: golden_cases.GoldenCase) -> float:
+    inputs = case.inputs
+    video = jnp.asarray(channels_last(inputs["hidden_states"]))
+    time = jnp.asarray(inputs["timestep"])
+    frames = FrameInputs(video, jnp.repeat(time[:, None], video.shape[1], axis=1))
+    vision = jnp.asarray(inputs["image_embeds"])
+    text = TextInputs(
+        text=jnp.asarray(inputs["encoder_hidden_states"]),
+        text_mask=jnp.asarray(inputs["encoder_attention_mask"], bool),
+        vision=vision,
+        glyph=jnp.asarray(inputs["encoder_hidden_states_2"]),
+        glyph_mask=jnp.asarray(inputs["encoder_attention_mask_2"], bool),
+        vision_mask=jnp.ones(vision.shape[:2], bool),
+    )
+    # Image states of zero are diffusers' sign of a model that gets no image.
+    without_image = text._replace(vision=jnp.zeros_like(vision), vision_mask=jnp.zeros(vision.shape[:2], bool))
+    forward = nnx.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
+    model = load_diffusers_model(case)
+    outputs = {
+        "sample": forward(model, frames, text, time, chunk_frames=None),
+        "sample_t2v": forward(model, frames, without_image, time, chunk_frames=None),
+    }
+    return golden_cases.largest_error(outputs, {name: channels_last(value) for name, value in case.outputs.items()})
+
+
 CHECKS = {
     "worldplay/transformer_ar_train": _transformer,
     "worldplay/transformer_bidirectional": _transformer,
+    "worldplay/transformer_diffusers": _diffusers,
     "worldplay/transformer_plain": _transformer,
 }

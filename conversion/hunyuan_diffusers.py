@@ -1,0 +1,189 @@
+"""Keys of HunyuanVideo-1.5 in diffusers, class `HunyuanVideo15Transformer3DModel` (as of diffusers 0.42).
+
+The class has no part for actions or cameras, and diffusers no other class that has: WorldPlay's action models exist in
+the original layout alone. Against that one, q, k, v of the text refiner are separate tensors, and the two halves of the
+last modulation stand in the other order.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from conversion import hunyuan_sizes, hyperparameters
+from conversion.engine import SWAPPED, TRANSPOSED, TRANSPOSED_SWAPPED, Rule, Shape, patch_kernel
+from conversion.hunyuan import linear, norm
+from conversion.hyperparameters import Field
+from jworld import errors
+from jworld.models.hunyuan.config import HunyuanConfig
+
+CLASS_NAME = "HunyuanVideo15Transformer3DModel"
+
+NAMES = hunyuan_sizes.Names(
+    patch="x_embedder.proj.weight",
+    head="transformer_blocks.0.attn.norm_q.weight",
+    mlp="transformer_blocks.0.ff.net.0.proj.weight",
+    text="context_embedder.proj_in.weight",
+    glyph="context_embedder_2.",
+    glyph_in="context_embedder_2.linear_1.weight",
+    glyph_out="context_embedder_2.linear_2.weight",
+    vision="image_embedder.linear_1.weight",
+    layers="transformer_blocks.",
+    refiner="context_embedder.token_refiner.refiner_blocks.",
+)
+
+FIELDS = (
+    Field("out_channels", "channels", hyperparameters.integer),
+    Field("num_attention_heads", "num_heads", hyperparameters.integer),
+    Field("num_layers", "num_layers", hyperparameters.integer),
+    Field("num_refiner_layers", "refiner_layers", hyperparameters.integer),
+    Field("mlp_ratio", "mlp_ratio", hyperparameters.number),
+    Field("text_embed_dim", "text_dim", hyperparameters.integer),
+    Field("text_embed_2_dim", "glyph_dim", hyperparameters.integer),
+    Field("image_embed_dim", "vision_dim", hyperparameters.integer),
+    Field("rope_axes_dim", "rope_dims", hyperparameters.triple),
+    Field("rope_theta", "rope_theta", hyperparameters.number),
+)
+# Keys that say ours only together.
+PARTS = (
+    Field("in_channels", "inputs", hyperparameters.integer),
+    Field("attention_head_dim", "head_dim", hyperparameters.integer),
+    Field("patch_size", "patch", hyperparameters.integer),
+    Field("patch_size_t", "patch_time", hyperparameters.integer),
+)
+FIXED = {"qk_norm": "rms_norm", "use_meanflow": False}
+# What the class reads besides, and what does not change its weights.
+OTHERS = {"_class_name": CLASS_NAME, "target_size": 640, "task_type": "i2v"}
+
+
+def _stream(suffix: str, target: str, attention: Mapping[str, str]) -> list[Rule]:
+    """One stream of all blocks; `attention` gives their name of query, key, value, out and the two norms."""
+    block = "transformer_blocks.{layer}."
+    rules = linear(f"{block}norm1{suffix}.linear", f"blocks/{target}/modulation/linear")
+    for ours in ("query", "key", "value", "out"):
+        rules += linear(f"{block}attn.{attention[ours]}", f"blocks/{target}/{ours}")
+    for ours in ("query_norm", "key_norm"):
+        rules.append(Rule(f"{block}attn.{attention[ours]}.weight", f"blocks/{target}/{ours}/scale"))
+    rules += linear(f"{block}ff{suffix}.net.0.proj", f"blocks/{target}/mlp/up")
+    return rules + linear(f"{block}ff{suffix}.net.2", f"blocks/{target}/mlp/down")
+
+
+_IMAGE = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "out": "to_out.0",
+    "query_norm": "norm_q",
+    "key_norm": "norm_k",
+}
+_TEXT = {
+    "query": "add_q_proj",
+    "key": "add_k_proj",
+    "value": "add_v_proj",
+    "out": "to_add_out",
+    "query_norm": "norm_added_q",
+    "key_norm": "norm_added_k",
+}
+
+
+def _time_embedding(source: str, target: str) -> list[Rule]:
+    return linear(f"{source}.linear_1", f"{target}/hidden") + linear(f"{source}.linear_2", f"{target}/output")
+
+
+def _refiner() -> list[Rule]:
+    block = "context_embedder.token_refiner.refiner_blocks.{index}."
+    target = "text/refiner/blocks/{index}/"
+    rules = [
+        *linear("context_embedder.proj_in", "text/refiner/input"),
+        *_time_embedding("context_embedder.time_text_embed.timestep_embedder", "text/refiner/time"),
+        *linear("context_embedder.time_text_embed.text_embedder.linear_1", "text/refiner/pooled_in"),
+        *linear("context_embedder.time_text_embed.text_embedder.linear_2", "text/refiner/pooled_out"),
+        *norm(block + "norm1", target + "norm1"),
+        *norm(block + "norm2", target + "norm2"),
+        *linear(block + "attn.to_out.0", target + "out"),
+        *linear(block + "ff.net.0.proj", target + "mlp/up"),
+        *linear(block + "ff.net.2", target + "mlp/down"),
+        *linear(block + "norm_out.linear", target + "modulation/linear"),
+    ]
+    for number, name in enumerate(("to_q", "to_k", "to_v")):
+        part = (number, 3)
+        rules.append(Rule(f"{block}attn.{name}.weight", target + "qkv/kernel", TRANSPOSED, part))
+        rules.append(Rule(f"{block}attn.{name}.bias", target + "qkv/bias", part=part))
+    return rules
+
+
+def rules(cfg: HunyuanConfig) -> tuple[Rule, ...]:
+    """The table for a model of these sizes."""
+    return (
+        Rule("x_embedder.proj.weight", "patch_in/kernel", patch_kernel(cfg.patch_size)),
+        Rule("x_embedder.proj.bias", "patch_in/bias"),
+        *_time_embedding("time_embed.timestep_embedder", "time"),
+        *_refiner(),
+        *norm("context_embedder_2.norm", "text/glyph/norm"),
+        *linear("context_embedder_2.linear_1", "text/glyph/linear1"),
+        *linear("context_embedder_2.linear_2", "text/glyph/linear2"),
+        *linear("context_embedder_2.linear_3", "text/glyph/linear3"),
+        *norm("image_embedder.norm_in", "text/vision/norm_in"),
+        *linear("image_embedder.linear_1", "text/vision/linear1"),
+        *linear("image_embedder.linear_2", "text/vision/linear2"),
+        *norm("image_embedder.norm_out", "text/vision/norm_out"),
+        Rule("cond_type_embed.weight", "text/type_embedding/embedding"),
+        *_stream("", "image", _IMAGE),
+        *_stream("_context", "text", _TEXT),
+        Rule("norm_out.linear.weight", "final_modulation/linear/kernel", TRANSPOSED_SWAPPED),
+        Rule("norm_out.linear.bias", "final_modulation/linear/bias", SWAPPED),
+        *linear("proj_out", "patch_out"),
+    )
+
+
+def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Hyper-parameters that the tensors' shapes tell."""
+    return hunyuan_sizes.from_shapes(shapes, NAMES)
+
+
+def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Hyper-parameters that the config.json beside the weights tells; `where` names it in messages."""
+    values = hyperparameters.read(config, FIELDS, FIXED, where)
+    parts = hyperparameters.read(config, PARTS, {}, where)
+    if {"channels", "inputs"} <= values.keys() | parts.keys() and parts["inputs"] != 2 * values["channels"] + 1:
+        raise errors.UserError(
+            f"{where}: in_channels is {parts['inputs']}, expected noisy and condition latents of out_channels "
+            f"{values['channels']} and a mask, {2 * values['channels'] + 1}"
+        )
+    if "head_dim" in parts and "num_heads" in values:
+        values["width"] = parts["head_dim"] * values["num_heads"]
+    if {"patch", "patch_time"} <= parts.keys():
+        values["patch_size"] = (parts["patch_time"], parts["patch"], parts["patch"])
+    return values
+
+
+def to_config(cfg: HunyuanConfig) -> dict[str, Any]:
+    """Content of the config.json that diffusers reads beside exported weights.
+
+    Raises:
+      UserError: the model has parts, or lacks parts, that make it no `HunyuanVideo15Transformer3DModel`.
+    """
+    time, height, width = cfg.patch_size
+    wrong = [
+        text
+        for text, holds in (
+            ("its action and camera parameters have no place there", cfg.actions),
+            ("its glyph input is missing", cfg.glyph_dim is None),
+            (f"its patch_size {cfg.patch_size} is not square", height != width),
+        )
+        if holds
+    ]
+    if wrong:
+        raise errors.UserError(
+            f"this model is no {CLASS_NAME} of diffusers: {'; '.join(wrong)}; export it in the original layout"
+        )
+    together = {
+        "in_channels": 2 * cfg.channels + 1,
+        "attention_head_dim": cfg.head_dim,
+        "patch_size": height,
+        "patch_size_t": time,
+    }
+    return OTHERS | hyperparameters.write(cfg, FIELDS, FIXED) | together
+
+
+def limits(cfg: HunyuanConfig) -> list[str]:
+    """Why diffusers could not load a model of these sizes: its config.json has no key for them."""
+    return hunyuan_sizes.fixed_in_code(cfg, mlp_ratio=4.0, glyph_hidden=2048, glyph_out=2048)
