@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flax import nnx
@@ -17,6 +17,7 @@ from jworld import errors
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
+_BAND = 16
 #: (tensor's name, box) -> that box of the tensor.
 Read = Callable[[str, Index], np.ndarray]
 
@@ -176,7 +177,16 @@ class Place:
                 return
             block = block[..., low - last.start : high - last.start]
             index = (*index[:-1], slice(low - self.start, high - self.start))
-        block[...] = self.layout.read(read, self.shape, index)
+        _copy(block, self.layout.read(read, self.shape, index))
+
+
+def _copy(target: np.ndarray, value: np.ndarray) -> None:
+    if value.ndim < 2 or value.flags.c_contiguous:
+        target[...] = value
+        return
+    # A transposing copy of narrow bands stays within the cache: five to eight times as fast for 2-byte elements.
+    for start in range(0, value.shape[-1], _BAND):
+        target[..., start : start + _BAND] = value[..., start : start + _BAND]
 
 
 def plan(shapes: Mapping[str, Shape], rules: Sequence[Rule]) -> dict[str, Place]:
@@ -217,27 +227,53 @@ def _unfold(rule: Rule, path: str, shape: Shape, numbers: dict[str, str]) -> Ite
         )
 
 
-def problems(found: Mapping[str, Shape], shapes: Mapping[str, Shape], places: Mapping[str, Place]) -> list[str]:
-    """What keeps the tensors `found` from filling the parameters `shapes` exactly once, in words; empty if nothing."""
-    listed = [f"unexpected {name}" for name in found.keys() - places.keys()]
-    listed += [f"missing {name} (for {places[name].path})" for name in places.keys() - found.keys()]
-    listed += [
-        f"misshapen {name}: {list(found[name])}, for {place.path} {list(place.source_shape)}"
-        for name, place in places.items()
-        if name in found and tuple(found[name]) != place.source_shape
-    ]
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A tensor (or a parameter without one) that keeps a file from filling a model exactly once."""
+
+    kind: Literal["missing", "unexpected", "misshapen", "non-finite", "mixed"]
+    name: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}{self.detail}"
+
+
+def problems(found: Mapping[str, Shape], shapes: Mapping[str, Shape], places: Mapping[str, Place]) -> list[Problem]:
+    """What keeps the tensors `found` (name -> shape) from filling the parameters `shapes` (path -> shape)."""
+    listed = [Problem("unexpected", name) for name in found if name not in places]
     filled = dict.fromkeys(shapes, 0)
-    for place in places.values():
+    for name, place in places.items():
         filled[place.path] += math.prod(place.shape)
-    listed += [
-        f"missing {path}: no key of this layout fills it" for path in shapes if filled[path] < math.prod(shapes[path])
-    ]
-    return sorted(listed)
+        if name not in found:
+            listed.append(Problem("missing", name, f" (for {place.path})"))
+        elif tuple(found[name]) != place.source_shape:
+            detail = f": {list(found[name])}, for {place.path} {list(place.source_shape)}"
+            listed.append(Problem("misshapen", name, detail))
+    for path, shape in shapes.items():
+        if filled[path] < math.prod(shape):
+            listed.append(Problem("missing", path, ": this layout has no key for it"))
+    return listed
 
 
-def read_block(places: Mapping[str, Place], index: Index, dtype: np.dtype, read: Read) -> np.ndarray:
-    """The part `index` of a parameter from the tensors in `places`, which are all of this parameter."""
-    block = np.empty([span.stop - span.start for span in index], dtype)
+def check(listed: Sequence[Problem], where: str) -> None:
+    """Raise the one error that lists every problem of the file `where`, if there is any."""
+    if listed:
+        raise errors.UserError(
+            f"{where}: {len(listed)} tensors do not fit the model: {'; '.join(map(str, listed))}; choose the model's "
+            "sizes to fit the file, or allow deliberate exceptions with --allow"
+        )
+
+
+def read_block(
+    places: Mapping[str, Place], index: Index, dtype: np.dtype, read: Read, block: np.ndarray | None = None
+) -> np.ndarray:
+    """The part `index` of a parameter from the tensors in `places`, which are all of this parameter.
+
+    Where there are tensors missing, `block` holds the values to keep.
+    """
+    if block is None:
+        block = np.empty([span.stop - span.start for span in index], dtype)
     for name, place in places.items():
         place.copy_into(block, index, lambda box, name=name: read(name, box))  # type: ignore[misc]
     return block
@@ -254,15 +290,24 @@ def import_tensors(
     shapes = parameter_shapes(abstract)
     places = plan(shapes, rules)
     listed = problems({name: tensor.shape for name, tensor in tensors.items()}, shapes, places)
-    listed += [f"non-finite {name}" for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
-    if listed:
-        raise errors.UserError(f"{len(listed)} tensors do not fit: " + "; ".join(listed))
+    check([*listed, *(Problem("non-finite", name) for name in tensors if not finite(tensors[name]))], "the checkpoint")
     arrays = {}
     for path, shape in shapes.items():
-        own = {name: place for name, place in places.items() if place.path == path}
+        own = places_of(places, path)
         dtype = np.result_type(*(tensors[name] for name in own))
         arrays[path] = read_block(own, whole(shape), dtype, lambda name, box: tensors[name][box])
     return arrays
+
+
+def places_of(places: Mapping[str, Place], path: str) -> dict[str, Place]:
+    """The tensors of one parameter."""
+    return {name: place for name, place in places.items() if place.path == path}
+
+
+def finite(array: np.ndarray) -> bool:
+    """True if no element is NaN or infinite."""
+    with np.errstate(invalid="ignore"):  # the comparison of a bfloat16 NaN warns
+        return bool(np.isfinite(array).all())
 
 
 def parameter_shapes(abstract: nnx.State) -> dict[str, Shape]:
