@@ -44,8 +44,6 @@ PENDING = {
     "theworld/theworld_spatial",
     "vae/cogvideox",
     "vae/hunyuan15",
-    "vae/wan",
-    "worldplay/rollout_bidirectional",
     "worldplay/vae",
 }
 

@@ -10,6 +10,8 @@ MeshAxes = str | tuple[str, ...] | None
 RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("batch", ("data", "fsdp")),
     ("frames", "sequence"),
+    # Of pixels, in the autoencoders: neighbours exchange a column or two per convolution.
+    ("width", "sequence"),
     ("sequence", "sequence"),
     ("attention_heads", "sequence"),
     # Weights are shared by the tokens of a sample, so the sequence axis holds shards of them as well.

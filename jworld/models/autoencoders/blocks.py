@@ -1,0 +1,187 @@
+"""What the video autoencoders are made of: norms, residual and attention blocks, and the order they are run in.
+
+Every layer is a function (x [B, F, H, W, C], cache, latents) -> (y, cache). The cache is what it must remember of a
+video that comes in pieces, a pytree of arrays, () where nothing; None starts a video. `latents` [B, f, h, w, z] are
+what the decoder of CogVideoX conditions its norms on, None elsewhere.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jworld.models.layers.causal_conv import Border, CausalConv, Conv
+from jworld.models.layers.linear import linear
+
+Cache = Any
+Layer = Callable[[jax.Array, Cache, jax.Array | None], tuple[jax.Array, Cache]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Style:
+    """What all layers of one autoencoder agree on.
+
+    Attributes:
+      past: what convolutions see before the first frame.
+      border: what they see outside a frame.
+      norm: (channels, rngs=) -> norm, called as norm(x) or, where there are latents, norm(x, latents).
+      dtype: activations and convolutions; norms and softmax compute in float32.
+    """
+
+    past: Border
+    border: Border
+    norm: Callable[..., Any]
+    dtype: Any
+    param_dtype: Any
+
+    def causal(
+        self, in_channels: int, out_channels: int, *, kernel: tuple[int, int, int] = (3, 3, 3), rngs: nnx.Rngs
+    ) -> CausalConv:
+        return CausalConv(
+            in_channels,
+            out_channels,
+            kernel,
+            past=self.past,
+            border=self.border,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=rngs,
+        )
+
+    def conv(
+        self, in_channels: int, out_channels: int, kernel: tuple[int, ...], *, rngs: nnx.Rngs, **kwargs: Any
+    ) -> Conv:
+        return Conv(
+            in_channels, out_channels, kernel, dtype=self.dtype, param_dtype=self.param_dtype, rngs=rngs, **kwargs
+        )
+
+    def linear(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+        """A convolution of one pixel and one frame."""
+        return linear(
+            in_channels, out_channels, (None, None), dtype=self.dtype, param_dtype=self.param_dtype, rngs=rngs
+        )
+
+
+def run(layers: Sequence[Layer], x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
+    """One layer after the other; the cache is the tuple of theirs."""
+    caches = (None,) * len(layers) if cache is None else cache
+    kept = []
+    for layer, own in zip(layers, caches, strict=True):
+        x, own = layer(x, own, latents)
+        kept.append(own)
+    return x, tuple(kept)
+
+
+class ChannelNorm(nnx.Module):
+    """x / ||x|| * sqrt(C) * scale over the channels [..., C], in float32; the length is at least 1e-12."""
+
+    def __init__(self, channels: int, *, param_dtype: Any, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones(channels, param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        length = jnp.sqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True))
+        scale = self.scale[...].astype(jnp.float32) * x.shape[-1] ** 0.5
+        return (wide / jnp.maximum(length, 1e-12) * scale).astype(x.dtype)
+
+
+class ResidualBlock(nnx.Module):
+    """Norm, SiLU, convolution, twice, added to the input, which a linear layer widens where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, style: Style, rngs: nnx.Rngs):
+        self.norm1 = style.norm(in_channels, rngs=rngs)
+        self.conv1 = style.causal(in_channels, out_channels, rngs=rngs)
+        self.norm2 = style.norm(out_channels, rngs=rngs)
+        self.conv2 = style.causal(out_channels, out_channels, rngs=rngs)
+        changes = in_channels != out_channels
+        self.shortcut = style.linear(in_channels, out_channels, rngs=rngs) if changes else None
+
+    def __call__(self, x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
+        first, second = (None, None) if cache is None else cache
+        y, first = self.conv1(nnx.silu(normed(self.norm1, x, latents)), first)
+        y, second = self.conv2(nnx.silu(normed(self.norm2, y, latents)), second)
+        return y + (x if self.shortcut is None else self.shortcut(x)), (first, second)
+
+
+class AttentionBlock(nnx.Module):
+    """One head of width C over the pixels of a frame, or of a frame and all frames before it in the same call.
+
+    Causal attention is for a video in one piece: it has no cache. Not the attention of `models.layers`: a single head
+    does not split over the mesh.
+    """
+
+    def __init__(self, channels: int, *, span: Literal["frame", "causal"], style: Style, rngs: nnx.Rngs):
+        self.span = span
+        self.norm = style.norm(channels, rngs=rngs)
+        self.qkv = style.linear(channels, 3 * channels, rngs=rngs)
+        self.out = style.linear(channels, channels, rngs=rngs)
+
+    def __call__(self, x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
+        B, F, H, W, C = x.shape
+        q, k, v = jnp.split(self.qkv(normed(self.norm, x, latents)).reshape(B, F, H * W, 1, 3 * C), 3, axis=-1)
+        if self.span == "frame":
+            q, k, v = (part.reshape(B * F, H * W, 1, C) for part in (q, k, v))
+            y = jax.nn.dot_product_attention(q, k, v)
+        else:
+            # Frame by frame: half of a dense mask would be computed for nothing.
+            y = jnp.stack(
+                [
+                    jax.nn.dot_product_attention(q[:, i], *(part[:, : i + 1].reshape(B, -1, 1, C) for part in (k, v)))
+                    for i in range(F)
+                ],
+                axis=1,
+            )
+        return x + self.out(y.reshape(x.shape)), ()
+
+
+class Level(nnx.Module):
+    """Residual blocks of one resolution and, except at the last, the layer that leads to the next resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, sampler: Any, *, style: Style, rngs: nnx.Rngs):
+        widths = (in_channels, *(out_channels,) * blocks)
+        self.blocks = nnx.List([ResidualBlock(widths[i], widths[i + 1], style=style, rngs=rngs) for i in range(blocks)])
+        self.sampler = sampler
+
+    def __call__(self, x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
+        layers = [*self.blocks] if self.sampler is None else [*self.blocks, self.sampler]
+        return run(layers, x, cache, latents)
+
+
+class Head(nnx.Module):
+    """Norm, SiLU, convolution; with `shortcut` the means of consecutive channels of the input are added."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, shortcut: bool = False, style: Style, rngs: nnx.Rngs):
+        self.norm = style.norm(in_channels, rngs=rngs)
+        self.conv = style.causal(in_channels, out_channels, rngs=rngs)
+        self.shortcut = shortcut
+
+    def __call__(self, x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
+        y, cache = self.conv(nnx.silu(normed(self.norm, x, latents)), cache)
+        return (y + group_mean(x, y.shape[-1]) if self.shortcut else y), cache
+
+
+class Coder(nnx.Module):
+    """Encoder or decoder: first convolution, levels, middle and head; the middle is at the lowest resolution."""
+
+    def __init__(self, *, conv_in: Any, levels: Sequence[Level], middle: Sequence[Any], head: Head, decoder: bool):
+        self.conv_in = conv_in
+        self.levels = nnx.List(levels)
+        self.middle = nnx.List(middle)
+        self.head = head
+        self.decoder = decoder
+
+    def __call__(self, x: jax.Array, cache: Cache, latents: jax.Array | None = None) -> tuple[jax.Array, Cache]:
+        body = [*self.middle, *self.levels] if self.decoder else [*self.levels, *self.middle]
+        return run([self.conv_in, *body, self.head], x, cache, latents)
+
+
+def normed(norm: Any, x: jax.Array, latents: jax.Array | None) -> jax.Array:
+    return norm(x) if latents is None else norm(x, latents)
+
+
+def group_mean(x: jax.Array, channels: int) -> jax.Array:
+    """[..., C] -> [..., channels]: means of C / channels consecutive channels."""
+    return jnp.mean(x.reshape(*x.shape[:-1], channels, -1), axis=-1)

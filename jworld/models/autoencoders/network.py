@@ -1,0 +1,244 @@
+"""What all video autoencoder networks offer: frames to normalised latents and back, whole or in pieces.
+
+Pixels are uint8, or floats in [-1, 1], channels last: [B, T, H, W, 3]. Latents are [B, F, H', W', C] float32. A video
+has T = ratio * k + 1 frames; its first frame makes a latent frame of its own, every `ratio` further frames one more.
+
+Methods are pure functions of the module, to be compiled as in `jax.jit(WanAutoencoder.decode)(model, latents)`. Under a
+mesh the batch and the width of the frames are spread over it where they divide.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from jworld.errors import UserError
+from jworld.models.autoencoders import linear
+from jworld.models.autoencoders.blocks import Cache, Coder
+from jworld.models.autoencoders.latents import Normalisation, Posterior
+from jworld.models.autoencoders.tiling import Tiling, tiled
+from jworld.parallel import axes
+
+Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+
+#: Marks the settings that change how latents are computed but not what they are.
+HOW_ONLY = {"how_only": True}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(abc.ABC):
+    """Common to all families.
+
+    Attributes:
+      latent_channels: C.
+      blocks: residual blocks per level of the encoder; a level of the decoder has one more.
+      normalisation: between the encoder's latents and those that are handed out.
+      chunk: latent frames that are computed at once, which bounds memory; None takes a clip whole.
+      dtype: activations and convolutions; norms, softmax and latents are float32.
+    """
+
+    latent_channels: int
+    blocks: int
+    normalisation: Normalisation
+    chunk: int | None = dataclasses.field(default=1, metadata=HOW_ONLY)
+    image_channels: int = 3
+    dtype: Any = dataclasses.field(default=jnp.bfloat16, metadata=HOW_ONLY)
+    param_dtype: Any = dataclasses.field(default=jnp.float32, metadata=HOW_ONLY)
+
+    @property
+    @abc.abstractmethod
+    def spatial_ratio(self) -> int:
+        """Pixels per latent, in height and in width."""
+
+    @property
+    @abc.abstractmethod
+    def temporal_ratio(self) -> int:
+        """Frames per latent frame after the first."""
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "scale"):
+            found = len(getattr(self.normalisation, name))
+            if found not in (1, self.latent_channels):
+                raise UserError(f"normalisation.{name} has {found} numbers, expected 1 or {self.latent_channels}")
+        if self.chunk is not None and self.chunk < 1:
+            raise UserError(f"chunk is {self.chunk}, expected a positive number of latent frames or None")
+
+
+class VideoAutoencoder(nnx.Module):
+    """Base of the families."""
+
+    family: ClassVar[str]
+    #: The first step of a clip takes the first frame (and what does not fill a chunk), or a whole chunk more.
+    first_frame_alone: ClassVar[bool] = True
+
+    config: AutoencoderConfig
+    encoder: Coder
+    decoder: Coder
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """[F, H', W', C] of a video; `UserError` where its sizes do not fit."""
+        space, time = self.config.spatial_ratio, self.config.temporal_ratio
+        if frames < 1 or (frames - 1) % time:
+            raise UserError(f"video has {frames} frames, expected {time}k+1: cut {(frames - 1) % time} frames")
+        if height < 1 or width < 1 or height % space or width % space:
+            raise UserError(f"video is {width}x{height}, expected multiples of {space}: resize the frames")
+        return 1 + (frames - 1) // time, height // space, width // space, self.config.latent_channels
+
+    def frames_of(self, latent_frames: int, *, first: bool = True) -> int:
+        """Frames that one call makes of so many latent frames, at the start of a video (`first`) or later."""
+        return self.config.temporal_ratio * (latent_frames - first) + first
+
+    def posterior(self, video: jax.Array, *, tiling: Tiling | None = None) -> Posterior:
+        """Video [B, T, H, W, 3] -> mean and log variance, not normalised."""
+        self._check_video(video, first=True)
+        return self._posterior(self._by_tiles(self._encode_pieces, video, tiling, encode=True))
+
+    def encode(self, video: jax.Array, *, key: jax.Array | None = None, tiling: Tiling | None = None) -> jax.Array:
+        """Video [B, T, H, W, 3] -> normalised latents: the posterior's mean or, with a key, a sample of it."""
+        posterior = self.posterior(video, tiling=tiling)
+        return self.config.normalisation.apply(posterior.mean if key is None else posterior.sample(key))
+
+    def decode(self, latents: jax.Array, *, tiling: Tiling | None = None) -> jax.Array:
+        """Normalised latents [B, F, H', W', C] -> video [B, T, H, W, 3] float32, not clipped."""
+        self._check_latents(latents)
+        return self._by_tiles(self._decode_pieces, latents, tiling, encode=False)
+
+    def encode_step(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """The next frames of a video -> their normalised latents (means).
+
+        `cache` None starts a video, with ratio * k + 1 frames; later calls get the last call's cache and ratio * k
+        frames.
+        """
+        self._check_video(video, first=cache is None)
+        moments, cache = self._encode_pieces(video, cache)
+        return self.config.normalisation.apply(self._posterior(moments).mean), cache
+
+    def decode_step(self, latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """The next normalised latents of a video -> their frames; `cache` as in `encode_step`."""
+        self._check_latents(latents)
+        return self._decode_pieces(latents, cache)
+
+    def manifest_entry(self) -> dict[str, Any]:
+        """What a data set's manifest says of its autoencoder."""
+        return {"family": self.family, "normalised": True, "hash": self.hash(), **_settings(self.config)}
+
+    def hash(self) -> str:
+        """SHA-256 of the family, of the settings that change latents, and of every weight's name, shape and bytes."""
+        names = [f.name for f in dataclasses.fields(self.config) if f.metadata != HOW_ONLY]
+        settings = _settings(self.config)
+        digest = hashlib.sha256(json.dumps([self.family, {name: settings[name] for name in names}]).encode())
+        weights = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(self, nnx.Param))}
+        for path in sorted(weights):
+            value = np.asarray(weights[path][...])
+            digest.update(f"{path}{value.shape}{value.dtype}".encode() + value.tobytes())
+        return digest.hexdigest()
+
+    def _encode_chunk(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Frames -> moments [B, F, H', W', 2C]."""
+        return self.encoder(linear.to_float(video), cache)
+
+    def _decode_chunk(self, latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Latents as the encoder gives them -> frames."""
+        return self.decoder(latents, cache)
+
+    def _encode_pieces(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        def step(frames: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+            moments, cache = self._encode_chunk(spread(frames), cache)
+            return moments.astype(jnp.float32), cache
+
+        chunk = self.config.chunk and self.config.chunk * self.config.temporal_ratio
+        return in_pieces(step, video, cache, chunk=chunk, first_alone=self.first_frame_alone)
+
+    def _decode_pieces(self, latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        def step(latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+            video, cache = self._decode_chunk(self.config.normalisation.invert(spread(latents)), cache)
+            return spread(video.astype(jnp.float32)), cache
+
+        return in_pieces(step, latents, cache, chunk=self.config.chunk, first_alone=self.first_frame_alone)
+
+    def _by_tiles(self, pieces: Step, x: jax.Array, tiling: Tiling | None, *, encode: bool) -> jax.Array:
+        if tiling is None:
+            return pieces(x, None)[0]
+        latent = tiling.scaled(self.config.spatial_ratio)
+        inputs, outputs = (tiling, latent) if encode else (latent, tiling)
+        return tiled(lambda tile: pieces(tile, None)[0], x, inputs=inputs, outputs=outputs)
+
+    def _posterior(self, moments: jax.Array) -> Posterior:
+        return Posterior(*jnp.split(moments, 2, axis=-1))
+
+    def _check_video(self, video: jax.Array, *, first: bool) -> None:
+        if video.ndim != 5 or video.shape[-1] != self.config.image_channels:
+            expected = f"[B, T, H, W, {self.config.image_channels}]"
+            raise UserError(f"video has shape {list(video.shape)}, expected {expected}")
+        frames, height, width = video.shape[1:4]
+        ratio = self.config.temporal_ratio
+        self.latent_shape(frames if first else 1, height, width)
+        if not first and (frames < 1 or frames % ratio):
+            raise UserError(f"a later part of a video has {frames} frames, expected a multiple of {ratio}")
+
+    def _check_latents(self, latents: jax.Array) -> None:
+        if latents.ndim != 5 or not latents.shape[1] or latents.shape[-1] != self.config.latent_channels:
+            raise UserError(
+                f"latents have shape {list(latents.shape)}, expected [B, F, H, W, {self.config.latent_channels}]: "
+                "use the autoencoder that encoded them"
+            )
+
+
+def in_pieces(
+    step: Step, x: jax.Array, cache: Cache, *, chunk: int | None, first_alone: bool
+) -> tuple[jax.Array, Cache]:
+    """Run x [B, F, ...] through `step` in chunks along F; the first piece takes what does not fill a chunk.
+
+    At the start of a video (`cache` None) and with `first_alone` the first piece is one frame and the rest of the
+    division, otherwise one chunk and the rest. The loop runs inside a compiled program and writes its results in place,
+    so the memory beside input and output does not grow with F.
+    """
+    length = x.shape[1]
+    chunk = chunk or length
+    lead = 1 if cache is None and first_alone else chunk
+    head = lead + (length - lead) % chunk if length >= lead else length
+    y, cache = step(x[:, :head], cache)
+    count = (length - head) // chunk
+    if not count:
+        return y, cache
+
+    def piece(i: jax.Array | int) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, head + i * chunk, chunk, axis=1)
+
+    start, frames = y.shape[1], jax.eval_shape(step, piece(0), cache)[0].shape[1]
+    out = jnp.zeros_like(y, shape=(y.shape[0], start + count * frames, *y.shape[2:]))
+    out = jax.lax.dynamic_update_slice_in_dim(out, y, 0, axis=1)
+
+    def body(i: jax.Array, carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
+        out, cache = carry
+        y, cache = step(piece(i), cache)
+        return jax.lax.dynamic_update_slice_in_dim(out, y, start + i * frames, axis=1), cache
+
+    return jax.lax.fori_loop(0, count, body, (out, cache))
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Spread batch and width of [B, F, H, W, C] over the mesh, each where it divides; a no-op outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    names = ("batch", None, None, "width", None)
+    spec = []
+    for size, entry in zip(x.shape, axes.partition_spec(names), strict=True):
+        mesh_axes = entry if isinstance(entry, tuple) else (entry,) * (entry is not None)
+        spec.append(None if size % math.prod(mesh.shape[axis] for axis in mesh_axes) else entry)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _settings(config: AutoencoderConfig) -> dict[str, Any]:
+    """The config as JSON knows it."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda dtype: jnp.dtype(dtype).name))

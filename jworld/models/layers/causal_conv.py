@@ -1,0 +1,83 @@
+"""Convolutions over video, channels last; over time they look back only and carry their last frames as a cache."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jworld.models.layers.linear import default_init, zeros_init
+
+#: What lies outside a frame, and before the first one: zeros, or copies of the border.
+Border = Literal["zeros", "edge"]
+
+
+class Conv(nnx.Module):
+    """A convolution of each frame (kernel [h, w, I, O]) or of the video (kernel [t, h, w, I, O]).
+
+    [B, F, H, W, I] -> [B, F', H', W', O]. Height and width are padded, time never is.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        *,
+        strides: tuple[int, ...] | None = None,
+        padding: tuple[int, int] | None = None,
+        border: Border = "zeros",
+        dtype: Any,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """`padding` is (before, after) for height and for width; by default a stride of one keeps their size."""
+        shape = (*kernel_size, in_channels, out_channels)
+        self.kernel = nnx.Param(default_init(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(zeros_init(rngs.params(), (out_channels,), param_dtype))
+        self.strides = strides or (1,) * len(kernel_size)
+        self.padding = padding or (kernel_size[-1] // 2, (kernel_size[-1] - 1) // 2)
+        self.border = border
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, kernel, bias = (array.astype(self.dtype) for array in (x, self.kernel[...], self.bias[...]))
+        padding = [self.padding, self.padding]
+        if self.border == "edge" and any(self.padding):
+            x = jnp.pad(x, [(0, 0), (0, 0), *padding, (0, 0)], mode="edge")
+            padding = [(0, 0), (0, 0)]
+        if kernel.ndim == 5:
+            layout = ("NDHWC", "DHWIO", "NDHWC")
+            y = jax.lax.conv_general_dilated(x, kernel, self.strides, [(0, 0), *padding], dimension_numbers=layout)
+            return y + bias
+        layout = ("NHWC", "HWIO", "NHWC")
+        frames = x.reshape(-1, *x.shape[2:])
+        y = jax.lax.conv_general_dilated(frames, kernel, self.strides, padding, dimension_numbers=layout)
+        return y.reshape(*x.shape[:2], *y.shape[1:]) + bias
+
+
+class CausalConv(Conv):
+    """A convolution over the video that sees the present and the past.
+
+    (x [B, F, H, W, I], cache) -> (y [B, F, H, W, O], cache). The cache is the last t - 1 frames of the input,
+    [B, t - 1, H, W, I] for a kernel of t frames; None starts a video, which `past` continues to the left: zeros, or
+    copies of its first frame ("edge"). However a video is cut into calls, the frames that come out are the same.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int], *, past: Border, **kwargs: Any
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, **kwargs)
+        self.past = past
+
+    def __call__(  # type: ignore[override]
+        self, x: jax.Array, cache: jax.Array | None, latents: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """`latents`, which some layers of an autoencoder condition on, are not used here."""
+        x = x.astype(self.dtype)
+        length = self.kernel.shape[0] - 1
+        if cache is None:
+            first = x[:, :1] if self.past == "edge" else jnp.zeros_like(x, shape=(x.shape[0], 1, *x.shape[2:]))
+            cache = jnp.repeat(first, length, axis=1)
+        x = jnp.concatenate([cache, x], axis=1)
+        return super().__call__(x), x[:, x.shape[1] - length :]

@@ -1,0 +1,198 @@
+"""Video autoencoders: encoding and decoding whole, in chunks, as a stream and in tiles, and what layers give inside."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import golden_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from conversion import engine, wan_vae
+from jworld.models.autoencoders.blocks import Coder
+from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.network import VideoAutoencoder
+from jworld.models.autoencoders.tiling import Tiling
+from jworld.models.autoencoders.wan import WanAutoencoder, WanConfig
+from parity_checks.hunyuan import channels_last
+
+#: These programs run once: compiling them is what takes time.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+Arrays = dict[str, Any]
+
+
+def load(case: golden_cases.GoldenCase, family: Any, config: Any, rules: Sequence[engine.Rule]) -> Any:
+    """The autoencoder with the case's weights, which must come out of it again as they went in."""
+    with nnx.use_eager_sharding(False):
+        abstract = nnx.eval_shape(lambda: family(config, rngs=nnx.Rngs(0)))
+        graphdef, state = nnx.split(abstract)
+        arrays = engine.import_tensors(case.weights, state, rules)
+        for name, place in engine.plan(engine.parameter_shapes(state), rules).items():
+            np.testing.assert_array_equal(place.take(arrays[place.path]), case.weights[name])
+        return nnx.merge(graphdef, engine.to_state(state, arrays))
+
+
+def encoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: str = "") -> Arrays:
+    """moments_T* of all inputs video_T*, and the same normalised."""
+    results = {}
+    for name in inputs:
+        if found := re.fullmatch(r"video_(T\d+)", name):
+            moments = compiled(_moments, static_argnames="tiling")(model, channels_last(inputs[name]))
+            results[f"{prefix}moments_{found[1]}"] = moments
+            normalised = model.config.normalisation.apply(jnp.split(moments, 2, axis=-1)[0])
+            results |= {f"{kind}_{found[1]}": normalised for kind in ("latents", "model_latents")}
+    return results
+
+
+def decoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: str = "", **options: Any) -> Arrays:
+    """decoded_L* of all inputs latent_L*."""
+    results = {}
+    for name in inputs:
+        if found := re.fullmatch(r"latent_(L\d+)", name):
+            results[f"{prefix}decoded_{found[1]}"] = decode(model, channels_last(inputs[name]), **options)
+    return results
+
+
+def in_tiles(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], tiling: Tiling) -> Arrays:
+    moments = compiled(_moments, static_argnames="tiling")(model, channels_last(inputs["tile_video"]), tiling=tiling)
+    return {
+        "tiled_moments": moments,
+        "tiled_decoded": decode(model, channels_last(inputs["tile_latent"]), tiling=tiling),
+    }
+
+
+def decode(
+    model: VideoAutoencoder, latents: np.ndarray, *, normalised: bool = False, tiling: Tiling | None = None
+) -> jax.Array:
+    """Most cases give latents that are not normalised."""
+    latents = latents if normalised else np.asarray(model.config.normalisation.apply(latents))
+    return compiled(type(model).decode, static_argnames="tiling")(model, latents, tiling=tiling)
+
+
+def _moments(model: VideoAutoencoder, video: jax.Array, tiling: Tiling | None = None) -> jax.Array:
+    return jnp.concatenate(model.posterior(video, tiling=tiling), axis=-1)
+
+
+@compiled
+def layer_outputs(coder: Coder, x: jax.Array, latents: jax.Array | None = None) -> Arrays:
+    """What every layer gives at the start of a video, by its path in the coder."""
+    middle = [(f"middle/{i}", layer) for i, layer in enumerate(coder.middle)]
+    levels: list[tuple[str, Any]] = []
+    for i, level in enumerate(coder.levels):
+        levels += [(f"levels/{i}/blocks/{j}", block) for j, block in enumerate(level.blocks)]
+        levels += [(f"levels/{i}/sampler", level.sampler)] * (level.sampler is not None)
+    outputs = {}
+    body = middle + levels if coder.decoder else levels + middle
+    for path, layer in [("conv_in", coder.conv_in), *body]:
+        x, _ = layer(x, None, latents)
+        outputs[path] = x
+    return outputs | {"head/norm": coder.head.norm(x) if latents is None else coder.head.norm(x, latents)}
+
+
+def error(
+    case: golden_cases.GoldenCase, actual: Arrays, *, cached: Callable[[str], bool] = lambda name: False
+) -> float:
+    """The largest error over all outputs of the case; of a cache only as many frames as theirs holds."""
+    expected = {name: channels_last(value) for name, value in case.outputs.items()}
+    for name in filter(cached, expected):
+        actual[name] = actual[name][:, -expected[name].shape[1] :]
+    return golden_cases.largest_error(actual, expected)
+
+
+def longest(inputs: Mapping[str, np.ndarray]) -> Arrays:
+    """The longest of the videos and of the latents."""
+    names = [name for name in inputs if re.fullmatch(r"(video_T|latent_L)\d+", name)]
+    chosen = {max((n for n in names if n.startswith(kind)), key=lambda n: inputs[n].shape[2]) for kind in ("v", "l")}
+    return {name: inputs[name] for name in chosen}
+
+
+def shorter(inputs: Mapping[str, np.ndarray]) -> Arrays:
+    return {name: value for name, value in inputs.items() if name not in longest(inputs)}
+
+
+# Wan 2.1
+
+
+def _wan(case: golden_cases.GoldenCase) -> float:
+    constructor, inputs = case.config["constructor"], case.inputs
+    original = "dim" in constructor
+    settings = case.config if original else constructor
+    config = WanConfig(
+        latent_channels=constructor["z_dim"],
+        blocks=constructor["num_res_blocks"],
+        channels=constructor["dim" if original else "base_dim"],
+        multipliers=tuple(constructor["dim_mult"]),
+        time_levels=tuple(constructor["temperal_downsample"]),
+        normalisation=Normalisation.from_statistics(tuple(settings["latents_mean"]), tuple(settings["latents_std"])),
+        dtype=jnp.float32,
+    )
+    model = load(case, WanAutoencoder, config, (wan_vae.original if original else wan_vae.diffusers)(config))
+    actual = encoded(model, longest(inputs)) | decoded(model, longest(inputs), normalised=original)
+    # However a clip is cut into chunks, the results are the same.
+    model.config = dataclasses.replace(config, chunk=None)
+    actual |= encoded(model, shorter(inputs)) | decoded(model, shorter(inputs), normalised=original)
+    if "tiling" in case.config:
+        tiling = case.config["tiling"]
+        actual |= in_tiles(
+            model,
+            inputs,
+            Tiling(
+                tile=(tiling["tile_sample_min_height"], tiling["tile_sample_min_width"]),
+                stride=(tiling["tile_sample_stride_height"], tiling["tile_sample_stride_width"]),
+            ),
+        )
+    if original:
+        actual |= _wan_stream(case, model) | _wan_layers(case, model)
+        actual["enc_T9.conv1_moments"] = actual["moments_T9"]
+    else:
+        actual = {name: jnp.clip(x, -1, 1) if "decoded" in name else x for name, x in actual.items()}
+    return error(case, actual, cached=lambda name: ".cache." in name)
+
+
+def _wan_stream(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
+    """Decoding one latent frame per call: frames, and the caches named in the case."""
+    latents = channels_last(case.inputs["latent_L3"])
+    step = compiled(WanAutoencoder.decode_step)
+    cache, results = None, {}
+    for i in range(latents.shape[1]):
+        results[f"stream_step{i}.frames"], cache = step(model, latents[:, i : i + 1], cache)
+        for name in case.outputs:
+            if name.startswith(f"stream_step{i}.cache."):
+                results[name] = _wan_slot(cache, name.split(".")[2:], model.config.blocks + 2)
+    return results
+
+
+def _wan_slot(cache: Any, name: list[str], places: int) -> jax.Array:
+    """Their cache of the decoder's module `name` in ours; a level has `places` modules."""
+    if name[0] == "middle":
+        return cache[1 + int(name[1])][name[3] == "6"]
+    if name[0] == "upsamples":
+        level, place = divmod(int(name[1]), places)
+        slot = cache[4 + level][place]
+        return slot if name[2] == "time_conv" else slot[name[3] == "6"]
+    return cache[{"conv1": 0, "head": -1}[name[0]]]
+
+
+def _wan_layers(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
+    """The first chunk's intermediates under the names of the original."""
+    latents = model.latents(model.config.normalisation.invert(channels_last(case.inputs["latent_L3"])))
+    results: Arrays = {"dec_L3.conv2": latents}
+    for prefix, coder, x in (
+        ("enc_T9", model.encoder, channels_last(case.inputs["video_T9"])),
+        ("dec_L3", model.decoder, latents),
+    ):
+        numbered = 0
+        for path, value in layer_outputs(coder, x[:, :1]).items():
+            name = path.replace("conv_in", "conv1").replace("middle/", "middle")
+            if path.startswith("levels"):
+                name = f"{'upsamples' if coder.decoder else 'downsamples'}{numbered}"
+                numbered += 1
+            results[f"{prefix}.step0.{name}"] = value
+    return results
+
+
+CHECKS = {"vae/wan": _wan}
