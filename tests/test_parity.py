@@ -43,8 +43,6 @@ PENDING = {
     "theworld/theworld_preprocess",
     "theworld/theworld_spatial",
     "vae/cogvideox",
-    "vae/hunyuan15",
-    "worldplay/vae",
 }
 
 CHECKS: dict[str, golden_cases.Check] = golden_cases.merged(parity_checks, "CHECKS")

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from conversion import engine, wan_vae
+from conversion import engine, hunyuan_vae, wan_vae
 from jworld.models.autoencoders.blocks import Coder
+from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15Config
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.network import VideoAutoencoder
 from jworld.models.autoencoders.tiling import Tiling
@@ -195,4 +196,90 @@ def _wan_layers(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
     return results
 
 
-CHECKS = {"vae/wan": _wan}
+# HunyuanVideo-1.5
+
+
+def _hunyuan15(case: golden_cases.GoldenCase) -> float:
+    constructor, inputs = case.config["constructor"], case.inputs
+    original = "ffactor_spatial" in constructor
+    config = Hunyuan15Config(
+        latent_channels=constructor["latent_channels"],
+        blocks=constructor["layers_per_block"],
+        normalisation=Normalisation(scale=(constructor["scaling_factor"],)),
+        widths=tuple(constructor["block_out_channels"]),
+        spatial_ratio=constructor["ffactor_spatial" if original else "spatial_compression_ratio"],
+        temporal_ratio=constructor["ffactor_temporal" if original else "temporal_compression_ratio"],
+        dtype=jnp.float32,
+    )
+    rules = (hunyuan_vae.original if original else hunyuan_vae.diffusers)(config)
+    if "frames" not in case.config or isinstance(case.config["frames"], int):
+        return _worldplay(case, load(case, Hunyuan15Autoencoder, config, rules))
+    causal = load(case, Hunyuan15Autoencoder, dataclasses.replace(config, attention="causal", chunk=None), rules)
+    prefix = "whole_" if "cached_convs" in case.config else ""
+    actual = encoded(causal, inputs, prefix) | decoded(causal, inputs, prefix)
+    if prefix:
+        model = load(case, Hunyuan15Autoencoder, config, rules)
+        actual |= _hunyuan15_stream(case, model)
+        actual |= encoded(model, longest(inputs), "cached_") | decoded(model, longest(inputs), "cached_")
+        # One latent frame is all that attention sees, however a clip is cut.
+        model.config = dataclasses.replace(config, chunk=None)
+        actual |= encoded(model, shorter(inputs), "cached_") | decoded(model, shorter(inputs), "cached_")
+    if "tiling" in case.config:
+        size = case.config["tiling"]["tile_sample_min_size"]
+        stride = int(size * (1 - case.config["tiling"]["tile_overlap_factor"]))
+        actual |= in_tiles(causal, inputs, Tiling(tile=(size, size), stride=(stride, stride)))
+        untiled = encoded(causal, {"video_T0": inputs["tile_video"]}) | decoded(
+            causal, {"latent_L0": inputs["tile_latent"]}
+        )
+        actual |= {"untiled_moments": untiled["moments_T0"], "untiled_decoded": untiled["decoded_L0"]}
+    for prefix, coder, x in (
+        ("enc_T9", causal.encoder, inputs["video_T9"]),
+        ("dec_L3", causal.decoder, inputs["latent_L3"]),
+    ):
+        if any(name.startswith(prefix) for name in case.outputs):
+            actual |= _hunyuan15_layers(prefix, coder, channels_last(x))
+    return error(case, actual, cached=lambda name: name.startswith("cache_"))
+
+
+def _worldplay(case: golden_cases.GoldenCase, model: Hunyuan15Autoencoder) -> float:
+    video = channels_last(case.inputs["video"])
+    posterior = compiled(Hunyuan15Autoencoder.posterior)(model, video)
+    actual = {
+        "latent_mode": posterior.mean,
+        "latent_logvar": posterior.logvar,
+        "first_frame_mode": compiled(Hunyuan15Autoencoder.posterior)(model, video[:, :1]).mean,
+        "decoded": decode(model, channels_last(case.inputs["latents"])),
+    }
+    return error(case, actual)
+
+
+def _hunyuan15_stream(case: golden_cases.GoldenCase, model: Hunyuan15Autoencoder) -> Arrays:
+    """The caches after decoding the first frames of the second longest latents, one at a time."""
+    lengths = sorted(int(name[8:]) for name in case.inputs if name.startswith("latent_L"))
+    latents = model.config.normalisation.apply(channels_last(case.inputs[f"latent_L{lengths[-2]}"]))
+    step = compiled(Hunyuan15Autoencoder.decode_step)
+    cache, results = None, {}
+    for i in range(latents.shape[1]):
+        _, cache = step(model, latents[:, i : i + 1], cache)
+        # Their slots are counted in the order of the convolutions, as the leaves of ours are.
+        results |= {f"cache_after_step{i}.slot{n}": slot for n, slot in enumerate(jax.tree.leaves(cache))}
+    return results
+
+
+def _hunyuan15_layers(prefix: str, coder: Coder, x: np.ndarray) -> Arrays:
+    """Intermediates under the names of the original."""
+    way = ("up", "upsample") if coder.decoder else ("down", "downsample")
+    results = {}
+    for path, value in layer_outputs(coder, x).items():
+        if coder.decoder and path == "conv_in":
+            # Theirs is before the input is added.
+            value = value - np.repeat(x, value.shape[-1] // x.shape[-1], axis=-1)
+        name = re.sub(r"levels/(\d+)/blocks/\d+", way[0] + r"\1_blocks", path)
+        name = re.sub(r"levels/(\d+)/sampler", way[0] + r"\1_" + way[1], name)
+        for ours, theirs in (("middle/0", "mid_block_1"), ("middle/1", "mid_attn_1"), ("middle/2", "mid_block_2")):
+            name = name.replace(ours, theirs)
+        results[f"{prefix}.{name.replace('head/norm', 'norm_out')}"] = value
+    return results
+
+
+CHECKS = {"vae/wan": _wan, "vae/hunyuan15": _hunyuan15, "worldplay/vae": _hunyuan15}

@@ -17,6 +17,8 @@ from jworld.models.layers.causal_conv import Border, CausalConv, Conv
 from jworld.models.layers.linear import linear
 
 Cache = Any
+#: What attention sees: the pixels of one frame, or of this frame and all before it.
+Span = Literal["frame", "causal"]
 Layer = Callable[[jax.Array, Cache, jax.Array | None], tuple[jax.Array, Cache]]
 
 
@@ -38,9 +40,15 @@ class Style:
     param_dtype: Any
 
     def causal(
-        self, in_channels: int, out_channels: int, *, kernel: tuple[int, int, int] = (3, 3, 3), rngs: nnx.Rngs
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: tuple[int, int, int] = (3, 3, 3),
+        kind: type[CausalConv] = CausalConv,
+        rngs: nnx.Rngs,
     ) -> CausalConv:
-        return CausalConv(
+        return kind(
             in_channels,
             out_channels,
             kernel,
@@ -113,7 +121,7 @@ class AttentionBlock(nnx.Module):
     does not split over the mesh.
     """
 
-    def __init__(self, channels: int, *, span: Literal["frame", "causal"], style: Style, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, span: Span, style: Style, rngs: nnx.Rngs):
         self.span = span
         self.norm = style.norm(channels, rngs=rngs)
         self.qkv = style.linear(channels, 3 * channels, rngs=rngs)
@@ -135,6 +143,14 @@ class AttentionBlock(nnx.Module):
                 axis=1,
             )
         return x + self.out(y.reshape(x.shape)), ()
+
+
+def middle(channels: int, span: Span | None, *, style: Style, rngs: nnx.Rngs) -> list[Any]:
+    """Two residual blocks around an attention, or without one (`span` None)."""
+    blocks: list[Any] = [ResidualBlock(channels, channels, style=style, rngs=rngs) for _ in range(2)]
+    if span is not None:
+        blocks.insert(1, AttentionBlock(channels, span=span, style=style, rngs=rngs))
+    return blocks
 
 
 class Level(nnx.Module):
@@ -184,4 +200,4 @@ def normed(norm: Any, x: jax.Array, latents: jax.Array | None) -> jax.Array:
 
 def group_mean(x: jax.Array, channels: int) -> jax.Array:
     """[..., C] -> [..., channels]: means of C / channels consecutive channels."""
-    return jnp.mean(x.reshape(*x.shape[:-1], channels, -1), axis=-1)
+    return jnp.mean(x.reshape(*x.shape[:-1], channels, x.shape[-1] // channels), axis=-1)

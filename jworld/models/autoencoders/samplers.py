@@ -167,5 +167,6 @@ def to_channels(x: jax.Array, frames: int) -> jax.Array:
 def to_pixels(x: jax.Array, frames: int) -> jax.Array:
     """The inverse of `to_channels`."""
     B, F, H, W, C = x.shape
-    x = x.reshape(B, F, H, W, frames, 2, 2, C // (frames * 4))
-    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(B, F * frames, H * 2, W * 2, -1)
+    channels = C // (frames * 4)
+    x = x.reshape(B, F, H, W, frames, 2, 2, channels)
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(B, F * frames, H * 2, W * 2, channels)

@@ -14,16 +14,7 @@ from flax import nnx
 
 from jworld.errors import UserError
 from jworld.models.autoencoders import network
-from jworld.models.autoencoders.blocks import (
-    AttentionBlock,
-    Cache,
-    ChannelNorm,
-    Coder,
-    Head,
-    Level,
-    ResidualBlock,
-    Style,
-)
+from jworld.models.autoencoders.blocks import Cache, ChannelNorm, Coder, Head, Level, Style, middle
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.samplers import LearnedDown, LearnedUp
 
@@ -101,14 +92,6 @@ class WanAutoencoder(network.VideoAutoencoder):
         return super()._decode_chunk(self.latents(latents), cache)
 
 
-def _middle(channels: int, style: Style, rngs: nnx.Rngs) -> list[nnx.Module]:
-    return [
-        ResidualBlock(channels, channels, style=style, rngs=rngs),
-        AttentionBlock(channels, span="frame", style=style, rngs=rngs),
-        ResidualBlock(channels, channels, style=style, rngs=rngs),
-    ]
-
-
 def _encoder(config: WanConfig, style: Style, rngs: nnx.Rngs) -> Coder:
     widths = [config.channels * factor for factor in (1, *config.multipliers)]
     levels = []
@@ -120,7 +103,7 @@ def _encoder(config: WanConfig, style: Style, rngs: nnx.Rngs) -> Coder:
     return Coder(
         conv_in=style.causal(config.image_channels, widths[0], rngs=rngs),
         levels=levels,
-        middle=_middle(widths[-1], style, rngs),
+        middle=middle(widths[-1], "frame", style=style, rngs=rngs),
         head=Head(widths[-1], 2 * config.latent_channels, style=style, rngs=rngs),
         decoder=False,
     )
@@ -140,7 +123,7 @@ def _decoder(config: WanConfig, style: Style, rngs: nnx.Rngs) -> Coder:
     return Coder(
         conv_in=style.causal(config.latent_channels, widths[0], rngs=rngs),
         levels=levels,
-        middle=_middle(widths[0], style, rngs),
+        middle=middle(widths[0], "frame", style=style, rngs=rngs),
         head=Head(widths[-1], config.image_channels, style=style, rngs=rngs),
         decoder=True,
     )

@@ -12,11 +12,8 @@ from jworld.models.layers.linear import default_init, zeros_init
 Border = Literal["zeros", "edge"]
 
 
-class Conv(nnx.Module):
-    """A convolution of each frame (kernel [h, w, I, O]) or of the video (kernel [t, h, w, I, O]).
-
-    [B, F, H, W, I] -> [B, F', H', W', O]. Height and width are padded, time never is.
-    """
+class _Convolution(nnx.Module):
+    """Kernel and bias, [h, w, I, O] to be used on each frame or [t, h, w, I, O] on the video."""
 
     def __init__(
         self,
@@ -40,7 +37,8 @@ class Conv(nnx.Module):
         self.border = border
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def _convolve(self, x: jax.Array) -> jax.Array:
+        """[B, F, H, W, I] -> [B, F', H', W', O]; height and width are padded, time is not."""
         x, kernel, bias = (array.astype(self.dtype) for array in (x, self.kernel[...], self.bias[...]))
         padding = [self.padding, self.padding]
         if self.border == "edge" and any(self.padding):
@@ -51,12 +49,19 @@ class Conv(nnx.Module):
             y = jax.lax.conv_general_dilated(x, kernel, self.strides, [(0, 0), *padding], dimension_numbers=layout)
             return y + bias
         layout = ("NHWC", "HWIO", "NHWC")
-        frames = x.reshape(-1, *x.shape[2:])
+        frames = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
         y = jax.lax.conv_general_dilated(frames, kernel, self.strides, padding, dimension_numbers=layout)
         return y.reshape(*x.shape[:2], *y.shape[1:]) + bias
 
 
-class CausalConv(Conv):
+class Conv(_Convolution):
+    """A convolution of each frame or, without padding in time, of the video: [B, F, H, W, I] -> [B, F', H', W', O]."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self._convolve(x)
+
+
+class CausalConv(_Convolution):
     """A convolution over the video that sees the present and the past.
 
     (x [B, F, H, W, I], cache) -> (y [B, F, H, W, O], cache). The cache is the last t - 1 frames of the input,
@@ -70,7 +75,7 @@ class CausalConv(Conv):
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
         self.past = past
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, x: jax.Array, cache: jax.Array | None, latents: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """`latents`, which some layers of an autoencoder condition on, are not used here."""
@@ -80,4 +85,4 @@ class CausalConv(Conv):
             first = x[:, :1] if self.past == "edge" else jnp.zeros_like(x, shape=(x.shape[0], 1, *x.shape[2:]))
             cache = jnp.repeat(first, length, axis=1)
         x = jnp.concatenate([cache, x], axis=1)
-        return super().__call__(x), x[:, x.shape[1] - length :]
+        return self._convolve(x), x[:, x.shape[1] - length :]
