@@ -1,14 +1,23 @@
-"""Check of the sample logic against items of the original data set."""
+"""Check of the reader and of the sample logic against items of the original data set."""
 
+import importlib.util
+import json
+import pathlib
+import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import golden_cases
+import ml_dtypes
 import numpy as np
+import published_set
 
 from jworld.cameras import actions, poses
-from jworld.data import worldplay
+from jworld.data import import_worldplay, records, text, worldplay
 
 CHUNK = 4
+# Copied, never computed; bfloat16 in records.
+STATES = ("latent", "image_cond", "vision_states", "prompt_embed", "byt5_text_states")
 
 
 class ScriptedGenerator:
@@ -68,11 +77,82 @@ def make_record(case: golden_cases.GoldenCase, *, uses_action_json: bool) -> dic
 
 
 def dataset_item(case: golden_cases.GoldenCase) -> float:
-    """Every item from the original's random draws. Text is compared where its mask is set; `i2v_mask` is all ones."""
-    return float(np.max([_item_error(case, name, item) for name, item in case.config["items"].items()]))
+    """Every item from the original's random draws. Text is compared where its mask is set; `i2v_mask` is all ones.
+
+    Twice: from arrays in memory, in the precision of the case, and (with PyTorch) from files that went through the
+    import, which stores latents and states as bfloat16.
+    """
+    clips = {kind: make_record(case, uses_action_json=kind) for kind in _kinds_of_labels(case)}
+    errors = [_largest_error(case, clips, Prompts(case.inputs))]
+    if importlib.util.find_spec("torch"):
+        errors.append(from_files(case))
+    return float(np.max(errors))
 
 
-def _item_error(case: golden_cases.GoldenCase, name: str, item: dict[str, Any]) -> float:
+def from_files(case: golden_cases.GoldenCase) -> float:
+    """The items from published files: written, imported to records, read.
+
+    Records hold latents and states in bfloat16: there the items must be equal to the rounded original.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output = _imported(case, pathlib.Path(folder))
+        source = records.RecordSource(output, "train")
+        clips = {source.episodes[i] == "actions.pt": source[i] for i in range(len(source))}
+        store = text.TextStore(output, source.manifest)
+        return _largest_error(case, clips, store, rounded=True)
+
+
+def _kinds_of_labels(case: golden_cases.GoldenCase) -> list[bool]:
+    """Whether labels come from the action json: the values that the case's items have."""
+    return sorted({item["uses_action_json"] for item in case.config["items"].values()})
+
+
+def _imported(case: golden_cases.GoldenCase, folder: pathlib.Path) -> pathlib.Path:
+    """The case's inputs as published files, imported; -> the folder of records."""
+    inputs = case.inputs
+    negative = {name.removeprefix("negative_"): x for name, x in inputs.items() if name.startswith("negative_")}
+    clip = {name: x for name, x in inputs.items() if name in {"latent", "image_cond", "vision_states", *negative}}
+    published_set.save_poses(folder / "poses.json", inputs["pose_w2c"], inputs["pose_intrinsic"])
+    items = [{"latent_path": "poses.pt", "pose_path": "poses.json"}]
+    if True in _kinds_of_labels(case):
+        (folder / "actions.json").write_text(json.dumps(case.config["action_json"]))
+        items.append({"latent_path": "actions.pt", "pose_path": "poses.json", "action_path": "actions.json"})
+    for item in items:
+        published_set.save_pt(folder / item["latent_path"], clip)
+    (folder / "index.json").write_text(json.dumps(items))
+    published = import_worldplay.open_published(
+        folder / "index.json",
+        *published_set.save_negative(folder, negative),
+        min_frames=case.config["window_frames"],
+        channels=inputs["latent"].shape[1],
+        skip_errors=False,
+    )
+    return import_worldplay.import_worldplay(published, folder / "records").directory
+
+
+def _largest_error(
+    case: golden_cases.GoldenCase,
+    clips: Mapping[bool, Mapping[str, np.ndarray]],
+    store: worldplay.TextStore,
+    *,
+    rounded: bool = False,
+) -> float:
+    errors = []
+    for name, item in case.config["items"].items():
+        outputs = {key.removeprefix(f"{name}."): x for key, x in case.outputs.items() if key.startswith(f"{name}.")}
+        stored = {key: outputs[key].astype(ml_dtypes.bfloat16) for key in STATES} if rounded else {}
+        expected = {**outputs, **stored}
+        example = _example(case, item, clips[item["uses_action_json"]], store)
+        actual = _as_original(example, expected)
+        errors.append(float(example["is_memory"] != item["select_window_out_flag"]))
+        errors += [float(not np.array_equal(actual[key], expected[key])) for key in STATES]
+        errors.append(golden_cases.largest_error(actual, expected))
+    return float(np.max(errors))
+
+
+def _example(
+    case: golden_cases.GoldenCase, item: dict[str, Any], record: Mapping[str, np.ndarray], store: worldplay.TextStore
+) -> dict[str, np.ndarray]:
     config = case.config
     clip = worldplay.ClipConfig(
         latent_size=case.inputs["latent"].shape[-2:],
@@ -85,16 +165,11 @@ def _item_error(case: golden_cases.GoldenCase, name: str, item: dict[str, Any]) 
         text_tokens=case.inputs["prompt_mask"].shape[1],
         glyph_tokens=case.inputs["byt5_text_mask"].shape[1],
     )
-    transform = worldplay.SampleWindow(
-        clip, points=case.inputs["points_local"], text_store=Prompts(case.inputs), global_batch=1
-    )
-    record = make_record(case, uses_action_json=item["uses_action_json"])
+    transform = worldplay.SampleWindow(clip, points=case.inputs["points_local"], text_store=store, global_batch=1)
     rng: Any = ScriptedGenerator(item["first_two_draws"], item.get("current_frame_idx"))
     example = transform.random_map({"record": record, "position": 0}, rng)
-    expected = {key.removeprefix(f"{name}."): x for key, x in case.outputs.items() if key.startswith(f"{name}.")}
-    flag = float(example["is_memory"] != item["select_window_out_flag"])
-    selected = float(not np.array_equal(example["latent"], record["latent"][item["selected_latents"]]))
-    return float(np.max([flag, selected, golden_cases.largest_error(_as_original(example, expected), expected)]))
+    assert np.array_equal(example["latent"], record["latent"][item["selected_latents"]]), "other latents are selected"
+    return example
 
 
 def _as_original(example: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
