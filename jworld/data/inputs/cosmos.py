@@ -1,0 +1,37 @@
+"""Format "cosmos": videos/X.mp4 with captions metas/X.txt, as Cosmos-Predict2's post-training reads them.
+
+Encoded captions of that layout, t5_xxl/X.pickle, are never opened: a pickle can run any code.
+"""
+
+import pathlib
+
+from jworld.data.inputs import items, video
+from jworld.errors import UserError
+
+
+def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
+    """DIR with videos/ and metas/; no splits, no cameras."""
+    folder = path / "videos"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is absent, expected videos/X.mp4 and metas/X.txt below {path}: give another folder")
+    listed = []
+    for file in folder.iterdir():
+        if file.suffix.lower() not in video.VIDEO_SUFFIXES or not video.is_visible(file):
+            continue
+        meta = path / "metas" / f"{file.stem}.txt"
+        caption = items.read_text(meta)
+        problem = None
+        if caption is None and options.require_captions:
+            problem = (
+                f"{meta} is absent, expected the caption of {file.name}: write it, or give --allow-missing-captions "
+                "to use an empty text"
+            )
+        listed.append(items.Item(name=file.stem, video=file, caption=caption or "", problem=problem))
+    notes = []
+    if any((path / "t5_xxl").glob("*.pickle")):
+        notes.append(
+            f"{path / 't5_xxl'} holds pickled text embeddings, which are not opened because a pickle can run any code: "
+            "the captions of metas/ are encoded anew with --text-encoder, or bring embeddings as safetensors with "
+            "--text-embeddings"
+        )
+    return items.finish(listed, notes, source=folder, options=options)

@@ -1,0 +1,49 @@
+"""Format "episodes": what `scripts/record_episodes.py` writes (see `jworld.data.episodes`)."""
+
+import functools
+import pathlib
+from typing import Any
+
+from jworld.cameras import poses
+from jworld.data import episodes
+from jworld.data.inputs import items
+from jworld.errors import UserError
+
+
+def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
+    """DIR with manifest.json and a folder per episode; names, splits and captions are those of the manifest."""
+    manifest = episodes.read_manifest(path)
+    listed = []
+    for entry in manifest["episodes"]:
+        facts = path / entry["name"] / "episode.json"
+        listed.append(
+            items.Item(
+                name=entry["name"],
+                video=path / entry["name"] / "video.mp4",
+                caption=entry["caption"],
+                split=entry["split"],
+                cameras=facts,
+                controls=facts,
+                read_tracks=functools.partial(_read_tracks, facts, entry["frames"]),
+            )
+        )
+    return items.finish(listed, [], source=path / episodes.MANIFEST, options=options)
+
+
+def _read_tracks(path: pathlib.Path, promised: int, frames: int) -> items.Tracks:
+    facts: Any = items.read_json(path)
+    for key in ("frames", "actions", "w2c", "intrinsics"):
+        if not isinstance(facts, dict) or key not in facts:
+            raise UserError(f"{path} lacks the key {key!r}: record the data set again")
+    if not frames == promised == facts["frames"]:
+        raise UserError(
+            f"{path.with_name('video.mp4')} holds {frames} frames, the manifest says {promised} and episode.json "
+            f"{facts['frames']}: record the data set again"
+        )
+    try:
+        intrinsics = poses.intrinsics_matrices(facts["intrinsics"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: intrinsics are not rows of fx, fy, cx, cy: record the data set again") from error
+    w2c, intrinsics = items.check_cameras(facts["w2c"], intrinsics, frames=frames, path=path)
+    controls = items.check_directions(facts["actions"], frames=frames, path=path)
+    return items.Tracks(w2c=w2c, intrinsics=intrinsics, controls=controls)

@@ -1,0 +1,255 @@
+"""What a folder of videos holds, before anything is decoded: items, and what is known about their frames."""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jworld.cameras import actions
+from jworld.data import records
+from jworld.errors import UserError
+
+DIRECTIONS, DRIVING = "directions", "driving"
+# Pose files come from float32 reconstructions; a scaled or sheared matrix is off by far more.
+RIGID_TOLERANCE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Controls:
+    """One word per frame, as recorded.
+
+    vocabulary "directions": words of `actions.TRANSLATIONS` and `actions.ROTATIONS` joined by "+", or "none"
+    (`actions.label_from_name` understands them); "driving": the tokens of The Matrix ("D", "DL", ...).
+    """
+
+    vocabulary: str
+    words: tuple[str, ...]
+
+    def take(self, frames: np.ndarray) -> "Controls":
+        """The words of the frames with these numbers."""
+        return Controls(self.vocabulary, tuple(self.words[frame] for frame in frames))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tracks:
+    """What accompanies the T frames of a video, each None where the format has none.
+
+    w2c float64 [T, 4, 4] OpenCV world-to-camera; intrinsics float64 [T, 3, 3] divided by the image size.
+    """
+
+    w2c: np.ndarray | None = None
+    intrinsics: np.ndarray | None = None
+    controls: Controls | None = None
+
+
+def no_tracks(frames: int) -> Tracks:
+    """The tracks of a video without cameras and controls."""
+    return Tracks()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Item:
+    """One video of a data set, not yet opened.
+
+    Attributes:
+      name: unique within the data set; says nothing about where the data set lies.
+      video: a file that ffmpeg decodes, or a folder of pictures.
+      caption: its text.
+      split: "train" or "val"; None where the format does not say.
+      cameras, controls: the files that `read_tracks` opens.
+      frames_fps: pictures per second of a folder of pictures.
+      first_frame: the clips begin here.
+      read_tracks: number of frames of the video -> its tracks; `UserError` where the files disagree with the video.
+      problem: why the item cannot be used, found while listing: opening it raises this sentence as `UserError`.
+    """
+
+    name: str
+    video: pathlib.Path
+    caption: str = ""
+    split: str | None = None
+    cameras: pathlib.Path | None = None
+    controls: pathlib.Path | None = None
+    frames_fps: float | None = None
+    first_frame: int = 0
+    read_tracks: Callable[[int], Tracks] = no_tracks
+    problem: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """Items sorted by name, and sentences for the user about what was left aside."""
+
+    items: list[Item]
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """How a data set is listed.
+
+    Attributes:
+      require_captions: an item without a caption has a problem; otherwise its caption is empty.
+      frames_fps: pictures per second of folders of pictures.
+      root: where relative paths of an index file start; None: the folder of the index file.
+    """
+
+    require_captions: bool = True
+    frames_fps: float | None = None
+    root: pathlib.Path | None = None
+
+
+def with_splits(items: Iterable[Item], val_share: float) -> list[Item]:
+    """Items whose split the format does not say get one by a hash of their name: `val_share` of them are "val"."""
+    if not 0 <= val_share <= 1:
+        raise UserError(f"share of validation clips is {val_share}, expected a number between 0 and 1")
+    drawn = {True: "val", False: "train"}
+    return [
+        item if item.split else dataclasses.replace(item, split=drawn[_hash(item.name, "split") < val_share * 2**64])
+        for item in items
+    ]
+
+
+def shard(items: Iterable[Item], index: int, count: int) -> list[Item]:
+    """The items of shard `index` of `count`, in their order.
+
+    An item's shard depends on its name and `count` alone: shards are disjoint and together complete, and adding a video
+    moves no other one.
+    """
+    if count < 1 or not 0 <= index < count:
+        raise UserError(f"shard is {index}/{count}, expected i/n with 0 <= i < n, such as 0/4")
+    return [item for item in items if _hash(item.name, "shard") % count == index]
+
+
+def _hash(name: str, purpose: str) -> int:
+    # Salted by purpose: otherwise the validation items would all lie in the first shards.
+    return int.from_bytes(hashlib.sha256(f"{purpose}:{name}".encode()).digest()[:8], "big")
+
+
+def finish(items: Iterable[Item], notes: Sequence[str], *, source: pathlib.Path, options: ListOptions) -> Listing:
+    """Sorted by name; wrong names, splits and captions become problems; a data set without items is a `UserError`."""
+    ordered = sorted(items, key=lambda item: (item.name, str(item.video), item.first_frame))
+    if not ordered:
+        raise UserError(f"{source} holds no videos, expected at least one: give another folder or --format")
+    places = collections.defaultdict(list)
+    for item in ordered:
+        places[item.name].append(item.video)
+    checked = []
+    for item in ordered:
+        problem = item.problem
+        if problem is None and len(places[item.name]) > 1:
+            found = ", ".join(map(str, places[item.name]))
+            problem = f"{len(places[item.name])} videos have the name {item.name!r} ({found}): rename all but one"
+        if problem is None and item.split not in (None, *records.SPLITS):
+            problem = f"{item.video}: split is {item.split!r}, expected one of {', '.join(records.SPLITS)}: correct it"
+        if problem is None and options.require_captions and not item.caption.strip():
+            problem = f"{item.video} has no caption: write one, or give --allow-missing-captions to use an empty text"
+        checked.append(dataclasses.replace(item, caption=item.caption.strip(), problem=problem))
+    return Listing(checked, list(notes))
+
+
+def check_cameras(w2c: Any, intrinsics: Any, *, frames: int, path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices as read from the file `path` -> float64 [T, 4, 4] and [T, 3, 3]; T `frames`, all numbers finite, w2c
+    rigid and focal lengths positive, otherwise `UserError`."""
+    checked = []
+    for name, value, size in (("w2c", w2c, 4), ("intrinsics", intrinsics, 3)):
+        try:
+            array = np.asarray(value, np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: {name} are not matrices of numbers ({error}): correct the file") from error
+        if array.ndim and len(array) != frames:
+            raise count_error(path, "poses", len(array), frames)
+        if array.shape != (frames, size, size):
+            raise UserError(f"{path}: {name} have shape {list(array.shape)}, expected {[frames, size, size]}")
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: {name} hold numbers that are not finite: estimate the cameras again")
+        checked.append(array)
+    _refuse_non_rigid(checked[0], path)
+    focal = checked[1][:, [0, 1], [0, 1]]
+    if (focal <= 0).any():
+        raise UserError(f"{path}: focal length {focal.min():g} found, expected positive ones: correct the intrinsics")
+    return checked[0], checked[1]
+
+
+def _refuse_non_rigid(w2c: np.ndarray, path: pathlib.Path) -> None:
+    rotation = w2c[:, :3, :3]
+    error = np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max(axis=(1, 2))
+    wrong = (error > RIGID_TOLERANCE) | (np.linalg.det(rotation) < 0) | (w2c[:, 3] != [0, 0, 0, 1]).any(axis=1)
+    if wrong.any():
+        frame = int(np.argmax(wrong))
+        raise UserError(
+            f"{path}: w2c of frame {frame} is not rigid (a rotation and a translation, last row 0 0 0 1): write "
+            "world-to-camera matrices without scale or mirroring"
+        )
+
+
+def check_directions(words: Any, *, frames: int, path: pathlib.Path) -> Controls:
+    """One entry of the "directions" vocabulary per frame, otherwise `UserError`."""
+    if not isinstance(words, list):
+        raise UserError(f"{path}: actions are a {type(words).__name__}, expected a list with one entry per frame")
+    if len(words) != frames:
+        raise count_error(path, "actions", len(words), frames)
+    for frame, word in enumerate(words):
+        try:
+            actions.label_from_name(word)
+        except (UserError, AttributeError) as error:
+            raise UserError(f"{path}: frame {frame}: action {word!r} is not understood ({error})") from error
+    return Controls(DIRECTIONS, tuple(words))
+
+
+def count_error(path: pathlib.Path, what: str, found: int, frames: int) -> UserError:
+    """The error of a file that does not say one thing per frame."""
+    return UserError(
+        f"{path} has {found} {what}, the video decodes to {frames} frames, expected one for each: make both from the "
+        "same recording"
+    )
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The value of a JSON file; absent or malformed: `UserError`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is absent: add it or correct the path") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}): correct it") from error
+
+
+def read_text(path: pathlib.Path) -> str | None:
+    """The text of a file, None where there is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable text ({error}): save it as UTF-8") from error
+
+
+def index_file(path: pathlib.Path) -> pathlib.Path:
+    """`path` itself where it is a file, else its `index.json`."""
+    return path / "index.json" if path.is_dir() else path
+
+
+def entry_texts(entry: Any, keys: Sequence[str]) -> dict[str, str]:
+    """The texts under these keys of one entry of an index; "" where there is none."""
+    facts = entry if isinstance(entry, dict) else {}
+    return {key: facts[key] if isinstance(facts.get(key), str) else "" for key in keys}
+
+
+def broken_entry(index: pathlib.Path, number: int, key: str) -> Item:
+    """The item of an index's entry that does not say which file it means."""
+    return Item(
+        name=f"entry_{number:06d}",
+        video=index,
+        problem=f"{index}: entry {number} has no text under the key {key!r}: add it or remove the entry",
+    )
+
+
+def name_of(path: str | pathlib.Path) -> str:
+    """The item name of a video path: the path as it was given, without its suffix."""
+    pure = pathlib.PurePosixPath(path)
+    return pure.with_suffix("").as_posix().lstrip("/") if pure.name else str(path)

@@ -1,0 +1,210 @@
+"""Videos as streams of frames: files that ffmpeg decodes, and folders of pictures."""
+
+import pathlib
+import re
+import subprocess
+from collections.abc import Generator
+from typing import IO, Protocol
+
+import imageio_ffmpeg
+import numpy as np
+import PIL.Image
+
+from jworld.errors import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+# Frames as they are stored, none repeated or dropped for a constant rate. "V": no cover pictures.
+_FRAMES = ("-map", "0:V:0", "-fps_mode", "passthrough")
+_PROBLEM = re.compile(r"^(?P<source>(\[[^\]]* @ [^\]]*\] )*)\[(error|fatal)\] (?P<text>.*)$")
+# What the file format complains about is always a fault of the file; decoders also complain about trifles.
+_CONTAINER = re.compile(r"^\[(in#|mov,|matroska,)")
+_DURATION = re.compile(r"Duration: (\d+):(\d\d):(\d\d\.\d+)")
+
+
+class Video(Protocol):
+    """A video that was found whole.
+
+    Attributes:
+      path: where it lies.
+      times: float64 [T], seconds from the first frame, increasing.
+      size: width and height of its frames.
+    """
+
+    path: pathlib.Path
+    times: np.ndarray
+    size: tuple[int, int]
+
+    def frames(self) -> Generator[np.ndarray, None, None]:
+        """The frames uint8 [H, W, 3] in order, one in memory at a time; close the iterator to stop early."""
+
+
+def open_video(path: pathlib.Path, *, frames_fps: float | None = None) -> Video:
+    """A file or a folder of pictures; what cannot be decoded to its end is a `UserError`."""
+    if path.is_dir():
+        return PictureFolder(path, fps=frames_fps)
+    return VideoFile(path)
+
+
+def rate(video: Video) -> float:
+    """Frames per second, the mean over the video."""
+    return (len(video.times) - 1) / float(video.times[-1])
+
+
+class VideoFile:
+    """A video file. Opening it decodes it once to count the frames and read their time stamps, without keeping any.
+
+    The count of the container would not do: files that were cut without encoding hold frames that are never shown.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise UserError(f"{path} is absent, expected a video: add it or correct the path")
+        command = _ffmpeg("-loglevel", "level+info", "-xerror", "-i", str(path), *_FRAMES, "-enc_time_base", "demux")
+        # The packets of the sound are copied for their times: a sound track may outlast the frames.
+        command += ["-map", "0:a?", "-c:a", "copy", "-f", "framecrc", "-"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        log = done.stderr.decode(errors="replace")
+        self.size, seconds, ends = self._read_table(done.stdout.decode(errors="replace"))
+        self._refuse_broken(len(seconds), done.returncode, log)
+        if len(seconds) < 2:
+            raise UserError(f"{path} holds {len(seconds)} frames, expected a video of at least 2: remove it")
+        if (np.diff(seconds) <= 0).any():
+            frame = int(np.argmax(np.diff(seconds) <= 0)) + 1
+            raise UserError(
+                f"{path}: the time stamp of frame {frame} is not after the one before it, expected increasing ones: "
+                "encode the video again, with ffmpeg -i"
+            )
+        self._refuse_short(seconds, ends, log)
+        self.times = seconds - seconds[0]
+
+    def frames(self) -> Generator[np.ndarray, None, None]:
+        """See `Video`."""
+        # Every picture comes with its own header: "P6\n<width> <height>\n255\n".
+        command = _ffmpeg("-loglevel", "quiet", "-i", str(self.path), *_FRAMES)
+        command += ["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            assert process.stdout is not None
+            try:
+                while (frame := _read_picture(process.stdout)) is not None:
+                    _refuse_size(self.path, frame, self.size)
+                    yield frame
+            finally:
+                process.kill()
+
+    def _read_table(self, table: str) -> tuple[tuple[int, int], np.ndarray, list[float]]:
+        """ffmpeg's table of frames -> (width, height), the frames' seconds, and where each stream ends."""
+        ticks: dict[str, float] = {}
+        size, seconds, ends = (0, 0), [], [0.0]
+        for line in table.splitlines():
+            if line.startswith("#tb "):
+                stream, base = line[4:].split(": ")
+                numerator, denominator = base.split("/")
+                ticks[stream] = int(numerator) / int(denominator)
+            elif line.startswith("#dimensions 0: "):
+                width, height = line.removeprefix("#dimensions 0: ").split("x")
+                size = int(width), int(height)
+            elif not line.startswith("#"):
+                stream, _, shown, duration = (part.strip() for part in line.split(",")[:4])
+                if not shown.lstrip("-").isdigit():
+                    raise UserError(f"{self.path} has frames without time stamps: encode it again, with ffmpeg -i")
+                ends.append((int(shown) + int(duration)) * ticks[stream])
+                if stream == "0":
+                    seconds.append(int(shown) * ticks[stream])
+        return size, np.array(seconds), ends
+
+    def _refuse_broken(self, frames: int, returncode: int, log: str) -> None:
+        problems = [match for line in log.splitlines() if (match := _PROBLEM.match(line))]
+        container = [match for match in problems if _CONTAINER.match(match["source"])]
+        if returncode or container:
+            reason = (container or problems)[0]["text"] if problems else f"ffmpeg ended with code {returncode}"
+            raise UserError(
+                f"{self.path} is damaged or no video: {frames} frames decode, then: {reason.rstrip('.')}; copy or "
+                "encode it again"
+            )
+
+    def _refuse_short(self, seconds: np.ndarray, ends: list[float], log: str) -> None:
+        """The container promises a duration: frames that are missing at the end are found by it."""
+        match = _DURATION.search(log)
+        if match is None:
+            return
+        promised = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+        step = float(np.mean(np.diff(seconds)))
+        # The last frame's own duration may be unknown, and the promise is printed with two decimals.
+        if max(ends) + 1.5 * step + 0.02 < promised:
+            raise UserError(
+                f"{self.path} decodes to {len(seconds)} frames ({max(ends):.2f} s), its header promises "
+                f"{promised:.2f} s: the file is cut off, copy it again"
+            )
+
+
+class PictureFolder:
+    """A folder of png or jpg files in the order of the numbers in their names (2 before 10)."""
+
+    def __init__(self, path: pathlib.Path, *, fps: float | None) -> None:
+        self.path = path
+        self._files = picture_files(path)
+        if fps is None or fps <= 0:
+            raise UserError(
+                f"{path} is a folder of pictures without time stamps (pictures per second: {fps}): give --frames-fps"
+            )
+        if len(self._files) < 2:
+            raise UserError(f"{path} holds {len(self._files)} pictures, expected at least 2: remove it")
+        self.times = np.arange(len(self._files)) / fps
+        first = _open_picture(self._files[0])
+        self.size = first.shape[1], first.shape[0]
+
+    def frames(self) -> Generator[np.ndarray, None, None]:
+        """See `Video`."""
+        for file in self._files:
+            frame = _open_picture(file)
+            _refuse_size(file, frame, self.size)
+            yield frame
+
+
+def picture_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The pictures that lie directly in a folder, in the order of the numbers in their names."""
+    files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and is_visible(file)]
+    return sorted(files, key=lambda file: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", file.name)])
+
+
+def is_visible(path: pathlib.Path) -> bool:
+    """Not one of the hidden files that desktops and copy programs leave behind."""
+    return not path.name.startswith(".")
+
+
+def _ffmpeg(*arguments: str) -> list[str]:
+    # Not imageio_ffmpeg's own readers: their preexec_fn forks a process in which JAX runs threads.
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostats", *arguments]
+
+
+def _read_picture(stream: IO[bytes]) -> np.ndarray | None:
+    header = [stream.readline() for _ in range(3)]
+    if header[0] != b"P6\n":
+        return None
+    width, height = map(int, header[1].split())
+    data = stream.read(3 * width * height)
+    if len(data) < 3 * width * height:
+        return None
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+def _open_picture(file: pathlib.Path) -> np.ndarray:
+    try:
+        with PIL.Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{file} is not a readable picture ({error}): copy or render it again") from error
+
+
+def _refuse_size(path: pathlib.Path, frame: np.ndarray, size: tuple[int, int]) -> None:
+    height, width, _ = frame.shape
+    if (width, height) != size:
+        raise UserError(
+            f"{path}: a frame has {width}x{height} pixels, the first one has {size[0]}x{size[1]}, expected one size: "
+            "encode the video again"
+        )

@@ -1,0 +1,95 @@
+"""Format "worldplay": videos with a pose json each, and an action json if there is one, listed by an index json.
+
+Pose and action files are those of HY-WorldPlay's trainer: objects with one entry per video frame, in frame order
+whatever the keys are named; intrinsics are divided by twice the principal point, so they may belong to another size
+than the video's. Source: `ar_camera_hunyuan_w_mem_dataset.py`; the index has `video_path` for its `latent_path`.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from jworld.cameras import poses
+from jworld.data.inputs import items
+from jworld.errors import UserError
+
+_VIEWS = {"LR": "yaw_right", "LL": "yaw_left", "LU": "pitch_up", "LD": "pitch_down"}
+_MOVES = (("W", "S", "forward"), ("S", "W", "backward"), ("D", "A", "right"), ("A", "D", "left"))
+
+
+def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
+    """DIR with index.json, or the index itself: a list of objects with video_path, pose_path, caption and, if wanted,
+    action_path and split. Relative paths start at the index's folder or `options.root`."""
+    index = items.index_file(path)
+    entries = items.read_json(index)
+    if not isinstance(entries, list):
+        raise UserError(f"{index} holds a {type(entries).__name__}, expected a list of objects with video_path")
+    root = options.root or index.parent
+    listed = [_item(entry, number, index, root) for number, entry in enumerate(entries)]
+    return items.finish(listed, [], source=index, options=options)
+
+
+def _item(entry: Any, number: int, index: pathlib.Path, root: pathlib.Path) -> items.Item:
+    facts = items.entry_texts(entry, ("video_path", "pose_path", "action_path", "caption", "split"))
+    missing = [key for key in ("video_path", "pose_path") if not facts[key]]
+    if missing:
+        return items.broken_entry(index, number, missing[0])
+    cameras = root / facts["pose_path"]
+    controls = root / facts["action_path"] if facts["action_path"] else None
+    return items.Item(
+        name=items.name_of(facts["video_path"]),
+        video=root / facts["video_path"],
+        caption=facts["caption"],
+        split=facts["split"] or None,
+        cameras=cameras,
+        controls=controls,
+        read_tracks=functools.partial(_read_tracks, cameras, controls),
+    )
+
+
+def _read_tracks(cameras: pathlib.Path, controls: pathlib.Path | None, frames: int) -> items.Tracks:
+    entries = _frame_entries(cameras, frames, "poses", ("w2c", "intrinsic"))
+    w2c, pixels = items.check_cameras(
+        [entry["w2c"] for entry in entries], [entry["intrinsic"] for entry in entries], frames=frames, path=cameras
+    )
+    if (pixels[:, :2, 2] <= 0).any():
+        raise UserError(
+            f"{cameras}: the principal point is {pixels[:, :2, 2].min():g} pixels, expected half the image size: "
+            "write intrinsics in pixels"
+        )
+    intrinsics = poses.normalise_intrinsics(pixels)
+    return items.Tracks(w2c=w2c, intrinsics=intrinsics, controls=_read_controls(controls, frames))
+
+
+def _read_controls(path: pathlib.Path | None, frames: int) -> items.Controls | None:
+    if path is None:
+        return None
+    entries = _frame_entries(path, frames, "actions", ("move_action", "view_action"))
+    return items.check_directions([_words(entry) for entry in entries], frames=frames, path=path)
+
+
+def _frame_entries(path: pathlib.Path, frames: int, what: str, keys: tuple[str, str]) -> list[Mapping[str, Any]]:
+    value = items.read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, expected an object with one entry per frame")
+    entries = list(value.values())
+    if len(entries) != frames:
+        raise items.count_error(path, what, len(entries), frames)
+    for name, entry in value.items():
+        absent = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+        if absent:
+            hint = ""
+            if isinstance(entry, dict) and "extrinsic" in entry:
+                hint = ": files for generation (extrinsic and K, camera-to-world, one entry per latent) do not fit here"
+            raise UserError(f"{path}: entry {name!r} lacks the key {absent[0]!r}, expected {' and '.join(keys)}{hint}")
+    return entries
+
+
+def _words(entry: Mapping[str, Any]) -> str:
+    """As `actions.labels_from_entries` reads an entry: opposite letters cancel, an unknown view is none."""
+    move = str(entry["move_action"])
+    words = [word for letter, opposite, word in _MOVES if letter in move and opposite not in move]
+    if entry["view_action"] in _VIEWS:
+        words.append(_VIEWS[entry["view_action"]])
+    return "+".join(words) or "none"

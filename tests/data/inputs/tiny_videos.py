@@ -1,0 +1,53 @@
+"""Videos of a few frames whose grey level tells the number of each frame, and cameras written by hand."""
+
+import math
+import pathlib
+import subprocess
+
+import imageio_ffmpeg
+import numpy as np
+
+WIDTH, HEIGHT, FRAMES = 32, 24, 30
+LEVELS = 8  # grey levels between one frame and the next: more than the coding loses
+
+STEP, TURN = 0.05, math.radians(1)
+
+
+def numbered(frames: int = FRAMES, *, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """uint8 [T, H, W, 3], frame t of one grey."""
+    grey = (np.arange(frames) * LEVELS % 256).astype(np.uint8)
+    return np.broadcast_to(grey[:, None, None, None], (frames, height, width, 3)).copy()
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The numbers of numbered frames [T, H, W, 3]."""
+    return [round(float(frame.mean()) / LEVELS) for frame in frames]
+
+
+def ffmpeg(*arguments: str, data: bytes | None = None) -> None:
+    """Run ffmpeg, quietly."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", *arguments]
+    subprocess.run(command, input=data or b"", check=True)
+
+
+def write(path: pathlib.Path, frames: np.ndarray | None = None, *, fps: float = 10, options: tuple = ()) -> None:
+    """A video file; the suffix says the container."""
+    frames = numbered() if frames is None else frames
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    coding = (
+        ["-c:v", "libvpx", "-crf", "4", "-b:v", "1M"] if path.suffix == ".webm" else ["-c:v", "libx264", "-crf", "1"]
+    )
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
+    ffmpeg(*source, *coding, "-pix_fmt", "yuv420p", *options, str(path), data=frames.tobytes())
+
+
+def walk(frames: int = 9) -> np.ndarray:
+    """Camera-to-world poses [T, 4, 4] by hand: ahead along z up to frame 4, then turning right (z towards x)."""
+    c2w = np.tile(np.eye(4), (frames, 1, 1))
+    for t in range(frames):
+        angle = TURN * max(t - 4, 0)
+        c2w[t, :3, 0] = math.cos(angle), 0, -math.sin(angle)
+        c2w[t, :3, 2] = math.sin(angle), 0, math.cos(angle)
+        c2w[t, 2, 3] = STEP * min(t, 4)
+    return c2w
