@@ -86,9 +86,8 @@ class Glyph(base.TextEncoder):
             mask = tokens["attention_mask"]
             with torch.inference_mode():
                 hidden = self._model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
-            hidden = hidden.float().cpu().numpy()
-            for (i, _), rows, length in zip(batch, hidden, mask.sum(1).tolist(), strict=True):
-                states[i] = rows[:length].copy()
+            for (i, _), rows in zip(batch, torch_models.valid_rows(hidden, mask.sum(1).tolist()), strict=True):
+                states[i] = rows
         return states
 
 

@@ -94,9 +94,8 @@ class Qwen(base.TextEncoder):
                     output_hidden_states=True,
                     use_cache=False,
                 )
-            hidden = output.hidden_states[HIDDEN_STATE].float().cpu().numpy()
             lengths = tokens["attention_mask"].sum(1).tolist()
-            states += [rows[self._start : length].copy() for rows, length in zip(hidden, lengths, strict=True)]
+            states += torch_models.valid_rows(output.hidden_states[HIDDEN_STATE], lengths, start=self._start)
         return states
 
 

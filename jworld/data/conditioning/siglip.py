@@ -46,6 +46,7 @@ class Siglip(base.ImageEncoder):
             pixels = torch.from_numpy(self.pixels(batch)).to(self._device, self._model.dtype)
             with torch.inference_mode():
                 states.append(self._model(pixel_values=pixels).last_hidden_state.float().cpu().numpy())
+        torch_models.check_finite(states, self._model.dtype)
         return np.concatenate(states)
 
     def pixels(self, images: np.ndarray) -> np.ndarray:

@@ -69,7 +69,6 @@ class T5(base.TextEncoder):
             mask = None if self._rule.keeps_padding else tokens["attention_mask"]
             with torch.inference_mode():
                 hidden = self._model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
-            hidden = hidden.float().cpu().numpy()
             lengths = [self._rule.tokens] * len(batch) if mask is None else mask.sum(1).tolist()
-            states += [rows[:length].copy() for rows, length in zip(hidden, lengths, strict=True)]
+            states += torch_models.valid_rows(hidden, lengths)
         return states

@@ -119,6 +119,20 @@ def batches(items: Sequence[Any] | np.ndarray, size: int) -> Iterator[Any]:
         yield items[start : start + size]
 
 
+def valid_rows(hidden: Any, lengths: Sequence[int], *, start: int = 0) -> list[np.ndarray]:
+    """Tensor [B, S, D] -> per item the rows from `start` to its length, float32."""
+    array = hidden.float().cpu().numpy()
+    states = [rows[start:length].copy() for rows, length in zip(array, lengths, strict=True)]
+    check_finite(states, hidden.dtype)
+    return states
+
+
+def check_finite(states: Sequence[np.ndarray], dtype: Any) -> None:
+    """`UserError` where a number was too large for the dtype that the model ran in."""
+    if not all(np.isfinite(rows).all() for rows in states):
+        raise UserError(f"encoder states in {dtype} are not finite: choose another encoder dtype, such as float32")
+
+
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
     """Without the report of weights that were left out: they are checked here."""

@@ -66,10 +66,10 @@ def images():
     return np.stack([np.asarray(PIL.Image.fromarray(image).resize((80, 48))) for image in small])
 
 
-def expected(model, images):
+def expected(model, images, **changes):
     classes = transformers.models.siglip
     processor = getattr(classes, "SiglipImageProcessorPil", classes.SiglipImageProcessor)(
-        **{key: value for key, value in PREPROCESSOR.items() if key != "image_processor_type"}
+        **{key: value for key, value in (PREPROCESSOR | changes).items() if key != "image_processor_type"}
     )
     pixels = processor(images=list(images), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -85,6 +85,13 @@ def test_states_are_the_last_hidden_state_of_the_preprocessed_image(model, redux
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, states, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(encoder.encode(images[1:2]), states[1:2], rtol=1e-4, atol=1e-5)
+
+
+def test_the_preprocessors_settings_are_followed(model, redux, images):
+    changes = {"resample": 2, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    write_json(redux / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR | changes)
+    found = conditioning.load_image_encoder(f"siglip:{redux}", FLOAT32).pixels(images)
+    np.testing.assert_allclose(found, expected(model, images, **changes)[0], rtol=0, atol=1e-6)
 
 
 def test_a_flat_folder_with_the_text_tower_is_the_same_encoder(model, redux, images, tmp_path):

@@ -196,3 +196,14 @@ def test_a_damaged_folder_is_named(copied, damage, message):
     damage(copied)
     with pytest.raises(UserError, match=message):
         conditioning.load_text_encoder(f"t5-cosmos:{copied}", FLOAT32)
+
+
+def test_states_that_overflow_are_refused(copied):
+    weights = safetensors_torch.load_file(copied / "model.safetensors")
+    weights["encoder.final_layer_norm.weight"] *= 1e6
+    safetensors_torch.save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    half = conditioning.Options(dtype="float16", device="cpu")
+    with pytest.raises(
+        UserError, match=r"encoder states in torch.float16 are not finite: choose another encoder dtype"
+    ):
+        conditioning.load_text_encoder(f"t5-cosmos:{copied}", half).encode(PROMPTS)
