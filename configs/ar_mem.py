@@ -103,7 +103,9 @@ def _tiny() -> ml_collections.ConfigDict:
     config.checkpoint = {"interval": 100, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 10}
     config.sample = {
-        "rollout": {"num_steps": 4, "shift": 10.0, "guidance": 1.0},
+        "rollout": {"mode": "autoregressive", "num_steps": 4, "shift": 10.0, "guidance": 1.0},
+        # What a latent of the rooms' walks is, so that a pose string moves as the training data did.
+        "motion": {"step": 0.24, "turn": 8.0, "focal": (1 / 2, 2 / 3)},
         "actions": "forward*6,yaw_right*9",
         "seed": 0,
     }
@@ -117,6 +119,8 @@ def _from_nothing(config: ml_collections.ConfigDict, *, source: str) -> None:
     config.data.encoding.autoencoder = ""
     config.data.recording.source = source
     config.data.recording.directory = f"data/{source}/episodes"
+    if source == "doom":
+        config.sample.motion = {"step": 0.25, "turn": 8.0, "focal": (0.5, 0.8)}
     config.optimizer.learning_rate = 2e-3
 
 
@@ -226,4 +230,11 @@ def _published(config: ml_collections.ConfigDict) -> None:
     }
     config.checkpoint = {"interval": 500, "max_to_keep": 3, "step": -1}
     config.log = {"interval": 10}
-    config.sample.rollout = {"num_steps": 50, "shift": 5.0, "guidance": 6.0, "context_time": 14.0}
+    config.sample.rollout = {
+        "mode": "autoregressive",
+        "num_steps": 50,
+        "shift": 5.0,
+        "guidance": 6.0,
+        "context_time": 14.0,
+    }
+    config.sample.motion = {"step": 0.08, "turn": 3.0, "focal": (50 / 99, 800 / 891)}

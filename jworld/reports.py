@@ -7,23 +7,34 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Action:
+    """One step of a rollout: what the session is told, and its name for people."""
+
+    told: Any
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:
     """Frames `start` to `stop` of a rollout, what was done in them, and how close they come to the truth (dB)."""
 
     start: int
     stop: int
     action: str
-    psnr: float
+    psnr: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A recorded and a predicted video, uint8 [T, H, W, 3] both, in chunks that cover all T frames."""
+    """A predicted video beside the recorded one, if there is one, in chunks that cover all frames.
+
+    prediction, truth: uint8 [T, H, W, 3].
+    """
 
     title: str
-    truth: np.ndarray
     prediction: np.ndarray
     chunks: list[Chunk]
+    truth: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Pictures of rollouts: contact sheets and videos with the truth above the prediction."""
+"""Pictures of rollouts: contact sheets, and videos with the truth above the prediction."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from jworld.data import images
 from jworld.reports import Chunk, Comparison
 
-PICTURE_WIDTH = 112  # one picture of a sheet is at least so wide
+PICTURE_WIDTH = 112  # one picture of a sheet is at least so wide, and at most twice that
 VIDEO_WIDTH = 256
 FRAMES_PER_CHUNK = 4
 CHUNKS_PER_ROW = 4
@@ -22,7 +23,7 @@ FONT = PIL.ImageFont.load_default(13)
 
 
 def contact_sheet(comparisons: Sequence[Comparison]) -> PIL.Image.Image:
-    """One below the other: per chunk its action and PSNR, some of the true frames, the same predicted frames below."""
+    """One below the other: per chunk its action, some of its frames, the true ones above where there are any."""
     rows = []
     for comparison in comparisons:
         if comparison.title:
@@ -33,6 +34,7 @@ def contact_sheet(comparisons: Sequence[Comparison]) -> PIL.Image.Image:
 
 def video(comparison: Comparison) -> np.ndarray:
     """uint8 [T, H', W', 3]: truth above prediction, each under a line of text, enlarged to 256 pixels or more."""
+    assert comparison.truth is not None
     factor = math.ceil(VIDEO_WIDTH / comparison.truth.shape[2])
     width = factor * comparison.truth.shape[2]
     frames = []
@@ -45,35 +47,49 @@ def video(comparison: Comparison) -> np.ndarray:
     return np.stack(frames)
 
 
+def _strips(comparison: Comparison) -> dict[str, np.ndarray]:
+    """The videos to show, by the name at their side."""
+    if comparison.truth is None:
+        return {"generated": comparison.prediction}
+    return {"recorded": comparison.truth, "predicted": comparison.prediction}
+
+
 def _rows(comparison: Comparison) -> list[np.ndarray]:
     """The chunks in rows that wrap, with a gap below each."""
-    height = _factor(comparison) * comparison.truth.shape[1]
-    names = np.concatenate([_text("", SIDE), _text("recorded", SIDE, height), _text("predicted", SIDE, height)])
+    strips = _strips(comparison)
+    height = len(_picture(comparison.prediction[0]))
+    names = np.concatenate([_text("", SIDE), *(_text(name, SIDE, height) for name in strips)])
     rows = []
     for first in range(0, len(comparison.chunks), CHUNKS_PER_ROW):
         parts = [names]
         for chunk in comparison.chunks[first : first + CHUNKS_PER_ROW]:
-            parts += [_block(comparison, chunk), _text("", GAP, len(names))]
+            parts += [_block(list(strips.values()), chunk), _text("", GAP, len(names))]
         rows += [np.concatenate(parts, axis=1), _text("", SIDE, GAP)]
     return rows
 
 
-def _block(comparison: Comparison, chunk: Chunk) -> np.ndarray:
-    """One chunk: a line of text above two strips of pictures."""
+def _block(videos: Sequence[np.ndarray], chunk: Chunk) -> np.ndarray:
+    """One chunk: a line of text above its strips of pictures."""
     shown = np.linspace(chunk.start, chunk.stop - 1, FRAMES_PER_CHUNK).round().astype(int)
-    strips = [_strip(frames[shown], _factor(comparison)) for frames in (comparison.truth, comparison.prediction)]
-    text = f"frames {chunk.start}-{chunk.stop - 1}: {chunk.action}, {_decibels(chunk)}"
+    strips = [_strip(frames[shown]) for frames in videos]
+    text = f"frames {chunk.start}-{chunk.stop - 1}: {chunk.action}"
+    if chunk.psnr is not None:
+        text += f", {_decibels(chunk)}"
     return np.concatenate([_text(text, strips[0].shape[1]), *strips])
 
 
-def _strip(frames: np.ndarray, factor: int) -> np.ndarray:
-    pictures = [_enlarged(frame, factor) for frame in frames]
+def _strip(frames: np.ndarray) -> np.ndarray:
+    pictures = [_picture(frame) for frame in frames]
     gap = _text("", SEAM, pictures[0].shape[0])
     return np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
 
 
-def _factor(comparison: Comparison) -> int:
-    return math.ceil(PICTURE_WIDTH / comparison.truth.shape[2])
+def _picture(frame: np.ndarray) -> np.ndarray:
+    """A frame as wide as a sheet can use it."""
+    height, width = frame.shape[:2]
+    if width <= 2 * PICTURE_WIDTH:
+        return _enlarged(frame, math.ceil(PICTURE_WIDTH / width))
+    return images.resize(frame, width=2 * PICTURE_WIDTH, height=round(height * 2 * PICTURE_WIDTH / width))
 
 
 def _decibels(chunk: Chunk) -> str:

@@ -1,7 +1,8 @@
 """Camera paths written as text: "w-3, right-1, d-4" walks 3 latents forward, turns right for 1, then steps right for 4.
 
 Grammar and motions are those of HY-WorldPlay's `hyvideo/generate.py` and `generate_custom_trajectory.py`: every item is
-`action-duration`, the duration in latents (a fraction is cut off), and the path begins with the identity pose.
+`action-duration`, the duration in latents (a fraction is cut off), and the path begins with the identity pose. Not in
+the original: keys held together, as in "w+right-3".
 """
 
 import dataclasses
@@ -13,12 +14,7 @@ import numpy as np
 from jworld.cameras import actions, poses
 from jworld.errors import UserError
 
-STEP = 0.08
-TURN = math.radians(3)
 ORBIT_RADIUS = 1.0
-DEFAULT_INTRINSICS = poses.normalise_intrinsics(
-    poses.intrinsics_matrices(np.array([969.6969696969696, 969.6969696969696, 960.0, 540.0]))
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +32,30 @@ class Motion:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Units:
+    """How far one latent of a held key moves, and what the camera sees (`config.sample.motion`).
+
+    The published weights' values by default; a model that was trained on another world has those of its own.
+
+    Attributes:
+      step: world units of a step.
+      turn: degrees of a turn.
+      focal: focal lengths (fx, fy) in units of the image's width and height.
+    """
+
+    step: float = 0.08
+    turn: float = 3.0
+    focal: tuple[float, float] = (50 / 99, 800 / 891)
+
+    def __post_init__(self) -> None:
+        if self.step <= 0 or self.turn <= 0 or min(self.focal) <= 0:
+            raise ValueError(f"step {self.step}, turn {self.turn} and focal {self.focal} must be positive")
+
+
+PUBLISHED = Units()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CameraPath:
     """Control of a rollout: w2c [F, 4, 4] float64, intrinsics [F, 3, 3] float64 normalised, action [F] int32."""
 
@@ -44,16 +64,18 @@ class CameraPath:
     action: np.ndarray
 
 
+# One unit of motion each.
 MOTIONS = {
-    "w": Motion(forward=STEP),
-    "s": Motion(forward=-STEP),
-    "d": Motion(right=STEP),
-    "a": Motion(right=-STEP),
-    "right": Motion(yaw=TURN),
-    "left": Motion(yaw=-TURN),
-    "up": Motion(pitch=TURN),
-    "down": Motion(pitch=-TURN),
+    "w": Motion(forward=1),
+    "s": Motion(forward=-1),
+    "d": Motion(right=1),
+    "a": Motion(right=-1),
+    "right": Motion(yaw=1),
+    "left": Motion(yaw=-1),
+    "up": Motion(pitch=1),
+    "down": Motion(pitch=-1),
 }
+NO_KEY = "none"
 
 
 def parse(text: str) -> list[tuple[str, float]]:
@@ -67,27 +89,48 @@ def parse(text: str) -> list[tuple[str, float]]:
             (duration,) = (float(value) for value in durations)
         except ValueError:
             duration = math.nan
-        if action not in MOTIONS or not math.isfinite(duration):
+        if not _is_action(action) or not math.isfinite(duration):
             raise UserError(
                 f"pose string item '{item}' is not understood; expected action-duration, such as w-3, with an action "
-                f"among {', '.join(MOTIONS)} and the number of latents as duration"
+                f"among {', '.join(MOTIONS)}, or several that do not oppose each other joined as in w+right-3, and the "
+                "number of latents as duration"
             )
         commands.append((action, duration))
     return commands
 
 
-def motions(text: str) -> list[Motion]:
+def _is_action(action: str) -> bool:
+    """Whether these are known keys, at most one per direction and its opposite."""
+    keys = action.split("+")
+    return set(keys) <= MOTIONS.keys() and all(
+        sum(getattr(MOTIONS[key], field.name) != 0 for key in keys) <= 1 for field in dataclasses.fields(Motion)
+    )
+
+
+def key_motion(action: str, units: Units = PUBLISHED) -> Motion:
+    """The motion of keys joined by "+", each as if it were held alone; "none" stays."""
+    held = [] if action == NO_KEY else [MOTIONS[key] for key in action.split("+")]
+    turn = math.radians(units.turn)
+    return Motion(
+        forward=units.step * sum(motion.forward for motion in held),
+        right=units.step * sum(motion.right for motion in held),
+        yaw=turn * sum(motion.yaw for motion in held),
+        pitch=turn * sum(motion.pitch for motion in held),
+    )
+
+
+def motions(text: str, units: Units = PUBLISHED) -> list[Motion]:
     """Pose string -> one motion per latent after the first."""
-    return [MOTIONS[action] for action, duration in parse(text) for _ in range(int(duration))]
+    return [key_motion(action, units) for action, duration in parse(text) for _ in range(int(duration))]
 
 
-def trajectory(steps: Sequence[Motion]) -> np.ndarray:
-    """Motions -> c2w [1 + len(steps), 4, 4], the first the identity.
+def trajectory(steps: Sequence[Motion], start: np.ndarray | None = None) -> np.ndarray:
+    """Motions -> c2w [1 + len(steps), 4, 4], the first `start` or the identity.
 
     A step turns first (yaw, then pitch about the new x), moves along the new axes, and orbits last.
     """
-    rotation, position = np.eye(3), np.zeros(3)
-    c2w = np.broadcast_to(np.eye(4), (len(steps) + 1, 4, 4)).copy()
+    c2w = np.broadcast_to(np.eye(4) if start is None else start, (len(steps) + 1, 4, 4)).copy()
+    rotation, position = c2w[0, :3, :3], c2w[0, :3, 3]
     for index, step in enumerate(steps, start=1):
         rotation = rotation @ _about_y(step.yaw) @ _about_x(step.pitch)
         position = position + rotation @ np.array([step.right, 0, step.forward])
@@ -98,18 +141,36 @@ def trajectory(steps: Sequence[Motion]) -> np.ndarray:
     return c2w
 
 
-def path_from_c2w(c2w: np.ndarray, *, third_person: bool = False) -> CameraPath:
-    """The control of a path given by its camera-to-world poses [F, 4, 4], with the default intrinsics."""
+def path_from_c2w(c2w: np.ndarray, *, units: Units = PUBLISHED, third_person: bool = False) -> CameraPath:
+    """The control of a path given by its camera-to-world poses [F, 4, 4], with the intrinsics of `units`."""
     w2c = poses.invert_rigid(c2w)
     action = actions.labels_from_poses(
         w2c, min_translation=actions.INFERENCE_MIN_TRANSLATION, third_person=third_person
     )
-    return CameraPath(w2c=w2c, intrinsics=np.broadcast_to(DEFAULT_INTRINSICS, (len(w2c), 3, 3)), action=action)
+    intrinsics = poses.intrinsics_matrices(np.array([*units.focal, 0.5, 0.5]))
+    return CameraPath(w2c=w2c, intrinsics=np.broadcast_to(intrinsics, (len(w2c), 3, 3)), action=action)
 
 
-def path(text: str) -> CameraPath:
+def path(text: str, units: Units = PUBLISHED) -> CameraPath:
     """Pose string -> the control of its 1 + sum(durations) latents."""
-    return path_from_c2w(trajectory(motions(text)))
+    return path_from_c2w(trajectory(motions(text, units)), units=units)
+
+
+def held(action: str, latents: int, units: Units = PUBLISHED, *, after: np.ndarray | None) -> CameraPath:
+    """Keys such as "w+right", or "none", held for `latents` latents: how a player's path goes on.
+
+    `after` is the w2c [4, 4] of the latent before, or None where the path begins (with a latent that does not move).
+    """
+    if action != NO_KEY and not _is_action(action):
+        raise UserError(
+            f"keys '{action}' are not understood; expected {NO_KEY}, or one of {', '.join(MOTIONS)}, or several that "
+            "do not oppose each other joined by '+'"
+        )
+    first = int(after is not None)
+    steps = [key_motion(action, units)] * (latents - 1 + first)
+    c2w = trajectory(steps, None if after is None else poses.invert_rigid(after))
+    whole = path_from_c2w(c2w, units=units)
+    return CameraPath(w2c=whole.w2c[first:], intrinsics=whole.intrinsics[first:], action=whole.action[first:])
 
 
 def key_timeline(text: str) -> np.ndarray:
@@ -123,7 +184,7 @@ def key_timeline(text: str) -> np.ndarray:
             raise UserError(
                 f"pose string item '{action}-{duration:g}' needs a whole number of latents to show its keys"
             )
-        motion = MOTIONS[action]
+        motion = key_motion(action)
         signs = (motion.forward, -motion.right, motion.yaw, motion.pitch)
         frames = actions.FRAMES_PER_LATENT * int(duration) + (not rows)
         rows += [[int(np.sign(value)) for value in signs]] * frames

@@ -16,7 +16,7 @@ def test_a_path_has_one_pose_per_latent() -> None:
     assert [actions.label_name(label) for label in path.action] == ["none", "forward", "forward", "yaw_right"]
     assert path.w2c.shape == (4, 4, 4)
     assert path.intrinsics.shape == (4, 3, 3)
-    np.testing.assert_allclose(path.w2c[2, :3, 3], [0, 0, -2 * pose_strings.STEP])
+    np.testing.assert_allclose(path.w2c[2, :3, 3], [0, 0, -2 * pose_strings.PUBLISHED.step])
 
 
 @pytest.mark.parametrize("item", ["w", "w-x", "q-3", "w--3", "w-3-4", "w-", "w-nan", "w-inf", "W-3"])
@@ -53,7 +53,7 @@ def test_golden_check_notices_another_convention(name: str, value: object, monke
 
 
 def test_golden_check_notices_another_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(pose_strings.MOTIONS, "w", pose_strings.Motion(forward=0.07))
+    monkeypatch.setitem(pose_strings.MOTIONS, "w", pose_strings.Motion(forward=0.9))
     assert golden_error() > 1e-2
 
 

@@ -169,7 +169,7 @@ def test_first_chunk_with_cache_is_the_chunk_causal_forward() -> None:
     @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
     def cached(model: HunyuanTransformer) -> jax.Array:
         cache = model.text_cache(text, jnp.zeros(1))
-        return model.with_cache(first, cache, frame_mask=jnp.ones((1, CHUNK), bool))[0]
+        return model.with_cache(first, cache)[0]
 
     np.testing.assert_allclose(cached(model), whole[:, :CHUNK], atol=1e-5)
 

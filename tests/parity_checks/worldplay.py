@@ -1,4 +1,7 @@
-"""WorldPlay: one training loss with its gradients, and autoregressive rollouts with memory."""
+"""WorldPlay: one training loss with its gradients, and rollouts of both models with memory."""
+
+import functools
+from typing import Literal
 
 import golden_cases
 import jax
@@ -8,7 +11,8 @@ from flax import nnx
 
 from conversion import engine, hunyuan
 from jworld.systems.worldplay import objective
-from jworld.systems.worldplay.session import Controls, LatentSession, MemoryConfig, SampleConfig
+from jworld.systems.worldplay.latents import Controls, MemoryConfig, SampleConfig
+from jworld.systems.worldplay.system import SESSIONS
 from parity_checks.hunyuan import channels_last, load_model, text_inputs
 
 
@@ -72,19 +76,20 @@ def _loss(case: golden_cases.GoldenCase) -> float:
     return golden_cases.largest_error(actual, {name: expected[name] for name in actual})
 
 
-def _rollout(case: golden_cases.GoldenCase) -> float:
+def _rollout(case: golden_cases.GoldenCase, mode: Literal["autoregressive", "bidirectional"]) -> float:
     config, inputs = case.config, case.inputs
     chunk = config["chunk_latent_frames"]
-    session = LatentSession(
+    session = SESSIONS[mode](
         load_model(case),
         sample=SampleConfig(
+            mode=mode,
             num_steps=config["num_inference_steps"],
             shift=config["flow_shift"],
             guidance=config["guidance_scale"],
             context_time=config["context_timestep"],
         ),
         memory_config=MemoryConfig(
-            chunk_frames=chunk,
+            chunk_frames=chunk // SESSIONS[mode].training_chunks,
             memory_frames=config["memory_frames"],
             temporal_context=config["temporal_context_size"],
         ),
@@ -100,4 +105,8 @@ def _rollout(case: golden_cases.GoldenCase) -> float:
     return golden_cases.relative_error(np.concatenate(latents), channels_last(case.outputs["latents"])[0])
 
 
-CHECKS = {"worldplay/loss": _loss, "worldplay/rollout_ar": _rollout}
+CHECKS = {
+    "worldplay/loss": _loss,
+    "worldplay/rollout_ar": functools.partial(_rollout, mode="autoregressive"),
+    "worldplay/rollout_bidirectional": functools.partial(_rollout, mode="bidirectional"),
+}

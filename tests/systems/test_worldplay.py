@@ -1,4 +1,4 @@
-"""WorldPlay: what its loss counts, what it draws, its training on meshes, its rollout, and what its config refuses."""
+"""WorldPlay: what its loss counts, what it draws, its training on meshes, and what its config refuses."""
 
 import copy
 import fractions
@@ -18,10 +18,9 @@ from flax import nnx
 from jworld import config as run_config
 from jworld import errors, systems
 from jworld.models.hunyuan.config import HunyuanConfig
-from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.parallel import axes, mesh
-from jworld.systems.worldplay import objective, session
+from jworld.systems.worldplay import objective
 from jworld.systems.worldplay.system import WorldPlay
 from jworld.training import optimizers, state, step
 
@@ -247,51 +246,6 @@ def test_a_mesh_trains_like_one_device(sizes: tuple[int, int, int]) -> None:
     for start, a, b in zip(*map(jax.tree.leaves, (before, actual, expected)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=0)
         assert np.abs(b - start).max() > 1e-4
-
-
-# The rollout
-
-
-def text_of(rows: int) -> TextInputs:
-    rng = np.random.default_rng(0)
-    text, vision = (jnp.asarray(rng.normal(size=(rows, *shape)), jnp.float32) for shape in ((4, 6), (3, 5)))
-    return TextInputs(text=text, text_mask=jnp.ones((rows, 4), bool), vision=vision)
-
-
-def make_session(guidance: float) -> session.LatentSession:
-    return session.LatentSession(
-        nnx.merge(*split_model()),
-        sample=session.SampleConfig(num_steps=2, shift=3.0, guidance=guidance),
-        memory_config=session.MemoryConfig(chunk_frames=CHUNK, memory_frames=2 * CHUNK, temporal_context=CHUNK),
-        points=np.random.default_rng(0).normal(size=(100, 3)),
-    )
-
-
-def make_controls(seed: int) -> session.Controls:
-    rng = np.random.default_rng(seed)
-    w2c = np.tile(np.eye(4, dtype=np.float32), (CHUNK, 1, 1))
-    w2c[:, :3, 3] = 0.1 * rng.normal(size=(CHUNK, 3))
-    intrinsics = np.tile(np.diag([0.5, 0.9, 1.0]).astype(np.float32), (CHUNK, 1, 1))
-    return session.Controls(rng.integers(0, 81, CHUNK), w2c, intrinsics)
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_rollout_of_any_length_compiles_once(guidance: float) -> None:
-    """From the first chunk, without a past, to one that needs retrieval."""
-    programs = [session._text_cache, session._context_cache, session._denoise]
-    before = [program.jitted_fn._cache_size() for program in programs]
-    rollout = make_session(guidance)
-    rollout.reset(np.ones((1, 2, 2, 4), np.float32), text_of(1 if guidance == 1 else 2), seed=5)
-    chunks = [rollout.step(make_controls(i)) for i in range(4)]
-    assert [program.jitted_fn._cache_size() for program in programs] == [count + 1 for count in before]
-    assert all(chunk.shape == (CHUNK, 2, 2, 4) and np.isfinite(chunk).all() for chunk in chunks)
-    assert rollout.num_frames == 4 * CHUNK
-
-
-@pytest.mark.parametrize(("guidance", "rows"), [(1.0, 2), (3.0, 1)])
-def test_guidance_needs_its_text(guidance: float, rows: int) -> None:
-    with pytest.raises(ValueError, match=rf"guidance {guidance} needs text of batch {3 - rows}, got {rows}"):
-        make_session(guidance).reset(np.ones((1, 2, 2, 4), np.float32), text_of(rows))
 
 
 # What configs refuse

@@ -23,11 +23,13 @@ class FrameContext(NamedTuple):
       vector: [B, F, 1, D] float32 time and action embedding.
       rope: cos and sin, [F, T, K/2] each, T tokens per frame.
       projection: P and its inverse, [B, F, 4, 4] each, or None without cameras.
+      mask: [B, F * T] bool, False for tokens of padding frames.
     """
 
     vector: jax.Array
     rope: tuple[jax.Array, jax.Array]
     projection: tuple[jax.Array, jax.Array] | None
+    mask: jax.Array
 
 
 class KeyValues(NamedTuple):
@@ -108,10 +110,8 @@ class DoubleBlock(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Training of the autoregressive model: text sees text; a chunk of frames sees text, itself and the past."""
         text, keys = self.text_only(text, text_vector, text_mask)
-        tokens = image.shape[1] * image.shape[2]
         mask = ChunkCausal(chunk=chunk_frames * image.shape[2], prefix=text.shape[1])
-        key_mask = jnp.concatenate([text_mask, jnp.ones((image.shape[0], tokens), bool)], axis=1)
-        image, _ = self.image_only(image, frames, keys, key_mask, mask)
+        image, _ = self.image_only(image, frames, keys, text_mask, mask)
         return image, text
 
     def bidirectional(
@@ -125,7 +125,7 @@ class DoubleBlock(nnx.Module):
         heads = q.shape[2] // self.text.num_heads
         keys = jnp.concatenate([jnp.tile(tk, (1, 1, heads, 1)), own.keys], axis=1)
         values = jnp.concatenate([jnp.tile(tv, (1, 1, heads, 1)), own.values], axis=1)
-        key_mask = jnp.concatenate([text_mask, jnp.ones(own.keys.shape[:2], bool)], axis=1)
+        key_mask = jnp.concatenate([text_mask, frames.mask], axis=1)
         out = attention(q, keys, values, key_mask=key_mask, implementation=self.implementation)
         N = self.text.num_heads
         text_out = attention(
@@ -146,18 +146,19 @@ class DoubleBlock(nnx.Module):
         image: jax.Array,
         frames: FrameContext,
         prefix: KeyValues,
-        key_mask: jax.Array,
+        prefix_mask: jax.Array,
         mask: ChunkCausal | None = None,
     ) -> tuple[jax.Array, KeyValues]:
         """Image queries over [prefix, image] keys: [B, F, T, D] -> [B, F, T, D] and the image's own keys and values.
 
-        `prefix` has N heads (text) or as many as the image branch; `key_mask` is [B, prefix + F * T].
+        `prefix` has N heads (text) or as many as the image branch; `prefix_mask` is [B, length of the prefix].
         """
         modulation = self.image.modulation(frames.vector)
         q, own = self._image_qkv(image, frames, modulation)
         copies = q.shape[2] // prefix.keys.shape[2]
         k = jnp.concatenate([jnp.tile(prefix.keys, (1, 1, copies, 1)), own.keys], axis=1)
         v = jnp.concatenate([jnp.tile(prefix.values, (1, 1, copies, 1)), own.values], axis=1)
+        key_mask = jnp.concatenate([prefix_mask, frames.mask], axis=1)
         out = attention(q, k, v, mask=mask, key_mask=key_mask, implementation=self.implementation)
         return self._image_update(image, out, frames, modulation), own
 

@@ -28,6 +28,9 @@ class Flops(NamedTuple):
     def total(self) -> int:
         return self.linear + self.attention
 
+    def plus(self, other: "Flops", times: int = 1) -> "Flops":
+        return Flops(self.linear + times * other.linear, self.attention + times * other.attention)
+
 
 def forward_flops(
     cfg: HunyuanConfig,
@@ -49,16 +52,32 @@ def forward_flops(
       chunk_frames: latent frames per chunk of chunk-causal attention, or None for full attention.
     """
     image, text = frames * tokens_per_frame, text_tokens + glyph_tokens + vision_tokens
-    linear = cfg.num_layers * _layer_weights(cfg, frames, image, text)
-    linear += _embedding_weights(cfg, frames, image)
-    linear += _text_weights(cfg, text_tokens, glyph_tokens, vision_tokens)
-    branches = 2 if cfg.actions else 1
+    words = text_pass_flops(cfg, text_tokens=text_tokens, glyph_tokens=glyph_tokens, vision_tokens=vision_tokens)
     if chunk_frames is None:
-        pairs = (branches * image + text) * (image + text)
-    else:
-        chunk = chunk_frames * tokens_per_frame
-        pairs = text**2 + branches * sum(chunk * (text + end) for end in range(chunk, image + 1, chunk))
-    pairs = cfg.num_layers * pairs + cfg.refiner_layers * text_tokens**2
+        alone = image_pass_flops(cfg, frames=frames, tokens_per_frame=tokens_per_frame, cached_tokens=text)
+        # Here the text, too, looks at the image.
+        return words.plus(alone).plus(Flops(0, 4 * cfg.width * cfg.num_layers * text * image))
+    linear = cfg.num_layers * _image_weights(cfg, frames, image) + _embedding_weights(cfg, frames, image)
+    chunk, branches = chunk_frames * tokens_per_frame, 2 if cfg.actions else 1
+    pairs = cfg.num_layers * branches * sum(chunk * (text + end) for end in range(chunk, image + 1, chunk))
+    return words.plus(Flops(linear=2 * linear, attention=4 * pairs * cfg.width))
+
+
+def text_pass_flops(cfg: HunyuanConfig, *, text_tokens: int, glyph_tokens: int = 0, vision_tokens: int = 0) -> Flops:
+    """`HunyuanTransformer.text_cache` of one sample."""
+    text = text_tokens + glyph_tokens + vision_tokens
+    linear = cfg.num_layers * (text * _token_weights(cfg) + 6 * cfg.width**2)
+    linear += _text_weights(cfg, text_tokens, glyph_tokens, vision_tokens) + (_FREQUENCIES + cfg.width) * cfg.width
+    pairs = cfg.num_layers * text**2 + cfg.refiner_layers * text_tokens**2
+    return Flops(linear=2 * linear, attention=4 * pairs * cfg.width)
+
+
+def image_pass_flops(cfg: HunyuanConfig, *, frames: int, tokens_per_frame: int, cached_tokens: int) -> Flops:
+    """`HunyuanTransformer.with_cache` of one sample: frames that see `cached_tokens` keys and each other's."""
+    image = frames * tokens_per_frame
+    linear = cfg.num_layers * _image_weights(cfg, frames, image) + _embedding_weights(cfg, frames, image)
+    branches = 2 if cfg.actions else 1
+    pairs = cfg.num_layers * branches * image * (cached_tokens + image)
     return Flops(linear=2 * linear, attention=4 * pairs * cfg.width)
 
 
@@ -67,16 +86,16 @@ def _token_weights(cfg: HunyuanConfig) -> int:
     return 4 * cfg.width**2 + 2 * cfg.width * int(cfg.width * cfg.mlp_ratio)
 
 
-def _layer_weights(cfg: HunyuanConfig, frames: int, image: int, text: int) -> int:
-    """Multiply-adds of one layer: tokens of both streams, modulation per frame and once for the text, cameras."""
+def _image_weights(cfg: HunyuanConfig, frames: int, image: int) -> int:
+    """Multiply-adds of the image stream in one layer: tokens, modulation per frame, cameras."""
     # Cameras: their own output product, and 4 of a channel's group for q, k, v and the output.
     camera = cfg.width**2 + 16 * cfg.width if cfg.actions else 0
-    return (image + text) * _token_weights(cfg) + image * camera + (frames + 1) * 6 * cfg.width**2
+    return image * (_token_weights(cfg) + camera) + frames * 6 * cfg.width**2
 
 
 def _embedding_weights(cfg: HunyuanConfig, frames: int, image: int) -> int:
     """Multiply-adds of patches in and out, of times and actions, and of the last modulation."""
-    scalars = (frames * (2 if cfg.actions else 1) + 1) * (_FREQUENCIES + cfg.width) * cfg.width
+    scalars = frames * (2 if cfg.actions else 1) * (_FREQUENCIES + cfg.width) * cfg.width
     patch = (3 * cfg.channels + 1) * cfg.patch_size[1] * cfg.patch_size[2] * cfg.width
     return image * patch + scalars + frames * 2 * cfg.width**2
 

@@ -30,6 +30,8 @@ class FrameInputs(NamedTuple):
       action: [B, F] integer labels, or None for the plain model.
       w2c: [B, F, 4, 4] world to camera, or None for the plain model.
       intrinsics: [B, F, 3, 3] normalised by image size, or None.
+      position: [F] rotary time positions; None counts from 0.
+      mask: [B, F] bool, False for padding frames (neither seen nor meaningful); None for no padding.
     """
 
     video: jax.Array
@@ -37,6 +39,8 @@ class FrameInputs(NamedTuple):
     action: jax.Array | None = None
     w2c: jax.Array | None = None
     intrinsics: jax.Array | None = None
+    position: jax.Array | None = None
+    mask: jax.Array | None = None
 
 
 class Cache(NamedTuple):
@@ -135,29 +139,23 @@ class HunyuanTransformer(nnx.Module):
         _, layers = scan_layers(self.blocks, layer, tokens, remat="none")
         return Cache(layers, mask)
 
-    def with_cache(
-        self, frames: FrameInputs, cache: Cache, *, first_position: jax.Array | int = 0, frame_mask: jax.Array
-    ) -> tuple[jax.Array, Cache]:
+    def with_cache(self, frames: FrameInputs, cache: Cache) -> tuple[jax.Array, Cache]:
         """The image stream alone, over the keys of `cache` and its own, without a causal mask among its frames.
 
         Args:
-          frames: a chunk of frames.
+          frames: frames that follow each other in time or not; they see each other.
           cache: what the frames see besides themselves.
-          first_position: rotary time position of the first frame.
-          frame_mask: [B, F] bool, False for padding frames (neither seen nor meaningful).
 
         Returns:
           Velocity [B, F, H, W, C] float32, and the frames' own keys and values.
         """
-        image, context = self._embed(frames.video), self._context(frames, first_position)
-        own_mask = jnp.repeat(frame_mask, image.shape[2], axis=1)
-        key_mask = jnp.concatenate([cache.mask, own_mask], axis=1)
+        image, context = self._embed(frames.video), self._context(frames)
 
         def layer(block: DoubleBlock, image: jax.Array, prefix: KeyValues) -> tuple[jax.Array, KeyValues]:
-            return block.image_only(image, context, prefix, key_mask)
+            return block.image_only(image, context, prefix, cache.mask)
 
         image, layers = scan_layers(self.blocks, layer, image, cache.layers, remat="none")
-        return self._output(image, context.vector, frames.video.shape), Cache(layers, own_mask)
+        return self._output(image, context.vector, frames.video.shape), Cache(layers, context.mask)
 
     def _embed(self, video: jax.Array) -> jax.Array:
         """[B, F, H, W, 2C + 1] -> tokens [B, F, T, D]."""
@@ -167,10 +165,11 @@ class HunyuanTransformer(nnx.Module):
         patches = patches.transpose(0, 1, 2, 4, 6, 3, 5).reshape(B, F, (H // ph) * (W // pw), C * ph * pw)
         return constrain(self.patch_in(patches.astype(self.cfg.dtype)), "batch", "frames", None, None)
 
-    def _context(self, frames: FrameInputs, first_position: jax.Array | int = 0) -> FrameContext:
+    def _context(self, frames: FrameInputs) -> FrameContext:
         _, ph, pw = self.cfg.patch_size
-        F, H, W = frames.video.shape[1:4]
-        positions = (jnp.arange(F) + first_position, jnp.arange(H // ph), jnp.arange(W // pw))
+        B, F, H, W = frames.video.shape[:4]
+        time = jnp.arange(F) if frames.position is None else frames.position
+        positions = (time, jnp.arange(H // ph), jnp.arange(W // pw))
         cos, sin = rotary_tables(positions, self.cfg.rope_dims, self.cfg.rope_theta)
         vector = self.time(frames.timestep)
         if frames.action is not None:
@@ -179,7 +178,8 @@ class HunyuanTransformer(nnx.Module):
         if frames.w2c is not None:
             projection = projective.projection_matrices(frames.w2c, frames.intrinsics)
         rope = (cos.reshape(F, -1, cos.shape[-1]), sin.reshape(F, -1, sin.shape[-1]))
-        return FrameContext(vector[:, :, None], rope, projection)
+        mask = jnp.ones((B, F), bool) if frames.mask is None else frames.mask
+        return FrameContext(vector[:, :, None], rope, projection, jnp.repeat(mask, rope[0].shape[1], axis=1))
 
     def _output(self, image: jax.Array, vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Tokens [B, F, T, D] -> velocity [B, F, H, W, C] float32."""

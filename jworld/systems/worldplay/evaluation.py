@@ -2,8 +2,8 @@
 
 PSNRs are in dB against the recorded frames at the model's size, averaged over the walks; the given first frame is not
 counted. The baselines are the first frame repeated, and the same model told the mirror image of the walk. The codec's
-own PSNR is the ceiling. A revisit turns right by 11 latents, waits for one and turns back: how well the last latent
-shows the first view again, with memory retrieval and without.
+own PSNR is the ceiling. A revisit turns right (by 11 latents where 4 are made together), waits for one and turns back:
+how well the last latent shows the first view again, with memory retrieval and without.
 """
 
 import collections
@@ -25,7 +25,8 @@ from jworld.models.autoencoders import linear
 from jworld.systems.worldplay import rollout
 from jworld.systems.worldplay.session import Session
 
-REVISIT = [*["yaw_right"] * 11, "none", *["yaw_left"] * 11]
+#: A revisit has so many latents, or the next multiple of those that are made together.
+REVISIT_LATENTS = 24
 #: The gain over the repeated first frame is told for so many chunks.
 GAIN_CHUNKS = 4
 #: Rollouts that the contact sheet shows.
@@ -154,13 +155,21 @@ def measure_revisits(
 ) -> dict[str, list[float]]:
     """PSNR of the last latent's frames of `count` scripted walks, with retrieval and without."""
     values = collections.defaultdict(list)
+    script = revisit_script(session.chunk_frames)
     for i in range(count):
-        clip = rollout.scripted_clip(recording, session.encoders, REVISIT, seed=i)
+        clip = rollout.scripted_clip(recording, session.encoders, script, seed=i)
         for name, used in (("with retrieval", session), ("without", latest_only)):
             frames = rollout.roll_out(used, clip.frames[0], clip.prompt, clip.controls, seed=seed + i)
             values[name].append(rollout.psnr(clip.frames[-rollout.STRIDE :], frames[-rollout.STRIDE :]))
             advance()
     return dict(values)
+
+
+def revisit_script(chunk_frames: int) -> list[str]:
+    """Turning right, waiting and turning back: the actions of all latents but the first."""
+    latents = -(-REVISIT_LATENTS // chunk_frames) * chunk_frames
+    turns = latents // 2 - 1
+    return [*["yaw_right"] * turns, *["none"] * (latents - 1 - 2 * turns), *["yaw_left"] * turns]
 
 
 def _report(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jworld.diffusion import flow_matching
 from jworld.models.hunyuan.text import TextInputs
@@ -79,11 +80,14 @@ def chunk_timesteps(draws: Draws, is_memory: jax.Array, shift: float) -> jax.Arr
     return jnp.where(in_memory, draws.memory_times.astype(jnp.float32), times)
 
 
-def condition_video(image: jax.Array, num_frames: int) -> jax.Array:
-    """First-frame latents [B, 1, H, W, C] -> condition and mask channels [B, F, H, W, C + 1]: zero after frame 0."""
+def condition_video(image: jax.Array, is_first: jax.Array | np.ndarray) -> jax.Array:
+    """Condition and mask channels [B, F, H, W, C + 1]: the image and ones in the video's frame 0, zeros elsewhere.
+
+    image [B, 1, H, W, C], latents of the first frame; is_first [F] bool.
+    """
     image = image.astype(jnp.float32)
     known = jnp.concatenate([image, jnp.ones_like(image[..., :1])], axis=-1)
-    return jnp.pad(known, [(0, 0), (0, num_frames - 1), (0, 0), (0, 0), (0, 0)])
+    return jnp.where(jnp.asarray(is_first)[:, None, None, None], known, 0)
 
 
 def text_inputs(batch: Batch) -> TextInputs:
@@ -113,7 +117,7 @@ def loss(
     times = jnp.repeat(chunk_timesteps(draws, batch["is_memory"], shift), chunk_frames, axis=1)
     sigma = (times / flow_matching.NUM_TIMESTEPS)[:, :, None, None, None]
     noisy = flow_matching.add_noise(clean, draws.noise, sigma)
-    video = jnp.concatenate([noisy, condition_video(batch["image_cond"], F)], axis=-1)
+    video = jnp.concatenate([noisy, condition_video(batch["image_cond"], np.arange(F) == 0)], axis=-1)
     frames = FrameInputs(video, times, batch["action"], batch["w2c"], batch["intrinsics"])
     # The text side of the autoregressive model always gets time 0, so that one text pass serves a whole rollout.
     predicted = model(frames, text_inputs(batch), jnp.zeros(B), chunk_frames=chunk_frames)

@@ -14,7 +14,8 @@ from jworld.data import embedded, episodes, images, records
 from jworld.data.encoders import Encoders
 from jworld.data.recording import recorder
 from jworld.models.autoencoders import linear
-from jworld.systems.worldplay.session import Controls, Session
+from jworld.systems.worldplay.latents import Controls
+from jworld.systems.worldplay.session import Session
 
 STRIDE = actions.FRAMES_PER_LATENT
 #: No picture of whole numbers comes closer to its source than rounding does: an error of 1/12 per value.
@@ -82,12 +83,22 @@ def swapped(controls: Controls) -> Controls:
 
 def roll_out(session: Session, first_frame: np.ndarray, prompt: str, controls: Controls, *, seed: int) -> np.ndarray:
     """Controls of F latents, whole chunks -> frames uint8 [1 + 4 (F - 1), H, W, 3]."""
-    count, size = len(controls.action), session.chunk_frames
+    chunks = split(controls, session.chunk_frames)
+    session.reset(first_frame, prompt, seed=seed)
+    return np.concatenate([session.step(chunk) for chunk in chunks])
+
+
+def split(controls: Controls, size: int) -> list[Controls]:
+    """Controls of F latents in chunks of `size`."""
+    count = len(controls.action)
     if count % size:
         raise ValueError(f"{count} latents are no multiple of chunks of {size}")
-    session.reset(first_frame, prompt, seed=seed)
-    chunks = [Controls(*(values[i : i + size] for values in controls)) for i in range(0, count, size)]
-    return np.concatenate([session.step(chunk) for chunk in chunks])
+    return [Controls(*(values[i : i + size] for values in controls)) for i in range(0, count, size)]
+
+
+def action_names(labels: np.ndarray) -> str:
+    """What is done in one chunk, in words; label 0 of the first latent of all, none, is to be left out."""
+    return ", ".join(dict.fromkeys(actions.label_name(int(label)) for label in labels))
 
 
 def chunk_frames(latents: int, size: int) -> list[tuple[int, int]]:
@@ -112,14 +123,15 @@ def compare(clip: Clip, prediction: np.ndarray, size: int, *, title: str = "") -
     chunks = []
     for i, (start, stop) in enumerate(chunk_frames(clip.latents, size)):
         # The label of latent 0 is none, whatever follows.
-        labels = clip.controls.action[max(size * i, 1) : size * (i + 1)]
-        names = list(dict.fromkeys(actions.label_name(int(label)) for label in labels))
-        chunks.append(reports.Chunk(start=start, stop=stop, action=", ".join(names), psnr=values[i]))
+        names = action_names(clip.controls.action[max(size * i, 1) : size * (i + 1)])
+        chunks.append(reports.Chunk(start=start, stop=stop, action=names, psnr=values[i]))
     return reports.Comparison(title=title, truth=clip.frames, prediction=prediction, chunks=chunks)
 
 
 def parse_script(script: str, *, chunk_frames: int) -> list[str]:
     """ "forward*6,yaw_right*9" -> the action of every latent after the first; with it they are whole chunks.
+
+    `chunk_frames` latents are made together.
 
     Raises:
       UserError: an unknown action, a number that is none, or a length that does not fit.
@@ -137,7 +149,7 @@ def parse_script(script: str, *, chunk_frames: int) -> list[str]:
     if (len(steps) + 1) % chunk_frames:
         raise errors.UserError(
             f"config.sample.actions has {len(steps)} latents, and {len(steps) + 1} with the first frame is no multiple "
-            f"of config.data.clip.chunk_frames {chunk_frames}: add {-(len(steps) + 1) % chunk_frames} latents"
+            f"of the {chunk_frames} that are made together: add {-(len(steps) + 1) % chunk_frames} latents"
         )
     return steps
 

@@ -1,5 +1,6 @@
 """The WorldPlay system: model, batch, loss and session from one config."""
 
+import pathlib
 from typing import Any
 
 import jax
@@ -11,16 +12,24 @@ from flax import nnx
 
 from jworld import config as run_config
 from jworld import errors, reports
-from jworld.cameras import memory
+from jworld.cameras import memory, pose_strings, trajectories
 from jworld.data import encoders as data_encoders
 from jworld.data import records, text, worldplay
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.systems.worldplay import evaluation, objective, rollout
-from jworld.systems.worldplay.session import LatentSession, MemoryConfig, SampleConfig, Session
+from jworld.systems.worldplay.autoregressive import AutoregressiveSession
+from jworld.systems.worldplay.bidirectional import BidirectionalSession
+from jworld.systems.worldplay.latents import Controls, LatentSession, MemoryConfig, SampleConfig
+from jworld.systems.worldplay.session import Session
 
 # Seed of the Monte-Carlo points of memory selection; the points are a constant of the method, not of a run.
 POINTS_SEED = 0
+
+SESSIONS: dict[str, type[LatentSession]] = {
+    "autoregressive": AutoregressiveSession,
+    "bidirectional": BidirectionalSession,
+}
 
 
 class WorldPlay:
@@ -35,13 +44,19 @@ class WorldPlay:
         self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
         self.clip = run_config.section(worldplay.ClipConfig, config.data.clip, "data.clip")
         self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
+        self.units = run_config.section(pose_strings.Units, config.sample.get("motion", {}), "sample.motion")
         self.memory = MemoryConfig(
             chunk_frames=self.clip.chunk_frames,
             memory_frames=self.clip.memory_frames,
             temporal_context=self.clip.temporal_context,
         )
-        rollout.parse_script(config.sample.actions, chunk_frames=self.clip.chunk_frames)
+        rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
+
+    @property
+    def chunk_frames(self) -> int:
+        """Latent frames that a rollout makes together."""
+        return SESSIONS[self.sample.mode].training_chunks * self.clip.chunk_frames
 
     def _check_fit(self, sequence: int) -> None:
         model, clip = self.model_config, self.clip
@@ -103,9 +118,7 @@ class WorldPlay:
 
     def transform(self, text_store: text.TextStore, global_batch: int) -> worldplay.SampleWindow:
         """Record -> training example."""
-        return worldplay.SampleWindow(
-            self.clip, points=self._points(), text_store=text_store, global_batch=global_batch
-        )
+        return worldplay.SampleWindow(self.clip, points=self.points(), text_store=text_store, global_batch=global_batch)
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Scalar float32 loss and further metrics; everything random comes from `key`."""
@@ -114,12 +127,45 @@ class WorldPlay:
         draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
         return objective.loss(model, batch, draws, chunk_frames=chunk, shift=self.objective.shift)
 
+    def controls(self, pose: str) -> list[reports.Action]:
+        """A pose string, or the name of a JSON file of poses -> what `Session.step` is told, chunk by chunk.
+
+        Raises:
+          UserError: the string or the file is not understood, or its latents are no whole chunks.
+        """
+        is_file = pose.endswith(".json")
+        path = trajectories.read(pathlib.Path(pose)) if is_file else pose_strings.path(pose, self.units)
+        latents, size = len(path.action), self.chunk_frames
+        if latents % size:
+            raise errors.UserError(
+                f"--pose {pose} has {latents} latents (the first frame is one), and {size} are made together: "
+                f"add {-latents % size} latents"
+            )
+        chunks = rollout.split(Controls(path.action, path.w2c, path.intrinsics), size)
+        return [
+            reports.Action(told=chunk, name=rollout.action_names(chunk.action[int(i == 0) :]))
+            for i, chunk in enumerate(chunks)
+        ]
+
+    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
+        """A UserError where a mesh does not split the frames of a chunk, or the heads, into equal parts."""
+        sequence = mesh.shape["sequence"]
+        for what, size in (
+            ("latent frames that are made together", self.chunk_frames),
+            ("heads (config.model.num_heads)", self.model_config.num_heads),
+        ):
+            if size % sequence:
+                raise errors.UserError(
+                    f"the mesh has sequence={sequence}, which does not divide the {size} {what}: "
+                    f"choose a divisor of {size}"
+                )
+
     def session(self, model: HunyuanTransformer, encoders: data_encoders.Encoders, *, retrieve: bool = True) -> Session:
         """A rollout, chunk by chunk; `retrieve=False` turns memory retrieval off."""
-        latent_session = LatentSession(
-            model, sample=self.sample, memory_config=self.memory, points=self._points(), retrieve=retrieve
+        latents = SESSIONS[self.sample.mode](
+            model, sample=self.sample, memory_config=self.memory, points=self.points(), retrieve=retrieve
         )
-        return Session(latent_session, encoders, text_tokens=self.clip.text_tokens)
+        return Session(latents, encoders, text_tokens=self.clip.text_tokens, units=self.units)
 
     def sample_rollout(
         self, model: HunyuanTransformer, encoders: data_encoders.Encoders, config: ml_collections.ConfigDict
@@ -139,5 +185,5 @@ class WorldPlay:
         latest_only = self.session(model, encoders, retrieve=False)
         return evaluation.evaluate(self.session(model, encoders), latest_only, config, options, console)
 
-    def _points(self) -> np.ndarray:
+    def points(self) -> np.ndarray:
         return memory.monte_carlo_points(self.clip.memory_points, POINTS_SEED)

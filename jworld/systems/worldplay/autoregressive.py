@@ -1,0 +1,99 @@
+"""Rollout of the autoregressive model, with the keys of text and past frames kept while a chunk is denoised.
+
+Source: HY-WorldPlay `hyvideo/pipelines/worldplay_video_pipeline.py`, `_ar_rollout_inner`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jworld.models.hunyuan.text import TextInputs
+from jworld.models.hunyuan.transformer import Cache, HunyuanTransformer
+from jworld.parallel.axes import constrain
+from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, denoise, frame_inputs
+
+
+@functools.partial(jax.jit, static_argnames="context_tokens")
+def start_cache(model: HunyuanTransformer, text: TextInputs, *, context_tokens: int) -> Cache:
+    """Keys of the text, once per rollout, and behind them room for those of the past: none of it is seen yet."""
+    own = model.text_cache(text, jnp.zeros(text.text.shape[0]))
+    # Text keys serve both branches of the image stream.
+    branches = 2 if model.cfg.actions else 1
+
+    def roomy(x: jax.Array) -> jax.Array:
+        x = jnp.tile(x, (1, 1, 1, branches, 1))
+        return _split_heads(jnp.pad(x, [(0, 0), (0, 0), (0, context_tokens), (0, 0), (0, 0)]))
+
+    return Cache(jax.tree.map(roomy, own.layers), jnp.pad(own.mask, [(0, 0), (0, context_tokens)]))
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "context_tokens"), donate_argnames="cache")
+def remember(
+    model: HunyuanTransformer,
+    cache: Cache,
+    image: np.ndarray,
+    past: np.ndarray,
+    context: Frames,
+    *,
+    cfg: SampleConfig,
+    context_tokens: int,
+) -> Cache:
+    """`cache` with the keys of the frames `context` and their latents `past` in the place of earlier ones.
+
+    Once per chunk; the memory of the old cache becomes that of the new one.
+    """
+    text_tokens = cache.mask.shape[1] - context_tokens
+    text = Cache(jax.tree.map(lambda x: x[:, :, :text_tokens], cache.layers), cache.mask[:, :text_tokens])
+    frames = frame_inputs(context, past, image, cfg.context_time, rows=cache.mask.shape[0])
+    _, own = model.with_cache(frames, text)
+
+    def replaced(x: jax.Array, part: jax.Array) -> jax.Array:
+        return _split_heads(x.at[:, :, text_tokens:].set(part))
+
+    layers = jax.tree.map(replaced, cache.layers, own.layers)
+    return Cache(layers, cache.mask.at[:, text_tokens:].set(own.mask))
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def denoise_chunk(
+    model: HunyuanTransformer, cache: Cache, noise: jax.Array, image: np.ndarray, chunk: Frames, *, cfg: SampleConfig
+) -> jax.Array:
+    """Noise [f, H, W, C] -> clean latents of the frames `chunk`; every denoising step reads the same keys."""
+    rows = cache.mask.shape[0]
+
+    def velocity(x: jax.Array, time: jax.Array) -> jax.Array:
+        return model.with_cache(frame_inputs(chunk, x, image, time, rows), cache)[0]
+
+    return denoise(velocity, noise, cfg)
+
+
+def _split_heads(x: jax.Array) -> jax.Array:
+    """Keys [layers, B, L, heads, K] stay on a mesh as attention wants them."""
+    return constrain(x, None, "batch", None, "attention_heads", None)
+
+
+class AutoregressiveSession(LatentSession):
+    """One training chunk per step."""
+
+    training_chunks = 1
+
+    def _begin(self, text: TextInputs) -> None:
+        _, height, width = self.model.cfg.patch_size
+        size = self._image.shape[1] * self._image.shape[2] // (height * width)
+        self._context_tokens = self.context_frames * size
+        self._cache = start_cache(self.model, text, context_tokens=self._context_tokens)
+
+    def _denoise(self, noise: jax.Array, past: np.ndarray, context: Frames, chunk: Frames) -> jax.Array:
+        if context.valid.any():
+            self._cache = remember(
+                self.model,
+                self._cache,
+                self._image,
+                past,
+                context,
+                cfg=self.sample,
+                context_tokens=self._context_tokens,
+            )
+        return denoise_chunk(self.model, self._cache, noise, self._image, chunk, cfg=self.sample)

@@ -1,0 +1,51 @@
+"""Rollout of the bidirectional model: past frames, chunk and text go through the model together at every step.
+
+Source: HY-WorldPlay `hyvideo/pipelines/worldplay_video_pipeline.py`, `bi_rollout`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jworld.models.hunyuan.text import TextInputs
+from jworld.models.hunyuan.transformer import HunyuanTransformer
+from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, denoise, frame_inputs
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def denoise_chunk(
+    model: HunyuanTransformer,
+    text: TextInputs,
+    noise: jax.Array,
+    image: np.ndarray,
+    past: np.ndarray,
+    context: Frames,
+    chunk: Frames,
+    *,
+    cfg: SampleConfig,
+) -> jax.Array:
+    """Noise [f, H, W, C] -> clean latents of the frames `chunk`; `past`, those of `context`, stay as they are."""
+    rows = text.text.shape[0]
+    frames = Frames(*(jnp.concatenate(pair) for pair in zip(context, chunk, strict=True)))
+
+    def velocity(x: jax.Array, time: jax.Array) -> jax.Array:
+        times = jnp.concatenate([jnp.full(len(past), cfg.context_time), jnp.full(len(x), time)])
+        inputs = frame_inputs(frames, jnp.concatenate([past, x]), image, times, rows)
+        # The text, too, is told the time, so that nothing of it can be kept from step to step.
+        return model(inputs, text, jnp.full(rows, time), chunk_frames=None)[:, len(past) :]
+
+    return denoise(velocity, noise, cfg)
+
+
+class BidirectionalSession(LatentSession):
+    """Four training chunks per step."""
+
+    training_chunks = 4
+
+    def _begin(self, text: TextInputs) -> None:
+        self._text = text
+
+    def _denoise(self, noise: jax.Array, past: np.ndarray, context: Frames, chunk: Frames) -> jax.Array:
+        return denoise_chunk(self.model, self._text, noise, self._image, past, context, chunk, cfg=self.sample)
