@@ -32,7 +32,6 @@ PENDING = {
     "matrix/s4_stream_loop",
     "matrix/s4_transformer_forward",
     "matrix/scheduler",
-    "matrix/vae",
     "theworld/gemma3_generate",
     "theworld/gemma3_image_text",
     "theworld/gemma3_text",
@@ -42,7 +41,6 @@ PENDING = {
     "theworld/theworld_labels",
     "theworld/theworld_preprocess",
     "theworld/theworld_spatial",
-    "vae/cogvideox",
 }
 
 CHECKS: dict[str, golden_cases.Check] = golden_cases.merged(parity_checks, "CHECKS")

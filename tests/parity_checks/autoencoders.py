@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from conversion import engine, hunyuan_vae, wan_vae
+from conversion import cogvideox_vae, engine, hunyuan_vae, wan_vae
 from jworld.models.autoencoders.blocks import Coder
+from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder, CogVideoXConfig
 from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15Config
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.network import VideoAutoencoder
@@ -45,7 +46,7 @@ def encoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: s
             moments = compiled(_moments, static_argnames="tiling")(model, channels_last(inputs[name]))
             results[f"{prefix}moments_{found[1]}"] = moments
             normalised = model.config.normalisation.apply(jnp.split(moments, 2, axis=-1)[0])
-            results |= {f"{kind}_{found[1]}": normalised for kind in ("latents", "model_latents")}
+            results |= {f"{prefix}{kind}_{found[1]}": normalised for kind in ("latents", "model_latents")}
     return results
 
 
@@ -56,6 +57,12 @@ def decoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: s
         if found := re.fullmatch(r"latent_(L\d+)", name):
             results[f"{prefix}decoded_{found[1]}"] = decode(model, channels_last(inputs[name]), **options)
     return results
+
+
+def inside(case: golden_cases.GoldenCase) -> list[tuple[str, str]]:
+    """The runs whose intermediates the case holds: their prefix (enc_T9, dec_L3) and the name of their input."""
+    found = {match[0] for name in case.outputs if (match := re.match(r"(enc_T|dec_L)\d+(?=\.)", name))}
+    return [(prefix, prefix.replace("enc_", "video_").replace("dec_", "latent_")) for prefix in sorted(found)]
 
 
 def in_tiles(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], tiling: Tiling) -> Arrays:
@@ -148,7 +155,6 @@ def _wan(case: golden_cases.GoldenCase) -> float:
         )
     if original:
         actual |= _wan_stream(case, model) | _wan_layers(case, model)
-        actual["enc_T9.conv1_moments"] = actual["moments_T9"]
     else:
         actual = {name: jnp.clip(x, -1, 1) if "decoded" in name else x for name, x in actual.items()}
     return error(case, actual, cached=lambda name: ".cache." in name)
@@ -156,7 +162,8 @@ def _wan(case: golden_cases.GoldenCase) -> float:
 
 def _wan_stream(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
     """Decoding one latent frame per call: frames, and the caches named in the case."""
-    latents = channels_last(case.inputs["latent_L3"])
+    count = sum(bool(re.fullmatch(r"stream_step\d+\.frames", name)) for name in case.outputs)
+    latents = channels_last(case.inputs[f"latent_L{count}"])
     step = compiled(WanAutoencoder.decode_step)
     cache, results = None, {}
     for i in range(latents.shape[1]):
@@ -180,12 +187,14 @@ def _wan_slot(cache: Any, name: list[str], places: int) -> jax.Array:
 
 def _wan_layers(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
     """The first chunk's intermediates under the names of the original."""
-    latents = model.latents(model.config.normalisation.invert(channels_last(case.inputs["latent_L3"])))
-    results: Arrays = {"dec_L3.conv2": latents}
-    for prefix, coder, x in (
-        ("enc_T9", model.encoder, channels_last(case.inputs["video_T9"])),
-        ("dec_L3", model.decoder, latents),
-    ):
+    results: Arrays = {}
+    for prefix, name in inside(case):
+        x, coder = jnp.asarray(channels_last(case.inputs[name])), model.encoder
+        if name.startswith("latent"):
+            x, coder = model.latents(model.config.normalisation.invert(x)), model.decoder
+            results[f"{prefix}.conv2"] = x
+        else:
+            results[f"{prefix}.conv1_moments"] = compiled(_moments)(model, x)
         numbered = 0
         for path, value in layer_outputs(coder, x[:, :1]).items():
             name = path.replace("conv_in", "conv1").replace("middle/", "middle")
@@ -232,12 +241,9 @@ def _hunyuan15(case: golden_cases.GoldenCase) -> float:
             causal, {"latent_L0": inputs["tile_latent"]}
         )
         actual |= {"untiled_moments": untiled["moments_T0"], "untiled_decoded": untiled["decoded_L0"]}
-    for prefix, coder, x in (
-        ("enc_T9", causal.encoder, inputs["video_T9"]),
-        ("dec_L3", causal.decoder, inputs["latent_L3"]),
-    ):
-        if any(name.startswith(prefix) for name in case.outputs):
-            actual |= _hunyuan15_layers(prefix, coder, channels_last(x))
+    for prefix, name in inside(case):
+        coder = causal.encoder if prefix.startswith("enc") else causal.decoder
+        actual |= _hunyuan15_layers(prefix, coder, channels_last(inputs[name]))
     return error(case, actual, cached=lambda name: name.startswith("cache_"))
 
 
@@ -282,4 +288,116 @@ def _hunyuan15_layers(prefix: str, coder: Coder, x: np.ndarray) -> Arrays:
     return results
 
 
-CHECKS = {"vae/wan": _wan, "vae/hunyuan15": _hunyuan15, "worldplay/vae": _hunyuan15}
+# CogVideoX
+
+
+def _cogvideox_model(
+    case: golden_cases.GoldenCase, constructor: Mapping[str, Any], *, double_lone_frame: bool
+) -> CogVideoXAutoencoder:
+    config = CogVideoXConfig(
+        latent_channels=constructor["latent_channels"],
+        blocks=constructor["layers_per_block"],
+        normalisation=Normalisation(scale=(constructor["scaling_factor"],)),
+        widths=tuple(constructor["block_out_channels"]),
+        temporal_ratio=constructor["temporal_compression_ratio"],
+        groups=constructor["norm_num_groups"],
+        eps=constructor["norm_eps"],
+        double_lone_frame=double_lone_frame,
+        dtype=jnp.float32,
+    )
+    return load(case, CogVideoXAutoencoder, config, cogvideox_vae.rules(config))
+
+
+def _cogvideox(case: golden_cases.GoldenCase) -> float:
+    if "splits" in case.config:
+        return _cogvideox_stream(case)
+    inputs = case.inputs
+    model = _cogvideox_model(case, case.config["constructor"], double_lone_frame=False)
+    config = model.config
+    actual = encoded(model, inputs) | decoded(model, inputs)
+    if "tiling" in case.config:
+        tiling = case.config["tiling"]
+        latent = [
+            int(tiling[f"tile_latent_min_{axis}"] * (1 - tiling[f"overlap_{axis[0]}"])) for axis in ("height", "width")
+        ]
+        stride = (latent[0] * config.spatial_ratio, latent[1] * config.spatial_ratio)
+        tile = (tiling["tile_sample_min_height"], tiling["tile_sample_min_width"])
+        actual |= in_tiles(model, inputs, Tiling(tile=tile, stride=stride))
+    for prefix, name in inside(case):
+        x = channels_last(inputs[name])
+        if prefix.startswith("enc"):
+            actual |= _cogvideox_layers(prefix, layer_outputs(model.encoder, x))
+        else:
+            outputs = layer_outputs(model.decoder, x, x)
+            actual |= _cogvideox_layers(prefix, outputs)
+            normed = model.decoder.middle[0].norm1(outputs["conv_in"], jnp.asarray(x))
+            actual[f"{prefix}.mid_block.resnets.0.norm1"] = normed
+    # Where one chunk suffices the single pass is the chunked one.
+    actual |= {f"single_pass_{name}": value for name, value in actual.items()}
+    model.config = dataclasses.replace(config, chunk=None)
+    chunk = config.chunk or 0
+    videos = {name: x for name, x in inputs.items() if x.shape[2] >= 2 * chunk * config.temporal_ratio}
+    latents = {name: x for name, x in inputs.items() if name.startswith("latent_L") and x.shape[2] >= 2 * chunk}
+    actual |= encoded(model, videos, "single_pass_") | decoded(model, latents, "single_pass_")
+    return error(case, actual)
+
+
+def _cogvideox_layers(prefix: str, outputs: Arrays) -> Arrays:
+    """Intermediates under the names of the original."""
+    way = ("down", "downsample") if prefix.startswith("enc") else ("up", "upsample")
+    results = {}
+    for path, value in outputs.items():
+        name = re.sub(r"levels/(\d+)/blocks/\d+", way[0] + r"\1_resnets", path)
+        name = re.sub(r"levels/(\d+)/sampler", way[0] + r"\1_" + way[1], name)
+        name = re.sub(r"middle/\d", "mid_block", name)
+        results[f"{prefix}.{name.replace('head/norm', 'norm_out')}"] = value
+    return results
+
+
+def _streamed(model: CogVideoXAutoencoder, latents: np.ndarray, lengths: Sequence[int]) -> list[jax.Array]:
+    """The frames of consecutive calls that get so many latents each."""
+    step = compiled(CogVideoXAutoencoder.decode_step)
+    cache, start, frames = None, 0, []
+    for length in lengths:
+        video, cache = step(model, latents[:, start : start + length], cache)
+        assert video.shape[1] == model.frames_of(length)
+        frames.append(video)
+        start += length
+    return frames
+
+
+def _cogvideox_stream(case: golden_cases.GoldenCase) -> float:
+    model = _cogvideox_model(case, case.config["constructor"], double_lone_frame=True)
+    raw = channels_last(case.inputs["latent"])
+    latents = np.asarray(model.config.normalisation.apply(raw))
+    actual = {"one_call_stage3": decode(model, raw), "single_latent_stage3": decode(model, raw[:, :1])}
+    for name, lengths in case.config["splits"].items():
+        actual |= {f"{name}.call{i}": frames for i, frames in enumerate(_streamed(model, latents, lengths))}
+    first = _cogvideox_model(case, case.config["constructor"], double_lone_frame=False)
+    actual |= {"one_call_stage1": decode(first, raw), "single_latent_stage1": decode(first, raw[:, :1])}
+    return error(case, actual)
+
+
+def _cogvideox_matrix(case: golden_cases.GoldenCase) -> float:
+    model = _cogvideox_model(case, case.config["model"], double_lone_frame=True)
+    posterior = compiled(CogVideoXAutoencoder.posterior)(model, channels_last(case.inputs["video"]))
+    latents = channels_last(case.inputs["latents"])
+    lengths = case.config["args"]["stream_chunks"]
+    frames = _streamed(model, latents, lengths)
+    actual = {
+        "posterior_mean": posterior.mean,
+        "posterior_logvar": posterior.logvar,
+        "decoded": decode(model, latents, normalised=True),
+        "stream_decoded": jnp.concatenate(frames, axis=1),
+    }
+    actual |= {f"stream.{sum(lengths[:i])}": part for i, part in enumerate(frames)}
+    return error(case, actual)
+
+
+CHECKS = {
+    "vae/wan": _wan,
+    "vae/hunyuan15": _hunyuan15,
+    "vae/cogvideox": _cogvideox,
+    "worldplay/vae": _hunyuan15,
+    "matrix/vae": _cogvideox_matrix,
+}
