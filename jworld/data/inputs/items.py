@@ -109,7 +109,7 @@ def with_splits(items: Iterable[Item], val_share: float) -> list[Item]:
         raise UserError(f"share of validation clips is {val_share}, expected a number between 0 and 1")
     drawn = {True: "val", False: "train"}
     return [
-        item if item.split else dataclasses.replace(item, split=drawn[_hash(item.name, "split") < val_share * 2**64])
+        item if item.split else dataclasses.replace(item, split=drawn[_hash(item.name) < val_share * 2**64])
         for item in items
     ]
 
@@ -122,12 +122,12 @@ def shard(items: Iterable[Item], index: int, count: int) -> list[Item]:
     """
     if count < 1 or not 0 <= index < count:
         raise UserError(f"shard is {index}/{count}, expected i/n with 0 <= i < n, such as 0/4")
-    return [item for item in items if _hash(item.name, "shard") % count == index]
+    return [item for item in items if _hash(item.name) % count == index]
 
 
-def _hash(name: str, purpose: str) -> int:
-    # Salted by purpose: otherwise the validation items would all lie in the first shards.
-    return int.from_bytes(hashlib.sha256(f"{purpose}:{name}".encode()).digest()[:8], "big")
+def _hash(name: str) -> int:
+    # Splits go by the high digits and shards by the low ones, so every shard gets its share of validation items.
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def finish(items: Iterable[Item], notes: Sequence[str], *, source: pathlib.Path, options: ListOptions) -> Listing:
