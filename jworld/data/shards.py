@@ -3,7 +3,7 @@
 A shard holds consecutive items of one split. Its files get their names when they are complete, then its side file
 DIR/.progress/<shard>.json says what they hold: only a shard with a side file counts as written. The manifest comes
 last, and DIR/.progress goes. Nothing depends on when or how often the command was stopped, so the result is always the
-same. Several processes can write disjoint shards of one set.
+same. Several processes can write one set, each its part of the planned shards.
 """
 
 import contextlib
@@ -231,7 +231,7 @@ def write(
                         loaded = load(item)
                     except UserError as error:
                         if not skip_errors:
-                            raise
+                            raise UserError(f"{error}; --on-error skip leaves bad items out and lists them") from error
                         writer.skip(name(item), str(error))
                     else:
                         store(writer, item, loaded)

@@ -99,13 +99,7 @@ def test_same_input_same_files_and_given_codec(raw, prepared, tmp_path):
     )
     assert again.autoencoder_hash == prepared.autoencoder_hash
     for path in sorted(prepared.output.iterdir()):
-        if path.suffix != ".arrayrecord":
-            assert path.read_bytes() == (output / path.name).read_bytes(), path.name
-    for split in records.SPLITS:
-        left, right = (records.RecordSource(folder, split) for folder in (prepared.output, output))
-        for i in range(len(left)):
-            for name, array in left[i].items():
-                np.testing.assert_array_equal(array, right[i][name])
+        assert path.read_bytes() == (output / path.name).read_bytes(), path.name
 
 
 def refuse(raw, tmp_path, match: str, **options) -> None:
