@@ -11,19 +11,20 @@ prompt [] int32, the row in the text store.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
 import struct
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
 
 from jworld.errors import UserError
 
@@ -31,6 +32,8 @@ FORMAT, VERSION = "jworld-records", 2
 MANIFEST, AUTOENCODER_FILE = "manifest.json", "autoencoder.safetensors"
 CAMERA_CONVENTION = "opencv_w2c"
 SPLITS = ("train", "val")
+# Systems allow a process about 1000 open files; records and text have their own.
+MAX_OPEN_SHARDS = 256
 
 # safetensors' names of the types that a record may hold.
 _DTYPES: dict[str, np.dtype] = {
@@ -167,8 +170,8 @@ class RecordFile:
         except RuntimeError as error:
             raise self._incomplete() from error
         # The writer reports a full disk late or not at all: count what can be read.
-        found = _open_shards([self.path])
-        if found is None or len(found) != self.records:
+        found = _open_shard(self.path)
+        if not found.ok() or found.num_records() != self.records:
             raise self._incomplete()
 
     def _incomplete(self) -> UserError:
@@ -222,26 +225,44 @@ class RecordWriter:
         self._files.append(RecordFile(self._directory / name))
 
 
-def _open_shards(paths: list[pathlib.Path]) -> array_record_data_source.ArrayRecordDataSource | None:
-    try:
-        return array_record_data_source.ArrayRecordDataSource([str(path) for path in paths])
-    except (OSError, RuntimeError, ValueError):
-        return None
+class ShardReader:
+    """Random access to the payloads of several shards, counted through; of many shards only some are open at a time."""
+
+    def __init__(self, paths: Sequence[pathlib.Path], counts: Sequence[int]) -> None:
+        self._paths, self._counts = paths, counts
+        self._ends = np.cumsum(counts)
+        self._open = functools.lru_cache(MAX_OPEN_SHARDS)(_open_shard)
+
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[Any, ...]]:
+        # Worker processes open the files themselves.
+        return ShardReader, (self._paths, self._counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[shard - 1]) if shard else 0
+        return self._open(self._paths[shard]).read([index - first])[0]
 
 
-def open_shards(
-    directory: pathlib.Path, shards: list[dict[str, Any]]
-) -> array_record_data_source.ArrayRecordDataSource:
-    """Random access to the payloads of a manifest's list of shards; `UserError` names one that is absent or corrupt."""
-    for shard in shards:
-        path = directory / shard["file"]
+def _open_shard(path: pathlib.Path) -> Any:
+    return array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+
+
+def open_shards(directory: pathlib.Path, shards: Sequence[Mapping[str, Any]]) -> ShardReader:
+    """A manifest's list of shards; `UserError` names one that is absent or corrupt."""
+    paths = [directory / shard["file"] for shard in shards]
+    for path, shard in zip(paths, shards, strict=True):
         if not path.is_file():
             raise UserError(f"shard {path} of the manifest is absent: make the data set again")
-        reader = _open_shards([path])
-        if reader is None or len(reader) != shard["records"]:
-            found = "nothing readable" if reader is None else f"{len(reader)} records"
+        reader = _open_shard(path)
+        if not reader.ok() or reader.num_records() != shard["records"]:
+            found = f"{reader.num_records()} records" if reader.ok() else "nothing readable"
             raise UserError(f"shard {path} holds {found}, expected {shard['records']} records: make the data set again")
-    return array_record_data_source.ArrayRecordDataSource([str(directory / shard["file"]) for shard in shards])
+    return ShardReader(paths, [shard["records"] for shard in shards])
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

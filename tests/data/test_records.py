@@ -1,7 +1,9 @@
 """Record payloads, shards and manifests: round trips, and every malformed case refused by name."""
 
 import json
+import os
 import pathlib
+import pickle
 import struct
 
 import ml_dtypes
@@ -115,6 +117,28 @@ def test_source_reads_all_shards_in_order(tmp_path):
         assert source[i]["index"] == i
         for name, array in rows[i].items():
             np.testing.assert_array_equal(source[i][name], array)
+
+
+def test_a_source_can_be_sent_to_a_worker_process(tmp_path):
+    rows = [make_record(i) for i in range(3)]
+    write_set(tmp_path, rows, shard_bytes=1)
+    source = records.RecordSource(tmp_path, "train")
+    assert source[1]["index"] == 1
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy[2]["latent"], rows[2]["latent"])
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_of_many_shards_few_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MAX_OPEN_SHARDS", 3)
+    rows = [make_record(i) for i in range(20)]
+    manifest = write_set(tmp_path, rows, shard_bytes=1)
+    assert len(manifest["splits"]["train"]) == 20
+    before = len(os.listdir("/proc/self/fd"))
+    source = records.RecordSource(tmp_path, "train")
+    for i in np.random.default_rng(0).permutation(20):
+        np.testing.assert_array_equal(source[i]["latent"], rows[i]["latent"])
+    assert len(os.listdir("/proc/self/fd")) - before == 3
 
 
 def test_failed_writer_leaves_nothing(tmp_path):
