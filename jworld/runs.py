@@ -15,7 +15,7 @@ import ml_collections
 from flax import nnx
 
 from jworld import config as run_config
-from jworld import systems
+from jworld import errors, systems
 from jworld.data import pipeline, records, text
 from jworld.data.encoders import Encoders
 from jworld.parallel import mesh as mesh_lib
@@ -30,31 +30,57 @@ WEIGHTS = "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model, ready to be sampled."""
+    """A trained model, ready to be sampled on its mesh."""
 
     config: ml_collections.ConfigDict
     system: Any
     model: nnx.Module
     encoders: Encoders
     step: int | None
+    mesh: jax.sharding.Mesh
 
 
-def load(directory: pathlib.Path, step: int | None = None) -> Run:
-    """Open a run's folder, or a folder of released weights, on one device; averaged weights are preferred.
+def load(
+    directory: pathlib.Path,
+    step: int | None = None,
+    *,
+    config: ml_collections.ConfigDict | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    encoders: pathlib.Path | None = None,
+) -> Run:
+    """Open a run's folder, or a folder of released or imported weights; averaged weights are preferred.
+
+    Args:
+      directory: the folder.
+      step: the checkpoint; the newest by default.
+      config: other settings of the same model; the folder's own by default.
+      mesh: where the weights go; one device by default.
+      encoders: folder of the encoders; the folder's own by default.
 
     Raises:
-      UserError: something is missing or damaged.
+      UserError: something is missing or damaged, or does not fit the model.
     """
-    config = run_config.load(directory)
+    config = run_config.load(directory) if config is None else config
     system = systems.create(config)
+    opened = _open_encoders(directory / ENCODERS if encoders is None else encoders, system)
     optimizer = optimizers.make_optimizer(
         run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
     )
-    graphdef, abstract, _ = train_state.abstract_state(
-        system.init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh_lib.make_mesh(devices=jax.devices()[:1])
-    )
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    graphdef, abstract, _ = train_state.abstract_state(system.init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh)
     params, found = load_params(directory, abstract.params, step)
-    return Run(config, system, nnx.merge(graphdef, params), Encoders.load(directory / ENCODERS), found)
+    return Run(config, system, nnx.merge(graphdef, params), opened, found, mesh)
+
+
+def _open_encoders(directory: pathlib.Path, system: Any) -> Encoders:
+    if not (directory / records.MANIFEST).is_file():
+        raise errors.UserError(
+            f"{directory} has no {records.MANIFEST}, so nothing says which autoencoder and encoders the model knows: "
+            "name a folder of records made for it with --encoders, or copy one's manifest and autoencoder there"
+        )
+    opened = Encoders.load(directory)
+    records.check_manifest(opened.manifest, system.manifest_expectations(), path=directory)
+    return opened
 
 
 def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, int | None]:

@@ -46,3 +46,13 @@ def test_attention(tmp_path: pathlib.Path) -> None:
     for row in numbers["rows"]:
         assert row["time_ratio"] > 0
         assert row["memory_ratio"] > 0
+
+
+def test_rollout(tmp_path: pathlib.Path) -> None:
+    numbers = run("rollout", tmp_path / "rollout.json", "--chunks", "2", "--steps", "2")
+    assert numbers["settings"]["chunks"] == 2
+    (row,) = numbers["rows"]
+    assert row["steps"] == 2
+    assert row["chunk_p95_seconds"] >= row["chunk_p50_seconds"] > 0
+    assert row["recomputed_p50_seconds"] > 0
+    assert row["flops_ratio"] > 1.5

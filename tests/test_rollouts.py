@@ -11,10 +11,11 @@ import rich.console
 import tiny_run
 
 from jworld import reports, rollouts, runs, sheets
-from jworld.cameras import actions
+from jworld.cameras import actions, pose_strings
 from jworld.data import episodes, records
 from jworld.errors import UserError
 from jworld.systems.worldplay import rollout
+from jworld.systems.worldplay.session import centre_crop
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,25 @@ def test_rollout_is_repeatable_and_obeys_the_controls(session, clip):
     assert (first != mirrored).any()
 
 
+def test_held_keys_are_the_path_that_they_walk(session, clip):
+    path = pose_strings.path("w+right-7", session.units)
+    controls = rollout.Controls(path.action, path.w2c, path.intrinsics)
+    expected = rollout.roll_out(session, clip.frames[0], clip.prompt, controls, seed=3)
+    session.reset(clip.frames[0], clip.prompt, seed=3)
+    np.testing.assert_array_equal(np.concatenate([session.step("w+right") for _ in range(2)]), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (90, 64), (48, 100), (11, 7)])
+def test_the_middle_of_a_picture_is_taken(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    kept = centre_crop(np.stack([rows, columns, rows], axis=-1), 32, 24)
+    assert kept.shape[0] / kept.shape[1] == pytest.approx(24 / 32, abs=0.1)
+    assert kept.shape[0] == height or kept.shape[1] == width
+    for axis, size in ((0, height), (1, width)):
+        first, last = kept[..., axis].min(), kept[..., axis].max()
+        assert abs(first - (size - 1 - last)) <= 1
+
+
 def test_rollout_needs_whole_chunks(session, clip):
     part = rollout.window(clip, start=0, latents=7)
     with pytest.raises(ValueError, match="7 latents"):
@@ -149,6 +169,21 @@ def test_sheet_wraps_long_rollouts():
     assert short.shape[0] - sheets.LINE == (long.shape[0] - sheets.LINE) / 2
     # 16 pictures of twice the size, predicted all white.
     assert (short == 255).all(axis=-1).sum() == 16 * 96 * 128
+
+
+def test_sheet_of_a_generated_video_has_one_strip_in_each_row():
+    both = make_comparison(4)
+    alone = dataclasses.replace(both, truth=None, chunks=[dataclasses.replace(x, psnr=None) for x in both.chunks])
+    short, tall = (np.asarray(sheets.contact_sheet([comparison])) for comparison in (alone, both))
+    assert short.shape == (tall.shape[0] - 96, *tall.shape[1:])
+    assert (short == 255).all(axis=-1).sum() == 16 * 96 * 128
+
+
+def test_sheet_shows_large_pictures_smaller():
+    frames = np.full((13, 480, 832, 3), 255, np.uint8)
+    chunk = reports.Chunk(start=0, stop=13, action="forward")
+    sheet = np.asarray(sheets.contact_sheet([reports.Comparison(title="", prediction=frames, chunks=[chunk])]))
+    assert (sheet == 255).all(axis=-1).sum() == 4 * 224 * 129
 
 
 def test_video_has_even_size_and_both_halves():

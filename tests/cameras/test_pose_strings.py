@@ -19,12 +19,72 @@ def test_a_path_has_one_pose_per_latent() -> None:
     np.testing.assert_allclose(path.w2c[2, :3, 3], [0, 0, -2 * pose_strings.PUBLISHED.step])
 
 
-@pytest.mark.parametrize("item", ["w", "w-x", "q-3", "w--3", "w-3-4", "w-", "w-nan", "w-inf", "W-3"])
+@pytest.mark.parametrize(
+    "item",
+    [
+        "w",
+        "w-x",
+        "q-3",
+        "w--3",
+        "w-3-4",
+        "w-",
+        "w-nan",
+        "w-inf",
+        "W-3",
+        "w+s-3",
+        "w+w-1",
+        "left+right-1",
+        "w+-1",
+        "none-1",
+    ],
+)
 def test_the_bad_item_and_the_allowed_actions_are_named(item: str) -> None:
     with pytest.raises(UserError) as error:
         pose_strings.parse(f"a-1, {item}, s-2")
     assert f"'{item}'" in str(error.value)
     assert "w, s, d, a, right, left, up, down" in str(error.value)
+
+
+def test_keys_held_together_move_as_each_alone() -> None:
+    path = pose_strings.path("w+right-2, d+up-1")
+    names = [actions.label_name(label) for label in path.action]
+    assert names == ["none", "forward+yaw_right", "forward+yaw_right", "right+pitch_up"]
+    assert pose_strings.key_timeline("w+right-1").tolist() == [[1, 0, 1, 0]] * 5
+    steps = pose_strings.motions("w+right-2, d+up-1", pose_strings.Units(step=0.5, turn=90))
+    c2w = pose_strings.trajectory(steps)
+    # Turned right before each step: first along +x, then back along -z, then to the right, which is -x.
+    np.testing.assert_allclose(c2w[:, :3, 3], [[0, 0, 0], [0.5, 0, 0], [0.5, 0, -0.5], [0, 0, -0.5]], atol=1e-12)
+    # At last it looks up, along -y.
+    np.testing.assert_allclose(c2w[3, :3, 2], [0, -1, 0], atol=1e-12)
+
+
+def test_units_are_a_models_own() -> None:
+    units = pose_strings.Units(step=0.3, turn=30, focal=(0.5, 0.75))
+    path = pose_strings.path("w-1, left-1", units)
+    np.testing.assert_allclose(path.w2c[1, :3, 3], [0, 0, -0.3])
+    assert np.degrees(np.arccos(path.w2c[2, 0, 0])) == pytest.approx(30)
+    np.testing.assert_allclose(path.intrinsics[0], [[0.5, 0, 0.5], [0, 0.75, 0.5], [0, 0, 1]])
+    with pytest.raises(ValueError, match="turn 0"):
+        pose_strings.Units(turn=0)
+
+
+def test_held_keys_continue_a_path() -> None:
+    units = pose_strings.Units(step=0.3, turn=30)
+    whole = pose_strings.path("w+right-3, a-4", units)
+    first = pose_strings.held("w+right", 4, units, after=None)
+    second = pose_strings.held("a", 4, units, after=first.w2c[-1])
+    for name in ("w2c", "intrinsics", "action"):
+        joined = np.concatenate([getattr(first, name), getattr(second, name)])
+        np.testing.assert_allclose(joined, getattr(whole, name), atol=1e-12)
+    still = pose_strings.held("none", 2, units, after=second.w2c[-1])
+    np.testing.assert_allclose(still.w2c, [second.w2c[-1]] * 2, atol=1e-12)
+    assert still.action.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("keys", ["", "w-3", "forward", "w+s"])
+def test_unknown_keys_are_refused(keys: str) -> None:
+    with pytest.raises(UserError, match=r"expected none, or one of w, s, d, a"):
+        pose_strings.held(keys, 4, after=None)
 
 
 def test_key_timeline_gives_frame_0_to_the_first_command() -> None:

@@ -63,6 +63,22 @@ def test_formula_agrees_with_xla(actions: bool, chunk_frames: int | None, traini
     assert counted(cfg, chunk_frames, training=training) == pytest.approx(expected, rel=0.05)
 
 
+def test_formulas_of_a_rollout_make_up_the_whole() -> None:
+    """One chunk over the text is what chunk-causal attention does; a later chunk adds its queries over all keys."""
+    cfg = HunyuanConfig(num_layers=3)
+    words = {"text_tokens": TEXT, "glyph_tokens": GLYPH, "vision_tokens": VISION}
+    size = HEIGHT * WIDTH
+    text = flops.text_pass_flops(cfg, **words)
+    seen = TEXT + GLYPH + VISION
+    first, second = (
+        flops.image_pass_flops(cfg, frames=4, tokens_per_frame=size, cached_tokens=cached)
+        for cached in (seen, seen + 4 * size)
+    )
+    whole = flops.forward_flops(cfg, frames=8, tokens_per_frame=size, chunk_frames=4, **words)
+    assert text.plus(first).plus(second) == whole
+    assert text.plus(first, times=3).linear == text.linear + 3 * first.linear
+
+
 def test_parts_grow_as_they_should() -> None:
     def of(**changes: Any) -> flops.Flops:
         arguments: dict[str, Any] = {"frames": 24, "tokens_per_frame": 64, "text_tokens": 0, "chunk_frames": 4}

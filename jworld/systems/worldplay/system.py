@@ -53,6 +53,16 @@ class WorldPlay:
         rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
 
+    def sections(self) -> dict[str, Any]:
+        """The parts of the config that this system reads, by name, with every default filled in."""
+        return {
+            "model": self.model_config,
+            "loss": self.objective,
+            "data.clip": self.clip,
+            "sample.rollout": self.sample,
+            "sample.motion": self.units,
+        }
+
     @property
     def chunk_frames(self) -> int:
         """Latent frames that a rollout makes together."""

@@ -1,0 +1,327 @@
+"""python -m jworld.generate --checkpoint DIR --image first.png --prompt "..." --pose "w-3, right-4" --out out.mp4
+
+Rolls a trained model out from a first picture along a path of actions. Writes the video, what it was made with and how
+long that took (out.json), and with --sheet a picture of every chunk under its action (out.png).
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import rich.console
+import rich.progress
+
+from jworld import config as run_config
+from jworld import errors, reports, runs, sheets, systems
+from jworld.data import episodes
+from jworld.parallel import mesh as mesh_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to generate.
+
+    Attributes:
+      checkpoint: folder of a run, of released or of imported weights.
+      step: the checkpoint of a run to take; None for the newest.
+      image: first picture; prompt: what the video shows; pose: the actions, as the model's system reads them.
+      seed: of the noise.
+      encoders: folder with the encoders where the checkpoint's folder has none; None for its own.
+      settings: changes of the saved config, "key=value".
+      mesh: sizes of the mesh by axis.
+      out: the video to write; sheet: also write pictures of every chunk.
+    """
+
+    checkpoint: pathlib.Path
+    image: pathlib.Path
+    prompt: str
+    pose: str
+    out: pathlib.Path
+    seed: int = 0
+    step: int | None = None
+    encoders: pathlib.Path | None = None
+    settings: tuple[str, ...] = ()
+    mesh: tuple[tuple[str, int], ...] = ()
+    sheet: bool = False
+
+
+class CompileTimes:
+    """Knows, of any time since it was entered, how much of it went into tracing and compiling programs."""
+
+    def __enter__(self) -> "CompileTimes":
+        self._spans: list[tuple[float, float]] = []
+        jax.monitoring.register_event_time_span_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_time_span_listener(self._listen)
+
+    def _listen(self, event: str, start_time: float, end_time: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self._spans.append((start_time, end_time))
+
+    def seconds(self, start: float, end: float) -> float:
+        """Of the time between two values of `time.time()`. Spans lie inside each other: each moment counts once."""
+        total, reached = 0.0, start
+        for first, last in sorted(self._spans):
+            total += max(min(last, end) - max(first, reached), 0)
+            reached = max(reached, min(last, end))
+        return total
+
+
+def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
+    """Roll out and write; -> what the JSON file holds.
+
+    Raises:
+      UserError: something that is asked for is missing, damaged, or does not fit the model.
+    """
+    if request.out.suffix != ".mp4":
+        raise errors.UserError(f"--out is {request.out}, expected a name that ends in .mp4")
+    image = read_image(request.image)
+    config = resolve(request)
+    system = systems.create(config)
+    actions = system.controls(request.pose)
+    mesh = make_mesh(config)
+    system.check_sampling(mesh)
+    began = time.time()
+    run = runs.load(request.checkpoint, request.step, config=config, mesh=mesh, encoders=request.encoders)
+    loaded = time.time() - began
+    with rich.progress.Progress(console=console) as progress:
+        bar = progress.add_task("generating", total=len(actions))
+        frames, timings = roll_out(run, image, request, actions, lambda: progress.advance(bar))
+    stops = np.cumsum([len(part) for part in frames]).tolist()
+    chunks = [
+        reports.Chunk(start=start, stop=stop, action=action.name)
+        for start, stop, action in zip([0, *stops], stops, actions, strict=False)
+    ]
+    rollout = reports.Comparison(title=request.prompt, prediction=np.concatenate(frames), chunks=chunks)
+    facts = {
+        "checkpoint": str(request.checkpoint),
+        "step": run.step,
+        "image": str(request.image),
+        "prompt": request.prompt,
+        "pose": request.pose,
+        "seed": request.seed,
+        "chunks": [{"start": x.start, "stop": x.stop, "action": x.action} for x in chunks],
+        "fps": run.encoders.fps,
+        "device": f"{len(mesh.devices.flat)} x {jax.devices()[0].device_kind}",
+        "timings": {"load_seconds": loaded, **timings},
+        "config": config.to_dict(),
+    }
+    for path in write(request, rollout, facts):
+        console.print(f"wrote {path}")
+    return facts
+
+
+def read_image(path: pathlib.Path) -> np.ndarray:
+    """uint8 [H, W, 3] of any size."""
+    try:
+        with PIL.Image.open(path) as image:
+            return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+    except OSError as error:
+        raise errors.UserError(f"--image {path} cannot be read ({error}): give a PNG or JPEG file") from error
+
+
+def resolve(request: Request) -> ml_collections.ConfigDict:
+    """The saved config with every value that has a default written out, for one device or the mesh, and changed."""
+    config = run_config.load(request.checkpoint)
+    values = config.to_dict()
+    for name, section in systems.create(config).sections().items():
+        node = values
+        for key in name.split("."):
+            node = node.setdefault(key, {})
+        node.update({key: _plain(value) for key, value in dataclasses.asdict(section).items()})
+    values["mesh"] = dict.fromkeys(mesh_lib.AXIS_NAMES, 1) | dict(request.mesh)
+    for text in request.settings:
+        override(values, text)
+    return ml_collections.ConfigDict(values).lock()
+
+
+def _plain(value: Any) -> Any:
+    """A dtype as its name, everything else as it is."""
+    return value if isinstance(value, str | int | float | tuple | None) else jnp.dtype(value).name
+
+
+def override(values: dict[str, Any], text: str) -> None:
+    """Change one value of a resolved config as "key.of.value=new" says; the type of a value does not change."""
+    path, equals, new = text.partition("=")
+    if not equals:
+        raise errors.UserError(f"--set {text}: expected key=value, such as sample.rollout.num_steps=4")
+    *parents, name = path.split(".")
+    node: Any = values
+    for depth, key in enumerate((*parents, name)):
+        keys = list(node) if isinstance(node, dict) else []
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys there are {', '.join(keys) or 'none'}"
+            raise errors.UserError(f"--set {text}: config has no key {'.'.join(path.split('.')[: depth + 1])}; {hint}")
+        if depth < len(parents):
+            node = node[key]
+    node[name] = _converted(new, node[name], text)
+
+
+def _converted(new: str, old: Any, text: str) -> Any:
+    """`new` as a value of the type of `old`."""
+    if isinstance(old, str):
+        return new
+    try:
+        value = ast.literal_eval(new)
+    except (SyntaxError, ValueError):
+        value = {"true": True, "false": False}.get(new.lower(), new)
+    kinds: dict[type, tuple[str, Callable[[Any], bool]]] = {
+        bool: ("True or False", lambda x: isinstance(x, bool)),
+        int: ("a whole number", lambda x: isinstance(x, int) and not isinstance(x, bool)),
+        float: ("a number", lambda x: isinstance(x, int | float) and not isinstance(x, bool)),
+        tuple: ("a list such as (1, 2)", lambda x: isinstance(x, list | tuple)),
+        list: ("a list such as (1, 2)", lambda x: isinstance(x, list | tuple)),
+        type(None): ("any value", lambda x: True),
+    }
+    if type(old) not in kinds:
+        raise errors.UserError(f"--set {text}: this is a section with the keys {', '.join(old)}; set one of them")
+    expected, fits = kinds[type(old)]
+    if not fits(value):
+        raise errors.UserError(f"--set {text}: found {new!r}, expected {expected} (it is {old!r} now)")
+    return float(value) if isinstance(old, float) else value
+
+
+def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+    """The mesh of the config on the first devices; the others stay idle."""
+    sizes = dict(config.mesh)
+    count = int(np.prod(list(sizes.values())))
+    return mesh_lib.make_mesh(**sizes, devices=jax.devices()[: count if count > 0 else None])
+
+
+def roll_out(
+    run: runs.Run, image: np.ndarray, request: Request, actions: Sequence[reports.Action], advance: Callable[[], None]
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Frames of every chunk, and how long they took; compiling is told apart."""
+    frames, spans = [], []
+    session = run.system.session(run.model, run.encoders)
+    with CompileTimes() as compiling, jax.set_mesh(run.mesh):
+        began = time.time()
+        session.reset(image, request.prompt, seed=request.seed)
+        ready = time.time()
+        for action in actions:
+            start = time.time()
+            frames.append(session.step(action.told))
+            spans.append((start, time.time()))
+            advance()
+    seconds = [end - start - compiling.seconds(start, end) for start, end in spans]
+    return frames, {
+        "compile_seconds": compiling.seconds(began, spans[-1][1]),
+        "start_seconds": ready - began - compiling.seconds(began, ready),
+        "chunk_seconds": seconds,
+        "chunk_p50_seconds": float(np.percentile(seconds, 50)),
+        "chunk_p95_seconds": float(np.percentile(seconds, 95)),
+        "frames_per_second": sum(map(len, frames)) / sum(seconds),
+    }
+
+
+def write(request: Request, rollout: reports.Comparison, facts: dict[str, Any]) -> list[pathlib.Path]:
+    """Video, numbers and pictures, each complete or absent; -> their names."""
+    out = request.out
+    # The encoder chooses the format by the name's end.
+    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+    paths = [out, out.with_suffix(".json")]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            episodes.write_video(partial, rollout.prediction, fps=facts["fps"])
+            partial.replace(out)
+            partial.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+            partial.replace(paths[1])
+            if request.sheet:
+                paths.append(out.with_suffix(".png"))
+                sheets.contact_sheet([rollout]).save(partial, format="png")
+                partial.replace(paths[2])
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"--out {out} could not be written ({error}): give another name") from error
+    return paths
+
+
+def parse_mesh(text: str) -> tuple[tuple[str, int], ...]:
+    """ "data=1,sequence=2" -> pairs of axis and size."""
+    pairs = [item.partition("=") for item in text.split(",")]
+    for name, _, size in pairs:
+        if name.strip() not in mesh_lib.AXIS_NAMES or not size.strip().isdecimal():
+            raise argparse.ArgumentTypeError(
+                f"{text!r}, expected axis=size with the axes {', '.join(mesh_lib.AXIS_NAMES)}, such as sequence=2"
+            )
+    return tuple((name.strip(), int(size)) for name, _, size in pairs)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Request:
+    parser = argparse.ArgumentParser(
+        prog="python -m jworld.generate",
+        description="Roll a trained model out: a first picture, a caption and a path in, a video out.",
+        epilog="A path such as 'w-3, right-4' walks 3 latents forward and turns right for 4 (a latent is 4 frames): w, "
+        "s, a, d walk, right, left, up, down turn, and keys held together are joined as in w+right-4. With the first "
+        "picture, which is a latent of its own, the latents must fill whole chunks.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=pathlib.Path, metavar="DIR", help="a run's folder, or one with weights")
+    add("--image", required=True, type=pathlib.Path, metavar="FILE", help="first picture; its middle is taken")
+    add("--prompt", default="", help="caption of the video (default: none)")
+    add("--pose", required=True, help="path: a pose string, or a JSON file with one pose per latent")
+    add(
+        "--out", required=True, type=pathlib.Path, metavar="FILE.mp4", help="the video; FILE.json tells how it was made"
+    )
+    add("--sheet", action="store_true", help="also write FILE.png: every chunk's pictures under its action")
+    add("--seed", type=int, default=Request.seed, help="of the noise (default %(default)s)")
+    add("--step", type=int, metavar="N", help="checkpoint to take (default: the newest)")
+    add(
+        "--encoders",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of records whose autoencoder and encoders the model knows (default: those in the checkpoint's)",
+    )
+    add(
+        "--mesh",
+        type=parse_mesh,
+        default=(),
+        metavar="AXIS=N,...",
+        help="devices: sequence=2 splits every video over two, fsdp=2 the weights alone (default: one device)",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="another value for a key of the checkpoint's config, such as sample.rollout.num_steps=4 or "
+        "model.dtype=bfloat16; may be given several times",
+    )
+    arguments = vars(parser.parse_args(argv))
+    return Request(**{**arguments, "settings": tuple(arguments["settings"])})
+
+
+@errors.exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    request = parse_arguments(argv)
+    console = rich.console.Console(highlight=False, soft_wrap=True)
+    facts = generate(request, console)
+    timings = facts["timings"]
+    console.print(
+        f"{facts['chunks'][-1]['stop']} frames, {timings['frames_per_second']:.1f} per second; a chunk takes "
+        f"{timings['chunk_p50_seconds']:.2f} s (p95 {timings['chunk_p95_seconds']:.2f} s), after "
+        f"{timings['compile_seconds']:.1f} s of compiling on {facts['device']}"
+    )
+    console.print(f"next: another --pose or --seed, or python -m jworld.evaluate --checkpoint {request.checkpoint}")
+
+
+if __name__ == "__main__":
+    main()

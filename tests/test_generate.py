@@ -1,0 +1,225 @@
+"""python -m jworld.generate on a tiny model: what it writes, what changes it, and what it refuses."""
+
+import json
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import commands
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+import tiny_run
+
+from jworld import generate, runs
+from jworld.cameras import pose_strings, poses
+from jworld.data import episodes
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tiny_run.make_run(tmp_path_factory.getbasetemp() / "tiny_run")
+
+
+@pytest.fixture(scope="module")
+def image(run: pathlib.Path) -> pathlib.Path:
+    """A recorded frame."""
+    path = run.parent / "first.png"
+    frame = episodes.read_episode(run.parent / "episodes", "episode_00007").frames[0]
+    PIL.Image.fromarray(frame).save(path)
+    return path
+
+
+def arguments(run: pathlib.Path, image: pathlib.Path, out: pathlib.Path, *extra: str) -> list[str]:
+    pose = [] if "--pose" in extra else ["--pose", "w-3, w+right-4"]
+    return ["--checkpoint", str(run), "--image", str(image), "--prompt", "rooms", *pose, "--out", str(out), *extra]
+
+
+def make(run: pathlib.Path, image: pathlib.Path, folder: pathlib.Path, *extra: str) -> np.ndarray:
+    """The video's frames."""
+    out = folder / "out.mp4"
+    generate.main(arguments(run, image, out, *extra))
+    return episodes.read_video(out).astype(int)
+
+
+@pytest.fixture(scope="module")
+def plain(run: pathlib.Path, image: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    return make(run, image, tmp_path_factory.mktemp("plain"))
+
+
+def test_video_pictures_and_numbers(
+    run: pathlib.Path, image: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new"
+    began = time.time()
+    video = make(run, image, folder, "--sheet", "--seed", "7", "--set", "sample.rollout.num_steps=3")
+    assert video.shape == (29, 24, 32, 3)
+    assert sorted(path.name for path in folder.iterdir()) == ["out.json", "out.mp4", "out.png"]
+    with PIL.Image.open(folder / "out.png") as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.width > 2 * 4 * 112
+    facts = json.loads((folder / "out.json").read_text())
+    assert (facts["seed"], facts["pose"], facts["prompt"]) == (7, "w-3, w+right-4", "rooms")
+    assert facts["chunks"] == [
+        {"start": 0, "stop": 13, "action": "forward"},
+        {"start": 13, "stop": 29, "action": "forward+yaw_right"},
+    ]
+    assert facts["config"]["sample"]["rollout"] == {
+        "mode": "autoregressive",
+        "num_steps": 3,
+        "shift": 10.0,
+        "guidance": 1.0,
+        "context_time": 14.0,
+    }
+    assert facts["config"]["model"]["param_dtype"] == "float32"  # a default, written out
+    timings = facts["timings"]
+    assert len(timings["chunk_seconds"]) == 2
+    assert 0 < timings["chunk_p50_seconds"] <= timings["chunk_p95_seconds"]
+    assert timings["frames_per_second"] == pytest.approx(29 / sum(timings["chunk_seconds"]))
+    assert timings["load_seconds"] + timings["compile_seconds"] + sum(timings["chunk_seconds"]) < time.time() - began
+    told = capsys.readouterr().out
+    assert f"wrote {folder / 'out.png'}" in told
+    assert "29 frames" in told
+
+
+def test_the_same_request_makes_the_same_video(
+    run: pathlib.Path, image: pathlib.Path, plain: np.ndarray, tmp_path: pathlib.Path
+) -> None:
+    np.testing.assert_array_equal(make(run, image, tmp_path), plain)
+    assert np.abs(make(run, image, tmp_path, "--seed", "1") - plain).mean() > 20
+    assert np.abs(make(run, image, tmp_path, "--pose", "s-3, s+left-4") - plain).mean() > 20
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--mesh", "data=1,fsdp=1,sequence=2"),
+        ("--set", "model.dtype=bfloat16", "--set", "model.param_dtype=bfloat16"),
+        ("--mesh", "fsdp=2,sequence=2", "--set", "model.dtype=bfloat16", "--set", "model.param_dtype=bfloat16"),
+    ],
+)
+def test_meshes_and_bfloat16_make_nearly_the_same_video(
+    extra: tuple[str, ...], run: pathlib.Path, image: pathlib.Path, plain: np.ndarray, tmp_path: pathlib.Path
+) -> None:
+    video = make(run, image, tmp_path, *extra)
+    assert np.abs(video - plain).mean() < (4 if "bfloat16" in "".join(extra) else 0.01)
+    facts = json.loads((tmp_path / "out.json").read_text())
+    assert facts["device"].startswith({"data": "2", "fsdp": "4"}.get(extra[1].split("=")[0], "1"))
+
+
+def test_guidance_and_the_bidirectional_mode(run: pathlib.Path, image: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    settings = ["sample.rollout.mode=bidirectional", "sample.rollout.guidance=2.0", "sample.actions=forward*15"]
+    extra = [part for text in settings for part in ("--set", text)]
+    video = make(run, image, tmp_path, "--pose", "w-31", *extra)
+    assert video.shape == (125, 24, 32, 3)
+    facts = json.loads((tmp_path / "out.json").read_text())
+    assert [chunk["stop"] for chunk in facts["chunks"]] == [61, 125]
+
+
+def test_a_file_of_poses_is_a_path(
+    run: pathlib.Path, image: pathlib.Path, plain: np.ndarray, tmp_path: pathlib.Path
+) -> None:
+    """The path of the pose string, with the intrinsics in pixels of an image of 320 x 240."""
+    units = runs.load(run).system.units
+    c2w = poses.invert_rigid(pose_strings.path("w-3, w+right-4", units).w2c)
+    intrinsics = [[160, 0, 160], [0, 160, 120], [0, 0, 1]]
+    file = tmp_path / "poses.json"
+    file.write_text(json.dumps({str(i): {"extrinsic": x.tolist(), "K": intrinsics} for i, x in enumerate(c2w)}))
+    assert np.abs(make(run, image, tmp_path, "--pose", str(file)) - plain).mean() < 0.01
+
+
+def test_encoders_may_lie_elsewhere(
+    run: pathlib.Path,
+    image: pathlib.Path,
+    plain: np.ndarray,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bare = tmp_path / "imported"
+    shutil.copytree(run, bare, ignore=shutil.ignore_patterns(runs.ENCODERS))
+    with pytest.raises(SystemExit) as exit_info:
+        make(bare, image, tmp_path)
+    assert exit_info.value.code == 2
+    assert f"error: {bare / 'encoders'} has no manifest.json" in capsys.readouterr().err
+    np.testing.assert_array_equal(make(bare, image, tmp_path, "--encoders", str(run / runs.ENCODERS)), plain)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--pose", "w-3, jump-4"), "pose string item 'jump-4' is not understood"),
+        (
+            ("--pose", "w-4"),
+            "--pose w-4 has 5 latents (the first frame is one), and 4 are made together: add 3 latents",
+        ),
+        (("--pose", "no.json"), "no.json cannot be read"),
+        (("--set", "sample.rollout.num_steps=four"), "found 'four', expected a whole number (it is 2 now)"),
+        (("--set", "sample.rollout.num_step=4"), "no key sample.rollout.num_step; did you mean 'num_steps'?"),
+        (("--set", "sampel.rollout=4"), "config has no key sampel; did you mean 'sample'?"),
+        (("--set", "sample.rollout=4"), "this is a section with the keys"),
+        (("--set", "sample.rollout.num_steps"), "expected key=value"),
+        (("--set", "sample.rollout.num_steps=0"), "num_steps is 0, must be at least 1"),
+        (("--set", "sample.rollout.mode=both"), "config.sample.rollout.mode: found 'both'"),
+        (("--set", "model.mlp_ratio=2.0"), "holds another model"),
+        (("--mesh", "sequence=3"), "config.mesh.sequence is 3, which does not divide"),
+        (("--mesh", "fsdp=64"), "config.mesh is data=1, fsdp=64, sequence=1 = 64 devices"),
+        (("--out", "video.avi"), "expected a name that ends in .mp4"),
+        (("--image", "no.png"), "--image no.png cannot be read"),
+        (("--image", str(tiny_run.RECIPE)), "cannot be read"),
+        (("--checkpoint", "nowhere"), "nowhere/config.json is missing"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(
+    extra: tuple[str, ...],
+    message: str,
+    run: pathlib.Path,
+    image: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        make(run, image, tmp_path, *extra)
+    assert exit_info.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.e2e
+def test_the_command_of_the_readme(run: pathlib.Path, image: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    result = commands.run("jworld.generate", *arguments(run, image, tmp_path / "out.mp4"))
+    assert result.returncode == 0, result.stderr
+    assert "per second" in result.stdout
+    assert (tmp_path / "out.mp4").stat().st_size > 0
+    assert "--mesh" in commands.run("jworld.generate", "--help").stdout
+    assert "no manifest.json" in commands.one_sentence(
+        commands.run("jworld.generate", *arguments(run, image, tmp_path / "o.mp4", "--encoders", str(tmp_path)))
+    )
+
+
+def test_values_keep_their_types() -> None:
+    values: dict[str, Any] = {"a": {"x": 1.5, "size": (2, 3), "name": "n", "on": False, "none": None}}
+    for text in ("a.x=2", "a.size=(4, 5)", "a.name=7", "a.on=true", "a.none=8"):
+        generate.override(values, text)
+    assert values == {"a": {"x": 2.0, "size": (4, 5), "name": "7", "on": True, "none": 8}}
+    assert isinstance(values["a"]["x"], float)
+
+
+def test_compiling_is_told_apart() -> None:
+    with generate.CompileTimes() as times:
+        began = time.time()
+        jax.jit(lambda x: jnp.tanh(x) * 3.25 + 0.875)(jnp.ones(7)).block_until_ready()
+        compiled = time.time()
+        time.sleep(0.05)
+        ended = time.time()
+    assert 0 < times.seconds(began, ended) <= compiled - began
+    assert times.seconds(compiled, ended) == 0
+    # Spans that lie inside each other, or apart.
+    times._spans = [(10, 14), (11, 12), (13, 16), (20, 21)]
+    assert times.seconds(0, 100) == 7
+    assert times.seconds(12, 15) == 3
