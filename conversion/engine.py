@@ -177,16 +177,7 @@ class Place:
                 return
             block = block[..., low - last.start : high - last.start]
             index = (*index[:-1], slice(low - self.start, high - self.start))
-        _copy(block, self.layout.read(read, self.shape, index))
-
-
-def _copy(target: np.ndarray, value: np.ndarray) -> None:
-    if value.ndim < 2 or value.flags.c_contiguous:
-        target[...] = value
-        return
-    # A transposing copy of narrow bands stays within the cache: five to eight times as fast for 2-byte elements.
-    for start in range(0, value.shape[-1], _BAND):
-        target[..., start : start + _BAND] = value[..., start : start + _BAND]
+        copy(block, self.layout.read(read, self.shape, index))
 
 
 def plan(shapes: Mapping[str, Shape], rules: Sequence[Rule]) -> dict[str, Place]:
@@ -302,6 +293,16 @@ def import_tensors(
 def places_of(places: Mapping[str, Place], path: str) -> dict[str, Place]:
     """The tensors of one parameter."""
     return {name: place for name, place in places.items() if place.path == path}
+
+
+def copy(target: np.ndarray, value: np.ndarray) -> None:
+    """target[...] = value, fast where that transposes."""
+    if value.ndim < 2 or value.flags.c_contiguous:
+        target[...] = value
+        return
+    # Narrow bands stay within the cache: five to eight times as fast for elements of two bytes.
+    for start in range(0, value.shape[-1], _BAND):
+        target[..., start : start + _BAND] = value[..., start : start + _BAND]
 
 
 def finite(array: np.ndarray) -> bool:

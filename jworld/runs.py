@@ -4,9 +4,13 @@ config.json    the resolved config
 encoders/      manifest and autoencoder of the data set
 checkpoints/   Orbax checkpoints, one folder per step
 metrics.jsonl, tensorboard/, samples/
+
+Released weights have model.safetensors in the place of checkpoints/, imported ones (`python -m conversion import`) one
+Orbax checkpoint weights/ with its description import.json.
 """
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -26,6 +30,8 @@ from jworld.training.checkpoints import Checkpoints
 CHECKPOINTS, ENCODERS, SAMPLES = "checkpoints", "encoders", "samples"
 #: Weights outside a checkpoint, as the starter folder has them.
 WEIGHTS = "model.safetensors"
+#: Imported weights, and what is known of them.
+IMPORTED, IMPORT_RECORD = "weights", "import.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +90,60 @@ def _open_encoders(directory: pathlib.Path, system: Any) -> Encoders:
 
 
 def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, int | None]:
-    """All parameters of a run (with its step) or of released weights (None), in the layout of `abstract`."""
+    """All parameters of a run (with its step), of released or imported weights (None), in the layout of `abstract`."""
     if (directory / WEIGHTS).is_file():
         return weights.load(directory / WEIGHTS, abstract), None
+    if (directory / IMPORTED).is_dir():
+        return weights.restore(directory / IMPORTED, abstract, import_record(directory)["arrays"]), None
     trainable = train_state.path_filter(run_config.load(directory).optimizer.trainable)
     trained, frozen = nnx.split_state(abstract, trainable, ...)
     checkpoints = Checkpoints(directory / CHECKPOINTS, create=False)
     found = checkpoints.latest_step() if step is None else step
     params = nnx.merge_state(checkpoints.restore_params(trained, found), checkpoints.restore_frozen(frozen))
     return params, found
+
+
+def import_record(directory: pathlib.Path) -> dict[str, Any]:
+    """What `python -m conversion import` noted of the weights in this folder.
+
+    Raises:
+      UserError: the record is missing or damaged.
+    """
+    path = directory / IMPORT_RECORD
+    try:
+        record = json.loads(path.read_text())
+        record["arrays"].items()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise errors.UserError(f"{path} is missing or damaged ({error}): import the weights again") from error
+    return record
+
+
+def load_initial(directory: pathlib.Path, initial: nnx.State) -> tuple[nnx.State, list[str]]:
+    """The weights of `directory` to start training from, and the paths of those that stay `initial`.
+
+    These are the parameters that the model in `directory` does not have, by its own config: an action model starts
+    from a base without actions. All others are read, in the layout of `initial`, whose arrays are deleted before:
+    both at once could be too much for the devices.
+
+    Raises:
+      UserError: the folder's model has parameters that this one lacks; something is missing, misshapen or damaged.
+    """
+    base = systems.create(run_config.load(directory))
+    with nnx.use_eager_sharding(False):
+        shapes = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: base.init(nnx.Rngs(0))), nnx.Param))
+    known = {path for path, _ in shapes}
+    if lost := sorted("/".join(map(str, path)) for path in known - {path for path, _ in nnx.to_flat_state(initial)}):
+        raise errors.UserError(
+            f"config.init_from: the model in {directory} has parameters that this one lacks: {', '.join(lost)}: "
+            "give config.model the values of its config.json, or choose other weights"
+        )
+    replaced, kept = nnx.split_state(initial, lambda path, _: path in known, ...)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), replaced)
+    for array in jax.tree.leaves(replaced):
+        array.delete()
+    params, _ = load_params(directory, abstract)
+    names = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept)]
+    return nnx.merge_state(params, kept), names
 
 
 def open_dataset(config: ml_collections.ConfigDict, system: Any, *, split: str) -> pipeline.BatchIterator:

@@ -234,14 +234,12 @@ def start(
             "paths look like blocks/image/query/kernel"
         )
     if config.init_from:
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            nnx.merge_state(state.params, state.frozen),
-        )
-        params, _ = runs.load_params(pathlib.Path(config.init_from), abstract)
+        params, new = runs.load_initial(pathlib.Path(config.init_from), nnx.merge_state(state.params, state.frozen))
         trained, frozen = nnx.split_state(params, trainable, ...)
         state = train_state.replace_params(state, trained, frozen)
         console.print(f"starting from the weights in {config.init_from}")
+        if new:
+            console.print(f"not in those weights, so new: {', '.join(new)}")
     return graphdef, state, shardings
 
 

@@ -1,15 +1,21 @@
-"""Parameters as one safetensors file, by path: starter weights, and what a user carries from run to run."""
+"""Parameters alone, by path: one safetensors file (starter weights), or one Orbax checkpoint (imported weights)."""
 
+import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
+from etils import epath
 from flax import nnx
 
 from jworld import errors
+from jworld.training import checksums, storage
 from jworld.training import state as train_state
 
 
@@ -39,6 +45,82 @@ def load(path: pathlib.Path, abstract: nnx.State) -> nnx.State:
         raise errors.UserError(f"{path} is missing: name a folder with weights, or train from nothing") from error
     except safetensors.SafetensorError as error:
         raise errors.UserError(f"{path} is damaged ({error}): fetch the file again") from error
+
+
+def restore(directory: pathlib.Path, abstract: nnx.State, entries: Mapping[str, Mapping[str, Any]]) -> nnx.State:
+    """Read an Orbax checkpoint whose leaves are named by path into the shapes, dtypes and shardings of `abstract`.
+
+    Args:
+      directory: the checkpoint.
+      abstract: the parameters to read, all that the checkpoint has.
+      entries: {"dtype", "shape", "checksum"} of every leaf when it was written, the checksum being `total` of its
+        `row_sums`.
+
+    Raises:
+      UserError: the checkpoint is absent or damaged, or its leaves are not exactly those of the model.
+    """
+    _check(directory, abstract, {name: tuple(entry["shape"]) for name, entry in entries.items()})
+    names = [train_state.leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    args = {
+        name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or default, global_shape=leaf.shape, dtype=leaf.dtype)
+        for name, leaf in zip(names, jax.tree.leaves(abstract), strict=True)
+    }
+    try:
+        tree = ocp.PyTreeCheckpointHandler().restore(
+            epath.Path(directory.absolute()),
+            args=ocp.args.PyTreeRestore(item=nested(dict.fromkeys(names, 0)), restore_args=nested(args)),
+        )
+    except Exception as error:
+        storage.silence()
+        reason = " ".join(str(error).split())[:200]
+        raise errors.UserError(
+            f"the weights in {directory} are damaged ({type(error).__name__}: {reason}): import them again"
+        ) from error
+    found = {train_state.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    _check_sums(directory, found, entries)
+    return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in names])
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
+def _check_sums(directory: pathlib.Path, found: Mapping[str, jax.Array], entries: Mapping[str, Any]) -> None:
+    """Compare the bits with those written; where the model is narrower than the file, they are gone."""
+    wider = {
+        name: array
+        for name, array in found.items()
+        if jnp.promote_types(array.dtype, entries[name]["dtype"]) == array.dtype
+    }
+    sums = {name: row_sums(array, entries[name]["dtype"]) for name, array in wider.items()}
+    for name, value in sums.items():
+        if int(total(value)) != entries[name]["checksum"]:
+            raise errors.UserError(
+                f"the weights in {directory} are damaged: {name} is not what was written: import them again"
+            )
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def row_sums(array: jax.Array, dtype: str) -> jax.Array:
+    """uint32 checksum in `dtype` of each row of the first axis; of stacked layers one by one, to save memory."""
+
+    def row(x: jax.Array) -> jax.Array:
+        return checksums.array_checksum(x.astype(dtype))
+
+    return jax.lax.map(row, array) if array.ndim > 2 else jax.vmap(row)(jnp.atleast_1d(array))
+
+
+#: Checksum of an array from those of its rows.
+total = jax.jit(checksums.array_checksum)
 
 
 def _placed(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,0 +1,189 @@
+"""python -m conversion: weights of the PyTorch programs in and out.
+
+import   a PyTorch checkpoint -> a folder that jworld trains on and generates from
+export   such a folder, or a run -> safetensors under the original keys
+inspect  what a checkpoint or a folder is, in a table
+verify   a folder against the checkpoint that it came from
+"""
+
+import argparse
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import rich.console
+import rich.table
+
+from conversion import exporting, families, importing, inspecting, resolving, verifying
+from jworld import errors
+
+console = rich.console.Console(highlight=False, soft_wrap=True)
+
+
+@errors.exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], None] = arguments.run
+    run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m conversion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_import(commands)
+    _add_export(commands)
+    inspect = _add(commands, "inspect", _inspect, "Say what a checkpoint or a folder is, without loading it.")
+    inspect.add_argument("source", type=pathlib.Path, help="file or folder as downloaded, or a folder of jworld")
+    inspect.add_argument("--step", type=int, help="step of a run (default: the newest)")
+    verify = _add(commands, "verify", _verify, "Compare every element of a folder with the checkpoint it came from.")
+    verify.add_argument("directory", type=pathlib.Path, metavar="dir", help="folder that import wrote, or a run")
+    verify.add_argument("source", type=pathlib.Path, help="file or folder as downloaded")
+    verify.add_argument("--step", type=int, help="step of a run (default: the newest)")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: object, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(
+        commands,
+        "import",
+        _import,
+        "Write a folder with the weights of a PyTorch checkpoint and the config to use them with. Sizes come from the "
+        "tensors, from the config.json beside them, from a recipe and from --set; they must agree.",
+    )
+    parser.add_argument(
+        "source",
+        type=pathlib.Path,
+        help="a .safetensors file, the index of a sharded one, a .pt file, or the folder as downloaded",
+    )
+    parser.add_argument("--family", choices=sorted(families.FAMILIES), help="kind of checkpoint (default: found out)")
+    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="folder to create")
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        help="recipe that the weights must fit and whose other values to use, as configs/ar_mem.py:8b "
+        "(default: the published values)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="one value of the config, as model.rope_dims=16,56,56; may be repeated",
+    )
+    parser.add_argument(
+        "--variant",
+        choices=sorted(resolving.VARIANTS),
+        help="which published model it is: sets how it is sampled (default: by the name of the file or folder)",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="regular expression of tensor names that may be unexpected (left out) or missing (start new)",
+    )
+    parser.add_argument("--dtype", choices=importing.DTYPES, help="store in this type (default: the file's)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier import wrote")
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(
+        commands,
+        "export",
+        _export,
+        "Write weights as safetensors under the keys of the program they came from, with its config.json.",
+    )
+    parser.add_argument(
+        "directory",
+        type=pathlib.Path,
+        metavar="dir",
+        help="folder that import wrote, or a run, whose averaged weights are taken",
+    )
+    parser.add_argument(
+        "--output", required=True, type=pathlib.Path, metavar="PATH", help="folder to create, or a .safetensors file"
+    )
+    layouts = sorted({layout for family in families.FAMILIES.values() for layout in family.layouts})
+    parser.add_argument("--layout", choices=layouts, help="whose keys (default: those it was imported from)")
+    parser.add_argument("--dtype", choices=importing.DTYPES, help="write in this type (default: as stored)")
+    parser.add_argument("--step", type=int, help="step of a run (default: the newest)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    began = time.perf_counter()
+    options = importing.Options(
+        family=arguments.family,
+        recipe=arguments.config,
+        settings=arguments.settings,
+        variant=arguments.variant,
+        allow=arguments.allow,
+        dtype=arguments.dtype,
+    )
+    plan, record = importing.import_weights(
+        arguments.source, arguments.output, options, overwrite=arguments.overwrite, console=console
+    )
+    seconds = time.perf_counter() - began
+    console.print(
+        f"imported {record['tensors']:,} tensors, {record['parameters']:,} parameters ({record['dtype']}, checksum "
+        f"{record['checksum']}) to {arguments.output} in {seconds:.1f} s, {plan.size / seconds / 1e6:.0f} MB/s"
+    )
+    facts = {key: plan.config.model[key] for key in plan.config.model}
+    console.print(f"{plan.family.variant(facts)}, sampled as {plan.variant} (--variant)")
+    for text, names in (
+        ("published values, which nothing in the checkpoint tells", [f"model.{name}" for name in plan.published]),
+        ("left out, as allowed", plan.ignored),
+        ("not in the checkpoint, so new, as allowed", plan.initial),
+    ):
+        if names:
+            console.print(f"{text}: {', '.join(names)}")
+    console.print(f"next: python -m conversion verify {arguments.output} {arguments.source}")
+    console.print(f"      python -m jworld.generate --checkpoint {arguments.output} --help")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    summary = exporting.export_weights(
+        arguments.directory,
+        arguments.output,
+        layout=arguments.layout,
+        dtype=arguments.dtype,
+        step=arguments.step,
+        overwrite=arguments.overwrite,
+        console=console,
+    )
+    console.print(
+        f"exported {summary.tensors:,} tensors, {summary.parameters:,} parameters in the layout of "
+        f"{summary.layout.title} to {', '.join(map(str, summary.files))}"
+    )
+    if summary.limits:
+        console.print(f"that program cannot load these sizes: {'; '.join(summary.limits)}")
+    console.print(f"next: python -m conversion verify {arguments.directory} {summary.files[0].parent}")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    table = rich.table.Table("", str(arguments.source), show_header=True)
+    for title, text in inspecting.inspect(arguments.source, step=arguments.step).items():
+        table.add_row(title, text)
+    console.print(table)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    summary = verifying.verify(arguments.directory, arguments.source, step=arguments.step, console=console)
+    console.print(
+        f"equal: {summary.tensors:,} tensors, {summary.parameters:,} parameters, checksum {summary.checksum}"
+        + (f"; left out at the import: {', '.join(summary.ignored)}" if summary.ignored else "")
+    )
+
+
+if __name__ == "__main__":
+    main()

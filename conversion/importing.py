@@ -1,0 +1,267 @@
+"""Import: tensors of a PyTorch checkpoint -> a folder with a config and one Orbax checkpoint."""
+
+import collections
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import rich.console
+from flax import nnx
+
+from conversion import engine, families, outputs, resolving, sources, store
+from jworld import config as run_config
+from jworld import errors, runs, systems
+from jworld.training import weights
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the user says of an import besides the file.
+
+    Attributes:
+      family: a key of `families.FAMILIES`, None to look at all.
+      recipe: a recipe that the weights must fit.
+      settings: "key=value" of single values of the config.
+      variant: a key of `resolving.VARIANTS`, None to go by the file's name.
+      allow: regular expressions of tensors that may be missing or unexpected.
+      dtype: one of `DTYPES`, None to keep the file's.
+    """
+
+    family: str | None = None
+    recipe: str | None = None
+    settings: Sequence[str] = ()
+    variant: str | None = None
+    allow: Sequence[str] = ()
+    dtype: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An import that fits, before any data is read.
+
+    Attributes:
+      config: of the run that the weights become.
+      published: hyper-parameters that nothing but the published values tells.
+      params: path -> shape and dtype on disk of every parameter.
+      places: path -> the tensors of that parameter.
+      ignored, initial: the exceptions that were allowed: tensors without a place, and places without a tensor.
+    """
+
+    family: families.Family
+    layout: families.KeyLayout
+    variant: str
+    config: ml_collections.ConfigDict
+    published: Sequence[str]
+    params: Mapping[str, jax.ShapeDtypeStruct]
+    places: Mapping[str, Mapping[str, engine.Place]]
+    ignored: Sequence[str]
+    initial: Sequence[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self.params.values())
+
+
+def make_plan(source: sources.Source, options: Options) -> Plan:
+    """Compare the headers of a file with the model that they, and the options, describe.
+
+    Raises:
+      UserError: the hyper-parameters are contradictory or incomplete; or one message that lists every missing,
+        unexpected and misshapen tensor.
+    """
+    where = str(source.path)
+    family, layout = families.detect(source.tensors, where, family=options.family)
+    found = {name: info.shape for name, info in source.tensors.items()}
+    facts = layout.from_shapes(found)
+    downloaded = None
+    if source.config is not None:
+        config_path = str(source.files[0].parent / "config.json")
+        downloaded = (config_path, layout.from_config(source.config, config_path))
+    variant = options.variant or resolving.guess_variant(source.path, facts)
+    config, published = resolving.resolve(
+        family,
+        shapes=facts,
+        downloaded=downloaded,
+        recipe=options.recipe,
+        settings=resolving.parse_settings(options.settings),
+        variant=variant,
+    )
+    system = systems.create(config)
+    params = abstract_params(system)
+    shapes = {path: leaf.shape for path, leaf in params.items()}
+    planned = engine.plan(shapes, layout.rules(system.model_config))
+    listed, allowed = _without_allowed(engine.problems(found, shapes, planned), options.allow)
+    places: dict[str, dict[str, engine.Place]] = {path: {} for path in params}
+    for name, place in planned.items():
+        if name in found:
+            places[place.path][name] = place
+    params, mixed = _with_dtypes(params, places, source, options.dtype)
+    engine.check([*listed, *mixed], where)
+    ignored = [problem.name for problem in allowed if problem.kind == "unexpected"]
+    initial = [problem.name for problem in allowed if problem.kind == "missing"]
+    return Plan(family, layout, variant, config, published, params, places, ignored, initial)
+
+
+def abstract_params(system: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape and dtype of a model's parameters."""
+    with nnx.use_eager_sharding(False):
+        params = nnx.state(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))), nnx.Param)
+    return {
+        "/".join(map(str, path)): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for path, leaf in nnx.to_flat_state(params)
+    }
+
+
+def _without_allowed(
+    listed: Sequence[engine.Problem], allow: Sequence[str]
+) -> tuple[list[engine.Problem], list[engine.Problem]]:
+    """(problems, those that `allow` makes none)."""
+    try:
+        patterns = [re.compile(pattern) for pattern in allow]
+    except re.error as error:
+        raise errors.UserError(f"--allow {error.pattern!r}: is no regular expression ({error})") from error
+    allowed = [
+        problem
+        for problem in listed
+        if problem.kind in ("missing", "unexpected") and any(pattern.fullmatch(problem.name) for pattern in patterns)
+    ]
+    return [problem for problem in listed if problem not in allowed], allowed
+
+
+def _with_dtypes(
+    params: Mapping[str, jax.ShapeDtypeStruct],
+    places: Mapping[str, Mapping[str, engine.Place]],
+    source: sources.Source,
+    dtype: str | None,
+) -> tuple[dict[str, jax.ShapeDtypeStruct], list[engine.Problem]]:
+    """The parameters in the dtype that they are stored in, and those whose tensors disagree on it."""
+    counts = collections.Counter(info.dtype for info in source.tensors.values())
+    usual = counts.most_common(1)[0][0]
+    stored, mixed = {}, []
+    for path, leaf in params.items():
+        found = {source.tensors[name].dtype for name in places[path]}
+        if len(found) > 1 and dtype is None:
+            names = ", ".join(sorted(map(str, found)))
+            mixed.append(engine.Problem("mixed", path, f": its tensors are {names} (choose one with --dtype)"))
+        chosen = np.dtype(dtype) if dtype else next(iter(found), usual)
+        stored[path] = jax.ShapeDtypeStruct(leaf.shape, chosen)
+    return stored, mixed
+
+
+class _Reader:
+    """Reads one parameter of a plan from its tensors, as a checkpoint asks for it.
+
+    Attributes:
+      sums: checksums of the rows so far.
+      non_finite: tensors with NaN or infinite values, so far.
+    """
+
+    def __init__(self, plan: Plan, path: str, source: sources.Source, advance: Callable[[int], None]):
+        self._leaf, self._places = plan.params[path], plan.places[path]
+        self._source, self._advance = source, advance
+        complete = sum(math.prod(place.shape) for place in self._places.values()) == math.prod(self._leaf.shape)
+        self._initial = None if complete else functools.cache(functools.partial(_initial, plan.config, path))
+        self.sums: list[np.ndarray] = []
+        self.non_finite: set[str] = set()
+
+    def read(self, index: engine.Index) -> np.ndarray:
+        """Some rows, from the slices of the tensors that hold them."""
+        dtype = self._leaf.dtype
+        kept = None if self._initial is None else self._initial()[index].astype(dtype)
+        block = engine.read_block(self._places, index, dtype, self._read, kept)
+        self.sums.append(np.asarray(weights.row_sums(block, str(dtype))))
+        self._advance(block.nbytes)
+        return block
+
+    def entry(self) -> dict[str, Any]:
+        """Dtype, shape and checksum of what was read."""
+        checksum = int(weights.total(np.concatenate(self.sums)))
+        return {"dtype": str(self._leaf.dtype), "shape": list(self._leaf.shape), "checksum": checksum}
+
+    def _read(self, name: str, box: engine.Index) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            value = self._source.read(name, box).astype(self._leaf.dtype, copy=False)
+        if not engine.finite(value):
+            self.non_finite.add(name)
+        return value
+
+
+def _initial(config: ml_collections.ConfigDict, path: str) -> np.ndarray:
+    """The values with which the model itself starts; the compiler leaves out all other parameters."""
+    system = systems.create(config)
+
+    @jax.jit
+    def init(key: jax.Array) -> jax.Array:
+        params = nnx.to_flat_state(nnx.state(system.init(nnx.Rngs(key)), nnx.Param))
+        return next(leaf[...] for keys, leaf in params if "/".join(map(str, keys)) == path)
+
+    with nnx.use_eager_sharding(False):
+        return np.asarray(init(jax.random.key(config.seed)))
+
+
+def import_weights(
+    origin: pathlib.Path,
+    output: pathlib.Path,
+    options: Options,
+    *,
+    overwrite: bool = False,
+    console: rich.console.Console | None = None,
+) -> tuple[Plan, dict[str, Any]]:
+    """Write `output` from the tensors in `origin`; -> what was imported, and the record beside it.
+
+    Raises:
+      UserError: as `make_plan`; a tensor is not finite; `output` exists or cannot be written. Nothing is left behind.
+    """
+    outputs.check_output(output, overwrite, is_ours=(output / runs.IMPORT_RECORD).is_file())
+    with sources.open_source(origin) as source, outputs.new_folder(output) as partial:
+        plan = make_plan(source, options)
+        outputs.check_space(output, plan.size)
+        with outputs.progress(console) as bar:
+            task = bar.add_task("importing", total=plan.size)
+            readers = {
+                path: _Reader(plan, path, source, lambda count: bar.advance(task, count)) for path in plan.params
+            }
+            arrays = {
+                path: store.LazyArray(leaf.shape, leaf.dtype, readers[path].read) for path, leaf in plan.params.items()
+            }
+            store.save(partial / runs.IMPORTED, arrays)
+        non_finite = sorted(name for reader in readers.values() for name in reader.non_finite)
+        engine.check([engine.Problem("non-finite", name) for name in non_finite], str(origin))
+        record = _record(plan, source, {path: reader.entry() for path, reader in readers.items()})
+        (partial / runs.IMPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        run_config.save(plan.config, partial)
+    return plan, record
+
+
+def _record(plan: Plan, source: sources.Source, written: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "family": plan.family.name,
+        "layout": plan.layout.name,
+        "variant": plan.variant,
+        "source": str(source.path),
+        "files": [file.name for file in source.files],
+        "tensors": sum(map(len, plan.places.values())),
+        "parameters": sum(math.prod(leaf.shape) for leaf in plan.params.values()),
+        "dtype": ", ".join(sorted({str(leaf.dtype) for leaf in plan.params.values()})),
+        "checksum": total_checksum(written),
+        "ignored": list(plan.ignored),
+        "initial": list(plan.initial),
+        "arrays": written,
+    }
+
+
+def total_checksum(written: Mapping[str, Mapping[str, Any]]) -> str:
+    """One number for all parameters: equal for equal paths, shapes, dtypes and bits, however they were laid out."""
+    return f"{zlib.crc32(json.dumps(written, sort_keys=True).encode()):08x}"

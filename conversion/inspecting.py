@@ -1,0 +1,94 @@
+"""Inspect: what a file or folder of weights is, from its headers alone."""
+
+import collections
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from conversion import engine, exporting, families, folders, resolving, sources
+from jworld import systems
+
+
+def inspect(path: pathlib.Path, *, step: int | None = None) -> dict[str, str]:
+    """What is in `path`, a PyTorch checkpoint or a folder of jworld: title of a row -> text.
+
+    Raises:
+      UserError: it is neither, or damaged.
+    """
+    return _inspect_folder(path, step) if folders.is_folder(path) else _inspect_source(path)
+
+
+def _inspect_source(path: pathlib.Path) -> dict[str, str]:
+    with sources.open_source(path) as source:
+        family, layout = families.detect(source.tensors, str(path))
+        facts = layout.from_shapes({name: info.shape for name, info in source.tensors.items()})
+        if source.config is not None:
+            facts = layout.from_config(source.config, str(source.files[0].parent / "config.json")) | facts
+        return {
+            "kind": layout.title,
+            **_network(family, layout.name, facts),
+            **_tensors((info.shape, info.dtype) for info in source.tensors.values()),
+            **_files(source.files),
+        }
+
+
+def _inspect_folder(path: pathlib.Path, step: int | None) -> dict[str, str]:
+    folder = folders.Folder(path, step)
+    family = exporting.family_of(folder)
+    model = systems.create(folder.config).model_config
+    kind = "jworld, released weights"
+    if folder.record is not None:
+        kind = f"jworld, imported from {folder.record['source']} ({folder.record['variant']})"
+    elif folder.step is not None:
+        kind = f"jworld, step {folder.step} of a run"
+    layout = folder.record["layout"] if folder.record else "none, its own"
+    shapes = {name: leaf.shape for name, leaf in folder.arrays.items()}
+    places = engine.plan(shapes, family.layouts[folder.record["layout"]].rules(model)) if folder.record else {}
+    return {
+        "kind": kind,
+        **_network(family, layout, _facts(model)),
+        **_tensors((leaf.shape, leaf.dtype) for leaf in folder.arrays.values()),
+        **({"tensors of the original": f"{len(places):,}"} if places else {}),
+        **_files(folder.files),
+    }
+
+
+def _facts(model: Any) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(model).items() if key not in resolving.FREE}
+
+
+def _network(family: families.Family, layout: str, facts: Mapping[str, Any]) -> dict[str, str]:
+    named = {"num_layers": "layers", "num_heads": "heads"}
+    rows = {named.get(key, key): _text(value) for key, value in sorted(facts.items())}
+    first = ("layers", "width", "heads")
+    return {
+        "family": family.name,
+        "layout": layout,
+        "variant": family.variant(facts),
+        **{key: rows[key] for key in first if key in rows},
+        **{key: rows[key] for key in rows if key not in first},
+    }
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _tensors(described: Iterable[tuple[tuple[int, ...], Any]]) -> dict[str, str]:
+    described = list(described)
+    counts = collections.Counter(str(np.dtype(dtype)) for _, dtype in described)
+    return {
+        "parameters": f"{sum(math.prod(shape) for shape, _ in described):,}",
+        "tensors": f"{len(described):,}",
+        "dtypes": ", ".join(f"{name} ({count:,})" for name, count in counts.most_common()),
+    }
+
+
+def _files(files: Iterable[pathlib.Path]) -> dict[str, str]:
+    files = list(files)
+    shown = ", ".join(file.name for file in files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
+    return {"files": f"{len(files):,}: {shown}", "bytes": f"{sum(file.stat().st_size for file in files):,}"}

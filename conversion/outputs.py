@@ -1,0 +1,68 @@
+"""What conversions write: complete or not at all, never over somebody else's files; and how they show progress."""
+
+import contextlib
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import rich.console
+import rich.progress
+
+from jworld import errors
+
+
+def progress(console: rich.console.Console | None) -> rich.progress.Progress:
+    """A bar in bytes."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        disable=console is None,
+    )
+
+
+def check_output(output: pathlib.Path, overwrite: bool, *, is_ours: bool) -> None:
+    """An existing folder is replaced only when asked for, and only if it holds what would be written again."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise errors.UserError(f"--output {output} exists already: choose another folder, or give --overwrite")
+    if not is_ours:
+        raise errors.UserError(f"--output {output} holds files of something else: choose another folder")
+
+
+def check_space(output: pathlib.Path, needed: int) -> None:
+    free = shutil.disk_usage(output.absolute().parent).free
+    if needed > free:
+        raise errors.UserError(
+            f"{output} does not fit on the disk: it needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+        )
+
+
+@contextlib.contextmanager
+def partial_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `output` to fill, which disappears when the block ends: its files are moved out before."""
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+    except OSError as error:
+        raise errors.UserError(
+            f"{output} could not be written ({error}): free some space, or choose another"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to fill, which becomes `output` in one step when the block ends well, and else disappears."""
+    with partial_folder(output) as partial:
+        yield partial
+        if output.exists():
+            shutil.rmtree(output)
+        partial.rename(output)

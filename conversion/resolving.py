@@ -1,0 +1,167 @@
+"""The config of imported weights: hyper-parameters from every place that tells them, which must agree."""
+
+import ast
+import difflib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from conversion import families
+from jworld import config as run_config
+from jworld import errors, systems
+
+_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+#: Whose values stand wherever nothing else is said, by family.
+RECIPES = {"worldplay": f"{_CONFIGS / 'ar_mem.py'}:8b"}
+#: How a network is computed, and not what it is: no place contradicts another about these.
+FREE = ("dtype", "param_dtype", "remat", "attention")
+
+_PUBLISHED = {"num_steps": 50, "shift": 5.0, "guidance": 6.0}
+#: `config.sample.rollout` of each published model.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ar": {"mode": "autoregressive", **_PUBLISHED},
+    "rl": {"mode": "autoregressive", **_PUBLISHED},
+    "distilled": {"mode": "autoregressive", **_PUBLISHED, "num_steps": 4, "guidance": 1.0},
+    "bidirectional": {"mode": "bidirectional", **_PUBLISHED},
+    "base": {"mode": "bidirectional", **_PUBLISHED},
+}
+_FOLDERS = {"ar_distilled_action_model": "distilled", "ar_rl_model": "rl", "bidirectional_model": "bidirectional"}
+
+
+def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
+    """The published model that a path is, by the names of the download; the tensors tell only the base apart."""
+    if facts.get("actions") is False:
+        return "base"
+    return next((variant for name, variant in _FOLDERS.items() if name in str(path.absolute())), "ar")
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """["model.rope_dims=16,56,56"] -> {"model.rope_dims": (16, 56, 56)}.
+
+    Raises:
+      UserError: not of this form, or two values for one key.
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip().removeprefix("config.")
+        if not equals or not key:
+            raise errors.UserError(f"--set {setting}: expected key=value, as --set model.rope_dims=16,56,56")
+        value = _parse(text.strip())
+        if values.setdefault(key, value) != value:
+            raise errors.UserError(f"--set {key}: given twice, as {values[key]!r} and {value!r}")
+    return values
+
+
+def _parse(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
+def resolve(
+    family: families.Family,
+    *,
+    shapes: Mapping[str, Any],
+    downloaded: tuple[str, Mapping[str, Any]] | None,
+    recipe: str | None,
+    settings: Mapping[str, Any],
+    variant: str,
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+    """The config of a run with these weights, and the hyper-parameters that nothing but the published values tells.
+
+    Args:
+      family: the network.
+      shapes: hyper-parameters that the tensors tell.
+      downloaded: the path of the config.json beside them and the hyper-parameters that it tells.
+      recipe: a recipe that the weights must fit, and whose other values to use.
+      settings: single values by dotted key.
+      variant: a key of `VARIANTS`.
+
+    Raises:
+      UserError: two places contradict each other, a value is missing, or the values do not make a model.
+    """
+    config = _base_config(family, recipe)
+    told: dict[str, Mapping[str, Any]] = {"the tensors' shapes": shapes}
+    if downloaded is not None:
+        told[downloaded[0]] = downloaded[1]
+    if recipe is not None:
+        told[f"--config={recipe}"] = {key: value for key, value in config.model.items() if key not in FREE}
+    model_settings = {key.removeprefix("model."): settings[key] for key in settings if key.startswith("model.")}
+    told["--set"] = {key: value for key, value in model_settings.items() if key not in FREE}
+    facts = _agreed(told)
+    free = {key: value for key, value in model_settings.items() if key in FREE}
+    with config.unlocked():
+        published = [key for key in config.model if key not in facts and key not in FREE]
+        config.model.update({**facts, **free})
+        config.sample.rollout.update(VARIANTS[variant])
+    _apply(config, {key: value for key, value in settings.items() if not key.startswith("model.")})
+    try:
+        systems.create(config)
+    except errors.UserError as error:
+        unknown = [key for key in published if key in str(error)]
+        keys = " ".join(f"--set model.{key}=..." for key in unknown) or "--set key=value"
+        told_by = f"nothing tells {' and '.join(unknown)} of these weights, " if unknown else ""
+        raise errors.UserError(f"the weights make no model: {error}: {told_by}give {keys}") from error
+    return config.lock(), published
+
+
+def _base_config(family: families.Family, recipe: str | None) -> ml_collections.ConfigDict:
+    config = run_config.load_recipe(recipe or RECIPES[family.name])
+    run_config.check_sections(config)
+    if config.system != family.system:
+        raise errors.UserError(
+            f"--config={recipe}: is a recipe of the system {config.system}, expected one of {family.system}"
+        )
+    with config.unlocked():
+        config.init_from = ""
+        if recipe is None:
+            # Weights run on whatever devices there are; the published training run's mesh is none of their own.
+            config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
+    return config
+
+
+def _agreed(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What all places together tell.
+
+    Raises:
+      UserError: one message with every contradiction.
+    """
+    facts: dict[str, Any] = {}
+    teller: dict[str, str] = {}
+    contradictions = []
+    for place, values in told.items():
+        for key, value in values.items():
+            value = tuple(value) if isinstance(value, list) else value
+            if key not in facts:
+                facts[key], teller[key] = value, place
+            elif facts[key] != value:
+                contradictions.append(f"model.{key} is {facts[key]!r} by {teller[key]}, but {value!r} by {place}")
+    if contradictions:
+        raise errors.UserError(f"{'; '.join(contradictions)}: correct the wrong one, or leave it out")
+    return facts
+
+
+def _apply(config: ml_collections.ConfigDict, settings: Mapping[str, Any]) -> None:
+    for path, value in settings.items():
+        *parents, last = path.split(".")
+        node: Any = config
+        for key in parents:
+            node = node.get(key) if isinstance(node, ml_collections.ConfigDict) else None
+        if not isinstance(node, ml_collections.ConfigDict) or last not in node:
+            keys = list(node) if isinstance(node, ml_collections.ConfigDict) else list(config)
+            near = difflib.get_close_matches(last, keys, 1)
+            raise errors.UserError(
+                f"--set {path}: there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        try:
+            node[last] = value
+        except TypeError as error:
+            raise errors.UserError(f"--set {path}: found {value!r}, expected a value like {node[last]!r}") from error

@@ -1,0 +1,177 @@
+"""One Orbax checkpoint, written and read one parameter at a time: never the whole model in memory.
+
+The checkpoint is an ordinary one, which Orbax restores onto any mesh, every device from the chunks that it needs. Only
+its writing is special: a leaf of the tree is the promise of an array, and no array ever exists as a whole.
+"""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
+
+from jworld import errors
+from jworld.training import storage, weights
+
+#: Bytes of a chunk on disk: a mesh reads its shards as whole chunks.
+_CHUNK = 4 << 20
+#: Bytes of the rows that are read together.
+_BAND = 64 << 20
+#: Bytes that are written at the same time.
+_UNDER_WAY = 128 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyArray:
+    """An array that is read when it is written, some rows of its first axis at a time.
+
+    Attributes:
+      read: index of these rows (and of the other axes, whole) -> their values.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[tuple[slice, ...]], np.ndarray]
+
+
+class _LazyHandler(ocp.type_handlers.TypeHandler):
+    """Writes lazy arrays in turn, in the format of Orbax's own arrays."""
+
+    def typestr(self) -> str:
+        return "jax.Array"
+
+    async def metadata(self, infos: Sequence[Any]) -> Sequence[Any]:
+        raise AssertionError("lazy arrays are only written")
+
+    async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> Sequence[Any]:
+        raise AssertionError("lazy arrays are only written")
+
+    async def serialize(
+        self, values: Sequence[LazyArray], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> Sequence[Any]:
+        writes = _Writes()
+        for value, info in zip(values, infos, strict=True):
+            await info.await_path_creation()
+            await _write(value, info, writes)
+        await writes.finish()
+        return []
+
+
+class _Writes:
+    """Writes under way: many together make few files, but all of them hold memory."""
+
+    def __init__(self) -> None:
+        self._futures: list[Any] = []
+        self._bytes = 0
+
+    async def add(self, store: Any, data: np.ndarray) -> None:
+        self._futures.append(store.write(data, can_reference_source_data_indefinitely=True))
+        self._bytes += data.nbytes
+        if self._bytes >= _UNDER_WAY:
+            await self.finish()
+
+    async def finish(self) -> None:
+        for future in self._futures:
+            await future
+        self._futures, self._bytes = [], 0
+
+
+async def _write(array: LazyArray, info: Any, writes: _Writes) -> None:
+    first, *rest = array.shape or (1,)
+    row = math.prod(rest) * array.dtype.itemsize
+    band = min(first, max(1, _BAND // row))
+    spec = ocp.type_handlers.get_json_tspec_write(
+        info,
+        use_ocdbt=True,
+        global_shape=array.shape,
+        # Chunks never reach over two layers, and never over two bands.
+        local_shape=((1 if row >= _CHUNK else band), *rest) if array.shape else (),
+        dtype=array.dtype,
+        process_index=0,
+        arg=ocp.SaveArgs(chunk_byte_size=_CHUNK),
+    )
+    store = await tensorstore.open(tensorstore.Spec(spec), create=True, open=True, context=info.ts_context)
+    for start in range(0, first, band):
+        rows = slice(start, min(first, start + band))
+        index = (rows, *(slice(0, size) for size in rest)) if array.shape else ()
+        await writes.add(store[index], array.read(index))
+
+
+def save(directory: pathlib.Path, arrays: Mapping[str, LazyArray]) -> None:
+    """Write arrays, named by "/"-joined paths, as one checkpoint; one after the other, row after row.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    storage.install()
+    # The handler of jax.Array is registered for its absence would be logged as a warning; no leaf is one.
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (LazyArray, _LazyHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
+    # Weights hardly shrink, and uncompressed ones are written and restored twice as fast.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(weights.nested(arrays)))
+    except Exception as error:
+        if problem := storage.disk_problem(error):
+            raise errors.UserError(f"{directory} does not fit on the disk: {problem}; free some space") from error
+        raise
+
+
+class Stored:
+    """A checkpoint on disk: shapes and dtypes of its arrays, which are read one at a time.
+
+    Attributes:
+      arrays: path -> shape and dtype.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self.directory = directory.absolute()
+        # The handler itself: items of a run's checkpoints have less metadata than the checkpointer looks for.
+        self._handler = ocp.PyTreeCheckpointHandler()
+        with self._damage():
+            tree = self._handler.metadata(epath.Path(self.directory)).tree
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+        keys = [[str(key.key) for key in path] for path, _ in leaves]
+        # A variable of a model is stored as a node with one leaf, "value".
+        self._keys = {"/".join(key).removesuffix("/value"): key for key in keys}
+        self.arrays = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for path, (_, leaf) in zip(self._keys, leaves, strict=True)
+        }
+
+    def read(self, path: str) -> np.ndarray:
+        """One array, whole.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        item = weights.nested({"/".join(self._keys[path]): 0})
+        restore = weights.nested({"/".join(self._keys[path]): ocp.RestoreArgs(restore_type=np.ndarray)})
+        with self._damage():
+            args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+            (array,) = jax.tree.leaves(self._handler.restore(epath.Path(self.directory), args=args))
+        return array
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            storage.silence()
+            reason = " ".join(str(error).split())[:200]
+            raise errors.UserError(
+                f"the weights in {self.directory} are damaged or missing ({type(error).__name__}: {reason}); "
+                "write that folder again, or put it back from a copy"
+            ) from error

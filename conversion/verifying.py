@@ -1,0 +1,68 @@
+"""Verify: every element of a folder of weights against the PyTorch checkpoint that they came from."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import rich.console
+
+from conversion import engine, exporting, families, folders, importing, outputs, sources
+from jworld import errors, systems
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What was compared and found equal."""
+
+    tensors: int
+    parameters: int
+    checksum: str
+    ignored: Sequence[str]
+
+
+def verify(
+    directory: pathlib.Path, path: pathlib.Path, *, step: int | None = None, console: rich.console.Console | None = None
+) -> Summary:
+    """Compare the weights in `directory` with the checkpoint `path`, bit for bit in the dtype they are stored in.
+
+    Raises:
+      UserError: they differ, with the names of all tensors that do; one of them is damaged, or of another model.
+    """
+    folder = folders.Folder(directory, step)
+    with sources.open_source(path) as source:
+        _, layout = families.detect(source.tensors, str(path), family=exporting.family_of(folder).name)
+        shapes = {name: leaf.shape for name, leaf in folder.arrays.items()}
+        places = engine.plan(shapes, layout.rules(systems.create(folder.config).model_config))
+        found = {name: info.shape for name, info in source.tensors.items()}
+        exceptions = [*folder.record["ignored"], *folder.record["initial"]] if folder.record else []
+        listed = [problem for problem in engine.problems(found, shapes, places) if problem.name not in exceptions]
+        engine.check(listed, str(path))
+        different = []
+        with outputs.progress(console) as bar:
+            task = bar.add_task("comparing", total=sum(math.prod(shape) for shape in shapes.values()))
+            for parameter, shape in shapes.items():
+                array = folder.read(parameter)
+                for name, place in engine.places_of(places, parameter).items():
+                    if name in found and not _equal(place.take(array), source.read(name)):
+                        different.append(name)
+                bar.advance(task, math.prod(shape))
+    if different:
+        raise errors.UserError(
+            f"{len(different)} of {len(found)} tensors of {path} are not those in {directory}: {', '.join(different)}"
+        )
+    return Summary(
+        len(places.keys() & found.keys()),
+        sum(math.prod(shape) for shape in shapes.values()),
+        importing.total_checksum(folder.checksums),
+        [name for name in exceptions if name in found],
+    )
+
+
+def _equal(stored: np.ndarray, tensor: np.ndarray) -> bool:
+    mine = np.empty(stored.shape, stored.dtype)
+    engine.copy(mine, stored)
+    with np.errstate(over="ignore"):
+        theirs = np.ascontiguousarray(tensor.astype(stored.dtype, copy=False))
+    return np.array_equal(mine.reshape(-1).view(np.uint8), theirs.reshape(-1).view(np.uint8))
