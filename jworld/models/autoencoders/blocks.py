@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jworld.models.layers.causal_conv import Border, CausalConv, Conv
-from jworld.models.layers.linear import linear
+from jworld.models.layers.linear import default_init
 
 Cache = Any
 #: What attention sees: the pixels of one frame, or of this frame and all before it.
@@ -68,8 +68,13 @@ class Style:
 
     def linear(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> nnx.Linear:
         """A convolution of one pixel and one frame."""
-        return linear(
-            in_channels, out_channels, (None, None), dtype=self.dtype, param_dtype=self.param_dtype, rngs=rngs
+        return nnx.Linear(
+            in_channels,
+            out_channels,
+            kernel_init=default_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=rngs,
         )
 
 

@@ -21,7 +21,7 @@ from jworld.models.autoencoders import network
 from jworld.models.autoencoders.blocks import Cache, Coder, Head, Level, Style, middle
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.samplers import AverageDown, NearestUp, enlarge, split_odd
-from jworld.models.layers.linear import linear
+from jworld.models.layers.linear import default_init
 
 NORMALISATION = Normalisation(scale=(1.15258426,))
 
@@ -107,9 +107,9 @@ class LatentNorm(nnx.Module):
         self, latent_channels: int, channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs, **kwargs: Any
     ):
         self.norm = GroupNorm(channels, param_dtype=param_dtype, rngs=rngs, **kwargs)
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.scale = linear(latent_channels, channels, (None, None), **common)
-        self.shift = linear(latent_channels, channels, (None, None), **common)
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "kernel_init": default_init, "rngs": rngs}
+        self.scale = nnx.Linear(latent_channels, channels, **common)
+        self.shift = nnx.Linear(latent_channels, channels, **common)
 
     def __call__(self, x: jax.Array, latents: jax.Array) -> jax.Array:
         scale, shift = (_resized(function(latents), x) for function in (self.scale, self.shift))

@@ -1,0 +1,264 @@
+"""The three networks at tiny sizes: streams, memory, meshes, precision, what is refused."""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import golden_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from conversion import engine
+from jworld.errors import UserError
+from jworld.models.autoencoders import cogvideox, hunyuan15, network, wan
+from jworld.models.autoencoders.latents import Normalisation, Posterior
+from jworld.parallel import mesh
+
+#: Two halvings in space and time: 4x4 pixels and 4 frames per latent.
+CONFIGS: dict[str, tuple[Any, Any]] = {
+    "wan": (
+        wan.WanAutoencoder,
+        wan.WanConfig(blocks=1, channels=8, multipliers=(1, 2, 2), time_levels=(True, True), dtype=jnp.float32),
+    ),
+    "hunyuan15": (
+        hunyuan15.Hunyuan15Autoencoder,
+        hunyuan15.Hunyuan15Config(latent_channels=4, blocks=1, widths=(8, 16, 16), spatial_ratio=4, dtype=jnp.float32),
+    ),
+    "cogvideox": (
+        cogvideox.CogVideoXAutoencoder,
+        cogvideox.CogVideoXConfig(latent_channels=4, blocks=1, widths=(8, 16, 16), groups=4, dtype=jnp.float32),
+    ),
+}
+FAMILIES = sorted(CONFIGS)
+
+#: These programs run once: compiling them is what takes time.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def graphdef(family: str, **changes: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    autoencoder, config = CONFIGS[family]
+    config = dataclasses.replace(config, **changes)
+    return nnx.split(nnx.eval_shape(lambda: autoencoder(config, rngs=nnx.Rngs(0))))
+
+
+def tiny(family: str, **changes: Any) -> Any:
+    """The same random weights under any config."""
+    structure, abstract = graphdef(family, **changes)
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for path, leaf in nnx.to_flat_state(abstract):
+        deviation = 0.1 if len(leaf.shape) == 1 else np.prod(leaf.shape[:-1]) ** -0.5
+        mean = path[-1] == "scale"
+        arrays["/".join(map(str, path))] = mean + deviation * rng.standard_normal(leaf.shape)
+    return nnx.merge(structure, engine.to_state(abstract, arrays))
+
+
+def video(frames: int, *, batch: int = 1, size: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (batch, frames, size, 2 * size, 3)).astype(np.float32)
+
+
+def latents(model: network.VideoAutoencoder, frames: int, *, batch: int = 1, size: int = 4) -> np.ndarray:
+    shape = (batch, frames, size, 2 * size, model.config.latent_channels)
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+# Streams
+
+
+@functools.cache
+def decoded(family: str) -> np.ndarray:
+    """5 latent frames, in the chunks of the config."""
+    model = tiny(family)
+    return np.asarray(compiled(type(model).decode)(model, latents(model, 5)))
+
+
+@pytest.mark.parametrize(("family", "cuts"), [("wan", (5, 12)), ("hunyuan15", (5, 12)), ("cogvideox", (9, 8))])
+def test_encoding_in_parts_is_encoding_the_whole(family: str, cuts: tuple[int, ...]) -> None:
+    model = tiny(family)
+    step = compiled(type(model).encode_step)
+    first, cache = step(model, video(17)[:, : cuts[0]], None)
+    second, _ = step(model, video(17)[:, cuts[0] :], cache)
+    whole = compiled(type(model).encode)(model, video(17))
+    assert whole.shape == (1, *model.latent_shape(17, 16, 32))
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "cuts"), [("wan", (2, 3)), ("hunyuan15", (2, 3)), ("cogvideox", (3, 2))])
+def test_decoding_in_parts_is_decoding_the_whole(family: str, cuts: tuple[int, ...]) -> None:
+    model = tiny(family)
+    z = latents(model, 5)
+    step = compiled(type(model).decode_step)
+    first, cache = step(model, z[:, : cuts[0]], None)
+    second, _ = step(model, z[:, cuts[0] :], cache)
+    assert first.shape[1] == model.frames_of(cuts[0])
+    assert second.shape[1] == model.frames_of(cuts[1], first=False)
+    assert decoded(family).shape == (1, model.frames_of(5), 16, 32, 3)
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), decoded(family), atol=1e-5)
+    # The second call looks back at the first.
+    _, other = step(model, z[:, : cuts[0]] + 1, None)
+    assert golden_cases.relative_error(step(model, z[:, cuts[0] :], other)[0], second) > 1e-3
+
+
+def test_attention_over_earlier_frames_takes_a_clip_whole() -> None:
+    with pytest.raises(UserError, match="set chunk to None"):
+        dataclasses.replace(CONFIGS["hunyuan15"][1], attention="causal")
+    model = tiny("hunyuan15", attention="causal", chunk=None)
+    with pytest.raises(UserError, match="stream with attention 'frame'"):
+        model.decode_step(latents(model, 1), None)
+    with pytest.raises(UserError, match="stream with attention 'frame'"):
+        model.encode_step(video(1), None)
+
+
+@pytest.mark.parametrize(("family", "method"), [(family, "decode") for family in FAMILIES] + [("hunyuan15", "encode")])
+def test_memory_does_not_grow_with_the_clip(family: str, method: str) -> None:
+    model = tiny(family)
+    sizes = []
+    for frames in (9, 33):
+        x = video(1, size=32) if method == "encode" else latents(model, 1, size=8)
+        length = frames if method == "decode" else 4 * frames - 3
+        abstract = jax.ShapeDtypeStruct((1, length, *x.shape[2:]), jnp.float32)
+        program = compiled(getattr(type(model), method)).lower(model, abstract).compile()
+        sizes.append(program.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < 1.1 * sizes[0]
+
+
+def test_gradients_do_not_depend_on_the_chunks() -> None:
+    def loss(model: wan.WanAutoencoder) -> jax.Array:
+        return jnp.mean(jnp.square(model.decode(latents(model, 3)) - video(9)))
+
+    chunked, whole = (nnx.state(compiled(jax.grad(loss))(tiny("wan", chunk=chunk)).decoder) for chunk in (1, None))
+    for actual, expected in zip(jax.tree.leaves(chunked), jax.tree.leaves(whole), strict=True):
+        assert np.abs(expected).max() > 0
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+
+
+# Meshes
+
+
+@pytest.mark.parametrize(("family", "method"), [("wan", "encode"), ("hunyuan15", "decode"), ("cogvideox", "decode")])
+def test_width_and_batch_spread_over_a_mesh(family: str, method: str) -> None:
+    """The same numbers, and a device holds a part of the activations."""
+    model = tiny(family, chunk=1 if family == "hunyuan15" else None)
+    x = video(5, batch=2) if method == "encode" else latents(model, 3, batch=2)
+    function = compiled(getattr(type(model), method))
+    alone = function.lower(model, x).compile()
+    with jax.set_mesh(mesh.make_mesh(data=2, fsdp=1, sequence=4)):
+        spread = function.lower(model, x).compile()
+        result = spread(model, x)
+    assert result.sharding.shard_shape(result.shape)[0] == 1
+    assert result.sharding.shard_shape(result.shape)[3] == result.shape[3] // 4
+    assert spread.memory_analysis().temp_size_in_bytes < alone.memory_analysis().temp_size_in_bytes / 4
+    np.testing.assert_allclose(result, alone(model, x), atol=2e-5)
+
+
+def test_what_does_not_divide_stays_whole() -> None:
+    with jax.set_mesh(mesh.make_mesh(data=2, fsdp=1, sequence=4)):
+        for shape, expected in (((2, 1, 3, 6, 4), (1, 1, 3, 6, 4)), ((1, 1, 3, 8, 4), (1, 1, 3, 2, 4))):
+            x = jax.jit(network.spread)(jnp.zeros(shape))
+            assert x.sharding.shard_shape(x.shape) == expected
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_runs_through_chunks(family: str) -> None:
+    model = tiny(family, dtype=jnp.bfloat16)
+    for x, method in ((video(33), type(model).encode), (latents(model, 9), type(model).decode)):
+        assert jax.eval_shape(method, model, x).dtype == jnp.float32
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    model = tiny("hunyuan15", dtype=jnp.bfloat16)
+    result = compiled(type(model).decode)(model, latents(model, 5))
+    assert 1e-5 < golden_cases.relative_error(result, decoded("hunyuan15")) < 0.03
+
+
+def test_bytes_are_pixels() -> None:
+    model = tiny("wan")
+    pixels = np.random.default_rng(2).integers(0, 256, (1, 1, 8, 8, 3), np.uint8)
+    encode = compiled(wan.WanAutoencoder.encode)
+    np.testing.assert_allclose(encode(model, pixels), encode(model, pixels / np.float32(127.5) - 1), atol=1e-5)
+
+
+def test_samples_of_the_posterior() -> None:
+    posterior = Posterior(
+        jnp.full((1, 400, 8, 8, 3), 2.0), jnp.array([np.log(9.0), -200.0, 60.0]) * jnp.ones((1, 400, 8, 8, 1))
+    )
+    sample = np.asarray(posterior.sample(jax.random.key(0)))
+    np.testing.assert_allclose(sample.mean(axis=(0, 1, 2, 3))[:2], 2, atol=0.1)
+    # Log variances are cut to [-30, 20].
+    np.testing.assert_allclose(sample.std(axis=(0, 1, 2, 3)), [3, np.exp(-15), np.exp(10)], rtol=0.05)
+
+
+def test_encoding_with_a_key_draws_from_the_posterior() -> None:
+    model = tiny("cogvideox")
+    key = jax.random.key(3)
+    posterior = compiled(cogvideox.CogVideoXAutoencoder.posterior)(model, video(5))
+    drawn = compiled(cogvideox.CogVideoXAutoencoder.encode)(model, video(5), key=key)
+    np.testing.assert_allclose(drawn, 1.15258426 * posterior.sample(key), atol=1e-5)
+
+
+def test_normalisation() -> None:
+    normalisation = Normalisation.from_statistics((1.0, -2.0), (2.0, 0.5))
+    x = jnp.array([[3.0, -2.5]])
+    np.testing.assert_allclose(normalisation.apply(x), [[1.0, -1.0]], rtol=1e-6)
+    np.testing.assert_allclose(normalisation.invert(normalisation.apply(x)), x, rtol=1e-6)
+    with pytest.raises(UserError, match=r"normalisation.shift has 2 numbers, expected 1 or 16"):
+        wan.WanConfig(normalisation=normalisation)
+
+
+# What is refused, and what a manifest says
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_that_do_not_fit(family: str) -> None:
+    model = tiny(family)
+    with pytest.raises(UserError, match="8 frames, expected 4k\\+1: cut 3 frames"):
+        model.encode(video(8))
+    with pytest.raises(UserError, match="36x18, expected multiples of 4"):
+        model.encode(video(5, size=18))
+    with pytest.raises(UserError, match=r"\[1, 5, 16, 32\], expected \[B, T, H, W, 3\]"):
+        model.encode(video(5)[..., 0])
+    with pytest.raises(UserError, match="later part of a video has 5 frames, expected a multiple of 4"):
+        model.encode_step(video(5), ())
+    with pytest.raises(UserError, match="use the autoencoder that encoded them"):
+        model.decode(latents(model, 2)[..., 1:])
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("wan", {"chunk": 0}, "chunk is 0"),
+        ("wan", {"time_levels": (True,)}, "time_levels has 1 entries, expected 2"),
+        ("hunyuan15", {"spatial_ratio": 12}, "spatial_ratio is 12, expected a power of 2"),
+        ("hunyuan15", {"spatial_ratio": 16}, "3 widths allow a spatial_ratio of at most 4"),
+        ("hunyuan15", {"latent_channels": 6}, "the last width 16 is no multiple of 2 x 6"),
+        ("hunyuan15", {"attention": "all"}, "attention is 'all'"),
+        ("cogvideox", {"temporal_ratio": 8}, "temporal_ratio is 8"),
+        ("cogvideox", {"groups": 5}, "multiples of the 5 groups"),
+    ],
+)
+def test_configs_that_do_not_fit(family: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(CONFIGS[family][1], **changes)
+
+
+def test_manifest_and_hash() -> None:
+    """The hash follows what changes latents, and only that."""
+    model = tiny("wan")
+    entry = json.loads(json.dumps(model.manifest_entry()))
+    assert entry["family"] == "wan"
+    assert entry["normalised"] is True
+    assert entry["hash"] == model.hash()
+    assert tiny("wan", dtype=jnp.bfloat16, chunk=None).hash() == model.hash()
+    assert tiny("wan", normalisation=Normalisation()).hash() != model.hash()
+    model.moments.bias[...] += 1
+    assert model.hash() != entry["hash"]
+    chunks = [tiny("cogvideox", chunk=chunk).hash() for chunk in (2, 3)]
+    assert chunks[0] != chunks[1]
