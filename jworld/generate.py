@@ -268,15 +268,16 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
     parser = argparse.ArgumentParser(
         prog="python -m jworld.generate",
         description="Roll a trained model out: a first picture, a caption and a path in, a video out.",
-        epilog="A path such as 'w-3, right-4' walks 3 latents forward and turns right for 4 (a latent is 4 frames): w, "
-        "s, a, d walk, right, left, up, down turn, and keys held together are joined as in w+right-4. With the first "
-        "picture, which is a latent of its own, the latents must fill whole chunks.",
+        epilog="How a path is written is the choice of the model's system. For WorldPlay 'w-3, right-4' walks 3 "
+        "latents forward and turns right for 4 (a latent is 4 frames): w, s, a, d walk, right, left, up, down turn, "
+        "and keys held together are joined as in w+right-4. With the first picture, which is a latent of its own, "
+        "the latents must fill whole chunks.",
     )
     add = parser.add_argument
     add("--checkpoint", required=True, type=pathlib.Path, metavar="DIR", help="a run's folder, or one with weights")
     add("--image", required=True, type=pathlib.Path, metavar="FILE", help="first picture; its middle is taken")
     add("--prompt", default="", help="caption of the video (default: none)")
-    add("--pose", required=True, help="path: a pose string, or a JSON file with one pose per latent")
+    add("--pose", required=True, help="path, such as a pose string or a JSON file of poses: see below")
     add(
         "--out", required=True, type=pathlib.Path, metavar="FILE.mp4", help="the video; FILE.json tells how it was made"
     )

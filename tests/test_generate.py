@@ -191,7 +191,7 @@ def test_mistakes_are_told_in_one_sentence(
 
 
 @pytest.mark.e2e
-def test_the_command_of_the_readme(run: pathlib.Path, image: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_the_command_and_its_help(run: pathlib.Path, image: pathlib.Path, tmp_path: pathlib.Path) -> None:
     result = commands.run("jworld.generate", *arguments(run, image, tmp_path / "out.mp4"))
     assert result.returncode == 0, result.stderr
     assert "per second" in result.stdout

@@ -301,6 +301,19 @@ def test_a_config_that_cannot_be(key: str, value: Any, message: str) -> None:
         systems.create(config)
 
 
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (8, "sequence=8, which does not divide the 4 latent frames"),
+        (4, "sequence=4, which does not divide the 2 heads"),
+    ],
+)
+def test_a_mesh_that_splits_no_chunk_is_refused(sequence: int, message: str) -> None:
+    system().check_sampling(mesh.make_mesh(fsdp=4, sequence=2))
+    with pytest.raises(errors.UserError, match=message):
+        system().check_sampling(mesh.make_mesh(sequence=sequence))
+
+
 def test_the_model_is_built_as_configured() -> None:
     params = split_model()[1]
     assert isinstance(nnx.merge(*split_model()), HunyuanTransformer)

@@ -83,9 +83,12 @@ class AutoregressiveSession(LatentSession):
         _, height, width = self.model.cfg.patch_size
         size = self._image.shape[1] * self._image.shape[2] // (height * width)
         self._context_tokens = self.context_frames * size
+        # The keys of an earlier rollout make room for the new ones.
+        self._cache: Cache | None = None
         self._cache = start_cache(self.model, text, context_tokens=self._context_tokens)
 
     def _denoise(self, noise: jax.Array, past: np.ndarray, context: Frames, chunk: Frames) -> jax.Array:
+        assert self._cache is not None
         if context.valid.any():
             self._cache = remember(
                 self.model,
