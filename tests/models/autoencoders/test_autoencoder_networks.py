@@ -204,6 +204,24 @@ def test_encoding_with_a_key_draws_from_the_posterior() -> None:
     np.testing.assert_allclose(drawn, 1.15258426 * posterior.sample(key), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("owners", "count"),
+    [([0, 1, 1, 2, 2], 3), ([0, 1, 1, 1, 1, 2, 2, 2, 2], 3), ([0, 0, 1, 1], 2), ([0, 0, 0, 0], 1), ([0], 1)],
+)
+def test_which_latent_conditions_which_frame(owners: list[int], count: int) -> None:
+    """The first of an odd number of frames has a latent of its own."""
+    rng = np.random.default_rng(4)
+    norm = cogvideox.LatentNorm(2, 4, dtype=jnp.float32, param_dtype=jnp.float32, num_groups=2, rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.normal(size=(1, len(owners), 4, 4, 4)), jnp.float32)
+    z = jnp.asarray(rng.normal(size=(1, count, 2, 2, 2)), jnp.float32)
+    own = z[:, np.array(owners)][:, :, np.array([0, 0, 1, 1])][:, :, :, np.array([0, 0, 1, 1])]
+    grouped = np.asarray(x, np.float64).reshape(*x.shape[:-1], 2, 2)
+    axes = (1, 2, 3, 5)
+    mean, variance = (function(grouped, axis=axes, keepdims=True) for function in (np.mean, np.var))
+    normed = ((grouped - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape)
+    np.testing.assert_allclose(norm(x, z), normed * norm.scale(own) + norm.shift(own), atol=1e-5)
+
+
 def test_normalisation() -> None:
     normalisation = Normalisation.from_statistics((1.0, -2.0), (2.0, 0.5))
     x = jnp.array([[3.0, -2.5]])
