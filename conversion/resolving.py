@@ -56,9 +56,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
+    if text in ("true", "false"):
+        return text == "true"
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

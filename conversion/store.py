@@ -4,6 +4,7 @@ The checkpoint is an ordinary one, which Orbax restores onto any mesh, every dev
 its writing is special: a leaf of the tree is the promise of an array, and no array ever exists as a whole.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import math
@@ -40,6 +41,25 @@ class LazyArray:
     dtype: np.dtype
     read: Callable[[tuple[slice, ...]], np.ndarray]
 
+    @property
+    def row_size(self) -> int:
+        """Bytes of a row."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def band(self) -> int:
+        """Rows that are read together."""
+        return min(self.shape[0], max(1, _BAND // self.row_size))
+
+    def bands(self) -> Iterator[tuple[slice, ...]]:
+        """What to read, in order."""
+        if not self.shape:
+            yield ()
+            return
+        for start in range(0, self.shape[0], self.band):
+            rows = slice(start, min(self.shape[0], start + self.band))
+            yield (rows, *(slice(0, size) for size in self.shape[1:]))
+
 
 class _LazyHandler(ocp.type_handlers.TypeHandler):
     """Writes lazy arrays in turn, in the format of Orbax's own arrays."""
@@ -56,10 +76,12 @@ class _LazyHandler(ocp.type_handlers.TypeHandler):
     async def serialize(
         self, values: Sequence[LazyArray], infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> Sequence[Any]:
+        # Together, for what is made durable in turn takes many times as long.
+        stores = await asyncio.gather(*map(_create, values, infos))
         writes = _Writes()
-        for value, info in zip(values, infos, strict=True):
-            await info.await_path_creation()
-            await _write(value, info, writes)
+        for value, store in zip(values, stores, strict=True):
+            for index in value.bands():
+                await writes.add(store[index], value.read(index))
         await writes.finish()
         return []
 
@@ -83,25 +105,20 @@ class _Writes:
         self._futures, self._bytes = [], 0
 
 
-async def _write(array: LazyArray, info: Any, writes: _Writes) -> None:
-    first, *rest = array.shape or (1,)
-    row = math.prod(rest) * array.dtype.itemsize
-    band = min(first, max(1, _BAND // row))
+async def _create(array: LazyArray, info: Any) -> Any:
+    """A new array on disk, whose chunks never reach over two large rows or two bands."""
+    await info.await_path_creation()
+    chunk = () if not array.shape else (1 if array.row_size >= _CHUNK else array.band, *array.shape[1:])
     spec = ocp.type_handlers.get_json_tspec_write(
         info,
         use_ocdbt=True,
         global_shape=array.shape,
-        # Chunks never reach over two layers, and never over two bands.
-        local_shape=((1 if row >= _CHUNK else band), *rest) if array.shape else (),
+        local_shape=chunk,
         dtype=array.dtype,
         process_index=0,
         arg=ocp.SaveArgs(chunk_byte_size=_CHUNK),
     )
-    store = await tensorstore.open(tensorstore.Spec(spec), create=True, open=True, context=info.ts_context)
-    for start in range(0, first, band):
-        rows = slice(start, min(first, start + band))
-        index = (rows, *(slice(0, size) for size in rest)) if array.shape else ()
-        await writes.add(store[index], array.read(index))
+    return await tensorstore.open(tensorstore.Spec(spec), create=True, open=True, context=info.ts_context)
 
 
 def save(directory: pathlib.Path, arrays: Mapping[str, LazyArray]) -> None:
