@@ -1,13 +1,25 @@
 """Keys of the CogVideoX autoencoder: The Matrix and diffusers use the same."""
 
-from conversion.engine import CONV2D, CONV3D, Layout, Rule, patch_kernel
+from collections.abc import Mapping
+from typing import Any
+
+from conversion import hyperparameters, vae_keys
+from conversion.engine import CONV2D, Rule
+from conversion.hyperparameters import Field
+from conversion.vae_keys import PIXEL3D, conv
 from jworld.models.autoencoders.cogvideox import CogVideoXConfig
 
-_PIXEL = patch_kernel((1, 1, 1))
-
-
-def _conv(source: str, target: str, layout: Layout = CONV3D) -> list[Rule]:
-    return [Rule(f"{source}.weight", f"{target}/kernel", layout), Rule(f"{source}.bias", f"{target}/bias")]
+FIELDS = (
+    Field("latent_channels", "latent_channels", hyperparameters.integer),
+    Field("block_out_channels", "widths", vae_keys.sizes),
+    Field("layers_per_block", "blocks", hyperparameters.integer),
+    Field("temporal_compression_ratio", "temporal_ratio", hyperparameters.integer),
+    Field("norm_num_groups", "groups", hyperparameters.integer),
+    Field("norm_eps", "eps", hyperparameters.number),
+    Field("in_channels", "image_channels", hyperparameters.integer),
+    Field("out_channels", "image_channels", hyperparameters.integer),
+)
+FIXED = {"act_fn": "silu", "use_quant_conv": False, "use_post_quant_conv": False, "invert_scale_latents": False}
 
 
 def _norm(coder: str, source: str, target: str) -> list[Rule]:
@@ -17,18 +29,18 @@ def _norm(coder: str, source: str, target: str) -> list[Rule]:
     return [
         Rule(f"{source}.norm_layer.weight", f"{target}/norm/scale"),
         Rule(f"{source}.norm_layer.bias", f"{target}/norm/bias"),
-        *_conv(f"{source}.conv_y.conv", f"{target}/scale", _PIXEL),
-        *_conv(f"{source}.conv_b.conv", f"{target}/shift", _PIXEL),
+        *conv(f"{source}.conv_y.conv", f"{target}/scale", PIXEL3D),
+        *conv(f"{source}.conv_b.conv", f"{target}/shift", PIXEL3D),
     ]
 
 
 def _residual(coder: str, source: str, target: str) -> list[Rule]:
     return [
         *_norm(coder, f"{source}.norm1", f"{target}/norm1"),
-        *_conv(f"{source}.conv1.conv", f"{target}/conv1"),
+        *conv(f"{source}.conv1.conv", f"{target}/conv1"),
         *_norm(coder, f"{source}.norm2", f"{target}/norm2"),
-        *_conv(f"{source}.conv2.conv", f"{target}/conv2"),
-        *_conv(f"{source}.conv_shortcut", f"{target}/shortcut", _PIXEL),
+        *conv(f"{source}.conv2.conv", f"{target}/conv2"),
+        *conv(f"{source}.conv_shortcut", f"{target}/shortcut", PIXEL3D),
     ]
 
 
@@ -38,11 +50,16 @@ def rules(cfg: CogVideoXConfig) -> tuple[Rule, ...]:
     for coder, levels, sampler in (("encoder", "down_blocks", "downsamplers"), ("decoder", "up_blocks", "upsamplers")):
         level, ours = f"{coder}.{levels}.{{level}}", f"{coder}/levels/{{level}}"
         table += [
-            *_conv(f"{coder}.conv_in.conv", f"{coder}/conv_in"),
+            *conv(f"{coder}.conv_in.conv", f"{coder}/conv_in"),
             *_residual(coder, f"{level}.resnets.{{block}}", f"{ours}/blocks/{{block}}"),
-            *_conv(f"{level}.{sampler}.0.conv", f"{ours}/sampler/conv", CONV2D),
+            *conv(f"{level}.{sampler}.0.conv", f"{ours}/sampler/conv", CONV2D),
             *_residual(coder, f"{coder}.mid_block.resnets.{{block}}", f"{coder}/middle/{{block}}"),
             *_norm(coder, f"{coder}.norm_out", f"{coder}/head/norm"),
-            *_conv(f"{coder}.conv_out.conv", f"{coder}/head/conv"),
+            *conv(f"{coder}.conv_out.conv", f"{coder}/head/conv"),
         ]
     return tuple(table)
+
+
+def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """config.json -> fields of `CogVideoXConfig`."""
+    return hyperparameters.read(config, FIELDS, FIXED, where) | vae_keys.scaling(config, where)

@@ -1,9 +1,37 @@
 """Keys of the Wan 2.1 autoencoder: of the original file (also Cosmos' tokenizer) and of diffusers."""
 
-from conversion.engine import CONV2D, CONV3D, GAMMA2D, GAMMA3D, Layout, Rule, patch_kernel
+from collections.abc import Mapping
+from typing import Any
+
+from conversion import hyperparameters, vae_keys
+from conversion.engine import CONV2D, GAMMA2D, GAMMA3D, Rule
+from conversion.hyperparameters import Field
+from conversion.vae_keys import PIXEL2D, PIXEL3D, conv
+from jworld import errors
+from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.wan import WanConfig
 
-_PIXEL2D, _PIXEL3D = patch_kernel((1, 1)), patch_kernel((1, 1, 1))
+# The original's settings are arguments of its class; its file of weights has no config.json.
+ORIGINAL_FIELDS = (
+    Field("dim", "channels", hyperparameters.integer),
+    Field("z_dim", "latent_channels", hyperparameters.integer),
+    Field("dim_mult", "multipliers", vae_keys.sizes),
+    Field("num_res_blocks", "blocks", hyperparameters.integer),
+    Field("temperal_downsample", "time_levels", vae_keys.flags),
+)
+DIFFUSERS_FIELDS = (
+    Field("base_dim", "channels", hyperparameters.integer),
+    Field("decoder_base_dim", "channels", hyperparameters.integer),
+    *ORIGINAL_FIELDS[1:],
+    Field("in_channels", "image_channels", hyperparameters.integer),
+    Field("out_channels", "image_channels", hyperparameters.integer),
+)
+STATISTICS = (
+    Field("latents_mean", "mean", vae_keys.numbers),
+    Field("latents_std", "std", vae_keys.numbers),
+)
+# The others are Wan 2.2.
+FIXED = {"attn_scales": [], "is_residual": False, "patch_size": None}
 
 #: Our names of a residual block's parts -> theirs.
 _ORIGINAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
@@ -11,32 +39,28 @@ _ORIGINAL |= {"shortcut": "shortcut"}
 _DIFFUSERS = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"shortcut": "conv_shortcut"}
 
 
-def _conv(source: str, target: str, layout: Layout = CONV3D) -> list[Rule]:
-    return [Rule(f"{source}.weight", f"{target}/kernel", layout), Rule(f"{source}.bias", f"{target}/bias")]
-
-
 def _residual(source: str, target: str, names: dict[str, str]) -> list[Rule]:
     return [
         Rule(f"{source}.{names['norm1']}.gamma", f"{target}/norm1/scale", GAMMA3D),
-        *_conv(f"{source}.{names['conv1']}", f"{target}/conv1"),
+        *conv(f"{source}.{names['conv1']}", f"{target}/conv1"),
         Rule(f"{source}.{names['norm2']}.gamma", f"{target}/norm2/scale", GAMMA3D),
-        *_conv(f"{source}.{names['conv2']}", f"{target}/conv2"),
-        *_conv(f"{source}.{names['shortcut']}", f"{target}/shortcut", _PIXEL3D),
+        *conv(f"{source}.{names['conv2']}", f"{target}/conv2"),
+        *conv(f"{source}.{names['shortcut']}", f"{target}/shortcut", PIXEL3D),
     ]
 
 
 def _attention(source: str, target: str) -> list[Rule]:
     return [
         Rule(f"{source}.norm.gamma", f"{target}/norm/scale", GAMMA2D),
-        *_conv(f"{source}.to_qkv", f"{target}/qkv", _PIXEL2D),
-        *_conv(f"{source}.proj", f"{target}/out", _PIXEL2D),
+        *conv(f"{source}.to_qkv", f"{target}/qkv", PIXEL2D),
+        *conv(f"{source}.proj", f"{target}/out", PIXEL2D),
     ]
 
 
 def _sampler(source: str, target: str) -> list[Rule]:
     return [
-        *_conv(f"{source}.resample.1", f"{target}/conv", CONV2D),
-        *_conv(f"{source}.time_conv", f"{target}/time_conv"),
+        *conv(f"{source}.resample.1", f"{target}/conv", CONV2D),
+        *conv(f"{source}.time_conv", f"{target}/time_conv"),
     ]
 
 
@@ -58,16 +82,16 @@ def _levels(coder: str, target: str, blocks: int, levels: int, names: dict[str, 
 
 def original(cfg: WanConfig) -> tuple[Rule, ...]:
     """The table of the original layout for an autoencoder of these sizes."""
-    rules = [*_conv("conv1", "moments", _PIXEL3D), *_conv("conv2", "latents", _PIXEL3D)]
+    rules = [*conv("conv1", "moments", PIXEL3D), *conv("conv2", "latents", PIXEL3D)]
     for coder, levels, blocks in (("encoder", "downsamples", cfg.blocks), ("decoder", "upsamples", cfg.blocks + 1)):
         rules += [
-            *_conv(f"{coder}.conv1", f"{coder}/conv_in"),
+            *conv(f"{coder}.conv1", f"{coder}/conv_in"),
             *_levels(f"{coder}.{levels}", coder, blocks, len(cfg.multipliers), _ORIGINAL, nested=False),
             *_residual(f"{coder}.middle.0", f"{coder}/middle/0", _ORIGINAL),
             *_attention(f"{coder}.middle.1", f"{coder}/middle/1"),
             *_residual(f"{coder}.middle.2", f"{coder}/middle/2", _ORIGINAL),
             Rule(f"{coder}.head.0.gamma", f"{coder}/head/norm/scale", GAMMA3D),
-            *_conv(f"{coder}.head.2", f"{coder}/head/conv"),
+            *conv(f"{coder}.head.2", f"{coder}/head/conv"),
         ]
     return tuple(rules)
 
@@ -76,18 +100,37 @@ def diffusers(cfg: WanConfig) -> tuple[Rule, ...]:
     """The table of diffusers' layout for an autoencoder of these sizes."""
     count = len(cfg.multipliers)
     rules = [
-        *_conv("quant_conv", "moments", _PIXEL3D),
-        *_conv("post_quant_conv", "latents", _PIXEL3D),
+        *conv("quant_conv", "moments", PIXEL3D),
+        *conv("post_quant_conv", "latents", PIXEL3D),
         *_levels("encoder.down_blocks", "encoder", cfg.blocks, count, _DIFFUSERS, nested=False),
         *_levels("decoder.up_blocks", "decoder", cfg.blocks + 1, count, _DIFFUSERS, nested=True),
     ]
     for coder in ("encoder", "decoder"):
         rules += [
-            *_conv(f"{coder}.conv_in", f"{coder}/conv_in"),
+            *conv(f"{coder}.conv_in", f"{coder}/conv_in"),
             *_residual(f"{coder}.mid_block.resnets.0", f"{coder}/middle/0", _DIFFUSERS),
             *_attention(f"{coder}.mid_block.attentions.0", f"{coder}/middle/1"),
             *_residual(f"{coder}.mid_block.resnets.1", f"{coder}/middle/2", _DIFFUSERS),
             Rule(f"{coder}.norm_out.gamma", f"{coder}/head/norm/scale", GAMMA3D),
-            *_conv(f"{coder}.conv_out", f"{coder}/head/conv"),
+            *conv(f"{coder}.conv_out", f"{coder}/head/conv"),
         ]
     return tuple(rules)
+
+
+def original_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings of the original class -> fields of `WanConfig`."""
+    return _from_config(config, ORIGINAL_FIELDS, where)
+
+
+def diffusers_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """diffusers' config.json -> fields of `WanConfig`."""
+    return _from_config(config, DIFFUSERS_FIELDS, where)
+
+
+def _from_config(config: Mapping[str, Any], fields: tuple[Field, ...], where: str) -> dict[str, Any]:
+    values = hyperparameters.read(config, fields, FIXED, where)
+    if statistics := hyperparameters.read(config, STATISTICS, {}, where):
+        if statistics.keys() != {"mean", "std"}:
+            raise errors.UserError(f"{where}: has only one of latents_mean and latents_std, expected both or none")
+        values["normalisation"] = Normalisation.from_statistics(**statistics)
+    return values

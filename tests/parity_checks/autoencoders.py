@@ -10,16 +10,14 @@ import golden_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from conversion import cogvideox_vae, engine, hunyuan_vae, wan_vae
+from conversion import autoencoders
 from jworld.models.autoencoders.blocks import Coder
-from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder, CogVideoXConfig
-from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15Config
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder
+from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder
 from jworld.models.autoencoders.network import VideoAutoencoder
 from jworld.models.autoencoders.tiling import Tiling
-from jworld.models.autoencoders.wan import WanAutoencoder, WanConfig
+from jworld.models.autoencoders.wan import WanAutoencoder
 from parity_checks.hunyuan import channels_last
 
 #: These programs run once: compiling them is what takes time.
@@ -27,15 +25,18 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 Arrays = dict[str, Any]
 
 
-def load(case: golden_cases.GoldenCase, family: Any, config: Any, rules: Sequence[engine.Rule]) -> Any:
-    """The autoencoder with the case's weights, which must come out of it again as they went in."""
-    with nnx.use_eager_sharding(False):
-        abstract = nnx.eval_shape(lambda: family(config, rngs=nnx.Rngs(0)))
-        graphdef, state = nnx.split(abstract)
-        arrays = engine.import_tensors(case.weights, state, rules)
-        for name, place in engine.plan(engine.parameter_shapes(state), rules).items():
-            np.testing.assert_array_equal(place.take(arrays[place.path]), case.weights[name])
-        return nnx.merge(graphdef, engine.to_state(state, arrays))
+def load(case: golden_cases.GoldenCase, **fields: Any) -> Any:
+    """The autoencoder with the case's sizes and weights, which must come out of it again as they went in."""
+    layout = autoencoders.find_layout(case.weights, case.name)
+    config = case.config.get("constructor") or case.config["model"]
+    statistics = {name: case.config[name] for name in ("latents_mean", "latents_std") if name in case.config}
+    told = layout.from_config(config | statistics, case.name)
+    model = autoencoders.build(case.weights, layout, **(told | fields), dtype=jnp.float32)
+    exported = autoencoders.export(model, layout)
+    assert exported.keys() == case.weights.keys()
+    for name, tensor in case.weights.items():
+        np.testing.assert_array_equal(exported[name], tensor)
+    return model
 
 
 def encoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: str = "") -> Arrays:
@@ -126,22 +127,11 @@ def shorter(inputs: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def _wan(case: golden_cases.GoldenCase) -> float:
-    constructor, inputs = case.config["constructor"], case.inputs
-    original = "dim" in constructor
-    settings = case.config if original else constructor
-    config = WanConfig(
-        latent_channels=constructor["z_dim"],
-        blocks=constructor["num_res_blocks"],
-        channels=constructor["dim" if original else "base_dim"],
-        multipliers=tuple(constructor["dim_mult"]),
-        time_levels=tuple(constructor["temperal_downsample"]),
-        normalisation=Normalisation.from_statistics(tuple(settings["latents_mean"]), tuple(settings["latents_std"])),
-        dtype=jnp.float32,
-    )
-    model = load(case, WanAutoencoder, config, (wan_vae.original if original else wan_vae.diffusers)(config))
+    inputs, original = case.inputs, "dim" in case.config["constructor"]
+    model = load(case)
     actual = encoded(model, longest(inputs)) | decoded(model, longest(inputs), normalised=original)
     # However a clip is cut into chunks, the results are the same.
-    model.config = dataclasses.replace(config, chunk=None)
+    model.config = dataclasses.replace(model.config, chunk=None)
     actual |= encoded(model, shorter(inputs)) | decoded(model, shorter(inputs), normalised=original)
     if "tiling" in case.config:
         tiling = case.config["tiling"]
@@ -209,29 +199,18 @@ def _wan_layers(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
 
 
 def _hunyuan15(case: golden_cases.GoldenCase) -> float:
-    constructor, inputs = case.config["constructor"], case.inputs
-    original = "ffactor_spatial" in constructor
-    config = Hunyuan15Config(
-        latent_channels=constructor["latent_channels"],
-        blocks=constructor["layers_per_block"],
-        normalisation=Normalisation(scale=(constructor["scaling_factor"],)),
-        widths=tuple(constructor["block_out_channels"]),
-        spatial_ratio=constructor["ffactor_spatial" if original else "spatial_compression_ratio"],
-        temporal_ratio=constructor["ffactor_temporal" if original else "temporal_compression_ratio"],
-        dtype=jnp.float32,
-    )
-    rules = (hunyuan_vae.original if original else hunyuan_vae.diffusers)(config)
-    if "frames" not in case.config or isinstance(case.config["frames"], int):
-        return _worldplay(case, load(case, Hunyuan15Autoencoder, config, rules))
-    causal = load(case, Hunyuan15Autoencoder, dataclasses.replace(config, attention="causal", chunk=None), rules)
+    inputs = case.inputs
+    if isinstance(case.config["frames"], int):
+        return _worldplay(case, load(case))
+    causal = load(case, attention="causal", chunk=None)
     prefix = "whole_" if "cached_convs" in case.config else ""
     actual = encoded(causal, inputs, prefix) | decoded(causal, inputs, prefix)
     if prefix:
-        model = load(case, Hunyuan15Autoencoder, config, rules)
+        model = load(case)
         actual |= _hunyuan15_stream(case, model)
         actual |= encoded(model, longest(inputs), "cached_") | decoded(model, longest(inputs), "cached_")
         # One latent frame is all that attention sees, however a clip is cut.
-        model.config = dataclasses.replace(config, chunk=None)
+        model.config = dataclasses.replace(model.config, chunk=None)
         actual |= encoded(model, shorter(inputs), "cached_") | decoded(model, shorter(inputs), "cached_")
     if "tiling" in case.config:
         size = case.config["tiling"]["tile_sample_min_size"]
@@ -291,28 +270,11 @@ def _hunyuan15_layers(prefix: str, coder: Coder, x: np.ndarray) -> Arrays:
 # CogVideoX
 
 
-def _cogvideox_model(
-    case: golden_cases.GoldenCase, constructor: Mapping[str, Any], *, double_lone_frame: bool
-) -> CogVideoXAutoencoder:
-    config = CogVideoXConfig(
-        latent_channels=constructor["latent_channels"],
-        blocks=constructor["layers_per_block"],
-        normalisation=Normalisation(scale=(constructor["scaling_factor"],)),
-        widths=tuple(constructor["block_out_channels"]),
-        temporal_ratio=constructor["temporal_compression_ratio"],
-        groups=constructor["norm_num_groups"],
-        eps=constructor["norm_eps"],
-        double_lone_frame=double_lone_frame,
-        dtype=jnp.float32,
-    )
-    return load(case, CogVideoXAutoencoder, config, cogvideox_vae.rules(config))
-
-
 def _cogvideox(case: golden_cases.GoldenCase) -> float:
     if "splits" in case.config:
         return _cogvideox_stream(case)
     inputs = case.inputs
-    model = _cogvideox_model(case, case.config["constructor"], double_lone_frame=False)
+    model = load(case, double_lone_frame=False)
     config = model.config
     actual = encoded(model, inputs) | decoded(model, inputs)
     if "tiling" in case.config:
@@ -367,19 +329,19 @@ def _streamed(model: CogVideoXAutoencoder, latents: np.ndarray, lengths: Sequenc
 
 
 def _cogvideox_stream(case: golden_cases.GoldenCase) -> float:
-    model = _cogvideox_model(case, case.config["constructor"], double_lone_frame=True)
+    model = load(case, double_lone_frame=True)
     raw = channels_last(case.inputs["latent"])
     latents = np.asarray(model.config.normalisation.apply(raw))
     actual = {"one_call_stage3": decode(model, raw), "single_latent_stage3": decode(model, raw[:, :1])}
     for name, lengths in case.config["splits"].items():
         actual |= {f"{name}.call{i}": frames for i, frames in enumerate(_streamed(model, latents, lengths))}
-    first = _cogvideox_model(case, case.config["constructor"], double_lone_frame=False)
+    first = load(case, double_lone_frame=False)
     actual |= {"one_call_stage1": decode(first, raw), "single_latent_stage1": decode(first, raw[:, :1])}
     return error(case, actual)
 
 
 def _cogvideox_matrix(case: golden_cases.GoldenCase) -> float:
-    model = _cogvideox_model(case, case.config["model"], double_lone_frame=True)
+    model = load(case, double_lone_frame=True)
     posterior = compiled(CogVideoXAutoencoder.posterior)(model, channels_last(case.inputs["video"]))
     latents = channels_last(case.inputs["latents"])
     lengths = case.config["args"]["stream_chunks"]

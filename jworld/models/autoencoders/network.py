@@ -129,13 +129,13 @@ class VideoAutoencoder(nnx.Module):
 
     def manifest_entry(self) -> dict[str, Any]:
         """What a data set's manifest says of its autoencoder."""
-        return {"family": self.family, "normalised": True, "hash": self.hash(), **_settings(self.config)}
+        return {"family": self.family, "normalised": True, "hash": self.hash(), **settings(self.config)}
 
     def hash(self) -> str:
         """SHA-256 of the family, of the settings that change latents, and of every weight's name, shape and bytes."""
         names = [f.name for f in dataclasses.fields(self.config) if f.metadata != HOW_ONLY]
-        settings = _settings(self.config)
-        digest = hashlib.sha256(json.dumps([self.family, {name: settings[name] for name in names}]).encode())
+        values = settings(self.config)
+        digest = hashlib.sha256(json.dumps([self.family, {name: values[name] for name in names}]).encode())
         weights = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(self, nnx.Param))}
         for path in sorted(weights):
             value = np.asarray(weights[path][...])
@@ -239,6 +239,6 @@ def spread(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def _settings(config: AutoencoderConfig) -> dict[str, Any]:
+def settings(config: AutoencoderConfig) -> dict[str, Any]:
     """The config as JSON knows it."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=lambda dtype: jnp.dtype(dtype).name))

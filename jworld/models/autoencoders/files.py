@@ -1,0 +1,91 @@
+"""Autoencoders of every family as one file each: safetensors, parameters by path, the config in the header."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from jworld.errors import UserError
+from jworld.models.autoencoders import linear, network
+from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder, CogVideoXConfig
+from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15Config
+from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.wan import WanAutoencoder, WanConfig
+
+#: Family -> (class, class of its config).
+NETWORKS: dict[str, tuple[Any, Any]] = {
+    autoencoder.family: (autoencoder, config)
+    for autoencoder, config in (
+        (WanAutoencoder, WanConfig),
+        (Hunyuan15Autoencoder, Hunyuan15Config),
+        (CogVideoXAutoencoder, CogVideoXConfig),
+    )
+}
+#: Header entry with {"family": ..., and the fields of the config}; the linear codec's files have the same.
+_HEADER = "autoencoder"
+
+
+def save(model: network.VideoAutoencoder, path: str | pathlib.Path) -> None:
+    """Write a network, its parameters as float32; complete or not at all."""
+    path = pathlib.Path(path)
+    state = nnx.state(model, nnx.Param)
+    # safetensors stores the memory as it lies: C order.
+    arrays = {
+        "/".join(map(str, name)): np.asarray(leaf[...], np.float32, order="C")
+        for name, leaf in nnx.to_flat_state(state)
+    }
+    header = json.dumps({"family": model.family, **network.settings(model.config)}, sort_keys=True)
+    temporary = path.with_name(path.name + ".tmp")
+    safetensors.numpy.save_file(arrays, temporary, metadata={_HEADER: header})
+    os.replace(temporary, path)
+
+
+def load(path: str | pathlib.Path, **settings: Any) -> linear.LinearAutoencoder | network.VideoAutoencoder:
+    """Read what `save`, or the linear codec's own, wrote.
+
+    `settings` replace fields of a network's config, such as dtype or chunk; the linear codec has no such fields.
+
+    Raises:
+      UserError: no such file, another kind of file, or tensors that are not exactly the network's.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"autoencoder file {path} does not exist: give an autoencoder.safetensors")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            fields = json.loads((file.metadata() or {})[_HEADER])
+            family = fields.pop("family")
+            if family == linear.FAMILY:
+                return linear.LinearAutoencoder.load(path)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        autoencoder, config_type = NETWORKS[family]
+        config = dataclasses.replace(config_type(**_read(fields)), **settings)
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a saved autoencoder ({error}): save or import it again") from error
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: autoencoder(config, rngs=nnx.Rngs(0))))
+    leaves = {"/".join(map(str, name)): leaf for name, leaf in nnx.to_flat_state(abstract)}
+    found = {name: array.shape for name, array in arrays.items()}
+    expected = {name: leaf.shape for name, leaf in leaves.items()}
+    if found != expected:
+        wrong = sorted(dict(found.items() ^ expected.items()))
+        raise UserError(f"{path} has other tensors than its config says, at {', '.join(wrong[:4])}: import it again")
+    filled = [
+        (name, leaf.replace(jnp.asarray(arrays["/".join(map(str, name))], leaf.dtype)))
+        for name, leaf in nnx.to_flat_state(abstract)
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def _read(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON -> the types of the config."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    normalisation = {name: tuple(numbers) for name, numbers in fields["normalisation"].items()}
+    types = {name: jnp.dtype(fields[name]) for name in ("dtype", "param_dtype")}
+    return values | types | {"normalisation": Normalisation(**normalisation)}
