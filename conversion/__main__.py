@@ -11,6 +11,7 @@ import pathlib
 import time
 from collections.abc import Callable, Sequence
 
+import jax
 import rich.console
 import rich.table
 
@@ -23,6 +24,8 @@ console = rich.console.Console(highlight=False, soft_wrap=True)
 @errors.exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
+    # Weights go from file to file: an accelerator stays free for who needs it.
+    jax.config.update("jax_platforms", "cpu")
     run: Callable[[argparse.Namespace], None] = arguments.run
     run(arguments)
 

@@ -247,12 +247,11 @@ def problems(found: Mapping[str, Shape], shapes: Mapping[str, Shape], places: Ma
     return listed
 
 
-def check(listed: Sequence[Problem], where: str) -> None:
-    """Raise the one error that lists every problem of the file `where`, if there is any."""
+def check(listed: Sequence[Problem], where: str, advice: str) -> None:
+    """Raise the one error that lists every problem of the file `where`, if there is any, and says what to do."""
     if listed:
         raise errors.UserError(
-            f"{where}: {len(listed)} tensors do not fit the model: {'; '.join(map(str, listed))}; choose the model's "
-            "sizes to fit the file, or allow deliberate exceptions with --allow"
+            f"{where}: {len(listed)} tensors do not fit the model: {'; '.join(map(str, listed))}: {advice}"
         )
 
 
@@ -281,7 +280,11 @@ def import_tensors(
     shapes = parameter_shapes(abstract)
     places = plan(shapes, rules)
     listed = problems({name: tensor.shape for name, tensor in tensors.items()}, shapes, places)
-    check([*listed, *(Problem("non-finite", name) for name in tensors if not finite(tensors[name]))], "the checkpoint")
+    check(
+        [*listed, *(Problem("non-finite", name) for name in tensors if not finite(tensors[name]))],
+        "the checkpoint",
+        "choose another",
+    )
     arrays = {}
     for path, shape in shapes.items():
         own = places_of(places, path)

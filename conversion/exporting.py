@@ -123,6 +123,7 @@ def _tensors(folder: folders.Folder, rules: Sequence[engine.Rule], dtype: str | 
     engine.check(
         engine.problems({name: place.source_shape for name, place in places.items()}, expected, places),
         str(folder.directory),
+        "choose another --layout",
     )
     tensors = [
         Tensor(name, place, np.dtype(dtype or folder.arrays[place.path].dtype)) for name, place in places.items()
@@ -196,9 +197,9 @@ def _write(
                 targets.setdefault(tensor.place.path, []).append((tensor, file.fileno(), offset))
         task = bar.add_task("exporting", total=sum(tensor.size for tensors in parts.values() for tensor in tensors))
         non_finite = []
-        for parameter, entries in targets.items():
+        for parameter in folder.arrays:
             array = folder.read(parameter)
-            for tensor, file_number, offset in entries:
+            for tensor, file_number, offset in targets[parameter]:
                 value = np.empty(tensor.place.source_shape, tensor.dtype)
                 with np.errstate(over="ignore"):
                     engine.copy(value, tensor.place.take(array))
@@ -206,7 +207,7 @@ def _write(
                     non_finite.append(engine.Problem("non-finite", tensor.name))
                 _write_all(file_number, value, offset)
                 bar.advance(task, tensor.size)
-        engine.check(non_finite, str(folder.directory))
+        engine.check(non_finite, str(folder.directory), "choose another --dtype or --step")
 
 
 def _write_header(file: Any, tensors: Sequence[Tensor]) -> list[tuple[Tensor, int]]:

@@ -37,6 +37,11 @@ class Folder:
     """
 
     def __init__(self, directory: pathlib.Path, step: int | None = None):
+        if not is_folder(directory):
+            raise errors.UserError(
+                f"{directory} is no folder of jworld's weights: name one that `python -m conversion import` or a "
+                "training run wrote"
+            )
         self.directory = directory
         self.config: ml_collections.ConfigDict = run_config.load(directory)
         self.record: dict[str, Any] | None = None
@@ -87,8 +92,9 @@ class Folder:
         reader = self._readers[path]
         array = reader.read(path)
         dtype = str(array.dtype)
-        checksum = int(weights.total(weights.row_sums(array, dtype)))
-        self.checksums[path] = {"dtype": dtype, "shape": list(array.shape), "checksum": checksum}
+        bands = store.LazyArray(array.shape, array.dtype, array.__getitem__).bands()
+        sums = np.concatenate([weights.row_sums(array[band], dtype) for band in bands])
+        self.checksums[path] = {"dtype": dtype, "shape": list(array.shape), "checksum": int(weights.total(sums))}
         if isinstance(reader, store.Stored):
             found = self.checksums if self.record else checksums.tree_checksums({path: array})
             if found[path] != self._written.get(path):

@@ -108,7 +108,7 @@ def make_plan(source: sources.Source, options: Options) -> Plan:
         if name in found:
             places[place.path][name] = place
     params, mixed = _with_dtypes(params, places, source, options.dtype)
-    engine.check([*listed, *mixed], where)
+    engine.check([*listed, *mixed], where, "give the model's sizes with --set, or allow exceptions with --allow")
     ignored = [problem.name for problem in allowed if problem.kind == "unexpected"]
     initial = [problem.name for problem in allowed if problem.kind == "missing"]
     return Plan(family, layout, variant, config, published, params, places, ignored, initial)
@@ -237,8 +237,9 @@ def import_weights(
                 path: store.LazyArray(leaf.shape, leaf.dtype, readers[path].read) for path, leaf in plan.params.items()
             }
             store.save(partial / runs.IMPORTED, arrays)
-        non_finite = sorted(name for reader in readers.values() for name in reader.non_finite)
-        engine.check([engine.Problem("non-finite", name) for name in non_finite], str(origin))
+        names = sorted(name for reader in readers.values() for name in reader.non_finite)
+        non_finite = [engine.Problem("non-finite", name) for name in names]
+        engine.check(non_finite, str(origin), "get the file again, or choose another --dtype")
         record = _record(plan, source, {path: reader.entry() for path, reader in readers.items()})
         (partial / runs.IMPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
         run_config.save(plan.config, partial)

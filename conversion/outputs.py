@@ -46,6 +46,7 @@ def check_space(output: pathlib.Path, needed: int) -> None:
 def partial_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder beside `output` to fill, which disappears when the block ends: its files are moved out before."""
     partial = output.with_name(f".{output.name}.partial")
+    made = [parent for parent in partial.parents if not parent.exists()]
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -56,6 +57,9 @@ def partial_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # unless it holds the output
+                parent.rmdir()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ its writing is special: a leaf of the tree is the promise of an array, and no ar
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -155,6 +156,7 @@ class Stored:
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory.absolute()
+        self._ahead: dict[str, np.ndarray] = {}
         # The handler itself: items of a run's checkpoints have less metadata than the checkpointer looks for.
         self._handler = ocp.PyTreeCheckpointHandler()
         with self._damage():
@@ -169,17 +171,38 @@ class Stored:
         }
 
     def read(self, path: str) -> np.ndarray:
-        """One array, whole.
+        """One array, whole; small ones are read together with those that follow.
 
         Raises:
           UserError: it is damaged.
         """
-        item = weights.nested({"/".join(self._keys[path]): 0})
-        restore = weights.nested({"/".join(self._keys[path]): ocp.RestoreArgs(restore_type=np.ndarray)})
+        if path not in self._ahead:
+            self._ahead = self._read(self._following(path))
+        return self._ahead.pop(path)
+
+    def _following(self, path: str) -> list[str]:
+        """`path` and those behind it, while they fit into the memory of a band."""
+        paths = list(self.arrays)
+        chosen, size = [path], self._size(path)
+        for other in paths[paths.index(path) + 1 :]:
+            size += self._size(other)
+            if size > _BAND:
+                break
+            chosen.append(other)
+        return chosen
+
+    def _size(self, path: str) -> int:
+        array = self.arrays[path]
+        return math.prod(array.shape) * array.dtype.itemsize
+
+    def _read(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
+        keys = {path: "/".join(self._keys[path]) for path in paths}
+        item = weights.nested(dict.fromkeys(keys.values(), 0))
+        restore = weights.nested({key: ocp.RestoreArgs(restore_type=np.ndarray) for key in keys.values()})
         with self._damage():
             args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
-            (array,) = jax.tree.leaves(self._handler.restore(epath.Path(self.directory), args=args))
-        return array
+            tree = self._handler.restore(epath.Path(self.directory), args=args)
+            return {path: functools.reduce(lambda node, key: node[key], self._keys[path], tree) for path in paths}
 
     @contextlib.contextmanager
     def _damage(self) -> Iterator[None]:

@@ -38,16 +38,17 @@ def verify(
         found = {name: info.shape for name, info in source.tensors.items()}
         exceptions = [*folder.record["ignored"], *folder.record["initial"]] if folder.record else []
         listed = [problem for problem in engine.problems(found, shapes, places) if problem.name not in exceptions]
-        engine.check(listed, str(path))
+        engine.check(listed, str(path), f"{directory} was made of another checkpoint")
         different = []
         with outputs.progress(console) as bar:
-            task = bar.add_task("comparing", total=sum(math.prod(shape) for shape in shapes.values()))
-            for parameter, shape in shapes.items():
+            sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in folder.arrays.items()}
+            task = bar.add_task("comparing", total=sum(sizes.values()))
+            for parameter in folder.arrays:
                 array = folder.read(parameter)
                 for name, place in engine.places_of(places, parameter).items():
                     if name in found and not _equal(place.take(array), source.read(name)):
                         different.append(name)
-                bar.advance(task, math.prod(shape))
+                bar.advance(task, sizes[parameter])
     if different:
         raise errors.UserError(
             f"{len(different)} of {len(found)} tensors of {path} are not those in {directory}: {', '.join(different)}"

@@ -1,6 +1,7 @@
 """Downloads as users have them, made of the golden cases, for tests of the conversion."""
 
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -9,8 +10,11 @@ import golden_cases
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
+from flax import nnx
 
-from conversion import sources
+from conversion import engine, families, sources
+from jworld.models.hunyuan.config import HunyuanConfig
+from jworld.models.hunyuan.transformer import HunyuanTransformer
 
 WORLDPLAY = pathlib.Path(golden_cases.__file__).parent / "golden" / "worldplay"
 #: What neither the shapes nor the config of the small cases tell: programs in float32, to compare with the golden ones.
@@ -48,3 +52,26 @@ def contents(path: pathlib.Path) -> dict[str, tuple[str, tuple[int, ...], bytes]
 
 def as_bfloat16(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
+
+
+def published(path: pathlib.Path, *, layers: int, actions: bool = True) -> tuple[int, int]:
+    """Write layers of the published model in bfloat16, all zero, which take no room on the disk.
+
+    Returns:
+      Bytes of all tensors, and of the largest ones that are stacked.
+    """
+    cfg = HunyuanConfig(num_layers=layers, actions=actions)
+    with nnx.use_eager_sharding(False):
+        model = nnx.eval_shape(lambda: HunyuanTransformer(cfg, rngs=nnx.Rngs(0)))
+    shapes = engine.parameter_shapes(nnx.state(model, nnx.Param))
+    rules = families.FAMILIES["worldplay"].layouts["original"].rules(cfg)
+    header, position = {}, 0
+    for name, place in engine.plan(shapes, rules).items():
+        end = position + 2 * math.prod(place.shape)
+        header[name] = {"dtype": "BF16", "shape": list(place.source_shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + position)
+    return position, max(2 * math.prod(shape) for name, shape in shapes.items() if name.startswith("blocks/"))

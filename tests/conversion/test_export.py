@@ -13,7 +13,7 @@ import pytest
 import safetensors
 from flax import nnx
 
-from conversion import engine, exporting, importing, sources, verifying
+from conversion import engine, exporting, folders, importing, inspecting, sources, verifying
 from jworld import config as run_config
 from jworld import errors, runs, systems
 from jworld.parallel import mesh as mesh_lib
@@ -149,6 +149,16 @@ def test_of_a_run_the_averaged_weights(run: pathlib.Path, tmp_path: pathlib.Path
         assert (value[0] > added) == averaged, name
     # The text stream is frozen, and the same in every layer.
     assert values["double_blocks.0.txt_attn_k.bias"][0] == values["double_blocks.1.txt_attn_k.bias"][0]
+
+
+def test_a_run_is_inspected_without_reading_it(run: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders.Folder, "read", lambda *_: pytest.fail("data was read"))
+    rows = inspecting.inspect(run, step=1)
+    tensors = converted.case(ACTION).weights
+    assert rows["kind"] == "jworld, step 1 of a run"
+    assert rows["parameters"] == f"{sum(tensor.size for tensor in tensors.values()):,}"
+    assert (rows["layers"], rows["width"], rows["actions"]) == ("2", "64", "True")
+    assert rows["dtypes"].startswith("float32 (")
 
 
 def test_released_weights(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:

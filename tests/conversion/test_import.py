@@ -247,6 +247,24 @@ def test_variants_are_settings_of_the_system(tmp_path: pathlib.Path) -> None:
     assert (sampled["rl"].num_steps, sampled["rl"].guidance, sampled["rl"].shift) == (50, 6.0, 5.0)
 
 
+@pytest.mark.parametrize(
+    "folder, tensors, parameters",
+    [("ar_distilled_action_model", 1905, 8_557_933_856), ("transformer/480p_i2v", 1793, 8_326_608_160)],
+)
+def test_published_models_need_no_setting(tmp_path: pathlib.Path, folder: str, tensors: int, parameters: int) -> None:
+    """Headers of their 17 GB; what no shape tells is the published value, of which the recipe is another witness."""
+    directory = tmp_path / folder
+    directory.mkdir(parents=True)
+    actions = folder == "ar_distilled_action_model"
+    size, _ = converted.published(directory / sources.WEIGHTS_NAME, layers=54, actions=actions)
+    assert size == 2 * parameters
+    planned = plan(directory, recipe="configs/ar_mem.py:8b" if actions else None)
+    assert sum(map(len, planned.places.values())) == tensors
+    assert planned.size == size
+    assert planned.variant == ("distilled" if actions else "base")
+    assert planned.published == ([] if actions else ["rope_dims", "rope_theta"])
+
+
 # Tensors that do not fit
 
 
@@ -349,6 +367,15 @@ def test_only_an_earlier_import_is_replaced(folder: pathlib.Path, tmp_path: path
     with pytest.raises(errors.UserError, match="holds files of something else"):
         importing.import_weights(folder / "base-download", tmp_path / "mine", options, overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_full_disk_is_told_before_it_is_full(
+    folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    with pytest.raises(errors.UserError, match=r"does not fit on the disk: it needs 0\.0 GB and 0\.0 GB are free"):
+        import_case(folder / "base-download", tmp_path / "new" / "imported")
+    assert not list(tmp_path.iterdir())
 
 
 # Training from it
