@@ -1,7 +1,5 @@
 """The config of imported weights: hyper-parameters from every place that tells them, which must agree."""
 
-import ast
-import difflib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,25 +42,10 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
       UserError: not of this form, or two values for one key.
     """
     values: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        key = key.strip().removeprefix("config.")
-        if not equals or not key:
-            raise errors.UserError(f"--set {setting}: expected key=value, as --set model.rope_dims=16,56,56")
-        value = _parse(text.strip())
+    for key, value in map(run_config.parse_setting, settings):
         if values.setdefault(key, value) != value:
             raise errors.UserError(f"--set {key}: given twice, as {values[key]!r} and {value!r}")
     return values
-
-
-def _parse(text: str) -> Any:
-    if text in ("true", "false"):
-        return text == "true"
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return tuple(value) if isinstance(value, list) else value
 
 
 def resolve(
@@ -101,7 +84,11 @@ def resolve(
         published = [key for key in config.model if key not in facts and key not in FREE]
         config.model.update({**facts, **free})
         config.sample.rollout.update(VARIANTS[variant])
-    _apply(config, {key: value for key, value in settings.items() if not key.startswith("model.")})
+    values = config.to_dict()
+    for key, value in settings.items():
+        if not key.startswith("model."):
+            run_config.set_value(values, key, value)
+    config = ml_collections.ConfigDict(values)
     try:
         systems.create(config)
     except errors.UserError as error:
@@ -146,21 +133,3 @@ def _agreed(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if contradictions:
         raise errors.UserError(f"{'; '.join(contradictions)}: correct the wrong one, or leave it out")
     return facts
-
-
-def _apply(config: ml_collections.ConfigDict, settings: Mapping[str, Any]) -> None:
-    for path, value in settings.items():
-        *parents, last = path.split(".")
-        node: Any = config
-        for key in parents:
-            node = node.get(key) if isinstance(node, ml_collections.ConfigDict) else None
-        if not isinstance(node, ml_collections.ConfigDict) or last not in node:
-            keys = list(node) if isinstance(node, ml_collections.ConfigDict) else list(config)
-            near = difflib.get_close_matches(last, keys, 1)
-            raise errors.UserError(
-                f"--set {path}: there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-        try:
-            node[last] = value
-        except TypeError as error:
-            raise errors.UserError(f"--set {path}: found {value!r}, expected a value like {node[last]!r}") from error

@@ -5,9 +5,7 @@ long that took (out.json), and with --sheet a picture of every chunk under its a
 """
 
 import argparse
-import ast
 import dataclasses
-import difflib
 import json
 import pathlib
 import time
@@ -145,55 +143,13 @@ def resolve(request: Request) -> ml_collections.ConfigDict:
         node.update({key: _plain(value) for key, value in dataclasses.asdict(section).items()})
     values["mesh"] = dict.fromkeys(mesh_lib.AXIS_NAMES, 1) | dict(request.mesh)
     for text in request.settings:
-        override(values, text)
+        run_config.set_value(values, *run_config.parse_setting(text))
     return ml_collections.ConfigDict(values).lock()
 
 
 def _plain(value: Any) -> Any:
     """A dtype as its name, everything else as it is."""
     return value if isinstance(value, str | int | float | tuple | None) else jnp.dtype(value).name
-
-
-def override(values: dict[str, Any], text: str) -> None:
-    """Change one value of a resolved config as "key.of.value=new" says; the type of a value does not change."""
-    path, equals, new = text.partition("=")
-    if not equals:
-        raise errors.UserError(f"--set {text}: expected key=value, such as sample.rollout.num_steps=4")
-    *parents, name = path.split(".")
-    node: Any = values
-    for depth, key in enumerate((*parents, name)):
-        keys = list(node) if isinstance(node, dict) else []
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys there are {', '.join(keys) or 'none'}"
-            raise errors.UserError(f"--set {text}: config has no key {'.'.join(path.split('.')[: depth + 1])}; {hint}")
-        if depth < len(parents):
-            node = node[key]
-    node[name] = _converted(new, node[name], text)
-
-
-def _converted(new: str, old: Any, text: str) -> Any:
-    """`new` as a value of the type of `old`."""
-    if isinstance(old, str):
-        return new
-    try:
-        value = ast.literal_eval(new)
-    except (SyntaxError, ValueError):
-        value = {"true": True, "false": False}.get(new.lower(), new)
-    kinds: dict[type, tuple[str, Callable[[Any], bool]]] = {
-        bool: ("True or False", lambda x: isinstance(x, bool)),
-        int: ("a whole number", lambda x: isinstance(x, int) and not isinstance(x, bool)),
-        float: ("a number", lambda x: isinstance(x, int | float) and not isinstance(x, bool)),
-        tuple: ("a list such as (1, 2)", lambda x: isinstance(x, list | tuple)),
-        list: ("a list such as (1, 2)", lambda x: isinstance(x, list | tuple)),
-        type(None): ("any value", lambda x: True),
-    }
-    if type(old) not in kinds:
-        raise errors.UserError(f"--set {text}: this is a section with the keys {', '.join(old)}; set one of them")
-    expected, fits = kinds[type(old)]
-    if not fits(value):
-        raise errors.UserError(f"--set {text}: found {new!r}, expected {expected} (it is {old!r} now)")
-    return float(value) if isinstance(old, float) else value
 
 
 def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:

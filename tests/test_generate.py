@@ -4,7 +4,6 @@ import json
 import pathlib
 import shutil
 import time
-from typing import Any
 
 import commands
 import jax
@@ -205,14 +204,6 @@ def test_help_says_how_to_write_a_path(capsys: pytest.CaptureFixture[str]) -> No
     told = capsys.readouterr().out
     assert "w+right-4" in told
     assert "--mesh" in told
-
-
-def test_values_keep_their_types() -> None:
-    values: dict[str, Any] = {"a": {"x": 1.5, "size": (2, 3), "name": "n", "on": False, "none": None}}
-    for text in ("a.x=2", "a.size=(4, 5)", "a.name=7", "a.on=true", "a.none=8"):
-        generate.override(values, text)
-    assert values == {"a": {"x": 2.0, "size": (4, 5), "name": "7", "on": True, "none": 8}}
-    assert isinstance(values["a"]["x"], float)
 
 
 def test_compiling_is_told_apart() -> None:

@@ -193,9 +193,9 @@ def test_a_recipe_gives_all_other_values(tmp_path: pathlib.Path) -> None:
         ("model.widht=64", "config.model.widht: unknown key"),
         ("model.remat=sometimes", "remat is 'sometimes'"),
         ("model.rope_dims=4,6", "rope_dims: found (4, 6), expected tuple[int, int, int]"),
-        ("optimiser.name=muon", "there is no such key; did you mean"),
+        ("optimiser.name=muon", "config has no key optimiser; did you mean 'optimizer'?"),
         ("optimizer.learning_rat=1", "did you mean 'learning_rate'?"),
-        ("steps=many", "found 'many', expected a value like 200000"),
+        ("steps=many", "found 'many', expected a whole number (it is 200000 now)"),
         ("system=matrix", "config.system is 'matrix'"),
     ],
 )
