@@ -18,20 +18,13 @@ import rich.console
 import rich.table
 from flax import nnx
 
+from jworld import config as run_config
 from jworld import errors, reports, runs, sheets
-from jworld.data import pipeline, records
+from jworld.data import pipeline
 
 # The loss is noisy: this many batches, always the same ones with the same noise.
 LOSS_BATCHES = 8
 LOSS_SEED = 0
-
-
-def held_out_batches(run: runs.Run) -> pipeline.BatchIterator:
-    """The held-out records of a run's config, which must be latents of its own autoencoder."""
-    config = run.config
-    expected = {"autoencoder.hash": run.encoders.autoencoder.hash()}
-    records.check_manifest(records.read_manifest(config.data.records), expected, path=config.data.records)
-    return runs.open_dataset(config, run.system, split="val")
 
 
 def held_out_loss(run: runs.Run, batches: pipeline.BatchIterator) -> float:
@@ -62,12 +55,14 @@ def evaluate(
 
     `episodes_dir` and `records_dir` replace the folders that the run's config names.
     """
-    run = runs.load(checkpoint, step)
+    config = run_config.load(checkpoint)
     if episodes_dir is not None:
-        run.config.data.recording.directory = episodes_dir
+        config.data.recording.directory = episodes_dir
     if records_dir is not None:
-        run.config.data.records = records_dir
-    batches = held_out_batches(run)
+        config.data.records = records_dir
+    run = runs.load(checkpoint, step, config=config)
+    run.system.data.check_kept(checkpoint / runs.ENCODERS)
+    batches = run.system.data.batches("val")
     report = run.system.evaluate(run.model, run.encoders, run.config, options, console)
     loss = held_out_loss(run, batches)
     numbers = {

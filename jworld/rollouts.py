@@ -1,4 +1,4 @@
-"""What a run shows of its model: a rollout beside the recorded truth, as a video and as a contact sheet."""
+"""What a run shows of its model: what it makes beside the recorded truth, as a video and as a contact sheet."""
 
 import pathlib
 
@@ -7,11 +7,11 @@ import rich.console
 from jworld import runs, sheets
 from jworld.data import episodes
 
-NAME = "rollout"
-
 
 def sample_run(workdir: pathlib.Path, console: rich.console.Console) -> None:
-    """Roll the newest checkpoint of a run out and write `workdir`/samples/rollout.mp4 and .png.
+    """Sample the newest checkpoint of a run and write `workdir`/samples/<name>.mp4 and .png.
+
+    The name is the system's word for what it makes, such as rollout.
 
     Raises:
       UserError: the run's folder is incomplete, or `config.sample` or the data do not allow it.
@@ -20,9 +20,10 @@ def sample_run(workdir: pathlib.Path, console: rich.console.Console) -> None:
     comparison = run.system.sample_rollout(run.model, run.encoders, run.config)
     folder = workdir / runs.SAMPLES
     folder.mkdir(parents=True, exist_ok=True)
-    video, sheet = folder / f"{NAME}.mp4", folder / f"{NAME}.png"
+    name = run.system.sample_name
+    video, sheet = folder / f"{name}.mp4", folder / f"{name}.png"
     episodes.write_video(video, sheets.video(comparison), fps=run.encoders.fps)
     sheets.contact_sheet([comparison]).save(sheet)
     for chunk in comparison.chunks:
-        console.print(f"rollout, frames {chunk.start}-{chunk.stop - 1} ({chunk.action}): {chunk.psnr:.1f} dB")
+        console.print(f"{name}, frames {chunk.start}-{chunk.stop - 1} ({chunk.action}): {chunk.psnr:.1f} dB")
     console.print(f"wrote {video} and {sheet}: recorded truth above, prediction below")

@@ -1,7 +1,7 @@
 """The folder of a run: what training leaves there, and how the other commands open it.
 
 config.json    the resolved config
-encoders/      manifest and autoencoder of the data set
+encoders/      what sampling needs of the data set: its manifest and, of latents, the autoencoder
 checkpoints/   Orbax checkpoints, one folder per step
 metrics.jsonl, tensorboard/, samples/
 
@@ -20,8 +20,6 @@ from flax import nnx
 
 from jworld import config as run_config
 from jworld import errors, systems
-from jworld.data import pipeline, records, text
-from jworld.data.encoders import Encoders
 from jworld.parallel import mesh as mesh_lib
 from jworld.training import optimizers, weights
 from jworld.training import state as train_state
@@ -41,7 +39,7 @@ class Run:
     config: ml_collections.ConfigDict
     system: Any
     model: nnx.Module
-    encoders: Encoders
+    encoders: Any  # what `system.data.encoders` opened
     step: int | None
     mesh: jax.sharding.Mesh
 
@@ -68,7 +66,7 @@ def load(
     """
     config = run_config.load(directory) if config is None else config
     system = systems.create(config)
-    opened = _open_encoders(directory / ENCODERS if encoders is None else encoders, system)
+    opened = system.data.encoders(directory / ENCODERS if encoders is None else encoders)
     optimizer = optimizers.make_optimizer(
         run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
     )
@@ -76,17 +74,6 @@ def load(
     graphdef, abstract, _ = train_state.abstract_state(system.init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh)
     params, found = load_params(directory, abstract.params, step)
     return Run(config, system, nnx.merge(graphdef, params), opened, found, mesh)
-
-
-def _open_encoders(directory: pathlib.Path, system: Any) -> Encoders:
-    if not (directory / records.MANIFEST).is_file():
-        raise errors.UserError(
-            f"{directory} has no {records.MANIFEST}, so nothing says which autoencoder and encoders the model knows: "
-            "name a folder of records made for it with --encoders, or copy one's manifest and autoencoder there"
-        )
-    opened = Encoders.load(directory)
-    records.check_manifest(opened.manifest, system.manifest_expectations(), path=directory)
-    return opened
 
 
 def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, int | None]:
@@ -144,27 +131,3 @@ def load_initial(directory: pathlib.Path, initial: nnx.State) -> tuple[nnx.State
     params, _ = load_params(directory, abstract)
     names = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept)]
     return nnx.merge_state(params, kept), names
-
-
-def open_dataset(config: ml_collections.ConfigDict, system: Any, *, split: str) -> pipeline.BatchIterator:
-    """This process's batches of one split of the records that the config names, checked against the model.
-
-    Raises:
-      UserError: the records are absent, damaged, or made for another model.
-    """
-    directory = pathlib.Path(config.data.records)
-    source = records.RecordSource(directory, split, min_frames=config.data.clip.window_frames)
-    records.check_manifest(source.manifest, system.manifest_expectations(), path=directory)
-    store = text.TextStore(directory, source.manifest)
-    return pipeline.make_dataset(
-        source,
-        system.transform(store, config.global_batch),
-        system.batch_spec(config.global_batch),
-        global_batch=config.global_batch,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        shuffle=split == "train",
-        num_threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )

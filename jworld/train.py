@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from jworld import config as run_config
 from jworld import errors, rollouts, runs, systems
-from jworld.data import embedded, encoders, pipeline, records
+from jworld.data import pipeline, records
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
 from jworld.training import checkpoints, metrics, optimizers, preemption, step
@@ -56,8 +56,6 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = optimizers.make_optimizer(
         run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
     )
-    recording = run_config.section(embedded.RecordingConfig, config.data.recording, "data.recording")
-    encoding = run_config.section(embedded.EncodingConfig, config.data.encoding, "data.encoding")
     if _DRY_RUN.value:
         describe(config, system, spec, optimizer)
         return
@@ -66,11 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
     if not _OVERWRITE.value:
         check_workdir(config, workdir)
-    embedded.ensure(
-        config.data.records, recording, encoding, channels=config.model.channels, text_dim=config.model.text_dim
-    )
-    dataset = runs.open_dataset(config, system, split="train")
-    check_autoencoder(config, workdir)
+    system.data.prepare()
+    dataset = system.data.batches("train")
+    check_encoders(config, system, workdir)
     if _OVERWRITE.value and jax.process_index() == 0:
         shutil.rmtree(workdir, ignore_errors=True)
     if train(config, system, optimizer, mesh, spec, dataset, workdir) and jax.process_index() == 0:
@@ -124,26 +120,16 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
         raise errors.UserError(f"--workdir {workdir} holds files of something else: choose an empty folder")
 
 
-def check_autoencoder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Weights that were trained with another autoencoder than the data's are refused."""
-    found = records.read_manifest(config.data.records)
+def check_encoders(config: ml_collections.ConfigDict, system: Any, workdir: pathlib.Path) -> None:
+    """Weights that were trained with other encoders than the data's are refused."""
     for known in (workdir, pathlib.Path(config.init_from)):
         folder = known / runs.ENCODERS
         if (folder / records.MANIFEST).is_file() and not (_OVERWRITE.value and known == workdir):
-            expected = {"autoencoder.hash": records.read_manifest(folder)["autoencoder"]["hash"]}
-            records.check_manifest(found, expected, path=config.data.records)
-
-
-def prepare_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Leave in the run's folder what the other commands need, once config, data and weights are known to be good."""
-    run_config.save(config, workdir)
-    data = pathlib.Path(config.data.records)
-    if encoders.Encoders.supports(records.read_manifest(data)):
-        encoders.Encoders.copy(data, workdir / runs.ENCODERS)
+            system.data.check_kept(folder)
 
 
 def show(workdir: pathlib.Path) -> None:
-    """Roll the trained model out, where its data set's encoders are among those that this program has."""
+    """Sample the trained model, where its data set's encoders are among those that this program has."""
     if (workdir / runs.ENCODERS).is_dir():
         rollouts.sample_run(workdir, console)
         console.print(f"next: python -m jworld.evaluate --checkpoint {workdir}")
@@ -171,7 +157,9 @@ def train(
     )
     graphdef, state, shardings = start(config, system, optimizer, mesh, dataset, manager)
     if jax.process_index() == 0:
-        prepare_workdir(config, workdir)
+        # What the other commands need, once config, data and weights are known to be good.
+        run_config.save(config, workdir)
+        system.data.keep(workdir / runs.ENCODERS)
     batch_shardings = {name: axes.sharding(mesh, entry.axes) for name, entry in spec.items()}
     train_step = step.make_train_step(
         graphdef, system.loss, optimizer, shardings=shardings, batch_shardings=batch_shardings, mesh=mesh

@@ -1,7 +1,7 @@
 """The WorldPlay system: model, batch, loss and session from one config."""
 
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jworld import config as run_config
 from jworld import errors, reports
 from jworld.cameras import memory, pose_strings, trajectories
 from jworld.data import encoders as data_encoders
-from jworld.data import records, text, worldplay
+from jworld.data import records, text, training_data, worldplay
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.systems.worldplay import evaluation, objective, rollout
@@ -39,6 +39,8 @@ class WorldPlay:
       UserError: a key of the config is unknown, of the wrong type, or contradicts another.
     """
 
+    sample_name: ClassVar[str] = "rollout"
+
     def __init__(self, config: ml_collections.ConfigDict):
         self.model_config = run_config.section(HunyuanConfig, config.model, "model")
         self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
@@ -52,6 +54,13 @@ class WorldPlay:
         )
         rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
+        self.data = training_data.LatentRecords(
+            config,
+            expected=self.manifest_expectations(),
+            spec=self.batch_spec(config.global_batch),
+            transform=self.transform,
+            min_frames=self.clip.window_frames,
+        )
 
     def sections(self) -> dict[str, Any]:
         """The parts of the config that this system reads, by name, with every default filled in."""
