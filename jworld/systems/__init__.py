@@ -1,4 +1,4 @@
-"""One published system each: its model, its loss, its data sample and how it is rolled out."""
+"""One system each: its model, its loss, its data and how it is sampled; the published ones, and autoencoders."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import ml_collections
 
 from jworld import errors
+from jworld.systems.autoencoder.system import Autoencoder
 from jworld.systems.worldplay.system import WorldPlay
 
-REGISTRY: dict[str, Callable[[ml_collections.ConfigDict], Any]] = {"worldplay": WorldPlay}
+REGISTRY: dict[str, Callable[[ml_collections.ConfigDict], Any]] = {"worldplay": WorldPlay, "autoencoder": Autoencoder}
 
 
 def create(config: ml_collections.ConfigDict) -> Any:

@@ -1,0 +1,83 @@
+"""A video autoencoder from scratch: pixels to latents and back, for those without published weights.
+
+Variants (`--config=configs/autoencoder.py:<variant>`):
+  (none)  tiny network of the Hunyuan design, 64x48 pictures of the rooms, 96 channels at 16x16 pixels and 4 frames per
+          latent as configs/ar_mem.py has them; a smoke test on two CPU cores
+  small   the same design with 28M parameters at the recorder's full resolution, 64 channels; one GPU
+"""
+
+import ml_collections
+
+VARIANTS = ("", "small")
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
+    config = _tiny()
+    if variant == "small":
+        _small(config)
+    config.lock()
+    return config
+
+
+def _tiny() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.system = "autoencoder"
+    config.seed = 3208
+    config.steps = 600
+    config.global_batch = 4
+    config.init_from = ""
+    config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
+    config.model = {
+        "family": "hunyuan15",
+        "latent_channels": 96,
+        "widths": (12, 24, 48, 96, 192),
+        "blocks": 0,
+        # A training clip in one piece, longer videos in bounded memory.
+        "chunk": 3,
+        "dtype": "float32",
+    }
+    config.data = {
+        "records": "data/rooms/frames-64x48",
+        "threads": 2,
+        "prefetch": 4,
+        "recording": {
+            "source": "rooms",
+            "directory": "data/rooms/episodes",
+            "episodes": 64,
+            "frames": 241,
+            "image_size": (192, 144),
+            "seed": 0,
+        },
+        "videos": {"format": "episodes", "path": "", "image_size": (64, 48), "fit": "crop", "val_share": 0.05},
+        "clip": {"frames": 9, "size": (32, 32)},
+    }
+    config.optimizer = {
+        "name": "adamw",
+        "trainable": ".*",
+        "learning_rate": 2e-3,
+        "schedule": "cosine",
+        "warmup_steps": 20,
+        "weight_decay": 1e-4,
+        "b1": 0.9,
+        "b2": 0.99,
+        "clip_norm": 1.0,
+        "skip_norm": 0.0,
+        "skip_limit": 20,
+        "ema_decay": 0.99,
+        "accumulate": 1,
+    }
+    config.loss = {"gradient": 1.0, "kl": 1e-6}
+    config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
+    config.log = {"interval": 10}
+    config.sample = {"clips": 3, "frames": 17}
+    return config
+
+
+def _small(config: ml_collections.ConfigDict) -> None:
+    config.steps = 30_000
+    config.global_batch = 16
+    config.model.update(
+        {"latent_channels": 64, "widths": (48, 96, 192, 256, 256), "blocks": 1, "chunk": 5, "dtype": "bfloat16"}
+    )

@@ -1,0 +1,1 @@
+"""Training video autoencoders from scratch."""

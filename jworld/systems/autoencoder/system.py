@@ -1,0 +1,121 @@
+"""The autoencoder system: a video autoencoder of any family, trained from scratch on the frames of videos."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import rich.console
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import errors, reports
+from jworld.data import pixels, records
+from jworld.models.autoencoders import files, network
+from jworld.models.autoencoders.latents import Normalisation
+from jworld.systems.autoencoder import evaluation, objective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Values of `config.sample`: how many held-out clips are shown after training, and of how many frames."""
+
+    clips: int = 3
+    frames: int = 17
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or self.frames < 1:
+            raise ValueError(f"{self.clips} clips of {self.frames} frames, expected at least one of each")
+
+
+class Autoencoder:
+    """Model, batch, loss and reconstructions of one run, built from its config.
+
+    Raises:
+      UserError: a key of the config is unknown, of the wrong type, or contradicts another.
+    """
+
+    sample_name: ClassVar[str] = "reconstruction"
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.network, self.model_config = _network(config.model)
+        self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
+        self.sample = run_config.section(SampleConfig, config.sample, "sample")
+        if config.optimizer.name != "adamw":
+            raise errors.UserError(
+                f"config.optimizer.name is {config.optimizer.name!r}, expected 'adamw': the convolutions of the "
+                "autoencoders are no matrices"
+            )
+        self.clip = run_config.section(pixels.ClipConfig, config.data.clip, "data.clip")
+        self._check_sizes()
+        self.data = pixels.DecodedVideos(config, spec=self.batch_spec(config.global_batch))
+
+    def sections(self) -> dict[str, Any]:
+        """The parts of the config that this system reads as they are, by name, with every default filled in."""
+        return {"loss": self.objective, "sample": self.sample, "data.clip": self.clip, "data.videos": self.data.videos}
+
+    def _check_sizes(self) -> None:
+        space, time = self.model_config.spatial_ratio, self.model_config.temporal_ratio
+        for name, frames in (("data.clip.frames", self.clip.frames), ("sample.frames", self.sample.frames)):
+            if frames <= time or frames % time != 1 % time:
+                raise errors.UserError(f"config.{name} is {frames}, expected {time}k+1 and at least {time + 1}")
+        if any(size % space for size in self.clip.size):
+            raise errors.UserError(f"config.data.clip.size is {self.clip.size}, expected multiples of {space}")
+
+    def init(self, rngs: nnx.Rngs) -> network.VideoAutoencoder:
+        return self.network(self.model_config, rngs=rngs)
+
+    def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
+        """What one training batch holds: name -> shape, dtype, logical axes."""
+        width, height = self.clip.size
+        shape = (global_batch, self.clip.frames, height, width, self.model_config.image_channels)
+        return {"video": records.ArraySpec(shape, np.uint8, ("batch", None, None, None, None))}
+
+    def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Scalar float32 loss and further metrics; everything random comes from `key`."""
+        assert isinstance(model, network.VideoAutoencoder)
+        return objective.loss(model, batch, key, self.objective)
+
+    def controls(self, pose: str) -> list[reports.Action]:
+        """There is nothing to steer: a UserError."""
+        raise errors.UserError(
+            "the checkpoint is an autoencoder, which generates nothing by itself: python -m jworld.evaluate shows its "
+            "reconstructions"
+        )
+
+    def sample_rollout(
+        self, model: network.VideoAutoencoder, encoders: pixels.FrameFiles, config: ml_collections.ConfigDict
+    ) -> reports.Comparison:
+        """Held-out clips beside their reconstructions."""
+        reconstruct = evaluation.reconstructor(model)
+        return evaluation.sample(reconstruct, self.data.open(), count=self.sample.clips, frames=self.sample.frames)
+
+    def evaluate(
+        self,
+        model: network.VideoAutoencoder,
+        encoders: pixels.FrameFiles,
+        config: ml_collections.ConfigDict,
+        options: reports.Options,
+        console: rich.console.Console,
+    ) -> reports.Report:
+        """PSNR on held-out videos."""
+        return evaluation.evaluate(model, self.data.open(), options, console)
+
+
+def _network(section: ml_collections.ConfigDict) -> tuple[Any, network.AutoencoderConfig]:
+    """(class, config) of `config.model`: the family's name and the fields of its config.
+
+    Latents are normalised once they can be measured, after training.
+    """
+    values = {"normalisation": Normalisation(), **section}
+    family = values.pop("family", None)
+    if family not in files.NETWORKS:
+        raise errors.UserError(f"config.model.family is {family!r}, expected one of {', '.join(files.NETWORKS)}")
+    cls, config_type = files.NETWORKS[family]
+    try:
+        types = {name: jnp.dtype(values[name]) for name in ("dtype", "param_dtype") if name in values}
+    except TypeError as error:
+        raise errors.UserError(f"config.model: {error}: expected float32 or bfloat16") from error
+    return cls, run_config.section(config_type, values | types, "model")
