@@ -19,7 +19,7 @@ import rich.table
 from flax import nnx
 
 from jworld import config as run_config
-from jworld import errors, reports, runs, sheets
+from jworld import encoders, errors, reports, runs, sheets
 from jworld.data import pipeline
 
 # The loss is noisy: this many batches, always the same ones with the same noise.
@@ -49,18 +49,19 @@ def evaluate(
     step: int | None = None,
     episodes_dir: str | None = None,
     records_dir: str | None = None,
+    given: encoders.Given | None = None,
     console: rich.console.Console,
 ) -> dict[str, Any]:
     """Measure, print and write; -> what evaluation.json holds.
 
-    `episodes_dir` and `records_dir` replace the folders that the run's config names.
+    `episodes_dir` and `records_dir` replace the folders that the run's config names, `given` the places of encoders.
     """
     config = run_config.load(checkpoint)
     if episodes_dir is not None:
         config.data.recording.directory = episodes_dir
     if records_dir is not None:
         config.data.records = records_dir
-    run = runs.load(checkpoint, step, config=config)
+    run = runs.load(checkpoint, step, config=config, given=given)
     run.system.data.check_kept(checkpoint / runs.ENCODERS)
     batches = run.system.data.batches("val")
     report = run.system.evaluate(run.model, run.encoders, run.config, options, console)
@@ -160,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder to write to; default: evaluation/ in the checkpoint's")
     parser.add_argument("--episodes", metavar="DIR", help="recorded episodes; default: those of the run's config")
     parser.add_argument("--records", metavar="DIR", help="their records; default: those of the run's config")
+    encoders.add_arguments(parser, defaults=dict.fromkeys(encoders.FLAGS, "where it was when the records were made"))
     arguments = parser.parse_args(argv)
     checkpoint = pathlib.Path(arguments.checkpoint)
     evaluate(
@@ -171,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         step=arguments.step,
         episodes_dir=arguments.episodes,
         records_dir=arguments.records,
+        given=encoders.Given.from_arguments(arguments),
         console=rich.console.Console(highlight=False, soft_wrap=True),
     )
 

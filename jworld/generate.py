@@ -22,6 +22,7 @@ import rich.console
 import rich.progress
 
 from jworld import config as run_config
+from jworld import encoders as encoders_lib
 from jworld import errors, reports, runs, sheets, systems
 from jworld.data import episodes
 from jworld.parallel import mesh as mesh_lib
@@ -37,6 +38,7 @@ class Request:
       image: first picture; prompt: what the video shows; pose: the actions, as the model's system reads them.
       seed: of the noise.
       encoders: folder with the encoders where the checkpoint's folder has none; None for its own.
+      given: encoders by name, in place of those that a folder names.
       settings: changes of the saved config, "key=value".
       mesh: sizes of the mesh by axis.
       out: the video to write; sheet: also write pictures of every chunk.
@@ -50,6 +52,7 @@ class Request:
     seed: int = 0
     step: int | None = None
     encoders: pathlib.Path | None = None
+    given: encoders_lib.Given = dataclasses.field(default_factory=encoders_lib.Given)
     settings: tuple[str, ...] = ()
     mesh: tuple[tuple[str, int], ...] = ()
     sheet: bool = False
@@ -94,7 +97,9 @@ def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
     mesh = make_mesh(config)
     system.check_sampling(mesh)
     began = time.time()
-    run = runs.load(request.checkpoint, request.step, config=config, mesh=mesh, encoders=request.encoders)
+    run = runs.load(
+        request.checkpoint, request.step, config=config, mesh=mesh, encoders=request.encoders, given=request.given
+    )
     loaded = time.time() - began
     with rich.progress.Progress(console=console) as progress:
         bar = progress.add_task("generating", total=len(actions))
@@ -262,8 +267,14 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
         help="another value for a key of the checkpoint's config, such as sample.rollout.num_steps=4 or "
         "model.dtype=bfloat16; may be given several times",
     )
-    arguments = vars(parser.parse_args(argv))
-    return Request(**{**arguments, "settings": tuple(arguments["settings"])})
+    encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "as the folder of --encoders says"))
+    arguments = parser.parse_args(argv)
+    names = {field.name for field in dataclasses.fields(Request)} - {"given", "settings"}
+    return Request(
+        **{name: getattr(arguments, name) for name in names},
+        given=encoders_lib.Given.from_arguments(arguments),
+        settings=tuple(arguments.settings),
+    )
 
 
 @errors.exit_on_user_error

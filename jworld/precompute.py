@@ -1,270 +1,263 @@
-"""python -m jworld.precompute: raw episodes (video, actions, cameras, captions) -> training records.
+"""python -m jworld.precompute: videos with captions, cameras and actions -> training records.
 
-Frames are resized to the model's size and encoded by a linear codec, which is fitted on the training split or given
-as a file; captions and first frames by the weight-free encoders of `jworld.data`. The output folder appears when it is
-complete.
+Videos are brought to one size and frame rate, cut into clips and encoded; every distinct caption is encoded once. The
+work is cut into shards, which several processes can share; a command that was stopped goes on where it was when it is
+repeated.
 """
 
 import argparse
-import collections
 import dataclasses
+import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Sequence
-from typing import Any
+import shlex
+import sys
+from collections.abc import Sequence
 
-import ml_dtypes
-import numpy as np
+import jax
 import rich.console
-import rich.progress
 
-from jworld.cameras import actions, poses
-from jworld.data import episodes, images, records, text
+from jworld import encoders
+from jworld.data import conditioning, import_worldplay, shards, worldplay_files
+from jworld.data.conditioning import stored
+from jworld.data.inputs import clips, fitting, formats
 from jworld.errors import UserError, exit_on_user_error
 from jworld.models.autoencoders import linear
-
-# Width of the glyph states of the published models (byT5-small); captions of episodes have no text to draw.
-GLYPH_DIM = 1472
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a run wrote: clips per split, reconstruction PSNR (dB, mean over the held-out episodes), codec hash."""
-
-    output: pathlib.Path
-    clips: dict[str, int]
-    latent_shape: tuple[int, int, int]
-    psnr: float
-    autoencoder_hash: str
+from jworld.precomputing import settings as settings_lib
+from jworld.precomputing import work
+from jworld.precomputing.settings import Settings
 
 
 def precompute(
-    episodes_dir: str | pathlib.Path,
+    settings: Settings,
     output: str | pathlib.Path,
     *,
-    width: int = 64,
-    height: int = 48,
-    spatial_ratio: int = 16,
-    channels: int = 96,
-    text_dim: int = 64,
-    autoencoder: str | pathlib.Path | None = None,
-    seed: int = 0,
+    shard: tuple[int, int] | None = None,
+    skip_errors: bool = False,
+    threads: int | None = None,
     console: rich.console.Console | None = None,
-) -> Summary:
-    """Write the records of all episodes to `output`, which must not exist yet.
+) -> shards.Summary | None:
+    """Write this process's part of the records to `output`, or go on where an earlier call was stopped.
 
-    `autoencoder` is a saved codec to use as it is; without one a codec with `channels` channels is fitted on the
-    training episodes. Bad input ends in a `UserError` and leaves nothing behind.
+    Args:
+      settings: what to make of which videos.
+      output: the folder.
+      shard: (i, n), this is process i of n; by default those of JAX.
+      skip_errors: leave bad videos out and list them in report.json; otherwise the first one is a `UserError`.
+      threads: videos that are read at once.
+      console: for progress; silent by default.
+
+    Returns:
+      The complete set; None while other processes still work on it.
     """
-    episodes_dir, output = pathlib.Path(episodes_dir), pathlib.Path(output)
-    manifest = episodes.read_manifest(episodes_dir)
-    _check_episodes(episodes_dir, manifest)
-    if output.exists():
-        raise UserError(f"output folder {output} exists already: remove it or give another --output")
-    config = linear.LinearConfig(channels=channels, spatial_ratio=spatial_ratio)
-    codec = None
-    if autoencoder is not None:
-        codec = _load_codec(autoencoder, config)
-        config = codec.config
-    _check_sizes(episodes_dir, manifest, config, width=width, height=height)
-
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    index, count = shard or (jax.process_index(), jax.process_count())
+    if not 0 <= index < count:
+        raise UserError(f"--shard is {index}/{count}, expected i/n with 0 <= i < n, such as 0/4")
+    if settings.given.autoencoder is None and count > 1:
+        raise UserError("a codec is fitted by one process alone: give --autoencoder, or leave --shard out")
+    job = work.Work(
+        settings,
+        threads=threads or min(os.cpu_count() or 1, 8),
+        skip_errors=skip_errors,
+        console=console or rich.console.Console(quiet=True),
+    )
     try:
-        partial.mkdir(parents=True)
-        reader = _Reader(episodes_dir, manifest, width=width, height=height, console=console)
-        if codec is None:
-            clips = (episode.frames for episode in reader.read("train", "fitting the codec"))
-            codec = linear.fit(clips, config, seed=seed)
-        codec.save(partial / records.AUTOENCODER_FILE)
-        summary = _write_records(reader, codec, partial, text_dim=text_dim)
-        partial.rename(output)
+        folder = shards.Output(output, job.request())
+        if not folder.complete:
+            job.write(folder, index, count)
     except OSError as error:
-        raise UserError(f"{output} could not be written ({error}): free some space or give another --output") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return dataclasses.replace(summary, output=output)
+        raise UserError(
+            f"{output} could not be written ({error}): free some space and repeat the command, or give another --output"
+        ) from error
+    return shards.Summary.read(output) if folder.complete else None
 
 
-def encode_episode(episode: episodes.Episode, codec: linear.LinearAutoencoder, *, prompt: int) -> records.Record:
-    """One record of an episode whose frames have the model's size."""
-    latent = codec.encode(episode.frames).astype(ml_dtypes.bfloat16)
-    every = slice(None, None, codec.config.temporal_ratio)
-    w2c = episode.w2c[every]
-    return {
-        "latent": latent,
-        # The codec is causal: the first frame encoded alone is the first latent.
-        "image_cond": latent[:1],
-        "w2c": w2c.astype(np.float32),
-        "intrinsics": poses.intrinsics_matrices(episode.intrinsics[every]).astype(np.float32),
-        "action": actions.labels_from_poses(w2c, min_translation=actions.TRAINING_MIN_TRANSLATION),
-        "vision_states": images.thumbnail_tokens(episode.frames[0]).astype(ml_dtypes.bfloat16),
-        "prompt": np.array(prompt, np.int32),
-    }
+def _add_videos(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("videos").add_argument
+    add("--root", metavar="DIR", help="where relative paths of an index file start (default: its folder)")
+    add("--allow-missing-captions", action="store_true", help="videos without a caption get an empty one")
+    add("--frames-fps", type=float, metavar="X", help="pictures per second of folders of pictures")
+    add(
+        "--val-share",
+        type=float,
+        default=Settings.val_share,
+        metavar="X",
+        help="share of held-out videos where the format does not say which are (default %(default)s)",
+    )
+    width, height = settings_lib.SIZE
+    add("--width", type=int, metavar="N", help=f"of the model's images (default: {width} with a linear codec)")
+    add("--height", type=int, metavar="N", help=f"of the model's images (default: {height} with a linear codec)")
+    add("--fit", choices=fitting.MODES, help="how frames get there (default: stretch for episodes, else crop)")
+    add("--resampling", choices=fitting.RESAMPLINGS, help="(default: area for episodes, else lanczos)")
+    add("--fps", type=float, metavar="X", help="frame rate of the clips (needed, except for episodes: theirs)")
+    add("--frames", type=int, metavar="N", help="frames of a clip, 4k+1 (default: a clip is a whole video)")
+    add("--stride", type=int, metavar="N", help="from the start of one clip to that of the next (default: --frames)")
+    add(
+        "--remainder",
+        choices=clips.REMAINDERS,
+        default=Settings.remainder,
+        help="frames after the last clip: left out, or a clip that overlaps the one before (default %(default)s)",
+    )
+    add("--repeat-frames", action="store_true", help="show frames twice in videos that have too few for --fps")
 
 
-class _Reader:
-    """Reads the episodes of a split, resized, with a progress bar."""
-
-    def __init__(
-        self,
-        directory: pathlib.Path,
-        manifest: dict[str, Any],
-        *,
-        width: int,
-        height: int,
-        console: rich.console.Console | None,
-    ) -> None:
-        self.directory = directory
-        self.manifest = manifest
-        self.width, self.height = width, height
-        self._console = console
-
-    def entries(self, split: str) -> list[dict[str, Any]]:
-        return [entry for entry in self.manifest["episodes"] if entry["split"] == split]
-
-    def read(self, split: str, title: str) -> Iterator[episodes.Episode]:
-        entries = self.entries(split)
-        for entry in rich.progress.track(entries, f"{title} ({split})", console=self._console):
-            episode = episodes.read_episode(self.directory, entry["name"])
-            if len(episode.frames) != entry["frames"]:
-                raise UserError(
-                    f"{self.directory}: episode '{entry['name']}' has {len(episode.frames)} frames, its manifest says "
-                    f"{entry['frames']}: record the episodes again"
-                )
-            frames = images.resize(episode.frames, width=self.width, height=self.height)
-            yield dataclasses.replace(episode, frames=frames)
+def _add_work(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("work").add_argument
+    add(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="this is process I of N, which all get the same command (default: JAX's process, else 0/1)",
+    )
+    add(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a bad video: stop, to go on when it is mended, or leave it out and list it in report.json, with exit "
+        "code 2 at the end (default %(default)s)",
+    )
+    add(
+        "--items-per-shard",
+        type=int,
+        default=Settings.items_per_shard,
+        metavar="N",
+        help="videos per file: what a stop can cost (default %(default)s)",
+    )
+    add("--threads", type=int, metavar="N", help="videos that are read at once (default: as many as cores, at most 8)")
 
 
-def _write_records(
-    reader: _Reader, codec: linear.LinearAutoencoder, directory: pathlib.Path, *, text_dim: int
-) -> Summary:
-    """Shards, text store and manifest into `directory`; measures the reconstruction on the held-out split."""
-    prompts: dict[str, int] = {"": 0}
-    splits: dict[str, list[dict[str, Any]]] = {}
-    clips: dict[str, list[int]] = collections.defaultdict(list)
-    quality = []
-    for split in records.SPLITS:
-        with records.RecordWriter(directory, split) as writer:
-            for episode in reader.read(split, "encoding"):
-                record = encode_episode(episode, codec, prompt=prompts.setdefault(episode.caption, len(prompts)))
-                writer.write(record)
-                clips[split].append(len(record["latent"]))
-                if split == "val":
-                    decoded = codec.decode(record["latent"].astype(np.float32))
-                    quality.append(linear.psnr(episode.frames, linear.to_uint8(decoded)))
-        splits[split] = writer.shards
-    with records.RecordWriter(directory, "text") as text_writer:
-        for prompt in prompts:
-            states = text.hashed_words(prompt, dim=text_dim)
-            text_writer.write(text.prompt_record(states, np.zeros((0, GLYPH_DIM), np.float32)))
-    latent_shape = codec.latent_shape(1, reader.height, reader.width)[1:]
-    manifest = {
-        "source": reader.manifest["source"],
-        "autoencoder": codec.manifest_entry(),
-        "latent_shape": list(latent_shape),
-        "temporal_ratio": codec.config.temporal_ratio,
-        "fps": reader.manifest["fps"],
-        "image_size": [reader.width, reader.height],
-        "camera_convention": records.CAMERA_CONVENTION,
-        "text_encoder": {"family": text.HASHED_WORDS_FAMILY, "dim": text_dim, "glyph_dim": GLYPH_DIM},
-        "vision_encoder": {
-            "family": images.THUMBNAIL_FAMILY,
-            "tokens": images.THUMBNAIL_TOKENS,
-            "dim": images.THUMBNAIL_DIM,
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=work.COMMAND,
+        description="Encode videos with captions, cameras and actions into training records. Repeat the same command "
+        "to go on after an interruption.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="formats:\n" + "\n".join(f"  {name:10} {entry.help}" for name, entry in formats.FORMATS.items()),
+    )
+    add = parser.add_argument
+    add("--input", required=True, type=pathlib.Path, metavar="PATH", help="folder of the videos, or index file")
+    add("--format", choices=tuple(formats.FORMATS), default=Settings.format, help="(default %(default)s)")
+    add("--output", required=True, type=pathlib.Path, metavar="DIR", help="folder for the records")
+    _add_videos(parser)
+    encoders.add_arguments(
+        parser,
+        defaults={
+            "--autoencoder": "a linear codec, fitted on the training videos",
+            encoders.TEXT.flag: settings_lib.TEXT_ENCODER,
+            encoders.GLYPH.flag: settings_lib.GLYPH_ENCODER,
+            encoders.IMAGE.flag: settings_lib.IMAGE_ENCODER,
         },
-        "reconstruction_psnr": round(float(np.mean(quality)), 3),
-        "prompts": list(prompts),
-        "text": text_writer.shards,
-        "splits": splits,
-        "clips": clips,
-        "episodes": {split: [entry["name"] for entry in reader.entries(split)] for split in records.SPLITS},
-    }
-    records.write_manifest(directory, manifest)
-    counts = {split: len(lengths) for split, lengths in clips.items()}
-    return Summary(directory, counts, latent_shape, float(np.mean(quality)), codec.hash())
+    )
+    add("--text-embeddings", metavar="FILE", help="safetensors file with the encoded captions, for a text encoder")
+    add("--keep-posterior", action="store_true", help="keep the log variance of latents, for training that draws them")
+    add(
+        "--spatial-ratio",
+        type=int,
+        default=settings_lib.CODEC.spatial_ratio,
+        choices=(8, 16),
+        help="of the fitted codec: pixels per latent, each way (default %(default)s)",
+    )
+    add(
+        "--channels",
+        type=int,
+        default=settings_lib.CODEC.channels,
+        metavar="N",
+        help="of the fitted codec: channels of a latent (default %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="of the patches that the codec is fitted on (default %(default)s)")
+    _add_work(parser)
+    return parser
 
 
-def _load_codec(path: str | pathlib.Path, config: linear.LinearConfig) -> linear.LinearAutoencoder:
-    codec = linear.LinearAutoencoder.load(path)
-    if codec.config != config:
-        found, expected = codec.config, config
-        raise UserError(
-            f"codec file {path} has spatial_ratio {found.spatial_ratio} and {found.channels} channels, expected "
-            f"{expected.spatial_ratio} and {expected.channels}: give --spatial-ratio {found.spatial_ratio} "
-            f"--channels {found.channels}, or another codec"
-        )
-    return codec
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected I/N such as 0/4")
+    return int(index), int(count)
 
 
-def _check_episodes(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
-    path = directory / episodes.MANIFEST
-    found = collections.Counter(entry["split"] for entry in manifest["episodes"])
-    for split in records.SPLITS:
-        if not found[split]:
-            raise UserError(f"{path}: no episode has split '{split}', expected at least one: record more episodes")
-    if unknown := sorted(found.keys() - set(records.SPLITS)):
-        raise UserError(f"{path}: split '{unknown[0]}' is unknown, expected train or val: correct the manifest")
+def _settings(arguments: argparse.Namespace) -> Settings:
+    given = encoders.Given.from_arguments(arguments)
+    if arguments.text_embeddings is not None:
+        given = _with_embeddings(given, arguments.text_embeddings)
+    names = (
+        *("input", "format", "allow_missing_captions", "frames_fps", "width", "height", "fit", "resampling", "fps"),
+        *("frames", "stride", "remainder", "repeat_frames", "seed", "keep_posterior", "val_share", "items_per_shard"),
+    )
+    return Settings(
+        root=None if arguments.root is None else pathlib.Path(arguments.root),
+        given=given,
+        codec=linear.LinearConfig(channels=arguments.channels, spatial_ratio=arguments.spatial_ratio),
+        **{name: getattr(arguments, name) for name in names},
+    )
 
 
-def _check_sizes(
-    directory: pathlib.Path, manifest: dict[str, Any], config: linear.LinearConfig, *, width: int, height: int
-) -> None:
-    ratio, step = config.spatial_ratio, config.temporal_ratio
-    if width < ratio or height < ratio or width % ratio or height % ratio:
-        raise UserError(
-            f"image size is {width}x{height}, expected multiples of the spatial ratio {ratio}: change --width, "
-            "--height or --spatial-ratio"
-        )
-    for entry in manifest["episodes"]:
-        if entry["frames"] < step + 1 or entry["frames"] % step != 1:
-            raise UserError(
-                f"{directory / episodes.MANIFEST}: episode '{entry['name']}' has {entry['frames']} frames, expected "
-                f"{step}k+1 (at least {step + 1}): record episodes of such a length"
-            )
+def _with_embeddings(given: encoders.Given, file: str) -> encoders.Given:
+    """The file in the place of a text encoder and, if it has states of glyphs, of a glyph encoder."""
+    if given.text_encoder is not None:
+        raise UserError(f"--text-encoder {given.text_encoder} and --text-embeddings {file}: give one of them")
+    spec = f"{stored.KIND}:{file}"
+    glyphs = spec if conditioning.read_embeddings(file)[1] is not None else None
+    return dataclasses.replace(given, text_encoder=spec, glyph_encoder=given.glyph_encoder or glyphs)
+
+
+def next_command(summary: shards.Summary) -> str:
+    """What to do with the set: train WorldPlay where it has what that needs, else look at it."""
+    manifest, directory = summary.manifest, summary.directory
+    arrays = manifest["arrays"]
+    if not {"w2c", "action", "vision_states", "prompt"} <= arrays.keys():
+        return shlex.join(["python", "-m", "jworld.data.validate", str(directory)])
+    if manifest["autoencoder"]["family"] == linear.FAMILY:
+        settings = ["--config=configs/ar_mem.py:rooms", "--config.data.recording.source="]
+        return shlex.join(["python", "-m", "jworld.train", *settings, f"--config.data.records={directory}"])
+    height, width, channels = manifest["latent_shape"]
+    sizes = worldplay_files.Sizes(
+        latent=(height, width, channels),
+        vision=(manifest["vision_encoder"]["tokens"], manifest["vision_encoder"]["dim"]),
+        text=manifest["text_encoder"]["dim"],
+        glyph=manifest["glyph_encoder"]["dim"],
+    )
+    return import_worldplay.train_command(directory, sizes)
+
+
+def _print_summary(summary: shards.Summary, console: rich.console.Console) -> None:
+    clips = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
+    height, width, channels = summary.manifest["latent_shape"]
+    per_hour = summary.bytes / 1e9 / summary.hours if summary.hours else 0.0
+    console.print(
+        f"{summary.directory}: {clips} clips of {width}x{height} latents with {channels} channels, {summary.hours:.2f} "
+        f"hours of video, {summary.bytes / 1e9:.3f} GB, {per_hour:.2f} GB per hour",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if (psnr := summary.manifest.get("reconstruction_psnr")) is not None:
+        console.print(f"reconstruction of held-out clips: {psnr:.1f} dB", highlight=False)
+    console.print(f"next: {next_command(summary)}", soft_wrap=True, highlight=False, markup=False)
+    if summary.skipped:
+        report = summary.directory / shards.REPORT
+        console.print(f"left out {len(summary.skipped)} bad videos, see {report}", soft_wrap=True, highlight=False)
+        sys.exit(2)
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m jworld.precompute",
-        description="Encode recorded episodes into training records (latents, cameras, action labels, text).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--episodes", required=True, metavar="DIR", help="folder of scripts/record_episodes.py")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to create for the records")
-    parser.add_argument("--width", type=int, default=64, help="image width of the model, in pixels")
-    parser.add_argument("--height", type=int, default=48, help="image height of the model, in pixels")
-    parser.add_argument("--spatial-ratio", type=int, default=16, choices=(8, 16), help="pixels per latent, each way")
-    parser.add_argument("--channels", type=int, default=96, help="channels of a latent")
-    parser.add_argument("--text-dim", type=int, default=64, help="width of the text states")
-    parser.add_argument("--autoencoder", metavar="FILE", help="use this autoencoder.safetensors instead of fitting one")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the patches that the codec is fitted on")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     console = rich.console.Console()
     summary = precompute(
-        arguments.episodes,
+        _settings(arguments),
         arguments.output,
-        width=arguments.width,
-        height=arguments.height,
-        spatial_ratio=arguments.spatial_ratio,
-        channels=arguments.channels,
-        text_dim=arguments.text_dim,
-        autoencoder=arguments.autoencoder,
-        seed=arguments.seed,
+        shard=arguments.shard,
+        skip_errors=arguments.on_error == "skip",
+        threads=arguments.threads,
         console=console,
     )
-    clips = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
-    height, width, channels = summary.latent_shape
-    console.print(
-        f"wrote {clips} clips of {width}x{height} latents with {channels} channels to {summary.output}", soft_wrap=True
-    )
-    console.print(f"reconstruction of the held-out episodes: {summary.psnr:.1f} dB")
-    console.print(
-        "next: python -m jworld.train --config=configs/ar_mem.py:rooms --config.data.recording.source= "
-        f"--config.data.records={summary.output}",
-        soft_wrap=True,
-    )
+    if summary is None:
+        console.print(
+            f"this process's part of {arguments.output} is written; the set is complete when the others are done",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return
+    _print_summary(summary, console)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from flax import nnx
 
 from jworld import config as run_config
 from jworld import errors, systems
+from jworld.encoders import Given
 from jworld.parallel import mesh as mesh_lib
 from jworld.training import optimizers, weights
 from jworld.training import state as train_state
@@ -51,6 +52,7 @@ def load(
     config: ml_collections.ConfigDict | None = None,
     mesh: jax.sharding.Mesh | None = None,
     encoders: pathlib.Path | None = None,
+    given: Given | None = None,
 ) -> Run:
     """Open a run's folder, or a folder of released or imported weights; averaged weights are preferred.
 
@@ -59,21 +61,37 @@ def load(
       step: the checkpoint; the newest by default.
       config: other settings of the same model; the folder's own by default.
       mesh: where the weights go; one device by default.
-      encoders: folder of the encoders; the folder's own by default.
+      encoders: folder of records, or of what a run keeps of them; the folder's own by default.
+      given: encoders in place of those that the folder names, or where no folder names any.
 
     Raises:
       UserError: something is missing or damaged, or does not fit the model.
     """
     config = run_config.load(directory) if config is None else config
     system = systems.create(config)
-    opened = system.data.encoders(directory / ENCODERS if encoders is None else encoders)
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    kept = directory / ENCODERS if encoders is None else encoders
+    opened = system.data.encoders(kept, given=given or Given(), mesh=mesh)
+    model, found = load_model(directory, config, step, mesh=mesh)
+    return Run(config, system, model, opened, found, mesh)
+
+
+def load_model(
+    directory: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    step: int | None = None,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[nnx.Module, int | None]:
+    """The model alone, and the step of its checkpoint; see `load`."""
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     optimizer = optimizers.make_optimizer(
         run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
     )
-    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
-    graphdef, abstract, _ = train_state.abstract_state(system.init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh)
+    init = systems.create(config).init
+    graphdef, abstract, _ = train_state.abstract_state(init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh)
     params, found = load_params(directory, abstract.params, step)
-    return Run(config, system, nnx.merge(graphdef, params), opened, found, mesh)
+    return nnx.merge(graphdef, params), found
 
 
 def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, int | None]:

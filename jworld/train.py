@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     if _OVERWRITE.value and jax.process_index() == 0:
         shutil.rmtree(workdir, ignore_errors=True)
     if train(config, system, optimizer, mesh, spec, dataset, workdir) and jax.process_index() == 0:
-        show(workdir)
+        show(system, workdir)
 
 
 def describe(
@@ -128,13 +128,13 @@ def check_encoders(config: ml_collections.ConfigDict, system: Any, workdir: path
             system.data.check_kept(folder)
 
 
-def show(workdir: pathlib.Path) -> None:
-    """Sample the trained model, where its data set's encoders are among those that this program has."""
-    if (workdir / runs.ENCODERS).is_dir():
+def show(system: Any, workdir: pathlib.Path) -> None:
+    """Sample the trained model, where its data set's encoders are at hand."""
+    if problem := system.data.find_problem(workdir / runs.ENCODERS):
+        console.print(f"no {system.sample_name}: {problem}")
+    else:
         rollouts.sample_run(workdir, console)
         console.print(f"next: python -m jworld.evaluate --checkpoint {workdir}")
-    else:
-        console.print("no rollout: the autoencoder or the text and image encoders of this data set are not in jworld")
 
 
 def _default_workdir() -> str:

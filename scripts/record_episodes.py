@@ -55,7 +55,7 @@ def main() -> None:
         f"{arguments.output}: {len(entries)} episodes of {arguments.frames} frames at {width}x{height} "
         f"from {manifest['source']} ({held_out} held out), {time.perf_counter() - start:.0f} s"
     )
-    print(f"next: python -m jworld.precompute --episodes {arguments.output} --output {arguments.output}-records")
+    print(f"next: python -m jworld.precompute --input {arguments.output} --output {arguments.output}-records")
 
 
 if __name__ == "__main__":

@@ -26,16 +26,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.output.exists():
         raise errors.UserError(f"--output {arguments.output} exists: remove it or choose another folder")
-    run = runs.load(arguments.run, arguments.step)
+    config = run_config.load(arguments.run)
+    model, step = runs.load_model(arguments.run, config, arguments.step)
     partial = arguments.output.with_name(arguments.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    run_config.save(run.config, partial)
+    run_config.save(config, partial)
     shutil.copytree(arguments.run / runs.ENCODERS, partial / runs.ENCODERS)
-    weights.save(nnx.state(run.model, nnx.Param), partial / runs.WEIGHTS, np.float16)
+    weights.save(nnx.state(model, nnx.Param), partial / runs.WEIGHTS, np.float16)
     partial.rename(arguments.output)
     size = (arguments.output / runs.WEIGHTS).stat().st_size
-    print(f"wrote the weights of step {run.step} to {arguments.output} ({size / 1e6:.1f} MB)")
+    print(f"wrote the weights of step {step} to {arguments.output} ({size / 1e6:.1f} MB)")
     print(f"next: python -m jworld.evaluate --checkpoint {arguments.output}")
 
 

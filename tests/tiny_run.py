@@ -9,9 +9,10 @@ import numpy as np
 from flax import nnx
 
 from jworld import config as run_config
-from jworld import precompute, runs, systems
-from jworld.data.encoders import Encoders
+from jworld import encoders, precompute, runs, systems
 from jworld.data.recording import recorder
+from jworld.models.autoencoders import linear
+from jworld.precomputing.settings import Settings
 from jworld.training import weights
 
 RECIPE = pathlib.Path(__file__).parent.parent / "configs" / "ar_mem.py"
@@ -53,18 +54,17 @@ def make_run(directory: pathlib.Path) -> pathlib.Path:
     recorder.record(
         recording.directory, source="rooms", episodes=8, frames=FRAMES, width=width, height=height, workers=1
     )
-    precompute.precompute(
-        recording.directory,
-        config.data.records,
+    settings = Settings(
+        input=pathlib.Path(recording.directory),
         width=SIZE[0],
         height=SIZE[1],
-        spatial_ratio=8,
-        channels=CHANNELS,
-        text_dim=TEXT_DIM,
+        codec=linear.LinearConfig(channels=CHANNELS, spatial_ratio=8),
+        given=encoders.Given(text_encoder=f"hashed-words:{TEXT_DIM}"),
     )
+    precompute.precompute(settings, config.data.records)
     run.mkdir()
     run_config.save(config, run)
-    Encoders.copy(pathlib.Path(config.data.records), run / runs.ENCODERS)
+    encoders.copy(pathlib.Path(config.data.records), run / runs.ENCODERS)
     with nnx.use_eager_sharding(False):
         abstract = nnx.state(nnx.eval_shape(lambda: systems.create(config).init(nnx.Rngs(0))), nnx.Param)
     noise = np.random.default_rng(0)

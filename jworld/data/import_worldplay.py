@@ -17,6 +17,7 @@ import rich.console
 
 from jworld.cameras import actions, poses
 from jworld.data import records, shards, text, worldplay_files
+from jworld.data.conditioning import glyph, qwen, siglip
 from jworld.errors import UserError, exit_on_user_error
 
 COMMAND = "python -m jworld.data.import_worldplay"
@@ -192,6 +193,7 @@ def _manifest(sizes: worldplay_files.Sizes, fps: float) -> dict[str, Any]:
     height, width, channels = sizes.latent
     return {
         "source": "worldplay",
+        "arrays": records.make_arrays(sizes.latent, cameras=True, action=True, vision=sizes.vision, prompt=True),
         "autoencoder": {
             "family": "hunyuan15",
             "normalised": True,
@@ -204,13 +206,9 @@ def _manifest(sizes: worldplay_files.Sizes, fps: float) -> dict[str, Any]:
         "fps": fps,
         "image_size": [width * SPATIAL_RATIO, height * SPATIAL_RATIO],
         "camera_convention": records.CAMERA_CONVENTION,
-        "text_encoder": {
-            "family": "qwen2.5-vl",
-            "dim": sizes.text,
-            "glyph_family": "byt5",
-            "glyph_dim": sizes.glyph,
-        },
-        "vision_encoder": {"family": "siglip", "tokens": sizes.vision[0], "dim": sizes.vision[1]},
+        "text_encoder": {"family": qwen.FAMILY, "dim": sizes.text},
+        "glyph_encoder": {"family": glyph.FAMILY, "dim": sizes.glyph},
+        "vision_encoder": {"family": siglip.FAMILY, "tokens": sizes.vision[0], "dim": sizes.vision[1]},
     }
 
 

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import grain
+import jax
 import ml_collections
 import numpy as np
 import rich.console
 import rich.progress
 
 from jworld import config as run_config
-from jworld.data import embedded, pipeline, records, training_data
+from jworld.data import pipeline, records, training_data
 from jworld.data.inputs import clips, fitting, formats
 from jworld.data.recording import recorder
 from jworld.errors import UserError
@@ -184,7 +185,7 @@ class DecodedVideos:
 
     def __init__(self, config: ml_collections.ConfigDict, *, spec: training_data.Spec) -> None:
         self._config, self._spec = config, spec
-        self._recording = run_config.section(embedded.RecordingConfig, config.data.recording, "data.recording")
+        self._recording = run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
         self.videos = run_config.section(VideosConfig, config.data.videos, "data.videos")
         self.clip = run_config.section(ClipConfig, config.data.clip, "data.clip")
         for cut, whole, name in zip(self.clip.size, self.videos.image_size, ("width", "height"), strict=True):
@@ -243,6 +244,10 @@ class DecodedVideos:
     def check_kept(self, directory: pathlib.Path) -> None:
         """See `TrainingData`: any frames will do."""
 
-    def encoders(self, directory: pathlib.Path) -> FrameFiles:
+    def find_problem(self, directory: pathlib.Path) -> str:
+        """See `TrainingData`: nothing but frames is needed."""
+        return ""
+
+    def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> FrameFiles:
         """See `TrainingData`."""
         return FrameFiles(directory)

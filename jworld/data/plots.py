@@ -12,12 +12,11 @@ import matplotlib.collections
 import matplotlib.figure
 import numpy as np
 
+from jworld import encoders
 from jworld.cameras import poses
 from jworld.data import records
-from jworld.data.encoders import Encoders
 from jworld.data.statistics import Statistics
 from jworld.errors import UserError
-from jworld.models.autoencoders import linear
 
 CLIPS, THUMBNAIL_CLIPS = 12, 6
 COLUMNS = 4
@@ -43,14 +42,15 @@ def draw(
     if statistics.latents.count:
         figures[LATENTS] = draw_latents(statistics.latents.mean, statistics.latents.std)
     shown = {title: record for title, record in clips.items() if "latent" in record}
-    if shown and Encoders.supports(dict(manifest)):
+    if shown and not encoders.find_autoencoder_problem(directory, manifest):
         chosen = np.linspace(0, len(shown) - 1, min(THUMBNAIL_CLIPS, len(shown))).round().astype(int)
-        autoencoder = Encoders.load(directory).autoencoder
+        autoencoder = encoders.open_autoencoder(directory, manifest)
         videos = {}
         for title, record in (list(shown.items())[i] for i in chosen):
-            caption = textwrap.shorten(manifest["prompts"][int(record["prompt"])], 120, placeholder=" ...")
-            pixels = autoencoder.decode(record["latent"].astype(np.float32))
-            videos[f"{title}: {caption}" if caption else title] = linear.to_uint8(pixels)
+            caption = manifest["prompts"][int(record["prompt"])] if "prompt" in record else ""
+            caption = textwrap.shorten(caption, 120, placeholder=" ...")
+            video = autoencoder.decode(record["latent"].astype(np.float32)[None])[0]
+            videos[f"{title}: {caption}" if caption else title] = video
         figures[THUMBNAILS] = draw_thumbnails(videos)
     return figures
 

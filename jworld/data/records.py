@@ -5,9 +5,13 @@ A record's payload has the layout of a safetensors file: the header's length (8 
 so that one random read touches one record, under a temporary name, and renamed when complete. The encoded prompts are
 shards of their own (see `jworld.data.text`).
 
-Arrays of one record (F latent frames; sizes stand in the manifest): latent [F, H, W, C] and image_cond [1, H, W, C]
-bfloat16, normalised; w2c [F, 4, 4] and intrinsics [F, 3, 3] float32; action [F] int32; vision_states [V, Dv] bfloat16;
-prompt [] int32, the row in the text store.
+The manifest's `arrays` say which arrays every record of a set has, by dtype and shape; "F" is the number of latent
+frames of the clip. What they mean:
+
+latent [F, H, W, C] and image_cond [1, H, W, C] (the first frame encoded alone), BF16, normalised; logvar [F, H, W, C]
+F16: log variance of the posterior whose mean is `latent`; w2c [F, 4, 4] and intrinsics [F, 3, 3] F32; action [F] I32:
+WorldPlay's labels; control [F] I32: what was pressed, counted in the manifest's `controls`; vision_states [V, Dv] BF16;
+prompt [] I32: the row in the text store.
 """
 
 import dataclasses
@@ -16,6 +20,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 import struct
 import types
 from collections.abc import Mapping, Sequence
@@ -28,7 +33,7 @@ from array_record.python import array_record_module
 
 from jworld.errors import UserError
 
-FORMAT, VERSION = "jworld-records", 2
+FORMAT, VERSION = "jworld-records", 3
 MANIFEST, AUTOENCODER_FILE = "manifest.json", "autoencoder.safetensors"
 CAMERA_CONVENTION = "opencv_w2c"
 SPLITS = ("train", "val")
@@ -48,14 +53,18 @@ _DTYPES: dict[str, np.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
+# Stands for the number of latent frames in the shapes of a manifest.
+FRAMES = "F"
+
 _MANIFEST_KEYS: dict[str, type | tuple[type, ...]] = {
+    "arrays": dict,
     "autoencoder": dict,
     "latent_shape": list,
     "temporal_ratio": int,
     "fps": (int, float),
-    "camera_convention": str,
     "image_size": list,
     "text_encoder": dict,
+    "glyph_encoder": dict,
     "vision_encoder": dict,
     "prompts": list,
     "text": list,
@@ -266,10 +275,42 @@ def open_shards(directory: pathlib.Path, shards: Sequence[Mapping[str, Any]]) ->
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, complete or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write a JSON file, complete or not at all; processes that write the same one do not disturb each other."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
+
+
+def make_arrays(
+    latent_shape: Sequence[int],
+    *,
+    logvar: bool = False,
+    cameras: bool = False,
+    action: bool = False,
+    control: bool = False,
+    vision: tuple[int, int] | None = None,
+    prompt: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """A manifest's `arrays`: latents [H, W, C] and image_cond always, the others where asked for.
+
+    `vision` is (tokens, width) of the states of the first frame.
+    """
+    chosen: dict[str, tuple[str, list[int | str]]] = {
+        "latent": ("BF16", [FRAMES, *latent_shape]),
+        "image_cond": ("BF16", [1, *latent_shape]),
+    }
+    if logvar:
+        chosen["logvar"] = ("F16", [FRAMES, *latent_shape])
+    if cameras:
+        chosen |= {"w2c": ("F32", [FRAMES, 4, 4]), "intrinsics": ("F32", [FRAMES, 3, 3])}
+    for name, wanted in (("action", action), ("control", control)):
+        if wanted:
+            chosen[name] = ("I32", [FRAMES])
+    if vision is not None:
+        chosen["vision_states"] = ("BF16", [*vision])
+    if prompt:
+        chosen["prompt"] = ("I32", [])
+    return {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in chosen.items()}
 
 
 def write_manifest(directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
@@ -294,8 +335,13 @@ def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
     for key, kind in _MANIFEST_KEYS.items():
         if not isinstance(manifest.get(key), kind):
             raise UserError(f"{path}: key '{key}' is missing or of the wrong type: make the data set again")
+    for name, entry in manifest["arrays"].items():
+        if not _is_array_entry(entry):
+            raise UserError(f"{path}: 'arrays.{name}' has no valid dtype and shape: make the data set again")
     prompts = len(manifest["prompts"])
-    if not prompts or sum(shard["records"] for shard in manifest["text"]) != prompts:
+    if prompts == 0 and "prompt" in manifest["arrays"]:
+        raise UserError(f"{path}: 'prompts' is empty, expected the negative one at least: make the data set again")
+    if sum(shard["records"] for shard in manifest["text"]) != prompts:
         raise UserError(f"{path}: 'text' does not hold the {prompts} prompts: make the data set again")
     for split, shards in manifest["splits"].items():
         total = sum(shard["records"] for shard in shards)
@@ -305,13 +351,28 @@ def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
+def _is_array_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or entry.get("dtype") not in _DTYPES or not isinstance(entry.get("shape"), list):
+        return False
+    return all(size == FRAMES or (type(size) is int and size >= 0) for size in entry["shape"])
+
+
 def check_manifest(manifest: Mapping[str, Any], expected: Mapping[str, Any], *, path: str | pathlib.Path) -> None:
     """Compare the manifest of the data set at `path` with what a model expects, or raise `UserError`.
 
     `expected` maps dotted keys to values, e.g. {"autoencoder.hash": ..., "latent_shape": [6, 8, 32],
-    "text_encoder.dim": 64}. Latents of another autoencoder, or normalised twice, would train silently wrong.
+    "text_encoder.dim": 64}; "arrays" are the names of those that the records must have. Latents of another autoencoder,
+    or normalised twice, would train silently wrong.
     """
-    for key, value in {"camera_convention": CAMERA_CONVENTION, "autoencoder.normalised": True, **expected}.items():
+    expected = {"autoencoder.normalised": True, **expected}
+    if missing := [name for name in expected.pop("arrays", ()) if name not in manifest["arrays"]]:
+        raise UserError(
+            f"data set {path} has no {', '.join(missing)}, which the model needs: make it from a format with cameras "
+            "and actions (episodes or worldplay), with a text and an image encoder"
+        )
+    if "w2c" in manifest["arrays"]:
+        expected["camera_convention"] = CAMERA_CONVENTION
+    for key, value in expected.items():
         found: Any = manifest
         for part in key.split("."):
             found = found.get(part) if isinstance(found, Mapping) else None
@@ -337,7 +398,7 @@ class RecordSource:
         self.manifest = read_manifest(directory)
         shards = self.manifest["splits"].get(split)
         if not shards:
-            raise UserError(f"{self.directory / MANIFEST}: split '{split}' has no records: record more episodes")
+            raise UserError(f"{self.directory / MANIFEST}: split '{split}' has no records: make a larger data set")
         self.clips: list[int] = self.manifest["clips"][split]
         self.episodes: list[str] = self.manifest["episodes"][split]
         self._files = [shard["file"] for shard in shards for _ in range(shard["records"])]
@@ -353,7 +414,8 @@ class RecordSource:
             record = decode_record(self._reader[index])
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise UserError(f"{name} is corrupt ({error}): make the data set again") from error
-        for key, (shape, dtype) in self._expected(index).items():
+        expected = self._expected(index)
+        for key, (shape, dtype) in expected.items():
             array = record.get(key)
             if array is None:
                 raise UserError(f"{name}: key '{key}' is missing: make the data set again")
@@ -362,22 +424,15 @@ class RecordSource:
                     f"{name}: key '{key}' is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}: "
                     "make the data set again"
                 )
-        if not 0 <= record["prompt"] < len(self.manifest["prompts"]):
+        if "prompt" in expected and not 0 <= record["prompt"] < len(self.manifest["prompts"]):
             raise UserError(f"{name}: prompt {record['prompt']} is not in the text store: make the data set again")
-        return {**record, "index": np.int32(index)}  # type: ignore[dict-item]
+        return {**{key: record[key] for key in expected}, "index": np.int32(index)}  # type: ignore[dict-item]
 
     def _expected(self, index: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        frames, latent = self.clips[index], tuple(self.manifest["latent_shape"])
-        vision = self.manifest["vision_encoder"]
-        bfloat16, float32, int32 = _DTYPES["BF16"], _DTYPES["F32"], _DTYPES["I32"]
+        frames = self.clips[index]
         return {
-            "latent": ((frames, *latent), bfloat16),
-            "image_cond": ((1, *latent), bfloat16),
-            "w2c": ((frames, 4, 4), float32),
-            "intrinsics": ((frames, 3, 3), float32),
-            "action": ((frames,), int32),
-            "vision_states": ((vision["tokens"], vision["dim"]), bfloat16),
-            "prompt": ((), int32),
+            name: (tuple(frames if size == FRAMES else size for size in entry["shape"]), _DTYPES[entry["dtype"]])
+            for name, entry in self.manifest["arrays"].items()
         }
 
     def _refuse_short_clips(self, min_frames: int) -> None:

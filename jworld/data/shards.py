@@ -1,9 +1,10 @@
 """Sets of records that are written shard by shard: a command that was killed goes on where it was.
 
-A shard holds consecutive items of one split. Its files get their names when they are complete, then its side file
-DIR/.progress/<shard>.json says what they hold: only a shard with a side file counts as written. The manifest comes
-last, and DIR/.progress goes. Nothing depends on when or how often the command was stopped, so the result is always the
-same. Several processes can write one set, each its part of the planned shards.
+A shard holds consecutive items of one split, or encoded prompts. Its files get their names when they are complete, then
+its side file DIR/.progress/<shard>.json says what they hold: only a shard with a side file counts as written. The
+manifest comes last, and DIR/.progress goes. Nothing depends on when or how often the command was stopped, so the result
+is always the same. Several processes can write one set, each its part of the planned shards; the one that finds all of
+them written writes the manifest, and if two do, they write the same.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import pathlib
 import shutil
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import rich.console
 import rich.progress
@@ -24,6 +25,8 @@ from jworld.data import records
 from jworld.errors import UserError
 
 PROGRESS, REQUEST, REPORT = ".progress", "request.json", "report.json"
+#: The split of shards that hold prompts alone.
+TEXT = "text"
 
 Loaded = TypeVar("Loaded")
 
@@ -47,18 +50,24 @@ class Shard:
 
     @property
     def text_file(self) -> str:
-        return f"text-{self.name}.arrayrecord"
+        return self.records_file if self.split == TEXT else f"{TEXT}-{self.name}.arrayrecord"
 
 
 @dataclasses.dataclass
 class Result:
-    """What a finished shard holds: its clips, the prompts that came with it, what was left out, and bytes per file."""
+    """What a finished shard holds: its clips, the prompts that came with it, what was left out, and bytes per file.
+
+    `psnr`: how well clips of it can be reconstructed (dB), as far as that was measured. `facts`: what its writer wants
+    to know of it when the set is finished.
+    """
 
     episodes: list[str] = dataclasses.field(default_factory=list)
     clips: list[int] = dataclasses.field(default_factory=list)
     prompts: list[str] = dataclasses.field(default_factory=list)
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     files: dict[str, int] = dataclasses.field(default_factory=dict)
+    psnr: list[float] = dataclasses.field(default_factory=list)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def plan(splits: Mapping[str, Sequence[int]], *, items_per_shard: int) -> list[Shard]:
@@ -143,14 +152,16 @@ class Output:
         self._request = json.loads(json.dumps(request))
         self.complete = (self.directory / records.MANIFEST).is_file()
         begun = self.directory / PROGRESS / REQUEST
+        # Listed before it is asked who began: another process of the same command may be writing already.
+        strange = self.directory.exists() and any(path.name != PROGRESS for path in self.directory.iterdir())
         if self.complete:
             self._compare(records.read_manifest(self.directory).get("request", {}))
             shutil.rmtree(self.directory / PROGRESS, ignore_errors=True)
         elif begun.is_file():
             self._compare(json.loads(begun.read_text()))
+        elif strange:
+            raise UserError(f"output folder {self.directory} holds other files: give another --output")
         else:
-            if self.directory.exists() and any(path.name != PROGRESS for path in self.directory.iterdir()):
-                raise UserError(f"output folder {self.directory} holds other files: give another --output")
             begun.parent.mkdir(parents=True, exist_ok=True)
             records.write_json(begun, self._request)
 
@@ -162,16 +173,21 @@ class Output:
                     f"{self._request.get(key)!r}: repeat the first command or give another --output"
                 )
 
+    def result(self, shard: Shard) -> Result | None:
+        """What a shard holds that is written and whole."""
+        try:
+            result = Result(**json.loads(_side_file(self.directory, shard).read_text()))
+            sizes = {name: (self.directory / name).stat().st_size for name in result.files}
+        except FileNotFoundError:
+            return None
+        return result if sizes == result.files else None
+
     def finished(self, shards: Sequence[Shard]) -> list[Result]:
         """The results of those leading `shards` that are written and whole; what follows them has to be written."""
         results = []
         for shard in shards:
-            path = _side_file(self.directory, shard)
-            if not path.is_file():
-                break
-            result = Result(**json.loads(path.read_text()))
-            files = {self.directory / name: size for name, size in result.files.items()}
-            if not all(file.is_file() and file.stat().st_size == size for file, size in files.items()):
+            result = self.result(shard)
+            if result is None:
                 break
             results.append(result)
         return results
@@ -183,6 +199,8 @@ class Output:
             key: {split: [] for split in records.SPLITS} for key in ("splits", "clips", "episodes")
         }
         for shard, result in parts:
+            if shard.split == TEXT:
+                continue
             if result.clips:
                 whole["splits"][shard.split].append({"file": shard.records_file, "records": len(result.clips)})
             whole["clips"][shard.split] += result.clips
@@ -190,12 +208,13 @@ class Output:
         prompts = [prompt for result in results for prompt in result.prompts]
         text = [{"file": shard.text_file, "records": len(result.prompts)} for shard, result in parts if result.prompts]
         skipped = [item for result in results for item in result.skipped]
-        report = {"items": sum(len(shard.items) for shard in shards), "skipped": skipped}
+        items = sum(len(shard.items) for shard in shards if shard.split != TEXT)
+        report = {"items": items, "skipped": skipped}
         records.write_json(self.directory / REPORT, report)
         manifest = {**manifest, "request": self._request, "prompts": prompts, "text": text, **whole}
         records.write_manifest(self.directory, manifest)
         self.complete = True
-        shutil.rmtree(self.directory / PROGRESS)
+        shutil.rmtree(self.directory / PROGRESS, ignore_errors=True)
 
 
 def write(
@@ -240,18 +259,30 @@ def write(
     return results
 
 
+class Advance(Protocol):
+    """Counts one item that had so many bytes and pieces."""
+
+    def __call__(self, size: int, pieces: int = 1) -> None: ...
+
+
 class _Speed(rich.progress.ProgressColumn):
     def render(self, task: rich.progress.Task) -> rich.text.Text:
-        return rich.text.Text(
-            f"{task.finished_speed or task.speed or 0:.1f} items/s, {task.fields['size'] / 1e9:.2f} GB"
-        )
+        fields = task.fields
+        speed = fields["pieces"] / task.elapsed if task.elapsed else 0.0
+        return rich.text.Text(f"{speed:.1f} {fields['unit']}/s, {fields['size'] / 1e9:.2f} GB")
 
 
 @contextlib.contextmanager
 def meter(
-    title: str, total: int, *, done: int = 0, size: int = 0, console: rich.console.Console | None
-) -> Iterator[Callable[[int], None]]:
-    """A progress bar with items per second and gigabytes; the function it gives counts one item of so many bytes."""
+    title: str,
+    total: int,
+    *,
+    done: int = 0,
+    size: int = 0,
+    unit: str = "items",
+    console: rich.console.Console | None,
+) -> Iterator[Advance]:
+    """A progress bar over `total` items, with pieces (called `unit`) per second and gigabytes."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -260,10 +291,11 @@ def meter(
         rich.progress.TimeRemainingColumn(),
     )
     with rich.progress.Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total, completed=done, size=size)
+        task = bar.add_task(title, total=total, completed=done, size=size, pieces=0, unit=unit)
 
-        def advance(size: int) -> None:
-            bar.update(task, advance=1, size=bar.tasks[task].fields["size"] + size)
+        def advance(size: int, pieces: int = 1) -> None:
+            fields = bar.tasks[task].fields
+            bar.update(task, advance=1, size=fields["size"] + size, pieces=fields["pieces"] + pieces)
 
         yield advance
 

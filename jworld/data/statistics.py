@@ -85,7 +85,7 @@ class Statistics:
 
     def add_prompt(self, prompt: records.Record) -> None:
         self.text_tokens.append(len(prompt["text_states"]))
-        self.glyph_tokens.append(len(prompt["glyph_states"]))
+        self.glyph_tokens.append(len(prompt.get("glyph_states", ())))
 
     def hours(self, split: Split) -> float:
         return split.video_frames / self._manifest["fps"] / 3600

@@ -1,9 +1,9 @@
 """The text store of a data set, and the weight-free "hashed-words" text encoder.
 
 Many clips share a caption, and encoded text is larger than a short clip: it is stored once per distinct prompt, trimmed
-to its true length. Prompt i is record i of the shards that the manifest lists under "text": "text_states" [S_i, Dt] and
-"glyph_states" [G_i, Dg] (the text to be drawn in the picture; may have no rows), bfloat16. Prompt 0 is the
-negative one.
+to its true length. Prompt i is record i of the shards that the manifest lists under "text": "text_states" [S_i, Dt]
+and, in sets with a glyph encoder, "glyph_states" [G_i, Dg] (the text to be drawn in the picture; may have no rows),
+bfloat16. Prompt 0 is the negative one.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ HASHED_WORDS_FAMILY = "hashed-words"
 _KINDS = ("text_states", "glyph_states")
 
 
-def prompt_record(text_states: np.ndarray, glyph_states: np.ndarray) -> records.Record:
-    """The record of one prompt: [S, Dt] and [G, Dg], any float type -> bfloat16."""
+def prompt_record(text_states: np.ndarray, glyph_states: np.ndarray | None = None) -> records.Record:
+    """The record of one prompt: [S, Dt] and, if there are any, [G, Dg], any float type -> bfloat16."""
     states = zip(_KINDS, (text_states, glyph_states), strict=True)
-    return {name: np.asarray(array, ml_dtypes.bfloat16) for name, array in states}
+    return {name: np.asarray(array, ml_dtypes.bfloat16) for name, array in states if array is not None}
 
 
 class TextStore:
@@ -34,18 +34,19 @@ class TextStore:
     def __init__(self, directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
         self._directory = pathlib.Path(directory)
         self._reader = records.open_shards(self._directory, manifest["text"])
+        self._kinds = _KINDS if manifest.get("glyph_encoder", {}).get("dim") else _KINDS[:1]
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def prompt(self, row: int, /) -> records.Record:
-        """{"text_states": [S_i, Dt], "glyph_states": [G_i, Dg]}, bfloat16; `UserError` where the row is corrupt."""
+        """{"text_states": [S_i, Dt], "glyph_states": [G_i, Dg] if any}, bfloat16; `UserError` for a corrupt row."""
         name = f"text store of {self._directory}, prompt {row}"
         try:
             prompt = records.decode_record(self._reader[row])
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise UserError(f"{name} is corrupt ({error}): make the data set again") from error
-        for key in _KINDS:
+        for key in {*self._kinds, *prompt}:
             if key not in prompt or prompt[key].ndim != 2 or prompt[key].dtype != ml_dtypes.bfloat16:
                 raise UserError(f"{name}: '{key}' is missing or not bfloat16 [tokens, width]: make the data set again")
         return prompt

@@ -1,20 +1,17 @@
-"""Where the batches of a run come from: what the commands ask of a data set, and records of latents.
+"""Where the batches of a run come from: what the commands ask of a data set.
 
 A system offers its data set as `system.data`; the commands know no more of it than `TrainingData`.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import grain
 import jax
 import ml_collections
 
-from jworld import config as run_config
-from jworld.data import embedded, pipeline, records, text
-from jworld.data.encoders import Encoders
-from jworld.errors import UserError
+from jworld.data import pipeline, records
 
 Spec = Mapping[str, records.ArraySpec]
 
@@ -29,13 +26,19 @@ class TrainingData(Protocol):
         """This process's batches; `UserError` where the set is absent, damaged or made for another model."""
 
     def keep(self, directory: pathlib.Path) -> None:
-        """Leave in `directory`, that of a run, what sampling needs of the set; nothing where it cannot be sampled."""
+        """Leave in `directory`, that of a run, what sampling needs of the set."""
 
     def check_kept(self, directory: pathlib.Path) -> None:
         """`UserError` where this set does not fit a model whose run kept `directory`."""
 
-    def encoders(self, directory: pathlib.Path) -> Any:
-        """Open what was kept: an object with `fps`, the frame rate, and what else the system samples with."""
+    def find_problem(self, directory: pathlib.Path) -> str:
+        """Why `encoders` could not open what was kept, in one sentence; "" where it can."""
+
+    def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> Any:
+        """Open what was kept: an object with `fps`, the frame rate, and what else the system samples with.
+
+        `given` are the encoders that the user names (`encoders.Given`), `mesh` that of the model.
+        """
 
 
 def batches(
@@ -59,73 +62,3 @@ def batches(
         num_threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
-
-
-class LatentRecords:
-    """Records (`config.data.records`), recorded and encoded here where `config.data.recording` names a source.
-
-    Attributes:
-      expected: what the manifest must say: dotted key -> value.
-    """
-
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        *,
-        expected: Mapping[str, Any],
-        spec: Spec,
-        transform: Callable[[text.TextStore, int], grain.transforms.RandomMap],
-        min_frames: int,
-    ) -> None:
-        """`transform` makes examples of records with their text store and the global batch, `spec` describes them.
-
-        Clips of fewer than `min_frames` latent frames are refused.
-        """
-        self._config = config
-        self._recording = run_config.section(embedded.RecordingConfig, config.data.recording, "data.recording")
-        self._encoding = run_config.section(embedded.EncodingConfig, config.data.encoding, "data.encoding")
-        self._spec, self._transform, self._min_frames = spec, transform, min_frames
-        self.expected = expected
-
-    def prepare(self) -> None:
-        """See `TrainingData`."""
-        model = self._config.model
-        embedded.ensure(
-            self._config.data.records,
-            self._recording,
-            self._encoding,
-            channels=model.channels,
-            text_dim=model.text_dim,
-        )
-
-    def batches(self, split: str) -> pipeline.BatchIterator:
-        """See `TrainingData`."""
-        directory = pathlib.Path(self._config.data.records)
-        source = records.RecordSource(directory, split, min_frames=self._min_frames)
-        records.check_manifest(source.manifest, self.expected, path=directory)
-        transform = self._transform(text.TextStore(directory, source.manifest), self._config.global_batch)
-        return batches(self._config, source, transform, self._spec, split=split)
-
-    def keep(self, directory: pathlib.Path) -> None:
-        """See `TrainingData`."""
-        data = pathlib.Path(self._config.data.records)
-        if Encoders.supports(records.read_manifest(data)):
-            Encoders.copy(data, directory)
-
-    def check_kept(self, directory: pathlib.Path) -> None:
-        """See `TrainingData`: another autoencoder speaks another language."""
-        expected = {"autoencoder.hash": records.read_manifest(directory)["autoencoder"]["hash"]}
-        path = self._config.data.records
-        records.check_manifest(records.read_manifest(path), expected, path=path)
-
-    def encoders(self, directory: pathlib.Path) -> Encoders:
-        """See `TrainingData`."""
-        if not (directory / records.MANIFEST).is_file():
-            raise UserError(
-                f"{directory} has no {records.MANIFEST}, so nothing says which autoencoder and encoders the model "
-                "knows: name a folder of records made for it with --encoders, or copy one's manifest and autoencoder "
-                "there"
-            )
-        opened = Encoders.load(directory)
-        records.check_manifest(opened.manifest, self.expected, path=directory)
-        return opened

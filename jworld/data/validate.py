@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import rich.console
 
+from jworld import encoders
 from jworld.cameras import actions
 from jworld.data import plots, records, shards, text
-from jworld.data.encoders import Encoders
 from jworld.data.statistics import Statistics
 from jworld.errors import UserError, exit_on_user_error
 
@@ -74,8 +74,8 @@ def validate(
 ) -> Result:
     """Check the set in `directory`; a folder that is none, or has no readable manifest, is a `UserError`.
 
-    `recorded_labels`: action labels need not be those of the cameras. `keep` good clips are kept for pictures; beyond
-    them memory does not grow with the set.
+    `recorded_labels`: action labels need not be those of the cameras, which a manifest may say by itself. `keep` good
+    clips are kept for pictures; beyond them memory does not grow with the set.
     """
     directory = pathlib.Path(directory)
     manifest = records.read_manifest(directory)
@@ -96,7 +96,7 @@ class _Checker:
     def __init__(self, directory: pathlib.Path, manifest: dict[str, Any], *, recorded_labels: bool, keep: int) -> None:
         self._directory = directory
         self._manifest = manifest
-        self._recorded_labels = recorded_labels
+        self._recorded_labels = recorded_labels or manifest.get("action_labels") == "recorded"
         self._findings: list[Finding] = []
         self._statistics = Statistics(directory, manifest)
         self._used = {0}
@@ -111,9 +111,8 @@ class _Checker:
         manifest = self._manifest
         try:
             records.check_manifest(manifest, {}, path=self._directory)
-            if Encoders.supports(manifest):
-                expected = {"autoencoder.hash": Encoders.load(self._directory).autoencoder.hash()}
-                records.check_manifest(manifest, expected, path=self._directory)
+            if not encoders.find_autoencoder_problem(self._directory, manifest):
+                encoders.open_autoencoder(self._directory, manifest)
         except UserError as error:
             self._findings.append(Finding(records.MANIFEST, None, "", str(error)))
         for key in ("fps", "temporal_ratio"):
@@ -125,7 +124,7 @@ class _Checker:
         shard = self._manifest["text"][number]
         first = sum(before["records"] for before in self._manifest["text"][:number])
         try:
-            store = text.TextStore(self._directory, {"text": [shard]})
+            store = text.TextStore(self._directory, self._manifest | {"text": [shard]})
         except UserError as error:
             self._unreadable(shard, error, advance)
             return
@@ -137,7 +136,7 @@ class _Checker:
                 reasons = [_reason(error, f"text store of {self._directory}, prompt {i}")]
             else:
                 size = _bytes(prompt)
-                reasons = prompt_problems(prompt, self._manifest["text_encoder"])
+                reasons = prompt_problems(prompt, self._manifest)
                 if not reasons:
                     self._statistics.add_prompt(prompt)
             self._add(shard["file"], row, str(self._manifest["prompts"][row]), reasons)
@@ -216,12 +215,12 @@ def _bytes(record: records.Record) -> int:
     return sum(array.nbytes for array in record.values())
 
 
-def prompt_problems(prompt: records.Record, encoder: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an encoded prompt, given the manifest's `text_encoder`; one sentence each."""
+def prompt_problems(prompt: records.Record, manifest: Mapping[str, Any]) -> list[str]:
+    """What is wrong with an encoded prompt of a set; one sentence each."""
     problems = _not_finite(prompt)
-    for key, width in (("text_states", encoder.get("dim")), ("glyph_states", encoder.get("glyph_dim"))):
-        found = prompt[key].shape[1]
-        if width is not None and found != width:
+    for key, encoder in (("text_states", "text_encoder"), ("glyph_states", "glyph_encoder")):
+        found, width = prompt[key].shape[1] if key in prompt else 0, manifest[encoder].get("dim", 0)
+        if found != width:
             problems.append(f"'{key}' has width {found}, the manifest says {width}")
     if not len(prompt["text_states"]):
         problems.append("'text_states' has no tokens, expected at least one")

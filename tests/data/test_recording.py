@@ -221,7 +221,7 @@ def test_command_line(tmp_path):
 
     done = run("--source=rooms", "--episodes=2", "--frames=9", "--size=32x24", "--output=out")
     assert done.returncode == 0, done.stderr
-    assert "python -m jworld.precompute --episodes out" in done.stdout
+    assert "python -m jworld.precompute --input out" in done.stdout
     assert len(episodes.read_manifest(tmp_path / "out")["episodes"]) == 2
     wrong = run("--source=rooms", "--size=32by24")
     assert wrong.returncode == 2

@@ -32,6 +32,7 @@ def make_record(seed: int, frames: int = 5) -> records.Record:
 
 def make_manifest(shards: list[dict], clips: list[int]) -> dict:
     return {
+        "arrays": records.make_arrays(LATENT, cameras=True, action=True, vision=(12, 12), prompt=True),
         "autoencoder": {"family": "linear", "hash": "abc", "normalised": True},
         "latent_shape": list(LATENT),
         "temporal_ratio": 4,
@@ -39,6 +40,7 @@ def make_manifest(shards: list[dict], clips: list[int]) -> dict:
         "camera_convention": "opencv_w2c",
         "image_size": [24, 16],
         "text_encoder": {"family": "hashed-words", "dim": 8},
+        "glyph_encoder": {"family": "none", "dim": 0},
         "vision_encoder": {"family": "thumbnail", "tokens": 12, "dim": 12},
         "prompts": ["", "a room"],
         "text": [{"file": "text-00000-of-00001.arrayrecord", "records": 2}],
@@ -102,6 +104,19 @@ def test_malformed_payloads(raw, message):
 def test_unknown_dtype_is_not_written():
     with pytest.raises(ValueError, match="'z' has dtype complex128"):
         records.encode_record({"z": np.zeros(2, complex)})
+
+
+def test_a_set_has_the_arrays_that_its_manifest_names(tmp_path):
+    row = make_record(0)
+    names = ("latent", "image_cond", "prompt")
+    write_set(tmp_path, [{name: row[name] for name in names}])
+    with pytest.raises(UserError, match="key 'w2c' is missing"):
+        records.RecordSource(tmp_path, "train")[0]
+    manifest = make_manifest([{"file": "train-00000-of-00001.arrayrecord", "records": 1}], [5])
+    records.write_manifest(tmp_path, manifest | {"arrays": records.make_arrays(LATENT, prompt=True)})
+    assert records.RecordSource(tmp_path, "train")[0].keys() == {*names, "index"}
+    records.write_manifest(tmp_path, manifest | {"arrays": records.make_arrays(LATENT), "prompts": [], "text": []})
+    assert records.RecordSource(tmp_path, "train")[0].keys() == {"latent", "image_cond", "index"}
 
 
 def test_source_reads_all_shards_in_order(tmp_path):
@@ -209,7 +224,12 @@ def test_manifest_refusals(tmp_path):
         ({"latent_shape": None}, "'latent_shape'"),
         ({"text": None}, "'text' is missing"),
         ({"prompts": ["", "a room", "a hall"]}, "'text' does not hold the 3 prompts"),
-        ({"prompts": [], "text": []}, "'text' does not hold the 0 prompts"),
+        ({"prompts": [], "text": []}, "'prompts' is empty"),
+        ({"prompts": [], "arrays": records.make_arrays(LATENT)}, "'text' does not hold the 0 prompts"),
+        (
+            {"arrays": {"latent": {"dtype": "BF16", "shape": ["T", 3]}}},
+            r"'arrays\.latent' has no valid dtype and shape",
+        ),
         ({"clips": {"train": [5, 5]}}, "'clips.train' does not list the 1 records"),
     ):
         path.write_text(json.dumps({"format": records.FORMAT, "version": records.VERSION, **manifest, **change}))
@@ -231,6 +251,17 @@ def test_manifest_of_another_model(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             records.check_manifest(manifest, expected, path=tmp_path)
+    for lacking, other in ((["w2c", "action"], {}), (["camera"], {"latent_shape": (9, 9, 9)})):
+        with pytest.raises(UserError, match=f"has no {', '.join(lacking)}, which the model needs: .*episodes or"):
+            records.check_manifest(
+                manifest | {"arrays": records.make_arrays(LATENT)}, {"arrays": lacking, **other}, path=tmp_path
+            )
+    records.check_manifest(manifest, {"arrays": ["w2c", "action"]}, path=tmp_path)
+    del manifest["camera_convention"]
+    with pytest.raises(UserError, match=r"'camera_convention' is None, the model expects 'opencv_w2c'"):
+        records.check_manifest(manifest, {}, path=tmp_path)
+    records.check_manifest(manifest | {"arrays": records.make_arrays(LATENT)}, {}, path=tmp_path)
+    manifest = make_manifest([], [])
     manifest["autoencoder"]["normalised"] = False
     with pytest.raises(UserError, match=r"autoencoder\.normalised"):
         records.check_manifest(manifest, {}, path=tmp_path)

@@ -13,6 +13,7 @@ from jworld.data import records, shards, text
 from jworld.errors import UserError
 
 SIZES: dict[str, Any] = {
+    "arrays": records.make_arrays((1, 2, 3), cameras=True, action=True, vision=(1, 2), prompt=True),
     "autoencoder": {"family": "linear", "normalised": True},
     "latent_shape": [1, 2, 3],
     "temporal_ratio": 4,
@@ -20,6 +21,7 @@ SIZES: dict[str, Any] = {
     "camera_convention": records.CAMERA_CONVENTION,
     "image_size": [16, 8],
     "text_encoder": {"family": "hashed-words", "dim": 4},
+    "glyph_encoder": {"family": "byt5-glyph", "dim": 5},
     "vision_encoder": {"family": "thumbnail", "tokens": 1, "dim": 2},
 }
 ITEMS = {"train": [0, 1, 2, 3, 4], "val": [5, 6]}

@@ -71,9 +71,16 @@ def test_absent_and_damaged_files_are_named(tmp_path):
 def test_prompts_without_states_are_refused(tmp_path, record):
     with records.RecordWriter(tmp_path, "text") as writer:
         writer.write(record)
-    store = text.TextStore(tmp_path, {"text": writer.shards})
+    store = text.TextStore(tmp_path, {"text": writer.shards, "glyph_encoder": {"dim": 6}})
     with pytest.raises(UserError, match="prompt 0: 'glyph_states' is missing or not bfloat16"):
         store.prompt(0)
+
+
+def test_sets_without_glyphs_have_none(tmp_path):
+    with records.RecordWriter(tmp_path, "text") as writer:
+        writer.write(text.prompt_record(np.ones((3, 6))))
+    store = text.TextStore(tmp_path, {"text": writer.shards, "glyph_encoder": {"dim": 0}})
+    assert {name: array.shape for name, array in store.prompt(0).items()} == {"text_states": (3, 6)}
 
 
 def test_hashed_words():

@@ -66,13 +66,17 @@ def write_set(directory: pathlib.Path, rows: dict[str, list[records.Record]], *,
                     writer.write(record)
             splits[split] += writer.shards
     manifest = {
+        "arrays": records.make_arrays(
+            (SIZE[1] // RATIO, SIZE[0] // RATIO, 4), cameras=True, action=True, vision=(12, 12), prompt=True
+        ),
         "autoencoder": codec.manifest_entry(),
         "latent_shape": [SIZE[1] // RATIO, SIZE[0] // RATIO, 4],
         "temporal_ratio": 4,
         "fps": 8.0,
         "camera_convention": records.CAMERA_CONVENTION,
         "image_size": list(SIZE),
-        "text_encoder": {"family": text.HASHED_WORDS_FAMILY, "dim": TEXT_DIM, "glyph_dim": GLYPH_DIM},
+        "text_encoder": {"family": text.HASHED_WORDS_FAMILY, "dim": TEXT_DIM},
+        "glyph_encoder": {"family": "byt5-glyph", "dim": GLYPH_DIM},
         "vision_encoder": {"family": images.THUMBNAIL_FAMILY, "tokens": 12, "dim": 12},
         "prompts": list(PROMPTS),
         "text": text_writer.shards,
@@ -260,7 +264,7 @@ def test_bad_prompts(good):
 def test_manifest_that_does_not_fit(good):
     manifest = records.read_manifest(good)
     rewrite(good, autoencoder=manifest["autoencoder"] | {"hash": "another"})
-    assert "'autoencoder.hash' is 'another'" in validate.validate(good).findings[0].reason
+    assert f"the autoencoder of {good} has hash" in validate.validate(good).findings[0].reason
     rewrite(good, autoencoder=manifest["autoencoder"] | {"normalised": False})
     assert "autoencoder.normalised" in validate.validate(good).findings[0].reason
     rewrite(good, autoencoder=manifest["autoencoder"], fps=0)

@@ -155,11 +155,11 @@ def test_released_weights_start_another_run_on_their_own_latents_only(folder: pa
     assert metrics.read(folder / "second")[0]["loss"] < metrics.read(folder / "run")[0]["loss"]
 
     codec = linear.LinearAutoencoder.load(released / runs.ENCODERS / records.AUTOENCODER_FILE)
-    codec.weights["group.mean"] += 0.01
-    codec.save(folder / "changed.safetensors")
+    weights = {**codec.weights, "group.mean": codec.weights["group.mean"] + np.float32(0.01)}
+    linear.LinearAutoencoder(codec.config, weights).save(folder / "changed.safetensors")
     other = folder / "other-codec"
-    sizes = ("--width=64", "--height=48", "--channels=8", f"--autoencoder={folder / 'changed.safetensors'}")
-    result = commands.run("jworld.precompute", f"--episodes={folder / 'episodes'}", f"--output={other}", *sizes)
+    codec_file = f"--autoencoder={folder / 'changed.safetensors'}"
+    result = commands.run("jworld.precompute", f"--input={folder / 'episodes'}", f"--output={other}", codec_file)
     assert result.returncode == 0, result.stderr
     extra = (f"--config.init_from={released}", f"--config.data.records={other}")
     arguments = commands.train_arguments(folder, *extra, workdir="third")

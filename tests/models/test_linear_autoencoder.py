@@ -1,6 +1,6 @@
 """The linear codec: exactness on low-rank video, causality, streaming, files and refusals."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -28,10 +28,10 @@ def codec() -> linear.LinearAutoencoder:
 
 def test_low_rank_video_is_reconstructed(codec):
     clip = low_rank_clip(100)
-    latents = codec.encode(clip)
-    assert latents.shape == codec.latent_shape(*clip.shape[:3]) == (4, 3, 4, 16)
+    latents = codec.encode(clip[None])
+    assert latents.shape[1:] == codec.latent_shape(*clip.shape[:3]) == (4, 3, 4, 16)
     assert latents.dtype == np.float32
-    decoded = codec.decode(latents)
+    decoded = np.asarray(codec.decode(latents))[0]
     assert decoded.dtype == np.float32
     error = np.mean((decoded - linear.to_float(clip)) ** 2)
     assert 10 * np.log10(4 / error) > 60
@@ -39,20 +39,23 @@ def test_low_rank_video_is_reconstructed(codec):
 
 
 def test_latents_are_causal(codec):
-    clip = low_rank_clip(100)
+    clip = low_rank_clip(100)[None]
     latents = codec.encode(clip)
     changed = clip.copy()
-    changed[5:] = 255 - changed[5:]
-    np.testing.assert_array_equal(codec.encode(changed)[:2], latents[:2])
-    assert not np.allclose(codec.encode(changed)[2:], latents[2:])
-    np.testing.assert_array_equal(codec.encode(clip[:1]), latents[:1])
+    changed[:, 5:] = 255 - changed[:, 5:]
+    np.testing.assert_allclose(codec.encode(changed)[:, :2], latents[:, :2], atol=1e-6)
+    assert not np.allclose(codec.encode(changed)[:, 2:], latents[:, 2:])
+    np.testing.assert_allclose(codec.encode(clip[:, :1]), latents[:, :1], atol=1e-6)
 
 
 def test_streaming_decode_is_whole_decode(codec):
-    latents = np.random.default_rng(1).normal(size=(4, 3, 4, 16)).astype(np.float32)
-    steps = [codec.decode_step(latents[i : i + 1], first=i == 0) for i in range(len(latents))]
-    assert [len(frames) for frames in steps] == [1, 4, 4, 4]
-    np.testing.assert_allclose(np.concatenate(steps), codec.decode(latents), atol=1e-6)
+    latents = np.random.default_rng(1).normal(size=(1, 4, 3, 4, 16)).astype(np.float32)
+    steps, cache = [], None
+    for i in range(4):
+        frames, cache = codec.decode_step(latents[:, i : i + 1], cache)
+        steps.append(frames)
+    assert [frames.shape[1] for frames in steps] == [1, 4, 4, 4]
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), codec.decode(latents), atol=1e-6)
 
 
 def test_common_scale_keeps_pixel_error():
@@ -60,7 +63,7 @@ def test_common_scale_keeps_pixel_error():
     clips = np.random.default_rng(0).normal(size=(4, 9, 3, 4, 3)).repeat(8, axis=2).repeat(8, axis=3)
     clips = (128 + 30 * clips + np.random.default_rng(1).normal(size=clips.shape)).clip(0, 255).astype(np.uint8)
     codec = linear.fit(clips, CONFIG, seed=0, patches_per_clip=10**6)
-    latents = codec.encode(clips)
+    latents = np.asarray(codec.encode(clips))
     assert latents.shape == (4, 3, 3, 4, 16)
     assert 0.99 < np.mean(latents[:, 1:] ** 2) < 1.01
     std = codec.latent_statistics()["std"]
@@ -82,19 +85,22 @@ def test_fit_is_deterministic_and_subsamples(codec):
     assert few[0] == few[1] != few[2]
 
 
-def test_jax_arrays(codec):
-    clip = low_rank_clip(100)
-    latents = codec.encode(jnp.asarray(clip))
-    assert isinstance(latents, jnp.ndarray)
-    np.testing.assert_allclose(latents, codec.encode(clip), atol=1e-4)
-    np.testing.assert_allclose(codec.decode(latents), codec.decode(np.asarray(latents)), atol=1e-5)
+def test_compiled_as_an_argument(codec):
+    """As the networks are: a change of weights needs no new program."""
+    clip = low_rank_clip(100)[None]
+    encode = jax.jit(linear.LinearAutoencoder.encode)
+    np.testing.assert_allclose(encode(codec, clip), codec.encode(clip), atol=1e-5)
+    doubled = {name: 2 * value if name.endswith("scale") else value for name, value in codec.weights.items()}
+    half = encode(linear.LinearAutoencoder(CONFIG, doubled), clip)
+    np.testing.assert_allclose(2 * half, codec.encode(clip), atol=1e-5)
 
 
 def test_constant_video_has_zero_latents():
     clip = np.full((5, 16, 16, 3), 77, np.uint8)
     codec = linear.fit([clip], CONFIG, seed=0)
-    assert np.abs(codec.encode(clip)).max() < 1e-4
-    assert linear.psnr(clip, linear.to_uint8(codec.decode(codec.encode(clip)))) == float("inf")
+    latents = codec.encode(clip[None])
+    assert np.abs(latents).max() < 1e-4
+    assert linear.psnr(clip, np.asarray(linear.to_uint8(codec.decode(latents)))[0]) == float("inf")
 
 
 def test_save_and_load(codec, tmp_path):
@@ -128,11 +134,13 @@ def test_refused_files(codec, tmp_path):
 
 def test_refused_sizes(codec):
     with pytest.raises(UserError, match=r"12 frames, expected 4k\+1"):
-        codec.encode(low_rank_clip(0, frames=12))
+        codec.encode(low_rank_clip(0, frames=12)[None])
     with pytest.raises(UserError, match="30x24"):
-        codec.encode(low_rank_clip(0)[:, :, :30])
+        codec.encode(low_rank_clip(0)[None, :, :, :30])
+    with pytest.raises(UserError, match=r"expected \[B, T, H, W, 3\]"):
+        codec.encode(low_rank_clip(0))
     with pytest.raises(UserError, match="use the autoencoder"):
-        codec.decode(np.zeros((1, 3, 4, 8), np.float32))
+        codec.decode(np.zeros((1, 1, 3, 4, 8), np.float32))
     with pytest.raises(UserError, match="spatial_ratio is 4"):
         linear.LinearConfig(channels=4, spatial_ratio=4)
     with pytest.raises(UserError, match="channels is 200"):

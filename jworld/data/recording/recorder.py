@@ -25,6 +25,24 @@ START_TRIES = 500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordingConfig:
+    """Raw episodes (`config.data.recording`).
+
+    Attributes:
+      source: simulator to record from, or "" where the user brings the data.
+      directory: folder of the raw episodes.
+      episodes, frames, image_size, seed: what is recorded; image_size is (width, height).
+    """
+
+    source: str = ""
+    directory: str = ""
+    episodes: int = 64
+    frames: int = 241
+    image_size: tuple[int, int] = (192, 144)
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """One episode to record; picklable, for a worker process."""
 

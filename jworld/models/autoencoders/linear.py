@@ -2,14 +2,14 @@
 
 The first frame is coded alone (patches of ratio x ratio pixels), every later group of `temporal_ratio` frames by a
 basis of its own (patches of temporal_ratio x ratio x ratio pixels), so T = 1 + 4k frames become F = 1 + k latent frames
-and a latent never depends on later frames. It needs no weights from elsewhere, and has the interface of the video
-autoencoders proper: encode, decode, decode_step, latent_statistics, manifest_entry, save, load.
+and a latent never depends on later frames. It needs no weights from elsewhere, and is used like the networks
+(`network.VideoAutoencoder`); it has no posterior.
 
 Normalisation: coefficients are centred by the mean patch and divided by ONE number per basis, their common standard
 deviation. The bases are orthonormal, so a squared error in the latents is the squared error in the pixels times a
 constant. Dividing every channel by its own deviation would make faint detail cost as much as the layout of the scene.
 
-Pixels are uint8, or floats in [-1, 1]. `encode` and the decoders take numpy or jax arrays and answer in kind.
+Pixels are uint8, or floats in [-1, 1].
 """
 
 import dataclasses
@@ -18,12 +18,15 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 import scipy.linalg
+from flax import nnx
 
 from jworld.errors import UserError
 
@@ -56,12 +59,30 @@ class LinearConfig:
         return (1 if first else self.temporal_ratio) * self.spatial_ratio**2 * self.image_channels
 
 
-class LinearAutoencoder:
-    """Weights, per basis ("first", "group"): basis [P, C], mean [P], scale [] and std [C] of the latents, float32."""
+class Basis(nnx.Module):
+    """basis [P, C], mean [P], scale [] and std [C] of the latents, float32."""
+
+    def __init__(self, weights: dict[str, np.ndarray]):
+        self.basis, self.mean, self.scale, self.std = (nnx.Param(jnp.asarray(weights[name])) for name in _WEIGHTS)
+
+    def project(self, patches: jax.Array) -> jax.Array:
+        """[..., P] -> [..., C]."""
+        return _matmul(patches - self.mean[...], self.basis[...] / self.scale[...])
+
+    def reconstruct(self, latents: jax.Array) -> jax.Array:
+        """[..., C] -> [..., P]."""
+        return _matmul(latents, (self.basis[...] * self.scale[...]).T) + self.mean[...]
+
+
+class LinearAutoencoder(nnx.Module):
+    """One basis for the first frame and one for the groups; `weights` are those of both, "first.basis" and so on."""
+
+    family: ClassVar[str] = FAMILY
+    first_frame_alone: ClassVar[bool] = True
+    config: LinearConfig
 
     def __init__(self, config: LinearConfig, weights: dict[str, np.ndarray]) -> None:
         self.config = config
-        self.weights = weights
         for kind in ("first", "group"):
             size = config.patch_size(first=kind == "first")
             shapes = {"basis": (size, config.channels), "mean": (size,), "scale": (), "std": (config.channels,)}
@@ -71,6 +92,19 @@ class LinearAutoencoder:
                     text = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
                     expected = f"float32 {list(shapes[name])}"
                     raise UserError(f"codec weight '{kind}.{name}': found {text}, expected {expected}: fit it again")
+        self.first, self.group = (
+            Basis({name: weights[f"{kind}.{name}"] for name in _WEIGHTS}) for kind in ("first", "group")
+        )
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """By name, as in the file."""
+        kinds = {"first": self.first, "group": self.group}
+        return {
+            f"{kind}.{name}": np.asarray(getattr(basis, name)[...])
+            for kind, basis in kinds.items()
+            for name in _WEIGHTS
+        }
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """[F, H', W', C] of a video; `UserError` where the sizes do not divide."""
@@ -83,35 +117,42 @@ class LinearAutoencoder:
             raise UserError(f"video is {width}x{height}, expected multiples of {ratio}: resize the frames")
         return 1 + (frames - 1) // step, height // ratio, width // ratio, self.config.channels
 
-    def encode(self, video: Any) -> Any:
-        """Video [..., T, H, W, 3] (uint8, or float in [-1, 1]; T = 4k+1) -> normalised latents [..., F, H', W', C]."""
-        if video.ndim < 4 or video.shape[-1] != self.config.image_channels:
-            raise UserError(
-                f"video has shape {list(video.shape)}, expected [..., T, H, W, {self.config.image_channels}]"
-            )
-        self.latent_shape(*video.shape[-4:-1])
-        xp = video.__array_namespace__()
+    def encode(self, video: jax.Array) -> jax.Array:
+        """Video [B, T, H, W, 3] (T = 4k+1) -> normalised latents [B, F, H', W', C] float32."""
+        if video.ndim != 5 or video.shape[-1] != self.config.image_channels:
+            raise UserError(f"video has shape {list(video.shape)}, expected [B, T, H, W, {self.config.image_channels}]")
+        self.latent_shape(*video.shape[1:4])
         pixels = to_float(video)
-        first = self._project(pixels[..., :1, :, :, :], first=True)
-        if video.shape[-4] == 1:
-            return first
-        return xp.concatenate([first, self._project(pixels[..., 1:, :, :, :], first=False)], axis=-4)
+        first, group = (
+            basis.project(_to_patches(part, step, self.config.spatial_ratio))
+            for basis, part, step in (
+                (self.first, pixels[:, :1], 1),
+                (self.group, pixels[:, 1:], self.config.temporal_ratio),
+            )
+        )
+        return jnp.concatenate([first, group], axis=1)
 
-    def decode(self, latents: Any) -> Any:
-        """Latents [..., F, H', W', C] -> video [..., T, H, W, 3], float32 in [-1, 1]."""
-        self._check_latents(latents)
-        xp = latents.__array_namespace__()
-        first = self._reconstruct(latents[..., :1, :, :, :], first=True)
-        if latents.shape[-4] == 1:
-            return first
-        return xp.concatenate([first, self._reconstruct(latents[..., 1:, :, :, :], first=False)], axis=-4)
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Latents [B, F, H', W', C] -> video [B, T, H, W, 3], float32 in [-1, 1]."""
+        return self.decode_step(latents, None)[0]
 
-    def decode_step(self, latents: Any, *, first: bool) -> Any:
-        """The next latents [..., f, H', W', C] of a stream -> their frames; needs no memory of earlier ones."""
-        if first:
-            return self.decode(latents)
-        self._check_latents(latents)
-        return self._reconstruct(latents, first=False)
+    def decode_step(self, latents: jax.Array, cache: tuple[()] | None) -> tuple[jax.Array, tuple[()]]:
+        """The next latents of a stream -> their frames; `cache` None starts one, and nothing has to be remembered."""
+        if latents.ndim != 5 or latents.shape[-1] != self.config.channels:
+            raise UserError(
+                f"latents have shape {list(latents.shape)}, expected [B, F, H, W, {self.config.channels}]: "
+                "use the autoencoder that encoded them"
+            )
+        latents = latents.astype(jnp.float32)
+        lead = 1 if cache is None else 0
+        first, group = (
+            _from_patches(basis.reconstruct(part), step, self.config.spatial_ratio, self.config.image_channels)
+            for basis, part, step in (
+                (self.first, latents[:, :lead], 1),
+                (self.group, latents[:, lead:], self.config.temporal_ratio),
+            )
+        )
+        return jnp.clip(jnp.concatenate([first, group], axis=1), -1.0, 1.0), ()
 
     def latent_statistics(self) -> dict[str, np.ndarray]:
         """Mean and deviation of the normalised latents over the fitted clips: [2, C], first frame and groups."""
@@ -125,9 +166,9 @@ class LinearAutoencoder:
     def hash(self) -> str:
         """SHA-256 of the config and of every weight's name, shape and bytes."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
-        for name in sorted(self.weights):
-            digest.update(f"{name}{self.weights[name].shape}".encode())
-            digest.update(np.ascontiguousarray(self.weights[name], "<f4").tobytes())
+        for name, value in sorted(self.weights.items()):
+            digest.update(f"{name}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value, "<f4").tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | pathlib.Path) -> None:
@@ -157,29 +198,6 @@ class LinearAutoencoder:
         except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"codec file {path} is not a saved linear codec ({error}): fit it again") from error
         return cls(config, weights)
-
-    def _project(self, pixels: Any, *, first: bool) -> Any:
-        kind = "first" if first else "group"
-        patches = _to_patches(pixels, 1 if first else self.config.temporal_ratio, self.config.spatial_ratio)
-        basis = self.weights[f"{kind}.basis"] / self.weights[f"{kind}.scale"]
-        return _matmul(patches - self.weights[f"{kind}.mean"], basis)
-
-    def _reconstruct(self, latents: Any, *, first: bool) -> Any:
-        kind = "first" if first else "group"
-        xp = latents.__array_namespace__()
-        basis = (self.weights[f"{kind}.basis"] * self.weights[f"{kind}.scale"]).T
-        patches = _matmul(latents.astype(np.float32), basis) + self.weights[f"{kind}.mean"]
-        pixels = _from_patches(
-            patches, 1 if first else self.config.temporal_ratio, self.config.spatial_ratio, self.config.image_channels
-        )
-        return xp.clip(pixels, -1.0, 1.0)
-
-    def _check_latents(self, latents: Any) -> None:
-        if latents.ndim < 4 or latents.shape[-1] != self.config.channels:
-            raise UserError(
-                f"latents have shape {list(latents.shape)}, expected [..., F, H, W, {self.config.channels}]: "
-                "use the autoencoder that encoded them"
-            )
 
 
 class _Moments:
@@ -263,9 +281,9 @@ def psnr(reference: np.ndarray, video: np.ndarray) -> float:
     return float("inf") if error == 0 else float(10.0 * np.log10(255.0**2 / error))
 
 
-def _matmul(rows: Any, matrix: np.ndarray) -> Any:
-    """[..., P] @ [P, Q] as one product: numpy would make one small product per leading index."""
-    return (rows.reshape(-1, matrix.shape[0]) @ matrix).reshape(*rows.shape[:-1], matrix.shape[1])
+def _matmul(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+    """In float32 on every device: the faintest detail is a thousandth of the pixels."""
+    return jnp.matmul(rows, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def _to_patches(video: Any, step: int, ratio: int) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
@@ -125,7 +126,7 @@ def fit_linear(
 
 
 def _through(codec: linear.LinearAutoencoder, video: np.ndarray) -> np.ndarray:
-    return linear.to_uint8(codec.decode(codec.encode(video)))
+    return np.asarray(linear.to_uint8(codec.decode(codec.encode(jnp.asarray(video[None])))))[0]
 
 
 def _compare(truth: np.ndarray, made: np.ndarray, spans: list[tuple[int, int]], *, title: str) -> reports.Comparison:

@@ -17,11 +17,12 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from jworld import encoders as encoders_lib
 from jworld import errors, reports
 from jworld.cameras import actions
-from jworld.data import embedded, episodes, records
-from jworld.data.encoders import Encoders
-from jworld.models.autoencoders import linear
+from jworld.data import episodes, records
+from jworld.data.recording import recorder
+from jworld.encoders import Encoders
 from jworld.systems.worldplay import rollout
 from jworld.systems.worldplay.session import Session
 
@@ -73,8 +74,7 @@ def held_out(config: ml_collections.ConfigDict, encoders: Encoders) -> tuple[lis
     recording = rollout.recording_config(config)
     if not recording.source:
         source = records.RecordSource(config.data.records, "val")
-        expected = {"autoencoder.hash": encoders.autoencoder.hash()}
-        records.check_manifest(source.manifest, expected, path=config.data.records)
+        encoders_lib.check_latents(source.manifest, encoders.autoencoder, path=config.data.records)
         return source.clips, lambda index: rollout.from_record(source, index, encoders)
     directory = recording.directory
     _require_episodes(recording)
@@ -87,7 +87,7 @@ def held_out(config: ml_collections.ConfigDict, encoders: Encoders) -> tuple[lis
     return [1 + (entry["frames"] - 1) // rollout.STRIDE for entry in entries], load
 
 
-def _require_episodes(recording: embedded.RecordingConfig) -> None:
+def _require_episodes(recording: recorder.RecordingConfig) -> None:
     if not (pathlib.Path(recording.directory) / episodes.MANIFEST).is_file():
         width, height = recording.image_size
         raise errors.UserError(
@@ -129,7 +129,7 @@ def measure(
         advance()
     frames[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
     codec = session.encoders.autoencoder
-    frames[CODEC] = linear.to_uint8(codec.decode(codec.encode(clip.frames)))
+    frames[CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
     size = session.chunk_frames
     row = {
         "psnr": {name: rollout.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
@@ -147,7 +147,7 @@ def turning_chunks(labels: np.ndarray, size: int) -> list[bool]:
 def measure_revisits(
     session: Session,
     latest_only: Session,
-    recording: embedded.RecordingConfig,
+    recording: recorder.RecordingConfig,
     *,
     count: int,
     seed: int,

@@ -10,9 +10,9 @@ import numpy as np
 from jworld import config as run_config
 from jworld import errors, reports
 from jworld.cameras import actions, poses
-from jworld.data import embedded, episodes, images, records
-from jworld.data.encoders import Encoders
+from jworld.data import episodes, records
 from jworld.data.recording import recorder
+from jworld.encoders import Encoders
 from jworld.models.autoencoders import linear
 from jworld.systems.worldplay.latents import Controls
 from jworld.systems.worldplay.session import Session
@@ -38,21 +38,21 @@ class Clip:
 
 def from_episode(episode: episodes.Episode, encoders: Encoders) -> Clip:
     """A raw episode, resized to the model's size; latent i has the camera of frame 4i."""
-    width, height = encoders.image_size
     w2c = episode.w2c[::STRIDE]
+    size = (episode.frames.shape[2], episode.frames.shape[1])
     controls = Controls(
         actions.labels_from_poses(w2c, min_translation=actions.TRAINING_MIN_TRANSLATION),
         w2c,
-        poses.intrinsics_matrices(episode.intrinsics[::STRIDE]),
+        encoders.fit.intrinsics(poses.intrinsics_matrices(episode.intrinsics[::STRIDE]), size),
     )
-    frames = images.resize(episode.frames, width=width, height=height)[: 1 + STRIDE * (len(w2c) - 1)]
+    frames = np.stack([encoders.fit.frame(frame) for frame in episode.frames[: 1 + STRIDE * (len(w2c) - 1)]])
     return Clip(name=episode.name, frames=frames, prompt=episode.caption, controls=controls)
 
 
 def from_record(source: records.RecordSource, index: int, encoders: Encoders) -> Clip:
     """A training record: its decoded latents are the truth, its labels and cameras the controls."""
     record = source[index]
-    frames = linear.to_uint8(encoders.autoencoder.decode(record["latent"].astype(np.float32)))
+    frames = encoders.autoencoder.decode(record["latent"].astype(np.float32)[None])[0]
     return Clip(
         name=source.episodes[index],
         frames=frames,
@@ -154,11 +154,11 @@ def parse_script(script: str, *, chunk_frames: int) -> list[str]:
     return steps
 
 
-def recording_config(config: ml_collections.ConfigDict) -> embedded.RecordingConfig:
-    return run_config.section(embedded.RecordingConfig, config.data.recording, "data.recording")
+def recording_config(config: ml_collections.ConfigDict) -> recorder.RecordingConfig:
+    return run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
 
 
-def scripted_clip(recording: embedded.RecordingConfig, encoders: Encoders, script: Sequence[str], *, seed: int) -> Clip:
+def scripted_clip(recording: recorder.RecordingConfig, encoders: Encoders, script: Sequence[str], *, seed: int) -> Clip:
     """The truth of a script on a held-out map of the source that the run was recorded from."""
     width, height = recording.image_size
     episode = recorder.record_scripted(recording.source, seed=seed, actions=list(script), width=width, height=height)

@@ -1,13 +1,14 @@
 """A rollout in pixels: what `generate` and interactive front ends drive."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jworld.cameras import pose_strings
 from jworld.data import worldplay
-from jworld.data.encoders import Encoders
-from jworld.models.autoencoders import linear
+from jworld.encoders import Encoders
 from jworld.models.hunyuan.text import TextInputs
 from jworld.systems.worldplay.latents import Controls, LatentSession
 
@@ -20,11 +21,11 @@ class Session:
         latents: LatentSession,
         encoders: Encoders,
         *,
-        text_tokens: int,
+        clip: worldplay.ClipConfig,
         units: pose_strings.Units = pose_strings.PUBLISHED,
     ):
-        """`units` say what a held key does."""
-        self.latents, self.encoders, self.text_tokens, self.units = latents, encoders, text_tokens, units
+        """`clip` has the limits of the text side, `units` say what a held key does."""
+        self.latents, self.encoders, self.clip, self.units = latents, encoders, clip, units
 
     @property
     def chunk_frames(self) -> int:
@@ -34,16 +35,14 @@ class Session:
     def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0) -> None:
         """Start from an image uint8 [H, W, 3] of any size; of another shape than the model's, its middle is taken."""
         image_latent, vision = self.encoders.image(centre_crop(first_frame, *self.encoders.image_size))
+        assert vision is not None
         prompts = [prompt] if self.latents.sample.guidance == 1 else ["", prompt]
-        rows = [
-            worldplay.padded(self.encoders.prompt(text)[: self.text_tokens], self.text_tokens, "text_tokens")
-            for text in prompts
-        ]
-        states, mask = (np.stack(part) for part in zip(*rows, strict=True))
-        vision = np.broadcast_to(vision, (len(states), *vision.shape))
-        glyph, glyph_mask = self._no_glyphs(len(states))
-        inputs = TextInputs(jnp.asarray(states), jnp.asarray(mask), jnp.asarray(vision), glyph, glyph_mask)
-        self.latents.reset(image_latent, inputs, seed=seed)
+        rows = [self.encoders.prompt(text) for text in prompts]
+        states, mask = self._padded(rows, "text")
+        glyph, glyph_mask = self._padded(rows, "glyph") if self.clip.glyph_tokens else (None, None)
+        vision = np.broadcast_to(vision, (len(rows), *vision.shape))
+        self.latents.reset(image_latent, TextInputs(states, mask, jnp.asarray(vision), glyph, glyph_mask), seed=seed)
+        self._decoder = self.encoders.autoencoder.stream()
 
     def step(self, action: Controls | str) -> np.ndarray:
         """One chunk -> frames uint8 [T, H, W, 3]: 1 + 4 (f - 1) in the first chunk, 4 f afterwards.
@@ -51,19 +50,20 @@ class Session:
         `action` is where the camera is in each latent, or the keys held meanwhile: "w", "w+right", "none".
         """
         controls = self._held(action) if isinstance(action, str) else action
-        first = self.latents.num_frames == 0
-        return linear.to_uint8(self.encoders.autoencoder.decode_step(self.latents.step(controls), first=first))
+        return self._decoder.step(self.latents.step(controls))
 
     def _held(self, keys: str) -> Controls:
         after = self.latents.last_w2c if self.latents.num_frames else None
         path = pose_strings.held(keys, self.chunk_frames, self.units, after=after)
         return Controls(path.action, path.w2c, path.intrinsics)
 
-    def _no_glyphs(self, rows: int) -> tuple[jax.Array | None, jax.Array | None]:
-        dim = self.latents.model.cfg.glyph_dim
-        if dim is None:
-            return None, None
-        return jnp.zeros((rows, 1, dim)), jnp.zeros((rows, 1), bool)
+    def _padded(self, rows: Sequence[Mapping[str, np.ndarray]], kind: str) -> tuple[jax.Array, jax.Array]:
+        """States [B, S, D] and mask [B, S] of encoded prompts; what is beyond the limit is left out."""
+        limit = f"{kind}_tokens"
+        tokens = getattr(self.clip, limit)
+        padded = [worldplay.padded(row[f"{kind}_states"][:tokens], tokens, limit) for row in rows]
+        states, mask = (jnp.asarray(np.stack(part)) for part in zip(*padded, strict=True))
+        return states, mask
 
 
 def centre_crop(frame: np.ndarray, width: int, height: int) -> np.ndarray:

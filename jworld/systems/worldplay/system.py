@@ -11,10 +11,10 @@ import rich.console
 from flax import nnx
 
 from jworld import config as run_config
-from jworld import errors, reports
+from jworld import errors, latent_records, reports
 from jworld.cameras import memory, pose_strings, trajectories
-from jworld.data import encoders as data_encoders
-from jworld.data import records, text, training_data, worldplay
+from jworld.data import records, text, worldplay
+from jworld.encoders import Encoders
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.systems.worldplay import evaluation, objective, rollout
@@ -54,7 +54,7 @@ class WorldPlay:
         )
         rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
-        self.data = training_data.LatentRecords(
+        self.data = latent_records.LatentRecords(
             config,
             expected=self.manifest_expectations(),
             spec=self.batch_spec(config.global_batch),
@@ -129,10 +129,12 @@ class WorldPlay:
         """What the manifest of a data set must say for this model: dotted key -> value."""
         clip, model = self.clip, self.model_config
         return {
+            "arrays": ("latent", "image_cond", "w2c", "intrinsics", "action", "vision_states", "prompt"),
             "latent_shape": [*clip.latent_size, model.channels],
             "text_encoder.dim": model.text_dim,
             "vision_encoder.tokens": clip.vision_tokens,
             "vision_encoder.dim": model.vision_dim,
+            **({} if model.glyph_dim is None else {"glyph_encoder.dim": model.glyph_dim}),
         }
 
     def transform(self, text_store: text.TextStore, global_batch: int) -> worldplay.SampleWindow:
@@ -179,15 +181,15 @@ class WorldPlay:
                     f"choose a divisor of {size}"
                 )
 
-    def session(self, model: HunyuanTransformer, encoders: data_encoders.Encoders, *, retrieve: bool = True) -> Session:
+    def session(self, model: HunyuanTransformer, encoders: Encoders, *, retrieve: bool = True) -> Session:
         """A rollout, chunk by chunk; `retrieve=False` turns memory retrieval off."""
         latents = SESSIONS[self.sample.mode](
             model, sample=self.sample, memory_config=self.memory, points=self.points(), retrieve=retrieve
         )
-        return Session(latents, encoders, text_tokens=self.clip.text_tokens, units=self.units)
+        return Session(latents, encoders, clip=self.clip, units=self.units)
 
     def sample_rollout(
-        self, model: HunyuanTransformer, encoders: data_encoders.Encoders, config: ml_collections.ConfigDict
+        self, model: HunyuanTransformer, encoders: Encoders, config: ml_collections.ConfigDict
     ) -> reports.Comparison:
         """The rollout of `config.sample` beside its truth."""
         return rollout.sample(self.session(model, encoders), config)
@@ -195,7 +197,7 @@ class WorldPlay:
     def evaluate(
         self,
         model: HunyuanTransformer,
-        encoders: data_encoders.Encoders,
+        encoders: Encoders,
         config: ml_collections.ConfigDict,
         options: reports.Options,
         console: rich.console.Console,

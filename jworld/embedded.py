@@ -6,27 +6,12 @@ import pathlib
 import rich.console
 
 from jworld import precompute
-from jworld.data import episodes, records
+from jworld.data import episodes, records, text
 from jworld.data.recording import recorder
+from jworld.encoders import Given
 from jworld.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RecordingConfig:
-    """Raw episodes (`config.data.recording`).
-
-    Attributes:
-      source: simulator to record from, or "" where the user brings the records.
-      directory: folder of the raw episodes.
-      episodes, frames, image_size, seed: what is recorded; image_size is (width, height).
-    """
-
-    source: str = ""
-    directory: str = ""
-    episodes: int = 64
-    frames: int = 241
-    image_size: tuple[int, int] = (192, 144)
-    seed: int = 0
+from jworld.models.autoencoders import linear
+from jworld.precomputing.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +29,9 @@ class EncodingConfig:
     autoencoder: str = ""
 
 
-def ensure(output: str, recording: RecordingConfig, encoding: EncodingConfig, *, channels: int, text_dim: int) -> None:
+def ensure(
+    output: str, recording: recorder.RecordingConfig, encoding: EncodingConfig, *, channels: int, text_dim: int
+) -> None:
     """Make the records in `output` unless they exist.
 
     Raises:
@@ -70,17 +57,14 @@ def ensure(output: str, recording: RecordingConfig, encoding: EncodingConfig, *,
         )
         console.print(f"recorded {recording.episodes} episodes in {recording.directory}", highlight=False)
     width, height = encoding.image_size
-    summary = precompute.precompute(
-        recording.directory,
-        output,
+    settings = Settings(
+        input=pathlib.Path(recording.directory),
         width=width,
         height=height,
-        spatial_ratio=encoding.spatial_ratio,
-        channels=channels,
-        text_dim=text_dim,
-        autoencoder=encoding.autoencoder or None,
-        console=console,
+        given=Given(autoencoder=encoding.autoencoder or None, text_encoder=f"{text.HASHED_WORDS_FAMILY}:{text_dim}"),
+        codec=linear.LinearConfig(channels=channels, spatial_ratio=encoding.spatial_ratio),
     )
-    console.print(
-        f"encoded them in {output}; reconstruction of the held-out episodes {summary.psnr:.1f} dB", highlight=False
-    )
+    summary = precompute.precompute(settings, output, shard=(0, 1), console=console)
+    assert summary is not None
+    psnr = summary.manifest["reconstruction_psnr"]
+    console.print(f"encoded them in {output}; reconstruction of the held-out episodes {psnr:.1f} dB", highlight=False)

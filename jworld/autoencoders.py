@@ -1,0 +1,187 @@
+"""Video autoencoders as compiled programs that take and give arrays of numpy, whichever family they are of."""
+
+import functools
+import pathlib
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jworld.data import records
+from jworld.models.autoencoders import files, linear
+from jworld.models.autoencoders.network import VideoAutoencoder
+from jworld.parallel import axes
+from jworld.parallel import mesh as mesh_lib
+
+
+class Network(Protocol):
+    """What the linear codec and the networks have in common; see `network.VideoAutoencoder`."""
+
+    family: ClassVar[str]
+    #: The latent of the first frame is the same whatever follows it.
+    first_frame_alone: ClassVar[bool]
+    config: Any
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]: ...
+
+    def encode(self, video: jax.Array) -> jax.Array: ...
+
+    def decode(self, latents: jax.Array) -> jax.Array: ...
+
+    def decode_step(self, latents: jax.Array, cache: Any) -> tuple[jax.Array, Any]: ...
+
+    def manifest_entry(self) -> dict[str, Any]: ...
+
+    def hash(self) -> str: ...
+
+
+class Latents(NamedTuple):
+    """Videos as latents, normalised, float32.
+
+    Attributes:
+      latent: [B, F, H', W', C], the posterior's mean.
+      image_cond: [B, 1, H', W', C], the first frame encoded alone.
+      logvar: [B, F, H', W', C], log variance of the normalised latents, where it was asked for.
+    """
+
+    latent: np.ndarray
+    image_cond: np.ndarray
+    logvar: np.ndarray | None
+
+
+class Autoencoder:
+    """An autoencoder whose programs are compiled once per shape.
+
+    Its batches are spread over the mesh, one local device by default, where they divide.
+
+    Attributes:
+      network: linear codec or network, its weights on every device of the mesh.
+      source: the file or folder that it came from.
+    """
+
+    def __init__(self, network: Network, *, mesh: jax.sharding.Mesh | None = None, source: str | None = None):
+        self.source = source
+        self._mesh = mesh_lib.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+        graphdef, state = nnx.split(network)
+        self.network: Any = nnx.merge(graphdef, jax.device_put(state, axes.sharding(self._mesh, ())))
+
+    @property
+    def family(self) -> str:
+        return self.network.family
+
+    @property
+    def spatial_ratio(self) -> int:
+        """Pixels per latent, in height and in width."""
+        return self.network.config.spatial_ratio
+
+    @property
+    def temporal_ratio(self) -> int:
+        """Frames per latent after the first."""
+        return self.network.config.temporal_ratio
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether its latents have a variance."""
+        return isinstance(self.network, VideoAutoencoder)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        return self.network.hash()
+
+    def manifest_entry(self) -> dict[str, Any]:
+        """What a data set's manifest says of its autoencoder; `source` where it is no file of the data set's own."""
+        own = self.source is None or self.family == linear.FAMILY
+        return self.network.manifest_entry() | ({} if own else {"source": self.source})
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """[F, H', W', C] of a video; `UserError` where its sizes do not fit."""
+        return self.network.latent_shape(frames, height, width)
+
+    def encode_clips(self, video: np.ndarray, *, posterior: bool = False) -> Latents:
+        """Video uint8 [B, T, H, W, 3] -> all that a record holds of it."""
+        with jax.set_mesh(self._mesh):
+            latents = _encode_clips(self.network, self._placed(video), posterior=posterior)
+        return jax.device_get(latents)
+
+    def encode(self, video: np.ndarray) -> np.ndarray:
+        """Video uint8 [B, T, H, W, 3] -> normalised latents [B, F, H', W', C] float32."""
+        return self.encode_clips(video).latent
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Normalised latents [B, F, H', W', C] -> video uint8 [B, T, H, W, 3]."""
+        with jax.set_mesh(self._mesh):
+            return np.asarray(_decode(self.network, self._placed(latents)))
+
+    def stream(self) -> "Stream":
+        """A video that is decoded as its latents come."""
+        return Stream(self)
+
+    def decode_step(self, latents: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
+        """The next latents [B, f, H', W', C] -> their frames uint8 [B, t, H, W, 3]; `cache` None starts a video."""
+        with jax.set_mesh(self._mesh):
+            video, cache = _decode_step(self.network, self._placed(latents), cache)
+        return np.asarray(video), cache
+
+    def _placed(self, batch: np.ndarray) -> jax.Array:
+        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        names = ("batch",) if len(batch) % shards == 0 else ()
+        return jax.device_put(batch, axes.sharding(self._mesh, names))
+
+
+class Stream:
+    """One video; what its decoder must remember stays on the devices."""
+
+    def __init__(self, autoencoder: Autoencoder):
+        self._autoencoder = autoencoder
+        self._cache: Any = None
+
+    def step(self, latents: np.ndarray) -> np.ndarray:
+        """The next latents [f, H', W', C] -> their frames uint8 [t, H, W, 3]."""
+        video, self._cache = self._autoencoder.decode_step(latents[None], self._cache)
+        return video[0]
+
+
+@functools.partial(jax.jit, static_argnames="posterior")
+def _encode_clips(network: Any, video: jax.Array, *, posterior: bool) -> Latents:
+    logvar = None
+    if posterior:
+        normalisation = network.config.normalisation
+        found = network.posterior(video)
+        latent = normalisation.apply(found.mean)
+        # The bounds are those within which samples are drawn; scaled latents have a scaled deviation.
+        logvar = jnp.clip(found.logvar, -30.0, 20.0) + 2 * jnp.log(jnp.abs(jnp.array(normalisation.scale)))
+    else:
+        latent = network.encode(video)
+    image = latent[:, :1] if network.first_frame_alone else network.encode(video[:, :1])
+    return Latents(latent, image, logvar)  # type: ignore[arg-type]
+
+
+@jax.jit
+def _decode(network: Any, latents: jax.Array) -> jax.Array:
+    return linear.to_uint8(network.decode(latents))
+
+
+@jax.jit
+def _decode_step(network: Any, latents: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    video, cache = network.decode_step(latents, cache)
+    return linear.to_uint8(video), cache
+
+
+def load(path: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> Autoencoder:
+    """Open an autoencoder's file (see `models.autoencoders.files`), or the one in a folder.
+
+    Args:
+      path: file, or folder with autoencoder.safetensors.
+      mesh: where the weights go, all of them to each device; one local device by default.
+      dtype: of a network's activations, instead of what its file says.
+
+    Raises:
+      UserError: the file is absent or damaged, or is no autoencoder.
+    """
+    path = pathlib.Path(path).expanduser().absolute()
+    if path.is_dir():
+        path = path / records.AUTOENCODER_FILE
+    network = files.load(path, **({} if dtype is None else {"dtype": jnp.dtype(dtype)}))
+    return Autoencoder(network, mesh=mesh, source=str(path))

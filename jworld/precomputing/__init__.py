@@ -1,0 +1,1 @@
+"""From folders of videos to training records: the parts of `python -m jworld.precompute`."""
