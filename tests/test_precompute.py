@@ -314,6 +314,20 @@ def test_the_parts_of_two_processes_are_the_whole(tmp_path, codec):
     assert not (tmp_path / "more").exists()
 
 
+def test_two_processes_at_once(tmp_path, codec):
+    folder = write_videos(tmp_path / "in", "videos", "abcde")
+    argv = [f"--input={folder}", "--format=videos", f"--autoencoder={codec}", "--fps=5", "--frames=9", "--val-share=0"]
+    argv += ["--width=32", "--height=24", "--items-per-shard=1"]
+    parts = [
+        commands.start("jworld.precompute", *argv, f"--output={tmp_path / 'parts'}", f"--shard={i}/2") for i in range(2)
+    ]
+    printed = [part.communicate()[0] for part in parts]
+    assert [part.returncode for part in parts] == [0, 0], printed
+    assert any("5 train, 0 val clips" in text for text in printed), printed
+    precompute.main([*argv, f"--output={tmp_path / 'whole'}"])
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
