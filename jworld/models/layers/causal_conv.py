@@ -1,5 +1,7 @@
 """Convolutions over video, channels last; over time they look back only and carry their last frames as a cache."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -44,14 +46,41 @@ class _Convolution(nnx.Module):
         if self.border == "edge" and any(self.padding):
             x = jnp.pad(x, [(0, 0), (0, 0), *padding, (0, 0)], mode="edge")
             padding = [(0, 0), (0, 0)]
-        if kernel.ndim == 5:
-            layout = ("NDHWC", "DHWIO", "NDHWC")
-            y = jax.lax.conv_general_dilated(x, kernel, self.strides, [(0, 0), *padding], dimension_numbers=layout)
-            return y + bias
-        layout = ("NHWC", "HWIO", "NHWC")
-        frames = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-        y = jax.lax.conv_general_dilated(frames, kernel, self.strides, padding, dimension_numbers=layout)
-        return y.reshape(*x.shape[:2], *y.shape[1:]) + bias
+        if kernel.ndim == 4:
+            y = _by_frame(x, kernel, self.strides, padding)
+        elif x.shape[2] * x.shape[3] < kernel.shape[3] // 2:
+            y = _by_video(x, kernel, self.strides, padding)
+        else:
+            one, other = (functools.partial(f, strides=self.strides, padding=padding) for f in (_by_tap, _by_video))
+            y = jax.lax.platform_dependent(x, kernel, cpu=one, default=other)
+        return y + bias
+
+
+def _by_video(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> jax.Array:
+    layout = ("NDHWC", "DHWIO", "NDHWC")
+    return jax.lax.conv_general_dilated(x, kernel, strides, [(0, 0), *padding], dimension_numbers=layout)
+
+
+def _by_frame(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> jax.Array:
+    frames = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(frames, kernel, strides, padding, dimension_numbers=layout)
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def _by_tap(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> jax.Array:
+    """The same as `_by_video`, as one convolution of frames for each frame of the kernel.
+
+    For CPUs, where XLA (JAX 0.10) convolves frames 1.5 to 3 times as fast as video, in gradients 2 to 6 times. Not so
+    where there are few pixels to use each weight for, nor for convolutions without padding: those get a row too much.
+    """
+    last, (stride, *strides) = x.shape[1] - len(kernel), strides
+    bare = kernel.shape[1] > 1 and padding == [(0, 0), (0, 0)]
+    if bare:
+        padding = [(0, strides[0]), (0, 0)]
+    parts = [_by_frame(x[:, i : i + last + 1 : stride], tap, strides, padding) for i, tap in enumerate(kernel)]
+    y = functools.reduce(jnp.add, parts)
+    return y[:, :, :-1] if bare else y
 
 
 class Conv(_Convolution):
