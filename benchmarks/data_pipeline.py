@@ -43,6 +43,7 @@ READERS, CACHES = ("threads", "processes", "pt", "parquet"), ("warm", "cold")
 NEEDS = {"pt": "torch", "parquet": "pyarrow"}
 #: Batches before the clock starts, or half of all.
 SETTLE = 8
+DROP_TRIES = 10
 
 Passes = dict[tuple[str, int, str], list[dict[str, Any]]]
 
@@ -84,18 +85,24 @@ def run_alone(setup: data_readers.Setup, reader: str, workers: int) -> dict[str,
 
 def drop_cache(directory: pathlib.Path) -> bool:
     """Ask the system to forget the files; -> whether it did."""
-    kept = False
-    for path in directory.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
+    forgotten = [forget(path) for path in directory.iterdir()]
+    return all(forgotten)
+
+
+def forget(path: pathlib.Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        for _ in range(DROP_TRIES):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.preadv(descriptor, [bytearray(1)], path.stat().st_size // 2, os.RWF_NOWAIT)
-            kept = True
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(descriptor)
-    return not kept
+            try:
+                os.preadv(descriptor, [bytearray(1)], path.stat().st_size // 2, os.RWF_NOWAIT)
+            except BlockingIOError:
+                return True
+            time.sleep(0.1)  # pages that another process is busy with stay
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def warm_cache(directory: pathlib.Path) -> None:

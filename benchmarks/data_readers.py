@@ -86,13 +86,17 @@ def manifest(
     frames, height, width, channels = arguments.latent
     tokens, dim = arguments.vision
     return {
+        "arrays": records.make_arrays(
+            (height, width, channels), cameras=True, action=True, vision=(tokens, dim), prompt=True
+        ),
         "autoencoder": {"family": "random", "normalised": True},
         "latent_shape": [height, width, channels],
         "temporal_ratio": 4,
         "fps": 24,
         "camera_convention": records.CAMERA_CONVENTION,
         "image_size": [16 * width, 16 * height],
-        "text_encoder": {"family": "random", "dim": arguments.text_dim, "glyph_dim": arguments.glyph_dim},
+        "text_encoder": {"family": "random", "dim": arguments.text_dim},
+        "glyph_encoder": {"family": "random", "dim": arguments.glyph_dim},
         "vision_encoder": {"family": "random", "tokens": tokens, "dim": dim},
         "prompts": [str(i) for i in range(sum(shard["records"] for shard in text_shards))],
         "text": text_shards,

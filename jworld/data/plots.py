@@ -12,7 +12,7 @@ import matplotlib.collections
 import matplotlib.figure
 import numpy as np
 
-from jworld import encoders
+from jworld import autoencoders, encoders
 from jworld.cameras import poses
 from jworld.data import records
 from jworld.data.statistics import Statistics
@@ -49,8 +49,7 @@ def draw(
         for title, record in (list(shown.items())[i] for i in chosen):
             caption = manifest["prompts"][int(record["prompt"])] if "prompt" in record else ""
             caption = textwrap.shorten(caption, 120, placeholder=" ...")
-            video = autoencoder.decode(record["latent"].astype(np.float32)[None])[0]
-            videos[f"{title}: {caption}" if caption else title] = video
+            videos[f"{title}: {caption}" if caption else title] = decode_some(autoencoder, record["latent"])
         figures[THUMBNAILS] = draw_thumbnails(videos)
     return figures
 
@@ -153,18 +152,31 @@ def draw_latents(mean: np.ndarray, std: np.ndarray) -> matplotlib.figure.Figure:
     return figure
 
 
-def draw_thumbnails(videos: Mapping[str, np.ndarray]) -> matplotlib.figure.Figure:
-    """Some frames of each decoded video uint8 [T, H, W, 3], one row below the other."""
-    height, width = next(iter(videos.values())).shape[1:3]
+def decode_some(autoencoder: autoencoders.Autoencoder, latents: np.ndarray) -> dict[int, np.ndarray]:
+    """Some frames uint8 [H, W, 3] of a clip [F, H', W', C], by their number; decoded as a stream, which needs little
+    memory however long the clip is."""
+    stream, frames, end = autoencoder.stream(), {}, 0
+    shown = set(np.linspace(0, len(latents) - 1, min(FRAMES, len(latents))).round().astype(int).tolist())
+    for i in range(len(latents)):
+        video = stream.step(latents[i : i + 1].astype(np.float32))
+        end += len(video)
+        if i in shown:
+            frames[end - 1] = video[-1]
+    return frames
+
+
+def draw_thumbnails(videos: Mapping[str, Mapping[int, np.ndarray]]) -> matplotlib.figure.Figure:
+    """Frames of clips uint8 [H, W, 3] by their number, one clip below the other."""
+    height, width = next(iter(next(iter(videos.values())).values())).shape[:2]
     size = (2 * FRAMES, (2 * height / width + 0.5) * len(videos))
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-    for strip, (title, video) in zip(
-        figure.subfigures(len(videos), 1, squeeze=False)[:, 0], videos.items(), strict=True
-    ):
+    strips = figure.subfigures(len(videos), 1, squeeze=False)[:, 0]
+    for strip, (title, frames) in zip(strips, videos.items(), strict=True):
         strip.suptitle(title, fontsize=9, x=0.01, ha="left")
-        shown = np.linspace(0, len(video) - 1, FRAMES).round().astype(int)
-        for panel, frame in zip(strip.subplots(1, FRAMES), shown, strict=True):
-            panel.imshow(video[frame], interpolation="nearest")
-            panel.set_title(f"frame {frame}", fontsize=8, pad=2)
+        panels = strip.subplots(1, FRAMES)
+        for panel in panels:
             panel.set_axis_off()
+        for panel, (number, frame) in zip(panels, frames.items(), strict=False):
+            panel.imshow(frame, interpolation="nearest")
+            panel.set_title(f"frame {number}", fontsize=8, pad=2)
     return figure

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from jworld import autoencoders
 from jworld.cameras import actions
 from jworld.data import images, plots, records, statistics, text, validate
 from jworld.errors import UserError
@@ -327,3 +328,15 @@ def test_cameras_are_drawn_from_above():
     np.testing.assert_allclose(segments[-1][1], [0, 0.8], atol=1e-6)
     # Not zoomed into nothing.
     assert np.ptp(panels["a rest"].get_xlim()) > 0.1
+
+
+def test_thumbnails_are_frames_of_the_clip():
+    codec = make_codec()
+    video = np.random.default_rng(1).integers(0, 256, (1, 33, SIZE[1], SIZE[0], 3)).astype(np.uint8)
+    opened = autoencoders.Autoencoder(codec)
+    latents = opened.encode(video)
+    frames = plots.decode_some(opened, latents[0])
+    assert list(frames) == [0, 8, 12, 20, 24, 32]
+    whole = opened.decode(latents)[0]
+    for number, frame in frames.items():
+        np.testing.assert_allclose(frame.astype(int), whole[number].astype(int), atol=1)
