@@ -148,6 +148,11 @@ def _parser() -> argparse.ArgumentParser:
         },
     )
     add("--text-embeddings", metavar="FILE", help="safetensors file with the encoded captions, for a text encoder")
+    add(
+        "--autoencoder-dtype",
+        choices=("float32", "bfloat16"),
+        help="what an autoencoder computes in (default: what its file says)",
+    )
     add("--keep-posterior", action="store_true", help="keep the log variance of latents, for training that draws them")
     add(
         "--spatial-ratio",
@@ -181,7 +186,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         given = _with_embeddings(given, arguments.text_embeddings)
     names = (
         *("input", "format", "allow_missing_captions", "frames_fps", "width", "height", "fit", "resampling", "fps"),
-        *("frames", "stride", "remainder", "repeat_frames", "seed", "keep_posterior", "val_share", "items_per_shard"),
+        *("frames", "stride", "remainder", "repeat_frames", "val_share", "items_per_shard"),
+        *("autoencoder_dtype", "keep_posterior", "seed"),
     )
     return Settings(
         root=None if arguments.root is None else pathlib.Path(arguments.root),

@@ -241,10 +241,11 @@ def test_clips_of_one_video_and_encoders_that_are_left_out(tmp_path, codec):
 
 def test_a_network_and_its_posterior(tmp_path, codec):
     folder = tiny_autoencoders.save(tmp_path / "wan", "wan")
-    small: dict[str, Any] = {"width": 16, "height": 12, "keep_posterior": True}
+    small: dict[str, Any] = {"width": 16, "height": 12, "keep_posterior": True, "autoencoder_dtype": "float32"}
     given = Given(autoencoder=str(folder))
     settings = video_settings(write_videos(tmp_path / "in", "videos"), codec, given=given, **small)
     summary = precompute.precompute(settings, tmp_path / "set")
+    assert summary.manifest["autoencoder"]["dtype"] == "float32"
     assert summary.manifest["autoencoder"]["source"] == str(folder / "autoencoder.safetensors")
     assert not (tmp_path / "set" / records.AUTOENCODER_FILE).exists()
     network = tiny_autoencoders.make("wan")

@@ -109,7 +109,7 @@ class Maker:
         every = slice(None, None, self.autoencoder.temporal_ratio)
         latent = latents.latent[i].astype(ml_dtypes.bfloat16)
         if not np.isfinite(latent).all():
-            raise UserError(f"latents of {clip.name} are not finite: run the autoencoder in float32")
+            raise UserError(f"latents of {clip.name} are not finite: give --autoencoder-dtype float32")
         record = {"latent": latent, "image_cond": latents.image_cond[i].astype(ml_dtypes.bfloat16)}
         if latents.logvar is not None:
             record["logvar"] = latents.logvar[i].astype(np.float16)

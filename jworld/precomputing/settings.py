@@ -28,6 +28,7 @@ class Settings:
       width, height: of the images; fit, resampling: how frames get there.
       fps, frames, stride, remainder, repeat_frames: see `clips.CutConfig`.
       given: the encoders.
+      autoencoder_dtype: of a network's activations; its file says one.
       codec: what is fitted where no autoencoder is given.
       seed: chooses the patches that the codec is fitted on.
       keep_posterior: keep log variances, so that training can draw latents.
@@ -50,6 +51,7 @@ class Settings:
     remainder: str = "drop"
     repeat_frames: bool = False
     given: Given = dataclasses.field(default_factory=Given)
+    autoencoder_dtype: str | None = None
     codec: linear.LinearConfig = CODEC
     seed: int = 0
     keep_posterior: bool = False

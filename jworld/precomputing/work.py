@@ -44,7 +44,9 @@ class Work:
         self._codec: Autoencoder | None = None
         family, ratios = linear.FAMILY, settings.codec
         if settings.given.autoencoder is not None:
-            self._codec = autoencoders.load(settings.given.autoencoder, mesh=self._mesh)
+            self._codec = autoencoders.load(
+                settings.given.autoencoder, mesh=self._mesh, dtype=settings.autoencoder_dtype
+            )
             family, ratios = self._codec.family, self._codec.network.config
             if settings.keep_posterior and not self._codec.has_posterior:
                 raise UserError(f"{settings.given.autoencoder} has no posterior: leave --keep-posterior out")
@@ -72,7 +74,7 @@ class Work:
         listed = json.dumps([[item.name, item.split, item.caption, item.first_frame] for item in self._items])
         codec: dict[str, Any] = {"fit": dataclasses.asdict(settings.codec), "seed": settings.seed}
         if self._codec is not None:
-            codec = {"family": self._codec.family, "hash": self._codec.hash}
+            codec = {"family": self._codec.family, "hash": self._codec.hash, "dtype": settings.autoencoder_dtype}
         return {
             "command": COMMAND,
             "format": settings.format,

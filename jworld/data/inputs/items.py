@@ -114,19 +114,7 @@ def with_splits(items: Iterable[Item], val_share: float) -> list[Item]:
     ]
 
 
-def shard(items: Iterable[Item], index: int, count: int) -> list[Item]:
-    """The items of shard `index` of `count`, in their order.
-
-    An item's shard depends on its name and `count` alone: shards are disjoint and together complete, and adding a video
-    moves no other one.
-    """
-    if count < 1 or not 0 <= index < count:
-        raise UserError(f"shard is {index}/{count}, expected i/n with 0 <= i < n, such as 0/4")
-    return [item for item in items if _hash(item.name) % count == index]
-
-
 def _hash(name: str) -> int:
-    # Splits go by the high digits and shards by the low ones, so every shard gets its share of validation items.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 

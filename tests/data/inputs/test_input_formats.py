@@ -229,22 +229,6 @@ def test_splits_by_name():
         items.with_splits([], 5)
 
 
-def test_shards_are_disjoint_complete_and_stable():
-    everything = items.with_splits(make_items(1000), 0.1)
-    shards = [items.shard(everything, index, 4) for index in range(4)]
-    names = [item.name for part in shards for item in part]
-    assert sorted(names) == sorted(item.name for item in everything)
-    assert all(190 < len(part) < 310 for part in shards)
-    assert all(any(item.split == "val" for item in part) for part in shards)
-    assert [item.name for item in shards[2]] == [i.name for i in everything if i in shards[2]]
-    grown = items.shard(make_items(1100), 2, 4)
-    assert [item.name for item in grown][: len(shards[2])] == [item.name for item in shards[2]]
-    assert items.shard(everything, 0, 1) == everything
-    for index, count in ((4, 4), (-1, 4), (0, 0)):
-        with pytest.raises(UserError, match=f"shard is {index}/{count}, expected i/n"):
-            items.shard(everything, index, count)
-
-
 def test_a_bad_item_does_not_stop_the_others(tmp_path):
     for name in ("a", "broken", "short", "z"):
         tiny_videos.write(tmp_path / f"{name}.mp4", tiny_videos.numbered(4 if name == "short" else 18))
