@@ -95,7 +95,7 @@ def evaluate(
     methods = {MODEL: reconstructor(model)}
     codec = fit_linear(model, files, seed=options.seed, console=console)
     if codec is not None:
-        methods[LINEAR] = functools.partial(_through, codec)
+        methods[LINEAR] = functools.partial(through, codec)
     rows: list[dict[str, Any]] = []
     shown: list[reports.Comparison] = []
     shown_at = np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen))).astype(int)
@@ -125,7 +125,8 @@ def fit_linear(
     return linear.fit((np.asarray(files.read("train", i)[: lengths[i]]) for i in videos), settings, seed=seed)
 
 
-def _through(codec: linear.LinearAutoencoder, video: np.ndarray) -> np.ndarray:
+def through(codec: linear.LinearAutoencoder, video: np.ndarray) -> np.ndarray:
+    """uint8 [T, H, W, 3] encoded and decoded."""
     return np.asarray(linear.to_uint8(codec.decode(codec.encode(jnp.asarray(video[None])))))[0]
 
 
