@@ -78,6 +78,15 @@ class Autoencoder:
         assert isinstance(model, network.VideoAutoencoder)
         return objective.loss(model, batch, key, self.objective)
 
+    def step_tokens(self, global_batch: int) -> int:
+        """Latent positions of one training step."""
+        cfg, (width, height) = self.model_config, self.clip.size
+        frames = 1 + (self.clip.frames - 1) // cfg.temporal_ratio
+        return global_batch * frames * (height // cfg.spatial_ratio) * (width // cfg.spatial_ratio)
+
+    def step_flops(self, global_batch: int) -> None:
+        """There is no formula for the convolutions yet: speeds are given without a share of the peak."""
+
     def controls(self, pose: str) -> list[reports.Action]:
         """There is nothing to steer: a UserError."""
         raise errors.UserError(

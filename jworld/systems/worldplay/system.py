@@ -15,6 +15,7 @@ from jworld import errors, latent_records, reports
 from jworld.cameras import memory, pose_strings, trajectories
 from jworld.data import records, text, worldplay
 from jworld.encoders import Encoders
+from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.systems.worldplay import evaluation, objective, rollout
@@ -147,6 +148,34 @@ class WorldPlay:
         chunk = self.clip.chunk_frames
         draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
         return objective.loss(model, batch, draws, chunk_frames=chunk, shift=self.objective.shift)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one latent frame."""
+        height, width = self.clip.latent_size
+        return height * width // (self.model_config.patch_size[1] * self.model_config.patch_size[2])
+
+    def step_tokens(self, global_batch: int) -> int:
+        """Video tokens of one training step; those of text and image conditioning are not counted."""
+        return global_batch * self.clip.window_frames * self.tokens_per_frame
+
+    def step_flops(self, global_batch: int) -> float:
+        """Useful floating-point operations of one training step, by the formula of `models/hunyuan/flops.py`.
+
+        Forward and backward pass, padding of the text included; recomputation and the optimizer are left out. All
+        weights count as trained.
+        """
+        clip = self.clip
+        sample = flops.forward_flops(
+            self.model_config,
+            frames=clip.window_frames,
+            tokens_per_frame=self.tokens_per_frame,
+            text_tokens=clip.text_tokens,
+            glyph_tokens=clip.glyph_tokens,
+            vision_tokens=clip.vision_tokens,
+            chunk_frames=clip.chunk_frames,
+        )
+        return float(flops.TRAINING * global_batch * sample.total)
 
     def controls(self, pose: str) -> list[reports.Action]:
         """A pose string, or the name of a JSON file of poses -> what `Session.step` is told, chunk by chunk.
