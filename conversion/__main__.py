@@ -1,9 +1,9 @@
 """python -m conversion: weights of the PyTorch programs in and out.
 
-import   a PyTorch checkpoint -> a folder that jworld trains on and generates from
-export   such a folder, or a run -> safetensors under the original keys
-inspect  what a checkpoint or a folder is, in a table
-verify   a folder against the checkpoint that it came from
+import   a PyTorch checkpoint -> a folder that jworld trains on and generates from, or an autoencoder's file
+export   what import wrote, or a run -> safetensors under the original keys
+inspect  what a checkpoint, a folder or a file is, in a table
+verify   what import wrote against the checkpoint that it came from
 """
 
 import argparse
@@ -37,11 +37,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_import(commands)
     _add_export(commands)
-    inspect = _add(commands, "inspect", _inspect, "Say what a checkpoint or a folder is, without loading it.")
-    inspect.add_argument("source", type=pathlib.Path, help="file or folder as downloaded, or a folder of jworld")
+    inspect = _add(commands, "inspect", _inspect, "Say what a checkpoint or what import wrote is, without loading it.")
+    inspect.add_argument("source", type=pathlib.Path, help="file or folder as downloaded, or of jworld")
     inspect.add_argument("--step", type=int, help="step of a run (default: the newest)")
-    verify = _add(commands, "verify", _verify, "Compare every element of a folder with the checkpoint it came from.")
-    verify.add_argument("directory", type=pathlib.Path, metavar="dir", help="folder that import wrote, or a run")
+    verify = _add(commands, "verify", _verify, "Compare every element of weights with the checkpoint they came from.")
+    verify.add_argument(
+        "directory", type=pathlib.Path, metavar="dir", help="folder or file that import wrote, or a run"
+    )
     verify.add_argument("source", type=pathlib.Path, help="file or folder as downloaded")
     verify.add_argument("--step", type=int, help="step of a run (default: the newest)")
     return parser
@@ -60,16 +62,23 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         commands,
         "import",
         _import,
-        "Write a folder with the weights of a PyTorch checkpoint and the config to use them with. Sizes come from the "
-        "tensors, from the config.json beside them, from a recipe and from --set; they must agree.",
+        "Write the weights of a PyTorch checkpoint and the config to use them with: a folder or, for a video "
+        "autoencoder (families *-vae), one file. Sizes come from the tensors, from the config.json beside them, from a "
+        "recipe and from --set; they must agree.",
     )
     parser.add_argument(
         "source",
         type=pathlib.Path,
-        help="a .safetensors file, the index of a sharded one, a .pt file, or the folder as downloaded",
+        help="a .safetensors file, the index of a sharded one, a .pt or .pth file, or the folder as downloaded",
     )
     parser.add_argument("--family", choices=sorted(families.FAMILIES), help="kind of checkpoint (default: found out)")
-    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="folder to create")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=pathlib.Path,
+        metavar="PATH",
+        help="folder to create; for an autoencoder also the name of a .safetensors file",
+    )
     parser.add_argument(
         "--config",
         metavar="RECIPE",
@@ -82,7 +91,8 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         default=[],
         metavar="KEY=VALUE",
         dest="settings",
-        help="one value of the config, as model.rope_dims=16,56,56; may be repeated",
+        help="one value of the config, as model.rope_dims=16,56,56, or of an autoencoder, as attention=causal; may be "
+        "repeated",
     )
     parser.add_argument(
         "--variant",
@@ -96,7 +106,9 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="PATTERN",
         help="regular expression of tensor names that may be unexpected (left out) or missing (start new)",
     )
-    parser.add_argument("--dtype", choices=importing.DTYPES, help="store in this type (default: the file's)")
+    parser.add_argument(
+        "--dtype", choices=importing.DTYPES, help="store in this type (default: the file's; not for autoencoders)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier import wrote")
 
 
@@ -111,7 +123,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "directory",
         type=pathlib.Path,
         metavar="dir",
-        help="folder that import wrote, or a run, whose averaged weights are taken",
+        help="folder or file that import wrote, or a run, whose averaged weights are taken",
     )
     parser.add_argument(
         "--output", required=True, type=pathlib.Path, metavar="PATH", help="folder to create, or a .safetensors file"
@@ -141,17 +153,24 @@ def _import(arguments: argparse.Namespace) -> None:
         f"imported {record['tensors']:,} tensors, {record['parameters']:,} parameters ({record['dtype']}, checksum "
         f"{record['checksum']}) to {arguments.output} in {seconds:.1f} s, {plan.size / seconds / 1e6:.0f} MB/s"
     )
-    facts = {key: plan.config.model[key] for key in plan.config.model}
-    console.print(f"{plan.family.variant(facts)}, sampled as {plan.variant} (--variant)")
-    for text, names in (
-        ("published values, which nothing in the checkpoint tells", [f"model.{name}" for name in plan.published]),
+    what, names = plan.family.variant({}), plan.published
+    if plan.config is not None:
+        facts = {key: plan.config.model[key] for key in plan.config.model}
+        what = f"{plan.family.variant(facts)}, sampled as {plan.variant} (--variant)"
+        names = [f"model.{name}" for name in plan.published]
+    console.print(what)
+    for text, listed in (
+        ("published values, which nothing in the checkpoint tells", names),
         ("left out, as allowed", plan.ignored),
         ("not in the checkpoint, so new, as allowed", plan.initial),
     ):
-        if names:
-            console.print(f"{text}: {', '.join(names)}")
+        if listed:
+            console.print(f"{text}: {', '.join(listed)}")
     console.print(f"next: python -m conversion verify {arguments.output} {arguments.source}")
-    console.print(f"      python -m jworld.generate --checkpoint {arguments.output} --help")
+    if plan.config is None:
+        console.print(f"      python -m jworld.precompute --autoencoder {arguments.output} --help")
+    else:
+        console.print(f"      python -m jworld.generate --checkpoint {arguments.output} --help")
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -1,114 +1,148 @@
-"""Published video autoencoders: found by their tensors' names, read, and written back, in every key layout."""
+"""Video autoencoders: their configs from what is known of a checkpoint, and files of jworld's own with the weights."""
 
 import dataclasses
+import json
+import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import safetensors
 from flax import nnx
 
-from conversion import cogvideox_vae, engine, hunyuan_vae, sources, wan_vae
-from conversion.engine import Rule
+from conversion import engine, families, resolving, store, tensor_files
 from jworld import errors
-from jworld.models.autoencoders import files
-from jworld.models.autoencoders.network import VideoAutoencoder
+from jworld.data import records
+from jworld.models.autoencoders import files, network
+
+#: Header entry of an imported file: what the import noted.
+_RECORD = "import"
+_FILE = np.dtype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KeyLayout:
-    """One way in which the tensors of a family are named.
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a network's weights are the parameters of."""
 
-    Attributes:
-      family: key of `files.NETWORKS`.
-      name: "original" or "diffusers".
-      mark: a tensor that every file of this layout has, and none of another.
-      rules: config -> key table.
-      from_config: content of a config.json, its path for messages -> fields of the config.
-    """
+    family: families.Family
+    model_config: Any
 
-    family: str
-    name: str
-    mark: str
-    rules: Callable[[Any], Sequence[Rule]]
-    from_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
+    def init(self, rngs: nnx.Rngs) -> network.VideoAutoencoder:
+        return files.NETWORKS[self.family.autoencoder or ""][0](self.model_config, rngs=rngs)
 
 
-LAYOUTS = (
-    KeyLayout(
-        family="wan",
-        name="original",
-        mark="decoder.middle.0.residual.0.gamma",
-        rules=wan_vae.original,
-        from_config=wan_vae.original_from_config,
-    ),
-    KeyLayout(
-        family="wan",
-        name="diffusers",
-        mark="post_quant_conv.weight",
-        rules=wan_vae.diffusers,
-        from_config=wan_vae.diffusers_from_config,
-    ),
-    KeyLayout(
-        family="hunyuan15",
-        name="original",
-        mark="decoder.mid.attn_1.norm.gamma",
-        rules=hunyuan_vae.original,
-        from_config=hunyuan_vae.from_config,
-    ),
-    KeyLayout(
-        family="hunyuan15",
-        name="diffusers",
-        mark="decoder.mid_block.attentions.0.to_q.weight",
-        rules=hunyuan_vae.diffusers,
-        from_config=hunyuan_vae.from_config,
-    ),
-    KeyLayout(
-        family="cogvideox",
-        name="diffusers",
-        mark="decoder.mid_block.resnets.0.norm1.norm_layer.weight",
-        rules=cogvideox_vae.rules,
-        from_config=cogvideox_vae.from_config,
-    ),
-)
-
-
-def load(path: str | pathlib.Path, **settings: Any) -> VideoAutoencoder:
-    """A published autoencoder from its file or folder; sizes from the config.json beside it, else the published ones.
+def resolve(
+    family: families.Family,
+    *,
+    shapes: Mapping[str, Any],
+    downloaded: tuple[str, Mapping[str, Any]] | None,
+    settings: Mapping[str, Any],
+) -> tuple[Target, list[str]]:
+    """The network with these hyper-parameters, and those that nothing but the published values tells.
 
     Args:
-      path: what `sources.open_source` reads.
-      settings: fields of the family's config that no checkpoint tells, such as dtype, chunk or attention.
+      family: the network.
+      shapes: hyper-parameters that the tensors tell.
+      downloaded: the path of the config.json beside them and the hyper-parameters that it tells.
+      settings: fields of the network's config by name.
 
     Raises:
-      UserError: no such file, no such autoencoder, or tensors that are not exactly its own.
+      UserError: two places contradict each other, there is no such field, or the values do not make a network.
     """
-    with sources.open_source(path) as source:
-        layout = find_layout(source.tensors, str(path))
-        told = {} if source.config is None else layout.from_config(source.config, str(path))
-        tensors = {name: source.read(name) for name in source.tensors}
-        return build(tensors, layout, **(told | settings))
+    config_type = files.NETWORKS[family.autoencoder or ""][1]
+    published = config_type()
+    given = {name.removeprefix("model."): value for name, value in settings.items()}
+    given = {name: _checked(published, name, value) for name, value in given.items()}
+    told = {"the tensors' shapes": shapes, "--set": given}
+    if downloaded is not None:
+        told[downloaded[0]] = downloaded[1]
+    facts = resolving.agreed(told)
+    fields = [field for field in dataclasses.fields(config_type) if field.metadata != network.HOW_ONLY]
+    try:
+        config = config_type(**facts)
+    except errors.UserError as error:
+        raise errors.UserError(
+            f"the weights make no {family.name}: {error}: give other values with --set, or in a config.json beside them"
+        ) from error
+    return Target(family, config), [field.name for field in fields if field.name not in facts]
 
 
-def find_layout(names: Mapping[str, Any], where: str) -> KeyLayout:
-    found = [layout for layout in LAYOUTS if layout.mark in names]
-    if len(found) != 1:
-        looked_for = "; ".join(f"{layout.mark} ({layout.family}, {layout.name})" for layout in LAYOUTS)
-        raise errors.UserError(f"{where}: not one known autoencoder: expected one of {looked_for} among its tensors")
-    return found[0]
+def _checked(published: network.AutoencoderConfig, name: str, value: Any) -> Any:
+    """A value of a field, which must be of the kind of the published one."""
+    choices = [field.name for field in dataclasses.fields(published) if field.name != "normalisation"]
+    if name not in choices:
+        raise errors.UserError(f"--set {name}: there is no such key; expected one of {', '.join(choices)}")
+    usual = getattr(published, name)
+    if name in ("dtype", "param_dtype"):
+        if value not in ("float32", "bfloat16", "float16"):
+            raise errors.UserError(f"--set {name}: found {value!r}, expected float32, bfloat16 or float16")
+        return jnp.dtype(value)
+    if type(value) is not type(usual) and not (name == "chunk" and value is None):
+        raise errors.UserError(f"--set {name}: found {value!r}, expected a value like {usual!r}")
+    return value
 
 
-def build(tensors: Mapping[str, np.ndarray], layout: KeyLayout, **fields: Any) -> VideoAutoencoder:
-    """An autoencoder with these tensors, each of which must have its place; `fields` are of the family's config."""
-    autoencoder, config_type = files.NETWORKS[layout.family]
-    config = config_type(**fields)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: autoencoder(config, rngs=nnx.Rngs(0))))
-    arrays = engine.import_tensors(tensors, abstract, layout.rules(config))
+def find_file(path: pathlib.Path) -> pathlib.Path | None:
+    """The autoencoder's file that `path` is, or that the folder `path` holds; None if there is none."""
+    file = path / records.AUTOENCODER_FILE if path.is_dir() else path
+    if file.suffix != ".safetensors" or not file.is_file():
+        return None
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            return file if files.HEADER in (opened.metadata() or {}) else None
+    except safetensors.SafetensorError:
+        return None
+
+
+def read_header(path: pathlib.Path) -> tuple[families.Family, Target, dict[str, Any] | None]:
+    """Family, network and the note of the import, None for a file that was not imported.
+
+    Raises:
+      UserError: it is no network's file.
+    """
+    name, config = files.read_config(path)
+    if config is None:
+        raise errors.UserError(f"{path} is the linear codec of a data set, which no other program has")
+    family = families.of_autoencoder(name)
+    with safetensors.safe_open(path, framework="numpy") as opened:
+        note = opened.metadata().get(_RECORD)
+    return family, Target(family, config), None if note is None else json.loads(note)
+
+
+def write_file(
+    path: pathlib.Path, target: Target, arrays: Mapping[str, store.LazyArray], record: Mapping[str, Any]
+) -> None:
+    """Write a file that `files.load` opens, in float32; one parameter after the other, some rows at a time.
+
+    Args:
+      path: the file.
+      target: the network.
+      arrays: every parameter by its path.
+      record: what to note of the import.
+    """
+    dtypes = {name: str(array.dtype) for name, array in arrays.items() if array.dtype != _FILE}
+    note = {_RECORD: json.dumps({**record, "dtypes": dtypes}, sort_keys=True)}
+    header = files.header(target.family.autoencoder or "", target.model_config)
+    with path.open("wb") as file:
+        described = {name: (array.shape, _FILE) for name, array in arrays.items()}
+        offsets = tensor_files.write_header(file, described, header | note)
+        for name, array in arrays.items():
+            row = math.prod(array.shape[1:]) * _FILE.itemsize
+            for band in array.bands():
+                tensor_files.write_at(file, array.read(band).astype(_FILE), offsets[name] + band[0].start * row)
+
+
+def build(tensors: Mapping[str, np.ndarray], layout: families.KeyLayout, target: Target) -> network.VideoAutoencoder:
+    """A network with these tensors, each of which must have its place."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: target.init(nnx.Rngs(0))))
+    arrays = engine.import_tensors(tensors, abstract, layout.rules(target.model_config))
     return nnx.merge(graphdef, engine.to_state(abstract, arrays))
 
 
-def export(model: VideoAutoencoder, layout: KeyLayout) -> dict[str, np.ndarray]:
-    """The tensors of a model under the names of a layout of its family."""
+def export(model: network.VideoAutoencoder, layout: families.KeyLayout) -> dict[str, np.ndarray]:
+    """The tensors of a network under the names of a layout of its family."""
     state = nnx.state(model, nnx.Param)
     arrays = {"/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
     places = engine.plan(engine.parameter_shapes(state), layout.rules(model.config))

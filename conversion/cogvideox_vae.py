@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import hyperparameters, vae_keys
-from conversion.engine import CONV2D, Rule
+from conversion.engine import CONV2D, Rule, Shape
 from conversion.hyperparameters import Field
 from conversion.vae_keys import PIXEL3D, conv
 from jworld.models.autoencoders.cogvideox import CogVideoXConfig
 
+CLASS_NAME = "AutoencoderKLCogVideoX"
 FIELDS = (
     Field("latent_channels", "latent_channels", hyperparameters.integer),
     Field("block_out_channels", "widths", vae_keys.sizes),
@@ -60,6 +61,31 @@ def rules(cfg: CogVideoXConfig) -> tuple[Rule, ...]:
     return tuple(table)
 
 
+def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Fields of `CogVideoXConfig` that the tensors' shapes tell: not the groups, nor the ratio in time."""
+    levels = "encoder.down_blocks."
+    names = [f"{levels}{number}.resnets.0.conv1.conv" for number in vae_keys.numbered(shapes, levels)]
+    widths = [vae_keys.size(shapes, name, 0) for name in names]
+    return vae_keys.known(
+        image_channels=vae_keys.size(shapes, "encoder.conv_in.conv", 1),
+        latent_channels=vae_keys.size(shapes, "decoder.conv_in.conv", 1),
+        blocks=len(vae_keys.numbered(shapes, f"{levels}0.resnets.")),
+        widths=tuple(widths) if all(widths) else (),
+    )
+
+
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """config.json -> fields of `CogVideoXConfig`."""
     return hyperparameters.read(config, FIELDS, FIXED, where) | vae_keys.scaling(config, where)
+
+
+def to_config(cfg: CogVideoXConfig) -> dict[str, Any]:
+    """Content of config.json."""
+    blocks = {f"{way.lower()}_block_types": [f"CogVideoX{way}Block3D"] * len(cfg.widths) for way in ("Down", "Up")}
+    values = hyperparameters.write(cfg, FIELDS, FIXED)
+    return {"_class_name": CLASS_NAME} | blocks | values | vae_keys.to_scaling(cfg.normalisation)
+
+
+def limits(cfg: CogVideoXConfig) -> list[str]:
+    """What config.json cannot say of the latents."""
+    return vae_keys.scaling_limits(cfg.normalisation)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from conversion import hunyuan, hunyuan_diffusers
+from conversion import cogvideox_vae, hunyuan, hunyuan_diffusers, hunyuan_vae, wan_vae
 from conversion.engine import Rule, Shape
 from jworld import errors
 
@@ -42,15 +42,17 @@ class Family:
 
     Attributes:
       name: the word for it on the command line.
-      system: `config.system` of the runs that use it.
       layouts: by name.
       variant: fields of the model config, as far as known -> which published model this is, in words.
+      system: `config.system` of the runs that use it; None for autoencoders.
+      autoencoder: key of `jworld.models.autoencoders.files.NETWORKS`; None for the networks of systems.
     """
 
     name: str
-    system: str
     layouts: Mapping[str, KeyLayout]
     variant: Callable[[Mapping[str, Any]], str]
+    system: str | None = None
+    autoencoder: str | None = None
 
 
 def detect(names: Iterable[str], where: str, *, family: str | None = None) -> tuple[Family, KeyLayout]:
@@ -117,11 +119,96 @@ _WORLDPLAY = (
     ),
 )
 
+_WAN = (
+    KeyLayout(
+        name="original",
+        title="Wan 2.1 and Cosmos-Predict2",
+        marks=("decoder.middle.0.residual.0.gamma",),
+        rules=wan_vae.original,
+        from_shapes=wan_vae.original_from_shapes,
+        from_config=wan_vae.original_from_config,
+        to_config=wan_vae.original_to_config,
+        limits=lambda cfg: [],
+    ),
+    KeyLayout(
+        name="diffusers",
+        title=f"diffusers' {wan_vae.CLASS_NAME}",
+        marks=("decoder.mid_block.attentions.0.to_qkv.weight",),
+        rules=wan_vae.diffusers,
+        from_shapes=wan_vae.diffusers_from_shapes,
+        from_config=wan_vae.diffusers_from_config,
+        to_config=wan_vae.diffusers_to_config,
+        limits=lambda cfg: [],
+    ),
+)
+
+_HUNYUAN15 = (
+    KeyLayout(
+        name="original",
+        title="HunyuanVideo-1.5 and HY-WorldPlay",
+        marks=("decoder.mid.attn_1.norm.gamma",),
+        rules=hunyuan_vae.original,
+        from_shapes=hunyuan_vae.original_from_shapes,
+        from_config=hunyuan_vae.original_from_config,
+        to_config=hunyuan_vae.original_to_config,
+        limits=hunyuan_vae.limits,
+    ),
+    KeyLayout(
+        name="diffusers",
+        title=f"diffusers' {hunyuan_vae.CLASS_NAME}",
+        marks=("decoder.mid_block.attentions.0.proj_out.weight",),
+        rules=hunyuan_vae.diffusers,
+        from_shapes=hunyuan_vae.diffusers_from_shapes,
+        from_config=hunyuan_vae.diffusers_from_config,
+        to_config=hunyuan_vae.diffusers_to_config,
+        limits=hunyuan_vae.limits,
+    ),
+)
+
+_COGVIDEOX = (
+    KeyLayout(
+        name="diffusers",
+        title=f"The Matrix and diffusers' {cogvideox_vae.CLASS_NAME}",
+        marks=("decoder.mid_block.resnets.0.norm1.norm_layer.weight",),
+        rules=cogvideox_vae.rules,
+        from_shapes=cogvideox_vae.from_shapes,
+        from_config=cogvideox_vae.from_config,
+        to_config=cogvideox_vae.to_config,
+        limits=cogvideox_vae.limits,
+    ),
+)
+
+
+def _autoencoder(name: str, network: str, layouts: Sequence[KeyLayout], variant: str) -> Family:
+    return Family(
+        name=name,
+        layouts={layout.name: layout for layout in layouts},
+        variant=lambda fields: variant,
+        autoencoder=network,
+    )
+
+
 FAMILIES: dict[str, Family] = {
     "worldplay": Family(
         name="worldplay",
-        system="worldplay",
         layouts={layout.name: layout for layout in _WORLDPLAY},
         variant=_worldplay_variant,
+        system="worldplay",
     ),
+    "wan-vae": _autoencoder("wan-vae", "wan", _WAN, "Wan 2.1 video autoencoder"),
+    "hunyuan15-vae": _autoencoder("hunyuan15-vae", "hunyuan15", _HUNYUAN15, "HunyuanVideo-1.5 video autoencoder"),
+    "cogvideox-vae": _autoencoder("cogvideox-vae", "cogvideox", _COGVIDEOX, "CogVideoX video autoencoder"),
 }
+
+
+def of_system(system: str, where: str) -> Family:
+    """The family of the runs of a system; `where` names one of them in the message of the error."""
+    found = [family for family in FAMILIES.values() if family.system == system]
+    if not found:
+        raise errors.UserError(f"{where}: the system {system} has no checkpoint family to export to")
+    return found[0]
+
+
+def of_autoencoder(network: str) -> Family:
+    """The family of a key of `jworld.models.autoencoders.files.NETWORKS`."""
+    return next(family for family in FAMILIES.values() if family.autoencoder == network)

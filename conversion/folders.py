@@ -1,7 +1,8 @@
-"""Folders of weights that jworld wrote (imported, of a run, released), read one parameter at a time."""
+"""Weights that jworld wrote (imported, of a run, released, an autoencoder's), read one parameter at a time."""
 
+import abc
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +10,9 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from conversion import sources, store
+from conversion import autoencoders, families, importing, sources, store
 from jworld import config as run_config
-from jworld import errors, runs
+from jworld import errors, runs, systems
 from jworld.training import checkpoints, checksums, weights
 
 
@@ -21,32 +22,101 @@ def is_folder(path: pathlib.Path) -> bool:
     return (path / run_config.FILE_NAME).is_file() and any((path / name).exists() for name in holders)
 
 
-class Folder:
-    """Weights and config; of a run the averaged weights, where it has them, of the step asked for or the newest.
+def is_ours(path: pathlib.Path) -> bool:
+    """True for what `open_weights` opens."""
+    return is_folder(path) or autoencoders.find_file(path) is not None
+
+
+def open_weights(path: pathlib.Path, step: int | None = None) -> "Weights":
+    """Open a folder of weights, an autoencoder's file, or the folder with one.
+
+    Raises:
+      UserError: it is neither, or something is missing or damaged.
+    """
+    if is_folder(path):
+        return Folder(path, step)
+    file = autoencoders.find_file(path)
+    if file is None:
+        raise errors.UserError(
+            f"{path} is no folder of jworld's weights, nor an autoencoder's file: name one that "
+            "`python -m conversion import` or a training run wrote"
+        )
+    return AutoencoderFile(file)
+
+
+class Weights(abc.ABC):
+    """Weights and what is known of them.
 
     Attributes:
-      config: of the run.
-      record: what the import noted, None for weights of a run.
-      step: of the run, else None.
+      path: the folder or the file.
+      family: of the network.
+      target: the system or autoencoder that they are the parameters of.
+      record: what the import noted, None for weights that were trained here.
+      step: of a run, else None.
       arrays: path of every parameter -> shape and dtype.
       files: those that hold the weights.
       checksums: path -> dtype, shape and checksum of every parameter read so far.
-
-    Raises:
-      UserError: something is missing or damaged.
     """
 
-    def __init__(self, directory: pathlib.Path, step: int | None = None):
-        if not is_folder(directory):
-            raise errors.UserError(
-                f"{directory} is no folder of jworld's weights: name one that `python -m conversion import` or a "
-                "training run wrote"
-            )
-        self.directory = directory
-        self.config: ml_collections.ConfigDict = run_config.load(directory)
+    path: pathlib.Path
+    family: families.Family
+    target: importing.Target
+    arrays: Mapping[str, jax.ShapeDtypeStruct]
+    files: Sequence[pathlib.Path]
+
+    def __init__(self) -> None:
         self.record: dict[str, Any] | None = None
         self.step: int | None = None
         self.checksums: dict[str, dict[str, Any]] = {}
+
+    def read(self, path: str) -> np.ndarray:
+        """One parameter.
+
+        Raises:
+          UserError: it is not what was written.
+        """
+        array = self._read(path)
+        dtype = str(array.dtype)
+        bands = store.LazyArray(array.shape, array.dtype, array.__getitem__).bands()
+        sums = np.concatenate([weights.row_sums(array[band], dtype) for band in bands])
+        self.checksums[path] = {"dtype": dtype, "shape": list(array.shape), "checksum": int(weights.total(sums))}
+        return array
+
+    @abc.abstractmethod
+    def _read(self, path: str) -> np.ndarray: ...
+
+
+class AutoencoderFile(Weights):
+    """One of `jworld.models.autoencoders.files`: float32, which says of what type an imported parameter was."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__()
+        self.path, self.files = path, [path]
+        self.family, self.target, self.record = autoencoders.read_header(path)
+        self._source = sources.open_source(path)
+        dtypes = self.record["dtypes"] if self.record else {}
+        self.arrays = {
+            name: jax.ShapeDtypeStruct(info.shape, np.dtype(dtypes.get(name, info.dtype)))
+            for name, info in self._source.tensors.items()
+        }
+
+    def _read(self, path: str) -> np.ndarray:
+        return self._source.read(path).astype(self.arrays[path].dtype, copy=False)
+
+
+class Folder(Weights):
+    """A run, an imported or a released folder; of a run the averaged weights, where it has them.
+
+    Attributes:
+      config: of the run.
+    """
+
+    def __init__(self, directory: pathlib.Path, step: int | None = None):
+        super().__init__()
+        self.path = directory
+        self.config: ml_collections.ConfigDict = run_config.load(directory)
+        self.family = families.of_system(self.config.system, str(directory))
+        self.target = systems.create(self.config)
         self._written: Mapping[str, Mapping[str, Any]] = {}
         self._readers: dict[str, store.Stored | sources.Source] = {}
         if (directory / runs.WEIGHTS).is_file():
@@ -83,23 +153,17 @@ class Folder:
         self._readers |= dict.fromkeys(stored.arrays, stored)
         self._written = {**self._written, **written}
 
-    def read(self, path: str) -> np.ndarray:
-        """One parameter.
+    def _read(self, path: str) -> np.ndarray:
+        return self._readers[path].read(path)
 
-        Raises:
-          UserError: it is not what was written.
-        """
-        reader = self._readers[path]
-        array = reader.read(path)
-        dtype = str(array.dtype)
-        bands = store.LazyArray(array.shape, array.dtype, array.__getitem__).bands()
-        sums = np.concatenate([weights.row_sums(array[band], dtype) for band in bands])
-        self.checksums[path] = {"dtype": dtype, "shape": list(array.shape), "checksum": int(weights.total(sums))}
-        if isinstance(reader, store.Stored):
+    def read(self, path: str) -> np.ndarray:
+        """As in `Weights`, compared with the checksums that were written, if any."""
+        array = super().read(path)
+        if isinstance(self._readers[path], store.Stored):
             found = self.checksums if self.record else checksums.tree_checksums({path: array})
             if found[path] != self._written.get(path):
                 raise errors.UserError(
-                    f"the weights in {self.directory} are damaged: {path} is not what was written; "
+                    f"the weights in {self.path} are damaged: {path} is not what was written; "
                     "write that folder again, or put it back from a copy"
                 )
         return array

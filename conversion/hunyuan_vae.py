@@ -4,24 +4,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import hyperparameters, vae_keys
-from conversion.engine import GAMMA3D, Rule
+from conversion.engine import GAMMA3D, Rule, Shape
 from conversion.hyperparameters import Field
 from conversion.vae_keys import PIXEL3D, conv
 from jworld.models.autoencoders.hunyuan15 import Hunyuan15Config
 
-FIELDS = (
+CLASS_NAME = "AutoencoderKLHunyuanVideo15"
+_FIELDS = (
     Field("latent_channels", "latent_channels", hyperparameters.integer),
     Field("block_out_channels", "widths", vae_keys.sizes),
     Field("layers_per_block", "blocks", hyperparameters.integer),
     Field("in_channels", "image_channels", hyperparameters.integer),
     Field("out_channels", "image_channels", hyperparameters.integer),
-    # The original's words and diffusers'.
+)
+ORIGINAL_FIELDS = (
+    *_FIELDS,
     Field("ffactor_spatial", "spatial_ratio", hyperparameters.integer),
-    Field("spatial_compression_ratio", "spatial_ratio", hyperparameters.integer),
     Field("ffactor_temporal", "temporal_ratio", hyperparameters.integer),
+)
+DIFFUSERS_FIELDS = (
+    *_FIELDS,
+    Field("spatial_compression_ratio", "spatial_ratio", hyperparameters.integer),
     Field("temporal_compression_ratio", "temporal_ratio", hyperparameters.integer),
 )
 FIXED = {"downsample_match_channel": True, "upsample_match_channel": True}
+#: What the original's class asks for besides, as published: the size of tiles, and no shift.
+OTHERS: dict[str, Any] = {"sample_size": 256, "sample_tsize": 64, "shift_factor": None}
 
 
 def _residual(source: str, target: str) -> list[Rule]:
@@ -86,6 +94,54 @@ def diffusers(cfg: Hunyuan15Config) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The original's or diffusers' config.json -> fields of `Hunyuan15Config`."""
-    return hyperparameters.read(config, FIELDS, FIXED, where) | vae_keys.scaling(config, where)
+def original_from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Fields of `Hunyuan15Config` that the tensors' shapes tell."""
+    return _from_shapes(shapes, "encoder.down", "block", "downsample.conv.conv")
+
+
+def diffusers_from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Fields of `Hunyuan15Config` that the tensors' shapes tell."""
+    return _from_shapes(shapes, "encoder.down_blocks", "resnets", "downsamplers.0.conv.conv")
+
+
+def _from_shapes(shapes: Mapping[str, Shape], levels: str, block: str, sampler: str) -> dict[str, Any]:
+    numbers = vae_keys.numbered(shapes, f"{levels}.")
+    widths = [vae_keys.size(shapes, f"{levels}.{number}.{block}.0.conv1.conv", 0) for number in numbers]
+    samplers = [vae_keys.size(shapes, f"{levels}.{number}.{sampler}", 0) for number in numbers]
+    halvings = [(width, moved) for width, moved in zip(widths[1:], samplers, strict=False) if width and moved]
+    return vae_keys.known(
+        image_channels=vae_keys.size(shapes, "encoder.conv_in.conv", 1),
+        latent_channels=vae_keys.size(shapes, "decoder.conv_in.conv", 1),
+        blocks=len(vae_keys.numbered(shapes, f"{levels}.0.{block}.")),
+        widths=tuple(widths) if all(widths) else (),
+        spatial_ratio=2 ** len(halvings),
+        # A convolution makes an eighth of the channels where eight pixels move into them, else a quarter.
+        temporal_ratio=2 ** sum(width == 8 * moved for width, moved in halvings),
+    )
+
+
+def original_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The original's config.json -> fields of `Hunyuan15Config`."""
+    return hyperparameters.read(config, ORIGINAL_FIELDS, FIXED, where) | vae_keys.scaling(config, where)
+
+
+def diffusers_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """diffusers' config.json -> fields of `Hunyuan15Config`."""
+    return hyperparameters.read(config, DIFFUSERS_FIELDS, FIXED, where) | vae_keys.scaling(config, where)
+
+
+def original_to_config(cfg: Hunyuan15Config) -> dict[str, Any]:
+    """Content of the original's config.json."""
+    values = hyperparameters.write(cfg, ORIGINAL_FIELDS, FIXED)
+    return {"_class_name": "AutoencoderKLConv3D"} | OTHERS | values | vae_keys.to_scaling(cfg.normalisation)
+
+
+def diffusers_to_config(cfg: Hunyuan15Config) -> dict[str, Any]:
+    """Content of diffusers' config.json."""
+    values = hyperparameters.write(cfg, DIFFUSERS_FIELDS, FIXED)
+    return {"_class_name": CLASS_NAME} | values | vae_keys.to_scaling(cfg.normalisation)
+
+
+def limits(cfg: Hunyuan15Config) -> list[str]:
+    """What config.json cannot say of the latents."""
+    return vae_keys.scaling_limits(cfg.normalisation)

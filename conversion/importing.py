@@ -1,6 +1,7 @@
-"""Import: tensors of a PyTorch checkpoint -> a folder with a config and one Orbax checkpoint."""
+"""Import: a PyTorch checkpoint -> a folder with a config and one Orbax checkpoint, or the file of an autoencoder."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -8,8 +9,8 @@ import math
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import ml_collections
@@ -17,12 +18,22 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from conversion import engine, families, outputs, resolving, sources, store
+from conversion import autoencoders, engine, families, outputs, resolving, sources, store
 from jworld import config as run_config
 from jworld import errors, runs, systems
+from jworld.data import records
 from jworld.training import weights
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Target(Protocol):
+    """What weights are the parameters of: a system or an autoencoder."""
+
+    @property
+    def model_config(self) -> Any: ...
+
+    def init(self, rngs: nnx.Rngs) -> nnx.Module: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +62,9 @@ class Plan:
     """An import that fits, before any data is read.
 
     Attributes:
-      config: of the run that the weights become.
+      target: what the weights are of.
+      config: of the run that they become; None for an autoencoder.
+      variant: a key of `resolving.VARIANTS`; None for an autoencoder.
       published: hyper-parameters that nothing but the published values tells.
       params: path -> shape and dtype on disk of every parameter.
       places: path -> the tensors of that parameter.
@@ -60,8 +73,9 @@ class Plan:
 
     family: families.Family
     layout: families.KeyLayout
-    variant: str
-    config: ml_collections.ConfigDict
+    target: Target
+    config: ml_collections.ConfigDict | None
+    variant: str | None
     published: Sequence[str]
     params: Mapping[str, jax.ShapeDtypeStruct]
     places: Mapping[str, Mapping[str, engine.Place]]
@@ -89,35 +103,47 @@ def make_plan(source: sources.Source, options: Options) -> Plan:
     if source.config is not None:
         config_path = str(source.files[0].parent / "config.json")
         downloaded = (config_path, layout.from_config(source.config, config_path))
-    variant = options.variant or resolving.guess_variant(source.path, facts)
-    config, published = resolving.resolve(
-        family,
-        shapes=facts,
-        downloaded=downloaded,
-        recipe=options.recipe,
-        settings=resolving.parse_settings(options.settings),
-        variant=variant,
-    )
-    system = systems.create(config)
-    params = abstract_params(system)
+    settings = resolving.parse_settings(options.settings)
+    config, variant = None, None
+    target: Target
+    if family.autoencoder:
+        _check_autoencoder(family, options)
+        target, published = autoencoders.resolve(family, shapes=facts, downloaded=downloaded, settings=settings)
+    else:
+        variant = options.variant or resolving.guess_variant(source.path, facts)
+        config, published = resolving.resolve(
+            family, shapes=facts, downloaded=downloaded, recipe=options.recipe, settings=settings, variant=variant
+        )
+        target = systems.create(config)
+    params = abstract_params(target)
     shapes = {path: leaf.shape for path, leaf in params.items()}
-    planned = engine.plan(shapes, layout.rules(system.model_config))
+    planned = engine.plan(shapes, layout.rules(target.model_config))
     listed, allowed = _without_allowed(engine.problems(found, shapes, planned), options.allow)
     places: dict[str, dict[str, engine.Place]] = {path: {} for path in params}
     for name, place in planned.items():
         if name in found:
             places[place.path][name] = place
     params, mixed = _with_dtypes(params, places, source, options.dtype)
+    if family.autoencoder and (other := {str(leaf.dtype) for leaf in params.values()} - set(DTYPES)):
+        raise errors.UserError(f"{where}: has tensors of {', '.join(sorted(other))}, expected {', '.join(DTYPES)}")
     engine.check([*listed, *mixed], where, "give the model's sizes with --set, or allow exceptions with --allow")
     ignored = [problem.name for problem in allowed if problem.kind == "unexpected"]
     initial = [problem.name for problem in allowed if problem.kind == "missing"]
-    return Plan(family, layout, variant, config, published, params, places, ignored, initial)
+    return Plan(family, layout, target, config, variant, published, params, places, ignored, initial)
 
 
-def abstract_params(system: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def _check_autoencoder(family: families.Family, options: Options) -> None:
+    given = {"--config": options.recipe, "--variant": options.variant, "--dtype": options.dtype}
+    if wrong := [option for option, value in given.items() if value is not None]:
+        raise errors.UserError(
+            f"{', '.join(wrong)}: not for an autoencoder ({family.name}), whose file is always float32: leave it out"
+        )
+
+
+def abstract_params(target: Target) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape and dtype of a model's parameters."""
     with nnx.use_eager_sharding(False):
-        params = nnx.state(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))), nnx.Param)
+        params = nnx.state(nnx.eval_shape(lambda: target.init(nnx.Rngs(0))), nnx.Param)
     return {
         "/".join(map(str, path)): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         for path, leaf in nnx.to_flat_state(params)
@@ -172,7 +198,7 @@ class _Reader:
         self._leaf, self._places = plan.params[path], plan.places[path]
         self._source, self._advance = source, advance
         complete = sum(math.prod(place.shape) for place in self._places.values()) == math.prod(self._leaf.shape)
-        self._initial = None if complete else functools.cache(functools.partial(_initial, plan.config, path))
+        self._initial = None if complete else functools.cache(functools.partial(_initial, plan, path))
         self.sums: list[np.ndarray] = []
         self.non_finite: set[str] = set()
 
@@ -198,17 +224,16 @@ class _Reader:
         return value
 
 
-def _initial(config: ml_collections.ConfigDict, path: str) -> np.ndarray:
+def _initial(plan: Plan, path: str) -> np.ndarray:
     """The values with which the model itself starts; the compiler leaves out all other parameters."""
-    system = systems.create(config)
 
     @jax.jit
     def init(key: jax.Array) -> jax.Array:
-        params = nnx.to_flat_state(nnx.state(system.init(nnx.Rngs(key)), nnx.Param))
+        params = nnx.to_flat_state(nnx.state(plan.target.init(nnx.Rngs(key)), nnx.Param))
         return next(leaf[...] for keys, leaf in params if "/".join(map(str, keys)) == path)
 
     with nnx.use_eager_sharding(False):
-        return np.asarray(init(jax.random.key(config.seed)))
+        return np.asarray(init(jax.random.key(0 if plan.config is None else plan.config.seed)))
 
 
 def import_weights(
@@ -219,16 +244,17 @@ def import_weights(
     overwrite: bool = False,
     console: rich.console.Console | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
-    """Write `output` from the tensors in `origin`; -> what was imported, and the record beside it.
+    """Write `output` from the tensors in `origin`; -> what was imported, and the record of it.
+
+    `output` is the folder of a run or, for an autoencoder, its file or the folder for that.
 
     Raises:
       UserError: as `make_plan`; a tensor is not finite; `output` exists or cannot be written. Nothing is left behind.
     """
-    outputs.check_output(output, overwrite, is_ours=(output / runs.IMPORT_RECORD).is_file())
-    with sources.open_source(origin) as source, outputs.new_folder(output) as partial:
+    with sources.open_source(origin) as source:
         plan = make_plan(source, options)
-        outputs.check_space(output, plan.size)
-        with outputs.progress(console) as bar:
+        with _destination(plan, output, overwrite) as partial, outputs.progress(console) as bar:
+            outputs.check_space(output, plan.size)
             task = bar.add_task("importing", total=plan.size)
             readers = {
                 path: _Reader(plan, path, source, lambda count: bar.advance(task, count)) for path in plan.params
@@ -236,17 +262,40 @@ def import_weights(
             arrays = {
                 path: store.LazyArray(leaf.shape, leaf.dtype, readers[path].read) for path, leaf in plan.params.items()
             }
-            store.save(partial / runs.IMPORTED, arrays)
-        names = sorted(name for reader in readers.values() for name in reader.non_finite)
-        non_finite = [engine.Problem("non-finite", name) for name in names]
-        engine.check(non_finite, str(origin), "get the file again, or choose another --dtype")
-        record = _record(plan, source, {path: reader.entry() for path, reader in readers.items()})
-        (partial / runs.IMPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        run_config.save(plan.config, partial)
+            record = _record(plan, source)
+            if isinstance(plan.target, autoencoders.Target):
+                autoencoders.write_file(partial, plan.target, arrays, record)
+            else:
+                store.save(partial / runs.IMPORTED, arrays)
+            names = sorted(name for reader in readers.values() for name in reader.non_finite)
+            non_finite = [engine.Problem("non-finite", name) for name in names]
+            engine.check(non_finite, str(origin), "get the file again, or choose another --dtype")
+            written = {path: reader.entry() for path, reader in readers.items()}
+            record |= {"checksum": total_checksum(written), "arrays": written}
+            if plan.config is not None:
+                (partial / runs.IMPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+                run_config.save(plan.config, partial)
     return plan, record
 
 
-def _record(plan: Plan, source: sources.Source, written: Mapping[str, Any]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _destination(plan: Plan, output: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+    """The folder to fill or, for an autoencoder, the file to write."""
+    if plan.config is not None:
+        outputs.check_output(output, overwrite, is_ours=(output / runs.IMPORT_RECORD).is_file())
+        with outputs.new_folder(output) as partial:
+            yield partial
+        return
+    name = output.name if output.suffix == ".safetensors" else records.AUTOENCODER_FILE
+
+    def is_ours(folder: pathlib.Path) -> bool:
+        return [child.name for child in folder.iterdir()] == [name]
+
+    with outputs.destination(output, [name], is_ours, overwrite=overwrite) as (partial, _):
+        yield partial / name
+
+
+def _record(plan: Plan, source: sources.Source) -> dict[str, Any]:
     return {
         "family": plan.family.name,
         "layout": plan.layout.name,
@@ -256,10 +305,8 @@ def _record(plan: Plan, source: sources.Source, written: Mapping[str, Any]) -> d
         "tensors": sum(map(len, plan.places.values())),
         "parameters": sum(math.prod(leaf.shape) for leaf in plan.params.values()),
         "dtype": ", ".join(sorted({str(leaf.dtype) for leaf in plan.params.values()})),
-        "checksum": total_checksum(written),
         "ignored": list(plan.ignored),
         "initial": list(plan.initial),
-        "arrays": written,
     }
 
 

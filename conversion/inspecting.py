@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from conversion import engine, exporting, families, folders, resolving, sources
-from jworld import systems
+from conversion import engine, families, folders, resolving, sources
+from jworld.models.autoencoders.latents import Normalisation
 
 
 def inspect(path: pathlib.Path, *, step: int | None = None) -> dict[str, str]:
-    """What is in `path`, a PyTorch checkpoint or a folder of jworld: title of a row -> text.
+    """What is in `path`, a PyTorch checkpoint or weights of jworld: title of a row -> text.
 
     Raises:
       UserError: it is neither, or damaged.
     """
-    return _inspect_folder(path, step) if folders.is_folder(path) else _inspect_source(path)
+    return _inspect_weights(path, step) if folders.is_ours(path) else _inspect_source(path)
 
 
 def _inspect_source(path: pathlib.Path) -> dict[str, str]:
@@ -36,29 +36,26 @@ def _inspect_source(path: pathlib.Path) -> dict[str, str]:
         }
 
 
-def _inspect_folder(path: pathlib.Path, step: int | None) -> dict[str, str]:
-    folder = folders.Folder(path, step)
-    family = exporting.family_of(folder)
-    model = systems.create(folder.config).model_config
-    kind = "jworld, released weights"
-    if folder.record is not None:
-        kind = f"jworld, imported from {folder.record['source']} ({folder.record['variant']})"
-    elif folder.step is not None:
-        kind = f"jworld, step {folder.step} of a run"
-    layout = folder.record["layout"] if folder.record else "none, its own"
-    shapes = {name: leaf.shape for name, leaf in folder.arrays.items()}
-    places = engine.plan(shapes, family.layouts[folder.record["layout"]].rules(model)) if folder.record else {}
+def _inspect_weights(path: pathlib.Path, step: int | None) -> dict[str, str]:
+    weights = folders.open_weights(path, step)
+    family, model, record = weights.family, weights.target.model_config, weights.record
+    kind = "jworld, an autoencoder" if family.autoencoder else "jworld, released weights"
+    if record is not None:
+        kind = f"jworld, imported from {record['source']}" + (f" ({record['variant']})" if record["variant"] else "")
+    elif weights.step is not None:
+        kind = f"jworld, step {weights.step} of a run"
+    layout = record["layout"] if record else "none, its own"
+    shapes = {name: leaf.shape for name, leaf in weights.arrays.items()}
+    places = engine.plan(shapes, family.layouts[record["layout"]].rules(model)) if record else {}
+    hidden = ("dtype", "param_dtype") if family.autoencoder else resolving.FREE
+    facts = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.name not in hidden}
     return {
         "kind": kind,
-        **_network(family, layout, _facts(model)),
-        **_tensors((leaf.shape, leaf.dtype) for leaf in folder.arrays.values()),
+        **_network(family, layout, facts),
+        **_tensors((leaf.shape, leaf.dtype) for leaf in weights.arrays.values()),
         **({"tensors of the original": f"{len(places):,}"} if places else {}),
-        **_files(folder.files),
+        **_files(weights.files),
     }
-
-
-def _facts(model: Any) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(model).items() if key not in resolving.FREE}
 
 
 def _network(family: families.Family, layout: str, facts: Mapping[str, Any]) -> dict[str, str]:
@@ -75,7 +72,15 @@ def _network(family: families.Family, layout: str, facts: Mapping[str, Any]) -> 
 
 
 def _text(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    if isinstance(value, Normalisation):
+        shift, scale = (
+            f"{numbers[0]:g}" if len(numbers) == 1 else f"{len(numbers)} numbers"
+            for numbers in (value.shift, value.scale)
+        )
+        return f"(latent - {shift}) * {scale}"
+    if isinstance(value, tuple | list):
+        return (", " if any(isinstance(part, bool) for part in value) else "x").join(map(str, value))
+    return str(value)
 
 
 def _tensors(described: Iterable[tuple[tuple[int, ...], Any]]) -> dict[str, str]:

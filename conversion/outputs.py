@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import rich.console
 import rich.progress
@@ -70,3 +70,26 @@ def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
         if output.exists():
             shutil.rmtree(output)
         partial.rename(output)
+
+
+@contextlib.contextmanager
+def destination(
+    output: pathlib.Path, names: Sequence[str], is_ours: Callable[[pathlib.Path], bool], *, overwrite: bool
+) -> Iterator[tuple[pathlib.Path, list[pathlib.Path]]]:
+    """(folder to write `names` into, where these files end up when the block ends well).
+
+    `output` is a folder to create, or a .safetensors file, and then the others lie beside it; `is_ours` says whether a
+    folder may be replaced.
+    """
+    if output.suffix != ".safetensors":
+        check_output(output, overwrite, is_ours=output.is_dir() and is_ours(output))
+        with new_folder(output) as partial:
+            yield partial, [output / name for name in names]
+        return
+    target = output.absolute().parent
+    if not overwrite and (there := [name for name in names if (target / name).exists()]):
+        raise errors.UserError(f"{target / there[0]} exists already: choose another folder, or give --overwrite")
+    with partial_folder(output) as partial:
+        yield partial, [target / name for name in names]
+        for name in names:
+            (partial / name).replace(target / name)

@@ -78,7 +78,7 @@ def resolve(
         told[f"--config={recipe}"] = {key: value for key, value in config.model.items() if key not in FREE}
     model_settings = {key.removeprefix("model."): settings[key] for key in settings if key.startswith("model.")}
     told["--set"] = {key: value for key, value in model_settings.items() if key not in FREE}
-    facts = _agreed(told)
+    facts = agreed(told, "model.")
     free = {key: value for key, value in model_settings.items() if key in FREE}
     with config.unlocked():
         published = [key for key in config.model if key not in facts and key not in FREE]
@@ -114,8 +114,8 @@ def _base_config(family: families.Family, recipe: str | None) -> ml_collections.
     return config
 
 
-def _agreed(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What all places together tell.
+def agreed(told: Mapping[str, Mapping[str, Any]], prefix: str = "") -> dict[str, Any]:
+    """What all places together tell, each of which tells hyper-parameters by name (with a prefix in messages).
 
     Raises:
       UserError: one message with every contradiction.
@@ -129,7 +129,7 @@ def _agreed(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             if key not in facts:
                 facts[key], teller[key] = value, place
             elif facts[key] != value:
-                contradictions.append(f"model.{key} is {facts[key]!r} by {teller[key]}, but {value!r} by {place}")
+                contradictions.append(f"{prefix}{key} is {facts[key]!r} by {teller[key]}, but {value!r} by {place}")
     if contradictions:
         raise errors.UserError(f"{'; '.join(contradictions)}: correct the wrong one, or leave it out")
     return facts

@@ -1,4 +1,4 @@
-"""Verify: every element of a folder of weights against the PyTorch checkpoint that they came from."""
+"""Verify: every element of jworld's weights against the PyTorch checkpoint that they came from."""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import rich.console
 
-from conversion import engine, exporting, families, folders, importing, outputs, sources
-from jworld import errors, systems
+from conversion import engine, families, folders, importing, outputs, sources
+from jworld import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +30,21 @@ def verify(
     Raises:
       UserError: they differ, with the names of all tensors that do; one of them is damaged, or of another model.
     """
-    folder = folders.Folder(directory, step)
+    weights = folders.open_weights(directory, step)
     with sources.open_source(path) as source:
-        _, layout = families.detect(source.tensors, str(path), family=exporting.family_of(folder).name)
-        shapes = {name: leaf.shape for name, leaf in folder.arrays.items()}
-        places = engine.plan(shapes, layout.rules(systems.create(folder.config).model_config))
+        _, layout = families.detect(source.tensors, str(path), family=weights.family.name)
+        shapes = {name: leaf.shape for name, leaf in weights.arrays.items()}
+        places = engine.plan(shapes, layout.rules(weights.target.model_config))
         found = {name: info.shape for name, info in source.tensors.items()}
-        exceptions = [*folder.record["ignored"], *folder.record["initial"]] if folder.record else []
+        exceptions = [*weights.record["ignored"], *weights.record["initial"]] if weights.record else []
         listed = [problem for problem in engine.problems(found, shapes, places) if problem.name not in exceptions]
         engine.check(listed, str(path), f"{directory} was made of another checkpoint")
         different = []
         with outputs.progress(console) as bar:
-            sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in folder.arrays.items()}
+            sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in weights.arrays.items()}
             task = bar.add_task("comparing", total=sum(sizes.values()))
-            for parameter in folder.arrays:
-                array = folder.read(parameter)
+            for parameter in weights.arrays:
+                array = weights.read(parameter)
                 for name, place in engine.places_of(places, parameter).items():
                     if name in found and not _equal(place.take(array), source.read(name)):
                         different.append(name)
@@ -56,7 +56,7 @@ def verify(
     return Summary(
         len(places.keys() & found.keys()),
         sum(math.prod(shape) for shape in shapes.values()),
-        importing.total_checksum(folder.checksums),
+        importing.total_checksum(weights.checksums),
         [name for name in exceptions if name in found],
     )
 

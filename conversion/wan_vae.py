@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import hyperparameters, vae_keys
-from conversion.engine import CONV2D, GAMMA2D, GAMMA3D, Rule
+from conversion.engine import CONV2D, GAMMA2D, GAMMA3D, Rule, Shape
 from conversion.hyperparameters import Field
 from conversion.vae_keys import PIXEL2D, PIXEL3D, conv
 from jworld import errors
@@ -19,6 +19,7 @@ ORIGINAL_FIELDS = (
     Field("num_res_blocks", "blocks", hyperparameters.integer),
     Field("temperal_downsample", "time_levels", vae_keys.flags),
 )
+CLASS_NAME = "AutoencoderKLWan"
 DIFFUSERS_FIELDS = (
     Field("base_dim", "channels", hyperparameters.integer),
     Field("decoder_base_dim", "channels", hyperparameters.integer),
@@ -30,8 +31,9 @@ STATISTICS = (
     Field("latents_mean", "mean", vae_keys.numbers),
     Field("latents_std", "std", vae_keys.numbers),
 )
+ORIGINAL_FIXED: dict[str, Any] = {"attn_scales": []}
 # The others are Wan 2.2.
-FIXED = {"attn_scales": [], "is_residual": False, "patch_size": None}
+DIFFUSERS_FIXED = {"attn_scales": [], "is_residual": False, "patch_size": None}
 
 #: Our names of a residual block's parts -> theirs.
 _ORIGINAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
@@ -117,20 +119,73 @@ def diffusers(cfg: WanConfig) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def original_from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Fields of `WanConfig` that the tensors' shapes tell."""
+    return _from_shapes(shapes, "encoder.conv1", "conv2", "encoder.downsamples", "residual.6")
+
+
+def diffusers_from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Fields of `WanConfig` that the tensors' shapes tell."""
+    return _from_shapes(shapes, "encoder.conv_in", "post_quant_conv", "encoder.down_blocks", "conv2")
+
+
+def _from_shapes(shapes: Mapping[str, Shape], first: str, latents: str, levels: str, residual: str) -> dict[str, Any]:
+    channels = vae_keys.size(shapes, first, 0)
+    widths: list[int] = []
+    times: list[bool] = []
+    blocks = 0
+    for number in vae_keys.numbered(shapes, f"{levels}."):
+        if f"{levels}.{number}.resample.1.weight" in shapes:
+            times.append(f"{levels}.{number}.time_conv.weight" in shapes)
+        elif width := vae_keys.size(shapes, f"{levels}.{number}.{residual}", 0):
+            blocks += not times
+            widths[len(times) :] = [width]
+    return vae_keys.known(
+        channels=channels,
+        image_channels=vae_keys.size(shapes, first, 1),
+        latent_channels=vae_keys.size(shapes, latents, 0),
+        blocks=blocks,
+        multipliers=tuple(width // channels for width in widths) if channels else (),
+        time_levels=tuple(times),
+    )
+
+
 def original_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Settings of the original class -> fields of `WanConfig`."""
-    return _from_config(config, ORIGINAL_FIELDS, where)
+    return _from_config(config, ORIGINAL_FIELDS, ORIGINAL_FIXED, where)
 
 
 def diffusers_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """diffusers' config.json -> fields of `WanConfig`."""
-    return _from_config(config, DIFFUSERS_FIELDS, where)
+    return _from_config(config, DIFFUSERS_FIELDS, DIFFUSERS_FIXED, where)
 
 
-def _from_config(config: Mapping[str, Any], fields: tuple[Field, ...], where: str) -> dict[str, Any]:
-    values = hyperparameters.read(config, fields, FIXED, where)
+def _from_config(
+    config: Mapping[str, Any], fields: tuple[Field, ...], fixed: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    values = hyperparameters.read(config, fields, fixed, where)
     if statistics := hyperparameters.read(config, STATISTICS, {}, where):
         if statistics.keys() != {"mean", "std"}:
             raise errors.UserError(f"{where}: has only one of latents_mean and latents_std, expected both or none")
         values["normalisation"] = Normalisation.from_statistics(**statistics)
     return values
+
+
+def original_to_config(cfg: WanConfig) -> dict[str, Any]:
+    """Arguments of the original class, and the statistics that its programs hold."""
+    return hyperparameters.write(cfg, ORIGINAL_FIELDS, ORIGINAL_FIXED) | _statistics(cfg)
+
+
+def diffusers_to_config(cfg: WanConfig) -> dict[str, Any]:
+    """Content of diffusers' config.json."""
+    ratios = {"scale_factor_temporal": cfg.temporal_ratio, "scale_factor_spatial": cfg.spatial_ratio}
+    values = hyperparameters.write(cfg, DIFFUSERS_FIELDS, DIFFUSERS_FIXED)
+    return {"_class_name": CLASS_NAME} | values | ratios | _statistics(cfg)
+
+
+def _statistics(cfg: WanConfig) -> dict[str, list[float]]:
+    shift, scale = (
+        values * (cfg.latent_channels // len(values)) for values in (cfg.normalisation.shift, cfg.normalisation.scale)
+    )
+    # The deviation is published with few digits, and a reciprocal of its reciprocal may have more.
+    return {"latents_mean": list(shift), "latents_std": [float(f"{1 / value:.14g}") for value in scale]}

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conversion import autoencoders
+from conversion import autoencoders, families
+from jworld.models.autoencoders import files
 from jworld.models.autoencoders.blocks import Coder
 from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder
 from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder
@@ -27,11 +28,12 @@ Arrays = dict[str, Any]
 
 def load(case: golden_cases.GoldenCase, **fields: Any) -> Any:
     """The autoencoder with the case's sizes and weights, which must come out of it again as they went in."""
-    layout = autoencoders.find_layout(case.weights, case.name)
+    family, layout = families.detect(case.weights, case.name)
     config = case.config.get("constructor") or case.config["model"]
     statistics = {name: case.config[name] for name in ("latents_mean", "latents_std") if name in case.config}
     told = layout.from_config(config | statistics, case.name)
-    model = autoencoders.build(case.weights, layout, **(told | fields), dtype=jnp.float32)
+    config = files.NETWORKS[family.autoencoder or ""][1](**(told | fields), dtype=jnp.float32)
+    model = autoencoders.build(case.weights, layout, autoencoders.Target(family, config))
     exported = autoencoders.export(model, layout)
     assert exported.keys() == case.weights.keys()
     for name, tensor in case.weights.items():

@@ -29,7 +29,7 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
     )
 }
 #: Header entry with {"family": ..., and the fields of the config}; the linear codec's files have the same.
-_HEADER = "autoencoder"
+HEADER = "autoencoder"
 
 
 def save(model: network.VideoAutoencoder, path: str | pathlib.Path) -> None:
@@ -41,10 +41,14 @@ def save(model: network.VideoAutoencoder, path: str | pathlib.Path) -> None:
         "/".join(map(str, name)): np.asarray(leaf[...], np.float32, order="C")
         for name, leaf in nnx.to_flat_state(state)
     }
-    header = json.dumps({"family": model.family, **network.settings(model.config)}, sort_keys=True)
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.numpy.save_file(arrays, temporary, metadata={_HEADER: header})
+    safetensors.numpy.save_file(arrays, temporary, metadata=header(model.family, model.config))
     os.replace(temporary, path)
+
+
+def header(family: str, config: network.AutoencoderConfig) -> dict[str, str]:
+    """The metadata that make a safetensors file one of these."""
+    return {HEADER: json.dumps({"family": family, **network.settings(config)}, sort_keys=True)}
 
 
 def load(path: str | pathlib.Path, **settings: Any) -> linear.LinearAutoencoder | network.VideoAutoencoder:
@@ -55,32 +59,44 @@ def load(path: str | pathlib.Path, **settings: Any) -> linear.LinearAutoencoder 
     Raises:
       UserError: no such file, another kind of file, or tensors that are not exactly the network's.
     """
+    family, config = read_config(path, **settings)
+    if config is None:
+        return linear.LinearAutoencoder.load(path)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: NETWORKS[family][0](config, rngs=nnx.Rngs(0))))
+    leaves = {"/".join(map(str, name)): (name, leaf) for name, leaf in nnx.to_flat_state(abstract)}
+    with safetensors.safe_open(path, framework="numpy") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, not a dict
+        expected = {name: leaf.shape for name, (_, leaf) in leaves.items()}
+        if found != expected:
+            wrong = sorted(dict(found.items() ^ expected.items()))
+            raise UserError(
+                f"{path} has other tensors than its config says, at {', '.join(wrong[:4])}: import it again"
+            )
+        filled = [
+            (keys, leaf.replace(jnp.asarray(file.get_tensor(name), leaf.dtype)))
+            for name, (keys, leaf) in leaves.items()
+        ]
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def read_config(path: str | pathlib.Path, **settings: Any) -> tuple[str, network.AutoencoderConfig | None]:
+    """Family and config of a file, from its header alone; the linear codec has no config.
+
+    Raises:
+      UserError: no such file, or another kind of file.
+    """
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"autoencoder file {path} does not exist: give an autoencoder.safetensors")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            fields = json.loads((file.metadata() or {})[_HEADER])
-            family = fields.pop("family")
-            if family == linear.FAMILY:
-                return linear.LinearAutoencoder.load(path)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        autoencoder, config_type = NETWORKS[family]
-        config = dataclasses.replace(config_type(**_read(fields)), **settings)
+            fields = json.loads((file.metadata() or {})[HEADER])
+        family = fields.pop("family")
+        if family == linear.FAMILY:
+            return family, None
+        return family, dataclasses.replace(NETWORKS[family][1](**_read(fields)), **settings)
     except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a saved autoencoder ({error}): save or import it again") from error
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: autoencoder(config, rngs=nnx.Rngs(0))))
-    leaves = {"/".join(map(str, name)): leaf for name, leaf in nnx.to_flat_state(abstract)}
-    found = {name: array.shape for name, array in arrays.items()}
-    expected = {name: leaf.shape for name, leaf in leaves.items()}
-    if found != expected:
-        wrong = sorted(dict(found.items() ^ expected.items()))
-        raise UserError(f"{path} has other tensors than its config says, at {', '.join(wrong[:4])}: import it again")
-    filled = [
-        (name, leaf.replace(jnp.asarray(arrays["/".join(map(str, name))], leaf.dtype)))
-        for name, leaf in nnx.to_flat_state(abstract)
-    ]
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
 def _read(fields: dict[str, Any]) -> dict[str, Any]:
