@@ -34,6 +34,8 @@ def _tiny() -> ml_collections.ConfigDict:
         "latent_channels": 96,
         "widths": (12, 24, 48, 96, 192),
         "blocks": 0,
+        "spatial_ratio": 16,
+        "temporal_ratio": 4,
         # A training clip in one piece, longer videos in bounded memory.
         "chunk": 3,
         "dtype": "float32",

@@ -81,6 +81,12 @@ class Given:
         options = conditioning.Options(dtype=arguments.encoder_dtype, device=arguments.encoder_device)
         return cls(**{name: getattr(arguments, name) for name in names}, options=options)
 
+    def flags(self) -> list[str]:
+        """The options that the user gave."""
+        values = {flag: getattr(self, flag.removeprefix("--").replace("-", "_")) for flag in FLAGS}
+        values |= {"--encoder-device": self.options.device, "--encoder-dtype": self.options.dtype}
+        return [flag for flag, value in values.items() if value is not None]
+
 
 def add_arguments(parser: argparse.ArgumentParser, *, defaults: Mapping[str, str]) -> None:
     """The options that name encoders; `defaults` says by option what is used without it."""

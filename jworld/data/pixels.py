@@ -249,5 +249,10 @@ class DecodedVideos:
         return ""
 
     def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> FrameFiles:
-        """See `TrainingData`."""
+        """See `TrainingData`; a `UserError` where the user names encoders, which nothing would use."""
+        if given.flags():
+            raise UserError(
+                f"{', '.join(given.flags())}: the checkpoint is an autoencoder, which is measured on frames and knows "
+                "no encoders: leave the option out"
+            )
         return FrameFiles(directory)

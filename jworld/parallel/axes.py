@@ -1,4 +1,6 @@
-"""The one table from logical axes to mesh axes, and the constraint that applies it to activations."""
+"""The one table from logical axes to mesh axes, and the constraints that apply it to activations."""
+
+import math
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -38,3 +40,15 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(names))
+
+
+def spread(x: jax.Array, *names: str | None) -> jax.Array:
+    """As `constrain`, but a dimension that its mesh axes do not divide stays whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = []
+    for size, entry in zip(x.shape, partition_spec(names), strict=True):
+        mesh_axes = entry if isinstance(entry, tuple) else (entry,) * (entry is not None)
+        spec.append(None if size % math.prod(mesh.shape[axis] for axis in mesh_axes) else entry)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

@@ -121,6 +121,24 @@ def test_clips_are_cut_anywhere_and_repeat_with_the_seed() -> None:
         assert {place[axis] for place in seen} == set(range(size))
 
 
+def test_batches_go_on_where_they_stopped(decoded: pixels.FrameFiles) -> None:
+    data = systems.create(make_config(data__records=str(decoded.directory))).data
+    whole = data.batches("train")
+    expected = [next(whole) for _ in range(4)]
+    stopped, resumed = data.batches("train"), data.batches("train")
+    for _ in range(2):
+        next(stopped)
+    resumed.set_state(stopped.get_state())
+    for batch in expected[2:]:
+        for name, value in next(resumed).items():
+            np.testing.assert_array_equal(value, batch[name])
+    assert not np.array_equal(expected[0]["video"], expected[2]["video"])
+    assert expected[0]["video"].shape == (BATCH, 5, 8, 16, 3)
+    wrong = systems.create(make_config(data__records=str(decoded.directory), data__videos__image_size=(48, 24))).data
+    with pytest.raises(errors.UserError, match=r"holds frames of \(32, 24\), config.data.videos.image_size"):
+        wrong.batches("train")
+
+
 def test_damaged_frames_are_named(decoded: pixels.FrameFiles, tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.UserError, match=r"manifest\.json does not exist"):
         pixels.FrameFiles(tmp_path)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jworld.models.layers.attention import ChunkCausal, attention
 from jworld.models.layers.causal_conv import Border, CausalConv, Conv
 from jworld.models.layers.linear import default_init
 
@@ -122,8 +123,7 @@ class ResidualBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """One head of width C over the pixels of a frame, or of a frame and all frames before it in the same call.
 
-    Causal attention is for a video in one piece: it has no cache. Not the attention of `models.layers`: a single head
-    does not split over the mesh.
+    Causal attention is for a video in one piece: it has no cache.
     """
 
     def __init__(self, channels: int, *, span: Span, style: Style, rngs: nnx.Rngs):
@@ -134,20 +134,11 @@ class AttentionBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
         B, F, H, W, C = x.shape
-        q, k, v = jnp.split(self.qkv(normed(self.norm, x, latents)).reshape(B, F, H * W, 1, 3 * C), 3, axis=-1)
-        if self.span == "frame":
-            q, k, v = (part.reshape(B * F, H * W, 1, C) for part in (q, k, v))
-            y = jax.nn.dot_product_attention(q, k, v)
-        else:
-            # Frame by frame: half of a dense mask would be computed for nothing.
-            y = jnp.stack(
-                [
-                    jax.nn.dot_product_attention(q[:, i], *(part[:, : i + 1].reshape(B, -1, 1, C) for part in (k, v)))
-                    for i in range(F)
-                ],
-                axis=1,
-            )
-        return x + self.out(y.reshape(x.shape)), ()
+        batch, mask = (B * F, None) if self.span == "frame" else (B, ChunkCausal(H * W))
+        # Column after column: queries split over the mesh are then where their part of the width is.
+        qkv = self.qkv(normed(self.norm, x, latents)).swapaxes(2, 3).reshape(batch, -1, 1, 3 * C)
+        y = attention(*jnp.split(qkv, 3, axis=-1), mask=mask)
+        return x + self.out(y.reshape(B, F, W, H, C).swapaxes(2, 3)), ()
 
 
 def middle(channels: int, span: Span | None, *, style: Style, rngs: nnx.Rngs) -> list[Any]:

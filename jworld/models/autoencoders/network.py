@@ -11,7 +11,6 @@ import abc
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -19,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from jworld.errors import UserError
 from jworld.models.autoencoders import linear
@@ -153,7 +151,7 @@ class VideoAutoencoder(nnx.Module):
     def _encode_pieces(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         def step(frames: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
             moments, cache = self._encode_chunk(spread(frames), cache)
-            return moments.astype(jnp.float32), cache
+            return spread(moments.astype(jnp.float32)), cache
 
         chunk = self.config.chunk and self.config.chunk * self.config.temporal_ratio
         return in_pieces(step, video, cache, chunk=chunk, first_alone=self.first_frame_alone)
@@ -228,15 +226,7 @@ def in_pieces(
 
 def spread(x: jax.Array) -> jax.Array:
     """Spread batch and width of [B, F, H, W, C] over the mesh, each where it divides; a no-op outside a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    names = ("batch", None, None, "width", None)
-    spec = []
-    for size, entry in zip(x.shape, axes.partition_spec(names), strict=True):
-        mesh_axes = entry if isinstance(entry, tuple) else (entry,) * (entry is not None)
-        spec.append(None if size % math.prod(mesh.shape[axis] for axis in mesh_axes) else entry)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return axes.spread(x, "batch", None, None, "width", None)
 
 
 def settings(config: AutoencoderConfig) -> dict[str, Any]:

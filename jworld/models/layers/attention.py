@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jworld.parallel.axes import constrain
+from jworld.parallel.axes import constrain, spread
 
 Implementation = Literal["xla", "cudnn"] | None
 
@@ -40,7 +40,8 @@ def attention(
     """Softmax attention, scale 1/sqrt(K); logits and softmax in float32.
 
     Tokens arrive split over the mesh axis of `sequence` and leave so. In between, heads are split instead and every
-    device holds all tokens of its heads (Ulysses, https://arxiv.org/abs/2309.14509).
+    device holds all tokens of its heads (Ulysses, https://arxiv.org/abs/2309.14509). A single head cannot be: then the
+    queries stay split, every device holds all keys, and what the mesh does not divide stays whole.
 
     Args:
       q: [B, Lq, N, K] queries.
@@ -56,12 +57,17 @@ def attention(
     Raises:
       ValueError: chunks do not fit the lengths of q and k.
     """
-    q, k, v = (constrain(x, "batch", None, "attention_heads", None) for x in (q, k, v))
+    single = q.shape[2] == 1
+    if single:
+        q, k, v = (spread(x, "batch", tokens, None, None) for x, tokens in ((q, "sequence"), (k, None), (v, None)))
+    else:
+        q, k, v = (constrain(x, "batch", None, "attention_heads", None) for x in (q, k, v))
     if mask is None:
         out = _full(q, k, v, key_mask, implementation)
     else:
         out = _chunk_causal(q, k, v, mask, key_mask, implementation)
-    return checkpoint_name(constrain(out, "batch", "sequence", None, None), OUTPUT_NAME)
+    place = spread if single else constrain
+    return checkpoint_name(place(out, "batch", "sequence", None, None), OUTPUT_NAME)
 
 
 def _full(
