@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+DEFAULT_ROOT = pathlib.Path(__file__).parent / "golden"
 DEFAULT_TOLERANCE = 1e-4
 
 
@@ -57,8 +58,7 @@ Check = Callable[[GoldenCase], float]
 
 
 def root() -> pathlib.Path:
-    default = pathlib.Path(__file__).parent / "golden"
-    return pathlib.Path(os.environ.get("JWORLD_GOLDEN") or default)
+    return pathlib.Path(os.environ.get("JWORLD_GOLDEN") or DEFAULT_ROOT)
 
 
 def discover(folder: pathlib.Path) -> list[GoldenCase]:

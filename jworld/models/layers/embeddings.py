@@ -43,5 +43,7 @@ class ScalarEmbedding(nnx.Module):
         self.hidden = linear(frequency_dim, width, (None, "embed"), kernel_init=normal, **common)
         self.output = linear(width, width, ("embed", "mlp"), kernel_init=output_init, **common)
 
-    def __call__(self, values: jax.Array) -> jax.Array:
-        return self.output(nnx.silu(self.hidden(sinusoidal(values, self.frequency_dim))))
+    def __call__(self, values: jax.Array, added: jax.Array | None = None) -> jax.Array:
+        """`added` [..., frequency_dim], an embedding of something else, joins the sinusoid."""
+        wave = sinusoidal(values, self.frequency_dim)
+        return self.output(nnx.silu(self.hidden(wave if added is None else wave + added)))

@@ -27,6 +27,12 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
     return build(rngs)
 
 
+def layer_range(stacked: Any, start: int, stop: int) -> Any:
+    """The layers `start` to `stop` of a result of `stack`."""
+    graphdef, params = nnx.split(stacked)
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[start:stop], params))
+
+
 def scan_layers(
     stacked: Any, body: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, per_layer: Any = None, *, remat: str
 ) -> tuple[Any, Any]:

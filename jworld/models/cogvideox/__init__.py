@@ -1,0 +1,1 @@
+"""The CogVideoX transformer with The Matrix' control blocks."""

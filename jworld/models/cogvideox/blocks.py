@@ -1,0 +1,146 @@
+"""Blocks of CogVideoX: text and video in one attention under expert adaptive norms, and The Matrix' control block.
+
+Sources: CogVideoX (arXiv 2408.06072), section 2.2; The Matrix `stage2/cogvideox/control_adapter.py`.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jworld.models.cogvideox.config import CogVideoXConfig
+from jworld.models.layers.attention import attention
+from jworld.models.layers.linear import linear
+from jworld.models.layers.mlp import MLP
+from jworld.models.layers.modulation import Modulation, gated
+from jworld.parallel.axes import constrain
+
+Streams = tuple[jax.Array, jax.Array]
+
+
+def layer_norm(features: int, eps: float, cfg: CogVideoXConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm with weights, computed and returned in float32."""
+    return nnx.LayerNorm(
+        features,
+        epsilon=eps,
+        dtype=jnp.float32,
+        param_dtype=cfg.param_dtype,
+        scale_metadata={"out_sharding": (None,)},
+        bias_metadata={"out_sharding": (None,)},
+        rngs=rngs,
+    )
+
+
+class ExpertNorm(nnx.Module):
+    """One layer norm for two streams, each with its own shift, scale and gate of the time embedding."""
+
+    def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
+        self.modulation = Modulation(cfg.time_dim, cfg.width, 6, param_dtype=cfg.param_dtype, rngs=rngs)
+        self.norm = layer_norm(cfg.width, cfg.norm_eps, cfg, rngs)
+
+    def __call__(self, video: jax.Array, other: jax.Array, time: jax.Array) -> tuple[Streams, Streams]:
+        """Both streams normed, and their gates.
+
+        Args:
+          video: [B, F, S, D]; frame f has the parameters of its own time.
+          other: [B, L, D] text or control, which has those of the last frame.
+          time: [B, F, Dt] float32, or F = 1 for one time for all.
+        """
+        parts = self.modulation(time)
+        shift, scale, gate = (part[:, :, None] for part in parts[:3])
+        # The last frame is the noisiest; The Matrix' stage 3 takes its time for the text, whatever the others'.
+        other_shift, other_scale, other_gate = (part[:, -1:] for part in parts[3:])
+        normed = (self.norm(video) * (1 + scale) + shift).astype(video.dtype)
+        other_normed = (self.norm(other) * (1 + other_scale) + other_shift).astype(other.dtype)
+        return (normed, other_normed), (gate, other_gate)
+
+
+class Projections(nnx.Module):
+    """Query, key and value with a layer norm per head on the first two, and the output."""
+
+    def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
+        self.num_heads = cfg.num_heads
+        common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
+        self.query = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
+        self.key = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
+        self.value = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
+        self.query_norm = layer_norm(cfg.head_dim, 1e-6, cfg, rngs)
+        self.key_norm = layer_norm(cfg.head_dim, 1e-6, cfg, rngs)
+        self.out = linear(cfg.width, cfg.width, ("heads", "embed"), **common)
+
+    def queries(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., N, K]."""
+        return self.query_norm(self._heads(self.query(x))).astype(x.dtype)
+
+    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[..., D] -> two [..., N, K]."""
+        return self.key_norm(self._heads(self.key(x))).astype(x.dtype), self._heads(self.value(x))
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+
+class JointBlock(nnx.Module):
+    """One layer: text and video attend to each other, then pass one MLP. Padding of the text is not masked."""
+
+    def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
+        self.implementation = cfg.attention
+        self.attention_norm = ExpertNorm(cfg, rngs=rngs)
+        self.attention = Projections(cfg, rngs=rngs)
+        self.mlp_norm = ExpertNorm(cfg, rngs=rngs)
+        self.mlp = MLP(
+            cfg.width,
+            int(cfg.width * cfg.mlp_ratio),
+            nnx.gelu,  # the tanh approximation
+            dtype=cfg.dtype,
+            param_dtype=cfg.param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, video: jax.Array, text: jax.Array, time: jax.Array) -> Streams:
+        """[B, F, S, D], [B, L, D], [B, F or 1, Dt] -> the two streams."""
+        (normed, text_normed), (gate, text_gate) = self.attention_norm(video, text, time)
+        attended, text_attended = self._attend(normed, text_normed)
+        video, text = gated(video, attended, gate), gated(text, text_attended, text_gate)
+        (normed, text_normed), (gate, text_gate) = self.mlp_norm(video, text, time)
+        return gated(video, self.mlp(normed), gate), gated(text, self.mlp(text_normed), text_gate)
+
+    def _attend(self, video: jax.Array, text: jax.Array) -> Streams:
+        B, L, D = text.shape
+        tokens = jnp.concatenate([text, video.reshape(B, -1, D)], axis=1)
+        keys, values = self.attention.keys_values(tokens)
+        out = attention(self.attention.queries(tokens), keys, values, implementation=self.implementation)
+        out = self.attention.out(out.reshape(tokens.shape))
+        return constrain(out[:, L:].reshape(video.shape), "batch", None, "sequence", None), out[:, :L]
+
+
+class ControlBlock(nnx.Module):
+    """Video tokens attend to the control vectors of their own and of earlier frames.
+
+    The original repeats the vector of a frame for each of its S tokens and masks causally by token: token s of frame f
+    sees the vector of an earlier frame S times and that of its own frame s + 1 times. The same softmax over F keys
+    has log S and log(s + 1) added to its logits.
+    """
+
+    def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
+        self.norm = ExpertNorm(cfg, rngs=rngs)
+        self.attention = Projections(cfg, rngs=rngs)
+
+    def __call__(self, video: jax.Array, control: jax.Array, time: jax.Array) -> jax.Array:
+        """[B, F, S, D], [B, F, D] embedded control, [B, F or 1, Dt] -> [B, F, S, D]."""
+        (normed, control_normed), (gate, _) = self.norm(video, control, time)
+        q = self.attention.queries(normed)
+        k, v = self.attention.keys_values(control_normed)
+        logits = jnp.einsum("bfsnk,bgnk->bnfsg", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(logits + causal_counts(*video.shape[1:3]), axis=-1).astype(v.dtype)
+        out = jnp.einsum("bnfsg,bgnk->bfsnk", weights, v)
+        return gated(video, self.attention.out(out.reshape(video.shape)), gate)
+
+
+def causal_counts(frames: int, tokens: int) -> jax.Array:
+    """[F, S, F] float32: log of how often token s of frame f sees the control vector of frame g, -inf for never."""
+    f, s, g = jnp.ogrid[:frames, :tokens, :frames]
+    count = jnp.where(g < f, tokens, jnp.where(g == f, s + 1, 0))
+    return jnp.log(count.astype(jnp.float32))

@@ -1,0 +1,181 @@
+"""The CogVideoX transformer, with one time per frame, control blocks and an optional guidance embedding.
+
+Sources: CogVideoX (arXiv 2408.06072); The Matrix `stage{1,2,3,4}/cogvideox/transformer.py`. Where all frames have one
+time it is the published CogVideoX-2B.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jworld.models.cogvideox.blocks import ControlBlock, JointBlock, Streams, layer_norm
+from jworld.models.cogvideox.config import CogVideoXConfig
+from jworld.models.layers.embeddings import ScalarEmbedding
+from jworld.models.layers.linear import linear, zeros_init
+from jworld.models.layers.modulation import Modulation
+from jworld.models.layers.stack import layer_range, scan_layers, stack
+from jworld.parallel.axes import constrain
+
+
+class ControlEmbedding(nnx.Module):
+    """Three linear layers with SiLU between: [B, F, control_dim] -> [B, F, D], once for all control blocks."""
+
+    def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
+        assert cfg.control_dim is not None
+        common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
+        self.first = linear(cfg.control_dim, cfg.control_dim, (None, None), **common)
+        self.second = linear(cfg.control_dim, cfg.width, (None, "embed"), **common)
+        self.third = linear(cfg.width, cfg.width, ("embed", "mlp"), **common)
+
+    def __call__(self, control: jax.Array) -> jax.Array:
+        return self.third(nnx.silu(self.second(nnx.silu(self.first(control)))))
+
+
+class CogVideoXTransformer(nnx.Module):
+    """v of a video's latents from noisy latents, text, and, with control, one vector per latent frame."""
+
+    def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        pixels = cfg.patch_size**2
+        common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
+        # Rows of the kernel are (channel, patch row, patch column), as in the flattened convolution of the original.
+        self.patch_in = linear(cfg.channels * pixels, cfg.width, (None, "embed"), **common)
+        self.text_in = linear(cfg.text_dim, cfg.width, (None, "embed"), **common)
+        self.time = ScalarEmbedding(cfg.time_dim, frequency_dim=cfg.width, param_dtype=cfg.param_dtype, rngs=rngs)
+        if cfg.guidance_dim is not None:
+            self.guidance = nnx.Linear(
+                cfg.guidance_dim,
+                cfg.width,
+                use_bias=False,
+                kernel_init=zeros_init,
+                param_dtype=cfg.param_dtype,
+                kernel_metadata={"out_sharding": (None, "embed")},
+                rngs=rngs,
+            )
+        self.blocks = stack(lambda rngs: JointBlock(cfg, rngs=rngs), cfg.num_layers, rngs)
+        if cfg.control_dim is not None:
+            start, stop = cfg.control_layers
+            self.control_embedding = ControlEmbedding(cfg, rngs=rngs)
+            self.control_blocks = stack(lambda rngs: ControlBlock(cfg, rngs=rngs), stop - start, rngs)
+        self.final_norm = layer_norm(cfg.width, cfg.norm_eps, cfg, rngs)
+        self.out_modulation = Modulation(cfg.time_dim, cfg.width, 2, param_dtype=cfg.param_dtype, rngs=rngs)
+        self.out_norm = layer_norm(cfg.width, cfg.norm_eps, cfg, rngs)
+        self.patch_out = linear(cfg.width, cfg.channels * pixels, ("embed", None), **common)
+
+    def __call__(
+        self,
+        latents: jax.Array,
+        text: jax.Array,
+        timestep: jax.Array,
+        *,
+        control: jax.Array | None = None,
+        guidance: jax.Array | None = None,
+    ) -> jax.Array:
+        """One pass over a window of F latent frames.
+
+        Args:
+          latents: [B, F, H, W, C] noisy.
+          text: [B, L, text_dim] states, padding included: it is not masked.
+          timestep: [B] or [B, F] diffusion time in 0..999.
+          control: [B, F, control_dim] of a model with control, else None.
+          guidance: [B] scale of classifier-free guidance, for a model with a guidance embedding, else None.
+
+        Returns:
+          v [B, F, H, W, C] float32.
+
+        Raises:
+          ValueError: text of another length than the model's positions allow.
+        """
+        cfg = self.cfg
+        if text.shape[1] != cfg.text_tokens:
+            raise ValueError(f"text has {text.shape[1]} tokens, the model's positions begin after {cfg.text_tokens}")
+        time = self._time(timestep, guidance)
+        carry = (self._embed(latents), self.text_in(text.astype(cfg.dtype)))
+        if control is None:
+            carry = self._joint(carry, time, 0, cfg.num_layers)
+        else:
+            start, stop = cfg.control_layers
+            carry = self._joint(carry, time, 0, start)
+            carry = self._controlled(carry, time, self.control_embedding(control.astype(cfg.dtype)))
+            carry = self._joint(carry, time, stop, cfg.num_layers)
+        return self._output(carry[0], time, latents.shape)
+
+    def _time(self, timestep: jax.Array, guidance: jax.Array | None) -> jax.Array:
+        """[B, F or 1, Dt] float32."""
+        timestep = timestep.reshape(len(timestep), -1)
+        if guidance is None:
+            return self.time(timestep)
+        assert self.cfg.guidance_dim is not None
+        added = self.guidance(guidance_embedding(guidance, self.cfg.guidance_dim))
+        return self.time(timestep, added[:, None])
+
+    def _embed(self, latents: jax.Array) -> jax.Array:
+        """[B, F, H, W, C] -> tokens with positions [B, F, S, D]."""
+        cfg, p = self.cfg, self.cfg.patch_size
+        B, F, H, W, C = latents.shape
+        patches = latents.reshape(B, F, H // p, p, W // p, p, C).transpose(0, 1, 2, 4, 6, 3, 5)
+        tokens = self.patch_in(patches.reshape(B, F, (H // p) * (W // p), C * p * p).astype(cfg.dtype))
+        tokens = tokens + position_embedding(cfg, F, H // p, W // p).astype(cfg.dtype)
+        return constrain(tokens, "batch", None, "sequence", None)
+
+    def _joint(self, carry: Streams, time: jax.Array, start: int, stop: int) -> Streams:
+        def layer(block: JointBlock, carry: Streams, _: None) -> tuple[Streams, None]:
+            video, text = carry
+            return block(video, text, time), None
+
+        if start == stop:
+            return carry
+        return scan_layers(layer_range(self.blocks, start, stop), layer, carry, remat=self.cfg.remat)[0]
+
+    def _controlled(self, carry: Streams, time: jax.Array, control: jax.Array) -> Streams:
+        """The layers that a control block follows."""
+        graphdef, params = nnx.split(self.control_blocks)
+
+        def layer(block: JointBlock, carry: Streams, control_params: nnx.State) -> tuple[Streams, None]:
+            video, text = carry
+            video, text = block(video, text, time)
+            return (nnx.merge(graphdef, control_params)(video, control, time), text), None
+
+        blocks = layer_range(self.blocks, *self.cfg.control_layers)
+        return scan_layers(blocks, layer, carry, params, remat=self.cfg.remat)[0]
+
+    def _output(self, video: jax.Array, time: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Tokens [B, F, S, D] -> v [B, F, H, W, C] float32."""
+        p = self.cfg.patch_size
+        B, F, H, W, C = shape
+        shift, scale = (part[:, :, None] for part in self.out_modulation(time))
+        # Two norms in a row: the original's last norm is followed by an adaptive one with weights of its own.
+        normed = self.out_norm(self.final_norm(video)) * (1 + scale) + shift
+        out = self.patch_out(normed.astype(self.cfg.dtype)).astype(jnp.float32)
+        out = out.reshape(B, F, H // p, W // p, C, p, p)
+        return out.transpose(0, 1, 2, 5, 3, 6, 4).reshape(B, F, H, W, C)
+
+
+def position_embedding(cfg: CogVideoXConfig, frames: int, rows: int, columns: int) -> jax.Array:
+    """[F, rows * columns, D] float32: a quarter of the channels for time, then columns, then rows; sines first."""
+
+    def axis(length: int, scale: float, dim: int) -> jax.Array:
+        frequencies = 10_000.0 ** (-jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
+        angles = (jnp.arange(length, dtype=jnp.float32) / scale)[:, None] * frequencies
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+    time = axis(frames, cfg.temporal_scale, cfg.width // 4)[:, None, None]
+    x = axis(columns, cfg.spatial_scale, 3 * cfg.width // 8)[None, None]
+    y = axis(rows, cfg.spatial_scale, 3 * cfg.width // 8)[None, :, None]
+    parts = [jnp.broadcast_to(part, (frames, rows, columns, part.shape[-1])) for part in (time, x, y)]
+    return jnp.concatenate(parts, axis=-1).reshape(frames, rows * columns, cfg.width)
+
+
+def guidance_embedding(scale: jax.Array, dim: int) -> jax.Array:
+    """[B] -> [B, dim] float32: sines, then cosines, of 1000 * scale.
+
+    Source: The Matrix `stage4/cogvideox/embedding.py`.
+    """
+    half = dim // 2
+    # Not `sinusoidal`: the slowest frequency is 1/10000 itself.
+    frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * -(math.log(10_000) / (half - 1)))
+    angles = 1000.0 * scale.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -1,0 +1,131 @@
+"""What each stage of The Matrix learns: v of whole clips, of sliding windows, and jumps to the edges of phases.
+
+Sources: The Matrix `stage{1,2,3}/training/trainer.py`. Stage 4 has no public trainer: see `consistency_loss`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jworld.diffusion import consistency, v_prediction
+from jworld.models.cogvideox.transformer import CogVideoXTransformer
+
+
+class Example(NamedTuple):
+    """What a model is told of a batch of clips.
+
+    Attributes:
+      latents: [B, F, H, W, C] clean.
+      text: [B, L, text_dim] states, padding included.
+      control: [B, F, control_dim], or None for a model without control.
+    """
+
+    latents: jax.Array
+    text: jax.Array
+    control: jax.Array | None
+
+
+class Draws(NamedTuple):
+    """Everything random in a loss.
+
+    Attributes:
+      timestep: [B] one time per clip (stages 1 and 2) or [B, F] one per frame (3 and 4), 0..999.
+      noise: [B, F, H, W, C] standard normal.
+    """
+
+    timestep: jax.Array
+    noise: jax.Array
+
+
+def velocity_loss(model: CogVideoXTransformer, example: Example, draws: Draws, alphas: np.ndarray) -> jax.Array:
+    """Stages 1 to 3: the scalar squared error of x_0 over 1 - a, which is that of v.
+
+    With times per frame the first frame is the given one and does not count.
+    """
+    a = v_prediction.at(alphas, draws.timestep)
+    noisy = v_prediction.add_noise(example.latents, draws.noise, a)
+    v = model(noisy, example.text, draws.timestep, control=example.control)
+    error = v_prediction.clean_error(example.latents, v_prediction.clean_from_velocity(noisy, v, a), a)
+    return jnp.mean(error if draws.timestep.ndim == 1 else error[:, 1:])
+
+
+class Distillation(NamedTuple):
+    """How a consistency model is taught.
+
+    Attributes:
+      phases: of the 1000 times.
+      stride: times between the two points of a trajectory that the student must map to one.
+      guidance: scale of the teacher's classifier-free guidance.
+      distance: "huber" or "l2".
+    """
+
+    phases: int
+    stride: int
+    guidance: float
+    distance: str = "huber"
+
+
+class Trajectory(NamedTuple):
+    """Two points of the teacher's trajectories and their times, [B, F, ...] each."""
+
+    noisy: jax.Array
+    timestep: jax.Array
+    earlier: jax.Array
+    earlier_timestep: jax.Array
+
+
+def teacher_step(
+    teacher: CogVideoXTransformer,
+    example: Example,
+    null_text: jax.Array,
+    draws: Draws,
+    alphas: np.ndarray,
+    how: Distillation,
+) -> Trajectory:
+    """Noisy windows, and where the guided teacher's ODE leads them `how.stride` times on.
+
+    Args:
+      null_text: [B, L, text_dim] states of the empty prompt.
+      draws: the first frame's time is 0: it is given and stays as it is; all others are at `how.stride` or later, and
+        no stride leaves its phase.
+    """
+    a = v_prediction.at(alphas, draws.timestep)
+    noisy = v_prediction.add_noise(example.latents, draws.noise, a)
+    earlier = jnp.maximum(draws.timestep - how.stride, 0)
+    both = [teacher(noisy, text, draws.timestep, control=example.control) for text in (null_text, example.text)]
+    v = both[0] + how.guidance * (both[1] - both[0])
+    clean = v_prediction.clean_from_velocity(noisy, v, a)
+    reached = v_prediction.ddim_step(noisy, clean, a, v_prediction.at(alphas, earlier))
+    is_given = jnp.arange(noisy.shape[1])[None, :, None, None, None] == 0
+    return Trajectory(noisy, draws.timestep, jnp.where(is_given, noisy, reached), earlier)
+
+
+def consistency_loss(
+    student: CogVideoXTransformer,
+    target: CogVideoXTransformer,
+    example: Example,
+    path: Trajectory,
+    alphas: np.ndarray,
+    how: Distillation,
+    *,
+    guidance: jax.Array | None = None,
+) -> jax.Array:
+    """Stage 4: both points of a trajectory must be mapped to one point at the edge of their phase.
+
+    The original publishes the sampler of stage 4 and no trainer. This is phased consistency distillation
+    (arXiv 2405.18407) with the sampler's own jump; an oracle that knows every trajectory has loss zero.
+
+    Args:
+      target: the student itself or an average of it; no gradient passes it.
+      guidance: [B] the teacher's guidance scale, for a student with a guidance embedding.
+    """
+
+    def jumped(model: CogVideoXTransformer, x: jax.Array, timestep: jax.Array) -> jax.Array:
+        v = model(x, example.text, timestep, control=example.control, guidance=guidance)
+        return consistency.jump(x, v, alphas, timestep, how.phases)[:, 1:]
+
+    online = jumped(student, path.noisy, path.timestep)
+    wanted = jax.lax.stop_gradient(jumped(target, path.earlier, path.earlier_timestep))
+    return consistency.distance(online, wanted, how.distance)

@@ -1,0 +1,187 @@
+"""Sampling of The Matrix: whole clips (stages 1 and 2), and the endless stream of windows (stages 3 and 4).
+
+Sources: The Matrix `stage2/cogvideox/pipeline.py`, `stage3/cogvideox/pipeline_streaming.py`, and the same of stage 4.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jworld.diffusion import consistency, v_prediction, windows
+from jworld.models.cogvideox.transformer import CogVideoXTransformer
+
+SOLVERS = ("ddim", "dpm", "consistency")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How latents are sampled.
+
+    Attributes:
+      solver: "ddim", "dpm" (stages 1 to 3) or "consistency" (stage 4).
+      num_steps: evaluations that a frame passes from pure noise to clean.
+      spacing: of the times, see `v_prediction.spaced_timesteps`; the consistency solver has its own.
+      guidance: scale of classifier-free guidance; 1 is none.
+      dynamic_guidance: the scale grows from 1 over a clip's steps, by the original's formula.
+      groups: noise groups of a window.
+      window_frames: latent frames of a group: a window emits so many.
+      solver_steps: steps of the solver that a consistency model was distilled from.
+      phases_per_group: phases of a consistency model in a group's range of times.
+    """
+
+    solver: str = "dpm"
+    num_steps: int = 20
+    spacing: str = "trailing"
+    guidance: float = 6.0
+    dynamic_guidance: bool = False
+    groups: int = 4
+    window_frames: int = 4
+    solver_steps: int = 40
+    phases_per_group: int = 1
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver is {self.solver!r}, must be one of {', '.join(SOLVERS)}")
+
+    @property
+    def phases(self) -> int:
+        return self.groups * self.phases_per_group
+
+    def timesteps(self) -> np.ndarray:
+        """[num_steps] int32, noisiest first."""
+        if self.solver == "consistency":
+            return consistency.sampling_timesteps(self.num_steps, solver_steps=self.solver_steps)
+        return v_prediction.spaced_timesteps(self.num_steps, self.spacing)
+
+
+def dynamic_scale(guidance: float, num_steps: int, timestep: int) -> float:
+    """1 + g (1 - cos(pi ((n - t) / n)^5)) / 2 with the number of steps n and a time t in 0..999, as in the original."""
+    return 1 + guidance * (1 - math.cos(math.pi * ((num_steps - timestep) / num_steps) ** 5.0)) / 2
+
+
+def guided_velocity(
+    model: CogVideoXTransformer,
+    x: jax.Array,
+    text: jax.Array,
+    timestep: jax.Array,
+    control: jax.Array | None,
+    scale: jax.Array | float,
+) -> jax.Array:
+    """v [1, F, H, W, C] of one clip; `text` [1, L, Dt], or [2, L, Dt] with the negative prompt first for guidance."""
+    rows = len(text)
+    timestep = jnp.broadcast_to(timestep, (rows, *timestep.shape[1:]))
+    control = None if control is None else jnp.repeat(control, rows, axis=0)
+    v = model(jnp.repeat(x, rows, axis=0), text, timestep, control=control)
+    return v if rows == 1 else v[:1] + scale * (v[1:] - v[:1])
+
+
+Noise = Callable[[int], jax.Array]
+
+
+class ClipSampler:
+    """Whole clips: every frame has the same time."""
+
+    def __init__(self, model: CogVideoXTransformer, sample: SampleConfig, alphas: np.ndarray):
+        self.sample, self.alphas = sample, alphas
+        self._velocity = nnx.jit(guided_velocity)
+        self._model = model
+
+    def __call__(self, initial: jax.Array, text: jax.Array, control: jax.Array | None, noise: Noise) -> jax.Array:
+        """Pure noise [1, F, H, W, C] -> latents; `noise(i)` is the standard normal of step i, for "dpm"."""
+        sample, x, last = self.sample, initial, None
+        stride = v_prediction.NUM_TIMESTEPS // sample.num_steps
+        before = None
+        for i, t in enumerate(sample.timesteps().tolist()):
+            scale = dynamic_scale(sample.guidance, sample.num_steps, t) if sample.dynamic_guidance else sample.guidance
+            v = self._velocity(self._model, x, text, jnp.full(1, t), control, scale)
+            a, a_next = (v_prediction.at(self.alphas, np.array([time])) for time in (t, t - stride))
+            clean = v_prediction.clean_from_velocity(x, v, a)
+            if sample.solver == "ddim":
+                x = v_prediction.ddim_step(x, clean, a, a_next)
+            else:
+                second = before is not None and t >= stride
+                x = v_prediction.dpm_step(
+                    x, clean, noise(i), a, a_next, last_clean=last if second else None, a_last=before
+                )
+            last, before = clean, a
+        return x
+
+
+class StreamSampler:
+    """The endless stream: a queue of frames whose noise grows; every call emits the cleanest ones.
+
+    Attributes:
+      window: [1, frames, H, W, C], the only state.
+    """
+
+    def __init__(self, model: CogVideoXTransformer, sample: SampleConfig, alphas: np.ndarray):
+        self.sample, self.alphas = sample, alphas
+        self.rows = windows.timestep_rows(sample.timesteps(), sample.groups, sample.window_frames)
+        self._model = model
+        self._pass = nnx.jit(self._one_pass)
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of a window, with the given one."""
+        return windows.frames(self.sample.groups, self.sample.window_frames)
+
+    def reset(self, latents: jax.Array, noise: jax.Array) -> None:
+        """Start from a clip's latents [1, frames, H, W, C], noised as the first pass expects; the first frame too."""
+        self.window = v_prediction.add_noise(latents, noise, v_prediction.at(self.alphas, self.rows[:1]))
+
+    def step(self, text: jax.Array, control: jax.Array, step_noise: jax.Array, new_noise: jax.Array) -> jax.Array:
+        """One window -> latents [1, window_frames, H, W, C].
+
+        Args:
+          text: [1, L, Dt], or [2, L, Dt] with the negative prompt first for guidance.
+          control: [1, frames, control_dim] of the frames that are in the window now.
+          step_noise: [num_steps / groups, 1, frames - 1, H, W, C] standard normal.
+          new_noise: [1, window_frames, H, W, C] the frames that enter.
+        """
+        emitted, self.window = self._pass(self._model, self.window, text, control, step_noise, new_noise)
+        return emitted
+
+    def _one_pass(
+        self,
+        model: CogVideoXTransformer,
+        window: jax.Array,
+        text: jax.Array,
+        control: jax.Array,
+        step_noise: jax.Array,
+        new_noise: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        last = None
+        for i, row in enumerate(self.rows):
+            v = guided_velocity(model, window, text, jnp.asarray(row)[None], control, self.sample.guidance)[:, 1:]
+            moving, last = self._solve(window[:, 1:], v, i, last, step_noise[i])
+            window = jnp.concatenate([window[:, :1], moving], axis=1)
+        return windows.advance(window, new_noise, self.sample.window_frames)
+
+    def _solve(
+        self, x: jax.Array, v: jax.Array, i: int, last: jax.Array | None, noise: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Step i of the moving frames -> their next state and predicted x_0."""
+        sample, row = self.sample, self.rows[i][None, 1:]
+        a = v_prediction.at(self.alphas, row)
+        clean = v_prediction.clean_from_velocity(x, v, a)
+        if sample.solver == "consistency":
+            times = sample.timesteps()
+            # The next time of the sampler's list; after the last one comes the end.
+            following = dict(zip(times.tolist(), [*times[1:].tolist(), -1], strict=True))
+            next_row = np.vectorize(following.__getitem__)(row)
+            low = consistency.jump(x, v, self.alphas, row, sample.phases)
+            return consistency.renoise(low, noise, self.alphas, row, next_row, sample.phases), clean
+        next_row = row - v_prediction.NUM_TIMESTEPS // sample.num_steps
+        a_next = v_prediction.at(self.alphas, next_row)
+        if sample.solver == "ddim":
+            return v_prediction.ddim_step(x, clean, a, a_next), clean
+        # Where one group reaches the end, all take a step of first order, as in the original.
+        second = last is not None and bool((next_row >= 0).all())
+        a_last = v_prediction.at(self.alphas, self.rows[i - 1][None, 1:])
+        moved = v_prediction.dpm_step(x, clean, noise, a, a_next, last_clean=last if second else None, a_last=a_last)
+        return moved, clean

@@ -1,0 +1,225 @@
+"""The Matrix: noise schedules and solvers, losses with gradients, and the sampling loops of each stage."""
+
+import functools
+from typing import Any
+
+import golden_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from conversion import cogvideox, engine
+from jworld.diffusion import consistency, v_prediction, windows
+from jworld.models.cogvideox.transformer import CogVideoXTransformer
+from jworld.systems.matrix import objective, sampling
+from jworld.training import state as train_state
+from parity_checks.cogvideox import channels_last, config_of, filled, load_model, optional
+
+TOKENS = ("D", "DL", "DR", "B", "BL", "BR", "N", "NL", "NR")
+
+
+def _alphas(case: golden_cases.GoldenCase) -> np.ndarray:
+    scheduler = case.config["scheduler"]
+    return v_prediction.alphas_cumprod(
+        beta_start=scheduler["beta_start"], beta_end=scheduler["beta_end"], snr_shift=scheduler["snr_shift_scale"]
+    )
+
+
+def _solve(case: golden_cases.GoldenCase, rows: np.ndarray, stride: int, prefix: str) -> dict[str, Any]:
+    """States after every step of both solvers; row i [..., frames or nothing] has the times of step i."""
+    alphas, inputs = _alphas(case), case.inputs
+    actual: dict[str, Any] = {}
+    for solver in ("ddim", "dpm"):
+        x, last = jnp.asarray(inputs["sample"]), None
+        for i, row in enumerate(rows):
+            a, a_next = v_prediction.at(alphas, row), v_prediction.at(alphas, row - stride)
+            clean = v_prediction.clean_from_velocity(x, inputs[f"model_output.{i}"], a)
+            if solver == "ddim":
+                x = v_prediction.ddim_step(x, clean, a, a_next)
+            else:
+                second = last is not None and (row >= stride).all()
+                noise = inputs.get(f"noise.{i}", np.zeros(x.shape, np.float32))
+                before = v_prediction.at(alphas, rows[i - 1])
+                x = v_prediction.dpm_step(
+                    x, clean, noise, a, a_next, last_clean=last if second else None, a_last=before
+                )
+                actual[f"{prefix}dpm_x0.{i}"] = clean
+            actual[f"{prefix}{solver}.{i}"] = actual[f"{prefix}{solver}_final"] = x
+            last = clean
+    return actual
+
+
+def _scheduler_base(case: golden_cases.GoldenCase) -> float:
+    args, inputs, alphas = case.config["args"], case.inputs, _alphas(case)
+    steps = args["num_inference_steps"]
+    a = v_prediction.at(alphas, inputs["train_timesteps"])
+    times = v_prediction.spaced_timesteps(steps, "trailing")
+    rows = np.repeat(times[:, None], len(inputs["sample"]), axis=1)
+    actual = _solve(case, rows, 1000 // steps, "") | {
+        "alphas_cumprod": alphas,
+        "add_noise": v_prediction.add_noise(inputs["x0"], inputs["eps"], a),
+        "get_velocity": v_prediction.velocity(inputs["x0"], inputs["eps"], a),
+    }
+    for spacing in ("trailing", "linspace", "leading"):
+        actual[f"timesteps.{spacing}"] = v_prediction.spaced_timesteps(steps, spacing)
+    return golden_cases.largest_error(actual, case.outputs)
+
+
+def _scheduler_swin(case: golden_cases.GoldenCase) -> float:
+    args, inputs, alphas = case.config["args"], case.inputs, _alphas(case)
+    steps, groups, size = args["num_inference_steps"], args["num_noise_groups"], args["window"]
+    times = v_prediction.spaced_timesteps(steps, case.config["scheduler"]["timestep_spacing"])
+    rows = windows.timestep_rows(times, groups, size)
+    a = v_prediction.at(alphas, rows[:1])
+    actual = _solve(case, rows[:, None, 1:], 1000 // steps, "swin_") | {
+        "timesteps": times,
+        "timesteps_grouped": rows,
+        "add_noise": v_prediction.add_noise(inputs["x0"], inputs["eps"], a),
+        "get_velocity": v_prediction.velocity(inputs["x0"], inputs["eps"], a),
+    }
+    phases = groups * args["lcm_multiplier"]
+    times = consistency.sampling_timesteps(args["lcm_steps"], solver_steps=args["original_inference_steps"])
+    rows = windows.timestep_rows(times, groups, size)
+    actual |= {"lcm_timesteps": times, "lcm_timesteps_grouped": rows}
+    following = dict(zip(times, [*times[1:], -1], strict=True))
+    x = jnp.asarray(inputs["sample"])
+    for i, row in enumerate(rows[:, None, 1:]):
+        skip, out = consistency.coefficients(alphas, row, phases)
+        low = consistency.jump(x, inputs[f"model_output.{i}"], alphas, row, phases)
+        next_row = np.vectorize(following.get)(row)
+        x = consistency.renoise(low, inputs[f"noise.{i}"], alphas, row, next_row, phases)
+        actual |= {f"lcm_boundary.{i}": consistency.edge(row, phases)[0], f"lcm_c_skip.{i}": skip[0]}
+        actual |= {f"lcm_c_out.{i}": out[0], f"lcm_denoised.{i}": low, f"lcm.{i}": x, "lcm_final": x}
+    return golden_cases.largest_error(actual, case.outputs)
+
+
+def _gradients(model: CogVideoXTransformer, loss: Any, names: list[str], trainable: str = ".*") -> dict[str, Any]:
+    """The loss, the gradients by their original names, and the norm of all that train."""
+    places = engine.plan(engine.parameter_shapes(nnx.state(model)), cogvideox.rules(model.cfg))
+    graphdef, params, frozen = nnx.split(model, train_state.path_filter(trainable), ...)
+    value, grads = jax.jit(jax.value_and_grad(lambda params: loss(nnx.merge(graphdef, params, frozen))))(params)
+    flat = {"/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(grads)}
+    norm = np.sqrt(sum(np.sum(np.square(g.astype(np.float64))) for g in flat.values()))
+    named = {f"grad.{name}": places[name].take(flat[places[name].path]) for name in names}
+    return {"loss": np.reshape(value, 1), "grad_norm_all": np.reshape(norm, 1)} | named
+
+
+def _example(inputs: dict[str, np.ndarray]) -> objective.Example:
+    latents = jnp.asarray(channels_last(inputs["latents"]))
+    return objective.Example(latents, jnp.asarray(inputs["encoder_hidden_states"]), optional(inputs, "control_emb"))
+
+
+def _draws(inputs: dict[str, np.ndarray]) -> objective.Draws:
+    return objective.Draws(jnp.asarray(inputs["timesteps"]), jnp.asarray(channels_last(inputs["noise"])))
+
+
+def _velocity_loss(case: golden_cases.GoldenCase) -> float:
+    alphas, inputs = _alphas(case), case.inputs
+    example, draws, model = _example(inputs), _draws(inputs), load_model(case)
+    names = case.config["args"]["grads"]
+    # Stage 2 trains the control adapter alone; stage 3 everything.
+    trainable = ".*control.*" if all("control" in name for name in names) else ".*"
+    actual = _gradients(model, lambda model: objective.velocity_loss(model, example, draws, alphas), names, trainable)
+    return golden_cases.largest_error(actual, {name: case.outputs[name] for name in actual if name in case.outputs})
+
+
+def _consistency_loss(case: golden_cases.GoldenCase) -> float:
+    args, alphas, inputs = case.config["args"], _alphas(case), case.inputs
+    cfg = config_of(case)
+    models = {
+        name: filled(cfg, {k.removeprefix(name): v for k, v in case.weights.items() if k.startswith(name)})
+        for name in ("student.", "teacher.")
+    }
+    how = objective.Distillation(
+        phases=args["num_noise_groups"] * args["lcm_multiplier"], stride=args["k"], guidance=args["guidance_scale"]
+    )
+    example, draws = _example(inputs), _draws(inputs)
+    null = jnp.asarray(inputs["null_encoder_hidden_states"])
+    path = objective.teacher_step(models["teacher."], example, null, draws, alphas, how)
+
+    def loss(model: CogVideoXTransformer, how: objective.Distillation = how) -> jax.Array:
+        return objective.consistency_loss(model, model, example, path, alphas, how)
+
+    student = models["student."]
+    actual = _gradients(student, loss, args["grads"])
+    actual |= {
+        "x_t": np.moveaxis(path.noisy, -1, 2),
+        "x_s_hat": np.moveaxis(path.earlier, -1, 2),
+        "loss_l2": np.reshape(loss(student, how._replace(distance="l2")), 1),
+    }
+    return golden_cases.largest_error(actual, {name: case.outputs[name] for name in actual if name in case.outputs})
+
+
+def _control(case: golden_cases.GoldenCase) -> jax.Array:
+    """[1, tokens, control_dim]."""
+    rows = [TOKENS.index(token) for token in case.config["args"]["control_signal"].split(",")]
+    return jnp.asarray(case.inputs["control_table"][rows])[None]
+
+
+def _text(inputs: dict[str, np.ndarray]) -> jax.Array:
+    names = [name for name in ("negative_prompt_embeds", "prompt_embeds") if name in inputs]
+    return jnp.concatenate([jnp.asarray(inputs[name]) for name in names])
+
+
+def _clip(case: golden_cases.GoldenCase) -> float:
+    args, inputs = case.config["args"], case.inputs
+    config = sampling.SampleConfig(
+        solver=args["scheduler_class"],
+        num_steps=args["num_inference_steps"],
+        spacing=case.config["scheduler"]["timestep_spacing"],
+        guidance=args["guidance_scale"],
+        dynamic_guidance=args["use_dynamic_cfg"],
+    )
+    initial = jnp.asarray(channels_last(inputs["initial_noise"]))
+
+    def noise(i: int) -> jax.Array:
+        stored = inputs.get(f"noise.{i}")
+        return jnp.zeros(initial.shape) if stored is None else jnp.asarray(channels_last(stored))
+
+    sampler = sampling.ClipSampler(load_model(case), config, _alphas(case))
+    output = sampler(initial, _text(inputs), _control(case), noise)
+    return golden_cases.relative_error(output, channels_last(case.outputs["output_latents"]))
+
+
+def _stream(case: golden_cases.GoldenCase, solver: str) -> float:
+    args, inputs = case.config["args"], case.inputs
+    optional_args = {"solver_steps": "original_inference_steps", "phases_per_group": "lcm_multiplier"}
+    config = sampling.SampleConfig(
+        solver=solver,
+        num_steps=args["num_inference_steps"],
+        guidance=args["guidance_scale"],
+        groups=args["num_noise_groups"],
+        window_frames=args["window"],
+        **{ours: args[theirs] for ours, theirs in optional_args.items() if theirs in args},
+    )
+    sampler = sampling.StreamSampler(load_model(case), config, _alphas(case))
+    first = jnp.asarray(channels_last(inputs["init_latents"]))
+    sampler.reset(first, jnp.asarray(channels_last(inputs["noise.init"])))
+    control, emitted = _control(case), []
+
+    def noise(name: str, frames: int) -> jax.Array:
+        shape = (1, frames, *first.shape[2:])
+        return jnp.asarray(channels_last(inputs[name])) if name in inputs else jnp.zeros(shape)
+
+    for k in range(args["num_sample_groups"]):
+        start = k * args["window"]
+        steps = [noise(f"noise.step.{k}.{i}", sampler.frames - 1) for i in range(len(sampler.rows))]
+        new = noise(f"noise.new.{k}", args["window"])
+        visible = control[:, start : start + sampler.frames]
+        emitted.append(sampler.step(_text(inputs), visible, jnp.stack(steps), new))
+    output = jnp.concatenate(emitted, axis=1)
+    return golden_cases.relative_error(output, channels_last(case.outputs["output_latents"]))
+
+
+CHECKS = {
+    "matrix/s1_train_loss": _velocity_loss,
+    "matrix/s2_train_loss": _velocity_loss,
+    "matrix/s3_train_loss": _velocity_loss,
+    "matrix/s4_scm_loss": _consistency_loss,
+    "matrix/scheduler_base": _scheduler_base,
+    "matrix/scheduler_swin": _scheduler_swin,
+    "matrix/s2_sampling": _clip,
+    "matrix/s3_endless_loop": functools.partial(_stream, solver="dpm"),
+    "matrix/s4_stream_loop": functools.partial(_stream, solver="consistency"),
+}
