@@ -9,12 +9,8 @@ import pytest
 pytestmark = pytest.mark.parity
 
 PENDING = {
-    "cosmos/action_labels",
     "cosmos/denoise",
-    "cosmos/diffusers_parity",
-    "cosmos/dit",
     "cosmos/lora",
-    "cosmos/rope3d",
     "cosmos/sampler",
     "cosmos/schedules",
     "cosmos/train_steps",

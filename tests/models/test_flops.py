@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jworld.models.cosmos import flops as cosmos_flops
+from jworld.models.cosmos.config import CosmosConfig
+from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextInputs
@@ -88,3 +91,25 @@ def test_parts_grow_as_they_should() -> None:
     assert of().attention / of(chunk_frames=None).attention == pytest.approx(21 / 36)
     assert of(frames=48).linear / of().linear == pytest.approx(2, rel=1e-2)
     assert of(chunk_frames=None, frames=48).attention == 4 * of(chunk_frames=None).attention
+
+
+@pytest.mark.parametrize("rank", [64, None])
+def test_formula_of_cosmos_agrees_with_xla(rank: int | None) -> None:
+    """Forward and backward; `counted` above does the same for the other network."""
+    sizes = {"width": 512, "num_heads": 4, "num_layers": 1, "text_dim": 96, "text_width": 64, "modulation_rank": rank}
+    cfg = CosmosConfig(**sizes, dtype=jnp.float32, remat="none")
+
+    def zeros(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+    inputs = CosmosInputs(zeros(FRAMES, HEIGHT, WIDTH, cfg.channels), zeros(FRAMES), zeros(TEXT, 96))
+    with nnx.use_eager_sharding(False):
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: CosmosTransformer(cfg, rngs=nnx.Rngs(0))))
+
+    def total(params: nnx.State, inputs: CosmosInputs) -> jax.Array:
+        return jnp.sum(nnx.merge(graphdef, params)(inputs))
+
+    formula = cosmos_flops.forward_flops(cfg, frames=FRAMES, height=HEIGHT, width=WIDTH, text_tokens=TEXT)
+    for program, times in ((total, 1), (jax.grad(total), flops.TRAINING)):
+        count = jax.jit(program).lower(params, inputs).cost_analysis()["flops"]
+        assert count == pytest.approx(times * formula.total, rel=0.05)

@@ -10,8 +10,9 @@ from jworld.cameras import projective
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.layers.attention import ChunkCausal, attention
 from jworld.models.layers.linear import linear, zeros_init
-from jworld.models.layers.mlp import MLP
+from jworld.models.layers.mlp import MLP, gelu_tanh
 from jworld.models.layers.modulation import Modulation, gated, modulated_norm
+from jworld.models.layers.projections import Projections
 from jworld.models.layers.rotary import rotate_interleaved
 from jworld.parallel.axes import constrain
 
@@ -39,40 +40,18 @@ class KeyValues(NamedTuple):
     values: jax.Array
 
 
-def _gelu_tanh(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=True)
-
-
-class Stream(nnx.Module):
+class Stream(Projections):
     """Weights of one stream, image or text: modulation, q/k/v with per-head RMS norm, output, MLP."""
 
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
-        self.num_heads = cfg.num_heads
         common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
-        norm: dict[str, Any] = {
-            "epsilon": 1e-6,
-            "dtype": jnp.float32,
-            "param_dtype": cfg.param_dtype,
-            "scale_metadata": {"out_sharding": (None,)},
-            "rngs": rngs,
-        }
         self.modulation = Modulation(cfg.width, cfg.width, 6, param_dtype=cfg.param_dtype, rngs=rngs)
-        self.query = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
-        self.key = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
-        self.value = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
-        self.query_norm = nnx.RMSNorm(cfg.head_dim, **norm)
-        self.key_norm = nnx.RMSNorm(cfg.head_dim, **norm)
-        self.out = linear(cfg.width, cfg.width, ("heads", "embed"), **common)
-        self.mlp = MLP(cfg.width, int(cfg.width * cfg.mlp_ratio), _gelu_tanh, **common)
+        super().__init__(cfg.width, cfg.num_heads, **common)
+        self.mlp = MLP(cfg.width, int(cfg.width * cfg.mlp_ratio), gelu_tanh, **common)
 
     def qkv(self, x: jax.Array, shift: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[..., D] -> three [..., N, K]."""
-        normed = modulated_norm(x, shift, scale)
-        q, k, v = (
-            projection(normed).reshape(*x.shape[:-1], self.num_heads, -1)
-            for projection in (self.query, self.key, self.value)
-        )
-        return self.query_norm(q).astype(v.dtype), self.key_norm(k).astype(v.dtype), v
+        return self.heads(modulated_norm(x, shift, scale))
 
     def feed_forward(self, x: jax.Array, shift: jax.Array, scale: jax.Array, gate: jax.Array) -> jax.Array:
         return gated(x, self.mlp(modulated_norm(x, shift, scale)), gate)

@@ -1,35 +1,15 @@
 """Floating-point operations of the transformer by formula: what a measured speed is compared with.
 
-A multiply-add counts as two; norms, activations, softmax and rotary positions, about 2 % of a large model, as none.
+Linear products include those with the 4x4 matrices of the cameras.
 """
 
-from typing import NamedTuple
-
 from jworld.models.hunyuan.config import HunyuanConfig
+from jworld.models.layers.flops import TRAINING, Flops
 
-#: A backward pass makes two products for each of the forward pass. Recomputation under remat is not useful work.
-TRAINING = 3
+__all__ = ["TRAINING", "Flops", "forward_flops", "image_pass_flops", "text_pass_flops"]
+
 #: Sinusoids of `ScalarEmbedding`.
 _FREQUENCIES = 256
-
-
-class Flops(NamedTuple):
-    """Operations of one sample.
-
-    Attributes:
-      linear: products with weights, and with the 4x4 matrices of the cameras.
-      attention: logits and weighted sums of values.
-    """
-
-    linear: int
-    attention: int
-
-    @property
-    def total(self) -> int:
-        return self.linear + self.attention
-
-    def plus(self, other: "Flops", times: int = 1) -> "Flops":
-        return Flops(self.linear + times * other.linear, self.attention + times * other.attention)
 
 
 def forward_flops(

@@ -10,7 +10,7 @@ from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.layers.attention import attention
 from jworld.models.layers.embeddings import ScalarEmbedding
 from jworld.models.layers.linear import linear
-from jworld.models.layers.mlp import MLP
+from jworld.models.layers.mlp import MLP, gelu_exact
 from jworld.models.layers.modulation import Modulation, gated
 
 
@@ -30,11 +30,6 @@ class TextInputs(NamedTuple):
     glyph: jax.Array | None = None
     glyph_mask: jax.Array | None = None
     vision_mask: jax.Array | None = None
-
-
-def gelu_exact(x: jax.Array) -> jax.Array:
-    """GELU with the error function; the image stream uses the tanh approximation instead."""
-    return jax.nn.gelu(x, approximate=False)
 
 
 def affine_norm(width: int, eps: float, cfg: HunyuanConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -16,6 +16,7 @@ from jworld.models.hunyuan.text import TextEncoder, TextInputs
 from jworld.models.layers.embeddings import ScalarEmbedding
 from jworld.models.layers.linear import linear, zeros_init
 from jworld.models.layers.modulation import Modulation, modulated_norm
+from jworld.models.layers.patches import from_patches, to_patches
 from jworld.models.layers.rotary import rotary_tables
 from jworld.models.layers.stack import scan_layers, stack
 from jworld.parallel.axes import constrain
@@ -159,10 +160,7 @@ class HunyuanTransformer(nnx.Module):
 
     def _embed(self, video: jax.Array) -> jax.Array:
         """[B, F, H, W, 2C + 1] -> tokens [B, F, T, D]."""
-        _, ph, pw = self.cfg.patch_size
-        B, F, H, W, C = video.shape
-        patches = video.reshape(B, F, H // ph, ph, W // pw, pw, C)
-        patches = patches.transpose(0, 1, 2, 4, 6, 3, 5).reshape(B, F, (H // ph) * (W // pw), C * ph * pw)
+        patches = to_patches(video, self.cfg.patch_size[1:])
         return constrain(self.patch_in(patches.astype(self.cfg.dtype)), "batch", "frames", None, None)
 
     def _context(self, frames: FrameInputs) -> FrameContext:
@@ -183,8 +181,5 @@ class HunyuanTransformer(nnx.Module):
 
     def _output(self, image: jax.Array, vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Tokens [B, F, T, D] -> velocity [B, F, H, W, C] float32."""
-        _, ph, pw = self.cfg.patch_size
-        B, F, H, W, _ = shape
         out = self.patch_out(modulated_norm(image, *self.final_modulation(vector))).astype(jnp.float32)
-        out = out.reshape(B, F, H // ph, W // pw, self.cfg.channels, ph, pw)
-        return out.transpose(0, 1, 2, 5, 3, 6, 4).reshape(B, F, H, W, self.cfg.channels)
+        return from_patches(out, (shape[2], shape[3]), self.cfg.patch_size[1:], channels_first=True)

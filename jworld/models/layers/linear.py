@@ -11,6 +11,11 @@ default_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 zeros_init = nnx.initializers.zeros_init()
 
 
+def truncated_init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+    """Normal with a deviation of 1/sqrt(fan in), cut at three deviations."""
+    return jax.nn.initializers.truncated_normal(shape[0] ** -0.5, dtype, lower=-3.0, upper=3.0)(key, shape)
+
+
 def linear(
     in_features: int,
     out_features: int,
@@ -20,6 +25,7 @@ def linear(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
     kernel_init: jax.nn.initializers.Initializer = default_init,
+    use_bias: bool = True,
 ) -> nnx.Linear:
     """[..., in_features] -> [..., out_features]; `axes` are the logical names of the kernel's two dimensions.
 
@@ -28,6 +34,7 @@ def linear(
     return nnx.Linear(
         in_features,
         out_features,
+        use_bias=use_bias,
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,

@@ -10,22 +10,42 @@ from jworld.models.layers.linear import linear, zeros_init
 
 
 class Modulation(nnx.Module):
-    """Linear(SiLU(vector)) cut into `parts`: [..., D] -> parts x [..., width], float32, zero at the start."""
+    """Linear(SiLU(vector)) cut into `parts`: [..., D] -> parts x [..., width], float32, zero at the start.
 
-    def __init__(self, vector_width: int, width: int, parts: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    With a `rank` the matrix is a product of two, D -> rank -> parts * width (AdaLN-LoRA, arXiv 2310.00426).
+    """
+
+    def __init__(
+        self,
+        vector_width: int,
+        width: int,
+        parts: int,
+        *,
+        rank: int | None = None,
+        use_bias: bool = True,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.parts = parts
-        self.linear = linear(
-            vector_width,
-            parts * width,
-            ("embed", "mlp"),
-            dtype=jnp.float32,
-            param_dtype=param_dtype,
-            rngs=rngs,
-            kernel_init=zeros_init,
-        )
+        common: dict[str, Any] = {
+            "use_bias": use_bias,
+            "dtype": jnp.float32,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        if rank is not None:
+            self.reduce = linear(vector_width, rank, ("embed", None), **common)
+        inputs = (vector_width, "embed", "mlp") if rank is None else (rank, None, "embed")
+        self.linear = linear(inputs[0], parts * width, inputs[1:], kernel_init=zeros_init, **common)
+        self.rank = rank
 
-    def __call__(self, vector: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(jnp.split(self.linear(nnx.silu(vector)), self.parts, axis=-1))
+    def __call__(self, vector: jax.Array, offset: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """`offset`, [..., at least parts * width], is added before the cut; what is too long of it is left out."""
+        hidden = nnx.silu(vector)
+        out = self.linear(hidden if self.rank is None else self.reduce(hidden))
+        if offset is not None:
+            out = out + offset[..., : out.shape[-1]]
+        return tuple(jnp.split(out, self.parts, axis=-1))
 
 
 def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array, *, eps: float = 1e-6) -> jax.Array:

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 
-def rotary_tables(positions: Sequence[jax.Array], dims: Sequence[int], theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary_tables(
+    positions: Sequence[jax.Array], dims: Sequence[int], theta: float | Sequence[float]
+) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines for a grid of tokens.
 
     Axis a owns `dims[a]` consecutive channels of a head; its pair j turns by theta^(-2j/dims[a]) per position.
@@ -14,15 +16,16 @@ def rotary_tables(positions: Sequence[jax.Array], dims: Sequence[int], theta: fl
     Args:
       positions: one [L_a] array per axis.
       dims: even channel counts per axis; they sum to the head size K.
-      theta: base of the frequencies.
+      theta: base of the frequencies, of all axes or of each.
 
     Returns:
       cos, sin: [L_0, ..., L_n, K/2] float32, one angle per channel pair.
     """
+    bases = [theta] * len(dims) if isinstance(theta, int | float) else theta
     angles = []
     shape = tuple(len(p) for p in positions)
-    for axis, (position, dim) in enumerate(zip(positions, dims, strict=True)):
-        frequencies = theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+    for axis, (position, dim, base) in enumerate(zip(positions, dims, bases, strict=True)):
+        frequencies = base ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
         angle = position.astype(jnp.float32)[:, None] * frequencies
         angle = angle.reshape([-1 if a == axis else 1 for a in range(len(shape))] + [dim // 2])
         angles.append(jnp.broadcast_to(angle, (*shape, dim // 2)))
@@ -46,3 +49,19 @@ def rotate_interleaved(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Arra
     cos, sin = cos[..., None, :], sin[..., None, :]
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
+
+
+def rotate_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turn the channel pairs (0, K/2), (1, K/2 + 1), ... of every head; arguments as of `rotate_interleaved`."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def extrapolated_theta(ratio: float, dim: int, theta: float = 10_000.0) -> float:
+    """The base with which `ratio` times as many positions turn the slowest pair of `dim` channels as far as before.
+
+    Source: NTK-aware scaling, as in YaRN, https://arxiv.org/abs/2309.00071, section 3.1.
+    """
+    return theta * ratio ** (dim / (dim - 2))

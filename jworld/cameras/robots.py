@@ -1,0 +1,35 @@
+"""Action labels of a robot arm: how its hand moves from frame to frame.
+
+Source: cosmos-predict2, `data/action_conditioned/action_conditioned_dataset.py` (the Bridge data set).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.spatial.transform
+
+#: Bridge: translations and rotations are small numbers, the gripper's state is not.
+BRIDGE_SCALE = (20.0, 20.0, 20.0, 20.0, 20.0, 20.0, 1.0)
+
+
+def relative_actions(
+    states: np.ndarray, gripper: np.ndarray, *, scale: Sequence[float] = BRIDGE_SCALE, from_first: bool = False
+) -> np.ndarray:
+    """What each frame after the first does, in the frame of reference of the one before.
+
+    Args:
+      states: [F, 6] x, y, z, roll, pitch, yaw of the hand; the rotation is Rz(yaw) Ry(pitch) Rx(roll).
+      gripper: [F] state of the gripper.
+      scale: factors of the seven numbers of an action.
+      from_first: relative to the first frame rather than to the one before.
+
+    Returns:
+      [F - 1, 7] float32: translation, rotation (roll, pitch, yaw), gripper.
+    """
+    rotation = scipy.spatial.transform.Rotation.from_euler("xyz", states[:, 3:6])
+    reference = np.zeros(len(states) - 1, int) if from_first else np.arange(len(states) - 1)
+    back = rotation[reference].inv()
+    translation = back.apply(states[1:, :3] - states[reference, :3])
+    turn = (back * rotation[1:]).as_euler("xyz")
+    actions = np.concatenate([translation, turn, np.reshape(gripper[1:], (-1, 1))], axis=1)
+    return (actions * np.asarray(scale)).astype(np.float32)

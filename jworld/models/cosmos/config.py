@@ -1,0 +1,106 @@
+"""Hyper-parameters of the Cosmos-Predict2 transformer, checked at birth."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from jworld.models.layers.attention import Implementation
+from jworld.models.layers.stack import REMAT_POLICIES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CosmosConfig:
+    """The published Video2World transformer of 2B parameters by default.
+
+    Source: cosmos-predict2, `configs/base/config_video2world.py` and the classes `MiniTrainDIT`,
+    `MinimalV1LVGDiT`, `ActionConditionedMinimalV1LVGDiT` and `MultiViewDiT`.
+
+    Attributes:
+      channels: latent channels C of the video.
+      patch_size: latent pixels (time, height, width) per token; time must be 1.
+      width: model width D.
+      text_dim: width of the text encoder's states.
+      text_width: width of what cross-attention reads; where it is not `text_dim`, a layer with GELU comes between.
+      modulation_rank: inner width of the modulations (AdaLN-LoRA), which then share one more term made from the time;
+        None for a full matrix in each.
+      rope_scale: by how much more positions than at first rotary angles serve: (time, height, width).
+      fps_modulation: rotary time positions count at 24 per second whatever the frame rate.
+      max_size: latent frames, height and width at most.
+      absolute_positions: a learned position is added before every block.
+      condition_mask: an input channel says which frames are given.
+      padding_mask: an input channel says which pixels lie outside the picture.
+      action_dim: numbers in the action of a clip, or None without actions.
+      views: cameras with an embedding, or None for one camera without.
+      view_dim: width of that embedding, which is concatenated to the input.
+      view_frames: latent frames of one view.
+      dtype: activations and matrix products; norms, softmax, rotary tables, time and modulation stay float32.
+      remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
+      attention: implementation of attention, as in `layers.attention`.
+    """
+
+    channels: int = 16
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    width: int = 2048
+    num_heads: int = 16
+    num_layers: int = 28
+    mlp_ratio: float = 4.0
+    text_dim: int = 1024
+    text_width: int = 1024
+    modulation_rank: int | None = 256
+    rope_scale: tuple[float, float, float] = (1.0, 3.0, 3.0)
+    fps_modulation: bool = False
+    max_size: tuple[int, int, int] = (128, 240, 240)
+    absolute_positions: bool = False
+    condition_mask: bool = True
+    padding_mask: bool = True
+    action_dim: int | None = None
+    views: int | None = None
+    view_dim: int = 7
+    view_frames: int = 8
+    dtype: Any = jnp.bfloat16
+    param_dtype: Any = jnp.float32
+    remat: str = "attention"
+    attention: Implementation = None
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def rope_dims(self) -> tuple[int, int, int]:
+        """Channels of a head that encode time, height and width; time has the rest of the division by three."""
+        space = self.head_dim // 6 * 2
+        return self.head_dim - 2 * space, space, space
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the patch embedding: latents, condition mask, padding mask, view."""
+        view = 0 if self.views is None else self.view_dim
+        return self.channels + self.condition_mask + self.padding_mask + view
+
+    @property
+    def max_patches(self) -> tuple[int, int, int]:
+        time, height, width = (size // patch for size, patch in zip(self.max_size, self.patch_size, strict=True))
+        return time, height, width
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if self.head_dim % 2 or self.head_dim < 12:
+            raise ValueError(f"head size {self.head_dim} must be even and at least 12 for three rotary axes")
+        if self.patch_size[0] != 1:
+            raise ValueError(f"patch_size {self.patch_size} must have 1 in time: times are per latent frame")
+        if min(self.rope_scale) <= 0:
+            raise ValueError(f"rope_scale {self.rope_scale} must be above 0")
+        if self.action_dim is not None and self.modulation_rank is None:
+            raise ValueError("action_dim needs a modulation_rank: actions add to the modulations' common term")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")
+
+
+#: Sizes of the published Video2World models, by name.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "2b": {},
+    "14b": {"width": 5120, "num_heads": 40, "num_layers": 36, "rope_scale": (20 / 24, 2.0, 2.0)},
+}

@@ -1,0 +1,150 @@
+"""The Cosmos-Predict2 transformer.
+
+Source: cosmos-predict2 `models/text2image_dit.py`, `video2world_dit.py`, `video2world_action_dit.py`,
+`multiview_dit.py`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jworld.models.cosmos.blocks import Block, Context, modulation
+from jworld.models.cosmos.config import CosmosConfig
+from jworld.models.cosmos.embeddings import ActionPerceptron, PositionTables, TimeEmbedding, video_rotary
+from jworld.models.layers.linear import linear, truncated_init
+from jworld.models.layers.mlp import gelu_exact
+from jworld.models.layers.modulation import modulated_norm
+from jworld.models.layers.patches import from_patches, to_patches
+from jworld.models.layers.stack import scan_layers, stack
+from jworld.parallel.axes import constrain
+
+
+class CosmosInputs(NamedTuple):
+    """One batch for the network. With V views F counts the frames of all, one view after the other.
+
+    Attributes:
+      video: [B, F, H, W, C] scaled noisy latents, clean ones on the frames that are given.
+      time: [B, F] or [B, 1] diffusion time in 0..1.
+      text: [B, S, text_dim], zero rows behind a prompt; with views [B, V * S, text_dim].
+      given: [B, F] 1 for given frames, 0 for others; None (images) for none.
+      padding: [B or 1, height, width] of any size, 1 for pixels outside the picture; None for none.
+      action: [B, ...], action_dim numbers per clip, or None for a model without actions.
+      fps: frames per second of all clips, for models with `fps_modulation`.
+      view: [B, F] camera of each frame; None for the cameras 0..V-1.
+    """
+
+    video: jax.Array
+    time: jax.Array
+    text: jax.Array
+    given: jax.Array | None = None
+    padding: jax.Array | None = None
+    action: jax.Array | None = None
+    fps: jax.Array | None = None
+    view: jax.Array | None = None
+
+
+class CosmosTransformer(nnx.Module):
+    """Velocity of a video's latents (noise - clean) from noisy latents, given frames, text and time."""
+
+    def __init__(self, cfg: CosmosConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        pixels = cfg.patch_size[1] * cfg.patch_size[2]
+        common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
+        bare: dict[str, Any] = {"use_bias": False, "kernel_init": truncated_init}
+        # Rows of the kernel are (channel, patch row, patch column), as in the original.
+        self.patch_in = linear(cfg.in_channels * pixels, cfg.width, (None, "embed"), **bare, **common)
+        self.time = TimeEmbedding(cfg, rngs=rngs)
+        if cfg.text_width != cfg.text_dim:
+            self.text = linear(cfg.text_dim, cfg.text_width, (None, "embed"), **common)
+        if cfg.absolute_positions:
+            self.positions = PositionTables(cfg, rngs=rngs)
+        if cfg.action_dim is not None:
+            self.action = ActionPerceptron(cfg, cfg.width, rngs=rngs)
+            self.action_offset = ActionPerceptron(cfg, 3 * cfg.width, rngs=rngs)
+        if cfg.views is not None:
+            self.views = nnx.Embed(
+                cfg.views,
+                cfg.view_dim,
+                dtype=jnp.float32,
+                param_dtype=cfg.param_dtype,
+                embedding_metadata={"out_sharding": (None, None)},
+                rngs=rngs,
+            )
+        self.blocks = stack(lambda rngs: Block(cfg, rngs=rngs), cfg.num_layers, rngs)
+        self.final_modulation = modulation(cfg, 2, rngs)
+        # Columns are (patch row, patch column, channel): not the order of the input.
+        self.patch_out = linear(cfg.width, pixels * cfg.channels, ("embed", None), **bare, **common)
+
+    def __call__(self, inputs: CosmosInputs) -> jax.Array:
+        """Velocity [B, F, H, W, C] float32."""
+        cfg = self.cfg
+        F, H, W = inputs.video.shape[1:4]
+        views = 1 if cfg.views is None else F // cfg.view_frames
+        x = to_patches(self._channels(inputs, views), cfg.patch_size[1:])
+        x = constrain(self.patch_in(x.astype(cfg.dtype)), "batch", "frames", None, None)
+        context = self._context(inputs, views)
+
+        def layer(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return block(x, context, views), None
+
+        x, _ = scan_layers(self.blocks, layer, x, remat=cfg.remat)
+        x = modulated_norm(x, *self.final_modulation(context.vector, context.offset))
+        out = self.patch_out(x).astype(jnp.float32)
+        return from_patches(out, (H, W), cfg.patch_size[1:], channels_first=False)
+
+    def _channels(self, inputs: CosmosInputs, views: int) -> jax.Array:
+        """[B, F, H, W, in_channels]: latents, given frames, padding, view."""
+        cfg, (B, F, H, W, _) = self.cfg, inputs.video.shape
+        parts = [inputs.video]
+
+        def add(part: jax.Array) -> None:
+            parts.append(jnp.broadcast_to(part, (B, F, H, W, part.shape[-1])).astype(inputs.video.dtype))
+
+        if cfg.condition_mask:
+            given = jnp.zeros((B, F)) if inputs.given is None else inputs.given
+            add(given[:, :, None, None, None])
+        if cfg.padding_mask:
+            padding = jnp.zeros((1, H, W)) if inputs.padding is None else inputs.padding
+            add(_resized(padding, H, W)[:, None, :, :, None])
+        if cfg.views is not None:
+            view = jnp.repeat(jnp.arange(views), F // views)[None] if inputs.view is None else inputs.view
+            add(self.views(view)[:, :, None, None])
+        return jnp.concatenate(parts, axis=-1)
+
+    def _context(self, inputs: CosmosInputs, views: int) -> Context:
+        cfg, (B, F, H, W, _) = self.cfg, inputs.video.shape
+        frames, height, width = F // views, H // cfg.patch_size[1], W // cfg.patch_size[2]
+        action = None
+        if cfg.action_dim is not None:
+            assert inputs.action is not None
+            numbers = inputs.action.reshape(B, cfg.action_dim)
+            action = self.action(numbers), self.action_offset(numbers)
+        vector, offset = self.time(inputs.time, action)
+        cos, sin = video_rotary(cfg, frames=frames, height=height, width=width, fps=inputs.fps)
+        # Positions start again with each view.
+        rope = (
+            jnp.tile(cos, (views, 1, 1, 1)).reshape(F, height * width, -1),
+            jnp.tile(sin, (views, 1, 1, 1)).reshape(F, height * width, -1),
+        )
+        text = inputs.text.astype(cfg.dtype)
+        if cfg.text_width != cfg.text_dim:
+            text = gelu_exact(self.text(text))
+        position = None
+        if cfg.absolute_positions:
+            position = jnp.tile(self.positions(frames, height, width), (views, 1, 1))
+        return Context(
+            vector=vector[:, :, None],
+            offset=None if offset is None else offset[:, :, None],
+            rope=rope,
+            text=text,
+            position=position,
+        )
+
+
+def _resized(mask: jax.Array, height: int, width: int) -> jax.Array:
+    """[B, h, w] -> [B, height, width]: row i is row floor(i * h / height) of the mask, columns alike."""
+    rows = jnp.arange(height) * mask.shape[1] // height
+    columns = jnp.arange(width) * mask.shape[2] // width
+    return mask[:, rows][:, :, columns]

@@ -1,0 +1,190 @@
+"""The Cosmos-Predict2 transformer: published sizes, and what a parity test must notice."""
+
+import functools
+import math
+import pathlib
+from typing import Any
+
+import golden_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from parity_checks import cosmos as parity
+
+from conversion import cosmos, cosmos_diffusers, engine
+from jworld import errors
+from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
+from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
+from jworld.parallel import mesh
+from jworld.training import optimizers, state
+
+#: These programs run once: compiling them is what takes time.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+forward = jax.jit(CosmosTransformer.__call__, compiler_options=FAST_COMPILE)
+
+
+def abstract_params(cfg: CosmosConfig) -> dict[str, Any]:
+    """Parameters by path, without memory."""
+    with nnx.use_eager_sharding(False):
+        model = nnx.eval_shape(lambda: CosmosTransformer(cfg, rngs=nnx.Rngs(0)))
+    return {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+# Published sizes
+
+
+@pytest.mark.parametrize(("name", "count"), [("2b", 1_956_413_440), ("14b", 14_265_285_632)])
+def test_published_model(name: str, count: int) -> None:
+    """Parameters, and the original's tensors, each of which has one place, by which its sizes are known again."""
+    cfg = CosmosConfig(**PUBLISHED[name])
+    shapes = {path: leaf.shape for path, leaf in abstract_params(cfg).items()}
+    assert sum(math.prod(shape) for shape in shapes.values()) == count
+    for table, read in (
+        (cosmos.rules(cfg), cosmos.from_shapes),
+        (cosmos_diffusers.rules(cfg), cosmos_diffusers.from_shapes),
+    ):
+        places = engine.plan(shapes, table)
+        assert {place.path for place in places.values()} == set(shapes)
+        found = {key: place.source_shape for key, place in places.items()}
+        assert sum(math.prod(shape) for shape in found.values()) == count
+        assert CosmosConfig(**read(found)) == cfg
+    told = cosmos_diffusers.from_config(cosmos_diffusers.to_config(cfg), "config.json")
+    assert CosmosConfig(**told) == cfg
+
+
+def test_sizes_of_the_relatives_are_known_again() -> None:
+    """Action-conditioned, multiview (25 input channels as published) and text2image."""
+    for changes in (
+        {"action_dim": 84},
+        {"views": 7, "fps_modulation": True},
+        {"width": 1280, "num_heads": 20, "num_layers": 20, "condition_mask": False},
+        {"text_dim": 100_352},
+        {"modulation_rank": None},
+    ):
+        cfg = CosmosConfig(**changes)
+        shapes = {path: leaf.shape for path, leaf in abstract_params(cfg).items()}
+        places = engine.plan(shapes, cosmos.rules(cfg))
+        assert {place.path for place in places.values()} == set(shapes)
+        assert CosmosConfig(**cosmos.from_shapes({key: x.source_shape for key, x in places.items()})) == cfg
+        if not cfg.condition_mask:
+            assert cosmos_diffusers.to_config(cfg)["in_channels"] == 16
+            continue
+        with pytest.raises(errors.UserError, match="is no CosmosTransformer3DModel of diffusers"):
+            cosmos_diffusers.to_config(cfg)
+    assert CosmosConfig(views=7).in_channels == 25
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 2), (1, 8, 1), (1, 2, 4)])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_model_fits_meshes(name: str, sizes: tuple[int, int, int]) -> None:
+    """Every parameter that counts is split; `abstract_state` refuses one that does not divide."""
+    data, fsdp, sequence = sizes
+    devices = mesh.make_mesh(data=data, fsdp=fsdp, sequence=sequence)
+    cfg = CosmosConfig(**PUBLISHED[name], action_dim=84)
+    optimizer = optimizers.make_optimizer(optimizers.OptimizerConfig(), steps=1)
+    _, abstract, shardings = state.abstract_state(
+        lambda rngs: CosmosTransformer(cfg, rngs=rngs), trainable=nnx.Param, optimizer=optimizer, mesh=devices
+    )
+    pairs = list(zip(jax.tree.leaves(abstract.params), jax.tree.leaves(shardings.params), strict=True))
+    total = sum(leaf.size for leaf, _ in pairs)
+    local = sum(math.prod(sharding.shard_shape(leaf.shape)) for leaf, sharding in pairs)
+    assert local < 1.02 * total / (fsdp * sequence)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 24}, "width 2048 is not a multiple of num_heads 24"),
+        ({"num_heads": 256}, "head size 8 must be even and at least 12"),
+        ({"patch_size": (2, 2, 2)}, "must have 1 in time"),
+        ({"rope_scale": (0.0, 1.0, 1.0)}, "must be above 0"),
+        ({"action_dim": 84, "modulation_rank": None}, "action_dim needs a modulation_rank"),
+        ({"remat": "half"}, "remat is 'half'"),
+    ],
+)
+def test_wrong_sizes_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CosmosConfig(**changes)
+
+
+# What a parity test must notice
+
+
+@functools.cache
+def golden() -> tuple[golden_cases.GoldenCase, CosmosTransformer]:
+    root = pathlib.Path(golden_cases.__file__).parent / "golden"
+    case = golden_cases.GoldenCase(root / "cosmos" / "dit_v2w")
+    return case, parity.load_model(case)
+
+
+def golden_error(model: CosmosTransformer | None = None, inputs: CosmosInputs | None = None) -> float:
+    case, golden_model = golden()
+    output = forward(model or golden_model, inputs or parity.model_inputs(case.inputs))
+    return golden_cases.relative_error(output, parity.channels_last(case.outputs["output"]))
+
+
+def with_param(path: str, change: Any) -> CosmosTransformer:
+    """The golden model with one parameter changed by a function of its array."""
+    graphdef, params = nnx.split(golden()[1])
+    arrays = {"/".join(map(str, key)): np.asarray(leaf[...]) for key, leaf in nnx.to_flat_state(params)}
+    arrays[path] = change(arrays[path].copy())
+    return nnx.merge(graphdef, engine.to_state(params, arrays))
+
+
+def without_head(kernel: np.ndarray) -> np.ndarray:
+    """Query kernel [layers, D, D] without the second head of the last layer."""
+    head_dim = golden()[1].cfg.head_dim
+    kernel[-1, :, head_dim : 2 * head_dim] = 0
+    return kernel
+
+
+def test_undisturbed() -> None:
+    assert golden_error() < golden_cases.DEFAULT_TOLERANCE
+
+
+@pytest.mark.parametrize("attention", ["self", "cross"])
+def test_parity_notices_a_missing_head(attention: str) -> None:
+    assert golden_error(with_param(f"blocks/{attention}_attention/query/kernel", without_head)) > 1e-3
+
+
+def test_parity_notices_exchanged_rotary_axes() -> None:
+    """Height and width have equally many channels and differ in their scales alone."""
+    case, model = golden()
+    time, height, width = model.cfg.rope_scale
+    assert golden_error(parity.load_model(case, rope_scale=(time, width, height))) > 2e-4
+
+
+@pytest.mark.parametrize("mask", ["given", "padding"])
+def test_parity_notices_one_row_of_a_mask(mask: str) -> None:
+    inputs = parity.model_inputs(golden()[0].inputs)
+    row = getattr(inputs, mask)
+    row = row.at[0, 0].set(1 - row[0, 0])
+    assert golden_error(inputs=inputs._replace(**{mask: row})) > 1e-3
+
+
+def test_parity_notices_a_dropped_row_of_text() -> None:
+    """Rows of zeros are attended as well: they are no padding."""
+    inputs = parity.model_inputs(golden()[0].inputs)
+    padded = jnp.pad(inputs.text, ((0, 0), (0, 1), (0, 0)))
+    assert golden_error(inputs=inputs._replace(text=padded)) > 1e-3
+
+
+def test_parity_notices_frame_rates() -> None:
+    """The published models ignore them; with modulation 24 frames per second change nothing and 16 do."""
+    case, _ = golden()
+    inputs = parity.model_inputs(case.inputs)
+    modulated = parity.load_model(case, fps_modulation=True)
+    assert golden_error(modulated, inputs._replace(fps=jnp.float32(24))) < golden_cases.DEFAULT_TOLERANCE
+    assert golden_error(modulated, inputs._replace(fps=jnp.float32(16))) > 1e-3
+    with pytest.raises(ValueError, match="needs the frame rate"):
+        forward(modulated, inputs._replace(fps=None))
+
+
+def test_larger_videos_than_the_model_knows_are_refused() -> None:
+    case, _ = golden()
+    small = parity.load_model(case, max_size=(128, 8, 8))
+    with pytest.raises(ValueError, match="max_size allows"):
+        forward(small, parity.model_inputs(case.inputs))

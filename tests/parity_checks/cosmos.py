@@ -1,0 +1,172 @@
+"""Cosmos-Predict2: the transformer in each of its forms, its rotary angles and its action labels."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import golden_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from conversion import cosmos, cosmos_diffusers, engine
+from jworld.cameras import robots
+from jworld.models.cosmos.config import CosmosConfig
+from jworld.models.cosmos.embeddings import video_rotary
+from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
+from jworld.models.layers.rotary import rotate_halves
+
+CONDITION = "condition_video_input_mask_B_C_T_H_W"
+
+
+def config_of(case: golden_cases.GoldenCase) -> CosmosConfig:
+    constructor, kind = case.config["model_kwargs"], case.config.get("class_name", "MinimalV1LVGDiT")
+    patch = constructor["patch_temporal"], constructor["patch_spatial"], constructor["patch_spatial"]
+    multiview = kind == "MultiViewDiT"
+    names = {"views": "n_cameras_emb", "view_dim": "view_condition_dim", "view_frames": "state_t"}
+    views = {ours: constructor[theirs] for ours, theirs in names.items()} if multiview else {}
+    return CosmosConfig(
+        channels=constructor["out_channels"],
+        patch_size=patch,
+        width=constructor["model_channels"],
+        num_heads=constructor["num_heads"],
+        num_layers=constructor["num_blocks"],
+        mlp_ratio=constructor["mlp_ratio"],
+        text_dim=constructor["crossattn_proj_in_channels"],
+        text_width=constructor["crossattn_emb_channels"],
+        modulation_rank=constructor["adaln_lora_dim"] if constructor["use_adaln_lora"] else None,
+        rope_scale=tuple(constructor[f"rope_{axis}_extrapolation_ratio"] for axis in "thw"),
+        # The multiview class does not hand the switch on: it is on there whatever the case says.
+        fps_modulation=multiview or constructor["rope_enable_fps_modulation"],
+        max_size=(constructor["max_frames"], constructor["max_img_h"], constructor["max_img_w"]),
+        absolute_positions=constructor["extra_per_block_abs_pos_emb"],
+        condition_mask=kind != "MiniTrainDIT",
+        padding_mask=constructor["concat_padding_mask"],
+        action_dim=constructor.get("action_dim"),
+        dtype=jnp.float32,
+        **views,
+    )
+
+
+def weights_of(case: golden_cases.GoldenCase) -> dict[str, np.ndarray]:
+    """The case's own weights, or those of the case that it shares them with."""
+    path = case.path / "weights.safetensors"
+    shared = case if path.exists() else golden_cases.GoldenCase(case.path.parent / case.config["weights_of"])
+    return {name: value for name, value in shared.weights.items() if not cosmos.IGNORED.fullmatch(name)}
+
+
+def fill(cfg: CosmosConfig, weights: Mapping[str, np.ndarray], rules: Any) -> CosmosTransformer:
+    with nnx.use_eager_sharding(False):
+        abstract = nnx.eval_shape(lambda: CosmosTransformer(cfg, rngs=nnx.Rngs(0)))
+        graphdef, state = nnx.split(abstract)
+        return nnx.merge(graphdef, engine.to_state(state, engine.import_tensors(weights, state, rules)))
+
+
+def load_model(case: golden_cases.GoldenCase, **changes: Any) -> CosmosTransformer:
+    cfg = dataclasses.replace(config_of(case), **changes)
+    return fill(cfg, weights_of(case), cosmos.rules(cfg, prefix=""))
+
+
+def channels_last(x: np.ndarray) -> jax.Array:
+    """[..., C, F, H, W] -> [..., F, H, W, C]."""
+    return jnp.asarray(np.moveaxis(x, -4, -1))
+
+
+def given_frames(inputs: Mapping[str, np.ndarray], index: Any = ...) -> jax.Array | None:
+    """The condition mask as [B, F]: all pixels of a frame have one value."""
+    if CONDITION not in inputs:
+        return None
+    mask = inputs[CONDITION][index]
+    assert (mask == mask[..., :1, :1]).all()
+    return jnp.asarray(mask[..., 0, :, 0, 0])
+
+
+def model_inputs(inputs: Mapping[str, np.ndarray]) -> CosmosInputs:
+    def optional(name: str) -> jax.Array | None:
+        return jnp.asarray(inputs[name]) if name in inputs else None
+
+    time = jnp.asarray(inputs["timesteps_B_T"])
+    padding, fps = optional("padding_mask"), optional("fps")
+    return CosmosInputs(
+        video=channels_last(inputs["x_B_C_T_H_W"]),
+        time=time if time.ndim == 2 else time[:, None],
+        text=jnp.asarray(inputs["crossattn_emb"]),
+        given=given_frames(inputs),
+        padding=None if padding is None else padding[:, 0],
+        action=optional("action"),
+        fps=None if fps is None else fps[0],
+        view=optional("view_indices_B_T"),
+    )
+
+
+forward = jax.jit(CosmosTransformer.__call__)
+
+
+def _transformer(case: golden_cases.GoldenCase) -> float:
+    model, inputs = load_model(case), model_inputs(case.inputs)
+    output = forward(model, inputs)
+    error = golden_cases.relative_error(output, channels_last(case.outputs["output"]))
+    if "output_default_view_indices" in case.outputs:
+        output = forward(model, inputs._replace(view=None))
+        expected = channels_last(case.outputs["output_default_view_indices"])
+        error = max(error, golden_cases.relative_error(output, expected))
+    return error
+
+
+def _diffusers(case: golden_cases.GoldenCase) -> float:
+    """The same weights in both layouts; with a frame rate the class of diffusers is a model with fps modulation."""
+    weights = golden_cases.safetensors.numpy.load_file(case.path / "weights_diffusers.safetensors")
+    told = cosmos_diffusers.from_config(case.config["diffusers_config"], case.name)
+    seen = cosmos_diffusers.from_shapes({name: value.shape for name, value in weights.items()})
+    cfg = CosmosConfig(**(seen | told), dtype=jnp.float32)
+    assert cfg == config_of(case)
+    assert cosmos_diffusers.to_config(cfg).items() >= case.config["diffusers_config"].items()
+    model, inputs = fill(cfg, weights, cosmos_diffusers.rules(cfg)), model_inputs(case.inputs)
+    original = fill(cfg, weights_of(case), cosmos.rules(cfg, prefix=""))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, nnx.state(model), nnx.state(original))))
+    outputs = {"output_original": forward(model, inputs)}
+    outputs["output_diffusers_fps_none"] = outputs["output_original"]
+    modulated = fill(dataclasses.replace(cfg, fps_modulation=True), weights, cosmos_diffusers.rules(cfg))
+    for name in case.outputs.keys() - outputs.keys():
+        fps = jnp.float32(name.removeprefix("output_diffusers_fps_"))
+        outputs[name] = forward(modulated, inputs._replace(fps=fps))
+    return golden_cases.largest_error(outputs, {name: channels_last(x) for name, x in case.outputs.items()})
+
+
+def _rotary(case: golden_cases.GoldenCase) -> float:
+    error = 0.0
+    for entry in case.config["entries"]:
+        # Width and heads only set the size of a head here.
+        cfg = CosmosConfig(
+            width=entry["head_dim"],
+            num_heads=1,
+            rope_scale=(entry["t_ratio"], entry["h_ratio"], entry["w_ratio"]),
+            fps_modulation=entry["enable_fps_modulation"],
+        )
+        cos, sin = video_rotary(cfg, frames=entry["T"], height=entry["h"], width=entry["w"], fps=entry["fps"])
+        angles = case.outputs[f"{entry['key']}.angles_L_1_1_hd"][:, 0, 0, : entry["head_dim"] // 2]
+        cos, sin = (table.reshape(-1, entry["head_dim"] // 2) for table in (cos, sin))
+        q = jnp.asarray(case.inputs[f"{entry['key']}.q_B_L_heads_hd"])
+        actual = {"cos": cos, "sin": sin, "q": rotate_halves(q, cos, sin)}
+        expected = {"cos": np.cos(angles), "sin": np.sin(angles), "q": case.outputs[f"{entry['key']}.q_rotated"]}
+        error = max(error, golden_cases.largest_error(actual, expected))
+    return error
+
+
+def _action_labels(case: golden_cases.GoldenCase) -> float:
+    outputs = {
+        f"actions_scaled_accumulate_{whole}": robots.relative_actions(
+            case.inputs["arm_states"], case.inputs["gripper_states"], scale=case.config["scale"], from_first=whole
+        )
+        for whole in (False, True)
+    }
+    return golden_cases.largest_error(outputs, case.outputs)
+
+
+CHECKS = {
+    "cosmos/action_labels": _action_labels,
+    "cosmos/diffusers_parity": _diffusers,
+    "cosmos/dit": _transformer,
+    "cosmos/rope3d": _rotary,
+}
