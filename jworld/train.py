@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from jworld import config as run_config
 from jworld import errors, rollouts, runs, systems
 from jworld.data import pipeline, records
-from jworld.parallel import axes
+from jworld.parallel import axes, startup
 from jworld.parallel import mesh as mesh_lib
 from jworld.training import checkpoints, metrics, optimizers, preemption, step
 from jworld.training import state as train_state
@@ -33,6 +33,11 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder of the run; default runs/<recipe>-<variant>. The same command again resumes the run in it."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what an earlier run left in the workdir and start anew.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Of several processes: host:port of process 0; found on TPU pods, GKE and SLURM."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num-processes", None, "Of several processes: how many; found in those places.")
+_PROCESS_ID = flags.DEFINE_integer("process-id", None, "Of several processes: which of them this is, from 0.")
 _DRY_RUN = flags.DEFINE_bool(
     "dry-run", False, "Build everything abstractly, print parameters, batch and mesh, and stop."
 )
@@ -49,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.argv if argv is None else argv,
         _CONFIG,
         description=str(__doc__),
-        names=("config", "workdir", "overwrite", "dry-run"),
+        names=("config", "workdir", "overwrite", "dry-run", "coordinator", "num-processes", "process-id"),
     )
     system = systems.create(config)
     spec = system.batch_spec(config.global_batch)
@@ -59,18 +64,34 @@ def main(argv: list[str] | None = None) -> None:
     if _DRY_RUN.value:
         describe(config, system, spec, optimizer)
         return
+    with startup.processes(startup.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)):
+        run(config, system, spec, optimizer)
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    system: Any,
+    spec: dict[str, records.ArraySpec],
+    optimizer: optimizers.Optimizer,
+) -> None:
+    """Train, or go on, and show what was learnt; of several processes the first does what one can do alone."""
+    console.quiet = jax.process_index() != 0
     mesh = mesh_lib.make_mesh(**config.mesh)
     check_batch(config, mesh)
-    workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
+    workdir = local_folder("--workdir", _WORKDIR.value or _default_workdir())
     if not _OVERWRITE.value:
         check_workdir(config, workdir)
-    system.data.prepare()
+    startup.once(system.data.prepare)
     dataset = system.data.batches("train")
     check_encoders(config, system, workdir)
-    if _OVERWRITE.value and jax.process_index() == 0:
-        shutil.rmtree(workdir, ignore_errors=True)
-    if train(config, system, optimizer, mesh, spec, dataset, workdir) and jax.process_index() == 0:
+    if _OVERWRITE.value:
+        startup.once(lambda: shutil.rmtree(workdir, ignore_errors=True))
+    if not train(config, system, optimizer, mesh, spec, dataset, workdir):
+        sys.exit(errors.RESTART)
+    if jax.process_count() == 1:
         show(system, workdir)
+    else:
+        console.print(f"next: python -m jworld.evaluate --checkpoint {workdir}")
 
 
 def describe(
@@ -98,6 +119,15 @@ def describe(
 
 def _size(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def local_folder(flag: str, name: str) -> pathlib.Path:
+    """A folder that the operating system opens; addresses of buckets are refused rather than taken for names."""
+    if "://" in name:
+        raise errors.UserError(
+            f"{flag} is {name}, expected a folder, mounted on every host: mount the bucket, as docs/pods.md shows"
+        )
+    return pathlib.Path(name)
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -181,12 +211,13 @@ def train(
             batch = next(dataset)
             waited = time.perf_counter() - began
             indices = batch.pop("index")
-            state, values = train_step(state, to_devices(batch, batch_shardings), key)
+            state, values = train_step(state, to_devices(batch, spec, batch_shardings), key)
             log.step(number, values, indices=indices, wait_seconds=waited)
-            last = number == config.steps or stop.requested
+            stopped = stop.reached(number)
+            last = number == config.steps or stopped
             if last or manager.due(number):
                 manager.save(state, dataset.get_state())
-            if stop.requested:
+            if stopped:
                 manager.wait()
                 log.message(f"stopped after step {number} as asked; the same command resumes there")
                 return number == config.steps
@@ -231,9 +262,14 @@ def start(
     return graphdef, state, shardings
 
 
-def to_devices(batch: pipeline.Batch, shardings: dict[str, jax.sharding.NamedSharding]) -> dict[str, jax.Array]:
-    """This process's rows -> global arrays."""
-    return {name: jax.make_array_from_process_local_data(shardings[name], array) for name, array in batch.items()}
+def to_devices(
+    batch: pipeline.Batch, spec: dict[str, records.ArraySpec], shardings: dict[str, jax.sharding.NamedSharding]
+) -> dict[str, jax.Array]:
+    """This process's rows -> global arrays; with the global shape told, a process may hold a part of each row alone."""
+    return {
+        name: jax.make_array_from_process_local_data(shardings[name], array, spec[name].shape)
+        for name, array in batch.items()
+    }
 
 
 if __name__ == "__main__":

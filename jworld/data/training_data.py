@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 from jworld.data import pipeline, records
+from jworld.parallel import mesh as mesh_lib
 
 Spec = Mapping[str, records.ArraySpec]
 
@@ -50,14 +51,16 @@ def batches(
     split: str,
 ) -> pipeline.BatchIterator:
     """Batches as `config.seed`, `config.global_batch` and `config.data` want them; held-out ones in order."""
+    several = jax.process_count() > 1
+    index, count = mesh_lib.batch_part(mesh_lib.make_mesh(**config.mesh)) if several else (0, 1)
     return pipeline.make_dataset(
         source,
         transform,
         spec,
         global_batch=config.global_batch,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
         shuffle=split == "train",
         num_threads=config.data.threads,
         prefetch=config.data.prefetch,

@@ -35,3 +35,27 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, sequence: int = 1, devices: Sequ
         )
     # jax.make_mesh defaults to Explicit axes; sharding constraints and flax's logical axes need Auto ones.
     return jax.make_mesh(tuple(sizes), AXIS_NAMES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process's devices hold part `index` of `count` equal parts of a batch.
+
+    Processes that share the tokens of the same samples (axis `sequence`) hold the same part.
+
+    Raises:
+      UserError: the processes' devices do not form equal parts.
+    """
+    sizes = mesh.devices.shape
+    rows = mesh.devices.reshape(sizes[0] * sizes[1], sizes[2])
+    held: dict[int, set[int]] = {}
+    for row, devices in enumerate(rows):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(row)
+    parts = sorted({tuple(sorted(part)) for part in held.values()})
+    if sum(map(len, parts)) != len(rows) or len(set(map(len, parts))) != 1:
+        raise errors.UserError(
+            f"config.mesh is {', '.join(f'{name}={size}' for name, size in mesh.shape.items())} over "
+            f"{len(held)} processes of {len(mesh.devices.flat) // len(held)} devices, which splits samples across "
+            "them unevenly: choose sequence so that it divides the devices of a process, or is a multiple of them"
+        )
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)

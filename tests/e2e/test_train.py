@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jworld import runs
+from jworld import errors, runs
 from jworld.data import records
 from jworld.models.autoencoders import linear
 from jworld.training import metrics
@@ -64,7 +64,7 @@ def test_sigterm_saves_once_and_resumes_bit_for_bit(folder: pathlib.Path, monkey
         lines.append(line)
         if line.startswith("step 4/"):
             process.send_signal(signal.SIGTERM)
-    assert process.wait() == 0, "".join(lines)
+    assert process.wait() == errors.RESTART, "".join(lines)
     assert any("stopped after step" in line for line in lines)
     assert "resuming after step" in finish(folder, "terminated")
     assert checksums(folder / "terminated") == checksums(folder / "run")
