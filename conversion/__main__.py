@@ -15,7 +15,7 @@ import jax
 import rich.console
 import rich.table
 
-from conversion import exporting, families, importing, inspecting, resolving, verifying
+from conversion import exporting, families, importing, inspecting, verifying
 from jworld import errors
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
@@ -96,7 +96,7 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument(
         "--variant",
-        choices=sorted(resolving.VARIANTS),
+        choices=families.VARIANTS,
         help="which published model it is: sets how it is sampled (default: by the name of the file or folder)",
     )
     parser.add_argument(
@@ -153,10 +153,10 @@ def _import(arguments: argparse.Namespace) -> None:
         f"imported {record['tensors']:,} tensors, {record['parameters']:,} parameters ({record['dtype']}, checksum "
         f"{record['checksum']}) to {arguments.output} in {seconds:.1f} s, {plan.size / seconds / 1e6:.0f} MB/s"
     )
-    what, names = plan.family.variant({}), plan.published
+    what, names = plan.family.describe({}), plan.published
     if plan.config is not None:
         facts = {key: plan.config.model[key] for key in plan.config.model}
-        what = f"{plan.family.variant(facts)}, sampled as {plan.variant} (--variant)"
+        what = f"{plan.family.describe(facts)}, sampled as {plan.variant} (--variant)"
         names = [f"model.{name}" for name in plan.published]
     console.print(what)
     for text, listed in (

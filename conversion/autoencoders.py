@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 from flax import nnx
 
-from conversion import engine, families, resolving, store, tensor_files
+from conversion import families, resolving, store, tensor_files
 from jworld import errors
 from jworld.data import records
 from jworld.models.autoencoders import files, network
@@ -132,18 +132,3 @@ def write_file(
             row = math.prod(array.shape[1:]) * _FILE.itemsize
             for band in array.bands():
                 tensor_files.write_at(file, array.read(band).astype(_FILE), offsets[name] + band[0].start * row)
-
-
-def build(tensors: Mapping[str, np.ndarray], layout: families.KeyLayout, target: Target) -> network.VideoAutoencoder:
-    """A network with these tensors, each of which must have its place."""
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: target.init(nnx.Rngs(0))))
-    arrays = engine.import_tensors(tensors, abstract, layout.rules(target.model_config))
-    return nnx.merge(graphdef, engine.to_state(abstract, arrays))
-
-
-def export(model: network.VideoAutoencoder, layout: families.KeyLayout) -> dict[str, np.ndarray]:
-    """The tensors of a network under the names of a layout of its family."""
-    state = nnx.state(model, nnx.Param)
-    arrays = {"/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
-    places = engine.plan(engine.parameter_shapes(state), layout.rules(model.config))
-    return {name: place.take(arrays[place.path]) for name, place in places.items()}

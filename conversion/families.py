@@ -1,10 +1,11 @@
 """Checkpoint families: which files belong to which system, and what their names, shapes and config.json tell."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from conversion import cogvideox_vae, hunyuan, hunyuan_diffusers, hunyuan_vae, wan_vae
+from conversion import cogvideox_vae, hunyuan, hunyuan_diffusers, hunyuan_vae, wan_vae, worldplay
 from conversion.engine import Rule, Shape
 from jworld import errors
 
@@ -23,7 +24,7 @@ class KeyLayout:
         lists the values that the network here does not have.
       to_config: model config -> content of the config.json beside exported weights; a `UserError` says why a model
         cannot be written in this layout.
-      limits: model config -> why the other program cannot load weights of these sizes all the same; empty if it can.
+      limits: model config -> why the other program cannot load, or say, all of it; empty if it can.
     """
 
     name: str
@@ -33,25 +34,42 @@ class KeyLayout:
     from_shapes: Callable[[Mapping[str, Shape]], dict[str, Any]]
     from_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
     to_config: Callable[[Any], dict[str, Any]]
-    limits: Callable[[Any], list[str]]
+    limits: Callable[[Any], list[str]] = lambda model: []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runs:
+    """How the weights of a system's network become a run.
+
+    Attributes:
+      system: `config.system`.
+      recipe: file in configs/, and its variant, whose values stand wherever nothing else is said.
+      variants: published model -> its `config.sample.rollout`.
+      guess_variant: path of a checkpoint, fields that its shapes tell -> the key of the published model it may be.
+    """
+
+    system: str
+    recipe: str
+    variants: Mapping[str, Mapping[str, Any]]
+    guess_variant: Callable[[pathlib.Path, Mapping[str, Any]], str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """Checkpoints of one network, in one or more layouts.
+    """Checkpoints of one network, in one or more layouts: of a system (`runs`) or an autoencoder (`autoencoder`).
 
     Attributes:
       name: the word for it on the command line.
       layouts: by name.
-      variant: fields of the model config, as far as known -> which published model this is, in words.
-      system: `config.system` of the runs that use it; None for autoencoders.
+      describe: fields of the model config, as far as known -> which network this is, in words.
+      runs: what the weights become; None for autoencoders.
       autoencoder: key of `jworld.models.autoencoders.files.NETWORKS`; None for the networks of systems.
     """
 
     name: str
     layouts: Mapping[str, KeyLayout]
-    variant: Callable[[Mapping[str, Any]], str]
-    system: str | None = None
+    describe: Callable[[Mapping[str, Any]], str]
+    runs: Runs | None = None
     autoencoder: str | None = None
 
 
@@ -90,12 +108,6 @@ def find(name: str) -> Family:
     return FAMILIES[name]
 
 
-def _worldplay_variant(fields: Mapping[str, Any]) -> str:
-    """Bidirectional, autoregressive, RL and distilled models have the same tensors: nothing tells them apart."""
-    name = "WorldPlay (HunyuanVideo-1.5 with actions and cameras)" if fields.get("actions") else "HunyuanVideo-1.5"
-    return name + ("" if fields.get("glyph_dim", 0) is not None else ", without glyph input")
-
-
 _WORLDPLAY = (
     KeyLayout(
         name="original",
@@ -128,7 +140,6 @@ _WAN = (
         from_shapes=wan_vae.original_from_shapes,
         from_config=wan_vae.original_from_config,
         to_config=wan_vae.original_to_config,
-        limits=lambda cfg: [],
     ),
     KeyLayout(
         name="diffusers",
@@ -138,7 +149,6 @@ _WAN = (
         from_shapes=wan_vae.diffusers_from_shapes,
         from_config=wan_vae.diffusers_from_config,
         to_config=wan_vae.diffusers_to_config,
-        limits=lambda cfg: [],
     ),
 )
 
@@ -179,31 +189,51 @@ _COGVIDEOX = (
 )
 
 
-def _autoencoder(name: str, network: str, layouts: Sequence[KeyLayout], variant: str) -> Family:
-    return Family(
-        name=name,
-        layouts={layout.name: layout for layout in layouts},
-        variant=lambda fields: variant,
-        autoencoder=network,
-    )
+def _by_name(*layouts: KeyLayout) -> dict[str, KeyLayout]:
+    return {layout.name: layout for layout in layouts}
 
 
 FAMILIES: dict[str, Family] = {
-    "worldplay": Family(
-        name="worldplay",
-        layouts={layout.name: layout for layout in _WORLDPLAY},
-        variant=_worldplay_variant,
-        system="worldplay",
-    ),
-    "wan-vae": _autoencoder("wan-vae", "wan", _WAN, "Wan 2.1 video autoencoder"),
-    "hunyuan15-vae": _autoencoder("hunyuan15-vae", "hunyuan15", _HUNYUAN15, "HunyuanVideo-1.5 video autoencoder"),
-    "cogvideox-vae": _autoencoder("cogvideox-vae", "cogvideox", _COGVIDEOX, "CogVideoX video autoencoder"),
+    family.name: family
+    for family in (
+        Family(
+            name="worldplay",
+            layouts=_by_name(*_WORLDPLAY),
+            describe=worldplay.describe,
+            runs=Runs(
+                system="worldplay",
+                recipe=worldplay.RECIPE,
+                variants=worldplay.VARIANTS,
+                guess_variant=worldplay.guess_variant,
+            ),
+        ),
+        Family(
+            name="wan-vae",
+            layouts=_by_name(*_WAN),
+            describe=lambda facts: "Wan 2.1 video autoencoder",
+            autoencoder="wan",
+        ),
+        Family(
+            name="hunyuan15-vae",
+            layouts=_by_name(*_HUNYUAN15),
+            describe=lambda facts: "HunyuanVideo-1.5 video autoencoder",
+            autoencoder="hunyuan15",
+        ),
+        Family(
+            name="cogvideox-vae",
+            layouts=_by_name(*_COGVIDEOX),
+            describe=lambda facts: "CogVideoX video autoencoder",
+            autoencoder="cogvideox",
+        ),
+    )
 }
+#: What --variant may say.
+VARIANTS = sorted({name for family in FAMILIES.values() if family.runs for name in family.runs.variants})
 
 
 def of_system(system: str, where: str) -> Family:
     """The family of the runs of a system; `where` names one of them in the message of the error."""
-    found = [family for family in FAMILIES.values() if family.system == system]
+    found = [family for family in FAMILIES.values() if family.runs and family.runs.system == system]
     if not found:
         raise errors.UserError(f"{where}: the system {system} has no checkpoint family to export to")
     return found[0]

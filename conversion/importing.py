@@ -44,7 +44,7 @@ class Options:
       family: a key of `families.FAMILIES`, None to look at all.
       recipe: a recipe that the weights must fit.
       settings: "key=value" of single values of the config.
-      variant: a key of `resolving.VARIANTS`, None to go by the file's name.
+      variant: the published model (a key of the family's variants), None to go by the file's name.
       allow: regular expressions of tensors that may be missing or unexpected.
       dtype: one of `DTYPES`, None to keep the file's.
     """
@@ -64,7 +64,7 @@ class Plan:
     Attributes:
       target: what the weights are of.
       config: of the run that they become; None for an autoencoder.
-      variant: a key of `resolving.VARIANTS`; None for an autoencoder.
+      variant: the published model whose sampling it has; None for an autoencoder.
       published: hyper-parameters that nothing but the published values tells.
       params: path -> shape and dtype on disk of every parameter.
       places: path -> the tensors of that parameter.
@@ -106,13 +106,15 @@ def make_plan(source: sources.Source, options: Options) -> Plan:
     settings = resolving.parse_settings(options.settings)
     config, variant = None, None
     target: Target
-    if family.autoencoder:
+    if family.runs is None:
         _check_autoencoder(family, options)
         target, published = autoencoders.resolve(family, shapes=facts, downloaded=downloaded, settings=settings)
     else:
-        variant = options.variant or resolving.guess_variant(source.path, facts)
+        variant = options.variant or family.runs.guess_variant(source.path, facts)
+        if variant not in family.runs.variants:
+            raise errors.UserError(f"--variant is {variant!r}, expected one of {', '.join(family.runs.variants)}")
         config, published = resolving.resolve(
-            family, shapes=facts, downloaded=downloaded, recipe=options.recipe, settings=settings, variant=variant
+            family.runs, shapes=facts, downloaded=downloaded, recipe=options.recipe, settings=settings, variant=variant
         )
         target = systems.create(config)
     params = abstract_params(target)

@@ -65,7 +65,7 @@ def _network(family: families.Family, layout: str, facts: Mapping[str, Any]) -> 
     return {
         "family": family.name,
         "layout": layout,
-        "variant": family.variant(facts),
+        "variant": family.describe(facts),
         **{key: rows[key] for key in first if key in rows},
         **{key: rows[key] for key in rows if key not in first},
     }

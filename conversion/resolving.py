@@ -10,29 +10,10 @@ from conversion import families
 from jworld import config as run_config
 from jworld import errors, systems
 
-_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-#: Whose values stand wherever nothing else is said, by family.
-RECIPES = {"worldplay": f"{_CONFIGS / 'ar_mem.py'}:8b"}
+#: Beside this package in a checkout; an installed package comes without.
+_RECIPES = pathlib.Path(__file__).parents[1] / "configs"
 #: How a network is computed, and not what it is: no place contradicts another about these.
 FREE = ("dtype", "param_dtype", "remat", "attention")
-
-_PUBLISHED = {"num_steps": 50, "shift": 5.0, "guidance": 6.0}
-#: `config.sample.rollout` of each published model.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "ar": {"mode": "autoregressive", **_PUBLISHED},
-    "rl": {"mode": "autoregressive", **_PUBLISHED},
-    "distilled": {"mode": "autoregressive", **_PUBLISHED, "num_steps": 4, "guidance": 1.0},
-    "bidirectional": {"mode": "bidirectional", **_PUBLISHED},
-    "base": {"mode": "bidirectional", **_PUBLISHED},
-}
-_FOLDERS = {"ar_distilled_action_model": "distilled", "ar_rl_model": "rl", "bidirectional_model": "bidirectional"}
-
-
-def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    """The published model that a path is, by the names of the download; the tensors tell only the base apart."""
-    if facts.get("actions") is False:
-        return "base"
-    return next((variant for name, variant in _FOLDERS.items() if name in str(path.absolute())), "ar")
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -49,7 +30,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def resolve(
-    family: families.Family,
+    runs: families.Runs,
     *,
     shapes: Mapping[str, Any],
     downloaded: tuple[str, Mapping[str, Any]] | None,
@@ -60,17 +41,17 @@ def resolve(
     """The config of a run with these weights, and the hyper-parameters that nothing but the published values tells.
 
     Args:
-      family: the network.
+      runs: what the weights become.
       shapes: hyper-parameters that the tensors tell.
       downloaded: the path of the config.json beside them and the hyper-parameters that it tells.
       recipe: a recipe that the weights must fit, and whose other values to use.
       settings: single values by dotted key.
-      variant: a key of `VARIANTS`.
+      variant: a key of `runs.variants`.
 
     Raises:
       UserError: two places contradict each other, a value is missing, or the values do not make a model.
     """
-    config = _base_config(family, recipe)
+    config = _base_config(runs, recipe)
     told: dict[str, Mapping[str, Any]] = {"the tensors' shapes": shapes}
     if downloaded is not None:
         told[downloaded[0]] = downloaded[1]
@@ -83,7 +64,7 @@ def resolve(
     with config.unlocked():
         published = [key for key in config.model if key not in facts and key not in FREE]
         config.model.update({**facts, **free})
-        config.sample.rollout.update(VARIANTS[variant])
+        config.sample.rollout.update(runs.variants[variant])
     values = config.to_dict()
     for key, value in settings.items():
         if not key.startswith("model."):
@@ -99,12 +80,17 @@ def resolve(
     return config.lock(), published
 
 
-def _base_config(family: families.Family, recipe: str | None) -> ml_collections.ConfigDict:
-    config = run_config.load_recipe(recipe or RECIPES[family.name])
-    run_config.check_sections(config)
-    if config.system != family.system:
+def _base_config(runs: families.Runs, recipe: str | None) -> ml_collections.ConfigDict:
+    if recipe is None and not _RECIPES.is_dir():
         raise errors.UserError(
-            f"--config={recipe}: is a recipe of the system {config.system}, expected one of {family.system}"
+            f"{_RECIPES} is absent, where the published values are (configs/{runs.recipe}): "
+            "run this in a checkout of jworld, or name a recipe with --config"
+        )
+    config = run_config.load_recipe(recipe or f"{_RECIPES / runs.recipe}")
+    run_config.check_sections(config)
+    if config.system != runs.system:
+        raise errors.UserError(
+            f"--config={recipe}: is a recipe of the system {config.system}, expected one of {runs.system}"
         )
     with config.unlocked():
         config.init_from = ""

@@ -151,7 +151,12 @@ def _from_shapes(shapes: Mapping[str, Shape], first: str, latents: str, levels: 
 
 
 def original_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings of the original class -> fields of `WanConfig`."""
+    """Settings of the original class -> fields of `WanConfig`.
+
+    The published file has none: a config.json with a class name, which may lie beside it, is that of the transformer.
+    """
+    if "_class_name" in config:
+        return {}
     return _from_config(config, ORIGINAL_FIELDS, ORIGINAL_FIXED, where)
 
 

@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, defaults: Mapping[str, str
     """The options that name encoders; `defaults` says by option what is used without it."""
     text, image = ", ".join(conditioning.TEXT_KINDS), ", ".join(conditioning.IMAGE_KINDS)
     helps = {
-        "--autoencoder": ("PATH", "file of a linear codec, or folder of an imported autoencoder"),
+        "--autoencoder": ("PATH", "an autoencoder's file, or folder with autoencoder.safetensors"),
         TEXT.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {text}; stored:FILE; none"),
         GLYPH.flag: ("SPEC", "byt5-glyph:FOLDER, for the text that a picture shows; none"),
         IMAGE.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {image}; none"),

@@ -5,6 +5,7 @@ import math
 import pathlib
 import shutil
 from collections.abc import Mapping
+from typing import Any
 
 import golden_cases
 import ml_dtypes
@@ -33,6 +34,19 @@ def download(directory: pathlib.Path, name: str, *, config: bool = True) -> path
         told = case(name).config
         values = told["constructor"] if "constructor" in told else told["transformer_config"]
         (directory / "config.json").write_text(json.dumps(values))
+    return directory
+
+
+def autoencoder(
+    directory: pathlib.Path, case: golden_cases.GoldenCase, *, config: bool = True, **changes: Any
+) -> pathlib.Path:
+    """`directory` with the weights of an autoencoder's golden case and, with changes, the config.json of its class."""
+    directory.mkdir(parents=True)
+    shutil.copy(case.path / "weights.safetensors", directory / sources.WEIGHTS_NAME)
+    if config:
+        statistics = {name: case.config[name] for name in ("latents_mean", "latents_std") if name in case.config}
+        told = case.config.get("constructor") or case.config["model"]
+        (directory / "config.json").write_text(json.dumps(told | statistics | changes))
     return directory
 
 
@@ -65,8 +79,14 @@ def published(path: pathlib.Path, *, layers: int, actions: bool = True) -> tuple
         model = nnx.eval_shape(lambda: HunyuanTransformer(cfg, rngs=nnx.Rngs(0)))
     shapes = engine.parameter_shapes(nnx.state(model, nnx.Param))
     rules = families.FAMILIES["worldplay"].layouts["original"].rules(cfg)
+    size = headers_only(path, engine.plan(shapes, rules))
+    return size, max(2 * math.prod(shape) for name, shape in shapes.items() if name.startswith("blocks/"))
+
+
+def headers_only(path: pathlib.Path, places: Mapping[str, engine.Place]) -> int:
+    """Write these tensors in bfloat16, all zero, which take no room on the disk; -> their bytes."""
     header, position = {}, 0
-    for name, place in engine.plan(shapes, rules).items():
+    for name, place in places.items():
         end = position + 2 * math.prod(place.shape)
         header[name] = {"dtype": "BF16", "shape": list(place.source_shape), "data_offsets": [position, end]}
         position = end
@@ -74,4 +94,4 @@ def published(path: pathlib.Path, *, layers: int, actions: bool = True) -> tuple
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + position)
-    return position, max(2 * math.prod(shape) for name, shape in shapes.items() if name.startswith("blocks/"))
+    return position

@@ -138,9 +138,9 @@ def test_variants() -> None:
     assert (action["actions"], action["glyph_dim"]) == (True, 1472)
     assert (plain["actions"], plain["glyph_dim"]) == (False, None)
     assert "glyph_hidden" not in plain
-    assert WORLDPLAY.variant(action) == "WorldPlay (HunyuanVideo-1.5 with actions and cameras)"
-    assert WORLDPLAY.variant(plain) == "HunyuanVideo-1.5, without glyph input"
-    assert WORLDPLAY.variant({}) == "HunyuanVideo-1.5"
+    assert WORLDPLAY.describe(action) == "WorldPlay (HunyuanVideo-1.5 with actions and cameras)"
+    assert WORLDPLAY.describe(plain) == "HunyuanVideo-1.5, without glyph input"
+    assert WORLDPLAY.describe({}) == "HunyuanVideo-1.5"
 
 
 def test_shapes_of_a_damaged_file_tell_what_they_can() -> None:

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 from parity_checks import hunyuan as parity
 
-from conversion import families, importing, resolving, sources
+from conversion import families, importing, resolving, sources, worldplay
 from jworld import config as run_config
 from jworld import errors, runs, systems, train
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
@@ -235,12 +235,21 @@ def test_values_of_settings(text: str, value: Any) -> None:
     ],
 )
 def test_variant_by_name(path: str, actions: bool, variant: str) -> None:
-    assert resolving.guess_variant(pathlib.Path(path), {"actions": actions}) == variant
+    assert worldplay.guess_variant(pathlib.Path(path), {"actions": actions}) == variant
+
+
+def test_published_values_need_a_checkout(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = converted.download(tmp_path, ACTION)
+    monkeypatch.setattr(resolving, "_RECIPES", tmp_path / "configs")
+    with pytest.raises(
+        errors.UserError, match=r"configs is absent.*run this in a checkout of jworld, or name a recipe"
+    ):
+        plan(source)
 
 
 def test_variants_are_settings_of_the_system(tmp_path: pathlib.Path) -> None:
     source = converted.download(tmp_path, ACTION)
-    sampled = {name: systems.create(plan(source, variant=name).config).sample for name in resolving.VARIANTS}
+    sampled = {name: systems.create(plan(source, variant=name).config).sample for name in worldplay.VARIANTS}
     assert sampled["bidirectional"].mode == "bidirectional"
     assert {name for name, sample in sampled.items() if sample.mode == "autoregressive"} == {"ar", "rl", "distilled"}
     assert (sampled["distilled"].num_steps, sampled["distilled"].guidance, sampled["distilled"].shift) == (4, 1.0, 5.0)

@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+import pathlib
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import converted
 import golden_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conversion import autoencoders, families
+from conversion import __main__ as conversion
 from jworld.models.autoencoders import files
 from jworld.models.autoencoders.blocks import Coder
 from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder
@@ -27,18 +30,15 @@ Arrays = dict[str, Any]
 
 
 def load(case: golden_cases.GoldenCase, **fields: Any) -> Any:
-    """The autoencoder with the case's sizes and weights, which must come out of it again as they went in."""
-    family, layout = families.detect(case.weights, case.name)
-    config = case.config.get("constructor") or case.config["model"]
-    statistics = {name: case.config[name] for name in ("latents_mean", "latents_std") if name in case.config}
-    told = layout.from_config(config | statistics, case.name)
-    config = files.NETWORKS[family.autoencoder or ""][1](**(told | fields), dtype=jnp.float32)
-    model = autoencoders.build(case.weights, layout, autoencoders.Target(family, config))
-    exported = autoencoders.export(model, layout)
-    assert exported.keys() == case.weights.keys()
-    for name, tensor in case.weights.items():
-        np.testing.assert_array_equal(exported[name], tensor)
-    return model
+    """The autoencoder that the command imports from the case's weights, and exports again as they were."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        source = converted.autoencoder(folder / "source", case)
+        ours, exported = folder / "ours.safetensors", folder / "exported"
+        conversion.main(["import", str(source), "--output", str(ours)])
+        conversion.main(["export", str(ours), "--output", str(exported)])
+        assert converted.contents(exported) == converted.contents(source)
+        return files.load(ours, dtype=jnp.float32, **fields)
 
 
 def encoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: str = "") -> Arrays:
