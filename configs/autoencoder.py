@@ -3,7 +3,7 @@
 Variants (`--config=configs/autoencoder.py:<variant>`):
   (none)  tiny network of the Hunyuan design, 64x48 pictures of the rooms, 96 channels at 16x16 pixels and 4 frames per
           latent as configs/ar_mem.py has them; a smoke test on two CPU cores
-  small   the same design with 28M parameters at the recorder's full resolution, 64 channels; one GPU
+  small   the same design with 73M parameters at the recorder's full resolution, 64 channels; one GPU
 """
 
 import ml_collections
@@ -83,3 +83,11 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.model.update(
         {"latent_channels": 64, "widths": (48, 96, 192, 256, 256), "blocks": 1, "chunk": 5, "dtype": "bfloat16"}
     )
+    config.data.records = "data/rooms256/frames-192x144"
+    config.data.recording.update({"directory": "data/rooms256/episodes", "episodes": 256, "seed": 1000})
+    config.data.videos.image_size = (192, 144)
+    config.data.clip.update({"frames": 17, "size": (96, 96)})
+    config.optimizer.update({"learning_rate": 5e-4, "warmup_steps": 500, "ema_decay": 0.999})
+    config.checkpoint.interval = 2_000
+    config.log.interval = 50
+    config.sample.frames = 33

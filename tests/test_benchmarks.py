@@ -56,3 +56,17 @@ def test_rollout(tmp_path: pathlib.Path) -> None:
     assert row["chunk_p95_seconds"] >= row["chunk_p50_seconds"] > 0
     assert row["recomputed_p50_seconds"] > 0
     assert row["flops_ratio"] > 1.5
+
+
+def test_autoencoder_without_diffusers(tmp_path: pathlib.Path) -> None:
+    sizes = ("--families", "cogvideox", "--narrow", "cogvideox=16", "--size", "16x8", "--frames", "5", "--repeats", "1")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nread settings\necho \'{"missing": "no diffusers"}\'\n')
+    python.chmod(0o755)
+    numbers = run("autoencoder", tmp_path / "autoencoder.json", *sizes, "--torch-python", str(python))
+    assert [row["method"] for row in numbers["rows"]] == ["encode", "decode"]
+    for row in numbers["rows"]:
+        assert row["versions"] is None
+        assert row["ours_frames_per_second"] > 0
+        assert 0 < row["share_of_peak"] < 1
+        assert row["flops"] > 1e7

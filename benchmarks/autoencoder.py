@@ -1,0 +1,244 @@
+"""Encoding and decoding by the video autoencoders, beside the same classes of diffusers in PyTorch.
+
+    python benchmarks/autoencoder.py --torch-python ~/torch/bin/python
+    python benchmarks/autoencoder.py --families wan --frames 17 --size 128x96 --json autoencoder.json
+
+Random weights of the published sizes, or of widths divided by --narrow, in float32, on the same CPU cores for both, by
+turns in one run. Both compute the same: HunyuanVideo-1.5 takes the clip whole, as its diffusers class does.
+--torch-python is an interpreter with torch and diffusers; by default the one that runs this.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.table
+import train_step
+from flax import nnx
+
+from jworld.models.autoencoders import files
+
+METHODS = ("encode", "decode")
+WORKER = pathlib.Path(__file__).with_name("autoencoder_torch.py")
+INSTALL = "install both there (pip install torch diffusers), or name another interpreter with --torch-python"
+
+
+def fields(family: str, narrow: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(our config's fields, the diffusers class's) of the published sizes, all widths divided by `narrow`."""
+    config = files.NETWORKS[family][1]()
+    if family == "wan":
+        width = config.channels // narrow
+        return {"channels": width}, {"base_dim": width}
+    widths = tuple(width // narrow for width in config.widths)
+    if family == "cogvideox":
+        groups = max(config.groups // narrow, 1)
+        own = {"widths": widths, "groups": groups, "double_lone_frame": False}
+        return own, {"block_out_channels": widths, "norm_num_groups": groups}
+    return {"widths": widths, "attention": "causal", "chunk": None}, {"block_out_channels": widths}
+
+
+class Ours:
+    """A network with random weights and its two programs, compiled."""
+
+    def __init__(self, family: str, values: dict[str, Any], video: tuple[int, int, int]):
+        cls, config_type = files.NETWORKS[family]
+        config = config_type(**values, dtype=jnp.float32)
+        graphdef, abstract = nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
+        rng = np.random.default_rng(0)
+        model = nnx.merge(graphdef, jax.tree.map(lambda leaf: _random(rng, leaf.shape), abstract))
+        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
+        self.latents = model.latent_shape(*video)
+        inputs = {"encode": rng.uniform(-1, 1, (1, *video, 3)), "decode": rng.standard_normal((1, *self.latents))}
+        self.compile_seconds, self.flops = {}, {}
+        self._programs = {}
+        whole = nnx.merge(graphdef, abstract)
+        whole.config = dataclasses.replace(config, chunk=None)
+        for method in METHODS:
+            array = jnp.asarray(inputs[method], jnp.float32)
+            function = jax.jit(getattr(cls, method))
+            began = time.perf_counter()
+            compiled = function.lower(model, array).compile()
+            self.compile_seconds[method] = time.perf_counter() - began
+            self._programs[method] = (compiled, model, array)
+            # XLA counts the body of a loop over chunks once.
+            self.flops[method] = function.lower(whole, array).cost_analysis()["flops"]
+
+    def run(self, method: str) -> dict[str, float]:
+        compiled, *arrays = self._programs[method]
+        began, worked = time.perf_counter(), time.process_time()
+        jax.block_until_ready(compiled(*arrays))
+        return {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - worked}
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform numbers that keep the size of activations."""
+    scale = 2 * (3 / np.prod(shape[:-1])) ** 0.5
+    return jnp.asarray((rng.random(shape, np.float32) - 0.5) * np.float32(scale))
+
+
+class Theirs:
+    """The diffusers class in a process of its own.
+
+    Raises:
+      ImportError: the interpreter lacks torch or diffusers.
+      OSError: there is no such interpreter.
+    """
+
+    def __init__(self, python: str, settings: dict[str, Any]):
+        self._process = subprocess.Popen(
+            [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        found = self._ask(json.dumps(settings))
+        if "missing" in found:
+            self.close()
+            raise ImportError(found["missing"])
+        self.versions, self.parameters = found["versions"], found["parameters"]
+
+    def run(self, method: str) -> dict[str, Any]:
+        return self._ask(method)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(
+                f"error: the PyTorch process ended with code {self._process.wait()}; see its message above"
+            )
+        return json.loads(answer)
+
+
+def measure(family: str, arguments: argparse.Namespace, console: rich.console.Console) -> list[dict[str, Any]]:
+    """One row per method."""
+    width, height = arguments.size
+    video = (arguments.frames, height, width)
+    narrow = arguments.narrow.get(family, 1)
+    own, other = fields(family, narrow)
+    ours = Ours(family, own, video)
+    frames, *space, channels = ours.latents
+    settings = {
+        "family": family,
+        "fields": other,
+        "video": video,
+        "latents": (channels, frames, *space),
+        "threads": arguments.threads,
+    }
+    try:
+        theirs = Theirs(arguments.torch_python, settings)
+    except (ImportError, OSError) as error:
+        theirs = None
+        console.print(f"{arguments.torch_python} has no diffusers to compare with ({error}): {INSTALL}")
+    if theirs is not None and theirs.parameters != ours.parameters:
+        raise SystemExit(f"error: {family}: {ours.parameters:,} parameters, diffusers has {theirs.parameters:,}")
+    rows = []
+    for method in METHODS:
+        runs: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+        # The first call of each is not counted.
+        for i in range(arguments.repeats + 1):
+            for name, side in (("ours", ours), ("theirs", theirs)):
+                if side is not None:
+                    result = side.run(method)
+                    runs[name] += [result] * (i > 0)
+        peak = train_step.matmul_peak(jnp.float32, repeats=3)
+        row = {"family": family, "narrow": narrow, "method": method, "parameters": ours.parameters}
+        row |= {"compile_seconds": ours.compile_seconds[method], "flops": ours.flops[method]}
+        for name, results in runs.items():
+            if results:
+                seconds = [result["seconds"] for result in results]
+                row[f"{name}_frames_per_second"] = arguments.frames / min(seconds)
+                row[f"{name}_median_frames_per_second"] = arguments.frames / statistics.median(seconds)
+                row[f"{name}_cpu_seconds"] = min(result["cpu_seconds"] for result in results)
+        row["share_of_peak"] = ours.flops[method] * row["ours_frames_per_second"] / arguments.frames / peak
+        row["matmul_flops_per_second"] = peak
+        row["versions"] = theirs.versions if theirs else None
+        rows.append(row)
+    if theirs is not None:
+        theirs.close()
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]], arguments: argparse.Namespace, console: rich.console.Console) -> None:
+    width, height = arguments.size
+    title = f"{arguments.frames} frames of {width}x{height}, float32, {arguments.threads} threads"
+    if versions := rows[0]["versions"]:
+        title += f"; {versions}"
+    columns = ("family", "parameters", "", "jworld", "diffusers", "ratio", "CPU time ratio", "GFLOP", "share of peak")
+    table = rich.table.Table(*columns, title=title)
+    for row in rows:
+        other, ratio, cpu = "-", "-", "-"
+        if row["versions"]:
+            other = f"{row['theirs_frames_per_second']:.2f} /s"
+            ratio = f"{row['ours_frames_per_second'] / row['theirs_frames_per_second']:.2f}"
+            cpu = f"{row['theirs_cpu_seconds'] / row['ours_cpu_seconds']:.2f}"
+        table.add_row(
+            row["family"] + (f", widths / {row['narrow']}" if row["narrow"] > 1 else ""),
+            f"{row['parameters'] / 1e6:,.1f}M",
+            row["method"],
+            f"{row['ours_frames_per_second']:.2f} /s",
+            other,
+            ratio,
+            cpu,
+            f"{row['flops'] / 1e9:,.0f}",
+            f"{row['share_of_peak']:.0%}",
+        )
+    console.print(table)
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT")
+    return int(parts[0]), int(parts[1])
+
+
+def _narrow(text: str) -> tuple[str, int]:
+    family, _, divisor = text.partition("=")
+    if family not in files.NETWORKS or divisor not in ("1", "2", "4", "8", "16"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FAMILY=N, N one of 1, 2, 4, 8, 16")
+    return family, int(divisor)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", choices=tuple(files.NETWORKS), default=list(files.NETWORKS))
+    parser.add_argument("--frames", type=int, default=9, help="4k + 1 (default %(default)s)")
+    parser.add_argument("--size", type=_size, default=(64, 64), metavar="WIDTHxHEIGHT", help="default 64x64")
+    parser.add_argument(
+        "--narrow", type=_narrow, nargs="+", default=[], metavar="FAMILY=N", help="divide the widths by N, up to 16"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="the fastest counts (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU cores for either (default %(default)s)")
+    parser.add_argument("--torch-python", default=sys.executable, metavar="PATH", help="interpreter with diffusers")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
+    arguments = parser.parse_args()
+    arguments.narrow = dict(arguments.narrow)
+    # Before JAX counts the cores.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    console = rich.console.Console(highlight=False, soft_wrap=True)
+    rows = [row for family in arguments.families for row in measure(family, arguments, console)]
+    print_table(rows, arguments, console)
+    if arguments.json:
+        settings = {name: value for name, value in vars(arguments).items() if name != "json"}
+        arguments.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
