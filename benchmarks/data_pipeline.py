@@ -6,7 +6,8 @@
 All readers deliver the same batches of WorldPlay's examples in the same order, which is checked: latents, first frame,
 cameras, actions and image tokens of every clip, and its text padded to the model's length. Every pass runs in a process
 of its own, the readers by turns, with the files in the page cache ("warm") and without ("cold", where the system lets
-go of them). Times begin after some batches; the first is told apart because it pays for starting workers.
+go of them). Every batch is copied once more, into memory that stays, as for a device. Times begin after some batches;
+the first is told apart because it pays for starting workers.
 
 "threads" is what training uses: threads of the trainer's own process (0: no reading ahead). "processes" is the same
 graph in Grain's worker processes, which the trainer does not offer. The others run in PyTorch's DataLoader, whose
@@ -33,6 +34,7 @@ from typing import Any
 
 import data_readers
 import grain
+import numpy as np
 import rich.console
 import rich.progress
 import rich.table
@@ -58,11 +60,15 @@ def read(setup: data_readers.Setup, reader: str, workers: int) -> dict[str, Any]
     first = time.perf_counter() - began
     digest = {name: zlib.crc32(batch[name].tobytes()) for name in sorted(batch)}
     order = batch["index"].tolist()
+    device = {name: array.copy() for name, array in batch.items()}
     total = setup.records // setup.batch
     for i in range(1, total):
         if i == min(SETTLE, total // 2):
             skipped, before, began = len(order), resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        order += next(batches)["index"].tolist()
+        batch = next(batches)
+        order += batch["index"].tolist()
+        for name, array in batch.items():
+            np.copyto(device[name], array)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
     count = len(order) - skipped
     if isinstance(batches, grain.DatasetIterator):
@@ -99,6 +105,8 @@ def forget(path: pathlib.Path) -> bool:
                 os.preadv(descriptor, [bytearray(1)], path.stat().st_size // 2, os.RWF_NOWAIT)
             except BlockingIOError:
                 return True
+            except OSError:
+                return False  # a file system in memory
             time.sleep(0.1)  # pages that another process is busy with stay
         return False
     finally:

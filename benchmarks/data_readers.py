@@ -163,10 +163,8 @@ def read_threads(setup: Setup, workers: int) -> Iterator[Batch]:
     source, window = open_records(setup)
     example = window.random_map({"record": source[0], "position": 0}, np.random.default_rng(0))
     spec = {
-        name: records.ArraySpec(
-            (setup.batch, *np.shape(array)), np.asarray(array).dtype, (None,) * (1 + np.ndim(array))
-        )
-        for name, array in example.items()
+        name: records.ArraySpec((setup.batch, *np.shape(entry)), entry.dtype, (None,) * (1 + np.ndim(entry)))
+        for name, entry in example.items()
         if name != "index"
     }
     return pipeline.make_dataset(
@@ -193,7 +191,7 @@ class Examples:
 def read_processes(setup: Setup, workers: int) -> Iterator[Batch]:
     """The same examples from Grain's worker processes."""
     dataset = grain.MapDataset.source(Examples(setup)).seed(SEED).shuffle()
-    batches = dataset.batch(setup.batch, drop_remainder=True, batch_fn=pipeline._stack)
+    batches = dataset.batch(setup.batch, drop_remainder=True, batch_fn=pipeline.stack)
     # Grain's worker processes ask for a flag of its own, which only absl's way to start a program sets.
     flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)

@@ -93,9 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, defaults: Mapping[str, str
     text, image = ", ".join(conditioning.TEXT_KINDS), ", ".join(conditioning.IMAGE_KINDS)
     helps = {
         "--autoencoder": ("PATH", "an autoencoder's file, or folder with autoencoder.safetensors"),
-        TEXT.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {text}; stored:FILE; none"),
-        GLYPH.flag: ("SPEC", "byt5-glyph:FOLDER, for the text that a picture shows; none"),
-        IMAGE.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {image}; none"),
+        TEXT.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {text}; or stored:FILE"),
+        GLYPH.flag: ("SPEC", "byt5-glyph:FOLDER, for the text that a picture shows; or none"),
+        IMAGE.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {image}"),
     }
     group = parser.add_argument_group("encoders")
     for flag, (metavar, words) in helps.items():

@@ -26,6 +26,14 @@ from jworld.precomputing import settings as settings_lib
 from jworld.precomputing import work
 from jworld.precomputing.settings import Settings
 
+EXAMPLES = f"""
+
+examples:
+  {work.COMMAND} --input data/mine --output data/mine-records
+  {work.COMMAND} --input clips --format videos --fps 24 --frames 77 --width 832 --height 480 \\
+      --autoencoder weights/hunyuan15-vae --text-encoder qwen2.5-vl:weights/qwen --output data/clips-records
+"""
+
 
 def precompute(
     settings: Settings,
@@ -87,9 +95,13 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
     add("--width", type=int, metavar="N", help=f"of the model's images (default: {width} with a linear codec)")
     add("--height", type=int, metavar="N", help=f"of the model's images (default: {height} with a linear codec)")
     add("--fit", choices=fitting.MODES, help="how frames get there (default: stretch for episodes, else crop)")
-    add("--resampling", choices=fitting.RESAMPLINGS, help="(default: area for episodes, else lanczos)")
+    add(
+        "--resampling",
+        choices=fitting.RESAMPLINGS,
+        help="how pixels are averaged (default: area for episodes, else lanczos)",
+    )
     add("--fps", type=float, metavar="X", help="frame rate of the clips (needed, except for episodes: theirs)")
-    add("--frames", type=int, metavar="N", help="frames of a clip, 4k+1 (default: a clip is a whole video)")
+    add("--frames", type=int, metavar="N", help="frames of a clip: 4k+1, such as 77 (default: a clip is a whole video)")
     add("--stride", type=int, metavar="N", help="from the start of one clip to that of the next (default: --frames)")
     add(
         "--remainder",
@@ -128,14 +140,21 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=work.COMMAND,
-        description="Encode videos with captions, cameras and actions into training records. Repeat the same command "
+        description="Encode videos with captions, cameras and actions into training records.\nRepeat the same command "
         "to go on after an interruption.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="formats:\n" + "\n".join(f"  {name:10} {entry.help}" for name, entry in formats.FORMATS.items()),
+        epilog="formats:\n"
+        + "\n".join(f"  {name:10} {entry.help}" for name, entry in formats.FORMATS.items())
+        + EXAMPLES,
     )
     add = parser.add_argument
     add("--input", required=True, type=pathlib.Path, metavar="PATH", help="folder of the videos, or index file")
-    add("--format", choices=tuple(formats.FORMATS), default=Settings.format, help="(default %(default)s)")
+    add(
+        "--format",
+        choices=tuple(formats.FORMATS),
+        default=Settings.format,
+        help="how the videos are laid out, see below (default %(default)s)",
+    )
     add("--output", required=True, type=pathlib.Path, metavar="DIR", help="folder for the records")
     _add_videos(parser)
     encoders.add_arguments(

@@ -2,6 +2,18 @@
 
 import numpy as np
 
+#: Matrices come from float32 reconstructions and files with few digits; scale or shear is off by far more.
+RIGID_TOLERANCE = 1e-3
+
+
+def are_rigid(matrices: np.ndarray) -> np.ndarray:
+    """[..., 4, 4] -> bool [...]: a rotation without scale or mirror, a translation, and the last row 0, 0, 0, 1."""
+    matrices = np.asarray(matrices, np.float64)
+    rotation = matrices[..., :3, :3]
+    error = np.abs(rotation @ rotation.swapaxes(-1, -2) - np.eye(3)).max(axis=(-1, -2))
+    error = np.maximum(error, np.abs(matrices[..., 3, :] - [0, 0, 0, 1]).max(axis=-1))
+    return (error <= RIGID_TOLERANCE) & (np.linalg.det(rotation) > 0)
+
 
 def invert_rigid(matrices: np.ndarray) -> np.ndarray:
     """Inverse of rigid matrices [..., 4, 4]; turns w2c into c2w and back."""

@@ -17,8 +17,6 @@ from jworld.cameras import pose_strings, poses
 from jworld.errors import UserError
 
 POSE, INTRINSICS = "extrinsic", "K"
-#: Files are written with few digits.
-TOLERANCE = 1e-3
 
 
 def read(path: pathlib.Path) -> pose_strings.CameraPath:
@@ -33,13 +31,17 @@ def read(path: pathlib.Path) -> pose_strings.CameraPath:
         where = f"{path}, entry '{name}'"
         c2w[i] = _matrix(entry, POSE, (4, 4), where)
         pixels[i] = _matrix(entry, INTRINSICS, (3, 3), where)
-        _check_rigid(c2w[i], where)
+        if not poses.are_rigid(c2w[i]):
+            raise UserError(
+                f"{where}: '{POSE}' is not rigid, expected a rotation without scale or mirror, a translation, and the "
+                "last row 0, 0, 0, 1: give the camera-to-world matrix"
+            )
         if min(pixels[i, 0, 0], pixels[i, 1, 1], pixels[i, 0, 2], pixels[i, 1, 2]) <= 0:
             raise UserError(
                 f"{where}: '{INTRINSICS}' is {pixels[i].tolist()}, expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in "
                 "pixels, all four positive: give the intrinsics of the camera"
             )
-    if np.abs(c2w[0] - np.eye(4)).max() > TOLERANCE:
+    if np.abs(c2w[0] - np.eye(4)).max() > poses.RIGID_TOLERANCE:
         raise UserError(
             f"{path}: the first {POSE} is not the identity, and the model knows only paths that begin there: "
             f"multiply every {POSE} from the left by the inverse of the first"
@@ -72,13 +74,3 @@ def _matrix(entry: dict[str, Any], key: str, shape: tuple[int, int], where: str)
     if matrix.shape != shape or not np.isfinite(matrix).all():
         raise UserError(f"{where}: '{key}' is no {shape[0]}x{shape[1]} matrix of finite numbers: write it row by row")
     return matrix
-
-
-def _check_rigid(pose: np.ndarray, where: str) -> None:
-    rotation = pose[:3, :3]
-    rigid = np.abs(rotation @ rotation.T - np.eye(3)).max() < TOLERANCE and np.linalg.det(rotation) > 0
-    if not rigid or np.abs(pose[3] - [0, 0, 0, 1]).max() > TOLERANCE:
-        raise UserError(
-            f"{where}: '{POSE}' is not rigid, expected a rotation without scale or mirror, a translation, and the last "
-            "row 0, 0, 0, 1: give the camera-to-world matrix"
-        )

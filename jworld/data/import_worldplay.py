@@ -237,22 +237,29 @@ def _parser() -> argparse.ArgumentParser:
         description="Convert WorldPlay's published training data (an index of .pt latents, pose and action files) to "
         "records, once. Repeat the same command to go on after an interruption. Needs PyTorch: "
         'pip install "jworld[torch]".',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    needed: dict[str, Any] = {"required": True, "default": argparse.SUPPRESS, "metavar": "FILE"}
+    needed: dict[str, Any] = {"required": True, "metavar": "FILE"}
     add("--index", **needed, help="index.json: list of {latent_path, pose_path, action_path}")
-    add("--negative-prompt", **needed, help="hunyuan_neg_prompt.pt")
-    add("--negative-glyph", **needed, help="hunyuan_neg_byt5_prompt.pt")
-    add("--output", metavar="DIR", help="folder for the records; not needed with --validate")
-    add("--validate", action="store_true", help="check every clip, list all bad ones, write nothing")
+    add("--negative-prompt", **needed, help="the encoded negative prompt, hunyuan_neg_prompt.pt")
+    add("--negative-glyph", **needed, help="its glyph states, hunyuan_neg_byt5_prompt.pt")
+    add("--output", metavar="DIR", help="folder for the records; needed, except with --validate")
+    add("--validate", action="store_true", help="only check every clip and list all bad ones; writes nothing")
     held_out = parser.add_mutually_exclusive_group()
-    held_out.add_argument("--val-count", type=int, default=0, metavar="N", help="clips to hold out, spread evenly")
+    shown = "(default %(default)s)"
+    held_out.add_argument(
+        "--val-count", type=int, default=0, metavar="N", help=f"clips to hold out, spread evenly over the index {shown}"
+    )
     held_out.add_argument("--val-fraction", type=float, metavar="X", help="the same as a share of all clips")
-    add("--items-per-shard", type=int, default=32, metavar="N", help="clips per file; what a stop can cost")
-    add("--fps", type=float, default=24.0, metavar="X", help="frames per second of the videos")
-    add("--min-frames", type=int, default=24, metavar="N", help="fewest latent frames of a clip: the model's window")
-    add("--on-error", choices=("stop", "skip"), default="stop", help="skip: leave bad clips out and list them")
+    add("--items-per-shard", type=int, default=32, metavar="N", help=f"clips per file: what a stop can cost {shown}")
+    add("--fps", type=float, default=24.0, metavar="X", help=f"frames per second of the videos {shown}")
+    add("--min-frames", type=int, default=24, metavar="N", help=f"fewest latents of a clip: the model's window {shown}")
+    add(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a bad clip: stop, or leave it out and list it in report.json, with exit code 2 at the end " + shown,
+    )
     return parser
 
 

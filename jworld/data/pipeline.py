@@ -5,6 +5,7 @@ sequence of shuffled epochs, every random choice of a transform is seeded by its
 p-th of n consecutive slices of the global batch's rows.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -23,6 +24,32 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> records.Record: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Padded:
+    """An example's entry [length, ...] that ends in zeros, of which only `rows` [S, ...] are held, S <= length.
+
+    The zeros are made with the batch: examples of text would be mostly zeros, made and then copied.
+    """
+
+    rows: np.ndarray
+    length: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.length, *self.rows.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.rows.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.rows.ndim
+
+
+Entry = np.ndarray | np.generic | Padded
 
 
 def make_dataset(
@@ -58,7 +85,7 @@ def make_dataset(
     # The slice comes last, so that positions, and the seeds made of them, do not depend on the number of processes.
     dataset = dataset.repeat(None).map_with_index(lambda position, record: {"record": record, "position": position})
     dataset = dataset.random_map(transform)
-    dataset = dataset.batch(global_batch // process_count, drop_remainder=True, batch_fn=_stack)
+    dataset = dataset.batch(global_batch // process_count, drop_remainder=True, batch_fn=stack)
     dataset = dataset[process_index::process_count]
     iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
     identity = {"seed": seed, "global_batch": global_batch, "records": len(source), "shuffle": shuffle}
@@ -109,20 +136,30 @@ class BatchIterator(Iterator[Batch]):
         self._iterator.set_state({"next_index": state["next_batch"]})
 
 
-def _stack(samples: Sequence[dict[str, np.ndarray]]) -> Batch:
+def stack(examples: Sequence[Mapping[str, Entry]]) -> Batch:
     """Rows -> arrays [B, ...]; `UserError` names the key whose rows differ."""
     batch = {}
-    for name, first in samples[0].items():
-        rows = [np.asarray(sample[name]) if name in sample else None for sample in samples]
-        for sample, row in zip(samples, rows, strict=True):
-            if row is None or row.shape != np.shape(first):
-                found = "missing" if row is None else f"of shape {list(row.shape)}"
+    for name, first in examples[0].items():
+        shape = np.shape(first)
+        for example in examples:
+            if name not in example or np.shape(example[name]) != shape:
+                found = f"of shape {list(np.shape(example[name]))}" if name in example else "missing"
                 raise UserError(
-                    f"example of record {int(sample['index'])}: '{name}' is {found}, expected {list(np.shape(first))} "
+                    f"example of record {np.asarray(example['index'])}: '{name}' is {found}, expected {list(shape)} "
                     "as in the other examples: every clip must give the same shapes"
                 )
-        batch[name] = np.stack(rows)  # type: ignore[arg-type]
+        if isinstance(first, Padded):
+            batch[name] = _stack_padded([example[name] for example in examples])
+        else:
+            batch[name] = np.stack([np.asarray(example[name]) for example in examples])
     return batch
+
+
+def _stack_padded(entries: Sequence[Any]) -> np.ndarray:
+    whole = np.zeros((len(entries), *entries[0].shape), entries[0].dtype)
+    for row, entry in zip(whole, entries, strict=True):
+        row[: len(entry.rows)] = entry.rows
+    return whole
 
 
 def _check_batch(batch: Batch, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:

@@ -3,16 +3,13 @@
 import io
 import math
 import pathlib
-import textwrap
 from collections.abc import Mapping
-from typing import Any
 
 import matplotlib.axes
 import matplotlib.collections
 import matplotlib.figure
 import numpy as np
 
-from jworld import autoencoders, encoders
 from jworld.cameras import poses
 from jworld.data import records
 from jworld.data.statistics import Statistics
@@ -27,12 +24,12 @@ CAMERAS, ACTIONS, LATENTS, THUMBNAILS = "cameras.png", "actions.png", "latents.p
 
 
 def draw(
-    directory: pathlib.Path,
-    manifest: Mapping[str, Any],
-    statistics: Statistics,
-    clips: Mapping[str, records.Record],
+    statistics: Statistics, clips: Mapping[str, records.Record], videos: Mapping[str, Mapping[int, np.ndarray]]
 ) -> dict[str, matplotlib.figure.Figure]:
-    """The pictures by file name, those that the set has the arrays for. `clips` are some of its records, by title."""
+    """The pictures by file name, those that there is something for.
+
+    `clips` are some records of the set and `videos` decoded frames uint8 [H, W, 3] by their number, both by title.
+    """
     figures = {}
     paths = {title: record["w2c"] for title, record in clips.items() if "w2c" in record}
     if paths:
@@ -41,15 +38,7 @@ def draw(
         figures[ACTIONS] = draw_actions(statistics.action_names())
     if statistics.latents.count:
         figures[LATENTS] = draw_latents(statistics.latents.mean, statistics.latents.std)
-    shown = {title: record for title, record in clips.items() if "latent" in record}
-    if shown and not encoders.find_autoencoder_problem(directory, manifest):
-        chosen = np.linspace(0, len(shown) - 1, min(THUMBNAIL_CLIPS, len(shown))).round().astype(int)
-        autoencoder = encoders.open_autoencoder(directory, manifest)
-        videos = {}
-        for title, record in (list(shown.items())[i] for i in chosen):
-            caption = manifest["prompts"][int(record["prompt"])] if "prompt" in record else ""
-            caption = textwrap.shorten(caption, 120, placeholder=" ...")
-            videos[f"{title}: {caption}" if caption else title] = decode_some(autoencoder, record["latent"])
+    if videos:
         figures[THUMBNAILS] = draw_thumbnails(videos)
     return figures
 
@@ -150,19 +139,6 @@ def draw_latents(mean: np.ndarray, std: np.ndarray) -> matplotlib.figure.Figure:
     above.set_title("Latents by channel; dashed: standard noise", fontsize=11)
     below.set_xlabel("channel")
     return figure
-
-
-def decode_some(autoencoder: autoencoders.Autoencoder, latents: np.ndarray) -> dict[int, np.ndarray]:
-    """Some frames uint8 [H, W, 3] of a clip [F, H', W', C], by their number; decoded as a stream, which needs little
-    memory however long the clip is."""
-    stream, frames, end = autoencoder.stream(), {}, 0
-    shown = set(np.linspace(0, len(latents) - 1, min(FRAMES, len(latents))).round().astype(int).tolist())
-    for i in range(len(latents)):
-        video = stream.step(latents[i : i + 1].astype(np.float32))
-        end += len(video)
-        if i in shown:
-            frames[end - 1] = video[-1]
-    return frames
 
 
 def draw_thumbnails(videos: Mapping[str, Mapping[int, np.ndarray]]) -> matplotlib.figure.Figure:

@@ -1,9 +1,8 @@
-"""Training records: one clip is a flat dict of numpy arrays; shards of ArrayRecord files and one manifest make a set.
+"""Training records: one clip is a flat dict of numpy arrays; shards of them and one manifest make a set.
 
 A record's payload has the layout of a safetensors file: the header's length (8 bytes, little-endian), a JSON header
-{name: {dtype, shape, data_offsets}}, the raw little-endian bytes. Shards are written with "group_size:1,uncompressed",
-so that one random read touches one record, under a temporary name, and renamed when complete. The encoded prompts are
-shards of their own (see `jworld.data.text`).
+{name: {dtype, shape, data_offsets}}, the raw little-endian bytes. Shards (`jworld.data.shard_files`) are written under
+a temporary name and renamed when complete. The encoded prompts are shards of their own (see `jworld.data.text`).
 
 The manifest's `arrays` say which arrays every record of a set has, by dtype and shape; "F" is the number of latent
 frames of the clip. What they mean:
@@ -15,7 +14,6 @@ prompt [] I32: the row in the text store.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -29,16 +27,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from array_record.python import array_record_module
 
+from jworld.data import shard_files
 from jworld.errors import UserError
 
-FORMAT, VERSION = "jworld-records", 3
+FORMAT, VERSION = "jworld-records", 4
 MANIFEST, AUTOENCODER_FILE = "manifest.json", "autoencoder.safetensors"
 CAMERA_CONVENTION = "opencv_w2c"
 SPLITS = ("train", "val")
-# Systems allow a process about 1000 open files; records and text have their own.
-MAX_OPEN_SHARDS = 256
 
 # safetensors' names of the types that a record may hold.
 _DTYPES: dict[str, np.dtype] = {
@@ -109,15 +105,15 @@ def encode_record(record: Mapping[str, np.ndarray]) -> bytes:
     return b"".join([struct.pack("<Q", len(text)), text, *buffers])
 
 
-def decode_record(payload: bytes) -> Record:
-    """Payload -> read-only arrays by name; `ValueError` with one sentence for anything malformed."""
+def decode_record(payload: bytes | memoryview) -> Record:
+    """Payload -> arrays by name that share its memory; `ValueError` with one sentence for anything malformed."""
     if len(payload) < 8:
         raise ValueError(f"payload has {len(payload)} bytes, expected at least 8")
     (length,) = struct.unpack_from("<Q", payload)
     if length > len(payload) - 8:
         raise ValueError(f"header length {length} is beyond the payload's {len(payload)} bytes")
     try:
-        header = json.loads(payload[8 : 8 + length])
+        header = json.loads(bytes(payload[8 : 8 + length]))
     except ValueError as error:
         raise ValueError("header is not JSON") from error
     if not isinstance(header, dict):
@@ -152,41 +148,6 @@ def _offsets(name: str, entry: Any) -> tuple[int, int]:
     return offsets[0], offsets[1]
 
 
-class RecordFile:
-    """One shard in the making, at a temporary path that its owner renames or removes after `close`."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
-        self.records = 0
-        self.bytes = 0
-        self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-
-    def write(self, payload: bytes) -> None:
-        """Append one encoded record."""
-        try:
-            self._writer.write(payload)
-        except RuntimeError as error:
-            raise self._incomplete() from error
-        self.records += 1
-        self.bytes += len(payload)
-
-    def close(self) -> None:
-        """Complete the file; `UserError` where it does not hold what was written. A second call does nothing."""
-        if not self._writer.is_open():
-            return
-        try:
-            self._writer.close()
-        except RuntimeError as error:
-            raise self._incomplete() from error
-        # The writer reports a full disk late or not at all: count what can be read.
-        found = _open_shard(self.path)
-        if not found.ok() or found.num_records() != self.records:
-            raise self._incomplete()
-
-    def _incomplete(self) -> UserError:
-        return UserError(f"shard {self.path} could not be written completely: is the disk full?")
-
-
 class RecordWriter:
     """Writes the shards of one split; a context manager. `shards` is the manifest's entry once it is closed.
 
@@ -198,7 +159,7 @@ class RecordWriter:
         self._directory = pathlib.Path(directory)
         self._split = split
         self._shard_bytes = shard_bytes
-        self._files: list[RecordFile] = []
+        self._files: list[shard_files.RecordFile] = []
         self.shards: list[dict[str, Any]] = []
 
     def __enter__(self) -> "RecordWriter":
@@ -212,7 +173,7 @@ class RecordWriter:
                 self._files[-1].close()
             if kind is None:
                 for i, file in enumerate(self._files):
-                    name = f"{self._split}-{i:05d}-of-{len(self._files):05d}.arrayrecord"
+                    name = f"{self._split}-{i:05d}-of-{len(self._files):05d}{shard_files.SUFFIX}"
                     os.replace(file.path, self._directory / name)
                     self.shards.append({"file": name, "records": file.records})
         finally:
@@ -230,48 +191,8 @@ class RecordWriter:
         self._files[-1].write(payload)
 
     def _open(self) -> None:
-        name = f".{self._split}-{len(self._files):05d}.arrayrecord.tmp"
-        self._files.append(RecordFile(self._directory / name))
-
-
-class ShardReader:
-    """Random access to the payloads of several shards, counted through; of many shards only some are open at a time."""
-
-    def __init__(self, paths: Sequence[pathlib.Path], counts: Sequence[int]) -> None:
-        self._paths, self._counts = paths, counts
-        self._ends = np.cumsum(counts)
-        self._open = functools.lru_cache(MAX_OPEN_SHARDS)(_open_shard)
-
-    def __reduce__(self) -> tuple[type["ShardReader"], tuple[Any, ...]]:
-        # Worker processes open the files themselves.
-        return ShardReader, (self._paths, self._counts)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> bytes:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[shard - 1]) if shard else 0
-        return self._open(self._paths[shard]).read([index - first])[0]
-
-
-def _open_shard(path: pathlib.Path) -> Any:
-    return array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-
-
-def open_shards(directory: pathlib.Path, shards: Sequence[Mapping[str, Any]]) -> ShardReader:
-    """A manifest's list of shards; `UserError` names one that is absent or corrupt."""
-    paths = [directory / shard["file"] for shard in shards]
-    for path, shard in zip(paths, shards, strict=True):
-        if not path.is_file():
-            raise UserError(f"shard {path} of the manifest is absent: make the data set again")
-        reader = _open_shard(path)
-        if not reader.ok() or reader.num_records() != shard["records"]:
-            found = f"{reader.num_records()} records" if reader.ok() else "nothing readable"
-            raise UserError(f"shard {path} holds {found}, expected {shard['records']} records: make the data set again")
-    return ShardReader(paths, [shard["records"] for shard in shards])
+        name = f".{self._split}-{len(self._files):05d}{shard_files.SUFFIX}.tmp"
+        self._files.append(shard_files.RecordFile(self._directory / name))
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -402,7 +323,7 @@ class RecordSource:
         self.clips: list[int] = self.manifest["clips"][split]
         self.episodes: list[str] = self.manifest["episodes"][split]
         self._files = [shard["file"] for shard in shards for _ in range(shard["records"])]
-        self._reader = open_shards(self.directory, shards)
+        self._reader = shard_files.open_shards(self.directory, shards)
         self._refuse_short_clips(min_frames)
 
     def __len__(self) -> int:
@@ -412,7 +333,7 @@ class RecordSource:
         name = f"shard {self.directory / self._files[index]}, record {index} ({self.episodes[index]})"
         try:
             record = decode_record(self._reader[index])
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{name} is corrupt ({error}): make the data set again") from error
         expected = self._expected(index)
         for key, (shape, dtype) in expected.items():

@@ -21,7 +21,7 @@ import rich.console
 import rich.progress
 import rich.text
 
-from jworld.data import records
+from jworld.data import records, shard_files
 from jworld.errors import UserError
 
 PROGRESS, REQUEST, REPORT = ".progress", "request.json", "report.json"
@@ -46,11 +46,11 @@ class Shard:
 
     @property
     def records_file(self) -> str:
-        return f"{self.name}.arrayrecord"
+        return f"{self.name}{shard_files.SUFFIX}"
 
     @property
     def text_file(self) -> str:
-        return self.records_file if self.split == TEXT else f"{TEXT}-{self.name}.arrayrecord"
+        return self.records_file if self.split == TEXT else f"{TEXT}-{self.records_file}"
 
 
 @dataclasses.dataclass
@@ -85,7 +85,7 @@ class ShardWriter:
     def __init__(self, directory: pathlib.Path, shard: Shard) -> None:
         self._directory = directory
         self._shard = shard
-        self._files: dict[str, records.RecordFile] = {}
+        self._files: dict[str, shard_files.RecordFile] = {}
         self.result = Result()
 
     def __enter__(self) -> "ShardWriter":
@@ -132,7 +132,7 @@ class ShardWriter:
             path = self._directory / PROGRESS / f"{name}.{os.getpid()}.tmp"
             for left_over in path.parent.glob(f"{name}.*.tmp"):
                 left_over.unlink()
-            self._files[name] = records.RecordFile(path)
+            self._files[name] = shard_files.RecordFile(path)
         self._files[name].write(records.encode_record(record))
 
 

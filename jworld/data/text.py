@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jworld.data import records
+from jworld.data import records, shard_files
 from jworld.errors import UserError
 
 HASHED_WORDS_FAMILY = "hashed-words"
@@ -33,7 +33,7 @@ class TextStore:
 
     def __init__(self, directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
         self._directory = pathlib.Path(directory)
-        self._reader = records.open_shards(self._directory, manifest["text"])
+        self._reader = shard_files.open_shards(self._directory, manifest["text"])
         self._kinds = _KINDS if manifest.get("glyph_encoder", {}).get("dim") else _KINDS[:1]
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class TextStore:
         name = f"text store of {self._directory}, prompt {row}"
         try:
             prompt = records.decode_record(self._reader[row])
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{name} is corrupt ({error}): make the data set again") from error
         for key in {*self._kinds, *prompt}:
             if key not in prompt or prompt[key].ndim != 2 or prompt[key].dtype != ml_dtypes.bfloat16:

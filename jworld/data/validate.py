@@ -1,68 +1,25 @@
 """python -m jworld.data.validate DIR: is a set of records whole and sound, and what does it hold?
 
 Reads every record and every encoded prompt once, lists all that are bad, and prints statistics of the others. With
-`--plot` it also draws them.
+`--plot` it also draws them. Of this room only the program knows autoencoders: the checks and pictures that it puts
+together do not.
 """
 
 import argparse
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import rich.console
 
-from jworld import encoders
-from jworld.cameras import actions
-from jworld.data import plots, records, shards, text
-from jworld.data.statistics import Statistics
+from jworld import autoencoders, encoders
+from jworld.data import checks, plots, records
 from jworld.errors import UserError, exit_on_user_error
 
 COMMAND = "python -m jworld.data.validate"
-# Matrices lie in float32 and may come from a float32 reconstruction; scale or shear is off by far more.
-TOLERANCE = 1e-3
-REDRAWS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something bad: where (`record` counts through the split, or through the text store) and why."""
-
-    file: str
-    record: int | None
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        place = self.file if self.record is None else f"{self.file}, record {self.record} ({self.name})"
-        return f"{place}: {self.reason}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a check found. `clips` are some of the good ones, spread over the set, by name."""
-
-    manifest: dict[str, Any]
-    findings: list[Finding]
-    notes: list[str]
-    statistics: Statistics
-    clips: dict[str, records.Record]
-    records: int
-    prompts: int
-
-
-class _Shard(records.RecordSource):
-    """The records of one shard: a `RecordSource` opens all shards of a split, or none where one is damaged."""
-
-    def __init__(self, directory: pathlib.Path, split: str, manifest: dict[str, Any], number: int) -> None:
-        shard = manifest["splits"][split][number]
-        self.first = sum(before["records"] for before in manifest["splits"][split][:number])
-        own = slice(self.first, self.first + shard["records"])
-        self.directory, self.split, self.manifest = directory, split, manifest
-        self.clips, self.episodes = manifest["clips"][split][own], manifest["episodes"][split][own]
-        self._files = [shard["file"]] * shard["records"]
-        self._reader = records.open_shards(directory, [shard])
 
 
 def validate(
@@ -71,256 +28,53 @@ def validate(
     recorded_labels: bool = False,
     keep: int = 0,
     console: rich.console.Console | None = None,
-) -> Result:
-    """Check the set in `directory`; a folder that is none, or has no readable manifest, is a `UserError`.
+) -> checks.Result:
+    """`checks.validate`, which also finds an autoencoder that is there and not the one of the manifest."""
 
-    `recorded_labels`: action labels need not be those of the cameras, which a manifest may say by itself. `keep` good
-    clips are kept for pictures; beyond them memory does not grow with the set.
-    """
-    directory = pathlib.Path(directory)
-    manifest = records.read_manifest(directory)
-    checker = _Checker(directory, manifest, recorded_labels=recorded_labels, keep=keep)
-    checker.check_manifest()
-    with shards.meter("checking", checker.records + checker.prompts, console=console) as advance:
-        for number in range(len(manifest["text"])):
-            checker.check_text(number, advance)
-        for split, entries in manifest["splits"].items():
-            for number in range(len(entries)):
-                checker.check_shard(split, number, advance)
-    return checker.result()
+    def check_autoencoder(manifest: dict[str, Any]) -> None:
+        if not encoders.find_autoencoder_problem(directory, manifest):
+            encoders.open_autoencoder(directory, manifest)
+
+    return checks.validate(
+        directory,
+        recorded_labels=recorded_labels,
+        keep=keep,
+        check_autoencoder=check_autoencoder,
+        console=console,
+    )
 
 
-class _Checker:
-    """The findings so far."""
-
-    def __init__(self, directory: pathlib.Path, manifest: dict[str, Any], *, recorded_labels: bool, keep: int) -> None:
-        self._directory = directory
-        self._manifest = manifest
-        self._recorded_labels = recorded_labels or manifest.get("action_labels") == "recorded"
-        self._findings: list[Finding] = []
-        self._statistics = Statistics(directory, manifest)
-        self._used = {0}
-        self._clips: dict[str, records.Record] = {}
-        self.records = sum(len(clips) for clips in manifest["clips"].values())
-        self.prompts = len(manifest["prompts"])
-        self._seen = 0
-        self._kept = set(np.linspace(0, self.records - 1, min(keep, self.records)).round().astype(int).tolist())
-
-    def check_manifest(self) -> None:
-        """What no record shows: conventions, and that the autoencoder is the one that made the latents."""
-        manifest = self._manifest
-        try:
-            records.check_manifest(manifest, {}, path=self._directory)
-            if not encoders.find_autoencoder_problem(self._directory, manifest):
-                encoders.open_autoencoder(self._directory, manifest)
-        except UserError as error:
-            self._findings.append(Finding(records.MANIFEST, None, "", str(error)))
-        for key in ("fps", "temporal_ratio"):
-            if manifest[key] <= 0:
-                raise UserError(f"{self._directory / records.MANIFEST}: {key} is {manifest[key]}, expected more than 0")
-
-    def check_text(self, number: int, advance: Callable[[int], None]) -> None:
-        """Check the prompts of one file of the text store."""
-        shard = self._manifest["text"][number]
-        first = sum(before["records"] for before in self._manifest["text"][:number])
-        try:
-            store = text.TextStore(self._directory, self._manifest | {"text": [shard]})
-        except UserError as error:
-            self._unreadable(shard, error, advance)
-            return
-        for i in range(shard["records"]):
-            row, size = first + i, 0
-            try:
-                prompt = store.prompt(i)
-            except UserError as error:
-                reasons = [_reason(error, f"text store of {self._directory}, prompt {i}")]
-            else:
-                size = _bytes(prompt)
-                reasons = prompt_problems(prompt, self._manifest)
-                if not reasons:
-                    self._statistics.add_prompt(prompt)
-            self._add(shard["file"], row, str(self._manifest["prompts"][row]), reasons)
-            advance(size)
-
-    def check_shard(self, split: str, number: int, advance: Callable[[int], None]) -> None:
-        """Check the records of one shard."""
-        shard = self._manifest["splits"][split][number]
-        try:
-            source = _Shard(self._directory, split, self._manifest, number)
-        except UserError as error:
-            self._unreadable(shard, error, advance)
-            self._seen += shard["records"]
-            return
-        for i, name in enumerate(source.episodes):
-            size = 0
-            try:
-                record = source[i]
-            except UserError as error:
-                place = f"shard {self._directory / shard['file']}, record {i} ({name})"
-                reasons = [_reason(error, place)]
-            else:
-                size = _bytes(record)
-                if "prompt" in record:
-                    self._used.add(int(record["prompt"]))
-                reasons = record_problems(record, recorded_labels=self._recorded_labels)
-                if not reasons:
-                    self._statistics.add_record(split, source.clips[i], record)
-                    if self._seen in self._kept:
-                        self._clips[f"{split} {name}"] = record
-            self._add(shard["file"], source.first + i, name, reasons)
-            self._seen += 1
-            advance(size)
-
-    def _add(self, file: str, record: int, name: str, reasons: Sequence[str]) -> None:
-        self._findings += [Finding(file, record, name, reason) for reason in reasons]
-
-    def _unreadable(self, shard: Mapping[str, Any], error: UserError, advance: Callable[[int], None]) -> None:
-        reason = f"{error} (its {shard['records']} records could not be checked)"
-        self._findings.append(Finding(shard["file"], None, "", reason))
-        for _ in range(shard["records"]):
-            advance(0)
-
-    def result(self) -> Result:
-        return Result(
-            self._manifest,
-            self._findings,
-            self._notes(),
-            self._statistics,
-            self._clips,
-            self.records,
-            self.prompts,
-        )
-
-    def _notes(self) -> list[str]:
-        notes = []
-        if unused := sorted(set(range(self.prompts)) - self._used):
-            shown = ", ".join(map(str, unused[:10])) + (", ..." if len(unused) > 10 else "")
-            notes.append(f"{len(unused)} of {self.prompts} prompts are used by no clip: rows {shown}")
-        names = [set(episodes) for episodes in self._manifest["episodes"].values()]
-        if common := sorted(set.intersection(*names)) if len(names) > 1 else []:
-            notes.append(f"{len(common)} names of clips stand in every split, for example '{common[0]}'")
-        listed = {shard["file"] for shard in self._manifest["text"]}
-        listed |= {shard["file"] for entries in self._manifest["splits"].values() for shard in entries}
-        if strange := sorted({path.name for path in self._directory.glob("*.arrayrecord*")} - listed):
-            notes.append(f"{len(strange)} files are not in the manifest and are not read, for example {strange[0]}")
-        return notes
+def _decode(
+    directory: pathlib.Path, manifest: Mapping[str, Any], clips: Mapping[str, records.Record]
+) -> dict[str, dict[int, np.ndarray]]:
+    """Some frames of some clips by title and caption; none where the autoencoder is not at hand."""
+    shown = [(title, record) for title, record in clips.items() if "latent" in record]
+    if not shown or encoders.find_autoencoder_problem(directory, manifest):
+        return {}
+    chosen = np.linspace(0, len(shown) - 1, min(plots.THUMBNAIL_CLIPS, len(shown))).round().astype(int)
+    autoencoder = encoders.open_autoencoder(directory, manifest)
+    videos = {}
+    for title, record in (shown[i] for i in chosen):
+        caption = manifest["prompts"][int(record["prompt"])] if "prompt" in record else ""
+        caption = textwrap.shorten(caption, 120, placeholder=" ...")
+        videos[f"{title}: {caption}" if caption else title] = decode_some(autoencoder, record["latent"])
+    return videos
 
 
-def _reason(error: UserError, place: str) -> str:
-    """The error without the place that a finding names by itself."""
-    return str(error).removeprefix(place).removeprefix(":").strip()
+def decode_some(autoencoder: autoencoders.Autoencoder, latents: np.ndarray) -> dict[int, np.ndarray]:
+    """Some frames uint8 [H, W, 3] of a clip [F, H', W', C], by their number; decoded as a stream, which needs little
+    memory however long the clip is."""
+    stream, frames, end = autoencoder.stream(), {}, 0
+    shown = set(np.linspace(0, len(latents) - 1, min(plots.FRAMES, len(latents))).round().astype(int).tolist())
+    for i in range(len(latents)):
+        video = stream.step(latents[i : i + 1].astype(np.float32))
+        end += len(video)
+        if i in shown:
+            frames[end - 1] = video[-1]
+    return frames
 
 
-def _bytes(record: records.Record) -> int:
-    return sum(array.nbytes for array in record.values())
-
-
-def prompt_problems(prompt: records.Record, manifest: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an encoded prompt of a set; one sentence each."""
-    problems = _not_finite(prompt)
-    for key, encoder in (("text_states", "text_encoder"), ("glyph_states", "glyph_encoder")):
-        found, width = prompt[key].shape[1] if key in prompt else 0, manifest[encoder].get("dim", 0)
-        if found != width:
-            problems.append(f"'{key}' has width {found}, the manifest says {width}")
-    if not len(prompt["text_states"]):
-        problems.append("'text_states' has no tokens, expected at least one")
-    return problems
-
-
-def record_problems(record: records.Record, *, recorded_labels: bool = False) -> list[str]:
-    """What is wrong with the values of a record whose shapes and types are right; one sentence each."""
-    problems = _not_finite(record)
-    finite = not problems
-    if finite and "w2c" in record:
-        problems += _crooked_cameras(record["w2c"])
-    rigid = not problems
-    if finite and "intrinsics" in record:
-        problems += _wrong_intrinsics(record["intrinsics"])
-    if "action" in record:
-        labels = record["action"]
-        outside = (labels < 0) | (labels >= actions.NUM_LABELS)
-        if outside.any():
-            problems.append(
-                f"'action' of {_frames(outside)} is {labels[outside.argmax()]}, expected 0 to {actions.NUM_LABELS - 1}"
-            )
-        elif rigid and "w2c" in record and not recorded_labels:
-            problems += _foreign_labels(labels, record["w2c"])
-    return problems
-
-
-def _not_finite(record: records.Record) -> list[str]:
-    problems = []
-    for name, array in record.items():
-        # bfloat16 is no floating type for numpy's own test of kinds.
-        if array.dtype.kind not in "fV" or not array.size:
-            continue
-        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-        if bad:
-            problems.append(f"'{name}' has {bad} of {array.size} numbers that are NaN or infinite")
-    return problems
-
-
-def _crooked_cameras(w2c: np.ndarray) -> list[str]:
-    w2c = w2c.astype(np.float64)
-    rotation = w2c[:, :3, :3]
-    error = np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max(axis=(1, 2))
-    error = np.maximum(error, np.abs(w2c[:, 3] - [0, 0, 0, 1]).max(axis=1))
-    wrong = (error > TOLERANCE) | (np.linalg.det(rotation) < 0)
-    if not wrong.any():
-        return []
-    return [f"'w2c' of {_frames(wrong)} is not rigid: expected rotation and translation, last row 0 0 0 1"]
-
-
-def _wrong_intrinsics(intrinsics: np.ndarray) -> list[str]:
-    problems = []
-    focal, centre = intrinsics[:, (0, 1), (0, 1)], intrinsics[:, :2, 2]
-    rest = intrinsics[:, (0, 1, 2, 2, 2), (1, 0, 0, 1, 2)] - np.array([0, 0, 0, 0, 1], np.float32)
-    form = np.abs(rest).max(axis=1) > TOLERANCE
-    if form.any():
-        problems.append(f"'intrinsics' of {_frames(form)} are not of the form fx 0 cx, 0 fy cy, 0 0 1")
-    if (wrong := focal.min(axis=1) <= 0).any():
-        problems.append(f"'intrinsics' of {_frames(wrong)} have a focal length that is not positive")
-    if (wrong := np.abs(centre - 0.5).max(axis=1) >= 0.5).any():
-        problems.append(
-            f"'intrinsics' of {_frames(wrong)} have a principal point outside the picture: divide them by its size"
-        )
-    return problems
-
-
-def _foreign_labels(labels: np.ndarray, w2c: np.ndarray) -> list[str]:
-    """Labels that the cameras do not give.
-
-    Labels are made before cameras are rounded to float32, and a motion at the edge of a class then falls on either
-    side: a label that any cameras with these rounded values have is right.
-    """
-
-    def of_cameras(w2c: np.ndarray) -> np.ndarray:
-        return actions.labels_from_poses(w2c, min_translation=actions.TRAINING_MIN_TRANSLATION)
-
-    own = of_cameras(w2c)
-    wrong = own != labels
-    rng, rounding = np.random.default_rng(0), np.abs(np.spacing(w2c)).astype(np.float64)
-    for _ in range(REDRAWS):
-        if not wrong.any():
-            return []
-        wrong &= of_cameras(w2c + rounding * rng.uniform(-0.5, 0.5, w2c.shape)) != labels
-    if not wrong.any():
-        return []
-    first = wrong.argmax()
-    found, expected = (actions.label_name(int(values[first])) for values in (labels, own))
-    return [
-        f"'action' of {_frames(wrong)} is '{found}', its cameras say '{expected}': if the labels were recorded and not "
-        "made from the cameras, give --recorded-labels"
-    ]
-
-
-def _frames(wrong: np.ndarray) -> str:
-    """ "latent frame 3 (and 4 more)": the first and the number of the others."""
-    more = int(wrong.sum()) - 1
-    return f"latent frame {wrong.argmax()}" + (f" (and {more} more)" if more else "")
-
-
-def _write_json(path: pathlib.Path, directory: pathlib.Path, result: Result) -> None:
+def _write_json(path: pathlib.Path, directory: pathlib.Path, result: checks.Result) -> None:
     content = {
         "directory": str(directory),
         "good": not result.findings,
@@ -335,7 +89,7 @@ def _write_json(path: pathlib.Path, directory: pathlib.Path, result: Result) -> 
         raise UserError(f"{path} could not be written ({error}): give another --json") from error
 
 
-def _print(result: Result, console: rich.console.Console) -> None:
+def _print(result: checks.Result, console: rich.console.Console) -> None:
     for table in result.statistics.tables():
         console.print(table)
     for note in result.notes:
@@ -373,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _write_json(pathlib.Path(arguments.json), directory, result)
         console.print(f"wrote {arguments.json}", soft_wrap=True)
     if arguments.plot:
-        pictures = plots.draw(directory, result.manifest, result.statistics, result.clips)
+        videos = _decode(directory, result.manifest, result.clips)
+        pictures = plots.draw(result.statistics, result.clips, videos)
         for path in plots.write(pathlib.Path(arguments.plot), pictures):
             console.print(f"wrote {path}", soft_wrap=True)
         if plots.THUMBNAILS not in pictures:

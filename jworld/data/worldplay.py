@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from jworld.cameras import memory, poses
+from jworld.data import pipeline
 from jworld.errors import UserError
 
 NEGATIVE_PROMPT = 0
@@ -126,13 +127,16 @@ def build_example(
     *,
     is_memory: bool,
     text: Mapping[str, np.ndarray],
-) -> dict[str, np.ndarray]:
+) -> dict[str, pipeline.Entry]:
     """The batch entries of one example, without the batch axis; cameras are relative to the clip's first one.
 
     `text` is a row of the text store.
     """
-    example = {
-        "latent": record["latent"][indices],
+    first, last = int(indices[0]), int(indices[-1])
+    # A window is a slice, which needs no copy.
+    frames = slice(first, last + 1) if last - first + 1 == len(indices) else indices
+    example: dict[str, pipeline.Entry] = {
+        "latent": record["latent"][frames],
         "image_cond": record["image_cond"],
         "w2c": poses.relative_to_first(record["w2c"])[indices].astype(np.float32),
         "intrinsics": record["intrinsics"][indices].astype(np.float32),
@@ -160,7 +164,7 @@ class SampleWindow(grain.transforms.RandomMap):
         self._clip, self._points = clip, points
         self._text_store, self._global_batch = text_store, global_batch
 
-    def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, pipeline.Entry]:
         record = element["record"]
         max_frames = max_frames_at(element["position"] // self._global_batch, self._clip.curriculum)
         prompt = NEGATIVE_PROMPT if rng.random() < self._clip.text_dropout else int(record["prompt"])
@@ -171,10 +175,8 @@ class SampleWindow(grain.transforms.RandomMap):
         return build_example(record, indices, self._clip, is_memory=is_memory, text=text)
 
 
-def padded(states: np.ndarray, tokens: int, key: str) -> tuple[np.ndarray, np.ndarray]:
+def padded(states: np.ndarray, tokens: int, key: str) -> tuple[pipeline.Padded, np.ndarray]:
     """states [S, D] -> ([tokens, D] with zeros at the end, bool [tokens] true where a token is)."""
     if len(states) > tokens:
         raise UserError(f"{key} is {tokens}, but a prompt has {len(states)}: raise {key} or precompute shorter prompts")
-    padded = np.zeros((tokens, states.shape[1]), states.dtype)
-    padded[: len(states)] = states
-    return padded, np.arange(tokens) < len(states)
+    return pipeline.Padded(states, tokens), np.arange(tokens) < len(states)

@@ -15,11 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jworld.cameras import actions
+from jworld.cameras import actions, poses
 from jworld.errors import UserError
-
-# Cameras come from files with float32 or fewer digits.
-RIGID_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +158,7 @@ def read_poses(path: pathlib.Path, num_latents: int) -> tuple[np.ndarray, np.nda
     picked = range(0, needed, actions.FRAMES_PER_LATENT)
     w2c = np.stack([_matrix(path, entries[i], i, "w2c", 4) for i in picked])
     intrinsics = np.stack([_matrix(path, entries[i], i, "intrinsic", 3) for i in picked])
-    rotation = w2c[:, :3, :3]
-    error = np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max(axis=(1, 2))
-    error = np.maximum(error, np.abs(w2c[:, 3] - [0, 0, 0, 1]).max(axis=1))
-    crooked = (error > RIGID_TOLERANCE) | (np.linalg.det(rotation) < 0)
+    crooked = ~poses.are_rigid(w2c)
     if crooked.any():
         frame = picked[int(crooked.argmax())]
         raise UserError(

@@ -37,3 +37,11 @@ def test_intrinsics_are_normalised_by_the_image_size() -> None:
     pixels = poses.intrinsics_matrices(np.array([[960.0, 540.0, 960.0, 540.0]]))
     expected = [[[0.5, 0, 0.5], [0, 0.5, 0.5], [0, 0, 1]]]
     np.testing.assert_allclose(poses.normalise_intrinsics(pixels), expected)
+
+
+def test_rigid_matrices_are_told_from_others() -> None:
+    turned = np.array([[0.0, 0, 1, 3], [0, 1, 0, -2], [-1, 0, 0, 5], [0, 0, 0, 1]])
+    mirrored, scaled, projective = turned.copy(), turned.copy(), turned.copy()
+    mirrored[0, 2], scaled[1, 1], projective[3, 0] = -1, 1.01, 0.01
+    found = poses.are_rigid(np.stack([turned, mirrored, scaled, projective]))
+    assert found.tolist() == [True, False, False, False]

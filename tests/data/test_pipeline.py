@@ -141,3 +141,12 @@ def test_rows_must_agree():
 def test_batch_must_divide():
     with pytest.raises(UserError, match="global_batch is 4, expected a multiple of the 3 processes"):
         make(process_count=3)
+
+
+def test_padded_rows_become_zeros_of_the_batch() -> None:
+    rows = [np.arange(6.0).reshape(3, 2), np.zeros((0, 2)), np.ones((4, 2))]
+    examples = [{"x": pipeline.Padded(row, 4), "index": np.int32(i)} for i, row in enumerate(rows)]
+    batch = pipeline.stack(examples)["x"]
+    assert batch.tolist() == [[[0, 1], [2, 3], [4, 5], [0, 0]], [[0, 0]] * 4, [[1, 1]] * 4]
+    with pytest.raises(UserError, match=r"record 1: 'x' is of shape \[5, 2\], expected \[4, 2\]"):
+        pipeline.stack([examples[0], {"x": pipeline.Padded(rows[0], 5), "index": np.int32(1)}])

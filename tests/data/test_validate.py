@@ -11,7 +11,7 @@ import pytest
 
 from jworld import autoencoders
 from jworld.cameras import actions
-from jworld.data import images, plots, records, statistics, text, validate
+from jworld.data import checks, images, plots, records, statistics, text, validate
 from jworld.errors import UserError
 from jworld.models.autoencoders import linear
 
@@ -173,16 +173,16 @@ MIRRORED = np.diag([-1, 1, 1, 1])
     ],
 )
 def test_faults_of_a_record(record, reasons):
-    found = validate.record_problems(record)
+    found = checks.record_problems(record)
     assert len(found) == len(reasons), found
     for problem, reason in zip(found, reasons, strict=True):
         assert re.search(reason, problem), problem
-    assert validate.record_problems(make_record(0)) == []
+    assert checks.record_problems(make_record(0)) == []
 
 
 def test_recorded_labels_may_differ_but_must_exist():
-    assert validate.record_problems(changed("action", 1, 0), recorded_labels=True) == []
-    assert "is 81" in validate.record_problems(changed("action", 1, 81), recorded_labels=True)[0]
+    assert checks.record_problems(changed("action", 1, 0), recorded_labels=True) == []
+    assert "is 81" in checks.record_problems(changed("action", 1, 81), recorded_labels=True)[0]
 
 
 def test_labels_at_the_edge_of_a_class_are_right_on_either_side():
@@ -194,16 +194,16 @@ def test_labels_at_the_edge_of_a_class_are_right_on_either_side():
     rounded = w2c.astype(np.float32)
     assert (labels != actions.labels_from_poses(rounded, min_translation=threshold)).any()
     record = make_record(0, frames=200) | {"w2c": rounded, "action": labels}
-    assert validate.record_problems(record) == []
+    assert checks.record_problems(record) == []
     record["action"] = np.where(np.arange(200) == 7, actions.label_from_name("backward"), labels).astype(np.int32)
-    assert "latent frame 7 is 'backward'" in validate.record_problems(record)[0]
+    assert "latent frame 7 is 'backward'" in checks.record_problems(record)[0]
 
 
 def test_records_without_cameras_and_actions():
     record = {name: array for name, array in make_record(0).items() if name not in ("w2c", "intrinsics")}
-    assert validate.record_problems(record) == []
+    assert checks.record_problems(record) == []
     del record["action"]
-    assert validate.record_problems(record) == []
+    assert checks.record_problems(record) == []
 
 
 def test_all_bad_records_are_listed(tmp_path):
@@ -216,10 +216,10 @@ def test_all_bad_records_are_listed(tmp_path):
     write_set(directory, rows)
     found = validate.validate(directory).findings
     assert [(f.file, f.record, f.name) for f in found] == [
-        ("train0-00000-of-00001.arrayrecord", 0, "train_0"),
-        ("train1-00000-of-00001.arrayrecord", 3, "train_3"),
-        ("train2-00000-of-00001.arrayrecord", 4, "train_4"),
-        ("val0-00000-of-00001.arrayrecord", 0, "val_0"),
+        ("train0-00000-of-00001.records", 0, "train_0"),
+        ("train1-00000-of-00001.records", 3, "train_3"),
+        ("train2-00000-of-00001.records", 4, "train_4"),
+        ("val0-00000-of-00001.records", 0, "val_0"),
     ]
     reasons = [f.reason for f in found]
     assert reasons[0].startswith("'latent' has 24 of 120")
@@ -229,12 +229,12 @@ def test_all_bad_records_are_listed(tmp_path):
 
 
 def test_damaged_files_do_not_hide_the_others(good):
-    first, second = (good / f"train{i}-00000-of-00001.arrayrecord" for i in (0, 1))
+    first, second = (good / f"train{i}-00000-of-00001.records" for i in (0, 1))
     first.write_bytes(first.read_bytes()[:200])
     damaged = bytearray(second.read_bytes())
     damaged[damaged.index(records.encode_record(make_record(2, prompt=1))) + 900] ^= 0xFF
     second.write_bytes(damaged)
-    (good / "val0-00000-of-00001.arrayrecord").unlink()
+    (good / "val0-00000-of-00001.records").unlink()
     result = validate.validate(good)
     found = result.findings
     assert [(f.file[:6], f.record, f.name) for f in found] == [
@@ -276,11 +276,11 @@ def test_manifest_that_does_not_fit(good):
 
 
 def test_notes(good):
-    (good / "train9-00000-of-00001.arrayrecord").write_bytes(b"")
+    (good / "train9-00000-of-00001.records").write_bytes(b"")
     rewrite(good, episodes={"train": [f"clip_{i}" for i in range(5)], "val": ["clip_3"]})
     notes = validate.validate(good).notes
     assert "1 names of clips stand in every split, for example 'clip_3'" in notes
-    assert "1 files are not in the manifest and are not read, for example train9-00000-of-00001.arrayrecord" in notes
+    assert "1 files are not in the manifest and are not read, for example train9-00000-of-00001.records" in notes
 
 
 def test_command_line(good, tmp_path, capsys):
@@ -313,7 +313,7 @@ def test_command_line_with_bad_records(tmp_path, capsys):
         validate.main([str(directory), "--json", str(report)])
     assert stopped.value.code == 2
     printed = capsys.readouterr()
-    assert "bad: train1-00000-of-00001.arrayrecord, record 2 (train_2): 'w2c' of latent frame 1" in printed.out
+    assert "bad: train1-00000-of-00001.records, record 2 (train_2): 'w2c' of latent frame 1" in printed.out
     assert printed.err.startswith(f"error: {directory}: 1 bad among 6 records and 4 prompts")
     content = json.loads(report.read_text())
     assert content["good"] is False
@@ -335,7 +335,7 @@ def test_thumbnails_are_frames_of_the_clip():
     video = np.random.default_rng(1).integers(0, 256, (1, 33, SIZE[1], SIZE[0], 3)).astype(np.uint8)
     opened = autoencoders.Autoencoder(codec)
     latents = opened.encode(video)
-    frames = plots.decode_some(opened, latents[0])
+    frames = validate.decode_some(opened, latents[0])
     assert list(frames) == [0, 8, 12, 20, 24, 32]
     whole = opened.decode(latents)[0]
     for number, frame in frames.items():

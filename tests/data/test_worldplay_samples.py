@@ -9,7 +9,7 @@ import pytest
 from parity_checks import data as parity
 
 from jworld.cameras import memory, pose_strings, poses
-from jworld.data import worldplay
+from jworld.data import pipeline, worldplay
 from jworld.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -92,6 +92,7 @@ def test_an_example_shows_the_chosen_frames_with_centred_cameras_and_padded_text
     indices = np.array([0, 1, 2, 3, 40, 41, 42, 43])
     clip_config = worldplay.ClipConfig(**SETTINGS)
     example = worldplay.build_example(record, indices, clip_config, is_memory=True, text=Store().prompt(1))
+    example = {name: array[0] for name, array in pipeline.stack([example]).items()}
     assert example["latent"][:, 0, 0, 0].astype(int).tolist() == indices.tolist()
     np.testing.assert_allclose(example["w2c"][0], np.eye(4), atol=1e-6)
     np.testing.assert_allclose(example["w2c"], poses.relative_to_first(record["w2c"])[indices], atol=1e-6)
@@ -137,7 +138,7 @@ def test_position_sets_the_clip_length() -> None:
 def test_in_a_grain_pipeline_the_seed_fixes_every_example() -> None:
     def examples(seed: int) -> list[dict[str, np.ndarray]]:
         source = grain.MapDataset.range(12).seed(seed).map(lambda position: {"record": clip(), "position": position})
-        return list(source.random_map(transform()))
+        return list(source.random_map(transform()).batch(1, batch_fn=pipeline.stack))
 
     first, again, other = examples(0), examples(0), examples(1)
     for one, two in zip(first, again, strict=True):

@@ -13,7 +13,7 @@ import numpy as np
 import published_set
 
 from jworld.cameras import actions, poses
-from jworld.data import import_worldplay, records, text, worldplay
+from jworld.data import import_worldplay, pipeline, records, text, worldplay
 
 CHUNK = 4
 # Copied, never computed; bfloat16 in records.
@@ -168,6 +168,7 @@ def _example(
     transform = worldplay.SampleWindow(clip, points=case.inputs["points_local"], text_store=store, global_batch=1)
     rng: Any = ScriptedGenerator(item["first_two_draws"], item.get("current_frame_idx"))
     example = transform.random_map({"record": record, "position": 0}, rng)
+    example = {name: array[0] for name, array in pipeline.stack([example]).items()}
     assert np.array_equal(example["latent"], record["latent"][item["selected_latents"]]), "other latents are selected"
     return example
 

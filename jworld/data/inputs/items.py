@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from jworld.cameras import actions
+from jworld.cameras import actions, poses
 from jworld.data import records
 from jworld.errors import UserError
 
 DIRECTIONS, DRIVING = "directions", "driving"
-# Pose files come from float32 reconstructions; a scaled or sheared matrix is off by far more.
-RIGID_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,23 +154,16 @@ def check_cameras(w2c: Any, intrinsics: Any, *, frames: int, path: pathlib.Path)
         if not np.isfinite(array).all():
             raise UserError(f"{path}: {name} hold numbers that are not finite: estimate the cameras again")
         checked.append(array)
-    _refuse_non_rigid(checked[0], path)
+    wrong = ~poses.are_rigid(checked[0])
+    if wrong.any():
+        raise UserError(
+            f"{path}: w2c of frame {wrong.argmax()} is not rigid (a rotation and a translation, last row 0 0 0 1): "
+            "write world-to-camera matrices without scale or mirroring"
+        )
     focal = checked[1][:, [0, 1], [0, 1]]
     if (focal <= 0).any():
         raise UserError(f"{path}: focal length {focal.min():g} found, expected positive ones: correct the intrinsics")
     return checked[0], checked[1]
-
-
-def _refuse_non_rigid(w2c: np.ndarray, path: pathlib.Path) -> None:
-    rotation = w2c[:, :3, :3]
-    error = np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max(axis=(1, 2))
-    wrong = (error > RIGID_TOLERANCE) | (np.linalg.det(rotation) < 0) | (w2c[:, 3] != [0, 0, 0, 1]).any(axis=1)
-    if wrong.any():
-        frame = int(np.argmax(wrong))
-        raise UserError(
-            f"{path}: w2c of frame {frame} is not rigid (a rotation and a translation, last row 0 0 0 1): write "
-            "world-to-camera matrices without scale or mirroring"
-        )
 
 
 def check_directions(words: Any, *, frames: int, path: pathlib.Path) -> Controls:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jworld.cameras import pose_strings
-from jworld.data import worldplay
+from jworld.data import pipeline, worldplay
 from jworld.encoders import Encoders
 from jworld.models.hunyuan.text import TextInputs
 from jworld.systems.worldplay.latents import Controls, LatentSession
@@ -62,8 +62,8 @@ class Session:
         limit = f"{kind}_tokens"
         tokens = getattr(self.clip, limit)
         padded = [worldplay.padded(row[f"{kind}_states"][:tokens], tokens, limit) for row in rows]
-        states, mask = (jnp.asarray(np.stack(part)) for part in zip(*padded, strict=True))
-        return states, mask
+        batch = pipeline.stack([{"states": states, "mask": mask} for states, mask in padded])
+        return jnp.asarray(batch["states"]), jnp.asarray(batch["mask"])
 
 
 def centre_crop(frame: np.ndarray, width: int, height: int) -> np.ndarray:
