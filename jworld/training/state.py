@@ -91,7 +91,9 @@ def abstract_state(
       UserError: a parameter has a dimension that its mesh axis does not divide.
     """
     with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
-        shapes = jax.eval_shape(_initializer(init_model, trainable, optimizer), jax.random.key(0))
+        # A key of its own would be computed on the mesh, whose devices may be described but not there.
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        shapes = jax.eval_shape(_initializer(init_model, trainable, optimizer), key)
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: init_model(nnx.Rngs(0))))
         shardings = nnx.get_named_sharding(shapes, mesh)
     _check_divisible(shapes, shardings)

@@ -1,0 +1,125 @@
+"""What is known of a step on a topology, and the bounds that follow from it."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from jworld import hardware
+from jworld.planning.collectives import Traffic
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One config on one topology. Bytes are those of one chip, operations those of all chips together.
+
+    Attributes:
+      topology, chips, chip: name as given, number of chips, key of `hardware.CHIPS` (None for virtual devices).
+      mesh, global_batch, remat, accumulate: of the config, the mesh with all sizes known.
+      parameters, optimizer, average, batch, gradients: bytes of these parts. An average is the one of the weights.
+      compiled: whether a compiler made the program; without one, what follows is None or empty, but for
+        `useful_flops` and `flops`.
+      temporaries: what a step needs besides the state and the batch, gradients included.
+      peak: the most that is in memory at once.
+      limit: what a chip has; None for virtual devices.
+      problem: why there is no program, in a sentence.
+      tokens: of one step, as the system counts them.
+      useful_flops: of one step by formula, without recomputation and optimizer; None where a system has no formula.
+      flops: products of one step as traced, with recomputation and optimizer.
+      xla_flops: the compiler's own count, with the body of a loop once.
+      loops: `flops` over the same count with bodies once; the compiler's count times this has its loops unrolled.
+      memory_traffic: bytes between a chip and its memory in one step, estimated.
+      collectives: what a chip sends in one step.
+      compile_seconds: time of the compiler.
+    """
+
+    topology: str
+    chips: int
+    chip: str | None
+    mesh: dict[str, int]
+    global_batch: int
+    remat: str
+    accumulate: int
+    parameters: int
+    optimizer: int
+    average: int
+    batch: int
+    gradients: int
+    compiled: bool
+    tokens: int
+    useful_flops: float | None
+    flops: float
+    loops: float
+    limit: int | None = None
+    temporaries: int | None = None
+    peak: int | None = None
+    problem: str | None = None
+    xla_flops: float | None = None
+    memory_traffic: int | None = None
+    collectives: tuple[Traffic, ...] = ()
+    compile_seconds: float = 0.0
+
+    @property
+    def state(self) -> int:
+        """Bytes that stay in memory between steps."""
+        return self.parameters + self.optimizer + self.average
+
+    @property
+    def least(self) -> int:
+        """Bytes below which no step can stay: the state, one gradient and the batch."""
+        return self.state + self.gradients + self.batch
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the peak stays below the limit; None where that cannot be known."""
+        if self.limit is None:
+            return None
+        if self.problem is not None or self.least > self.limit:
+            return False
+        return None if self.peak is None else self.peak <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self) | {"collectives": [row._asdict() for row in self.collectives]}
+        bounds = roofline(self)
+        values["fits"] = self.fits
+        values["bounds"] = None if bounds is None else bounds._asdict()
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Plan":
+        known = {field.name for field in dataclasses.fields(cls)}
+        rows = tuple(Traffic(**row) for row in values["collectives"])
+        return cls(**{name: value for name, value in values.items() if name in known} | {"collectives": rows})
+
+
+class Bounds(NamedTuple):
+    """Seconds that a step takes at least, by what would be busy all the time, and the speeds that follow.
+
+    Attributes:
+      compute: all products at the chip's peak, recomputation and optimizer included.
+      memory: `Plan.memory_traffic` at the memory's bandwidth; None without a compiled program.
+      network: the bytes of all collectives over all links of a chip; None without a compiled program.
+      step: the largest of the three, as if they overlapped perfectly.
+      tokens_per_second, examples_per_second: at most.
+      utilization: useful operations over what the chips could do in that time, at most; None without a formula.
+    """
+
+    compute: float
+    memory: float | None
+    network: float | None
+    step: float
+    tokens_per_second: float
+    examples_per_second: float
+    utilization: float | None
+
+
+def roofline(plan: Plan) -> Bounds | None:
+    """The bounds of a plan; None for virtual devices."""
+    if plan.chip is None:
+        return None
+    chip = hardware.CHIPS[plan.chip]
+    compute = plan.flops / (plan.chips * chip.flops)
+    memory = None if plan.memory_traffic is None else plan.memory_traffic / chip.hbm_bandwidth
+    sent = sum(row.sent for row in plan.collectives)
+    network = sent / chip.ici_bandwidth if plan.compiled and plan.problem is None else None
+    step = max(bound for bound in (compute, memory, network) if bound is not None)
+    useful = None if plan.useful_flops is None else plan.useful_flops / (plan.chips * chip.flops) / step
+    return Bounds(compute, memory, network, step, plan.tokens / step, plan.global_batch / step, useful)

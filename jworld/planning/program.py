@@ -1,0 +1,84 @@
+"""The train step of a config on given devices, described without memory for a weight."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+
+from jworld import config as run_config
+from jworld import systems
+from jworld.parallel import axes, mesh
+from jworld.training import optimizers, step
+from jworld.training import state as train_state
+
+
+class Program:
+    """What `jworld.train` would run, with nothing allocated.
+
+    Attributes:
+      system, optimizer, mesh: built from the config.
+      state: the train state as ShapeDtypeStructs that carry their sharding.
+      batch: one global batch, likewise.
+      function: the compiled step of `training.step`.
+
+    Raises:
+      UserError: the config does not fit itself or the devices.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, devices: Sequence[jax.Device]):
+        self.config = config
+        self.system = systems.create(config)
+        self.mesh = mesh.make_mesh(**config.mesh, devices=devices)
+        self.optimizer = optimizers.make_optimizer(
+            run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
+        )
+        self.trainable = train_state.path_filter(self.optimizer.config.trainable)
+        self.graphdef, self.state, self.shardings = train_state.abstract_state(
+            self.system.init, trainable=self.trainable, optimizer=self.optimizer, mesh=self.mesh
+        )
+        spec = self.system.batch_spec(config.global_batch)
+        self.batch_shardings = {name: axes.sharding(self.mesh, entry.axes) for name, entry in spec.items()}
+        self.batch = {
+            name: jax.ShapeDtypeStruct(entry.shape, entry.dtype, sharding=self.batch_shardings[name])
+            for name, entry in spec.items()
+        }
+        self.key = jax.eval_shape(lambda: jax.random.key(0))
+        self.function: Any = step.make_train_step(
+            self.graphdef,
+            self.system.loss,
+            self.optimizer,
+            shardings=self.shardings,
+            batch_shardings=self.batch_shardings,
+            mesh=self.mesh,
+        )
+
+    def lower(self) -> Any:
+        """The step for the compiler."""
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(self.state, self.batch, self.key)
+
+    def jaxpr(self) -> Any:
+        """The step as JAX traced it, before any compiler."""
+        with jax.set_mesh(self.mesh):
+            return self.function.trace(self.state, self.batch, self.key).jaxpr
+
+    def shard_bytes(self) -> dict[str, int]:
+        """Bytes on each device of the parts that outlive a step, and of the batch."""
+        parts = {
+            "parameters": (self.state.params, self.state.frozen),
+            "optimizer": self.state.opt_state,
+            "average": self.state.ema,
+            "batch": self.batch,
+        }
+        return {name: sum(_shard_sizes(tree)) for name, tree in parts.items()}
+
+    def gradient_bytes(self) -> int:
+        """Bytes on each device of one gradient of everything that trains."""
+        return sum(_shard_sizes(self.state.params))
+
+
+def _shard_sizes(tree: Any) -> Iterator[int]:
+    for leaf in jax.tree.leaves(tree):
+        yield math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

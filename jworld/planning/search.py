@@ -1,0 +1,78 @@
+"""Try meshes, remat policies and accumulation, and keep the best plans."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import ml_collections
+
+from jworld import errors
+from jworld.planning import advice
+from jworld.planning.plans import Plan, roofline
+from jworld.planning.topologies import Topology
+
+RunPlan = Callable[[ml_collections.ConfigDict, Topology], Plan]
+Report = Callable[[str], None]
+
+
+class Found(NamedTuple):
+    """A plan and the values of the config that lead to it."""
+
+    changes: advice.Changes
+    plan: Plan
+
+
+def search(
+    config: ml_collections.ConfigDict, topology: Topology, run: RunPlan, *, tries: int, report: Report
+) -> list[Found]:
+    """At most `tries` compilations; the plans found, best first: those that fit, by the time of a step.
+
+    Every valid mesh is tried with the config's own remat policy and accumulation. What does not fit is tried again
+    with one sample at a time, and then with less kept for the backward pass; what fits needs neither. A mesh whose
+    state alone does not fit is told by the first plan of that mesh and left.
+    """
+    found: list[Found] = []
+    for mesh in advice.meshes(config, topology.chips):
+        for changes in variants(config, mesh, topology.chips):
+            if len(found) == tries:
+                return ranked(found)
+            report(describe(changes))
+            try:
+                plan = run(advice.changed(config, changes), topology)
+            except errors.UserError as error:
+                # A dimension of a parameter that this mesh does not divide.
+                report(f"{describe(changes)}: {error}")
+                break
+            found.append(Found(changes, plan))
+            if plan.fits is not False or (plan.limit is not None and plan.least > plan.limit):
+                break
+    return ranked(found)
+
+
+def variants(config: ml_collections.ConfigDict, mesh: advice.Changes, chips: int) -> Iterator[advice.Changes]:
+    """A mesh with the config's values first, then with less and less in memory."""
+    yield mesh
+    given = config.optimizer.get("accumulate", 1)
+    most = config.global_batch // (mesh["mesh.data"] * mesh["mesh.fsdp"])
+    if most > given:
+        mesh = mesh | {"optimizer.accumulate": most}
+        yield mesh
+    remat = config.model.get("remat", "none")
+    order = advice.REMAT_ORDER
+    for other in order[order.index(remat) + 1 :] if remat in order else ():
+        changes = mesh | {"model.remat": other}
+        if advice.is_valid(advice.changed(config, changes), chips):
+            yield changes
+
+
+def ranked(found: list[Found]) -> list[Found]:
+    def rank(entry: Found) -> tuple[bool, float, float]:
+        bounds = roofline(entry.plan)
+        if bounds is None:
+            return entry.plan.fits is False, sum(row.sent for row in entry.plan.collectives), 0.0
+        return entry.plan.fits is False, bounds.step, bounds.network or 0.0
+
+    return sorted(found, key=rank)
+
+
+def describe(changes: advice.Changes) -> str:
+    return " ".join(f"--config.{key}={value}" for key, value in changes.items())

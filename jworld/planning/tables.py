@@ -1,0 +1,130 @@
+"""Plans as tables for people."""
+
+import rich.console
+import rich.table
+
+from jworld import hardware
+from jworld.planning import search
+from jworld.planning.plans import Plan, roofline
+
+
+def print_plan(console: rich.console.Console, plan: Plan) -> None:
+    """Memory, arithmetic, collectives and bounds of one plan."""
+    mesh = ", ".join(f"{name} {size}" for name, size in plan.mesh.items())
+    console.print(
+        f"{plan.topology}: {plan.chips} chips as {mesh}; batch {plan.global_batch} in {plan.accumulate} part(s), "
+        f"remat {plan.remat}"
+    )
+    if not plan.compiled:
+        console.print(
+            "A program for this hardware can only be compiled where it is: what follows is the part that needs no "
+            "compiler. Activations and what the chips send to each other are missing."
+        )
+    console.print(_memory(plan))
+    console.print(_arithmetic(plan))
+    if plan.collectives:
+        console.print(_collectives(plan))
+    if (bounds := _bounds(plan)) is not None:
+        console.print(bounds)
+
+
+def print_advice(console: rich.console.Console, plan: Plan, lines: list[str]) -> None:
+    if plan.fits is None:
+        console.print("whether it fits cannot be told here" if plan.limit else "virtual devices have no limit")
+    elif plan.fits:
+        assert plan.peak is not None
+        assert plan.limit is not None
+        console.print(f"it fits: {plan.peak / plan.limit:.0%} of a chip's memory")
+    else:
+        console.print(f"it does not fit{': ' + plan.problem if plan.problem else ''}; change, in this order:")
+        for line in lines or ["a smaller config.global_batch, or more chips"]:
+            console.print(f"  {line}")
+
+
+def print_search(console: rich.console.Console, found: list[search.Found], best: int = 5) -> None:
+    """The first few plans of a search."""
+    table = rich.table.Table("mesh", "accumulate", "remat", "peak", "fits", "step at least", "examples/s at most")
+    for _, plan in found[:best]:
+        bounds = roofline(plan)
+        table.add_row(
+            " x ".join(f"{name} {size}" for name, size in plan.mesh.items()),
+            str(plan.accumulate),
+            plan.remat,
+            "unknown" if plan.peak is None else size_text(plan.peak),
+            {True: "yes", False: "no", None: "unknown"}[plan.fits],
+            "" if bounds is None else f"{bounds.step:.2f} s",
+            "" if bounds is None else f"{bounds.examples_per_second:.2f}",
+        )
+    console.print(table)
+    console.print(f"{len(found)} plans were compiled; {sum(entry.plan.fits is True for entry in found)} fit")
+
+
+def _memory(plan: Plan) -> rich.table.Table:
+    table = rich.table.Table("memory of a chip", "", show_header=True)
+    rows = {"parameters": plan.parameters, "optimizer": plan.optimizer, "average of the weights": plan.average}
+    for name, size in (rows | {"batch": plan.batch, "gradients": plan.gradients}).items():
+        if size:
+            table.add_row(name, size_text(size))
+    if plan.temporaries is not None:
+        table.add_row("activations and other temporaries", size_text(max(plan.temporaries - plan.gradients, 0)))
+    if plan.peak is not None:
+        table.add_row("peak", size_text(plan.peak))
+    if plan.limit is not None:
+        table.add_row(f"what a {plan.chip} has", size_text(plan.limit))
+    return table
+
+
+def _arithmetic(plan: Plan) -> rich.table.Table:
+    table = rich.table.Table("arithmetic of a step", "", show_header=True)
+    if plan.useful_flops is not None:
+        table.add_row("forward and backward pass, by formula", flops_text(plan.useful_flops))
+        table.add_row("recomputation and optimizer", flops_text(max(plan.flops - plan.useful_flops, 0)))
+    table.add_row("all products, as traced", flops_text(plan.flops))
+    if plan.xla_flops is not None:
+        table.add_row("the compiler's count, bodies of loops once", flops_text(plan.xla_flops))
+        table.add_row(f"the same, loops unrolled (x {plan.loops:.2f})", flops_text(plan.xla_flops * plan.loops))
+    return table
+
+
+def _collectives(plan: Plan) -> rich.table.Table:
+    table = rich.table.Table("collective", "along", "in a step", "a chip sends")
+    for row in plan.collectives:
+        table.add_row(row.kind, row.axes, f"{row.runs:,}", size_text(row.sent))
+    table.add_row("all", "", "", size_text(sum(row.sent for row in plan.collectives)))
+    return table
+
+
+def _bounds(plan: Plan) -> rich.table.Table | None:
+    bounds = roofline(plan)
+    if bounds is None or plan.chip is None:
+        return None
+    chip = hardware.CHIPS[plan.chip]
+    table = rich.table.Table("a step takes at least", "", "if this is used fully")
+    table.add_row("arithmetic", f"{bounds.compute:.3f} s", f"{chip.flops / 1e12:.0f} TFLOP/s, bfloat16")
+    for name, seconds, rate in (
+        ("memory (estimate)", bounds.memory, f"{chip.hbm_bandwidth / 1e9:,.0f} GB/s"),
+        ("interconnect", bounds.network, f"{chip.ici_bandwidth / 1e9:,.0f} GB/s out of a chip, all links"),
+    ):
+        if seconds is not None:
+            table.add_row(name, f"{seconds:.3f} s", rate)
+    table.add_row("tokens", f"{bounds.tokens_per_second:,.0f} /s", "at most")
+    table.add_row("examples", f"{bounds.examples_per_second:,.2f} /s", "at most")
+    if bounds.utilization is not None:
+        table.add_row("useful share of the peak", f"{bounds.utilization:.0%}", "at most")
+    return table
+
+
+def size_text(size: float) -> str:
+    """Bytes in the unit of memories: "12.3 GiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 2**10:
+            return f"{size:.0f} {unit}"
+        size /= 2**10
+    return f"{size:,.2f} GiB"
+
+
+def flops_text(count: float) -> str:
+    for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if count >= scale:
+            return f"{count / scale:,.2f} {unit}"
+    return f"{count / 1e9:,.3f} GFLOP"

@@ -1,0 +1,132 @@
+"""Names of topologies, as users and clouds write them, and the devices they stand for."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+
+from jworld import errors, hardware
+
+#: Chips of a slice -> its shape. https://cloud.google.com/tpu/docs/v5e and https://cloud.google.com/tpu/docs/v5p
+_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_CUBES = {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+    512: "8x8x8",
+    1024: "8x8x16",
+    2048: "8x16x16",
+}
+_SHAPES: dict[str, Mapping[int, str]] = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
+#: The number in these names counts tensor cores, two on each chip.
+_COUNT_CORES = ("v4", "v5p")
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e"}
+#: Largest number of virtual devices or of GPUs in a name: beyond it, a typing mistake is likelier.
+_MOST = 16_384
+
+KNOWN = (
+    "v5e-64, v6e-256 (the number counts chips); v4-64, v5p-128 (it counts cores, two per chip); v5p:4x4x4 (a shape); "
+    "cpu:8 (virtual devices); a100-8, h100-8, h200-8, b200-8"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Devices that a step is planned for.
+
+    Attributes:
+      name: as given.
+      platform: "tpu" needs libtpu but no TPU, "cpu" stands for virtual devices, "gpu" needs the hardware.
+      chips: how many, one JAX device each.
+      chip: its figures; None for virtual devices.
+      shape: of a TPU slice, such as "4x4x4"; else empty.
+    """
+
+    name: str
+    platform: Literal["tpu", "cpu", "gpu"]
+    chips: int
+    chip: hardware.Chip | None
+    shape: str = ""
+
+
+def parse(name: str) -> Topology:
+    """The topology of a name such as v5p-128, v5p:4x4x4, cpu:8 or h100-8.
+
+    Raises:
+      UserError: the name is not understood, or there is no slice of that size.
+    """
+    match = re.fullmatch(r"([a-z0-9]+)[:-]([0-9x]+)", name.lower().strip())
+    family = _ALIASES.get(match[1], match[1]) if match else ""
+    if match is None or (family != "cpu" and family not in hardware.CHIPS):
+        raise errors.UserError(f"--topology {name}: this name is not known; examples: {KNOWN}")
+    chip = hardware.CHIPS.get(family)
+    if family in _SHAPES:
+        shape = match[2] if "x" in match[2] else _shape(name, family, int(match[2]))
+        if shape not in _SHAPES[family].values():
+            raise errors.UserError(
+                f"--topology {name}: there is no such slice; shapes of {family}: {', '.join(_SHAPES[family].values())}"
+            )
+        chips = math.prod(map(int, shape.split("x")))
+        return Topology(name=name, platform="tpu", chips=chips, chip=chip, shape=shape)
+    if not match[2].isdigit() or not 1 <= int(match[2]) <= _MOST:
+        raise errors.UserError(f"--topology {name}: expected a number of devices, as in {family}:8")
+    platform: Literal["cpu", "gpu"] = "cpu" if family == "cpu" else "gpu"
+    return Topology(name=name, platform=platform, chips=int(match[2]), chip=chip)
+
+
+def _shape(name: str, family: str, number: int) -> str:
+    per_chip = 2 if family in _COUNT_CORES else 1
+    chips, rest = divmod(number, per_chip)
+    if rest or chips not in _SHAPES[family]:
+        sizes = ", ".join(f"{family}-{size * per_chip}" for size in _SHAPES[family])
+        raise errors.UserError(f"--topology {name}: there is no such slice; the slices are {sizes}")
+    return _SHAPES[family][chips]
+
+
+def check_tools(topology: Topology) -> None:
+    """A UserError where the compiler for the topology is not installed."""
+    if topology.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
+        raise errors.UserError(
+            f"--topology {topology.name}: the TPU compiler is not installed (it needs no TPU): "
+            'pip install -e ".[tpu]", or pip install libtpu'
+        )
+
+
+def environment(topology: Topology, *, hardware_needed: bool) -> dict[str, str]:
+    """Environment variables of a process that plans for the topology; they must be set before JAX starts."""
+    # A program from the cache has lost its text and its numbers.
+    uncached = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    if hardware_needed:
+        return uncached | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    count = 1 if topology.platform == "tpu" else topology.chips
+    flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
+    return uncached | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={count}"]),
+        # Without these the compiler asks a metadata server that only cloud machines have, and refuses to be loaded
+        # beside another process that uses it.
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+
+
+def devices(topology: Topology) -> list[jax.Device]:
+    """The devices: described for a TPU, real or virtual otherwise."""
+    if topology.platform != "tpu":
+        return jax.devices()[: topology.chips]
+    from jax.experimental import topologies
+
+    assert topology.chip is not None
+    # Both cores of a chip are one device on every generation; only v4 must be told.
+    options = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
+    name = f"{topology.chip.name}:{topology.shape}"
+    return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)

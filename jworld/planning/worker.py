@@ -1,0 +1,30 @@
+"""python -m jworld.planning.worker OUTPUT: one plan, from a request on standard input to a JSON file.
+
+A process of its own: the number of virtual devices and the platform are fixed when JAX starts, and the TPU compiler
+writes to standard error whatever it likes.
+"""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import ml_collections
+
+from jworld import errors
+from jworld.planning import making, topologies
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    config = ml_collections.ConfigDict(request["config"]).lock()
+    answer: dict[str, Any]
+    try:
+        answer = {"plan": making.make(config, topologies.parse(request["topology"])).to_json()}
+    except errors.UserError as error:
+        answer = {"error": str(error)}
+    pathlib.Path(sys.argv[1]).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
