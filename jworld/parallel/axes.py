@@ -44,11 +44,16 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 def spread(x: jax.Array, *names: str | None) -> jax.Array:
     """As `constrain`, but a dimension that its mesh axes do not divide stays whole."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return x
+    return jax.lax.with_sharding_constraint(x, dividing_spec(x.shape, *names))
+
+
+def dividing_spec(shape: tuple[int, ...], *names: str | None) -> PartitionSpec:
+    """The mesh axes of an array of this shape on the mesh at hand, without those that do not divide their dimension."""
+    mesh = jax.sharding.get_abstract_mesh()
     spec = []
-    for size, entry in zip(x.shape, partition_spec(names), strict=True):
+    for size, entry in zip(shape, partition_spec(names), strict=True):
         mesh_axes = entry if isinstance(entry, tuple) else (entry,) * (entry is not None)
         spec.append(None if size % math.prod(mesh.shape[axis] for axis in mesh_axes) else entry)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return PartitionSpec(*spec)

@@ -28,7 +28,7 @@ class CogVideoXConfig:
         None for none, as published.
       dtype: activations and matrix products; norms, softmax, positions and modulation stay float32.
       remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
-      attention: implementation of attention; None lets the program choose.
+      attention: implementation of attention, as in `layers.attention`.
     """
 
     channels: int = 16
@@ -49,7 +49,7 @@ class CogVideoXConfig:
     dtype: Any = jnp.bfloat16
     param_dtype: Any = jnp.float32
     remat: str = "attention"
-    attention: Implementation = None
+    attention: Implementation = "auto"
 
     @property
     def head_dim(self) -> int:

@@ -61,7 +61,7 @@ class CosmosConfig:
     dtype: Any = jnp.bfloat16
     param_dtype: Any = jnp.float32
     remat: str = "attention"
-    attention: Implementation = None
+    attention: Implementation = "auto"
 
     @property
     def head_dim(self) -> int:

@@ -25,7 +25,7 @@ class HunyuanConfig:
       actions: WorldPlay's action embedding and camera attention; False is the plain HunyuanVideo-1.5.
       dtype: activations and matrix products; norms, softmax, rotary tables and modulation stay float32.
       remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
-      attention: implementation handed to `jax.nn.dot_product_attention`; None lets JAX choose.
+      attention: "auto" takes the kernel for the devices of the mesh; "xla", "cudnn" and "splash" ask for one.
     """
 
     channels: int = 32
@@ -46,7 +46,7 @@ class HunyuanConfig:
     dtype: Any = jnp.bfloat16
     param_dtype: Any = jnp.float32
     remat: str = "attention"
-    attention: Implementation = None
+    attention: Implementation = "auto"
 
     @property
     def head_dim(self) -> int:

@@ -1,0 +1,17 @@
+"""One attention function for every network, with structured masks instead of dense ones, and its backends."""
+
+from jworld.models.layers.attention.call import attention
+from jworld.models.layers.attention.choice import Implementation
+from jworld.models.layers.attention.masks import Causal, ChunkCausal, Mask, Prefix, SlidingWindow
+from jworld.models.layers.attention.names import OUTPUT_NAME
+
+__all__ = [
+    "OUTPUT_NAME",
+    "Causal",
+    "ChunkCausal",
+    "Implementation",
+    "Mask",
+    "Prefix",
+    "SlidingWindow",
+    "attention",
+]

@@ -1,0 +1,62 @@
+"""The attention function: chooses a backend and the layout of its arrays on a mesh."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+
+from jworld.models.layers.attention import choice, cudnn, splash, xla
+from jworld.models.layers.attention.choice import Implementation
+from jworld.models.layers.attention.masks import Mask
+from jworld.parallel import sequence
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: Mask | None = None,
+    key_mask: jax.Array | None = None,
+    implementation: Implementation = None,
+) -> jax.Array:
+    """Softmax attention, scale 1/sqrt(K); logits and softmax in float32.
+
+    On a mesh, tokens arrive split over the axis of `sequence` and leave so; `jworld.parallel.sequence` tells what
+    happens in between.
+
+    Args:
+      q: [B, Lq, N, K] queries.
+      k: [B, Lk, N, K] keys.
+      v: [B, Lk, N, K] values.
+      mask: which keys a query may see; None for all. What a mask hides is not computed, but for corners of blocks.
+      key_mask: [B, Lk] bool, False for padding; at least one key per query must be True.
+      implementation: "xla", "cudnn", "splash", or "auto" (also None): the one for the devices of the mesh.
+
+    Returns:
+      [B, Lq, N, K] in the dtype of `v`.
+
+    Raises:
+      ValueError: the mask does not fit the lengths of q and k.
+    """
+    if mask is not None:
+        mask.check(q.shape[1], k.shape[1])
+    platform, blocks = choice.target()
+    chosen = choice.choose(
+        implementation,
+        platform=platform,
+        mask=mask,
+        key_mask=key_mask is not None,
+        lengths=(q.shape[1], k.shape[1]),
+        heads=q.shape[2],
+        head_dim=q.shape[-1],
+        dtype=v.dtype,
+    )
+    backends: dict[str, Callable[..., jax.Array]] = {
+        "xla": xla.attention,
+        "cudnn": cudnn.attention,
+        "splash": functools.partial(splash.attention, blocks=blocks),
+    }
+    local: sequence.Attention = functools.partial(backends[chosen.backend], mask=mask)
+    layout = sequence.queries_split if q.shape[2] == 1 and chosen.backend == "xla" else sequence.heads_split
+    return layout(local, q, k, v, key_mask)

@@ -1,0 +1,172 @@
+"""Splash attention: JAX's Pallas kernel for TPUs, which skips the blocks that a mask hides.
+
+https://github.com/jax-ml/jax/tree/main/jax/experimental/pallas/ops/tpu/splash_attention
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+
+from jworld.models.layers.attention.masks import Mask
+from jworld.models.layers.attention.names import OUTPUT_NAME
+
+LANES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Rows of queries and keys that a kernel holds in the chip's vector memory at once, forward and backward.
+
+    Attributes:
+      queries, keys: rows of a block at most; a shorter sequence has smaller ones.
+      keys_at_once: keys per matrix product of the forward pass and of the gradient of keys and values.
+    """
+
+    queries: int
+    keys: int
+    keys_at_once: int
+
+
+# By the name of the chip in jworld/hardware.py.
+BLOCKS: dict[str, Blocks] = {
+    "v4": Blocks(512, 1024, 512),
+    "v5e": Blocks(1024, 1024, 512),
+    "v5p": Blocks(1024, 1024, 512),
+    "v6e": Blocks(1024, 1024, 512),
+}
+#: For a generation that is not in the table.
+DEFAULT_BLOCKS = BLOCKS["v4"]
+
+
+#: Wider heads leave no room for the blocks.
+MAX_HEAD_DIM = 256
+
+
+def refusal(*, heads: int, head_dim: int) -> str | None:
+    """Why splash cannot serve a request, or None where it can."""
+    if head_dim > MAX_HEAD_DIM:
+        return f"splash takes heads of at most {MAX_HEAD_DIM}, not {head_dim}"
+    if heads == 1 and jax.sharding.get_abstract_mesh().size > 1:
+        return "splash on a mesh wants heads to split, not a single one"
+    return None
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: Mask | None,
+    key_mask: jax.Array | None,
+    blocks: Blocks = DEFAULT_BLOCKS,
+    interpret: bool = False,
+) -> jax.Array:
+    """[B, Lq, N, K] queries, [B, Lk, N, K] keys and values, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of q.
+
+    `interpret` runs the kernel's steps on a CPU.
+    """
+    (queries, block_q), (keys, block_k) = _fit(q.shape[1], blocks.queries), _fit(k.shape[1], blocks.keys)
+    structure = _structure(mask, (q.shape[1], k.shape[1]), (queries, keys))
+    at_once = block_k if block_k % blocks.keys_at_once else blocks.keys_at_once
+    kernel = kernels.make_splash_mha_single_device(
+        splash_attention_mask.MultiHeadMask([structure] * q.shape[2]),
+        block_sizes=kernels.BlockSizes(
+            block_q=block_q,
+            block_kv=block_k,
+            block_kv_compute=at_once,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_k,
+            block_kv_dkv_compute=at_once,
+            block_q_dq=block_q,
+            block_kv_dq=block_k,
+        ),
+        residual_checkpoint_name=OUTPUT_NAME,
+        interpret=interpret,
+    )
+    length = q.shape[1]
+    # The kernel knows no scale.
+    q = _heads_first(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), queries)
+    k, v = _heads_first(k, keys), _heads_first(v, keys)
+    if key_mask is None:
+        out = jax.vmap(kernel)(q, k, v)
+    else:
+        # Padding is a segment of its own, which no query is part of.
+        valid = jnp.pad(key_mask.astype(jnp.int32), [(0, 0), (0, keys - key_mask.shape[1])])
+        segments = kernels.SegmentIds(q=jnp.ones((q.shape[0], queries), jnp.int32), kv=valid)
+        out = jax.vmap(kernel)(q, k, v, segments)
+    return jnp.swapaxes(out, 1, 2)[:, :length]
+
+
+def _fit(length: int, block: int) -> tuple[int, int]:
+    """A length padded to whole blocks, and the size of these: multiples of the lanes of a vector register."""
+    count = math.ceil(length / block)
+    size = math.ceil(length / count / LANES) * LANES
+    return count * size, size
+
+
+def _heads_first(x: jax.Array, length: int) -> jax.Array:
+    """[B, L, N, K] -> [B, N, length, K], zeros behind L."""
+    return jnp.pad(jnp.swapaxes(x, 1, 2), [(0, 0), (0, 0), (0, length - x.shape[1]), (0, 0)])
+
+
+def _structure(mask: Mask | None, lengths: tuple[int, int], padded: tuple[int, int]) -> splash_attention_mask.Mask:
+    queries, keys = lengths
+    if mask is None and keys == padded[1]:
+        return splash_attention_mask.FullMask(padded)
+    stops = np.full(queries, keys, np.int32) if mask is None else mask.stops(queries)
+    # Padded queries see what the last one sees: no row without a key.
+    stops = np.pad(stops, (0, padded[0] - queries), mode="edge")
+    return _Intervals(padded, stops, keys=keys, width=None if mask is None else mask.width)
+
+
+class _Intervals(splash_attention_mask.Mask):
+    """The intervals of `masks.Mask`, computed inside the kernel from one number per query: where its interval stops.
+
+    The kernel's own mask classes have these attributes: `q_sequence`, the numbers, and `mask_function`, which gets
+    them and the places of keys.
+    """
+
+    def __init__(self, shape: tuple[int, int], stops: np.ndarray, *, keys: int, width: int | None):
+        self._shape, self._keys, self._width = shape, keys, width
+        # A clipped stop is no measure of where a window begins.
+        self.q_sequence = np.minimum(stops, keys) if width is None else stops
+        clipped = width is not None and stops[-1] > keys
+
+        def visible(stops: Any, places: Any) -> Any:
+            seen = places < stops
+            if width is not None:
+                seen = seen & (places >= stops - width)
+            return seen & (places < keys) if clipped else seen
+
+        self.mask_function = visible
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._shape
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        """[rows, columns] bool; a single value for a block that is seen as a whole or not at all, which most are."""
+        rows, columns = index
+        stops = self.q_sequence[rows]
+        first, last = min(int(stops[0]), self._keys), min(int(stops[-1]), self._keys)
+        starts = np.zeros_like(stops) if self._width is None else stops - self._width
+        if columns.stop <= first and columns.start >= starts[-1]:
+            return np.ones((1, 1), bool)
+        if columns.start >= last or columns.stop <= starts[0]:
+            return np.zeros((1, 1), bool)
+        return self.mask_function(stops[:, None], np.arange(columns.start, columns.stop))
+
+    def _key(self) -> tuple[Any, ...]:
+        return self._shape, self._keys, self._width, self.q_sequence.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Intervals) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())

@@ -1,0 +1,98 @@
+"""Attention as plain XLA operations: the reference, and what runs where no kernel does."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from jworld.models.layers.attention.masks import Mask
+from jworld.models.layers.attention.names import OUTPUT_NAME
+
+#: Rows of a block where every query has a stop of its own, and how many blocks there are at most. The corners of a
+#: block beyond the mask are computed in vain; every block is code of its own in the program.
+BLOCK_ROWS, MAX_BLOCKS = 256, 64
+#: Logits (float32) that one call may hold. Longer sequences go through in blocks of queries, whose logits are computed
+#: again in the backward pass instead of being kept for it.
+MAX_LOGITS = 2**26
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: Mask | None,
+    key_mask: jax.Array | None,
+    max_logits: int = MAX_LOGITS,
+) -> jax.Array:
+    """[B, Lq, N, K] queries, [B, Lk, N, K] keys and values, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of v."""
+    per_pair = q.shape[0] * q.shape[2]
+    blocks = _blocks(mask, q.shape[1], k.shape[1])
+    total = sum((block.stop - block.start) * (keys.stop - keys.start) for block, keys in blocks)
+    outputs = []
+    for block, keys in blocks:
+        seen = None if key_mask is None else key_mask[:, keys]
+        band = None if mask is None else _band(mask, q.shape[1], block, keys)
+        arguments = (q[:, block], k[:, keys], v[:, keys], seen)
+        if per_pair * total <= max_logits:
+            outputs.append(_plain(*arguments, band))
+        else:
+            outputs.append(_in_parts(*arguments, band, rows=max(max_logits // (per_pair * arguments[1].shape[1]), 1)))
+    out = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+    return checkpoint_name(out, OUTPUT_NAME)
+
+
+def _blocks(mask: Mask | None, queries: int, keys: int) -> list[tuple[slice, slice]]:
+    """Runs of queries and the keys that any query of the run sees."""
+    if mask is None:
+        return [(slice(0, queries), slice(0, keys))]
+    stops = np.minimum(mask.stops(queries), keys)
+    # Where neighbours share a stop (chunks), their run is a block without a corner.
+    edges = np.flatnonzero(np.diff(stops)) + 1
+    rows = max(BLOCK_ROWS, math.ceil(queries / MAX_BLOCKS))
+    starts = [0, *edges.tolist()] if len(edges) < MAX_BLOCKS else list(range(0, queries, rows))
+    spans = zip(starts, [*starts[1:], queries], strict=True)
+    firsts = np.zeros_like(stops) if mask.width is None else np.maximum(mask.stops(queries) - mask.width, 0)
+    return [(slice(start, stop), slice(int(firsts[start]), int(stops[stop - 1]))) for start, stop in spans]
+
+
+def _band(mask: Mask, queries: int, block: slice, keys: slice) -> np.ndarray | None:
+    """[rows, keys of the block] bool, or None where every row sees all of them."""
+    stops, key = mask.stops(queries)[block, None], np.arange(keys.start, keys.stop)
+    band = key < stops
+    if mask.width is not None:
+        band &= key >= stops - mask.width
+    return None if band.all() else band
+
+
+def _plain(
+    q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None, band: jax.Array | np.ndarray | None
+) -> jax.Array:
+    masks = [] if key_mask is None else [key_mask[:, None, None, :]]
+    masks += [] if band is None else [jnp.asarray(band)[None, None]]
+    visible = functools.reduce(jnp.logical_and, masks) if masks else None
+    return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="xla")
+
+
+def _in_parts(
+    q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None, band: np.ndarray | None, *, rows: int
+) -> jax.Array:
+    """`_plain` for at most `rows` queries at a time; the backward pass holds the logits of one part only."""
+    B, L, N, K = q.shape
+    parts = math.ceil(L / rows)
+    rows = math.ceil(L / parts)
+    padding = parts * rows - L
+    q = jnp.pad(q, [(0, 0), (0, padding), (0, 0), (0, 0)]).reshape(B, parts, rows, N, K)
+    # A row of padding sees what the last row sees: no row without a key.
+    bands = None if band is None else jnp.asarray(np.pad(band, [(0, padding), (0, 0)], mode="edge"))
+    bands = None if bands is None else bands.reshape(parts, rows, -1)
+
+    @jax.checkpoint
+    def step(carry: None, part: tuple[jax.Array, jax.Array | None]) -> tuple[None, jax.Array]:
+        return carry, _plain(part[0], k, v, key_mask, part[1])
+
+    _, out = jax.lax.scan(step, None, (jnp.moveaxis(q, 1, 0), bands))
+    return jnp.moveaxis(out, 0, 1).reshape(B, parts * rows, N, K)[:, :L]
