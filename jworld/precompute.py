@@ -250,7 +250,7 @@ def _print_summary(summary: shards.Summary, console: rich.console.Console) -> No
     per_hour = summary.bytes / 1e9 / summary.hours if summary.hours else 0.0
     console.print(
         f"{summary.directory}: {clips} clips of {width}x{height} latents with {channels} channels, {summary.hours:.2f} "
-        f"hours of video, {summary.bytes / 1e9:.3f} GB, {per_hour:.2f} GB per hour",
+        f"hours of video, {summary.bytes / 1e9:.3f} GB, {per_hour:.2f} GB per hour of video",
         soft_wrap=True,
         highlight=False,
     )

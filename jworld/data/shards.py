@@ -302,7 +302,7 @@ def meter(
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A complete set: records per split, hours of video, bytes on disk, and the items that were left out."""
+    """A complete set: records per split, hours of video, bytes of records and text, and the items left out."""
 
     directory: pathlib.Path
     manifest: dict[str, Any]
@@ -326,4 +326,4 @@ class Summary:
 
     @property
     def bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.directory.iterdir())
+        return sum(path.stat().st_size for path in self.directory.glob(f"*{shard_files.SUFFIX}"))
