@@ -58,7 +58,7 @@ def _tiny() -> ml_collections.ConfigDict:
     config.optimizer = {
         "name": "adamw",
         "trainable": ".*",
-        "learning_rate": 2e-3,
+        "learning_rate": 5e-4,
         "schedule": "cosine",
         "warmup_steps": 20,
         "weight_decay": 1e-4,
@@ -87,7 +87,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.data.recording.update({"directory": "data/rooms256/episodes", "episodes": 256, "seed": 1000})
     config.data.videos.image_size = (192, 144)
     config.data.clip.update({"frames": 17, "size": (96, 96)})
-    config.optimizer.update({"learning_rate": 5e-4, "warmup_steps": 500, "ema_decay": 0.999})
+    config.optimizer.update({"learning_rate": 2e-4, "warmup_steps": 500, "ema_decay": 0.999})
     config.checkpoint.interval = 2_000
     config.log.interval = 50
     config.sample.frames = 33

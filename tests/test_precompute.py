@@ -171,6 +171,18 @@ def test_episodes_and_a_fitted_codec(raw, prepared):
         records.check_manifest(manifest, {"autoencoder.hash": other.hash()}, path=output)
 
 
+def test_an_even_number_of_latents_is_measured(raw, tmp_path):
+    """CogVideoX's autoencoder makes 16 frames of 4 latents of 13 frames."""
+    folder = tiny_autoencoders.save(tmp_path / "vae", "cogvideox")
+    settings = episode_settings(raw, given=Given(autoencoder=str(folder), text_encoder="hashed-words:16"))
+    manifest = records.read_manifest(precompute.precompute(settings, tmp_path / "set").directory)
+    held_out = images.resize(episodes.read_episode(raw, "episode_00003").frames, **SIZE)
+    opened = autoencoders.load(folder)
+    decoded = opened.decode(opened.encode(held_out[None]))[0]
+    assert len(decoded) == 16
+    assert manifest["reconstruction_psnr"] == pytest.approx(linear.psnr(held_out, decoded[3:]), abs=0.1)
+
+
 def test_same_input_same_files_and_a_complete_set_stays(raw, prepared, codec, tmp_path):
     again = precompute.precompute(episode_settings(raw), tmp_path / "again")
     assert content(again.directory) == content(prepared.directory)
