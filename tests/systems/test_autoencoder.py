@@ -246,6 +246,22 @@ def test_the_key_draws_the_latents() -> None:
     assert values[0] == values[1] != values[2]
 
 
+def test_cogvideox_takes_an_even_number_of_latents() -> None:
+    """It makes 16 frames of the 4 latents of 13 frames."""
+    config = make_config()
+    with config.unlocked():
+        config.model = {"family": "cogvideox", "latent_channels": 4, "blocks": 1, "widths": (4, 4, 4), "groups": 2}
+        config.model.dtype = "float32"
+    built = systems.create(config)
+    with nnx.use_eager_sharding(False):
+        made = built.init(nnx.Rngs(0))
+    video = np.random.default_rng(0).integers(0, 256, (13, 8, 8, 3), np.uint8)
+    assert np.isfinite(
+        jax.jit(built.loss, compiler_options=FAST_COMPILE)(made, {"video": video[None]}, jax.random.key(0))[0]
+    )
+    assert evaluation.reconstructor(made)(video).shape == video.shape
+
+
 # Training on meshes
 
 

@@ -29,7 +29,7 @@ def reconstructor(model: network.VideoAutoencoder) -> Reconstruct:
 
     @nnx.jit
     def run(model: network.VideoAutoencoder, video: Any) -> jax.Array:
-        return linear.to_uint8(model.decode(model.encode(video)))
+        return linear.to_uint8(model.decode(model.encode(video))[:, -video.shape[1] :])
 
     return lambda video: np.asarray(run(model, video[None]))[0]
 
