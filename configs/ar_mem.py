@@ -101,7 +101,7 @@ def _tiny() -> ml_collections.ConfigDict:
     # only times close to pure noise teach the layout of a scene.
     config.loss = {"shift": 10.0, "weighting": "logit_normal", "memory_times": (1, 400)}
     config.checkpoint = {"interval": 100, "max_to_keep": 2, "step": -1}
-    config.log = {"interval": 10}
+    config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
         "rollout": {"mode": "autoregressive", "num_steps": 4, "shift": 10.0, "guidance": 1.0},
         # What a latent of the rooms' walks is, so that a pose string moves as the training data did.
@@ -229,7 +229,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "memory_times": (16, 500),
     }
     config.checkpoint = {"interval": 500, "max_to_keep": 3, "step": -1}
-    config.log = {"interval": 10}
+    config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample.rollout = {
         "mode": "autoregressive",
         "num_steps": 50,

@@ -72,7 +72,7 @@ def _tiny() -> ml_collections.ConfigDict:
     }
     config.loss = {"gradient": 1.0, "kl": 1e-6}
     config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
-    config.log = {"interval": 10}
+    config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {"clips": 3, "frames": 17}
     return config
 

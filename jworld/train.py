@@ -7,7 +7,7 @@ import math
 import pathlib
 import shutil
 import sys
-import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,12 +20,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from jworld import compilation, errors, hardware, rollouts, runs, systems
 from jworld import config as run_config
-from jworld import errors, rollouts, runs, systems
 from jworld.data import pipeline, records
 from jworld.parallel import axes, startup
 from jworld.parallel import mesh as mesh_lib
-from jworld.training import checkpoints, metrics, optimizers, preemption, step
+from jworld.training import checkpoints, metrics, optimizers, preemption, profiling, rates, step, watchdog
 from jworld.training import state as train_state
 
 _CONFIG = run_config.define_flag()
@@ -41,6 +41,14 @@ _PROCESS_ID = flags.DEFINE_integer("process-id", None, "Of several processes: wh
 _DRY_RUN = flags.DEFINE_bool(
     "dry-run", False, "Build everything abstractly, print parameters, batch and mesh, and stop."
 )
+_PROFILE = flags.DEFINE_string(
+    "profile", "", "Steps to trace, first:last, such as 10:15; the trace goes to <workdir>/profile for XProf."
+)
+_CACHE = flags.DEFINE_string(
+    "compilation-cache",
+    "",
+    "Folder of compiled programs, or off; default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/jworld/compilation.",
+)
 
 #: A resumed run may have other values here: they do not change what is computed.
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "sample.", "data.threads", "data.prefetch", "model.remat")
@@ -54,13 +62,27 @@ def main(argv: list[str] | None = None) -> None:
         sys.argv if argv is None else argv,
         _CONFIG,
         description=str(__doc__),
-        names=("config", "workdir", "overwrite", "dry-run", "coordinator", "num-processes", "process-id"),
+        names=(
+            "config",
+            "workdir",
+            "overwrite",
+            "dry-run",
+            "profile",
+            "compilation-cache",
+            "coordinator",
+            "num-processes",
+            "process-id",
+        ),
     )
+    compilation.use_cache(_CACHE.value)
     system = systems.create(config)
     spec = system.batch_spec(config.global_batch)
     optimizer = optimizers.make_optimizer(
         run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
     )
+    # Mistakes in these are told before any device is touched.
+    log_config(config)
+    profiling.parse_steps(_PROFILE.value)
     if _DRY_RUN.value:
         describe(config, system, spec, optimizer)
         return
@@ -196,23 +218,15 @@ def train(
     )
     first = int(state.step)
     key = jax.random.key(config.seed)
-    log = metrics.ProgressLog(
-        workdir,
-        start_step=first,
-        steps=config.steps,
-        log_every=config.log.interval,
-        batch_size=config.global_batch,
-        skip_limit=optimizer.config.skip_limit,
-        console=console,
-    )
-    with manager, log, preemption.Preemption() as stop, jax.set_mesh(mesh):
+    watch = watchdog.Watchdog(log_config(config).watchdog_minutes)
+    log = open_log(config, system, optimizer, mesh, workdir, start_step=first, on_step=watch.beat)
+    with watch, manager, log, preemption.Preemption() as stop, jax.set_mesh(mesh):
         for number in range(first + 1, config.steps + 1):
-            began = time.perf_counter()
-            batch = next(dataset)
-            waited = time.perf_counter() - began
+            with log.waiting(number):
+                batch = next(dataset)
             indices = batch.pop("index")
             state, values = train_step(state, to_devices(batch, spec, batch_shardings), key)
-            log.step(number, values, indices=indices, wait_seconds=waited)
+            log.step(number, values, indices=indices)
             stopped = stop.reached(number)
             last = number == config.steps or stopped
             if last or manager.due(number):
@@ -221,8 +235,44 @@ def train(
                 manager.wait()
                 log.message(f"stopped after step {number} as asked; the same command resumes there")
                 return number == config.steps
-    console.print(f"trained {config.steps} steps; checkpoints, logs and config are in {workdir}")
+    log.message(f"trained {config.steps} steps, {log.summary}; checkpoints, logs and config are in {workdir}")
     return True
+
+
+def log_config(config: ml_collections.ConfigDict) -> metrics.LogConfig:
+    return run_config.section(metrics.LogConfig, config.log, "log")
+
+
+def open_log(
+    config: ml_collections.ConfigDict,
+    system: Any,
+    optimizer: optimizers.Optimizer,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    *,
+    start_step: int,
+    on_step: Callable[[], None],
+) -> metrics.ProgressLog:
+    """The log of this launch; `on_step` is called when a step has ended on the device."""
+    chip, batch = hardware.of_device(mesh.devices.flat[0]), config.global_batch
+    work = rates.Work(
+        examples=batch,
+        tokens=system.step_tokens(batch),
+        flops=system.step_flops(batch),
+        peak_flops=chip.flops * mesh.size if chip else None,
+    )
+    return metrics.ProgressLog(
+        workdir,
+        start_step=start_step,
+        steps=config.steps,
+        log=log_config(config),
+        work=work,
+        skip_limit=optimizer.config.skip_limit,
+        profile=profiling.parse_steps(_PROFILE.value),
+        on_step=on_step,
+        config=config.to_dict(),
+        console=console,
+    )
 
 
 def start(

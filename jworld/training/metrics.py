@@ -1,23 +1,49 @@
-"""The run's log: a progress line, `metrics.jsonl`, TensorBoard, and the report of skipped steps."""
+"""The run's log: a progress line, a row of metrics for the writers, and the report of skipped steps."""
 
+import contextlib
 import dataclasses
 import datetime
-import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import rich.console
 import rich.progress
-import tensorboardX
 
-from jworld import errors
+import jworld
+from jworld import compilation, errors
+from jworld.training import goodput, profiling, rates, writers
+from jworld.training.clock import StepClock, StepTime
 
-FILE = "metrics.jsonl"
+FILE = writers.FILE
+read = writers.read
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Values of `config.log`.
+
+    Attributes:
+      interval: steps between two lines.
+      watchdog_minutes: a launch in which no step ends for so long prints all stacks and ends; 0: never.
+      wandb: "off", "offline" (kept in the run's folder for `wandb sync`) or "online".
+    """
+
+    interval: int = 10
+    watchdog_minutes: float = 30.0
+    wandb: writers.WandbMode = "off"
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise ValueError(f"interval is {self.interval}, expected at least 1")
+        if self.watchdog_minutes < 0:
+            raise ValueError(f"watchdog_minutes is {self.watchdog_minutes:g}, expected 0 (off) or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +54,7 @@ class _Pending:
     metrics: Mapping[str, jax.Array]
     indices: np.ndarray | None
     wait_seconds: float
-
-
-def _resume_file(path: pathlib.Path, start_step: int) -> None:
-    """Drop the lines after `start_step`, and a last line that a killed run left half-written."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= start_step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    is_first: bool  # of this launch
 
 
 def _json_number(value: Any) -> int | float | None:
@@ -51,7 +64,7 @@ def _json_number(value: Any) -> int | float | None:
 
 
 class ProgressLog:
-    """Log of one run, fed with every step; it fetches metrics from the device only every `log_every` steps.
+    """Log of one run, fed with every step; it fetches metrics from the device only every `log.interval` steps.
 
     Prints and writes on the first process alone: a live line where stdout is a terminal, plain lines elsewhere.
     """
@@ -62,32 +75,51 @@ class ProgressLog:
         *,
         start_step: int,
         steps: int,
-        log_every: int,
-        batch_size: int,
+        log: LogConfig,
+        work: rates.Work,
         skip_limit: int = 0,
+        profile: range = range(0),
+        on_step: Callable[[], None] = lambda: None,
+        config: Mapping[str, Any] | None = None,
         console: rich.console.Console | None = None,
     ) -> None:
-        """Log steps `start_step + 1` to `steps`; lines of an earlier run after `start_step` are dropped."""
-        self._steps, self._log_every = steps, log_every
-        self._batch_size, self._skip_limit = batch_size, skip_limit
+        """Log steps `start_step + 1` to `steps`; lines of an earlier launch after `start_step` are dropped.
+
+        Args:
+          work: what a step does.
+          profile: steps to trace.
+          on_step: called by another thread when a step has ended on the device.
+          config: of the run, for W&B.
+        """
+        self._steps, self._interval, self._work, self._skip_limit = steps, log.interval, work, skip_limit
         self._pending: list[_Pending] = []
-        self._compiled = False
-        self._untimed = 0  # steps since the last line that its duration leaves out
-        self._begin = time.perf_counter()
+        self._last_metrics: Mapping[str, jax.Array] = {}
+        self._profile = profiling.Profile(workdir, profile, start_step=start_step, last_step=steps)
         self._console = console or rich.console.Console()
         self._writes = jax.process_index() == 0
         self._live: rich.progress.Progress | None = None
-        if not self._writes:
-            return
+        self._writers: list[writers.Writer] = []
+        if self._writes:
+            self._open(workdir, start_step, log, config or {})
+        self._clock = StepClock(on_step)
+        self._cache_reads: compilation.CacheReads | None = compilation.CacheReads()
+        self._begin = self._dispatched = time.perf_counter()
+        self._waited = 0.0
+
+    def _open(self, workdir: pathlib.Path, start_step: int, log: LogConfig, config: Mapping[str, Any]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
-        _resume_file(workdir / FILE, start_step)
-        self._file = (workdir / FILE).open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        done = goodput.productive_seconds(read(workdir), start_step)
+        self._goodput = goodput.Goodput(workdir, launched=jworld.LAUNCHED, productive_seconds=done)
+        self._goodput.save(start_step)
+        if log.wandb != "off":
+            first = self._goodput.first_launch
+            self._writers.append(writers.WeightsAndBiases(workdir, log.wandb, first_launch=first, config=config))
+        self._writers += [writers.JsonLines(workdir, start_step), writers.TensorBoard(workdir, start_step)]
         if self._console.is_terminal:
             self._live = rich.progress.Progress(
                 rich.progress.BarColumn(20), rich.progress.TextColumn("{task.description}"), console=self._console
             )
-            self._task = self._live.add_task("", total=steps, completed=start_step)
+            self._task = self._live.add_task("", total=self._steps, completed=start_step)
             self._live.start()
 
     def __enter__(self) -> "ProgressLog":
@@ -101,62 +133,87 @@ class ProgressLog:
         if self._writes:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def step(
-        self,
-        step: int,
-        metrics: Mapping[str, jax.Array],
-        *,
-        indices: np.ndarray | None = None,
-        wait_seconds: float = 0.0,
-    ) -> None:
+    @contextlib.contextmanager
+    def waiting(self, step: int) -> Iterator[None]:
+        """Around what fetches the batch of a step, which is dispatched right after."""
+        self._profile.before(step, self._last_metrics)
+        began = time.perf_counter()
+        yield
+        self._dispatched = time.perf_counter()
+        self._waited = self._dispatched - began
+
+    def step(self, step: int, metrics: Mapping[str, jax.Array], *, indices: np.ndarray | None = None) -> None:
         """Note the step that was just dispatched; `step` counts from 1.
 
         Args:
           indices: [B] positions of the batch's records in their split, named if the step is skipped.
-          wait_seconds: how long the loop waited for the batch.
 
         Raises:
           UserError: `skip_limit` steps in a row were skipped.
         """
-        self._pending.append(_Pending(step, metrics, indices, wait_seconds))
-        due = step % self._log_every == 0 or step == self._steps
-        if not self._compiled:
-            # Once, so that no later step time has the compilation in it.
-            jax.block_until_ready(metrics)
-            self._compiled = True
-            now = time.perf_counter()
-            self.message(f"compiled in {now - self._begin:.1f} s")
-            if not due:
-                self._begin = now
-                self._untimed = 1
-        if due:
+        is_first = self._cache_reads is not None
+        self._pending.append(_Pending(step, metrics, indices, self._waited, is_first))
+        self._last_metrics = metrics
+        if is_first:
+            self._first_step(metrics)
+        else:
+            self._clock.add(metrics["loss"], dispatched=self._dispatched)
+        if told := self._profile.after(step, metrics):
+            self.message(told)
+        if step % self._interval == 0 or step == self._steps:
             self._flush()
+
+    def _first_step(self, metrics: Mapping[str, jax.Array]) -> None:
+        """Wait for it, once, so that no later step time has the compilation in it; say what the start took."""
+        assert self._cache_reads is not None
+        # The call that dispatched it came back when the program was compiled.
+        compiled = time.perf_counter()
+        self._clock.add(metrics["loss"], dispatched=compiled)
+        jax.block_until_ready(metrics)
+        self._begin = time.perf_counter()
+        compiling, step = compiled - self._dispatched, self._begin - compiled
+        total = time.time() - jworld.LAUNCHED
+        start = total - self._waited - compiling - step
+        read_back = " (read from the cache)" if self._cache_reads.all_read else ""
+        self.message(
+            f"first step after {total:.1f} s: start-up {start:.1f} s, first batch {self._waited:.1f} s, "
+            f"compilation {compiling:.1f} s{read_back}, step {step:.1f} s"
+        )
+        self._cache_reads.close()
+        self._cache_reads = None
 
     def close(self) -> None:
         """Log what is left and release the files."""
         try:
             self._flush()
         finally:
+            self._profile.close()
+            self._clock.close()
+            if self._cache_reads:
+                self._cache_reads.close()
             if self._live:
                 self._live.stop()
-            if self._writes:
-                self._file.close()
-                self._board.close()
+            for writer in self._writers:
+                writer.close()
 
     def _flush(self) -> None:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
         values = jax.device_get([dict(item.metrics) for item in pending])
+        times = self._clock.take()
         now = time.perf_counter()
-        elapsed, self._begin = max(now - self._begin, 1e-9), now
+        elapsed, self._begin = now - self._begin, now
         skipped = [i for i, value in enumerate(values) if value.get("skipped_in_row", 0) > 0]
         for i in skipped:
             self.message(
-                f"step {pending[i].step} skipped: gradient norm {float(values[i]['grad_norm']):.3g}, "
-                f"batch indices {_list(pending[i].indices)}"
+                f"step {pending[i].step} skipped: loss {float(values[i]['loss']):.3g}, gradient norm "
+                f"{float(values[i]['grad_norm']):.3g}, batch indices {_list(pending[i].indices)}"
             )
-        self._write(pending, values, elapsed)
+        if self._writes:
+            self._goodput.productive_seconds += sum(time.busy for i, time in enumerate(times) if i not in skipped)
+            self._write(pending, values, times, elapsed)
+            self._goodput.save(pending[-1].step)
         worst = max((int(values[i]["skipped_in_row"]) for i in skipped), default=0)
         if self._skip_limit and worst >= self._skip_limit:
             last = pending[skipped[-1]]
@@ -166,43 +223,45 @@ class ProgressLog:
                 "config.optimizer.learning_rate or raise config.optimizer.skip_norm, then run again"
             )
 
-    def _write(self, pending: list[_Pending], values: list[dict[str, Any]], elapsed: float) -> None:
-        if not self._writes:
-            return
-        step = pending[-1].step
-        row: dict[str, Any] = {"step": step} | {name: _json_number(x) for name, x in values[-1].items()}
+    def _write(
+        self, pending: list[_Pending], values: list[dict[str, Any]], times: list[StepTime], elapsed: float
+    ) -> None:
+        row: Row = {"step": pending[-1].step} | {name: _json_number(x) for name, x in values[-1].items()}
         good = [float(value["loss"]) for value in values if value.get("skipped_in_row", 0) == 0]
         row["loss_mean"] = _json_number(np.mean(good)) if good else None
-        timed, self._untimed = pending[self._untimed :] or pending, 0
-        row["step_seconds"] = elapsed / len(timed)
-        row["examples_per_second"] = self._batch_size * len(timed) / elapsed
-        row["data_wait"] = min(sum(item.wait_seconds for item in timed) / elapsed, 1.0)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            if name != "step" and value is not None:
-                self._board.add_scalar(name, value, step)
+        untimed = int(pending[0].is_first)
+        waits = [item.wait_seconds for item in pending[untimed:]]
+        row |= rates.of_interval(times[untimed:], waits, elapsed, self._work) | rates.device_memory()
+        row |= {"productive_seconds": self._goodput.productive_seconds, "goodput": self._goodput.share}
+        for writer in self._writers:
+            writer.write(row)
         line = self._line(row)
         if self._live:
-            self._live.update(self._task, completed=step, description=line)
+            self._live.update(self._task, completed=row["step"], description=line)
         else:
             self.message(line)
 
-    def _line(self, row: Mapping[str, Any]) -> str:
-        remaining = datetime.timedelta(seconds=round((self._steps - row["step"]) * row["step_seconds"]))
+    def _line(self, row: Row) -> str:
         shown = {name: "-" if row.get(name) is None else f"{row[name]:.4g}" for name in ("loss_mean", "grad_norm")}
-        skipped = f" | skipped {row['skipped']}" if row.get("skipped") else ""
-        return (
-            f"step {row['step']}/{self._steps} | loss {shown['loss_mean']} | grad norm {shown['grad_norm']} | "
-            f"{row['step_seconds']:.3f} s/step | {row['examples_per_second']:.1f} examples/s | "
-            f"data wait {100 * row['data_wait']:.1f}% | ETA {remaining}{skipped}"
-        )
+        parts = [f"step {row['step']}/{self._steps}", f"loss {shown['loss_mean']}", f"grad norm {shown['grad_norm']}"]
+        if "step_seconds" in row:
+            parts += [f"{row['step_seconds']:.3f} s/step", f"{row['examples_per_second']:.1f} examples/s"]
+            parts += [f"MFU {row['mfu']:.1%}"] if "mfu" in row else []
+            parts += [f"{row['memory_peak_bytes'] / 2**30:.1f} GiB"] if "memory_peak_bytes" in row else []
+            remaining = datetime.timedelta(seconds=round((self._steps - row["step"]) * row["step_seconds"]))
+            parts += [f"data wait {100 * row['data_wait']:.1f}%", f"ETA {remaining}"]
+        parts += [f"skipped {row['skipped']}"] if row.get("skipped") else []
+        return " | ".join(parts)
+
+    @property
+    def summary(self) -> str:
+        """How well the time since the first launch was spent; empty where this process does not write."""
+        if not self._writes:
+            return ""
+        count = self._goodput.launches
+        since = "its launch" if count == 1 else f"the first of {count} launches"
+        return f"goodput {self._goodput.share:.0%} since {since}"
 
 
 def _list(indices: np.ndarray | None) -> str:
     return "unknown" if indices is None else str(np.asarray(indices).tolist())
-
-
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, oldest first."""
-    return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]

@@ -101,8 +101,8 @@ def make_train_step(
     """The compiled `(state, batch, key) -> (state, metrics)`; the given state is consumed.
 
     `key` is the run's and never changes: the step folds its own number into it, so a resumed run draws the same
-    noise. Call it under `jax.set_mesh(mesh)`. A step whose global gradient norm is not finite, or reaches
-    `skip_norm`, changes nothing but the counters. Metrics are float32 scalars on the device (counters int32):
+    noise. Call it under `jax.set_mesh(mesh)`. A step whose loss or global gradient norm is not finite, or whose norm
+    reaches `skip_norm`, changes nothing but the counters. Metrics are float32 scalars on the device (counters int32):
     loss, grad_norm (before clipping), learning_rate, skipped, skipped_in_row, and the loss's own.
     """
     config = optimizer.config
@@ -120,8 +120,10 @@ def make_train_step(
         (loss, own_metrics), grads = grad_fn(state.params, state.frozen, batch, key)
         norm = optax.global_norm(grads)
         learning_rate = optimizer.schedule(state.step - state.skipped)
-        # A comparison with NaN is false: NaN, infinity and the ceiling itself all skip.
-        new = jax.lax.cond(norm < ceiling, lambda s: _update(s, grads, norm, optimizer), _skip, state)
+        # A comparison with NaN is false: NaN, infinity and the ceiling itself all skip. A loss that is not finite skips
+        # too, though its gradient may be: a term that overflowed can be constant.
+        usable = (norm < ceiling) & jnp.isfinite(loss)
+        new = jax.lax.cond(usable, lambda s: _update(s, grads, norm, optimizer), _skip, state)
         new = new.replace(step=state.step + 1)
         metrics = own_metrics | {
             "loss": loss,

@@ -1,7 +1,11 @@
 """The progress log: what it prints, what it keeps over a resume, what it says of skipped steps."""
 
 import io
+import json
 import pathlib
+import sys
+import time
+import types
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +14,7 @@ import pytest
 import rich.console
 
 from jworld import errors
-from jworld.training import metrics
+from jworld.training import goodput, metrics, rates
 
 
 def values(loss: float, *, skipped: int = 0, in_row: int = 0, norm: float = 0.5) -> dict[str, Any]:
@@ -28,7 +32,13 @@ def make_log(
 ) -> tuple[metrics.ProgressLog, io.StringIO]:
     text = io.StringIO()
     console = rich.console.Console(file=text, width=200, force_terminal=terminal)
-    arguments: dict[str, Any] = {"start_step": 0, "steps": 6, "log_every": 2, "batch_size": 8} | options
+    arguments: dict[str, Any] = {
+        "start_step": 0,
+        "steps": 6,
+        "log": metrics.LogConfig(interval=2),
+        "work": rates.Work(examples=8, tokens=320, flops=1e6, peak_flops=1e9),
+    }
+    arguments |= options
     return metrics.ProgressLog(workdir, console=console, **arguments), text
 
 
@@ -36,15 +46,24 @@ def test_plain_lines_and_json_lines(tmp_path: pathlib.Path) -> None:
     log, text = make_log(tmp_path, steps=5)
     with log:
         for step in range(1, 6):
-            log.step(step, values(step), wait_seconds=1e-9)
+            with log.waiting(step):
+                pass
+            log.step(step, values(step))
     lines = text.getvalue().splitlines()
-    assert lines[0].startswith("compiled in ")
+    assert lines[0].startswith("first step after ")
+    for word in ("start-up", "first batch", "compilation", "step"):
+        assert word in lines[0]
     assert [line.split(" | ")[0] for line in lines[1:]] == ["step 2/5", "step 4/5", "step 5/5"]
-    for word in ("loss 1.5", "grad norm 0.5", "s/step", "examples/s", "data wait 0.0%", "ETA 0:00:00"):
+    for word in ("loss 1.5", "grad norm 0.5", "s/step", "examples/s", "MFU", "data wait", "ETA 0:00:00"):
         assert word in lines[1]
     rows = metrics.read(tmp_path)
     assert [(row["step"], row["loss"], row["loss_mean"]) for row in rows] == [(2, 2, 1.5), (4, 4, 3.5), (5, 5, 5)]
     assert rows[0]["learning_rate"] == pytest.approx(1e-3)
+    for row in rows:
+        seconds = row["step_seconds"]
+        assert row["examples_per_second"] == pytest.approx(8 / seconds)
+        assert row["tokens_per_second"] == pytest.approx(320 / seconds)
+        assert row["mfu"] == pytest.approx(1e6 / seconds / 1e9)
     assert list((tmp_path / "tensorboard").iterdir())
 
 
@@ -79,7 +98,7 @@ def test_skipped_steps_are_reported_with_their_batches(tmp_path: pathlib.Path) -
         log.step(2, values(np.nan, skipped=1, in_row=1, norm=np.nan), indices=np.array([3, 4]))
         log.step(3, values(2.0, skipped=1), indices=np.array([5, 6]))
         log.step(4, values(3.0, skipped=1), indices=np.array([7, 8]))
-    assert "step 2 skipped: gradient norm nan, batch indices [3, 4]" in text.getvalue()
+    assert "step 2 skipped: loss nan, gradient norm nan, batch indices [3, 4]" in text.getvalue()
     assert "skipped 1" in text.getvalue()
     first, second = metrics.read(tmp_path)
     assert (first["loss"], first["loss_mean"], first["skipped"]) == (None, 1.0, 1)
@@ -100,7 +119,80 @@ def test_metrics_stay_on_the_device_between_lines(tmp_path: pathlib.Path, monkey
     fetched = []
     honest = metrics.jax.device_get
     monkeypatch.setattr(metrics.jax, "device_get", lambda tree: (fetched.append(len(tree)), honest(tree))[1])
-    with make_log(tmp_path, steps=10, log_every=5)[0] as log:
+    with make_log(tmp_path, steps=10, log=metrics.LogConfig(interval=5))[0] as log:
         for step in range(1, 11):
             log.step(step, values(step))
     assert fetched == [5, 5]
+
+
+def test_a_line_of_the_first_step_alone_has_no_speed(tmp_path: pathlib.Path) -> None:
+    log, text = make_log(tmp_path, log=metrics.LogConfig(interval=1))
+    with log:
+        for step in (1, 2):
+            log.step(step, values(step))
+    first, second = metrics.read(tmp_path)
+    assert "step_seconds" not in first
+    assert "s/step" not in text.getvalue().splitlines()[1]
+    assert second["step_seconds"] > 0
+
+
+def test_goodput_counts_a_step_once_however_often_it_was_made(tmp_path: pathlib.Path) -> None:
+    """Two launches: the second begins after step 3, so what the first did after it is lost."""
+
+    def launch(start: int, steps: int) -> None:
+        with make_log(tmp_path, start_step=start, steps=steps)[0] as log:
+            for step in range(start + 1, steps + 1):
+                with log.waiting(step):
+                    pass
+                time.sleep(0.01)
+                log.step(step, values(step, skipped=int(step == 2), in_row=int(step == 2)))
+
+    launch(0, 6)
+    before = json.loads((tmp_path / goodput.FILE).read_text())
+    kept = goodput.productive_seconds(metrics.read(tmp_path), 3)
+    assert 0.015 < kept < before["productive_seconds"]
+    launch(3, 8)
+    after = json.loads((tmp_path / goodput.FILE).read_text())
+    assert (before["launches"], after["launches"], after["step"]) == (1, 2, 8)
+    assert after["first_launch"] == before["first_launch"]
+    assert after["productive_seconds"] >= kept + 4 * 0.01
+    assert after["goodput"] == pytest.approx(after["productive_seconds"] / after["elapsed_seconds"])
+    rows = [row["productive_seconds"] for row in metrics.read(tmp_path)]
+    assert rows == sorted(rows)
+    assert rows[-1] == after["productive_seconds"]
+
+
+def test_productive_seconds_between_two_lines() -> None:
+    rows = [{"step": 4, "productive_seconds": 2.0}, {"step": 8, "productive_seconds": 6.0}, {"step": 9}]
+    found = [goodput.productive_seconds(rows, step) for step in (0, 2, 4, 5, 8, 20)]
+    assert found == [0, 1, 2, 3, 6, 6]
+    assert goodput.productive_seconds([], 5) == 0
+
+
+def test_weights_and_biases_get_every_line(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    run = types.SimpleNamespace(
+        define_metric=lambda *names, **options: calls.append((names, options)),
+        log=lambda row: calls.append(row),
+        finish=lambda: calls.append("finish"),
+    )
+    options: list[dict[str, Any]] = []
+    monkeypatch.setitem(
+        sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: (options.append(given), run)[1])
+    )
+    settings = metrics.LogConfig(interval=2, wandb="offline")
+    for start in (0, 2):
+        with make_log(tmp_path, log=settings, start_step=start, steps=4, config={"seed": 1})[0] as log:
+            for step in range(start + 1, 5):
+                log.step(step, values(step if step < 4 else np.nan))
+    assert calls[0] == (("*",), {"step_metric": "step"})
+    assert [(row["step"], row.get("loss")) for row in calls if isinstance(row, dict)] == [(2, 2), (4, None), (4, None)]
+    assert calls[-1] == "finish"
+    assert (options[0]["mode"], options[0]["config"], options[0]["name"]) == ("offline", {"seed": 1}, tmp_path.name)
+    assert options[0]["id"] == options[1]["id"]
+
+
+def test_a_missing_wandb_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(errors.UserError, match=r"config\.log\.wandb is 'online' but the package wandb is missing: pip"):
+        make_log(tmp_path, log=metrics.LogConfig(wandb="online"))

@@ -57,6 +57,20 @@ def test_a_bad_gradient_leaves_everything_but_the_counters(bad: float) -> None:
     assert (int(run.state.step), int(run.state.skipped), int(run.state.skipped_in_row)) == (4, 2, 0)
 
 
+def test_a_loss_that_is_not_finite_skips_though_its_gradient_is() -> None:
+    def loss(model: nnx.Module, batch: Any, key: jax.Array) -> Any:
+        value, metrics = toy.loss(model, batch, key)
+        return value + jnp.where(batch["scale"][0] > 1, jnp.nan, 0.0), metrics
+
+    run = toy.Run(loss=loss)
+    before = jax.tree.map(np.asarray, run.state.params)
+    metrics = run.step(scale=2.0)
+    assert np.isnan(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert int(metrics["skipped_in_row"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, run.state.params))
+
+
 def test_accumulation_equals_the_large_batch() -> None:
     runs = [toy.Run(name="adamw", accumulate=count, clip_norm=1.0, mesh=(2, 2, 2)) for count in (1, 2)]
     for _ in range(3):

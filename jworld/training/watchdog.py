@@ -1,0 +1,68 @@
+"""A step that hangs ends the process, so that a scheduler can restart it, and says where every thread stood."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from typing import Any, TextIO
+
+from jworld import errors
+
+#: Seconds after which C code ends a process whose threads cannot run Python any more.
+_GRACE = 30.0
+
+
+class Watchdog:
+    """A context that must hear `beat` at least every `minutes`; otherwise it prints all stacks and ends the process.
+
+    0 minutes turn it off. A second timer inside `faulthandler` needs no interpreter lock: it ends the process, with
+    exit code 1, even when a call that never returns holds that lock.
+    """
+
+    def __init__(self, minutes: float, *, file: TextIO | None = None) -> None:
+        """`file` has a descriptor; stderr by default."""
+        self._seconds = 60.0 * minutes
+        self._file = file or sys.stderr
+        self._last = time.monotonic()
+        self._beats = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._last = time.monotonic()
+        if self._seconds:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._done.set()
+        if self._seconds:
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
+
+    def beat(self) -> None:
+        """Something was done."""
+        self._last = time.monotonic()
+        self._beats += 1
+
+    def _watch(self) -> None:
+        while (left := self._last + self._seconds - time.monotonic()) > 0:
+            faulthandler.dump_traceback_later(left + _GRACE, exit=True, file=self._file)
+            # Often enough that the timer in C is never more than a quarter ahead of the beats.
+            if self._done.wait(min(left, self._seconds / 4)):
+                return
+        self._bark()
+
+    def _bark(self) -> None:
+        where = f"after {self._beats} steps" if self._beats else "the first step never ended"
+        print(
+            f"error: no step ended for {self._seconds / 60:g} minutes ({where} of this launch); the stack of every "
+            "thread follows. Run the same command again to resume; raise config.log.watchdog_minutes if steps or the "
+            "compilation take that long",
+            file=self._file,
+            flush=True,
+        )
+        faulthandler.dump_traceback(file=self._file, all_threads=True)
+        self._file.flush()
+        os._exit(errors.RESTART)

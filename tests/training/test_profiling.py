@@ -1,0 +1,38 @@
+"""Traces of chosen steps."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jworld import errors
+from jworld.training import profiling
+
+
+def test_steps_are_named_as_first_and_last() -> None:
+    assert profiling.parse_steps("10:15") == range(10, 16)
+    assert not profiling.parse_steps("")
+    for text in ("10", "0:3", "5:4", "a:b", "1:2:3"):
+        with pytest.raises(errors.UserError, match="expected first:last"):
+            profiling.parse_steps(text)
+
+
+def test_a_trace_of_some_steps(tmp_path: pathlib.Path) -> None:
+    profile = profiling.Profile(tmp_path, range(2, 4), start_step=0, last_step=9)
+    step = jax.jit(lambda x: x + 1)
+    x, told = jnp.zeros(()), []
+    for number in range(1, 6):
+        profile.before(number, x)
+        assert profile._running == (number in (2, 3))
+        x = step(x)
+        told.append(profile.after(number, x))
+    assert told[:2] == told[3:] == ["", ""]
+    assert f"profile of steps 2 to 3 is in {tmp_path / 'profile'}" in told[2]
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_steps_that_this_launch_does_not_make_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.UserError, match="--profile is 2:4, but this launch makes the steps 11 to 20"):
+        profiling.Profile(tmp_path, range(2, 5), start_step=10, last_step=20)
+    profiling.Profile(tmp_path, range(2, 12), start_step=10, last_step=20).close()
