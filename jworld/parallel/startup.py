@@ -35,6 +35,8 @@ def find(
       UserError: a part of what is needed is missing or impossible.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator and ":" not in coordinator and (port := os.environ.get("JAX_COORDINATOR_PORT")):
+        coordinator = f"{coordinator}:{port}"
     num_processes = _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     process_id = _number("JAX_PROCESS_ID") if process_id is None else process_id
     if num_processes == 1:

@@ -57,6 +57,8 @@ class Checkpoints:
         if not create and not self.directory.is_dir():
             raise errors.UserError(f"there are no checkpoints: the folder {directory} does not exist; train first")
         storage.install()
+        # Asked before the manager is made, where processes wait for each other: later, one may see what another writes.
+        self._frozen_saved = self._frozen_complete()
         # Only a writer may clean up: a reader would take away what a run beside it is writing.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=max_to_keep, create=create, cleanup_tmp_directories=create, enable_async_checkpointing=True
@@ -96,7 +98,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items, frozen = _items(state), state.frozen
-        with_frozen = bool(jax.tree.leaves(frozen)) and not self._frozen_complete()
+        with_frozen = bool(jax.tree.leaves(frozen)) and not self._frozen_saved
         self._require_space(step, [items, frozen] if with_frozen else [items])
         with self._disk_errors(step):
             if with_frozen:
@@ -239,10 +241,8 @@ class Checkpoints:
             self._restored = None
 
     def _frozen_complete(self) -> bool:
-        if not (self.directory / FROZEN).is_dir():
-            return False
-        with ocp.CheckpointManager(self.directory / FROZEN, options=_READING) as manager:
-            return bool(manager.all_steps())
+        path = self.directory / FROZEN / "0"
+        return path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
 
     def _save_frozen(self, frozen: nnx.State) -> None:
         options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
@@ -251,6 +251,7 @@ class Checkpoints:
                 state=ocp.args.StandardSave(frozen), checksums=ocp.args.JsonSave(checksums.tree_checksums(frozen))
             )
             manager.save(0, args=args)
+        self._frozen_saved = True
 
     def _require_space(self, step: int, trees: list[Any]) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))

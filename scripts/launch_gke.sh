@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Trains on a GKE cluster that XPK made, TPUs or GPUs, from a container image.
+set -euo pipefail
+# shellcheck source=scripts/quote.sh
+source "$(dirname "$0")/quote.sh"
+
+usage() {
+  cat <<EOF
+usage: $0 --cluster C --zone Z --project P --workload NAME --image IMAGE (--tpu-type T | --device-type T) [options]
+          -- TRAIN-ARGUMENTS
+Submits python -m jworld.train as an XPK workload. The image is built from Containerfile.
+
+  --tpu-type T        slice, such as v5p-128 or v6e-256
+  --device-type T     GPU nodes instead, such as h100-80gb-8
+  --slices N          TPU slices (default: 1)
+  --nodes N           GPU nodes (default: 1)
+  --storage NAME      storage that xpk attached to the cluster, where data and --workdir lie
+  --restarts N        starts after an interruption (default: 50)
+  --grace N           seconds between the notice of a preemption and the end (default: 120)
+  --dry-run           print the command and stop
+
+example: $0 --cluster c --zone us-east5-a --project p --workload ar-8b --image gcr.io/p/jworld:tpu --tpu-type v5p-128 \\
+           --storage bucket -- --config=configs/ar_mem.py:8b --workdir=/bucket/runs/8b
+EOF
+}
+
+cluster='' zone='' project='' workload='' image='' device=() slices=1 nodes=1 storage='' restarts=50 grace=120 dry=''
+while (($#)); do
+  case $1 in
+    --cluster) cluster=$2 && shift 2 ;;
+    --zone) zone=$2 && shift 2 ;;
+    --project) project=$2 && shift 2 ;;
+    --workload) workload=$2 && shift 2 ;;
+    --image) image=$2 && shift 2 ;;
+    --tpu-type | --device-type) device=("$1=$2") && shift 2 ;;
+    --slices) slices=$2 && shift 2 ;;
+    --nodes) nodes=$2 && shift 2 ;;
+    --storage) storage=$2 && shift 2 ;;
+    --restarts) restarts=$2 && shift 2 ;;
+    --grace) grace=$2 && shift 2 ;;
+    --dry-run) dry=1 && shift ;;
+    --help) usage && exit 0 ;;
+    --) shift && break ;;
+    *) echo "error: $1 is no option; see $0 --help" >&2 && exit 2 ;;
+  esac
+done
+if [[ -z $cluster || -z $zone || -z $project || -z $workload || -z $image || ${#device[@]} -eq 0 || $# -eq 0 ]]; then
+  echo "error: cluster, zone, project, workload, image, a type of device and, after --, the arguments of jworld.train" \
+    "are needed; see $0 --help" >&2
+  exit 2
+fi
+
+# exec: xpk passes SIGTERM to the shell that it starts, so the program must take that shell's place.
+train="exec python -m jworld.train $(quote "$@")"
+if [[ ${device[0]} == --device-type=* ]]; then
+  train+=" --num-processes=\$NNODES --process-id=\$NODE_RANK"
+  device+=("--num-nodes=$nodes")
+else
+  device+=("--num-slices=$slices")
+fi
+# 75 is the exit code of a run that was cut short; xpk knows 42 and 127 to 255 by itself.
+command=(xpk workload create "--cluster=$cluster" "--zone=$zone" "--project=$project" "--workload=$workload"
+  "--docker-image=$image" "${device[@]}" ${storage:+"--storage=$storage"} "--max-restarts=$restarts"
+  --restart-on-exit-codes=75 "--termination-grace-period-seconds=$grace" "--command=$train")
+if [[ -n $dry ]]; then
+  quote "${command[@]}"
+  exit 0
+fi
+"${command[@]}"
+echo "log of process 0: kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=$workload,batch.kubernetes.io/job-completion-index=0"

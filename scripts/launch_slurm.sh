@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Trains on GPU nodes under SLURM: one process per GPU, which JAX finds by SLURM's own variables.
+set -euo pipefail
+# shellcheck source=scripts/quote.sh
+source "$(dirname "$0")/quote.sh"
+
+usage() {
+  cat <<EOF
+usage: $0 [options] -- TRAIN-ARGUMENTS
+Submits python -m jworld.train to SLURM, in this folder, which all nodes must see.
+
+  --nodes N           nodes (default: 1)
+  --gpus N            GPUs of each node (default: 8)
+  --cpus N            cores for each GPU (default: 8)
+  --time T            time limit (default: 1-00:00:00); two minutes before it the run saves and is queued again
+  --sbatch "ARGS"     further options of sbatch, such as "--partition=gpu --account=me"
+  --python FILE       interpreter (default: .venv/bin/python)
+  --restarts N        how often the job queues itself again (default: 20)
+  --logs DIR          files <job>.out and <job>-<process>.log (default: logs)
+  --dry-run           print the batch script and stop
+
+example: $0 --nodes 4 --sbatch "--partition=h100" -- --config=configs/ar_mem.py:8b --workdir=/shared/runs/8b
+EOF
+}
+
+nodes=1 gpus=8 cpus=8 time=1-00:00:00 extra='' python=.venv/bin/python restarts=20 logs=logs dry=''
+while (($#)); do
+  case $1 in
+    --nodes) nodes=$2 && shift 2 ;;
+    --gpus) gpus=$2 && shift 2 ;;
+    --cpus) cpus=$2 && shift 2 ;;
+    --time) time=$2 && shift 2 ;;
+    --sbatch) extra=$2 && shift 2 ;;
+    --python) python=$2 && shift 2 ;;
+    --restarts) restarts=$2 && shift 2 ;;
+    --logs) logs=$2 && shift 2 ;;
+    --dry-run) dry=1 && shift ;;
+    --help) usage && exit 0 ;;
+    --) shift && break ;;
+    *) echo "error: $1 is no option; see $0 --help" >&2 && exit 2 ;;
+  esac
+done
+if (($# == 0)); then
+  echo "error: the arguments of jworld.train are missing, after --; see $0 --help" >&2
+  exit 2
+fi
+
+# --signal reaches the processes, not this script; --open-mode keeps the log over a requeue; the exit codes that another
+# start cannot help are 0, 1 and 2.
+script=$(
+  cat <<EOF
+#!/bin/bash
+#SBATCH --job-name=jworld
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=$gpus
+#SBATCH --gpus-per-node=$gpus
+#SBATCH --cpus-per-task=$cpus
+#SBATCH --time=$time
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=$logs/%j.out
+export JWORLD_HOSTS=\$(scontrol show hostnames "\$SLURM_JOB_NODELIST" | paste -sd,)
+srun --kill-on-bad-exit=0 --cpus-per-task=$cpus --open-mode=append --output=$logs/%j-%t.log \\
+  $(quote "$python" -m jworld.train "$@")
+code=\$?
+echo "exit code \$code"
+case \$code in 0 | 1 | 2) exit \$code ;; esac
+if ((\${SLURM_RESTART_COUNT:-0} < $restarts)); then
+  scontrol requeue "\$SLURM_JOB_ID"
+fi
+exit \$code
+EOF
+)
+read -ra options <<<"$extra"
+if [[ -n $dry ]]; then
+  echo "mkdir -p $logs"
+  echo "sbatch${extra:+ $extra} <<'EOF'"
+  echo "$script"
+  echo EOF
+  exit 0
+fi
+mkdir -p "$logs"
+sbatch ${options[@]+"${options[@]}"} <<<"$script"
+echo "process 0's log: tail -F $logs/<job>-0.log"

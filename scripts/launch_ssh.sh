@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Trains on hosts that ssh reaches: one process each, all with the same folder and the same files.
+set -euo pipefail
+# shellcheck source=scripts/quote.sh
+source "$(dirname "$0")/quote.sh"
+
+usage() {
+  cat <<EOF
+usage: $0 --hosts A,B,... [options] -- TRAIN-ARGUMENTS
+Starts python -m jworld.train on every host; the first one coordinates.
+
+  --hosts A,B,...   hosts as ssh knows them; the others must reach the first under this name
+  --folder DIR      this project on every host (default: the current folder)
+  --python FILE     interpreter there, seen from the folder (default: .venv/bin/python)
+  --port N          free port of the first host (default: 8476)
+  --restarts N      starts after an interruption (default: 20)
+  --logs DIR        one file per host, on this machine (default: logs)
+  --dry-run         print the commands and stop
+Ctrl-C saves a checkpoint and ends the run. Exit code: the highest of the hosts'.
+
+example: $0 --hosts gpu1,gpu2 -- --config=configs/ar_mem.py:8b --workdir=/shared/runs/8b
+EOF
+}
+
+hosts='' folder=$PWD python=.venv/bin/python port=8476 restarts=20 logs=logs dry=''
+while (($#)); do
+  case $1 in
+    --hosts) hosts=$2 && shift 2 ;;
+    --folder) folder=$2 && shift 2 ;;
+    --python) python=$2 && shift 2 ;;
+    --port) port=$2 && shift 2 ;;
+    --restarts) restarts=$2 && shift 2 ;;
+    --logs) logs=$2 && shift 2 ;;
+    --dry-run) dry=1 && shift ;;
+    --help) usage && exit 0 ;;
+    --) shift && break ;;
+    *) echo "error: $1 is no option; see $0 --help" >&2 && exit 2 ;;
+  esac
+done
+if [[ -z $hosts || $# -eq 0 ]]; then
+  echo "error: --hosts and, after --, the arguments of jworld.train are needed; see $0 --help" >&2
+  exit 2
+fi
+
+IFS=, read -ra names <<<"$hosts"
+pid_file=/tmp/jworld-$port.pid
+pids=()
+# shellcheck disable=SC2329 # the trap calls it
+stop() {
+  for name in "${names[@]}"; do
+    # shellcheck disable=SC2029 # the file's name is known here
+    ssh "$name" "kill -TERM \$(cat $pid_file)" || true
+  done
+}
+[[ -n $dry ]] || { mkdir -p "$logs" && trap stop INT TERM; }
+for index in "${!names[@]}"; do
+  train=("$python" -m jworld.train "$@" "--coordinator=${names[0]}:$port" "--num-processes=${#names[@]}"
+    "--process-id=$index")
+  remote="cd $(quote "$folder") && echo \$\$ > $pid_file && export JWORLD_HOSTS=$hosts && "
+  remote+="exec scripts/run_until_done.sh $restarts $(quote "${train[@]}")"
+  if [[ -n $dry ]]; then
+    echo "$(quote ssh -o ServerAliveInterval=30 "${names[index]}" "$remote") >>$(quote "$logs/${names[index]}.log") 2>&1 &"
+  else
+    # shellcheck disable=SC2029
+    ssh -o ServerAliveInterval=30 "${names[index]}" "$remote" >>"$logs/${names[index]}.log" 2>&1 &
+    pids+=($!)
+  fi
+done
+[[ -z $dry ]] || exit 0
+echo "started on $hosts; the first host's log: tail -f $logs/${names[0]}.log"
+worst=0
+for pid in "${pids[@]}"; do
+  code=0
+  wait "$pid" || code=$?
+  while kill -0 "$pid" 2>/dev/null; do # a signal ended the wait
+    code=0
+    wait "$pid" || code=$?
+  done
+  ((code <= worst)) || worst=$code
+done
+echo "ended with exit code $worst; logs are in $logs"
+exit "$worst"

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Trains on all hosts of a TPU VM slice, from a container image that the hosts can pull.
+set -euo pipefail
+# shellcheck source=scripts/quote.sh
+source "$(dirname "$0")/quote.sh"
+
+usage() {
+  cat <<EOF
+usage: $0 --name TPU --zone Z --project P --image IMAGE [options] -- TRAIN-ARGUMENTS
+       $0 --name TPU --zone Z --project P --logs DIR
+       $0 --name TPU --zone Z --project P --stop
+Starts python -m jworld.train in a container on every host of the slice. The image is built from Containerfile.
+
+  --mount DIR      folder of the hosts that the container sees under the same name: a mounted bucket or file server
+                   with data and --workdir (default: /mnt/jworld)
+  --restarts N     starts after an interruption (default: 20)
+  --logs DIR       copy what every host printed to DIR, and stop
+  --stop           save a checkpoint and end the run
+  --dry-run        print the command and stop
+
+example: $0 --name pod --zone us-east5-a --project p --image gcr.io/p/jworld:tpu -- \\
+           --config=configs/ar_mem.py:8b --workdir=/mnt/jworld/runs/8b
+EOF
+}
+
+name='' zone='' project='' image='' mount=/mnt/jworld restarts=20 logs='' stop='' dry=''
+while (($#)); do
+  case $1 in
+    --name) name=$2 && shift 2 ;;
+    --zone) zone=$2 && shift 2 ;;
+    --project) project=$2 && shift 2 ;;
+    --image) image=$2 && shift 2 ;;
+    --mount) mount=$2 && shift 2 ;;
+    --restarts) restarts=$2 && shift 2 ;;
+    --logs) logs=$2 && shift 2 ;;
+    --stop) stop=1 && shift ;;
+    --dry-run) dry=1 && shift ;;
+    --help) usage && exit 0 ;;
+    --) shift && break ;;
+    *) echo "error: $1 is no option; see $0 --help" >&2 && exit 2 ;;
+  esac
+done
+if [[ -z $name || -z $zone || -z $project || (-z $logs && -z $stop && (-z $image || $# -eq 0)) ]]; then
+  echo "error: name, zone, project and image and, after --, the arguments of jworld.train are needed; see $0 --help" >&2
+  exit 2
+fi
+
+command=(gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" "--project=$project" --worker=all)
+if [[ -n $logs ]]; then
+  command+=("--output-directory=$logs" "--command=sudo docker logs --timestamps jworld 2>&1")
+elif [[ -n $stop ]]; then
+  command+=("--command=sudo docker stop --time 300 jworld")
+else
+  remote="sudo docker rm jworld 2>/dev/null; "
+  remote+="sudo docker run --detach --name jworld --net=host --privileged --stop-timeout=300 "
+  remote+="$(quote "--volume=$mount:$mount" "$image" scripts/run_until_done.sh "$restarts" python -m jworld.train "$@")"
+  command+=("--command=$remote")
+fi
+if [[ -n $dry ]]; then
+  [[ -z $logs ]] || echo "mkdir -p $logs"
+  quote "${command[@]}"
+  exit 0
+fi
+[[ -z $logs ]] || mkdir -p "$logs"
+"${command[@]}"
+if [[ -z $logs && -z $stop ]]; then
+  echo "follow process 0: gcloud compute tpus tpu-vm ssh $name --zone=$zone --project=$project" \
+    "--command='sudo docker logs --follow jworld'"
+fi

@@ -1,0 +1,184 @@
+"""`jworld.train` in two processes of 4 devices: the same parameters as one of 8, and an end in words when one dies."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jworld import errors, runs
+from jworld.training import checkpoints, metrics, optimizers
+from jworld.training import state as train_state
+
+HERE = pathlib.Path(__file__).parent
+sys.path.append(str(HERE.parent / "training"))
+
+import toy  # noqa: E402
+
+pytestmark = pytest.mark.e2e
+
+MESHES = {"rows": {"data": 2, "fsdp": 2, "sequence": 2}, "tokens": {"data": 1, "fsdp": 1, "sequence": 8}}
+
+
+def start(
+    folder: pathlib.Path, workdir: str, *extra: str, processes: int = 2, mesh: str = "rows", mistake: int | None = None
+) -> list[subprocess.Popen[str]]:
+    """Processes of one run with 8 devices together; what they print goes to files named after them."""
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    arguments = [
+        f"--config={HERE / 'toy_recipe.py'}",
+        f"--workdir={folder / workdir}",
+        f"--config.data.folder={folder / 'data'}",
+        *(f"--config.mesh.{name}={size}" for name, size in MESHES[mesh].items()),
+        *extra,
+    ]
+    started = []
+    for index in range(processes):
+        several = [f"--coordinator=localhost:{port}", f"--num-processes={processes}", f"--process-id={index}"]
+        command = [sys.executable, str(HERE / "toy_train.py"), *arguments, *(several if processes > 1 else [])]
+        with (folder / f"{workdir}.{index}").open("w") as output:
+            started.append(
+                subprocess.Popen(
+                    [*command, "--mistake"] if index == mistake else command,
+                    env=environment(8 // processes),
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+    return started
+
+
+def environment(devices: int) -> dict[str, str]:
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def finish(started: list[subprocess.Popen[str]], timeout: float = 300) -> list[int]:
+    """The exit codes; whatever still runs after `timeout` seconds is a failure."""
+    try:
+        return [process.wait(timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def printed(folder: pathlib.Path, workdir: str, index: int) -> str:
+    return (folder / f"{workdir}.{index}").read_text()
+
+
+def wait_for_step(folder: pathlib.Path, workdir: str, step: int) -> None:
+    deadline = time.monotonic() + 300
+    while f"step {step}/" not in printed(folder, workdir, 0):
+        assert time.monotonic() < deadline, printed(folder, workdir, 0)
+        time.sleep(0.05)
+
+
+def parameters(run: pathlib.Path, step: int) -> list[np.ndarray]:
+    """Trained, averaged and frozen parameters of a checkpoint, read on one device."""
+    optimizer = optimizers.make_optimizer(optimizers.OptimizerConfig(name="muon", ema_decay=0.9), steps=6)
+    _, abstract, _ = train_state.abstract_state(
+        lambda rngs: toy.Toy(toy.WIDTH, rngs=rngs),
+        trainable=train_state.path_filter("blocks/.*"),
+        optimizer=optimizer,
+        mesh=toy.make_mesh((1, 1, 1)),
+    )
+    state, _ = checkpoints.Checkpoints(run / runs.CHECKPOINTS, create=False).restore(abstract, step)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((state.params, state.ema, state.frozen))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def straight(folder: pathlib.Path) -> pathlib.Path:
+    """An uninterrupted run of two processes."""
+    codes = finish(start(folder, "straight"))
+    assert codes == [0, 0], printed(folder, "straight", 0) + printed(folder, "straight", 1)
+    return folder / "straight"
+
+
+@pytest.mark.parametrize("mesh", ["rows", "tokens"])
+def test_two_processes_train_what_one_does(folder: pathlib.Path, straight: pathlib.Path, mesh: str) -> None:
+    one = f"one-{mesh}"
+    assert finish(start(folder, one, processes=1, mesh=mesh)) == [0], printed(folder, one, 0)
+    if mesh != "rows":
+        straight = folder / f"two-{mesh}"
+        assert finish(start(folder, straight.name, mesh=mesh)) == [0, 0], printed(folder, straight.name, 0)
+    expected, found = parameters(folder / one, 6), parameters(straight, 6)
+    moved = [np.abs(a - b).max() for a, b in zip(expected, parameters(folder / one, 3), strict=True)]
+    assert max(moved) > 1e-3
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    losses = [[row["loss"] for row in metrics.read(run)] for run in (folder / one, straight)]
+    assert len(losses[1]) == 6
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_one_process_talks_and_writes(folder: pathlib.Path, straight: pathlib.Path) -> None:
+    assert "step 6/6" in printed(folder, "straight", 0)
+    assert "next: python -m jworld.evaluate" in printed(folder, "straight", 0)
+    spoken = [line for line in printed(folder, "straight", 1).splitlines() if not line.startswith("[Gloo]")]
+    assert spoken == []
+    assert len(list((straight / "tensorboard").iterdir())) == 1
+
+
+def test_kills_and_preemption_end_both_and_the_same_command_resumes(
+    folder: pathlib.Path, straight: pathlib.Path
+) -> None:
+    def interrupt(after: int, victim: int, kind: signal.Signals) -> str:
+        """Let a run come to a step, send one process a signal; -> what the other prints."""
+        started = start(folder, "rough", "--config.data.wait=0.5")
+        wait_for_step(folder, "rough", after)
+        began = time.monotonic()
+        started[victim].send_signal(kind)
+        codes = finish(started)
+        assert time.monotonic() - began < 60
+        expected = -signal.SIGKILL if kind == signal.SIGKILL else errors.RESTART
+        assert codes[victim] == expected
+        assert codes[1 - victim] == errors.RESTART, printed(folder, "rough", 1 - victim)
+        return printed(folder, "rough", 1 - victim)
+
+    host = re.escape(socket.gethostname())
+    assert re.search(rf"^error: process 1 \({host}\) ended without a word", interrupt(1, 1, signal.SIGKILL), re.M)
+    assert re.search(rf"^error: process 0 \({host}\) ended without a word", interrupt(4, 0, signal.SIGKILL), re.M)
+    stopped = interrupt(4, 1, signal.SIGTERM)
+    assert "resuming after step 3" in stopped
+    step = int(re.search(r"stopped after step (\d)", stopped)[1])
+    assert (folder / "rough" / runs.CHECKPOINTS / str(step)).is_dir()
+    assert finish(start(folder, "rough")) == [0, 0], printed(folder, "rough", 0)
+    assert f"resuming after step {step}" in printed(folder, "rough", 0)
+    for a, b in zip(parameters(straight, 6), parameters(folder / "rough", 6), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_damaged_checkpoint_is_refused_by_all(folder: pathlib.Path, straight: pathlib.Path) -> None:
+    shutil.copytree(straight, folder / "damaged")
+    blocks = [path for path in (folder / "damaged" / runs.CHECKPOINTS / "6" / "params").rglob("d/*") if path.is_file()]
+    largest = max(blocks, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert finish(start(folder, "damaged", "--config.steps=7")) == [errors.MISTAKE] * 2
+    for index in range(2):
+        told = re.findall(r"^error: .*", printed(folder, "damaged", index), re.M)
+        assert len(told) == 1
+        assert "checkpoint step 6" in told[0]
+        assert "--config.checkpoint.step=3" in told[0]
+
+
+def test_the_mistake_of_one_ends_all(folder: pathlib.Path) -> None:
+    assert finish(start(folder, "mistaken", mistake=1)) == [errors.MISTAKE] * 2
+    assert "error: this host is out of order" in printed(folder, "mistaken", 1)
+    assert re.search(r"^error: process 1 \(.*\): this host is out of order$", printed(folder, "mistaken", 0), re.M)
+    assert not (folder / "mistaken" / "config.json").exists()

@@ -1,0 +1,255 @@
+"""The launchers: what they print with --dry-run, and what they run where the real programs are stood in for."""
+
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import time
+
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
+TRAIN = ("--config=configs/ar_mem.py:8b", "--config.data.clip.curriculum=((0,61),)")
+NEEDED = {
+    "launch_ssh.sh": ("--hosts", "a,b"),
+    "launch_slurm.sh": ("--nodes", "2"),
+    "launch_gke.sh": (
+        "--cluster",
+        "c",
+        "--zone",
+        "z",
+        "--project",
+        "p",
+        "--workload",
+        "w",
+        "--image",
+        "i",
+        "--tpu-type",
+        "v5p-128",
+    ),
+    "launch_tpu_vm.sh": ("--name", "t", "--zone", "z", "--project", "p", "--image", "i"),
+}
+
+
+def run(
+    script: str, *arguments: str, path: pathlib.Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **environment}
+    if path is not None:
+        environment["PATH"] = f"{path}:{environment['PATH']}"
+    return subprocess.run(
+        [SCRIPTS / script, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def dry_run(script: str, *arguments: str) -> str:
+    result = run(script, *NEEDED[script], *arguments, "--dry-run", "--", *TRAIN)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def stand_in(folder: pathlib.Path, name: str, body: str) -> None:
+    """A program of this name for a script to find first."""
+    file = folder / name
+    file.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    file.chmod(0o755)
+
+
+@pytest.mark.parametrize("script", NEEDED)
+def test_help_and_mistakes(script: str) -> None:
+    result = run(script, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: ")
+    assert "--dry-run" in result.stdout
+    for arguments in (NEEDED[script], ("--nonsense",)):
+        result = run(script, *arguments, *(("--dry-run",) if arguments != NEEDED[script] else ()))
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: ")
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_ssh_commands() -> None:
+    lines = dry_run("launch_ssh.sh", "--folder", "/srv/my jworld", "--port", "5000").splitlines()
+    assert len(lines) == 2
+    for index, (line, host) in enumerate(zip(lines, "ab", strict=True)):
+        words = shlex.split(line)
+        assert words[:4] == ["ssh", "-o", "ServerAliveInterval=30", host]
+        assert words[5:] == [f">>logs/{host}.log", "2>&1", "&"]
+        remote = shlex.split(words[4])
+        assert remote[:3] == ["cd", "/srv/my jworld", "&&"]
+        assert remote[-8:] == [
+            ".venv/bin/python",
+            "-m",
+            "jworld.train",
+            *TRAIN,
+            "--coordinator=a:5000",
+            "--num-processes=2",
+            f"--process-id={index}",
+        ]
+
+
+def test_slurm_script(tmp_path: pathlib.Path) -> None:
+    printed = dry_run("launch_slurm.sh", "--gpus", "4", "--sbatch", "--partition=x --account=y")
+    assert printed.startswith("mkdir -p logs\nsbatch --partition=x --account=y <<'EOF'\n#!/bin/bash\n#SBATCH ")
+    for line in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--requeue", "--signal=TERM@120"):
+        assert f"#SBATCH {line}\n" in printed
+    # The same script as sbatch gets it, run with a job step that ends with some exit code.
+    stand_in(tmp_path, "sbatch", f'cat > {tmp_path}/job.sh; echo "$@" > {tmp_path}/options')
+    result = run(
+        "launch_slurm.sh",
+        "--logs",
+        str(tmp_path / "logs"),
+        "--sbatch",
+        "--account=y",
+        "--restarts",
+        "3",
+        "--",
+        *TRAIN,
+        path=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "options").read_text() == "--account=y\n"
+    stand_in(tmp_path, "srun", f'printf "%s\\n" "$JWORLD_HOSTS" "$@" > {tmp_path}/srun.txt; exit "$CODE"')
+    stand_in(
+        tmp_path, "scontrol", f'case $1 in show) printf "n1\\nn2\\n" ;; *) echo "$@" >> {tmp_path}/requeued ;; esac'
+    )
+    for code, restarts, queued in (
+        (0, 0, False),
+        (2, 0, False),
+        (1, 0, False),
+        (75, 0, True),
+        (137, 2, True),
+        (75, 3, False),
+    ):
+        (tmp_path / "requeued").unlink(missing_ok=True)
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "CODE": str(code),
+            "SLURM_JOB_ID": "7",
+            "SLURM_RESTART_COUNT": str(restarts),
+            "SLURM_JOB_NODELIST": "n[1-2]",
+        }
+        job = subprocess.run(
+            ["bash", tmp_path / "job.sh"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert job.returncode == code, job.stderr
+        assert (tmp_path / "requeued").exists() == queued
+    called = (tmp_path / "srun.txt").read_text().splitlines()
+    assert called[0] == "n1,n2"
+    assert called[-5:] == [".venv/bin/python", "-m", "jworld.train", *TRAIN]
+
+
+def test_gke_command() -> None:
+    words = shlex.split(dry_run("launch_gke.sh", "--slices", "2", "--storage", "bucket"))
+    assert words[:3] == ["xpk", "workload", "create"]
+    command = words.pop()
+    assert set(words[3:]) == {
+        "--cluster=c",
+        "--zone=z",
+        "--project=p",
+        "--workload=w",
+        "--docker-image=i",
+        "--tpu-type=v5p-128",
+        "--num-slices=2",
+        "--storage=bucket",
+        "--max-restarts=50",
+        "--restart-on-exit-codes=75",
+        "--termination-grace-period-seconds=120",
+    }
+    assert shlex.split(command.removeprefix("--command=")) == ["exec", "python", "-m", "jworld.train", *TRAIN]
+    gpu = shlex.split(dry_run("launch_gke.sh", "--device-type", "h100-80gb-8", "--nodes", "2"))
+    assert {"--device-type=h100-80gb-8", "--num-nodes=2"} <= set(gpu)
+    assert gpu[-1].endswith("--num-processes=$NNODES --process-id=$NODE_RANK")
+
+
+def test_tpu_vm_command() -> None:
+    words = shlex.split(dry_run("launch_tpu_vm.sh", "--mount", "/mnt/x"))
+    assert words[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh"]
+    assert {"t", "--zone=z", "--project=p", "--worker=all"} == set(words[5:-1])
+    remote = shlex.split(words[-1].removeprefix("--command="))
+    assert remote[remote.index("run") :] == [
+        "run",
+        "--detach",
+        "--name",
+        "jworld",
+        "--net=host",
+        "--privileged",
+        "--stop-timeout=300",
+        "--volume=/mnt/x:/mnt/x",
+        "i",
+        "scripts/run_until_done.sh",
+        "20",
+        "python",
+        "-m",
+        "jworld.train",
+        *TRAIN,
+    ]
+    place = ("--name", "t", "--zone", "z", "--project", "p", "--dry-run")
+    assert "--output-directory=here" in run("launch_tpu_vm.sh", *place, "--logs", "here").stdout
+    assert "docker stop --time 300 jworld" in run("launch_tpu_vm.sh", *place, "--stop").stdout
+
+
+@pytest.mark.parametrize(("codes", "starts"), [("0", 1), ("75 137 0", 3), ("75 2", 2), ("75 75 75 75 75", 3)])
+def test_run_until_done(tmp_path: pathlib.Path, codes: str, starts: int) -> None:
+    stand_in(
+        tmp_path,
+        "work",
+        f'echo x >> {tmp_path}/starts; set -- {codes}; shift $(($(wc -l < {tmp_path}/starts) - 1)); exit "$1"',
+    )
+    result = run("run_until_done.sh", "2", str(tmp_path / "work"), PAUSE_SECONDS="0")
+    assert (tmp_path / "starts").read_text() == "x\n" * starts
+    assert result.returncode == int(codes.split()[starts - 1])
+
+
+def test_run_until_done_hands_sigterm_on(tmp_path: pathlib.Path) -> None:
+    stand_in(tmp_path, "work", "trap 'echo saved; exit 75' TERM; echo up; while :; do sleep 0.1; done")
+    process = subprocess.Popen(
+        [SCRIPTS / "run_until_done.sh", "5", tmp_path / "work"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    printed, told = process.communicate(timeout=20)
+    assert (process.returncode, printed, told) == (75, "saved\n", "")
+
+
+def test_ssh_runs_until_all_are_done_and_stops_all(tmp_path: pathlib.Path) -> None:
+    """`ssh` is stood in for by a shell here, the interpreter by one that waits for SIGTERM."""
+    stand_in(tmp_path, "ssh", 'while [[ $1 == -o ]]; do shift 2; done; exec bash -c "$2"')
+    stand_in(tmp_path, "python", "trap 'echo saved; exit 75' TERM; echo \"up $@\"; while :; do sleep 0.1; done")
+    port = str(20000 + os.getpid() % 10000)
+    process = subprocess.Popen(
+        [
+            SCRIPTS / "launch_ssh.sh",
+            "--hosts",
+            "here",
+            "--python",
+            tmp_path / "python",
+            "--logs",
+            tmp_path / "logs",
+            "--port",
+            port,
+            "--folder",
+            SCRIPTS.parent,
+            "--",
+            *TRAIN,
+        ],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "logs" / "here.log"
+    deadline = time.monotonic() + 20
+    while not (log.exists() and "up -m jworld.train" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert "ended with exit code 75" in printed
+    assert log.read_text().endswith("saved\n")
+    assert f"--coordinator=here:{port}" in log.read_text()
