@@ -9,12 +9,7 @@ import pytest
 pytestmark = pytest.mark.parity
 
 PENDING = {
-    "cosmos/denoise",
     "cosmos/lora",
-    "cosmos/sampler",
-    "cosmos/schedules",
-    "cosmos/train_steps",
-    "cosmos/training_loss",
     "matrix/s1_lora",
     "theworld/gemma3_generate",
     "theworld/gemma3_image_text",

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from jworld import errors
-from jworld.training import muon
+from jworld.training import muon, schedules
 
 NAMES = ("muon", "adamw")
 SCHEDULES = (
     "constant",
     "constant_with_warmup",
     "linear",
+    "linear_with_min_lr",
     "cosine",
     "cosine_with_min_lr",
     "cosine_with_restarts",
@@ -25,7 +26,7 @@ DTYPES = ("bfloat16", "float32")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Values of `config.optimizer`; zero turns clip_norm, skip_norm, ema_decay and skip_limit off.
+    """Values of `config.optimizer`; zero turns clip_norm, skip_norm, ema_decay, ema_rate and skip_limit off.
 
     Raises:
       UserError: a value out of range.
@@ -36,7 +37,8 @@ class OptimizerConfig:
     learning_rate: float = 1e-4
     schedule: str = "constant"
     warmup_steps: int = 0
-    min_lr_ratio: float = 0.0  # cosine_with_min_lr
+    start_lr_ratio: float = 0.0  # linear_with_min_lr, cosine_with_min_lr: where the warm-up starts
+    min_lr_ratio: float = 0.0  # the same: where the decay ends
     num_cycles: int = 1  # cosine_with_restarts
     power: float = 1.0  # polynomial
     weight_decay: float = 0.0
@@ -49,7 +51,8 @@ class OptimizerConfig:
     clip_norm: float = 0.0  # global norm
     skip_norm: float = 0.0  # a step with a global norm at or above it leaves the state untouched
     skip_limit: int = 0  # stop after so many skipped steps in a row
-    ema_decay: float = 0.0
+    ema_decay: float = 0.0  # average of the weights over about 1 / (1 - decay) updates
+    ema_rate: float = 0.0  # instead: power-law average over this share of all updates so far (EDM2)
     accumulate: int = 1  # microbatches per step
 
     def __post_init__(self) -> None:
@@ -67,9 +70,16 @@ class OptimizerConfig:
                 )
         if self.learning_rate <= 0:
             raise errors.UserError(f"config.optimizer.learning_rate is {self.learning_rate}: expected more than 0")
-        for key in ("b1", "b2", "momentum", "ema_decay"):
+        for key in ("b1", "b2", "momentum", "ema_decay", "ema_rate"):
             if not 0 <= getattr(self, key) < 1:
                 raise errors.UserError(f"config.optimizer.{key} is {getattr(self, key)}: expected at least 0, below 1")
+        if self.ema_decay and self.ema_rate:
+            raise errors.UserError("config.optimizer.ema_decay and ema_rate are both set: choose one average")
+
+    @property
+    def averages(self) -> bool:
+        """Whether a run keeps an average of its weights."""
+        return bool(self.ema_decay or self.ema_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +107,18 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[..., Any]:
             after = [optax.constant_schedule(peak)]
         case "linear":
             after = [optax.linear_schedule(peak, 0.0, decay_steps)]
+        case "linear_with_min_lr" | "cosine_with_min_lr":
+            cycle = schedules.Cycle(warmup, steps, config.start_lr_ratio * peak, peak, config.min_lr_ratio * peak)
+            return schedules.cycles([cycle], "linear" if config.schedule.startswith("linear") else "cosine")
         case "polynomial":
             after = [optax.polynomial_schedule(peak, 1e-7, config.power, decay_steps)]
         case "cosine_with_restarts":
-            cycle = decay_steps / config.num_cycles
-            after = [optax.cosine_decay_schedule(peak, cycle)] * config.num_cycles
-            boundaries = [warmup + round(cycle * i) for i in range(config.num_cycles)]
+            length = decay_steps / config.num_cycles
+            after = [optax.cosine_decay_schedule(peak, length)] * config.num_cycles
+            boundaries = [warmup + round(length * i) for i in range(config.num_cycles)]
             return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), *after], boundaries)
         case _:
-            alpha = config.min_lr_ratio if config.schedule == "cosine_with_min_lr" else 0.0
-            after = [optax.cosine_decay_schedule(peak, decay_steps, alpha)]
+            after = [optax.cosine_decay_schedule(peak, decay_steps)]
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), *after], [warmup])
 
 

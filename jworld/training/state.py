@@ -51,7 +51,7 @@ def _initializer(
             params=params,
             frozen=frozen,
             opt_state=optimizer.transform.init(params),
-            ema=jax.tree.map(jnp.copy, params) if optimizer.config.ema_decay else None,
+            ema=jax.tree.map(jnp.copy, params) if optimizer.config.averages else None,
             skipped=jnp.zeros((), jnp.int32),
             skipped_in_row=jnp.zeros((), jnp.int32),
         )

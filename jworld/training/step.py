@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jworld import errors
-from jworld.training import optimizers
+from jworld.training import optimizers, schedules
 from jworld.training import state as train_state
 
 Batch = dict[str, jax.Array]
@@ -74,9 +74,12 @@ def _update(state: TrainState, grads: nnx.State, norm: jax.Array, optimizer: opt
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
-        # Warm-up: an average over 1/(1 - decay) steps would show the weights at birth for that long.
         updates_made = state.step - state.skipped
-        decay = jnp.minimum(config.ema_decay, (1 + updates_made) / (10 + updates_made))
+        if config.ema_rate:
+            decay = schedules.power_decay(schedules.power_exponent(config.ema_rate), updates_made)
+        else:
+            # Warm-up: an average over 1/(1 - decay) steps would show the weights at birth for that long.
+            decay = jnp.minimum(config.ema_decay, (1 + updates_made) / (10 + updates_made))
         ema = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), ema, params)
     return state.replace(  # type: ignore[attr-defined]
         params=params, opt_state=opt_state, ema=ema, skipped_in_row=jnp.zeros_like(state.skipped_in_row)

@@ -1,0 +1,174 @@
+"""Rectified flow as Cosmos-Predict2 trains it: variance-exploding noise sigma, seen by the network as a time in 0..1.
+
+x = clean + sigma * noise is the straight line of flow matching, scaled: with t = sigma / (1 + sigma),
+x / (1 + sigma) = (1 - t) * clean + t * noise, and the network predicts the velocity noise - clean.
+
+Sources: cosmos-predict2 `models/video2world_model.py`, `pipelines/video2world.py`, `module/denoiser_scaling.py`;
+the view of a network with input and output scales is that of EDM, https://arxiv.org/abs/2206.00364.
+Videos are [B, F, H, W, C] float32, noise levels [B], [B, 1] or [B, F].
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+#: Noise level that given frames are said to have.
+GIVEN_SIGMA = 1e-4
+#: Rare large noise levels: their share is an option, their range is not.
+HIGH_SIGMA = (200.0, 100_000.0)
+#: Factor of the training loss.
+LOSS_SCALE = 10.0
+
+#: (scaled video [B, F, H, W, C], times [B, 1 or F]) -> velocity [B, F, H, W, C].
+Network = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Given(NamedTuple):
+    """Frames that a prediction starts from.
+
+    Attributes:
+      frames: [B, F, H, W, C] clean latents; only those under the mask are read.
+      mask: [B, F] 1 for a given frame, 0 for one to predict.
+      sigma: noise level that the network is told for them, although they enter clean.
+    """
+
+    frames: jax.Array
+    mask: jax.Array
+    sigma: float = GIVEN_SIGMA
+
+
+def time_of(sigma: jax.Array) -> jax.Array:
+    """sigma / (1 + sigma)."""
+    return sigma / (1 + sigma)
+
+
+def per_frame(values: jax.Array) -> jax.Array:
+    """[B], [B, 1] or [B, F] -> [B, 1 or F, 1, 1, 1], to stand beside a video."""
+    return values.reshape(values.shape[0], -1, 1, 1, 1)
+
+
+# Preconditioning
+
+
+def network_inputs(noisy: jax.Array, sigma: jax.Array, given: Given | None) -> tuple[jax.Array, jax.Array]:
+    """What the network sees: the scaled video, and times [B, F], or [B, 1] for one level without given frames.
+
+    Given frames replace the noisy ones, clean and unscaled, with a time of their own.
+    """
+    time = time_of(sigma).reshape(sigma.shape[0], -1)
+    video = noisy * per_frame(1 - time)
+    if given is None:
+        return video, time
+    mask = per_frame(given.mask)
+    return mask * given.frames + (1 - mask) * video, given.mask * (given.sigma / (1 + given.sigma)) + (
+        1 - given.mask
+    ) * time
+
+
+def clean_from_velocity(velocity: jax.Array, noisy: jax.Array, sigma: jax.Array, given: Given | None) -> jax.Array:
+    """The prediction of the clean video, with given frames in their places; float32."""
+    time = per_frame(time_of(sigma))
+    clean = (1 - time) * noisy - time * velocity.astype(jnp.float32)
+    if given is None:
+        return clean
+    mask = per_frame(given.mask)
+    return mask * given.frames + (1 - mask) * clean
+
+
+def denoise(network: Network, noisy: jax.Array, sigma: jax.Array, given: Given | None) -> jax.Array:
+    """The network's prediction of the clean video behind `noisy`, clean + sigma * noise; `given` is None for images."""
+    velocity = network(*network_inputs(noisy, sigma, given))
+    return clean_from_velocity(velocity, noisy, sigma, given)
+
+
+def noise_from_clean(clean: jax.Array, noisy: jax.Array, sigma: jax.Array) -> jax.Array:
+    """The noise that a prediction of the clean video stands for."""
+    return (noisy - clean) / per_frame(sigma)
+
+
+def guided(conditional: jax.Array, unconditional: jax.Array, guidance: float) -> jax.Array:
+    """conditional + guidance * (conditional - unconditional): in the usual convention the scale is 1 + guidance.
+
+    `unconditional` is the prediction for the negative prompt; given frames are the same in both.
+    """
+    return conditional + guidance * (conditional - unconditional)
+
+
+# Training
+
+
+def sample_sigma(
+    key: jax.Array,
+    batch: int,
+    *,
+    frames: int,
+    high_ratio: float = 0.0,
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> jax.Array:
+    """[B, 1] noise levels exp(mean + std * normal) * sqrt(frames), one for all frames of a sample.
+
+    Frames of a video tell of each other, so more of them stand more noise; an image has one.
+
+    Args:
+      key: of the draw.
+      batch: B.
+      frames: latent frames.
+      high_ratio: share of samples that get exp(uniform) in `HIGH_SIGMA` instead: where videos start from noise.
+      mean, std: of the logarithm.
+    """
+    normal_key, choice_key, high_key = jax.random.split(key, 3)
+    sigma = jnp.exp(mean + std * jax.random.normal(normal_key, (batch, 1))) * frames**0.5
+    low, high = (jnp.log(edge) for edge in HIGH_SIGMA)
+    rare = jnp.exp(jax.random.uniform(high_key, (batch, 1), minval=low, maxval=high))
+    return jnp.where(jax.random.uniform(choice_key, (batch, 1)) < high_ratio, rare, sigma)
+
+
+def given_mask(counts: jax.Array, frames: int) -> jax.Array:
+    """[B] numbers of given frames -> [B, F] mask of the first so many."""
+    return (jnp.arange(frames) < counts[:, None]).astype(jnp.float32)
+
+
+def add_noise(clean: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
+    """clean + sigma * noise."""
+    return clean + per_frame(sigma) * noise
+
+
+def squared_error(clean: jax.Array, prediction: jax.Array, sigma: jax.Array) -> jax.Array:
+    """[B, F, H, W, C] squared errors in units of the velocity: weighted by (1 + sigma)^2 / sigma^2.
+
+    Given frames have none, but count in a mean over all frames.
+    """
+    return jnp.square((clean - prediction) / per_frame(time_of(sigma)))
+
+
+def training_loss(
+    network: Network,
+    clean: jax.Array,
+    noise: jax.Array,
+    sigma: jax.Array,
+    mask: jax.Array | None,
+    *,
+    given_sigma: float = GIVEN_SIGMA,
+    scale: float = LOSS_SCALE,
+) -> tuple[jax.Array, jax.Array]:
+    """Loss of a batch.
+
+    Args:
+      network: the network with everything but video and time.
+      clean: [B, F, H, W, C] latents; also the given frames.
+      noise: standard normal, like `clean`.
+      sigma: [B, 1] of `sample_sigma`.
+      mask: [B, F] given frames, or None for images.
+      given_sigma: as in `Given`.
+      scale: factor of the loss.
+
+    Returns:
+      `scale` times the mean of `squared_error`, and its means per frame, [B, F].
+    """
+    given = None if mask is None else Given(clean, mask, given_sigma)
+    prediction = denoise(network, add_noise(clean, noise, sigma), sigma, given)
+    error = squared_error(clean, prediction, sigma)
+    return scale * jnp.mean(error), jnp.mean(error, axis=(2, 3, 4))
