@@ -8,10 +8,11 @@ trimmed. The file holds nothing else.
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from jworld.data.conditioning import base, glyph, sources
 from jworld.errors import UserError
@@ -85,6 +86,30 @@ def read_embeddings(path: str | pathlib.Path) -> tuple[StoredText, StoredText | 
         raise UserError(f"{path}: '{unknown[0]}' ({len(unknown)} such) belongs to no prompt of its metadata")
     encoders = [StoredText(path, file, prompts, kind) for kind in kinds]
     return encoders[0], encoders[1] if len(encoders) > 1 else None
+
+
+def write_embeddings(path: str | pathlib.Path, family: str, states: Mapping[str, np.ndarray]) -> None:
+    """Write a file of text states.
+
+    Args:
+      path: the file, which is replaced.
+      family: the encoder that made the states.
+      states: by prompt, [tokens, width], floats of 16 or 32 bits.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    path = pathlib.Path(path)
+    metadata = {"family": family, "prompts": json.dumps(list(states))}
+    partial = path.with_name(f".{path.name}.partial")
+    tensors = {f"{_TEXT}.{row}": np.ascontiguousarray(array) for row, array in enumerate(states.values())}
+    try:
+        safetensors.numpy.save_file(tensors, partial, metadata=metadata)
+        partial.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} could not be written ({error}): choose another place") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read_prompts(path: pathlib.Path, metadata: dict[str, str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Format "cosmos": videos/X.mp4 with captions metas/X.txt, as Cosmos-Predict2's post-training reads them.
 
-Encoded captions of that layout, t5_xxl/X.pickle, are never opened: a pickle can run any code.
+Encoded captions of that layout, t5_xxl/X.pickle, are not opened: `jworld.data.import_t5` reads them once, with care.
 """
 
 import pathlib
@@ -30,8 +30,8 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
     notes = []
     if any((path / "t5_xxl").glob("*.pickle")):
         notes.append(
-            f"{path / 't5_xxl'} holds pickled text embeddings, which are not opened because a pickle can run any code: "
-            "the captions of metas/ are encoded anew with --text-encoder, or bring embeddings as safetensors with "
-            "--text-embeddings"
+            f"{path / 't5_xxl'} holds pickled text embeddings, which are not opened here: the captions of metas/ are "
+            "encoded anew with --text-encoder, or bring the embeddings along with --text-embeddings FILE, which "
+            f"python -m jworld.data.import_t5 --input {path} writes"
         )
     return items.finish(listed, notes, source=folder, options=options)
