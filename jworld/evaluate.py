@@ -21,6 +21,7 @@ from flax import nnx
 from jworld import config as run_config
 from jworld import encoders, errors, reports, runs, sheets
 from jworld.data import pipeline
+from jworld.parallel import startup
 
 # The loss is noisy: this many batches, always the same ones with the same noise.
 LOSS_BATCHES = 8
@@ -163,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--records", metavar="DIR", help="their records; default: those of the run's config")
     encoders.add_arguments(parser, defaults=dict.fromkeys(encoders.FLAGS, "where it was when the records were made"))
     arguments = parser.parse_args(argv)
+    startup.require_alone("python -m jworld.evaluate")
     checkpoint = pathlib.Path(arguments.checkpoint)
     evaluate(
         checkpoint,

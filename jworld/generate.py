@@ -26,6 +26,7 @@ from jworld import encoders as encoders_lib
 from jworld import errors, reports, runs, sheets, systems
 from jworld.data import episodes
 from jworld.parallel import mesh as mesh_lib
+from jworld.parallel import startup
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,6 +281,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
 @errors.exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     request = parse_arguments(argv)
+    startup.require_alone("python -m jworld.generate")
     console = rich.console.Console(highlight=False, soft_wrap=True)
     facts = generate(request, console)
     timings = facts["timings"]

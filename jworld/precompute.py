@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-import jax
 import rich.console
 
 from jworld import encoders
@@ -22,6 +21,7 @@ from jworld.data.conditioning import stored
 from jworld.data.inputs import clips, fitting, formats
 from jworld.errors import UserError, exit_on_user_error
 from jworld.models.autoencoders import linear
+from jworld.parallel import startup
 from jworld.precomputing import settings as settings_lib
 from jworld.precomputing import work
 from jworld.precomputing.settings import Settings
@@ -39,7 +39,7 @@ def precompute(
     settings: Settings,
     output: str | pathlib.Path,
     *,
-    shard: tuple[int, int] | None = None,
+    shard: tuple[int, int] = (0, 1),
     skip_errors: bool = False,
     threads: int | None = None,
     console: rich.console.Console | None = None,
@@ -49,7 +49,7 @@ def precompute(
     Args:
       settings: what to make of which videos.
       output: the folder.
-      shard: (i, n), this is process i of n; by default those of JAX.
+      shard: (i, n), this is process i of n.
       skip_errors: leave bad videos out and list them in report.json; otherwise the first one is a `UserError`.
       threads: videos that are read at once.
       console: for progress; silent by default.
@@ -57,7 +57,7 @@ def precompute(
     Returns:
       The complete set; None while other processes still work on it.
     """
-    index, count = shard or (jax.process_index(), jax.process_count())
+    index, count = shard
     if not 0 <= index < count:
         raise UserError(f"--shard is {index}/{count}, expected i/n with 0 <= i < n, such as 0/4")
     if settings.given.autoencoder is None and count > 1:
@@ -118,7 +118,7 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="this is process I of N, which all get the same command (default: JAX's process, else 0/1)",
+        help="this is process I of N, which all get the same command (default: as SLURM or JAX_PROCESS_ID say)",
     )
     add(
         "--on-error",
@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = precompute(
         _settings(arguments),
         arguments.output,
-        shard=arguments.shard,
+        shard=arguments.shard or startup.part(),
         skip_errors=arguments.on_error == "skip",
         threads=arguments.threads,
         console=console,

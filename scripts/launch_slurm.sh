@@ -46,7 +46,7 @@ if (($# == 0)); then
 fi
 
 # --signal reaches the processes, not this script; --open-mode keeps the log over a requeue; the exit codes that another
-# start cannot help are 0, 1 and 2.
+# start cannot help are 0 and 2.
 script=$(
   cat <<EOF
 #!/bin/bash
@@ -65,7 +65,7 @@ srun --kill-on-bad-exit=0 --cpus-per-task=$cpus --open-mode=append --output=$log
   $(quote "$python" -m jworld.train "$@")
 code=\$?
 echo "exit code \$code"
-case \$code in 0 | 1 | 2) exit \$code ;; esac
+case \$code in 0 | 2) exit \$code ;; esac
 if ((\${SLURM_RESTART_COUNT:-0} < $restarts)); then
   scontrol requeue "\$SLURM_JOB_ID"
 fi

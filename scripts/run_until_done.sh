@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs a command again while it ends as one that another start may help: not 0 (done), 1 (a defect), 2 (a mistake).
+# Runs a command again while it ends as one that another start may help: neither 0 (done) nor 2 (a mistake).
 set -u
 if [[ ${1:-} == --help || $# -lt 2 ]]; then
   echo "usage: $0 RESTARTS COMMAND...
-Runs COMMAND, and again up to RESTARTS times while its exit code is none of 0, 1 and 2.
+Runs COMMAND, and again up to RESTARTS times while its exit code is neither 0 nor 2.
 SIGTERM goes on to COMMAND and is the last: it is not started again."
   exit $(($# < 2 && 2))
 fi
@@ -22,7 +22,7 @@ for ((start = 0; ; start++)); do
     wait "$child"
     code=$?
   done
-  case $code in 0 | 1 | 2) exit "$code" ;; esac
+  case $code in 0 | 2) exit "$code" ;; esac
   if [[ -n $stopped ]] || ((start >= restarts)); then
     exit "$code"
   fi

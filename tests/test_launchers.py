@@ -117,7 +117,7 @@ def test_slurm_script(tmp_path: pathlib.Path) -> None:
     for code, restarts, queued in (
         (0, 0, False),
         (2, 0, False),
-        (1, 0, False),
+        (1, 0, True),
         (75, 0, True),
         (137, 2, True),
         (75, 3, False),
@@ -155,7 +155,7 @@ def test_gke_command() -> None:
         "--num-slices=2",
         "--storage=bucket",
         "--max-restarts=50",
-        "--restart-on-exit-codes=75",
+        "--restart-on-exit-codes=1,75",
         "--termination-grace-period-seconds=120",
     }
     assert shlex.split(command.removeprefix("--command=")) == ["exec", "python", "-m", "jworld.train", *TRAIN]
@@ -191,7 +191,7 @@ def test_tpu_vm_command() -> None:
     assert "docker stop --time 300 jworld" in run("launch_tpu_vm.sh", *place, "--stop").stdout
 
 
-@pytest.mark.parametrize(("codes", "starts"), [("0", 1), ("75 137 0", 3), ("75 2", 2), ("75 75 75 75 75", 3)])
+@pytest.mark.parametrize(("codes", "starts"), [("0", 1), ("75 137 0", 3), ("1 2", 2), ("75 75 75 75 75", 3)])
 def test_run_until_done(tmp_path: pathlib.Path, codes: str, starts: int) -> None:
     stand_in(
         tmp_path,

@@ -105,6 +105,19 @@ def require_alone(command: str) -> None:
         )
 
 
+def part() -> tuple[int, int]:
+    """(index, count) of this process, for work that is divided once and whose processes need not know each other.
+
+    On a host with a process per GPU, each sees its own alone from here on.
+    """
+    place = find()
+    if place is None:
+        return 0, 1
+    if place.local_devices is not None:
+        jax.config.update("jax_cuda_visible_devices", ",".join(map(str, place.local_devices)))
+    return place.index, place.count
+
+
 @contextlib.contextmanager
 def processes(place: peers.Place | None, *, timeout: float = MEET_SECONDS) -> Iterator[None]:
     """A run of several processes, which begin and end together; `None` for one process changes nothing.

@@ -94,6 +94,15 @@ def test_commands_of_one_process_refuse_several(monkeypatch: pytest.MonkeyPatch)
         startup.require_alone("python -m jworld.generate")
 
 
+def test_work_is_divided_among_processes_that_do_not_talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert startup.part() == (0, 1)
+    seen = {}
+    monkeypatch.setattr(jax.config, "update", seen.__setitem__)
+    set_all(monkeypatch, SLURM)
+    assert startup.part() == (3, 4)
+    assert seen == {"jax_cuda_visible_devices": "1"}
+
+
 def test_finding_out_touches_no_device() -> None:
     code = (
         "from jworld.parallel import startup; startup.find(); from jax._src import xla_bridge; "

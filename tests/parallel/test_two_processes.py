@@ -29,7 +29,13 @@ MESHES = {"rows": {"data": 2, "fsdp": 2, "sequence": 2}, "tokens": {"data": 1, "
 
 
 def start(
-    folder: pathlib.Path, workdir: str, *extra: str, processes: int = 2, mesh: str = "rows", mistake: int | None = None
+    folder: pathlib.Path,
+    workdir: str,
+    *extra: str,
+    processes: int = 2,
+    mesh: str = "rows",
+    mistake: int | None = None,
+    wait: float = 0.0,
 ) -> list[subprocess.Popen[str]]:
     """Processes of one run with 8 devices together; what they print goes to files named after them."""
     with socket.create_server(("", 0)) as server:
@@ -49,7 +55,7 @@ def start(
             started.append(
                 subprocess.Popen(
                     [*command, "--mistake"] if index == mistake else command,
-                    env=environment(8 // processes),
+                    env=environment(8 // processes, wait),
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     text=True,
@@ -58,8 +64,10 @@ def start(
     return started
 
 
-def environment(devices: int) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+def environment(devices: int, wait: float) -> dict[str, str]:
+    """Of a process with virtual devices and batches that take so many seconds."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "TOY_SECONDS_PER_BATCH": str(wait)}
 
 
 def finish(started: list[subprocess.Popen[str]], timeout: float = 300) -> list[int]:
@@ -108,19 +116,25 @@ def straight(folder: pathlib.Path) -> pathlib.Path:
     return folder / "straight"
 
 
+@pytest.fixture(scope="module")
+def one(folder: pathlib.Path) -> pathlib.Path:
+    """The same run in one process of 8 devices."""
+    assert finish(start(folder, "one", processes=1)) == [0], printed(folder, "one", 0)
+    return folder / "one"
+
+
 @pytest.mark.parametrize("mesh", ["rows", "tokens"])
-def test_two_processes_train_what_one_does(folder: pathlib.Path, straight: pathlib.Path, mesh: str) -> None:
-    one = f"one-{mesh}"
-    assert finish(start(folder, one, processes=1, mesh=mesh)) == [0], printed(folder, one, 0)
-    if mesh != "rows":
-        straight = folder / f"two-{mesh}"
-        assert finish(start(folder, straight.name, mesh=mesh)) == [0, 0], printed(folder, straight.name, 0)
-    expected, found = parameters(folder / one, 6), parameters(straight, 6)
-    moved = [np.abs(a - b).max() for a, b in zip(expected, parameters(folder / one, 3), strict=True)]
+def test_two_processes_train_what_one_does(
+    folder: pathlib.Path, straight: pathlib.Path, one: pathlib.Path, mesh: str
+) -> None:
+    if mesh == "tokens":
+        straight = folder / "tokens"
+        assert finish(start(folder, "tokens", mesh=mesh)) == [0, 0], printed(folder, "tokens", 0)
+    moved = [np.abs(a - b).max() for a, b in zip(parameters(one, 6), parameters(one, 3), strict=True)]
     assert max(moved) > 1e-3
-    for a, b in zip(expected, found, strict=True):
+    for a, b in zip(parameters(one, 6), parameters(straight, 6), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    losses = [[row["loss"] for row in metrics.read(run)] for run in (folder / one, straight)]
+    losses = [[row["loss"] for row in metrics.read(run)] for run in (one, straight)]
     assert len(losses[1]) == 6
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
@@ -138,7 +152,7 @@ def test_kills_and_preemption_end_both_and_the_same_command_resumes(
 ) -> None:
     def interrupt(after: int, victim: int, kind: signal.Signals) -> str:
         """Let a run come to a step, send one process a signal; -> what the other prints."""
-        started = start(folder, "rough", "--config.data.wait=0.5")
+        started = start(folder, "rough", wait=0.5)
         wait_for_step(folder, "rough", after)
         began = time.monotonic()
         started[victim].send_signal(kind)

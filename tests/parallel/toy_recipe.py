@@ -8,7 +8,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.system, config.seed, config.steps, config.global_batch, config.init_from = "toy", 0, 6, 8, ""
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
     config.model = {}
-    config.data = {"threads": 1, "prefetch": 1, "folder": "", "wait": 0.0}
+    config.data = {"threads": 1, "prefetch": 1, "folder": ""}
     config.optimizer = {
         "name": "muon",
         "trainable": "blocks/.*",

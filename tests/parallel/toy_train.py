@@ -1,5 +1,6 @@
 """`python -m jworld.train` with one more system: a network of two layers on records of noise."""
 
+import os
 import pathlib
 import sys
 import time
@@ -60,7 +61,8 @@ class Data:
 
     def batches(self, split: str) -> Any:
         assert self.file.read_text() == "0"
-        transform = Example(self.config.data.wait / self.config.global_batch)
+        wait = float(os.environ.get("TOY_SECONDS_PER_BATCH", "0"))
+        transform = Example(wait / self.config.global_batch)
         return training_data.batches(self.config, Noise(), transform, self.spec, split=split)
 
     def keep(self, directory: pathlib.Path) -> None:
