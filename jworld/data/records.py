@@ -1,8 +1,9 @@
 """Training records: one clip is a flat dict of numpy arrays; shards of them and one manifest make a set.
 
 A record's payload has the layout of a safetensors file: the header's length (8 bytes, little-endian), a JSON header
-{name: {dtype, shape, data_offsets}}, the raw little-endian bytes. Shards (`jworld.data.shard_files`) are written under
-a temporary name and renamed when complete. The encoded prompts are shards of their own (see `jworld.data.text`).
+{name: {dtype, shape, data_offsets}}, the raw little-endian bytes. Shards are ArrayRecord files, see
+`jworld.data.shard_files`, written under a temporary name and renamed when complete. The encoded prompts are shards of
+their own, see `jworld.data.text`.
 
 The manifest's `arrays` say which arrays every record of a set has, by dtype and shape; "F" is the number of latent
 frames of the clip. What they mean:
@@ -31,7 +32,7 @@ import numpy.typing as npt
 from jworld.data import shard_files
 from jworld.errors import UserError
 
-FORMAT, VERSION = "jworld-records", 4
+FORMAT, VERSION = "jworld-records", 3
 MANIFEST, AUTOENCODER_FILE = "manifest.json", "autoencoder.safetensors"
 CAMERA_CONVENTION = "opencv_w2c"
 SPLITS = ("train", "val")
@@ -105,15 +106,15 @@ def encode_record(record: Mapping[str, np.ndarray]) -> bytes:
     return b"".join([struct.pack("<Q", len(text)), text, *buffers])
 
 
-def decode_record(payload: bytes | memoryview) -> Record:
-    """Payload -> arrays by name that share its memory; `ValueError` with one sentence for anything malformed."""
+def decode_record(payload: bytes) -> Record:
+    """Payload -> read-only arrays by name that share its memory; `ValueError`, one sentence, for anything malformed."""
     if len(payload) < 8:
         raise ValueError(f"payload has {len(payload)} bytes, expected at least 8")
     (length,) = struct.unpack_from("<Q", payload)
     if length > len(payload) - 8:
         raise ValueError(f"header length {length} is beyond the payload's {len(payload)} bytes")
     try:
-        header = json.loads(bytes(payload[8 : 8 + length]))
+        header = json.loads(payload[8 : 8 + length])
     except ValueError as error:
         raise ValueError("header is not JSON") from error
     if not isinstance(header, dict):
@@ -333,7 +334,7 @@ class RecordSource:
         name = f"shard {self.directory / self._files[index]}, record {index} ({self.episodes[index]})"
         try:
             record = decode_record(self._reader[index])
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise UserError(f"{name} is corrupt ({error}): make the data set again") from error
         expected = self._expected(index)
         for key, (shape, dtype) in expected.items():

@@ -44,7 +44,7 @@ class TextStore:
         name = f"text store of {self._directory}, prompt {row}"
         try:
             prompt = records.decode_record(self._reader[row])
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise UserError(f"{name} is corrupt ({error}): make the data set again") from error
         for key in {*self._kinds, *prompt}:
             if key not in prompt or prompt[key].ndim != 2 or prompt[key].dtype != ml_dtypes.bfloat16:

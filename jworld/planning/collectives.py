@@ -134,7 +134,7 @@ def _named_group(text: str) -> list[int]:
     if match is None:
         raise ValueError(f"groups of devices are written in an unknown way: {text[:200]}")
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
-    chosen = {name: part for name, part in re.findall(r"'(\w+)'(?::\((\d+\)\d+))?", match[3])}
+    chosen = dict(re.findall(r"'(\w+)'(?::\((\d+\)\d+))?", match[3]))
     places = np.arange(math.prod(sizes.values()))
     if match[2]:
         places = (_iota(match[2]) if match[2].startswith("[") else np.array(_numbers(match[2]))).reshape(-1)
