@@ -11,6 +11,7 @@ from jworld import config as run_config
 from jworld import evaluate, reports
 from jworld.cameras import actions
 from jworld.errors import UserError
+from jworld.systems import walks
 from jworld.systems.worldplay import evaluation, rollout
 
 FILES = ("evaluation.json", "evaluation.png", "evaluation_rollouts.png")
@@ -22,17 +23,17 @@ def folder(tmp_path_factory):
 
 
 def test_windows_cover_walks_and_their_length():
-    assert evaluation.choose_windows([61, 61], latents=16, windows=6) == [
+    assert walks.choose_windows([61, 61], latents=16, windows=6) == [
         *((0, 0), (0, 22), (0, 45)),
         *((1, 0), (1, 22), (1, 45)),
     ]
-    assert evaluation.choose_windows([61] * 8, latents=16, windows=2) == [(0, 0), (7, 0)]
-    assert evaluation.choose_windows([8, 16, 17], latents=16, windows=9) == [(1, 0), (2, 0), (2, 1)]
+    assert walks.choose_windows([61] * 8, latents=16, windows=2) == [(0, 0), (7, 0)]
+    assert walks.choose_windows([8, 16, 17], latents=16, windows=9) == [(1, 0), (2, 0), (2, 1)]
 
 
 def test_windows_longer_than_the_walks_are_refused():
     with pytest.raises(UserError, match="longest of 2 held-out walks has 20 latents, expected at least 24"):
-        evaluation.choose_windows([20, 12], latents=24, windows=4)
+        walks.choose_windows([20, 12], latents=24, windows=4)
 
 
 def test_turning_chunks():
@@ -46,7 +47,7 @@ class PerfectSession:
 
     chunk_frames = 4
 
-    def __init__(self, clip: rollout.Clip):
+    def __init__(self, clip: walks.Clip):
         self.clip, self.encoders, self.autoencoder = clip, self, self
 
     def reset(self, first_frame, prompt, *, seed):
@@ -66,11 +67,11 @@ class PerfectSession:
         return latents
 
 
-def make_clip() -> rollout.Clip:
+def make_clip() -> walks.Clip:
     labels = np.array([0, *[actions.label_from_name("forward")] * 3, *[actions.label_from_name("yaw_left")] * 4])
     cameras = np.tile(np.eye(4, dtype=np.float32), (8, 1, 1))
     frames = np.arange(100, 129, dtype=np.uint8)[:, None, None, None] * np.ones((48, 64, 3), np.uint8)
-    return rollout.Clip(
+    return walks.Clip(
         name="made-up", frames=frames, prompt="", controls=rollout.Controls(labels, cameras, cameras[:, :3, :3])
     )
 
@@ -82,11 +83,11 @@ def test_measures_of_a_perfect_model():
     np.testing.assert_array_equal(frames, clip.frames)
     assert len(finished) == 2
     assert row["turning"] == [False, True]
-    assert row["psnr"][evaluation.MODEL] == row["psnr"][evaluation.CODEC] == [rollout.BEST_PSNR] * 2
+    assert row["psnr"][evaluation.MODEL] == row["psnr"][evaluation.CODEC] == [walks.BEST_PSNR] * 2
     # The mirror image of walking straight ahead is the same walk; that of a turn is not.
     first, turned = row["psnr"][evaluation.SWAPPED]
-    assert first == rollout.BEST_PSNR
-    assert turned == rollout.psnr(clip.frames[13:], 0 * clip.frames[13:])
+    assert first == walks.BEST_PSNR
+    assert turned == walks.psnr(clip.frames[13:], 0 * clip.frames[13:])
     errors = np.arange(1.0, 29.0) ** 2
     assert row["psnr"][evaluation.REPEATED] == pytest.approx(
         [10 * np.log10(255**2 / part.mean()) for part in (errors[:12], errors[12:])], abs=1e-4

@@ -14,6 +14,7 @@ from jworld import reports, rollouts, runs, sheets
 from jworld.cameras import actions, pose_strings
 from jworld.data import episodes, records
 from jworld.errors import UserError
+from jworld.systems import walks
 from jworld.systems.worldplay import rollout
 from jworld.systems.worldplay.session import centre_crop
 
@@ -35,9 +36,7 @@ def session(run):
 
 @pytest.fixture(scope="module")
 def clip(run):
-    return rollout.from_episode(
-        episodes.read_episode(run.config.data.recording.directory, "episode_00007"), run.encoders
-    )
+    return walks.from_episode(episodes.read_episode(run.config.data.recording.directory, "episode_00007"), run.encoders)
 
 
 def test_script_is_read_in_order():
@@ -62,11 +61,11 @@ def test_script_must_fill_whole_chunks():
 
 
 def test_chunks_cover_every_frame_once():
-    assert rollout.chunk_frames(12, 4) == [(0, 13), (13, 29), (29, 45)]
+    assert walks.chunk_frames(12, 4) == [(0, 13), (13, 29), (29, 45)]
 
 
 def test_window_is_a_walk_of_its_own(clip):
-    part = rollout.window(clip, start=5, latents=8)
+    part = walks.window(clip, start=5, latents=8)
     np.testing.assert_array_equal(part.frames, clip.frames[20:49])
     np.testing.assert_allclose(part.controls.w2c[0], np.eye(4), atol=1e-6)
     np.testing.assert_allclose(
@@ -80,25 +79,25 @@ def test_window_is_a_walk_of_its_own(clip):
 
 def test_clip_of_an_episode_tells_what_its_record_tells(run, clip):
     source = records.RecordSource(run.config.data.records, "val")
-    coded = rollout.from_record(source, 0, run.encoders)
+    coded = walks.from_record(source, 0, run.encoders)
     assert coded.name == clip.name
     assert coded.prompt == clip.prompt
     assert coded.frames.shape == clip.frames.shape
     np.testing.assert_array_equal(coded.controls.action, clip.controls.action)
     np.testing.assert_allclose(coded.controls.w2c, clip.controls.w2c, atol=1e-6)
     np.testing.assert_allclose(coded.controls.intrinsics, clip.controls.intrinsics, atol=1e-6)
-    assert rollout.psnr(clip.frames, coded.frames) > 18
+    assert walks.psnr(clip.frames, coded.frames) > 18
 
 
 def test_labels_of_a_clip_are_the_recorded_actions(run, clip):
-    recorded = episodes.read_episode(run.config.data.recording.directory, "episode_00007").actions[:: rollout.STRIDE]
+    recorded = episodes.read_episode(run.config.data.recording.directory, "episode_00007").actions[:: walks.STRIDE]
     assert [set(actions.label_name(label).split("+")) for label in clip.controls.action] == [
         set(action.split("+")) for action in recorded
     ]
 
 
 def test_rollout_is_repeatable_and_obeys_the_controls(session, clip):
-    part = rollout.window(clip, start=0, latents=8)
+    part = walks.window(clip, start=0, latents=8)
     first, again, mirrored = (
         rollout.roll_out(session, part.frames[0], part.prompt, controls, seed=3)
         for controls in (part.controls, part.controls, rollout.swapped(part.controls))
@@ -129,7 +128,7 @@ def test_the_middle_of_a_picture_is_taken(height, width):
 
 
 def test_rollout_needs_whole_chunks(session, clip):
-    part = rollout.window(clip, start=0, latents=7)
+    part = walks.window(clip, start=0, latents=7)
     with pytest.raises(ValueError, match="7 latents"):
         rollout.roll_out(session, part.frames[0], part.prompt, part.controls, seed=0)
 
@@ -139,21 +138,21 @@ def test_chunk_psnr_of_known_errors():
     prediction = truth.copy()
     prediction[0] = 0  # given, so not counted
     prediction[13:] = 110
-    perfect, off_by_ten = rollout.chunk_psnr(truth, prediction, 4)
-    assert perfect == rollout.BEST_PSNR
+    perfect, off_by_ten = walks.chunk_psnr(truth, prediction, 4)
+    assert perfect == walks.BEST_PSNR
     assert off_by_ten == pytest.approx(20 * np.log10(25.5), abs=1e-6)
 
 
 def test_chunks_are_named_by_what_is_done_in_them(clip):
     labels = [actions.label_from_name(name) for name in ("none", *["forward"] * 4, *["yaw_right"] * 3)]
-    part = rollout.window(clip, start=0, latents=8)
+    part = walks.window(clip, start=0, latents=8)
     part = dataclasses.replace(part, controls=part.controls._replace(action=np.array(labels)))
     comparison = rollout.compare(part, part.frames, 4)
     assert [chunk.action for chunk in comparison.chunks] == ["forward", "forward, yaw_right"]
 
 
 def make_comparison(chunks: int) -> reports.Comparison:
-    spans = rollout.chunk_frames(4 * chunks, 4)
+    spans = walks.chunk_frames(4 * chunks, 4)
     frames = np.zeros((spans[-1][1], 48, 64, 3), np.uint8)
     return reports.Comparison(
         title="title",
@@ -207,5 +206,5 @@ def test_sample_of_own_data_follows_a_held_out_record(run, session):
     config.data.recording.source = ""
     comparison = rollout.sample(session, config)
     source = records.RecordSource(config.data.records, "val")
-    np.testing.assert_array_equal(comparison.truth, rollout.from_record(source, 0, run.encoders).frames[:29])
+    np.testing.assert_array_equal(comparison.truth, walks.from_record(source, 0, run.encoders).frames[:29])
     assert len(comparison.chunks) == 2

@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 
 from conversion import engine, hunyuan
+from jworld.systems.walks import Controls
 from jworld.systems.worldplay import objective
-from jworld.systems.worldplay.latents import Controls, MemoryConfig, SampleConfig
+from jworld.systems.worldplay.latents import MemoryConfig, SampleConfig
 from jworld.systems.worldplay.system import SESSIONS
 from parity_checks.hunyuan import channels_last, load_model, text_inputs
 

@@ -19,10 +19,11 @@ from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.parallel import axes, mesh
+from jworld.systems.walks import Controls
 from jworld.systems.worldplay import latents
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession
-from jworld.systems.worldplay.latents import Controls, LatentSession
+from jworld.systems.worldplay.latents import LatentSession
 
 ROOT = pathlib.Path(__file__).parents[2]
 CHUNK, SIZE, CHANNELS = 4, (2, 2), 4

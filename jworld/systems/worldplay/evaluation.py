@@ -8,8 +8,7 @@ how well the last latent shows the first view again, with memory retrieval and w
 
 import collections
 import functools
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -17,12 +16,10 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jworld import encoders as encoders_lib
-from jworld import errors, reports
+from jworld import reports
 from jworld.cameras import actions
-from jworld.data import episodes, records
 from jworld.data.recording import recorder
-from jworld.encoders import Encoders
+from jworld.systems import walks
 from jworld.systems.worldplay import rollout
 from jworld.systems.worldplay.session import Session
 
@@ -49,78 +46,28 @@ def evaluate(
     Raises:
       UserError: the walks are absent or shorter than `options.chunks`.
     """
-    recording = rollout.recording_config(config)
+    recording = walks.recording_config(config)
     latents = options.chunks * session.chunk_frames
-    lengths, load = held_out(config, session.encoders)
-    chosen = choose_windows(lengths, latents=latents, windows=options.windows)
+    lengths, load = walks.held_out(config, session.encoders)
+    chosen = walks.choose_windows(lengths, latents=latents, windows=options.windows)
     revisits = options.revisits if recording.source else 0
     rows, rollouts = [], []
     with rich.progress.Progress(console=console) as progress:
         task = progress.add_task("evaluating", total=2 * (len(chosen) + revisits))
         advance = functools.partial(progress.advance, task)
         for i, (index, start) in enumerate(chosen):
-            clip = rollout.window(load(index), start=start, latents=latents)
+            clip = walks.window(load(index), start=start, latents=latents)
             row, frames = measure(session, clip, seed=options.seed + i, advance=advance)
             rows.append({"clip": clip.name, "first_latent": start, **row})
-            title = f"{clip.name} from frame {rollout.STRIDE * start}"
+            title = f"{clip.name} from frame {walks.STRIDE * start}"
             rollouts.append(rollout.compare(clip, frames, session.chunk_frames, title=title))
         returns = measure_revisits(session, latest_only, recording, count=revisits, seed=options.seed, advance=advance)
     shown = [rollouts[i] for i in np.linspace(0, len(rollouts) - 1, min(SHOWN, len(rollouts))).astype(int)]
     return _report(rows, returns, shown)
 
 
-def held_out(config: ml_collections.ConfigDict, encoders: Encoders) -> tuple[list[int], Callable[[int], rollout.Clip]]:
-    """(latents of every held-out walk, function that loads one): raw episodes, or records where there are none."""
-    recording = rollout.recording_config(config)
-    if not recording.source:
-        source = records.RecordSource(config.data.records, "val")
-        encoders_lib.check_latents(source.manifest, encoders.autoencoder, path=config.data.records)
-        return source.clips, lambda index: rollout.from_record(source, index, encoders)
-    directory = recording.directory
-    _require_episodes(recording)
-    entries = [entry for entry in episodes.read_manifest(directory)["episodes"] if entry["split"] == "val"]
-
-    @functools.lru_cache(maxsize=1)  # the windows of a walk follow each other
-    def load(index: int) -> rollout.Clip:
-        return rollout.from_episode(episodes.read_episode(directory, entries[index]["name"]), encoders)
-
-    return [1 + (entry["frames"] - 1) // rollout.STRIDE for entry in entries], load
-
-
-def _require_episodes(recording: recorder.RecordingConfig) -> None:
-    if not (pathlib.Path(recording.directory) / episodes.MANIFEST).is_file():
-        width, height = recording.image_size
-        raise errors.UserError(
-            f"config.data.recording.directory: the folder {recording.directory} has no episodes; record them with "
-            f"python scripts/record_episodes.py --source {recording.source} --episodes {recording.episodes} "
-            f"--frames {recording.frames} --size {width}x{height} --seed {recording.seed} "
-            f"--output {recording.directory}"
-        )
-
-
-def choose_windows(lengths: Sequence[int], *, latents: int, windows: int) -> list[tuple[int, int]]:
-    """At most `windows` pairs (walk, first latent), spread evenly over all walks and along each.
-
-    `lengths` are the latents of the walks; a window needs `latents` of them.
-    """
-    long_enough = [i for i, length in enumerate(lengths) if length >= latents]
-    if not long_enough:
-        raise errors.UserError(
-            f"the longest of {len(lengths)} held-out walks has {max(lengths, default=0)} latents, expected at least "
-            f"{latents}: evaluate fewer --chunks or record longer episodes"
-        )
-    picked = np.linspace(0, len(long_enough) - 1, min(windows, len(long_enough))).astype(int)
-    walks = [long_enough[i] for i in picked]
-    chosen = []
-    for position, walk in enumerate(walks):
-        share = windows // len(walks) + (position < windows % len(walks))
-        starts = np.unique(np.linspace(0, lengths[walk] - latents, share).astype(int))
-        chosen += [(walk, int(start)) for start in starts]
-    return chosen
-
-
 def measure(
-    session: Session, clip: rollout.Clip, *, seed: int, advance: Callable[[], None]
+    session: Session, clip: walks.Clip, *, seed: int, advance: Callable[[], None]
 ) -> tuple[dict[str, Any], np.ndarray]:
     """PSNR per chunk of one walk, for the model and for what it is compared with; and the model's frames."""
     frames = {}
@@ -132,7 +79,7 @@ def measure(
     frames[CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
     size = session.chunk_frames
     row = {
-        "psnr": {name: rollout.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
+        "psnr": {name: walks.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
         "turning": turning_chunks(clip.controls.action, size),
     }
     return row, frames[MODEL]
@@ -157,10 +104,10 @@ def measure_revisits(
     values = collections.defaultdict(list)
     script = revisit_script(session.chunk_frames)
     for i in range(count):
-        clip = rollout.scripted_clip(recording, session.encoders, script, seed=i)
+        clip = walks.scripted_clip(recording, session.encoders, script, seed=i)
         for name, used in (("with retrieval", session), ("without", latest_only)):
             frames = rollout.roll_out(used, clip.frames[0], clip.prompt, clip.controls, seed=seed + i)
-            values[name].append(rollout.psnr(clip.frames[-rollout.STRIDE :], frames[-rollout.STRIDE :]))
+            values[name].append(walks.psnr(clip.frames[-walks.STRIDE :], frames[-walks.STRIDE :]))
             advance()
     return dict(values)
 

@@ -17,6 +17,7 @@ from jworld.cameras import memory
 from jworld.diffusion import flow_matching
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
+from jworld.systems.walks import Controls
 from jworld.systems.worldplay import objective
 
 Array = np.ndarray | jax.Array
@@ -64,14 +65,6 @@ class MemoryConfig:
         for name in ("memory_frames", "temporal_context"):
             if getattr(self, name) % self.chunk_frames:
                 raise ValueError(f"{name} {getattr(self, name)} is not a multiple of chunk_frames {self.chunk_frames}")
-
-
-class Controls(NamedTuple):
-    """What the user does during f latents: action labels [f], w2c [f, 4, 4], normalised intrinsics [f, 3, 3]."""
-
-    action: np.ndarray
-    w2c: np.ndarray
-    intrinsics: np.ndarray
 
 
 class Frames(NamedTuple):

@@ -10,7 +10,8 @@ from jworld.cameras import pose_strings
 from jworld.data import pipeline, worldplay
 from jworld.encoders import Encoders
 from jworld.models.hunyuan.text import TextInputs
-from jworld.systems.worldplay.latents import Controls, LatentSession
+from jworld.systems.walks import Controls
+from jworld.systems.worldplay.latents import LatentSession
 
 
 class Session:

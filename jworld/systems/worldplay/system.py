@@ -18,10 +18,11 @@ from jworld.encoders import Encoders
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
+from jworld.systems.walks import Controls
 from jworld.systems.worldplay import evaluation, objective, rollout
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession
-from jworld.systems.worldplay.latents import Controls, LatentSession, MemoryConfig, SampleConfig
+from jworld.systems.worldplay.latents import LatentSession, MemoryConfig, SampleConfig
 from jworld.systems.worldplay.session import Session
 
 # Seed of the Monte-Carlo points of memory selection; the points are a constant of the method, not of a run.
