@@ -36,7 +36,9 @@ class Request:
     Attributes:
       checkpoint: folder of a run, of released or of imported weights.
       step: the checkpoint of a run to take; None for the newest.
-      image: first picture; prompt: what the video shows; pose: the actions, as the model's system reads them.
+      image: first picture, or a video whose last frames are continued; prompt: what the video shows.
+      pose: the actions, as the model's system reads them; None for a model without.
+      windows: length of the video, for a model without actions.
       seed: of the noise.
       encoders: folder with the encoders where the checkpoint's folder has none; None for its own.
       given: encoders by name, in place of those that a folder names.
@@ -48,8 +50,9 @@ class Request:
     checkpoint: pathlib.Path
     image: pathlib.Path
     prompt: str
-    pose: str
     out: pathlib.Path
+    pose: str | None = None
+    windows: int | None = None
     seed: int = 0
     step: int | None = None
     encoders: pathlib.Path | None = None
@@ -91,10 +94,10 @@ def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
     """
     if request.out.suffix != ".mp4":
         raise errors.UserError(f"--out is {request.out}, expected a name that ends in .mp4")
-    image = read_image(request.image)
+    image = read_start(request.image)
     config = resolve(request)
     system = systems.create(config)
-    actions = system.controls(request.pose)
+    actions = system.controls(request.pose, request.windows)
     mesh = make_mesh(config)
     system.check_sampling(mesh)
     began = time.time()
@@ -117,6 +120,7 @@ def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
         "image": str(request.image),
         "prompt": request.prompt,
         "pose": request.pose,
+        "windows": request.windows,
         "seed": request.seed,
         "chunks": [{"start": x.start, "stop": x.stop, "action": x.action} for x in chunks],
         "fps": run.encoders.fps,
@@ -127,6 +131,16 @@ def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
     for path in write(request, rollout, facts):
         console.print(f"wrote {path}")
     return facts
+
+
+def read_start(path: pathlib.Path) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture, or [T, H, W, 3] of an .mp4, of any size."""
+    if path.suffix != ".mp4":
+        return read_image(path)
+    try:
+        return episodes.read_video(path)
+    except errors.UserError as error:
+        raise errors.UserError(f"--image {path} is no video that can be read: give a PNG, JPEG or MP4 file") from error
 
 
 def read_image(path: pathlib.Path) -> np.ndarray:
@@ -229,7 +243,8 @@ def parse_mesh(text: str) -> tuple[tuple[str, int], ...]:
 def parse_arguments(argv: Sequence[str] | None) -> Request:
     parser = argparse.ArgumentParser(
         prog="python -m jworld.generate",
-        description="Roll a trained model out: a first picture, a caption and a path in, a video out.",
+        description="Roll a trained model out: a first picture, a caption and, where the model takes one, a path in, a "
+        "video out.",
         epilog="How a path is written is the choice of the model's system. For WorldPlay 'w-3, right-4' walks 3 "
         "latents forward and turns right for 4 (a latent is 4 frames): w, s, a, d walk, right, left, up, down turn, "
         "and keys held together are joined as in w+right-4. With the first picture, which is a latent of its own, "
@@ -237,9 +252,16 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, type=pathlib.Path, metavar="DIR", help="a run's folder, or one with weights")
-    add("--image", required=True, type=pathlib.Path, metavar="FILE", help="first picture; its middle is taken")
+    add(
+        "--image",
+        required=True,
+        type=pathlib.Path,
+        metavar="FILE",
+        help="first picture; its middle is taken. For a model that continues videos also an .mp4, of its last frames",
+    )
     add("--prompt", default="", help="caption of the video (default: none)")
-    add("--pose", required=True, help="path, such as a pose string or a JSON file of poses: see below")
+    add("--pose", help="path, such as a pose string or a JSON file of poses: see below; for models with actions")
+    add("--windows", type=int, metavar="N", help="windows of a model without actions (default: one)")
     add(
         "--out", required=True, type=pathlib.Path, metavar="FILE.mp4", help="the video; FILE.json tells how it was made"
     )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.spatial.transform
 
+from jworld.cameras import poses
+
 #: Bridge: translations and rotations are small numbers, the gripper's state is not.
 BRIDGE_SCALE = (20.0, 20.0, 20.0, 20.0, 20.0, 20.0, 1.0)
 
@@ -32,4 +34,12 @@ def relative_actions(
     translation = back.apply(states[1:, :3] - states[reference, :3])
     turn = (back * rotation[1:]).as_euler("xyz")
     actions = np.concatenate([translation, turn, np.reshape(gripper[1:], (-1, 1))], axis=1)
+    return (actions * np.asarray(scale)).astype(np.float32)
+
+
+def camera_actions(w2c: np.ndarray, *, scale: Sequence[float] = BRIDGE_SCALE) -> np.ndarray:
+    """The same numbers for a camera, which has no gripper: w2c [F, 4, 4] -> [F - 1, 7] float32."""
+    motion = poses.steps(w2c)[1:]
+    turn = scipy.spatial.transform.Rotation.from_matrix(motion[:, :3, :3]).as_euler("xyz")
+    actions = np.concatenate([motion[:, :3, 3], turn, np.zeros((len(motion), 1))], axis=1)
     return (actions * np.asarray(scale)).astype(np.float32)

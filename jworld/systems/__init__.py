@@ -7,9 +7,14 @@ import ml_collections
 
 from jworld import errors
 from jworld.systems.autoencoder.system import Autoencoder
+from jworld.systems.cosmos.system import Cosmos
 from jworld.systems.worldplay.system import WorldPlay
 
-REGISTRY: dict[str, Callable[[ml_collections.ConfigDict], Any]] = {"worldplay": WorldPlay, "autoencoder": Autoencoder}
+REGISTRY: dict[str, Callable[[ml_collections.ConfigDict], Any]] = {
+    "worldplay": WorldPlay,
+    "cosmos": Cosmos,
+    "autoencoder": Autoencoder,
+}
 
 
 def create(config: ml_collections.ConfigDict) -> Any:

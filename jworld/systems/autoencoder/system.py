@@ -87,7 +87,7 @@ class Autoencoder:
     def step_flops(self, global_batch: int) -> None:
         """There is no formula for the convolutions yet: speeds are given without a share of the peak."""
 
-    def controls(self, pose: str) -> list[reports.Action]:
+    def controls(self, pose: str | None, windows: int | None) -> list[reports.Action]:
         """There is nothing to steer: a UserError."""
         raise errors.UserError(
             "the checkpoint is an autoencoder, which generates nothing by itself: python -m jworld.evaluate shows its "

@@ -34,7 +34,11 @@ class Session:
         return self.latents.chunk_frames
 
     def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0) -> None:
-        """Start from an image uint8 [H, W, 3] of any size; of another shape than the model's, its middle is taken."""
+        """Start from an image uint8 [H, W, 3] of any size; of another shape than the model's, its middle is taken.
+
+        Of a video [T, H, W, 3] it is the last frame.
+        """
+        first_frame = first_frame[-1] if first_frame.ndim == 4 else first_frame
         image_latent, vision = self.encoders.image(centre_crop(first_frame, *self.encoders.image_size))
         assert vision is not None
         prompts = [prompt] if self.latents.sample.guidance == 1 else ["", prompt]

@@ -178,12 +178,14 @@ class WorldPlay:
         )
         return float(flops.TRAINING * global_batch * sample.total)
 
-    def controls(self, pose: str) -> list[reports.Action]:
+    def controls(self, pose: str | None, windows: int | None) -> list[reports.Action]:
         """A pose string, or the name of a JSON file of poses -> what `Session.step` is told, chunk by chunk.
 
         Raises:
           UserError: the string or the file is not understood, or its latents are no whole chunks.
         """
+        if pose is None or windows is not None:
+            raise errors.UserError("the model is steered: give --pose, such as --pose 'w-3, right-4', and no --windows")
         is_file = pose.endswith(".json")
         path = trajectories.read(pathlib.Path(pose)) if is_file else pose_strings.path(pose, self.units)
         latents, size = len(path.action), self.chunk_frames

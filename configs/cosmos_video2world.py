@@ -1,0 +1,179 @@
+"""Cosmos-Predict2 Video2World: a video continued from its first frames and a caption.
+
+Variants (`--config=configs/cosmos_video2world.py:<variant>`):
+  (none)       tiny model on the ray-cast rooms; minutes on two CPU cores
+  tiny_action  the same model, told how the camera moves
+  2b, 14b      post-training of the published models with every value of the original's experiment; docs/cosmos.md
+  2b_action    the published action-conditioned model
+"""
+
+import ml_collections
+
+VARIANTS = ("", "tiny_action", "2b", "14b", "2b_action")
+#: Variants of published size, which the planner's table lists.
+PUBLISHED = ("2b", "14b", "2b_action")
+STARTER = "assets/starter"
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
+    config = _tiny()
+    if variant == "tiny_action":
+        config.model.action_dim = 49
+        config.data.clip.actions = "poses"
+    if variant.startswith(("2b", "14b")):
+        _published(config)
+    if variant == "14b":
+        _fourteen(config)
+    if variant == "2b_action":
+        _action(config)
+    config.lock()
+    return config
+
+
+def _tiny() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.system = "cosmos"
+    config.seed = 0
+    config.steps = 600
+    config.global_batch = 16
+    config.init_from = ""
+    config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
+    config.model = {
+        "channels": 96,
+        "patch_size": (1, 1, 1),
+        "width": 128,
+        "num_heads": 4,
+        "num_layers": 4,
+        "text_dim": 64,
+        "text_width": 64,
+        "modulation_rank": 32,
+        "rope_scale": (1.0, 1.0, 1.0),
+        "action_dim": None,
+        "dtype": "float32",
+        "remat": "none",
+    }
+    config.data = {
+        "records": "data/rooms/records-29frames",
+        "threads": 2,
+        "prefetch": 4,
+        "recording": {
+            "source": "rooms",
+            "directory": "data/rooms/episodes",
+            "episodes": 64,
+            "frames": 241,
+            "image_size": (192, 144),
+            "seed": 0,
+        },
+        "encoding": {
+            "image_size": (64, 48),
+            "spatial_ratio": 16,
+            "autoencoder": f"{STARTER}/encoders/autoencoder.safetensors",
+            # Eight clips of an episode, each with a first frame of its own.
+            "clip_frames": 29,
+        },
+        "clip": {"latent_size": (3, 4), "window_frames": 8, "text_tokens": 32, "actions": ""},
+    }
+    config.optimizer = {
+        "name": "adamw",
+        "trainable": ".*",
+        "learning_rate": 2e-3,
+        "schedule": "linear_with_min_lr",
+        "warmup_steps": 20,
+        "weight_decay": 0.01,
+        "b1": 0.9,
+        "b2": 0.99,
+        "clip_norm": 1.0,
+        "skip_limit": 20,
+        "ema_rate": 0.1,
+        "accumulate": 1,
+    }
+    config.loss = {"high_ratio": 0.05, "given_frames": (1, 2), "text_dropout": 0.2}
+    config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
+    config.log = {"interval": 20}
+    config.sample = {
+        "rollout": {"num_steps": 10, "guidance": 0.0, "given_frames": 1},
+        # What a latent of the rooms' walks is, so that a pose string moves as the training data did.
+        "motion": {"step": 0.24, "turn": 8.0, "focal": (1 / 2, 2 / 3)},
+        "windows": 2,
+        "seed": 0,
+    }
+    return config
+
+
+def _published(config: ml_collections.ConfigDict) -> None:
+    """predict2_video2world_training_2b_cosmos_nemo_assets; docs/cosmos.md maps every key."""
+    config.steps = 1000
+    config.init_from = "checkpoints/cosmos-predict2-2b"
+    # Theirs: 8 GPUs, context parallel 2, one sample per pair.
+    config.global_batch = 4
+    config.mesh = {"data": 1, "fsdp": -1, "sequence": 2}
+    config.model = {
+        "channels": 16,
+        "patch_size": (1, 2, 2),
+        "width": 2048,
+        "num_heads": 16,
+        "num_layers": 28,
+        "text_dim": 1024,
+        "text_width": 1024,
+        "modulation_rank": 256,
+        "rope_scale": (1.0, 3.0, 3.0),
+        "action_dim": None,
+        "dtype": "bfloat16",
+        # Theirs are bfloat16 with float32 masters in the optimizer; here the masters are the parameters.
+        "param_dtype": "float32",
+        "remat": "attention",
+    }
+    config.data.records = "data/cosmos_nemo_assets/records"
+    config.data.recording = {"source": ""}
+    config.data.encoding = {"image_size": (1280, 704), "spatial_ratio": 8}
+    config.data.clip = {"latent_size": (88, 160), "window_frames": 24, "text_tokens": 512, "actions": ""}
+    config.optimizer = {
+        "name": "adamw",
+        "trainable": ".*",
+        # 2^-14.5 times f_max 0.6.
+        "learning_rate": 0.6 * 2**-14.5,
+        "schedule": "linear_with_min_lr",
+        "warmup_steps": 0,
+        "weight_decay": 0.1,
+        "b1": 0.9,
+        "b2": 0.99,
+        "eps": 1e-8,
+        "clip_norm": 1.0,
+        "skip_limit": 100,
+        "ema_rate": 0.1,
+        "accumulate": 1,
+    }
+    config.checkpoint = {"interval": 500, "max_to_keep": 3, "step": -1}
+    config.log = {"interval": 10}
+    config.sample.rollout = {"num_steps": 35, "guidance": 7.0, "given_frames": 1}
+    config.sample.windows = 1
+
+
+def _fourteen(config: ml_collections.ConfigDict) -> None:
+    """predict2_video2world_training_14b_cosmos_nemo_assets."""
+    config.init_from = "checkpoints/cosmos-predict2-14b"
+    # Theirs: 32 GPUs, context parallel 8.
+    config.mesh.sequence = 8
+    config.model.update({"width": 5120, "num_heads": 40, "num_layers": 36, "rope_scale": (20 / 24, 2.0, 2.0)})
+    config.optimizer.learning_rate = 0.25 * 2**-14.5
+    config.optimizer.weight_decay = 0.2
+
+
+def _action(config: ml_collections.ConfigDict) -> None:
+    """predict2_video2world_2b_action_conditioned_training, on the Bridge data set."""
+    # Their data set decides how long an epoch is; their experiment sets no end.
+    config.steps = 20_000
+    config.global_batch = 16
+    config.mesh.sequence = 1
+    config.model.action_dim = 84
+    config.data.records = "data/bridge/records"
+    config.data.encoding.image_size = (640, 480)
+    config.data.clip = {"latent_size": (60, 80), "window_frames": 4, "text_tokens": 512, "actions": "motion"}
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.schedule = "constant"
+    config.optimizer.ema_rate = 0.0
+    config.loss = {"high_ratio": 0.0, "given_frames": (1, 1), "text_dropout": 0.2}
+    # Their pipeline has no negative prompt, and then its guidance changes nothing.
+    config.sample.rollout.guidance = 0.0

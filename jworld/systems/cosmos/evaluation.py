@@ -1,0 +1,145 @@
+"""How close continuations of held-out clips come to what was recorded, beside simple baselines.
+
+PSNRs are in dB against the recorded frames at the model's size, per window; given frames are not counted. The baselines
+are the last given frame repeated, and, for an action model, the same model told the mirror image of the walk. The
+codec's own PSNR is the ceiling.
+"""
+
+from typing import Any
+
+import ml_collections
+import numpy as np
+import rich.console
+import rich.progress
+
+from jworld import errors, reports
+from jworld.cameras import actions, robots
+from jworld.systems import walks
+from jworld.systems.cosmos.session import Motion, Session
+
+MODEL, REPEATED, SWAPPED, CODEC = "model", "given frame repeated", "left and right swapped", "codec alone"
+#: Continuations that the contact sheet shows.
+SHOWN = 4
+
+
+def window_spans(windows: int, *, latents: int, ratio: int, given: int) -> list[tuple[int, int]]:
+    """First frame and end of what every window of `latents` adds; each continues `given` frames of the one before."""
+    first = 1 + ratio * (latents - 1)
+    return [(0, first), *((first + i * (first - given), first + (i + 1) * (first - given)) for i in range(windows - 1))]
+
+
+def total_latents(session: Session, windows: int) -> int:
+    """Latents of a recorded walk that `windows` windows need."""
+    ratio = session.encoders.autoencoder.temporal_ratio
+    spans = window_spans(windows, latents=session.clip.window_frames, ratio=ratio, given=session.given_pixels)
+    return 1 + -(-(spans[-1][1] - 1) // ratio)
+
+
+def told(session: Session, w2c: np.ndarray, windows: int) -> list[Motion | None]:
+    """What the session is told of a walk's cameras [F, 4, 4], window by window."""
+    if session.clip.actions != "poses":
+        return [None] * windows
+    motion = robots.camera_actions(w2c)
+    size = session.clip.window_frames - 1
+    return [Motion(motion[i * size : (i + 1) * size]) for i in range(windows)]
+
+
+def roll_out(session: Session, clip: walks.Clip, steps: list[Motion | None], *, seed: int) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] from the clip's first ones."""
+    session.reset(clip.frames[: session.given_pixels], clip.prompt, seed=seed)
+    return np.concatenate([session.step(step) for step in steps])
+
+
+def evaluate(
+    session: Session, config: ml_collections.ConfigDict, options: reports.Options, console: rich.console.Console
+) -> reports.Report:
+    """Measure a model on held-out clips, `options.chunks` windows each.
+
+    Raises:
+      UserError: the clips are absent or shorter than that.
+    """
+    if session.clip.actions == "motion":
+        raise errors.UserError(
+            "the model is steered by recorded motion that held-out walks do not have: python -m jworld.generate shows "
+            "what it makes of a JSON file of actions"
+        )
+    lengths, load = walks.held_out(config, session.encoders)
+    latents = total_latents(session, options.chunks)
+    chosen = walks.choose_windows(lengths, latents=latents, windows=options.windows)
+    rows, shown = [], []
+    shown_at = np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen))).astype(int)
+    for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
+        clip = walks.window(load(index), start=start, latents=latents)
+        values, frames = measure(session, clip, windows=options.chunks, seed=options.seed + i)
+        rows.append({"clip": clip.name, "first_latent": start, "psnr": values})
+        if i in shown_at:
+            title = f"{clip.name} from frame {walks.STRIDE * start}"
+            shown.append(compare(session, clip, frames, windows=options.chunks, title=title))
+    return _report(rows, shown)
+
+
+def measure(
+    session: Session, clip: walks.Clip, *, windows: int, seed: int
+) -> tuple[dict[str, list[float]], np.ndarray]:
+    """PSNR per window of one clip, for the model and for what it is compared with; and the model's frames."""
+    made = {MODEL: roll_out(session, clip, told(session, clip.controls.w2c, windows), seed=seed)}
+    length = len(made[MODEL])
+    if session.clip.actions:
+        _, mirrored = actions.swap_left_right(clip.controls.action, clip.controls.w2c)
+        made[SWAPPED] = roll_out(session, clip, told(session, mirrored, windows), seed=seed)
+    given = session.given_pixels
+    made[REPEATED] = np.broadcast_to(clip.frames[given - 1], (length, *clip.frames.shape[1:]))
+    codec = session.encoders.autoencoder
+    made[CODEC] = codec.decode(codec.encode(clip.frames[None]))[0][:length]
+    spans = _counted(session, windows)
+    return {name: [walks.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in made.items()}, made[
+        MODEL
+    ]
+
+
+def compare(session: Session, clip: walks.Clip, frames: np.ndarray, *, windows: int, title: str) -> reports.Comparison:
+    """Truth and continuation, ready to be drawn."""
+    chunks = [
+        reports.Chunk(
+            start=0 if i == 0 else start,
+            stop=stop,
+            action="given, then made" if i == 0 else "made",
+            psnr=walks.psnr(clip.frames[start:stop], frames[start:stop]),
+        )
+        for i, (start, stop) in enumerate(_counted(session, windows))
+    ]
+    return reports.Comparison(title=title, truth=clip.frames[: len(frames)], prediction=frames, chunks=chunks)
+
+
+def _counted(session: Session, windows: int) -> list[tuple[int, int]]:
+    """Spans of the windows without the frames that are given at the start."""
+    ratio = session.encoders.autoencoder.temporal_ratio
+    spans = window_spans(windows, latents=session.clip.window_frames, ratio=ratio, given=session.given_pixels)
+    return [(session.given_pixels, spans[0][1]), *spans[1:]]
+
+
+def sample(session: Session, config: ml_collections.ConfigDict) -> reports.Comparison:
+    """Continue the first held-out clip for `config.sample.windows` windows, or as far as it is recorded."""
+    settings: Any = config.sample
+    lengths, load = walks.held_out(config, session.encoders)
+    possible = [n for n in range(1, settings.windows + 1) if total_latents(session, n) <= max(lengths)]
+    if not possible:
+        raise errors.UserError(
+            f"the longest held-out clip has {max(lengths)} latents, expected {session.clip.window_frames}, those of a "
+            "window: make longer records"
+        )
+    latents = total_latents(session, possible[-1])
+    index, start = walks.choose_windows(lengths, latents=latents, windows=1)[0]
+    clip = walks.window(load(index), start=start, latents=latents)
+    frames = roll_out(session, clip, told(session, clip.controls.w2c, possible[-1]), seed=settings.seed)
+    return compare(session, clip, frames, windows=possible[-1], title="")
+
+
+def _report(rows: list[dict[str, Any]], shown: list[reports.Comparison]) -> reports.Report:
+    names = list(rows[0]["psnr"])
+    curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
+    means = {name: float(np.mean(values)) for name, values in curves.items()}
+    gains = {name: means[MODEL] - means[name] for name in names if name in (REPEATED, SWAPPED)}
+    summary = [(f"gain over {name}", f"{value:+.2f} dB") for name, value in gains.items()]
+    numbers = {"windows": len(rows), "psnr_per_window": curves, "psnr": means, "gains": gains, "per_clip": rows}
+    return reports.Report(numbers=numbers, curves=curves, bars={}, bars_title="", summary=summary, rollouts=shown)

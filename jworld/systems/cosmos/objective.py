@@ -1,0 +1,85 @@
+"""Cosmos-Predict2's training objective: rectified flow on the frames that are not given.
+
+Source: cosmos-predict2 `models/video2world_model.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jworld.diffusion import rectified_flow
+from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Values of the published post-training (`config.loss`).
+
+    Attributes:
+      log_mean, log_std: of the noise level's logarithm, before it grows with the root of the number of frames.
+      high_ratio: share of examples with a very high noise level.
+      given_frames: least and most latent frames that are given; drawn evenly per example.
+      text_dropout: share of examples whose text is all zeros.
+    """
+
+    log_mean: float = 0.0
+    log_std: float = 1.0
+    high_ratio: float = 0.05
+    given_frames: tuple[int, int] = (1, 2)
+    text_dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("high_ratio", "text_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
+        least, most = self.given_frames
+        if not 0 <= least <= most:
+            raise ValueError(f"given_frames is {self.given_frames}, expected (least, most)")
+
+
+class Draws(NamedTuple):
+    """Everything random in a loss.
+
+    Attributes:
+      sigma: [B, 1] noise levels.
+      noise: [B, F, H, W, C] standard normal.
+      given: [B] int32 frames that are given.
+      keep_text: [B] bool.
+    """
+
+    sigma: jax.Array
+    noise: jax.Array
+    given: jax.Array
+    keep_text: jax.Array
+
+
+def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
+    """For latents of `shape` [B, F, H, W, C]."""
+    sigma_key, noise_key, given_key, text_key = jax.random.split(key, 4)
+    batch, frames = shape[:2]
+    return Draws(
+        rectified_flow.sample_sigma(
+            sigma_key, batch, frames=frames, high_ratio=cfg.high_ratio, mean=cfg.log_mean, std=cfg.log_std
+        ),
+        jax.random.normal(noise_key, shape),
+        jax.random.randint(given_key, (batch,), cfg.given_frames[0], cfg.given_frames[1] + 1),
+        jax.random.uniform(text_key, (batch,)) >= cfg.text_dropout,
+    )
+
+
+def loss(model: CosmosTransformer, batch: Batch, draws: Draws) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Scalar float32 loss of the latents [B, F, H, W, C], and the mean error of the velocity on predicted frames."""
+    clean = batch["latent"].astype(jnp.float32)
+    mask = rectified_flow.given_mask(draws.given, clean.shape[1])
+    text = batch["text_states"] * draws.keep_text[:, None, None].astype(batch["text_states"].dtype)
+
+    def network(video: jax.Array, time: jax.Array) -> jax.Array:
+        return model(CosmosInputs(video, time, text, given=mask, action=batch.get("motion")))
+
+    value, per_frame = rectified_flow.training_loss(network, clean, draws.noise, draws.sigma, mask)
+    return value, {"velocity_error": jnp.sum(per_frame) / jnp.sum(1 - mask)}

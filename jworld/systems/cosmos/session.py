@@ -1,0 +1,63 @@
+"""A video in pixels, window by window: what `generate` and interactive front ends drive."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jworld.data import cosmos
+from jworld.encoders import Encoders
+from jworld.models.cosmos.transformer import CosmosTransformer
+from jworld.systems.cosmos.sampling import SampleConfig, WindowSampler
+
+
+class Motion(NamedTuple):
+    """What an action model is told of a window: [steps, 7] float32."""
+
+    values: np.ndarray
+
+
+class Session:
+    """First frames and prompt in, then a window of frames per step, which continues the last frames before it."""
+
+    def __init__(self, model: CosmosTransformer, encoders: Encoders, *, sample: SampleConfig, clip: cosmos.ClipConfig):
+        self.encoders, self.sample, self.clip = encoders, sample, clip
+        self._sampler = WindowSampler(model, sample)
+
+    @property
+    def given_pixels(self) -> int:
+        """Pixel frames that a window continues."""
+        return 1 + self.encoders.autoencoder.temporal_ratio * (self.sample.given_frames - 1)
+
+    def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0) -> None:
+        """Start from an image uint8 [H, W, 3] of any size, or from the last frames of a video [T, H, W, 3].
+
+        A single image starts a video even where later windows continue more frames.
+        """
+        frames = first_frame[None] if first_frame.ndim == 3 else first_frame
+        kept = frames[-self.given_pixels :] if len(frames) >= self.given_pixels else frames[-1:]
+        self._given = np.stack([self.encoders.fit.frame(frame) for frame in kept])
+        self._seed, self._windows = seed, 0
+        self._text = self._states([self.sample.negative_prompt, prompt] if self.sample.rows == 2 else [prompt])
+
+    def step(self, action: Motion | None = None) -> np.ndarray:
+        """One window -> frames uint8 [T, H, W, 3]: all of the first one, later the new ones."""
+        given = self.encoders.autoencoder.encode(self._given[None])[0]
+        shape = (self.clip.window_frames, *self.clip.latent_size, given.shape[-1])
+        key = jax.random.fold_in(jax.random.key(self._seed), self._windows)
+        motion = None if action is None else action.values
+        latents = self._sampler(given, self._text, jax.random.normal(key, shape), motion)
+        video = self.encoders.autoencoder.decode(np.asarray(latents)[None])[0]
+        new = video[len(self._given) :] if self._windows else video
+        self._given, self._windows = video[-self.given_pixels :], self._windows + 1
+        return new
+
+    def _states(self, prompts: Sequence[str]) -> jax.Array:
+        """[B, S, Dt]: padded with zeros, which the model sees; an empty negative prompt is nothing but zeros."""
+        limit = self.clip.text_tokens
+        rows = [self.encoders.prompt(prompt)["text_states"][:limit] for prompt in prompts]
+        if len(prompts) == 2 and not prompts[0]:
+            rows[0] = rows[0][:0]
+        return jnp.stack([np.pad(row, ((0, limit - len(row)), (0, 0))) for row in rows])

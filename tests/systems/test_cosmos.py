@@ -1,0 +1,250 @@
+"""The Cosmos system: what a batch is, what a loss counts, windows that continue each other, meshes, refusals."""
+
+import importlib.util
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from flax import nnx
+
+from jworld import errors
+from jworld.cameras import pose_strings, robots
+from jworld.parallel import axes, mesh
+from jworld.systems.cosmos import evaluation, objective, sampling
+from jworld.systems.cosmos.session import Motion, Session
+from jworld.systems.cosmos.system import Cosmos
+
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "cosmos_video2world.py"
+#: These programs run once: compiling them is what takes time.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+CHANNELS, SIZE = 8, (2, 4)
+
+
+def make_config(variant: str = "tiny_action", **changes: Any) -> ml_collections.ConfigDict:
+    spec = importlib.util.spec_from_file_location("cosmos_video2world", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    config = recipe.get_config(variant)
+    with config.unlocked():
+        if not variant.startswith("2b"):
+            config.model.update({"channels": CHANNELS, "width": 64, "num_layers": 2, "text_dim": 16, "text_width": 16})
+            config.data.clip.update({"latent_size": SIZE, "window_frames": 4, "text_tokens": 6})
+            config.sample.rollout.update({"num_steps": 2, "guidance": 1.5})
+            if variant == "tiny_action":
+                config.model.action_dim = 21
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def make_model(system: Cosmos) -> Any:
+    """No weight at zero: zero modulations would hide times and actions."""
+    with nnx.use_eager_sharding(False):
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), params))
+
+
+def make_batch(system: Cosmos, rows: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(1)
+    return {
+        name: jnp.asarray(rng.standard_normal(spec.shape), spec.dtype) for name, spec in system.batch_spec(rows).items()
+    }
+
+
+class Codec:
+    """Eight pixels of one row per latent pixel, four frames per latent: enough of an autoencoder for a session."""
+
+    temporal_ratio = 4
+
+    def encode(self, video: np.ndarray) -> np.ndarray:
+        picked = video[:, ::4, ::8, ::8].astype(np.float32) / 255
+        return np.tile(picked, (1, 1, 1, 1, 3))[..., :CHANNELS]
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        pixels = np.repeat(np.repeat(np.clip(latents[..., :3], 0, 1), 8, axis=2), 8, axis=3)
+        frames = np.concatenate([pixels[:, :1], np.repeat(pixels[:, 1:], 4, axis=1)], axis=1)
+        return np.round(255 * frames).astype(np.uint8)
+
+
+class Fit:
+    def frame(self, frame: np.ndarray) -> np.ndarray:
+        return frame
+
+
+class Encoders:
+    autoencoder, fit = Codec(), Fit()
+
+    def prompt(self, prompt: str) -> dict[str, np.ndarray]:
+        return {"text_states": np.full((2 + len(prompt) % 3, 16), 0.1 * len(prompt), np.float32)}
+
+
+def make_session(system: Cosmos) -> Session:
+    return system.session(make_model(system), Encoders())  # type: ignore[arg-type]
+
+
+FRAME = np.random.default_rng(2).integers(0, 256, (16, 32, 3), dtype=np.uint8)
+
+
+def test_loss_counts_what_is_not_given_and_is_told_of_the_rest() -> None:
+    """Of a given frame the noise plays no part; text, motion and the other frames' noise do."""
+    system = Cosmos(make_config())
+    model, batch = make_model(system), make_batch(system, 2)
+    draws = objective.draw(jax.random.key(0), batch["latent"].shape, system.objective)
+    draws = draws._replace(given=jnp.array([1, 2]), keep_text=jnp.array([True, True]), sigma=jnp.full((2, 1), 2.0))
+    loss = jax.jit(lambda batch, draws: objective.loss(model, batch, draws), compiler_options=FAST_COMPILE)
+
+    def value(draws: objective.Draws = draws, **changes: jax.Array) -> float:
+        return float(loss(batch | changes, draws)[0])
+
+    base = value()
+    assert value(draws._replace(noise=draws.noise.at[:, 0].add(1.0))) == base
+    assert value(draws._replace(noise=draws.noise.at[0, 1].add(1.0))) != base
+    assert value(draws._replace(keep_text=jnp.array([False, True]))) != base
+    assert value(motion=batch["motion"].at[0, 2].add(1.0)) != base
+    total, metrics = loss(batch, draws)
+    # The mean over all frames against the mean over the five that are not given.
+    assert float(total) == pytest.approx(10 * float(metrics["velocity_error"]) * 5 / 8, rel=1e-5)
+
+
+def test_draws_follow_the_config() -> None:
+    cfg = objective.ObjectiveConfig(high_ratio=0.5, text_dropout=0.25, given_frames=(1, 2))
+    draws = objective.draw(jax.random.key(1), (4000, 4, 1, 1, 1), cfg)
+    assert 0.2 < float(1 - draws.keep_text.mean()) < 0.3
+    assert set(np.unique(draws.given)) == {1, 2}
+    high = np.asarray(draws.sigma) >= 200
+    assert 0.45 < high.mean() < 0.55
+    # exp(normal) * sqrt(frames).
+    assert float(np.median(np.log(np.asarray(draws.sigma)[~high]))) == pytest.approx(np.log(2), abs=0.1)
+
+
+def test_windows_continue_each_other() -> None:
+    """13 frames, then 12 new ones per window, told by motion, prompt and seed; given frames stay as they are."""
+    session = make_session(Cosmos(make_config()))
+    motion = Motion(np.ones((3, 7), np.float32))
+
+    def roll(prompt: str = "a room", seed: int = 0, second: Motion = motion) -> list[np.ndarray]:
+        session.reset(FRAME, prompt, seed=seed)
+        return [session.step(motion), session.step(second)]
+
+    first, second = roll()
+    assert first.shape == (13, 16, 32, 3)
+    assert second.shape == (12, 16, 32, 3)
+    np.testing.assert_array_equal(first[0], Codec().decode(Codec().encode(FRAME[None, None]))[0, 0])
+    again = roll()
+    np.testing.assert_array_equal(np.concatenate(again), np.concatenate([first, second]))
+    other = roll(second=Motion(-motion.values))
+    np.testing.assert_array_equal(other[0], first)
+    assert (other[1] != second).any()
+    for changed in (roll(prompt="another room"), roll(seed=1)):
+        assert (changed[0] != first).any()
+
+
+def test_a_video_is_continued_from_its_last_five_frames() -> None:
+    config = make_config("", **{"sample.rollout.given_frames": 2})
+    session = make_session(Cosmos(config))
+    video = np.random.default_rng(3).integers(0, 256, (9, 16, 32, 3), dtype=np.uint8)
+    session.reset(video, "a room")
+    made = [session.step(), session.step()]
+    assert [len(part) for part in made] == [13, 8]
+    kept = Codec().decode(Codec().encode(video[None, -5:]))[0]
+    np.testing.assert_array_equal(made[0][:5], kept)
+
+
+def test_guidance_moves_away_from_the_negative_prompt() -> None:
+    """g of x + g (x - negative): 0 needs one text alone, and equal texts make any guidance the same."""
+    system = Cosmos(make_config(""))
+    model = make_model(system)
+    noise = jax.random.normal(jax.random.key(0), (4, *SIZE, CHANNELS))
+    given = np.ones((1, *SIZE, CHANNELS), np.float32)
+    text = jax.random.normal(jax.random.key(1), (2, 6, 16))
+
+    def sampled(guidance: float, text: jax.Array) -> np.ndarray:
+        sampler = sampling.WindowSampler(model, sampling.SampleConfig(num_steps=2, guidance=guidance))
+        return np.asarray(sampler(given, text, noise))
+
+    plain = sampled(0.0, text[1:])
+    np.testing.assert_allclose(sampled(3.0, text[jnp.array([1, 1])]), plain, atol=2e-4)
+    assert np.abs(sampled(3.0, text) - plain).max() > 1e-2
+    np.testing.assert_array_equal(plain[0], given[0])
+    with pytest.raises(ValueError, match=r"guidance 3\.0 needs text of batch 2"):
+        sampled(3.0, text[1:])
+
+
+def test_mesh_equals_one_device() -> None:
+    """Examples, weights and frames are split over 8 devices: the same loss and gradient."""
+    system = Cosmos(make_config())
+    graphdef, params = nnx.split(make_model(system))
+    batch = make_batch(system, 4)
+
+    def step(params: nnx.State, batch: dict[str, jax.Array]) -> tuple[jax.Array, nnx.State]:
+        return jax.value_and_grad(lambda p: system.loss(nnx.merge(graphdef, p), batch, jax.random.key(0))[0])(params)
+
+    expected = jax.jit(step, compiler_options=FAST_COMPILE)(params, batch)
+    devices = mesh.make_mesh(data=2, fsdp=2, sequence=2)
+    with jax.set_mesh(devices), nnx.logical_axis_rules(axes.RULES):
+        placed = jax.device_put(params, nnx.get_named_sharding(params, devices))
+        spec = system.batch_spec(4)
+        split = {name: jax.device_put(x, axes.sharding(devices, spec[name].axes)) for name, x in batch.items()}
+        actual = jax.jit(step, compiler_options=FAST_COMPILE)(placed, split)
+    for one, eight in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+        scale = float(jnp.abs(one).max()) + 1e-6
+        np.testing.assert_allclose(np.asarray(one) / scale, np.asarray(eight) / scale, atol=2e-5)
+
+
+def test_paths_become_motions() -> None:
+    """A pose string is the camera's motion from latent to latent, in whole windows."""
+    system = Cosmos(make_config())
+    actions = system.controls("w-3, right-3", None)
+    assert len(actions) == 2
+    path = pose_strings.path("w-3, right-3", system.units)
+    np.testing.assert_array_equal(actions[1].told.values, robots.camera_actions(path.w2c)[3:])
+    forward, turning = actions[0].told.values[0], actions[1].told.values[0]
+    np.testing.assert_allclose(forward[:3], [0, 0, 20 * 0.24], atol=1e-5)
+    np.testing.assert_allclose(turning[3:6], [0, 20 * np.deg2rad(8.0), 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "pose", "windows", "message"),
+    [
+        ("tiny_action", "w-2", None, "2 motions, expected a multiple of the 3 of a window: add 1"),
+        ("tiny_action", None, None, "--pose is missing"),
+        ("", "w-3", None, "knows no actions"),
+    ],
+)
+def test_paths_that_do_not_fit(variant: str, pose: str | None, windows: int | None, message: str) -> None:
+    with pytest.raises(errors.UserError, match=message):
+        Cosmos(make_config(variant)).controls(pose, windows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.clip.actions": ""}, "config.data.clip.actions is '' but config.model.action_dim is 21"),
+        ({"model.action_dim": 28}, "config.model.action_dim is 28, expected 21"),
+        ({"sample.rollout.given_frames": 2}, "given_frames is 2, expected 1"),
+        ({"model.patch_size": (1, 3, 2)}, "no multiple of config.model.patch_size"),
+        ({"mesh.sequence": 3}, "config.mesh.sequence is 3"),
+    ],
+)
+def test_configs_that_contradict_themselves(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.UserError, match=message):
+        Cosmos(make_config(**changes))
+
+
+def test_spans_of_windows() -> None:
+    assert evaluation.window_spans(3, latents=4, ratio=4, given=1) == [(0, 13), (13, 25), (25, 37)]
+    assert evaluation.window_spans(2, latents=4, ratio=4, given=5) == [(0, 13), (13, 21)]
+
+
+@pytest.mark.parametrize(("variant", "tokens"), [("2b", 84_480), ("2b_action", 4 * 30 * 40)])
+def test_published_recipes(variant: str, tokens: int) -> None:
+    """Tokens of a published clip, and operations of a step."""
+    system = Cosmos(make_config(variant))
+    assert system.step_tokens(1) == tokens
+    assert system.step_flops(2) == 2 * system.step_flops(1) > 6 * 1.9e9 * tokens
