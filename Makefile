@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-slow lint format clean
 
 demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate it
 	$(BIN)/python -m jworld.train --config=configs/ar_mem.py
@@ -13,6 +13,9 @@ demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate i
 
 test: lint  ## linters, type checker, all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: .venv/.test  ## a run that is killed ten times
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.test
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ def use_cache(folder: str = "") -> None:
         jax.config.update("jax_enable_compilation_cache", False)
     elif folder:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-    elif jax.config.values["jax_compilation_cache_dir"] is None:
+    elif jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(default_folder()))
 
 

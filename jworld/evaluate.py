@@ -18,8 +18,8 @@ import rich.console
 import rich.table
 from flax import nnx
 
+from jworld import compilation, encoders, errors, reports, runs, sheets
 from jworld import config as run_config
-from jworld import encoders, errors, reports, runs, sheets
 from jworld.data import pipeline
 from jworld.parallel import startup
 
@@ -165,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoders.add_arguments(parser, defaults=dict.fromkeys(encoders.FLAGS, "where it was when the records were made"))
     arguments = parser.parse_args(argv)
     startup.require_alone("python -m jworld.evaluate")
+    compilation.use_cache()
     checkpoint = pathlib.Path(arguments.checkpoint)
     evaluate(
         checkpoint,

@@ -21,9 +21,9 @@ import PIL.ImageOps
 import rich.console
 import rich.progress
 
+from jworld import compilation, errors, reports, runs, sheets, systems
 from jworld import config as run_config
 from jworld import encoders as encoders_lib
-from jworld import errors, reports, runs, sheets, systems
 from jworld.data import episodes
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
@@ -304,6 +304,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
 def main(argv: Sequence[str] | None = None) -> None:
     request = parse_arguments(argv)
     startup.require_alone("python -m jworld.generate")
+    compilation.use_cache()
     console = rich.console.Console(highlight=False, soft_wrap=True)
     facts = generate(request, console)
     timings = facts["timings"]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import rich.console
 
-from jworld import encoders
+from jworld import compilation, encoders
 from jworld.data import conditioning, import_worldplay, shards, worldplay_files
 from jworld.data.conditioning import stored
 from jworld.data.inputs import clips, fitting, formats
@@ -266,6 +266,7 @@ def _print_summary(summary: shards.Summary, console: rich.console.Console) -> No
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
+    compilation.use_cache()
     console = rich.console.Console()
     summary = precompute(
         _settings(arguments),

@@ -55,6 +55,11 @@ def test_rollout(tmp_path: pathlib.Path) -> None:
     assert row["steps"] == 2
     assert row["chunk_p95_seconds"] >= row["chunk_p50_seconds"] > 0
     assert row["recomputed_p50_seconds"] > 0
+    assert row["first_chunk_seconds"] > 0
+    # A chunk of 16 frames after 20 latents of 30x52, text left out.
+    floors = numbers["settings"]["published_floors"]
+    assert floors["denoising_step_flops"] == pytest.approx(0.24e15, rel=0.02)
+    assert floors["past_flops"] == pytest.approx(1.0e15, rel=0.05)
     assert row["flops_ratio"] > 1.5
 
 
