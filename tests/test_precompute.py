@@ -33,6 +33,11 @@ FRAMES = 13
 SIZE: dict[str, Any] = {"width": 32, "height": 24}
 CODEC = linear.LinearConfig(channels=24, spatial_ratio=8)
 WORDS = ["none", *["forward"] * 6, *["yaw_right"] * 12]
+# A robot's hand that turns about z and goes where it points to; its gripper closes.
+HAND = np.stack([*np.zeros((5, 19)), np.radians(3.0) * np.arange(19), np.ones(19)], axis=1)
+HAND[1:, 0] = np.cumsum(0.01 * np.cos(HAND[:-1, 5]))
+HAND[1:, 1] = np.cumsum(0.01 * np.sin(HAND[:-1, 5]))
+GRIPPER = np.linspace(1, 0.1, 19)
 
 
 def wall(index: int, frames: int = FRAMES) -> np.ndarray:
@@ -73,7 +78,7 @@ def write_episodes(directory: pathlib.Path, splits: list[str]) -> None:
 
 def write_videos(folder: pathlib.Path, form: str, names: str = "abc") -> pathlib.Path:
     """Videos of 19 frames at 10 frames/s; -> what to give as --input."""
-    below = {"videos": "", "cosmos": "videos", "matrix": "clips", "worldplay": "clips"}[form]
+    below = {"videos": "", "cosmos": "videos"}.get(form, "clips")
     listed = []
     for index, name in enumerate(names):
         tiny_videos.write(folder / below / f"{name}.mp4", wall(index, len(WORDS)))
@@ -83,6 +88,11 @@ def write_videos(folder: pathlib.Path, form: str, names: str = "abc") -> pathlib
         elif form == "cosmos":
             (folder / "metas").mkdir(exist_ok=True)
             (folder / "metas" / f"{name}.txt").write_text(caption)
+        elif form == "bridge":
+            notes = folder / "annotation" / "train" / f"{name}.json"
+            notes.parent.mkdir(parents=True, exist_ok=True)
+            facts = {"state": HAND.tolist(), "continuous_gripper_state": GRIPPER.tolist(), "texts": [caption]}
+            notes.write_text(json.dumps(facts | {"videos": [{"video_path": path}, {"video_path": "another.mp4"}]}))
         elif form == "matrix":
             tokens = ",".join(["D"] * 8 + ["DL"] * 11)
             listed.append({"path": path, "caption": caption, "control_signal_seq": tokens})
@@ -201,6 +211,7 @@ COMMON = {"latent", "image_cond", "vision_states", "prompt"}
 ARRAYS = {
     "videos": COMMON,
     "cosmos": COMMON,
+    "bridge": COMMON | {"motion"},
     "matrix": COMMON | {"control"},
     "worldplay": COMMON | {"w2c", "intrinsics", "action"},
 }
@@ -233,6 +244,12 @@ def test_every_format(tmp_path, codec, form):
         if form == "matrix":
             # Frames 0, 8 and 16 of the video, which has 10 frames/s.
             assert [manifest["controls"][number] for number in record["control"]] == ["D", "DL", "DL"]
+        if form == "bridge":
+            # From one frame to the next but one of the video: its clips have half of its frame rate.
+            ahead = 0.01 * (1 + np.cos(np.radians(3))), 0.01 * np.sin(np.radians(3))
+            moved = [20 * ahead[0], 20 * ahead[1], 0, 0, 0, 20 * np.radians(6)]
+            np.testing.assert_allclose(record["motion"][:, :6], np.tile(moved, (8, 1)), atol=1e-6)
+            np.testing.assert_allclose(record["motion"][:, 6], GRIPPER[2:17:2], atol=1e-6)
         if form == "worldplay":
             np.testing.assert_allclose(record["w2c"], turning(19)[[0, 8, 16]], atol=1e-6)
             recorded = ["none", "yaw_left", "yaw_left"] if item.controls else ["none", "yaw_right", "yaw_right"]

@@ -41,7 +41,9 @@ def import_embeddings(
         meta = directory / "metas" / f"{file.stem}.txt"
         caption = items.read_text(meta)
         if caption is None:
-            raise UserError(f"{meta} is absent, expected the caption that {file} encodes: write it, or remove the latter")
+            raise UserError(
+                f"{meta} is absent, expected the caption that {file} encodes: write it, or remove the latter"
+            )
         caption, array = caption.strip(), t5_pickles.read(file)
         if caption not in states:
             states[caption], origins[caption] = array, file

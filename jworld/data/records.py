@@ -10,8 +10,9 @@ frames of the clip. What they mean:
 
 latent [F, H, W, C] and image_cond [1, H, W, C] (the first frame encoded alone), BF16, normalised; logvar [F, H, W, C]
 F16: log variance of the posterior whose mean is `latent`; w2c [F, 4, 4] and intrinsics [F, 3, 3] F32; action [F] I32:
-WorldPlay's labels; control [F] I32: what was pressed, counted in the manifest's `controls`; vision_states [V, Dv] BF16;
-prompt [] I32: the row in the text store.
+WorldPlay's labels; control [F] I32: what was pressed, counted in the manifest's `controls`; motion [T - 1, 7] F32: what
+a robot's hand did before each of the clip's T pixel frames but the first (see `jworld.cameras.robots`); vision_states
+[V, Dv] BF16; prompt [] I32: the row in the text store.
 """
 
 import dataclasses
@@ -210,12 +211,13 @@ def make_arrays(
     cameras: bool = False,
     action: bool = False,
     control: bool = False,
+    motions: int = 0,
     vision: tuple[int, int] | None = None,
     prompt: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """A manifest's `arrays`: latents [H, W, C] and image_cond always, the others where asked for.
 
-    `vision` is (tokens, width) of the states of the first frame.
+    `motions` are those of a robot's hand in one clip; `vision` is (tokens, width) of the states of the first frame.
     """
     chosen: dict[str, tuple[str, list[int | str]]] = {
         "latent": ("BF16", [FRAMES, *latent_shape]),
@@ -228,6 +230,8 @@ def make_arrays(
     for name, wanted in (("action", action), ("control", control)):
         if wanted:
             chosen[name] = ("I32", [FRAMES])
+    if motions:
+        chosen["motion"] = ("F32", [motions, 7])
     if vision is not None:
         chosen["vision_states"] = ("BF16", [*vision])
     if prompt:

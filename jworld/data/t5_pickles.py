@@ -14,7 +14,7 @@ import numpy as np
 
 from jworld.errors import UserError
 
-_DTYPES = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
+_DTYPES: dict[str, np.dtype] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
 
 
 class _Type:
@@ -87,9 +87,8 @@ def read(path: pathlib.Path) -> np.ndarray:
 
 
 def _array(parts: _Array) -> np.ndarray:
-    code, order = (parts.type.code, parts.type.order) if isinstance(parts.type, _Type) else (None, None)
-    if code not in _DTYPES or order not in ("<", "="):
-        raise ValueError(f"its array is of type {code!r}")
+    if not isinstance(parts.type, _Type) or parts.type.code not in _DTYPES or parts.type.order not in ("<", "="):
+        raise ValueError(f"its array is of type {getattr(parts.type, 'code', None)!r}")
     if not isinstance(parts.shape, tuple) or len(parts.shape) != 2 or parts.order not in ("C", "F"):
         raise ValueError(f"its array has shape {parts.shape!r}")
-    return np.frombuffer(parts.data, _DTYPES[code]).reshape(parts.shape, order=parts.order)
+    return np.frombuffer(parts.data, _DTYPES[parts.type.code]).reshape(parts.shape, order=parts.order)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from jworld.autoencoders import Autoencoder, Latents
-from jworld.cameras import actions
+from jworld.cameras import actions, robots
 from jworld.data import records, shards
 from jworld.data.conditioning import base
 from jworld.data.inputs import clips, items, matrix
@@ -123,6 +123,9 @@ class Maker:
         if "control" in self.arrays:
             assert clip.controls is not None
             record["control"] = control_numbers(clip.controls)[every]
+        if "motion" in self.arrays:
+            assert clip.hand is not None
+            record["motion"] = robots.relative_actions(clip.hand[:, :6], clip.hand[:, 6])
         if states is not None:
             record["vision_states"] = states.astype(ml_dtypes.bfloat16)
         if "prompt" in self.arrays:

@@ -55,8 +55,10 @@ class Work:
         self._cut = settings.cut(
             family=family, temporal_ratio=ratios.temporal_ratio, spatial_ratio=ratios.spatial_ratio
         )
+        self._motions = self._count_motions()
         self._images = encoders.load(encoders.IMAGE, settings.specs["image_encoder"], settings.given.options)
-        self._has_text = settings.specs["text_encoder"].partition(":")[0] != encoders.NONE
+        # "none:1024" are captions without rows, for a model that reads text.
+        self._has_text = settings.specs["text_encoder"] not in (encoders.NONE, f"{encoders.NONE}:0")
 
     def _check_items(self) -> None:
         bad = [item for item in self._items if item.problem is not None]
@@ -170,6 +172,7 @@ class Work:
                 cameras=cameras,
                 action=cameras,
                 control=not cameras and any(item.controls is not None for item in self._items),
+                motions=self._motions,
                 vision=None if self._images is None else (self._images.entry.tokens, self._images.dim),
                 prompt=bool(rows),
             ),
@@ -179,6 +182,14 @@ class Work:
             recorded_labels=self._settings.format == WORLDPLAY,
             batch=len(jax.local_devices()),
         )
+
+    def _count_motions(self) -> int:
+        """Motions of a robot's hand in a clip; 0 where the videos have none."""
+        if all(item.hand is None for item in self._items):
+            return 0
+        if self._cut.frames is None:
+            raise UserError("clips with motions are of one length: give --frames, such as --frames 13 --stride 1")
+        return self._cut.frames - 1
 
     def _fps(self) -> float:
         if self._settings.fps is not None:

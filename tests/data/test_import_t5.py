@@ -91,7 +91,11 @@ def test_pickles_of_other_things(tmp_path, content, message):
     [
         ({}, {}, r"has no \*\.pickle"),
         ({"a": "x"}, {"a": states(2), "b": states(2)}, r"metas/b\.txt is absent"),
-        ({"a": "x", "b": "x"}, {"a": states(2), "b": states(2, 1)}, r"b\.pickle is not .*a\.pickle, but both encode 'x'"),
+        (
+            {"a": "x", "b": "x"},
+            {"a": states(2), "b": states(2, 1)},
+            r"b\.pickle is not .*a\.pickle, but both encode 'x'",
+        ),
         ({"a": "x", "b": "y"}, {"a": states(2), "b": states(2, width=6)}, "different widths, 8 in .* and 6 in"),
     ],
 )

@@ -94,6 +94,7 @@ class Clip:
       w2c: float64 [T, 4, 4] OpenCV world-to-camera, in the item's own coordinates, or None.
       intrinsics: float64 [T, 3, 3] divided by the image size, corrected for the cut, or None.
       controls: what was pressed, one word per frame, or None.
+      hand: float64 [T, 7] state of a robot arm's hand, or None.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Clip:
     w2c: np.ndarray | None
     intrinsics: np.ndarray | None
     controls: items.Controls | None
+    hand: np.ndarray | None
 
 
 def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
@@ -143,6 +145,7 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
             if tracks.intrinsics is None
             else config.fit.intrinsics(tracks.intrinsics[chosen], source.size),
             controls=None if tracks.controls is None else tracks.controls.take(chosen),
+            hand=None if tracks.hand is None else tracks.hand[chosen],
         )
         del frames
 

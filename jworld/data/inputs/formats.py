@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
-from jworld.data.inputs import cosmos, episodes, items, matrix, videos, worldplay
+from jworld.data.inputs import bridge, cosmos, episodes, items, matrix, videos, worldplay
 from jworld.errors import UserError
 
 
@@ -29,6 +29,10 @@ FORMATS = {
         worldplay.list_items,
     ),
     "cosmos": Format("videos/NAME.mp4 and metas/NAME.txt", cosmos.list_items),
+    "bridge": Format(
+        "annotation/train/NAME.json with state and continuous_gripper_state per frame of a robot arm, videos and texts",
+        bridge.list_items,
+    ),
     "matrix": Format(
         'index.json, {"list": [{path, caption, control_signal_seq, valid_frame_idx}]}, the last two optional',
         matrix.list_items,

@@ -37,12 +37,14 @@ class Controls:
 class Tracks:
     """What accompanies the T frames of a video, each None where the format has none.
 
-    w2c float64 [T, 4, 4] OpenCV world-to-camera; intrinsics float64 [T, 3, 3] divided by the image size.
+    w2c float64 [T, 4, 4] OpenCV world-to-camera; intrinsics float64 [T, 3, 3] divided by the image size; hand float64
+    [T, 7] of a robot arm: x, y, z, roll, pitch, yaw, gripper.
     """
 
     w2c: np.ndarray | None = None
     intrinsics: np.ndarray | None = None
     controls: Controls | None = None
+    hand: np.ndarray | None = None
 
 
 def no_tracks(frames: int) -> Tracks:
@@ -59,7 +61,7 @@ class Item:
       video: a file that ffmpeg decodes, or a folder of pictures.
       caption: its text.
       split: "train" or "val"; None where the format does not say.
-      cameras, controls: the files that `read_tracks` opens.
+      cameras, controls, hand: the files that `read_tracks` opens.
       frames_fps: pictures per second of a folder of pictures.
       first_frame: the clips begin here.
       read_tracks: number of frames of the video -> its tracks; `UserError` where the files disagree with the video.
@@ -72,6 +74,7 @@ class Item:
     split: str | None = None
     cameras: pathlib.Path | None = None
     controls: pathlib.Path | None = None
+    hand: pathlib.Path | None = None
     frames_fps: float | None = None
     first_frame: int = 0
     read_tracks: Callable[[int], Tracks] = no_tracks

@@ -101,7 +101,9 @@ def test_folders_that_cannot_be_listed(tmp_path, files, message):
         formats.list_items("videos", tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         formats.list_items("videos", tmp_path / "absent")
-    with pytest.raises(UserError, match="format is 'avi', expected one of episodes, videos, worldplay, cosmos, matrix"):
+    with pytest.raises(
+        UserError, match="format is 'avi', expected one of episodes, videos, worldplay, cosmos, bridge, matrix"
+    ):
         formats.list_items("avi", tmp_path)
 
 
@@ -137,6 +139,49 @@ def test_cosmos(tmp_path):
     assert not opened.exists()
     with pytest.raises(UserError, match=r"expected videos/X\.mp4"):
         formats.list_items("cosmos", tmp_path / "videos")
+
+
+def annotation(path, **changes) -> None:
+    facts = {"state": [[0.0] * 7] * 3, "continuous_gripper_state": [1.0] * 3, "videos": [{"video_path": "v/a.mp4"}]}
+    touch(path, json.dumps(facts | {"texts": ["open the drawer"]} | changes))
+
+
+def test_bridge_lists_both_splits(tmp_path):
+    annotation(tmp_path / "annotation" / "train" / "7.json")
+    annotation(tmp_path / "annotation" / "val" / "7.json", texts=[])
+    annotation(tmp_path / "annotation" / "test" / "7.json")
+    annotation(tmp_path / "annotation" / "train" / "8.json", videos=[])
+    touch(tmp_path / "annotation" / "train" / "9.json", "{")
+    listing = formats.list_items("bridge", tmp_path, options=items.ListOptions(root=tmp_path / "media"))
+    train, novideo, broken, val = listing.items
+    assert (train.name, train.split, train.caption) == ("train/7", "train", "open the drawer")
+    assert train.video == tmp_path / "media" / "v" / "a.mp4"
+    assert train.read_tracks(3).hand.shape == (3, 7)
+    assert (val.name, val.split) == ("val/7", "val")
+    assert "has no caption" in val.problem
+    assert "'videos' has no text under 'video_path'" in novideo.problem
+    assert "is not readable JSON" in broken.problem
+    assert "test is left aside" in listing.notes[0]
+    with pytest.raises(UserError, match=r"annotation holds no train/\*\.json"):
+        formats.list_items("bridge", tmp_path / "annotation")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"state": [[0.0] * 7] * 2}, "has 2 states, the video decodes to 3 frames"),
+        ({"continuous_gripper_state": [1.0]}, "has 1 states of the gripper"),
+        ({"state": [[0.0] * 5] * 3}, r"state has shape \[3, 5\].*rows of 6 or more"),
+        ({"state": [[0.0] * 7, [0.0]]}, "'state' is missing or not all numbers"),
+        ({"continuous_gripper_state": None}, "'continuous_gripper_state' is"),
+        ({"state": [[float("nan")] * 7] * 3}, "'state' is no list, or has numbers that are not finite"),
+    ],
+)
+def test_bridge_states_that_do_not_fit(tmp_path, changes, message):
+    annotation(tmp_path / "annotation" / "train" / "7.json", **changes)
+    (item,) = formats.list_items("bridge", tmp_path).items
+    with pytest.raises(UserError, match=message):
+        item.read_tracks(3)
 
 
 def matrix_index(path, *entries) -> None:
