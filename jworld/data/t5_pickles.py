@@ -34,7 +34,7 @@ class _Array:
         self.shape: Any = None
         self.type: Any = None
         self.data: Any = None
-        self.order = "C"
+        self.order: Any = "C"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, self.type, fortran, self.data = state
