@@ -58,10 +58,12 @@ if [[ ${device[0]} == --device-type=* ]]; then
 else
   device+=("--num-slices=$slices")
 fi
-# 75: the run was cut short; 1: an error, which may have passed. xpk adds 42 and 127 to 255, so only 2 ends it for good.
+# Some hosts may need minutes more than others to get the image. Exit code 75: the run was cut short; 1: an error, which
+# may have passed; xpk adds 42 and 127 to 255, so only 2 ends it for good.
 command=(xpk workload create "--cluster=$cluster" "--zone=$zone" "--project=$project" "--workload=$workload"
   "--docker-image=$image" "${device[@]}" ${storage:+"--storage=$storage"} "--max-restarts=$restarts"
-  --restart-on-exit-codes=1,75 "--termination-grace-period-seconds=$grace" "--command=$train")
+  "--restart-on-exit-codes=1,75" "--termination-grace-period-seconds=$grace" --env=JWORLD_START_SECONDS=900
+  "--command=$train")
 if [[ -n $dry ]]; then
   quote "${command[@]}"
   exit 0

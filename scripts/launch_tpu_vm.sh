@@ -53,6 +53,8 @@ elif [[ -n $stop ]]; then
 else
   remote="sudo docker rm jworld 2>/dev/null; "
   remote+="sudo docker run --detach --name jworld --net=host --privileged --stop-timeout=300 "
+  # Some hosts may need minutes more than others to get the image.
+  remote+="--env=JWORLD_START_SECONDS=900 "
   remote+="$(quote "--volume=$mount:$mount" "$image" scripts/run_until_done.sh "$restarts" python -m jworld.train "$@")"
   command+=("--command=$remote")
 fi

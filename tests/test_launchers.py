@@ -157,6 +157,7 @@ def test_gke_command() -> None:
         "--max-restarts=50",
         "--restart-on-exit-codes=1,75",
         "--termination-grace-period-seconds=120",
+        "--env=JWORLD_START_SECONDS=900",
     }
     assert shlex.split(command.removeprefix("--command=")) == ["exec", "python", "-m", "jworld.train", *TRAIN]
     gpu = shlex.split(dry_run("launch_gke.sh", "--device-type", "h100-80gb-8", "--nodes", "2"))
@@ -177,6 +178,7 @@ def test_tpu_vm_command() -> None:
         "--net=host",
         "--privileged",
         "--stop-timeout=300",
+        "--env=JWORLD_START_SECONDS=900",
         "--volume=/mnt/x:/mnt/x",
         "i",
         "scripts/run_until_done.sh",

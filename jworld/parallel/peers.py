@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 from jworld import errors
 
 RETRY_SECONDS = 0.2
+#: Missing processes are named after this time, whether or not the wait goes on.
+REPORT_SECONDS = 60.0
 #: How long a stranger on the port, or a peer with a last message, may take.
 PATIENCE_SECONDS = 5.0
 #: A host that vanished without a word is missed after idle + count * interval seconds.
@@ -184,14 +186,19 @@ def _call_roll(place: Place, deadline: float, timeout: float) -> Peers:
     lines: dict[int, _Line] = {}
     hosts = [*place.hosts, *[""] * (place.count - len(place.hosts))]
     hosts[0] = hosts[0] or socket.gethostname()
+    report = deadline - timeout + REPORT_SECONDS
     with _listen(int(place.coordinator.rpartition(":")[2])) as server:
         while len(lines) < place.count - 1:
-            left = deadline - time.monotonic()
+            until = min(report, deadline)
             try:
-                server.settimeout(max(left, 0.01))
+                server.settimeout(max(until - time.monotonic(), 0.01))
                 line = _Line(server.accept()[0])
             except TimeoutError:
-                _report_missing(place, lines, timeout)
+                if until == deadline:
+                    _give_up(place, lines, timeout)
+                report = deadline
+                print(f"waiting up to {timeout:.0f} s for {_missing(place, lines)}", file=sys.stderr, flush=True)
+                continue
             except OSError:
                 continue
             _note(place, lines, hosts, line)
@@ -232,11 +239,15 @@ def _note(place: Place, lines: dict[int, _Line], hosts: list[str], line: _Line) 
     raise errors.UserError(problem)
 
 
-def _report_missing(place: Place, lines: Mapping[int, _Line], timeout: float) -> NoReturn:
-    missing = [place.name(index) for index in range(1, place.count) if index not in lines]
+def _missing(place: Place, lines: Mapping[int, _Line]) -> str:
+    names = [place.name(index) for index in range(1, place.count) if index not in lines]
+    return f"{', '.join(names)} of {place.count}"
+
+
+def _give_up(place: Place, lines: Mapping[int, _Line], timeout: float) -> NoReturn:
     sentence = (
-        f"{', '.join(missing)} of {place.count} did not come to {place.coordinator} within {timeout:.0f} s: look at "
-        "the logs there, or whether they were started and can reach that address; then start all again"
+        f"{_missing(place, lines)} did not come to {place.coordinator} within {timeout:.0f} s: look at the logs there, "
+        "or whether they were started and can reach that address; then start all again"
     )
     for line in lines.values():
         line.send(end=sentence, code=errors.RESTART)

@@ -2,7 +2,7 @@
 
 Where nothing says otherwise there is one process. Several are found by JAX's own detection (TPU VM, GKE, SLURM, Open
 MPI), or are told by flags or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. JWORLD_HOSTS, names of
-hosts in the order of the processes, makes messages clearer.
+hosts in the order of the processes, makes messages clearer; JWORLD_START_SECONDS is how long they wait for each other.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from jax._src import clusters
 from jworld import errors
 from jworld.parallel import peers
 
-MEET_SECONDS = 60.0
+START_SECONDS = 60
 #: What shells say of a command that Ctrl-C ended.
 INTERRUPTED = 130
 
@@ -45,7 +45,7 @@ def find(
     if None in (coordinator, num_processes, process_id):
         try:
             coordinator, num_processes, process_id, found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-                coordinator, num_processes, process_id, None, None, int(MEET_SECONDS)
+                coordinator, num_processes, process_id, None, None, START_SECONDS
             )
             local = None if found is None else list(found)
         except (RuntimeError, OSError, ImportError) as error:
@@ -119,19 +119,19 @@ def part() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def processes(place: peers.Place | None, *, timeout: float = MEET_SECONDS) -> Iterator[None]:
+def processes(place: peers.Place | None) -> Iterator[None]:
     """A run of several processes, which begin and end together; `None` for one process changes nothing.
 
     To be entered before any device is touched. What ends one process ends the others, each with the same sentence.
 
     Raises:
-      RestartError: some did not come within `timeout` seconds.
+      RestartError: some did not come in time.
     """
     global _peers
     if place is None:
         yield
         return
-    _peers = peers.Peers.meet(place, timeout)
+    _peers = peers.Peers.meet(place, _number("JWORLD_START_SECONDS") or START_SECONDS)
     _peers.watch()
     try:
         jax.distributed.initialize(place.coordinator, place.count, place.index, place.local_devices)

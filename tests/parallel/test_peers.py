@@ -50,6 +50,14 @@ def test_the_missing_are_named_everywhere() -> None:
         assert f"process 1 (b), process 3 (d) of 4 did not come to localhost:{port} within 1 s" in str(error)
 
 
+def test_a_long_wait_names_the_missing_early(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(peers, "REPORT_SECONDS", 0.5)
+    port = free_port()
+    found = meet([place(port, index, 3, ("a", "b", "c")) for index in (0, 2)], timeout=3)
+    assert all(isinstance(error, errors.RestartError) for error in found)
+    assert capfd.readouterr().err == "waiting up to 3 s for process 1 (b) of 3\n"
+
+
 def test_a_missing_first_process_is_named() -> None:
     port = free_port()
     with pytest.raises(errors.RestartError, match=rf"process 0 \(a\) did not answer at localhost:{port} within 1 s"):
