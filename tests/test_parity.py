@@ -9,7 +9,6 @@ import pytest
 pytestmark = pytest.mark.parity
 
 PENDING = {
-    "cosmos/lora",
     "matrix/s1_lora",
     "theworld/gemma3_generate",
     "theworld/gemma3_image_text",

@@ -11,11 +11,14 @@ import numpy as np
 from flax import nnx
 
 from conversion import cosmos, cosmos_diffusers, engine
+from conversion import lora as lora_keys
 from jworld.cameras import robots
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.embeddings import video_rotary
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
+from jworld.models.layers import lora
 from jworld.models.layers.rotary import rotate_halves
+from jworld.training.state import path_filter
 
 CONDITION = "condition_video_input_mask_B_C_T_H_W"
 
@@ -134,6 +137,50 @@ def _diffusers(case: golden_cases.GoldenCase) -> float:
     return golden_cases.largest_error(outputs, {name: channels_last(x) for name, x in case.outputs.items()})
 
 
+#: Their names of layers -> ours.
+LORA_TARGETS = {
+    "q_proj": ".*_attention/query",
+    "k_proj": ".*_attention/key",
+    "v_proj": ".*_attention/value",
+    "output_proj": ".*_attention/out",
+    "mlp.layer1": ".*mlp/up",
+    "mlp.layer2": ".*mlp/down",
+}
+
+
+def load_adapted_model(case: golden_cases.GoldenCase) -> CosmosTransformer:
+    cfg = config_of(case)
+    targets = tuple(LORA_TARGETS[name] for name in case.config["lora_target_modules"].split(","))
+    adapters = lora.LoRAConfig(targets=targets, rank=case.config["lora_rank"], alpha=case.config["lora_alpha"])
+
+    def make() -> CosmosTransformer:
+        rngs = nnx.Rngs(0)
+        model = CosmosTransformer(cfg, rngs=rngs)
+        lora.add(model, adapters, rngs=rngs)
+        return model
+
+    with nnx.use_eager_sharding(False):
+        graphdef, state = nnx.split(nnx.eval_shape(make))
+        rules = lora_keys.rules(cosmos.rules(cfg, prefix=""), engine.parameter_shapes(state))
+        return nnx.merge(graphdef, engine.to_state(state, engine.import_tensors(weights_of(case), state, rules)))
+
+
+def _lora(case: golden_cases.GoldenCase) -> float:
+    """With adapters, with them in the kernels, and without."""
+    model, inputs = load_adapted_model(case), model_inputs(case.inputs)
+    _, trained = nnx.split(model)
+    trained, _ = nnx.split_state(trained, path_filter(lora.TRAINABLE), ...)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == case.config["num_lora_parameters"]
+    outputs = [("output_with_lora", forward(model, inputs))]
+    adapters = lora.merge(model)
+    outputs.append(("output_with_lora", forward(model, inputs)))
+    lora.unmerge(model, adapters)
+    for adapter in adapters.values():
+        adapter.b.set_value(jnp.zeros_like(adapter.b[...]))
+    outputs.append(("output_base_only", forward(model, inputs)))
+    return max(golden_cases.relative_error(x, channels_last(case.outputs[name])) for name, x in outputs)
+
+
 def _rotary(case: golden_cases.GoldenCase) -> float:
     error = 0.0
     for entry in case.config["entries"]:
@@ -168,5 +215,6 @@ CHECKS = {
     "cosmos/action_labels": _action_labels,
     "cosmos/diffusers_parity": _diffusers,
     "cosmos/dit": _transformer,
+    "cosmos/lora": _lora,
     "cosmos/rope3d": _rotary,
 }

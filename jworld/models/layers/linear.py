@@ -1,5 +1,6 @@
 """The dense layer of every network: an `nnx.Linear` whose parameters carry logical axes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,16 @@ def truncated_init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sha
     return jax.nn.initializers.truncated_normal(shape[0] ** -0.5, dtype, lower=-3.0, upper=3.0)(key, shape)
 
 
+class Linear(nnx.Linear):
+    """A dense layer that `layers.lora` can give an adapter, whose output is added."""
+
+    lora: Callable[[jax.Array, Any], jax.Array] | None = None
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        y = super().__call__(inputs, out_sharding)
+        return y if self.lora is None else y + self.lora(inputs, y.dtype)
+
+
 def linear(
     in_features: int,
     out_features: int,
@@ -26,12 +37,12 @@ def linear(
     rngs: nnx.Rngs,
     kernel_init: jax.nn.initializers.Initializer = default_init,
     use_bias: bool = True,
-) -> nnx.Linear:
+) -> Linear:
     """[..., in_features] -> [..., out_features]; `axes` are the logical names of the kernel's two dimensions.
 
     The bias is replicated unless the output axis is sharded.
     """
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         use_bias=use_bias,

@@ -1,0 +1,179 @@
+"""Adapters on any network: where they lie, what trains, how they start, merge and unmerge, and what goes wrong."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from conversion import cosmos, engine
+from conversion import lora as lora_keys
+from jworld import errors
+from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
+from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
+from jworld.models.hunyuan.config import HunyuanConfig
+from jworld.models.hunyuan.transformer import HunyuanTransformer
+from jworld.models.layers import lora
+from jworld.parallel import axes, mesh
+from jworld.training import optimizers, state, step
+
+TARGETS = (".*_attention/(query|key|value|out)", "blocks/mlp/(up|down)")
+TINY = CosmosConfig(
+    channels=2,
+    width=32,
+    num_heads=2,
+    num_layers=2,
+    text_dim=8,
+    text_width=8,
+    modulation_rank=8,
+    dtype=jnp.float32,
+    remat="none",
+)
+
+
+def adapted(cfg: CosmosConfig, **options: Any) -> Callable[[nnx.Rngs], CosmosTransformer]:
+    adapters = lora.LoRAConfig(**({"targets": TARGETS, "rank": 4, "alpha": 8.0} | options))
+
+    def make(rngs: nnx.Rngs) -> CosmosTransformer:
+        model = CosmosTransformer(cfg, rngs=rngs)
+        lora.add(model, adapters, rngs=rngs)
+        return model
+
+    return make
+
+
+def shapes_of(make: Callable[[nnx.Rngs], nnx.Module]) -> dict[str, tuple[int, ...]]:
+    with nnx.use_eager_sharding(False):
+        model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    return engine.parameter_shapes(nnx.state(model, nnx.Param))
+
+
+@pytest.mark.parametrize(("name", "rank", "count"), [("2b", 16, 22_937_600), ("14b", 32, 143_917_056)])
+def test_published_adapters(name: str, rank: int, count: int) -> None:
+    """Numbers that train, and one place for every tensor of a file with base and adapters, or with adapters alone."""
+    cfg = CosmosConfig(**PUBLISHED[name])
+    shapes = shapes_of(adapted(cfg, rank=rank, alpha=float(rank)))
+    trained = {path: shape for path, shape in shapes.items() if state.path_filter(lora.TRAINABLE)(path.split("/"), 0)}
+    assert sum(math.prod(shape) for shape in trained.values()) == count
+    places = engine.plan(shapes, lora_keys.rules(cosmos.rules(cfg), shapes))
+    assert {place.path for place in places.values()} == set(shapes)
+    key = "net.blocks.1.cross_attn.k_proj"
+    assert places[f"{key}.base_layer.weight"].source_shape == (cfg.width, 1024)
+    assert places[f"{key}.lora_A.default.weight"].source_shape == (rank, 1024)
+    assert places[f"{key}.lora_B.default.weight"].source_shape == (cfg.width, rank)
+    alone = engine.plan(shapes, lora_keys.adapter_rules(cosmos.rules(cfg, ""), shapes, prefix="transformer."))
+    assert {place.path for place in alone.values()} == set(trained)
+    assert "transformer.blocks.1.cross_attn.k_proj.lora_A.weight" in alone
+
+
+def test_layers_outside_a_stack_and_with_bias() -> None:
+    """The other network: modules in a list, fused q, k, v."""
+
+    def make(rngs: nnx.Rngs) -> HunyuanTransformer:
+        model = HunyuanTransformer(dataclasses.replace(HUNYUAN, actions=False), rngs=rngs)
+        lora.add(model, lora.LoRAConfig(targets=("text/refiner/blocks/1/qkv", "blocks/image/query")), rngs=rngs)
+        return model
+
+    shapes = shapes_of(make)
+    assert shapes["text/refiner/blocks/1/qkv/lora/b"] == (16, 96)
+    assert shapes["blocks/image/query/lora/a"] == (3, 32, 16)
+    assert not any(path.startswith("text/refiner/blocks/0/qkv/lora") for path in shapes)
+
+
+HUNYUAN = HunyuanConfig(width=32, num_heads=2, num_layers=3, rope_dims=(4, 6, 6), text_dim=6, vision_dim=7)
+
+
+def inputs() -> CosmosInputs:
+    rng = np.random.default_rng(0)
+    return CosmosInputs(
+        video=jnp.asarray(rng.normal(size=(8, 2, 4, 4, 2)), jnp.float32),
+        time=jnp.asarray(rng.uniform(size=(8, 2)), jnp.float32),
+        text=jnp.asarray(rng.normal(size=(8, 3, 8)), jnp.float32),
+    )
+
+
+def loss(model: Any, batch: step.Batch, key: jax.Array) -> tuple[jax.Array, step.Metrics]:
+    output = model(CosmosInputs(batch["video"], batch["time"], batch["text"]))
+    return jnp.mean(jnp.square(output - 1)), {}
+
+
+def test_only_adapters_train_on_a_mesh() -> None:
+    """Born sharded: the base is bfloat16 and stays as it is; every adapter moves, and moments are theirs."""
+    devices = mesh.make_mesh(data=2, fsdp=2, sequence=2)
+    optimizer = optimizers.make_optimizer(optimizers.OptimizerConfig(learning_rate=1e-2, ema_decay=0.5), steps=5)
+    graphdef, born, shardings = state.create_state(
+        adapted(TINY, base_dtype="bfloat16"),
+        trainable=state.path_filter(lora.TRAINABLE),
+        optimizer=optimizer,
+        key=jax.random.key(0),
+        mesh=devices,
+    )
+    paths = engine.parameter_shapes(born.params)
+    assert len(paths) == 2 * 10
+    assert {leaf.dtype for leaf in jax.tree.leaves(born.params)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(born.frozen)} == {jnp.dtype("bfloat16")}
+    assert sum(leaf.size for leaf in jax.tree.leaves(born.opt_state)) <= 2 * sum(map(math.prod, paths.values())) + 4
+    # Gates are zero at first and would hide the adapters.
+    gates = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 0.3 if "modulation/linear" in state.leaf_name(path) else x, born.frozen
+    )
+    born = born.replace(frozen=gates)
+    query = born.params["blocks"]["self_attention"]["query"]["lora"]
+    assert query["a"][...].sharding.spec == PartitionSpec(None, ("fsdp", "sequence"), None)
+    frozen, trained = (jax.tree.map(np.asarray, part) for part in (born.frozen, born.params))
+    batch = dict(zip(("video", "time", "text"), inputs()[:3], strict=True))
+    shards = {name: axes.sharding(devices, ("batch", *[None] * (x.ndim - 1))) for name, x in batch.items()}
+    run = step.make_train_step(graphdef, loss, optimizer, shardings=shardings, batch_shardings=shards, mesh=devices)
+    losses = []
+    with jax.set_mesh(devices):
+        batch = {name: jax.device_put(x, shards[name]) for name, x in batch.items()}
+        for _ in range(3):
+            born, metrics = run(born, batch, jax.random.key(0))
+            losses.append(float(metrics["loss"]))
+    assert losses[2] < losses[0]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, frozen, jax.tree.map(np.asarray, born.frozen))))
+    moved = jax.tree.map(lambda x, y: not np.array_equal(x, y), trained, jax.tree.map(np.asarray, born.params))
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.fixture(scope="module")
+def model() -> CosmosTransformer:
+    with nnx.use_eager_sharding(False):
+        return adapted(TINY)(nnx.Rngs(0))
+
+
+def test_an_adapted_layer(model: CosmosTransformer) -> None:
+    """Starts as the base; A is within its bound and another for each layer of a stack; merging is W + alpha/r A B."""
+    layers = lora.dense_layers(model)
+    a = np.asarray(layers["blocks/mlp/down"].lora.a[...])
+    assert a.shape == (2, 128, 4)
+    assert 0.9 * 128**-0.5 < np.abs(a).max() <= 128**-0.5
+    assert not np.allclose(a[0], a[1])
+    assert all((layer.lora.b[...] == 0).all() for layer in layers.values() if layer.lora is not None)
+    kernel = np.asarray(layers["blocks/mlp/down"].kernel[...])
+    b = np.random.default_rng(0).normal(size=(2, 4, 32)).astype(np.float32)
+    layers["blocks/mlp/down"].lora.b.set_value(jnp.asarray(b))
+    adapters = lora.merge(model)
+    assert len(adapters) == 10
+    assert not any("lora" in path for path in engine.parameter_shapes(nnx.state(model, nnx.Param)))
+    np.testing.assert_allclose(layers["blocks/mlp/down"].kernel[...], kernel + 2 * a @ b, atol=1e-5)
+    lora.unmerge(model, adapters)
+    np.testing.assert_allclose(layers["blocks/mlp/down"].kernel[...], kernel, atol=1e-5)
+    assert layers["blocks/mlp/down"].lora is adapters["blocks/mlp/down"]
+
+
+def test_mistakes_are_named(model: CosmosTransformer) -> None:
+    with pytest.raises(errors.UserError, match=r"'blocks/mpl/up' matches none of the 22 dense layers.*blocks/mlp/up"):
+        lora.add(model, lora.LoRAConfig(targets=("patch_in", "blocks/mpl/up")), rngs=nnx.Rngs(0))
+    with pytest.raises(errors.UserError, match="blocks/mlp/up has an adapter already"):
+        lora.add(model, lora.LoRAConfig(targets=("blocks/mlp/up",)), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="targets is empty"):
+        lora.LoRAConfig(targets=())
+    with pytest.raises(ValueError, match="rank 0 must be at least 1"):
+        lora.LoRAConfig(targets=("x",), rank=0)
