@@ -1,17 +1,33 @@
 """Structured attention masks against a dense one: values, gradients, memory, and a mesh."""
 
+import functools
+import logging
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jworld.models.layers.attention import ChunkCausal, attention
-from jworld.parallel import axes, mesh
+from jworld.models.layers.attention import (
+    Causal,
+    ChunkCausal,
+    Mask,
+    Prefix,
+    SlidingWindow,
+    attention,
+    choice,
+    cudnn,
+    splash,
+    xla,
+)
+from jworld.parallel import axes, mesh, ring
 
 TOLERANCE = 1e-5
+#: These programs run once: compiling them is what takes time.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 Arrays = tuple[jax.Array, ...]
 
 
@@ -30,16 +46,28 @@ def make_key_mask(keys: int, prefix: int) -> jax.Array:
     return jnp.asarray(mask)
 
 
-def dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: ChunkCausal, key_mask: jax.Array | None) -> jax.Array:
+def visible(mask: Mask | None, queries: int, keys: int) -> np.ndarray:
+    """[queries, keys] bool, pair by pair from what the masks promise."""
+    q, k = np.arange(queries)[:, None], np.arange(keys)[None]
+    match mask:
+        case ChunkCausal(chunk, prefix):
+            return (k < prefix) | ((k - prefix) // chunk <= q // chunk)
+        case Causal():
+            return k <= q
+        case Prefix(length):
+            return (k <= q) | ((k < length) & (q < length))
+        case SlidingWindow(left, right):
+            return (q - left <= k) & (k <= q + right)
+    return np.ones((queries, keys), bool)
+
+
+def dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | None, key_mask: jax.Array | None) -> jax.Array:
     """The definition, with the whole matrix of queries and keys."""
-    query_chunk = np.arange(q.shape[1]) // mask.chunk
-    key_chunk = (np.arange(k.shape[1]) - mask.prefix) // mask.chunk
-    visible = jnp.asarray(query_chunk[:, None] >= np.where(np.arange(k.shape[1]) < mask.prefix, -1, key_chunk))
-    visible = visible[None, None]
+    seen = jnp.asarray(visible(mask, q.shape[1], k.shape[1]))[None, None]
     if key_mask is not None:
-        visible = visible & key_mask[:, None, None, :]
+        seen = seen & key_mask[:, None, None, :]
     logits = jnp.einsum("bqnk,bsnk->bnqs", q, k) / np.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), axis=-1)
+    weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
     return jnp.einsum("bnqs,bsnk->bqnk", weights, v)
 
 
@@ -51,7 +79,7 @@ def values_and_gradients(function: Callable[..., jax.Array], qkv: Arrays) -> Arr
         out, pull = jax.vjp(function, *qkv)
         return out, *pull(cotangent)
 
-    return jax.jit(both)(*qkv)
+    return jax.jit(both, compiler_options=FAST_COMPILE)(*qkv)
 
 
 def assert_close(actual: Arrays, expected: Arrays) -> None:
@@ -140,3 +168,135 @@ def test_sequence_sharding_changes_nothing() -> None:
     # Every device computes the logits of its one sample and its one head, whole in length.
     assert f"f32[1,1,4,{prefix + 4}]" in text or f"f32[1,4,{prefix + 4}]" in text
     assert f"[1,2,4,{prefix + 4}]" not in text
+
+
+# Every backend, every mask
+
+#: Mask and length of the keys before those of the queries' own tokens.
+MASKS: list[tuple[Mask | None, int]] = [
+    (None, 5),
+    (ChunkCausal(chunk=12, prefix=5), 5),
+    (Causal(), 0),
+    (Prefix(9), 0),
+    (SlidingWindow(left=7, right=2), 0),
+]
+
+
+def make_case(mask: Mask | None, prefix: int, *, heads: int, length: int = 48) -> tuple[Arrays, jax.Array, Arrays]:
+    """q, k, v; a key mask; and what the definition says."""
+    qkv = make_qkv(length=length, prefix=prefix, heads=heads, head_dim=8)
+    key_mask = jnp.ones((2, prefix + length), bool).at[1, jnp.array([1, 8, 20])].set(False)
+    return qkv, key_mask, values_and_gradients(lambda q, k, v: dense(q, k, v, mask, key_mask), qkv)
+
+
+@pytest.mark.parametrize(("mask", "prefix"), MASKS)
+def test_splash_is_the_definition(mask: Mask | None, prefix: int) -> None:
+    """The kernel's steps on a CPU: several blocks in both directions, lengths and heads that fill none of them."""
+    qkv, key_mask, expected = make_case(mask, prefix, heads=1, length=144)
+    function = functools.partial(
+        splash.attention, mask=mask, key_mask=key_mask, blocks=splash.Blocks(128, 128, 128), interpret=True
+    )
+    assert_close(values_and_gradients(function, qkv), expected)
+
+
+@pytest.mark.parametrize(("mask", "prefix"), MASKS)
+def test_long_sequences_go_in_parts(mask: Mask | None, prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xla, "MAX_BLOCKS", 5)
+    monkeypatch.setattr(xla, "BLOCK_ROWS", 10)
+    qkv, key_mask, expected = make_case(mask, prefix, heads=2)
+    function = functools.partial(xla.attention, mask=mask, key_mask=key_mask, max_logits=4 * 7 * 48)
+    assert_close(values_and_gradients(function, qkv), expected)
+    if mask is None:
+        assert largest_intermediate(function, qkv) < qkv[0].shape[1] * qkv[1].shape[1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "prefix", "heads", "sizes"),
+    [*((*case, 3, (1, 2, 4)) for case in MASKS), *((*case, 2, (2, 1, 4)) for case in MASKS[:2])],
+)
+def test_rings(mask: Mask | None, prefix: int, heads: int, sizes: tuple[int, int, int]) -> None:
+    """Three heads on four devices go round; two heads on four are split in two and go round in rings of two."""
+    qkv, key_mask, expected = make_case(mask, prefix, heads=heads, length=48 if isinstance(mask, ChunkCausal) else 46)
+    devices = mesh.make_mesh(**dict(zip(mesh.AXIS_NAMES, sizes, strict=True)))
+    with jax.set_mesh(devices):
+        actual = values_and_gradients(lambda q, k, v: attention(q, k, v, mask=mask, key_mask=key_mask), qkv)
+    assert_close(actual, expected)
+
+
+def test_rings_leave_out_what_no_query_sees() -> None:
+    """Of the 64 pairs of blocks of a causal mask on 4 devices 36 are seen: 9 by each."""
+    plan = ring.Ring(axis="sequence", size=4, stride=1, lead=0, width=None, halves=2, name="x")
+    keys = jnp.ones((1, 6, 1, 1))
+    blocks = [ring._Block(keys, keys, jnp.int32(6 * i), jnp.ones((1, 6), bool)) for i in range(8)]
+    stops = jnp.arange(1, 49).reshape(8, 6)
+    counts = [sum(bool(ring._seen(stops[q], k, None)) for q in plan.parts(i) for k in blocks) for i in range(4)]
+    assert counts == [9, 9, 9, 9]
+
+
+# Which backend
+
+REQUEST: dict[str, Any] = {
+    "mask": None,
+    "key_mask": True,
+    "lengths": (4096, 4352),
+    "heads": 16,
+    "head_dim": 128,
+    "dtype": jnp.dtype("bfloat16"),
+}
+
+
+@pytest.mark.parametrize(
+    ("platform", "implementation", "changes", "backend", "reason"),
+    [
+        ("cpu", "auto", {}, "xla", "no kernel for the platform 'cpu'"),
+        ("gpu", "auto", {}, "cudnn", "the kernel for the platform"),
+        ("gpu", None, {"mask": ChunkCausal(1024, 256)}, "cudnn", "the kernel for the platform"),
+        ("tpu", "auto", {"head_dim": 36}, "splash", "the kernel for the platform"),
+        ("tpu", "xla", {}, "xla", "the config asks for it"),
+        ("tpu", "auto", {"lengths": (16, 4096)}, "xla", "16 tokens are too few"),
+        ("tpu", "splash", {"lengths": (16, 4096)}, "splash", "the config asks for it"),
+        ("tpu", "auto", {"head_dim": 512}, "xla", "at most 256, not 512"),
+        ("cpu", "splash", {}, "xla", "splash does not run on the platform 'cpu'"),
+        ("gpu", "auto", {"dtype": jnp.dtype("float32")}, "xla", "not in float32"),
+        ("gpu", "auto", {"head_dim": 36}, "xla", "multiple of 8 and at most 128, not 36"),
+        ("gpu", "auto", {"mask": Causal()}, "xla", "no padding together with Causal"),
+        ("gpu", "auto", {"mask": Causal(), "key_mask": False}, "cudnn", "the kernel for the platform"),
+        ("gpu", "auto", {"mask": SlidingWindow(8, 8), "key_mask": False}, "xla", "no window that looks ahead"),
+    ],
+)
+def test_choice(platform: str, implementation: Any, changes: dict[str, Any], backend: str, reason: str) -> None:
+    chosen = choice.choose(implementation, platform=platform, **(REQUEST | changes))
+    assert chosen.backend == backend
+    assert reason in chosen.reason
+
+
+def test_a_fall_back_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
+    choice._fall_back.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            choice.choose("cudnn", platform="cpu", **REQUEST)
+    (record,) = caplog.records
+    assert "cudnn does not run on the platform 'cpu'; XLA computes it instead" in record.getMessage()
+
+
+@pytest.mark.parametrize(("mask", "prefix"), [case for case in MASKS if not isinstance(case[0], SlidingWindow)])
+def test_cudnn_is_asked_for_what_the_mask_says(mask: Mask | None, prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls to cuDNN, answered by XLA: padding as lengths, never as a matrix."""
+
+    def answer(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
+        assert set(options) <= {"is_causal", "local_window_size", "key_value_seq_lengths"}
+        return jax.nn.dot_product_attention(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(cudnn, "_call", answer)
+    qkv = make_qkv(length=48, prefix=prefix, heads=2, head_dim=8)
+    padded = not isinstance(mask, Causal | Prefix)
+    key_mask = make_key_mask(prefix + 48, prefix) if padded else None
+    expected = values_and_gradients(lambda q, k, v: dense(q, k, v, mask, key_mask), qkv)
+    assert_close(values_and_gradients(lambda *x: cudnn.attention(*x, mask=mask, key_mask=key_mask), qkv), expected)
+
+
+@pytest.mark.parametrize("mask", [Causal(), Prefix(3), SlidingWindow(4)])
+def test_self_attention_wants_as_many_keys_as_queries(mask: Mask) -> None:
+    q, k = jnp.ones((1, 8, 1, 4)), jnp.ones((1, 9, 1, 4))
+    with pytest.raises(ValueError, match="got 8 queries and 9 keys"):
+        attention(q, k, k, mask=mask)

@@ -239,7 +239,7 @@ def trained(sizes: tuple[int, int, int]) -> tuple[nnx.State, nnx.State]:
     return before, jax.tree.map(np.asarray, run.params)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
 def test_a_mesh_trains_like_one_device(sizes: tuple[int, int, int]) -> None:
     before, expected = trained((1, 1, 1))
     _, actual = trained(sizes)
@@ -278,7 +278,6 @@ def test_a_model_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         ("data.clip.glyph_tokens", 8, "config.data.clip.glyph_tokens is 8 but config.model.glyph_dim is None"),
         ("model.patch_size", (1, 2, 3), "config.data.clip.latent_size"),
         ("mesh.sequence", 3, "config.mesh.sequence is 3, which does not divide config.data.clip.window_frames 8"),
-        ("mesh.sequence", 4, "config.mesh.sequence is 4, which does not divide config.model.num_heads 2"),
         ("loss.weighting", "flat", "config.loss: weighting is 'flat', must be logit_normal, mode or uniform"),
         ("loss.memory_times", (500, 16), "memory_times"),
         ("sample.rollout.num_steps", 0, "num_steps is 0"),
@@ -301,17 +300,11 @@ def test_a_config_that_cannot_be(key: str, value: Any, message: str) -> None:
         systems.create(config)
 
 
-@pytest.mark.parametrize(
-    ("sequence", "message"),
-    [
-        (8, "sequence=8, which does not divide the 4 latent frames"),
-        (4, "sequence=4, which does not divide the 2 heads"),
-    ],
-)
-def test_a_mesh_that_splits_no_chunk_is_refused(sequence: int, message: str) -> None:
-    system().check_sampling(mesh.make_mesh(fsdp=4, sequence=2))
-    with pytest.raises(errors.UserError, match=message):
-        system().check_sampling(mesh.make_mesh(sequence=sequence))
+def test_a_mesh_that_splits_no_chunk_is_refused() -> None:
+    """Heads need not divide: two of them are fine for four devices."""
+    system().check_sampling(mesh.make_mesh(fsdp=2, sequence=4))
+    with pytest.raises(errors.UserError, match="sequence=8, which does not divide the 4 latent frames"):
+        system().check_sampling(mesh.make_mesh(sequence=8))
 
 
 def test_the_model_is_built_as_configured() -> None:

@@ -5,14 +5,31 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax import ad_checkpoint
 
 from jworld.models.layers.attention import OUTPUT_NAME
+
+#: cuDNN's forward kernel; its row statistics have no name of their own.
+CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
+
+
+def _attention_only(kept: Any) -> Callable[..., Any]:
+    """The policy that has this done with what attention computed, and the rest computed again."""
+
+    def policy(primitive: Any, *_: Any, **parameters: Any) -> Any:
+        named = primitive.name == "name" and parameters["name"] == OUTPUT_NAME
+        return kept if named or primitive.name == CUDNN_FORWARD else ad_checkpoint.Recompute
+
+    return policy
+
 
 # What the backward pass keeps of a layer's forward pass; None keeps everything.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
-    "attention": jax.checkpoint_policies.save_only_these_names(OUTPUT_NAME),
+    "attention": _attention_only(ad_checkpoint.Saveable),
     "full": jax.checkpoint_policies.nothing_saveable,
+    # What "attention" keeps, in the memory of the host until the backward pass; on CPUs it is the same memory.
+    "offload": _attention_only(ad_checkpoint.Offloadable(src="device", dst="pinned_host")),
 }
 
 

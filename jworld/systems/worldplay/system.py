@@ -92,12 +92,11 @@ class WorldPlay:
                     f"config.data.clip.latent_size {clip.latent_size} is no multiple of config.model.patch_size "
                     f"{model.patch_size}"
                 )
-        for name, size in (("data.clip.window_frames", clip.window_frames), ("model.num_heads", model.num_heads)):
-            if sequence > 0 and size % sequence:
-                raise errors.UserError(
-                    f"config.mesh.sequence is {sequence}, which does not divide config.{name} {size}: "
-                    f"choose a divisor of {size}"
-                )
+        if sequence > 0 and clip.window_frames % sequence:
+            raise errors.UserError(
+                f"config.mesh.sequence is {sequence}, which does not divide config.data.clip.window_frames "
+                f"{clip.window_frames}: choose a divisor of {clip.window_frames}"
+            )
 
     def init(self, rngs: nnx.Rngs) -> HunyuanTransformer:
         return HunyuanTransformer(self.model_config, rngs=rngs)
@@ -201,17 +200,13 @@ class WorldPlay:
         ]
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
-        """A UserError where a mesh does not split the frames of a chunk, or the heads, into equal parts."""
+        """A UserError where a mesh does not split the frames of a chunk into equal parts."""
         sequence = mesh.shape["sequence"]
-        for what, size in (
-            ("latent frames that are made together", self.chunk_frames),
-            ("heads (config.model.num_heads)", self.model_config.num_heads),
-        ):
-            if size % sequence:
-                raise errors.UserError(
-                    f"the mesh has sequence={sequence}, which does not divide the {size} {what}: "
-                    f"choose a divisor of {size}"
-                )
+        if self.chunk_frames % sequence:
+            raise errors.UserError(
+                f"the mesh has sequence={sequence}, which does not divide the {self.chunk_frames} latent frames that "
+                f"are made together: choose a divisor of {self.chunk_frames}"
+            )
 
     def session(self, model: HunyuanTransformer, encoders: Encoders, *, retrieve: bool = True) -> Session:
         """A rollout, chunk by chunk; `retrieve=False` turns memory retrieval off."""

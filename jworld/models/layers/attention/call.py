@@ -8,6 +8,7 @@ import jax
 from jworld.models.layers.attention import choice, cudnn, splash, xla
 from jworld.models.layers.attention.choice import Implementation
 from jworld.models.layers.attention.masks import Mask
+from jworld.models.layers.attention.names import OUTPUT_NAME
 from jworld.parallel import sequence
 
 
@@ -41,6 +42,10 @@ def attention(
     """
     if mask is not None:
         mask.check(q.shape[1], k.shape[1])
+    if q.shape[2] > 1 and q.shape[2] % sequence.devices():
+        choice.announce_rings(q.shape[2], sequence.devices())
+        stops, width = (None, None) if mask is None else (mask.stops(q.shape[1]), mask.width)
+        return sequence.rings(q, k, v, key_mask, stops=stops, width=width, name=OUTPUT_NAME)
     platform, blocks = choice.target()
     chosen = choice.choose(
         implementation,

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -86,3 +87,15 @@ def target() -> tuple[str, splash.Blocks]:
 def _fall_back(reason: str) -> Choice:
     _log.warning("attention: %s; XLA computes it instead, which is slower on accelerators", reason)
     return Choice("xla", reason)
+
+
+@functools.cache
+def announce_rings(heads: int, devices: int) -> str:
+    """Say once that heads do not divide, and what happens instead; also the answer."""
+    groups = math.gcd(heads, devices)
+    split = f"heads are split over {groups} and keys go round" if groups > 1 else "keys go round"
+    message = (
+        f"{heads} heads do not divide over {devices} devices: {split} in rings of {devices // groups}, through XLA"
+    )
+    _log.warning("attention: %s", message)
+    return message
