@@ -47,16 +47,7 @@ def ensure(
         )
     console = rich.console.Console()
     if not (pathlib.Path(recording.directory) / episodes.MANIFEST).is_file():
-        width, height = recording.image_size
-        recorder.record(
-            recording.directory,
-            source=recording.source,
-            episodes=recording.episodes,
-            frames=recording.frames,
-            width=width,
-            height=height,
-            seed=recording.seed,
-        )
+        recording.record()
         console.print(f"recorded {recording.episodes} episodes in {recording.directory}", highlight=False)
     width, height = encoding.image_size
     settings = Settings(

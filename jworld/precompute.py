@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import rich.console
 
 from jworld import compilation, encoders
-from jworld.data import conditioning, import_worldplay, shards, worldplay_files
+from jworld.data import conditioning, folder_lock, import_worldplay, shards, worldplay_files
 from jworld.data.conditioning import stored
 from jworld.data.inputs import clips, fitting, formats
 from jworld.errors import UserError, exit_on_user_error
@@ -71,7 +71,11 @@ def precompute(
     try:
         folder = shards.Output(output, job.request())
         if not folder.complete:
-            job.write(folder, index, count)
+            # The same part twice at once: the second one finds what the first has written.
+            with folder_lock.making(output, part=f".{index}-of-{count}"):
+                folder = shards.Output(output, job.request())
+                if not folder.complete:
+                    job.write(folder, index, count)
     except OSError as error:
         raise UserError(
             f"{output} could not be written ({error}): free some space and repeat the command, or give another --output"

@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 
 from jworld import config as run_config
-from jworld.data import pipeline, records, training_data
+from jworld.data import folder_lock, pipeline, records, training_data
 from jworld.data.inputs import clips, fitting, formats
 from jworld.data.recording import recorder
 from jworld.errors import UserError
@@ -197,26 +197,23 @@ class DecodedVideos:
 
     def prepare(self) -> None:
         """See `TrainingData`."""
-        output, recording = pathlib.Path(self._config.data.records), self._recording
+        output = pathlib.Path(self._config.data.records)
         if (output / records.MANIFEST).is_file():
             return
-        if not (recording.source or self.videos.path):
+        if not (self._recording.source or self.videos.path):
             raise UserError(
                 f"config.data.records: the folder {output} has no frames; name a folder of videos with "
                 "config.data.videos.path and its format with config.data.videos.format"
             )
+        with folder_lock.making(output):
+            # Another process may have made it meanwhile.
+            if not (output / records.MANIFEST).is_file():
+                self._make(output)
+
+    def _make(self, output: pathlib.Path) -> None:
         if not self.videos.path:
-            width, height = recording.image_size
-            recorder.record(
-                recording.directory,
-                source=recording.source,
-                episodes=recording.episodes,
-                frames=recording.frames,
-                width=width,
-                height=height,
-                seed=recording.seed,
-            )
-        videos = dataclasses.replace(self.videos, path=self.videos.path or recording.directory)
+            self._recording.record()
+        videos = dataclasses.replace(self.videos, path=self.videos.path or self._recording.directory)
         console = rich.console.Console(highlight=False, soft_wrap=True)
         decode(output, videos, console=console)
         console.print(f"decoded the videos of {videos.path} into {output}")

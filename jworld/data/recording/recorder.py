@@ -14,6 +14,7 @@ from rich import progress
 
 from jworld import errors
 from jworld.data import episodes as episodes_lib
+from jworld.data import folder_lock
 from jworld.data.recording import doom, explorer, rooms
 
 SOURCES = ("rooms", *doom.LEVELS, "auto")
@@ -40,6 +41,19 @@ class RecordingConfig:
     frames: int = 241
     image_size: tuple[int, int] = (192, 144)
     seed: int = 0
+
+    def record(self) -> None:
+        """See `record`."""
+        width, height = self.image_size
+        record(
+            self.directory,
+            source=self.source,
+            episodes=self.episodes,
+            frames=self.frames,
+            width=width,
+            height=height,
+            seed=self.seed,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,36 +108,42 @@ def record(
 
     `directory` must not exist, or hold this very data set (then nothing is done). `frames` is 4k + 1, `width` and
     `height` are even. The episodes are recorded by `workers` processes (one per core) into a temporary folder that
-    gets its name at the end; neither their number nor their order changes a byte.
+    gets its name at the end; neither their number nor their order changes a byte. While another process records into
+    `directory`, this one waits for it.
     """
     _check_request(episodes=episodes, frames=frames, width=width, height=height, seed=seed, fps=fps)
     source = resolve_source(source)
     directory = pathlib.Path(directory)
     wanted = {"source": source, "seed": seed, "fps": fps, "width": width, "height": height}
-    if _holds(directory, {**wanted, "episodes": episodes, "frames": frames}):
-        return episodes_lib.read_manifest(directory)
+    whole = {**wanted, "episodes": episodes, "frames": frames}
+    if not _holds(directory, whole):
+        with folder_lock.making(directory):
+            # Another process may have recorded it meanwhile.
+            if not _holds(directory, whole):
+                _record(directory, wanted, episodes=episodes, frames=frames, workers=workers)
+    return episodes_lib.read_manifest(directory)
+
+
+def _record(
+    directory: pathlib.Path, wanted: dict[str, Any], *, episodes: int, frames: int, workers: int | None
+) -> None:
+    """`wanted` is what a `Job` and the manifest have in common."""
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     last = min(VAL_EVERY, episodes) - 1
     splits = ["val" if episodes > 1 and i % VAL_EVERY == last else "train" for i in range(episodes)]
-    jobs = [
-        Job(directory=str(partial), index=i, split=splits[i], frames=frames, **wanted)  # type: ignore[arg-type]
-        for i in range(episodes)
-    ]
+    jobs = [Job(directory=str(partial), index=i, split=splits[i], frames=frames, **wanted) for i in range(episodes)]
     workers = min(workers or os.cpu_count() or 1, episodes)
     context = multiprocessing.get_context("spawn")
     try:
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
             done = pool.map(record_episode, jobs)
-            entries = list(progress.track(done, f"recording {source}", total=episodes))
-        episodes_lib.write_manifest(
-            partial, source=source, seed=seed, fps=fps, width=width, height=height, episodes=entries
-        )
+            entries = list(progress.track(done, f"recording {wanted['source']}", total=episodes))
+        episodes_lib.write_manifest(partial, episodes=entries, **wanted)
         partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return episodes_lib.read_manifest(directory)
 
 
 def record_episode(job: Job) -> dict[str, Any]:
