@@ -55,11 +55,10 @@ class Watchdog:
         self._bark()
 
     def _bark(self) -> None:
-        where = f"after {self._beats} steps" if self._beats else "the first step never ended"
         print(
-            f"error: no step ended for {self._seconds / 60:g} minutes ({where} of this launch); the stack of every "
-            "thread follows. Run the same command again to resume; raise config.log.watchdog_minutes if steps or the "
-            "compilation take that long",
+            f"error: no step ended for {self._seconds / 60:g} minutes ({self._beats} of this launch did before); the "
+            "stack of every thread follows. Run the same command again to resume; raise config.log.watchdog_minutes if "
+            "steps or the compilation take that long",
             file=self._file,
             flush=True,
         )

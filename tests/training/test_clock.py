@@ -1,59 +1,70 @@
 """Step times that nobody waits for, and what a line makes of them."""
 
 import threading
-import time
+from collections.abc import Iterator
 
-import jax.numpy as jnp
 import pytest
 
-from jworld.training import rates
+from jworld.training import clock, rates
 from jworld.training.clock import StepClock, StepTime
 
 
-class Later:
-    """A result that is ready when the test says so."""
+class Result:
+    """What a step makes; it is ready at a given time of a clock that only the results move."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.ready, self.error = threading.Event(), error
+    now = 0.0
+
+    def __init__(self, end: float, error: Exception | None = None) -> None:
+        self.end, self.error = end, error
 
     def block_until_ready(self) -> None:
-        assert self.ready.wait(10)
+        Result.now = self.end
         if self.error:
             raise self.error
 
 
-def test_busy_time_leaves_out_the_queue_and_the_idle_time() -> None:
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[StepClock, list[int]]]:
+    """A clock, and the beats that it gave."""
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: Result.now)
     beats: list[int] = []
-    clock = StepClock(lambda: beats.append(1))
-    first, second, third = Later(), Later(), Later()
-    began = time.perf_counter()
-    # Two steps dispatched at once: the second one's time begins with the end of the first.
-    clock.add(first, dispatched=began)
-    clock.add(second, dispatched=began)
-    time.sleep(0.1)
-    first.ready.set()
-    time.sleep(0.2)
-    second.ready.set()
-    time.sleep(0.15)  # the device has nothing to do
-    clock.add(third, dispatched=time.perf_counter())
-    time.sleep(0.05)
-    third.ready.set()
-    times = clock.take()
-    assert clock.take() == []
-    clock.close()
-    assert [time.busy for time in times] == pytest.approx([0.1, 0.2, 0.05], abs=0.04)
-    assert [time.idle for time in times] == pytest.approx([0, 0, 0.15], abs=0.04)
+    stepped = StepClock(lambda: beats.append(1))
+    yield stepped, beats
+    stepped.close()
+
+
+def test_busy_time_leaves_out_the_queue_and_the_idle_time(steps: tuple[StepClock, list[int]]) -> None:
+    stepped, beats = steps
+    # Two steps dispatched at once: the second one's time begins with the end of the first. The third comes late.
+    stepped.add(Result(10.1), dispatched=10.0)
+    stepped.add(Result(10.3), dispatched=10.0)
+    stepped.add(Result(10.8), dispatched=10.5)
+    times = stepped.take()
+    assert [time.busy for time in times] == pytest.approx([0.1, 0.2, 0.3])
+    assert [time.idle for time in times] == pytest.approx([0, 0, 0.2])
     assert len(beats) == 3
+    assert stepped.take() == []
 
 
-def test_a_failed_step_neither_stops_the_clock_nor_counts() -> None:
-    clock = StepClock()
-    failed = Later(ValueError("no memory"))
-    failed.ready.set()
-    clock.add(failed, dispatched=time.perf_counter())
-    clock.add(jnp.zeros(()), dispatched=time.perf_counter())
-    assert len(clock.take()) == 1
-    clock.close()
+def test_a_failed_step_neither_stops_the_clock_nor_counts(steps: tuple[StepClock, list[int]]) -> None:
+    stepped, beats = steps
+    stepped.add(Result(1.0, ValueError("no memory")), dispatched=0.0)
+    stepped.add(Result(3.0), dispatched=2.5)
+    assert [time.busy for time in stepped.take()] == [0.5]
+    assert len(beats) == 1
+
+
+def test_adding_a_step_does_not_wait_for_it() -> None:
+    class Never(Result):
+        def block_until_ready(self) -> None:
+            assert released.wait(60)
+
+    released, stepped = threading.Event(), StepClock()
+    stepped.add(Never(0.0), dispatched=0.0)
+    stepped.add(Never(0.0), dispatched=0.0)
+    released.set()
+    assert len(stepped.take()) == 2
+    stepped.close()
 
 
 def test_rates_of_an_interval() -> None:
