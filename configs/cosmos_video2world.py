@@ -91,7 +91,7 @@ def _tiny() -> ml_collections.ConfigDict:
     }
     config.loss = {"high_ratio": 0.05, "given_frames": (1, 2), "text_dropout": 0.2}
     config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
-    config.log = {"interval": 20}
+    config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
         "rollout": {"num_steps": 10, "guidance": 0.0, "given_frames": 1},
         # What a latent of the rooms' walks is, so that a pose string moves as the training data did.
@@ -146,7 +146,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "accumulate": 1,
     }
     config.checkpoint = {"interval": 500, "max_to_keep": 3, "step": -1}
-    config.log = {"interval": 10}
+    config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample.rollout = {"num_steps": 35, "guidance": 7.0, "given_frames": 1}
     config.sample.windows = 1
 
