@@ -16,6 +16,7 @@ from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.layers.embeddings import ScalarEmbedding
 from jworld.models.layers.linear import linear, zeros_init
 from jworld.models.layers.modulation import Modulation
+from jworld.models.layers.patches import from_patches, to_patches
 from jworld.models.layers.stack import layer_range, scan_layers, stack
 from jworld.parallel.axes import constrain
 
@@ -115,9 +116,8 @@ class CogVideoXTransformer(nnx.Module):
     def _embed(self, latents: jax.Array) -> jax.Array:
         """[B, F, H, W, C] -> tokens with positions [B, F, S, D]."""
         cfg, p = self.cfg, self.cfg.patch_size
-        B, F, H, W, C = latents.shape
-        patches = latents.reshape(B, F, H // p, p, W // p, p, C).transpose(0, 1, 2, 4, 6, 3, 5)
-        tokens = self.patch_in(patches.reshape(B, F, (H // p) * (W // p), C * p * p).astype(cfg.dtype))
+        F, H, W = latents.shape[1:4]
+        tokens = self.patch_in(to_patches(latents, (p, p)).astype(cfg.dtype))
         tokens = tokens + position_embedding(cfg, F, H // p, W // p).astype(cfg.dtype)
         return constrain(tokens, "batch", None, "sequence", None)
 
@@ -145,13 +145,11 @@ class CogVideoXTransformer(nnx.Module):
     def _output(self, video: jax.Array, time: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Tokens [B, F, S, D] -> v [B, F, H, W, C] float32."""
         p = self.cfg.patch_size
-        B, F, H, W, C = shape
         shift, scale = (part[:, :, None] for part in self.out_modulation(time))
         # Two norms in a row: the original's last norm is followed by an adaptive one with weights of its own.
         normed = self.out_norm(self.final_norm(video)) * (1 + scale) + shift
         out = self.patch_out(normed.astype(self.cfg.dtype)).astype(jnp.float32)
-        out = out.reshape(B, F, H // p, W // p, C, p, p)
-        return out.transpose(0, 1, 2, 5, 3, 6, 4).reshape(B, F, H, W, C)
+        return from_patches(out, (shape[2], shape[3]), (p, p), channels_first=True)
 
 
 def position_embedding(cfg: CogVideoXConfig, frames: int, rows: int, columns: int) -> jax.Array:

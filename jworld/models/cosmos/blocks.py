@@ -90,6 +90,7 @@ class Block(nnx.Module):
         B, F, T, _ = x.shape
         q, k, v = self.cross_attention.heads(x, text)
         q = constrain(q, "batch", "frames", None, None, None)
+        k, v = (constrain(part, "batch", None, None, None) for part in (k, v))
         q = q.reshape(B * views, F // views * T, *q.shape[3:])
         k, v = (part.reshape(B * views, -1, *part.shape[2:]) for part in (k, v))
         out = attention(q, k, v, implementation=self.implementation)

@@ -33,7 +33,7 @@ class TimeEmbedding(nnx.Module):
         }
         outputs = 3 * cfg.width if self.common_term else cfg.width
         self.hidden = linear(cfg.width, cfg.width, ("embed", "mlp"), use_bias=not self.common_term, **common)
-        self.output = linear(cfg.width, outputs, ("mlp", "embed"), use_bias=False, **common)
+        self.output = linear(cfg.width, outputs, ("embed", "mlp"), use_bias=False, **common)
         self.norm = nnx.RMSNorm(
             cfg.width,
             epsilon=1e-6,

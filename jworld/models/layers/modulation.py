@@ -35,8 +35,8 @@ class Modulation(nnx.Module):
         }
         if rank is not None:
             self.reduce = linear(vector_width, rank, ("embed", None), **common)
-        inputs = (vector_width, "embed", "mlp") if rank is None else (rank, None, "embed")
-        self.linear = linear(inputs[0], parts * width, inputs[1:], kernel_init=zeros_init, **common)
+        inputs = vector_width if rank is None else rank
+        self.linear = linear(inputs, parts * width, ("embed", "mlp"), kernel_init=zeros_init, **common)
         self.rank = rank
 
     def __call__(self, vector: jax.Array, offset: jax.Array | None = None) -> tuple[jax.Array, ...]:
