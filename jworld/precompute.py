@@ -122,7 +122,7 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="this is process I of N, which all get the same command (default: as SLURM or JAX_PROCESS_ID say)",
+        help="this is process I of N; all get the same command (default: as SLURM or JAX_PROCESS_ID say, else 0/1)",
     )
     add(
         "--on-error",

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import selectors
 import socket
 import sys
 import threading
@@ -85,10 +84,6 @@ class _Line:
             return None
         return message if isinstance(message, dict) else None
 
-    def pending(self) -> bool:
-        """True where a whole message is there already."""
-        return b"\n" in self._received
-
     def close(self) -> None:
         self.connection.close()
 
@@ -118,22 +113,12 @@ class Peers:
 
     def watch(self) -> None:
         """From now on end this process, with a sentence, when another is lost or has failed."""
-        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+        for index, line in self._lines.items():
+            threading.Thread(target=self._listen, args=(index, line), name=f"process {index}", daemon=True).start()
 
-    def _watch(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            for index, line in self._lines.items():
-                line.connection.settimeout(None)
-                selector.register(line.connection, selectors.EVENT_READ, index)
-            while selector.get_map():
-                for key, _ in selector.select():
-                    line = self._lines[key.data]
-                    while True:
-                        if not self._heed(key.data, line.receive()):
-                            selector.unregister(key.fileobj)
-                            break
-                        if not line.pending():
-                            break
+    def _listen(self, index: int, line: _Line) -> None:
+        while self._heed(index, line.receive()):
+            pass
 
     def _heed(self, index: int, message: Mapping[str, Any] | None) -> bool:
         """Do what a message asks for; False after the last one of a process."""
@@ -168,7 +153,7 @@ class Peers:
         self._end(sentence, code, told=f"{self.place.name(self.place.index)}: {sentence}")
 
     def _end(self, sentence: str, code: int, *, told: str | None = None) -> NoReturn:
-        # Two threads may come here: the process ends under the second.
+        # Several threads may come here: the process ends under the others.
         self._ending.acquire()
         self._leaving.set()
         for line in self._lines.values():
