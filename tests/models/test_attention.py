@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jworld.models.layers import stack
 from jworld.models.layers.attention import (
     Causal,
     ChunkCausal,
@@ -265,9 +267,17 @@ REQUEST: dict[str, Any] = {
     ],
 )
 def test_choice(platform: str, implementation: Any, changes: dict[str, Any], backend: str, reason: str) -> None:
-    chosen = choice.choose(implementation, platform=platform, **(REQUEST | changes))
+    with jax.default_matmul_precision("default"):
+        chosen = choice.choose(implementation, platform=platform, **(REQUEST | changes))
     assert chosen.backend == backend
     assert reason in chosen.reason
+
+
+def test_splash_and_the_precision_of_tests() -> None:
+    """Mosaic has no bfloat16 product of the highest precision."""
+    with jax.default_matmul_precision("highest"):
+        assert choice.choose("auto", platform="tpu", **REQUEST).backend == "xla"
+        assert choice.choose("auto", platform="tpu", **REQUEST | {"dtype": jnp.dtype("float32")}).backend == "splash"
 
 
 def test_a_fall_back_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -300,3 +310,48 @@ def test_self_attention_wants_as_many_keys_as_queries(mask: Mask) -> None:
     q, k = jnp.ones((1, 8, 1, 4)), jnp.ones((1, 9, 1, 4))
     with pytest.raises(ValueError, match="got 8 queries and 9 keys"):
         attention(q, k, k, mask=mask)
+
+
+# What the backward pass computes again
+
+
+def operations(jaxpr: Any, name: str) -> int:
+    """How often a primitive stands in a program, inner programs included."""
+    inner = sum(operations(part, name) for eqn in jaxpr.eqns for part in jax.extend.core.jaxprs_in_params(eqn.params))
+    return inner + sum(eqn.primitive.name == name for eqn in jaxpr.eqns)
+
+
+def layer_program(remat: str, backend: Callable[..., jax.Array], dtype: Any) -> Any:
+    """The gradient of one layer, traced."""
+
+    def layer(w: jax.Array, x: jax.Array) -> jax.Array:
+        q = (x @ w).reshape(1, 32, 2, 8)
+        return jnp.sin(backend(q, 2 * q, 3 * q, mask=None, key_mask=None).reshape(1, 32, 16) @ w)
+
+    policy = stack.REMAT_POLICIES[remat]
+    wrapped = layer if policy is None else jax.checkpoint(layer, policy=policy)
+    gradient = jax.grad(lambda w, x: jnp.sum(wrapped(w, x)).astype(jnp.float32))
+    return jax.make_jaxpr(gradient)(jnp.ones((16, 16), dtype), jnp.ones((1, 32, 16), dtype)).jaxpr
+
+
+@pytest.mark.parametrize(("remat", "products"), [("none", 0), ("attention", 3), ("offload", 3), ("full", 4)])
+def test_xla_computes_again(remat: str, products: int) -> None:
+    """With the output kept: both projections and the logits. With nothing kept: the output too."""
+    counts = [operations(layer_program(name, xla.attention, jnp.float32), "dot_general") for name in (remat, "none")]
+    assert counts[0] - counts[1] == products
+
+
+@pytest.mark.parametrize(("remat", "calls"), [("none", 1), ("attention", 1), ("offload", 1), ("full", 2)])
+def test_cudnn_computes_again(remat: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    assert operations(layer_program(remat, cudnn.attention, jnp.bfloat16), stack.CUDNN_FORWARD) == calls
+
+
+def test_rings_are_not_turned_again() -> None:
+    """Kept output: the backward pass turns its ring, and not the forward pass's once more."""
+    counts = {}
+    with jax.set_mesh(mesh.make_mesh(fsdp=2, sequence=4)):
+        for remat in ("none", "attention", "full"):
+            program = layer_program(remat, lambda *x, mask, key_mask: attention(*x), jnp.float32)
+            counts[remat] = operations(program, "ppermute")
+    assert 0 < counts["none"] == counts["attention"] < counts["full"]

@@ -64,7 +64,7 @@ def choose(
     if wanted == "cudnn":
         refusal = cudnn.refusal(mask, key_mask=key_mask, head_dim=head_dim, dtype=dtype)
     else:
-        refusal = splash.refusal(heads=heads, head_dim=head_dim)
+        refusal = splash.refusal(heads=heads, head_dim=head_dim, dtype=dtype)
     if refusal is not None:
         return _fall_back(refusal)
     return Choice(wanted, "the config asks for it" if asked else f"it is the kernel for the platform {platform!r}")
@@ -89,13 +89,14 @@ def _fall_back(reason: str) -> Choice:
     return Choice("xla", reason)
 
 
-@functools.cache
-def announce_rings(heads: int, devices: int) -> str:
-    """Say once that heads do not divide, and what happens instead; also the answer."""
+def ring_message(heads: int, devices: int) -> str:
+    """What happens to heads that do not divide over the devices of a sample."""
     groups = math.gcd(heads, devices)
     split = f"heads are split over {groups} and keys go round" if groups > 1 else "keys go round"
-    message = (
-        f"{heads} heads do not divide over {devices} devices: {split} in rings of {devices // groups}, through XLA"
-    )
-    _log.warning("attention: %s", message)
-    return message
+    return f"{heads} heads do not divide over {devices} devices: {split} in rings of {devices // groups}"
+
+
+@functools.cache
+def announce_rings(heads: int, devices: int) -> None:
+    """Say it once."""
+    _log.warning("attention: %s, computed by XLA", ring_message(heads, devices))

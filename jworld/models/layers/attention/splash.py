@@ -48,8 +48,11 @@ DEFAULT_BLOCKS = BLOCKS["v4"]
 MAX_HEAD_DIM = 256
 
 
-def refusal(*, heads: int, head_dim: int) -> str | None:
+def refusal(*, heads: int, head_dim: int, dtype: jnp.dtype) -> str | None:
     """Why splash cannot serve a request, or None where it can."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    if dtype != jnp.float32 and precision not in (None, "default", "bfloat16"):
+        return f"splash takes {dtype} at JAX's default precision of matrix products only"
     if head_dim > MAX_HEAD_DIM:
         return f"splash takes heads of at most {MAX_HEAD_DIM}, not {head_dim}"
     if heads == 1 and jax.sharding.get_abstract_mesh().size > 1:

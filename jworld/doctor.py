@@ -1,0 +1,157 @@
+"""python -m jworld.doctor
+python -m jworld.doctor --config=configs/ar_mem.py:8b
+
+Looks at this machine before a run does: devices, versions of the libraries, what the mesh of a recipe makes of the
+devices, which attention it will use and why, and what usually goes wrong. Nothing is written, nothing is trained.
+Exit code 1 where something was found that has to be mended.
+"""
+
+import importlib.metadata
+import importlib.util
+import pathlib
+import platform
+import shutil
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import rich.console
+import rich.table
+
+from jworld import config as run_config
+from jworld import errors, hardware, systems
+from jworld.models.layers.attention import ChunkCausal, choice
+from jworld.parallel import mesh
+
+_CONFIG = run_config.define_flag()
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+#: Plugins that bring an accelerator's compiler; each is present only with its extra.
+PLUGINS = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+DRIVER = pathlib.Path("/proc/driver/nvidia/version")
+TPU_DEVICES = (pathlib.Path("/dev/accel0"), pathlib.Path("/dev/vfio/0"))
+
+
+@errors.exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    """Print what was found."""
+    argv = sys.argv if argv is None else argv
+    console = rich.console.Console(highlight=False, soft_wrap=True)
+    config = None
+    if len(argv) > 1:
+        config = run_config.parse_flags(argv, _CONFIG, description=str(__doc__), names=("config",))
+    _print(console, "versions", versions())
+    _print(console, "devices", devices())
+    problems = find_problems()
+    if config is not None:
+        rows, found = examine(config)
+        _print(console, "recipe", rows)
+        problems += found
+    for problem in problems:
+        console.print(f"[bold red]problem:[/] {problem}")
+    if problems:
+        sys.exit(1)
+    hint = "" if config is not None else "; --config=<recipe> also checks a recipe against this machine"
+    console.print(f"nothing wrong was found{hint}")
+
+
+def versions() -> list[tuple[str, str]]:
+    """Python and the packages that a run stands on."""
+    rows = [("python", platform.python_version())]
+    for name in (*PACKAGES, *PLUGINS):
+        version = _version(name)
+        if version or name in PACKAGES:
+            rows.append((name, version or "missing"))
+    return rows
+
+
+def devices() -> list[tuple[str, str]]:
+    """What JAX sees."""
+    found = jax.devices()
+    chip = hardware.of_device(found[0])
+    peak = f", {chip.flops / 1e12:,.0f} TFLOP/s and {chip.memory_bytes / 2**30:,.0f} GiB each" if chip else ""
+    return [
+        ("platform", found[0].platform),
+        ("devices", f"{len(found)} x {found[0].device_kind}{peak}"),
+        ("processes", str(jax.process_count())),
+    ]
+
+
+def find_problems() -> list[str]:
+    """What usually goes wrong, in words that say what to do."""
+    problems = []
+    backend = jax.default_backend()
+    jax_version, jaxlib_version = _version("jax"), _version("jaxlib")
+    if jax_version and jaxlib_version and jax_version.split(".")[:2] != jaxlib_version.split(".")[:2]:
+        problems.append(f"jax {jax_version} does not go with jaxlib {jaxlib_version}: pip install -U jax jaxlib")
+    if backend == "cpu" and (DRIVER.exists() or shutil.which("nvidia-smi")):
+        problems.append(
+            "there is an NVIDIA driver, but JAX runs on the CPU: install the GPU packages with "
+            '`pip install -e ".[cuda]"`, and unset JAX_PLATFORMS if it says cpu'
+        )
+    if backend == "cpu" and any(path.exists() for path in TPU_DEVICES):
+        problems.append(
+            "there is a TPU, but JAX runs on the CPU: install the TPU package with "
+            '`pip install -e ".[tpu]"`, and look for another process that holds the TPU'
+        )
+    if importlib.util.find_spec("jax_cuda12_plugin") and importlib.util.find_spec("jax_cuda13_plugin"):
+        problems.append("the plugins of CUDA 12 and CUDA 13 are both installed: pip uninstall one of them")
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        problems.append("JAX_ENABLE_X64 is on: float64 makes every step slow, unset it")
+    return problems
+
+
+def examine(config: ml_collections.ConfigDict) -> tuple[list[tuple[str, str]], list[str]]:
+    """What a recipe does on this machine, and what it cannot do."""
+    rows, problems = [], []
+    try:
+        sizes = mesh.make_mesh(**config.mesh.to_dict())
+        rows.append(("mesh", ", ".join(f"{name}={size}" for name, size in sizes.shape.items())))
+        sequence = sizes.shape["sequence"]
+    except errors.UserError as error:
+        problems.append(str(error))
+        sequence = max(config.mesh.sequence, 1)
+    rows.append(("attention", attention(config, sequence)))
+    return rows, problems
+
+
+def attention(config: ml_collections.ConfigDict, sequence: int) -> str:
+    """The attention of a recipe's transformer on these devices, and why."""
+    model: Any = getattr(systems.create(config), "model_config", None)
+    if not hasattr(model, "attention"):
+        return "none to choose: the model has no transformer of its own"
+    heads = model.num_heads
+    if heads % sequence:
+        return f"xla, because {choice.ring_message(heads, sequence)}"
+    chosen = choice.choose(
+        model.attention,
+        platform=choice.target()[0],
+        # The longest calls of a training step: thousands of tokens, the text before them.
+        mask=ChunkCausal(4096, 1024),
+        key_mask=True,
+        lengths=(4096, 5120),
+        heads=heads,
+        head_dim=model.head_dim,
+        dtype=jnp.dtype(model.dtype),
+    )
+    split = f"; {heads} heads are split over {sequence} devices" if sequence > 1 else ""
+    return f"{chosen.backend}, because {chosen.reason}{split}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _print(console: rich.console.Console, title: str, rows: list[tuple[str, str]]) -> None:
+    table = rich.table.Table(title=title, title_justify="left", show_header=False, box=None)
+    for name, value in rows:
+        table.add_row(f"  {name}", value)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The doctor: what it prints, what it finds, and its exit codes."""
+
+import pathlib
+
+import pytest
+from absl import flags
+
+from jworld import config as run_config
+from jworld import doctor
+
+RECIPE = str(pathlib.Path(__file__).parents[1] / "configs" / "ar_mem.py")
+
+
+def load(variant: str = "") -> run_config.ml_collections.ConfigDict:
+    return run_config.load_recipe(f"{RECIPE}:{variant}" if variant else RECIPE)
+
+
+def test_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    flags.FLAGS.unparse_flags()
+    doctor.main(["doctor"])
+    out = capsys.readouterr().out
+    assert "8 x cpu" in out
+    assert "flax" in out
+    assert "nothing wrong was found" in out
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(["doctor", "--help"])
+    assert ended.value.code == 0
+    assert "--config: Recipe" in capsys.readouterr().out
+
+
+def test_a_recipe_on_this_machine() -> None:
+    rows, problems = doctor.examine(load())
+    assert dict(rows) == {
+        "mesh": "data=1, fsdp=8, sequence=1",
+        "attention": "xla, because there is no kernel for the platform 'cpu'",
+    }
+    assert problems == []
+
+
+def test_heads_that_do_not_divide() -> None:
+    config = load()
+    config.mesh.sequence = 8
+    rows, _ = doctor.examine(config)
+    assert "4 heads do not divide over 8 devices: heads are split over 4 and keys go round in rings of 2" in rows[1][1]
+
+
+def test_a_mesh_that_does_not_fit() -> None:
+    config = load("8b")
+    config.mesh.fsdp = 5
+    _, problems = doctor.examine(config)
+    assert "config.mesh is data=1, fsdp=5, sequence=4 = 20 devices, but 8 are there" in problems[0]
+
+
+def test_a_gpu_that_jax_does_not_see(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = tmp_path / "version"
+    driver.write_text("NVRM version: 570\n")
+    monkeypatch.setattr(doctor, "DRIVER", driver)
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(["doctor"])
+    assert ended.value.code == 1
+    assert "there is an NVIDIA driver, but JAX runs on the CPU: install the GPU packages" in capsys.readouterr().out
+
+
+def test_versions_that_do_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", {"jax": "0.10.2", "jaxlib": "0.9.1"}.get)
+    assert any("jax 0.10.2 does not go with jaxlib 0.9.1" in problem for problem in doctor.find_problems())
