@@ -3,7 +3,7 @@
 config.json    the resolved config
 encoders/      what sampling needs of the data set: its manifest and, of latents, the autoencoder
 checkpoints/   Orbax checkpoints, one folder per step
-metrics.jsonl, tensorboard/, samples/
+metrics.jsonl, goodput.json, tensorboard/, samples/
 
 Released weights have model.safetensors in the place of checkpoints/, imported ones (`python -m conversion import`) one
 Orbax checkpoint weights/ with its description import.json.
