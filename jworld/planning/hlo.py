@@ -56,11 +56,14 @@ class Module:
                 if head := _HEAD.match(line):
                     name, lines = head[2], []
                     self.entry = name if head[1] else self.entry
-            elif line.startswith("}"):
+            elif line.rstrip() == "}":
                 self.computations[name] = _computation(name, lines)
                 lines = None
-            else:
+            elif _LINE.match(line):
                 lines.append(line)
+            elif lines:
+                # The description of a kernel goes over several lines.
+                lines[-1] += line
 
     def visits(self) -> Iterator[Visit]:
         """Everything that runs, outermost first; the body of a loop counts as often as the loop turns."""

@@ -65,10 +65,14 @@ def newton_schulz(x: jax.Array, *, steps: int, dtype: jax.typing.DTypeLike) -> j
     # The epsilon keeps an exactly zero gradient (the last block's text branch) at zero instead of NaN.
     x = x / (jnp.linalg.norm(x.astype(jnp.float32)).astype(dtype) + EPSILON)
     product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-    for _ in range(steps):
+
+    def iterate(x: jax.Array, _: None) -> tuple[jax.Array, None]:
         gram = product(x, x.T).astype(dtype)
         polynomial = (b * gram.astype(jnp.float32) + c * product(gram, gram)).astype(dtype)
-        x = (a * x.astype(jnp.float32) + product(polynomial, x)).astype(dtype)
+        return (a * x.astype(jnp.float32) + product(polynomial, x)).astype(dtype), None
+
+    # A loop: written out, these products of every matrix would be most of what there is to compile.
+    x, _ = jax.lax.scan(iterate, x, length=steps)
     return x.T if transpose else x
 
 

@@ -1,0 +1,157 @@
+"""Plans against what a run really has in memory and does."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jworld.models.hunyuan import flops
+from jworld.models.hunyuan.config import HunyuanConfig
+from jworld.planning import arithmetic, making, running, topologies
+from jworld.planning.plans import Plan
+from jworld.planning.program import Program
+from jworld.training import state as train_state
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return Program(tiny.config(), jax.devices())
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    """As the command makes it, in a process of its own."""
+    return running.run(tiny.config(), topologies.parse("cpu:8"))
+
+
+def bytes_on(device: jax.Device, tree: Any) -> int:
+    shards = [shard for array in jax.tree.leaves(tree) for shard in array.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards if shard.device == device)
+
+
+def test_planned_memory_is_what_a_run_has(program: Program, plan: Plan) -> None:
+    _, state, _ = train_state.create_state(
+        program.system.init,
+        trainable=program.trainable,
+        optimizer=program.optimizer,
+        mesh=program.mesh,
+        key=jax.random.key(0),
+    )
+    zeros = {name: np.zeros(entry.shape, entry.dtype) for name, entry in program.batch.items()}
+    batch = jax.device_put(zeros, program.batch_shardings)
+    device = jax.devices()[0]
+    assert plan.parameters == bytes_on(device, (state.params, state.frozen))
+    assert plan.optimizer == bytes_on(device, state.opt_state)
+    assert plan.average == bytes_on(device, state.ema) == plan.parameters
+    assert plan.batch == bytes_on(device, batch)
+    live = bytes_on(device, state) + plan.batch
+    with jax.set_mesh(program.mesh):
+        step = program.function.lower(state, batch, jax.random.key(0)).compile()
+        memory = step.memory_analysis()
+        state, _ = jax.block_until_ready(step(state, batch, jax.random.key(0)))
+    assert memory.argument_size_in_bytes == pytest.approx(live, rel=0.02)
+    assert plan.peak == pytest.approx(making.peak_bytes(memory), rel=0.1)
+    # Before and after: the step gave back all that it needed in between, and the old state.
+    assert bytes_on(device, state) + plan.batch == live
+    assert plan.temporaries is not None
+    assert plan.gradients < plan.temporaries < plan.peak - live + plan.gradients
+
+
+def test_products_and_the_compilers_count_agree_without_loops() -> None:
+    """One layer, wide enough that element by element work is little; with more layers XLA counts one of them."""
+    wide: dict[str, Any] = {"model__width": 256, "model__rope_dims": (32, 48, 48), "mesh__fsdp": 1, "mesh__data": 1}
+    one = Program(tiny.config(model__num_layers=1, mesh__sequence=1, **wide), jax.devices()[:1])
+    products = arithmetic.count(one.jaxpr())
+    assert products.all == products.bodies_once
+    assert one.lower().cost_analysis()["flops"] == pytest.approx(products.all, rel=0.1)
+    assert products.all == pytest.approx(one.system.step_flops(8), rel=0.05)
+    many = Program(tiny.config(model__num_layers=6, mesh__sequence=1, **wide), jax.devices()[:1])
+    loops = arithmetic.count(many.jaxpr())
+    assert loops.bodies_once == products.all
+    unrolled = many.lower().cost_analysis()["flops"] * loops.all / loops.bodies_once
+    assert unrolled == pytest.approx(many.system.step_flops(8), rel=0.1)
+
+
+def test_remat_adds_the_forward_pass_of_the_layers() -> None:
+    counts = {
+        remat: arithmetic.count(Program(tiny.config(model__remat=remat), jax.devices()).jaxpr()).all
+        for remat in ("none", "attention", "full")
+    }
+    assert counts["none"] < counts["attention"] < counts["full"] < 4 / 3 * counts["none"] * 1.01
+
+
+def test_counts_of_small_functions() -> None:
+    kernel = jax.ShapeDtypeStruct((3, 4, 5), np.float32)
+    x = jax.ShapeDtypeStruct((2, 4), np.float32)
+
+    def loop(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        def body(x: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
+            return jax.lax.cond(x.sum() > 0, lambda: (x @ k) @ k.T, lambda: x), None
+
+        return jax.lax.scan(body, x, kernel)[0]
+
+    products = arithmetic.count(jax.make_jaxpr(loop)(kernel, x))
+    assert products == (3 * 2 * 2 * (2 * 4 * 5), 2 * 2 * (2 * 4 * 5))
+
+    def convolve(image: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    arrays = (jax.ShapeDtypeStruct((1, 8, 8, 4), np.float32), jax.ShapeDtypeStruct((3, 3, 4, 6), np.float32))
+    assert arithmetic.count(jax.make_jaxpr(convolve)(*arrays)).all == 2 * 8 * 8 * 6 * 3 * 3 * 4
+
+
+def test_floors_of_the_published_model() -> None:
+    """One sample of 24 latents of 30x52, text left out, in PFLOP; a backward pass of attention computes logits again."""
+    sample: dict[str, Any] = {"frames": 24, "tokens_per_frame": 30 * 52, "text_tokens": 0}
+    causal = flops.forward_flops(HunyuanConfig(), chunk_frames=4, **sample)
+    dense = flops.forward_flops(HunyuanConfig(), chunk_frames=None, **sample)
+    assert causal.linear / 1e15 == pytest.approx(0.22, abs=0.005)
+    assert causal.attention / 1e15 == pytest.approx(0.72, abs=0.005)
+    assert dense.attention / 1e15 == pytest.approx(1.24, abs=0.005)
+    steps = [(flops.TRAINING * x.linear + 3.5 * x.attention) / 1e15 for x in (causal, dense)]
+    assert steps == pytest.approx([3.2, 5.0], abs=0.05)
+
+
+def test_the_command_writes_all_numbers(tmp_path: pathlib.Path) -> None:
+    """A GPU without hardware: no compiler, and the report says so."""
+    output = tmp_path / "plan.json"
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "jworld.plan", "--config=configs/ar_mem.py", *tiny.FLAGS),
+            *("--topology", "h200-8", "--json", str(output)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "can only be compiled where it is" in result.stdout
+    numbers = json.loads(output.read_text())
+    assert numbers["limit"] == 141 * 10**9
+    assert numbers["parameters"] > 0
+    assert numbers["peak"] is None
+    assert numbers["bounds"]["step"] == pytest.approx(numbers["flops"] / (8 * 989e12))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
+def test_a_step_is_compiled_for_a_tpu_that_is_not_there() -> None:
+    changes: dict[str, Any] = {"mesh__data": 1, "model__num_layers": 3, "model__dtype": "bfloat16"}
+    plan = running.run(tiny.config(**changes), topologies.parse("v5e-4"))
+    assert plan.compiled
+    assert plan.fits
+    assert plan.peak is not None
+    assert plan.least < plan.peak < plan.limit
+    # Gathered once in the forward and once in the backward pass of each of three layers, at the least.
+    gathered = sum(row.runs for row in plan.collectives if row.kind == "all-gather")
+    assert gathered >= 2 * 3
+    assert any(row.kind == "all-to-all" and "sequence" in row.axes for row in plan.collectives)
+    assert plan.memory_traffic is not None
+    assert plan.memory_traffic > plan.state
