@@ -12,6 +12,8 @@ Variants (`--config=configs/ar_mem.py:<variant>`):
 import ml_collections
 
 VARIANTS = ("", "rooms", "doom", "starter", "small", "8b")
+#: Variants of published size, which the planner's table lists.
+PUBLISHED = ("8b",)
 STARTER = "assets/starter"
 
 

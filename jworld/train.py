@@ -99,7 +99,7 @@ def run(
     """Train, or go on, and show what was learnt; of several processes the first does what one can do alone."""
     console.quiet = jax.process_index() != 0
     mesh = mesh_lib.make_mesh(**config.mesh)
-    check_batch(config, mesh)
+    mesh_lib.check_batch(mesh, config.global_batch, config.optimizer.get("accumulate", 1))
     workdir = local_folder("--workdir", _WORKDIR.value or _default_workdir())
     if not _OVERWRITE.value:
         check_workdir(config, workdir)
@@ -150,15 +150,6 @@ def local_folder(flag: str, name: str) -> pathlib.Path:
             f"{flag} is {name}, expected a folder, mounted on every host: mount the bucket, as docs/pods.md shows"
         )
     return pathlib.Path(name)
-
-
-def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.get("accumulate", 1)
-    if config.global_batch % shards:
-        raise errors.UserError(
-            f"config.global_batch is {config.global_batch}, expected a multiple of {shards} "
-            "(mesh.data x mesh.fsdp x optimizer.accumulate)"
-        )
 
 
 def check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jworld import errors
@@ -33,8 +34,20 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, sequence: int = 1, devices: Sequ
             f"config.mesh is data={data}, fsdp={fsdp}, sequence={sequence} = {sizes[0] * sizes[1] * sizes[2]} devices, "
             f"but {len(devices)} are there: choose sizes whose product is {len(devices)} (fsdp=-1 takes what is left)"
         )
-    # jax.make_mesh defaults to Explicit axes; sharding constraints and flax's logical axes need Auto ones.
-    return jax.make_mesh(tuple(sizes), AXIS_NAMES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    # Axes of the mesh may share an axis of the hardware's torus: any product that fits is a mesh.
+    grid = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
+    # Axes are Explicit by default; sharding constraints and flax's logical axes need Auto ones.
+    return Mesh(grid, AXIS_NAMES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batch(mesh: Mesh, global_batch: int, accumulate: int) -> None:
+    """A UserError where a batch does not divide over the devices and the parts of a step."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+    if global_batch % shards:
+        raise errors.UserError(
+            f"config.global_batch is {global_batch}, expected a multiple of {shards} "
+            "(mesh.data x mesh.fsdp x optimizer.accumulate)"
+        )
 
 
 def batch_part(mesh: Mesh) -> tuple[int, int]:

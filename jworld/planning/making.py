@@ -12,7 +12,7 @@ from jworld.planning import arithmetic, collectives, hlo, topologies
 from jworld.planning.plans import Plan
 from jworld.planning.program import Program
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Plan:
@@ -99,8 +99,11 @@ def _too_large(error: jax.errors.JaxRuntimeError) -> dict[str, Any]:
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
         raise errors.UserError(f"--topology: the compiler failed: {text.splitlines()[0]}") from error
-    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
+    used = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", text)
     if used is None:
         return {"problem": "the compiler ran out of memory for the program"}
-    peak = int(float(used[1]) * _UNITS[used[2]])
-    return {"peak": peak, "problem": f"the program needs {used[1]} {used[2]}iB of {used[3]} {used[4]}iB"}
+    temporaries = int(float(used[1]) * _UNITS[used[2]])
+    return {
+        "temporaries": temporaries,
+        "problem": f"temporaries alone need {used[1]} {used[2]}iB of the {used[3]} {used[4]}iB that a program may have",
+    }

@@ -34,6 +34,7 @@ class Program:
         self.optimizer = optimizers.make_optimizer(
             run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
         )
+        mesh.check_batch(self.mesh, config.global_batch, self.optimizer.config.accumulate)
         self.trainable = train_state.path_filter(self.optimizer.config.trainable)
         self.graphdef, self.state, self.shardings = train_state.abstract_state(
             self.system.init, trainable=self.trainable, optimizer=self.optimizer, mesh=self.mesh

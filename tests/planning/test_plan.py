@@ -108,7 +108,7 @@ def test_counts_of_small_functions() -> None:
 
 
 def test_floors_of_the_published_model() -> None:
-    """One sample of 24 latents of 30x52, text left out, in PFLOP; a backward pass of attention computes logits again."""
+    """One sample of 24 latents of 30x52, without text, in PFLOP; attention's backward pass computes logits again."""
     sample: dict[str, Any] = {"frames": 24, "tokens_per_frame": 30 * 52, "text_tokens": 0}
     causal = flops.forward_flops(HunyuanConfig(), chunk_frames=4, **sample)
     dense = flops.forward_flops(HunyuanConfig(), chunk_frames=None, **sample)
