@@ -3,15 +3,19 @@
     python benchmarks/data_pipeline.py
     python benchmarks/data_pipeline.py --records 32 --latent 4 6 8 8 --repeats 1 --json data.json
 
-All readers deliver the same batches of WorldPlay's examples in the same order, which is checked: latents, first frame,
-cameras, actions and image tokens of every clip, and its text padded to the model's length. Every pass runs in a process
-of its own, the readers by turns, with the files in the page cache ("warm") and without ("cold", where the system lets
-go of them). Every batch is copied once more, into memory that stays, as for a device. Times begin after some batches;
-the first is told apart because it pays for starting workers.
+Two comparisons. "latents": every format holds the latents alone, byte for byte the same. "published": a .pt file and a
+row of parquet hold all of a clip with its padded text, as WorldPlay's published files do; the records are jworld's own,
+with the text stored once per prompt at its true length. All readers deliver the same batches of numpy arrays in the
+same order, which is checked, and every page of every batch is touched once.
+
+Every pass runs in a process of its own, the readers by turns, with the files in the page cache ("warm") and without
+("cold", where the system lets go of them). Times begin after some batches; the first is told apart because it pays for
+starting workers. MB/s count the bytes of the batches. CPU counts all processes of a reader: on a busy machine it says
+more than the time.
 
 "threads" is what training uses: threads of the trainer's own process (0: no reading ahead). "processes" is the same
 graph in Grain's worker processes, which the trainer does not offer. The others run in PyTorch's DataLoader, whose
-workers are processes (0: none). CPU is that of the trainer's process alone.
+workers are processes (0: none).
 """
 
 import argparse
@@ -20,11 +24,11 @@ import concurrent.futures
 import importlib
 import importlib.util
 import json
+import mmap
 import multiprocessing
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -43,48 +47,66 @@ from jworld.data import worldplay
 
 READERS, CACHES = ("threads", "processes", "pt", "parquet"), ("warm", "cold")
 NEEDS = {"pt": "torch", "parquet": "pyarrow"}
+#: Imported once, by the process whose copies make the passes.
+PRELOADED = ["grain", "jworld.data.worldplay", "torch.utils.data"]
 #: Batches before the clock starts, or half of all.
 SETTLE = 8
 DROP_TRIES = 10
+RATIOS = ("records_per_second_over_pt", "cpu_seconds_over_pt")
 
 Passes = dict[tuple[str, int, str], list[dict[str, Any]]]
 
 
 def read(setup: data_readers.Setup, reader: str, workers: int) -> dict[str, Any]:
     """One pass over all batches: seconds, CPU seconds, and what tells that the batches are the right ones."""
-    if reader in NEEDS:
-        importlib.import_module(NEEDS[reader])
+    if reader == "parquet":
+        importlib.import_module("pyarrow.parquet")
     began = time.perf_counter()
     batches = data_readers.READ[reader](setup, workers)
     batch = next(batches)
     first = time.perf_counter() - began
     digest = {name: zlib.crc32(batch[name].tobytes()) for name in sorted(batch)}
     order = batch["index"].tolist()
-    device = {name: array.copy() for name, array in batch.items()}
     total = setup.records // setup.batch
     for i in range(1, total):
         if i == min(SETTLE, total // 2):
-            skipped, before, began = len(order), resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+            skipped, cpu, began = len(order), cpu_seconds(), time.perf_counter()
         batch = next(batches)
         order += batch["index"].tolist()
-        for name, array in batch.items():
-            np.copyto(device[name], array)
-    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+        touch(batch)
+    seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
     count = len(order) - skipped
     if isinstance(batches, grain.DatasetIterator):
         batches.close()  # or its processes complain
     return {
         "records_per_second": count / seconds,
-        "cpu_seconds": (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / count,
-        "page_faults": (after.ru_minflt - before.ru_minflt) / count,
+        "cpu_seconds": cpu / count,
         "first_seconds": first,
         "content": (digest, order),
     }
 
 
+def touch(batch: data_readers.Batch) -> None:
+    """Read a byte of every page: zeros and shared memory cost nothing until somebody looks."""
+    for array in batch.values():
+        array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()
+
+
+def cpu_seconds() -> float:
+    """Of this process and, where the system tells, of its workers."""
+    ticks = 0
+    for child in multiprocessing.active_children():
+        path = pathlib.Path(f"/proc/{child.pid}/stat")
+        if path.is_file():
+            fields = path.read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + (ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0)
+
+
 def run_alone(setup: data_readers.Setup, reader: str, workers: int) -> dict[str, Any]:
     """`read` in a fresh process: memory that an earlier pass made ready would flatter the next."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
         return pool.submit(read, setup, reader, workers).result()
 
@@ -150,24 +172,18 @@ def summary(passes: Passes, reader: str, workers: int, cache: str) -> dict[str, 
     own = passes[reader, workers, cache]
     row: dict[str, Any] = {"reader": reader, "workers": workers, "cache": cache}
     row |= {name: statistics.median(one[name] for one in own) for name in own[0]}
-    for name, others in (
-        ("over_pt", [passes.get(("pt", workers, cache), [])]),
-        (
-            "over_fastest_pt",
-            [members for (kind, _, state), members in passes.items() if (kind, state) == ("pt", cache)],
-        ),
-    ):
-        rates = [max(one["records_per_second"] for one in turn) for turn in zip(*others, strict=True)]
-        pairs = list(zip(own, rates, strict=True)) if rates else []
-        row[name] = statistics.median(one["records_per_second"] / rate for one, rate in pairs) if pairs else None
+    others = passes.get(("pt", workers, cache), [])
+    for name, better in (("records_per_second", 1), ("cpu_seconds", -1)):
+        ratios = [(one[name] / other[name]) ** better for one, other in zip(own, others, strict=False)]
+        row[f"{name}_over_pt"] = statistics.median(ratios) if ratios else None
     return row
 
 
-def print_table(rows: list[dict[str, Any]], megabytes: float, settings: dict[str, Any]) -> None:
+def print_table(rows: list[dict[str, Any]], layout: str, megabytes: float) -> None:
     console = rich.console.Console(highlight=False)
     for cache in dict.fromkeys(row["cache"] for row in rows):
-        table = rich.table.Table("reader", title=f"{cache} page cache, {megabytes:.2f} MB a record")
-        for column in ("workers", "rec./s", "MB/s", "CPU/rec.", "first", "of .pt", "of best .pt"):
+        table = rich.table.Table("reader", title=f"{layout}, {cache} page cache, {megabytes:.2f} MB a record")
+        for column in ("workers", "rec./s", "MB/s", "CPU/rec.", "first", "speed of .pt", "1 / CPU of .pt"):
             table.add_column(column, justify="right")
         for row in (row for row in rows if row["cache"] == cache):
             table.add_row(
@@ -177,12 +193,11 @@ def print_table(rows: list[dict[str, Any]], megabytes: float, settings: dict[str
                 f"{row['records_per_second'] * megabytes:,.0f}",
                 f"{row['cpu_seconds'] * 1e3:.1f} ms",
                 f"{row['first_seconds']:.2f} s",
-                *(f"{row[name]:.2f}x" if row[name] else "-" for name in ("over_pt", "over_fastest_pt")),
+                *(f"{row[name]:.2f}x" if row[name] else "-" for name in RATIOS),
             )
         console.print(table)
         for sentence in conclusions([row for row in rows if row["cache"] == cache]):
-            console.print(f"{cache}: {sentence}", soft_wrap=True)
-    console.print(", ".join(f"{name}: {value}" for name, value in settings.items()), soft_wrap=True)
+            console.print(f"{layout}, {cache}: {sentence}", soft_wrap=True)
 
 
 def conclusions(rows: list[dict[str, Any]]) -> list[str]:
@@ -222,7 +237,7 @@ def hardware() -> dict[str, Any]:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--records", type=int, default=192, help="clips; the default makes about 1 GB per format")
+    add("--records", type=int, default=192, help="clips; the default makes up to 2.4 GB per format")
     add("--latent", type=int, nargs=4, default=[24, 30, 52, 32], help="frames, height, width, channels")
     add("--vision", type=int, nargs=2, default=[729, 1152], help="image tokens and their width")
     add("--text-dim", type=int, default=3584)
@@ -233,6 +248,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--clips-per-prompt", type=int, default=4, help="the records store their text once, the other files every time")
     add("--batch", type=int, default=4)
     add("--workers", type=int, nargs="+", default=[0, 1, 2])
+    add("--layouts", nargs="+", choices=data_readers.LAYOUTS, default=data_readers.LAYOUTS)
     add("--readers", nargs="+", choices=READERS, default=READERS)
     add("--caches", nargs="+", choices=CACHES, default=CACHES)
     add("--repeats", type=int, default=3)
@@ -267,19 +283,24 @@ def main() -> None:
     readers = [name for name in arguments.readers if name not in missing]
     if arguments.records < 2 * arguments.batch:
         parser.error("--records is too small: at least two batches are read")
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        setup = data_readers.Setup(pathlib.Path(directory), window(arguments), arguments.batch, arguments.records)
-        megabytes = data_readers.write_files(arguments, setup, readers) / 1e6
-        rows, can_drop = measure(setup, readers, arguments)
+    rows: list[dict[str, Any]] = []
+    for layout in arguments.layouts:
+        with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+            clip = window(arguments)
+            setup = data_readers.Setup(pathlib.Path(directory), layout, clip, arguments.batch, arguments.records)
+            megabytes = data_readers.write_files(arguments, setup, readers) / 1e6
+            found, can_drop = measure(setup, readers, arguments)
+        print_table(found, layout, megabytes)
+        rows += [{"layout": layout, "megabytes": megabytes, **row} for row in found]
     settings = hardware()
-    print_table(rows, megabytes, settings)
+    print(", ".join(f"{name}: {value}" for name, value in settings.items()))
     for name in missing:
         print(f"{name} is left out: {NEEDS[name]} is not installed")
     if "cold" in arguments.caches and not can_drop:
         print("cold reads are left out: the system does not let go of the page cache")
     if arguments.json:
         options = {name: value for name, value in vars(arguments).items() if name not in ("json", "directory")}
-        content = {"settings": {**options, **settings}, "megabytes": megabytes, "left_out": missing, "rows": rows}
+        content = {"settings": {**options, **settings}, "left_out": missing, "rows": rows}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
 
 

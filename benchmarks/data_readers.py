@@ -1,9 +1,16 @@
-"""Random clips in the formats that benchmarks/data_pipeline.py compares, and what reads batches of them."""
+"""Random clips in the formats that benchmarks/data_pipeline.py compares, and what reads batches of them.
+
+Layout "latents": a clip is its latents and nothing else, in every format. Layout "published": a .pt file and a row of
+parquet hold what WorldPlay's published files do, all of a clip with its text padded to the model's length; the records
+are jworld's own, with the text in its store. Arrays lie in the files as in the batch (bfloat16, channels last, cameras
+beside the latents), where the published ones would have to be converted: it is reading that is compared.
+"""
 
 import argparse
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,20 +23,21 @@ from absl import flags
 from jworld.cameras import poses
 from jworld.data import pipeline, records, text, worldplay
 
+PARQUET = "train.parquet"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SEED = 0
-#: What a file per clip holds: the arrays of its record and its text.
-ARRAYS = ("latent", "image_cond", "w2c", "intrinsics", "action", "vision_states", "text_states", "glyph_states")
 SHORTEST_PROMPT = 64
+LAYOUTS = ("latents", "published")
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Where the files are and what a batch of them is."""
+    """Where the files of a layout are and what a batch of them is."""
 
     directory: pathlib.Path
+    layout: str
     clip: worldplay.ClipConfig
     batch: int
     records: int
@@ -41,54 +49,76 @@ def bits(generator: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def write_files(arguments: argparse.Namespace, setup: Setup, readers: Sequence[str]) -> int:
-    """Random clips in every format; -> bytes of one clip's arrays with its text, on average."""
+    """Random clips in every format; -> bytes of one clip's arrays in a batch."""
     generator = np.random.default_rng(SEED)
-    frames, height, width, channels = arguments.latent
-    rows = 1 + -(-arguments.records // arguments.clips_per_prompt)
-    least = min(SHORTEST_PROMPT, arguments.prompt_tokens)
-    lengths = generator.integers(least, arguments.prompt_tokens + 1, rows)
-    size = 0
-    writers: list[Callable[[int, Batch], None]] = [
-        ITEM_WRITERS[name](setup) for name in readers if name in ITEM_WRITERS
-    ]
+    item_writers = [ITEM_WRITERS[name](setup) for name in readers if name in ITEM_WRITERS]
+    published = setup.layout == "published"
+    prompts = make_prompts(arguments, generator) if published else []
     with records.RecordWriter(setup.directory, "text") as text_writer:
-        prompts = [
-            text.prompt_record(bits(generator, length, arguments.text_dim), np.zeros((0, arguments.glyph_dim)))
-            for length in lengths
-        ]
         for prompt in prompts:
             text_writer.write(prompt)
     with records.RecordWriter(setup.directory, "train") as writer:
-        for i in rich.progress.track(range(arguments.records), "writing"):
-            latent = bits(generator, frames, height, width, channels)
-            record = {
-                "latent": latent,
-                "image_cond": latent[:1],
-                "w2c": np.tile(np.eye(4, dtype=np.float32), (frames, 1, 1)),
-                "intrinsics": np.tile(np.eye(3, dtype=np.float32), (frames, 1, 1)),
-                "action": generator.integers(0, 81, frames).astype(np.int32),
-                "vision_states": bits(generator, *arguments.vision),
-            }
-            row = 1 + i // arguments.clips_per_prompt
-            writer.write({**record, "prompt": np.array(row, np.int32)})
-            item = {**record, **prompts[row]}
-            size += sum(array.nbytes for array in item.values())
-            for write in writers:
+        for i in rich.progress.track(range(arguments.records), f"writing {setup.layout}"):
+            item = record = make_record(arguments, setup, generator)
+            if published:
+                row = 1 + i // arguments.clips_per_prompt
+                item = record | padded_text(setup.clip, prompts[row])
+                record = record | {"prompt": np.array(row, np.int32)}
+            writer.write(record)
+            for write in item_writers:
                 write(i, item)
-    records.write_manifest(setup.directory, manifest(arguments, text_writer.shards, writer.shards))
+    records.write_manifest(setup.directory, manifest(arguments, setup, text_writer.shards, writer.shards))
     os.sync()
-    return size // arguments.records
+    return sum(array.nbytes for array in item.values())
+
+
+def make_record(arguments: argparse.Namespace, setup: Setup, generator: np.random.Generator) -> Batch:
+    latent = bits(generator, *arguments.latent)
+    if setup.layout == "latents":
+        return {"latent": latent}
+    frames = len(latent)
+    return {
+        "latent": latent,
+        "image_cond": latent[:1],
+        "w2c": np.tile(np.eye(4, dtype=np.float32), (frames, 1, 1)),
+        "intrinsics": np.tile(np.eye(3, dtype=np.float32), (frames, 1, 1)),
+        "action": generator.integers(0, 81, frames).astype(np.int32),
+        "vision_states": bits(generator, *arguments.vision),
+    }
+
+
+def make_prompts(arguments: argparse.Namespace, generator: np.random.Generator) -> list[records.Record]:
+    """A negative prompt and those of the clips."""
+    rows = 1 + -(-arguments.records // arguments.clips_per_prompt)
+    least = min(SHORTEST_PROMPT, arguments.prompt_tokens)
+    lengths = generator.integers(least, arguments.prompt_tokens + 1, rows)
+    no_glyphs = np.zeros((0, arguments.glyph_dim))
+    return [text.prompt_record(bits(generator, length, arguments.text_dim), no_glyphs) for length in lengths]
+
+
+def padded_text(clip: worldplay.ClipConfig, prompt: Batch) -> Batch:
+    """A prompt as the published files have it, with masks."""
+    item = {}
+    for kind, limit in (("text", clip.text_tokens), ("glyph", clip.glyph_tokens)):
+        states = prompt[f"{kind}_states"]
+        item[f"{kind}_states"] = np.pad(states, ((0, limit - len(states)), (0, 0)))
+        item[f"{kind}_mask"] = np.arange(limit) < len(states)
+    return item
 
 
 def manifest(
-    arguments: argparse.Namespace, text_shards: list[dict[str, Any]], train_shards: list[dict[str, Any]]
+    arguments: argparse.Namespace,
+    setup: Setup,
+    text_shards: list[dict[str, Any]],
+    train_shards: list[dict[str, Any]],
 ) -> dict[str, Any]:
     frames, height, width, channels = arguments.latent
     tokens, dim = arguments.vision
+    arrays = records.make_arrays(
+        (height, width, channels), cameras=True, action=True, vision=(tokens, dim), prompt=True
+    )
     return {
-        "arrays": records.make_arrays(
-            (height, width, channels), cameras=True, action=True, vision=(tokens, dim), prompt=True
-        ),
+        "arrays": arrays if setup.layout == "published" else {"latent": arrays["latent"]},
         "autoencoder": {"family": "random", "normalised": True},
         "latent_shape": [height, width, channels],
         "temporal_ratio": 4,
@@ -129,20 +159,20 @@ def parquet_writer(setup: Setup) -> Callable[[int, Batch], None]:
     import pyarrow
     import pyarrow.parquet
 
-    kinds = {"bytes": pyarrow.large_binary(), "shape": pyarrow.list_(pyarrow.int64()), "dtype": pyarrow.string()}
-    schema = pyarrow.schema([(f"{name}_{part}", kind) for name in ARRAYS for part, kind in kinds.items()])
-    writer = pyarrow.parquet.ParquetWriter(
-        setup.directory / "train.parquet", schema, compression="none", use_dictionary=False, write_statistics=False
-    )
+    opened: list[pyarrow.parquet.ParquetWriter] = []
 
     def write(i: int, item: Batch) -> None:
-        row: dict[str, list[Any]] = {}
+        row: dict[str, Any] = {}
         for name, array in item.items():
-            row |= {f"{name}_bytes": [array.tobytes()], f"{name}_shape": [list(array.shape)]}
-            row[f"{name}_dtype"] = [array.dtype.name]
-        writer.write_table(pyarrow.table(row, schema=schema), row_group_size=1)
+            row[f"{name}_bytes"] = pyarrow.array([array.tobytes()], pyarrow.large_binary())
+            row |= {f"{name}_shape": [list(array.shape)], f"{name}_dtype": [array.dtype.name]}
+        table = pyarrow.table(row)
+        if not opened:
+            path, options = setup.directory / PARQUET, {"use_dictionary": False, "write_statistics": False}
+            opened.append(pyarrow.parquet.ParquetWriter(path, table.schema, compression="none", **options))
+        opened[0].write_table(table, row_group_size=1)
         if i + 1 == setup.records:
-            writer.close()
+            opened[0].close()
 
     return write
 
@@ -150,9 +180,18 @@ def parquet_writer(setup: Setup) -> Callable[[int, Batch], None]:
 ITEM_WRITERS = {"pt": pt_writer, "parquet": parquet_writer}
 
 
-def open_records(setup: Setup) -> tuple[records.RecordSource, worldplay.SampleWindow]:
+class Latents(grain.transforms.RandomMap):
+    """The latents of a record."""
+
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> Batch:
+        return {name: element["record"][name] for name in ("latent", "index")}
+
+
+def open_records(setup: Setup) -> tuple[records.RecordSource, grain.transforms.RandomMap]:
     """The parts that training puts together; clips are as long as the window, so that every example is all of one."""
     source = records.RecordSource(setup.directory, "train", min_frames=setup.clip.window_frames)
+    if setup.layout == "latents":
+        return source, Latents()
     store = text.TextStore(setup.directory, source.manifest)
     window = worldplay.SampleWindow(setup.clip, points=np.zeros((1, 3)), text_store=store, global_batch=setup.batch)
     return source, window
@@ -177,7 +216,7 @@ class Examples:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._parts: tuple[records.RecordSource, worldplay.SampleWindow] | None = None
+        self._parts: tuple[records.RecordSource, grain.transforms.RandomMap] | None = None
 
     def __len__(self) -> int:
         return self._setup.records
@@ -209,17 +248,18 @@ def read_parquet(setup: Setup, workers: int) -> Iterator[Batch]:
     import torch
 
     opened: dict[int, Any] = {}  # by process
+    warnings.filterwarnings("ignore", "The given buffer is not writable")
 
     def load(i: int) -> dict[str, Any]:
         if os.getpid() not in opened:
-            opened[os.getpid()] = pyarrow.parquet.ParquetFile(setup.directory / "train.parquet")
+            opened[os.getpid()] = pyarrow.parquet.ParquetFile(setup.directory / PARQUET, memory_map=True)
         row = opened[os.getpid()].read_row_group(i)
         item = {}
-        for name in ARRAYS:
+        for column in row.column_names[::3]:
+            name = column.removesuffix("_bytes")
             shape, dtype = row[f"{name}_shape"][0].as_py(), row[f"{name}_dtype"][0].as_py()
-            kind = torch.bfloat16 if dtype == "bfloat16" else getattr(torch, dtype)
-            data = bytearray(row[f"{name}_bytes"][0].as_buffer())
-            item[name] = torch.frombuffer(data, dtype=kind).reshape(shape) if data else torch.zeros(shape, dtype=kind)
+            data = row[column][0].as_buffer()
+            item[name] = torch.frombuffer(data, dtype=getattr(torch, dtype)).reshape(shape)
         return item
 
     return torch_batches(setup, workers, load)
@@ -230,21 +270,16 @@ def torch_batches(setup: Setup, workers: int, load: Callable[[int], dict[str, An
     import torch
     import torch.utils.data
 
-    limits = {"text": setup.clip.text_tokens, "glyph": setup.clip.glyph_tokens}
-
     class Items(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return setup.records
 
         def __getitem__(self, i: int) -> dict[str, Any]:
-            item = load(i)
-            item["w2c"] = torch.from_numpy(poses.relative_to_first(item["w2c"].numpy()).astype(np.float32))
-            for kind, limit in limits.items():
-                states = item[f"{kind}_states"]
-                padded = torch.zeros((limit, states.shape[1]), dtype=states.dtype)
-                padded[: len(states)] = states
-                item[f"{kind}_states"], item[f"{kind}_mask"] = padded, torch.arange(limit) < len(states)
-            return {**item, "is_memory": torch.tensor(False), "index": torch.tensor(i, dtype=torch.int32)}
+            item = {**load(i), "index": torch.tensor(i, dtype=torch.int32)}
+            if setup.layout == "published":
+                item["w2c"] = torch.from_numpy(poses.relative_to_first(item["w2c"].numpy()).astype(np.float32))
+                item["is_memory"] = torch.tensor(False)
+            return item
 
     # One thread for copies, as in the workers: several only get into each other's way.
     torch.set_num_threads(1)
