@@ -1,5 +1,6 @@
 """Run the project's commands as a user does, on a model and a data set small enough for tests."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -59,6 +60,62 @@ def start(module: str, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+#: Imports a module once, which takes longer than all that a refused command does, and calls its main in forks.
+_IN_FORKS = """
+import importlib, json, os, sys, traceback
+
+module = importlib.import_module(sys.argv[1])
+for line in sys.stdin:
+    request = json.loads(line)
+    if not (child := os.fork()):
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        code = 0
+        try:
+            sys.argv = [module.__file__, *request["arguments"]]
+            module.main()
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def run_in_forks(
+    module: str, calls: list[list[str]], folder: pathlib.Path, **environment: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """What `run` gives for each of several argument lists, for the price of one import; outputs lie in `folder`."""
+    folder.mkdir(parents=True)
+    requests = [
+        {"arguments": arguments, "stdout": str(folder / f"{i}.out"), "stderr": str(folder / f"{i}.err")}
+        for i, arguments in enumerate(calls)
+    ]
+    server = subprocess.run(
+        [sys.executable, "-c", _IN_FORKS, module],
+        input="".join(json.dumps(request) + "\n" for request in requests),
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    return [
+        subprocess.CompletedProcess(
+            request["arguments"],
+            int(code),
+            pathlib.Path(request["stdout"]).read_text(),
+            pathlib.Path(request["stderr"]).read_text(),
+        )
+        for code, request in zip(server.stdout.split(), requests, strict=True)
+    ]
 
 
 def one_sentence(result: subprocess.CompletedProcess[str]) -> str:

@@ -3,7 +3,9 @@
 import json
 import pathlib
 import random
+import shutil
 import signal
+import subprocess
 import time
 
 import commands
@@ -15,7 +17,7 @@ from flax import nnx
 from jworld import errors, runs
 from jworld.data import records
 from jworld.models.autoencoders import linear
-from jworld.training import metrics
+from jworld.training import goodput, metrics
 
 pytestmark = pytest.mark.e2e
 
@@ -55,46 +57,44 @@ def test_a_run_leaves_what_the_other_commands_need(folder: pathlib.Path) -> None
     assert runs.load(run).step == 12
 
 
-def test_sigterm_saves_once_and_resumes_bit_for_bit(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kills_change_nothing(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch that is killed at a random moment, one that is asked to stop, one that ends; more in test_chaos."""
     monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE["XLA_FLAGS"])
-    process = commands.start("jworld.train", *commands.train_arguments(folder, workdir="terminated"))
+    process = commands.start("jworld.train", *commands.train_arguments(folder, workdir="killed"))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            time.sleep(random.random() * 0.3)
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process = commands.start("jworld.train", *commands.train_arguments(folder, workdir="killed"))
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if line.startswith("step 4/"):
+        if line.startswith("step "):
             process.send_signal(signal.SIGTERM)
     assert process.wait() == errors.RESTART, "".join(lines)
     assert any("stopped after step" in line for line in lines)
-    assert "resuming after step" in finish(folder, "terminated")
-    assert checksums(folder / "terminated") == checksums(folder / "run")
-    assert [row["loss"] for row in metrics.read(folder / "terminated")] == [
-        row["loss"] for row in metrics.read(folder / "run")
-    ]
-
-
-def test_sigkill_at_random_moments_changes_nothing(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE["XLA_FLAGS"])
-    moments = random.Random(0)
-    for _ in range(3):
-        process = commands.start("jworld.train", *commands.train_arguments(folder, workdir="killed"))
-        assert process.stdout is not None
-        target = moments.randint(2, 6)
-        seen = 0
-        for line in process.stdout:
-            seen += line.startswith("step ")
-            if seen == target:
-                time.sleep(moments.random() * 0.3)
-                process.kill()
-                break
-        process.wait()
-    finish(folder, "killed")
+    assert "resuming after step" in finish(folder, "killed")
     assert checksums(folder / "killed") == checksums(folder / "run")
+    losses = [[row["loss"] for row in metrics.read(folder / name)] for name in ("killed", "run")]
+    assert losses[0] == losses[1]
+    assert json.loads((folder / "killed" / goodput.FILE).read_text())["launches"] == 3
+
+
+def copy_until(folder: pathlib.Path, name: str, step: int) -> pathlib.Path:
+    """The uninterrupted run as it was after a step."""
+    shutil.copytree(folder / "run", folder / name)
+    for path in (folder / name / runs.CHECKPOINTS).iterdir():
+        if path.name.isdigit() and int(path.name) > step:
+            shutil.rmtree(path)
+    return folder / name / runs.CHECKPOINTS
 
 
 def test_resume_on_another_mesh(folder: pathlib.Path) -> None:
+    copy_until(folder, "moved", 6)
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.sequence=2")
-    finish(folder, "moved", "--config.steps=6")
     arguments = commands.train_arguments(folder, *mesh, workdir="moved")
     result = commands.run("jworld.train", *arguments, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -105,8 +105,7 @@ def test_resume_on_another_mesh(folder: pathlib.Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_offered(folder: pathlib.Path) -> None:
-    finish(folder, "damaged", "--config.steps=6")
-    blocks = (folder / "damaged" / runs.CHECKPOINTS / "6" / "params" / "d").glob("*")
+    blocks = (copy_until(folder, "damaged", 6) / "6" / "params" / "d").glob("*")
     largest = max(blocks, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -119,31 +118,53 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_offered(folder: path
     assert checksums(folder / "damaged") == checksums(folder / "run")
 
 
-@pytest.mark.parametrize(
-    ("extra", "parts"),
-    [
-        (("--config.model.dpeth=3",), ("config.model.dpeth", "no such key")),
-        (("--config.model.width=wide",), ("config.model.width", "wide")),
-        (("--config.mesh.data=3",), ("config.mesh", "3 devices", "1 are there")),
-        (("--config.data.clip.window_frames=15",), ("window_frames is 15", "multiple of chunk_frames 4")),
-        (
-            ("--config.data.recording.source=", "--config.data.records=nowhere", "--workdir=NEW"),
-            ("nowhere", "precompute"),
-        ),
-        (("--config.optimizer.learning_rate=0.5",), ("config.optimizer.learning_rate", "--workdir")),
-        (("--config.model.channels=9", "--workdir=NEW"), ("latent_shape", "expects [3, 4, 9]")),
-        (("--config.optimizer.trainable=nothing", "--workdir=NEW"), ("trainable", "no parameter")),
-        (("--config=configs/absent.py",), ("configs/absent.py", "no file")),
-    ],
-)
-def test_mistakes_end_in_one_sentence(folder: pathlib.Path, extra: tuple[str, ...], parts: tuple[str, ...]) -> None:
-    extra = tuple(argument.replace("NEW", str(folder / "new")) for argument in extra)
-    message = commands.one_sentence(
-        commands.run("jworld.train", *commands.train_arguments(folder, *extra), **ONE_DEVICE)
-    )
+MISTAKES = [
+    (("--config.model.dpeth=3",), ("config.model.dpeth", "no such key")),
+    (("--config.model.width=wide",), ("config.model.width", "wide")),
+    (("--config.log.interval=0",), ("config.log", "interval is 0")),
+    (("--profile=10",), ("--profile", "first:last")),
+    (("--config.mesh.data=3",), ("config.mesh", "3 devices", "1 are there")),
+    (("--config.data.clip.window_frames=15",), ("window_frames is 15", "multiple of chunk_frames 4")),
+    (
+        ("--config.data.recording.source=", "--config.data.records=nowhere", "--workdir=NEW"),
+        ("nowhere", "precompute"),
+    ),
+    (("--config.optimizer.learning_rate=0.5",), ("config.optimizer.learning_rate", "--workdir")),
+    (("--config.model.channels=9", "--workdir=NEW"), ("latent_shape", "expects [3, 4, 9]")),
+    (("--config.optimizer.trainable=nothing", "--workdir=NEW"), ("trainable", "no parameter")),
+    (("--config=configs/absent.py",), ("configs/absent.py", "no file")),
+]
+HANGS = ("--config.log.watchdog_minutes=0.0001", "--workdir=HANGS")
+
+
+@pytest.fixture(scope="module")
+def answers(folder: pathlib.Path) -> dict[tuple[str, ...], subprocess.CompletedProcess[str]]:
+    """What the command says to each of the mistakes, and to a watchdog that waits for 6 ms."""
+    calls = [extra for extra, _ in MISTAKES] + [HANGS]
+    names = {"--workdir=NEW": f"--workdir={folder / 'new'}", "--workdir=HANGS": f"--workdir={folder / 'hangs'}"}
+    arguments = [commands.train_arguments(folder, *(names.get(x, x) for x in extra)) for extra in calls]
+    results = commands.run_in_forks("jworld.train", arguments, folder / "answers", **ONE_DEVICE)
+    return dict(zip(calls, results, strict=True))
+
+
+@pytest.mark.parametrize(("extra", "parts"), MISTAKES)
+def test_mistakes_end_in_one_sentence(
+    folder: pathlib.Path,
+    answers: dict[tuple[str, ...], subprocess.CompletedProcess[str]],
+    extra: tuple[str, ...],
+    parts: tuple[str, ...],
+) -> None:
+    message = commands.one_sentence(answers[extra])
     for part in parts:
         assert part in message
     assert not (folder / "new" / "config.json").exists()
+
+
+def test_a_launch_that_hangs_ends(answers: dict[tuple[str, ...], subprocess.CompletedProcess[str]]) -> None:
+    result = answers[HANGS]
+    assert result.returncode == errors.RESTART
+    assert "error: no step ended for 0.0001 minutes (0 of this launch did before)" in result.stderr
+    assert "train.py" in result.stderr
 
 
 def test_released_weights_start_another_run_on_their_own_latents_only(folder: pathlib.Path) -> None:
