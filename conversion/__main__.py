@@ -1,7 +1,7 @@
 """python -m conversion: weights of the PyTorch programs in and out.
 
 import   a PyTorch checkpoint -> a folder that jworld trains on and generates from, or an autoencoder's file
-export   what import wrote, or a run -> safetensors under the original keys
+export   what import wrote, or a run -> safetensors, .pt or .pth under the original keys
 inspect  what a checkpoint, a folder or a file is, in a table
 verify   what import wrote against the checkpoint that it came from
 """
@@ -15,7 +15,7 @@ import jax
 import rich.console
 import rich.table
 
-from conversion import exporting, families, importing, inspecting, verifying
+from conversion import exporting, families, importing, inspecting, selecting, torch_files, verifying
 from jworld import errors
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
@@ -109,6 +109,15 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument(
         "--dtype", choices=importing.DTYPES, help="store in this type (default: the file's; not for autoencoders)"
     )
+    parser.add_argument(
+        "--ema", action="store_true", help="take the averaged weights of a training checkpoint that has both"
+    )
+    parser.add_argument(
+        "--lora-alpha",
+        type=float,
+        metavar="X",
+        help="adapters (LoRA) in the checkpoint are merged with the factor X / rank (default: their rank)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier import wrote")
 
 
@@ -117,7 +126,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         commands,
         "export",
         _export,
-        "Write weights as safetensors under the keys of the program they came from, with its config.json.",
+        "Write weights under the keys of the program they came from, with its config.json.",
     )
     parser.add_argument(
         "directory",
@@ -126,7 +135,11 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="folder or file that import wrote, or a run, whose averaged weights are taken",
     )
     parser.add_argument(
-        "--output", required=True, type=pathlib.Path, metavar="PATH", help="folder to create, or a .safetensors file"
+        "--output",
+        required=True,
+        type=pathlib.Path,
+        metavar="PATH",
+        help="folder to create, or a .safetensors, .pt or .pth file",
     )
     layouts = sorted({layout for family in families.FAMILIES.values() for layout in family.layouts})
     parser.add_argument("--layout", choices=layouts, help="whose keys (default: those it was imported from)")
@@ -144,6 +157,7 @@ def _import(arguments: argparse.Namespace) -> None:
         variant=arguments.variant,
         allow=arguments.allow,
         dtype=arguments.dtype,
+        selection=selecting.Selection(average=arguments.ema, lora_alpha=arguments.lora_alpha),
     )
     plan, record = importing.import_weights(
         arguments.source, arguments.output, options, overwrite=arguments.overwrite, console=console
@@ -159,6 +173,11 @@ def _import(arguments: argparse.Namespace) -> None:
         what = f"{plan.family.describe(facts)}, sampled as {plan.variant} (--variant)"
         names = [f"model.{name}" for name in plan.published]
     console.print(what)
+    if plan.source.rank is not None:
+        alpha = arguments.lora_alpha or plan.source.rank
+        console.print(
+            f"adapters of rank {plan.source.rank} are merged, with the factor {alpha:g} / rank (--lora-alpha)"
+        )
     for text, listed in (
         ("published values, which nothing in the checkpoint tells", names),
         ("left out, as allowed", plan.ignored),
@@ -189,7 +208,9 @@ def _export(arguments: argparse.Namespace) -> None:
     )
     if summary.limits:
         console.print(f"that program cannot load these sizes: {'; '.join(summary.limits)}")
-    console.print(f"next: python -m conversion verify {arguments.directory} {summary.files[0].parent}")
+    first = summary.files[0]
+    written = first if first.suffix in torch_files.SUFFIXES else first.parent
+    console.print(f"next: python -m conversion verify {arguments.directory} {written}")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion.engine import TRANSPOSED, Rule, Shape
-from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
+from jworld.models.cosmos.config import CosmosConfig
 
 WEIGHTS = "net."
 AVERAGE = "net_ema."
@@ -77,8 +77,7 @@ def rules(cfg: CosmosConfig, prefix: str = WEIGHTS) -> tuple[Rule, ...]:
 def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Hyper-parameters that the tensors' shapes tell; `shapes` may have either prefix or none.
 
-    Nothing in a file tells the rotary scales: they are those of the published model of the same width, if there is one.
-    A patch is taken for 2 x 2, as in all published models.
+    Nothing in a file tells the rotary scales. A patch is taken for 2 x 2, as in all published models.
     """
     names = {name.removeprefix(WEIGHTS).removeprefix(AVERAGE): shape for name, shape in shapes.items()}
     sizes: dict[str, Any] = {}
@@ -90,9 +89,6 @@ def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     if patch := of("x_embedder.proj.1.weight", 2):
         width = patch[0]
         sizes["width"] = width
-        for fields in PUBLISHED.values():
-            if "rope_scale" in fields and fields["width"] == width:
-                sizes["rope_scale"] = fields["rope_scale"]
         if head := of("blocks.0.self_attn.q_norm.weight", 1):
             sizes["num_heads"] = width // head[0]
         if mlp := of("blocks.0.mlp.layer1.weight", 2):
@@ -104,6 +100,9 @@ def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         sizes |= {"text_width": key[1], "text_dim": projection[1] if projection else key[1]}
     reduced = of("blocks.0.adaln_modulation_mlp.2.weight", 2)
     sizes["modulation_rank"] = reduced[1] if reduced else None
+    if time := of("extra_pos_embedder.pos_emb_t", 2):
+        rows, columns = (of(f"extra_pos_embedder.pos_emb_{axis}", 2) or (0, 0) for axis in "hw")
+        sizes |= {"absolute_positions": True, "max_size": (time[0], 2 * rows[0], 2 * columns[0])}
     if action := of("action_embedder_B_D.fc1.weight", 2):
         sizes["action_dim"] = action[1]
     if view := of("view_embeddings.weight", 2):

@@ -26,10 +26,6 @@ def _ratios(value: Any) -> tuple[float, float, float] | None:
     return None
 
 
-def _switch(value: Any) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
 FIELDS = (
     Field("out_channels", "channels", hyperparameters.integer),
     Field("num_attention_heads", "num_heads", hyperparameters.integer),
@@ -40,7 +36,7 @@ FIELDS = (
     Field("max_size", "max_size", hyperparameters.triple),
     Field("patch_size", "patch_size", hyperparameters.triple),
     Field("rope_scale", "rope_scale", _ratios),
-    Field("concat_padding_mask", "padding_mask", _switch),
+    Field("concat_padding_mask", "padding_mask", hyperparameters.switch),
 )
 # Keys that say ours only together.
 PARTS = (

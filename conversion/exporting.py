@@ -1,4 +1,4 @@
-"""Export: jworld's weights -> safetensors under the keys of another program, parameter by parameter."""
+"""Export: jworld's weights -> files under the keys of another program, parameter by parameter."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import rich.console
 
-from conversion import engine, families, folders, importing, outputs, sources, tensor_files
+from conversion import engine, families, folders, importing, outputs, sources, tensor_files, torch_files
 from jworld import errors
 
 #: Bytes of tensors above which the file is split.
@@ -61,7 +61,7 @@ def export_weights(
     Args:
       path: of an imported folder, a run, a released folder or an autoencoder; of a run the averaged weights, where it
         has them.
-      output: a folder to create, or the name of a .safetensors file.
+      output: a folder to create, or the name of a .safetensors, .pt or .pth file; the latter two are never split.
       layout: a key of the family's layouts; None for that of the import, else the first one.
       dtype: one of `importing.DTYPES`, None to keep the stored one.
       step: of a run, None for the newest.
@@ -81,14 +81,20 @@ def export_weights(
     keys, model = layouts[chosen], weights.target.model_config
     config = keys.to_config(model)
     tensors = _tensors(weights, keys.rules(model), dtype)
-    parts = split(tensors, max_file)
+    torch_file = output.suffix in torch_files.SUFFIXES
+    if torch_file:
+        torch_files.require()
+    parts = [tensors] if torch_file else split(tensors, max_file)
     names = [*_names(output, len(parts)), "config.json"]
-    if output.suffix == ".safetensors" and weights.path.absolute() in (output.absolute(), output.absolute().parent):
+    if output.suffix in outputs.FILES and weights.path.absolute() in (output.absolute(), output.absolute().parent):
         raise errors.UserError(f"--output {output}: lies in the folder of the weights: choose another place")
     with outputs.destination(output, names, _is_export, overwrite=overwrite) as (folder, files):
-        outputs.check_space(output, sum(tensor.size for tensor in tensors))
+        outputs.check_space(output, (1 + torch_file) * sum(tensor.size for tensor in tensors))
         shards = dict(zip([folder / name for name in names], parts, strict=False))
         _write(weights, shards, console)
+        if torch_file:
+            mapped = next(iter(shards)).rename(folder / "weights.safetensors")
+            torch_files.write(folder / names[0], mapped)
         if len(parts) > 1:
             _write_index(folder / names[-2], shards)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -150,7 +156,7 @@ def split(tensors: Sequence[Tensor], max_file: int) -> list[list[Tensor]]:
 
 def _names(output: pathlib.Path, count: int) -> list[str]:
     """File names: one, or the shards and their index."""
-    whole = output.name if output.suffix == ".safetensors" else sources.WEIGHTS_NAME
+    whole = output.name if output.suffix in outputs.FILES else sources.WEIGHTS_NAME
     if count == 1:
         return [whole]
     stem = whole.removesuffix(".safetensors")

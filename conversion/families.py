@@ -2,10 +2,21 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from conversion import cogvideox_vae, hunyuan, hunyuan_diffusers, hunyuan_vae, wan_vae, worldplay
+from conversion import (
+    cogvideox_vae,
+    cosmos,
+    cosmos_config,
+    cosmos_diffusers,
+    hunyuan,
+    hunyuan_diffusers,
+    hunyuan_vae,
+    wan_vae,
+    worldplay,
+)
 from conversion.engine import Rule, Shape
 from jworld import errors
 
@@ -25,6 +36,8 @@ class KeyLayout:
       to_config: model config -> content of the config.json beside exported weights; a `UserError` says why a model
         cannot be written in this layout.
       limits: model config -> why the other program cannot load, or say, all of it; empty if it can.
+      prefixes: how names of the key table begin, and those of averaged weights; files may also have neither.
+      ignored: names of tensors that are no weights.
     """
 
     name: str
@@ -35,6 +48,8 @@ class KeyLayout:
     from_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
     to_config: Callable[[Any], dict[str, Any]]
     limits: Callable[[Any], list[str]] = lambda model: []
+    prefixes: tuple[str, ...] = ()
+    ignored: re.Pattern[str] = re.compile(r"(?!)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,14 +59,16 @@ class Runs:
     Attributes:
       system: `config.system`.
       recipe: file in configs/, and its variant, whose values stand wherever nothing else is said.
-      variants: published model -> its `config.sample.rollout`.
+      variants: published model -> its `config.sample.rollout`, as far as it is not the recipe's.
       guess_variant: path of a checkpoint, fields that its shapes tell -> the key of the published model it may be.
+      recipes: of published models whose recipe is another.
     """
 
     system: str
     recipe: str
     variants: Mapping[str, Mapping[str, Any]]
     guess_variant: Callable[[pathlib.Path, Mapping[str, Any]], str]
+    recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +148,30 @@ _WORLDPLAY = (
     ),
 )
 
+_COSMOS = (
+    KeyLayout(
+        name="original",
+        title="Cosmos-Predict2",
+        marks=tuple(prefix + "x_embedder.proj.1.weight" for prefix in (cosmos.WEIGHTS, cosmos.AVERAGE, "")),
+        rules=cosmos.rules,
+        from_shapes=cosmos.from_shapes,
+        from_config=cosmos_config.from_config,
+        to_config=cosmos_config.to_config,
+        limits=cosmos_config.limits,
+        prefixes=(cosmos.WEIGHTS, cosmos.AVERAGE),
+        ignored=cosmos.IGNORED,
+    ),
+    KeyLayout(
+        name="diffusers",
+        title=f"diffusers' {cosmos_diffusers.CLASS_NAME}",
+        marks=("time_embed.t_embedder.linear_1.weight",),
+        rules=cosmos_diffusers.rules,
+        from_shapes=cosmos_diffusers.from_shapes,
+        from_config=cosmos_diffusers.from_config,
+        to_config=cosmos_diffusers.to_config,
+    ),
+)
+
 _WAN = (
     KeyLayout(
         name="original",
@@ -205,6 +246,18 @@ FAMILIES: dict[str, Family] = {
                 recipe=worldplay.RECIPE,
                 variants=worldplay.VARIANTS,
                 guess_variant=worldplay.guess_variant,
+            ),
+        ),
+        Family(
+            name="cosmos",
+            layouts=_by_name(*_COSMOS),
+            describe=cosmos_config.describe,
+            runs=Runs(
+                system="cosmos",
+                recipe=cosmos_config.RECIPES["2b"],
+                variants={name: {} for name in cosmos_config.RECIPES},
+                guess_variant=cosmos_config.guess_variant,
+                recipes=cosmos_config.RECIPES,
             ),
         ),
         Family(

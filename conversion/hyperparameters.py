@@ -30,6 +30,10 @@ def number(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) and value > 0 else None
 
 
+def switch(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
 def triple(value: Any) -> tuple[int, int, int] | None:
     if isinstance(value, list) and len(value) == 3 and all(integer(size) for size in value):
         return (value[0], value[1], value[2])

@@ -18,7 +18,7 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from conversion import autoencoders, engine, families, outputs, resolving, sources, store
+from conversion import autoencoders, engine, families, outputs, resolving, selecting, sources, store
 from jworld import config as run_config
 from jworld import errors, runs, systems
 from jworld.data import records
@@ -47,6 +47,7 @@ class Options:
       variant: the published model (a key of the family's variants), None to go by the file's name.
       allow: regular expressions of tensors that may be missing or unexpected.
       dtype: one of `DTYPES`, None to keep the file's.
+      selection: which of the file's weights.
     """
 
     family: str | None = None
@@ -55,6 +56,7 @@ class Options:
     variant: str | None = None
     allow: Sequence[str] = ()
     dtype: str | None = None
+    selection: selecting.Selection = dataclasses.field(default_factory=selecting.Selection)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Plan:
     """An import that fits, before any data is read.
 
     Attributes:
+      source: the tensors.
       target: what the weights are of.
       config: of the run that they become; None for an autoencoder.
       variant: the published model whose sampling it has; None for an autoencoder.
@@ -73,6 +76,7 @@ class Plan:
 
     family: families.Family
     layout: families.KeyLayout
+    source: selecting.Selected
     target: Target
     config: ml_collections.ConfigDict | None
     variant: str | None
@@ -88,15 +92,17 @@ class Plan:
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self.params.values())
 
 
-def make_plan(source: sources.Source, options: Options) -> Plan:
+def make_plan(opened: sources.Source, options: Options) -> Plan:
     """Compare the headers of a file with the model that they, and the options, describe.
 
     Raises:
       UserError: the hyper-parameters are contradictory or incomplete; or one message that lists every missing,
         unexpected and misshapen tensor.
     """
-    where = str(source.path)
-    family, layout = families.detect(source.tensors, where, family=options.family)
+    where = str(opened.path)
+    family, layout = families.detect(opened.tensors, where, family=options.family)
+    source = selecting.Selected(opened, layout, options.selection)
+    selecting.check(source, options.selection)
     found = {name: info.shape for name, info in source.tensors.items()}
     facts = layout.from_shapes(found)
     downloaded = None
@@ -131,7 +137,7 @@ def make_plan(source: sources.Source, options: Options) -> Plan:
     engine.check([*listed, *mixed], where, "give the model's sizes with --set, or allow exceptions with --allow")
     ignored = [problem.name for problem in allowed if problem.kind == "unexpected"]
     initial = [problem.name for problem in allowed if problem.kind == "missing"]
-    return Plan(family, layout, target, config, variant, published, params, places, ignored, initial)
+    return Plan(family, layout, source, target, config, variant, published, params, places, ignored, initial)
 
 
 def _check_autoencoder(family: families.Family, options: Options) -> None:
@@ -196,9 +202,9 @@ class _Reader:
       non_finite: tensors with NaN or infinite values, so far.
     """
 
-    def __init__(self, plan: Plan, path: str, source: sources.Source, advance: Callable[[int], None]):
+    def __init__(self, plan: Plan, path: str, advance: Callable[[int], None]):
         self._leaf, self._places = plan.params[path], plan.places[path]
-        self._source, self._advance = source, advance
+        self._source, self._advance = plan.source, advance
         complete = sum(math.prod(place.shape) for place in self._places.values()) == math.prod(self._leaf.shape)
         self._initial = None if complete else functools.cache(functools.partial(_initial, plan, path))
         self.sums: list[np.ndarray] = []
@@ -258,13 +264,11 @@ def import_weights(
         with _destination(plan, output, overwrite) as partial, outputs.progress(console) as bar:
             outputs.check_space(output, plan.size)
             task = bar.add_task("importing", total=plan.size)
-            readers = {
-                path: _Reader(plan, path, source, lambda count: bar.advance(task, count)) for path in plan.params
-            }
+            readers = {path: _Reader(plan, path, lambda count: bar.advance(task, count)) for path in plan.params}
             arrays = {
                 path: store.LazyArray(leaf.shape, leaf.dtype, readers[path].read) for path, leaf in plan.params.items()
             }
-            record = _record(plan, source)
+            record = _record(plan, options.selection)
             if isinstance(plan.target, autoencoders.Target):
                 autoencoders.write_file(partial, plan.target, arrays, record)
             else:
@@ -297,7 +301,8 @@ def _destination(plan: Plan, output: pathlib.Path, overwrite: bool) -> Iterator[
         yield partial / name
 
 
-def _record(plan: Plan, source: sources.Source) -> dict[str, Any]:
+def _record(plan: Plan, selection: selecting.Selection) -> dict[str, Any]:
+    source = plan.source
     return {
         "family": plan.family.name,
         "layout": plan.layout.name,
@@ -307,6 +312,7 @@ def _record(plan: Plan, source: sources.Source) -> dict[str, Any]:
         "tensors": sum(map(len, plan.places.values())),
         "parameters": sum(math.prod(leaf.shape) for leaf in plan.params.values()),
         "dtype": ", ".join(sorted({str(leaf.dtype) for leaf in plan.params.values()})),
+        "selection": dataclasses.asdict(selection),
         "ignored": list(plan.ignored),
         "initial": list(plan.initial),
     }

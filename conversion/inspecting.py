@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion import engine, families, folders, resolving, sources
+from conversion import engine, families, folders, resolving, selecting, sources
 from jworld.models.autoencoders.latents import Normalisation
 
 
@@ -23,8 +23,9 @@ def inspect(path: pathlib.Path, *, step: int | None = None) -> dict[str, str]:
 
 
 def _inspect_source(path: pathlib.Path) -> dict[str, str]:
-    with sources.open_source(path) as source:
-        family, layout = families.detect(source.tensors, str(path))
+    with sources.open_source(path) as opened:
+        family, layout = families.detect(opened.tensors, str(path))
+        source = selecting.Selected(opened, layout, selecting.Selection())
         facts = layout.from_shapes({name: info.shape for name, info in source.tensors.items()})
         if source.config is not None:
             facts = layout.from_config(source.config, str(source.files[0].parent / "config.json")) | facts
@@ -32,6 +33,8 @@ def _inspect_source(path: pathlib.Path) -> dict[str, str]:
             "kind": layout.title,
             **_network(family, layout.name, facts),
             **_tensors((info.shape, info.dtype) for info in source.tensors.values()),
+            **({"averaged weights": "beside them, for import --ema"} if source.has_average else {}),
+            **({"adapters": f"of rank {source.rank}, which import merges"} if source.rank else {}),
             **_files(source.files),
         }
 

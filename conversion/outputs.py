@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 import rich.console
 import rich.progress
 
+from conversion import torch_files
 from jworld import errors
+
+#: Suffixes of files with weights; any other name is that of a folder.
+FILES = (".safetensors", *torch_files.SUFFIXES)
 
 
 def progress(console: rich.console.Console | None) -> rich.progress.Progress:
@@ -78,10 +82,10 @@ def destination(
 ) -> Iterator[tuple[pathlib.Path, list[pathlib.Path]]]:
     """(folder to write `names` into, where these files end up when the block ends well).
 
-    `output` is a folder to create, or a .safetensors file, and then the others lie beside it; `is_ours` says whether a
-    folder may be replaced.
+    `output` is a folder to create, or a file with a suffix of `FILES`, and then the others lie beside it; `is_ours`
+    says whether a folder may be replaced.
     """
-    if output.suffix != ".safetensors":
+    if output.suffix not in FILES:
         check_output(output, overwrite, is_ours=output.is_dir() and is_ours(output))
         with new_folder(output) as partial:
             yield partial, [output / name for name in names]

@@ -51,7 +51,7 @@ def resolve(
     Raises:
       UserError: two places contradict each other, a value is missing, or the values do not make a model.
     """
-    config = _base_config(runs, recipe)
+    config = _base_config(runs, recipe, runs.recipes.get(variant, runs.recipe))
     told: dict[str, Mapping[str, Any]] = {"the tensors' shapes": shapes}
     if downloaded is not None:
         told[downloaded[0]] = downloaded[1]
@@ -80,13 +80,13 @@ def resolve(
     return config.lock(), published
 
 
-def _base_config(runs: families.Runs, recipe: str | None) -> ml_collections.ConfigDict:
+def _base_config(runs: families.Runs, recipe: str | None, published: str) -> ml_collections.ConfigDict:
     if recipe is None and not _RECIPES.is_dir():
         raise errors.UserError(
-            f"{_RECIPES} is absent, where the published values are (configs/{runs.recipe}): "
+            f"{_RECIPES} is absent, where the published values are (configs/{published}): "
             "run this in a checkout of jworld, or name a recipe with --config"
         )
-    config = run_config.load_recipe(recipe or f"{_RECIPES / runs.recipe}")
+    config = run_config.load_recipe(recipe or f"{_RECIPES / published}")
     run_config.check_sections(config)
     if config.system != runs.system:
         raise errors.UserError(

@@ -6,6 +6,7 @@ before that number was checked against their size, and an index cannot reach out
 """
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -27,6 +28,7 @@ _MAX_HEADER = 100_000_000  # the format's own limit
 _MAX_AXES = 32
 _MAX_SIZE = 1 << 56
 _BLOCK = 64 << 20  # bytes read at a time where rows are read to be cut
+_STATES = "_extra_state"
 _LFS_POINTER = b"version https://git-lfs"
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -395,7 +397,9 @@ def _load_torch(path: pathlib.Path) -> Any:
     except ImportError as error:
         raise errors.UserError(f'{path}: reading this needs PyTorch: pip install "jworld[torch]"') from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # In-memory bytes are what older Transformer Engine keeps its states in.
+        with torch.serialization.safe_globals([io.BytesIO]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever its unpickler or zip reader meets in a foreign file
         reason = str(error).strip().split("\n")[0][:200]
         raise errors.UserError(
@@ -405,7 +409,12 @@ def _load_torch(path: pathlib.Path) -> Any:
 
 
 def _tensor_dict(path: pathlib.Path, content: Any) -> dict[str, Any]:
-    """The dict of tensors that a file is, or that it has under exactly one of its keys ("state_dict", "model", ...)."""
+    """The dict of tensors that a file is, or that it has under exactly one of its keys ("state_dict", "model", ...).
+
+    Left out of it are the states of Transformer Engine's layers, which may be tensors, bytes or nothing.
+    """
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if not str(key).endswith(_STATES)}
     if _is_tensor_dict(content):
         return dict(content)
     inner = [key for key, value in content.items() if _is_tensor_dict(value)] if isinstance(content, dict) else []

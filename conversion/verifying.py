@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import rich.console
 
-from conversion import engine, families, folders, importing, outputs, sources
+from conversion import engine, families, folders, importing, outputs, selecting, sources
 from jworld import errors
 
 
@@ -31,12 +31,14 @@ def verify(
       UserError: they differ, with the names of all tensors that do; one of them is damaged, or of another model.
     """
     weights = folders.open_weights(directory, step)
-    with sources.open_source(path) as source:
-        _, layout = families.detect(source.tensors, str(path), family=weights.family.name)
+    record = weights.record or {}
+    with sources.open_source(path) as opened:
+        _, layout = families.detect(opened.tensors, str(path), family=weights.family.name)
+        source = selecting.Selected(opened, layout, selecting.Selection(**record.get("selection", {})))
         shapes = {name: leaf.shape for name, leaf in weights.arrays.items()}
         places = engine.plan(shapes, layout.rules(weights.target.model_config))
         found = {name: info.shape for name, info in source.tensors.items()}
-        exceptions = [*weights.record["ignored"], *weights.record["initial"]] if weights.record else []
+        exceptions = [*record.get("ignored", []), *record.get("initial", [])]
         listed = [problem for problem in engine.problems(found, shapes, places) if problem.name not in exceptions]
         engine.check(listed, str(path), f"{directory} was made of another checkpoint")
         different = []

@@ -1,0 +1,85 @@
+"""Cosmos-Predict2's hyper-parameters in the words of its constructors, and its published models.
+
+The original has no config.json: its sizes stand in `configs/base/config_video2world.py`. Exports have one beside them
+with the arguments of the class `MinimalV1LVGDiT`, from which an import knows what no tensor's shape tells.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from conversion import hyperparameters
+from conversion.hyperparameters import Field
+from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
+
+#: Published model -> recipe.
+RECIPES = {name: f"cosmos_video2world.py:{name}" for name in ("2b", "14b", "2b_action")}
+
+FIELDS = (
+    Field("in_channels", "channels", hyperparameters.integer),
+    Field("out_channels", "channels", hyperparameters.integer),
+    Field("model_channels", "width", hyperparameters.integer),
+    Field("num_heads", "num_heads", hyperparameters.integer),
+    Field("num_blocks", "num_layers", hyperparameters.integer),
+    Field("mlp_ratio", "mlp_ratio", hyperparameters.number),
+    Field("crossattn_proj_in_channels", "text_dim", hyperparameters.integer),
+    Field("crossattn_emb_channels", "text_width", hyperparameters.integer),
+    Field("rope_enable_fps_modulation", "fps_modulation", hyperparameters.switch),
+    Field("extra_per_block_abs_pos_emb", "absolute_positions", hyperparameters.switch),
+    Field("concat_padding_mask", "padding_mask", hyperparameters.switch),
+    Field("action_dim", "action_dim", hyperparameters.integer),
+)
+FIXED = {"patch_temporal": 1, "patch_spatial": 2, "pos_emb_cls": "rope3d"}
+# Keys that say ours only together.
+_RATIOS = tuple(f"rope_{axis}_extrapolation_ratio" for axis in "thw")
+_SIZES = ("max_frames", "max_img_h", "max_img_w")
+
+
+def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Hyper-parameters that the config.json beside the weights tells; `where` names it in messages."""
+    ratios = tuple(Field(key, key, hyperparameters.number) for key in _RATIOS)
+    sizes = tuple(Field(key, key, hyperparameters.integer) for key in _SIZES)
+    parts = hyperparameters.read(config, (*FIELDS, *ratios, *sizes), FIXED, where)
+    values = {field.ours: parts[field.ours] for field in FIELDS if field.ours in parts}
+    for name, keys in (("rope_scale", _RATIOS), ("max_size", _SIZES)):
+        if all(key in parts for key in keys):
+            values[name] = tuple(parts[key] for key in keys)
+    return values
+
+
+def to_config(cfg: CosmosConfig) -> dict[str, Any]:
+    """Content of the config.json beside exported weights."""
+    together = {
+        "use_adaln_lora": cfg.modulation_rank is not None,
+        "adaln_lora_dim": cfg.modulation_rank,
+        **dict(zip(_RATIOS, cfg.rope_scale, strict=True)),
+        **dict(zip(_SIZES, cfg.max_size, strict=True)),
+    }
+    return hyperparameters.write(cfg, FIELDS, FIXED) | together
+
+
+def limits(cfg: CosmosConfig) -> list[str]:
+    """Why the original program could not load a model of these sizes: its configs are those of the published ones."""
+    names = ("channels", "width", "num_heads", "num_layers", "mlp_ratio", "text_dim", "modulation_rank", "rope_scale")
+    published = {name: CosmosConfig(**fields) for name, fields in PUBLISHED.items()}
+    differing = {
+        name: [key for key in names if getattr(cfg, key) != getattr(other, key)] for name, other in published.items()
+    }
+    nearest = min(differing, key=lambda name: len(differing[name]))
+    return [f"{key} is {getattr(cfg, key)}, {getattr(published[nearest], key)} there" for key in differing[nearest]]
+
+
+def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
+    """The published model whose values stand where a checkpoint of these sizes says nothing."""
+    if facts.get("action_dim") is not None:
+        return "2b_action"
+    return "14b" if facts.get("width") == PUBLISHED["14b"]["width"] else "2b"
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """Fields of the model config, as far as known -> which network this is, in words."""
+    if facts.get("views") is not None:
+        return "Cosmos-Predict2 Video2World of several cameras"
+    if facts.get("action_dim") is not None:
+        return "Cosmos-Predict2 Video2World with actions"
+    return "Cosmos-Predict2 " + ("Text2Image" if facts.get("condition_mask") is False else "Video2World")
