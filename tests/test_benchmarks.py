@@ -40,12 +40,18 @@ def test_train_step(tmp_path: pathlib.Path) -> None:
 
 def test_attention(tmp_path: pathlib.Path) -> None:
     sizes = ("--chunks", "3", "--chunk-tokens", "8", "16", "--heads", "2", "--head-dim", "8", "--repeats", "1")
-    numbers = run("attention", tmp_path / "attention.json", *sizes)
+    arguments = (*sizes, "--masks", "chunk_causal", "full", "--no-torch")
+    numbers = run("attention", tmp_path / "attention.json", *arguments)
     assert numbers["settings"]["chunks"] == 3
-    assert [row["tokens"] for row in numbers["rows"]] == [24, 48]
-    for row in numbers["rows"]:
+    rows = {(row["mask"], row["tokens"], row["version"]): row for row in numbers["rows"]}
+    assert set(rows) == {
+        *(("chunk_causal", tokens, version) for tokens in (24, 48) for version in ("xla", "dense")),
+        *(("full", tokens, "xla") for tokens in (24, 48)),
+    }
+    for row in rows.values():
         assert row["time_ratio"] > 0
-        assert row["memory_ratio"] > 0
+        # Forward alone counts a third of the operations.
+        assert row["flops"] * row["seconds"] == pytest.approx(3 * row["forward_flops"] * row["forward_seconds"])
 
 
 def test_rollout(tmp_path: pathlib.Path) -> None:
