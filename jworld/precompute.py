@@ -251,10 +251,8 @@ def next_command(summary: shards.Summary) -> str:
 def _print_summary(summary: shards.Summary, console: rich.console.Console) -> None:
     clips = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
     height, width, channels = summary.manifest["latent_shape"]
-    per_hour = summary.bytes / 1e9 / summary.hours if summary.hours else 0.0
     console.print(
-        f"{summary.directory}: {clips} clips of {width}x{height} latents with {channels} channels, {summary.hours:.2f} "
-        f"hours of video, {summary.bytes / 1e9:.3f} GB, {per_hour:.2f} GB per hour of video",
+        f"{summary.directory}: {clips} clips of {width}x{height} latents with {channels} channels, {summary.amount}",
         soft_wrap=True,
         highlight=False,
     )

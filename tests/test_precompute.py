@@ -428,7 +428,7 @@ def test_a_bad_video_stops_the_command_until_it_is_mended(tmp_path, codec, capsy
     tiny_videos.write(folder / "d.mp4", wall(3, len(WORDS)))
     precompute.main([*argv, f"--output={output}"])
     printed = capsys.readouterr().out
-    assert "4 train, 0 val clips of 4x3 latents with 24 channels, 0.00 hours of video" in printed
+    assert "4 train, 0 val clips of 4x3 latents with 24 channels, 7.2 seconds of video, " in printed
     assert "GB per hour" in printed
     assert f"next: python -m jworld.data.validate {output}" in printed
 

@@ -286,7 +286,7 @@ def _print_validation(published: Published, console: rich.console.Console) -> No
 def _print_summary(summary: shards.Summary, published: Published, console: rich.console.Console) -> None:
     clips = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
     console.print(
-        f"{summary.directory}: {clips} clips, {summary.hours:.2f} hours of video, {summary.bytes / 1e9:.2f} GB",
+        f"{summary.directory}: {clips} clips, {summary.amount}",
         soft_wrap=True,
         highlight=False,
     )

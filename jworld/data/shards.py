@@ -21,7 +21,7 @@ import rich.console
 import rich.progress
 import rich.text
 
-from jworld.data import records, shard_files
+from jworld.data import records, shard_files, statistics
 from jworld.errors import UserError
 
 PROGRESS, REQUEST, REPORT = ".progress", "request.json", "report.json"
@@ -327,3 +327,9 @@ class Summary:
     @property
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in self.directory.glob(f"*{shard_files.SUFFIX}"))
+
+    @property
+    def amount(self) -> str:
+        """How much it is, in words."""
+        words = f"{statistics.duration(self.hours)} of video, {statistics.gigabytes(self.bytes)} GB"
+        return f"{words}, {statistics.gigabytes(self.bytes / self.hours)} GB per hour of video" if self.hours else words

@@ -129,7 +129,7 @@ class Statistics:
 
     def _clips_table(self) -> rich.table.Table:
         table = rich.table.Table("split", title="clips")
-        for column in ("clips", "latent frames", "per clip", "hours", "GB", "GB/hour"):
+        for column in ("clips", "latent frames", "per clip", "length", "GB", "GB/hour"):
             table.add_column(column, justify="right")
         rows = dict(self.splits)
         if len(rows) > 1:
@@ -141,9 +141,9 @@ class Statistics:
                 f"{len(split.lengths):,}",
                 f"{sum(split.lengths):,}",
                 _range(split.lengths),
-                f"{hours:,.2f}",
-                _gigabytes(split.bytes),
-                _gigabytes(split.bytes / hours) if hours else "-",
+                duration(hours),
+                gigabytes(split.bytes),
+                gigabytes(split.bytes / hours) if hours else "-",
             )
         return table
 
@@ -155,7 +155,7 @@ class Statistics:
             f"{len(self.text_tokens):,}",
             _range(self.text_tokens),
             _range(self.glyph_tokens),
-            _gigabytes(self.text_bytes),
+            gigabytes(self.text_bytes),
         )
         return table
 
@@ -185,7 +185,15 @@ def _size(directory: pathlib.Path, files: Sequence[Mapping[str, Any]]) -> int:
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def _gigabytes(size: float) -> str:
+def duration(hours: float) -> str:
+    """In the largest unit of which there is one."""
+    for size, unit in ((1, "hours"), (60, "minutes")):
+        if hours * size >= 1:
+            return f"{hours * size:,.2f} {unit}"
+    return f"{hours * 3600:.1f} seconds"
+
+
+def gigabytes(size: float) -> str:
     """Two decimals, or two digits of a number that would vanish."""
     size /= 1e9
     return f"{size:,.2f}" if size >= 0.1 else f"{size:.2g}"

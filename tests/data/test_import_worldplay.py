@@ -55,7 +55,7 @@ def test_records_hold_what_the_files_hold(
     output = tmp_path / "set with space"
     import_worldplay.main(arguments(published, output, "--val-count=2", "--items-per-shard=3"))
     printed = capsys.readouterr().out
-    assert f"{output}: 8 train, 2 val clips, 0.00 hours of video, 0.00 GB" in printed
+    assert f"{output}: 8 train, 2 val clips, 6.9 seconds of video, " in printed
     assert f"next: python -m jworld.train --config=configs/ar_mem.py:8b '--config.data.records={output}'" in printed
     assert "'--config.data.clip.latent_size=(2,3)'" in printed
     items = {"train": [0, 1, 2, 3, 5, 6, 7, 8], "val": [4, 9]}

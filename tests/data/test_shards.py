@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from jworld.data import records, shards, text
+from jworld.data import records, shards, statistics, text
 from jworld.errors import UserError
 
 SIZES: dict[str, Any] = {
@@ -204,3 +204,10 @@ def test_progress_counts_items_and_bytes(tmp_path):
             advance(5 * 10**8)
     assert "4/4" in (printed := console.export_text())
     assert "items/s, 2.50 GB" in printed
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"), [(1.5, "1.50 hours"), (0.5, "30.00 minutes"), (7.2 / 3600, "7.2 seconds"), (0, "0.0 seconds")]
+)
+def test_durations_never_vanish(hours, words):
+    assert statistics.duration(hours) == words
