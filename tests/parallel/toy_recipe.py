@@ -5,7 +5,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.system, config.seed, config.steps, config.global_batch, config.init_from = "toy", 0, 6, 8, ""
+    config.system, config.seed, config.steps, config.global_batch, config.init_from = "toy", 0, 9, 8, ""
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
     config.model = {}
     config.data = {"threads": 1, "prefetch": 1, "folder": ""}
