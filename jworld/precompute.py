@@ -26,6 +26,8 @@ from jworld.precomputing import settings as settings_lib
 from jworld.precomputing import work
 from jworld.precomputing.settings import Settings
 
+#: Format -> the variant of configs/cosmos_video2world.py that trains on such records.
+COSMOS_VARIANTS = {"cosmos": "2b", "bridge": "2b_action"}
 EXAMPLES = f"""
 
 examples:
@@ -230,9 +232,12 @@ def _with_embeddings(given: encoders.Given, file: str) -> encoders.Given:
 
 
 def next_command(summary: shards.Summary) -> str:
-    """What to do with the set: train WorldPlay where it has what that needs, else look at it."""
+    """What to do with the set: train the system that its arrays are made for, else look at it."""
     manifest, directory = summary.manifest, summary.directory
     arrays = manifest["arrays"]
+    if manifest["source"] in COSMOS_VARIANTS and "prompt" in arrays:
+        recipe = f"--config=configs/cosmos_video2world.py:{COSMOS_VARIANTS[manifest['source']]}"
+        return shlex.join(["python", "-m", "jworld.train", recipe, f"--config.data.records={directory}"])
     if not {"w2c", "action", "vision_states", "prompt"} <= arrays.keys():
         return shlex.join(["python", "-m", "jworld.data.validate", str(directory)])
     if manifest["autoencoder"]["family"] == linear.FAMILY:

@@ -10,6 +10,7 @@ import rich.console
 
 from jworld.cameras import actions, poses
 from jworld.data import records, shard_files, shards, text
+from jworld.data.conditioning import weightless
 from jworld.data.statistics import Statistics
 from jworld.errors import UserError
 
@@ -215,7 +216,7 @@ def prompt_problems(prompt: records.Record, manifest: Mapping[str, Any]) -> list
         found, width = prompt[key].shape[1] if key in prompt else 0, manifest[encoder].get("dim", 0)
         if found != width:
             problems.append(f"'{key}' has width {found}, the manifest says {width}")
-    if not len(prompt["text_states"]):
+    if not len(prompt["text_states"]) and manifest["text_encoder"].get("family") != weightless.NONE_FAMILY:
         problems.append("'text_states' has no tokens, expected at least one")
     return problems
 

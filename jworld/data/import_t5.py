@@ -26,7 +26,7 @@ def import_embeddings(
 ) -> dict[str, np.ndarray]:
     """Write the embeddings of all captions to `output`; -> caption -> [tokens, width].
 
-    An empty caption has no rows, as the original trains without text on zeros, unless a pickle says otherwise.
+    An empty caption is a row of zeros, as the original trains without text on zeros, unless a pickle says otherwise.
 
     Raises:
       UserError: a pickle is no array, has no caption, or contradicts that of the same caption; `output` is not
@@ -53,7 +53,7 @@ def import_embeddings(
     if len(widths) > 1:
         found = " and ".join(f"{width} in {file}" for width, file in widths.items())
         raise UserError(f"the embeddings are of different widths, {found}: make them with one encoder")
-    states.setdefault("", np.zeros((0, next(iter(widths))), np.float16))
+    states.setdefault("", np.zeros((1, next(iter(widths))), np.float16))
     stored.write_embeddings(output, t5.FAMILY, states)
     return states
 
