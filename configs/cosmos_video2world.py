@@ -3,15 +3,17 @@
 Variants (`--config=configs/cosmos_video2world.py:<variant>`):
   (none)       tiny model on the ray-cast rooms; minutes on two CPU cores
   tiny_action  the same model, told how the camera moves
+  tiny_lora    adapters on what the variant without a name has trained
   2b, 14b      post-training of the published models with every value of the original's experiment; docs/cosmos.md
+  2b_lora, 14b_lora  adapters on the published models, which stay frozen in bfloat16
   2b_action    the published action-conditioned model
 """
 
 import ml_collections
 
-VARIANTS = ("", "tiny_action", "2b", "14b", "2b_action")
+VARIANTS = ("", "tiny_action", "tiny_lora", "2b", "14b", "2b_lora", "14b_lora", "2b_action")
 #: Variants of published size, which the planner's table lists.
-PUBLISHED = ("2b", "14b", "2b_action")
+PUBLISHED = ("2b", "14b", "2b_lora", "14b_lora", "2b_action")
 STARTER = "assets/starter"
 
 
@@ -24,8 +26,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.clip.actions = "poses"
     if variant.startswith(("2b", "14b")):
         _published(config)
-    if variant == "14b":
+    if variant.startswith("14b"):
         _fourteen(config)
+    if variant.endswith("_lora"):
+        _lora(config, rank={"tiny": 4, "2b": 16, "14b": 32}[variant.removesuffix("_lora")])
     if variant == "2b_action":
         _action(config)
     config.lock()
@@ -159,6 +163,22 @@ def _fourteen(config: ml_collections.ConfigDict) -> None:
     config.model.update({"width": 5120, "num_heads": 40, "num_layers": 36, "rope_scale": (20 / 24, 2.0, 2.0)})
     config.optimizer.learning_rate = 0.25 * 2**-14.5
     config.optimizer.weight_decay = 0.2
+
+
+def _lora(config: ml_collections.ConfigDict, *, rank: int) -> None:
+    """predict2_video2world_lora_training_{2b,14b}_cosmos_nemo_assets."""
+    if config.init_from:
+        config.checkpoint.interval = 200
+    else:
+        config.init_from = "runs/cosmos_video2world"
+        config.steps = 100
+    config.model.lora = {
+        "targets": (".*_attention/(query|key|value|out)", "blocks/mlp/(up|down)"),
+        "rank": rank,
+        "alpha": float(rank),
+        "base_dtype": config.model.dtype,
+    }
+    config.optimizer.trainable = r"(.*/)?lora/[ab]"
 
 
 def _action(config: ml_collections.ConfigDict) -> None:

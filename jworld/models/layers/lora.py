@@ -96,8 +96,8 @@ def targeted(paths: list[str], targets: tuple[str, ...]) -> list[str]:
         if not any(re.fullmatch(target, path) for path in paths):
             near = difflib.get_close_matches(target, paths, n=3, cutoff=0.3) or paths[:3]
             raise errors.UserError(
-                f"lora.targets: {target!r} matches none of the {len(paths)} dense layers of this model; a target "
-                f"matches a whole path, such as {', '.join(near)}"
+                f"config.model.lora.targets: {target!r} matches none of the {len(paths)} dense layers of this model; a "
+                f"target matches a whole path, such as {', '.join(near)}"
             )
     return [path for path in paths if any(re.fullmatch(target, path) for target in targets)]
 
@@ -115,7 +115,7 @@ def add(model: nnx.Module, cfg: LoRAConfig, *, rngs: nnx.Rngs) -> None:
             leaf.set_value(leaf[...].astype(cfg.base_dtype))
     for path in chosen:
         if layers[path].lora is not None:
-            raise errors.UserError(f"lora.targets: {path} has an adapter already")
+            raise errors.UserError(f"config.model.lora.targets: {path} has an adapter already")
         layers[path].lora = Adapter(layers[path].kernel, cfg, rngs=rngs)
 
 

@@ -20,6 +20,7 @@ from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.layers.flops import TRAINING
+from jworld.systems import adapters
 from jworld.systems.cosmos import evaluation, objective
 from jworld.systems.cosmos.sampling import SampleConfig
 from jworld.systems.cosmos.session import Motion, Session
@@ -35,11 +36,12 @@ class Cosmos:
     sample_name: ClassVar[str] = "continuation"
 
     def __init__(self, config: ml_collections.ConfigDict):
-        self.model_config = run_config.section(CosmosConfig, config.model, "model")
+        self.model_config = run_config.section(CosmosConfig, adapters.network(config), "model")
         self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
         self.clip = run_config.section(cosmos.ClipConfig, config.data.clip, "data.clip")
         self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
         self.units = run_config.section(pose_strings.Units, config.sample.get("motion", {}), "sample.motion")
+        self.lora = adapters.section(config)
         self._check_fit(config.mesh.sequence)
         self.data = latent_records.LatentRecords(
             config,
@@ -57,6 +59,7 @@ class Cosmos:
             "data.clip": self.clip,
             "sample.rollout": self.sample,
             "sample.motion": self.units,
+            **({} if self.lora is None else {"model.lora": self.lora}),
         }
 
     @property
@@ -102,7 +105,7 @@ class Cosmos:
             raise errors.UserError("config.model.views: training with several cameras is not supported, leave it None")
 
     def init(self, rngs: nnx.Rngs) -> CosmosTransformer:
-        return CosmosTransformer(self.model_config, rngs=rngs)
+        return adapters.adapted(CosmosTransformer(self.model_config, rngs=rngs), self.lora, rngs=rngs)
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """What one training batch holds: name -> shape, dtype, logical axes."""

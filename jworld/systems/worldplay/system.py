@@ -18,6 +18,7 @@ from jworld.encoders import Encoders
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
+from jworld.systems import adapters
 from jworld.systems.walks import Controls
 from jworld.systems.worldplay import evaluation, objective, rollout
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
@@ -44,11 +45,12 @@ class WorldPlay:
     sample_name: ClassVar[str] = "rollout"
 
     def __init__(self, config: ml_collections.ConfigDict):
-        self.model_config = run_config.section(HunyuanConfig, config.model, "model")
+        self.model_config = run_config.section(HunyuanConfig, adapters.network(config), "model")
         self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
         self.clip = run_config.section(worldplay.ClipConfig, config.data.clip, "data.clip")
         self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
         self.units = run_config.section(pose_strings.Units, config.sample.get("motion", {}), "sample.motion")
+        self.lora = adapters.section(config)
         self.memory = MemoryConfig(
             chunk_frames=self.clip.chunk_frames,
             memory_frames=self.clip.memory_frames,
@@ -72,6 +74,7 @@ class WorldPlay:
             "data.clip": self.clip,
             "sample.rollout": self.sample,
             "sample.motion": self.units,
+            **({} if self.lora is None else {"model.lora": self.lora}),
         }
 
     @property
@@ -99,7 +102,7 @@ class WorldPlay:
             )
 
     def init(self, rngs: nnx.Rngs) -> HunyuanTransformer:
-        return HunyuanTransformer(self.model_config, rngs=rngs)
+        return adapters.adapted(HunyuanTransformer(self.model_config, rngs=rngs), self.lora, rngs=rngs)
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """What one training batch holds: name -> shape, dtype, logical axes."""

@@ -1,0 +1,40 @@
+"""The optional section `model.lora` of a recipe: adapters on the network of any system."""
+
+from typing import Any, TypeVar
+
+import ml_collections
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import errors
+from jworld.models.layers import lora
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+def section(config: ml_collections.ConfigDict) -> lora.LoRAConfig | None:
+    """`config.model.lora`, or None without.
+
+    Raises:
+      UserError: a key is unknown or of the wrong type, or everything would train.
+    """
+    if "lora" not in config.model:
+        return None
+    if config.optimizer.trainable == ".*":
+        raise errors.UserError(
+            f"config.optimizer.trainable is '.*', which trains the base of config.model.lora too: set it to "
+            f"{lora.TRAINABLE!r} for the adapters alone, or take config.model.lora out"
+        )
+    return run_config.section(lora.LoRAConfig, config.model.lora, "model.lora")
+
+
+def network(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """`config.model` without the adapters: the fields of the network's own config."""
+    return {key: value for key, value in config.model.items() if key != "lora"}
+
+
+def adapted(model: Model, cfg: lora.LoRAConfig | None, *, rngs: nnx.Rngs) -> Model:
+    """The model with the adapters that the section asks for."""
+    if cfg is not None:
+        lora.add(model, cfg, rngs=rngs)
+    return model

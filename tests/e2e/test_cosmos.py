@@ -1,0 +1,72 @@
+"""Cosmos-Predict2's commands: train on the embedded data, adapt the result, continue a picture."""
+
+import json
+import pathlib
+
+import commands
+import numpy as np
+import PIL.Image
+import pytest
+
+from jworld import runs
+from jworld.data import episodes
+
+pytestmark = pytest.mark.e2e
+
+ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+
+
+def arguments(folder: pathlib.Path, variant: str, workdir: str, *extra: str) -> list[str]:
+    """2 layers of width 48 on 4 short walks, clips of 13 frames."""
+    return [
+        f"--config=configs/cosmos_video2world.py:{variant}",
+        f"--workdir={folder / workdir}",
+        "--config.model.width=48",
+        "--config.model.num_layers=2",
+        "--config.model.num_heads=4",
+        f"--config.data.records={folder / 'records'}",
+        f"--config.data.recording.directory={folder / 'episodes'}",
+        "--config.data.recording.episodes=4",
+        "--config.data.recording.frames=41",
+        "--config.data.recording.image_size=(64,48)",
+        "--config.data.encoding.clip_frames=13",
+        "--config.data.clip.window_frames=4",
+        "--config.global_batch=4",
+        "--config.steps=3",
+        "--config.log.interval=1",
+        "--config.sample.rollout.num_steps=2",
+        "--config.optimizer.warmup_steps=1",
+        *extra,
+    ]
+
+
+def test_train_adapt_and_continue(tmp_path: pathlib.Path) -> None:
+    trained = commands.run("jworld.train", *arguments(tmp_path, "", "base"), **ONE_DEVICE)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert "step 3/3" in trained.stdout
+    assert (tmp_path / "base" / runs.SAMPLES / "continuation.png").is_file()
+
+    base = f"--config.init_from={tmp_path / 'base'}"
+    adapted = commands.run("jworld.train", *arguments(tmp_path, "tiny_lora", "adapted", base), **ONE_DEVICE)
+    assert adapted.returncode == 0, adapted.stdout + adapted.stderr
+    assert "not in those weights, so new: blocks/" in adapted.stdout
+    checkpoint = tmp_path / "adapted" / runs.CHECKPOINTS / "3"
+    names = json.loads((checkpoint / "checksums" / "metadata").read_text())
+    saved = [name for name in names if name.startswith("params/")]
+    assert saved
+    assert all(name.rsplit("/", 2)[-2] == "lora" for name in saved)
+
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    PIL.Image.fromarray(picture).save(tmp_path / "first.png")
+    out = tmp_path / "out.mp4"
+    made = commands.run(
+        "jworld.generate",
+        f"--checkpoint={tmp_path / 'adapted'}",
+        f"--image={tmp_path / 'first.png'}",
+        "--windows=2",
+        f"--out={out}",
+        **ONE_DEVICE,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert episodes.read_video(out).shape == (25, 48, 64, 3)
+    assert [chunk["stop"] for chunk in json.loads(out.with_suffix(".json").read_text())["chunks"]] == [13, 25]
