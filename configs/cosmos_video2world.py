@@ -144,6 +144,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "b1": 0.9,
         "b2": 0.99,
         "eps": 1e-8,
+        # Their config says so; their code clips nothing (docs/cosmos.md).
         "clip_norm": 1.0,
         "skip_limit": 100,
         "ema_rate": 0.1,
