@@ -165,7 +165,8 @@ def _published(config: ml_collections.ConfigDict) -> None:
     # One sample per sequence group; the authors recommend a total batch of 32 or more.
     config.global_batch = 32
     # Their script: 4 GPUs, sp_size 4, weights sharded over the 4. Here 4 devices split a sample too, and the weights
-    # are sharded over fsdp x sequence, all devices of any pod; `data` adds replicas.
+    # are sharded over fsdp x sequence, all devices of any pod; `data` adds replicas. Planned for v5p-128, where a chip
+    # needs 18 of its 95 GiB; docs/scaling.md tells what other pods want.
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 4}
     config.model = {
         "channels": 32,

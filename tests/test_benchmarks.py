@@ -34,7 +34,7 @@ def test_train_step(tmp_path: pathlib.Path) -> None:
     assert numbers["seconds_per_step"] > 0
     assert numbers["program_bytes"] > numbers["temporary_bytes"] > 0
     assert numbers["process_peak_bytes"] > 2**20
-    assert numbers["xla_over_formula"] == pytest.approx(1, abs=0.2)
+    assert numbers["xla_over_products"] == pytest.approx(1, abs=0.2)
     assert 0 < numbers["model_share_of_peak"] < numbers["share_of_peak"]
 
 

@@ -59,7 +59,7 @@ def peak_bytes(memory: Any) -> int:
 
 def _analytic(config: ml_collections.ConfigDict, topology: topologies.Topology, program: Program) -> dict[str, Any]:
     """The values of a plan that need no compiler."""
-    products = _products(config)
+    counted = products(config)
     return {
         "topology": topology.name,
         "chips": topology.chips,
@@ -73,12 +73,12 @@ def _analytic(config: ml_collections.ConfigDict, topology: topologies.Topology, 
         "limit": topology.chip.memory_bytes if topology.chip else None,
         "tokens": program.system.step_tokens(config.global_batch),
         "useful_flops": program.system.step_flops(config.global_batch),
-        "flops": products.all,
-        "loops": products.all / products.bodies_once,
+        "flops": counted.all,
+        "loops": counted.all / counted.bodies_once,
     }
 
 
-def _products(config: ml_collections.ConfigDict) -> arithmetic.Products:
+def products(config: ml_collections.ConfigDict) -> arithmetic.Products:
     """Of the step on one processor, where attention is the reference, whose products can be seen; kernels do the same.
 
     A mesh changes who does them, not how many there are.
