@@ -14,6 +14,7 @@ import rich.console
 
 from conversion import engine, families, folders, importing, outputs, sources, tensor_files, torch_files
 from jworld import errors
+from jworld.models.layers import lora
 
 #: Bytes of tensors above which the file is split.
 MAX_FILE = 5_000_000_000
@@ -60,7 +61,7 @@ def export_weights(
 
     Args:
       path: of an imported folder, a run, a released folder or an autoencoder; of a run the averaged weights, where it
-        has them.
+        has them, with adapters merged.
       output: a folder to create, or the name of a .safetensors, .pt or .pth file; the latter two are never split.
       layout: a key of the family's layouts; None for that of the import, else the first one.
       dtype: one of `importing.DTYPES`, None to keep the stored one.
@@ -119,7 +120,11 @@ def _is_export(output: pathlib.Path) -> bool:
 
 def _tensors(weights: folders.Weights, rules: Sequence[engine.Rule], dtype: str | None) -> list[Tensor]:
     """All tensors of the model, whose parameters are complete."""
-    expected = {path: leaf.shape for path, leaf in importing.abstract_params(weights.target).items()}
+    expected = {
+        path: leaf.shape
+        for path, leaf in importing.abstract_params(weights.target).items()
+        if not re.fullmatch(lora.TRAINABLE, path)
+    }
     found = {path: leaf.shape for path, leaf in weights.arrays.items()}
     if found != expected:
         wrong = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))

@@ -2,6 +2,7 @@
 
 import abc
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,10 @@ import orbax.checkpoint as ocp
 from conversion import autoencoders, families, importing, sources, store
 from jworld import config as run_config
 from jworld import errors, runs, systems
+from jworld.models.layers import lora
 from jworld.training import checkpoints, checksums, weights
+
+_DOWN, _UP = "/lora/a", "/lora/b"
 
 
 def is_folder(path: pathlib.Path) -> bool:
@@ -107,8 +111,11 @@ class AutoencoderFile(Weights):
 class Folder(Weights):
     """A run, an imported or a released folder; of a run the averaged weights, where it has them.
 
+    Adapters (`jworld.models.layers.lora`) are merged into their kernels and are no parameters of their own.
+
     Attributes:
       config: of the run.
+      adapted: paths of the layers with an adapter.
     """
 
     def __init__(self, directory: pathlib.Path, step: int | None = None):
@@ -127,7 +134,12 @@ class Folder(Weights):
             self._add(directory / runs.IMPORTED, self.record["arrays"])
         else:
             self._open_run(directory / runs.CHECKPOINTS, step)
-        self.arrays = {path: _described(reader, path) for path, reader in self._readers.items()}
+        self.adapted = {path.removesuffix(_DOWN) for path in self._readers if path.endswith(_DOWN)}
+        self.arrays = {
+            path: _described(reader, path)
+            for path, reader in self._readers.items()
+            if not re.fullmatch(lora.TRAINABLE, path)
+        }
         folders = {reader.directory for reader in self._readers.values() if isinstance(reader, store.Stored)}
         stored = [file for each in sorted(folders) for file in sorted(each.rglob("*")) if file.is_file()]
         self.files = stored or [directory / runs.WEIGHTS]
@@ -157,7 +169,15 @@ class Folder(Weights):
         return self._readers[path].read(path)
 
     def read(self, path: str) -> np.ndarray:
-        """As in `Weights`, compared with the checksums that were written, if any."""
+        """As in `Weights`, compared with the checksums that were written, if any, and then adapters merged."""
+        array, layer = self._checked(path), path.removesuffix("/kernel")
+        if layer == path or layer not in self.adapted:
+            return array
+        down, up = (self._checked(layer + name).astype(np.float32) for name in (_DOWN, _UP))
+        scale = np.float32(self.config.model.lora.alpha / down.shape[-1])
+        return (array.astype(np.float32) + scale * (down @ up)).astype(array.dtype)
+
+    def _checked(self, path: str) -> np.ndarray:
         array = super().read(path)
         if isinstance(self._readers[path], store.Stored):
             found = self.checksums if self.record else checksums.tree_checksums({path: array})

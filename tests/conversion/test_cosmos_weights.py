@@ -16,10 +16,12 @@ from flax import nnx
 from parity_checks import cosmos as parity
 
 from conversion import cosmos, engine, exporting, families, importing, inspecting, selecting, sources, verifying
+from conversion import lora as lora_keys
 from jworld import config as run_config
 from jworld import errors, runs, systems
 from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
+from jworld.models.layers import lora
 
 GOLDEN = pathlib.Path(golden_cases.__file__).parent / "golden" / "cosmos"
 ITERATION = GOLDEN / "train_steps" / "run" / "checkpoints" / "model" / "iter_000000003.pt"
@@ -218,3 +220,41 @@ def test_variants() -> None:
     assert guess(path, {"width": 2048, "action_dim": 84}) == "2b_action"
     assert describe({"action_dim": 84}) == "Cosmos-Predict2 Video2World with actions"
     assert describe({"condition_mask": False}) == "Cosmos-Predict2 Text2Image"
+
+
+def test_adapters_of_a_run_are_merged_at_export(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The folder of a run with adapters, made of the golden case, becomes what the original's merged weights are."""
+    told = case("lora")
+    source = download(tmp_path / "lora", told.path / "weights.safetensors", told.config["model_kwargs"])
+    import_weights(source, tmp_path / "merged", lora_alpha=told.config["lora_alpha"])
+    config = run_config.load(tmp_path / "merged")
+    targets = r"blocks/(self|cross)_attention/(query|key|value|out)", r"blocks/mlp/(up|down)"
+    with config.unlocked():
+        config.model.lora = {"targets": targets, "rank": told.config["lora_rank"], "alpha": told.config["lora_alpha"]}
+        config.optimizer.trainable = lora.TRAINABLE
+    released = tmp_path / "released"
+    released.mkdir()
+    run_config.save(config.lock(), released)
+    params = importing.abstract_params(systems.create(run_config.load(released)))
+    shapes = {path: leaf.shape for path, leaf in params.items()}
+    rules = lora_keys.rules(LAYOUTS["original"].rules(parity.config_of(told)), shapes)
+    tensors = {f"net.{name}": value for name, value in told.weights.items() if not cosmos.IGNORED.fullmatch(name)}
+    places = engine.plan(shapes, rules)
+    arrays = {
+        path: engine.read_block(
+            engine.places_of(places, path),
+            engine.whole(shape),
+            np.dtype(np.float32),
+            lambda name, box: tensors[name][box],
+        )
+        for path, shape in shapes.items()
+    }
+    safetensors.numpy.save_file(arrays, released / runs.WEIGHTS)
+    exporting.export_weights(released, tmp_path / "out")
+    exporting.export_weights(tmp_path / "merged", tmp_path / "expected")
+    mine, expected = (
+        safetensors.numpy.load_file(tmp_path / name / sources.WEIGHTS_NAME) for name in ("out", "expected")
+    )
+    assert mine.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(mine[name], value, rtol=1e-5, atol=1e-6)
