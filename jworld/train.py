@@ -280,8 +280,12 @@ def start(
         graphdef, abstract, shardings = train_state.abstract_state(
             system.init, trainable=trainable, optimizer=optimizer, mesh=mesh
         )
-        chosen = config.checkpoint.step
-        state, position = manager.restore(abstract, None if chosen < 0 else chosen)
+        if config.checkpoint.step >= 0:
+            state, position = manager.restore(abstract, config.checkpoint.step)
+        else:
+            state, position, problems = manager.restore_newest(abstract)
+            for problem in problems:
+                console.print(f"set aside: {problem.partition('; ')[0]}")
         dataset.set_state(position)
         console.print(f"resuming after step {int(state.step)}")
         return graphdef, state, shardings

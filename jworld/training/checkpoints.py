@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from jworld import errors
+from jworld.parallel import startup
 from jworld.training import checksums, storage
 from jworld.training import state as train_state
 
@@ -25,6 +26,8 @@ TrainState = train_state.TrainState
 
 FROZEN = "frozen"
 PARTIAL = "*.orbax-checkpoint-tmp*"
+#: A damaged step is kept under this name and its number: nothing is deleted for being unreadable.
+DAMAGED = "damaged"
 _READING = ocp.CheckpointManagerOptions(create=False)
 
 
@@ -38,6 +41,10 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 def _json_checksum(value: Any) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+class DamagedError(errors.UserError):
+    """A checkpoint is not what was saved."""
 
 
 class Checkpoints:
@@ -133,7 +140,8 @@ class Checkpoints:
         """(state, the data iterator's JSON state) of a step, the newest by default, laid out as `abstract` says.
 
         Raises:
-          UserError: there is no such step; it was saved by another model or optimizer; a file is damaged.
+          DamagedError: a file is damaged.
+          UserError: there is no such step; it was saved by another model or optimizer.
         """
         step = self._existing(step)
         with self._damage(step):
@@ -143,6 +151,27 @@ class Checkpoints:
         )
         self._restored = step
         return restored, data
+
+    def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any], list[str]]:
+        """`restore` of the newest step that is intact, and what is wrong with those after it.
+
+        A restarted job has nobody to choose another step for it. The damaged ones are set aside as damaged-<step>.
+
+        Raises:
+          DamagedError: no step is intact.
+          UserError: they were saved by another model or optimizer.
+        """
+        problems: list[DamagedError] = []
+        for step in reversed(self.steps()):
+            try:
+                state, data = self.restore(abstract, step)
+            except DamagedError as error:
+                problems.append(error)
+                continue
+            if problems:
+                self._set_aside([other for other in self.steps() if other > step])
+            return state, data, [str(problem) for problem in problems]
+        raise problems[0]
 
     def restore_params(self, abstract: nnx.State, step: int | None = None) -> nnx.State:
         """The weights to use a model with: the average where the checkpoint has one, else the parameters.
@@ -228,9 +257,19 @@ class Checkpoints:
                 if previous
                 else "there is no earlier step: start again with another --workdir"
             )
-            raise errors.UserError(
+            raise DamagedError(
                 f"checkpoint step {step} in {self.directory} is damaged: {_reason(error)}; {offer}"
             ) from error
+
+    def _set_aside(self, steps: list[int]) -> None:
+        def rename() -> None:
+            for step in steps:
+                target = self.directory / f"{DAMAGED}-{step}"
+                shutil.rmtree(target, ignore_errors=True)
+                (self.directory / str(step)).rename(target)
+
+        startup.once(rename)
+        self._manager.reload()
 
     def _forget_abandoned(self) -> None:
         """After a restore of an older step, the run takes another way than the newer steps did: delete them."""

@@ -104,17 +104,16 @@ def test_resume_on_another_mesh(folder: pathlib.Path) -> None:
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_previous_one_offered(folder: pathlib.Path) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_taken(folder: pathlib.Path) -> None:
     blocks = (copy_until(folder, "damaged", 6) / "6" / "params" / "d").glob("*")
     largest = max(blocks, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    result = commands.run("jworld.train", *commands.train_arguments(folder, workdir="damaged"), **ONE_DEVICE)
-    message = commands.one_sentence(result)
-    assert "step 6" in message
-    assert "--config.checkpoint.step=3" in message
-    finish(folder, "damaged", "--config.checkpoint.step=3")
+    told = finish(folder, "damaged")
+    assert "set aside: checkpoint step 6 in " in told
+    assert "resuming after step 3" in told
+    assert (folder / "damaged" / runs.CHECKPOINTS / "damaged-6").is_dir()
     assert checksums(folder / "damaged") == checksums(folder / "run")
 
 

@@ -114,6 +114,23 @@ def test_a_flipped_byte_is_refused_and_the_previous_step_offered(tmp_path: pathl
         assert store.restore(run.abstract(), step=1)[1] == {"position": 1}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_newest_intact_step_is_found(tmp_path: pathlib.Path) -> None:
+    run = saved(tmp_path)
+    (tmp_path / "2" / "checksums" / "metadata").write_text("{}")
+    with checkpoints.Checkpoints(tmp_path) as store:
+        _, data, problems = store.restore_newest(run.abstract())
+        assert data == {"position": 1}
+        assert len(problems) == 1
+        assert problems[0].startswith(f"checkpoint step 2 in {tmp_path} is damaged: ")
+        assert store.steps() == [1]
+    assert (tmp_path / "damaged-2").is_dir()
+    (tmp_path / "1" / "checksums" / "metadata").write_text("{}")
+    with checkpoints.Checkpoints(tmp_path) as store, pytest.raises(checkpoints.DamagedError, match="step 1 in"):
+        store.restore_newest(run.abstract())
+    assert (tmp_path / "1").is_dir()
+
+
 def test_a_changed_leaf_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved(tmp_path, steps=1)
     honest = checksums.array_checksum
