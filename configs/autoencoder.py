@@ -25,8 +25,8 @@ def _tiny() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.system = "autoencoder"
     config.seed = 3208
-    config.steps = 600
-    config.global_batch = 4
+    config.steps = 400
+    config.global_batch = 8
     config.init_from = ""
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
     config.model = {
@@ -53,14 +53,14 @@ def _tiny() -> ml_collections.ConfigDict:
             "seed": 0,
         },
         "videos": {"format": "episodes", "path": "", "image_size": (64, 48), "fit": "crop", "val_share": 0.05},
-        "clip": {"frames": 9, "size": (32, 32)},
+        "clip": {"frames": 5, "size": (32, 32)},
     }
     config.optimizer = {
         "name": "adamw",
         "trainable": ".*",
-        "learning_rate": 5e-4,
+        "learning_rate": 3e-4,
         "schedule": "cosine",
-        "warmup_steps": 20,
+        "warmup_steps": 10,
         "weight_decay": 1e-4,
         "b1": 0.9,
         "b2": 0.99,
@@ -70,8 +70,8 @@ def _tiny() -> ml_collections.ConfigDict:
         "ema_decay": 0.99,
         "accumulate": 1,
     }
-    config.loss = {"gradient": 1.0, "kl": 1e-6}
-    config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
+    config.loss = {"gradient": 0.2, "kl": 1e-4}
+    config.checkpoint = {"interval": 50, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {"clips": 3, "frames": 17}
     return config

@@ -63,6 +63,12 @@ def evaluate(
     if records_dir is not None:
         config.data.records = records_dir
     run = runs.load(checkpoint, step, config=config, given=given)
+    chosen = {"--episodes": episodes_dir, "--revisits": options.revisits}
+    unused = [flag for flag in run.system.unused_options if chosen[flag] is not None]
+    if unused:
+        raise errors.UserError(
+            f"{', '.join(unused)}: mean nothing for a checkpoint of the system {config.system!r}: leave the option out"
+        )
     run.system.data.check_kept(checkpoint / runs.ENCODERS)
     batches = run.system.data.batches("val")
     report = run.system.evaluate(run.model, run.encoders, run.config, options, console)
@@ -155,8 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--revisits",
         type=_positive,
-        default=default.revisits,
-        help="scripted walks that turn away and back; none on data of your own (default %(default)s)",
+        help="scripted walks that turn away and back; none on data of your own "
+        f"(default {reports.REVISITS}, where the system has such)",
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="of the noise (default %(default)s)")
     parser.add_argument("--output", metavar="DIR", help="folder to write to; default: evaluation/ in the checkpoint's")

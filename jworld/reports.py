@@ -37,6 +37,9 @@ class Comparison:
     truth: np.ndarray | None = None
 
 
+REVISITS = 8
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """How much to evaluate.
@@ -44,13 +47,13 @@ class Options:
     Attributes:
       windows: rollouts along recorded held-out walks, at most.
       chunks: chunks of each.
-      revisits: scripted walks that turn away and back.
+      revisits: scripted walks that turn away and back; None: `REVISITS`, where a system has such.
       seed: of the noise.
     """
 
     windows: int = 24
     chunks: int = 4
-    revisits: int = 8
+    revisits: int | None = None
     seed: int = 0
 
 

@@ -70,6 +70,12 @@ def test_released_file_encodes_records(folder: pathlib.Path, capsys: pytest.Capt
         evaluate.main([f"--checkpoint={folder / 'run'}", "--autoencoder=other", "--encoder-dtype=float32"])
     assert exit_.value.code == 2
     assert "--autoencoder, --encoder-dtype: the checkpoint is an autoencoder" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main([f"--checkpoint={folder / 'run'}", "--episodes=other", "--revisits=8"])
+    assert exit_.value.code == 2
+    assert (
+        "--episodes, --revisits: mean nothing for a checkpoint of the system 'autoencoder'" in capsys.readouterr().err
+    )
 
     path = folder / "released" / records.AUTOENCODER_FILE
     release_autoencoder.main([f"--run={folder / 'run'}", f"--output={path}"])

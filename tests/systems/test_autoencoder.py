@@ -246,12 +246,15 @@ def test_the_key_draws_the_latents() -> None:
     assert values[0] == values[1] != values[2]
 
 
+WAN = {"family": "wan", "latent_channels": 4, "blocks": 1, "channels": 4, "multipliers": (1, 2), "time_levels": (True,)}
+COGVIDEOX = {"family": "cogvideox", "latent_channels": 4, "blocks": 1, "widths": (4, 4, 4), "groups": 2}
+
+
 def test_cogvideox_takes_an_even_number_of_latents() -> None:
     """It makes 16 frames of the 4 latents of 13 frames."""
     config = make_config()
     with config.unlocked():
-        config.model = {"family": "cogvideox", "latent_channels": 4, "blocks": 1, "widths": (4, 4, 4), "groups": 2}
-        config.model.dtype = "float32"
+        config.model = {**COGVIDEOX, "dtype": "float32"}
     built = systems.create(config)
     with nnx.use_eager_sharding(False):
         made = built.init(nnx.Rngs(0))
@@ -260,6 +263,19 @@ def test_cogvideox_takes_an_even_number_of_latents() -> None:
         jax.jit(built.loss, compiler_options=FAST_COMPILE)(made, {"video": video[None]}, jax.random.key(0))[0]
     )
     assert evaluation.reconstructor(made)(video).shape == video.shape
+
+
+@pytest.mark.parametrize("section", [{}, WAN, COGVIDEOX], ids=["hunyuan15", "wan", "cogvideox"])
+def test_latents_are_born_with_little_noise(section: dict[str, Any]) -> None:
+    config = make_config()
+    with config.unlocked():
+        config.model = {**section, "dtype": "float32"} if section else config.model
+    with nnx.use_eager_sharding(False):
+        made = systems.create(config).init(nnx.Rngs(0))
+    video = np.random.default_rng(0).integers(0, 256, (1, 5, 16, 16, 3), np.uint8)
+    posterior = jax.jit(type(made).posterior, compiler_options=FAST_COMPILE)(made, video)
+    assert np.abs(np.mean(posterior.logvar) + 4) < 1
+    assert np.abs(np.mean(posterior.mean)) < 1
 
 
 # Training on meshes

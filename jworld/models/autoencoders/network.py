@@ -82,6 +82,11 @@ class VideoAutoencoder(nnx.Module):
     encoder: Coder
     decoder: Coder
 
+    @property
+    def moments_bias(self) -> nnx.Param:
+        """[2C], of the layer that says mean and log variance."""
+        return self.encoder.head.conv.bias
+
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """[F, H', W', C] of a video; `UserError` where its sizes do not fit."""
         space, time = self.config.spatial_ratio, self.config.temporal_ratio

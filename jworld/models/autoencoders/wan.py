@@ -84,6 +84,12 @@ class WanAutoencoder(network.VideoAutoencoder):
         self.latents = style.linear(config.latent_channels, config.latent_channels, rngs=rngs)
         self.decoder = _decoder(config, style, rngs)
 
+    @property
+    def moments_bias(self) -> nnx.Param:
+        bias = self.moments.bias
+        assert bias is not None
+        return bias
+
     def _encode_chunk(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         moments, cache = super()._encode_chunk(video, cache)
         return self.moments(moments), cache

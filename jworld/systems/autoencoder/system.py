@@ -17,6 +17,10 @@ from jworld.models.autoencoders import files, network
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.systems.autoencoder import evaluation, objective
 
+#: Of the posterior before training. The means start with a deviation of about 0.3 over a video: noise of deviation 1, a
+#: log variance of 0, would hide what they say.
+BIRTH_LOGVAR = -4.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
@@ -38,6 +42,8 @@ class Autoencoder:
     """
 
     sample_name: ClassVar[str] = "reconstruction"
+    #: Options of `python -m jworld.evaluate` that mean nothing here.
+    unused_options: ClassVar[tuple[str, ...]] = ("--episodes", "--revisits")
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.network, self.model_config = _network(config.model)
@@ -65,7 +71,10 @@ class Autoencoder:
             raise errors.UserError(f"config.data.clip.size is {self.clip.size}, expected multiples of {space}")
 
     def init(self, rngs: nnx.Rngs) -> network.VideoAutoencoder:
-        return self.network(self.model_config, rngs=rngs)
+        model = self.network(self.model_config, rngs=rngs)
+        bias = model.moments_bias
+        bias[...] = bias[...].at[self.model_config.latent_channels :].set(BIRTH_LOGVAR)
+        return model
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """What one training batch holds: name -> shape, dtype, logical axes."""

@@ -34,6 +34,8 @@ class Cosmos:
     """
 
     sample_name: ClassVar[str] = "continuation"
+    #: Options of `python -m jworld.evaluate` that mean nothing here.
+    unused_options: ClassVar[tuple[str, ...]] = ("--revisits",)
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.model_config = run_config.section(CosmosConfig, adapters.network(config), "model")

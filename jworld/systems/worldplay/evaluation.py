@@ -50,7 +50,9 @@ def evaluate(
     latents = options.chunks * session.chunk_frames
     lengths, load = walks.held_out(config, session.encoders)
     chosen = walks.choose_windows(lengths, latents=latents, windows=options.windows)
-    revisits = options.revisits if recording.source else 0
+    revisits = reports.REVISITS if options.revisits is None else options.revisits
+    if not recording.source:
+        revisits = 0
     rows, rollouts = [], []
     with rich.progress.Progress(console=console) as progress:
         task = progress.add_task("evaluating", total=2 * (len(chosen) + revisits))

@@ -43,6 +43,8 @@ class WorldPlay:
     """
 
     sample_name: ClassVar[str] = "rollout"
+    #: Options of `python -m jworld.evaluate` that mean nothing here.
+    unused_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.model_config = run_config.section(HunyuanConfig, adapters.network(config), "model")
