@@ -58,7 +58,7 @@ def _tiny() -> ml_collections.ConfigDict:
     config.optimizer = {
         "name": "adamw",
         "trainable": ".*",
-        "learning_rate": 3e-4,
+        "learning_rate": 5e-4,
         "schedule": "cosine",
         "warmup_steps": 10,
         "weight_decay": 1e-4,
@@ -70,7 +70,7 @@ def _tiny() -> ml_collections.ConfigDict:
         "ema_decay": 0.99,
         "accumulate": 1,
     }
-    config.loss = {"gradient": 0.2, "kl": 1e-4}
+    config.loss = {"gradient": 0.0, "kl": 1e-4}
     config.checkpoint = {"interval": 50, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {"clips": 3, "frames": 17}
