@@ -58,7 +58,7 @@ def _tiny() -> ml_collections.ConfigDict:
     config.optimizer = {
         "name": "adamw",
         "trainable": ".*",
-        "learning_rate": 5e-4,
+        "learning_rate": 1e-4,
         "schedule": "cosine",
         "warmup_steps": 10,
         "weight_decay": 1e-4,
