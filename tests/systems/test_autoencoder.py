@@ -50,7 +50,7 @@ def make_config(**changes: Any) -> ml_collections.ConfigDict:
         config.model.update({"latent_channels": 4, "widths": (4, 8), "spatial_ratio": 2, "temporal_ratio": 2})
         config.data.clip.update({"frames": 5, "size": (16, 8)})
         config.data.videos.image_size = (32, 24)
-        config.optimizer.update({"schedule": "constant", "warmup_steps": 0, "ema_decay": 0.0})
+        config.optimizer.update({"schedule": "constant", "warmup_steps": 0, "ema_decay": 0.0, "learning_rate": 5e-4})
         for name, value in changes.items():
             config.update_from_flattened_dict({name.replace("__", "."): value})
     return config
