@@ -13,6 +13,7 @@ import json
 import pathlib
 import re
 import runpy
+from typing import Any
 
 import rich.console
 import rich.progress
@@ -26,6 +27,19 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scaling.md"
 TOPOLOGIES = ("v5e-64", "v5p-128", "v6e-256")
 REMAT_RECIPE, REMAT_TOPOLOGY = "ar_mem:8b", "v5p-128"
+#: What a recipe needs on a topology other than the one that its own values are for, by prefix of its name.
+CHANGES: dict[tuple[str, str], dict[str, int]] = {
+    ("ar_mem:8b", "v5e-64"): {"optimizer.accumulate": 2},
+    ("ar_mem:8b", "v6e-256"): {"mesh.sequence": 8},
+    # Eight GPUs and a batch of 4 in the original: on pods a sample has 8 chips, and every group of them one sample.
+    ("cosmos_video2world:", "v5e-64"): {"mesh.sequence": 8, "global_batch": 8},
+    ("cosmos_video2world:", "v5p-128"): {"mesh.sequence": 8, "global_batch": 8},
+    ("cosmos_video2world:", "v6e-256"): {"mesh.sequence": 8, "global_batch": 32},
+    # Four latent frames, which the sequence axis splits.
+    ("cosmos_video2world:2b_action", "v5e-64"): {"global_batch": 64},
+    ("cosmos_video2world:2b_action", "v5p-128"): {"global_batch": 64},
+    ("cosmos_video2world:2b_action", "v6e-256"): {"global_batch": 256},
+}
 #: Lines of the page between which a table stands.
 MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("models", "remat")}
 
@@ -38,6 +52,12 @@ def published(configs: pathlib.Path) -> list[str]:
     return found
 
 
+def changes_of(recipe: str, topology: str) -> dict[str, int]:
+    """The entry of `CHANGES` whose recipe is the longest beginning of this one's name."""
+    matching = [key for key in CHANGES if key[1] == topology and recipe.startswith(key[0])]
+    return CHANGES[max(matching, key=lambda key: len(key[0]))] if matching else {}
+
+
 def one_plan(recipe: str, topology: str, remat: str | None, folder: pathlib.Path) -> Plan:
     """From the folder, or made and put there."""
     name = "_".join([recipe.replace(":", "-"), topology, *([remat] if remat else [])])
@@ -46,8 +66,9 @@ def one_plan(recipe: str, topology: str, remat: str | None, folder: pathlib.Path
         return Plan.from_json(json.loads(path.read_text()))
     stem, _, variant = recipe.partition(":")
     config = run_config.load_recipe(f"{ROOT}/configs/{stem}.py:{variant}")
-    if remat:
-        config = advice.changed(config, {"model.remat": remat})
+    changes: dict[str, Any] = dict(changes_of(recipe, topology)) | ({"model.remat": remat} if remat else {})
+    if changes:
+        config = advice.changed(config, changes)
     result = running.run(config, topologies.parse(topology))
     folder.mkdir(parents=True, exist_ok=True)
     plan.write_json(path, result.to_json())
@@ -55,6 +76,8 @@ def one_plan(recipe: str, topology: str, remat: str | None, folder: pathlib.Path
 
 
 def model_row(recipe: str, topology: str, result: Plan | str) -> list[str]:
+    changes = ", ".join(f"{key}={value}" for key, value in changes_of(recipe, topology).items())
+    recipe = f"{recipe} ({changes})" if changes else recipe
     if isinstance(result, str):
         return [recipe, topology, result, *[""] * 6]
     bounds = roofline(result)
