@@ -4,13 +4,14 @@
 data iterator's position) and `checksums`; `<directory>/frozen/0/` holds the frozen parameters, written once.
 """
 
+import itertools
 import json
 import pathlib
 import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -18,7 +19,6 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from jworld import errors
-from jworld.parallel import startup
 from jworld.training import checksums, storage
 from jworld.training import state as train_state
 
@@ -159,8 +159,11 @@ class Checkpoints:
 
         Raises:
           DamagedError: no step is intact.
+          RestartError: one of several processes found the newest step damaged and set it aside.
           UserError: they were saved by another model or optimizer.
         """
+        if jax.process_count() > 1:
+            return (*self._restore_or_restart(abstract), [])
         problems: list[DamagedError] = []
         for step in reversed(self.steps()):
             try:
@@ -168,10 +171,23 @@ class Checkpoints:
             except DamagedError as error:
                 problems.append(error)
                 continue
-            if problems:
-                self._set_aside([other for other in self.steps() if other > step])
+            self._set_aside([other for other in self.steps() if other > step])
             return state, data, [str(problem) for problem in problems]
         raise problems[0]
+
+    def _restore_or_restart(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Of several processes one alone may meet the damage, while the others wait for it: all must start again."""
+        *earlier, newest = self.steps()
+        try:
+            return self.restore(abstract, newest)
+        except DamagedError as error:
+            if not earlier:
+                raise
+            self._set_aside([newest])
+            told = str(error).partition("; ")[0]
+            raise errors.RestartError(
+                f"{told}; it was set aside: the same command continues from the step before it"
+            ) from error
 
     def restore_params(self, abstract: nnx.State, step: int | None = None) -> nnx.State:
         """The weights to use a model with: the average where the checkpoint has one, else the parameters.
@@ -262,13 +278,12 @@ class Checkpoints:
             ) from error
 
     def _set_aside(self, steps: list[int]) -> None:
-        def rename() -> None:
-            for step in steps:
-                target = self.directory / f"{DAMAGED}-{step}"
-                shutil.rmtree(target, ignore_errors=True)
+        for step in steps:
+            names = itertools.chain([f"{DAMAGED}-{step}"], (f"{DAMAGED}-{step}-{i}" for i in itertools.count(2)))
+            target = next(path for name in names if not (path := self.directory / name).exists())
+            # Another process may have been faster.
+            with suppress(FileNotFoundError):
                 (self.directory / str(step)).rename(target)
-
-        startup.once(rename)
         self._manager.reload()
 
     def _forget_abandoned(self) -> None:

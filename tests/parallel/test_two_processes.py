@@ -183,19 +183,22 @@ def test_kills_and_preemption_end_both_and_the_same_command_resumes(
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_damaged_checkpoint_is_refused_by_all(folder: pathlib.Path, straight: pathlib.Path) -> None:
+def test_a_damaged_checkpoint_is_set_aside_for_the_next_launch(folder: pathlib.Path, straight: pathlib.Path) -> None:
     shutil.copytree(straight, folder / "damaged")
     blocks = [path for path in (folder / "damaged" / runs.CHECKPOINTS / "9" / "params").rglob("d/*") if path.is_file()]
     largest = max(blocks, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    assert finish(start(folder, "damaged", "--config.steps=10")) == [errors.MISTAKE] * 2
+    assert finish(start(folder, "damaged", "--config.steps=10")) == [errors.RESTART] * 2
     for index in range(2):
         told = re.findall(r"^error: .*", printed(folder, "damaged", index), re.M)
         assert len(told) == 1
         assert "checkpoint step 9" in told[0]
-        assert "--config.checkpoint.step=6" in told[0]
+        assert "set aside" in told[0]
+    kept = {path.name for path in (folder / "damaged" / runs.CHECKPOINTS).iterdir()}
+    assert {"6", "damaged-9"} <= kept
+    assert "9" not in kept
 
 
 def test_the_mistake_of_one_ends_all(folder: pathlib.Path) -> None:
