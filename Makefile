@@ -14,8 +14,8 @@ demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate i
 test: lint  ## linters, type checker, all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: .venv/.test  ## a run that is killed ten times
-	$(BIN)/python -m pytest -m slow
+test-slow: .venv/.test  ## what takes longest: more meshes, memory, benchmarks, a run that is killed ten times
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: .venv/.test
 	$(BIN)/ruff check .

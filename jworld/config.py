@@ -42,7 +42,9 @@ Section = TypeVar("Section")
 
 
 def define_flag() -> Any:
-    """The `--config=configs/recipe.py:variant` flag, with `--config.a.b=value` overrides."""
+    """The `--config=configs/recipe.py:variant` flag, with `--config.a.b=value` overrides; one for all commands."""
+    if "config" in flags.FLAGS:
+        return flags.FlagHolder(flags.FLAGS, flags.FLAGS["config"])
     return config_flags.DEFINE_config_file(
         "config", None, "Recipe: configs/<name>.py, or configs/<name>.py:<variant>; override with --config.a.b=value."
     )

@@ -29,6 +29,7 @@ def run(script: str, output: pathlib.Path, *arguments: str) -> Any:
     return json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_train_step(tmp_path: pathlib.Path) -> None:
     numbers = run("train_step", tmp_path / "step.json", "--steps", "1", "--batch", "1")
     assert numbers["seconds_per_step"] > 0
@@ -54,6 +55,7 @@ def test_attention(tmp_path: pathlib.Path) -> None:
         assert row["flops"] * row["seconds"] == pytest.approx(3 * row["forward_flops"] * row["forward_seconds"])
 
 
+@pytest.mark.slow
 def test_rollout(tmp_path: pathlib.Path) -> None:
     numbers = run("rollout", tmp_path / "rollout.json", "--chunks", "2", "--steps", "2")
     assert numbers["settings"]["chunks"] == 2
@@ -69,6 +71,7 @@ def test_rollout(tmp_path: pathlib.Path) -> None:
     assert row["flops_ratio"] > 1.5
 
 
+@pytest.mark.slow
 def test_autoencoder_without_diffusers(tmp_path: pathlib.Path) -> None:
     sizes = ("--families", "cogvideox", "--narrow", "cogvideox=16", "--size", "16x8", "--frames", "5", "--repeats", "1")
     python = tmp_path / "python"

@@ -181,6 +181,7 @@ def test_episodes_and_a_fitted_codec(raw, prepared):
         records.check_manifest(manifest, {"autoencoder.hash": other.hash()}, path=output)
 
 
+@pytest.mark.slow
 def test_an_even_number_of_latents_is_measured(raw, tmp_path):
     """CogVideoX's autoencoder makes 16 frames of 4 latents of 13 frames."""
     folder = tiny_autoencoders.save(tmp_path / "vae", "cogvideox")

@@ -38,8 +38,9 @@ def count(jaxpr: Any) -> Products:
         elif name == "cond":
             total = total.plus(max((count(branch) for branch in params["branches"]), key=lambda c: c.all))
         elif name == "shard_map":
-            # The body is what one device does.
-            devices = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+            # The body is what one device does; the axes are called differently by different versions of JAX.
+            axes = params["manual_axes"] if "manual_axes" in params else params["newly_manual_axes"]
+            devices = math.prod(params["mesh"].shape[axis] for axis in axes)
             total = total.plus(count(params["jaxpr"]), devices)
         else:
             for inner in jax_core.jaxprs_in_params(params):

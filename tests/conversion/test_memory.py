@@ -19,6 +19,7 @@ print("peak kB:", re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").is_file(), reason="the peak is read from Linux's /proc")
 def test_an_import_never_holds_the_model(tmp_path: pathlib.Path) -> None:
     """Peak below 1.3 times the largest stacked group and 1 GiB."""

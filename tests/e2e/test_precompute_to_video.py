@@ -96,6 +96,7 @@ def test_records_of_published_encoders_train_and_roll_out(folder: pathlib.Path, 
     assert (trained / "samples" / "rollout.mp4").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_model_without_records_generates_with_named_encoders(
     folder: pathlib.Path, trained: pathlib.Path, encoders: list[str], tmp_path: pathlib.Path
 ) -> None:

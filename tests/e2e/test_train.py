@@ -92,6 +92,7 @@ def copy_until(folder: pathlib.Path, name: str, step: int) -> pathlib.Path:
     return folder / name / runs.CHECKPOINTS
 
 
+@pytest.mark.slow
 def test_resume_on_another_mesh(folder: pathlib.Path) -> None:
     copy_until(folder, "moved", 6)
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.sequence=2")
@@ -166,6 +167,7 @@ def test_a_launch_that_hangs_ends(answers: dict[tuple[str, ...], subprocess.Comp
     assert "train.py" in result.stderr
 
 
+@pytest.mark.slow
 def test_released_weights_start_another_run_on_their_own_latents_only(folder: pathlib.Path) -> None:
     released = folder / "released"
     result = commands.run("scripts.release_weights", f"--run={folder / 'run'}", f"--output={released}")

@@ -124,7 +124,7 @@ def one(folder: pathlib.Path) -> pathlib.Path:
     return folder / "one"
 
 
-@pytest.mark.parametrize("mesh", ["rows", "tokens"])
+@pytest.mark.parametrize("mesh", ["rows", pytest.param("tokens", marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_does(
     folder: pathlib.Path, straight: pathlib.Path, one: pathlib.Path, mesh: str
 ) -> None:
@@ -183,6 +183,7 @@ def test_kills_and_preemption_end_both_and_the_same_command_resumes(
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_for_the_next_launch(folder: pathlib.Path, straight: pathlib.Path) -> None:
     shutil.copytree(straight, folder / "damaged")
     blocks = [path for path in (folder / "damaged" / runs.CHECKPOINTS / "9" / "params").rglob("d/*") if path.is_file()]

@@ -136,7 +136,9 @@ def _consistency_loss(case: golden_cases.GoldenCase) -> float:
     )
     example, draws = _example(inputs), _draws(inputs)
     null = jnp.asarray(inputs["null_encoder_hidden_states"])
-    path = objective.teacher_step(models["teacher."], example, null, draws, alphas, how)
+    path = nnx.jit(lambda teacher: objective.teacher_step(teacher, example, null, draws, alphas, how))(
+        models["teacher."]
+    )
 
     def loss(model: CogVideoXTransformer, how: objective.Distillation = how) -> jax.Array:
         return objective.consistency_loss(model, model, example, path, alphas, how)
@@ -146,7 +148,7 @@ def _consistency_loss(case: golden_cases.GoldenCase) -> float:
     actual |= {
         "x_t": np.moveaxis(path.noisy, -1, 2),
         "x_s_hat": np.moveaxis(path.earlier, -1, 2),
-        "loss_l2": np.reshape(loss(student, how._replace(distance="l2")), 1),
+        "loss_l2": np.reshape(nnx.jit(functools.partial(loss, how=how._replace(distance="l2")))(student), 1),
     }
     return golden_cases.largest_error(actual, {name: case.outputs[name] for name in actual if name in case.outputs})
 

@@ -311,6 +311,7 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_mesh_trains_like_one_device() -> None:
     before, expected, losses = trained((1, 1, 1))
     _, actual, others = trained((2, 2, 2))
@@ -326,6 +327,7 @@ def _distance(a: nnx.State, b: nnx.State) -> float:
 # Afterwards
 
 
+@pytest.mark.slow
 def test_released_latents_have_unit_deviation(decoded: pixels.FrameFiles, tmp_path: pathlib.Path) -> None:
     trained = model()
     video = np.array(decoded.read("train", 0)[:9])[None]

@@ -239,7 +239,10 @@ def trained(sizes: tuple[int, int, int]) -> tuple[nnx.State, nnx.State]:
     return before, jax.tree.map(np.asarray, run.params)
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(2, 2, 2), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in [(1, 8, 1), (1, 2, 4)])],
+)
 def test_a_mesh_trains_like_one_device(sizes: tuple[int, int, int]) -> None:
     before, expected = trained((1, 1, 1))
     _, actual = trained(sizes)

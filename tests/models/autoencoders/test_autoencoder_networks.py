@@ -127,6 +127,7 @@ def test_memory_does_not_grow_with_the_clip(family: str, method: str) -> None:
     assert sizes[1] < 1.1 * sizes[0]
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_the_chunks() -> None:
     def loss(model: wan.WanAutoencoder) -> jax.Array:
         return jnp.mean(jnp.square(model.decode(latents(model, 3)) - video(9)))

@@ -40,6 +40,7 @@ def arguments(folder: pathlib.Path, variant: str, workdir: str, *extra: str) -> 
     ]
 
 
+@pytest.mark.slow
 def test_train_adapt_and_continue(tmp_path: pathlib.Path) -> None:
     trained = commands.run("jworld.train", *arguments(tmp_path, "", "base"), **ONE_DEVICE)
     assert trained.returncode == 0, trained.stdout + trained.stderr
