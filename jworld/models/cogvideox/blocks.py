@@ -4,7 +4,6 @@ Sources: CogVideoX (arXiv 2408.06072), section 2.2; The Matrix `stage2/cogvideox
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +11,13 @@ from flax import nnx
 
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.layers.attention import attention
-from jworld.models.layers.linear import linear
 from jworld.models.layers.mlp import MLP
 from jworld.models.layers.modulation import Modulation, gated
+from jworld.models.layers.norms import layer_norm
+from jworld.models.layers.projections import Projections
 from jworld.parallel.axes import constrain
 
 Streams = tuple[jax.Array, jax.Array]
-
-
-def layer_norm(features: int, eps: float, cfg: CogVideoXConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm with weights, computed and returned in float32."""
-    return nnx.LayerNorm(
-        features,
-        epsilon=eps,
-        dtype=jnp.float32,
-        param_dtype=cfg.param_dtype,
-        scale_metadata={"out_sharding": (None,)},
-        bias_metadata={"out_sharding": (None,)},
-        rngs=rngs,
-    )
 
 
 class ExpertNorm(nnx.Module):
@@ -38,7 +25,7 @@ class ExpertNorm(nnx.Module):
 
     def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
         self.modulation = Modulation(cfg.time_dim, cfg.width, 6, param_dtype=cfg.param_dtype, rngs=rngs)
-        self.norm = layer_norm(cfg.width, cfg.norm_eps, cfg, rngs)
+        self.norm = layer_norm(cfg.width, eps=cfg.norm_eps, param_dtype=cfg.param_dtype, rngs=rngs)
 
     def __call__(self, video: jax.Array, other: jax.Array, time: jax.Array) -> tuple[Streams, Streams]:
         """Both streams normed, and their gates.
@@ -57,29 +44,8 @@ class ExpertNorm(nnx.Module):
         return (normed, other_normed), (gate, other_gate)
 
 
-class Projections(nnx.Module):
-    """Query, key and value with a layer norm per head on the first two, and the output."""
-
-    def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
-        self.num_heads = cfg.num_heads
-        common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
-        self.query = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
-        self.key = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
-        self.value = linear(cfg.width, cfg.width, ("embed", "heads"), **common)
-        self.query_norm = layer_norm(cfg.head_dim, 1e-6, cfg, rngs)
-        self.key_norm = layer_norm(cfg.head_dim, 1e-6, cfg, rngs)
-        self.out = linear(cfg.width, cfg.width, ("heads", "embed"), **common)
-
-    def queries(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., N, K]."""
-        return self.query_norm(self._heads(self.query(x))).astype(x.dtype)
-
-    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[..., D] -> two [..., N, K]."""
-        return self.key_norm(self._heads(self.key(x))).astype(x.dtype), self._heads(self.value(x))
-
-    def _heads(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+def projections(cfg: CogVideoXConfig, rngs: nnx.Rngs) -> Projections:
+    return Projections(cfg.width, cfg.num_heads, norm="layer", dtype=cfg.dtype, param_dtype=cfg.param_dtype, rngs=rngs)
 
 
 class JointBlock(nnx.Module):
@@ -88,7 +54,7 @@ class JointBlock(nnx.Module):
     def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
         self.implementation = cfg.attention
         self.attention_norm = ExpertNorm(cfg, rngs=rngs)
-        self.attention = Projections(cfg, rngs=rngs)
+        self.attention = projections(cfg, rngs)
         self.mlp_norm = ExpertNorm(cfg, rngs=rngs)
         self.mlp = MLP(
             cfg.width,
@@ -110,8 +76,7 @@ class JointBlock(nnx.Module):
     def _attend(self, video: jax.Array, text: jax.Array) -> Streams:
         B, L, D = text.shape
         tokens = jnp.concatenate([text, video.reshape(B, -1, D)], axis=1)
-        keys, values = self.attention.keys_values(tokens)
-        out = attention(self.attention.queries(tokens), keys, values, implementation=self.implementation)
+        out = attention(*self.attention.heads(tokens), implementation=self.implementation)
         out = self.attention.out(out.reshape(tokens.shape))
         return constrain(out[:, L:].reshape(video.shape), "batch", None, "sequence", None), out[:, :L]
 
@@ -126,13 +91,12 @@ class ControlBlock(nnx.Module):
 
     def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
         self.norm = ExpertNorm(cfg, rngs=rngs)
-        self.attention = Projections(cfg, rngs=rngs)
+        self.attention = projections(cfg, rngs)
 
     def __call__(self, video: jax.Array, control: jax.Array, time: jax.Array) -> jax.Array:
         """[B, F, S, D], [B, F, D] embedded control, [B, F or 1, Dt] -> [B, F, S, D]."""
         (normed, control_normed), (gate, _) = self.norm(video, control, time)
-        q = self.attention.queries(normed)
-        k, v = self.attention.keys_values(control_normed)
+        q, k, v = self.attention.heads(normed, control_normed)
         logits = jnp.einsum("bfsnk,bgnk->bnfsg", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
         weights = jax.nn.softmax(logits + causal_counts(*video.shape[1:3]), axis=-1).astype(v.dtype)
         out = jnp.einsum("bnfsg,bgnk->bfsnk", weights, v)

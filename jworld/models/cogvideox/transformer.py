@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jworld.models.cogvideox.blocks import ControlBlock, JointBlock, Streams, layer_norm
+from jworld.models.cogvideox.blocks import ControlBlock, JointBlock, Streams
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.layers.embeddings import ScalarEmbedding
 from jworld.models.layers.linear import linear, zeros_init
 from jworld.models.layers.modulation import Modulation
+from jworld.models.layers.norms import layer_norm
 from jworld.models.layers.patches import from_patches, to_patches
 from jworld.models.layers.stack import layer_range, scan_layers, stack
 from jworld.parallel.axes import constrain
@@ -61,9 +62,9 @@ class CogVideoXTransformer(nnx.Module):
             start, stop = cfg.control_layers
             self.control_embedding = ControlEmbedding(cfg, rngs=rngs)
             self.control_blocks = stack(lambda rngs: ControlBlock(cfg, rngs=rngs), stop - start, rngs)
-        self.final_norm = layer_norm(cfg.width, cfg.norm_eps, cfg, rngs)
+        self.final_norm = layer_norm(cfg.width, eps=cfg.norm_eps, param_dtype=cfg.param_dtype, rngs=rngs)
         self.out_modulation = Modulation(cfg.time_dim, cfg.width, 2, param_dtype=cfg.param_dtype, rngs=rngs)
-        self.out_norm = layer_norm(cfg.width, cfg.norm_eps, cfg, rngs)
+        self.out_norm = layer_norm(cfg.width, eps=cfg.norm_eps, param_dtype=cfg.param_dtype, rngs=rngs)
         self.patch_out = linear(cfg.width, cfg.channels * pixels, ("embed", None), **common)
 
     def __call__(

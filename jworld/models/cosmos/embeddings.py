@@ -10,6 +10,7 @@ from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.layers.embeddings import sinusoidal
 from jworld.models.layers.linear import linear, truncated_init
 from jworld.models.layers.mlp import gelu_tanh
+from jworld.models.layers.norms import rms_norm
 from jworld.models.layers.rotary import extrapolated_theta, rotary_tables
 
 #: Frames per second at which rotary time positions count.
@@ -34,14 +35,7 @@ class TimeEmbedding(nnx.Module):
         outputs = 3 * cfg.width if self.common_term else cfg.width
         self.hidden = linear(cfg.width, cfg.width, ("embed", "mlp"), use_bias=not self.common_term, **common)
         self.output = linear(cfg.width, outputs, ("embed", "mlp"), use_bias=False, **common)
-        self.norm = nnx.RMSNorm(
-            cfg.width,
-            epsilon=1e-6,
-            dtype=jnp.float32,
-            param_dtype=cfg.param_dtype,
-            scale_metadata={"out_sharding": (None,)},
-            rngs=rngs,
-        )
+        self.norm = rms_norm(cfg.width, eps=1e-6, param_dtype=cfg.param_dtype, rngs=rngs)
 
     def __call__(
         self, time: jax.Array, action: tuple[jax.Array, jax.Array] | None

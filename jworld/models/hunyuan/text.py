@@ -12,6 +12,7 @@ from jworld.models.layers.embeddings import ScalarEmbedding
 from jworld.models.layers.linear import linear
 from jworld.models.layers.mlp import MLP, gelu_exact
 from jworld.models.layers.modulation import Modulation, gated
+from jworld.models.layers.norms import layer_norm
 
 
 class TextInputs(NamedTuple):
@@ -32,28 +33,14 @@ class TextInputs(NamedTuple):
     vision_mask: jax.Array | None = None
 
 
-def affine_norm(width: int, eps: float, cfg: HunyuanConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm with weights; statistics and output in float32."""
-    replicated = {"out_sharding": (None,)}
-    return nnx.LayerNorm(
-        width,
-        epsilon=eps,
-        dtype=jnp.float32,
-        param_dtype=cfg.param_dtype,
-        scale_metadata=replicated,
-        bias_metadata=replicated,
-        rngs=rngs,
-    )
-
-
 class RefinerBlock(nnx.Module):
     """Self-attention and MLP over text tokens, gated by the pooled prompt and the time; no rotary, no q/k norm."""
 
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
         self.num_heads, self.implementation = cfg.num_heads, cfg.attention
         common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
-        self.norm1 = affine_norm(cfg.width, 1e-6, cfg, rngs)
-        self.norm2 = affine_norm(cfg.width, 1e-6, cfg, rngs)
+        self.norm1 = layer_norm(cfg.width, eps=1e-6, param_dtype=cfg.param_dtype, rngs=rngs)
+        self.norm2 = layer_norm(cfg.width, eps=1e-6, param_dtype=cfg.param_dtype, rngs=rngs)
         self.qkv = linear(cfg.width, 3 * cfg.width, ("embed", "heads"), **common)
         self.out = linear(cfg.width, cfg.width, ("heads", "embed"), **common)
         self.mlp = MLP(cfg.width, int(cfg.width * cfg.mlp_ratio), nnx.silu, **common)
@@ -100,7 +87,7 @@ class GlyphProjection(nnx.Module):
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
         assert cfg.glyph_dim is not None
         common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
-        self.norm = affine_norm(cfg.glyph_dim, 1e-5, cfg, rngs)
+        self.norm = layer_norm(cfg.glyph_dim, eps=1e-5, param_dtype=cfg.param_dtype, rngs=rngs)
         self.linear1 = linear(cfg.glyph_dim, cfg.glyph_hidden, (None, "mlp"), **common)
         self.linear2 = linear(cfg.glyph_hidden, cfg.glyph_out, ("mlp", "embed"), **common)
         self.linear3 = linear(cfg.glyph_out, cfg.width, ("embed", "mlp"), **common)
@@ -115,10 +102,10 @@ class VisionProjection(nnx.Module):
 
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
         common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
-        self.norm_in = affine_norm(cfg.vision_dim, 1e-5, cfg, rngs)
+        self.norm_in = layer_norm(cfg.vision_dim, eps=1e-5, param_dtype=cfg.param_dtype, rngs=rngs)
         self.linear1 = linear(cfg.vision_dim, cfg.vision_dim, (None, None), **common)
         self.linear2 = linear(cfg.vision_dim, cfg.width, (None, "embed"), **common)
-        self.norm_out = affine_norm(cfg.width, 1e-5, cfg, rngs)
+        self.norm_out = layer_norm(cfg.width, eps=1e-5, param_dtype=cfg.param_dtype, rngs=rngs)
 
     def __call__(self, states: jax.Array) -> jax.Array:
         x = gelu_exact(self.linear1(self.norm_in(states).astype(self.linear1.dtype)))

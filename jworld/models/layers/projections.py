@@ -1,18 +1,19 @@
-"""The linear layers of multi-head attention, with RMS norm over each head of queries and keys."""
+"""The linear layers of multi-head attention, with a norm over each head of queries and keys."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jworld.models.layers.linear import default_init, linear
+from jworld.models.layers.norms import layer_norm, rms_norm
 
 
 class Projections(nnx.Module):
     """Queries from tokens [..., D], keys and values from a context [..., E], and the layer behind attention.
 
-    Norms have one weight per channel of a head, shared by the heads, eps 1e-6; their statistics are float32.
+    Norms have weights per channel of a head, shared by the heads, eps 1e-6; their statistics are float32.
     """
 
     def __init__(
@@ -22,6 +23,7 @@ class Projections(nnx.Module):
         *,
         context_width: int | None = None,
         use_bias: bool = True,
+        norm: Literal["rms", "layer"] = "rms",
         kernel_init: jax.nn.initializers.Initializer = default_init,
         dtype: Any,
         param_dtype: Any = jnp.float32,
@@ -37,18 +39,13 @@ class Projections(nnx.Module):
             "param_dtype": param_dtype,
             "rngs": rngs,
         }
-        norm: dict[str, Any] = {
-            "epsilon": 1e-6,
-            "dtype": jnp.float32,
-            "param_dtype": param_dtype,
-            "scale_metadata": {"out_sharding": (None,)},
-            "rngs": rngs,
-        }
         self.query = linear(width, width, ("embed", "heads"), **common)
         self.key = linear(context_width, width, ("embed", "heads"), **common)
         self.value = linear(context_width, width, ("embed", "heads"), **common)
-        self.query_norm = nnx.RMSNorm(width // num_heads, **norm)
-        self.key_norm = nnx.RMSNorm(width // num_heads, **norm)
+        make = {"rms": rms_norm, "layer": layer_norm}[norm]
+        self.query_norm, self.key_norm = (
+            make(width // num_heads, eps=1e-6, param_dtype=param_dtype, rngs=rngs) for _ in range(2)
+        )
         self.out = linear(width, width, ("heads", "embed"), **common)
 
     def heads(self, x: jax.Array, context: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ Sources: The Matrix `stage2/cogvideox/pipeline.py`, `stage3/cogvideox/pipeline_s
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,46 @@ def guided_velocity(
     return v if rows == 1 else v[:1] + scale * (v[1:] - v[:1])
 
 
+class Prediction(NamedTuple):
+    """What a step of "dpm" keeps for the next one: the predicted x_0, and its times."""
+
+    clean: jax.Array
+    timestep: np.ndarray
+
+
+def solver_step(
+    x: jax.Array,
+    v: jax.Array,
+    noise: jax.Array,
+    timestep: np.ndarray,
+    alphas: np.ndarray,
+    sample: SampleConfig,
+    last: Prediction | None,
+) -> tuple[jax.Array, Prediction]:
+    """One step of "ddim" or "dpm", from times [1] of whole clips or [1, F] of frames.
+
+    Args:
+      x, v: the noisy latents [1, F, H, W, C], and what the model predicts of them.
+      noise: standard normal of that shape, for "dpm".
+      timestep: where x is.
+      alphas: [1000] of the noise schedule.
+      sample: the solver, and how many steps it takes.
+      last: of the step before; None at the first one.
+    """
+    following = timestep - v_prediction.NUM_TIMESTEPS // sample.num_steps
+    a, a_next = v_prediction.at(alphas, timestep), v_prediction.at(alphas, following)
+    clean = v_prediction.clean_from_velocity(x, v, a)
+    if sample.solver == "ddim":
+        moved = v_prediction.ddim_step(x, clean, a, a_next)
+    # Where one group of frames reaches the end, all take a step of first order, as in the original.
+    elif last is None or (following < 0).any():
+        moved = v_prediction.dpm_step(x, clean, noise, a, a_next)
+    else:
+        a_last = v_prediction.at(alphas, last.timestep)
+        moved = v_prediction.dpm_step(x, clean, noise, a, a_next, last_clean=last.clean, a_last=a_last)
+    return moved, Prediction(clean, timestep)
+
+
 Noise = Callable[[int], jax.Array]
 
 
@@ -92,23 +133,12 @@ class ClipSampler:
         self._model = model
 
     def __call__(self, initial: jax.Array, text: jax.Array, control: jax.Array | None, noise: Noise) -> jax.Array:
-        """Pure noise [1, F, H, W, C] -> latents; `noise(i)` is the standard normal of step i, for "dpm"."""
+        """Pure noise [1, F, H, W, C] -> latents; `noise(i)` is the standard normal of step i."""
         sample, x, last = self.sample, initial, None
-        stride = v_prediction.NUM_TIMESTEPS // sample.num_steps
-        before = None
         for i, t in enumerate(sample.timesteps().tolist()):
             scale = dynamic_scale(sample.guidance, sample.num_steps, t) if sample.dynamic_guidance else sample.guidance
             v = self._velocity(self._model, x, text, jnp.full(1, t), control, scale)
-            a, a_next = (v_prediction.at(self.alphas, np.array([time])) for time in (t, t - stride))
-            clean = v_prediction.clean_from_velocity(x, v, a)
-            if sample.solver == "ddim":
-                x = v_prediction.ddim_step(x, clean, a, a_next)
-            else:
-                second = before is not None and t >= stride
-                x = v_prediction.dpm_step(
-                    x, clean, noise(i), a, a_next, last_clean=last if second else None, a_last=before
-                )
-            last, before = clean, a
+            x, last = solver_step(x, v, noise(i), np.array([t]), self.alphas, sample, last)
         return x
 
 
@@ -163,25 +193,15 @@ class StreamSampler:
         return windows.advance(window, new_noise, self.sample.window_frames)
 
     def _solve(
-        self, x: jax.Array, v: jax.Array, i: int, last: jax.Array | None, noise: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Step i of the moving frames -> their next state and predicted x_0."""
+        self, x: jax.Array, v: jax.Array, i: int, last: Prediction | None, noise: jax.Array
+    ) -> tuple[jax.Array, Prediction | None]:
+        """Step i of the moving frames -> their next state, and what the next step needs."""
         sample, row = self.sample, self.rows[i][None, 1:]
-        a = v_prediction.at(self.alphas, row)
-        clean = v_prediction.clean_from_velocity(x, v, a)
-        if sample.solver == "consistency":
-            times = sample.timesteps()
-            # The next time of the sampler's list; after the last one comes the end.
-            following = dict(zip(times.tolist(), [*times[1:].tolist(), -1], strict=True))
-            next_row = np.vectorize(following.__getitem__)(row)
-            low = consistency.jump(x, v, self.alphas, row, sample.phases)
-            return consistency.renoise(low, noise, self.alphas, row, next_row, sample.phases), clean
-        next_row = row - v_prediction.NUM_TIMESTEPS // sample.num_steps
-        a_next = v_prediction.at(self.alphas, next_row)
-        if sample.solver == "ddim":
-            return v_prediction.ddim_step(x, clean, a, a_next), clean
-        # Where one group reaches the end, all take a step of first order, as in the original.
-        second = last is not None and bool((next_row >= 0).all())
-        a_last = v_prediction.at(self.alphas, self.rows[i - 1][None, 1:])
-        moved = v_prediction.dpm_step(x, clean, noise, a, a_next, last_clean=last if second else None, a_last=a_last)
-        return moved, clean
+        if sample.solver != "consistency":
+            return solver_step(x, v, noise, row, self.alphas, sample, last)
+        times = sample.timesteps()
+        # The next time of the sampler's list; after the last one comes the end.
+        following = dict(zip(times.tolist(), [*times[1:].tolist(), -1], strict=True))
+        next_row = np.vectorize(following.__getitem__)(row)
+        low = consistency.jump(x, v, self.alphas, row, sample.phases)
+        return consistency.renoise(low, noise, self.alphas, row, next_row, sample.phases), None
