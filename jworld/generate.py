@@ -1,15 +1,17 @@
 """python -m jworld.generate --checkpoint DIR --image first.png --prompt "..." --pose "w-3, right-4" --out out.mp4
 
 Rolls a trained model out from a first picture along a path of actions. Writes the video, what it was made with and how
-long that took (out.json), and with --sheet a picture of every chunk under its action (out.png).
+long that took (out.json), and with --sheet a picture of every chunk under its action (out.png). With --stream the video
+is a file that grows while it is made and can be watched meanwhile; no more than one chunk is in memory.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +26,7 @@ import rich.progress
 from jworld import compilation, errors, reports, runs, sheets, systems
 from jworld import config as run_config
 from jworld import encoders as encoders_lib
-from jworld.data import episodes
+from jworld.data import episodes, video_stream
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
 
@@ -37,14 +39,15 @@ class Request:
       checkpoint: folder of a run, of released or of imported weights.
       step: the checkpoint of a run to take; None for the newest.
       image: first picture, or a video whose last frames are continued; prompt: what the video shows.
-      pose: the actions, as the model's system reads them; None for a model without.
+      pose: the actions of a model that is steered along a path; actions: those of one that is told control tokens;
+        None for a model without.
       windows: length of the video, for a model without actions.
       seed: of the noise.
       encoders: folder with the encoders where the checkpoint's folder has none; None for its own.
       given: encoders by name, in place of those that a folder names.
       settings: changes of the saved config, "key=value".
       mesh: sizes of the mesh by axis.
-      out: the video to write; sheet: also write pictures of every chunk.
+      out: the video to write; sheet: also write pictures of every chunk; stream: write frames as they are ready.
     """
 
     checkpoint: pathlib.Path
@@ -52,6 +55,7 @@ class Request:
     prompt: str
     out: pathlib.Path
     pose: str | None = None
+    actions: str | None = None
     windows: int | None = None
     seed: int = 0
     step: int | None = None
@@ -60,6 +64,7 @@ class Request:
     settings: tuple[str, ...] = ()
     mesh: tuple[tuple[str, int], ...] = ()
     sheet: bool = False
+    stream: bool = False
 
 
 class CompileTimes:
@@ -94,10 +99,12 @@ def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
     """
     if request.out.suffix != ".mp4":
         raise errors.UserError(f"--out is {request.out}, expected a name that ends in .mp4")
+    if request.stream and request.sheet:
+        raise errors.UserError("--sheet needs all frames at the end, --stream keeps none: leave one of them out")
     image = read_start(request.image)
     config = resolve(request)
     system = systems.create(config)
-    actions = system.controls(request.pose, request.windows)
+    actions = system.controls(steering(request, system.steering), request.windows)
     mesh = make_mesh(config)
     system.check_sampling(mesh)
     began = time.time()
@@ -105,21 +112,22 @@ def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
         request.checkpoint, request.step, config=config, mesh=mesh, encoders=request.encoders, given=request.given
     )
     loaded = time.time() - began
-    with rich.progress.Progress(console=console) as progress:
+    frames: list[np.ndarray] = []
+    with rich.progress.Progress(console=console) as progress, frame_sink(request, run, frames) as take:
         bar = progress.add_task("generating", total=len(actions))
-        frames, timings = roll_out(run, image, request, actions, lambda: progress.advance(bar))
-    stops = np.cumsum([len(part) for part in frames]).tolist()
+        counts, timings = roll_out(run, image, request, actions, take, lambda: progress.advance(bar))
+    stops = np.cumsum(counts).tolist()
     chunks = [
         reports.Chunk(start=start, stop=stop, action=action.name)
         for start, stop, action in zip([0, *stops], stops, actions, strict=False)
     ]
-    rollout = reports.Comparison(title=request.prompt, prediction=np.concatenate(frames), chunks=chunks)
     facts = {
         "checkpoint": str(request.checkpoint),
         "step": run.step,
         "image": str(request.image),
         "prompt": request.prompt,
         "pose": request.pose,
+        "actions": request.actions,
         "windows": request.windows,
         "seed": request.seed,
         "chunks": [{"start": x.start, "stop": x.stop, "action": x.action} for x in chunks],
@@ -128,9 +136,35 @@ def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
         "timings": {"load_seconds": loaded, **timings},
         "config": config.to_dict(),
     }
+    rollout = None
+    if not request.stream:
+        rollout = reports.Comparison(title=request.prompt, prediction=np.concatenate(frames), chunks=chunks)
     for path in write(request, rollout, facts):
         console.print(f"wrote {path}")
     return facts
+
+
+def steering(request: Request, flag: str) -> str | None:
+    """What the user says of the actions, under the `flag` that the model's system reads: "--pose" or "--actions"."""
+    given = {"--pose": request.pose, "--actions": request.actions}
+    for other, text in given.items():
+        if text is not None and other != flag:
+            raise errors.UserError(f"{other} {text}: this model reads {flag}: see python -m jworld.generate --help")
+    return given[flag]
+
+
+@contextlib.contextmanager
+def frame_sink(request: Request, run: runs.Run, frames: list[np.ndarray]) -> Iterator[Callable[[np.ndarray], None]]:
+    """Where the frames of a chunk go when they are ready: into the video that grows, or behind `frames`."""
+    if not request.stream:
+        yield frames.append
+        return
+    try:
+        request.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"--out {request.out} could not be written ({error}): give another name") from error
+    with video_stream.VideoStream(request.out, fps=run.encoders.fps) as stream:
+        yield stream.write
 
 
 def read_start(path: pathlib.Path) -> np.ndarray:
@@ -180,10 +214,15 @@ def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
 
 
 def roll_out(
-    run: runs.Run, image: np.ndarray, request: Request, actions: Sequence[reports.Action], advance: Callable[[], None]
-) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """Frames of every chunk, and how long they took; compiling is told apart."""
-    frames, spans = [], []
+    run: runs.Run,
+    image: np.ndarray,
+    request: Request,
+    actions: Sequence[reports.Action],
+    take: Callable[[np.ndarray], None],
+    advance: Callable[[], None],
+) -> tuple[list[int], dict[str, Any]]:
+    """Give `take` the frames of every chunk; -> how many they were, and how long they took, compiling told apart."""
+    counts, spans = [], []
     session = run.system.session(run.model, run.encoders)
     with CompileTimes() as compiling, jax.set_mesh(run.mesh):
         began = time.time()
@@ -191,22 +230,24 @@ def roll_out(
         ready = time.time()
         for action in actions:
             start = time.time()
-            frames.append(session.step(action.told))
+            frames = session.step(action.told)
             spans.append((start, time.time()))
+            take(frames)
+            counts.append(len(frames))
             advance()
     seconds = [end - start - compiling.seconds(start, end) for start, end in spans]
-    return frames, {
+    return counts, {
         "compile_seconds": compiling.seconds(began, spans[-1][1]),
         "start_seconds": ready - began - compiling.seconds(began, ready),
         "chunk_seconds": seconds,
         "chunk_p50_seconds": float(np.percentile(seconds, 50)),
         "chunk_p95_seconds": float(np.percentile(seconds, 95)),
-        "frames_per_second": sum(map(len, frames)) / sum(seconds),
+        "frames_per_second": sum(counts) / sum(seconds),
     }
 
 
-def write(request: Request, rollout: reports.Comparison, facts: dict[str, Any]) -> list[pathlib.Path]:
-    """Video, numbers and pictures, each complete or absent; -> their names."""
+def write(request: Request, rollout: reports.Comparison | None, facts: dict[str, Any]) -> list[pathlib.Path]:
+    """Video, numbers and pictures, each complete or absent; -> their names. None: the video is there already."""
     out = request.out
     # The encoder chooses the format by the name's end.
     partial = out.with_name(f".{out.stem}.partial{out.suffix}")
@@ -214,11 +255,12 @@ def write(request: Request, rollout: reports.Comparison, facts: dict[str, Any]) 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            episodes.write_video(partial, rollout.prediction, fps=facts["fps"])
-            partial.replace(out)
+            if rollout is not None:
+                episodes.write_video(partial, rollout.prediction, fps=facts["fps"])
+                partial.replace(out)
             partial.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
             partial.replace(paths[1])
-            if request.sheet:
+            if rollout is not None and request.sheet:
                 paths.append(out.with_suffix(".png"))
                 sheets.contact_sheet([rollout]).save(partial, format="png")
                 partial.replace(paths[2])
@@ -248,7 +290,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
         epilog="How a path is written is the choice of the model's system. For WorldPlay 'w-3, right-4' walks 3 "
         "latents forward and turns right for 4 (a latent is 4 frames): w, s, a, d walk, right, left, up, down turn, "
         "and keys held together are joined as in w+right-4. With the first picture, which is a latent of its own, "
-        "the latents must fill whole chunks.",
+        "the latents must fill whole chunks. The Matrix reads --actions 'D*3,DR*2,N': a control token for every latent "
+        "frame, with repeats: D drives, B goes back, N stays, each with L or R for a turn (D, DL, DR, B, BL, BR, N, "
+        "NL, NR).",
     )
     add = parser.add_argument
     add("--checkpoint", required=True, type=pathlib.Path, metavar="DIR", help="a run's folder, or one with weights")
@@ -261,11 +305,17 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
     )
     add("--prompt", default="", help="caption of the video (default: none)")
     add("--pose", help="path, such as a pose string or a JSON file of poses: see below; for models with actions")
+    add("--actions", metavar="TOKENS", help="control tokens such as 'D*3,DR*2,N': see below; for models told by them")
     add("--windows", type=int, metavar="N", help="windows of a model without actions (default: one)")
     add(
         "--out", required=True, type=pathlib.Path, metavar="FILE.mp4", help="the video; FILE.json tells how it was made"
     )
     add("--sheet", action="store_true", help="also write FILE.png: every chunk's pictures under its action")
+    add(
+        "--stream",
+        action="store_true",
+        help="write frames as they are ready: FILE.mp4 can be watched while it grows, of any length in constant memory",
+    )
     add("--seed", type=int, default=Request.seed, help="of the noise (default %(default)s)")
     add("--step", type=int, metavar="N", help="checkpoint to take (default: the newest)")
     add(
@@ -313,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{timings['chunk_p50_seconds']:.2f} s (p95 {timings['chunk_p95_seconds']:.2f} s), after "
         f"{timings['compile_seconds']:.1f} s of compiling on {facts['device']}"
     )
-    console.print(f"next: another --pose or --seed, or python -m jworld.evaluate --checkpoint {request.checkpoint}")
+    console.print(f"next: another path or --seed, or python -m jworld.evaluate --checkpoint {request.checkpoint}")
 
 
 if __name__ == "__main__":

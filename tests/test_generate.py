@@ -92,6 +92,17 @@ def test_the_same_request_makes_the_same_video(
     assert np.abs(make(run, image, tmp_path, "--pose", "s-3, s+left-4") - plain).mean() > 20
 
 
+def test_a_stream_is_the_same_video(
+    run: pathlib.Path, image: pathlib.Path, plain: np.ndarray, tmp_path: pathlib.Path
+) -> None:
+    """The encoder works without look-ahead, so the pictures are not the same to the last bit."""
+    video = make(run, image, tmp_path, "--stream")
+    assert video.shape == plain.shape
+    assert np.abs(video - plain).mean() < 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.mp4"]
+    assert [x["stop"] for x in json.loads((tmp_path / "out.json").read_text())["chunks"]] == [13, 29]
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -168,6 +179,8 @@ def test_encoders_may_lie_elsewhere(
         (("--set", "model.mlp_ratio=2.0"), "holds another model"),
         (("--mesh", "sequence=3"), "the mesh has sequence=3, which does not divide"),
         (("--mesh", "fsdp=64"), "config.mesh is data=1, fsdp=64, sequence=1 = 64 devices"),
+        (("--actions", "D*3"), "--actions D*3: this model reads --pose"),
+        (("--stream", "--sheet"), "--sheet needs all frames at the end, --stream keeps none"),
         (("--out", "video.avi"), "expected a name that ends in .mp4"),
         (("--image", "no.png"), "--image no.png cannot be read"),
         (("--image", str(tiny_run.RECIPE)), "cannot be read"),

@@ -34,6 +34,8 @@ class Cosmos:
     """
 
     sample_name: ClassVar[str] = "continuation"
+    #: The option of `python -m jworld.generate` that steers the model.
+    steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
     unused_options: ClassVar[tuple[str, ...]] = ("--revisits",)
 

@@ -43,6 +43,8 @@ class WorldPlay:
     """
 
     sample_name: ClassVar[str] = "rollout"
+    #: The option of `python -m jworld.generate` that steers the model.
+    steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
     unused_options: ClassVar[tuple[str, ...]] = ()
 
