@@ -15,8 +15,6 @@ PENDING = {
     "theworld/gemma3_text",
     "theworld/theworld_channel",
     "theworld/theworld_checkpoint",
-    "theworld/theworld_eval_parse",
-    "theworld/theworld_labels",
     "theworld/theworld_preprocess",
     "theworld/theworld_spatial",
 }

@@ -1,0 +1,146 @@
+"""What a model's or a judge's words mean, read as the original's scripts read them.
+
+evaluate_blink.py, evaluate_vsr.py, evaluation/spatial_metrics.py, evaluation/metrics.py, compare_results.py.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+LETTERS = "ABCD"
+
+_LEADING = re.compile(rf"[{LETTERS}][):.\s]", re.IGNORECASE)
+_STATED = re.compile(rf"answer is ([{LETTERS}])", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?\d*\.?\d+")
+_TRUE = frozenset({"true", "yes", "correct", "right", "entails"})
+_FALSE = frozenset({"false", "no", "incorrect", "wrong", "contradiction"})
+
+#: A quantitative answer counts as right up to this relative error (SpatialRGPT, Table 13).
+RIGHT_WITHIN = 0.25
+_SUCCESS_RATES = (10, 25, 50)
+
+
+def blink_prompt(question: str, choices: Sequence[str]) -> str:
+    """The question with its choices by letter."""
+    lines = [f"{chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices)]
+    return "\n".join([f"Question: {question}", *lines, "Answer:"])
+
+
+def blink_choice(text: str, choices: Sequence[str]) -> str:
+    """The letter that an answer chooses, "A" where it chooses none.
+
+    The first that is found: the letter alone; the letter in front; "answer is X"; a choice in words; any such letter.
+    """
+    text = text.strip()
+    if len(text) == 1 and text.upper() in LETTERS:
+        return text.upper()
+    if _LEADING.match(text):
+        return text[0].upper()
+    if stated := _STATED.search(text):
+        return stated.group(1).upper()
+    for i, choice in enumerate(choices):
+        if choice.lower() in text.lower():
+            return chr(ord("A") + i)
+    return next((letter for letter in text.upper() if letter in LETTERS), "A")
+
+
+def is_yes(text: str) -> bool:
+    """A judge's yes; anything else is a no."""
+    return text.strip().lower().startswith("yes")
+
+
+def is_one(text: str) -> bool:
+    """A judge's 1: the first 0 or 1 in the text decides."""
+    digit = re.search("[01]", text)
+    return digit is not None and digit.group() == "1"
+
+
+def two_numbers(text: str) -> tuple[float, float] | None:
+    """A judge's (answer, response) in metres: the first two numbers of the text."""
+    found = _NUMBER.findall(text)
+    return (float(found[0]), float(found[1])) if len(found) >= 2 else None
+
+
+def relative_error(truth: float, response: float) -> float:
+    """Of a length; infinite where the true one is not positive and the response another than 0."""
+    if truth > 0:
+        return abs(response - truth) / truth
+    return 0.0 if response == 0 else float("inf")
+
+
+def vsr_digit(text: str) -> int | None:
+    """0 or 1: the first lone digit, else the first word that says so."""
+    if digit := re.search(r"\b[01]\b", text):
+        return int(digit.group())
+    words = re.findall("[a-z]+", text.lower())
+    return next((int(word in _TRUE) for word in words if word in _TRUE | _FALSE), None)
+
+
+def spatial_accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers of SpatialRGPT-Bench.
+
+    Args:
+      rows: each with `score` (1 is right), and `qa_type`, `qa_category` and, of quantitative ones, `relative_error`
+        where they are known.
+    """
+    right = sum(row.get("score", 0.0) == 1.0 for row in rows)
+    return {
+        "total": len(rows),
+        "correct": right,
+        "accuracy": right / len(rows) if rows else 0.0,
+        "by_type": _mean_scores(rows, "qa_type"),
+        "by_category": _mean_scores(rows, "qa_category"),
+        "quantitative_metrics": _quantitative([row for row in rows if row.get("qa_type") == "quantitative"]),
+    }
+
+
+def _mean_scores(rows: Iterable[Mapping[str, Any]], key: str) -> dict[str, float]:
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get(key):
+            scores.setdefault(row[key], []).append(row.get("score", 0.0))
+    return {name: sum(values) / len(values) for name, values in scores.items()}
+
+
+def _quantitative(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Success rates count over all rows, the mean error over those that could be read."""
+    if not rows:
+        return {}
+    errors = [row["relative_error"] for row in rows if row.get("relative_error") is not None]
+    rates = {f"±{share}%": sum(error <= share / 100 for error in errors) / len(rows) for share in _SUCCESS_RATES}
+    unread = len(rows) - len(errors)
+    return {
+        "total": len(rows),
+        "success_rates": rates,
+        "absolute_relative_error": sum(errors) / len(errors) if errors else None,
+        "unparseable": unread,
+        "unparseable_rate": unread / len(rows),
+    }
+
+
+def choice_accuracy(lines: Iterable[str]) -> dict[str, Any]:
+    """Accuracy of JSON lines with `parsed_choice` and `ground_truth`; lines without both are skipped and counted.
+
+    A letter is right where the truth begins with it.
+    """
+    total = correct = skipped = 0
+    for line in filter(None, map(str.strip, lines)):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        values = [row.get(key) if isinstance(row, dict) else None for key in ("parsed_choice", "ground_truth")]
+        if None in values:
+            skipped += 1
+            continue
+        chosen, truth = (str(value).strip().upper() for value in values)
+        is_letter = len(chosen) == 1 and chosen.isalpha()
+        total += 1
+        correct += chosen == truth or (is_letter and truth.startswith(chosen))
+    return {"total": total, "correct": correct, "accuracy": correct / total if total else 0.0, "skipped": skipped}
+
+
+def change(baseline: float, value: float) -> tuple[float, float]:
+    """How much more than the baseline: absolute, and in percent of it (0 where that is 0)."""
+    return value - baseline, (value - baseline) / baseline * 100 if baseline > 0 else 0.0

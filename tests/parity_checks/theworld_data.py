@@ -1,0 +1,132 @@
+"""Checks of TheWorld's data and evaluation: prompt layout, labels, conversion of rows, parsers, metrics."""
+
+import json
+import math
+from typing import Any
+
+import golden_cases
+import numpy as np
+import tokenizers
+
+from jworld.data.conversations import chat, spatial
+from jworld.systems.theworld.evaluation import answers
+
+SPECIAL = ("<unk>", *chat.SPECIAL)
+
+
+def make_tokenizer(config: dict[str, Any]) -> chat.ChatTokenizer:
+    """The case's greedy longest-match tokenizer."""
+    vocab = {name: i for i, name in enumerate(config["vocab"])}
+    model = tokenizers.models.WordPiece(
+        vocab, unk_token="<unk>", continuing_subword_prefix="", max_input_chars_per_word=1_000_000
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.add_special_tokens([name for name in SPECIAL if name in vocab])
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    return chat.ChatTokenizer(tokenizer, image_tokens=config["image_seq_length"])
+
+
+def labels(case: golden_cases.GoldenCase) -> float:
+    """Token ids, the collator's labels, brackets, fused layout, SpatialRGPT rows: all exactly."""
+    config = case.config
+    tokenizer = make_tokenizer(config)
+    found = {"sow": tokenizer.ids[chat.START_OF_WORLD], "eow": tokenizer.ids[chat.END_OF_WORLD]}
+    errors = [found[name] != config["ids"][name] for name in found]
+    errors += [_rendered(entry) != entry["text"] for entry in config["rendered"]]
+    for batch in config["batches"]:
+        errors += _batch_errors(tokenizer, batch)
+    for number, entry in enumerate(config["spatial"]):
+        row = spatial.read_row(entry["raw"], number=number)
+        said = [{"role": _role(turn), "content": turn.text} for turn in row.turns]
+        errors += [said != entry["messages"], row.id != entry["id"]]
+        errors += [row.qa_type != entry["qa_type"], row.qa_category != entry["qa_category"]]
+    return float(sum(errors))
+
+
+def _role(turn: chat.Turn) -> str:
+    return "assistant" if turn.role == "model" else "user"
+
+
+def _rendered(entry: dict[str, Any]) -> str:
+    """As the template leaves it: an image is its opening token alone."""
+    (message,) = entry["messages"]
+    texts = [part["text"] for part in message["content"] if part["type"] == "text"]
+    images = sum(part["type"] == "image" for part in message["content"])
+    turns = [chat.Turn("user", "".join(texts))]
+    text = chat.render(turns, images=images, image_tokens=0, is_open=entry["add_generation_prompt"]).text
+    return text.replace(f"\n\n{chat.START_OF_IMAGE}{chat.END_OF_IMAGE}\n\n", chat.START_OF_IMAGE)
+
+
+def _turns(item: dict[str, Any]) -> list[chat.Turn]:
+    if "messages" in item:
+        return [
+            chat.Turn("user" if message["role"] == "user" else "model", message["content"])
+            for message in item["messages"]
+        ]
+    answer = [] if item["label"] is None else [chat.Turn("model", item["label"])]
+    return [chat.Turn("user", item["text"]), *answer]
+
+
+def _batch_errors(tokenizer: chat.ChatTokenizer, batch: dict[str, Any]) -> list[bool]:
+    rows = [
+        tokenizer.encode(_turns(item), images=1, labels="original", single_turn="messages" not in item)
+        for item in batch["items"]
+    ]
+    rows = [row for row in rows if len(row.tokens) <= batch["max_length"]]
+    if "raises" in batch:
+        return [bool(rows)]
+    found = chat.pad(rows, max(len(row.tokens) for row in rows), pad_id=tokenizer.ids[chat.PAD])
+    brackets = (tokenizer.ids[chat.START_OF_WORLD], tokenizer.ids[chat.END_OF_WORLD])
+    world = -1 - np.arange(batch["num_world_tokens"])
+    none, ignored = world[:0], np.full(len(world), chat.IGNORED)
+    tokens, mask = found["tokens"], found["mask"]
+    # With a world the original learns every token, whatever the collator's labels say.
+    expected = {
+        "input_ids": tokens,
+        "attention_mask": mask,
+        "labels": found["labels"],
+        "injected_input_ids": chat.insert_world(tokens, brackets=brackets, inside=none),
+        "injected_attention_mask": chat.insert_world(mask, brackets=(1, 1), inside=none),
+        "fused_layout": chat.insert_world(tokens, brackets=brackets, inside=world),
+        "fused_attention_mask": chat.insert_world(mask, brackets=(1, 1), inside=np.ones(len(world))),
+        "fused_labels": chat.insert_world(tokens, brackets=brackets, inside=ignored),
+    }
+    return [not np.array_equal(value, batch[name]) for name, value in expected.items() if name in batch]
+
+
+def eval_parse(case: golden_cases.GoldenCase) -> float:
+    """Parsers exactly, metrics as numbers."""
+    config = case.config
+    wrong = [answers.blink_choice(e["text"], e["choices"]) != e["out"] for e in config["blink_parse_choice"]]
+    for entry in config["blink_prompt"]:
+        example = entry["example"]
+        wrong.append(answers.blink_prompt(example["question"], example["choices"]) != entry["out"])
+    wrong += [answers.is_yes(e["text"]) != e["out"] for e in config["yes_no"]]
+    wrong += [answers.is_one(e["text"]) != e["out"] for e in config["qualitative"]]
+    wrong += [list(answers.two_numbers(e["text"]) or (None, None)) != e["out"] for e in config["quantitative"]]
+    wrong += [answers.vsr_digit(e["text"]) != e["out"] for e in config["vsr_parse"]]
+    wrong += [spatial.clamp_box(*e["in"]) != e["out"] for e in config["clamp_bbox"]]
+    lines = [line if isinstance(line, str) else json.dumps(line) for line in config["accuracy"]["lines"]]
+    numbers = [
+        (answers.choice_accuracy(lines), config["accuracy"]["out"]),
+        (answers.spatial_accuracy(config["spatial_accuracy"]["rows"]), config["spatial_accuracy"]["out"]),
+        *((list(answers.change(*e["in"])), e["out"]) for e in config["delta"]),
+    ]
+    return float(sum(wrong) + sum(not _equal(found, expected) for found, expected in numbers))
+
+
+def _equal(found: Any, expected: Any) -> bool:
+    """The same structure, numbers up to rounding."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(_equal(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(_equal, found, expected))
+    if isinstance(expected, int | float):
+        return math.isclose(found, expected, rel_tol=1e-12)
+    return found == expected
+
+
+CHECKS = {
+    "theworld/theworld_eval_parse": eval_parse,
+    "theworld/theworld_labels": labels,
+}
