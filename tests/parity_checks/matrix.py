@@ -180,7 +180,7 @@ def _clip(case: golden_cases.GoldenCase) -> float:
         return jnp.zeros(initial.shape) if stored is None else jnp.asarray(channels_last(stored))
 
     sampler = sampling.ClipSampler(load_model(case), config, _alphas(case))
-    output = sampler(initial, _text(inputs), _control(case), noise)
+    output = sampler(initial, sampling.Conditions(_text(inputs), _control(case)), noise)
     return golden_cases.relative_error(output, channels_last(case.outputs["output_latents"]))
 
 
@@ -209,7 +209,7 @@ def _stream(case: golden_cases.GoldenCase, solver: str) -> float:
         steps = [noise(f"noise.step.{k}.{i}", sampler.frames - 1) for i in range(len(sampler.rows))]
         new = noise(f"noise.new.{k}", args["window"])
         visible = control[:, start : start + sampler.frames]
-        emitted.append(sampler.step(_text(inputs), visible, jnp.stack(steps), new))
+        emitted.append(sampler.step(sampling.Conditions(_text(inputs), visible), jnp.stack(steps), new))
     output = jnp.concatenate(emitted, axis=1)
     return golden_cases.relative_error(output, channels_last(case.outputs["output_latents"]))
 

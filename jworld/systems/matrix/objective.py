@@ -102,6 +102,11 @@ def teacher_step(
     return Trajectory(noisy, draws.timestep, jnp.where(is_given, noisy, reached), earlier)
 
 
+def embedded_guidance(scale: jax.Array) -> jax.Array:
+    """What the guidance embedding is of: the scale less one, as in latent consistency models (arXiv 2310.04378)."""
+    return scale - 1
+
+
 def consistency_loss(
     student: CogVideoXTransformer,
     target: CogVideoXTransformer,
@@ -121,9 +126,10 @@ def consistency_loss(
       target: the student itself or an average of it; no gradient passes it.
       guidance: [B] the teacher's guidance scale, for a student with a guidance embedding.
     """
+    embedded = None if guidance is None else embedded_guidance(guidance)
 
     def jumped(model: CogVideoXTransformer, x: jax.Array, timestep: jax.Array) -> jax.Array:
-        v = model(x, example.text, timestep, control=example.control, guidance=guidance)
+        v = model(x, example.text, timestep, control=example.control, guidance=embedded)
         return consistency.jump(x, v, alphas, timestep, how.phases)[:, 1:]
 
     online = jumped(student, path.noisy, path.timestep)

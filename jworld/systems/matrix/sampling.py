@@ -15,6 +15,7 @@ from flax import nnx
 
 from jworld.diffusion import consistency, v_prediction, windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
+from jworld.systems.matrix import objective
 
 SOLVERS = ("ddim", "dpm", "consistency")
 
@@ -27,7 +28,9 @@ class SampleConfig:
       solver: "ddim", "dpm" (stages 1 to 3) or "consistency" (stage 4).
       num_steps: evaluations that a frame passes from pure noise to clean.
       spacing: of the times, see `v_prediction.spaced_timesteps`; the consistency solver has its own.
-      guidance: scale of classifier-free guidance; 1 is none.
+      guidance: scale of classifier-free guidance on the text; 1 is none.
+      control_guidance: the same on the control, against no control at all; the original has none.
+      told_guidance: scale that a model with a guidance embedding is told, which replaces guidance on the text.
       dynamic_guidance: the scale grows from 1 over a clip's steps, by the original's formula.
       groups: noise groups of a window.
       window_frames: latent frames of a group: a window emits so many.
@@ -39,6 +42,8 @@ class SampleConfig:
     num_steps: int = 20
     spacing: str = "trailing"
     guidance: float = 6.0
+    control_guidance: float = 1.0
+    told_guidance: float = 6.0
     dynamic_guidance: bool = False
     groups: int = 4
     window_frames: int = 4
@@ -65,20 +70,44 @@ def dynamic_scale(guidance: float, num_steps: int, timestep: int) -> float:
     return 1 + guidance * (1 - math.cos(math.pi * ((num_steps - timestep) / num_steps) ** 5.0)) / 2
 
 
+class Conditions(NamedTuple):
+    """What every evaluation of one clip is told.
+
+    Attributes:
+      text: [1, L, Dt], or [2, L, Dt] with the negative prompt first for guidance.
+      control: [1, F, control_dim], None for a model without.
+      null_control: [control_dim] the vector of no control, for guidance on the control; else None.
+    """
+
+    text: jax.Array
+    control: jax.Array | None
+    null_control: jax.Array | None = None
+
+
 def guided_velocity(
     model: CogVideoXTransformer,
     x: jax.Array,
-    text: jax.Array,
+    told: Conditions,
     timestep: jax.Array,
-    control: jax.Array | None,
     scale: jax.Array | float,
+    sample: SampleConfig,
 ) -> jax.Array:
-    """v [1, F, H, W, C] of one clip; `text` [1, L, Dt], or [2, L, Dt] with the negative prompt first for guidance."""
+    """v [1, F, H, W, C] of one clip; `scale` is that of the text's guidance."""
+    text, control, texts = told.text, told.control, len(told.text)
+    if control is not None:
+        control = jnp.repeat(control, texts, axis=0)
+        if told.null_control is not None:
+            text = jnp.concatenate([text, text[-1:]])
+            control = jnp.concatenate([control, jnp.broadcast_to(told.null_control, control[:1].shape)])
     rows = len(text)
     timestep = jnp.broadcast_to(timestep, (rows, *timestep.shape[1:]))
-    control = None if control is None else jnp.repeat(control, rows, axis=0)
-    v = model(jnp.repeat(x, rows, axis=0), text, timestep, control=control)
-    return v if rows == 1 else v[:1] + scale * (v[1:] - v[:1])
+    embedded = None
+    if model.cfg.guidance_dim is not None:
+        embedded = objective.embedded_guidance(jnp.full(rows, sample.told_guidance))
+    v = model(jnp.repeat(x, rows, axis=0), text, timestep, control=control, guidance=embedded)
+    full = v[texts - 1 : texts]
+    guided = full if texts == 1 else v[:1] + scale * (full - v[:1])
+    return guided if rows == texts else guided + (sample.control_guidance - 1) * (full - v[texts:])
 
 
 class Prediction(NamedTuple):
@@ -129,15 +158,15 @@ class ClipSampler:
 
     def __init__(self, model: CogVideoXTransformer, sample: SampleConfig, alphas: np.ndarray):
         self.sample, self.alphas = sample, alphas
-        self._velocity = nnx.jit(guided_velocity)
+        self._velocity = nnx.jit(guided_velocity, static_argnums=5)
         self._model = model
 
-    def __call__(self, initial: jax.Array, text: jax.Array, control: jax.Array | None, noise: Noise) -> jax.Array:
+    def __call__(self, initial: jax.Array, told: Conditions, noise: Noise) -> jax.Array:
         """Pure noise [1, F, H, W, C] -> latents; `noise(i)` is the standard normal of step i."""
         sample, x, last = self.sample, initial, None
         for i, t in enumerate(sample.timesteps().tolist()):
             scale = dynamic_scale(sample.guidance, sample.num_steps, t) if sample.dynamic_guidance else sample.guidance
-            v = self._velocity(self._model, x, text, jnp.full(1, t), control, scale)
+            v = self._velocity(self._model, x, told, jnp.full(1, t), scale, sample)
             x, last = solver_step(x, v, noise(i), np.array([t]), self.alphas, sample, last)
         return x
 
@@ -164,30 +193,28 @@ class StreamSampler:
         """Start from a clip's latents [1, frames, H, W, C], noised as the first pass expects; the first frame too."""
         self.window = v_prediction.add_noise(latents, noise, v_prediction.at(self.alphas, self.rows[:1]))
 
-    def step(self, text: jax.Array, control: jax.Array, step_noise: jax.Array, new_noise: jax.Array) -> jax.Array:
+    def step(self, told: Conditions, step_noise: jax.Array, new_noise: jax.Array) -> jax.Array:
         """One window -> latents [1, window_frames, H, W, C].
 
         Args:
-          text: [1, L, Dt], or [2, L, Dt] with the negative prompt first for guidance.
-          control: [1, frames, control_dim] of the frames that are in the window now.
+          told: with the control of the frames that are in the window now.
           step_noise: [num_steps / groups, 1, frames - 1, H, W, C] standard normal.
           new_noise: [1, window_frames, H, W, C] the frames that enter.
         """
-        emitted, self.window = self._pass(self._model, self.window, text, control, step_noise, new_noise)
+        emitted, self.window = self._pass(self._model, self.window, told, step_noise, new_noise)
         return emitted
 
     def _one_pass(
         self,
         model: CogVideoXTransformer,
         window: jax.Array,
-        text: jax.Array,
-        control: jax.Array,
+        told: Conditions,
         step_noise: jax.Array,
         new_noise: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         last = None
         for i, row in enumerate(self.rows):
-            v = guided_velocity(model, window, text, jnp.asarray(row)[None], control, self.sample.guidance)[:, 1:]
+            v = guided_velocity(model, window, told, jnp.asarray(row)[None], self.sample.guidance, self.sample)[:, 1:]
             moving, last = self._solve(window[:, 1:], v, i, last, step_noise[i])
             window = jnp.concatenate([window[:, :1], moving], axis=1)
         return windows.advance(window, new_noise, self.sample.window_frames)
