@@ -149,7 +149,7 @@ def test_episodes_and_a_fitted_codec(raw, prepared):
     assert prepared.clips == {"train": 3, "val": 1}
     output = prepared.directory
     names = {"manifest.json", "report.json", "autoencoder.safetensors"}
-    files = {f"{split}-00000-of-00001.arrayrecord" for split in ("train", "val", "text")}
+    files = {f"{split}-00000-of-00001.arrow" for split in ("train", "val", "text")}
     assert {path.name for path in output.iterdir()} == names | files
 
     network = linear.LinearAutoencoder.load(output / records.AUTOENCODER_FILE)
@@ -387,7 +387,7 @@ def test_a_killed_command_goes_on(tmp_path, codec):
         assert done.returncode == -signal.SIGKILL, done.stderr
         seen = {path.name.split("-")[0] for path in output.iterdir()} - {records.AUTOENCODER_FILE}
         assert seen == left
-    kept = output / "train-00000-of-00003.arrayrecord"
+    kept = output / "train-00000-of-00003.arrow"
     assert [path.name for path in output.glob("train-*")] == [kept.name]
     written = kept.stat().st_mtime_ns
     precompute.main([*argv, f"--output={output}"])
@@ -415,7 +415,7 @@ def test_a_bad_video_stops_the_command_until_it_is_mended(tmp_path, codec, capsy
     assert "c.mp4 is damaged or no video" in told
     assert "--on-error skip" in told
     assert not (output / records.MANIFEST).exists()
-    assert (output / "train-00000-of-00002.arrayrecord").exists()
+    assert (output / "train-00000-of-00002.arrow").exists()
     told = fails(f"--output={skipped}", "--on-error=skip")
     assert f"{skipped}: 2 train, 0 val clips" in told
     assert f"left out 2 bad videos, see {skipped / 'report.json'}" in told

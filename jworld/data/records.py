@@ -1,7 +1,7 @@
 """Training records: one clip is a flat dict of numpy arrays; shards of them and one manifest make a set.
 
 A record's payload has the layout of a safetensors file: the header's length (8 bytes, little-endian), a JSON header
-{name: {dtype, shape, data_offsets}}, the raw little-endian bytes. Shards are ArrayRecord files, see
+{name: {dtype, shape, data_offsets}}, the raw little-endian bytes. Shards are Arrow files, see
 `jworld.data.shard_files`, written under a temporary name and renamed when complete. The encoded prompts are shards of
 their own, see `jworld.data.text`.
 
@@ -33,7 +33,7 @@ import numpy.typing as npt
 from jworld.data import shard_files
 from jworld.errors import UserError
 
-FORMAT, VERSION = "jworld-records", 3
+FORMAT, VERSION = "jworld-records", 4
 MANIFEST, AUTOENCODER_FILE = "manifest.json", "autoencoder.safetensors"
 CAMERA_CONVENTION = "opencv_w2c"
 SPLITS = ("train", "val")
@@ -107,7 +107,7 @@ def encode_record(record: Mapping[str, np.ndarray]) -> bytes:
     return b"".join([struct.pack("<Q", len(text)), text, *buffers])
 
 
-def decode_record(payload: bytes) -> Record:
+def decode_record(payload: bytes | memoryview) -> Record:
     """Payload -> read-only arrays by name that share its memory; `ValueError`, one sentence, for anything malformed."""
     if len(payload) < 8:
         raise ValueError(f"payload has {len(payload)} bytes, expected at least 8")
@@ -115,7 +115,7 @@ def decode_record(payload: bytes) -> Record:
     if length > len(payload) - 8:
         raise ValueError(f"header length {length} is beyond the payload's {len(payload)} bytes")
     try:
-        header = json.loads(payload[8 : 8 + length])
+        header = json.loads(bytes(payload[8 : 8 + length]))
     except ValueError as error:
         raise ValueError("header is not JSON") from error
     if not isinstance(header, dict):

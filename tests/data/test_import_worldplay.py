@@ -262,7 +262,7 @@ def test_a_killed_import_goes_on_and_ends_the_same(published: pathlib.Path, tmp_
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    names = {"train-00000-of-00003.arrayrecord", "text-train-00000-of-00003.arrayrecord"}
+    names = {"train-00000-of-00003.arrow", "text-train-00000-of-00003.arrow"}
     assert {path.name for path in output.iterdir()} == {*names, shards.PROGRESS}
     written = {name: (output / name).stat().st_mtime_ns for name in names}
     poses.unlink()

@@ -43,7 +43,7 @@ def make_manifest(shards: list[dict], clips: list[int]) -> dict:
         "glyph_encoder": {"family": "none", "dim": 0},
         "vision_encoder": {"family": "thumbnail", "tokens": 12, "dim": 12},
         "prompts": ["", "a room"],
-        "text": [{"file": "text-00000-of-00001.arrayrecord", "records": 2}],
+        "text": [{"file": "text-00000-of-00001.arrow", "records": 2}],
         "splits": {"train": shards},
         "clips": {"train": clips},
         "episodes": {"train": [f"episode_{i}" for i in range(len(clips))]},
@@ -112,7 +112,7 @@ def test_a_set_has_the_arrays_that_its_manifest_names(tmp_path):
     write_set(tmp_path, [{name: row[name] for name in names}])
     with pytest.raises(UserError, match="key 'w2c' is missing"):
         records.RecordSource(tmp_path, "train")[0]
-    manifest = make_manifest([{"file": "train-00000-of-00001.arrayrecord", "records": 1}], [5])
+    manifest = make_manifest([{"file": "train-00000-of-00001.arrow", "records": 1}], [5])
     records.write_manifest(tmp_path, manifest | {"arrays": records.make_arrays(LATENT, prompt=True)})
     assert records.RecordSource(tmp_path, "train")[0].keys() == {*names, "index"}
     records.write_manifest(tmp_path, manifest | {"arrays": records.make_arrays(LATENT), "prompts": [], "text": []})
@@ -123,7 +123,7 @@ def test_source_reads_all_shards_in_order(tmp_path):
     rows = [make_record(i, frames=4 + i) for i in range(5)]
     manifest = write_set(tmp_path, rows, shard_bytes=2 * len(records.encode_record(rows[0])) + 200)
     files = [shard["file"] for shard in manifest["splits"]["train"]]
-    assert files == [f"train-{i:05d}-of-{len(files):05d}.arrayrecord" for i in range(len(files))]
+    assert files == [f"train-{i:05d}-of-{len(files):05d}.arrow" for i in range(len(files))]
     assert len(files) > 1
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*"))  # noqa: PT018
     source = records.RecordSource(tmp_path, "train")
@@ -180,13 +180,13 @@ def test_wrong_records_are_named(tmp_path, change, message):
     records.write_manifest(directory, make_manifest(writer.shards, [5, 5]))
     source = records.RecordSource(directory, "train")
     assert source[0]["index"] == 0
-    with pytest.raises(UserError, match=r"train-00000-of-00001\.arrayrecord.*" + message):
+    with pytest.raises(UserError, match=r"train-00000-of-00001\.arrow.*" + message):
         source[1]
 
 
 def test_corrupt_shards(tmp_path):
     write_set(tmp_path, [make_record(i) for i in range(3)])
-    path = tmp_path / "train-00000-of-00001.arrayrecord"
+    path = tmp_path / "train-00000-of-00001.arrow"
     good = path.read_bytes()
     # Inside the second record: every record is a block of its own with a checksum.
     damaged = bytearray(good)
@@ -197,7 +197,7 @@ def test_corrupt_shards(tmp_path):
     with pytest.raises(UserError, match=r"record 1 \(episode_1\) is corrupt"):
         source[1]
     path.write_bytes(good[: len(good) // 2])
-    with pytest.raises(UserError, match=r"train-00000-of-00001\.arrayrecord holds"):
+    with pytest.raises(UserError, match=r"train-00000-of-00001\.arrow holds"):
         records.RecordSource(tmp_path, "train")
     path.unlink()
     with pytest.raises(UserError, match="absent"):
@@ -269,8 +269,9 @@ def test_manifest_of_another_model(tmp_path):
 
 def test_a_full_disk_is_told_in_one_sentence():
     file = shard_files.RecordFile(pathlib.Path("/dev/full"))
-    file.write(bytes(1000))
     with pytest.raises(UserError, match="/dev/full could not be written completely: is the disk full"):
+        file.write(bytes(1000))
+    with pytest.raises(UserError, match="is the disk full"):
         file.close()
 
 

@@ -101,7 +101,7 @@ def test_a_whole_set_is_read_as_it_was_written(tmp_path):
     summary = Work().run(tmp_path / "set")
     assert summary.clips == {"train": 5, "val": 2}
     assert summary.hours == pytest.approx(sum(4 * (2 + item) + 1 for item in range(7)) / 8 / 3600)
-    files = [data for name, data in content(tmp_path / "set").items() if str(name).endswith(".arrayrecord")]
+    files = [data for name, data in content(tmp_path / "set").items() if str(name).endswith(".arrow")]
     assert summary.bytes == sum(len(data) for data in files)
     assert not (tmp_path / "set" / shards.PROGRESS).exists()
     for split, items in ITEMS.items():

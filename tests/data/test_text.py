@@ -53,10 +53,10 @@ def test_absent_and_damaged_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"prompt 3 is corrupt"):
         store.prompt(3)
     second.write_bytes(good[:100])
-    with pytest.raises(UserError, match=r"text-1-00000-of-00001\.arrayrecord holds .*, expected 3 records"):
+    with pytest.raises(UserError, match=r"text-1-00000-of-00001\.arrow holds .*, expected 3 records"):
         text.TextStore(tmp_path, manifest)
     second.unlink()
-    with pytest.raises(UserError, match=r"text-1-00000-of-00001\.arrayrecord of the manifest is absent"):
+    with pytest.raises(UserError, match=r"text-1-00000-of-00001\.arrow of the manifest is absent"):
         text.TextStore(tmp_path, manifest)
 
 

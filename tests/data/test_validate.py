@@ -216,10 +216,10 @@ def test_all_bad_records_are_listed(tmp_path):
     write_set(directory, rows)
     found = validate.validate(directory).findings
     assert [(f.file, f.record, f.name) for f in found] == [
-        ("train0-00000-of-00001.arrayrecord", 0, "train_0"),
-        ("train1-00000-of-00001.arrayrecord", 3, "train_3"),
-        ("train2-00000-of-00001.arrayrecord", 4, "train_4"),
-        ("val0-00000-of-00001.arrayrecord", 0, "val_0"),
+        ("train0-00000-of-00001.arrow", 0, "train_0"),
+        ("train1-00000-of-00001.arrow", 3, "train_3"),
+        ("train2-00000-of-00001.arrow", 4, "train_4"),
+        ("val0-00000-of-00001.arrow", 0, "val_0"),
     ]
     reasons = [f.reason for f in found]
     assert reasons[0].startswith("'latent' has 24 of 120")
@@ -229,12 +229,12 @@ def test_all_bad_records_are_listed(tmp_path):
 
 
 def test_damaged_files_do_not_hide_the_others(good):
-    first, second = (good / f"train{i}-00000-of-00001.arrayrecord" for i in (0, 1))
+    first, second = (good / f"train{i}-00000-of-00001.arrow" for i in (0, 1))
     first.write_bytes(first.read_bytes()[:200])
     damaged = bytearray(second.read_bytes())
     damaged[damaged.index(records.encode_record(make_record(2, prompt=1))) + 900] ^= 0xFF
     second.write_bytes(damaged)
-    (good / "val0-00000-of-00001.arrayrecord").unlink()
+    (good / "val0-00000-of-00001.arrow").unlink()
     result = validate.validate(good)
     found = result.findings
     assert [(f.file[:6], f.record, f.name) for f in found] == [
@@ -276,11 +276,11 @@ def test_manifest_that_does_not_fit(good):
 
 
 def test_notes(good):
-    (good / "train9-00000-of-00001.arrayrecord").write_bytes(b"")
+    (good / "train9-00000-of-00001.arrow").write_bytes(b"")
     rewrite(good, episodes={"train": [f"clip_{i}" for i in range(5)], "val": ["clip_3"]})
     notes = validate.validate(good).notes
     assert "1 names of clips stand in every split, for example 'clip_3'" in notes
-    assert "1 files are not in the manifest and are not read, for example train9-00000-of-00001.arrayrecord" in notes
+    assert "1 files are not in the manifest and are not read, for example train9-00000-of-00001.arrow" in notes
 
 
 def test_command_line(good, tmp_path, capsys):
@@ -313,7 +313,7 @@ def test_command_line_with_bad_records(tmp_path, capsys):
         validate.main([str(directory), "--json", str(report)])
     assert stopped.value.code == 2
     printed = capsys.readouterr()
-    assert "bad: train1-00000-of-00001.arrayrecord, record 2 (train_2): 'w2c' of latent frame 1" in printed.out
+    assert "bad: train1-00000-of-00001.arrow, record 2 (train_2): 'w2c' of latent frame 1" in printed.out
     assert printed.err.startswith(f"error: {directory}: 1 bad among 6 records and 4 prompts")
     content = json.loads(report.read_text())
     assert content["good"] is False
