@@ -186,7 +186,8 @@ def _call_roll(place: Place, deadline: float, timeout: float) -> Peers:
                 continue
             except OSError:
                 continue
-            _note(place, lines, hosts, line)
+            if problem := _note(place, lines, hosts, line):
+                _refuse(server, [*lines.values(), line], problem, place.count)
     for line in lines.values():
         line.send(hosts=hosts)
     return Peers(dataclasses.replace(place, hosts=hosts), lines)
@@ -203,24 +204,34 @@ def _listen(port: int) -> socket.socket:
         ) from error
 
 
-def _note(place: Place, lines: dict[int, _Line], hosts: list[str], line: _Line) -> None:
-    """Enter a newcomer; a stranger is sent away."""
+def _note(place: Place, lines: dict[int, _Line], hosts: list[str], line: _Line) -> str | None:
+    """Enter a newcomer, or say what is wrong with its place; a stranger is sent away."""
     message = line.receive(PATIENCE_SECONDS) or {}
     index, count = message.get("index"), message.get("count")
     if not isinstance(index, int) or not isinstance(count, int):
         line.close()
-        return
+        return None
     host = str(message.get("host", ""))
     if count != place.count or not 0 < index < place.count:
-        problem = f"process {index} ({host}) says that there are {count} processes, process 0 that there are "
-        problem += f"{place.count}: start all with the same number"
-    elif index in lines:
-        problem = f"two processes say that they are process {index} (on {hosts[index]} and {host}): number them apart"
-    else:
-        lines[index], hosts[index] = line, hosts[index] or host
-        return
-    for other in (*lines.values(), line):
-        other.send(end=problem, code=errors.MISTAKE)
+        said = f"process {index} ({host}) says that there are {count} processes"
+        return f"{said}, process 0 that there are {place.count}: start all with the same number"
+    if index in lines:
+        return f"two processes say that they are process {index} (on {hosts[index]} and {host}): number them apart"
+    lines[index], hosts[index] = line, hosts[index] or host
+    return None
+
+
+def _refuse(server: socket.socket, lines: list[_Line], problem: str, count: int) -> NoReturn:
+    """Tell everybody what is wrong, for a while also those that are still on their way."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for line in lines:
+        line.send(end=problem, code=errors.MISTAKE)
+    with contextlib.suppress(TimeoutError):
+        for _ in range(count - 1 - len(lines)):
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            late = _Line(server.accept()[0])
+            late.receive(PATIENCE_SECONDS)
+            late.send(end=problem, code=errors.MISTAKE)
     raise errors.UserError(problem)
 
 
