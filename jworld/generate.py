@@ -38,7 +38,8 @@ class Request:
     Attributes:
       checkpoint: folder of a run, of released or of imported weights.
       step: the checkpoint of a run to take; None for the newest.
-      image: first picture, or a video whose last frames are continued; prompt: what the video shows.
+      image: first picture, or a video whose last frames are continued; None for a model that needs none.
+      prompt: what the video shows.
       pose: the actions of a model that is steered along a path; actions: those of one that is told control tokens;
         None for a model without.
       windows: length of the video, for a model without actions.
@@ -51,9 +52,9 @@ class Request:
     """
 
     checkpoint: pathlib.Path
-    image: pathlib.Path
     prompt: str
     out: pathlib.Path
+    image: pathlib.Path | None = None
     pose: str | None = None
     actions: str | None = None
     windows: int | None = None
@@ -101,9 +102,9 @@ def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
         raise errors.UserError(f"--out is {request.out}, expected a name that ends in .mp4")
     if request.stream and request.sheet:
         raise errors.UserError("--sheet needs all frames at the end, --stream keeps none: leave one of them out")
-    image = read_start(request.image)
     config = resolve(request)
     system = systems.create(config)
+    image = find_start(request.image, needed=system.needs_image)
     actions = system.controls(steering(request, system.steering), request.windows)
     mesh = make_mesh(config)
     system.check_sampling(mesh)
@@ -124,7 +125,7 @@ def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
     facts = {
         "checkpoint": str(request.checkpoint),
         "step": run.step,
-        "image": str(request.image),
+        "image": None if request.image is None else str(request.image),
         "prompt": request.prompt,
         "pose": request.pose,
         "actions": request.actions,
@@ -165,6 +166,15 @@ def frame_sink(request: Request, run: runs.Run, frames: list[np.ndarray]) -> Ite
         raise errors.UserError(f"--out {request.out} could not be written ({error}): give another name") from error
     with video_stream.VideoStream(request.out, fps=run.encoders.fps) as stream:
         yield stream.write
+
+
+def find_start(path: pathlib.Path | None, *, needed: bool) -> np.ndarray | None:
+    """What `read_start` reads; a `UserError` where a model needs a picture and has none, or has one that it ignores."""
+    if needed and path is None:
+        raise errors.UserError("--image is missing: the model continues a picture: give a PNG, JPEG or MP4 file")
+    if not needed and path is not None:
+        raise errors.UserError(f"--image {path}: the model makes clips of a caption alone: leave --image out")
+    return None if path is None else read_start(path)
 
 
 def read_start(path: pathlib.Path) -> np.ndarray:
@@ -215,7 +225,7 @@ def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
 
 def roll_out(
     run: runs.Run,
-    image: np.ndarray,
+    image: np.ndarray | None,
     request: Request,
     actions: Sequence[reports.Action],
     take: Callable[[np.ndarray], None],
@@ -298,10 +308,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
     add("--checkpoint", required=True, type=pathlib.Path, metavar="DIR", help="a run's folder, or one with weights")
     add(
         "--image",
-        required=True,
         type=pathlib.Path,
         metavar="FILE",
-        help="first picture; its middle is taken. For a model that continues videos also an .mp4, of its last frames",
+        help="first picture; its middle is taken. For a model that continues videos also an .mp4, of its last frames; "
+        "none for a model that makes clips of a caption alone",
     )
     add("--prompt", default="", help="caption of the video (default: none)")
     add("--pose", help="path, such as a pose string or a JSON file of poses: see below; for models with actions")

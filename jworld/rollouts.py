@@ -25,5 +25,6 @@ def sample_run(workdir: pathlib.Path, console: rich.console.Console) -> None:
     episodes.write_video(video, sheets.video(comparison), fps=run.encoders.fps)
     sheets.contact_sheet([comparison]).save(sheet)
     for chunk in comparison.chunks:
-        console.print(f"{name}, frames {chunk.start}-{chunk.stop - 1} ({chunk.action}): {chunk.psnr:.1f} dB")
+        value = "" if chunk.psnr is None else f": {chunk.psnr:.1f} dB"
+        console.print(f"{name}, frames {chunk.start}-{chunk.stop - 1} ({chunk.action}){value}")
     console.print(f"wrote {video} and {sheet}: recorded truth above, prediction below")

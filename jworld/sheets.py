@@ -40,7 +40,7 @@ def video(comparison: Comparison) -> np.ndarray:
     frames = []
     for chunk in comparison.chunks:
         above = _text(f"recorded: {chunk.action}", width)
-        below = _text(f"predicted: {_decibels(chunk)}", width)
+        below = _text("made of the same" if chunk.psnr is None else f"predicted: {_decibels(chunk)}", width)
         for i in range(chunk.start, chunk.stop):
             pair = (above, _enlarged(comparison.truth[i], factor), below, _enlarged(comparison.prediction[i], factor))
             frames.append(np.concatenate(pair))

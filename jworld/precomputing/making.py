@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 
 from jworld.autoencoders import Autoencoder, Latents
-from jworld.cameras import actions, robots
+from jworld.cameras import actions, driving, robots
 from jworld.data import records, shards
 from jworld.data.conditioning import base
-from jworld.data.inputs import clips, items, matrix
+from jworld.data.inputs import clips, items
 from jworld.errors import UserError
 from jworld.models.autoencoders import linear
 from jworld.precomputing.reading import ReadAhead
@@ -21,7 +21,7 @@ PSNR_CLIPS = 32
 #: JSON has no infinity, which is what a blank video reaches.
 BEST_PSNR = 99.0
 #: What the words of a vocabulary of controls are counted in.
-VOCABULARIES: dict[str, tuple[str, ...]] = {items.DRIVING: matrix.CONTROL_TOKENS}
+VOCABULARIES: dict[str, tuple[str, ...]] = {items.DRIVING: driving.TOKENS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,9 @@ import functools
 import pathlib
 from typing import Any
 
+from jworld.cameras import driving
 from jworld.data.inputs import items
 from jworld.errors import UserError
-
-CONTROL_TOKENS = ("D", "DL", "DR", "B", "BL", "BR", "N", "NL", "NR")
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
@@ -52,10 +51,10 @@ def _item(entry: Any, number: int, index: pathlib.Path, root: pathlib.Path) -> i
 
 def _read_tracks(index: pathlib.Path, path: str, sequence: str, frames: int) -> items.Tracks:
     tokens = [token.strip() for token in sequence.split(",")]
-    if unknown := [token for token in tokens if token not in CONTROL_TOKENS]:
+    if unknown := [token for token in tokens if token not in driving.TOKENS]:
         raise UserError(
             f"{index}: control_signal_seq of {path} has the token {unknown[0]!r}, expected some of "
-            f"{', '.join(CONTROL_TOKENS)}: correct it"
+            f"{', '.join(driving.TOKENS)}: correct it"
         )
     if len(tokens) > frames:
         raise items.count_error(index, f"control tokens for {path}", len(tokens), frames)

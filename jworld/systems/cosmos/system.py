@@ -38,6 +38,8 @@ class Cosmos:
     steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
     unused_options: ClassVar[tuple[str, ...]] = ("--revisits",)
+    #: Videos continue a picture.
+    needs_image: ClassVar[bool] = True
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.model_config = run_config.section(CosmosConfig, adapters.network(config), "model")

@@ -3,14 +3,35 @@
 Sources: The Matrix `stage{1,2,3}/training/trainer.py`. Stage 4 has no public trainer: see `consistency_loss`.
 """
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jworld.diffusion import consistency, v_prediction
+from jworld.diffusion import consistency, v_prediction, windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is learnt (`config.loss`).
+
+    Attributes:
+      kind: "clip", v of clips that have one time (stages 1 and 2); "windows", v of sliding windows (stage 3).
+      groups: noise groups of a window.
+    """
+
+    kind: Literal["clip", "windows"] = "clip"
+    groups: int = 4
+
+    def __post_init__(self) -> None:
+        if v_prediction.NUM_TIMESTEPS % self.groups:
+            raise ValueError(f"groups is {self.groups}, expected a divisor of {v_prediction.NUM_TIMESTEPS}")
 
 
 class Example(NamedTuple):
@@ -37,6 +58,22 @@ class Draws(NamedTuple):
 
     timestep: jax.Array
     noise: jax.Array
+
+
+def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
+    """For latents of `shape` [B, F, H, W, C]; the frames of windows are one given and `cfg.groups` of equal size."""
+    time_key, noise_key = jax.random.split(key)
+    batch, frames = shape[:2]
+    if cfg.kind == "windows":
+        timestep = windows.sample_timesteps(time_key, batch, cfg.groups, (frames - 1) // cfg.groups)
+    else:
+        timestep = jax.random.randint(time_key, (batch,), 0, v_prediction.NUM_TIMESTEPS)
+    return Draws(timestep, jax.random.normal(noise_key, shape))
+
+
+def example_of(batch: Batch) -> Example:
+    """A batch as `Matrix.batch_spec` describes it."""
+    return Example(batch["latent"].astype(jnp.float32), batch["text_states"], batch.get("control"))
 
 
 def velocity_loss(model: CogVideoXTransformer, example: Example, draws: Draws, alphas: np.ndarray) -> jax.Array:

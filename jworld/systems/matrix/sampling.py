@@ -6,7 +6,7 @@ Sources: The Matrix `stage2/cogvideox/pipeline.py`, `stage3/cogvideox/pipeline_s
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,10 @@ SOLVERS = ("ddim", "dpm", "consistency")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How latents are sampled.
+    """How latents are sampled (`config.sample.rollout`).
 
     Attributes:
+      mode: "clip" makes whole clips of a caption, "stream" an endless video, window by window.
       solver: "ddim", "dpm" (stages 1 to 3) or "consistency" (stage 4).
       num_steps: evaluations that a frame passes from pure noise to clean.
       spacing: of the times, see `v_prediction.spaced_timesteps`; the consistency solver has its own.
@@ -38,6 +39,7 @@ class SampleConfig:
       phases_per_group: phases of a consistency model in a group's range of times.
     """
 
+    mode: Literal["clip", "stream"] = "clip"
     solver: str = "dpm"
     num_steps: int = 20
     spacing: str = "trailing"
@@ -161,10 +163,16 @@ class ClipSampler:
         self._velocity = nnx.jit(guided_velocity, static_argnums=5)
         self._model = model
 
-    def __call__(self, initial: jax.Array, told: Conditions, noise: Noise) -> jax.Array:
-        """Pure noise [1, F, H, W, C] -> latents; `noise(i)` is the standard normal of step i."""
+    def __call__(self, initial: jax.Array, told: Conditions, noise: Noise, *, start: int = 0) -> jax.Array:
+        """Noise -> latents [1, F, H, W, C].
+
+        Args:
+          initial: pure noise, or latents at the noise of step `start`, where sampling begins.
+          told: the text, and the control of a model with control.
+          noise: number of a step -> its standard normal.
+        """
         sample, x, last = self.sample, initial, None
-        for i, t in enumerate(sample.timesteps().tolist()):
+        for i, t in list(enumerate(sample.timesteps().tolist()))[start:]:
             scale = dynamic_scale(sample.guidance, sample.num_steps, t) if sample.dynamic_guidance else sample.guidance
             v = self._velocity(self._model, x, told, jnp.full(1, t), scale, sample)
             x, last = solver_step(x, v, noise(i), np.array([t]), self.alphas, sample, last)

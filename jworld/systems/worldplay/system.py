@@ -47,6 +47,8 @@ class WorldPlay:
     steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
     unused_options: ClassVar[tuple[str, ...]] = ()
+    #: Videos continue a picture.
+    needs_image: ClassVar[bool] = True
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.model_config = run_config.section(HunyuanConfig, adapters.network(config), "model")

@@ -1,0 +1,79 @@
+"""The Matrix' nine driving tokens: which gear and which way the wheel is turned, one token per latent frame.
+
+Source: The Matrix, `stage2/training/dataset.py` and `journee/utils/control_signal.py`.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from jworld.cameras import actions
+from jworld.errors import UserError
+
+#: Gear D (forward), B (backward) or N (neither), then L or R where the view turns.
+TOKENS = ("D", "DL", "DR", "B", "BL", "BR", "N", "NL", "NR")
+#: What stands for no control: an empty sentence.
+NULL = ""
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """ "D*3,DR*2,N" -> ("D", "D", "D", "DR", "DR", "N").
+
+    Raises:
+      UserError: an unknown token or a number that is none.
+    """
+    tokens: list[str] = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*(?:\*\s*([1-9]\d*)\s*)?", word)
+        if match is None or match[1] not in TOKENS:
+            raise UserError(
+                f"actions {text!r}: found {word.strip()!r}, expected <token>*<latents> with a token of "
+                f"{', '.join(TOKENS)}, as in 'D*3,DR*2,N'"
+            )
+        tokens += [match[1]] * int(match[2] or 1)
+    return tuple(tokens)
+
+
+def named(tokens: Sequence[str]) -> str:
+    """The inverse of `parse`: runs of a token with their lengths."""
+    runs: list[tuple[str, int]] = []
+    for token in tokens:
+        if runs and runs[-1][0] == token:
+            runs[-1] = (token, runs[-1][1] + 1)
+        else:
+            runs.append((token, 1))
+    return ", ".join(token if count == 1 else f"{token}*{count}" for token, count in runs)
+
+
+def of_label(label: int) -> str:
+    """One of the 81 action labels -> the token that says most of it: steps to a side and pitch are not told."""
+    (forward, backward, _, _), (right, left, _, _) = actions.label_to_flags(label)
+    gear = "D" if forward else "B" if backward else "N"
+    return gear + ("R" if right else "L" if left else "")
+
+
+#: Index of the token of every action label.
+INDEX_OF_LABEL = np.array([TOKENS.index(of_label(label)) for label in range(actions.NUM_LABELS)], np.int32)
+
+
+def from_labels(labels: np.ndarray) -> tuple[str, ...]:
+    """Action labels [F] -> tokens."""
+    return tuple(TOKENS[i] for i in INDEX_OF_LABEL[labels])
+
+
+def action_name(token: str) -> str:
+    """The action that a recorder does for a token, such as forward+yaw_right."""
+    gear = {"D": ["forward"], "B": ["backward"], "N": []}[token[0]]
+    return "+".join([*gear, *({"L": "yaw_left", "R": "yaw_right"}[turn] for turn in token[1:])]) or "none"
+
+
+def mirrored(tokens: Sequence[str]) -> tuple[str, ...]:
+    """Left and right exchanged."""
+    swap = {"L": "R", "R": "L"}
+    return tuple(token[0] + "".join(swap[turn] for turn in token[1:]) for token in tokens)
+
+
+def filled(tokens: Sequence[str], count: int) -> tuple[str, ...]:
+    """`count` tokens: the last one is held, as in the original."""
+    return (*tokens, *[tokens[-1]] * (count - len(tokens)))[:count]

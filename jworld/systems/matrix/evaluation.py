@@ -1,0 +1,136 @@
+"""How well a model that makes clips of captions knows held-out ones: clips restored from almost pure noise.
+
+A clip made of noise alone has nothing to be compared with. So a recorded clip is noised until next to nothing is left
+of it, and sampling goes on from there. PSNRs are in dB against the recorded frames at the model's size, for equal parts
+of the clip. The baselines are the first frame repeated, and, for a model with control, the same model told the mirror
+image of the walk. The codec's own PSNR is the ceiling.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+import rich.console
+import rich.progress
+
+from jworld import reports
+from jworld.cameras import driving
+from jworld.systems import walks
+from jworld.systems.matrix.session import ClipSession, Controls
+
+MODEL, REPEATED, SWAPPED, CODEC = "model", "first frame repeated", "left and right swapped", "codec alone"
+#: Share of the sampler's steps that are left out: restoring begins behind them.
+NOISED_TO = 0.25
+#: Clips that the contact sheet shows.
+SHOWN = 4
+
+
+def told(clip: walks.Clip, *, steered: bool) -> Controls | None:
+    """A recorded clip's driving tokens, for a model with control."""
+    return Controls(driving.from_labels(clip.controls.action)) if steered else None
+
+
+def evaluate(
+    session: ClipSession,
+    config: ml_collections.ConfigDict,
+    options: reports.Options,
+    console: rich.console.Console,
+    *,
+    steered: bool,
+) -> reports.Report:
+    """Measure a model on held-out clips, each in `options.chunks` parts.
+
+    Raises:
+      UserError: the clips are absent or too short.
+    """
+    lengths, load = walks.held_out(config, session.encoders)
+    chosen = walks.choose_windows(lengths, latents=session.latents, windows=options.windows)
+    rows, shown = [], []
+    shown_at = np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen))).astype(int)
+    for i, (index, first) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
+        clip = walks.window(load(index), start=first, latents=session.latents)
+        made = measure(session, clip, seed=options.seed + i, steered=steered)
+        spans = parts(len(clip.frames), options.chunks)
+        values = {name: [walks.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in made.items()}
+        rows.append({"clip": clip.name, "first_latent": first, "psnr": values})
+        if i in shown_at:
+            title = f"{clip.name} from frame {walks.STRIDE * first}, restored"
+            shown.append(compare(clip, made[MODEL], values[MODEL], spans, steered=steered, title=title))
+    return _report(rows, shown)
+
+
+def measure(session: ClipSession, clip: walks.Clip, *, seed: int, steered: bool) -> dict[str, np.ndarray]:
+    """A clip as the model restores it, and what that is compared with: frames uint8 [T, H, W, 3] by name."""
+    start = round(NOISED_TO * session.sample.num_steps)
+    controls = told(clip, steered=steered)
+    choices: dict[str, Controls | None] = {MODEL: controls}
+    if controls is not None:
+        choices[SWAPPED] = Controls(driving.mirrored(controls.tokens))
+    made = {}
+    for name, choice in choices.items():
+        session.reset(None, clip.prompt, seed=seed)
+        made[name] = session.restore(clip.frames, choice, start=start)
+    made[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
+    codec = session.encoders.autoencoder
+    made[CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
+    return made
+
+
+def parts(frames: int, count: int) -> list[tuple[int, int]]:
+    """First frame and end of `count` parts of a clip that are as equal as can be."""
+    bounds = np.linspace(0, frames, count + 1).round().astype(int).tolist()
+    return list(itertools.pairwise(bounds))
+
+
+def compare(
+    clip: walks.Clip,
+    frames: np.ndarray,
+    psnr: Sequence[float | None],
+    spans: list[tuple[int, int]],
+    *,
+    steered: bool,
+    title: str,
+) -> reports.Comparison:
+    """Recorded and made clip in parts, ready to be drawn, each with what was told in it."""
+    tokens = driving.from_labels(clip.controls.action)
+    chunks = []
+    for (start, stop), value in zip(spans, psnr, strict=True):
+        # Latent i holds the frames 4i - 3 to 4i; that of latent 0 says nothing of a motion.
+        heard = tokens[max(-(-start // walks.STRIDE), 1) : -(-(stop - 1) // walks.STRIDE) + 1]
+        chunks.append(
+            reports.Chunk(start=start, stop=stop, action=driving.named(heard) if steered else "caption", psnr=value)
+        )
+    return reports.Comparison(title=title, truth=clip.frames, prediction=frames, chunks=chunks)
+
+
+def sample(session: ClipSession, config: ml_collections.ConfigDict, *, steered: bool) -> reports.Comparison:
+    """A clip made of the caption, and the controls, of a recorded one.
+
+    That is `config.sample.actions` on a held-out map, or, on data of the user's own, the first held-out clip.
+    """
+    settings: Any = config.sample
+    recording = walks.recording_config(config)
+    if recording.source:
+        script = driving.filled(driving.parse(settings.actions), session.latents - 1)
+        names = [driving.action_name(token) for token in script]
+        clip = walks.scripted_clip(recording, session.encoders, names, seed=settings.seed)
+    else:
+        lengths, load = walks.held_out(config, session.encoders)
+        index, first = walks.choose_windows(lengths, latents=session.latents, windows=1)[0]
+        clip = walks.window(load(index), start=first, latents=session.latents)
+    session.reset(None, clip.prompt, seed=settings.seed)
+    frames = session.step(told(clip, steered=steered))
+    spans = parts(len(frames), min(4, session.latents - 1))
+    return compare(clip, frames, [None] * len(spans), spans, steered=steered, title=clip.prompt)
+
+
+def _report(rows: list[dict[str, Any]], shown: list[reports.Comparison]) -> reports.Report:
+    names = list(rows[0]["psnr"])
+    curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
+    means = {name: float(np.mean(values)) for name, values in curves.items()}
+    gains = {name: means[MODEL] - means[name] for name in names if name in (REPEATED, SWAPPED)}
+    summary = [(f"gain over {name}", f"{value:+.2f} dB") for name, value in gains.items()]
+    numbers = {"clips": len(rows), "psnr_per_part": curves, "psnr": means, "gains": gains, "per_clip": rows}
+    return reports.Report(numbers=numbers, curves=curves, bars={}, bars_title="", summary=summary, rollouts=shown)

@@ -1,0 +1,224 @@
+"""The Matrix: model, batch, loss and session of all four stages from one config.
+
+The stages are one network: stage 1 trains adapters on it, stage 2 the control blocks, stage 3 everything, on windows
+whose frames have times of their own. `config.optimizer.trainable` says what trains, `config.loss.kind` what is learnt.
+"""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import rich.console
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import errors, latent_records, reports
+from jworld.cameras import driving
+from jworld.data import matrix, records, text
+from jworld.diffusion import v_prediction
+from jworld.encoders import Encoders
+from jworld.models.cogvideox import flops
+from jworld.models.cogvideox.config import CogVideoXConfig
+from jworld.models.cogvideox.transformer import CogVideoXTransformer
+from jworld.models.layers.flops import TRAINING
+from jworld.systems import adapters
+from jworld.systems.matrix import evaluation, objective
+from jworld.systems.matrix.sampling import SampleConfig
+from jworld.systems.matrix.session import ClipSession, Controls
+
+
+class Matrix:
+    """Model, batch, loss and session of one run, built from its config.
+
+    Raises:
+      UserError: a key of the config is unknown, of the wrong type, or contradicts another.
+    """
+
+    sample_name: ClassVar[str] = "clip"
+    #: The option of `python -m jworld.generate` that steers the model.
+    steering: ClassVar[str] = "--actions"
+    #: Options of `python -m jworld.evaluate` that mean nothing here.
+    unused_options: ClassVar[tuple[str, ...]] = ("--revisits",)
+    #: Clips are made of a caption alone.
+    needs_image: ClassVar[bool] = False
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.model_config = run_config.section(CogVideoXConfig, adapters.network(config), "model")
+        self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
+        self.clip = run_config.section(matrix.ClipConfig, config.data.clip, "data.clip")
+        self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
+        self.lora = adapters.section(config)
+        self.alphas = v_prediction.alphas_cumprod()
+        self._check_fit(config.mesh.sequence)
+        self.data = latent_records.LatentRecords(
+            config,
+            expected=self.manifest_expectations(),
+            spec=self.batch_spec(config.global_batch),
+            transform=self.transform,
+            min_frames=self.clip.window_frames,
+        )
+
+    def sections(self) -> dict[str, Any]:
+        """The parts of the config that this system reads, by name, with every default filled in."""
+        return {
+            "model": self.model_config,
+            "loss": self.objective,
+            "data.clip": self.clip,
+            "sample.rollout": self.sample,
+            **({} if self.lora is None else {"model.lora": self.lora}),
+        }
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one latent frame."""
+        height, width = self.clip.latent_size
+        return height // self.model_config.patch_size * (width // self.model_config.patch_size)
+
+    def _check_fit(self, sequence: int) -> None:
+        model, clip = self.model_config, self.clip
+        for size in clip.latent_size:
+            if size % model.patch_size:
+                raise errors.UserError(
+                    f"config.data.clip.latent_size {clip.latent_size} is no multiple of config.model.patch_size "
+                    f"{model.patch_size}"
+                )
+        if sequence > 0 and self.tokens_per_frame % sequence:
+            raise errors.UserError(
+                f"config.mesh.sequence is {sequence}, which does not divide the {self.tokens_per_frame} tokens of a "
+                "latent frame: choose a divisor of it"
+            )
+        if bool(clip.controls) != (model.control_dim is not None):
+            raise errors.UserError(
+                f"config.data.clip.controls is {clip.controls!r} but config.model.control_dim is {model.control_dim}: "
+                "set both, or '' and None"
+            )
+        if self.objective.kind == "windows" and (clip.window_frames - 1) % self.objective.groups:
+            raise errors.UserError(
+                f"config.data.clip.window_frames is {clip.window_frames}, expected one more than a multiple of "
+                f"config.loss.groups {self.objective.groups}"
+            )
+
+    def init(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
+        return adapters.adapted(CogVideoXTransformer(self.model_config, rngs=rngs), self.lora, rngs=rngs)
+
+    def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
+        """What one training batch holds: name -> shape, dtype, logical axes."""
+        clip, model = self.clip, self.model_config
+        latent = (global_batch, clip.window_frames, *clip.latent_size, model.channels)
+        states = (global_batch, model.text_tokens, model.text_dim)
+        specs = {
+            "latent": records.ArraySpec(latent, jnp.bfloat16, ("batch", None, None, None, None)),
+            "text_states": records.ArraySpec(states, jnp.bfloat16, ("batch", None, None)),
+        }
+        if model.control_dim is not None:
+            shape = (global_batch, clip.window_frames, model.control_dim)
+            specs["control"] = records.ArraySpec(shape, np.float32, ("batch", None, None))
+        return specs
+
+    def manifest_expectations(self) -> dict[str, Any]:
+        """What the manifest of a data set must say for this model: dotted key -> value."""
+        return {
+            "arrays": self.clip.arrays,
+            "latent_shape": [*self.clip.latent_size, self.model_config.channels],
+            "text_encoder.dim": self.model_config.text_dim,
+            **({"controls": list(driving.TOKENS)} if self.clip.controls == "tokens" else {}),
+        }
+
+    def transform(self, text_store: text.TextStore, global_batch: int) -> matrix.FirstLatents:
+        """Record -> training example."""
+        return matrix.FirstLatents(
+            self.clip, text_store=text_store, text_tokens=self.model_config.text_tokens, table=self.control_table()
+        )
+
+    def control_table(self) -> np.ndarray | None:
+        """See `data.matrix.control_table`; None for a model without control."""
+        dim = self.model_config.control_dim
+        return None if dim is None else matrix.control_table(self.clip.control_states, dim)
+
+    def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Scalar float32 loss and further metrics; everything random comes from `key`."""
+        assert isinstance(model, CogVideoXTransformer)
+        draws = objective.draw(key, batch["latent"].shape, self.objective)
+        return objective.velocity_loss(model, objective.example_of(batch), draws, self.alphas), {}
+
+    def step_tokens(self, global_batch: int) -> int:
+        """Tokens of the videos in one training step."""
+        return global_batch * self.clip.window_frames * self.tokens_per_frame
+
+    def step_flops(self, global_batch: int) -> float:
+        """Useful floating-point operations of one training step, by the formula of `models/cogvideox/flops.py`.
+
+        Forward and backward pass; recomputation and the optimizer are left out. All weights count as trained.
+        """
+        height, width = self.clip.latent_size
+        sample = flops.forward_flops(
+            self.model_config,
+            frames=self.clip.window_frames,
+            height=height,
+            width=width,
+            control=bool(self.clip.controls),
+            frame_times=self.objective.kind != "clip",
+        )
+        return float(TRAINING * global_batch * sample.total)
+
+    def controls(self, actions: str | None, windows: int | None) -> list[reports.Action]:
+        """What `Session.step` is told.
+
+        Args:
+          actions: for a model with control the driving tokens of the latents after the first, such as "D*3,DR*2"; the
+            last one is held. Else None.
+          windows: None or 1: a clip is made as a whole.
+
+        Raises:
+          UserError: the tokens are not understood, or more than a clip has.
+        """
+        if windows not in (None, 1):
+            raise errors.UserError(f"--windows is {windows}, but the model makes one clip as a whole: leave it out")
+        if self.model_config.control_dim is None:
+            if actions is not None:
+                raise errors.UserError(
+                    "--actions: the model knows no control, it makes clips of a caption: leave it out, or take a "
+                    "checkpoint of stage 2"
+                )
+            return [reports.Action(told=None, name="clip")]
+        if actions is None:
+            raise errors.UserError("--actions is missing: the model is steered, such as by --actions 'D*3,DR*2'")
+        tokens, latents = driving.parse(actions), self.clip.window_frames
+        if len(tokens) >= latents:
+            raise errors.UserError(
+                f"--actions {actions} has {len(tokens)} latents, but a clip has {latents} with the first one: leave "
+                f"{len(tokens) + 1 - latents} out"
+            )
+        told = driving.filled((tokens[0], *tokens), latents)
+        return [reports.Action(told=Controls(told), name=driving.named(told[1:]))]
+
+    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
+        """A UserError where a mesh does not split the tokens of a frame into equal parts."""
+        self._check_fit(mesh.shape["sequence"])
+
+    def session(self, model: CogVideoXTransformer, encoders: Encoders) -> ClipSession:
+        """Clips of captions."""
+        shape = (self.clip.window_frames, *self.clip.latent_size, self.model_config.channels)
+        return ClipSession(
+            model, encoders, sample=self.sample, shape=shape, table=self.control_table(), alphas=self.alphas
+        )
+
+    def sample_rollout(
+        self, model: CogVideoXTransformer, encoders: Encoders, config: ml_collections.ConfigDict
+    ) -> reports.Comparison:
+        """A clip made of a held-out caption and its controls, beside what was recorded there."""
+        return evaluation.sample(self.session(model, encoders), config, steered=bool(self.clip.controls))
+
+    def evaluate(
+        self,
+        model: CogVideoXTransformer,
+        encoders: Encoders,
+        config: ml_collections.ConfigDict,
+        options: reports.Options,
+        console: rich.console.Console,
+    ) -> reports.Report:
+        """PSNR of held-out clips restored from noise."""
+        session = self.session(model, encoders)
+        return evaluation.evaluate(session, config, options, console, steered=bool(self.clip.controls))
