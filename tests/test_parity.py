@@ -10,9 +10,6 @@ pytestmark = pytest.mark.parity
 
 PENDING = {
     "matrix/s1_lora",
-    "theworld/gemma3_generate",
-    "theworld/gemma3_image_text",
-    "theworld/gemma3_text",
     "theworld/theworld_channel",
     "theworld/theworld_checkpoint",
     "theworld/theworld_preprocess",

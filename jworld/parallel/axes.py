@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
 
-# Parameters name embed, heads, mlp and layer; activations name batch, frames, sequence and attention_heads.
+# Parameters name vocabulary, embed, heads, mlp and layer; activations name batch, frames, sequence and attention_heads.
 # Ulysses is the pair (sequence, attention_heads): both live on the mesh axis `sequence`, never on one array at once.
 RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("batch", ("data", "fsdp")),
@@ -18,6 +18,8 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("attention_heads", "sequence"),
     # Weights are shared by the tokens of a sample, so the sequence axis holds shards of them as well.
     ("embed", ("fsdp", "sequence")),
+    # A row per token: published vocabularies divide by nothing, the width of the rows does.
+    ("vocabulary", None),
     ("heads", None),
     ("mlp", None),
     ("layer", None),

@@ -1,7 +1,8 @@
-"""Norms over channels, computed and returned in float32, whose weights every device holds in full."""
+"""Norms over channels, computed in float32, whose weights every device holds in full."""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -9,14 +10,14 @@ _REPLICATED = {"out_sharding": (None,)}
 
 
 def rms_norm(features: int, *, eps: float, param_dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """RMS norm with a scale."""
+    """RMS norm with a scale; float32."""
     return nnx.RMSNorm(
         features, epsilon=eps, dtype=jnp.float32, param_dtype=param_dtype, scale_metadata=_REPLICATED, rngs=rngs
     )
 
 
 def layer_norm(features: int, *, eps: float, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm with a scale and a bias."""
+    """Layer norm with a scale and a bias; float32."""
     return nnx.LayerNorm(
         features,
         epsilon=eps,
@@ -26,3 +27,16 @@ def layer_norm(features: int, *, eps: float, param_dtype: Any, rngs: nnx.Rngs) -
         bias_metadata=_REPLICATED,
         rngs=rngs,
     )
+
+
+class OffsetRMSNorm(nnx.Module):
+    """x / rms(x) * (1 + scale), in the dtype of x; the scale starts at zero."""
+
+    def __init__(self, features: int, *, eps: float, param_dtype: Any = jnp.float32):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.zeros((features,), param_dtype), out_sharding=(None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (normed * (1 + self.scale[...].astype(jnp.float32))).astype(x.dtype)

@@ -1,9 +1,11 @@
 """Many equal layers: built once with a leading axis, run under `lax.scan` with a remat policy."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import ad_checkpoint
 
@@ -74,3 +76,55 @@ def scan_layers(
     if REMAT_POLICIES[remat] is not None:
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(step, carry, (params, per_layer))
+
+
+def period(kinds: Sequence[Any]) -> int:
+    """Length of the shortest pattern whose repetition, perhaps cut short, these are."""
+    return next(n for n in range(1, len(kinds) + 1) if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))
+
+
+def scan_kinds(
+    stacked: Any, kinds: Sequence[Any], body: Callable[[Any, Any, Any, jax.Array], Any], carry: Any, *, remat: str
+) -> Any:
+    """`scan_layers` for equal layers of different kinds, such as sliding and full attention: -> the last carry.
+
+    What depends on the kind is traced once per run of layers of one kind in the pattern that they repeat.
+
+    Args:
+      stacked: result of `stack`.
+      kinds: of every layer.
+      body: (layer, carry, kind, its number among the layers of this kind, int32) -> carry.
+      carry: as of `scan_layers`.
+      remat: a key of REMAT_POLICIES.
+    """
+    graphdef, params = nnx.split(stacked)
+    length = period(kinds)
+    counts = {kind: list(kinds[:length]).count(kind) for kind in kinds}
+
+    def pattern(carry: Any, part: Any, kinds: Sequence[Any], repetition: Any) -> Any:
+        start = 0
+        for kind, run in itertools.groupby(kinds):
+            stop = start + len(list(run))
+            before = list(kinds[:start]).count(kind) + repetition * counts[kind]
+
+            def step(layer: Any, carry: Any, number: jax.Array, kind: Any = kind) -> tuple[Any, None]:
+                return body(layer, carry, kind, number), None
+
+            layers = nnx.merge(graphdef, jax.tree.map(lambda leaf, a=start, b=stop: leaf[a:b], part))
+            carry, _ = scan_layers(layers, step, carry, before + jnp.arange(stop - start), remat=remat)
+            start = stop
+        return carry
+
+    repetitions, rest = divmod(len(kinds), length)
+    whole = repetitions * length
+    if repetitions:
+        groups = jax.tree.map(lambda leaf: leaf[:whole].reshape(repetitions, length, *leaf.shape[1:]), params)
+
+        def group(carry: Any, xs: Any) -> tuple[Any, None]:
+            return pattern(carry, xs[0], kinds[:length], xs[1]), None
+
+        carry, _ = jax.lax.scan(group, carry, (groups, jnp.arange(repetitions)))
+    if rest:
+        tail = jax.tree.map(lambda leaf: leaf[whole:], params)
+        carry = pattern(carry, tail, kinds[whole:], repetitions)
+    return carry

@@ -2,7 +2,14 @@
 
 from jworld.models.layers.attention.call import attention
 from jworld.models.layers.attention.choice import Implementation
-from jworld.models.layers.attention.masks import Causal, ChunkCausal, Mask, Prefix, SlidingWindow
+from jworld.models.layers.attention.masks import (
+    Causal,
+    ChunkCausal,
+    Intervals,
+    Mask,
+    Prefix,
+    SlidingWindow,
+)
 from jworld.models.layers.attention.names import OUTPUT_NAME
 
 __all__ = [
@@ -10,6 +17,7 @@ __all__ = [
     "Causal",
     "ChunkCausal",
     "Implementation",
+    "Intervals",
     "Mask",
     "Prefix",
     "SlidingWindow",

@@ -4,10 +4,11 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from jworld.models.layers.attention import choice, cudnn, splash, xla
 from jworld.models.layers.attention.choice import Implementation
-from jworld.models.layers.attention.masks import Mask
+from jworld.models.layers.attention.masks import Intervals, Mask
 from jworld.models.layers.attention.names import OUTPUT_NAME
 from jworld.parallel import sequence
 
@@ -17,7 +18,7 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     *,
-    mask: Mask | None = None,
+    mask: Mask | Intervals | None = None,
     key_mask: jax.Array | None = None,
     implementation: Implementation = None,
 ) -> jax.Array:
@@ -28,8 +29,8 @@ def attention(
 
     Args:
       q: [B, Lq, N, K] queries.
-      k: [B, Lk, N, K] keys.
-      v: [B, Lk, N, K] values.
+      k: [B, Lk, M, K] keys; N is a multiple of M, and query head i sees key head i // (N / M).
+      v: [B, Lk, M, K] values.
       mask: which keys a query may see; None for all. What a mask hides is not computed, but for corners of blocks.
       key_mask: [B, Lk] bool, False for padding; at least one key per query must be True.
       implementation: "xla", "cudnn", "splash", or "auto" (also None): the one for the devices of the mesh.
@@ -38,10 +39,17 @@ def attention(
       [B, Lq, N, K] in the dtype of `v`.
 
     Raises:
-      ValueError: the mask does not fit the lengths of q and k.
+      ValueError: the mask does not fit the lengths of q and k, or the heads of keys do not divide those of queries.
     """
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"{q.shape[2]} heads of queries are no multiple of {k.shape[2]} heads of keys")
+    if isinstance(mask, Intervals):
+        return sequence.queries_split(functools.partial(xla.attention, mask=mask), q, k, v, key_mask)
     if mask is not None:
         mask.check(q.shape[1], k.shape[1])
+    if k.shape[2] % sequence.devices():
+        # Heads are split over the devices: each needs its own.
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     if q.shape[2] > 1 and q.shape[2] % sequence.devices():
         choice.announce_rings(q.shape[2], sequence.devices())
         stops, width = (None, None) if mask is None else (mask.stops(q.shape[1]), mask.width)

@@ -24,7 +24,7 @@ def refusal(mask: Mask | None, *, key_mask: bool, head_dim: int, dtype: jnp.dtyp
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Mask | None, key_mask: jax.Array | None) -> jax.Array:
-    """[B, Lq, N, K] queries, [B, Lk, N, K] keys and values, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of v.
+    """[B, Lq, N, K] queries, [B, Lk, M, K] keys and values, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of v.
 
     What `refusal` names is not to be asked for. The output is not named for remat policies: they know the kernel.
     """

@@ -5,8 +5,10 @@ that a backend has to know is where the interval stops, and how wide it is.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -101,6 +103,24 @@ class SlidingWindow:
         _check_self_attention(self, queries, keys)
         if self.left < 0 or self.right < 0:
             raise ValueError(f"a window of {self.left} tokens before and {self.right} behind: neither can be negative")
+
+
+class Intervals(NamedTuple):
+    """Query i of sample b sees the keys [starts[b, i], stops[b, i]): intervals that the data decide, such as images.
+
+    No kernel knows them, XLA computes them.
+
+    Attributes:
+      starts, stops: [B, queries] int32.
+    """
+
+    starts: jax.Array
+    stops: jax.Array
+
+    def visible(self, keys: int) -> jax.Array:
+        """[B, queries, keys] bool."""
+        places = jnp.arange(keys)
+        return (places >= self.starts[..., None]) & (places < self.stops[..., None])
 
 
 def _check_self_attention(mask: Mask, queries: int, keys: int) -> None:

@@ -70,15 +70,18 @@ def attention(
     blocks: Blocks = DEFAULT_BLOCKS,
     interpret: bool = False,
 ) -> jax.Array:
-    """[B, Lq, N, K] queries, [B, Lk, N, K] keys and values, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of q.
+    """[B, Lq, N, K] queries, [B, Lk, M, K] keys and values, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of q.
 
     `interpret` runs the kernel's steps on a CPU.
     """
     (queries, block_q), (keys, block_k) = _fit(q.shape[1], blocks.queries), _fit(k.shape[1], blocks.keys)
     structure = _structure(mask, (q.shape[1], k.shape[1]), (queries, keys))
     at_once = block_k if block_k % blocks.keys_at_once else blocks.keys_at_once
-    kernel = kernels.make_splash_mha_single_device(
-        splash_attention_mask.MultiHeadMask([structure] * q.shape[2]),
+    # Query heads that share a key head are one call of the kernel for a single key head.
+    group = q.shape[2] // k.shape[2]
+    make = kernels.make_splash_mha_single_device if group == 1 else kernels.make_splash_mqa_single_device
+    kernel = make(
+        splash_attention_mask.MultiHeadMask([structure] * (q.shape[2] if group == 1 else group)),
         block_sizes=kernels.BlockSizes(
             block_q=block_q,
             block_kv=block_k,
@@ -92,18 +95,21 @@ def attention(
         residual_checkpoint_name=OUTPUT_NAME,
         interpret=interpret,
     )
-    length = q.shape[1]
+    length, shape = q.shape[1], q.shape
     # The kernel knows no scale.
     q = _heads_first(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), queries)
     k, v = _heads_first(k, keys), _heads_first(v, keys)
+    if group > 1:
+        q = q.reshape(shape[0], -1, group, *q.shape[2:])
+        kernel = jax.vmap(kernel, in_axes=(0, 0, 0, None))
     if key_mask is None:
-        out = jax.vmap(kernel)(q, k, v)
+        out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, None)
     else:
         # Padding is a segment of its own, which no query is part of.
         valid = jnp.pad(key_mask.astype(jnp.int32), [(0, 0), (0, keys - key_mask.shape[1])])
         segments = kernels.SegmentIds(q=jnp.ones((q.shape[0], queries), jnp.int32), kv=valid)
         out = jax.vmap(kernel)(q, k, v, segments)
-    return jnp.swapaxes(out, 1, 2)[:, :length]
+    return jnp.swapaxes(out.reshape(shape[0], shape[2], queries, -1), 1, 2)[:, :length]
 
 
 def _fit(length: int, block: int) -> tuple[int, int]:

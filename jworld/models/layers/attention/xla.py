@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jworld.models.layers.attention.masks import Mask
+from jworld.models.layers.attention.masks import Intervals, Mask
 from jworld.models.layers.attention.names import OUTPUT_NAME
 
 #: Rows of a block where every query has a stop of its own, and how many blocks there are at most. The corners of a
@@ -24,18 +24,18 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     *,
-    mask: Mask | None,
+    mask: Mask | Intervals | None,
     key_mask: jax.Array | None,
     max_logits: int = MAX_LOGITS,
 ) -> jax.Array:
-    """[B, Lq, N, K] queries, [B, Lk, N, K] keys and values, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of v."""
+    """[B, Lq, N, K] queries, [B, Lk, M, K] keys and values, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of v."""
     per_pair = q.shape[0] * q.shape[2]
-    blocks = _blocks(mask, q.shape[1], k.shape[1])
+    blocks = _blocks(None if isinstance(mask, Intervals) else mask, q.shape[1], k.shape[1])
     total = sum((block.stop - block.start) * (keys.stop - keys.start) for block, keys in blocks)
     outputs = []
     for block, keys in blocks:
         seen = None if key_mask is None else key_mask[:, keys]
-        band = None if mask is None else _band(mask, q.shape[1], block, keys)
+        band = _band(mask, q.shape[1], block, keys)
         arguments = (q[:, block], k[:, keys], v[:, keys], seen)
         if per_pair * total <= max_logits:
             outputs.append(_plain(*arguments, band))
@@ -59,8 +59,10 @@ def _blocks(mask: Mask | None, queries: int, keys: int) -> list[tuple[slice, sli
     return [(slice(start, stop), slice(int(firsts[start]), int(stops[stop - 1]))) for start, stop in spans]
 
 
-def _band(mask: Mask, queries: int, block: slice, keys: slice) -> np.ndarray | None:
-    """[rows, keys of the block] bool, or None where every row sees all of them."""
+def _band(mask: Mask | Intervals | None, queries: int, block: slice, keys: slice) -> np.ndarray | Intervals | None:
+    """[rows, keys of the block] bool, or None where every row sees all of them; intervals stay what they are."""
+    if mask is None or isinstance(mask, Intervals):
+        return mask
     stops, key = mask.stops(queries)[block, None], np.arange(keys.start, keys.stop)
     band = key < stops
     if mask.width is not None:
@@ -69,16 +71,29 @@ def _band(mask: Mask, queries: int, block: slice, keys: slice) -> np.ndarray | N
 
 
 def _plain(
-    q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None, band: jax.Array | np.ndarray | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    key_mask: jax.Array | None,
+    band: jax.Array | np.ndarray | Intervals | None,
 ) -> jax.Array:
     masks = [] if key_mask is None else [key_mask[:, None, None, :]]
-    masks += [] if band is None else [jnp.asarray(band)[None, None]]
+    if isinstance(band, Intervals):
+        masks.append(band.visible(k.shape[1])[:, None])
+    elif band is not None:
+        masks.append(jnp.asarray(band)[None, None])
     visible = functools.reduce(jnp.logical_and, masks) if masks else None
     return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="xla")
 
 
 def _in_parts(
-    q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None, band: np.ndarray | None, *, rows: int
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    key_mask: jax.Array | None,
+    band: np.ndarray | Intervals | None,
+    *,
+    rows: int,
 ) -> jax.Array:
     """`_plain` for at most `rows` queries at a time; the backward pass holds the logits of one part only."""
     B, L, N, K = q.shape
@@ -87,11 +102,15 @@ def _in_parts(
     padding = parts * rows - L
     q = jnp.pad(q, [(0, 0), (0, padding), (0, 0), (0, 0)]).reshape(B, parts, rows, N, K)
     # A row of padding sees what the last row sees: no row without a key.
-    bands = None if band is None else jnp.asarray(np.pad(band, [(0, padding), (0, 0)], mode="edge"))
-    bands = None if bands is None else bands.reshape(parts, rows, -1)
+    bands: jax.Array | Intervals | None = None
+    if isinstance(band, Intervals):
+        padded = (jnp.pad(x, [(0, 0), (0, padding)], mode="edge") for x in band)
+        bands = Intervals(*(jnp.moveaxis(x.reshape(-1, parts, rows), 1, 0) for x in padded))
+    elif band is not None:
+        bands = jnp.asarray(np.pad(band, [(0, padding), (0, 0)], mode="edge")).reshape(parts, rows, -1)
 
     @jax.checkpoint
-    def step(carry: None, part: tuple[jax.Array, jax.Array | None]) -> tuple[None, jax.Array]:
+    def step(carry: None, part: tuple[jax.Array, jax.Array | Intervals | None]) -> tuple[None, jax.Array]:
         return carry, _plain(part[0], k, v, key_mask, part[1])
 
     _, out = jax.lax.scan(step, None, (jnp.moveaxis(q, 1, 0), bands))

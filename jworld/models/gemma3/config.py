@@ -1,0 +1,104 @@
+"""Hyper-parameters of Gemma-3 with its vision tower, checked at birth."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from jworld.models.layers.attention import Implementation
+from jworld.models.layers.stack import REMAT_POLICIES
+
+#: Attention of a layer: to all tokens before, or to those of a window.
+Kind = Literal["sliding", "full"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gemma3Config:
+    """Gemma-3-4b-it by default.
+
+    Source: the Gemma 3 report, https://arxiv.org/abs/2503.19786, and transformers 4.56 `models/gemma3`.
+
+    Attributes:
+      vocabulary: rows V of the embedding, which is also the head.
+      width: model width D.
+      mlp_width: inner width of the gated MLP.
+      num_heads, num_key_heads: heads of queries, and of keys and values; the first is a multiple of the second.
+      head_dim: channels of a head, whatever D is.
+      pattern: kinds of attention, repeated over the layers.
+      window: tokens that a layer of the kind "sliding" sees, the token itself among them.
+      query_scale: attention logits are divided by its root.
+      rope_theta, rope_factor: base of the rotary frequencies of "full" layers, and by what positions are divided.
+      local_rope_theta, local_rope_factor: the same for "sliding" layers.
+      image_token: id of the tokens in whose places image features stand.
+      image_tokens: tokens of one image, a square number.
+      vision_width, vision_mlp_width, vision_layers, vision_heads: sizes of the vision tower.
+      image_size, patch_size: pixels of an image's side, and of a patch's.
+      dtype: activations and matrix products; norms, softmax, rotary tables and the loss stay float32.
+      remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
+      attention: implementation of attention, as in `layers.attention`.
+    """
+
+    vocabulary: int = 262208
+    width: int = 2560
+    mlp_width: int = 10240
+    num_layers: int = 34
+    num_heads: int = 8
+    num_key_heads: int = 4
+    head_dim: int = 256
+    eps: float = 1e-6
+    pattern: tuple[Kind, ...] = (*("sliding",) * 5, "full")
+    window: int = 1024
+    query_scale: float = 256.0
+    rope_theta: float = 1e6
+    rope_factor: float = 8.0
+    local_rope_theta: float = 1e4
+    local_rope_factor: float = 1.0
+    image_token: int = 262144
+    image_tokens: int = 256
+    vision_width: int = 1152
+    vision_mlp_width: int = 4304
+    vision_layers: int = 27
+    vision_heads: int = 16
+    image_size: int = 896
+    patch_size: int = 14
+    vision_eps: float = 1e-6
+    dtype: Any = jnp.bfloat16
+    param_dtype: Any = jnp.float32
+    remat: str = "attention"
+    attention: Implementation = "auto"
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Of every layer."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
+
+    @property
+    def patches(self) -> int:
+        """Patches along a side of an image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def pool(self) -> int:
+        """Patches along a side that are averaged to one token."""
+        return self.patches // math.isqrt(self.image_tokens)
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_key_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_key_heads {self.num_key_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even for rotary positions")
+        if not self.pattern:
+            raise ValueError("pattern is empty: name the kinds of attention, such as ('sliding', 'full')")
+        if self.window < 1 or self.query_scale <= 0:
+            raise ValueError(f"window {self.window} and query_scale {self.query_scale} must be above 0")
+        if self.vision_width % self.vision_heads:
+            raise ValueError(f"vision_width {self.vision_width} is not a multiple of vision_heads {self.vision_heads}")
+        side = math.isqrt(self.image_tokens)
+        if self.image_size % self.patch_size or side**2 != self.image_tokens or self.patches % side:
+            raise ValueError(
+                f"image_tokens {self.image_tokens} must be a square whose side divides the {self.patches} patches of "
+                f"{self.patch_size} pixels along an image of {self.image_size}"
+            )
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")

@@ -1,0 +1,88 @@
+"""The eyes of Gemma-3: the SigLIP vision transformer, and the projector that makes tokens of its patches."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jworld.models.gemma3.config import Gemma3Config
+from jworld.models.layers.attention import attention
+from jworld.models.layers.linear import linear, zeros_init
+from jworld.models.layers.mlp import MLP, gelu_tanh
+from jworld.models.layers.norms import OffsetRMSNorm, layer_norm
+from jworld.models.layers.patches import to_patches
+from jworld.models.layers.stack import scan_layers, stack
+from jworld.parallel.axes import spread
+
+
+class VisionLayer(nnx.Module):
+    """Attention of all patches to all, and an MLP: [N, P, D] -> [N, P, D]."""
+
+    def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
+        self.num_heads, self.implementation = cfg.vision_heads, cfg.attention
+        width = cfg.vision_width
+        common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
+        self.attention_norm = layer_norm(width, eps=cfg.vision_eps, param_dtype=cfg.param_dtype, rngs=rngs)
+        self.query, self.key, self.value = (linear(width, width, ("embed", "heads"), **common) for _ in range(3))
+        self.out = linear(width, width, ("heads", "embed"), **common)
+        self.mlp_norm = layer_norm(width, eps=cfg.vision_eps, param_dtype=cfg.param_dtype, rngs=rngs)
+        self.mlp = MLP(width, cfg.vision_mlp_width, gelu_tanh, **common)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        normed = self.attention_norm(x).astype(x.dtype)
+        q, k, v = (
+            spread(part(normed).reshape(*x.shape[:2], self.num_heads, -1), "batch", "sequence", None, None)
+            for part in (self.query, self.key, self.value)
+        )
+        x = x + self.out(attention(q, k, v, implementation=self.implementation).reshape(x.shape))
+        return x + self.mlp(self.mlp_norm(x).astype(x.dtype))
+
+
+class VisionTower(nnx.Module):
+    """Images [N, H, W, 3] in -1..1 -> patches [N, P, D], rows of patches first."""
+
+    def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
+        self.patch_in = linear(3 * cfg.patch_size**2, cfg.vision_width, (None, "embed"), **common)
+        table = nnx.initializers.normal(cfg.vision_width**-0.5)(
+            rngs.params(), (cfg.patches**2, cfg.vision_width), cfg.param_dtype
+        )
+        self.positions = nnx.Param(table, out_sharding=(None, "embed"))
+        self.layers = stack(lambda rngs: VisionLayer(cfg, rngs=rngs), cfg.vision_layers, rngs)
+        self.norm = layer_norm(cfg.vision_width, eps=cfg.vision_eps, param_dtype=cfg.param_dtype, rngs=rngs)
+
+    def embed(self, pixels: jax.Array) -> jax.Array:
+        """Patches before the first layer."""
+        patches = to_patches(pixels[:, None], (self.cfg.patch_size, self.cfg.patch_size))[:, 0]
+        x = self.patch_in(patches.astype(self.cfg.dtype)) + self.positions[...].astype(self.cfg.dtype)
+        return spread(x, "batch", "sequence", None)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x), None), self.embed(pixels), remat=self.cfg.remat)
+        return self.norm(x).astype(self.cfg.dtype)
+
+
+class Projector(nnx.Module):
+    """Patches [N, P, D] of the tower -> tokens [N, T, D] of the language model: averaged, normed, projected."""
+
+    def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.norm = OffsetRMSNorm(cfg.vision_width, eps=cfg.vision_eps, param_dtype=cfg.param_dtype)
+        self.linear = linear(
+            cfg.vision_width,
+            cfg.width,
+            (None, "embed"),
+            use_bias=False,
+            kernel_init=zeros_init,
+            dtype=cfg.dtype,
+            param_dtype=cfg.param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        side, pool = self.cfg.patches // self.cfg.pool, self.cfg.pool
+        grid = patches.astype(jnp.float32).reshape(-1, side, pool, side, pool, patches.shape[-1])
+        pooled = jnp.mean(grid, axis=(2, 4)).reshape(patches.shape[0], side**2, -1)
+        return self.linear(self.norm(pooled).astype(patches.dtype))

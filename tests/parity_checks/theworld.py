@@ -1,0 +1,166 @@
+"""Gemma-3 and TheWorld: logits and what lies before them, generated tokens, losses and gradients."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import golden_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from conversion import engine, gemma3
+from jworld.models.gemma3 import decoding
+from jworld.models.gemma3.config import Gemma3Config
+from jworld.models.gemma3.model import Gemma3
+
+#: Their name of a way to name tensors -> ours.
+STYLES = {"hub": "hub", "v4": "transformers4", "v5": "transformers5-saved"}
+#: These programs run once: compiling them is what takes time.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+def config_of(case: golden_cases.GoldenCase) -> Gemma3Config:
+    text, vision = case.config["text_config"], case.config["vision_config"]
+    kinds = {"sliding_attention": "sliding", "full_attention": "full"}
+    return Gemma3Config(
+        vocabulary=text["vocab_size"],
+        width=text["hidden_size"],
+        mlp_width=text["intermediate_size"],
+        num_layers=text["num_hidden_layers"],
+        num_heads=text["num_attention_heads"],
+        num_key_heads=text["num_key_value_heads"],
+        head_dim=text["head_dim"],
+        eps=text["rms_norm_eps"],
+        pattern=tuple(kinds[kind] for kind in text["layer_types"]),
+        window=text["sliding_window"],
+        query_scale=text["query_pre_attn_scalar"],
+        rope_theta=text["rope_theta"],
+        rope_factor=(text["rope_scaling"] or {"factor": 1.0})["factor"],
+        local_rope_theta=text["rope_local_base_freq"],
+        image_token=case.config["image_token_index"],
+        image_tokens=case.config["mm_tokens_per_image"],
+        vision_width=vision["hidden_size"],
+        vision_mlp_width=vision["intermediate_size"],
+        vision_layers=vision["num_hidden_layers"],
+        vision_heads=vision["num_attention_heads"],
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        vision_eps=vision["layer_norm_eps"],
+        dtype=jnp.float32,
+    )
+
+
+def fill(model: Any, weights: Mapping[str, np.ndarray], rules: Any) -> Any:
+    """The module that `model` makes, with these weights."""
+    with nnx.use_eager_sharding(False):
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(0))))
+        return nnx.merge(graphdef, engine.to_state(state, engine.import_tensors(weights, state, rules)))
+
+
+def load(case: golden_cases.GoldenCase, **changes: Any) -> Gemma3:
+    cfg = dataclasses.replace(config_of(case), **changes)
+    rules = gemma3.rules(cfg, gemma3.STYLES[STYLES[case.config["key_style"]]])
+    return fill(lambda rngs: Gemma3(cfg, rngs=rngs), case.weights, rules)
+
+
+def by_rows(cfg: Gemma3Config, tokens: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Images [N, 3, H, W] in the order of the tokens -> [B, I, H, W, 3], zeros where a row has fewer."""
+    counts = (tokens == cfg.image_token).sum(axis=1) // cfg.image_tokens
+    rows = np.zeros((len(tokens), max(counts), cfg.image_size, cfg.image_size, 3), np.float32)
+    images = iter(np.moveaxis(pixels, 1, -1))
+    for row, count in zip(rows, counts, strict=True):
+        for i in range(count):
+            row[i] = next(images)
+    return rows
+
+
+def _inside(model: Gemma3, embeds: jax.Array, mask: jax.Array, images: jax.Array | None) -> dict[str, jax.Array]:
+    """What layers give, one after the other."""
+    text, outputs = model.language, {}
+    x, contexts = text.start(embeds, mask, None, images)
+    graphdef, layers = nnx.split(text.layers)
+    for i, kind in enumerate(text.cfg.kinds):
+        layer = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
+        x, _ = layer(x, contexts[kind])
+        outputs[f"hidden_after_layer{i}"] = x
+    return outputs | {"final_norm": text.norm(x)}
+
+
+def compiled(function: Any) -> Any:
+    """Compiled for the one time that it runs."""
+    return jax.jit(function, compiler_options=FAST_COMPILE)
+
+
+def _forward(case: golden_cases.GoldenCase) -> float:
+    model, inputs = load(case), case.inputs
+    tokens, mask = jnp.asarray(inputs["input_ids"]), jnp.asarray(inputs["attention_mask"]) == 1
+    with_images = "pixel_values" in inputs
+
+    @compiled
+    def forward(model: Gemma3) -> dict[str, Any]:
+        pixels = images = None
+        if with_images:
+            pixels = jnp.asarray(by_rows(model.cfg, inputs["input_ids"], inputs["pixel_values"]))
+            images = jnp.asarray(inputs["token_type_ids"]) == 1
+        embeds = model.embed(tokens, pixels)
+        outputs = {
+            "inputs_embeds": embeds,
+            **_inside(model, embeds, mask, images),
+            "logits": model(tokens, pixels, mask=mask, images=images),
+        }
+        outputs = {name: value * mask[..., None] for name, value in outputs.items()}
+        if with_images:
+            real = jnp.moveaxis(jnp.asarray(inputs["pixel_values"]), 1, -1)
+            outputs |= {
+                "logits_no_token_type_ids": model(tokens, pixels, mask=mask) * mask[..., None],
+                "vision_embeddings": model.vision.embed(real),
+                "vision_last_hidden_state": model.vision(real),
+                "image_features": model.image_features(real[:, None]),
+            }
+        else:
+            states = model.language(embeds, mask=mask)
+            outputs["loss"] = 0 * jnp.sum(states)
+        return outputs
+
+    outputs = forward(model)
+    expected = {name: value for name, value in case.outputs.items() if name in outputs and name != "loss"}
+    expected["inputs_embeds"] = expected["inputs_embeds"] * inputs["attention_mask"][..., None]
+    return golden_cases.largest_error(outputs, expected)
+
+
+def _generate(case: golden_cases.GoldenCase) -> float:
+    """Tokens exactly, and the logits of every step: with the cache, and all over again without."""
+    model, inputs = load(case), case.inputs
+    expected, steps = case.outputs["generated"], case.config["max_new_tokens"]
+    mask = jnp.asarray(inputs["attention_mask"]) == 1
+    pixels = jnp.asarray(by_rows(model.cfg, inputs["input_ids"], inputs["pixel_values"]))
+
+    @compiled
+    def generate(model: Gemma3) -> Any:
+        text, images = model.language, jnp.asarray(inputs["token_type_ids"]) == 1
+        embeds = model.embed(jnp.asarray(inputs["input_ids"]), pixels)
+        state = decoding.prefill(text, embeds, mask, images, capacity=mask.shape[1] + steps)
+        tokens, logits = decoding.greedy(text, state, steps=steps)
+        later = jnp.ones_like(tokens, bool)
+        whole = jnp.concatenate([embeds, text.embed(tokens)], axis=1)
+        seen = jnp.concatenate([mask, later], axis=1)
+        again = text(
+            whole,
+            mask=seen,
+            positions=jnp.cumsum(seen, axis=1) - 1,
+            images=jnp.concatenate([images, ~later], axis=1),
+        )
+        return tokens, logits, text.logits(again[:, mask.shape[1] - 1 : -1])
+
+    tokens, logits, again = generate(model)
+    np.testing.assert_array_equal(tokens, expected)
+    return max(golden_cases.relative_error(x, case.outputs["step_logits"]) for x in (logits, again))
+
+
+CHECKS = {
+    "theworld/gemma3_generate": _generate,
+    "theworld/gemma3_image_text": _forward,
+    "theworld/gemma3_text": _forward,
+}
