@@ -310,9 +310,9 @@ def start(
 def to_devices(
     batch: pipeline.Batch, spec: dict[str, records.ArraySpec], shardings: dict[str, jax.sharding.NamedSharding]
 ) -> dict[str, jax.Array]:
-    """This process's rows -> global arrays; with the global shape told, a process may hold a part of each row alone."""
+    """This process's whole rows -> global arrays; with the global shape told, a device may get a part of each row."""
     return {
-        name: jax.make_array_from_process_local_data(shardings[name], array, spec[name].shape)
+        name: jax.make_array_from_process_local_data(shardings[name], array, (spec[name].shape[0], *array.shape[1:]))
         for name, array in batch.items()
     }
 

@@ -26,6 +26,14 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> records.Record: ...
 
 
+class OrderedSource(Protocol):
+    """Records of an endless sequence of positions, which the source itself shuffles."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, position: int) -> Mapping[str, Any]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Padded:
     """An example's entry [length, ...] that ends in zeros, of which only `rows` [S, ...] are held, S <= length.
@@ -53,7 +61,7 @@ Entry = np.ndarray | np.generic | Padded
 
 
 def make_dataset(
-    source: Source,
+    source: Source | OrderedSource,
     transform: grain.transforms.RandomMap,
     spec: Mapping[str, records.ArraySpec],
     *,
@@ -69,7 +77,8 @@ def make_dataset(
 
     `transform` makes one example (one row of a batch) of {"record": dict, "position": int}. Positions count the
     examples of the whole run over all processes: position // global_batch is the training step. The transform's
-    generator is seeded by `seed` and the position. `spec` describes the global batch.
+    generator is seeded by `seed` and the position. `spec` describes the global batch. A source that orders its records
+    itself shuffles them, or not, by itself.
 
     `shuffle=False` takes the records in order (a held-out loss: the same first batches from every fresh iterator). At
     most `prefetch` batches are read ahead by `num_threads` threads; workers in processes of their own would copy every
@@ -79,17 +88,25 @@ def make_dataset(
         raise UserError(
             f"global_batch is {global_batch}, expected a multiple of the {process_count} processes: change global_batch"
         )
-    dataset = grain.MapDataset.source(source).seed(seed)
-    if shuffle:
-        dataset = dataset.shuffle()
     # The slice comes last, so that positions, and the seeds made of them, do not depend on the number of processes.
-    dataset = dataset.repeat(None).map_with_index(lambda position, record: {"record": record, "position": position})
-    dataset = dataset.random_map(transform)
+    dataset = _elements(source, seed=seed, shuffle=shuffle).random_map(transform)
     dataset = dataset.batch(global_batch // process_count, drop_remainder=True, batch_fn=stack)
     dataset = dataset[process_index::process_count]
     iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
     identity = {"seed": seed, "global_batch": global_batch, "records": len(source), "shuffle": shuffle}
     return BatchIterator(iter(iterator), spec, process_count=process_count, identity=identity)
+
+
+def _elements(source: Source | OrderedSource, *, seed: int, shuffle: bool) -> grain.MapDataset:
+    """{"record", "position"} of every position."""
+    at = getattr(source, "at", None)
+    if at is not None:
+        endless = grain.MapDataset.range(1).seed(seed).repeat(None)
+        return endless.map_with_index(lambda position, _: {"record": at(position), "position": position})
+    dataset = grain.MapDataset.source(source).seed(seed)
+    if shuffle:
+        dataset = dataset.shuffle()
+    return dataset.repeat(None).map_with_index(lambda position, record: {"record": record, "position": position})
 
 
 class BatchIterator(Iterator[Batch]):
@@ -110,10 +127,11 @@ class BatchIterator(Iterator[Batch]):
             for name, entry in spec.items()
         }
         self._expected["index"] = ((int(identity["global_batch"]) // process_count,), np.dtype(np.int32))
+        self._lengths = {name: entry.lengths for name, entry in spec.items() if entry.lengths}
 
     def __next__(self) -> Batch:
         batch = next(self._iterator)
-        _check_batch(batch, self._expected)
+        _check_batch(batch, self._expected, self._lengths)
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -162,13 +180,19 @@ def _stack_padded(entries: Sequence[Any]) -> np.ndarray:
     return whole
 
 
-def _check_batch(batch: Batch, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+def _check_batch(
+    batch: Batch,
+    expected: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    lengths: Mapping[str, tuple[int, ...]],
+) -> None:
     if missing := sorted(expected.keys() - batch.keys()):
         raise UserError(f"batch lacks '{missing[0]}', which the model's batch_spec names: use the data of this system")
     if extra := sorted(batch.keys() - expected.keys()):
         raise UserError(f"batch holds '{extra[0]}', which the model's batch_spec does not name: use its own transform")
     for name, (shape, dtype) in expected.items():
         array = batch[name]
+        if name in lengths and array.ndim > 1 and array.shape[1] in lengths[name]:
+            shape = (shape[0], array.shape[1], *shape[2:])
         if array.shape != shape or array.dtype != dtype:
             raise UserError(
                 f"batch entry '{name}' is {array.dtype} {list(array.shape)}, the model expects {dtype} {list(shape)}: "

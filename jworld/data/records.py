@@ -76,11 +76,15 @@ Record = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """Shape, dtype and logical axes (one name or None per dimension) of one array of a batch."""
+    """Shape, dtype and logical axes (one name or None per dimension) of one array of a batch.
+
+    `lengths`: what dimension 1 may be, where batches differ; `shape` has the largest.
+    """
 
     shape: tuple[int, ...]
     dtype: npt.DTypeLike
     axes: tuple[str | None, ...]
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):

@@ -44,7 +44,7 @@ class TrainingData(Protocol):
 
 def batches(
     config: ml_collections.ConfigDict,
-    source: pipeline.Source,
+    source: pipeline.Source | pipeline.OrderedSource,
     transform: grain.transforms.RandomMap,
     spec: Spec,
     *,

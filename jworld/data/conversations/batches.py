@@ -1,0 +1,169 @@
+"""Batches of conversations of similar length: few shapes, little padding.
+
+A batch holds
+
+| key | array |
+| --- | --- |
+| tokens | int32 [B, L], padded behind with `<pad>`; L is one of `ClipConfig.lengths` |
+| mask | bool [B, L], False on the padding |
+| labels | int32 [B, L], see `chat`; `chat.IGNORED` where nothing is learnt |
+| pixels | uint8 [B, I, S, S, 3], black where a conversation has fewer pictures; see `pictures.vision_values` |
+| world_pixels | uint8 [B, W, W, 3], its first picture; see `pictures.world_values` |
+
+The brackets and tokens of the world are not in `tokens`: the model puts them behind the first one, see
+`chat.insert_world`.
+"""
+
+import bisect
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from jworld.data import pipeline, records
+from jworld.data.conversations import chat, pictures, prepared
+from jworld.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """What one example is (`config.data.clip`).
+
+    Attributes:
+      lengths: the numbers of tokens that a batch may have, with the images' but without the world's; longer
+        conversations are left out.
+      images: pictures of a conversation, at most.
+      image_size, world_size: side of the square pictures for the vision tower and for the autoencoder.
+      labels: "answers", or "original" for what the original learns with the world switched off.
+    """
+
+    lengths: tuple[int, ...] = (512, 1024, 2048)
+    images: int = 1
+    image_size: int = 896
+    world_size: int = pictures.WORLD_SIZE
+    labels: chat.Labels = "answers"
+
+    def __post_init__(self) -> None:
+        if not self.lengths or list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < 1:
+            raise ValueError(f"lengths is {self.lengths}, expected positive numbers in rising order")
+        if min(self.images, self.image_size, self.world_size) < 1:
+            raise ValueError("images, image_size and world_size must be at least 1")
+
+    @property
+    def max_tokens(self) -> int:
+        return self.lengths[-1]
+
+
+def spec(clip: ClipConfig, global_batch: int) -> dict[str, records.ArraySpec]:
+    """What a batch holds."""
+    text = ((global_batch, clip.max_tokens), ("batch", None))
+
+    def array(dtype: Any) -> records.ArraySpec:
+        return records.ArraySpec(text[0], dtype, text[1], lengths=clip.lengths)
+
+    def image(*shape: int) -> records.ArraySpec:
+        return records.ArraySpec((global_batch, *shape, 3), np.uint8, ("batch", *[None] * (len(shape) + 1)))
+
+    return {
+        "tokens": array(np.int32),
+        "mask": array(np.bool_),
+        "labels": array(np.int32),
+        "pixels": image(clip.images, clip.image_size, clip.image_size),
+        "world_pixels": image(clip.world_size, clip.world_size),
+    }
+
+
+class LengthOrder:
+    """Which conversation, padded to which length, stands at a position of the endless sequence of examples.
+
+    All examples of a batch get the same length, the smallest that fits; what does not fill a batch joins the next
+    longer ones, and what is left of the longest is passed over until the next epoch. `shuffle` draws a new order for
+    every epoch; without it, all epochs are the same.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, buckets: Sequence[int], *, global_batch: int, seed: int, shuffle: bool
+    ) -> None:
+        self._bucket = np.array([bisect.bisect_left(buckets, length) for length in lengths])
+        self._buckets, self._batch = tuple(buckets), global_batch
+        self._seed, self._shuffle = seed, shuffle
+        rests = 0
+        self._batches = 0
+        for number in range(len(buckets)):
+            count = int((self._bucket == number).sum()) + rests
+            self._batches += count // global_batch
+            rests = count % global_batch
+        # Fewer than one batch: they are repeated to fill it.
+        self._is_small = self._batches == 0
+        self._batches = max(self._batches, 1)
+        self._epoch = functools.lru_cache(maxsize=4)(self._make_epoch)
+
+    def __call__(self, position: int) -> tuple[int, int]:
+        """-> (conversation, length) of a position."""
+        batch, row = divmod(position, self._batch)
+        epoch, batch = divmod(batch, self._batches)
+        rows, buckets = self._epoch(epoch if self._shuffle else 0)
+        return int(rows[batch, row]), self._buckets[buckets[batch]]
+
+    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(conversations int64 [batches, B], bucket [batches]) of an epoch."""
+        rng = np.random.default_rng([self._seed, epoch])
+        order = rng.permutation(len(self._bucket)) if self._shuffle else np.arange(len(self._bucket))
+        if self._is_small:
+            return np.resize(order, (1, self._batch)), np.array([self._bucket.max()])
+        rows, buckets = [], []
+        rest = order[:0]
+        for number in range(len(self._buckets)):
+            own = np.concatenate([rest, order[self._bucket[order] == number]])
+            whole = len(own) // self._batch * self._batch
+            rows.append(own[:whole].reshape(-1, self._batch))
+            buckets += [number] * len(rows[-1])
+            rest = own[whole:]
+        place = rng.permutation(len(buckets)) if self._shuffle else np.arange(len(buckets))
+        return np.concatenate(rows)[place], np.array(buckets)[place]
+
+
+class Examples:
+    """The record of every position: a conversation and the length that it is padded to."""
+
+    def __init__(self, source: prepared.Source, order: LengthOrder) -> None:
+        self._source, self._order = source, order
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def at(self, position: int) -> dict[str, Any]:
+        number, length = self._order(position)
+        return {"conversation": self._source[number], "length": length, "index": np.int32(number)}
+
+
+class MakeExample(grain.transforms.RandomMap):
+    """Record -> one row of a batch; nothing is random."""
+
+    def __init__(self, clip: ClipConfig, tokenizer: chat.ChatTokenizer, source: prepared.Source) -> None:
+        self._clip, self._tokenizer, self._root = clip, tokenizer, source.directory
+
+    def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, pipeline.Entry]:
+        """element {"record": of `Examples`, "position"}."""
+        record, clip = element["record"], self._clip
+        row = record["conversation"]
+        try:
+            images = [pictures.read(place, self._root) for place in row.places]
+        except ValueError as error:
+            raise UserError(
+                f"conversation {row.name}: {error}: put it back, or remove {self._root} to look through all again"
+            ) from error
+        encoded = self._tokenizer.encode(row.turns, images=len(images), labels=clip.labels, single_turn=row.single_turn)
+        padded = chat.pad([encoded], record["length"], pad_id=self._tokenizer.ids[chat.PAD])
+        pixels = np.zeros((clip.images, clip.image_size, clip.image_size, 3), np.uint8)
+        for number, image in enumerate(images):
+            pixels[number] = pictures.resized(image, clip.image_size)
+        return {
+            **{name: array[0] for name, array in padded.items()},
+            "pixels": pixels,
+            "world_pixels": pictures.resized(images[0], clip.world_size),
+            "index": record["index"],
+        }

@@ -1,0 +1,64 @@
+"""The objects of a JSON array or of JSON lines, one after the other: published files are larger than memory."""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from jworld.errors import UserError
+
+_CHUNK = 1 << 20
+
+
+def read(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Every object of the file.
+
+    Raises:
+      UserError: it is absent, or not what it should be; rows before the damage have been given then.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = file.read(1)
+            while first.isspace():
+                first = file.read(1)
+            rows = _array(file) if first == "[" else _lines(first, file)
+            for number, row in enumerate(rows):
+                if not isinstance(row, dict):
+                    raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")
+                yield row
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is absent, expected JSON: correct the path") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}): correct it") from error
+
+
+def _lines(first: str, file: Any) -> Iterator[Any]:
+    line = first + file.readline()
+    while line:
+        if line.strip():
+            yield json.loads(line)
+        line = file.readline()
+
+
+def _array(file: Any) -> Iterator[Any]:
+    decoder = json.JSONDecoder()
+    text, ended = "", False
+    while True:
+        text = text.lstrip(", \t\r\n")
+        if text.startswith("]"):
+            return
+        try:
+            value, end = decoder.raw_decode(text)
+            # A number at the end of a chunk may go on in the next.
+            if end < len(text) or ended:
+                yield value
+                text = text[end:]
+                continue
+        except json.JSONDecodeError:
+            if ended:
+                raise
+        chunk = file.read(_CHUNK)
+        ended = not chunk
+        if ended and not text:
+            raise ValueError("the array does not end")
+        text += chunk

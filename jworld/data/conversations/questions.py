@@ -1,0 +1,195 @@
+"""Questions about recorded walks, with answers that the cameras make certain.
+
+| kind | asked of two views of a walk | answers |
+| --- | --- | --- |
+| turn | did the camera turn left or right from the first to the second? | left, right |
+| distance | is the wall ahead nearer or farther in the second? | nearer, farther |
+| side | which view looks further to the left? | first, second |
+
+The two views stand side by side in one picture. For `turn` and `side` they are taken from almost the same place, and
+what they show overlaps. For `distance` the one place lies on the line of sight from the other: the same wall is ahead,
+so much nearer or farther. Every answer of a kind is right equally often.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from jworld.data import episodes, images
+from jworld.data.conversations import chat, formats
+from jworld.errors import UserError
+
+ANSWERS: Mapping[str, tuple[str, str]] = {
+    "turn": ("left", "right"),
+    "distance": ("nearer", "farther"),
+    "side": ("first", "second"),
+}
+
+PHRASES: Mapping[str, tuple[str, ...]] = {
+    "turn": (
+        "The camera saw the first view, then the second. Did it turn left or right?",
+        "Between these two views, did the camera turn left or right?",
+    ),
+    "distance": (
+        "Is the wall ahead nearer or farther in the second view than in the first?",
+        "After walking from the first view to the second, is the wall ahead nearer or farther?",
+    ),
+    "side": (
+        "Which of the two views looks further to the left, the first or the second?",
+        "Is it the first or the second view that looks further to the left?",
+    ),
+}
+
+#: Degrees of yaw between two views that still show some of the same wall, and are not too alike.
+_TURN = (12.0, 60.0)
+#: Units that the camera may have moved between those, and must have moved for `distance`.
+_SAME_PLACE, _WALKED = 0.4, (0.25, 3.0)
+#: What counts as no turn (degrees), and as no step aside (share of the way).
+_STRAIGHT, _ASIDE = 0.2, 0.01
+#: Frames between two views, at most.
+_SPAN = 48
+_SEAM = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionsConfig:
+    """Questions of the embedded set (`config.data.questions`).
+
+    Attributes:
+      per_answer: questions of each kind and each answer from one episode, at most.
+      view_size: (width, height) of each of the two views.
+      seed: of the choice of views and phrases.
+    """
+
+    per_answer: int = 12
+    view_size: tuple[int, int] = (64, 48)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.per_answer < 1 or min(self.view_size) < 8:
+            raise ValueError(
+                f"per_answer is {self.per_answer}, view_size {self.view_size}: expected 1, and 8 pixels or more"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """Frames `first` and `second` of an episode, the kind, and the right answer."""
+
+    first: int
+    second: int
+    kind: str
+    answer: str
+
+
+def headings(w2c: np.ndarray) -> np.ndarray:
+    """Yaw in degrees, positive to the right, of cameras [T, 4, 4] -> [T]."""
+    return np.degrees(np.arctan2(w2c[:, 2, 0], w2c[:, 2, 2]))
+
+
+def turned(first: float | np.ndarray, second: float | np.ndarray) -> np.ndarray:
+    """Degrees to the right from one heading to another, the shorter way."""
+    return (np.asarray(second) - first + 180.0) % 360.0 - 180.0
+
+
+def find(w2c: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    """All pairs of frames of a walk that have a certain answer: (kind, answer) -> int [N, 2]."""
+    yaw = headings(w2c)
+    centres = -np.einsum("tij,ti->tj", w2c[:, :3, :3], w2c[:, :3, 3])
+    first, second = np.nonzero(np.triu(np.ones((len(w2c), len(w2c)), bool), 1))
+    near = second - first <= _SPAN
+    first, second = first[near], second[near]
+    angle = turned(yaw[first], yaw[second])
+    # The way as the first camera sees it: x to the right, z ahead.
+    way = np.einsum("nij,nj->ni", w2c[first, :3, :3], centres[second] - centres[first])
+    distance = np.linalg.norm(way, axis=-1)
+    turns = (distance <= _SAME_PLACE) & (np.abs(angle) >= _TURN[0]) & (np.abs(angle) <= _TURN[1])
+    ahead = way[:, 2]
+    straight = (np.abs(angle) <= _STRAIGHT) & (np.hypot(way[:, 0], way[:, 1]) <= _ASIDE * np.abs(ahead))
+    walks = straight & (np.abs(ahead) >= _WALKED[0]) & (np.abs(ahead) <= _WALKED[1])
+    pairs = np.stack([first, second], axis=1)
+    return {
+        ("turn", "left"): pairs[turns & (angle < 0)],
+        ("turn", "right"): pairs[turns & (angle > 0)],
+        # Here the two frames may stand in either order: it is not asked what happened, but what is seen.
+        ("distance", "nearer"): np.concatenate([pairs[walks & (ahead > 0)], pairs[walks & (ahead < 0)][:, ::-1]]),
+        ("distance", "farther"): np.concatenate([pairs[walks & (ahead < 0)], pairs[walks & (ahead > 0)][:, ::-1]]),
+        ("side", "first"): np.concatenate([pairs[turns & (angle > 0)], pairs[turns & (angle < 0)][:, ::-1]]),
+        ("side", "second"): np.concatenate([pairs[turns & (angle < 0)], pairs[turns & (angle > 0)][:, ::-1]]),
+    }
+
+
+def choose(w2c: np.ndarray, *, per_answer: int, rng: np.random.Generator) -> list[Question]:
+    """Some questions of a walk, as many with the one answer of a kind as with the other."""
+    found = find(w2c)
+    chosen = []
+    for kind, pair in ANSWERS.items():
+        count = min(per_answer, *(len(found[kind, answer]) for answer in pair))
+        for answer in pair:
+            candidates = found[kind, answer]
+            for number in rng.choice(len(candidates), count, replace=False):
+                chosen.append(Question(int(candidates[number, 0]), int(candidates[number, 1]), kind, answer))
+    return chosen
+
+
+def side_by_side(first: np.ndarray, second: np.ndarray, *, size: tuple[int, int]) -> np.ndarray:
+    """Two frames uint8 [H, W, 3] in one picture, a dark seam between them."""
+    width, height = size
+    left, right = (images.resize(frame, width=width, height=height) for frame in (first, second))
+    return np.concatenate([left, np.zeros((height, _SEAM, 3), np.uint8), right], axis=1)
+
+
+def make(
+    output: pathlib.Path, directory: pathlib.Path, config: QuestionsConfig, *, console: rich.console.Console
+) -> Iterator[formats.Conversation]:
+    """Ask about the episodes in `directory`; the pictures go to views-SPLIT.npy in `output`.
+
+    Raises:
+      UserError: the episodes are absent, or no answer is certain.
+    """
+    entries = episodes.read_manifest(directory)["episodes"]
+    for split in sorted({entry["split"] for entry in entries}):
+        own = [entry["name"] for entry in entries if entry["split"] == split]
+        tracked = rich.progress.track(own, f"asking about the {split} episodes", console=console)
+        views, rows = _ask(directory, tracked, split, config)
+        if not rows:
+            raise UserError(
+                f"{directory}: the {len(own)} episodes of split '{split}' are too short: record longer ones"
+            )
+        np.save(output / f"views-{split}.npy", np.stack(views))
+        yield from rows
+
+
+def _ask(
+    directory: pathlib.Path, names: Iterable[str], split: str, config: QuestionsConfig
+) -> tuple[list[np.ndarray], list[formats.Conversation]]:
+    views: list[np.ndarray] = []
+    rows: list[formats.Conversation] = []
+    for name in names:
+        episode = episodes.read_episode(directory, name)
+        rng = np.random.default_rng([config.seed, *name.encode()])
+        for question in choose(episode.w2c, per_answer=config.per_answer, rng=rng):
+            phrases = PHRASES[question.kind]
+            turns = (
+                chat.Turn("user", phrases[rng.integers(len(phrases))]),
+                chat.Turn("model", question.answer),
+            )
+            row = formats.Conversation(
+                name=f"{name}/{question.kind}/{question.first}-{question.second}",
+                turns=turns,
+                places=({"array": f"views-{split}.npy", "index": len(views)},),
+                split=split,
+            )
+            rows.append(row)
+            frames = episode.frames[[question.first, question.second]]
+            views.append(side_by_side(frames[0], frames[1], size=config.view_size))
+    return views, rows
+
+
+def kind_of(name: str) -> str:
+    """The kind of question that a conversation of this name asks."""
+    return name.split("/")[1]

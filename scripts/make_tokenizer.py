@@ -1,0 +1,71 @@
+"""Make the small tokenizer of the embedded questions: python scripts/make_tokenizer.py [--output assets/tokenizer]
+
+Byte-level BPE, so that it writes any text, learnt from the questions about recorded walks; with Gemma's special tokens.
+The same file every time. `tokenizer_config.json` beside it lets transformers' AutoTokenizer load the folder.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Iterator
+
+import tokenizers
+
+from jworld.data.conversations import chat, questions
+from jworld.data.recording import rooms
+
+VOCABULARY = 512
+UNKNOWN = "<unk>"
+WORDS = "yes no true false nearest closest above below behind in front of up down near far the a is are there this that"
+
+
+def corpus() -> Iterator[str]:
+    """What is asked and answered, and the words for what the rooms show."""
+    for kind, phrases in questions.PHRASES.items():
+        yield from phrases
+        yield from questions.ANSWERS[kind]
+    colours = sorted({name for palette in rooms.PALETTES for name, _ in palette})
+    for colour in colours:
+        yield f"What colour is the wall? The wall is {colour}. Describe this image in detail."
+    yield WORDS
+    yield "user\nmodel\n\n"
+
+
+def make() -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=False))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    # Padding, end and beginning have the numbers that Gemma gives them.
+    first = [chat.PAD, chat.EOS, chat.BOS, UNKNOWN]
+    special = [*first, *(name for name in (*chat.SPECIAL, *chat.WORLD) if name not in first)]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        min_frequency=1,
+        special_tokens=special,
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--output", default="assets/tokenizer", help="folder to write to (default %(default)s)")
+    output = pathlib.Path(parser.parse_args().output)
+    output.mkdir(parents=True, exist_ok=True)
+    make().save(str(output / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": chat.BOS,
+        "eos_token": chat.EOS,
+        "pad_token": chat.PAD,
+        "unk_token": UNKNOWN,
+        "clean_up_tokenization_spaces": False,
+    }
+    (output / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    print(f"wrote {output}/tokenizer.json and tokenizer_config.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Prompts as tokens: the shipped tokenizer, what is learnt, mistakes that are refused."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import tokenizers
+
+from jworld.data.conversations import chat
+from jworld.errors import UserError
+
+SHIPPED = pathlib.Path(__file__).parents[3] / "assets" / "tokenizer"
+TURNS = (
+    chat.Turn("user", "Did it turn left or right?"),
+    chat.Turn("model", "left"),
+    chat.Turn("user", "And is the wall nearer?"),
+    chat.Turn("model", "yes, nearer"),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> chat.ChatTokenizer:
+    return chat.load(SHIPPED, image_tokens=3)
+
+
+def said(tokenizer: chat.ChatTokenizer, tokens: np.ndarray) -> str:
+    raw = tokenizers.Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
+    return raw.decode([int(token) for token in tokens], skip_special_tokens=False)
+
+
+def test_layout(tokenizer: chat.ChatTokenizer) -> None:
+    encoded = tokenizer.encode(TURNS, images=2, is_open=True)
+    image = "\n\n<start_of_image>" + "<image_soft_token>" * 3 + "<end_of_image>\n\n"
+    assert said(tokenizer, encoded.tokens) == (
+        f"<bos><start_of_turn>user\n{image}{image}Did it turn left or right?<end_of_turn>\n"
+        "<start_of_turn>model\nleft<end_of_turn>\n"
+        "<start_of_turn>user\nAnd is the wall nearer?<end_of_turn>\n"
+        "<start_of_turn>model\nyes, nearer<end_of_turn>\n"
+        "<start_of_turn>model\n"
+    )
+
+
+def test_only_answers_are_learnt(tokenizer: chat.ChatTokenizer) -> None:
+    encoded = tokenizer.encode(TURNS, images=1)
+    learnt = encoded.labels != chat.IGNORED
+    assert said(tokenizer, encoded.tokens[learnt]) == "left<end_of_turn>yes, nearer<end_of_turn>"
+    np.testing.assert_array_equal(encoded.labels[learnt], encoded.tokens[learnt])
+
+
+def test_answers_are_read_to_the_end_of_the_turn(tokenizer: chat.ChatTokenizer) -> None:
+    tokens = tokenizer.encode([chat.Turn("model", "the second")], images=0).tokens
+    answer = tokens[list(tokens).index(tokenizer.ids[chat.START_OF_TURN]) + 3 :]
+    assert tokenizer.decode([*answer, *answer]) == "the second"
+
+
+def test_padding_and_world(tokenizer: chat.ChatTokenizer) -> None:
+    rows = [tokenizer.encode(TURNS[:2], images=0), tokenizer.encode(TURNS, images=1)]
+    length = len(rows[1].tokens) + 2
+    batch = chat.pad(rows, length, pad_id=0)
+    assert batch["mask"].sum(1).tolist() == [len(row.tokens) for row in rows]
+    assert (batch["tokens"][~batch["mask"]] == 0).all()
+    assert (batch["labels"][~batch["mask"]] == chat.IGNORED).all()
+    fused = chat.insert_world(batch["labels"], brackets=(7, 8), inside=np.array([1, 2, 3]))
+    assert fused.shape == (2, length + 5)
+    assert fused[:, 1:6].tolist() == [[7, 1, 2, 3, 8]] * 2
+    np.testing.assert_array_equal(np.delete(fused, range(1, 6), axis=1), batch["labels"])
+
+
+def test_transformers_reads_the_shipped_tokenizer_alike(tokenizer: chat.ChatTokenizer) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(SHIPPED)
+    text = chat.render(TURNS, images=1, image_tokens=3, is_open=True).text + "Grüße, 42!"
+    assert theirs.bos_token_id == tokenizer.ids[chat.BOS] == 2
+    raw = tokenizers.Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
+    assert theirs(text, add_special_tokens=False)["input_ids"] == raw.encode(text, add_special_tokens=False).ids
+    assert theirs.decode(raw.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_text_with_special_tokens_is_refused(tokenizer: chat.ChatTokenizer) -> None:
+    with pytest.raises(ValueError, match="contains <end_of_turn>"):
+        tokenizer.encode([chat.Turn("user", "x<end_of_turn>y")], images=0)
+
+
+def test_wrong_tokenizers_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="is absent"):
+        chat.load(tmp_path, image_tokens=1)
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    with pytest.raises(UserError, match="is no tokenizer for conversations"):
+        chat.load(path, image_tokens=1)
+    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(path))
+    with pytest.raises(UserError, match="lacks the special tokens <pad>, <eos>"):
+        chat.load(path, image_tokens=1)
