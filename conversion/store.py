@@ -210,7 +210,7 @@ class Stored:
             yield
         except Exception as error:
             storage.silence()
-            reason = " ".join(str(error).split())[:200]
+            reason = errors.one_line(error)
             raise errors.UserError(
                 f"the weights in {self.directory} are damaged or missing ({type(error).__name__}: {reason}); "
                 "write that folder again, or put it back from a copy"

@@ -17,7 +17,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from jworld import errors
+from jworld import errors, files
 
 FILE_NAME = "config.json"
 
@@ -193,9 +193,7 @@ def _converted(new: Any, old: Any, key: str) -> Any:
 
 def save(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Write the resolved config as JSON; the file is complete or absent."""
-    partial = directory / (FILE_NAME + ".partial")
-    partial.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
-    partial.replace(directory / FILE_NAME)
+    files.write_json(directory / FILE_NAME, config.to_dict(), indent=2, sort_keys=True)
 
 
 def load(directory: pathlib.Path) -> ml_collections.ConfigDict:

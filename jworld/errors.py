@@ -24,6 +24,11 @@ class RestartError(Exception):
     """The run was cut short by something outside it: the message says by what; the same command goes on."""
 
 
+def one_line(error: BaseException, *, limit: int = 200) -> str:
+    """The text of another library's error as part of a sentence."""
+    return " ".join(str(error).split())[:limit]
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code that tells of an error."""
     codes = {UserError: MISTAKE, RestartError: RESTART}

@@ -6,7 +6,6 @@ the checkpoint's system; the held-out loss is measured for all.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import rich.console
 import rich.table
 from flax import nnx
 
-from jworld import compilation, encoders, errors, reports, runs, sheets
+from jworld import compilation, encoders, errors, files, reports, runs, sheets
 from jworld import config as run_config
 from jworld.data import pipeline
 from jworld.parallel import startup
@@ -106,13 +105,11 @@ def write(output: pathlib.Path, numbers: dict[str, Any], report: reports.Report)
     paths = [output / name for name in ("evaluation.json", "evaluation.png", "evaluation_rollouts.png")]
     try:
         output.mkdir(parents=True, exist_ok=True)
-        partial = output / "evaluation.partial"
-        partial.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
-        partial.replace(paths[0])
-        plot(report).savefig(partial, format="png", dpi=120)
-        partial.replace(paths[1])
-        sheets.contact_sheet(report.rollouts).save(partial, format="png")
-        partial.replace(paths[2])
+        files.write_json(paths[0], numbers)
+        with files.replacing(paths[1]) as temporary:
+            plot(report).savefig(temporary, format="png", dpi=120)
+        with files.replacing(paths[2]) as temporary:
+            sheets.contact_sheet(report.rollouts).save(temporary, format="png")
     except OSError as error:
         raise errors.UserError(f"{output} could not be written ({error}): give another --output") from error
     return paths

@@ -5,8 +5,6 @@ each other, and the time that a step takes at least. The train step is compiled 
 and nothing is allocated. For a TPU topology this takes minutes, and the package libtpu (extra `tpu`).
 """
 
-import json
-import pathlib
 import sys
 
 import ml_collections
@@ -15,7 +13,7 @@ import rich.progress
 from absl import flags
 
 from jworld import config as run_config
-from jworld import errors
+from jworld import errors, files
 from jworld.planning import advice, running, search, tables, topologies
 from jworld.planning.plans import Plan
 
@@ -52,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         answer = [plan.to_json() | {"advice": advice.advise(config, plan)}]
         tables.print_advice(console, plan, advice.advise(config, plan))
     if _JSON.value:
-        write_json(pathlib.Path(_JSON.value), answer if _SEARCH.value else answer[0])
+        files.write_json(_JSON.value, answer if _SEARCH.value else answer[0])
         console.print(f"all numbers are in {_JSON.value}")
 
 
@@ -90,13 +88,6 @@ def search_plans(config: ml_collections.ConfigDict, topology: topologies.Topolog
 def _progress() -> rich.progress.Progress:
     columns = (rich.progress.SpinnerColumn(), *rich.progress.Progress.get_default_columns()[:3])
     return rich.progress.Progress(*columns, rich.progress.TimeElapsedColumn(), console=console, transient=True)
-
-
-def write_json(path: pathlib.Path, answer: object) -> None:
-    """The file is complete or absent."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(answer, indent=2) + "\n")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import rich.console
 import rich.progress
 
 from jworld import config as run_config
-from jworld import errors, plan
+from jworld import errors, files
 from jworld.planning import advice, running, tables, topologies
 from jworld.planning.plans import Plan, roofline
 
@@ -71,7 +71,7 @@ def one_plan(recipe: str, topology: str, remat: str | None, folder: pathlib.Path
         config = advice.changed(config, changes)
     result = running.run(config, topologies.parse(topology))
     folder.mkdir(parents=True, exist_ok=True)
-    plan.write_json(path, result.to_json())
+    files.write_json(path, result.to_json())
     return result
 
 
@@ -162,9 +162,8 @@ def main() -> None:
     page = replace(page, "models", table(MODEL_HEAD, [model_row(j[0], j[1], r) for j, r in rows if j[2] is None]))
     if arguments.remat:
         page = replace(page, "remat", table(REMAT_HEAD, [remat_row(j[2], r) for j, r in rows if j[2] is not None]))
-    partial = PAGE.with_suffix(".partial")
-    partial.write_text(page)
-    partial.replace(PAGE)
+    with files.replacing(PAGE) as temporary:
+        temporary.write_text(page)
     console.print(f"wrote the tables into {PAGE}; plans are in {arguments.plans}")
 
 

@@ -33,13 +33,16 @@ def relative_actions(
     back = rotation[reference].inv()
     translation = back.apply(states[1:, :3] - states[reference, :3])
     turn = (back * rotation[1:]).as_euler("xyz")
-    actions = np.concatenate([translation, turn, np.reshape(gripper[1:], (-1, 1))], axis=1)
-    return (actions * np.asarray(scale)).astype(np.float32)
+    return _scaled(translation, turn, gripper[1:], scale)
 
 
 def camera_actions(w2c: np.ndarray, *, scale: Sequence[float] = BRIDGE_SCALE) -> np.ndarray:
     """The same numbers for a camera, which has no gripper: w2c [F, 4, 4] -> [F - 1, 7] float32."""
     motion = poses.steps(w2c)[1:]
     turn = scipy.spatial.transform.Rotation.from_matrix(motion[:, :3, :3]).as_euler("xyz")
-    actions = np.concatenate([motion[:, :3, 3], turn, np.zeros((len(motion), 1))], axis=1)
+    return _scaled(motion[:, :3, 3], turn, np.zeros(len(motion)), scale)
+
+
+def _scaled(translation: np.ndarray, turn: np.ndarray, gripper: np.ndarray, scale: Sequence[float]) -> np.ndarray:
+    actions = np.concatenate([translation, turn, gripper.reshape(-1, 1)], axis=1)
     return (actions * np.asarray(scale)).astype(np.float32)

@@ -14,7 +14,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 
-from jworld import errors
+from jworld import errors, files
 
 FORMAT = "jworld-episodes"
 VERSION = 1
@@ -52,7 +52,7 @@ def write_episode(directory: str | pathlib.Path, episode: Episode) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write_video(partial / "video.mp4", episode.frames, fps=episode.fps)
-    _write_json(
+    files.write_json(
         partial / "episode.json",
         {
             "caption": episode.caption,
@@ -64,6 +64,7 @@ def write_episode(directory: str | pathlib.Path, episode: Episode) -> None:
             "w2c": np.round(episode.w2c, 9).tolist(),
             "intrinsics": np.round(episode.intrinsics, 9).tolist(),
         },
+        indent=None,
     )
     partial.rename(folder)
 
@@ -116,7 +117,7 @@ def write_manifest(
     episodes: list[dict[str, Any]],
 ) -> None:
     """Write `directory/manifest.json`; `episodes` are dicts with the keys name, split, frames, caption."""
-    _write_json(
+    files.write_json(
         pathlib.Path(directory) / MANIFEST,
         {
             "format": FORMAT,
@@ -186,12 +187,6 @@ def _ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
     """
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", *arguments]
     return subprocess.run(command, input=data or b"", capture_output=True, check=True).stdout
-
-
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=None if "w2c" in value else 1) + "\n", encoding="utf-8")
-    partial.rename(path)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

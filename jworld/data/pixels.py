@@ -18,6 +18,7 @@ import rich.console
 import rich.progress
 
 from jworld import config as run_config
+from jworld import files
 from jworld.data import folder_lock, pipeline, records, training_data
 from jworld.data.inputs import clips, fitting, formats
 from jworld.data.recording import recorder
@@ -132,7 +133,7 @@ def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.co
             if not written:
                 raise UserError(f"{videos.path}: no video has split '{split}', expected at least one: add videos")
         facts = {"format": FORMAT, "version": VERSION, "image_size": list(videos.image_size), "videos": entries}
-        records.write_json(partial / records.MANIFEST, facts)
+        files.write_json(partial / records.MANIFEST, facts)
         partial.rename(output)
     except OSError as error:
         raise UserError(f"{output} could not be written ({error}): free space or change config.data.records") from error

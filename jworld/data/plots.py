@@ -1,6 +1,5 @@
 """Pictures of a set of records: camera paths from above, how often each action occurs, latents, decoded frames."""
 
-import io
 import math
 import pathlib
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ import matplotlib.collections
 import matplotlib.figure
 import numpy as np
 
+from jworld import files
 from jworld.cameras import poses
 from jworld.data import records
 from jworld.data.statistics import Statistics
@@ -49,11 +49,9 @@ def write(directory: pathlib.Path, figures: Mapping[str, matplotlib.figure.Figur
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=110)
-            partial = directory / (name + ".partial")
-            partial.write_bytes(picture.getvalue())
-            paths.append(partial.replace(directory / name))
+            with files.replacing(directory / name) as temporary:
+                figure.savefig(temporary, format="png", dpi=110)
+            paths.append(directory / name)
     except OSError as error:
         raise UserError(f"{directory} could not be written ({error}): give another --plot") from error
     return paths

@@ -20,7 +20,6 @@ import json
 import math
 import os
 import pathlib
-import secrets
 import struct
 import types
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from jworld import files
 from jworld.data import shard_files
 from jworld.errors import UserError
 
@@ -201,13 +201,6 @@ class RecordWriter:
         self._files.append(shard_files.RecordFile(self._directory / name))
 
 
-def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, complete or not at all; processes that write the same one do not disturb each other."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 def make_arrays(
     latent_shape: Sequence[int],
     *,
@@ -245,7 +238,7 @@ def make_arrays(
 
 def write_manifest(directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Write DIR/manifest.json, complete or not at all; format and version are added here."""
-    write_json(pathlib.Path(directory) / MANIFEST, {"format": FORMAT, "version": VERSION, **manifest})
+    files.write_json(pathlib.Path(directory) / MANIFEST, {"format": FORMAT, "version": VERSION, **manifest})
 
 
 def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:

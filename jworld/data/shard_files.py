@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from jworld.errors import UserError
+from jworld.errors import UserError, one_line
 
 SUFFIX = ".arrow"
 # Systems allow a process about 1000 open files; records and text have their own.
@@ -76,7 +76,7 @@ class _Shard:
             # The buffer of the bytes themselves: a scalar of Arrow's would be a copy.
             payload, digest = memoryview(row["payload"].buffers()[2]), row["xxh3_64"][0].as_py()
         except (pa.ArrowException, OSError, IndexError, AttributeError, TypeError) as error:
-            raise ValueError(" ".join(str(error).split())) from error
+            raise ValueError(one_line(error)) from error
         if xxhash.xxh3_64_intdigest(payload) != digest:
             raise ValueError("its bytes do not have the checksum that was written with them")
         return payload
@@ -106,7 +106,7 @@ class ShardReader:
         try:
             return self._open(self._paths[shard])[index - first]
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(" ".join(str(error).split())) from error
+            raise ValueError(one_line(error)) from error
 
 
 def open_shards(directory: pathlib.Path, shards: Sequence[Mapping[str, Any]]) -> ShardReader:

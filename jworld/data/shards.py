@@ -21,6 +21,7 @@ import rich.console
 import rich.progress
 import rich.text
 
+from jworld import files
 from jworld.data import records, shard_files, statistics
 from jworld.errors import UserError
 
@@ -101,7 +102,7 @@ class ShardWriter:
                 for name, file in self._files.items():
                     os.replace(file.path, self._directory / name)
                     self.result.files[name] = (self._directory / name).stat().st_size
-                records.write_json(_side_file(self._directory, self._shard), dataclasses.asdict(self.result))
+                files.write_json(_side_file(self._directory, self._shard), dataclasses.asdict(self.result))
         finally:
             for file in self._files.values():
                 file.path.unlink(missing_ok=True)
@@ -163,7 +164,7 @@ class Output:
             raise UserError(f"output folder {self.directory} holds other files: give another --output")
         else:
             begun.parent.mkdir(parents=True, exist_ok=True)
-            records.write_json(begun, self._request)
+            files.write_json(begun, self._request)
 
     def _compare(self, begun: Mapping[str, Any]) -> None:
         for key in sorted(begun.keys() | self._request.keys()):
@@ -210,7 +211,7 @@ class Output:
         skipped = [item for result in results for item in result.skipped]
         items = sum(len(shard.items) for shard in shards if shard.split != TEXT)
         report = {"items": items, "skipped": skipped}
-        records.write_json(self.directory / REPORT, report)
+        files.write_json(self.directory / REPORT, report)
         manifest = {**manifest, "request": self._request, "prompts": prompts, "text": text, **whole}
         records.write_manifest(self.directory, manifest)
         self.complete = True

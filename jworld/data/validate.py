@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import rich.console
 
-from jworld import autoencoders, encoders
+from jworld import autoencoders, encoders, files
 from jworld.data import checks, plots, records
 from jworld.errors import UserError, exit_on_user_error
 
@@ -84,7 +84,7 @@ def _write_json(path: pathlib.Path, directory: pathlib.Path, result: checks.Resu
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(path, content)
+        files.write_json(path, content)
     except OSError as error:
         raise UserError(f"{path} could not be written ({error}): give another --json") from error
 

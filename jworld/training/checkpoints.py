@@ -342,8 +342,7 @@ class _DamageError(Exception):
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
+    return f"{type(error).__name__}: {errors.one_line(error)}"
 
 
 def _reason(error: Exception) -> str:

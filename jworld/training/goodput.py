@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from jworld import files
+
 FILE = "goodput.json"
 
 
@@ -60,6 +62,4 @@ class Goodput:
             "elapsed_seconds": self.elapsed_seconds,
             "goodput": self.share,
         }
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-        partial.replace(self._path)
+        files.write_json(self._path, values)

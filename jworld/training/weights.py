@@ -14,7 +14,7 @@ import safetensors.numpy
 from etils import epath
 from flax import nnx
 
-from jworld import errors
+from jworld import errors, files
 from jworld.training import checksums, storage
 from jworld.training import state as train_state
 
@@ -23,9 +23,8 @@ def save(params: nnx.State, path: pathlib.Path, dtype: np.dtype | type) -> None:
     """Write every leaf, cast to `dtype`, under its path."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     arrays = {train_state.leaf_name(name): np.asarray(leaf).astype(dtype) for name, leaf in leaves}
-    partial = path.with_name(path.name + ".partial")
-    safetensors.numpy.save_file(arrays, partial)
-    partial.replace(path)
+    with files.replacing(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary)
 
 
 def load(path: pathlib.Path, abstract: nnx.State) -> nnx.State:
@@ -73,7 +72,7 @@ def restore(directory: pathlib.Path, abstract: nnx.State, entries: Mapping[str, 
         )
     except Exception as error:
         storage.silence()
-        reason = " ".join(str(error).split())[:200]
+        reason = errors.one_line(error)
         raise errors.UserError(
             f"the weights in {directory} are damaged ({type(error).__name__}: {reason}): import them again"
         ) from error

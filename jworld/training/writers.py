@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import tensorboardX
 
-from jworld import errors
+from jworld import errors, files
 
 FILE = "metrics.jsonl"
 BOARD = "tensorboard"
@@ -44,9 +44,8 @@ class JsonLines:
     def __init__(self, workdir: pathlib.Path, start_step: int) -> None:
         path = workdir / FILE
         kept = [json.dumps(row) + "\n" for row in read(workdir) if row["step"] <= start_step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
+        with files.replacing(path) as temporary:
+            temporary.write_text("".join(kept))
         self._file = path.open("a")
 
     def write(self, row: Row) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jworld import files
 from jworld.data.conditioning import base, glyph, sources
 from jworld.errors import UserError
 
@@ -101,15 +102,12 @@ def write_embeddings(path: str | pathlib.Path, family: str, states: Mapping[str,
     """
     path = pathlib.Path(path)
     metadata = {"family": family, "prompts": json.dumps(list(states))}
-    partial = path.with_name(f".{path.name}.partial")
     tensors = {f"{_TEXT}.{row}": np.ascontiguousarray(array) for row, array in enumerate(states.values())}
     try:
-        safetensors.numpy.save_file(tensors, partial, metadata=metadata)
-        partial.replace(path)
+        with files.replacing(path) as temporary:
+            safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} could not be written ({error}): choose another place") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_prompts(path: pathlib.Path, metadata: dict[str, str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -12,6 +11,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from jworld import files as whole_files
 from jworld.errors import UserError
 from jworld.models.autoencoders import linear, network
 from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder, CogVideoXConfig
@@ -34,16 +34,14 @@ HEADER = "autoencoder"
 
 def save(model: network.VideoAutoencoder, path: str | pathlib.Path) -> None:
     """Write a network, its parameters as float32; complete or not at all."""
-    path = pathlib.Path(path)
     state = nnx.state(model, nnx.Param)
     # safetensors stores the memory as it lies: C order.
     arrays = {
         "/".join(map(str, name)): np.asarray(leaf[...], np.float32, order="C")
         for name, leaf in nnx.to_flat_state(state)
     }
-    temporary = path.with_name(path.name + ".tmp")
-    safetensors.numpy.save_file(arrays, temporary, metadata=header(model.family, model.config))
-    os.replace(temporary, path)
+    with whole_files.replacing(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata=header(model.family, model.config))
 
 
 def header(family: str, config: network.AutoencoderConfig) -> dict[str, str]:

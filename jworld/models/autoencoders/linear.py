@@ -15,7 +15,6 @@ Pixels are uint8, or floats in [-1, 1].
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -28,6 +27,7 @@ import safetensors.numpy
 import scipy.linalg
 from flax import nnx
 
+from jworld import files
 from jworld.errors import UserError
 
 FAMILY = "linear"
@@ -173,13 +173,11 @@ class LinearAutoencoder(nnx.Module):
 
     def save(self, path: str | pathlib.Path) -> None:
         """Write one safetensors file, complete or not at all."""
-        path = pathlib.Path(path)
-        temporary = path.with_name(path.name + ".tmp")
         # One key only: safetensors writes several in random order, and equal codecs should be equal files.
         metadata = {"autoencoder": json.dumps({"family": FAMILY, **dataclasses.asdict(self.config)}, sort_keys=True)}
         # Not save_file: it makes files that only their owner may read.
-        temporary.write_bytes(safetensors.numpy.save(self.weights, metadata=metadata))
-        os.replace(temporary, path)
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(safetensors.numpy.save(self.weights, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "LinearAutoencoder":

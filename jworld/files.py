@@ -1,0 +1,30 @@
+"""Files that are there whole or not at all, whatever stops the program that writes them."""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to write to, which becomes `path` when the body ends well and vanishes otherwise.
+
+    Processes that write the same file do not disturb each other.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | pathlib.Path, value: Any, *, indent: int | None = 1, sort_keys: bool = False) -> None:
+    """Write a value as JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=indent, sort_keys=sort_keys) + "\n", encoding="utf-8")
