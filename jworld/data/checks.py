@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import rich.console
 
+from jworld import spacing
 from jworld.cameras import actions, poses
 from jworld.data import records, shard_files, shards, text
 from jworld.data.conditioning import weightless
@@ -99,7 +100,7 @@ class _Checker:
         self.records = sum(len(clips) for clips in manifest["clips"].values())
         self.prompts = len(manifest["prompts"])
         self._seen = 0
-        self._kept = set(np.linspace(0, self.records - 1, min(keep, self.records)).round().astype(int).tolist())
+        self._kept = set(spacing.evenly(self.records, keep))
 
     def check_manifest(self, check_autoencoder: Callable[[dict[str, Any]], None]) -> None:
         """What no record shows: conventions, and the autoencoder that made the latents."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import rich.console
 
-from jworld import autoencoders, encoders, files
+from jworld import autoencoders, encoders, files, spacing
 from jworld.data import checks, plots, records
 from jworld.errors import UserError, exit_on_user_error
 
@@ -51,7 +51,7 @@ def _decode(
     shown = [(title, record) for title, record in clips.items() if "latent" in record]
     if not shown or encoders.find_autoencoder_problem(directory, manifest):
         return {}
-    chosen = np.linspace(0, len(shown) - 1, min(plots.THUMBNAIL_CLIPS, len(shown))).round().astype(int)
+    chosen = spacing.evenly(len(shown), plots.THUMBNAIL_CLIPS)
     autoencoder = encoders.open_autoencoder(directory, manifest)
     videos = {}
     for title, record in (shown[i] for i in chosen):
@@ -65,7 +65,7 @@ def decode_some(autoencoder: autoencoders.Autoencoder, latents: np.ndarray) -> d
     """Some frames uint8 [H, W, 3] of a clip [F, H', W', C], by their number; decoded as a stream, which needs little
     memory however long the clip is."""
     stream, frames, end = autoencoder.stream(), {}, 0
-    shown = set(np.linspace(0, len(latents) - 1, min(plots.FRAMES, len(latents))).round().astype(int).tolist())
+    shown = set(spacing.evenly(len(latents), plots.FRAMES))
     for i in range(len(latents)):
         video = stream.step(latents[i : i + 1].astype(np.float32))
         end += len(video)

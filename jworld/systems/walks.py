@@ -11,7 +11,7 @@ import numpy as np
 
 from jworld import config as run_config
 from jworld import encoders as encoders_lib
-from jworld import errors
+from jworld import errors, spacing
 from jworld.cameras import actions, poses
 from jworld.data import episodes, records
 from jworld.data.recording import recorder
@@ -151,7 +151,7 @@ def choose_windows(lengths: Sequence[int], *, latents: int, windows: int) -> lis
             f"the longest of {len(lengths)} held-out walks has {max(lengths, default=0)} latents, expected at least "
             f"{latents}: evaluate fewer --chunks or record longer episodes"
         )
-    picked = np.linspace(0, len(long_enough) - 1, min(windows, len(long_enough))).astype(int)
+    picked = spacing.evenly(len(long_enough), windows)
     walks = [long_enough[i] for i in picked]
     chosen = []
     for position, walk in enumerate(walks):

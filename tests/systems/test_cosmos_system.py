@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jworld import errors
 from jworld.cameras import pose_strings, robots
 from jworld.parallel import axes, mesh
 from jworld.systems.cosmos import evaluation, objective, sampling
-from jworld.systems.cosmos.session import Motion, Session
+from jworld.systems.cosmos.session import Session
 from jworld.systems.cosmos.system import Cosmos
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "cosmos_video2world.py"
@@ -126,7 +127,7 @@ def test_draws_follow_the_config() -> None:
 def test_windows_continue_each_other() -> None:
     """13 frames, then 12 new ones per window, told by motion, prompt and seed; given frames stay as they are."""
     session = make_session(Cosmos(make_config()))
-    motion = Motion(np.ones((3, 7), np.float32))
+    motion = np.ones((3, 7), np.float32)
 
     def roll(prompt: str = "a room", seed: int = 0, second: Motion = motion) -> list[np.ndarray]:
         session.reset(FRAME, prompt, seed=seed)
@@ -138,7 +139,7 @@ def test_windows_continue_each_other() -> None:
     np.testing.assert_array_equal(first[0], Codec().decode(Codec().encode(FRAME[None, None]))[0, 0])
     again = roll()
     np.testing.assert_array_equal(np.concatenate(again), np.concatenate([first, second]))
-    other = roll(second=Motion(-motion.values))
+    other = roll(second=-motion)
     np.testing.assert_array_equal(other[0], first)
     assert (other[1] != second).any()
     for changed in (roll(prompt="another room"), roll(seed=1)):
@@ -203,8 +204,8 @@ def test_paths_become_motions() -> None:
     actions = system.controls("w-3, right-3", None)
     assert len(actions) == 2
     path = pose_strings.path("w-3, right-3", system.units)
-    np.testing.assert_array_equal(actions[1].told.values, robots.camera_actions(path.w2c)[3:])
-    forward, turning = actions[0].told.values[0], actions[1].told.values[0]
+    np.testing.assert_array_equal(actions[1].told, robots.camera_actions(path.w2c)[3:])
+    forward, turning = actions[0].told[0], actions[1].told[0]
     np.testing.assert_allclose(forward[:3], [0, 0, 20 * 0.24], atol=1e-5)
     np.testing.assert_allclose(turning[3:6], [0, 20 * np.deg2rad(8.0), 0], atol=1e-5)
 
@@ -238,8 +239,14 @@ def test_configs_that_contradict_themselves(changes: dict[str, Any], message: st
 
 
 def test_spans_of_windows() -> None:
-    assert evaluation.window_spans(3, latents=4, ratio=4, given=1) == [(0, 13), (13, 25), (25, 37)]
-    assert evaluation.window_spans(2, latents=4, ratio=4, given=5) == [(0, 13), (13, 21)]
+    def session(given: int) -> Any:
+        autoencoder = types.SimpleNamespace(temporal_ratio=4)
+        encoders = types.SimpleNamespace(autoencoder=autoencoder)
+        return types.SimpleNamespace(encoders=encoders, clip=types.SimpleNamespace(window_frames=4), given_pixels=given)
+
+    assert evaluation.made_spans(session(1), 3) == [(1, 13), (13, 25), (25, 37)]
+    assert evaluation.made_spans(session(5), 2) == [(5, 13), (13, 21)]
+    assert [evaluation.total_latents(session(5), windows) for windows in (1, 2)] == [4, 6]
 
 
 @pytest.mark.parametrize(("variant", "tokens"), [("2b", 84_480), ("2b_action", 4 * 30 * 40)])

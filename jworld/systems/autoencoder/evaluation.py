@@ -11,7 +11,7 @@ import rich.console
 import rich.progress
 from flax import nnx
 
-from jworld import errors, reports
+from jworld import errors, reports, spacing
 from jworld.data import pixels
 from jworld.models.autoencoders import linear, network
 
@@ -45,7 +45,7 @@ def choose_clips(files: pixels.FrameFiles, *, frames: int, count: int) -> list[t
             f"the longest of {len(lengths)} held-out videos in {files.directory} has {max(lengths)} frames, a clip "
             f"needs {frames}: ask for shorter clips"
         )
-    picked = np.linspace(0, len(all_clips) - 1, min(count, len(all_clips))).round().astype(int)
+    picked = spacing.evenly(len(all_clips), count)
     return [all_clips[i] for i in picked]
 
 
@@ -98,7 +98,7 @@ def evaluate(
         methods[LINEAR] = functools.partial(through, codec)
     rows: list[dict[str, Any]] = []
     shown: list[reports.Comparison] = []
-    shown_at = np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen))).astype(int)
+    shown_at = spacing.evenly(len(chosen), SHOWN)
     for i, clip in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         truth = read(files, clip, frames)
         made = {name: method(truth) for name, method in methods.items()}

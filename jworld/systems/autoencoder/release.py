@@ -11,6 +11,7 @@ import rich.console
 import rich.progress
 from flax import nnx
 
+from jworld import spacing
 from jworld.data import pixels
 from jworld.models.autoencoders import files as autoencoder_files
 from jworld.models.autoencoders import network
@@ -50,11 +51,11 @@ def statistics(
     ratio = model.config.temporal_ratio
     # One length for all videos: one program.
     frames = (min(*lengths, FRAMES) - 1) // ratio * ratio + 1
-    chosen = np.linspace(0, len(lengths) - 1, min(VIDEOS, len(lengths))).round().astype(int)
+    chosen = spacing.evenly(len(lengths), VIDEOS)
     found = []
     for i in rich.progress.track(chosen, "measuring the latents", console=console):
         start = (lengths[i] - frames) // 2
-        video = np.array(files.read("train", int(i))[start : start + frames])
+        video = np.array(files.read("train", i)[start : start + frames])
         found.append(jax.device_get(moments(model, video[None])))
     mean, squares = np.mean(np.array(found, np.float64), axis=0)
     return mean, np.sqrt(squares - np.square(mean))

@@ -12,39 +12,39 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jworld import errors, reports
+from jworld import errors, reports, spacing
 from jworld.cameras import actions, robots
 from jworld.systems import walks
-from jworld.systems.cosmos.session import Motion, Session
+from jworld.systems.cosmos.session import Session
 
 MODEL, REPEATED, SWAPPED, CODEC = "model", "given frame repeated", "left and right swapped", "codec alone"
 #: Continuations that the contact sheet shows.
 SHOWN = 4
 
 
-def window_spans(windows: int, *, latents: int, ratio: int, given: int) -> list[tuple[int, int]]:
-    """First frame and end of what every window of `latents` adds; each continues `given` frames of the one before."""
-    first = 1 + ratio * (latents - 1)
-    return [(0, first), *((first + i * (first - given), first + (i + 1) * (first - given)) for i in range(windows - 1))]
+def made_spans(session: Session, windows: int) -> list[tuple[int, int]]:
+    """First frame and end of what every window makes; each continues the last frames of the one before."""
+    length = 1 + session.encoders.autoencoder.temporal_ratio * (session.clip.window_frames - 1)
+    new = length - session.given_pixels
+    return [(length + (i - 1) * new, length + i * new) for i in range(windows)]
 
 
 def total_latents(session: Session, windows: int) -> int:
     """Latents of a recorded walk that `windows` windows need."""
-    ratio = session.encoders.autoencoder.temporal_ratio
-    spans = window_spans(windows, latents=session.clip.window_frames, ratio=ratio, given=session.given_pixels)
-    return 1 + -(-(spans[-1][1] - 1) // ratio)
+    end = made_spans(session, windows)[-1][1]
+    return 1 + -(-(end - 1) // session.encoders.autoencoder.temporal_ratio)
 
 
-def told(session: Session, w2c: np.ndarray, windows: int) -> list[Motion | None]:
+def told(session: Session, w2c: np.ndarray, windows: int) -> list[np.ndarray | None]:
     """What the session is told of a walk's cameras [F, 4, 4], window by window."""
     if session.clip.actions != "poses":
         return [None] * windows
     motion = robots.camera_actions(w2c)
     size = session.clip.window_frames - 1
-    return [Motion(motion[i * size : (i + 1) * size]) for i in range(windows)]
+    return [motion[i * size : (i + 1) * size] for i in range(windows)]
 
 
-def roll_out(session: Session, clip: walks.Clip, steps: list[Motion | None], *, seed: int) -> np.ndarray:
+def roll_out(session: Session, clip: walks.Clip, steps: list[np.ndarray | None], *, seed: int) -> np.ndarray:
     """Frames uint8 [T, H, W, 3] from the clip's first ones."""
     session.reset(clip.frames[: session.given_pixels], clip.prompt, seed=seed)
     return np.concatenate([session.step(step) for step in steps])
@@ -67,7 +67,7 @@ def evaluate(
     latents = total_latents(session, options.chunks)
     chosen = walks.choose_windows(lengths, latents=latents, windows=options.windows)
     rows, shown = [], []
-    shown_at = np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen))).astype(int)
+    shown_at = spacing.evenly(len(chosen), SHOWN)
     for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         clip = walks.window(load(index), start=start, latents=latents)
         values, frames = measure(session, clip, windows=options.chunks, seed=options.seed + i)
@@ -91,31 +91,24 @@ def measure(
     made[REPEATED] = np.broadcast_to(clip.frames[given - 1], (length, *clip.frames.shape[1:]))
     codec = session.encoders.autoencoder
     made[CODEC] = codec.decode(codec.encode(clip.frames[None]))[0][:length]
-    spans = _counted(session, windows)
-    return {name: [walks.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in made.items()}, made[
-        MODEL
-    ]
+    spans = made_spans(session, windows)
+    values = {name: [walks.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in made.items()}
+    return values, made[MODEL]
 
 
 def compare(session: Session, clip: walks.Clip, frames: np.ndarray, *, windows: int, title: str) -> reports.Comparison:
     """Truth and continuation, ready to be drawn."""
     chunks = [
         reports.Chunk(
-            start=0 if i == 0 else start,
+            # The given frames are shown with the first window that continues them.
+            start=start if i else 0,
             stop=stop,
-            action="given, then made" if i == 0 else "made",
+            action="made" if i else "given, then made",
             psnr=walks.psnr(clip.frames[start:stop], frames[start:stop]),
         )
-        for i, (start, stop) in enumerate(_counted(session, windows))
+        for i, (start, stop) in enumerate(made_spans(session, windows))
     ]
     return reports.Comparison(title=title, truth=clip.frames[: len(frames)], prediction=frames, chunks=chunks)
-
-
-def _counted(session: Session, windows: int) -> list[tuple[int, int]]:
-    """Spans of the windows without the frames that are given at the start."""
-    ratio = session.encoders.autoencoder.temporal_ratio
-    spans = window_spans(windows, latents=session.clip.window_frames, ratio=ratio, given=session.given_pixels)
-    return [(session.given_pixels, spans[0][1]), *spans[1:]]
 
 
 def sample(session: Session, config: ml_collections.ConfigDict) -> reports.Comparison:

@@ -1,7 +1,6 @@
 """A video in pixels, window by window: what `generate` and interactive front ends drive."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,6 @@ from jworld.data import cosmos
 from jworld.encoders import Encoders
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.systems.cosmos.sampling import SampleConfig, WindowSampler
-
-
-class Motion(NamedTuple):
-    """What an action model is told of a window: [steps, 7] float32."""
-
-    values: np.ndarray
 
 
 class Session:
@@ -42,13 +35,15 @@ class Session:
         self._seed, self._windows = seed, 0
         self._text = self._states([self.sample.negative_prompt, prompt] if self.sample.rows == 2 else [prompt])
 
-    def step(self, action: Motion | None = None) -> np.ndarray:
-        """One window -> frames uint8 [T, H, W, 3]: all of the first one, later the new ones."""
+    def step(self, action: np.ndarray | None = None) -> np.ndarray:
+        """One window -> frames uint8 [T, H, W, 3]: all of the first one, later the new ones.
+
+        `action` is what an action model is told of the window: [steps, 7] float32.
+        """
         given = self.encoders.autoencoder.encode(self._given[None])[0]
         shape = (self.clip.window_frames, *self.clip.latent_size, given.shape[-1])
         key = jax.random.fold_in(jax.random.key(self._seed), self._windows)
-        motion = None if action is None else action.values
-        latents = self._sampler(given, self._text, jax.random.normal(key, shape), motion)
+        latents = self._sampler(given, self._text, jax.random.normal(key, shape), action)
         video = self.encoders.autoencoder.decode(np.asarray(latents)[None])[0]
         new = video[len(self._given) :] if self._windows else video
         self._given, self._windows = video[-self.given_pixels :], self._windows + 1

@@ -20,10 +20,10 @@ from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.layers.flops import TRAINING
-from jworld.systems import adapters
+from jworld.systems import adapters, checks
 from jworld.systems.cosmos import evaluation, objective
 from jworld.systems.cosmos.sampling import SampleConfig
-from jworld.systems.cosmos.session import Motion, Session
+from jworld.systems.cosmos.session import Session
 
 
 class Cosmos:
@@ -81,17 +81,8 @@ class Cosmos:
 
     def _check_fit(self, sequence: int) -> None:
         model, clip = self.model_config, self.clip
-        for size, patch in zip(clip.latent_size, model.patch_size[1:], strict=True):
-            if size % patch:
-                raise errors.UserError(
-                    f"config.data.clip.latent_size {clip.latent_size} is no multiple of config.model.patch_size "
-                    f"{model.patch_size}"
-                )
-        if sequence > 0 and clip.window_frames % sequence:
-            raise errors.UserError(
-                f"config.mesh.sequence is {sequence}, which does not divide config.data.clip.window_frames "
-                f"{clip.window_frames}: choose a divisor of it"
-            )
+        checks.latents_fit_patches(clip.latent_size, model.patch_size[1:])
+        checks.frames_fit_mesh(clip.window_frames, sequence)
         if bool(clip.actions) != (model.action_dim is not None):
             raise errors.UserError(
                 f"config.data.clip.actions is {clip.actions!r} but config.model.action_dim is {model.action_dim}: set "
@@ -192,7 +183,7 @@ class Cosmos:
                 f"{-len(values) % steps or steps}"
             )
         parts = values.reshape(-1, steps, cosmos.MOTION)
-        return [reports.Action(told=Motion(part), name=f"window {i + 1}") for i, part in enumerate(parts)]
+        return [reports.Action(told=part, name=f"window {i + 1}") for i, part in enumerate(parts)]
 
     def _from_pose(self, pose: str) -> np.ndarray:
         if self.clip.actions != "poses":

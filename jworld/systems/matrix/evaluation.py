@@ -15,7 +15,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jworld import reports
+from jworld import reports, spacing
 from jworld.cameras import driving
 from jworld.systems import walks
 from jworld.systems.matrix.session import ClipSession, Controls
@@ -48,7 +48,7 @@ def evaluate(
     lengths, load = walks.held_out(config, session.encoders)
     chosen = walks.choose_windows(lengths, latents=session.latents, windows=options.windows)
     rows, shown = [], []
-    shown_at = np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen))).astype(int)
+    shown_at = spacing.evenly(len(chosen), SHOWN)
     for i, (index, first) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         clip = walks.window(load(index), start=first, latents=session.latents)
         made = measure(session, clip, seed=options.seed + i, steered=steered)

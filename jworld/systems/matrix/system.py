@@ -23,7 +23,7 @@ from jworld.models.cogvideox import flops
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers.flops import TRAINING
-from jworld.systems import adapters
+from jworld.systems import adapters, checks
 from jworld.systems.matrix import evaluation, objective
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
@@ -78,12 +78,7 @@ class Matrix:
 
     def _check_fit(self, sequence: int) -> None:
         model, clip = self.model_config, self.clip
-        for size in clip.latent_size:
-            if size % model.patch_size:
-                raise errors.UserError(
-                    f"config.data.clip.latent_size {clip.latent_size} is no multiple of config.model.patch_size "
-                    f"{model.patch_size}"
-                )
+        checks.latents_fit_patches(clip.latent_size, (model.patch_size, model.patch_size))
         if sequence > 0 and self.tokens_per_frame % sequence:
             raise errors.UserError(
                 f"config.mesh.sequence is {sequence}, which does not divide the {self.tokens_per_frame} tokens of a "

@@ -16,7 +16,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jworld import reports
+from jworld import reports, spacing
 from jworld.cameras import actions
 from jworld.data.recording import recorder
 from jworld.systems import walks
@@ -64,7 +64,7 @@ def evaluate(
             title = f"{clip.name} from frame {walks.STRIDE * start}"
             rollouts.append(rollout.compare(clip, frames, session.chunk_frames, title=title))
         returns = measure_revisits(session, latest_only, recording, count=revisits, seed=options.seed, advance=advance)
-    shown = [rollouts[i] for i in np.linspace(0, len(rollouts) - 1, min(SHOWN, len(rollouts))).astype(int)]
+    shown = [rollouts[i] for i in spacing.evenly(len(rollouts), SHOWN)]
     return _report(rows, returns, shown)
 
 

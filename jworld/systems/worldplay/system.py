@@ -18,7 +18,7 @@ from jworld.encoders import Encoders
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
-from jworld.systems import adapters
+from jworld.systems import adapters, checks
 from jworld.systems.walks import Controls
 from jworld.systems.worldplay import evaluation, objective, rollout
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
@@ -95,17 +95,8 @@ class WorldPlay:
                 f"config.data.clip.glyph_tokens is {clip.glyph_tokens} but config.model.glyph_dim is "
                 f"{model.glyph_dim}: set both, or 0 and None"
             )
-        for size, patch in zip(clip.latent_size, model.patch_size[1:], strict=True):
-            if size % patch:
-                raise errors.UserError(
-                    f"config.data.clip.latent_size {clip.latent_size} is no multiple of config.model.patch_size "
-                    f"{model.patch_size}"
-                )
-        if sequence > 0 and clip.window_frames % sequence:
-            raise errors.UserError(
-                f"config.mesh.sequence is {sequence}, which does not divide config.data.clip.window_frames "
-                f"{clip.window_frames}: choose a divisor of {clip.window_frames}"
-            )
+        checks.latents_fit_patches(clip.latent_size, model.patch_size[1:])
+        checks.frames_fit_mesh(clip.window_frames, sequence)
 
     def init(self, rngs: nnx.Rngs) -> HunyuanTransformer:
         return adapters.adapted(HunyuanTransformer(self.model_config, rngs=rngs), self.lora, rngs=rngs)
