@@ -129,7 +129,7 @@ def test_windows_continue_each_other() -> None:
     session = make_session(Cosmos(make_config()))
     motion = np.ones((3, 7), np.float32)
 
-    def roll(prompt: str = "a room", seed: int = 0, second: Motion = motion) -> list[np.ndarray]:
+    def roll(prompt: str = "a room", seed: int = 0, second: np.ndarray = motion) -> list[np.ndarray]:
         session.reset(FRAME, prompt, seed=seed)
         return [session.step(motion), session.step(second)]
 
