@@ -98,7 +98,7 @@ def write(
         "unusable": len(reasons),
         "first_unusable": reasons[:3],
     }
-    records.write_json(directory / records.MANIFEST, manifest)
+    files.write_json(directory / records.MANIFEST, manifest)
     return manifest
 
 
