@@ -19,6 +19,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from jworld import files
 from jworld.data import records
 from jworld.data.conversations import chat, formats, pictures
 from jworld.errors import UserError
@@ -67,7 +68,7 @@ def write(
         (directory / "train.jsonl").open("wb") as train,
         (directory / "val.jsonl").open("wb") as val,
     ):
-        files = {"train": train, "val": val}
+        outputs = {"train": train, "val": val}
         tracked = rich.progress.track(rows, "looking through the conversations", console=console)
         for chunk in _chunks(tracked):
             problems = pool.map(lambda row: find_problem(row, directory, images=images), chunk)
@@ -78,8 +79,8 @@ def write(
                     reasons.append(f"{row.name}: {problem}")
                     continue
                 split = row.split or _split(row, val_share)
-                index[split].append((files[split].tell(), length))
-                files[split].write(json.dumps(_encode(row)).encode() + b"\n")
+                index[split].append((outputs[split].tell(), length))
+                outputs[split].write(json.dumps(_encode(row)).encode() + b"\n")
                 counts[split] += 1
     for split in records.SPLITS:
         if not counts[split]:
