@@ -10,10 +10,8 @@ pytestmark = pytest.mark.parity
 
 PENDING = {
     "matrix/s1_lora",
-    "theworld/theworld_channel",
     "theworld/theworld_checkpoint",
     "theworld/theworld_preprocess",
-    "theworld/theworld_spatial",
 }
 
 CHECKS: dict[str, golden_cases.Check] = golden_cases.merged(parity_checks, "CHECKS")

@@ -8,12 +8,17 @@ import golden_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from flax import nnx
 
-from conversion import engine, gemma3
+from conversion import engine, gemma3, theworld
 from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.gemma3.model import Gemma3
+from jworld.models.theworld.config import TheWorldConfig, WorldConfig
+from jworld.models.theworld.model import TheWorld
+from jworld.systems.theworld import objective
+from jworld.training.state import path_filter
 
 #: Their name of a way to name tensors -> ours.
 STYLES = {"hub": "hub", "v4": "transformers4", "v5": "transformers5-saved"}
@@ -120,12 +125,14 @@ def _forward(case: golden_cases.GoldenCase) -> float:
                 "image_features": model.image_features(real[:, None]),
             }
         else:
+            labels = jnp.where(mask, inputs["labels"], objective.IGNORED)
             states = model.language(embeds, mask=mask)
-            outputs["loss"] = 0 * jnp.sum(states)
+            total = objective.score(model.language, states[:, :-1], labels[:, 1:], chunk=7)
+            outputs["loss"] = (total.entropy / total.total)[None]
         return outputs
 
     outputs = forward(model)
-    expected = {name: value for name, value in case.outputs.items() if name in outputs and name != "loss"}
+    expected = {name: value for name, value in case.outputs.items() if name in outputs}
     expected["inputs_embeds"] = expected["inputs_embeds"] * inputs["attention_mask"][..., None]
     return golden_cases.largest_error(outputs, expected)
 
@@ -159,8 +166,96 @@ def _generate(case: golden_cases.GoldenCase) -> float:
     return max(golden_cases.relative_error(x, case.outputs["step_logits"]) for x in (logits, again))
 
 
+def world_of(case: golden_cases.GoldenCase) -> WorldConfig:
+    told, vae = case.config, case.config["vae_config"]
+    return WorldConfig(
+        compat="original",
+        layout=told["world_projection_mode"],
+        architecture=told["projection_architecture"],
+        latent_channels=vae["z_dim"],
+        autoencoder_width=vae["base_dim"],
+        autoencoder_multipliers=tuple(vae["dim_mult"]),
+        autoencoder_blocks=vae["num_res_blocks"],
+        start_token=told["sow_token_id"],
+        end_token=told["eow_token_id"],
+    )
+
+
+def load_world(case: golden_cases.GoldenCase) -> TheWorld:
+    cfg = TheWorldConfig(gemma=config_of(case), world=world_of(case))
+    return fill(lambda rngs: TheWorld(cfg, rngs=rngs), case.weights, theworld.rules(cfg, "transformers4"))
+
+
+def batch_of(case: golden_cases.GoldenCase, cfg: Gemma3Config) -> dict[str, jax.Array]:
+    """The batch of the system, with the images of the prompt as floats: the case has no bytes of them."""
+    inputs = case.inputs
+    pixels = by_rows(cfg, inputs["input_ids"], inputs["pixel_values"])
+    images = [inputs[f"image_{i}"] for i in range(len(case.config["image_sizes_wh"]))]
+    return {
+        "tokens": jnp.asarray(inputs["input_ids"]),
+        "mask": jnp.asarray(inputs["attention_mask"]) == 1,
+        "labels": jnp.asarray(inputs["labels"]),
+        "pixel_values": jnp.asarray((pixels + 1) * 127.5),
+        "world_pixels": jnp.asarray(np.stack([resized(image, 512) for image in images])),
+    }
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.BILINEAR))
+
+
+def _world(case: golden_cases.GoldenCase) -> float:
+    model = load_world(case)
+    batch, keep = batch_of(case, model.cfg), case.outputs.get("position_index", slice(None))
+    latents = jax.jit(TheWorld.latents)(model, batch.pop("world_pixels"))
+    cfg = objective.ObjectiveConfig(chunk=16)
+    graphdef, trained, rest = nnx.split(model, path_filter("world/.*"), ...)
+
+    @compiled
+    def forward(trained: Any, rest: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        model = nnx.merge(graphdef, trained, rest)
+        latents, pixels = batch["world_latent"], batch["pixel_values"] / 127.5 - 1
+        fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
+        states = model.language(fused.embeds, mask=fused.mask, images=fused.images)
+        loss, gradients = jax.value_and_grad(
+            lambda trained: objective.loss(nnx.merge(graphdef, trained, rest), batch, cfg)[0]
+        )(trained)
+        without = model.fuse(batch["tokens"], batch["mask"], pixels, None)
+        plain = model.language.logits(model.language(without.embeds, mask=without.mask))
+        return {
+            "latents": jnp.moveaxis(latents[:, 0], -1, 1),
+            "world_tokens": model.world.tokens(latents)[:, 0],
+            "world_embeds": model.world(latents),
+            "image_features": model.image_features(pixels[:, :1]),
+            "fused_embeds": (fused.embeds * fused.mask[..., None])[:, keep],
+            "fused_attention_mask": fused.mask,
+            "final_norm": (states * fused.mask[..., None])[:, keep],
+            "logits": (model.language.logits(states) * fused.mask[..., None])[:, keep],
+            "logits_without_images": plain * without.mask[..., None],
+            "labels_used": objective.fused_labels(batch["tokens"], batch["labels"], batch["mask"], model.config.world)
+            * fused.mask,
+            "loss": loss[None],
+            "gradients": gradients["world"],
+        }
+
+    outputs = forward(trained, rest, batch | {"world_latent": latents})
+    gradients = outputs.pop("gradients")
+    for name, layer in ((".0", "hidden"), (".2", "output"), ("", "output")):
+        if f"grad.world_projector.projection{name}.weight" in case.outputs:
+            outputs[f"grad.world_projector.projection{name}.weight"] = gradients[layer]["kernel"][...].T
+            outputs[f"grad.world_projector.projection{name}.bias"] = gradients[layer]["bias"][...]
+    expected = {name: value for name, value in case.outputs.items() if name in outputs}
+    if "position_index" in case.outputs:
+        outputs["world_tokens"] = outputs["world_tokens"][
+            :, :: outputs["world_tokens"].shape[1] // expected["world_tokens"].shape[1]
+        ]
+    return golden_cases.largest_error(outputs, expected)
+
+
 CHECKS = {
     "theworld/gemma3_generate": _generate,
     "theworld/gemma3_image_text": _forward,
     "theworld/gemma3_text": _forward,
+    "theworld/theworld_channel": _world,
+    "theworld/theworld_spatial": _world,
 }

@@ -1,0 +1,115 @@
+"""Hyper-parameters of TheWorld, checked at birth."""
+
+import dataclasses
+from typing import Any, Literal
+
+from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.wan import NORMALISATION, WanConfig
+from jworld.models.gemma3.config import Gemma3Config
+
+Architecture = Literal["mlp", "mlp_no_final_gelu", "linear"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """What Gemma-3 gets of the world: the latents of one image, and perhaps of frames predicted from it.
+
+    Source: theworld, `python/theworld/modeling`.
+
+    Attributes:
+      compat: "original" has what published checkpoints were trained with: pixels in 0..255 and latents as they come
+        out of the autoencoder, a GELU behind the projection, images of the prompt read causally, a loss on all tokens.
+      layout: a token is a place with all channels ("spatial") or a channel with all places ("channel").
+      architecture: of the projection; None for that of `compat`.
+      inputs: "images": the model holds the autoencoder, and gets pixels; "latents": they are ready, and it has none.
+      image_size: pixels of the images' sides; only for "images".
+      latent_size: height and width of the latents.
+      latent_channels: C.
+      autoencoder_width, autoencoder_multipliers, autoencoder_blocks, autoencoder_time_levels: of the Wan autoencoder.
+      steps: frames of latents that are predicted from the image and read too, behind it.
+      start_token, end_token: ids of the brackets around the world's tokens.
+    """
+
+    compat: Literal["", "original"] = ""
+    layout: Literal["spatial", "channel"] = "spatial"
+    architecture: Architecture | None = None
+    inputs: Literal["images", "latents"] = "images"
+    image_size: int = 512
+    latent_size: tuple[int, int] = (64, 64)
+    latent_channels: int = 16
+    autoencoder_width: int = 96
+    autoencoder_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    autoencoder_blocks: int = 2
+    autoencoder_time_levels: tuple[bool, ...] = (False, True, True)
+    steps: int = 0
+    start_token: int = 262145
+    end_token: int = 262146
+
+    @property
+    def original(self) -> bool:
+        """Whether it behaves as the published checkpoints' program does."""
+        return self.compat == "original"
+
+    @property
+    def projection(self) -> Architecture:
+        """The architecture, whether it was named or follows from `compat`."""
+        return self.architecture or ("mlp" if self.original else "mlp_no_final_gelu")
+
+    @property
+    def places(self) -> int:
+        """Of a frame of latents."""
+        return self.latent_size[0] * self.latent_size[1]
+
+    @property
+    def features(self) -> int:
+        """Numbers of a token before the projection."""
+        return self.latent_channels if self.layout == "spatial" else self.places
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of a frame of latents."""
+        return self.places if self.layout == "spatial" else self.latent_channels
+
+    @property
+    def tokens(self) -> int:
+        """Tokens between the brackets."""
+        return (1 + self.steps) * self.frame_tokens
+
+    def autoencoder(self, **settings: Any) -> WanConfig:
+        """Of "images", with further settings."""
+        return WanConfig(
+            channels=self.autoencoder_width,
+            multipliers=self.autoencoder_multipliers,
+            blocks=self.autoencoder_blocks,
+            time_levels=self.autoencoder_time_levels,
+            latent_channels=self.latent_channels,
+            normalisation=NORMALISATION if self.latent_channels == len(NORMALISATION.shift) else Normalisation(),
+            # One frame.
+            chunk=None,
+            **settings,
+        )
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}, expected 0 or more predicted frames")
+        ratio = self.autoencoder().spatial_ratio
+        if self.inputs == "images" and self.latent_size != (self.image_size // ratio,) * 2:
+            raise ValueError(
+                f"latent_size is {self.latent_size}, but images of {self.image_size} pixels have latents of "
+                f"{self.image_size // ratio} x {self.image_size // ratio}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TheWorldConfig:
+    """Gemma-3, and what it gets of the world; None is plain Gemma-3."""
+
+    gemma: Gemma3Config
+    world: WorldConfig | None
+
+    def __post_init__(self) -> None:
+        if self.world is not None and max(self.world.start_token, self.world.end_token) >= self.gemma.vocabulary:
+            raise ValueError(
+                f"world.start_token {self.world.start_token} and world.end_token {self.world.end_token} must be below "
+                f"the vocabulary {self.gemma.vocabulary}"
+            )

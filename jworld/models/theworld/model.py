@@ -1,0 +1,114 @@
+"""Gemma-3 with tokens of the world between its first token and the rest."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jworld.models.autoencoders.wan import WanAutoencoder
+from jworld.models.gemma3.model import Gemma3
+from jworld.models.layers.linear import linear
+from jworld.models.layers.mlp import gelu_exact
+from jworld.models.theworld.config import TheWorldConfig, WorldConfig
+
+
+class Fused(NamedTuple):
+    """A sequence as the language model reads it; L' = L, or L + 2 + W with a world of W tokens.
+
+    Attributes:
+      embeds: [B, L', D].
+      mask: [B, L'] bool, False for padding.
+      images: [B, L'] bool, tokens of images that see each other in both directions, or None.
+    """
+
+    embeds: jax.Array
+    mask: jax.Array
+    images: jax.Array | None
+
+
+class WorldProjector(nnx.Module):
+    """Latents [B, F, H, W, C] -> tokens [B, F * T, D]."""
+
+    def __init__(self, cfg: TheWorldConfig, *, rngs: nnx.Rngs):
+        assert cfg.world is not None
+        self.world, gemma = cfg.world, cfg.gemma
+        common: dict[str, Any] = {"dtype": gemma.dtype, "param_dtype": gemma.param_dtype, "rngs": rngs}
+        inputs = self.world.features
+        if self.world.projection != "linear":
+            self.hidden = linear(inputs, gemma.width, (None, "embed"), **common)
+            inputs = gemma.width
+        self.output = linear(inputs, gemma.width, (None, "embed"), **common)
+        if self.world.steps:
+            table = nnx.initializers.normal(0.02)(rngs.params(), (1 + self.world.steps, gemma.width), gemma.param_dtype)
+            self.times = nnx.Param(table, out_sharding=(None, "embed"))
+
+    def tokens(self, latents: jax.Array) -> jax.Array:
+        """[B, F, H, W, C] -> [B, F, T, features]; places go row by row."""
+        B, F, *_, C = latents.shape
+        places = latents.reshape(B, F, -1, C)
+        return places if self.world.layout == "spatial" else jnp.swapaxes(places, 2, 3)
+
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        x = self.tokens(latents).astype(self.output.dtype)
+        if self.world.projection != "linear":
+            x = gelu_exact(self.hidden(x))
+        x = self.output(x)
+        if self.world.projection == "mlp":
+            x = gelu_exact(x)
+        if self.world.steps:
+            x = x + self.times[...].astype(x.dtype)[:, None]
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+class TheWorld(Gemma3):
+    """Gemma-3, the projector of the world and, where images are to be encoded here, the autoencoder.
+
+    Without a world it is Gemma-3.
+    """
+
+    def __init__(self, cfg: TheWorldConfig, *, rngs: nnx.Rngs):
+        super().__init__(cfg.gemma, rngs=rngs)
+        self.config = cfg
+        if cfg.world is not None:
+            self.world = WorldProjector(cfg, rngs=rngs)
+            if cfg.world.inputs == "images":
+                dtypes = {"dtype": cfg.gemma.dtype, "param_dtype": cfg.gemma.param_dtype}
+                self.autoencoder = WanAutoencoder(cfg.world.autoencoder(**dtypes), rngs=rngs)
+
+    def latents(self, pixels: jax.Array) -> jax.Array:
+        """Images [B, H, W, 3] in 0..255 -> latents [B, 1, H', W', C] float32."""
+        assert self.config.world is not None
+        video = pixels.astype(jnp.float32)[:, None]
+        if self.config.world.original:
+            return self.autoencoder.posterior(video).mean
+        return self.autoencoder.encode(video / 127.5 - 1)
+
+    def fuse(self, tokens: jax.Array, mask: jax.Array, pixels: jax.Array | None, latents: jax.Array | None) -> Fused:
+        """Put everything into one sequence.
+
+        Args:
+          tokens: [B, L] ids, padding behind, without the brackets of the world.
+          mask: [B, L] bool.
+          pixels: [B, I, H, W, 3] in -1..1, the images of the prompt, or None.
+          latents: [B, F, H', W', C] of the world; None leaves it and its brackets out.
+        """
+        embeds, world = self.embed(tokens, pixels), self.config.world
+        images = tokens == self.cfg.image_token
+        if latents is not None:
+            assert world is not None
+            brackets = jnp.broadcast_to(jnp.array([world.start_token, world.end_token]), (tokens.shape[0], 2))
+            start, end = jnp.split(self.language.embed(brackets), 2, axis=1)
+            seen = self.world(latents).astype(embeds.dtype)
+            embeds = jnp.concatenate([embeds[:, :1], start, seen, end, embeds[:, 1:]], axis=1)
+            mask, images = (insert(x, world, inside) for x, inside in ((mask, True), (images, False)))
+        causal = pixels is None or (latents is not None and world is not None and world.original)
+        return Fused(embeds, mask, None if causal else images)
+
+
+def insert(values: jax.Array, world: WorldConfig, inside: Any, brackets: tuple[Any, Any] | None = None) -> jax.Array:
+    """[B, L] -> [B, L + 2 + W]: what is `inside` the world, and of its brackets, behind the first column."""
+    start, end = (inside, inside) if brackets is None else brackets
+    row = jnp.array([start, *([inside] * world.tokens), end], values.dtype)
+    rows = jnp.broadcast_to(row, (values.shape[0], len(row)))
+    return jnp.concatenate([values[:, :1], rows, values[:, 1:]], axis=1)
