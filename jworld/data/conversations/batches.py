@@ -7,11 +7,10 @@ A batch holds
 | tokens | int32 [B, L], padded behind with `<pad>`; L is one of `ClipConfig.lengths` |
 | mask | bool [B, L], False on the padding |
 | labels | int32 [B, L], see `chat`; `chat.IGNORED` where nothing is learnt |
-| pixels | uint8 [B, I, S, S, 3], black where a conversation has fewer pictures; see `pictures.vision_values` |
-| world_pixels | uint8 [B, W, W, 3], its first picture; see `pictures.world_values` |
+| pixel_values | uint8 [B, I, S, S, 3], for the vision tower; black where a conversation has fewer pictures |
+| world_pixels | uint8 [B, W, W, 3], its first picture, for the autoencoder; absent where `world_size` is 0 |
 
-The brackets and tokens of the world are not in `tokens`: the model puts them behind the first one, see
-`chat.insert_world`.
+The brackets and tokens of the world are not in `tokens`: the model puts them behind the first one.
 """
 
 import bisect
@@ -22,6 +21,7 @@ from typing import Any
 
 import grain
 import numpy as np
+import PIL.Image
 
 from jworld.data import pipeline, records
 from jworld.data.conversations import chat, pictures, prepared
@@ -36,7 +36,7 @@ class ClipConfig:
       lengths: the numbers of tokens that a batch may have, with the images' but without the world's; longer
         conversations are left out.
       images: pictures of a conversation, at most.
-      image_size, world_size: side of the square pictures for the vision tower and for the autoencoder.
+      image_size, world_size: side of the square pictures for the vision tower and for the autoencoder, 0 for none.
       labels: "answers", or "original" for what the original learns with the world switched off.
     """
 
@@ -49,8 +49,8 @@ class ClipConfig:
     def __post_init__(self) -> None:
         if not self.lengths or list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < 1:
             raise ValueError(f"lengths is {self.lengths}, expected positive numbers in rising order")
-        if min(self.images, self.image_size, self.world_size) < 1:
-            raise ValueError("images, image_size and world_size must be at least 1")
+        if min(self.images, self.image_size) < 1 or self.world_size < 0:
+            raise ValueError("images and image_size must be at least 1, world_size at least 0")
 
     @property
     def max_tokens(self) -> int:
@@ -67,13 +67,13 @@ def spec(clip: ClipConfig, global_batch: int) -> dict[str, records.ArraySpec]:
     def image(*shape: int) -> records.ArraySpec:
         return records.ArraySpec((global_batch, *shape, 3), np.uint8, ("batch", *[None] * (len(shape) + 1)))
 
-    return {
+    specs = {
         "tokens": array(np.int32),
         "mask": array(np.bool_),
         "labels": array(np.int32),
-        "pixels": image(clip.images, clip.image_size, clip.image_size),
-        "world_pixels": image(clip.world_size, clip.world_size),
+        "pixel_values": image(clip.images, clip.image_size, clip.image_size),
     }
+    return specs | ({"world_pixels": image(clip.world_size, clip.world_size)} if clip.world_size else {})
 
 
 class LengthOrder:
@@ -158,12 +158,17 @@ class MakeExample(grain.transforms.RandomMap):
             ) from error
         encoded = self._tokenizer.encode(row.turns, images=len(images), labels=clip.labels, single_turn=row.single_turn)
         padded = chat.pad([encoded], record["length"], pad_id=self._tokenizer.ids[chat.PAD])
-        pixels = np.zeros((clip.images, clip.image_size, clip.image_size, 3), np.uint8)
-        for number, image in enumerate(images):
-            pixels[number] = pictures.resized(image, clip.image_size)
         return {
             **{name: array[0] for name, array in padded.items()},
-            "pixels": pixels,
-            "world_pixels": pictures.resized(images[0], clip.world_size),
+            **model_pixels(images, clip),
             "index": record["index"],
         }
+
+
+def model_pixels(images: Sequence[PIL.Image.Image], clip: ClipConfig) -> dict[str, np.ndarray]:
+    """`pixel_values` and `world_pixels` of one conversation."""
+    pixels = np.zeros((clip.images, clip.image_size, clip.image_size, 3), np.uint8)
+    for number, image in enumerate(images):
+        pixels[number] = pictures.resized(image, clip.image_size)
+    world = {"world_pixels": pictures.resized(images[0], clip.world_size)} if clip.world_size else {}
+    return {"pixel_values": pixels, **world}

@@ -188,11 +188,11 @@ def _shard_row(
 
 
 def _spatial_rgpt(config: SetConfig) -> Rows:
-    stems = {file.stem: file for file in _folder(config).iterdir() if file.suffix.lower() in pictures.SUFFIXES}
+    stems = picture_stems(config)
     for number, raw in enumerate(json_rows.read(pathlib.Path(config.path))):
         try:
             row = spatial.read_row(raw, number=number)
-            place = _spatial_place(config, raw, stems)
+            place = spatial_place(config, raw, stems)
         except (ValueError, AttributeError) as error:
             yield Conversation(name=str(raw.get("id") or number), problem=str(error))
             continue
@@ -201,7 +201,13 @@ def _spatial_rgpt(config: SetConfig) -> Rows:
         yield Conversation(name=row.id, turns=row.turns, places=(place,), single_turn=False)
 
 
-def _spatial_place(config: SetConfig, raw: Mapping[str, Any], stems: Mapping[str, pathlib.Path]) -> pictures.Place:
+def picture_stems(config: SetConfig) -> dict[str, pathlib.Path]:
+    """The pictures of `config.images` by their names without suffix."""
+    return {file.stem: file for file in _folder(config).iterdir() if file.suffix.lower() in pictures.SUFFIXES}
+
+
+def spatial_place(config: SetConfig, raw: Mapping[str, Any], stems: Mapping[str, pathlib.Path]) -> pictures.Place:
+    """Where the picture of a row of SpatialRGPT lies; a `ValueError` where the row names none."""
     if name := raw.get("filename"):
         if name not in stems:
             raise ValueError(f"there is no picture {name} in {config.images}")

@@ -11,8 +11,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
@@ -97,17 +95,3 @@ def _array(path: str) -> np.ndarray:
 def resized(image: PIL.Image.Image, size: int) -> np.ndarray:
     """RGB picture -> uint8 [size, size, 3], bilinear, its shape not kept: the original's way for both inputs."""
     return np.asarray(image.convert("RGB").resize((size, size), PIL.Image.Resampling.BILINEAR))
-
-
-def vision_values(pixels: jax.Array) -> jax.Array:
-    """uint8 -> float32 in -1..1, what SigLIP reads (Gemma3ImageProcessor)."""
-    return (jnp.asarray(pixels, jnp.float32) / 255.0 - 0.5) / 0.5
-
-
-def world_values(pixels: jax.Array, *, original: bool) -> jax.Array:
-    """uint8 -> float32 for the autoencoder: in -1..1, or as the original gives them, in 0..255.
-
-    Published checkpoints were trained on the latter (modeling/cosmos_vae_encoder.py).
-    """
-    values = jnp.asarray(pixels, jnp.float32)
-    return values if original else values / 127.5 - 1.0

@@ -54,7 +54,7 @@ def test_questions_become_batches(asked: training.Conversations) -> None:
     batch = next(asked.batches("train"))
     (length,) = {batch[name].shape[1] for name in ("tokens", "mask", "labels")}
     assert length in (48, 96)
-    assert batch["pixels"].shape == (4, 1, 8, 8, 3)
+    assert batch["pixel_values"].shape == (4, 1, 8, 8, 3)
     assert batch["world_pixels"].shape == (4, 16, 16, 3)
     ids, source = asked.tokenizer.ids, asked.source("train")
     for row, number in enumerate(batch["index"]):

@@ -6,7 +6,6 @@ import pathlib
 import tarfile
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import pyarrow
 import pytest
@@ -191,10 +190,3 @@ def test_mistakes(folder: pathlib.Path) -> None:
         pictures.check({"file": str(broken)}, folder)
     with pytest.raises(ValueError, match=r"absent.png cannot be read"):
         pictures.read({"file": str(folder / "absent.png")}, folder)
-
-
-def test_values_of_pixels() -> None:
-    pixels = np.array([0, 51, 255], np.uint8)
-    np.testing.assert_allclose(pictures.vision_values(pixels), [-1, -0.6, 1], atol=1e-6)
-    np.testing.assert_allclose(pictures.world_values(pixels, original=False), [-1, -0.6, 1], atol=1e-6)
-    np.testing.assert_array_equal(pictures.world_values(pixels, original=True), [0, 51, 255])

@@ -1,0 +1,175 @@
+"""SpatialRGPT-Bench: free answers about regions of an image, scored by rules or by a judge.
+
+Rows as published, in a parquet table with its images, or in JSON lines with the folder of the images. The rules read a
+yes or no, the first region that is named, or a length with its unit; the published numbers come from judges that are
+language models, which are told the same in words (SpatialRGPT, Tables 12 and 13).
+"""
+
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jworld.data.conversations import formats, json_rows, pictures, spatial, tables
+from jworld.errors import UserError
+from jworld.systems.theworld.evaluation import answers, benchmarks
+
+MAX_TOKENS = 128
+#: Prompts -> a judge's replies.
+Judge = Callable[[Sequence[str]], Sequence[str]]
+
+_METRES = {
+    "m": 1.0,
+    "meter": 1.0,
+    "metre": 1.0,
+    "cm": 0.01,
+    "centimeter": 0.01,
+    "centimetre": 0.01,
+    "mm": 0.001,
+    "ft": 0.3048,
+    "foot": 0.3048,
+    "feet": 0.3048,
+    "in": 0.0254,
+    "inch": 0.0254,
+    "inches": 0.0254,
+}
+_LENGTH = re.compile(r"(\d*\.?\d+)\s*([a-z]+)", re.IGNORECASE)
+_REGION = re.compile(r"region \[?(\d+)\]?", re.IGNORECASE)
+_POLARITY = {"yes": "yes", "indeed": "yes", "correct": "yes", "no": "no", "not": "no", "incorrect": "no"}
+
+
+def load(
+    path: pathlib.Path, images: str, *, limit: int, judge: Judge | None = None, draw_boxes: bool = True
+) -> benchmarks.Benchmark:
+    """The questions of a table or a file, `limit` at most (0: all).
+
+    Args:
+      path: a .parquet file or a folder of such, or JSON lines.
+      images: the folder of the images of JSON lines.
+      judge: scores the answers; None: by rules.
+      draw_boxes: show the regions in the images, which the questions call by number.
+
+    Raises:
+      UserError: the file is none of these, or a row has no question or no answer.
+    """
+    examples: list[benchmarks.Example] = []
+    for raw, place in _rows(path, images):
+        if len(examples) == limit > 0:
+            break
+        examples.append(_example(raw, place, number=len(examples), path=path, draw_boxes=draw_boxes))
+    if not examples:
+        raise UserError(f"{path} holds no question, expected SpatialRGPT-Bench: correct --data")
+    return benchmarks.Benchmark(
+        name="SpatialRGPT-Bench",
+        examples=examples,
+        max_tokens=MAX_TOKENS,
+        read=lambda example, text: text,
+        measure=measure,
+        chance=None,
+        judge=functools.partial(judge_rows, judge=judge),
+    )
+
+
+def _rows(path: pathlib.Path, images: str) -> Iterator[tuple[Mapping[str, Any], pictures.Place]]:
+    if path.is_dir() or path.suffix == ".parquet":
+        for file in tables.files(path, ".parquet"):
+            names = [name for name in tables.columns(file) if name != "image"]
+            for group, number, raw in tables.rows(file, names):
+                yield raw, {"parquet": str(file.absolute()), "group": group, "row": number, "column": "image"}
+        return
+    config = formats.SetConfig(format="spatial_rgpt", path=str(path), images=images)
+    stems = formats.picture_stems(config)
+    for number, raw in enumerate(json_rows.read(path)):
+        try:
+            yield raw, formats.spatial_place(config, raw, stems)
+        except ValueError as error:
+            raise UserError(f"{path}: row {number}: {error}: correct it") from error
+
+
+def _example(
+    raw: Mapping[str, Any], place: pictures.Place, *, number: int, path: pathlib.Path, draw_boxes: bool
+) -> benchmarks.Example:
+    try:
+        row = spatial.read_row(raw, number=number)
+    except ValueError as error:
+        raise UserError(f"{path}: row {number}: {error}: correct it") from error
+    if len(row.turns) < 2:
+        raise UserError(f"{path}: row {number} has no answer, expected the split with answers: correct --data")
+    place = {**place, "boxes": [list(box) for box in row.boxes]} if draw_boxes and row.boxes else place
+    return benchmarks.Example(
+        name=row.id,
+        task="SpatialRGPT-Bench",
+        prompt=row.turns[0].text,
+        truth=row.turns[1].text,
+        load=lambda: [pictures.read(place, pathlib.Path.cwd())],
+        facts={"qa_type": row.qa_type, "qa_category": row.qa_category},
+    )
+
+
+def judge_rows(rows: Sequence[benchmarks.Row], *, judge: Judge | None) -> None:
+    """Set `score`, and of quantitative rows `relative_error`."""
+    if judge is None:
+        for row in rows:
+            _by_rules(row)
+        return
+    replies = judge([judge_prompt(row) for row in rows])
+    for row, reply in zip(rows, replies, strict=True):
+        row["judge_response"] = reply
+        if row["qa_type"] == "quantitative":
+            _score_lengths(row, answers.two_numbers(reply))
+        else:
+            row["score"] = float(answers.is_one(reply))
+
+
+def judge_prompt(row: benchmarks.Row) -> str:
+    """What a judge is asked about an answer."""
+    facts = f"Question: {row['prompt']}\nRight answer: {row['truth']}\nGiven answer: {row['prediction']}\n\n"
+    if row["qa_type"] == "quantitative":
+        return (
+            "Convert both answers to metres. 1 inch is 0.0254 metres, 1 foot 0.3048 metres, 1 centimetre 0.01 metres.\n"
+            f"{facts}Reply with two numbers only, in metres: that of the right answer, then that of the given answer:"
+        )
+    return (
+        "Judge whether the given answer says the same as the right one.\n"
+        f"{facts}Reply with one digit only: 1 if it does, 0 if it does not:"
+    )
+
+
+def _by_rules(row: benchmarks.Row) -> None:
+    if row["qa_type"] == "quantitative":
+        truth, said = length(row["truth"]), length(row["prediction"])
+        _score_lengths(row, None if truth is None or said is None else (truth, said))
+        return
+    meant = _meaning(row["truth"])
+    row["score"] = float(meant is not None and meant == _meaning(row["prediction"]))
+
+
+def _score_lengths(row: benchmarks.Row, lengths: tuple[float, float] | None) -> None:
+    row["relative_error"] = None if lengths is None else answers.relative_error(*lengths)
+    row["score"] = float(lengths is not None and row["relative_error"] <= answers.RIGHT_WITHIN)
+
+
+def length(text: str) -> float | None:
+    """The first length of a text, in metres."""
+    for number, unit in _LENGTH.findall(text):
+        unit = unit.lower()
+        factor = _METRES.get(unit, _METRES.get(unit.removesuffix("s")))
+        if factor is not None:
+            return float(number) * factor
+    return None
+
+
+def _meaning(text: str) -> str | None:
+    """A yes or no in the first words, else the number of the first region that is named."""
+    for word in re.findall("[a-z]+", text.lower())[:3]:
+        if word in _POLARITY:
+            return _POLARITY[word]
+    region = _REGION.search(text)
+    return region.group(1) if region else None
+
+
+def measure(rows: Sequence[benchmarks.Row]) -> dict[str, Any]:
+    """The original's numbers, with the accuracy in percent."""
+    numbers = answers.spatial_accuracy(rows)
+    return {**numbers, "accuracy": 100 * numbers["accuracy"]}

@@ -1,0 +1,54 @@
+"""VSR: is a statement about an image true? JSON lines as published, with the folder of the images.
+
+Answers are read as the original's scripts/vsr/evaluate_vsr.py reads them; one that says neither counts as wrong.
+"""
+
+import functools
+import pathlib
+
+import PIL.Image
+
+from jworld.data.conversations import formats, pictures
+from jworld.errors import UserError
+from jworld.systems.theworld.evaluation import answers, benchmarks
+
+MAX_TOKENS = 4
+QUESTION = (
+    "Look at the image and judge the statement. Answer with one digit and nothing else: 1 if the statement is true, "
+    "0 if it is false.\n\nStatement: {caption}\nAnswer (only '1' or '0'):"
+)
+
+
+def load(path: pathlib.Path, images: pathlib.Path, *, limit: int) -> benchmarks.Benchmark:
+    """The statements of a file, `limit` at most (0: all); rows that cannot be used are a `UserError`."""
+    config = formats.SetConfig(format="vsr", path=str(path), images=str(images), question=QUESTION, limit=limit)
+    examples = [_example(row, path) for row in formats.read(config)]
+    if not examples:
+        raise UserError(f"{path} holds no statement, expected JSON lines: correct --data")
+    return benchmarks.Benchmark(
+        name="VSR", examples=examples, max_tokens=MAX_TOKENS, read=_read, measure=benchmarks.accuracy, chance=50.0
+    )
+
+
+def _example(row: formats.Conversation, path: pathlib.Path) -> benchmarks.Example:
+    if row.problem:
+        raise UserError(f"{path}: row {row.name}: {row.problem}: correct it")
+    question, answer = row.turns
+    return benchmarks.Example(
+        name=row.name,
+        task="VSR",
+        prompt=question.text,
+        truth=answer.text,
+        choices=("0", "1"),
+        load=functools.partial(open_images, row),
+    )
+
+
+def open_images(row: formats.Conversation, root: pathlib.Path = pathlib.Path(".")) -> list[PIL.Image.Image]:
+    """The pictures of a conversation; a `ValueError` where one cannot be read."""
+    return [pictures.read(place, root) for place in row.places]
+
+
+def _read(example: benchmarks.Example, text: str) -> str | None:
+    digit = answers.vsr_digit(text)
+    return None if digit is None else str(digit)
