@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
@@ -27,13 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
+from beside_torch import INSTALL, TorchProcess, random_weights
 from flax import nnx
 
 from jworld.models.autoencoders import files
 
 METHODS = ("encode", "decode")
-WORKER = pathlib.Path(__file__).with_name("autoencoder_torch.py")
-INSTALL = "install both there (pip install torch diffusers), or name another interpreter with --torch-python"
 
 
 def fields(family: str, narrow: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -57,8 +55,8 @@ class Ours:
         cls, config_type = files.NETWORKS[family]
         config = config_type(**values, dtype=jnp.float32)
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
+        model = nnx.merge(graphdef, random_weights(abstract))
         rng = np.random.default_rng(0)
-        model = nnx.merge(graphdef, jax.tree.map(lambda leaf: _random(rng, leaf.shape), abstract))
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
         self.latents = model.latent_shape(*video)
         inputs = {"encode": rng.uniform(-1, 1, (1, *video, 3)), "decode": rng.standard_normal((1, *self.latents))}
@@ -81,51 +79,6 @@ class Ours:
         began, worked = time.perf_counter(), time.process_time()
         jax.block_until_ready(compiled(*arrays))
         return {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - worked}
-
-
-def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform numbers that keep the size of activations."""
-    scale = 2 * (3 / np.prod(shape[:-1])) ** 0.5
-    return jnp.asarray((rng.random(shape, np.float32) - 0.5) * np.float32(scale))
-
-
-class Theirs:
-    """The diffusers class in a process of its own.
-
-    Raises:
-      ImportError: the interpreter lacks torch or diffusers.
-      OSError: there is no such interpreter.
-    """
-
-    def __init__(self, python: str, settings: dict[str, Any]):
-        self._process = subprocess.Popen(
-            [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        found = self._ask(json.dumps(settings))
-        if "missing" in found:
-            self.close()
-            raise ImportError(found["missing"])
-        self.versions, self.parameters = found["versions"], found["parameters"]
-
-    def run(self, method: str) -> dict[str, Any]:
-        return self._ask(method)
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _ask(self, line: str) -> dict[str, Any]:
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit(
-                f"error: the PyTorch process ended with code {self._process.wait()}; see its message above"
-            )
-        return json.loads(answer)
 
 
 def matmul_flops(size: int = 2048, repeats: int = 3) -> float:
@@ -156,7 +109,7 @@ def measure(family: str, arguments: argparse.Namespace, console: rich.console.Co
         "threads": arguments.threads,
     }
     try:
-        theirs = Theirs(arguments.torch_python, settings)
+        theirs = TorchProcess(arguments.torch_python, "autoencoder_torch.py", settings)
     except (ImportError, OSError) as error:
         theirs = None
         console.print(f"{arguments.torch_python} has no diffusers to compare with ({error}): {INSTALL}")

@@ -84,3 +84,17 @@ def test_autoencoder_without_diffusers(tmp_path: pathlib.Path) -> None:
         assert row["ours_frames_per_second"] > 0
         assert 0 < row["share_of_peak"] < 1
         assert row["flops"] > 1e7
+
+
+@pytest.mark.slow
+def test_transformers_without_diffusers(tmp_path: pathlib.Path) -> None:
+    sizes = ("--narrow", "8", "--layers", "1", "--latent", "2x4x4", "--text-tokens", "5", "--repeats", "1")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nread settings\necho \'{"missing": "no diffusers"}\'\n')
+    python.chmod(0o755)
+    options = ("--networks", "cosmos", *sizes, "--torch-python", str(python))
+    rows = run("transformer", tmp_path / "transformer.json", *options)["rows"]
+    assert [row["method"] for row in rows] == ["forward", "training"]
+    for row in rows:
+        assert row["versions"] is None
+        assert row["ours_seconds"] > 0

@@ -1,0 +1,71 @@
+"""What compares a network with its PyTorch counterpart: random weights, and a process for the other side.
+
+That process has an interpreter of its own, which has torch and diffusers but may lack JAX. It gets one JSON object of
+settings and then names of calls, line by line, and answers each line with one JSON object; see `transformer_torch.py`
+and `autoencoder_torch.py`.
+"""
+
+import json
+import pathlib
+import subprocess
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+INSTALL = "install both there (pip install torch diffusers), or name another interpreter with --torch-python"
+
+
+def random_weights(abstract: Any) -> Any:
+    """Uniform numbers that keep the size of activations, for a tree of abstract arrays."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf: Any) -> jax.Array:
+        scale = 2 * (3 / np.prod(leaf.shape[:-1])) ** 0.5
+        return jnp.asarray((rng.random(leaf.shape, np.float32) - 0.5) * np.float32(scale))
+
+    return jax.tree.map(draw, abstract)
+
+
+class TorchProcess:
+    """The network that a script beside this one builds from `settings`.
+
+    Attributes:
+      versions: of diffusers and torch, in words.
+      parameters: of the network.
+
+    Raises:
+      ImportError: the interpreter lacks torch or diffusers.
+      OSError: there is no such interpreter.
+    """
+
+    def __init__(self, python: str, script: str, settings: dict[str, Any]):
+        path = pathlib.Path(__file__).with_name(script)
+        self._process = subprocess.Popen([python, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        found = self.run(json.dumps(settings))
+        if "missing" in found:
+            self.close()
+            raise ImportError(found["missing"])
+        self.versions, self.parameters = found["versions"], found["parameters"]
+
+    def run(self, line: str) -> dict[str, Any]:
+        """The answer to one line."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(
+                f"error: the PyTorch process ended with code {self._process.wait()}; see its message above"
+            )
+        return json.loads(answer)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
