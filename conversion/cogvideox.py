@@ -4,6 +4,9 @@ from conversion.engine import TRANSPOSED, Rule, patch_kernel
 from conversion.hunyuan import linear, norm
 from jworld.models.cogvideox.config import CogVideoXConfig
 
+#: How the names of a file of adapters begin: they are those of a pipeline, of which the transformer is a part.
+ADAPTER_PREFIX = "transformer."
+
 
 def _expert_norm(source: str, target: str) -> list[Rule]:
     return linear(f"{source}.linear", f"{target}/modulation/linear") + norm(f"{source}.norm", f"{target}/norm")

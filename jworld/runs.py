@@ -21,6 +21,7 @@ from flax import nnx
 from jworld import config as run_config
 from jworld import errors, systems
 from jworld.encoders import Given
+from jworld.models.layers import lora
 from jworld.parallel import mesh as mesh_lib
 from jworld.training import optimizers, weights
 from jworld.training import state as train_state
@@ -124,20 +125,23 @@ def import_record(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def load_initial(directory: pathlib.Path, initial: nnx.State) -> tuple[nnx.State, list[str]]:
-    """The weights of `directory` to start training from, and the paths of those that stay `initial`.
+    """The weights of `directory` to start training from, and notes for the user on what is not as it was there.
 
-    These are the parameters that the model in `directory` does not have, by its own config: an action model starts
-    from a base without actions. All others are read, in the layout of `initial`, whose arrays are deleted before:
-    both at once could be too much for the devices.
+    The parameters that the model in `directory` does not have, by its own config, stay `initial`: an action model
+    starts from a base without actions. All others are read, in the layout of `initial`, whose arrays are deleted
+    before: both at once could be too much for the devices. Adapters that this model has no place for are merged.
 
     Raises:
       UserError: the folder's model has parameters that this one lacks; something is missing, misshapen or damaged.
     """
     base = systems.create(run_config.load(directory))
     with nnx.use_eager_sharding(False):
-        shapes = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: base.init(nnx.Rngs(0))), nnx.Param))
-    known = {path for path, _ in shapes}
-    if lost := sorted("/".join(map(str, path)) for path in known - {path for path, _ in nnx.to_flat_state(initial)}):
+        graphdef, shapes = nnx.split(nnx.eval_shape(lambda: base.init(nnx.Rngs(0))), nnx.Param)
+    here = {path for path, _ in nnx.to_flat_state(initial)}
+    known = {path for path, _ in nnx.to_flat_state(shapes)}
+    is_adapter = train_state.path_filter(lora.TRAINABLE)
+    adapters = {path for path in known - here if is_adapter(path, None)}
+    if lost := sorted("/".join(map(str, path)) for path in known - here - adapters):
         raise errors.UserError(
             f"config.init_from: the model in {directory} has parameters that this one lacks: {', '.join(lost)}: "
             "give config.model the values of its config.json, or choose other weights"
@@ -146,6 +150,25 @@ def load_initial(directory: pathlib.Path, initial: nnx.State) -> tuple[nnx.State
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), replaced)
     for array in jax.tree.leaves(replaced):
         array.delete()
+    if adapters:
+        whole = _replicated(jax.tree.leaves(abstract)[0].sharding)
+        added, _ = nnx.split_state(shapes, lambda path, _: path in adapters, ...)
+        added = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), added)
+        abstract = nnx.merge_state(abstract, added)
     params, _ = load_params(directory, abstract)
-    names = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept)]
-    return nnx.merge_state(params, kept), names
+    notes = []
+    if adapters:
+        model = nnx.merge(graphdef, params)
+        lora.merge(model)
+        params = nnx.state(model, nnx.Param)
+        notes.append("adapters in those weights are merged")
+    if new := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept)]:
+        notes.append(f"not in those weights, so new: {', '.join(new)}")
+    return nnx.merge_state(params, kept), notes
+
+
+def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """Every device of `sharding` has everything."""
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return sharding

@@ -298,12 +298,12 @@ def start(
             "paths look like blocks/image/query/kernel"
         )
     if config.init_from:
-        params, new = runs.load_initial(pathlib.Path(config.init_from), nnx.merge_state(state.params, state.frozen))
+        params, notes = runs.load_initial(pathlib.Path(config.init_from), nnx.merge_state(state.params, state.frozen))
         trained, frozen = nnx.split_state(params, trainable, ...)
         state = train_state.replace_params(state, trained, frozen)
         console.print(f"starting from the weights in {config.init_from}")
-        if new:
-            console.print(f"not in those weights, so new: {', '.join(new)}")
+        for note in notes:
+            console.print(note)
     return graphdef, state, shardings
 
 

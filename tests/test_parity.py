@@ -9,7 +9,6 @@ import pytest
 pytestmark = pytest.mark.parity
 
 PENDING = {
-    "matrix/s1_lora",
     "theworld/theworld_checkpoint",
     "theworld/theworld_preprocess",
 }

@@ -10,11 +10,13 @@ import numpy as np
 from flax import nnx
 
 from conversion import cogvideox, engine
+from conversion import lora as lora_keys
 from jworld.diffusion import consistency, v_prediction, windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
+from jworld.models.layers import lora
 from jworld.systems.matrix import objective, sampling
 from jworld.training import state as train_state
-from parity_checks.cogvideox import channels_last, config_of, filled, load_model, optional
+from parity_checks.cogvideox import channels_last, config_of, filled, forward, load_model, optional
 
 TOKENS = ("D", "DL", "DR", "B", "BL", "BR", "N", "NL", "NR")
 
@@ -153,6 +155,42 @@ def _consistency_loss(case: golden_cases.GoldenCase) -> float:
     return golden_cases.largest_error(actual, {name: case.outputs[name] for name in actual if name in case.outputs})
 
 
+def _lora(case: golden_cases.GoldenCase) -> float:
+    """The model and its adapters, each under the names of its file: adapters beside the kernels, in them, and off."""
+    cfg, args, inputs = config_of(case), case.config["args"], case.inputs
+    adapters = lora.LoRAConfig(
+        targets=("blocks/attention/(query|key|value|out)",), rank=args["rank"], alpha=args["lora_alpha"]
+    )
+
+    def make() -> CogVideoXTransformer:
+        model = CogVideoXTransformer(cfg, rngs=nnx.Rngs(0))
+        lora.add(model, adapters, rngs=nnx.Rngs(0))
+        return model
+
+    with nnx.use_eager_sharding(False):
+        graphdef, state = nnx.split(nnx.eval_shape(make))
+    base = cogvideox.rules(cfg)
+    own = lora_keys.adapter_rules(base, engine.parameter_shapes(state), prefix=cogvideox.ADAPTER_PREFIX)
+    model = nnx.merge(graphdef, engine.to_state(state, engine.import_tensors(case.weights, state, [*base, *own])))
+
+    def output() -> np.ndarray:
+        video = jnp.asarray(channels_last(inputs["hidden_states"]))
+        v = forward(model, video, jnp.asarray(inputs["encoder_hidden_states"]), jnp.asarray(inputs["timestep"]))
+        return np.moveaxis(v, -1, 2)
+
+    actual = {"output_lora": output()}
+    taken = lora.merge(model)
+    actual["output_fused"] = output()
+    fused = {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    places = engine.plan({path: leaf.shape for path, leaf in fused.items()}, base)
+    actual |= {f"fused.{name}": place.take(np.asarray(fused[place.path])) for name, place in places.items()}
+    lora.unmerge(model, taken)
+    for adapter in taken.values():
+        adapter.b.set_value(jnp.zeros_like(adapter.b[...]))
+    actual["output_base"] = output()
+    return golden_cases.largest_error(actual, case.outputs)
+
+
 def _control(case: golden_cases.GoldenCase) -> jax.Array:
     """[1, tokens, control_dim]."""
     rows = [TOKENS.index(token) for token in case.config["args"]["control_signal"].split(",")]
@@ -215,6 +253,7 @@ def _stream(case: golden_cases.GoldenCase, solver: str) -> float:
 
 
 CHECKS = {
+    "matrix/s1_lora": _lora,
     "matrix/s1_train_loss": _velocity_loss,
     "matrix/s2_train_loss": _velocity_loss,
     "matrix/s3_train_loss": _velocity_loss,

@@ -1,0 +1,244 @@
+"""The Matrix' first two stages: what a loss is told, clips of captions and controls, meshes, recipes, refusals."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import errors, systems
+from jworld.cameras import driving
+from jworld.parallel import axes, mesh
+from jworld.systems.matrix import evaluation, objective
+from jworld.systems.matrix.session import ClipSession, Controls
+from jworld.systems.matrix.system import Matrix
+from jworld.training import state as train_state
+
+RECIPES = pathlib.Path(__file__).parents[2] / "configs"
+#: These programs run once: compiling them is what takes time.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+CHANNELS, SIZE, LATENTS = 8, (2, 4), 3
+
+
+def make_config(recipe: str = "matrix_control.py", **changes: Any) -> ml_collections.ConfigDict:
+    config = run_config.load_recipe(str(RECIPES / recipe))
+    with config.unlocked():
+        if not recipe.endswith(":2b"):
+            config.model.update({"channels": CHANNELS, "width": 64, "num_layers": 2, "text_dim": 16, "text_tokens": 6})
+            config.data.clip.update({"latent_size": SIZE, "window_frames": LATENTS})
+            config.sample.rollout.update({"num_steps": 2, "guidance": 1.5})
+            if config.data.clip.controls:
+                config.model.update({"control_dim": 16, "control_layers": (1, 2)})
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def make_model(system: Matrix) -> Any:
+    """No weight at zero: zero modulations would hide times and control."""
+    with nnx.use_eager_sharding(False):
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), params))
+
+
+def make_batch(system: Matrix, rows: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(1)
+    return {
+        name: jnp.asarray(rng.standard_normal(spec.shape), spec.dtype) for name, spec in system.batch_spec(rows).items()
+    }
+
+
+class Codec:
+    """Eight pixels of one row per latent pixel, four frames per latent: enough of an autoencoder for a session."""
+
+    temporal_ratio = 4
+
+    def encode(self, video: np.ndarray) -> np.ndarray:
+        picked = video[:, ::4, ::8, ::8].astype(np.float32) / 255
+        return np.tile(picked, (1, 1, 1, 1, 3))[..., :CHANNELS]
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        pixels = np.repeat(np.repeat(0.5 + 0.5 * np.tanh(latents[..., :3] / 2), 8, axis=2), 8, axis=3)
+        frames = np.concatenate([pixels[:, :1], np.repeat(pixels[:, 1:], 4, axis=1)], axis=1)
+        return np.round(255 * frames).astype(np.uint8)
+
+
+class Encoders:
+    autoencoder = Codec()
+
+    def prompt(self, prompt: str) -> dict[str, np.ndarray]:
+        states = np.random.default_rng(len(prompt)).standard_normal((4, 16))
+        return {"text_states": states.astype(np.float32)}
+
+
+def make_session(system: Matrix) -> ClipSession:
+    return system.session(make_model(system), Encoders())  # type: ignore[arg-type]
+
+
+def test_a_clip_is_made_of_caption_controls_and_seed() -> None:
+    session = make_session(Matrix(make_config()))
+    told = Controls(("D", "D", "DR"))
+
+    def clip(prompt: str = "a room", seed: int = 0, told: Controls = told) -> np.ndarray:
+        session.reset(None, prompt, seed=seed)
+        return session.step(told)
+
+    first = clip()
+    assert first.shape == (9, 16, 32, 3)
+    np.testing.assert_array_equal(clip(), first)
+    # The last token is held.
+    np.testing.assert_array_equal(clip(told=Controls(("D", "D", "DR", "N"))), first)
+    np.testing.assert_array_equal(clip(told=Controls(("DR",))), clip(told=Controls(("DR", "DR", "DR"))))
+    for other in (clip("another room"), clip(seed=1), clip(told=Controls(("DL",)))):
+        assert (other != first).any()
+    session.reset(None, "a room")
+    again = [session.step(told), session.step(told)]
+    np.testing.assert_array_equal(again[0], first)
+    assert (again[1] != first).any()
+
+
+def test_restoring_begins_at_the_noise_of_its_step() -> None:
+    """From the last step almost nothing is left to do: a model that says v = 0 scales what it was given."""
+    system = Matrix(make_config(**{"sample.rollout.num_steps": 50}))
+    session = make_session(system)
+    frames = np.random.default_rng(3).integers(0, 256, (9, 16, 32, 3), dtype=np.uint8)
+    sampled = {}
+    session._sampler = lambda initial, told, noise, *, start: sampled.setdefault(start, np.asarray(initial))  # type: ignore[assignment]
+    for start in (0, 49):
+        session.reset(None, "a room")
+        session.restore(frames, Controls(("D",)), start=start)
+    clean = Codec().encode(frames[None])
+    # Times 999, where nothing is left, and 19 of 1000.
+    assert abs(np.corrcoef(sampled[0].ravel(), clean.ravel())[0, 1]) < 0.2
+    a = system.alphas[19]
+    noise = (sampled[49] - np.sqrt(a) * clean) / np.sqrt(1 - a)
+    np.testing.assert_allclose(sampled[0], noise, atol=1e-3)
+
+
+def test_draws_follow_the_config() -> None:
+    shape = (4000, 5, 1, 1, 1)
+    clips = objective.draw(jax.random.key(0), shape, objective.ObjectiveConfig())
+    assert clips.timestep.shape == (4000,)
+    assert (int(clips.timestep.min()), int(clips.timestep.max())) == (0, 999)
+    windows = objective.draw(jax.random.key(0), shape, objective.ObjectiveConfig(kind="windows", groups=4))
+    times = np.asarray(windows.timestep)
+    assert times.shape == (4000, 5)
+    assert (times[:, 0] == 0).all()
+    assert (np.diff(times[:, 1:], axis=1) == 250).all()
+
+
+def test_mesh_equals_one_device() -> None:
+    """Examples, weights and tokens are split over 8 devices: the same loss and gradient; frames with times of their own."""
+    system = Matrix(make_config(**{"loss.kind": "windows", "loss.groups": 2}))
+    graphdef, params = nnx.split(make_model(system))
+    batch = make_batch(system, 4)
+
+    def step(params: nnx.State, batch: dict[str, jax.Array]) -> tuple[jax.Array, nnx.State]:
+        return jax.value_and_grad(lambda p: system.loss(nnx.merge(graphdef, p), batch, jax.random.key(0))[0])(params)
+
+    expected = jax.jit(step, compiler_options=FAST_COMPILE)(params, batch)
+    devices = mesh.make_mesh(data=2, fsdp=2, sequence=2)
+    with jax.set_mesh(devices), nnx.logical_axis_rules(axes.RULES):
+        placed = jax.device_put(params, nnx.get_named_sharding(params, devices))
+        spec = system.batch_spec(4)
+        split = {name: jax.device_put(x, axes.sharding(devices, spec[name].axes)) for name, x in batch.items()}
+        actual = jax.jit(step, compiler_options=FAST_COMPILE)(placed, split)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]))
+    for one, eight in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+        # That of a key norm's bias is zero up to rounding: it adds the same to every logit.
+        scale = float(jnp.abs(one).max()) + 1e-3 * largest
+        np.testing.assert_allclose(np.asarray(one) / scale, np.asarray(eight) / scale, atol=2e-5)
+
+
+def test_the_control_adapter_starts_without_effect_and_alone_has_gradients() -> None:
+    system = Matrix(make_config())
+    model = system.init(nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    batch = make_batch(system, 2)
+    trained, frozen = nnx.split_state(params, train_state.path_filter("control_.*"), ...)
+    names = {"/".join(map(str, path)).split("/")[0] for path, _ in nnx.to_flat_state(trained)}
+    assert names == {"control_embedding", "control_blocks"}
+
+    def loss(trained: nnx.State, control: jax.Array) -> jax.Array:
+        whole = nnx.merge(graphdef, nnx.merge_state(trained, frozen))
+        # A gate of the other blocks lets the output depend on their stream.
+        return system.loss(whole, batch | {"control": control}, jax.random.key(0))[0]
+
+    both = jax.jit(jax.value_and_grad(loss), compiler_options=FAST_COMPILE)
+    value, grads = both(trained, batch["control"])
+    other, _ = both(trained, -batch["control"])
+    assert float(value) == float(other)
+    moved = {"/".join(map(str, path)) for path, leaf in nnx.to_flat_state(grads) if np.abs(leaf[...]).max() > 0}
+    assert moved <= {f"control_blocks/norm/modulation/linear/{name}" for name in ("kernel", "bias")}
+
+
+def test_tokens_of_a_clip() -> None:
+    system = Matrix(make_config())
+    (action,) = system.controls("D,DR", None)
+    assert action.told == Controls(("D", "D", "DR"))
+    assert action.name == "D, DR"
+    (action,) = system.controls("DL", None)
+    assert action.told == Controls(("DL",) * 3)
+    assert Matrix(make_config("matrix_lora.py:base")).controls(None, None)[0].told is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "actions", "windows", "message"),
+    [
+        ("matrix_control.py", "D*3", None, "3 latents, but a clip has 3 with the first one: leave 1 out"),
+        ("matrix_control.py", "D,X", None, "found 'X', expected"),
+        ("matrix_control.py", None, None, "--actions is missing"),
+        ("matrix_control.py", "D", 2, "one clip as a whole"),
+        ("matrix_lora.py:base", "D", None, "knows no control"),
+    ],
+)
+def test_controls_that_do_not_fit(recipe: str, actions: str | None, windows: int | None, message: str) -> None:
+    with pytest.raises(errors.UserError, match=message):
+        Matrix(make_config(recipe)).controls(actions, windows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.clip.controls": ""}, "controls is '' but config.model.control_dim is 16"),
+        ({"model.patch_size": 3}, "no multiple of config.model.patch_size"),
+        ({"mesh.sequence": 3}, "config.mesh.sequence is 3"),
+        ({"data.clip.control_dropout": 1.5}, "control_dropout is 1.5"),
+        ({"loss.kind": "windows"}, "one more than a multiple of config.loss.groups 4"),
+        ({"loss.kind": "windows", "loss.groups": 3}, "groups is 3, expected a divisor of 1000"),
+    ],
+)
+def test_configs_that_contradict_themselves(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.UserError, match=message):
+        Matrix(make_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "total", "trained"),
+    [
+        ("matrix_lora.py:2b", 1_693_783_872 + 117_964_800, 117_964_800),
+        ("matrix_control.py:2b", 2_009_546_304, 315_762_432),
+    ],
+)
+def test_published_recipes(recipe: str, total: int, trained: int) -> None:
+    """Numbers of parameters, tokens of a published clip, and operations of a step."""
+    config = make_config(recipe)
+    system = systems.create(config)
+    with nnx.use_eager_sharding(False):
+        params = nnx.state(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))), nnx.Param)
+    chosen, _ = nnx.split_state(params, train_state.path_filter(config.optimizer.trainable), ...)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == total
+    assert sum(leaf.size for leaf in jax.tree.leaves(chosen)) == trained
+    assert system.step_tokens(1) == 17 * 30 * 45
+    assert system.step_flops(2) == 2 * system.step_flops(1) > 6 * 1.4e9 * system.step_tokens(1)
+
+
+def test_parts_of_a_clip() -> None:
+    assert evaluation.parts(9, 2) == [(0, 4), (4, 9)]
+    assert evaluation.parts(33, 4)[-1] == (25, 33)
+    assert driving.NULL == ""
