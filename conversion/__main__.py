@@ -1,6 +1,7 @@
 """python -m conversion: weights of the PyTorch programs in and out.
 
 import   a PyTorch checkpoint -> a folder that jworld trains on and generates from, or an autoencoder's file
+fuse     the same of a checkpoint and a file of adapters (LoRA), which are added to its matrices
 export   what import wrote, or a run -> safetensors, .pt or .pth under the original keys
 inspect  what a checkpoint, a folder or a file is, in a table
 verify   what import wrote against the checkpoint that it came from
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_import(commands)
+    _add_fuse(commands)
     _add_export(commands)
     inspect = _add(commands, "inspect", _inspect, "Say what a checkpoint or what import wrote is, without loading it.")
     inspect.add_argument("source", type=pathlib.Path, help="file or folder as downloaded, or of jworld")
@@ -71,14 +73,41 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=pathlib.Path,
         help="a .safetensors file, the index of a sharded one, a .pt or .pth file, or the folder as downloaded",
     )
-    parser.add_argument("--family", choices=sorted(families.FAMILIES), help="kind of checkpoint (default: found out)")
+    parser.set_defaults(adapters=None)
+    _add_weights(parser, output="folder to create; for an autoencoder also the name of a .safetensors file")
     parser.add_argument(
-        "--output",
-        required=True,
-        type=pathlib.Path,
-        metavar="PATH",
-        help="folder to create; for an autoencoder also the name of a .safetensors file",
+        "--ema", action="store_true", help="take the averaged weights of a training checkpoint that has both"
     )
+    parser.add_argument(
+        "--lora-alpha",
+        type=float,
+        metavar="X",
+        help="adapters (LoRA) in the checkpoint are merged with the factor X / rank (default: their rank)",
+    )
+
+
+def _add_fuse(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(
+        commands,
+        "fuse",
+        _import,
+        "Import a PyTorch checkpoint with a file of adapters (LoRA in the layout of diffusers and peft) added to its "
+        "matrices: W + X / rank B A, in float32. `export` then writes the fused checkpoint in the original's layout. A "
+        "run that was trained here needs none of this: training and export add its adapters by themselves.",
+    )
+    parser.add_argument("source", type=pathlib.Path, help="the checkpoint, a file or folder as downloaded")
+    parser.add_argument("adapters", type=pathlib.Path, help="such as pytorch_lora_weights.safetensors")
+    _add_weights(parser, output="folder to create")
+    parser.add_argument(
+        "--lora-alpha", type=float, metavar="X", help="the alpha that they were trained with (default: their rank)"
+    )
+    parser.set_defaults(ema=False)
+
+
+def _add_weights(parser: argparse.ArgumentParser, *, output: str) -> None:
+    """What every import takes."""
+    parser.add_argument("--family", choices=sorted(families.FAMILIES), help="kind of checkpoint (default: found out)")
+    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="PATH", help=output)
     parser.add_argument(
         "--config",
         metavar="RECIPE",
@@ -109,15 +138,6 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument(
         "--dtype", choices=importing.DTYPES, help="store in this type (default: the file's; not for autoencoders)"
     )
-    parser.add_argument(
-        "--ema", action="store_true", help="take the averaged weights of a training checkpoint that has both"
-    )
-    parser.add_argument(
-        "--lora-alpha",
-        type=float,
-        metavar="X",
-        help="adapters (LoRA) in the checkpoint are merged with the factor X / rank (default: their rank)",
-    )
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier import wrote")
 
 
@@ -143,6 +163,9 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     layouts = sorted({layout for family in families.FAMILIES.values() for layout in family.layouts})
     parser.add_argument("--layout", choices=layouts, help="whose keys (default: those it was imported from)")
+    parser.add_argument(
+        "--adapters", action="store_true", help="only the adapters of a run with model.lora, in the layout of peft"
+    )
     parser.add_argument("--dtype", choices=importing.DTYPES, help="write in this type (default: as stored)")
     parser.add_argument("--step", type=int, help="step of a run (default: the newest)")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote")
@@ -157,7 +180,11 @@ def _import(arguments: argparse.Namespace) -> None:
         variant=arguments.variant,
         allow=arguments.allow,
         dtype=arguments.dtype,
-        selection=selecting.Selection(average=arguments.ema, lora_alpha=arguments.lora_alpha),
+        selection=selecting.Selection(
+            average=arguments.ema,
+            lora_alpha=arguments.lora_alpha,
+            adapters=None if arguments.adapters is None else str(arguments.adapters),
+        ),
     )
     plan, record = importing.import_weights(
         arguments.source, arguments.output, options, overwrite=arguments.overwrite, console=console
@@ -185,6 +212,8 @@ def _import(arguments: argparse.Namespace) -> None:
     ):
         if listed:
             console.print(f"{text}: {', '.join(listed)}")
+    for line in plan.family.beside(arguments.source):
+        console.print(line)
     console.print(f"next: python -m conversion verify {arguments.output} {arguments.source}")
     if plan.config is None:
         console.print(f"      python -m jworld.precompute --autoencoder {arguments.output} --help")
@@ -193,7 +222,8 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    summary = exporting.export_weights(
+    export = exporting.export_adapters if arguments.adapters else exporting.export_weights
+    summary = export(
         arguments.directory,
         arguments.output,
         layout=arguments.layout,
@@ -209,6 +239,9 @@ def _export(arguments: argparse.Namespace) -> None:
     if summary.limits:
         console.print(f"that program cannot load these sizes: {'; '.join(summary.limits)}")
     first = summary.files[0]
+    if arguments.adapters:
+        console.print(f"next: python -m conversion fuse CHECKPOINT {first} --output DIR, or load it beside the base")
+        return
     written = first if first.suffix in torch_files.SUFFIXES else first.parent
     console.print(f"next: python -m conversion verify {arguments.directory} {written}")
 

@@ -1,6 +1,9 @@
 """Keys of the CogVideoX transformer in diffusers, with The Matrix' control blocks and guidance embedding."""
 
-from conversion.engine import TRANSPOSED, Rule, patch_kernel
+from collections.abc import Mapping
+from typing import Any
+
+from conversion.engine import TRANSPOSED, Rule, Shape, patch_kernel
 from conversion.hunyuan import linear, norm
 from jworld.models.cogvideox.config import CogVideoXConfig
 
@@ -46,3 +49,29 @@ def rules(cfg: CogVideoXConfig) -> list[Rule]:
     if cfg.guidance_dim is not None:
         table.append(Rule("time_embedding.cond_proj.weight", "guidance/kernel", TRANSPOSED))
     return table
+
+
+def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Fields of `CogVideoXConfig` that the tensors' shapes tell: not the text's length, nor where control begins."""
+
+    def of(name: str, rank: int) -> Shape | None:
+        shape = shapes.get(name)
+        return shape if shape is not None and len(shape) == rank and all(shape) else None
+
+    control, guidance = of("control_embedding.0.weight", 2), of("time_embedding.cond_proj.weight", 2)
+    fields: dict[str, Any] = {
+        "num_layers": len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}),
+        "control_dim": control[1] if control else None,
+        "guidance_dim": guidance[1] if guidance else None,
+    }
+    if patch := of("patch_embed.proj.weight", 4):
+        fields |= {"width": patch[0], "channels": patch[1], "patch_size": patch[2]}
+        if head := of("transformer_blocks.0.attn1.norm_q.weight", 1):
+            fields["num_heads"] = patch[0] // head[0]
+        if up := of("transformer_blocks.0.ff.net.0.proj.weight", 2):
+            fields["mlp_ratio"] = up[0] / patch[0]
+    if time := of("time_embedding.linear_1.weight", 2):
+        fields["time_dim"] = time[0]
+    if text := of("patch_embed.text_proj.weight", 2):
+        fields["text_dim"] = text[1]
+    return fields

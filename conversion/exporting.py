@@ -13,11 +13,14 @@ import numpy as np
 import rich.console
 
 from conversion import engine, families, folders, importing, outputs, sources, tensor_files, torch_files
+from conversion import lora as lora_keys
 from jworld import errors
 from jworld.models.layers import lora
 
 #: Bytes of tensors above which the file is split.
 MAX_FILE = 5_000_000_000
+#: What diffusers calls a file of adapters.
+ADAPTERS_NAME = "pytorch_lora_weights.safetensors"
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -107,6 +110,46 @@ def export_weights(
         sum(tensor.size for tensor in tensors),
         keys.limits(model),
     )
+
+
+def export_adapters(
+    path: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    layout: str | None = None,
+    dtype: str | None = None,
+    step: int | None = None,
+    overwrite: bool = False,
+    console: rich.console.Console | None = None,
+) -> Summary:
+    """Write the adapters of a run alone, in the layout of diffusers and peft; arguments as of `export_weights`.
+
+    Raises:
+      UserError: there are none, the layout has no files of adapters, they are damaged or not finite; `output` exists
+        or cannot be written. Nothing is left behind.
+    """
+    weights = folders.Adapters(path, step)
+    layouts = {name: each for name, each in weights.family.layouts.items() if each.adapter_prefix is not None}
+    keys = layouts.get(layout or next(iter(layouts), ""))
+    if keys is None:
+        raise errors.UserError(
+            f"{path}: weights of {weights.family.name} have no files of adapters alone: leave --adapters out, then "
+            "they are merged"
+        )
+    shapes = {name: leaf.shape for name, leaf in weights.arrays.items()}
+    table = keys.rules(weights.target.model_config)
+    places = engine.plan(shapes, lora_keys.adapter_rules(table, shapes, prefix=keys.adapter_prefix or ""))
+    tensors = [
+        Tensor(name, place, np.dtype(dtype or weights.arrays[place.path].dtype)) for name, place in places.items()
+    ]
+    tensors.sort(key=lambda tensor: _natural(tensor.name))
+    name = output.name if output.suffix in outputs.FILES else ADAPTERS_NAME
+    if pathlib.Path(name).suffix in torch_files.SUFFIXES:
+        raise errors.UserError(f"--output {output}: adapters are written as .safetensors: choose another name")
+    with outputs.destination(output, [name], _is_export, overwrite=overwrite) as (folder, files):
+        _write(weights, {folder / name: tensors}, console)
+    sizes = [math.prod(tensor.place.shape) for tensor in tensors]
+    return Summary(files, keys, len(tensors), sum(sizes), sum(tensor.size for tensor in tensors), [])
 
 
 def _is_export(output: pathlib.Path) -> bool:

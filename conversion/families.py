@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from conversion import (
+    cogvideox,
+    cogvideox_config,
     cogvideox_vae,
     cosmos,
     cosmos_config,
@@ -38,6 +40,7 @@ class KeyLayout:
       limits: model config -> why the other program cannot load, or say, all of it; empty if it can.
       prefixes: how names of the key table begin, and those of averaged weights; files may also have neither.
       ignored: names of tensors that are no weights.
+      adapter_prefix: how names begin in a file of adapters alone (peft); None where the other program has no such file.
     """
 
     name: str
@@ -50,6 +53,7 @@ class KeyLayout:
     limits: Callable[[Any], list[str]] = lambda model: []
     prefixes: tuple[str, ...] = ()
     ignored: re.Pattern[str] = re.compile(r"(?!)")
+    adapter_prefix: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,7 @@ class Family:
       describe: fields of the model config, as far as known -> which network this is, in words.
       runs: what the weights become; None for autoencoders.
       autoencoder: key of `jworld.models.autoencoders.files.NETWORKS`; None for the networks of systems.
+      beside: path of a checkpoint -> sentences on what else lies in its folder.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Family:
     describe: Callable[[Mapping[str, Any]], str]
     runs: Runs | None = None
     autoencoder: str | None = None
+    beside: Callable[[pathlib.Path], list[str]] = lambda path: []
 
 
 def detect(names: Iterable[str], where: str, *, family: str | None = None) -> tuple[Family, KeyLayout]:
@@ -216,6 +222,20 @@ _HUNYUAN15 = (
     ),
 )
 
+_MATRIX = (
+    KeyLayout(
+        name="diffusers",
+        title=f"The Matrix and diffusers' {cogvideox_config.CLASS_NAME}",
+        marks=("patch_embed.text_proj.weight",),
+        rules=cogvideox.rules,
+        from_shapes=cogvideox.from_shapes,
+        from_config=cogvideox_config.from_config,
+        to_config=cogvideox_config.to_config,
+        limits=cogvideox_config.limits,
+        adapter_prefix=cogvideox.ADAPTER_PREFIX,
+    ),
+)
+
 _COGVIDEOX = (
     KeyLayout(
         name="diffusers",
@@ -259,6 +279,19 @@ FAMILIES: dict[str, Family] = {
                 guess_variant=cosmos_config.guess_variant,
                 recipes=cosmos_config.RECIPES,
             ),
+        ),
+        Family(
+            name="cogvideox",
+            layouts=_by_name(*_MATRIX),
+            describe=cogvideox_config.describe,
+            runs=Runs(
+                system="matrix",
+                recipe=cogvideox_config.RECIPES["stage1"],
+                variants={name: {} for name in cogvideox_config.RECIPES},
+                guess_variant=cogvideox_config.guess_variant,
+                recipes=cogvideox_config.RECIPES,
+            ),
+            beside=cogvideox_config.beside,
         ),
         Family(
             name="wan-vae",

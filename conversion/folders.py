@@ -189,6 +189,30 @@ class Folder(Weights):
         return array
 
 
+class Adapters(Folder):
+    """The adapters of a run alone; their factor alpha / rank, which no file of adapters tells, is in the second matrix.
+
+    Raises:
+      UserError: there are none.
+    """
+
+    def __init__(self, directory: pathlib.Path, step: int | None = None):
+        super().__init__(directory, step)
+        if not self.adapted:
+            raise errors.UserError(f"{directory} has no adapters: leave --adapters out")
+        self.arrays = {
+            path: _described(reader, path)
+            for path, reader in self._readers.items()
+            if re.fullmatch(lora.TRAINABLE, path)
+        }
+
+    def read(self, path: str) -> np.ndarray:
+        array = self._checked(path)
+        if path.endswith(_DOWN):
+            return array
+        return (array * np.float32(self.config.model.lora.alpha / array.shape[-2])).astype(array.dtype)
+
+
 def _described(reader: store.Stored | sources.Source, path: str) -> jax.ShapeDtypeStruct:
     described = reader.arrays[path] if isinstance(reader, store.Stored) else reader.tensors[path]
     return jax.ShapeDtypeStruct(described.shape, described.dtype)

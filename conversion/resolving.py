@@ -94,6 +94,10 @@ def _base_config(runs: families.Runs, recipe: str | None, published: str) -> ml_
         )
     with config.unlocked():
         config.init_from = ""
+        if "lora" in config.model:
+            # Of a file with adapters these are merged.
+            del config.model["lora"]
+            config.optimizer.trainable = ".*"
         if recipe is None:
             # Weights run on whatever devices there are; the published training run's mesh is none of their own.
             config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}

@@ -1,10 +1,12 @@
 """The tensors of one model among those of a file, under the names of its key table.
 
 Training checkpoints hold weights and their average under two prefixes, buffers and counters that are no weights, and,
-where adapters were trained (LoRA in peft's layout), the adapters beside the matrices that they change.
+where adapters were trained (LoRA in peft's layout), the adapters beside the matrices that they change, or in a file of
+their own.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +15,8 @@ from conversion import families, sources
 from jworld import errors
 
 _BASE, _DOWN, _UP = ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"
+# In a file of their own.
+_DOWN_ALONE, _UP_ALONE = ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +26,21 @@ class Selection:
     Attributes:
       average: the averaged ones, where the file has both.
       lora_alpha: adapters count alpha / rank; None for a factor of 1, as in the original's recipes.
+      adapters: path of a file of adapters to merge into the weights.
     """
 
     average: bool = False
     lora_alpha: float | None = None
+    adapters: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """The two matrices of an adapter: names of tensors, and where these are."""
+
+    source: sources.Source
+    down: str
+    up: str
 
 
 class Selected(sources.Source):
@@ -43,17 +58,17 @@ class Selected(sources.Source):
         self.files = source.files
         names, self.has_average = _names(source.tensors, layout, selection)
         self._source, self._alpha = source, selection.lora_alpha
-        self._merged: dict[str, tuple[str, str]] = {}
+        self._merged: dict[str, _Pair] = {}
         self.rank: int | None = None
         for base in [name for name in names if name.endswith(_BASE)]:
             stem = base.removesuffix(_BASE)
             if stem + _DOWN in names and stem + _UP in names:
-                down, up = names.pop(stem + _DOWN), names.pop(stem + _UP)
-                self._check(base, names[base], down, up)
+                pair = _Pair(source, names.pop(stem + _DOWN), names.pop(stem + _UP))
                 names[f"{stem}.weight"] = names.pop(base)
-                self._merged[f"{stem}.weight"] = (down, up)
-                self.rank = source.tensors[down].shape[0]
+                self._add(f"{stem}.weight", names[f"{stem}.weight"], pair)
         self._names = names
+        if selection.adapters is not None:
+            self._add_file(pathlib.Path(selection.adapters), layout)
         self.tensors = {name: source.tensors[inside] for name, inside in names.items()}
 
     def read(self, name: str, index: sources.Index | None = None) -> np.ndarray:
@@ -62,19 +77,42 @@ class Selected(sources.Source):
         if name not in self._merged:
             return value
         rows, columns = (*(index or ()), slice(None), slice(None))[:2]
-        down, up = self._merged[name]
-        a = self._source.read(down, (slice(None), columns)).astype(np.float32)
-        b = self._source.read(up, (rows,)).astype(np.float32)
+        pair = self._merged[name]
+        a = pair.source.read(pair.down, (slice(None), columns)).astype(np.float32)
+        b = pair.source.read(pair.up, (rows,)).astype(np.float32)
         factor = 1.0 if self._alpha is None else self._alpha / len(a)
         return (value.astype(np.float32) + np.float32(factor) * (b @ a)).astype(value.dtype)
 
-    def _check(self, base: str, *inside: str) -> None:
-        matrix, down, up = (self._source.tensors[name].shape for name in inside)
+    def _add_file(self, path: pathlib.Path, layout: families.KeyLayout) -> None:
+        """Adapters of every matrix that a file of its own has some for."""
+        if layout.adapter_prefix is None:
+            raise errors.UserError(f"{path}: adapters in a file of their own are not known of {layout.title}")
+        opened = sources.open_source(path)
+        self._source.adopt(opened)
+        unknown = set(opened.tensors)
+        for name, inside in self._names.items():
+            stem = layout.adapter_prefix + name.removesuffix(".weight")
+            if {stem + _DOWN_ALONE, stem + _UP_ALONE} <= unknown:
+                self._add(name, inside, _Pair(opened, stem + _DOWN_ALONE, stem + _UP_ALONE))
+                unknown -= {stem + _DOWN_ALONE, stem + _UP_ALONE}
+        if unknown or not opened.tensors:
+            first = ", ".join(sorted(unknown)[:3])
+            raise errors.UserError(
+                f"{path}: {len(unknown)} of {len(opened.tensors)} tensors are no adapters of {self.path}"
+                + (f", such as {first}" if first else "")
+                + f"; expected pairs {layout.adapter_prefix}<matrix>{_DOWN_ALONE} and {_UP_ALONE}"
+            )
+
+    def _add(self, name: str, inside: str, pair: _Pair) -> None:
+        matrix = self._source.tensors[inside].shape
+        down, up = pair.source.tensors[pair.down].shape, pair.source.tensors[pair.up].shape
         if len(matrix) != 2 or down[1:] != matrix[1:] or up[:1] != matrix[:1] or (up[1:] != down[:1]) or not down[0]:
             raise errors.UserError(
-                f"{self.path}: the adapters of {base} {list(matrix)} have shapes {list(down)} and {list(up)}, expected "
-                "[rank, columns] and [rows, rank]: the file is of something else"
+                f"{pair.source.path}: the adapters of {name} {list(matrix)} have shapes {list(down)} and {list(up)}, "
+                "expected [rank, columns] and [rows, rank]: the file is of something else"
             )
+        self._merged[name] = pair
+        self.rank = down[0]
 
 
 def check(selected: Selected, selection: Selection) -> None:

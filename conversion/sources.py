@@ -111,6 +111,10 @@ class Source:
         for part in self._parts:
             part.close()
 
+    def adopt(self, other: "Source") -> None:
+        """Close another source with this one."""
+        self._parts = (*self._parts, *other._parts)
+
     def __enter__(self) -> Self:
         return self
 

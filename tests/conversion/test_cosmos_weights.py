@@ -160,7 +160,7 @@ def test_adapters_are_merged(folder: pathlib.Path, tmp_path: pathlib.Path) -> No
         plan(source, selection=selecting.Selection(average=True))
     broken = dict(told.weights)
     broken["blocks.0.mlp.layer1.lora_A.default.weight"] = np.zeros((4, 5), np.float32)
-    with pytest.raises(errors.UserError, match=r"adapters of net\.blocks\.0\.mlp\.layer1\.base_layer\.weight"):
+    with pytest.raises(errors.UserError, match=r"adapters of net\.blocks\.0\.mlp\.layer1\.weight"):
         plan(converted.rewrite(source, broken))
 
 

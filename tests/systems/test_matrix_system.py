@@ -133,7 +133,7 @@ def test_draws_follow_the_config() -> None:
 
 
 def test_mesh_equals_one_device() -> None:
-    """Examples, weights and tokens are split over 8 devices: the same loss and gradient; frames with times of their own."""
+    """Examples, weights and tokens are split over 8 devices: the same loss and gradient, with a time per frame."""
     system = Matrix(make_config(**{"loss.kind": "windows", "loss.groups": 2}))
     graphdef, params = nnx.split(make_model(system))
     batch = make_batch(system, 4)
@@ -157,8 +157,8 @@ def test_mesh_equals_one_device() -> None:
 
 def test_the_control_adapter_starts_without_effect_and_alone_has_gradients() -> None:
     system = Matrix(make_config())
-    model = system.init(nnx.Rngs(0))
-    graphdef, params = nnx.split(model)
+    with nnx.use_eager_sharding(False):
+        graphdef, params = nnx.split(system.init(nnx.Rngs(0)))
     batch = make_batch(system, 2)
     trained, frozen = nnx.split_state(params, train_state.path_filter("control_.*"), ...)
     names = {"/".join(map(str, path)).split("/")[0] for path, _ in nnx.to_flat_state(trained)}
@@ -166,7 +166,6 @@ def test_the_control_adapter_starts_without_effect_and_alone_has_gradients() -> 
 
     def loss(trained: nnx.State, control: jax.Array) -> jax.Array:
         whole = nnx.merge(graphdef, nnx.merge_state(trained, frozen))
-        # A gate of the other blocks lets the output depend on their stream.
         return system.loss(whole, batch | {"control": control}, jax.random.key(0))[0]
 
     both = jax.jit(jax.value_and_grad(loss), compiler_options=FAST_COMPILE)
@@ -174,7 +173,7 @@ def test_the_control_adapter_starts_without_effect_and_alone_has_gradients() -> 
     other, _ = both(trained, -batch["control"])
     assert float(value) == float(other)
     moved = {"/".join(map(str, path)) for path, leaf in nnx.to_flat_state(grads) if np.abs(leaf[...]).max() > 0}
-    assert moved <= {f"control_blocks/norm/modulation/linear/{name}" for name in ("kernel", "bias")}
+    assert moved == {f"control_blocks/norm/modulation/linear/{name}" for name in ("kernel", "bias")}
 
 
 def test_tokens_of_a_clip() -> None:

@@ -1,0 +1,111 @@
+"""The CogVideoX transformer's hyper-parameters in the words of config.json, and the stages of The Matrix."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from conversion import hyperparameters
+from conversion.hyperparameters import Field
+from jworld import errors
+from jworld.models.cogvideox.config import CogVideoXConfig
+
+CLASS_NAME = "CogVideoXTransformer3DModel"
+#: Stage whose weights they are -> recipe. CogVideoX-2B itself is what stage 1 begins with.
+RECIPES = {
+    "stage1": "matrix_lora.py:2b",
+    "stage2": "matrix_control.py:2b",
+}
+FIELDS = (
+    Field("num_attention_heads", "num_heads", hyperparameters.integer),
+    Field("in_channels", "channels", hyperparameters.integer),
+    Field("out_channels", "channels", hyperparameters.integer),
+    Field("num_layers", "num_layers", hyperparameters.integer),
+    Field("time_embed_dim", "time_dim", hyperparameters.integer),
+    Field("text_embed_dim", "text_dim", hyperparameters.integer),
+    Field("max_text_seq_length", "text_tokens", hyperparameters.integer),
+    Field("patch_size", "patch_size", hyperparameters.integer),
+    Field("spatial_interpolation_scale", "spatial_scale", hyperparameters.number),
+    Field("temporal_interpolation_scale", "temporal_scale", hyperparameters.number),
+    Field("norm_eps", "norm_eps", hyperparameters.number),
+)
+CONTROL = (Field("control_dim", "control_dim", hyperparameters.integer),)
+GUIDANCE = (Field("cond_proj_dim", "guidance_dim", hyperparameters.integer),)
+# Keys that say ours only together; the first layer may be layer 0.
+_HEAD, _CONTROL_LAYERS = "attention_head_dim", ("control_start_layer", "control_end_layer")
+FIXED = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "norm_elementwise_affine": True,
+    "timestep_activation_fn": "silu",
+    "use_learned_positional_embeddings": False,
+    "use_rotary_positional_embeddings": False,
+}
+#: What the class reads besides, and what does not change its weights: sizes of the published training's videos.
+OTHERS = {
+    "_class_name": CLASS_NAME,
+    "dropout": 0.0,
+    "sample_frames": 49,
+    "sample_height": 60,
+    "sample_width": 90,
+    "temporal_compression_ratio": 4,
+}
+
+
+def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of `CogVideoXConfig` that the config.json beside the weights tells; `where` names it in messages."""
+    values = hyperparameters.read(config, (*FIELDS, *CONTROL, *GUIDANCE), FIXED, where)
+    head = hyperparameters.read(config, (Field(_HEAD, "head_dim", hyperparameters.integer),), {}, where)
+    if head and "num_heads" in values:
+        values["width"] = head["head_dim"] * values["num_heads"]
+    layers = [config.get(key) for key in _CONTROL_LAYERS]
+    if "control_dim" in values and None not in layers:
+        if any(type(layer) is not int or layer < 0 for layer in layers):
+            raise errors.UserError(f"{where}: {' and '.join(_CONTROL_LAYERS)} are {layers}, expected numbers of layers")
+        values["control_layers"] = tuple(layers)
+    return values
+
+
+def to_config(cfg: CogVideoXConfig) -> dict[str, Any]:
+    """Content of the config.json beside exported weights."""
+    values = OTHERS | hyperparameters.write(cfg, FIELDS, FIXED) | {_HEAD: cfg.head_dim}
+    if cfg.control_dim is not None:
+        values |= hyperparameters.write(cfg, CONTROL, {})
+        values |= dict(zip(_CONTROL_LAYERS, cfg.control_layers, strict=True))
+    if cfg.guidance_dim is not None:
+        values |= hyperparameters.write(cfg, GUIDANCE, {})
+    return dict(sorted(values.items()))
+
+
+def limits(cfg: CogVideoXConfig) -> list[str]:
+    """Why the class there cannot hold a model of these sizes."""
+    return [f"mlp_ratio is {cfg.mlp_ratio:g}, there always 4"] if cfg.mlp_ratio != 4 else []
+
+
+def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
+    """The stage that a path is, by the names of its folders; its tensors tell only whether there is control."""
+    named = [stage for stage in RECIPES if stage in str(path.absolute())]
+    has_control = facts.get("control_dim") is not None
+    fitting = [stage for stage in named if (stage != "stage1") == has_control]
+    return fitting[-1] if fitting else "stage2" if has_control else "stage1"
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """Fields of the model config, as far as known -> which network this is, in words."""
+    if facts.get("control_dim") is not None:
+        return "The Matrix (CogVideoX-2B with control blocks)"
+    return "CogVideoX-2B, or stage 1 of The Matrix"
+
+
+def beside(path: pathlib.Path) -> list[str]:
+    """What lies in the same pipeline folder, and what to do with it."""
+    folder = next((each for each in (path, *path.parents[:2]) if (each / "model_index.json").is_file()), None)
+    if folder is None:
+        return []
+    lines = []
+    if (folder / "vae").is_dir():
+        lines.append(f"its autoencoder: python -m conversion import {folder / 'vae'} --output weights/cogvideox-vae")
+    if (folder / "text_encoder").is_dir():
+        lines.append(f"its text encoder: --text-encoder t5-matrix:{folder}, for precompute and generate")
+    return lines
