@@ -196,7 +196,7 @@ def test_a_recipe_gives_all_other_values(tmp_path: pathlib.Path) -> None:
         ("optimiser.name=muon", "config has no key optimiser; did you mean 'optimizer'?"),
         ("optimizer.learning_rat=1", "did you mean 'learning_rate'?"),
         ("steps=many", "found 'many', expected a whole number (it is 200000 now)"),
-        ("system=matrix", "config.system is 'matrix'"),
+        ("system=matrices", "config.system is 'matrices'"),
     ],
 )
 def test_settings_that_are_none(tmp_path: pathlib.Path, setting: str, part: str) -> None:
