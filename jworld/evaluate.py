@@ -61,7 +61,7 @@ def evaluate(
         config.data.recording.directory = episodes_dir
     if records_dir is not None:
         config.data.records = records_dir
-    run = runs.load(checkpoint, step, config=config, given=given)
+    run = runs.load(checkpoint, step, config=config, given=given, training=True)
     chosen = {"--episodes": episodes_dir, "--revisits": options.revisits}
     unused = [flag for flag in run.system.unused_options if chosen[flag] is not None]
     if unused:

@@ -12,9 +12,11 @@ Orbax checkpoint weights/ with its description import.json.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
@@ -54,6 +56,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     encoders: pathlib.Path | None = None,
     given: Given | None = None,
+    training: bool = False,
 ) -> Run:
     """Open a run's folder, or a folder of released or imported weights; averaged weights are preferred.
 
@@ -64,6 +67,7 @@ def load(
       mesh: where the weights go; one device by default.
       encoders: folder of records, or of what a run keeps of them; the folder's own by default.
       given: encoders in place of those that the folder names, or where no folder names any.
+      training: the model as training holds it, with its teacher if it has one.
 
     Raises:
       UserError: something is missing or damaged, or does not fit the model.
@@ -73,7 +77,9 @@ def load(
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     kept = directory / ENCODERS if encoders is None else encoders
     opened = system.data.encoders(kept, given=given or Given(), mesh=mesh)
-    model, found = load_model(directory, config, step, mesh=mesh)
+    # Released and imported weights are those of a model to use.
+    training = training and (directory / CHECKPOINTS).is_dir()
+    model, found = load_model(directory, config, step, mesh=mesh, training=training)
     return Run(config, system, model, opened, found, mesh)
 
 
@@ -83,13 +89,15 @@ def load_model(
     step: int | None = None,
     *,
     mesh: jax.sharding.Mesh | None = None,
+    training: bool = False,
 ) -> tuple[nnx.Module, int | None]:
     """The model alone, and the step of its checkpoint; see `load`."""
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     optimizer = optimizers.make_optimizer(
         run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
     )
-    init = systems.create(config).init
+    system = systems.create(config)
+    init = systems.training_init(system) if training else system.init
     graphdef, abstract, _ = train_state.abstract_state(init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh)
     params, found = load_params(directory, abstract.params, step)
     return nnx.merge(graphdef, params), found
@@ -124,12 +132,15 @@ def import_record(directory: pathlib.Path) -> dict[str, Any]:
     return record
 
 
-def load_initial(directory: pathlib.Path, initial: nnx.State) -> tuple[nnx.State, list[str]]:
+def load_initial(
+    directory: pathlib.Path, initial: nnx.State, *, copies: Sequence[str] = ()
+) -> tuple[nnx.State, list[str]]:
     """The weights of `directory` to start training from, and notes for the user on what is not as it was there.
 
     The parameters that the model in `directory` does not have, by its own config, stay `initial`: an action model
     starts from a base without actions. All others are read, in the layout of `initial`, whose arrays are deleted
     before: both at once could be too much for the devices. Adapters that this model has no place for are merged.
+    Parts whose paths begin with one of `copies` get copies of what was read.
 
     Raises:
       UserError: the folder's model has parameters that this one lacks; something is missing, misshapen or damaged.
@@ -162,9 +173,15 @@ def load_initial(directory: pathlib.Path, initial: nnx.State) -> tuple[nnx.State
         lora.merge(model)
         params = nnx.state(model, nnx.Param)
         notes.append("adapters in those weights are merged")
+    copied, kept = nnx.split_state(kept, lambda path, _: path[0] in copies and path[1:] in known, ...)
+    read = dict(nnx.to_flat_state(params))
+    for path, leaf in nnx.to_flat_state(copied):
+        leaf[...].delete()
+        # In a buffer of its own: a training step consumes both.
+        leaf[...] = jnp.array(read[path[1:]][...], leaf.dtype, copy=True)
     if new := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept)]:
         notes.append(f"not in those weights, so new: {', '.join(new)}")
-    return nnx.merge_state(params, kept), notes
+    return nnx.merge_state(params, copied, kept), notes
 
 
 def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:

@@ -125,7 +125,7 @@ def describe(
     """What a run would be, without data, weights, or the devices of its mesh."""
     trainable = train_state.path_filter(optimizer.config.trainable)
     with nnx.use_eager_sharding(False):
-        abstract = nnx.state(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))), nnx.Param)
+        abstract = nnx.state(nnx.eval_shape(lambda: systems.training_init(system)(nnx.Rngs(0))), nnx.Param)
     trained, frozen = nnx.split_state(abstract, trainable, ...)
     count = {name: _size(part) for name, part in (("trainable", trained), ("frozen", frozen))}
     table = rich.table.Table("", "", show_header=False)
@@ -205,7 +205,13 @@ def train(
         system.data.keep(workdir / runs.ENCODERS)
     batch_shardings = {name: axes.sharding(mesh, entry.axes) for name, entry in spec.items()}
     train_step = step.make_train_step(
-        graphdef, system.loss, optimizer, shardings=shardings, batch_shardings=batch_shardings, mesh=mesh
+        graphdef,
+        system.loss,
+        optimizer,
+        shardings=shardings,
+        batch_shardings=batch_shardings,
+        mesh=mesh,
+        loss_takes_average=systems.loss_takes_average(system),
     )
     first = int(state.step)
     key = jax.random.key(config.seed)
@@ -276,9 +282,10 @@ def start(
 ) -> tuple[nnx.GraphDef, train_state.TrainState, train_state.TrainState]:
     """(graph definition, state, shardings): restored, or new from `config.init_from`, or new from nothing."""
     trainable = train_state.path_filter(optimizer.config.trainable)
+    init = systems.training_init(system)
     if manager.latest_step() is not None:
         graphdef, abstract, shardings = train_state.abstract_state(
-            system.init, trainable=trainable, optimizer=optimizer, mesh=mesh
+            init, trainable=trainable, optimizer=optimizer, mesh=mesh
         )
         if config.checkpoint.step >= 0:
             state, position = manager.restore(abstract, config.checkpoint.step)
@@ -290,7 +297,7 @@ def start(
         console.print(f"resuming after step {int(state.step)}")
         return graphdef, state, shardings
     graphdef, state, shardings = train_state.create_state(
-        system.init, trainable=trainable, optimizer=optimizer, mesh=mesh, key=jax.random.key(config.seed)
+        init, trainable=trainable, optimizer=optimizer, mesh=mesh, key=jax.random.key(config.seed)
     )
     if not jax.tree.leaves(state.params):
         raise errors.UserError(
@@ -298,7 +305,8 @@ def start(
             "paths look like blocks/image/query/kernel"
         )
     if config.init_from:
-        params, notes = runs.load_initial(pathlib.Path(config.init_from), nnx.merge_state(state.params, state.frozen))
+        initial = nnx.merge_state(state.params, state.frozen)
+        params, notes = runs.load_initial(pathlib.Path(config.init_from), initial, copies=systems.copies(system))
         trained, frozen = nnx.split_state(params, trainable, ...)
         state = train_state.replace_params(state, trained, frozen)
         console.print(f"starting from the weights in {config.init_from}")

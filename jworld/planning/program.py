@@ -37,7 +37,7 @@ class Program:
         mesh.check_batch(self.mesh, config.global_batch, self.optimizer.config.accumulate)
         self.trainable = train_state.path_filter(self.optimizer.config.trainable)
         self.graphdef, self.state, self.shardings = train_state.abstract_state(
-            self.system.init, trainable=self.trainable, optimizer=self.optimizer, mesh=self.mesh
+            systems.training_init(self.system), trainable=self.trainable, optimizer=self.optimizer, mesh=self.mesh
         )
         spec = self.system.batch_spec(config.global_batch)
         self.batch_shardings = {name: axes.sharding(self.mesh, entry.axes) for name, entry in spec.items()}
@@ -53,6 +53,7 @@ class Program:
             shardings=self.shardings,
             batch_shardings=self.batch_shardings,
             mesh=self.mesh,
+            loss_takes_average=systems.loss_takes_average(self.system),
         )
 
     def lower(self) -> Any:

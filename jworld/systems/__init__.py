@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ml_collections
+from flax import nnx
 
 from jworld import errors
 from jworld.systems.autoencoder.system import Autoencoder
@@ -24,3 +25,18 @@ def create(config: ml_collections.ConfigDict) -> Any:
     if config.system not in REGISTRY:
         raise errors.UserError(f"config.system is {config.system!r}, expected one of {', '.join(REGISTRY)}")
     return REGISTRY[config.system](config)
+
+
+def training_init(system: Any) -> Callable[[nnx.Rngs], Any]:
+    """Makes the model as training holds it: with a frozen teacher, where there is one, which sampling does not need."""
+    return getattr(system, "init_training", system.init)
+
+
+def copies(system: Any) -> tuple[str, ...]:
+    """Parts of that model, by the first word of their paths, that begin as copies of the weights that are read."""
+    return getattr(system, "copies", ())
+
+
+def loss_takes_average(system: Any) -> bool:
+    """Whether `system.loss` is given, behind the key, the model with averaged weights."""
+    return getattr(system, "loss_takes_average", False)

@@ -16,8 +16,9 @@ from jworld.training import state as train_state
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainState = train_state.TrainState
-LossFn = Callable[[nnx.Module, Batch, jax.Array], tuple[jax.Array, Metrics]]
-GradFn = Callable[[nnx.State, nnx.State, Batch, jax.Array], tuple[tuple[jax.Array, Metrics], nnx.State]]
+LossFn = Callable[..., tuple[jax.Array, Metrics]]
+#: Of the trained parameters, what else the model is made of, batch and key.
+GradFn = Callable[[nnx.State, Any, Batch, jax.Array], tuple[tuple[jax.Array, Metrics], nnx.State]]
 
 CLIP_EPSILON = 1e-6
 
@@ -47,17 +48,17 @@ def _accumulated(grad_fn: GradFn, count: int, batch_shardings: Mapping[str, Name
     """Means over `count` microbatches, each with its own key, in the memory of one."""
 
     def mean(
-        params: nnx.State, frozen: nnx.State, batch: Batch, key: jax.Array
+        params: nnx.State, others: Any, batch: Batch, key: jax.Array
     ) -> tuple[tuple[jax.Array, Metrics], nnx.State]:
         pieces = _microbatches(batch, count, batch_shardings)
 
         def body(total: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             microbatch, index = piece
-            result = grad_fn(params, frozen, microbatch, jax.random.fold_in(key, index))
+            result = grad_fn(params, others, microbatch, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, total, result), None
 
         first = {name: x[0] for name, x in pieces.items()}
-        shapes = jax.eval_shape(grad_fn, params, frozen, first, key)
+        shapes = jax.eval_shape(grad_fn, params, others, first, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(body, zeros, (pieces, jnp.arange(count)))
         return jax.tree.map(lambda x: x / count, total)
@@ -100,6 +101,7 @@ def make_train_step(
     shardings: TrainState,
     batch_shardings: Mapping[str, NamedSharding],
     mesh: Mesh,
+    loss_takes_average: bool = False,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """The compiled `(state, batch, key) -> (state, metrics)`; the given state is consumed.
 
@@ -107,12 +109,17 @@ def make_train_step(
     noise. Call it under `jax.set_mesh(mesh)`. A step whose loss or global gradient norm is not finite, or whose norm
     reaches `skip_norm`, changes nothing but the counters. Metrics are float32 scalars on the device (counters int32):
     loss, grad_norm (before clipping), learning_rate, skipped, skipped_in_row, and the loss's own.
+
+    `loss_fn` takes the model, the batch, a key and, where it `loss_takes_average`, the model with the weights averaged
+    so far, which the optimizer's config must ask for.
     """
     config = optimizer.config
     ceiling = config.skip_norm or float("inf")
 
-    def loss_of(params: nnx.State, frozen: nnx.State, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        return loss_fn(nnx.merge(graphdef, params, frozen), batch, key)
+    def loss_of(params: nnx.State, others: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        frozen, ema = others
+        average = [nnx.merge(graphdef, ema, frozen)] if loss_takes_average else []
+        return loss_fn(nnx.merge(graphdef, params, frozen), batch, key, *average)
 
     grad_fn: GradFn = jax.value_and_grad(loss_of, has_aux=True)
     if config.accumulate > 1:
@@ -120,7 +127,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        (loss, own_metrics), grads = grad_fn(state.params, state.frozen, batch, key)
+        others = (state.frozen, state.ema if loss_takes_average else None)
+        (loss, own_metrics), grads = grad_fn(state.params, others, batch, key)
         norm = optax.global_norm(grads)
         learning_rate = optimizer.schedule(state.step - state.skipped)
         # A comparison with NaN is false: NaN, infinity and the ceiling itself all skip. A loss that is not finite skips

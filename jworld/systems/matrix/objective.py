@@ -22,16 +22,46 @@ class ObjectiveConfig:
     """What is learnt (`config.loss`).
 
     Attributes:
-      kind: "clip", v of clips that have one time (stages 1 and 2); "windows", v of sliding windows (stage 3).
+      kind: "clip", v of clips that have one time (stages 1 and 2); "windows", v of sliding windows (stage 3);
+        "consistency", jumps to the edges of phases (stage 4).
       groups: noise groups of a window.
+      phases_per_group: parts of a group's range of times, each of which stage 4 learns to cross in one jump.
+      solver_steps: steps that the teacher of stage 4 takes from noise to clean.
+      guidance: least and most of the teacher's scale of guidance on the text, drawn evenly per example.
+      distance: "huber" (pseudo-Huber) or "l2", between the ends of two jumps.
+      target: whose jump from the later point a student's must meet: its own ("student") or that of its averaged weights
+        ("average", which `config.optimizer` must keep).
+      teacher_dtype: of the teacher's frozen weights.
     """
 
-    kind: Literal["clip", "windows"] = "clip"
+    kind: Literal["clip", "windows", "consistency"] = "clip"
     groups: int = 4
+    phases_per_group: int = 1
+    solver_steps: int = 40
+    guidance: tuple[float, float] = (6.0, 6.0)
+    distance: Literal["huber", "l2"] = "huber"
+    target: Literal["student", "average"] = "student"
+    teacher_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if v_prediction.NUM_TIMESTEPS % self.groups:
-            raise ValueError(f"groups is {self.groups}, expected a divisor of {v_prediction.NUM_TIMESTEPS}")
+        for name, parts in (("groups", self.groups), ("groups * phases_per_group", self.phases)):
+            if v_prediction.NUM_TIMESTEPS % parts:
+                raise ValueError(f"{name} is {parts}, expected a divisor of {v_prediction.NUM_TIMESTEPS}")
+        if v_prediction.NUM_TIMESTEPS % self.solver_steps or self.solver_steps < 2 * self.phases:
+            raise ValueError(
+                f"solver_steps is {self.solver_steps}, expected a divisor of {v_prediction.NUM_TIMESTEPS} of which "
+                f"each of the {self.phases} phases has two at least"
+            )
+
+    @property
+    def phases(self) -> int:
+        """Of all times."""
+        return self.groups * self.phases_per_group
+
+    @property
+    def stride(self) -> int:
+        """Times that the teacher crosses in a step."""
+        return v_prediction.NUM_TIMESTEPS // self.solver_steps
 
 
 class Example(NamedTuple):
@@ -94,13 +124,13 @@ class Distillation(NamedTuple):
     Attributes:
       phases: of the 1000 times.
       stride: times between the two points of a trajectory that the student must map to one.
-      guidance: scale of the teacher's classifier-free guidance.
+      guidance: scale of the teacher's classifier-free guidance, a number or [B, 1, 1, 1, 1].
       distance: "huber" or "l2".
     """
 
     phases: int
     stride: int
-    guidance: float
+    guidance: float | jax.Array
     distance: str = "huber"
 
 

@@ -55,6 +55,10 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}, must be one of {', '.join(SOLVERS)}")
+        if self.mode == "clip" and self.solver == "consistency":
+            raise ValueError("solver is 'consistency', which makes streams: set mode to 'stream'")
+        if self.mode == "stream" and self.num_steps % self.groups:
+            raise ValueError(f"num_steps is {self.num_steps}, expected a multiple of the {self.groups} groups")
 
     @property
     def phases(self) -> int:

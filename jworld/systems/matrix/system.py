@@ -4,6 +4,7 @@ The stages are one network: stage 1 trains adapters on it, stage 2 the control b
 whose frames have times of their own. `config.optimizer.trainable` says what trains, `config.loss.kind` what is learnt.
 """
 
+import re
 from typing import Any, ClassVar
 
 import jax
@@ -24,7 +25,7 @@ from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers.flops import TRAINING
 from jworld.systems import adapters, checks
-from jworld.systems.matrix import evaluation, objective
+from jworld.systems.matrix import distillation, evaluation, objective, stream_evaluation, streaming
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
 
@@ -36,13 +37,12 @@ class Matrix:
       UserError: a key of the config is unknown, of the wrong type, or contradicts another.
     """
 
-    sample_name: ClassVar[str] = "clip"
     #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--actions"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
     unused_options: ClassVar[tuple[str, ...]] = ("--revisits",)
-    #: Clips are made of a caption alone.
-    needs_image: ClassVar[bool] = False
+    #: Of the model as training holds it.
+    copies: ClassVar[tuple[str, ...]] = (distillation.TEACHER,)
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.model_config = run_config.section(CogVideoXConfig, adapters.network(config), "model")
@@ -52,13 +52,35 @@ class Matrix:
         self.lora = adapters.section(config)
         self.alphas = v_prediction.alphas_cumprod()
         self._check_fit(config.mesh.sequence)
+        if self.distils:
+            self._check_distillation(config)
         self.data = latent_records.LatentRecords(
             config,
             expected=self.manifest_expectations(),
             spec=self.batch_spec(config.global_batch),
             transform=self.transform,
-            min_frames=self.clip.window_frames,
+            min_frames=self.clip.least_latents,
         )
+
+    @property
+    def sample_name(self) -> str:
+        """What a run shows at its end."""
+        return self.sample.mode
+
+    @property
+    def needs_image(self) -> bool:
+        """A stream goes on from a picture; a clip is made of a caption alone."""
+        return self.sample.mode == "stream"
+
+    @property
+    def distils(self) -> bool:
+        """Whether there is a teacher (stage 4)."""
+        return self.objective.kind == "consistency"
+
+    @property
+    def loss_takes_average(self) -> bool:
+        """See `systems.loss_takes_average`."""
+        return self.distils and self.objective.target == "average"
 
     def sections(self) -> dict[str, Any]:
         """The parts of the config that this system reads, by name, with every default filled in."""
@@ -89,14 +111,41 @@ class Matrix:
                 f"config.data.clip.controls is {clip.controls!r} but config.model.control_dim is {model.control_dim}: "
                 "set both, or '' and None"
             )
-        if self.objective.kind == "windows" and (clip.window_frames - 1) % self.objective.groups:
+        if self.objective.kind != "clip" and (clip.window_frames - 1) % self.objective.groups:
             raise errors.UserError(
                 f"config.data.clip.window_frames is {clip.window_frames}, expected one more than a multiple of "
                 f"config.loss.groups {self.objective.groups}"
             )
 
+    def _check_distillation(self, config: ml_collections.ConfigDict) -> None:
+        """What stage 4 asks of the rest of the config."""
+        if not config.init_from:
+            raise errors.UserError("config.init_from is empty, expected a run of stage 3: it becomes the teacher")
+        if re.fullmatch(config.optimizer.trainable, f"{distillation.TEACHER}/patch_in/kernel"):
+            raise errors.UserError(
+                f"config.optimizer.trainable is {config.optimizer.trainable!r}, which trains the teacher too: "
+                f"set it to {distillation.TRAINABLE!r}"
+            )
+        averages = config.optimizer.get("ema_decay", 0) or config.optimizer.get("ema_rate", 0)
+        if self.loss_takes_average and not averages:
+            raise errors.UserError(
+                "config.loss.target is 'average', but the optimizer keeps none: set config.optimizer.ema_decay, "
+                "such as to 0.95"
+            )
+        if (self.model_config.guidance_dim is None) and self.objective.guidance[0] != self.objective.guidance[1]:
+            raise errors.UserError(
+                f"config.loss.guidance is {self.objective.guidance}, but the student cannot be told which scale was "
+                "drawn: set config.model.guidance_dim, such as to 512, or make both scales equal"
+            )
+
     def init(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
         return adapters.adapted(CogVideoXTransformer(self.model_config, rngs=rngs), self.lora, rngs=rngs)
+
+    def init_training(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
+        """See `systems.training_init`."""
+        if not self.distils:
+            return self.init(rngs)
+        return distillation.Pupil(self.model_config, teacher_dtype=self.objective.teacher_dtype, rngs=rngs)
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """What one training batch holds: name -> shape, dtype, logical axes."""
@@ -110,6 +159,8 @@ class Matrix:
         if model.control_dim is not None:
             shape = (global_batch, clip.window_frames, model.control_dim)
             specs["control"] = records.ArraySpec(shape, np.float32, ("batch", None, None))
+        if self.distils:
+            specs["null_states"] = specs["text_states"]
         return specs
 
     def manifest_expectations(self) -> dict[str, Any]:
@@ -121,10 +172,14 @@ class Matrix:
             **({"controls": list(driving.TOKENS)} if self.clip.controls == "tokens" else {}),
         }
 
-    def transform(self, text_store: text.TextStore, global_batch: int) -> matrix.FirstLatents:
+    def transform(self, text_store: text.TextStore, global_batch: int) -> matrix.TakeLatents:
         """Record -> training example."""
-        return matrix.FirstLatents(
-            self.clip, text_store=text_store, text_tokens=self.model_config.text_tokens, table=self.control_table()
+        return matrix.TakeLatents(
+            self.clip,
+            text_store=text_store,
+            text_tokens=self.model_config.text_tokens,
+            table=self.control_table(),
+            null_states=self.distils,
         )
 
     def control_table(self) -> np.ndarray | None:
@@ -132,9 +187,20 @@ class Matrix:
         dim = self.model_config.control_dim
         return None if dim is None else matrix.control_table(self.clip.control_states, dim)
 
-    def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar float32 loss and further metrics; everything random comes from `key`."""
+    def loss(
+        self, model: nnx.Module, batch: objective.Batch, key: jax.Array, average: nnx.Module | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Scalar float32 loss and further metrics; everything random comes from `key`.
+
+        `average` is the model with averaged weights, where `loss_takes_average`.
+        """
         assert isinstance(model, CogVideoXTransformer)
+        if self.distils:
+            if not isinstance(model, distillation.Pupil):
+                raise errors.UserError("the weights have no teacher, so nothing can be learnt or measured of its loss")
+            target = model if average is None else average
+            assert isinstance(target, CogVideoXTransformer)
+            return distillation.loss(model, target, batch, key, self.objective, self.alphas), {}
         draws = objective.draw(key, batch["latent"].shape, self.objective)
         return objective.velocity_loss(model, objective.example_of(batch), draws, self.alphas), {}
 
@@ -145,7 +211,8 @@ class Matrix:
     def step_flops(self, global_batch: int) -> float:
         """Useful floating-point operations of one training step, by the formula of `models/cogvideox/flops.py`.
 
-        Forward and backward pass; recomputation and the optimizer are left out. All weights count as trained.
+        Forward and backward pass; recomputation and the optimizer are left out. All weights count as trained. A student
+        has three passes without a gradient besides: two of its teacher, for guidance, and one of the target.
         """
         height, width = self.clip.latent_size
         sample = flops.forward_flops(
@@ -156,19 +223,21 @@ class Matrix:
             control=bool(self.clip.controls),
             frame_times=self.objective.kind != "clip",
         )
-        return float(TRAINING * global_batch * sample.total)
+        return float((TRAINING + 3 * self.distils) * global_batch * sample.total)
 
     def controls(self, actions: str | None, windows: int | None) -> list[reports.Action]:
         """What `Session.step` is told.
 
         Args:
           actions: for a model with control the driving tokens of the latents after the first, such as "D*3,DR*2"; the
-            last one is held. Else None.
-          windows: None or 1: a clip is made as a whole.
+            last one is held. Else None. Of a stream those of all latents.
+          windows: None or 1: a clip is made as a whole; only a stream without control can be told how long it is.
 
         Raises:
-          UserError: the tokens are not understood, or more than a clip has.
+          UserError: the tokens are not understood, or are more than a clip has or no whole windows of a stream.
         """
+        if self.sample.mode == "stream":
+            return self._stream_controls(actions, windows)
         if windows not in (None, 1):
             raise errors.UserError(f"--windows is {windows}, but the model makes one clip as a whole: leave it out")
         if self.model_config.control_dim is None:
@@ -189,22 +258,49 @@ class Matrix:
         told = driving.filled((tokens[0], *tokens), latents)
         return [reports.Action(told=Controls(told), name=driving.named(told[1:]))]
 
+    def _stream_controls(self, actions: str | None, windows: int | None) -> list[reports.Action]:
+        if self.model_config.control_dim is None:
+            if actions is not None:
+                raise errors.UserError("--actions: the model knows no control: leave it out, and give --windows")
+            return [reports.Action(told=Controls(()), name=f"window {i + 1}") for i in range(windows or 1)]
+        if actions is None or windows is not None:
+            raise errors.UserError("the model is steered: give --actions, such as 'D*6,DR*2', and no --windows")
+        return streaming.script(driving.parse(actions), self.sample)
+
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
         """A UserError where a mesh does not split the tokens of a frame into equal parts."""
         self._check_fit(mesh.shape["sequence"])
 
-    def session(self, model: CogVideoXTransformer, encoders: Encoders) -> ClipSession:
-        """Clips of captions."""
+    def session(self, model: CogVideoXTransformer, encoders: Encoders) -> ClipSession | streaming.StreamSession:
+        """Clips of captions, or an endless stream, as `config.sample.rollout.mode` says."""
+        return (
+            self._stream(model, encoders, self.sample) if self.sample.mode == "stream" else self._clips(model, encoders)
+        )
+
+    def _clips(self, model: CogVideoXTransformer, encoders: Encoders) -> ClipSession:
         shape = (self.clip.window_frames, *self.clip.latent_size, self.model_config.channels)
         return ClipSession(
             model, encoders, sample=self.sample, shape=shape, table=self.control_table(), alphas=self.alphas
         )
 
+    def _stream(self, model: CogVideoXTransformer, encoders: Encoders, sample: SampleConfig) -> streaming.StreamSession:
+        return streaming.StreamSession(
+            model,
+            encoders,
+            sample=sample,
+            shape=(*self.clip.latent_size, self.model_config.channels),
+            table=self.control_table(),
+            alphas=self.alphas,
+            mid_clip=self.clip.start == "middle",
+        )
+
     def sample_rollout(
         self, model: CogVideoXTransformer, encoders: Encoders, config: ml_collections.ConfigDict
     ) -> reports.Comparison:
-        """A clip made of a held-out caption and its controls, beside what was recorded there."""
-        return evaluation.sample(self.session(model, encoders), config, steered=bool(self.clip.controls))
+        """A clip or stream made of a held-out caption and its controls, beside what was recorded there."""
+        if self.sample.mode == "stream":
+            return stream_evaluation.sample(self._stream(model, encoders, self.sample), config)
+        return evaluation.sample(self._clips(model, encoders), config, steered=bool(self.clip.controls))
 
     def evaluate(
         self,
@@ -214,6 +310,17 @@ class Matrix:
         options: reports.Options,
         console: rich.console.Console,
     ) -> reports.Report:
-        """PSNR of held-out clips restored from noise."""
-        session = self.session(model, encoders)
-        return evaluation.evaluate(session, config, options, console, steered=bool(self.clip.controls))
+        """PSNR of held-out clips restored from noise, or of streams; of a student also how close its teacher is."""
+        if self.sample.mode == "clip":
+            clips = self._clips(model, encoders)
+            return evaluation.evaluate(clips, config, options, console, steered=bool(self.clip.controls))
+        stream = self._stream(model, encoders, self.sample)
+        if not isinstance(model, distillation.Pupil):
+            return stream_evaluation.evaluate(stream, config, options, console)
+        samples = distillation.compared(self.sample, self.objective)
+        sessions = {
+            name: self._stream(model.teacher if name in distillation.OF_TEACHER else model, encoders, each)
+            for name, each in samples.items()
+        }
+        teacher = sessions.pop(distillation.MANY_STEPS)
+        return stream_evaluation.evaluate(stream, config, options, console, teacher=teacher, pupils=sessions)

@@ -1,0 +1,69 @@
+"""The Matrix, stage 4: a student that needs one evaluation for a window where stage 3 needs many (stream consistency).
+
+The original publishes no trainer of this stage: docs/matrix.md says what is known of it and what is proposed here.
+
+Variants (`--config=configs/matrix_scm.py:<variant>`):
+  (none)         the tiny model, taught by that of stage 3; minutes on two CPU cores
+  tiny_average   the same with averaged weights as the target
+  tiny_guidance  the same with a student that is told the guidance, drawn between 1 and 3
+  2b             the published size, with the values of the published sampler
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+
+VARIANTS = ("", "tiny_average", "tiny_guidance", "2b")
+#: Variants of published size, which the planner's table lists.
+PUBLISHED = ("2b",)
+STAGE_3 = pathlib.Path(__file__).with_name("matrix_swin_dpm.py")
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
+    # What is not said here is as in stage 3.
+    config = runpy.run_path(str(STAGE_3))["get_config"](variant if variant == "2b" else "").unlock()
+    config.loss = {
+        "kind": "consistency",
+        "groups": 4,
+        "phases_per_group": 1,
+        "solver_steps": 40,
+        "guidance": (6.0, 6.0),
+        "distance": "huber",
+        "target": "student",
+        "teacher_dtype": "float32",
+    }
+    # The teacher is frozen: its weights are saved once.
+    config.optimizer.trainable = "(?!teacher/).*"
+    config.data.clip.update({"text_dropout": 0.0, "control_dropout": 0.0})
+    config.sample.rollout.update({"solver": "consistency", "num_steps": 4, "solver_steps": 40, "guidance": 1.0})
+    if variant == "2b":
+        _published(config)
+    else:
+        _tiny(config)
+    if variant == "tiny_average":
+        config.loss.target = "average"
+        config.optimizer.ema_decay = 0.95
+    if variant == "tiny_guidance":
+        config.loss.guidance = (1.0, 3.0)
+        config.model.guidance_dim = 64
+        config.sample.rollout.told_guidance = 2.0
+    config.lock()
+    return config
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+    config.init_from = "runs/matrix_swin_dpm"
+    config.steps = 400
+    config.loss.guidance = (2.0, 2.0)
+    config.optimizer.learning_rate = 5e-4
+
+
+def _published(config: ml_collections.ConfigDict) -> None:
+    config.init_from = "checkpoints/matrix-stage3"
+    config.steps = 10_000
+    config.optimizer.learning_rate = 5e-6
+    # The teacher makes no gradients: half the memory.
+    config.loss.teacher_dtype = "bfloat16"

@@ -1,0 +1,66 @@
+"""The Matrix, stage 3: windows whose noise grows from frame to frame, for a stream without end (Swin-DPM).
+
+Variants (`--config=configs/matrix_swin_dpm.py:<variant>`):
+  (none)  the tiny model after stage 2; minutes on two CPU cores
+  2b      the published size with every value of the original's configs/sft_config.py of stage 3; docs/matrix.md
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+
+VARIANTS = ("", "2b")
+#: Variants of published size, which the planner's table lists.
+PUBLISHED = ("2b",)
+STAGE_2 = pathlib.Path(__file__).with_name("matrix_control.py")
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
+    # What is not said here is as in stage 2.
+    config = runpy.run_path(str(STAGE_2))["get_config"](variant).unlock()
+    config.loss = {"kind": "windows", "groups": 4}
+    # Everything, the base too.
+    config.optimizer.trainable = ".*"
+    if variant == "2b":
+        _published(config)
+    else:
+        _tiny(config)
+    config.lock()
+    return config
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+    config.init_from = "runs/matrix_control"
+    config.steps = 600
+    # Whole episodes: a window of a stream has no first latent of a clip, which is one frame instead of four.
+    config.data.records = "data/rooms/records"
+    config.data.encoding.clip_frames = 0
+    config.data.clip.update({"window_frames": 9, "start": "middle", "text_dropout": 0.1})
+    config.sample.rollout = {
+        "mode": "stream",
+        "solver": "dpm",
+        "num_steps": 20,
+        "guidance": 2.0,
+        "groups": 4,
+        "window_frames": 2,
+    }
+    # Beginning with the window that the stream starts from.
+    config.sample.actions = "D*10,DR*8,D*6,DL*8"
+
+
+def _published(config: ml_collections.ConfigDict) -> None:
+    config.init_from = "checkpoints/matrix-stage2"
+    # Theirs mixes clips of 33 and 65 frames.
+    config.data.clip.update({"window_frames": 17, "start": "first"})
+    config.sample.rollout = {
+        "mode": "stream",
+        "solver": "dpm",
+        "num_steps": 20,
+        "spacing": "trailing",
+        "guidance": 6.0,
+        "groups": 4,
+        "window_frames": 4,
+    }

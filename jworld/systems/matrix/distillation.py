@@ -1,0 +1,84 @@
+"""Stage 4 of The Matrix: a student learns in one evaluation what its frozen teacher does in many."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jworld.diffusion import windows
+from jworld.models.cogvideox.config import CogVideoXConfig
+from jworld.models.cogvideox.transformer import CogVideoXTransformer
+from jworld.systems.matrix import objective
+from jworld.systems.matrix.sampling import SampleConfig
+
+#: Name of the frozen part of a `Pupil`.
+TEACHER = "teacher"
+#: Parameters of a `Pupil` that train (`config.optimizer.trainable`).
+TRAINABLE = f"(?!{TEACHER}/).*"
+
+
+#: What a student is compared with, and in how many steps: `compared`.
+MANY_STEPS, UNDISTILLED, STUDENT, STUDENT_TWICE = (
+    "teacher in many steps",
+    "teacher in few steps",
+    "student",
+    ("student in twice the steps"),
+)
+OF_TEACHER = (MANY_STEPS, UNDISTILLED)
+
+
+class Pupil(CogVideoXTransformer):
+    """A student with its teacher: the same network, without a guidance embedding."""
+
+    def __init__(self, cfg: CogVideoXConfig, *, teacher_dtype: str, rngs: nnx.Rngs):
+        super().__init__(cfg, rngs=rngs)
+        self.teacher = CogVideoXTransformer(
+            dataclasses.replace(cfg, guidance_dim=None, param_dtype=teacher_dtype), rngs=rngs
+        )
+
+
+def compared(sample: SampleConfig, cfg: objective.ObjectiveConfig) -> dict[str, SampleConfig]:
+    """How the teacher and its student sample where they are compared, by name."""
+    few = max(sample.groups, sample.num_steps)
+    solved = dataclasses.replace(
+        sample, solver="ddim", spacing="trailing", guidance=sum(cfg.guidance) / 2, num_steps=cfg.solver_steps
+    )
+    return {
+        MANY_STEPS: solved,
+        UNDISTILLED: dataclasses.replace(solved, num_steps=few),
+        STUDENT: dataclasses.replace(sample, num_steps=few),
+        STUDENT_TWICE: dataclasses.replace(sample, num_steps=2 * few),
+    }
+
+
+def loss(
+    model: Pupil,
+    target: CogVideoXTransformer,
+    batch: objective.Batch,
+    key: jax.Array,
+    cfg: objective.ObjectiveConfig,
+    alphas: np.ndarray,
+) -> jax.Array:
+    """Scalar float32; `target` maps the earlier points of trajectories: the student itself or an average of it.
+
+    `batch` has "null_states", the text of the empty prompt, besides what `objective.example_of` reads.
+    """
+    time_key, noise_key, guidance_key = jax.random.split(key, 3)
+    example = objective.example_of(batch)
+    count, frames = example.latents.shape[:2]
+    timestep = windows.sample_timesteps(
+        time_key,
+        count,
+        cfg.groups,
+        (frames - 1) // cfg.groups,
+        phases_per_group=cfg.phases_per_group,
+        lowest=cfg.stride,
+    )
+    draws = objective.Draws(timestep, jax.random.normal(noise_key, example.latents.shape))
+    least, most = cfg.guidance
+    guidance = jax.random.uniform(guidance_key, (count,), minval=least, maxval=most)
+    how = objective.Distillation(cfg.phases, cfg.stride, guidance[:, None, None, None, None], cfg.distance)
+    path = objective.teacher_step(model.teacher, example, batch["null_states"], draws, alphas, how)
+    told = guidance if model.cfg.guidance_dim is not None else None
+    return objective.consistency_loss(model, target, example, path, alphas, how, guidance=told)

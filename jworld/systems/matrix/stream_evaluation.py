@@ -1,0 +1,224 @@
+"""How well a stream goes on along held-out walks (stages 3 and 4), and how close a student comes to its teacher.
+
+A stream starts from a recorded clip, noised as the first window is, and is told the walk's driving tokens. What its
+window k shows was noisier at the start the larger k is; from the last noise group on it is made of noise alone. PSNRs
+are in dB against the recorded frames at the model's size, per window. The baselines are the last given frame repeated
+and the same model told the mirror image of the walk. The codec's own PSNR is the ceiling.
+"""
+
+import dataclasses
+import itertools
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+import rich.console
+import rich.progress
+
+from jworld import reports, spacing
+from jworld.cameras import driving
+from jworld.systems import walks
+from jworld.systems.matrix.session import Controls
+from jworld.systems.matrix.streaming import StreamSession
+
+MODEL, REPEATED, SWAPPED, CODEC = "model", "given frame repeated", "left and right swapped", "codec alone"
+#: Streams that the contact sheet shows.
+SHOWN = 4
+TO_TEACHER = "PSNR to the teacher in many steps"
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """How far a stream is from that of the teacher in many steps, with the same noise.
+
+    Attributes:
+      psnr: per window, dB.
+      latents: per window, error in latent space as a share of the norm of the teacher's.
+    """
+
+    psnr: list[float]
+    latents: list[float]
+
+
+def total_latents(session: StreamSession, windows: int) -> int:
+    """Latents of a recorded walk that `windows` windows are compared with."""
+    ratio = session.encoders.autoencoder.temporal_ratio
+    start = 1 + (session.start_frames - 1) // ratio
+    return max(start, session.first_latent + session.sample.window_frames * windows)
+
+
+def spans(session: StreamSession, windows: int) -> list[tuple[int, int]]:
+    """First frame and end, in the recorded clip, of what every window emits."""
+    ratio, size = session.encoders.autoencoder.temporal_ratio, session.sample.window_frames
+    first = ratio * (session.first_latent - 1) + 1
+    return [(first + ratio * size * i, first + ratio * size * (i + 1)) for i in range(windows)]
+
+
+def steps(session: StreamSession, tokens: Sequence[str], windows: int) -> list[Controls]:
+    """The tokens of a clip's latents -> what the session is told, window by window."""
+    size, frames = session.sample.window_frames, session.window_frames
+    known = driving.filled(tokens[session.first_latent - 1 :], size * windows + frames)
+    return [Controls(known[size * i : size * i + frames]) for i in range(windows)]
+
+
+def roll_out(session: StreamSession, clip: walks.Clip, told: list[Controls], *, seed: int) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] of all windows, from the clip's first frames on."""
+    session.reset(clip.frames[: session.start_frames], clip.prompt, seed=seed)
+    return np.concatenate([session.step(controls) for controls in told])
+
+
+def evaluate(
+    session: StreamSession,
+    config: ml_collections.ConfigDict,
+    options: reports.Options,
+    console: rich.console.Console,
+    *,
+    teacher: StreamSession | None = None,
+    pupils: Mapping[str, StreamSession] = types.MappingProxyType({}),
+) -> reports.Report:
+    """Measure a model on held-out walks, `options.chunks` windows each.
+
+    Args:
+      session: the model.
+      config: of its run.
+      options: how much.
+      console: for the progress.
+      teacher: of a student, in many steps.
+      pupils: what is compared with it, by name.
+
+    Raises:
+      UserError: the walks are absent or too short.
+    """
+    windows = options.chunks
+    lengths, load = walks.held_out(config, session.encoders)
+    latents = total_latents(session, windows)
+    chosen = walks.choose_windows(lengths, latents=latents, windows=options.windows)
+    shown_at = spacing.evenly(len(chosen), SHOWN)
+    rows, shown = [], []
+    for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
+        clip = walks.window(load(index), start=start, latents=latents)
+        made = measure(session, clip, windows, seed=options.seed + i)
+        values = {
+            name: [walks.psnr(clip.frames[a:b], video[a:b]) for a, b in spans(session, windows)]
+            for name, video in made.items()
+        }
+        row: dict[str, Any] = {"clip": clip.name, "first_latent": start, "psnr": values}
+        if teacher is not None:
+            found = distances(teacher, pupils, clip, windows, seed=options.seed + i)
+            row["to_teacher"] = {name: dataclasses.asdict(distance) for name, distance in found.items()}
+        rows.append(row)
+        if i in shown_at:
+            title = f"{clip.name} from frame {walks.STRIDE * start}"
+            shown.append(compare(session, clip, made[MODEL], windows, title=title))
+    return _report(rows, shown)
+
+
+def measure(session: StreamSession, clip: walks.Clip, windows: int, *, seed: int) -> dict[str, np.ndarray]:
+    """The model's video of a walk and what that is compared with, each with the clip's frames, by name."""
+    tokens = driving.from_labels(clip.controls.action)
+    first, stop = spans(session, windows)[0][0], spans(session, windows)[-1][1]
+    codec = session.encoders.autoencoder
+
+    def whole(emitted: np.ndarray) -> np.ndarray:
+        return np.concatenate([clip.frames[:first], emitted])
+
+    told = {MODEL: tokens, SWAPPED: driving.mirrored(tokens)}
+    made = {
+        name: whole(roll_out(session, clip, steps(session, choice, windows), seed=seed))
+        for name, choice in told.items()
+    }
+    made[REPEATED] = whole(np.broadcast_to(clip.frames[first - 1], (stop - first, *clip.frames.shape[1:])))
+    made[CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
+    return made
+
+
+def distances(
+    teacher: StreamSession, pupils: Mapping[str, StreamSession], clip: walks.Clip, windows: int, *, seed: int
+) -> dict[str, Distance]:
+    """How far each of `pupils` is from the teacher: all start from the same clip with the same noise."""
+    told = steps(teacher, driving.from_labels(clip.controls.action), windows)
+
+    def roll(session: StreamSession) -> tuple[np.ndarray, list[np.ndarray]]:
+        session.reset(clip.frames[: session.start_frames], clip.prompt, seed=seed)
+        latents = [session.advance(controls) for controls in told]
+        return session.decode(np.concatenate(latents)), latents
+
+    truth, wanted = roll(teacher)
+    parts = np.arange(windows + 1) * len(truth) // windows
+    found = {}
+    for name, session in pupils.items():
+        frames, latents = roll(session)
+        psnr = [walks.psnr(truth[a:b], frames[a:b]) for a, b in itertools.pairwise(parts)]
+        errors = [
+            float(np.linalg.norm(got - want) / np.linalg.norm(want)) for got, want in zip(latents, wanted, strict=True)
+        ]
+        found[name] = Distance(psnr, errors)
+    return found
+
+
+def compare(
+    session: StreamSession, clip: walks.Clip, frames: np.ndarray, windows: int, *, title: str
+) -> reports.Comparison:
+    """Recorded and made frames of what the windows emit, each with the tokens of its frames, ready to be drawn."""
+    told = steps(session, driving.from_labels(clip.controls.action), windows)
+    bounds = spans(session, windows)
+    first = bounds[0][0]
+    chunks = [
+        reports.Chunk(
+            start=a - first,
+            stop=b - first,
+            action=driving.named(controls.tokens[1 : 1 + session.sample.window_frames]),
+            psnr=walks.psnr(clip.frames[a:b], frames[a:b]),
+        )
+        for (a, b), controls in zip(bounds, told, strict=True)
+    ]
+    part = slice(first, bounds[-1][1])
+    return reports.Comparison(title=title, truth=clip.frames[part], prediction=frames[part], chunks=chunks)
+
+
+def sample(session: StreamSession, config: ml_collections.ConfigDict) -> reports.Comparison:
+    """A stream along `config.sample.actions` on a held-out map, or, on data of the user's own, a held-out walk."""
+    settings: Any = config.sample
+    recording = walks.recording_config(config)
+    script = driving.parse(settings.actions)
+    if recording.source:
+        names = [driving.action_name(token) for token in script]
+        clip = walks.scripted_clip(recording, session.encoders, names, seed=settings.seed)
+    else:
+        lengths, load = walks.held_out(config, session.encoders)
+        latents = min(max(lengths), 1 + len(script))
+        index, start = walks.choose_windows(lengths, latents=latents, windows=1)[0]
+        clip = walks.window(load(index), start=start, latents=latents)
+    windows = (clip.latents - session.first_latent) // session.sample.window_frames
+    if clip.latents < total_latents(session, max(windows, 1)):
+        raise ValueError(f"a clip of {clip.latents} latents is shorter than the first window")
+    tokens = driving.from_labels(clip.controls.action)
+    emitted = roll_out(session, clip, steps(session, tokens, windows), seed=settings.seed)
+    made = np.concatenate([clip.frames[: spans(session, 1)[0][0]], emitted])
+    return compare(session, clip, made, windows, title="")
+
+
+def _report(rows: list[dict[str, Any]], shown: list[reports.Comparison]) -> reports.Report:
+    names = list(rows[0]["psnr"])
+    curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
+    means = {name: float(np.mean(values)) for name, values in curves.items()}
+    gains = {name: means[MODEL] - means[name] for name in names if name in (REPEATED, SWAPPED)}
+    summary = [(f"gain over {name}", f"{value:+.2f} dB") for name, value in gains.items()]
+    numbers = {"walks": len(rows), "psnr_per_window": curves, "psnr": means, "gains": gains}
+    bars: dict[str, float] = {}
+    for name in rows[0].get("to_teacher", ()):
+        found = [row["to_teacher"][name] for row in rows]
+        bars[name] = float(np.mean([distance["psnr"] for distance in found]))
+        error = float(np.mean([distance["latents"] for distance in found]))
+        numbers[f"to_teacher, {name}"] = {"psnr": bars[name], "latents": error}
+        summary.append((f"to the teacher in many steps, {name}", f"{bars[name]:.2f} dB, latents {error:.1%} off"))
+    return reports.Report(
+        numbers=numbers | {"per_walk": rows},
+        curves=curves,
+        bars=bars,
+        bars_title=TO_TEACHER,
+        summary=summary,
+        rollouts=shown,
+    )

@@ -1,0 +1,270 @@
+"""The Matrix' endless stream: what a window is told, what it starts from, and that nothing grows as it goes on."""
+
+import collections
+import gc
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import errors, generate
+from jworld.cameras import driving
+from jworld.systems.matrix import sampling, streaming
+from jworld.systems.matrix.system import Matrix
+
+RECIPES = pathlib.Path(__file__).parents[2] / "configs"
+CHANNELS, SIZE = 4, (2, 4)
+#: These programs run once: compiling them is what takes time.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+def make_config(recipe: str, **changes: Any) -> ml_collections.ConfigDict:
+    """A recipe's config with a model of a few thousand parameters."""
+    config = run_config.load_recipe(f"{RECIPES / recipe}")
+    with config.unlocked():
+        sizes = {"channels": CHANNELS, "width": 32, "num_heads": 2, "num_layers": 2, "time_dim": 16, "text_dim": 8}
+        config.model.update(sizes | {"text_tokens": 5, "control_dim": 6, "control_layers": (1, 2)})
+        config.data.clip.latent_size = SIZE
+        config.sample.rollout.update({"window_frames": 1, "num_steps": 4})
+        config.data.clip.window_frames = 5
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def make_model(system: Matrix) -> Any:
+    """No weight at zero: zero gates would hide the control."""
+    with nnx.use_eager_sharding(False):
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), params))
+
+
+class Stream:
+    """Notes the last ones that it is given."""
+
+    def __init__(self) -> None:
+        self.seen: collections.deque[np.ndarray] = collections.deque(maxlen=8)
+
+    def step(self, latents: np.ndarray) -> np.ndarray:
+        """One frame for the first latent of all, four for each other."""
+        frames = np.round(127 + 30 * latents[..., :3]).clip(0, 255).astype(np.uint8).repeat(4, axis=0)
+        frames = frames[3:] if not self.seen else frames
+        self.seen.append(latents)
+        return frames
+
+
+class Codec:
+    """One row of pixels per latent pixel."""
+
+    temporal_ratio = 4
+
+    def encode(self, video: np.ndarray) -> np.ndarray:
+        return np.pad(video[:, ::4].astype(np.float32) / 255, [(0, 0)] * 4 + [(0, CHANNELS - 3)])
+
+    def stream(self) -> Stream:
+        self.last = Stream()
+        return self.last
+
+
+class Fit:
+    def frame(self, frame: np.ndarray) -> np.ndarray:
+        return frame
+
+
+class Encoders:
+    def __init__(self) -> None:
+        self.autoencoder, self.fit = Codec(), Fit()
+
+    def prompt(self, prompt: str) -> dict[str, np.ndarray]:
+        return {"text_states": np.full((1 + len(prompt) % 3, 8), 0.1 + 0.1 * len(prompt), np.float32)}
+
+
+def make_session(system: Matrix) -> streaming.StreamSession:
+    session = system.session(make_model(system), Encoders())  # type: ignore[arg-type]
+    assert isinstance(session, streaming.StreamSession)
+    return session
+
+
+@pytest.fixture(scope="module")
+def system() -> Matrix:
+    return Matrix(make_config("matrix_swin_dpm.py"))
+
+
+@pytest.fixture(scope="module")
+def session(system: Matrix) -> streaming.StreamSession:
+    return make_session(system)
+
+
+@pytest.fixture
+def listened() -> Iterator[list[str]]:
+    """Names of what JAX compiles meanwhile."""
+    events: list[str] = []
+
+    def listen(event: str, start_time: float, end_time: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            events.append(event)
+
+    jax.monitoring.register_event_time_span_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_time_span_listener(listen)
+
+
+PICTURE = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+
+
+def test_500_windows_take_the_memory_and_programs_of_one(session: streaming.StreamSession, listened: list[str]) -> None:
+    def live() -> tuple[int, int]:
+        gc.collect()
+        arrays = jax.live_arrays()
+        return len(arrays), sum(array.nbytes for array in arrays)
+
+    session.reset(PICTURE, "rooms")
+    for _ in range(10):
+        session.step("DR")
+    listened.clear()
+    before = live()
+    for i in range(500):
+        frames = session.step(driving.TOKENS[i % 9])
+        assert frames.shape == (4, *SIZE, 3)
+    assert live() == before
+    assert not listened
+
+
+def test_a_held_key_reaches_the_screen_after_the_groups(session: streaming.StreamSession) -> None:
+    """It is told of the noisiest frames; the frames before them only feel them in attention."""
+    assert session.delay == 4
+    session.reset(PICTURE, "rooms")
+    assert session._tokens == ("N",) * 5
+    session.step("DL")
+    session.step("DL")
+    session.step("B")
+    assert session._tokens == ("N", "N", "DL", "DL", "B")
+    session.reset(np.stack([PICTURE] * 9), "rooms")
+    assert session._tokens == ("D",) * 5
+
+
+def test_a_script_tells_every_frame_its_own_token(session: streaming.StreamSession) -> None:
+    actions = streaming.script(driving.parse("D*2,DR,N"), session.sample)
+    assert [action.name for action in actions] == ["D", "D", "DR", "N"]
+    told = [action.told.tokens for action in actions]
+    assert told[0] == ("D", "D", "D", "DR", "N")
+    assert told[1] == ("D", "D", "DR", "N", "N")
+    assert told[3] == ("DR", "N", "N", "N", "N")
+    pairs = sampling.SampleConfig(mode="stream", window_frames=2, groups=2)
+    with pytest.raises(errors.UserError, match="--actions has 3 latents, and 2 are made together: add 1 latents"):
+        streaming.script(("D", "D", "D"), pairs)
+
+
+def test_what_the_stream_shows_depends_on_picture_prompt_actions_and_seed(session: streaming.StreamSession) -> None:
+    def made(picture: np.ndarray = PICTURE, prompt: str = "rooms", action: str = "D", seed: int = 0) -> np.ndarray:
+        session.reset(picture, prompt, seed=seed)
+        return np.concatenate([session.advance(action) for _ in range(5)])
+
+    base = made()
+    np.testing.assert_array_equal(made(), base)
+    for other in (made(PICTURE[::-1]), made(prompt="mazes!"), made(action="DL"), made(seed=1)):
+        assert np.abs(other - base).max() > 1e-3
+    session.reset(PICTURE, "rooms")
+    changed = [session.advance("D")]
+    session.describe("mazes!")
+    changed += [session.advance("D") for _ in range(4)]
+    np.testing.assert_array_equal(changed[0], base[:1])
+    assert np.abs(np.concatenate(changed[1:]) - base[1:]).max() > 1e-3
+
+
+def test_the_decoder_sees_the_clip_before_the_stream_and_then_every_latent_once(
+    session: streaming.StreamSession,
+) -> None:
+    video = np.random.default_rng(2).integers(0, 256, (30, *SIZE, 3), dtype=np.uint8)
+    session.reset(video, "rooms")
+    assert session.start_frames == 21
+    latents = session.encoders.autoencoder.encode(video[None, -21:])[0]
+    first = session.step("D")
+    seen = session.encoders.autoencoder.last.seen  # type: ignore[attr-defined]
+    # A clip's first latent, the given one, and what was made.
+    np.testing.assert_array_equal(seen[0][:2], latents[:2])
+    assert len(seen[0]) == 3
+    session.step("D")
+    assert [len(part) for part in seen] == [3, 1]
+    np.testing.assert_array_equal(
+        first, np.round(127 + 30 * seen[0][2:, ..., :3]).clip(0, 255).astype(np.uint8).repeat(4, 0)
+    )
+
+
+def test_an_even_number_of_latents_reaches_the_decoder_whole_and_an_odd_one_in_pairs(system: Matrix) -> None:
+    session = make_session(system)
+    for count, parts in ((2, [2]), (4, [4]), (3, [2, 1]), (5, [2, 2, 1])):
+        session._before, session._decoder = None, Stream()  # type: ignore[assignment]
+        session._decoder.seen.append(np.zeros(0))  # type: ignore[attr-defined]
+        assert len(session.decode(np.zeros((count, *SIZE, CHANNELS), np.float32))) == 4 * count
+        assert [len(part) for part in session._decoder.seen][1:] == parts  # type: ignore[attr-defined]
+
+
+def test_guidance_on_the_control_goes_away_from_no_control(system: Matrix) -> None:
+    """What the control changes counts scale times: once as without guidance, and twice more."""
+    model, table = make_model(system), system.control_table()
+    assert table is not None
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.standard_normal((1, 5, *SIZE, CHANNELS)), jnp.float32)
+    text = jnp.asarray(rng.standard_normal((2, 5, 8)), jnp.float32)
+    control = jnp.asarray(table[:5])[None]
+    times = jnp.array([[0, 100, 350, 600, 850]])
+
+    none = jnp.broadcast_to(table[-1], control.shape)
+    plain = sampling.SampleConfig()
+
+    def velocities(model: Any) -> list[jax.Array]:
+        def velocity(told: sampling.Conditions, sample: sampling.SampleConfig = plain) -> jax.Array:
+            return sampling.guided_velocity(model, x, told, times, 2.0, sample)
+
+        guided = velocity(
+            sampling.Conditions(text, control, jnp.asarray(table[-1])), sampling.SampleConfig(control_guidance=3.0)
+        )
+        on_text = velocity(sampling.Conditions(text, control))
+        alone, uncontrolled = (velocity(sampling.Conditions(text[1:], each)) for each in (control, none))
+        return [guided, on_text, alone, uncontrolled]
+
+    guided, on_text, alone, uncontrolled = jax.jit(velocities, compiler_options=FAST_COMPILE)(model)
+    np.testing.assert_allclose(guided, on_text + 2 * (alone - uncontrolled), atol=2e-5)
+    assert np.abs(guided - on_text).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample.rollout.num_steps": 6}, "num_steps is 6, expected a multiple of the 4 groups"),
+        ({"data.clip.window_frames": 8}, "window_frames is 8, expected one more than a multiple"),
+        ({"sample.rollout.mode": "clip", "sample.rollout.solver": "consistency"}, "which makes streams"),
+        ({"loss.groups": 7}, "groups is 7, expected a divisor of 1000"),
+    ],
+)
+def test_contradictions_are_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.UserError, match=message):
+        Matrix(make_config("matrix_swin_dpm.py", **changes))
+
+
+@pytest.mark.parametrize(
+    ("actions", "windows", "message"),
+    [
+        ("D*3,U", None, "found 'U', expected <token>"),
+        ("D*0", None, r"found 'D\*0'"),
+        (None, None, "the model is steered: give --actions"),
+        ("D", 3, "and no --windows"),
+    ],
+)
+def test_bad_actions_are_told(system: Matrix, actions: str | None, windows: int | None, message: str) -> None:
+    with pytest.raises(errors.UserError, match=message):
+        system.controls(actions, windows)
+
+
+def test_the_stream_needs_a_picture(system: Matrix) -> None:
+    assert system.steering == "--actions"
+    with pytest.raises(errors.UserError, match="--image is missing"):
+        generate.find_start(None, needed=system.needs_image)
