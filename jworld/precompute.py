@@ -28,6 +28,8 @@ from jworld.precomputing.settings import Settings
 
 #: Format -> the variant of configs/cosmos_video2world.py that trains on such records.
 COSMOS_VARIANTS = {"cosmos": "2b", "bridge": "2b_action"}
+#: The recipe that trains on records of The Matrix' format, without control tokens and with them.
+MATRIX_RECIPES = ("matrix_lora.py", "matrix_control.py")
 EXAMPLES = f"""
 
 examples:
@@ -238,6 +240,11 @@ def next_command(summary: shards.Summary) -> str:
     if manifest["source"] in COSMOS_VARIANTS and "prompt" in arrays:
         recipe = f"--config=configs/cosmos_video2world.py:{COSMOS_VARIANTS[manifest['source']]}"
         return shlex.join(["python", "-m", "jworld.train", recipe, f"--config.data.records={directory}"])
+    if manifest["source"] == "matrix" and "prompt" in arrays:
+        recipe = MATRIX_RECIPES["control" in arrays]
+        posterior = [] if "logvar" in arrays else ["--config.data.clip.posterior=False"]
+        train = ["python", "-m", "jworld.train", f"--config=configs/{recipe}:2b"]
+        return shlex.join([*train, *posterior, f"--config.data.records={directory}"])
     if not {"w2c", "action", "vision_states", "prompt"} <= arrays.keys():
         return shlex.join(["python", "-m", "jworld.data.validate", str(directory)])
     if manifest["autoencoder"]["family"] == linear.FAMILY:

@@ -13,8 +13,21 @@ from jworld.errors import UserError
 
 #: Gear D (forward), B (backward) or N (neither), then L or R where the view turns.
 TOKENS = ("D", "DL", "DR", "B", "BL", "BR", "N", "NL", "NR")
-#: What stands for no control: an empty sentence.
+#: What stands for no control.
 NULL = ""
+#: What the published control vectors are text features of.
+SENTENCES = {
+    "D": "The car is moving straight ahead.",
+    "DL": "The car is turning left ahead.",
+    "DR": "The car is turning right ahead.",
+    "B": "The car is reversing backward.",
+    "BL": "The car is turning left while reversing.",
+    "BR": "The car is turning right while reversing.",
+    "N": "The car is in neutral gear.",
+    "NL": "The car is coasting in neutral and turning left.",
+    "NR": "The car is coasting in neutral and turning right.",
+    NULL: "",
+}
 
 
 def parse(text: str) -> tuple[str, ...]:
