@@ -14,6 +14,14 @@ CLASS_NAME = "CogVideoXTransformer3DModel"
 RECIPES = {
     "stage1": "matrix_lora.py:2b",
     "stage2": "matrix_control.py:2b",
+    "stage3": "matrix_swin_dpm.py:2b",
+    # Their recipe wants a teacher; the weights are those of stage 3's network, sampled in fewer steps.
+    "stage4": "matrix_swin_dpm.py:2b",
+}
+#: `config.sample.rollout` of each, as far as it is not the recipe's.
+SAMPLING: dict[str, dict[str, Any]] = {
+    **{stage: {} for stage in ("stage1", "stage2", "stage3")},
+    "stage4": {"solver": "consistency", "num_steps": 4, "solver_steps": 40, "guidance": 1.0},
 }
 FIELDS = (
     Field("num_attention_heads", "num_heads", hyperparameters.integer),

@@ -287,7 +287,7 @@ FAMILIES: dict[str, Family] = {
             runs=Runs(
                 system="matrix",
                 recipe=cogvideox_config.RECIPES["stage1"],
-                variants={name: {} for name in cogvideox_config.RECIPES},
+                variants=cogvideox_config.SAMPLING,
                 guess_variant=cogvideox_config.guess_variant,
                 recipes=cogvideox_config.RECIPES,
             ),

@@ -39,7 +39,7 @@ GOLDEN = pathlib.Path(golden_cases.__file__).parent / "golden" / "matrix"
 FAMILY = families.FAMILIES["cogvideox"]
 LAYOUT = FAMILY.layouts["diffusers"]
 #: Options of the goldens' class that its config.json has by another name, or not at all.
-SETTINGS = (*converted.SETTINGS, "model.remat=none", "data.clip.latent_size=4,8", "data.clip.window_frames=3")
+SETTINGS = (*converted.SETTINGS, "model.remat=none", "data.clip.latent_size=4,8", "data.clip.window_frames=5")
 
 
 def case(name: str) -> golden_cases.GoldenCase:
@@ -101,14 +101,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     ("name", "variant", "words"),
     [
         ("s2_transformer_forward", "stage2", "The Matrix (CogVideoX-2B with control blocks)"),
-        ("s4_transformer_forward_wcond", "stage2", "The Matrix (CogVideoX-2B with control blocks)"),
+        ("s4_transformer_forward_wcond", "stage4", "The Matrix (CogVideoX-2B with control blocks)"),
     ],
 )
 def test_folders_of_the_stages_go_in_and_out(tmp_path: pathlib.Path, name: str, variant: str, words: str) -> None:
     told = case(name)
-    source = download(tmp_path / "pipeline", told)
+    source = download(tmp_path / variant, told)
     plan = import_weights(source, tmp_path / "mine")
     assert (plan.family.name, plan.layout.name, plan.variant) == ("cogvideox", "diffusers", variant)
+    rollout = run_config.load(tmp_path / "mine").sample.rollout
+    assert (rollout.mode, rollout.solver) == {"stage2": ("clip", "ddim"), "stage4": ("stream", "consistency")}[variant]
     found, expected = (dataclasses.asdict(cfg) for cfg in (plan.target.model_config, parity.config_of(told)))
     assert {key for key in found if found[key] != expected[key]} <= {"dtype", "param_dtype", "remat"}
     assert verifying.verify(tmp_path / "mine", source).tensors == len(told.weights)
@@ -256,3 +258,4 @@ def test_what_lies_beside(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     guess = cogvideox_config.guess_variant
     assert guess(pathlib.Path("models/stage2/transformer"), {"control_dim": 768}) == "stage2"
     assert guess(pathlib.Path("models/stage2"), {"control_dim": None}) == "stage1"
+    assert guess(pathlib.Path("models/stage3/transformer"), {"control_dim": 768}) == "stage3"
