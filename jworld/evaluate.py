@@ -1,12 +1,14 @@
 """python -m jworld.evaluate --checkpoint DIR: how good a trained model is on held-out data, beside simple baselines.
 
-Prints a table and writes evaluation.json, evaluation.png and evaluation_rollouts.png. What is measured is the choice of
-the checkpoint's system; the held-out loss is measured for all.
+Prints a table and writes evaluation.json, evaluation.png and, of videos, evaluation_rollouts.png. What is measured is
+the choice of the checkpoint's system; the held-out loss is measured for all, unless a benchmark is named.
+python -m jworld.evaluate compare RESULT RESULT puts the accuracies of several evaluations side by side.
 """
 
 import argparse
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ import rich.console
 import rich.table
 from flax import nnx
 
-from jworld import compilation, encoders, errors, files, reports, runs, sheets
+from jworld import compilation, encoders, errors, files, reports, runs, scores, sheets
 from jworld import config as run_config
 from jworld.data import pipeline
 from jworld.parallel import startup
@@ -63,24 +65,29 @@ def evaluate(
         config.data.records = records_dir
     run = runs.load(checkpoint, step, config=config, given=given, training=True)
     chosen = {"--episodes": episodes_dir, "--revisits": options.revisits}
+    chosen |= {flag: getattr(options, flag.removeprefix("--")) for flag in reports.QUESTION_OPTIONS}
     unused = [flag for flag in run.system.unused_options if chosen[flag] is not None]
     if unused:
         raise errors.UserError(
             f"{', '.join(unused)}: mean nothing for a checkpoint of the system {config.system!r}: leave the option out"
         )
-    run.system.data.check_kept(checkpoint / runs.ENCODERS)
-    batches = run.system.data.batches("val")
+    # A published benchmark is asked also of weights whose own data are not at hand.
+    batches = None
+    if options.benchmark is None:
+        run.system.data.check_kept(checkpoint / runs.ENCODERS)
+        batches = run.system.data.batches("val")
     report = run.system.evaluate(run.model, run.encoders, run.config, options, console)
-    loss = held_out_loss(run, batches)
     numbers = {
         "checkpoint": str(checkpoint),
         "step": run.step,
-        "options": dataclasses.asdict(options),
-        "held_out_loss": loss,
+        "options": {name: value for name, value in dataclasses.asdict(options).items() if value is not None},
         **report.numbers,
         "config": run.config.to_dict(),
     }
-    report = dataclasses.replace(report, summary=[*report.summary, ("held-out loss", f"{loss:.4f}")])
+    if batches is not None:
+        loss = held_out_loss(run, batches)
+        numbers["held_out_loss"] = loss
+        report = dataclasses.replace(report, summary=[*report.summary, ("held-out loss", f"{loss:.4f}")])
     for table in tables(report):
         console.print(table)
     for path in write(output, numbers, report):
@@ -89,34 +96,40 @@ def evaluate(
 
 
 def tables(report: reports.Report) -> list[rich.table.Table]:
-    """PSNR per chunk, and what the report sums up."""
+    """PSNR per chunk or accuracy per task, and what the report sums up."""
+    summary = rich.table.Table(show_header=False)
+    for row in report.summary:
+        summary.add_row(*row)
+    if report.scores:
+        return [scores.table(report.scores, chance=report.chance), summary]
     count = max(len(values) for values in report.curves.values())
     curves = rich.table.Table("PSNR in dB", *(f"chunk {i + 1}" for i in range(count)), "mean")
     for name, values in report.curves.items():
         curves.add_row(name, *(f"{value:.2f}" for value in (*values, np.mean(values))))
-    summary = rich.table.Table(show_header=False)
-    for row in report.summary:
-        summary.add_row(*row)
     return [curves, summary]
 
 
 def write(output: pathlib.Path, numbers: dict[str, Any], report: reports.Report) -> list[pathlib.Path]:
-    """Numbers, plot and rollouts as files of `output`, each complete or absent."""
-    paths = [output / name for name in ("evaluation.json", "evaluation.png", "evaluation_rollouts.png")]
+    """Numbers, plot and, where there are any, rollouts as files of `output`, each complete or absent."""
+    names = ("evaluation.json", "evaluation.png", *(["evaluation_rollouts.png"] if report.rollouts else []))
+    paths = [output / name for name in names]
     try:
         output.mkdir(parents=True, exist_ok=True)
         files.write_json(paths[0], numbers)
         with files.replacing(paths[1]) as temporary:
             plot(report).savefig(temporary, format="png", dpi=120)
-        with files.replacing(paths[2]) as temporary:
-            sheets.contact_sheet(report.rollouts).save(temporary, format="png")
+        for path in paths[2:]:
+            with files.replacing(path) as temporary:
+                sheets.contact_sheet(report.rollouts).save(temporary, format="png")
     except OSError as error:
         raise errors.UserError(f"{output} could not be written ({error}): give another --output") from error
     return paths
 
 
 def plot(report: reports.Report) -> matplotlib.figure.Figure:
-    """The curves, and the bars beside them where there are any."""
+    """The curves, and the bars beside them where there are any; or the accuracies."""
+    if report.scores:
+        return scores.plot(report.scores, chance=report.chance)
     figure = matplotlib.figure.Figure(figsize=(9 if report.bars else 6, 4), layout="constrained")
     panels = figure.subplots(1, 2 if report.bars else 1, squeeze=False, width_ratios=[2, 1][: 1 + bool(report.bars)])[0]
     for name, values in report.curves.items():
@@ -140,11 +153,16 @@ def _positive(text: str) -> int:
 
 @errors.exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["compare"]:
+        scores.main(argv[1:])
+        return
     parser = argparse.ArgumentParser(
         prog="python -m jworld.evaluate",
         description="Measure a trained model on held-out walks: PSNR of its rollouts per chunk beside the first frame "
         "repeated and the same model with left and right swapped, views that come back with and without memory "
-        "retrieval, and the held-out loss.",
+        "retrieval, and the held-out loss. Models that answer in words: accuracy on questions about held-out walks, or "
+        "on a benchmark. `compare RESULT RESULT ...` puts several evaluations side by side.",
     )
     default = reports.Options()
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder of a run, or of released weights")
@@ -165,6 +183,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder to write to; default: evaluation/ in the checkpoint's")
     parser.add_argument("--episodes", metavar="DIR", help="recorded episodes; default: those of the run's config")
     parser.add_argument("--records", metavar="DIR", help="their records; default: those of the run's config")
+    parser.add_argument(
+        "--benchmark", metavar="NAME", help="of models that answer in words: questions, blink, spatial_rgpt or vsr"
+    )
+    parser.add_argument("--data", metavar="PATH", help="the benchmark's own files")
+    parser.add_argument("--images", metavar="DIR", help="its images, where they are files of their own")
+    parser.add_argument("--split", help="of BLINK (default val; the answers of test are hidden)")
+    parser.add_argument("--limit", type=_positive, help="questions at most, of BLINK per task (default all)")
+    parser.add_argument("--batch", type=_positive, help="questions that are asked at once (default 16)")
     encoders.add_arguments(parser, defaults=dict.fromkeys(encoders.FLAGS, "where it was when the records were made"))
     arguments = parser.parse_args(argv)
     startup.require_alone("python -m jworld.evaluate")
@@ -174,7 +200,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint,
         pathlib.Path(arguments.output) if arguments.output else checkpoint / "evaluation",
         reports.Options(
-            windows=arguments.windows, chunks=arguments.chunks, revisits=arguments.revisits, seed=arguments.seed
+            windows=arguments.windows,
+            chunks=arguments.chunks,
+            revisits=arguments.revisits,
+            seed=arguments.seed,
+            benchmark=arguments.benchmark,
+            data=arguments.data,
+            images=arguments.images,
+            split=arguments.split,
+            limit=arguments.limit,
+            batch=arguments.batch,
         ),
         step=arguments.step,
         episodes_dir=arguments.episodes,

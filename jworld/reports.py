@@ -38,6 +38,8 @@ class Comparison:
 
 
 REVISITS = 8
+#: Options of `python -m jworld.evaluate` for systems that answer in words.
+QUESTION_OPTIONS = ("--benchmark", "--data", "--images", "--split", "--limit", "--batch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,12 +51,20 @@ class Options:
       chunks: chunks of each.
       revisits: scripted walks that turn away and back; None: `REVISITS`, where a system has such.
       seed: of the noise.
+      benchmark, data, images, split, limit, batch: of systems that answer in words, which questions, from where, how
+        many of them and how many at once; None is the system's choice.
     """
 
     windows: int = 24
     chunks: int = 4
     revisits: int | None = None
     seed: int = 0
+    benchmark: str | None = None
+    data: str | None = None
+    images: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    batch: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,11 +77,15 @@ class Report:
       bars: further PSNRs (dB), of what `bars_title` says.
       summary: pairs of what was measured and its value in words.
       rollouts: some of the videos.
+      scores, chance: of systems that answer in words, instead of curves, bars and rollouts: way of answering -> task ->
+        accuracy, and that of guessing, in percent.
     """
 
     numbers: dict[str, Any]
-    curves: dict[str, list[float]]
-    bars: dict[str, float]
-    bars_title: str
     summary: list[tuple[str, str]]
-    rollouts: list[Comparison]
+    curves: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    bars: dict[str, float] = dataclasses.field(default_factory=dict)
+    bars_title: str = ""
+    rollouts: list[Comparison] = dataclasses.field(default_factory=list)
+    scores: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    chance: float | None = None

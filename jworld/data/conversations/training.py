@@ -135,7 +135,11 @@ class Conversations:
     def check_kept(self, directory: pathlib.Path) -> None:
         """See `training_data.TrainingData`: another tokenizer has other words."""
         path = directory / TOKENIZER
-        if path.is_file() and prepared.file_hash(path) != prepared.file_hash(self._tokenizer_file()):
+        if (
+            path.is_file()
+            and self._tokenizer_file().is_file()
+            and prepared.file_hash(path) != prepared.file_hash(self._tokenizer_file())
+        ):
             raise UserError(
                 f"config.data.tokenizer: {self._tokenizer_file()} is another tokenizer than {path}, with which the "
                 "model was trained: give that one"

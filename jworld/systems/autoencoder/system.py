@@ -45,7 +45,7 @@ class Autoencoder:
     #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ("--episodes", "--revisits")
+    unused_options: ClassVar[tuple[str, ...]] = ("--episodes", "--revisits", *reports.QUESTION_OPTIONS)
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.network, self.model_config = _network(config.model)

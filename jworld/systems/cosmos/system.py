@@ -37,7 +37,7 @@ class Cosmos:
     #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ("--revisits",)
+    unused_options: ClassVar[tuple[str, ...]] = ("--revisits", *reports.QUESTION_OPTIONS)
     #: Videos continue a picture.
     needs_image: ClassVar[bool] = True
 

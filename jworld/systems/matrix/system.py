@@ -40,7 +40,7 @@ class Matrix:
     #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--actions"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ("--revisits",)
+    unused_options: ClassVar[tuple[str, ...]] = ("--revisits", *reports.QUESTION_OPTIONS)
     #: Of the model as training holds it.
     copies: ClassVar[tuple[str, ...]] = (distillation.TEACHER,)
 

@@ -46,7 +46,7 @@ class WorldPlay:
     #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ()
+    unused_options: ClassVar[tuple[str, ...]] = reports.QUESTION_OPTIONS
     #: Videos continue a picture.
     needs_image: ClassVar[bool] = True
 

@@ -1,0 +1,80 @@
+"""A benchmark asked of one model in several ways, such as with and without its world."""
+
+import pathlib
+from collections.abc import Mapping
+
+import rich.console
+
+from jworld import errors, reports
+from jworld.data.conversations import training
+from jworld.systems.theworld.evaluation import benchmarks, blink, spatial_bench, vsr, walks
+
+QUESTIONS, BLINK, SPATIAL, VSR = "questions", "blink", "spatial_rgpt", "vsr"
+NAMES = (QUESTIONS, BLINK, SPATIAL, VSR)
+#: Questions that are asked at once.
+BATCH = 16
+
+
+def load(data: training.Conversations, options: reports.Options) -> benchmarks.Benchmark:
+    """The benchmark that the options name.
+
+    Raises:
+      UserError: there is none of that name, or its data are absent.
+    """
+    name, limit = options.benchmark or QUESTIONS, options.limit or 0
+    if name not in NAMES:
+        raise errors.UserError(f"--benchmark is {name!r}, expected one of {', '.join(NAMES)}")
+    if name == QUESTIONS:
+        if data.set.format != "questions":
+            raise errors.UserError(
+                f"--benchmark: the run was trained on {data.set.format!r}, not on questions about walks: name one of "
+                f"{', '.join(NAMES[1:])}, with --data"
+            )
+        return walks.load(data.source("val"), limit=limit)
+    if options.data is None:
+        raise errors.UserError(f"--data is missing: name the data of --benchmark {name} (docs/theworld.md)")
+    path = pathlib.Path(options.data)
+    if not path.exists():
+        raise errors.UserError(f"--data: {path} is absent: correct it")
+    if name == BLINK:
+        return blink.load(path, split=options.split or "val", limit=limit, images=data.clip.images)
+    if name == SPATIAL:
+        return spatial_bench.load(path, options.images or "", limit=limit)
+    if options.images is None:
+        raise errors.UserError("--images is missing: name the folder of VSR's images")
+    return vsr.load(path, pathlib.Path(options.images), limit=limit)
+
+
+def evaluate(
+    answers: Mapping[str, benchmarks.Answer],
+    data: training.Conversations,
+    options: reports.Options,
+    console: rich.console.Console,
+) -> reports.Report:
+    """Ask a benchmark of every one of `answers`, which are named by how they answer."""
+    benchmark = load(data, options)
+    batch = options.batch or BATCH
+    outcomes = {
+        name: benchmarks.run(benchmark, answer, batch=batch, console=console, title=name)
+        for name, answer in answers.items()
+    }
+    skipped = next(iter(outcomes.values())).skipped
+    if len(skipped) == len(benchmark.examples):
+        raise errors.UserError(f"no image of {benchmark.name} can be read, the first: {next(iter(skipped.values()))}")
+    summary = [("benchmark", benchmark.name), ("questions", str(len(benchmark.examples) - len(skipped)))]
+    if skipped:
+        name, reason = next(iter(skipped.items()))
+        summary.append(("left out", f"{len(skipped)}, the first is {name}: {reason}"))
+    scores = {
+        name: {task: numbers["accuracy"] for task, numbers in outcome.tasks.items()}
+        for name, outcome in outcomes.items()
+    }
+    numbers = {
+        "benchmark": benchmark.name,
+        "scores": scores,
+        "chance": benchmark.chance,
+        "tasks": {name: outcome.tasks for name, outcome in outcomes.items()},
+        "left_out": skipped,
+        "answers": {name: outcome.rows for name, outcome in outcomes.items()},
+    }
+    return reports.Report(numbers=numbers, summary=summary, scores=scores, chance=benchmark.chance)

@@ -1,0 +1,139 @@
+"""The report of a benchmark, from the options to the files, and evaluations side by side."""
+
+import io
+import json
+import pathlib
+import types
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import rich.console
+
+from jworld import evaluate, reports, scores
+from jworld.data.conversations import batches, chat, formats
+from jworld.errors import UserError
+from jworld.systems.theworld.evaluation import report, walks
+
+
+class Walks:
+    """Four questions of two kinds about one picture each; the second picture is absent."""
+
+    answers = ("left", "right", "nearer", "farther")
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+        np.save(directory / "views-val.npy", np.full((4, 6, 8, 3), np.arange(4)[:, None, None, None], np.uint8))
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int) -> formats.Conversation:
+        kind = "turn" if number < 2 else "distance"
+        return formats.Conversation(
+            name=f"episode_00007/{kind}/{number}-9",
+            turns=(chat.Turn("user", f"{kind}?"), chat.Turn("model", self.answers[number])),
+            places=({"array": "views-val.npy", "index": number + 90 * (number == 1)},),
+        )
+
+
+@pytest.fixture
+def data(tmp_path: pathlib.Path) -> Any:
+    source = Walks(tmp_path)
+    return types.SimpleNamespace(
+        set=formats.SetConfig(), clip=batches.ClipConfig(), source=lambda split: {"val": source}[split]
+    )
+
+
+def knowing(images: list[list[PIL.Image.Image]], prompts: list[str], *, max_tokens: int) -> list[str]:
+    return [f"It is {Walks.answers[own[0].getpixel((0, 0))[0]]}, not another" for own in images]  # type: ignore[index]
+
+
+def guessing(images: list[list[PIL.Image.Image]], prompts: list[str], *, max_tokens: int) -> list[str]:
+    return ["right of nearer, left of farther"] * len(prompts)
+
+
+def run(asked: Any, **options: Any) -> reports.Report:
+    console = rich.console.Console(file=io.StringIO())
+    answers: Any = {"with world": knowing, "without": guessing}
+    return report.evaluate(answers, asked, reports.Options(**options), console)
+
+
+def test_questions_about_walks(data: Any) -> None:
+    made = run(data, batch=3)
+    assert made.scores == {
+        "with world": {"turn": 100.0, "distance": 100.0},
+        "without": {"turn": 0.0, "distance": 50.0},
+    }
+    assert made.chance == 50.0
+    assert list(made.numbers["left_out"]) == ["episode_00007/turn/1-9"]
+    assert ("questions", "3") in made.summary
+    assert [row["parsed"] for row in made.numbers["answers"]["without"]] == ["right", "nearer", "nearer"]
+    json.dumps(made.numbers, allow_nan=False)
+    assert run(data, limit=2).numbers["tasks"]["with world"]["turn"]["total"] == 1
+
+
+def test_an_answer_without_a_choice_says_nothing(data: Any) -> None:
+    benchmark = walks.load(data.source("val"), limit=0)
+    example = benchmark.examples[0]
+    assert [benchmark.read(example, text) for text in ("", "up", "Right, then left", "LEFT")] == [
+        None,
+        None,
+        "right",
+        "left",
+    ]
+
+
+def test_files_and_comparison(data: Any, tmp_path: pathlib.Path) -> None:
+    made = run(data)
+    console = rich.console.Console(file=io.StringIO(), width=120)
+    for table in evaluate.tables(made):
+        console.print(table)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    for part in ("50.0 (-50.0)", "100.0", "chance", "mean", "left out"):
+        assert part in printed
+    paths = evaluate.write(tmp_path / "a" / "evaluation", made.numbers, made)
+    assert [path.name for path in paths] == ["evaluation.json", "evaluation.png"]
+    assert PIL.Image.open(paths[1]).size[0] > 500
+    gemma = {"scores": {"answers": {"turn": 40.0, "distance": 80.0, "side": 1.0}}, "chance": 50.0}
+    (tmp_path / "gemma.json").write_text(json.dumps(gemma))
+    found = scores.compare([tmp_path / "gemma.json", paths[0].parent], ["Gemma", "TheWorld"], tmp_path / "out", console)
+    assert found["scores"]["TheWorld, with world"] == {"turn": 100.0, "distance": 100.0, "mean": 100.0}
+    assert found["scores"]["Gemma"] == {"turn": 40.0, "distance": 80.0, "mean": 60.0}
+    assert found["changes"]["TheWorld, without"]["distance"] == {"points": -30.0, "percent": -37.5}
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
+    assert PIL.Image.open(tmp_path / "out" / "comparison.png").size[0] > 500
+
+
+def test_the_command_compares(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("one", 50.0), ("two", 75.0)):
+        folder = tmp_path / name / "evaluation"
+        folder.mkdir(parents=True)
+        numbers = {"scores": {"answers": {"VSR": value}}, "chance": 50.0}
+        (folder / "evaluation.json").write_text(json.dumps(numbers))
+    results = [str(tmp_path / name / "evaluation") for name in ("one", "two")]
+    evaluate.main(["compare", *results, "--output", str(tmp_path / "out")])
+    assert "75.0 (+25.0)" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(["compare", *results, "--labels", "a", "a"])
+    assert ended.value.code == 2
+    (tmp_path / "two" / "evaluation" / "evaluation.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        evaluate.main(["compare", *results, "--output", str(tmp_path / "other")])
+    assert "holds no accuracies" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_mistakes(data: Any, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="expected one of questions, blink, spatial_rgpt, vsr"):
+        run(data, benchmark="mmmu")
+    with pytest.raises(UserError, match="--data is missing"):
+        run(data, benchmark="blink")
+    with pytest.raises(UserError, match="is absent"):
+        run(data, benchmark="blink", data=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="--images is missing"):
+        run(data, benchmark="vsr", data=str(tmp_path))
+    data.set = formats.SetConfig(format="llava")
+    with pytest.raises(UserError, match="was trained on 'llava'"):
+        run(data)
