@@ -9,7 +9,7 @@ from jworld.data import episodes
 
 
 def sample_run(workdir: pathlib.Path, console: rich.console.Console) -> None:
-    """Sample the newest checkpoint of a run and write `workdir`/samples/<name>.mp4 and .png.
+    """Sample the newest checkpoint of a run and write `workdir`/samples/<name>.mp4 and .png, or .json of answers.
 
     The name is the system's word for what it makes, such as rollout.
 
@@ -17,6 +17,9 @@ def sample_run(workdir: pathlib.Path, console: rich.console.Console) -> None:
       UserError: the run's folder is incomplete, or `config.sample` or the data do not allow it.
     """
     run = runs.load(workdir)
+    if getattr(run.system, "makes_text", False):
+        run.system.sample_answers(run.model, run.encoders, workdir / runs.SAMPLES, console)
+        return
     comparison = run.system.sample_rollout(run.model, run.encoders, run.config)
     folder = workdir / runs.SAMPLES
     folder.mkdir(parents=True, exist_ok=True)

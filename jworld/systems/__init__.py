@@ -10,12 +10,14 @@ from jworld import errors
 from jworld.systems.autoencoder.system import Autoencoder
 from jworld.systems.cosmos.system import Cosmos
 from jworld.systems.matrix.system import Matrix
+from jworld.systems.theworld.system import TheWorld
 from jworld.systems.worldplay.system import WorldPlay
 
 REGISTRY: dict[str, Callable[[ml_collections.ConfigDict], Any]] = {
     "worldplay": WorldPlay,
     "cosmos": Cosmos,
     "matrix": Matrix,
+    "theworld": TheWorld,
     "autoencoder": Autoencoder,
 }
 

@@ -12,6 +12,7 @@ import PIL.Image
 from flax import nnx
 
 from conversion import engine, gemma3, theworld
+from jworld.data.conversations import pictures
 from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.gemma3.model import Gemma3
@@ -149,7 +150,12 @@ def _generate(case: golden_cases.GoldenCase) -> float:
         text, images = model.language, jnp.asarray(inputs["token_type_ids"]) == 1
         embeds = model.embed(jnp.asarray(inputs["input_ids"]), pixels)
         state = decoding.prefill(text, embeds, mask, images, capacity=mask.shape[1] + steps)
-        tokens, logits = decoding.greedy(text, state, steps=steps)
+        tokens = decoding.greedy(text, state, steps=steps)
+
+        def follow(state: decoding.State, chosen: jax.Array) -> Any:
+            return decoding.step(text, chosen, state), state.logits
+
+        _, logits = jax.lax.scan(follow, state, tokens.T)
         later = jnp.ones_like(tokens, bool)
         whole = jnp.concatenate([embeds, text.embed(tokens)], axis=1)
         seen = jnp.concatenate([mask, later], axis=1)
@@ -159,7 +165,7 @@ def _generate(case: golden_cases.GoldenCase) -> float:
             positions=jnp.cumsum(seen, axis=1) - 1,
             images=jnp.concatenate([images, ~later], axis=1),
         )
-        return tokens, logits, text.logits(again[:, mask.shape[1] - 1 : -1])
+        return tokens, jnp.moveaxis(logits, 0, 1), text.logits(again[:, mask.shape[1] - 1 : -1])
 
     tokens, logits, again = generate(model)
     np.testing.assert_array_equal(tokens, expected)
@@ -187,21 +193,17 @@ def load_world(case: golden_cases.GoldenCase) -> TheWorld:
 
 
 def batch_of(case: golden_cases.GoldenCase, cfg: Gemma3Config) -> dict[str, jax.Array]:
-    """The batch of the system, with the images of the prompt as floats: the case has no bytes of them."""
+    """Of the system, but that the images of the prompt are floats already: the case has no bytes of them."""
     inputs = case.inputs
     pixels = by_rows(cfg, inputs["input_ids"], inputs["pixel_values"])
-    images = [inputs[f"image_{i}"] for i in range(len(case.config["image_sizes_wh"]))]
+    images = [PIL.Image.fromarray(inputs[f"image_{i}"]) for i in range(len(case.config["image_sizes_wh"]))]
     return {
         "tokens": jnp.asarray(inputs["input_ids"]),
         "mask": jnp.asarray(inputs["attention_mask"]) == 1,
         "labels": jnp.asarray(inputs["labels"]),
-        "pixel_values": jnp.asarray((pixels + 1) * 127.5),
-        "world_pixels": jnp.asarray(np.stack([resized(image, 512) for image in images])),
+        "pixels": jnp.asarray(pixels),
+        "world_pixels": jnp.asarray(np.stack([pictures.resized(image, pictures.WORLD_SIZE) for image in images])),
     }
-
-
-def resized(image: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.BILINEAR))
 
 
 def _world(case: golden_cases.GoldenCase) -> float:
@@ -214,11 +216,11 @@ def _world(case: golden_cases.GoldenCase) -> float:
     @compiled
     def forward(trained: Any, rest: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
         model = nnx.merge(graphdef, trained, rest)
-        latents, pixels = batch["world_latent"], batch["pixel_values"] / 127.5 - 1
+        latents, pixels = batch["world_latent"], batch["pixels"]
         fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
         states = model.language(fused.embeds, mask=fused.mask, images=fused.images)
         loss, gradients = jax.value_and_grad(
-            lambda trained: objective.loss(nnx.merge(graphdef, trained, rest), batch, cfg)[0]
+            lambda trained: objective.latent_loss(nnx.merge(graphdef, trained, rest), batch, pixels, latents, cfg)[0]
         )(trained)
         without = model.fuse(batch["tokens"], batch["mask"], pixels, None)
         plain = model.language.logits(model.language(without.embeds, mask=without.mask))

@@ -45,15 +45,26 @@ def step(model: TextModel, tokens: jax.Array, state: State) -> State:
     return State(model.logits(states[:, 0]), cache, state.position + 1)
 
 
-def greedy(model: TextModel, state: State, *, steps: int) -> tuple[jax.Array, jax.Array]:
-    """The likeliest tokens one after the other, [B, steps] int32, and the logits that they were chosen by."""
+def greedy(model: TextModel, state: State, *, steps: int, ends: tuple[int, ...] = ()) -> jax.Array:
+    """The likeliest tokens one after the other, [B, steps] int32.
 
-    def body(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array]]:
-        tokens = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
-        return step(model, tokens, state), (tokens, state.logits)
+    A row that has ended, with one of the tokens `ends`, goes on with that token; when all have, nothing is computed.
+    """
+    rows = state.logits.shape[0]
 
-    _, (tokens, logits) = jax.lax.scan(body, state, None, length=steps)
-    return jnp.moveaxis(tokens, 0, 1), jnp.moveaxis(logits, 0, 1)
+    def going_on(carry: tuple[State, jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        return (carry[3] < steps) & ~jnp.all(carry[2])
+
+    def body(carry: tuple[State, jax.Array, jax.Array, jax.Array]) -> tuple[State, jax.Array, jax.Array, jax.Array]:
+        state, tokens, ended, number = carry
+        chosen = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
+        chosen = jnp.where(ended, tokens[:, jnp.maximum(number - 1, 0)], chosen)
+        tokens = tokens.at[:, number].set(chosen)
+        ended = ended | jnp.isin(chosen, jnp.asarray(ends, jnp.int32))
+        return step(model, chosen, state), tokens, ended, number + 1
+
+    start = (state, jnp.full((rows, steps), ends[0] if ends else 0, jnp.int32), jnp.zeros(rows, bool), jnp.int32(0))
+    return jax.lax.while_loop(going_on, body, start)[1]
 
 
 def align_right(embeds: jax.Array, *masks: jax.Array) -> tuple[jax.Array, ...]:

@@ -21,11 +21,12 @@ class WorldConfig:
         out of the autoencoder, a GELU behind the projection, images of the prompt read causally, a loss on all tokens.
       layout: a token is a place with all channels ("spatial") or a channel with all places ("channel").
       architecture: of the projection; None for that of `compat`.
-      inputs: "images": the model holds the autoencoder, and gets pixels; "latents": they are ready, and it has none.
-      image_size: pixels of the images' sides; only for "images".
-      latent_size: height and width of the latents.
+      image_size: pixels of the image's sides.
       latent_channels: C.
-      autoencoder_width, autoencoder_multipliers, autoencoder_blocks, autoencoder_time_levels: of the Wan autoencoder.
+      autoencoder_width, autoencoder_multipliers, autoencoder_blocks, autoencoder_time_levels: of the Wan autoencoder,
+        which is part of the model.
+      codec: file of a linear codec, whose weights are part of the model in the place of that; "" for none.
+      codec_ratio: pixels per latent of the codec.
       steps: frames of latents that are predicted from the image and read too, behind it.
       start_token, end_token: ids of the brackets around the world's tokens.
     """
@@ -33,14 +34,14 @@ class WorldConfig:
     compat: Literal["", "original"] = ""
     layout: Literal["spatial", "channel"] = "spatial"
     architecture: Architecture | None = None
-    inputs: Literal["images", "latents"] = "images"
     image_size: int = 512
-    latent_size: tuple[int, int] = (64, 64)
     latent_channels: int = 16
     autoencoder_width: int = 96
     autoencoder_multipliers: tuple[int, ...] = (1, 2, 4, 4)
     autoencoder_blocks: int = 2
     autoencoder_time_levels: tuple[bool, ...] = (False, True, True)
+    codec: str = ""
+    codec_ratio: int = 16
     steps: int = 0
     start_token: int = 262145
     end_token: int = 262146
@@ -56,9 +57,19 @@ class WorldConfig:
         return self.architecture or ("mlp" if self.original else "mlp_no_final_gelu")
 
     @property
+    def ratio(self) -> int:
+        """Pixels per latent, in height and width."""
+        return self.codec_ratio if self.codec else self.autoencoder().spatial_ratio
+
+    @property
+    def side(self) -> int:
+        """Latents along a side of the image."""
+        return self.image_size // self.ratio
+
+    @property
     def places(self) -> int:
         """Of a frame of latents."""
-        return self.latent_size[0] * self.latent_size[1]
+        return self.side**2
 
     @property
     def features(self) -> int:
@@ -76,7 +87,7 @@ class WorldConfig:
         return (1 + self.steps) * self.frame_tokens
 
     def autoencoder(self, **settings: Any) -> WanConfig:
-        """Of "images", with further settings."""
+        """Of the Wan autoencoder, with further settings."""
         return WanConfig(
             channels=self.autoencoder_width,
             multipliers=self.autoencoder_multipliers,
@@ -92,12 +103,10 @@ class WorldConfig:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}, expected 0 or more predicted frames")
-        ratio = self.autoencoder().spatial_ratio
-        if self.inputs == "images" and self.latent_size != (self.image_size // ratio,) * 2:
-            raise ValueError(
-                f"latent_size is {self.latent_size}, but images of {self.image_size} pixels have latents of "
-                f"{self.image_size // ratio} x {self.image_size // ratio}"
-            )
+        if self.image_size < 1 or self.image_size % self.ratio:
+            raise ValueError(f"image_size is {self.image_size}, expected a multiple of {self.ratio} pixels, a latent")
+        if self.codec and self.original:
+            raise ValueError(f"codec is {self.codec!r}, but the original has none: leave it or compat out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jworld.errors import UserError
+from jworld.models.autoencoders.linear import LinearAutoencoder
 from jworld.models.autoencoders.wan import WanAutoencoder
 from jworld.models.gemma3.model import Gemma3
 from jworld.models.layers.linear import linear
@@ -62,7 +64,7 @@ class WorldProjector(nnx.Module):
 
 
 class TheWorld(Gemma3):
-    """Gemma-3, the projector of the world and, where images are to be encoded here, the autoencoder.
+    """Gemma-3, the projector of the world, and the autoencoder that shows it.
 
     Without a world it is Gemma-3.
     """
@@ -72,15 +74,12 @@ class TheWorld(Gemma3):
         self.config = cfg
         if cfg.world is not None:
             self.world = WorldProjector(cfg, rngs=rngs)
-            if cfg.world.inputs == "images":
-                dtypes = {"dtype": cfg.gemma.dtype, "param_dtype": cfg.gemma.param_dtype}
-                self.autoencoder = WanAutoencoder(cfg.world.autoencoder(**dtypes), rngs=rngs)
+            self.autoencoder = _autoencoder(cfg, cfg.world, rngs)
 
     def latents(self, pixels: jax.Array) -> jax.Array:
         """Images [B, H, W, 3] in 0..255 -> latents [B, 1, H', W', C] float32."""
-        assert self.config.world is not None
         video = pixels.astype(jnp.float32)[:, None]
-        if self.config.world.original:
+        if isinstance(self.autoencoder, WanAutoencoder) and self.config.world and self.config.world.original:
             return self.autoencoder.posterior(video).mean
         return self.autoencoder.encode(video / 127.5 - 1)
 
@@ -104,6 +103,20 @@ class TheWorld(Gemma3):
             mask, images = (insert(x, world, inside) for x, inside in ((mask, True), (images, False)))
         causal = pixels is None or (latents is not None and world is not None and world.original)
         return Fused(embeds, mask, None if causal else images)
+
+
+def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> WanAutoencoder | LinearAutoencoder:
+    if not world.codec:
+        dtypes = {"dtype": cfg.gemma.dtype, "param_dtype": cfg.gemma.param_dtype}
+        return WanAutoencoder(world.autoencoder(**dtypes), rngs=rngs)
+    codec = LinearAutoencoder.load(world.codec)
+    found = codec.config.channels, codec.config.spatial_ratio
+    if found != (world.latent_channels, world.ratio):
+        raise UserError(
+            f"config.model.world.codec {world.codec} has {found[0]} channels and {found[1]} pixels per latent, but "
+            f"latent_channels is {world.latent_channels} and codec_ratio {world.ratio}: set them to its values"
+        )
+    return codec
 
 
 def insert(values: jax.Array, world: WorldConfig, inside: Any, brackets: tuple[Any, Any] | None = None) -> jax.Array:

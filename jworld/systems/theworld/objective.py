@@ -11,13 +11,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jworld.data.conversations import pictures
+from jworld.data.conversations.chat import IGNORED
 from jworld.models.gemma3.text import TextModel
 from jworld.models.theworld.config import WorldConfig
 from jworld.models.theworld.model import TheWorld, insert
 
 Batch = Mapping[str, jax.Array]
-#: A label that is not learnt.
-IGNORED = -100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,18 +84,29 @@ def fused_labels(tokens: jax.Array, labels: jax.Array, mask: jax.Array, world: W
 
 
 def loss(model: TheWorld, batch: Batch, cfg: ObjectiveConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`latent_loss` of a batch, as the system's `batch_spec` describes it."""
+    pixels = pictures.vision_values(batch["pixels"])
+    return latent_loss(model, batch, pixels, latents_of(model, batch), cfg)
+
+
+def latents_of(model: TheWorld, batch: Batch) -> jax.Array | None:
+    """What the model sees of the world: latents [B, F, H', W', C]; None where it has none."""
+    return None if model.config.world is None else model.latents(batch["world_pixels"])
+
+
+def latent_loss(
+    model: TheWorld, batch: Batch, pixels: jax.Array, latents: jax.Array | None, cfg: ObjectiveConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross entropy of the tokens that are learnt, float32, the share of them that is right, and their number.
 
     Args:
       model: with or without a world.
-      batch: as of the system's `batch_spec`.
+      batch: tokens, mask and labels [B, L].
+      pixels: [B, I, H, W, 3] in -1..1.
+      latents: as of `latents_of`.
       cfg: values of the loss.
     """
     world = model.config.world
-    latents = None
-    if world is not None:
-        latents = batch["world_latent"] if "world_latent" in batch else model.latents(batch["world_pixels"])
-    pixels = batch["pixel_values"].astype(jnp.float32) / 127.5 - 1
     fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
     labels = fused_labels(batch["tokens"], batch["labels"], batch["mask"], world)
     states = model.language(fused.embeds, mask=fused.mask, images=fused.images)

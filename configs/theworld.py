@@ -1,0 +1,161 @@
+"""TheWorld: Gemma-3 that also reads the latents of an image, trained to answer questions about it.
+
+Variants (`--config=configs/theworld.py:<variant>`):
+  tiny (or none)  small model on questions about recorded walks; minutes on two CPU cores
+  projection      Gemma-3-4b-it, of which nothing trains but the projection of the world
+  vision          the same, and the vision tower with its projector
+  language        the projection and the language model
+  full            all of it, and the encoder of the autoencoder
+"""
+
+import ml_collections
+
+VARIANTS = ("", "tiny", "projection", "vision", "language", "full")
+#: Variants of published size, which the planner's table lists.
+PUBLISHED = ("projection", "vision", "language", "full")
+#: Paths of the parameters that each of them trains.
+TRAINABLE = {
+    "projection": r"world/.*",
+    "vision": r"(world|vision|projector)/.*",
+    "language": r"(world|language)/.*",
+    # The decoder gets no gradient: it makes nothing here.
+    "full": r"(world|vision|projector|language|autoencoder/(encoder|moments))/.*",
+}
+STARTER = "assets/starter"
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
+    config = _tiny()
+    if variant in PUBLISHED:
+        _published(config)
+        config.optimizer.trainable = TRAINABLE[variant]
+    config.lock()
+    return config
+
+
+def _tiny() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.system = "theworld"
+    config.seed = 0
+    config.steps = 1500
+    config.global_batch = 32
+    config.init_from = ""
+    config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
+    config.model = {
+        "vocabulary": 491,
+        "width": 128,
+        "mlp_width": 384,
+        "num_layers": 6,
+        "num_heads": 4,
+        "num_key_heads": 2,
+        "head_dim": 32,
+        "query_scale": 32.0,
+        "pattern": ("sliding", "sliding", "full"),
+        "window": 32,
+        "rope_factor": 1.0,
+        "image_token": 7,
+        "image_tokens": 16,
+        "vision_width": 96,
+        "vision_mlp_width": 192,
+        "vision_layers": 2,
+        "vision_heads": 4,
+        "image_size": 64,
+        "patch_size": 8,
+        "dtype": "float32",
+        "remat": "none",
+        "world": {
+            "compat": "",
+            "layout": "spatial",
+            "image_size": 64,
+            "latent_channels": 96,
+            "codec": f"{STARTER}/encoders/autoencoder.safetensors",
+            "codec_ratio": 16,
+            "steps": 0,
+            "start_token": 9,
+            "end_token": 10,
+        },
+    }
+    config.data = {
+        "records": "data/rooms/questions",
+        "tokenizer": "assets/tokenizer",
+        "threads": 2,
+        "prefetch": 4,
+        "recording": {
+            "source": "rooms",
+            "directory": "data/rooms/episodes",
+            "episodes": 64,
+            "frames": 241,
+            "image_size": (192, 144),
+            "seed": 0,
+        },
+        "conversations": {"format": "questions"},
+        "questions": {"per_answer": 12, "view_size": (64, 48), "seed": 0},
+        "clip": {"lengths": (64, 80), "images": 1, "image_size": 64, "world_size": 64, "labels": "answers"},
+    }
+    config.optimizer = {
+        "name": "adamw",
+        # What the codec knows is not to be unlearnt.
+        "trainable": r"(?!autoencoder/).*",
+        "learning_rate": 1e-3,
+        "schedule": "linear_with_min_lr",
+        "warmup_steps": 50,
+        "weight_decay": 0.01,
+        "b1": 0.9,
+        "b2": 0.99,
+        "clip_norm": 1.0,
+        "skip_limit": 20,
+        "ema_rate": 0.0,
+        "accumulate": 1,
+    }
+    config.loss = {"chunk": 256}
+    config.checkpoint = {"interval": 500, "max_to_keep": 2, "step": -1}
+    config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
+    config.sample = {"rollout": {"max_tokens": 8, "prompt_multiple": 16}, "questions": 6, "seed": 0}
+    return config
+
+
+def _published(config: ml_collections.ConfigDict) -> None:
+    """The original's configs/default.json and its relatives; docs/theworld.md maps every key."""
+    config.steps = 10_000
+    config.init_from = "checkpoints/theworld-base"
+    config.global_batch = 16
+    config.model = {
+        # The tokenizer with its two brackets; published Gemma has some rows more, which no token uses.
+        "vocabulary": 262147,
+        "image_token": 262144,
+        "dtype": "bfloat16",
+        "param_dtype": "float32",
+        "frozen_dtype": "bfloat16",
+        # Activations of thousands of tokens would fill a device.
+        "remat": "attention",
+        "world": {
+            "compat": "",
+            "layout": "spatial",
+            "image_size": 512,
+            "latent_channels": 16,
+            "steps": 0,
+            "start_token": 262145,
+            "end_token": 262146,
+        },
+    }
+    config.data.records = "data/llava_pretrain/conversations"
+    config.data.tokenizer = "checkpoints/theworld-base"
+    config.data.threads = 4
+    config.data.recording = {"source": ""}
+    config.data.conversations = {"format": "llava", "path": "data/llava_pretrain/chat.json"}
+    config.data.clip = {
+        "lengths": (512, 1024, 2048),
+        "images": 1,
+        "image_size": 896,
+        "world_size": 512,
+        "labels": "answers",
+    }
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.b2 = 0.999
+    config.loss = {"chunk": 256}
+    config.log.interval = 10
+    config.sample = {"rollout": {"max_tokens": 128, "prompt_multiple": 64}, "questions": 6, "seed": 0}

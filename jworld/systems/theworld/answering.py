@@ -1,0 +1,168 @@
+"""Answers of TheWorld: prompts and images in, tokens out, in compiled programs of few shapes."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+
+from jworld import errors
+from jworld.data.conversations import batches, chat, pictures
+from jworld.models.gemma3 import decoding
+from jworld.models.theworld.model import TheWorld
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How answers are made (`config.sample.rollout`).
+
+    Attributes:
+      max_tokens: tokens of an answer, at most.
+      prompt_multiple: prompts are padded to a multiple of this many tokens, so that few programs are compiled.
+    """
+
+    max_tokens: int = 128
+    prompt_multiple: int = 64
+
+    def __post_init__(self) -> None:
+        if min(self.max_tokens, self.prompt_multiple) < 1:
+            raise ValueError("max_tokens and prompt_multiple must be at least 1")
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "world"))
+def prefill(model: TheWorld, batch: dict[str, jax.Array], *, steps: int, world: bool) -> decoding.State:
+    """Read prompts that are padded behind; see `answer`."""
+    latents = model.latents(batch["world_pixels"]) if world else None
+    pixels = pictures.vision_values(batch["pixels"]) if "pixels" in batch else None
+    fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
+    parts = (fused.mask,) if fused.images is None else (fused.mask, fused.images)
+    embeds, mask, *images = decoding.align_right(fused.embeds, *parts)
+    return decoding.prefill(model.language, embeds, mask, images[0] if images else None, capacity=mask.shape[1] + steps)
+
+
+@functools.partial(jax.jit, donate_argnums=2)
+def step(model: TheWorld, tokens: jax.Array, state: decoding.State) -> decoding.State:
+    """The state after the tokens [B]; the given one is consumed."""
+    return decoding.step(model.language, tokens, state)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "ends", "world"))
+def answer(
+    model: TheWorld, batch: dict[str, jax.Array], *, steps: int, ends: tuple[int, ...], world: bool
+) -> jax.Array:
+    """The likeliest answers, [B, steps] int32; behind an end token there are more of it.
+
+    Args:
+      model: its world may be left unused.
+      batch: tokens and mask [B, L] of open prompts; pixels [B, I, S, S, 3] and world_pixels [B, W, W, 3].
+      steps: tokens, at most.
+      ends: tokens that end an answer.
+      world: whether the model reads the world.
+    """
+    state = prefill(model, batch, steps=steps, world=world)
+    return decoding.greedy(model.language, state, steps=steps, ends=ends)
+
+
+def ends(tokenizer: chat.ChatTokenizer) -> tuple[int, ...]:
+    """The tokens that end an answer."""
+    return tokenizer.ids[chat.EOS], tokenizer.ids[chat.END_OF_TURN]
+
+
+class Prompts:
+    """Questions about images as a batch that the model reads.
+
+    Attributes:
+      tokenizer, clip: of the model's data.
+      multiple: prompts are padded to a multiple of this many tokens.
+    """
+
+    def __init__(self, tokenizer: chat.ChatTokenizer, *, clip: batches.ClipConfig, multiple: int):
+        self.tokenizer, self.clip, self.multiple = tokenizer, clip, multiple
+
+    def __call__(self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str]) -> dict[str, jax.Array]:
+        """tokens and mask [B, L], and where there are images pixels and world_pixels, see `answer`.
+
+        Raises:
+          ValueError: a prompt cannot be asked, or has more images than the model was trained with.
+        """
+        if max(map(len, images)) > self.clip.images:
+            raise ValueError(f"{max(map(len, images))} pictures are given, expected {self.clip.images} at most")
+        encoded = [
+            self.tokenizer.encode([chat.Turn("user", prompt)], images=len(seen), is_open=True)
+            for seen, prompt in zip(images, prompts, strict=True)
+        ]
+        length = math.ceil(max(len(one.tokens) for one in encoded) / self.multiple) * self.multiple
+        batch = chat.pad(encoded, length, pad_id=self.tokenizer.ids[chat.PAD])
+        del batch["labels"]
+        if any(images):
+            batch |= self._pixels(images)
+        return {name: jnp.asarray(value) for name, value in batch.items()}
+
+    def _pixels(self, images: Sequence[Sequence[PIL.Image.Image]]) -> dict[str, np.ndarray]:
+        clip = self.clip
+        pixels = np.zeros((len(images), clip.images, clip.image_size, clip.image_size, 3), np.uint8)
+        world = np.zeros((len(images), clip.world_size, clip.world_size, 3), np.uint8)
+        for row, seen in enumerate(images):
+            for number, image in enumerate(seen):
+                pixels[row, number] = pictures.resized(image, clip.image_size)
+            if seen:
+                world[row] = pictures.resized(seen[0], clip.world_size)
+        return {"pixels": pixels, "world_pixels": world}
+
+
+class Answers:
+    """Answers prompts about images, a batch at a time, greedily: an `evaluation.benchmarks.Answer`."""
+
+    def __init__(self, model: TheWorld, prompts: Prompts, *, world: bool):
+        """`world` False leaves the world out, as if the model had none."""
+        self.model, self.prompts = model, prompts
+        self._world = world and model.config.world is not None
+
+    def __call__(
+        self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str], *, max_tokens: int
+    ) -> list[str]:
+        """One text of at most `max_tokens` tokens for each of the prompts and its images."""
+        tokenizer, batch = self.prompts.tokenizer, self.prompts(images, prompts)
+        world = self._world and "world_pixels" in batch
+        tokens = answer(self.model, batch, steps=max_tokens, ends=ends(tokenizer), world=world)
+        return [tokenizer.decode(row) for row in jax.device_get(tokens).tolist()]
+
+
+class Session:
+    """One conversation: images and a prompt in, then a token per step, until the answer ends.
+
+    Every token costs the same: keys and values of all tokens before it are kept, in arrays of fixed shapes.
+    """
+
+    def __init__(self, model: TheWorld, prompts: Prompts, *, max_tokens: int):
+        self.model, self.prompts, self.max_tokens = model, prompts, max_tokens
+        self._ends = ends(prompts.tokenizer)
+
+    def reset(self, images: Sequence[np.ndarray], prompt: str) -> None:
+        """Start from pictures uint8 [H, W, 3] of any size, the first of which is the world's, and a question.
+
+        Raises:
+          UserError: there are more pictures than the model was trained with, or the prompt cannot be asked.
+        """
+        try:
+            batch = self.prompts([[PIL.Image.fromarray(image) for image in images]], [prompt])
+        except ValueError as error:
+            raise errors.UserError(f"--prompt cannot be asked: {error}") from error
+        world = self.model.config.world is not None and bool(images)
+        self._state = prefill(self.model, batch, steps=self.max_tokens, world=world)
+        self._count, self._over = 0, False
+
+    def step(self) -> int | None:
+        """The next token of the answer; None when it is over."""
+        if self._over or self._count == self.max_tokens:
+            return None
+        token = int(jnp.argmax(self._state.logits[0]))
+        self._count, self._over = self._count + 1, token in self._ends
+        if self._over:
+            return None
+        self._state = step(self.model, jnp.array([token], jnp.int32), self._state)
+        return token

@@ -1,0 +1,160 @@
+"""TheWorld: Gemma-3 that reads the world; model, batch, loss and session from one config."""
+
+import pathlib
+from typing import Any, ClassVar
+
+import jax
+import ml_collections
+import rich.console
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import errors, files, spacing
+from jworld.data import records
+from jworld.data.conversations import batches, pictures
+from jworld.data.conversations.training import Conversations, Kept
+from jworld.models.gemma3 import flops
+from jworld.models.gemma3.config import Gemma3Config
+from jworld.models.layers.flops import TRAINING
+from jworld.models.theworld.config import TheWorldConfig, WorldConfig
+from jworld.models.theworld.model import TheWorld as TheWorldModel
+from jworld.systems import adapters
+from jworld.systems.theworld import answering, objective
+from jworld.training import state as train_state
+
+#: Keys of `config.model` that are no fields of Gemma-3.
+_OTHER = ("world", "lora", "frozen_dtype")
+
+
+class TheWorld:
+    """Model, batch, loss and session of one run, built from its config.
+
+    Raises:
+      UserError: a key of the config is unknown, of the wrong type, or contradicts another.
+    """
+
+    sample_name: ClassVar[str] = "answers"
+    #: It answers in text: `python -m jworld.generate` prints tokens.
+    makes_text: ClassVar[bool] = True
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        gemma = {key: value for key, value in config.model.items() if key not in _OTHER}
+        told = config.model.get("world")
+        self.model_config = TheWorldConfig(
+            gemma=run_config.section(Gemma3Config, gemma, "model"),
+            world=None if told is None else run_config.section(WorldConfig, told, "model.world"),
+        )
+        self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
+        self.sample = run_config.section(answering.SampleConfig, config.sample.rollout, "sample.rollout")
+        self.lora = adapters.section(config)
+        self._trainable, self._frozen_dtype = config.optimizer.trainable, config.model.get("frozen_dtype")
+        self.data = Conversations(config, image_tokens=self.model_config.gemma.image_tokens)
+        self._questions = config.sample.questions
+        self._check_fit()
+
+    def sections(self) -> dict[str, Any]:
+        """The parts of the config that this system reads, by name, with every default filled in."""
+        world = self.model_config.world
+        return {
+            "model": self.model_config.gemma,
+            **({} if world is None else {"model.world": world}),
+            "loss": self.objective,
+            "sample.rollout": self.sample,
+            **self.data.sections(),
+            **({} if self.lora is None else {"model.lora": self.lora}),
+        }
+
+    @property
+    def clip(self) -> batches.ClipConfig:
+        """What one example is."""
+        return self.data.clip
+
+    def _check_fit(self) -> None:
+        gemma, world, clip = self.model_config.gemma, self.model_config.world, self.clip
+        if clip.image_size != gemma.image_size:
+            raise errors.UserError(
+                f"config.data.clip.image_size is {clip.image_size}, but config.model.image_size is {gemma.image_size}"
+            )
+        if world is not None and clip.world_size != world.image_size:
+            raise errors.UserError(
+                f"config.data.clip.world_size is {clip.world_size}, but config.model.world.image_size is "
+                f"{world.image_size}"
+            )
+        if self._frozen_dtype not in (None, "bfloat16", "float32"):
+            raise errors.UserError(
+                f"config.model.frozen_dtype is {self._frozen_dtype!r}, expected bfloat16, float32 or None"
+            )
+
+    def init(self, rngs: nnx.Rngs) -> TheWorldModel:
+        """The model; parameters that do not train are of `config.model.frozen_dtype`, where that says one."""
+        model = adapters.adapted(TheWorldModel(self.model_config, rngs=rngs), self.lora, rngs=rngs)
+        if self._frozen_dtype is not None:
+            is_trained = train_state.path_filter(self._trainable)
+            for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+                if not is_trained(path, leaf):
+                    leaf.set_value(leaf[...].astype(self._frozen_dtype))
+        return model
+
+    def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
+        """What one training batch holds: name -> shape, dtype, logical axes."""
+        return batches.spec(self.clip, global_batch)
+
+    def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Scalar float32 loss and further metrics; nothing is random."""
+        assert isinstance(model, TheWorldModel)
+        return objective.loss(model, batch, self.objective)
+
+    @property
+    def fused_tokens(self) -> int:
+        """Tokens of the longest sequence that the language model reads, world and brackets among them."""
+        world = self.model_config.world
+        return self.clip.max_tokens + (0 if world is None else world.tokens + 2)
+
+    def step_tokens(self, global_batch: int) -> int:
+        """Tokens in one training step, if all sequences are of the longest."""
+        return global_batch * self.fused_tokens
+
+    def step_flops(self, global_batch: int) -> float:
+        """Useful floating-point operations of one training step, by the formula of `models/gemma3/flops.py`.
+
+        Forward and backward pass of sequences of the longest; recomputation, the autoencoder and the optimizer are left
+        out. All weights count as trained.
+        """
+        gemma, clip = self.model_config.gemma, self.clip
+        sample = flops.text_flops(gemma, tokens=self.fused_tokens, predictions=clip.max_tokens)
+        sample = sample.plus(flops.vision_flops(gemma), clip.images)
+        return float(TRAINING * global_batch * sample.total)
+
+    def prompts(self, kept: Kept) -> answering.Prompts:
+        """Questions as the model reads them."""
+        return answering.Prompts(kept.tokenizer, clip=self.clip, multiple=self.sample.prompt_multiple)
+
+    def session(self, model: TheWorldModel, kept: Kept) -> answering.Session:
+        """A conversation about images."""
+        return answering.Session(model, self.prompts(kept), max_tokens=self.sample.max_tokens)
+
+    def answers(self, model: TheWorldModel, kept: Kept, *, world: bool = True) -> answering.Answers:
+        """Answers by the batch; `world` False leaves the world out."""
+        return answering.Answers(model, self.prompts(kept), world=world)
+
+    def sample_answers(
+        self, model: TheWorldModel, kept: Kept, folder: pathlib.Path, console: rich.console.Console
+    ) -> None:
+        """Print the answers to some held-out questions, and write them to answers.json in `folder`."""
+        source = self.data.source("val")
+        rows = [source[number] for number in spacing.evenly(len(source), self._questions)]
+        seen = [[pictures.read(place, source.directory) for place in row.places] for row in rows]
+        asked = [row.turns[0].text for row in rows]
+        said = self.answers(model, kept)(seen, asked, max_tokens=self.sample.max_tokens)
+        entries = [
+            {"question": question, "answer": answer, "truth": row.turns[1].text}
+            for question, answer, row in zip(asked, said, rows, strict=True)
+        ]
+        for entry in entries:
+            console.print(f"{entry['question']} -> {entry['answer']} (truth: {entry['truth']})", markup=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(folder / f"{self.sample_name}.json", entries)
+        console.print(f"wrote {folder / self.sample_name}.json")
+
+    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
+        """Every mesh serves: what does not divide stays whole."""
