@@ -10,7 +10,6 @@ pytestmark = pytest.mark.parity
 
 PENDING = {
     "theworld/theworld_checkpoint",
-    "theworld/theworld_preprocess",
 }
 
 CHECKS: dict[str, golden_cases.Check] = golden_cases.merged(parity_checks, "CHECKS")

@@ -16,8 +16,9 @@ from jworld.data.conversations import pictures
 from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.gemma3.model import Gemma3
+from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
-from jworld.models.theworld.model import TheWorld
+from jworld.models.theworld.model import TheWorld, world_values
 from jworld.systems.theworld import objective
 from jworld.training.state import path_filter
 
@@ -201,7 +202,7 @@ def batch_of(case: golden_cases.GoldenCase, cfg: Gemma3Config) -> dict[str, jax.
         "tokens": jnp.asarray(inputs["input_ids"]),
         "mask": jnp.asarray(inputs["attention_mask"]) == 1,
         "labels": jnp.asarray(inputs["labels"]),
-        "pixels": jnp.asarray(pixels),
+        "pixel_values": jnp.asarray(pixels),
         "world_pixels": jnp.asarray(np.stack([pictures.resized(image, pictures.WORLD_SIZE) for image in images])),
     }
 
@@ -216,7 +217,7 @@ def _world(case: golden_cases.GoldenCase) -> float:
     @compiled
     def forward(trained: Any, rest: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
         model = nnx.merge(graphdef, trained, rest)
-        latents, pixels = batch["world_latent"], batch["pixels"]
+        latents, pixels = batch["world_latent"], batch["pixel_values"]
         fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
         states = model.language(fused.embeds, mask=fused.mask, images=fused.images)
         loss, gradients = jax.value_and_grad(
@@ -254,10 +255,25 @@ def _world(case: golden_cases.GoldenCase) -> float:
     return golden_cases.largest_error(outputs, expected)
 
 
+def _preprocess(case: golden_cases.GoldenCase) -> float:
+    """Pictures of every mode, resized and as both encoders read them; every 37th row of the world's."""
+    shown = [PIL.Image.fromarray(case.inputs[f"image_{i}"]).convert("RGB") for i in range(len(case.inputs))]
+    seen = np.stack([pictures.resized(image, case.config["siglip_size"]) for image in shown])
+    world = np.stack([pictures.resized(image, pictures.WORLD_SIZE) for image in shown])[:, ::37]
+    values = world_values(jnp.asarray(world), original=True).astype(jnp.bfloat16)
+    outputs = {
+        "pixel_values": np.moveaxis(vision_values(jnp.asarray(seen)), -1, 1),
+        "vae_resized_uint8": world,
+        "vae_input_bf16_rows": np.moveaxis(np.asarray(values, np.float32), -1, 1),
+    }
+    return golden_cases.largest_error(outputs, case.outputs)
+
+
 CHECKS = {
     "theworld/gemma3_generate": _generate,
     "theworld/gemma3_image_text": _forward,
     "theworld/gemma3_text": _forward,
     "theworld/theworld_channel": _world,
+    "theworld/theworld_preprocess": _preprocess,
     "theworld/theworld_spatial": _world,
 }

@@ -16,6 +16,11 @@ from jworld.models.layers.stack import scan_layers, stack
 from jworld.parallel.axes import spread
 
 
+def vision_values(pixels: jax.Array) -> jax.Array:
+    """Images uint8 -> float32 in -1..1, what the tower reads."""
+    return (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5
+
+
 class VisionLayer(nnx.Module):
     """Attention of all patches to all, and an MLP: [N, P, D] -> [N, P, D]."""
 

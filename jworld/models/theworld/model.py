@@ -78,10 +78,11 @@ class TheWorld(Gemma3):
 
     def latents(self, pixels: jax.Array) -> jax.Array:
         """Images [B, H, W, 3] in 0..255 -> latents [B, 1, H', W', C] float32."""
-        video = pixels.astype(jnp.float32)[:, None]
-        if isinstance(self.autoencoder, WanAutoencoder) and self.config.world and self.config.world.original:
+        original = self.config.world is not None and self.config.world.original
+        video = world_values(pixels, original=original)[:, None]
+        if isinstance(self.autoencoder, WanAutoencoder) and original:
             return self.autoencoder.posterior(video).mean
-        return self.autoencoder.encode(video / 127.5 - 1)
+        return self.autoencoder.encode(video)
 
     def fuse(self, tokens: jax.Array, mask: jax.Array, pixels: jax.Array | None, latents: jax.Array | None) -> Fused:
         """Put everything into one sequence.
@@ -103,6 +104,12 @@ class TheWorld(Gemma3):
             mask, images = (insert(x, world, inside) for x, inside in ((mask, True), (images, False)))
         causal = pixels is None or (latents is not None and world is not None and world.original)
         return Fused(embeds, mask, None if causal else images)
+
+
+def world_values(pixels: jax.Array, *, original: bool) -> jax.Array:
+    """Images uint8 -> float32, what the autoencoder reads: in -1..1, or in the original in 0..255."""
+    values = pixels.astype(jnp.float32)
+    return values if original else values / 127.5 - 1
 
 
 def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> WanAutoencoder | LinearAutoencoder:

@@ -13,6 +13,7 @@ import PIL.Image
 from jworld import errors
 from jworld.data.conversations import batches, chat, pictures
 from jworld.models.gemma3 import decoding
+from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.model import TheWorld
 
 
@@ -37,7 +38,7 @@ class SampleConfig:
 def prefill(model: TheWorld, batch: dict[str, jax.Array], *, steps: int, world: bool) -> decoding.State:
     """Read prompts that are padded behind; see `answer`."""
     latents = model.latents(batch["world_pixels"]) if world else None
-    pixels = pictures.vision_values(batch["pixels"]) if "pixels" in batch else None
+    pixels = vision_values(batch["pixel_values"]) if "pixel_values" in batch else None
     fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
     parts = (fused.mask,) if fused.images is None else (fused.mask, fused.images)
     embeds, mask, *images = decoding.align_right(fused.embeds, *parts)
@@ -58,7 +59,7 @@ def answer(
 
     Args:
       model: its world may be left unused.
-      batch: tokens and mask [B, L] of open prompts; pixels [B, I, S, S, 3] and world_pixels [B, W, W, 3].
+      batch: tokens and mask [B, L] of open prompts; pixel_values [B, I, S, S, 3] and world_pixels [B, W, W, 3].
       steps: tokens, at most.
       ends: tokens that end an answer.
       world: whether the model reads the world.
@@ -84,7 +85,7 @@ class Prompts:
         self.tokenizer, self.clip, self.multiple = tokenizer, clip, multiple
 
     def __call__(self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str]) -> dict[str, jax.Array]:
-        """tokens and mask [B, L], and where there are images pixels and world_pixels, see `answer`.
+        """tokens and mask [B, L], and where there are images pixel_values and world_pixels, see `answer`.
 
         Raises:
           ValueError: a prompt cannot be asked, or has more images than the model was trained with.
@@ -111,7 +112,7 @@ class Prompts:
                 pixels[row, number] = pictures.resized(image, clip.image_size)
             if seen:
                 world[row] = pictures.resized(seen[0], clip.world_size)
-        return {"pixels": pixels, "world_pixels": world}
+        return {"pixel_values": pixels, "world_pixels": world}
 
 
 class Answers:

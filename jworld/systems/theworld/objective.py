@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jworld.data.conversations import pictures
 from jworld.data.conversations.chat import IGNORED
 from jworld.models.gemma3.text import TextModel
+from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.config import WorldConfig
 from jworld.models.theworld.model import TheWorld, insert
 
@@ -85,7 +85,7 @@ def fused_labels(tokens: jax.Array, labels: jax.Array, mask: jax.Array, world: W
 
 def loss(model: TheWorld, batch: Batch, cfg: ObjectiveConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`latent_loss` of a batch, as the system's `batch_spec` describes it."""
-    pixels = pictures.vision_values(batch["pixels"])
+    pixels = vision_values(batch["pixel_values"])
     return latent_loss(model, batch, pixels, latents_of(model, batch), cfg)
 
 
