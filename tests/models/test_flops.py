@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jworld.models.cogvideox import flops as cogvideox_flops
+from jworld.models.cogvideox.config import CogVideoXConfig
+from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.cosmos import flops as cosmos_flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
@@ -112,4 +115,31 @@ def test_formula_of_cosmos_agrees_with_xla(rank: int | None) -> None:
     formula = cosmos_flops.forward_flops(cfg, frames=FRAMES, height=HEIGHT, width=WIDTH, text_tokens=TEXT)
     for program, times in ((total, 1), (jax.grad(total), flops.TRAINING)):
         count = jax.jit(program).lower(params, inputs).cost_analysis()["flops"]
+        assert count == pytest.approx(times * formula.total, rel=0.05)
+
+
+@pytest.mark.parametrize("control_dim, timestep_shape", [(None, (1,)), (96, (1, FRAMES))])
+def test_formula_of_cogvideox_agrees_with_xla(control_dim: int | None, timestep_shape: tuple[int, ...]) -> None:
+    """Forward and backward, without control and one time, and with control and a time per frame."""
+    sizes = {"width": 512, "num_heads": 4, "num_layers": 1, "text_dim": 96, "text_tokens": TEXT, "time_dim": 64}
+    cfg = CogVideoXConfig(
+        **sizes, control_dim=control_dim, control_layers=(0, 1), dtype=jnp.float32, remat="none", attention="xla"
+    )
+
+    def zeros(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+    inputs = (zeros(FRAMES, HEIGHT, WIDTH, cfg.channels), zeros(TEXT, 96), jax.ShapeDtypeStruct(timestep_shape, int))
+    control = None if control_dim is None else zeros(FRAMES, control_dim)
+    with nnx.use_eager_sharding(False):
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: CogVideoXTransformer(cfg, rngs=nnx.Rngs(0))))
+
+    def total(params: nnx.State, inputs: Any, control: Any) -> jax.Array:
+        return jnp.sum(nnx.merge(graphdef, params)(*inputs, control=control))
+
+    formula = cogvideox_flops.forward_flops(
+        cfg, frames=FRAMES, height=HEIGHT, width=WIDTH, control=control is not None, frame_times=control is not None
+    )
+    for program, times in ((total, 1), (jax.grad(total), flops.TRAINING)):
+        count = jax.jit(program).lower(params, inputs, control).cost_analysis()["flops"]
         assert count == pytest.approx(times * formula.total, rel=0.05)

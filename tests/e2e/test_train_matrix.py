@@ -1,0 +1,79 @@
+"""The Matrix' first two stages as commands: base, adapters, control adapter, a clip with controls, evaluation."""
+
+import json
+import pathlib
+
+import commands
+import pytest
+
+from jworld import runs
+from jworld.data import episodes
+
+pytestmark = pytest.mark.e2e
+
+ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+
+
+def train(folder: pathlib.Path, recipe: str, workdir: str, *extra: str) -> str:
+    """2 layers of width 48 on 4 short walks, clips of 13 frames; -> what was printed."""
+    result = commands.run(
+        "jworld.train",
+        f"--config=configs/{recipe}",
+        f"--workdir={folder / workdir}",
+        "--config.model.width=48",
+        "--config.model.num_layers=2",
+        f"--config.data.records={folder / 'records'}",
+        f"--config.data.recording.directory={folder / 'episodes'}",
+        "--config.data.recording.episodes=4",
+        "--config.data.recording.frames=41",
+        "--config.data.recording.image_size=(64,48)",
+        "--config.data.encoding.clip_frames=13",
+        "--config.data.clip.window_frames=4",
+        "--config.global_batch=4",
+        "--config.steps=3",
+        "--config.log.interval=1",
+        "--config.sample.rollout.num_steps=4",
+        "--config.optimizer.warmup_steps=1",
+        *extra,
+        **ONE_DEVICE,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "step 3/3" in result.stdout
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_two_stages_and_a_steered_clip(tmp_path: pathlib.Path) -> None:
+    train(tmp_path, "matrix_lora.py:base", "base")
+    adapted = train(tmp_path, "matrix_lora.py", "stage1", f"--config.init_from={tmp_path / 'base'}")
+    assert "not in those weights, so new: blocks/attention/" in adapted
+    assert (tmp_path / "stage1" / runs.SAMPLES / "clip.png").is_file()
+    control = ("--config.model.control_layers=(1,2)", f"--config.init_from={tmp_path / 'stage1'}")
+    steered = train(tmp_path, "matrix_control.py", "stage2", *control)
+    assert "adapters in those weights are merged" in steered
+    assert "not in those weights, so new: control_blocks/" in steered
+    saved = tmp_path / "stage2" / runs.CHECKPOINTS / "3" / "checksums" / "metadata"
+    names = json.loads(saved.read_text())["leaves"]["params"]
+    assert names
+    assert all(name.startswith("control_") for name in names)
+
+    out = tmp_path / "out.mp4"
+    made = commands.run(
+        "jworld.generate",
+        f"--checkpoint={tmp_path / 'stage2'}",
+        "--prompt=red and golden walls",
+        "--actions=D*2,DR",
+        f"--out={out}",
+        **ONE_DEVICE,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert episodes.read_video(out).shape == (13, 48, 64, 3)
+    assert json.loads(out.with_suffix(".json").read_text())["chunks"] == [{"start": 0, "stop": 13, "action": "D*2, DR"}]
+
+    measured = commands.run(
+        "jworld.evaluate", f"--checkpoint={tmp_path / 'stage2'}", "--windows=2", "--chunks=2", **ONE_DEVICE
+    )
+    assert measured.returncode == 0, measured.stdout + measured.stderr
+    numbers = json.loads((tmp_path / "stage2" / "evaluation" / "evaluation.json").read_text())
+    assert numbers["gains"].keys() == {"first frame repeated", "left and right swapped"}
+    assert len(numbers["psnr_per_part"]["model"]) == 2
