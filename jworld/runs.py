@@ -174,14 +174,21 @@ def load_initial(
         params = nnx.state(model, nnx.Param)
         notes.append("adapters in those weights are merged")
     copied, kept = nnx.split_state(kept, lambda path, _: path[0] in copies and path[1:] in known, ...)
-    read = dict(nnx.to_flat_state(params))
-    for path, leaf in nnx.to_flat_state(copied):
-        leaf[...].delete()
-        # In a buffer of its own: a training step consumes both.
-        leaf[...] = jnp.array(read[path[1:]][...], leaf.dtype, copy=True)
+    copied = _copies(copied, params)
     if new := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept)]:
         notes.append(f"not in those weights, so new: {', '.join(new)}")
     return nnx.merge_state(params, copied, kept), notes
+
+
+def _copies(parts: nnx.State, params: nnx.State) -> nnx.State:
+    """`parts` with the values, in its own dtype, that `params` has under the same paths without their first words."""
+    read, made = dict(nnx.to_flat_state(params)), []
+    for path, leaf in nnx.to_flat_state(parts):
+        dtype = leaf.dtype
+        leaf[...].delete()
+        # In a buffer of its own: a training step consumes both.
+        made.append((path, leaf.replace(jnp.array(read[path[1:]][...], dtype, copy=True))))
+    return nnx.from_flat_state(made)
 
 
 def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:

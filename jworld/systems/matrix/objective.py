@@ -161,8 +161,10 @@ def teacher_step(
     a = v_prediction.at(alphas, draws.timestep)
     noisy = v_prediction.add_noise(example.latents, draws.noise, a)
     earlier = jnp.maximum(draws.timestep - how.stride, 0)
-    both = [teacher(noisy, text, draws.timestep, control=example.control) for text in (null_text, example.text)]
-    v = both[0] + how.guidance * (both[1] - both[0])
+    text = jnp.concatenate([null_text, example.text])
+    x, timestep, control = jax.tree.map(lambda y: jnp.concatenate([y, y]), (noisy, draws.timestep, example.control))
+    without, told = jnp.split(teacher(x, text, timestep, control=control), 2)
+    v = without + how.guidance * (told - without)
     clean = v_prediction.clean_from_velocity(noisy, v, a)
     reached = v_prediction.ddim_step(noisy, clean, a, v_prediction.at(alphas, earlier))
     is_given = jnp.arange(noisy.shape[1])[None, :, None, None, None] == 0
