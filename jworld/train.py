@@ -25,7 +25,7 @@ from jworld import config as run_config
 from jworld.data import pipeline, records
 from jworld.parallel import axes, startup
 from jworld.parallel import mesh as mesh_lib
-from jworld.training import checkpoints, metrics, optimizers, preemption, profiling, rates, step, watchdog
+from jworld.training import checkpoints, hub, metrics, optimizers, preemption, profiling, rates, step, watchdog
 from jworld.training import state as train_state
 
 _CONFIG = run_config.define_flag()
@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     # Mistakes in these are told before any device is touched.
     log_config(config)
+    hub_config(config)
     profiling.parse_steps(_PROFILE.value)
     if _DRY_RUN.value:
         describe(config, system, spec, optimizer)
@@ -217,7 +218,8 @@ def train(
     key = jax.random.key(config.seed)
     watch = watchdog.Watchdog(log_config(config).watchdog_minutes)
     log = open_log(config, system, optimizer, mesh, workdir, start_step=first, on_step=watch.beat)
-    with watch, manager, log, preemption.Preemption() as stop, jax.set_mesh(mesh):
+    uploads = open_uploads(config, workdir, message=log.message)
+    with uploads, watch, manager, log, preemption.Preemption() as stop, jax.set_mesh(mesh):
         for number in range(first + 1, config.steps + 1):
             with log.waiting(number):
                 batch = next(dataset)
@@ -228,6 +230,7 @@ def train(
             last = number == config.steps or stopped
             if last or manager.due(number):
                 manager.save(state, dataset.get_state())
+                uploads.saved(number, is_last=last)
             if stopped:
                 manager.wait()
                 log.message(f"stopped after step {number} as asked; the same command resumes there")
@@ -238,6 +241,18 @@ def train(
 
 def log_config(config: ml_collections.ConfigDict) -> metrics.LogConfig:
     return run_config.section(metrics.LogConfig, config.log, "log")
+
+
+def hub_config(config: ml_collections.ConfigDict) -> hub.HubConfig:
+    return run_config.section(hub.HubConfig, config.checkpoint.get("hub", {}), "checkpoint.hub")
+
+
+def open_uploads(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, *, message: Callable[[str], None]
+) -> hub.Uploads:
+    """Uploads of this run, by the first process alone."""
+    settings = hub_config(config) if jax.process_index() == 0 else hub.HubConfig()
+    return hub.Uploads(settings, workdir / runs.CHECKPOINTS, hub.uploader(settings, workdir), message=message)
 
 
 def open_log(
