@@ -1,7 +1,7 @@
 """The Matrix, stage 2: a control adapter, which tells every latent frame of a clip how the world moves.
 
 Variants (`--config=configs/matrix_control.py:<variant>`):
-  (none)  the tiny model after stage 1; minutes on two CPU cores
+  (none)  on what configs/matrix_lora.py has trained; minutes on two CPU cores
   2b      the published size with every value of the original's configs/sft_config.py of stage 2; docs/matrix.md
 """
 

@@ -1,8 +1,8 @@
 """The Matrix, stage 1: adapters on CogVideoX-2B, which makes clips of captions.
 
 Variants (`--config=configs/matrix_lora.py:<variant>`):
-  (none)  adapters on the tiny base; a minute or two on two CPU cores
   base    the tiny base, the whole network from nothing: stands for CogVideoX-2B; minutes on two CPU cores
+  (none)  adapters on what the variant base has trained; a minute or two
   2b      CogVideoX-2B with every value of the original's configs/lora_config.py; docs/matrix.md
 """
 

@@ -104,6 +104,8 @@ def run(
     workdir = local_folder("--workdir", _WORKDIR.value or _default_workdir())
     if not _OVERWRITE.value:
         check_workdir(config, workdir)
+    if _OVERWRITE.value or not (workdir / runs.CHECKPOINTS).is_dir():
+        check_initial(config)
     startup.once(system.data.prepare)
     dataset = system.data.batches("train")
     check_encoders(config, system, workdir)
@@ -162,6 +164,15 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
         checkpoints.require_same_config(workdir, stored.to_dict(), config.to_dict(), may_change=free)
     elif any(path.is_file() for path in workdir.rglob("*")):
         raise errors.UserError(f"--workdir {workdir} holds files of something else: choose an empty folder")
+
+
+def check_initial(config: ml_collections.ConfigDict) -> None:
+    """Weights to start from are there, before data are made for them."""
+    if config.init_from and not (pathlib.Path(config.init_from) / run_config.FILE_NAME).is_file():
+        raise errors.UserError(
+            f"config.init_from: {config.init_from} has no {run_config.FILE_NAME}, so no weights to start from: make "
+            "that run first (the recipe's first lines say which it is), or name others with --config.init_from"
+        )
 
 
 def check_encoders(config: ml_collections.ConfigDict, system: Any, workdir: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jworld import config as run_config
-from jworld import errors, systems
+from jworld import errors, systems, train
 from jworld.cameras import driving
 from jworld.parallel import axes, mesh
 from jworld.systems.matrix import evaluation, objective
@@ -215,6 +215,12 @@ def test_controls_that_do_not_fit(recipe: str, actions: str | None, windows: int
 def test_configs_that_contradict_themselves(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
         Matrix(make_config(**changes))
+
+
+def test_a_stage_wants_the_one_before(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.UserError, match=r"absent has no config\.json.*make that run first"):
+        train.check_initial(make_config(init_from=str(tmp_path / "absent")))
+    train.check_initial(make_config("matrix_lora.py:base"))
 
 
 @pytest.mark.parametrize(
