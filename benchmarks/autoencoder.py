@@ -21,17 +21,23 @@ import sys
 import time
 from typing import Any
 
+import beside_torch
 import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
-from beside_torch import INSTALL, TorchProcess, random_weights
 from flax import nnx
 
 from jworld.models.autoencoders import files
 
 METHODS = ("encode", "decode")
+#: The classes of diffusers.
+CLASSES = {
+    "wan": "AutoencoderKLWan",
+    "cogvideox": "AutoencoderKLCogVideoX",
+    "hunyuan15": "AutoencoderKLHunyuanVideo15",
+}
 
 
 def fields(family: str, narrow: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -55,7 +61,7 @@ class Ours:
         cls, config_type = files.NETWORKS[family]
         config = config_type(**values, dtype=jnp.float32)
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
-        model = nnx.merge(graphdef, random_weights(abstract))
+        model = nnx.merge(graphdef, beside_torch.random_weights(abstract))
         rng = np.random.default_rng(0)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
         self.latents = model.latent_shape(*video)
@@ -102,42 +108,26 @@ def measure(family: str, arguments: argparse.Namespace, console: rich.console.Co
     ours = Ours(family, own, video)
     frames, *space, channels = ours.latents
     settings = {
-        "family": family,
+        "class": CLASSES[family],
         "fields": other,
-        "video": video,
-        "latents": (channels, frames, *space),
+        "inputs": {"video": (1, 3, *video), "latents": (1, channels, frames, *space)},
         "threads": arguments.threads,
     }
-    try:
-        theirs = TorchProcess(arguments.torch_python, "autoencoder_torch.py", settings)
-    except (ImportError, OSError) as error:
-        theirs = None
-        console.print(f"{arguments.torch_python} has no diffusers to compare with ({error}): {INSTALL}")
-    if theirs is not None and theirs.parameters != ours.parameters:
-        raise SystemExit(f"error: {family}: {ours.parameters:,} parameters, diffusers has {theirs.parameters:,}")
+    versions, runs = beside_torch.measure(
+        ours, settings, METHODS, python=arguments.torch_python, repeats=arguments.repeats, console=console
+    )
     rows = []
-    for method in METHODS:
-        runs: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-        # The first call of each is not counted.
-        for i in range(arguments.repeats + 1):
-            for name, side in (("ours", ours), ("theirs", theirs)):
-                if side is not None:
-                    result = side.run(method)
-                    runs[name] += [result] * (i > 0)
+    for method, sides in runs.items():
         row = {"family": family, "narrow": narrow, "method": method, "parameters": ours.parameters}
-        row |= {"compile_seconds": ours.compile_seconds[method], "flops": ours.flops[method]}
-        for name, results in runs.items():
-            if results:
-                seconds = [result["seconds"] for result in results]
-                row[f"{name}_frames_per_second"] = arguments.frames / min(seconds)
-                row[f"{name}_median_frames_per_second"] = arguments.frames / statistics.median(seconds)
-                row[f"{name}_cpu_seconds"] = min(result["cpu_seconds"] for result in results)
+        row |= {"compile_seconds": ours.compile_seconds[method], "flops": ours.flops[method], "versions": versions}
+        for name, results in sides.items():
+            seconds = [result["seconds"] for result in results]
+            row[f"{name}_frames_per_second"] = arguments.frames / min(seconds)
+            row[f"{name}_median_frames_per_second"] = arguments.frames / statistics.median(seconds)
+            row[f"{name}_cpu_seconds"] = min(result["cpu_seconds"] for result in results)
         row["matmul_flops_per_cpu_second"] = matmul_flops()
         row["share_of_peak"] = row["flops"] / row["ours_cpu_seconds"] / row["matmul_flops_per_cpu_second"]
-        row["versions"] = theirs.versions if theirs else None
         rows.append(row)
-    if theirs is not None:
-        theirs.close()
     return rows
 
 

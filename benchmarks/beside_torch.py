@@ -1,18 +1,19 @@
 """What compares a network with its PyTorch counterpart: random weights, and a process for the other side.
 
 That process has an interpreter of its own, which has torch and diffusers but may lack JAX. It gets one JSON object of
-settings and then names of calls, line by line, and answers each line with one JSON object; see `transformer_torch.py`
-and `autoencoder_torch.py`.
+settings and then names of methods, line by line, and answers each line with one JSON object; see `torch_worker.py`.
 """
 
 import json
 import pathlib
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich.console
 
 INSTALL = "install both there (pip install torch diffusers), or name another interpreter with --torch-python"
 
@@ -29,7 +30,7 @@ def random_weights(abstract: Any) -> Any:
 
 
 class TorchProcess:
-    """The network that a script beside this one builds from `settings`.
+    """The network that `torch_worker.py` builds from `settings`.
 
     Attributes:
       versions: of diffusers and torch, in words.
@@ -40,8 +41,8 @@ class TorchProcess:
       OSError: there is no such interpreter.
     """
 
-    def __init__(self, python: str, script: str, settings: dict[str, Any]):
-        path = pathlib.Path(__file__).with_name(script)
+    def __init__(self, python: str, settings: dict[str, Any]):
+        path = pathlib.Path(__file__).with_name("torch_worker.py")
         self._process = subprocess.Popen([python, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         found = self.run(json.dumps(settings))
         if "missing" in found:
@@ -69,3 +70,42 @@ class TorchProcess:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+
+def measure(
+    ours: Any,
+    settings: dict[str, Any],
+    methods: Sequence[str],
+    *,
+    python: str,
+    repeats: int,
+    console: rich.console.Console,
+) -> tuple[str | None, dict[str, dict[str, list[dict[str, float]]]]]:
+    """Run the methods of both sides by turns; the first call of each is not counted.
+
+    Args:
+      ours: our network, with `parameters` and `run(method) -> {"seconds", "cpu_seconds"}`.
+      settings: what the other process is told.
+      python: its interpreter; where that lacks torch, only ours runs.
+
+    Returns:
+      Versions of the other side (None without it), and by method, then by "ours" and "theirs", the results.
+    """
+    sides = {"ours": ours}
+    try:
+        sides["theirs"] = TorchProcess(python, settings)
+    except (ImportError, OSError) as error:
+        console.print(f"{python} has no diffusers to compare with ({error}): {INSTALL}")
+    if len({side.parameters for side in sides.values()}) > 1:
+        counts = ", ".join(f"{name} {side.parameters:,}" for name, side in sides.items())
+        raise SystemExit(f"error: the networks differ in their parameters: {counts}")
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for method in methods:
+        runs[method] = {name: [] for name in sides}
+        for i in range(repeats + 1):
+            for name, side in sides.items():
+                runs[method][name] += [side.run(method)] * (i > 0)
+    if "theirs" not in sides:
+        return None, runs
+    sides["theirs"].close()
+    return sides["theirs"].versions, runs

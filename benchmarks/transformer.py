@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import beside_torch
 import jax
 import jax.numpy as jnp
 import rich.console
 import rich.table
-from beside_torch import INSTALL, TorchProcess, random_weights
 from flax import nnx
 
 from jworld.models.cogvideox.config import CogVideoXConfig
@@ -66,6 +66,7 @@ def cosmos(arguments: argparse.Namespace) -> Case:
         },
         "inputs": {
             "hidden_states": (1, config.channels, frames, height, rows),
+            "timestep": (1,),
             "condition_mask": (1, 1, frames, height, rows),
             "encoder_hidden_states": text,
         },
@@ -95,7 +96,11 @@ def cogvideox(arguments: argparse.Namespace) -> Case:
             "sample_frames": 4 * (frames - 1) + 1,
             "max_text_seq_length": config.text_tokens,
         },
-        "inputs": {"hidden_states": (1, frames, config.channels, height, rows), "encoder_hidden_states": text},
+        "inputs": {
+            "hidden_states": (1, frames, config.channels, height, rows),
+            "timestep": (1,),
+            "encoder_hidden_states": text,
+        },
     }
     return lambda: CogVideoXTransformer(config, rngs=nnx.Rngs(0)), lambda model: model(video, states, step), told
 
@@ -109,7 +114,7 @@ class Ours:
     def __init__(self, make: Callable[[], nnx.Module], call: Callable[[Any], jax.Array]):
         with nnx.use_eager_sharding(False):
             graphdef, abstract = nnx.split(nnx.eval_shape(make))
-        state = random_weights(abstract)
+        state = beside_torch.random_weights(abstract)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(state))
 
         def loss(state: nnx.State) -> jax.Array:
@@ -129,30 +134,16 @@ def measure(name: str, arguments: argparse.Namespace, console: rich.console.Cons
     """One row per method."""
     make, call, told = NETWORKS[name](arguments)
     ours = Ours(make, call)
-    try:
-        told["threads"] = arguments.threads
-        theirs = TorchProcess(arguments.torch_python, "transformer_torch.py", told)
-    except (ImportError, OSError) as error:
-        theirs = None
-        console.print(f"{arguments.torch_python} has no diffusers to compare with ({error}): {INSTALL}")
-    if theirs is not None and theirs.parameters != ours.parameters:
-        raise SystemExit(f"error: {name}: {ours.parameters:,} parameters, diffusers has {theirs.parameters:,}")
+    told["threads"] = arguments.threads
+    versions, runs = beside_torch.measure(
+        ours, told, METHODS, python=arguments.torch_python, repeats=arguments.repeats, console=console
+    )
     rows = []
-    for method in METHODS:
-        runs: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-        # The first call of each is not counted.
-        for i in range(arguments.repeats + 1):
-            for side, process in (("ours", ours), ("theirs", theirs)):
-                if process is not None:
-                    runs[side] += [process.run(method)] * (i > 0)
-        row: dict[str, Any] = {"network": name, "method": method, "parameters": ours.parameters}
-        for side, results in runs.items():
-            for key in ("seconds", "cpu_seconds"):
-                row[f"{side}_{key}"] = min((result[key] for result in results), default=None)
-        row["versions"] = theirs.versions if theirs else None
+    for method, sides in runs.items():
+        row: dict[str, Any] = {"network": name, "method": method, "parameters": ours.parameters, "versions": versions}
+        for side, results in sides.items():
+            row |= {f"{side}_{key}": min(result[key] for result in results) for key in ("seconds", "cpu_seconds")}
         rows.append(row)
-    if theirs is not None:
-        theirs.close()
     return rows
 
 
