@@ -9,7 +9,7 @@ import rich.console
 from flax import nnx
 
 from jworld import config as run_config
-from jworld import errors, files, spacing
+from jworld import errors, files, reports, spacing
 from jworld.data import records
 from jworld.data.conversations import batches, pictures
 from jworld.data.conversations.training import Conversations, Kept
@@ -20,6 +20,7 @@ from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld as TheWorldModel
 from jworld.systems import adapters
 from jworld.systems.theworld import answering, objective
+from jworld.systems.theworld.evaluation import report
 from jworld.training import state as train_state
 
 #: Keys of `config.model` that are no fields of Gemma-3.
@@ -34,6 +35,8 @@ class TheWorld:
     """
 
     sample_name: ClassVar[str] = "answers"
+    #: Options of `python -m jworld.evaluate` that mean nothing here.
+    unused_options: ClassVar[tuple[str, ...]] = ("--episodes", "--revisits")
     #: It answers in text: `python -m jworld.generate` prints tokens.
     makes_text: ClassVar[bool] = True
 
@@ -155,6 +158,21 @@ class TheWorld:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(folder / f"{self.sample_name}.json", entries)
         console.print(f"wrote {folder / self.sample_name}.json")
+
+    def evaluate(
+        self,
+        model: TheWorldModel,
+        kept: Kept,
+        config: ml_collections.ConfigDict,
+        options: reports.Options,
+        console: rich.console.Console,
+    ) -> reports.Report:
+        """Accuracy on questions about held-out walks, or on a benchmark; a model with a world answers also without."""
+        if self.model_config.world is None:
+            answers = {"answers": self.answers(model, kept)}
+        else:
+            answers = {"with world": self.answers(model, kept), "without": self.answers(model, kept, world=False)}
+        return report.evaluate(answers, self.data, options, console)
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
         """Every mesh serves: what does not divide stays whole."""
