@@ -104,7 +104,7 @@ class Texts:
 def test_latents_are_drawn_from_the_posterior() -> None:
     clip = matrix.ClipConfig(latent_size=(2, 2), window_frames=3, posterior=True)
     assert clip.arrays == ("latent", "prompt", "logvar")
-    transform = matrix.FirstLatents(clip, text_store=Texts(), text_tokens=4, table=None)
+    transform = matrix.TakeLatents(clip, text_store=Texts(), text_tokens=4, table=None)
     mean = np.zeros((4, 2, 2, 500), ml_dtypes.bfloat16)
     logvar = np.full(mean.shape, 2 * np.log(0.5), np.float16)
     logvar[1] = 2 * np.log(3)
@@ -117,7 +117,7 @@ def test_latents_are_drawn_from_the_posterior() -> None:
 def test_labels_of_walks_become_controls() -> None:
     clip = matrix.ClipConfig(latent_size=(2, 2), window_frames=3, controls="labels", control_dropout=0.5)
     table = matrix.control_table("", 8)
-    transform = matrix.FirstLatents(clip, text_store=Texts(), text_tokens=4, table=table)
+    transform = matrix.TakeLatents(clip, text_store=Texts(), text_tokens=4, table=table)
     record = {
         "latent": np.zeros((4, 2, 2, 5), ml_dtypes.bfloat16),
         "action": np.array([0, 9, 10, 11], np.int32),
