@@ -128,6 +128,7 @@ def flat(state: nnx.State) -> dict[str, np.ndarray]:
     return {"/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
 
 
+@pytest.mark.slow
 def test_the_student_learns_and_the_teacher_stays() -> None:
     training = Training(make_config())
     before, taught = flat(training.state.frozen), flat(training.state.params)
