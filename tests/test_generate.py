@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import tiny_run
 
-from jworld import generate, runs
+from jworld import errors, generate, runs
 from jworld.cameras import pose_strings, poses
 from jworld.data import episodes
 
@@ -198,11 +198,21 @@ def test_mistakes_are_told_in_one_sentence(
     with pytest.raises(SystemExit) as exit_info:
         make(run, image, tmp_path, *extra)
     assert exit_info.value.code == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith("error: ")
-    assert message in errors
-    assert errors.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert message in printed
+    assert printed.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_a_picture_is_given_where_one_is_needed(image: pathlib.Path) -> None:
+    assert generate.find_start(None, needed=False) is None
+    picture = generate.find_start(image, needed=True)
+    assert picture is not None
+    assert picture.ndim == 3
+    for path, needed, message in ((None, True, "--image is missing"), (image, False, "of a caption alone")):
+        with pytest.raises(errors.UserError, match=message):
+            generate.find_start(path, needed=needed)
 
 
 @pytest.mark.e2e
