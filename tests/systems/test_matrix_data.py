@@ -131,3 +131,28 @@ def test_labels_of_walks_become_controls() -> None:
     is_null = [bool((control == table[-1]).all()) for control in drawn]
     assert all(a != b for a, b in zip(is_told, is_null, strict=True))
     assert 60 < sum(is_told) < 140
+
+
+def test_windows_of_a_stream_begin_anywhere_behind_the_first_latent() -> None:
+    """Latents, controls and the empty prompt's text belong together; the first latent, one frame, is never there."""
+    clip = matrix.ClipConfig(
+        latent_size=(1, 1), window_frames=3, start="middle", controls="tokens", control_dropout=0.0
+    )
+    assert clip.least_latents == 4
+    table = matrix.control_table("", 8)
+    transform = matrix.TakeLatents(clip, text_store=Texts(), text_tokens=4, table=table, null_states=True)
+    record = {
+        "latent": np.arange(7).reshape(7, 1, 1, 1).astype(ml_dtypes.bfloat16),
+        "control": np.arange(7, dtype=np.int32),
+        "prompt": np.int32(3),
+        "index": np.int32(0),
+    }
+    rng, firsts = np.random.default_rng(0), set()
+    for _ in range(60):
+        example = transform.random_map({"record": record, "position": 0}, rng)
+        first = int(example["latent"][0, 0, 0, 0])
+        np.testing.assert_array_equal(example["latent"].astype(int).ravel(), first + np.arange(3))
+        np.testing.assert_array_equal(example["control"], table[first : first + 3])
+        assert example["null_states"].rows.shape == (2, 6)
+        firsts.add(first)
+    assert firsts == {1, 2, 3, 4}
