@@ -3,11 +3,12 @@
 Trains a recipe: makes its embedded data where absent, trains or resumes, and rolls the trained model out at the end.
 """
 
+import argparse
 import math
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +42,9 @@ _PROCESS_ID = flags.DEFINE_integer("process-id", None, "Of several processes: wh
 _DRY_RUN = flags.DEFINE_bool(
     "dry-run", False, "Build everything abstractly, print parameters, batch and mesh, and stop."
 )
+_FROM_JSON = flags.DEFINE_string(
+    "from-json", "", "Print the recipe that does what a training config of the original TheWorld says, and stop."
+)
 _PROFILE = flags.DEFINE_string(
     "profile", "", "Steps to trace, first:last, such as 10:15; the trace goes to <workdir>/profile for XProf."
 )
@@ -58,8 +62,12 @@ console = rich.console.Console(highlight=False, soft_wrap=True)
 
 @errors.exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
+    arguments = sys.argv if argv is None else argv
+    if path := json_config(arguments):
+        print(systems.recipe_from_json(pathlib.Path(path)), end="")
+        return
     config = run_config.parse_flags(
-        sys.argv if argv is None else argv,
+        arguments,
         _CONFIG,
         description=str(__doc__),
         names=(
@@ -67,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
             "workdir",
             "overwrite",
             "dry-run",
+            "from-json",
             "profile",
             "compilation-cache",
             "coordinator",
@@ -89,6 +98,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     with startup.processes(startup.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)):
         run(config, system, spec, optimizer)
+
+
+def json_config(arguments: Sequence[str]) -> str | None:
+    """What --from-json names: it stands in the place of a recipe, without which the other flags are refused."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--from-json")
+    return parser.parse_known_args(arguments[1:])[0].from_json
 
 
 def run(

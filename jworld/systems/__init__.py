@@ -1,5 +1,6 @@
 """One system each: its model, its loss, its data and how it is sampled; the published ones, and autoencoders."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from jworld import errors
 from jworld.systems.autoencoder.system import Autoencoder
 from jworld.systems.cosmos.system import Cosmos
 from jworld.systems.matrix.system import Matrix
+from jworld.systems.theworld import original
 from jworld.systems.theworld.system import TheWorld
 from jworld.systems.worldplay.system import WorldPlay
 
@@ -20,6 +22,11 @@ REGISTRY: dict[str, Callable[[ml_collections.ConfigDict], Any]] = {
     "theworld": TheWorld,
     "autoencoder": Autoencoder,
 }
+
+
+def recipe_from_json(path: pathlib.Path) -> str:
+    """The text of the recipe that does what a JSON config of an original says; TheWorld alone has such."""
+    return original.recipe(path)
 
 
 def create(config: ml_collections.ConfigDict) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import tokenizers
 
 from jworld.data.conversations import chat, spatial
+from jworld.systems.theworld import original
 from jworld.systems.theworld.evaluation import answers
 
 SPECIAL = ("<unk>", *chat.SPECIAL)
@@ -105,6 +106,8 @@ def eval_parse(case: golden_cases.GoldenCase) -> float:
     wrong += [answers.is_one(e["text"]) != e["out"] for e in config["qualitative"]]
     wrong += [list(answers.two_numbers(e["text"]) or (None, None)) != e["out"] for e in config["quantitative"]]
     wrong += [answers.vsr_digit(e["text"]) != e["out"] for e in config["vsr_parse"]]
+    # Evaluation takes the training batch's size there, which the original fills in when it starts.
+    wrong.append(config["training_config_defaults"] != {**original.DEFAULTS, "eval_batch_size": 4})
     wrong += [spatial.clamp_box(*e["in"]) != e["out"] for e in config["clamp_bbox"]]
     lines = [line if isinstance(line, str) else json.dumps(line) for line in config["accuracy"]["lines"]]
     numbers = [

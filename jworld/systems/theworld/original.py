@@ -1,0 +1,233 @@
+"""The original's training configs (JSON, python/theworld/config.py) as recipes of this program."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import pprint
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from jworld import config as run_config
+from jworld import errors
+
+RECIPE = "configs/theworld.py"
+#: Every key of the original with its default.
+DEFAULTS: dict[str, Any] = {
+    "model_name": "google/gemma-3-4b-it",
+    "cosmos_model_name": "nvidia/Cosmos-Predict2-2B-Video2World",
+    "enable_world": True,
+    "world_projection_mode": "spatial",
+    "projection_architecture": "mlp",
+    "num_world_steps": 0,
+    "max_world_steps": 16,
+    "freeze_gemma_vision": True,
+    "freeze_gemma_language": True,
+    "freeze_cosmos_vae": True,
+    "learning_rate": 1e-4,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 4,
+    "num_epochs": 3,
+    "max_steps": None,
+    "warmup_steps": 100,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "use_gradient_checkpointing": False,
+    "mixed_precision": "bf16",
+    "save_safetensors": True,
+    "output_dir": "./checkpoints",
+    "save_steps": 500,
+    "save_total_limit": 3,
+    "resume_from_checkpoint": None,
+    "eval_steps": 500,
+    "eval_batch_size": None,
+    "do_eval": False,
+    "logging_steps": 10,
+    "log_to_wandb": False,
+    "wandb_project": None,
+    "wandb_run_name": None,
+    "log_to_tensorboard": True,
+    "max_seq_length": 2048,
+    "num_workers": 4,
+    "pin_memory": True,
+    "persistent_workers": True,
+    "prefetch_factor": 2,
+    "train_dataset_path": None,
+    "eval_dataset_path": None,
+    "dataset_name": "custom",
+    "num_samples": None,
+    "streaming": False,
+    "question_template": "Describe this image in detail.",
+    "image_folder": None,
+    "draw_bboxes": False,
+    "hf_token": None,
+    "push_to_hub": False,
+    "hub_model_id": None,
+    "hub_strategy": "every_save",
+    "hub_private_repo": False,
+}
+
+#: What is said of keys that have no counterpart, where they are given a value of their own.
+_NOTES = {
+    "num_world_steps": "the original reads it nowhere; here model.world.steps predicts latents",
+    "max_world_steps": "the original reads it nowhere",
+    "use_gradient_checkpointing": "model.remat is on whatever it says",
+    "save_safetensors": "python -m conversion export writes safetensors",
+    "output_dir": "give --workdir",
+    "eval_steps": "python -m jworld.evaluate measures, when it is called",
+    "eval_batch_size": "python -m jworld.evaluate measures, when it is called",
+    "do_eval": "python -m jworld.evaluate measures, when it is called",
+    "wandb_project": "the project is jworld, the run is named after the workdir",
+    "wandb_run_name": "the project is jworld, the run is named after the workdir",
+    "log_to_tensorboard": "TensorBoard is always on",
+    "pin_memory": "nothing to set",
+    "persistent_workers": "nothing to set",
+    "prefetch_factor": "data.prefetch counts batches",
+    "eval_dataset_path": "data.conversations.val_share holds out",
+    "streaming": "conversations are read from the disk as they are used",
+    "hf_token": "set HF_TOKEN",
+    "model_name": "import those weights and name the folder in init_from",
+    "cosmos_model_name": "import those weights and name the folder in init_from",
+}
+_FORMATS = {"datacomp": "captions", "vsr": "vsr", "llava_pretrain": "llava", "spatial_rgpt": "spatial_rgpt"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """A recipe's config, and what there is to know about it, in sentences."""
+
+    config: ml_collections.ConfigDict
+    notes: list[str]
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """All keys of a JSON config, with the defaults of those that it leaves out.
+
+    Raises:
+      UserError: the file is absent, no JSON object, or has a key that the original does not know.
+    """
+    try:
+        values = json.loads(path.read_text())
+        given = {key: value for key, value in values.items() if not key.startswith("_")}
+    except (OSError, ValueError, AttributeError) as error:
+        raise errors.UserError(f"--from-json: {path} is no JSON config ({error}): correct it") from error
+    if unknown := sorted(given.keys() - DEFAULTS.keys()):
+        raise errors.UserError(f"--from-json: {path}: the original knows no key {unknown[0]!r}: correct it")
+    for key, value in given.items():
+        default = DEFAULTS[key]
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        fits = (
+            isinstance(value, int | float) and not isinstance(value, bool) if number else type(value) is type(default)
+        )
+        if default is not None and not fits:
+            raise errors.UserError(f"--from-json: {path}: {key} is {value!r}, expected such as {default!r}: correct it")
+    return {**DEFAULTS, **given}
+
+
+def translate(values: Mapping[str, Any]) -> Translation:
+    """The recipe that does what the original does with these keys, on one device.
+
+    Raises:
+      UserError: the original itself could not train so.
+    """
+    config = run_config.load_recipe(f"{RECIPE}:projection")
+    notes = [f"{key} = {values[key]!r}: {note}" for key, note in _NOTES.items() if values[key] != DEFAULTS[key]]
+    with config.unlocked():
+        _model(config, values)
+        _optimizer(config, values, notes)
+        _data(config, values, notes)
+        config.checkpoint.interval = values["save_steps"]
+        config.checkpoint.max_to_keep = values["save_total_limit"]
+        config.log.interval = values["logging_steps"]
+        config.log.wandb = "online" if values["log_to_wandb"] else "off"
+        if values["push_to_hub"]:
+            config.checkpoint.hub = {
+                "repo": values["hub_model_id"] or "",
+                "strategy": "end" if values["hub_strategy"] == "end" else "every_save",
+                "private": values["hub_private_repo"],
+            }
+        if values["resume_from_checkpoint"]:
+            config.init_from = values["resume_from_checkpoint"]
+            notes.append("resume_from_checkpoint: import those weights first and name their folder in init_from")
+    return Translation(config, notes)
+
+
+def _model(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
+    if values["mixed_precision"] == "no":
+        config.model.dtype, config.model.frozen_dtype = "float32", "float32"
+    parts = {
+        "world": values["enable_world"],
+        "vision": not values["freeze_gemma_vision"],
+        "projector": not values["freeze_gemma_vision"],
+        "language": not values["freeze_gemma_language"],
+        # The decoder gets no gradient.
+        "autoencoder/(encoder|moments)": not values["freeze_cosmos_vae"],
+    }
+    trained = [part for part, is_trained in parts.items() if is_trained]
+    if not trained:
+        raise errors.UserError("--from-json: everything is frozen and there is no world: set a freeze_ key to false")
+    config.optimizer.trainable = f"({'|'.join(trained)})/.*"
+    if not values["enable_world"]:
+        if not values["freeze_cosmos_vae"]:
+            raise errors.UserError("--from-json: enable_world is false, so freeze_cosmos_vae must be true")
+        config.model.world = None
+        config.data.clip.world_size = 0
+        config.data.clip.labels = "original"
+        return
+    config.model.world.compat = "original"
+    config.model.world.layout = values["world_projection_mode"]
+    config.model.world.architecture = values["projection_architecture"]
+
+
+def _optimizer(config: ml_collections.ConfigDict, values: Mapping[str, Any], notes: list[str]) -> None:
+    config.global_batch = values["batch_size"] * values["gradient_accumulation_steps"]
+    config.optimizer.accumulate = values["gradient_accumulation_steps"]
+    config.optimizer.learning_rate = float(values["learning_rate"])
+    config.optimizer.weight_decay = float(values["weight_decay"])
+    config.optimizer.warmup_steps = values["warmup_steps"]
+    config.optimizer.clip_norm = float(values["max_grad_norm"])
+    notes.append("global_batch is that of one device: multiply it by theirs")
+    if values["max_steps"] is not None:
+        config.steps = values["max_steps"]
+    elif values["num_samples"] is not None:
+        config.steps = max(1, math.ceil(values["num_samples"] * values["num_epochs"] / config.global_batch))
+    else:
+        epochs = values["num_epochs"]
+        notes.append(f"steps: {epochs} epochs are {epochs} * conversations / global_batch: set it")
+
+
+def _data(config: ml_collections.ConfigDict, values: Mapping[str, Any], notes: list[str]) -> None:
+    name = values["dataset_name"]
+    if name not in _FORMATS:
+        raise errors.UserError(f"--from-json: dataset_name is {name!r}, expected one of {', '.join(_FORMATS)}")
+    config.data.records = f"data/{name}/conversations"
+    config.data.threads = max(1, values["num_workers"])
+    config.data.conversations = {
+        "format": _FORMATS[name],
+        "path": values["train_dataset_path"] or "",
+        "images": values["image_folder"] or "",
+        "question": values["question_template"],
+        "draw_boxes": values["draw_bboxes"],
+        "limit": values["num_samples"] or 0,
+        "val_share": 0.01,
+    }
+    if not values["train_dataset_path"]:
+        notes.append(f"data.conversations.path: name the files of {name} on this machine")
+    longest = values["max_seq_length"]
+    config.data.clip.lengths = (*(length for length in config.data.clip.lengths if length < longest), longest)
+
+
+def recipe(path: pathlib.Path) -> str:
+    """The text of a recipe that trains as the original does with a JSON config."""
+    found = translate(read(path))
+    values = pprint.pformat(found.config.to_dict(), width=110, sort_dicts=False)
+    notes = "\n".join(f"  {note}" for note in found.notes)
+    return (
+        f'"""TheWorld as {path.name} of the original trains it.\n\n{notes}\n\n'
+        "model.world.compat = 'original' keeps what published checkpoints depend on; '' is the sound choice.\n"
+        '"""\n\nimport ml_collections\n\n\n'
+        'def get_config(variant: str = "") -> ml_collections.ConfigDict:\n'
+        f"    return ml_collections.ConfigDict(VALUES).lock()\n\n\nVALUES = {values}\n"
+    )
