@@ -8,6 +8,7 @@ verify   what import wrote against the checkpoint that it came from
 """
 
 import argparse
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -138,6 +139,13 @@ def _add_weights(parser: argparse.ArgumentParser, *, output: str) -> None:
     parser.add_argument(
         "--dtype", choices=importing.DTYPES, help="store in this type (default: the file's; not for autoencoders)"
     )
+    parser.add_argument(
+        "--base",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="checkpoint that has what the source lacks, as Gemma-3 and an autoencoder for TheWorld; may be repeated",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier import wrote")
 
 
@@ -168,6 +176,11 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument("--dtype", choices=importing.DTYPES, help="write in this type (default: as stored)")
     parser.add_argument("--step", type=int, help="step of a run (default: the newest)")
+    parser.add_argument(
+        "--trained",
+        action="store_true",
+        help="of a run, write only what it trained, as TheWorld's own checkpoints (default: everything)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote")
 
 
@@ -184,6 +197,7 @@ def _import(arguments: argparse.Namespace) -> None:
             average=arguments.ema,
             lora_alpha=arguments.lora_alpha,
             adapters=None if arguments.adapters is None else str(arguments.adapters),
+            bases=tuple(arguments.base),
         ),
     )
     plan, record = importing.import_weights(
@@ -222,7 +236,11 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    export = exporting.export_adapters if arguments.adapters else exporting.export_weights
+    export: Callable[..., exporting.Summary] = exporting.export_weights
+    if arguments.adapters:
+        export = exporting.export_adapters
+    elif arguments.trained:
+        export = functools.partial(export, trained=True)
     summary = export(
         arguments.directory,
         arguments.output,

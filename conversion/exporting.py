@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -14,7 +15,7 @@ import rich.console
 
 from conversion import engine, families, folders, importing, outputs, sources, tensor_files, torch_files
 from conversion import lora as lora_keys
-from jworld import errors
+from jworld import errors, runs
 from jworld.models.layers import lora
 
 #: Bytes of tensors above which the file is split.
@@ -56,6 +57,7 @@ def export_weights(
     layout: str | None = None,
     dtype: str | None = None,
     step: int | None = None,
+    trained: bool = False,
     overwrite: bool = False,
     max_file: int = MAX_FILE,
     console: rich.console.Console | None = None,
@@ -69,6 +71,7 @@ def export_weights(
       layout: a key of the family's layouts; None for that of the import, else the first one.
       dtype: one of `importing.DTYPES`, None to keep the stored one.
       step: of a run, None for the newest.
+      trained: write only what the run trained, where the other program keeps it so.
       overwrite: replace what an earlier export wrote.
       max_file: bytes of tensors above which there are several files and an index.
       console: shows the progress.
@@ -85,20 +88,28 @@ def export_weights(
     keys, model = layouts[chosen], weights.target.model_config
     config = keys.to_config(model)
     tensors = _tensors(weights, keys.rules(model), dtype)
+    if trained:
+        tensors = _trained(weights, keys, tensors)
+        if keys.trained_config is not None:
+            config |= keys.trained_config({tensor.place.path for tensor in tensors})
     torch_file = output.suffix in torch_files.SUFFIXES
     if torch_file:
         torch_files.require()
     parts = [tensors] if torch_file else split(tensors, max_file)
-    names = [*_names(output, len(parts)), "config.json"]
+    beside = weights.path / runs.ENCODERS
+    carried = [name for name in keys.carried if (beside / name).is_file()]
+    names = [*carried, *_names(output, len(parts), keys.weights_name), "config.json"]
     if output.suffix in outputs.FILES and weights.path.absolute() in (output.absolute(), output.absolute().parent):
         raise errors.UserError(f"--output {output}: lies in the folder of the weights: choose another place")
     with outputs.destination(output, names, _is_export, overwrite=overwrite) as (folder, files):
         outputs.check_space(output, (1 + torch_file) * sum(tensor.size for tensor in tensors))
-        shards = dict(zip([folder / name for name in names], parts, strict=False))
+        for name in carried:
+            shutil.copyfile(beside / name, folder / name)
+        shards = dict(zip([folder / name for name in names[len(carried) :]], parts, strict=False))
         _write(weights, shards, console)
         if torch_file:
             mapped = next(iter(shards)).rename(folder / "weights.safetensors")
-            torch_files.write(folder / names[0], mapped)
+            torch_files.write(folder / names[len(carried)], mapped)
         if len(parts) > 1:
             _write_index(folder / names[-2], shards)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -152,12 +163,24 @@ def export_adapters(
     return Summary(files, keys, len(tensors), sum(sizes), sum(tensor.size for tensor in tensors), [])
 
 
+def _trained(weights: folders.Weights, keys: families.KeyLayout, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Those of the parameters that a run trained, from all of them."""
+    if keys.trained_config is None:
+        raise errors.UserError(f"--trained: files in the layout of {keys.title} hold everything: leave it out")
+    if not isinstance(weights, folders.Folder):
+        raise errors.UserError(f"--trained: {weights.path} is no run: leave it out")
+    pattern = re.compile(weights.config.optimizer.trainable)
+    return [tensor for tensor in tensors if pattern.fullmatch(tensor.place.path)]
+
+
 def _is_export(output: pathlib.Path) -> bool:
     """True for a folder with an export in it and nothing else."""
     suffixes = (".safetensors", sources.INDEX_SUFFIX)
-    files = [
-        child.is_file() and (child.name.endswith(suffixes) or child.name == "config.json") for child in output.iterdir()
-    ]
+    others = {
+        "config.json",
+        *(name for each in families.FAMILIES.values() for x in each.layouts.values() for name in x.carried),
+    }
+    files = [child.is_file() and (child.name.endswith(suffixes) or child.name in others) for child in output.iterdir()]
     return all(files) and not folders.is_ours(output)
 
 
@@ -202,9 +225,9 @@ def split(tensors: Sequence[Tensor], max_file: int) -> list[list[Tensor]]:
     return parts
 
 
-def _names(output: pathlib.Path, count: int) -> list[str]:
+def _names(output: pathlib.Path, count: int, usual: str) -> list[str]:
     """File names: one, or the shards and their index."""
-    whole = output.name if output.suffix in outputs.FILES else sources.WEIGHTS_NAME
+    whole = output.name if output.suffix in outputs.FILES else usual
     if count == 1:
         return [whole]
     stem = whole.removesuffix(".safetensors")
@@ -226,7 +249,7 @@ def _write(
                 targets.setdefault(tensor.place.path, []).append((tensor, file, offsets[tensor.name]))
         task = bar.add_task("exporting", total=sum(tensor.size for tensors in parts.values() for tensor in tensors))
         non_finite = []
-        for parameter in weights.arrays:
+        for parameter in targets:
             array = weights.read(parameter)
             for tensor, file, offset in targets[parameter]:
                 value = np.empty(tensor.place.source_shape, tensor.dtype)

@@ -1,10 +1,13 @@
 """Checkpoint families: which files belong to which system, and what their names, shapes and config.json tell."""
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import ml_collections
 
 from conversion import (
     cogvideox,
@@ -16,6 +19,8 @@ from conversion import (
     hunyuan,
     hunyuan_diffusers,
     hunyuan_vae,
+    sources,
+    theworld,
     wan_vae,
     worldplay,
 )
@@ -41,6 +46,14 @@ class KeyLayout:
       prefixes: how names of the key table begin, and those of averaged weights; files may also have neither.
       ignored: names of tensors that are no weights.
       adapter_prefix: how names begin in a file of adapters alone (peft); None where the other program has no such file.
+      from_base: names of tensors of a checkpoint that another was trained from -> their names in this layout, in the
+        order of its answer {name here: name there}; None where checkpoints hold everything.
+      embedding: the tensor that may have more rows than the model; None without one.
+      rows: content of a config.json -> how many rows of it the model has, None where it does not say.
+      weights_name: of the file in an exported folder.
+      carried: files beside the weights, such as those of a tokenizer, that go with them in and out.
+      trained_config: paths of the parameters that a run trained -> more of its config.json, where nothing else is
+        written; None where the other program wants everything.
     """
 
     name: str
@@ -54,6 +67,12 @@ class KeyLayout:
     prefixes: tuple[str, ...] = ()
     ignored: re.Pattern[str] = re.compile(r"(?!)")
     adapter_prefix: str | None = None
+    from_base: Callable[[Iterable[str]], dict[str, str]] | None = None
+    embedding: str | None = None
+    rows: Callable[[Mapping[str, Any] | None], int | None] = lambda config: None
+    weights_name: str = sources.WEIGHTS_NAME
+    carried: tuple[str, ...] = ()
+    trained_config: Callable[[Iterable[str]], dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +85,7 @@ class Runs:
       variants: published model -> its `config.sample.rollout`, as far as it is not the recipe's.
       guess_variant: path of a checkpoint, fields that its shapes tell -> the key of the published model it may be.
       recipes: of published models whose recipe is another.
+      fit: sets what else of a config follows from its model.
     """
 
     system: str
@@ -73,6 +93,7 @@ class Runs:
     variants: Mapping[str, Mapping[str, Any]]
     guess_variant: Callable[[pathlib.Path, Mapping[str, Any]], str]
     recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fit: Callable[[ml_collections.ConfigDict], None] = lambda config: None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,6 +271,34 @@ _COGVIDEOX = (
 )
 
 
+def _theworld(style: str, title: str) -> KeyLayout:
+    return KeyLayout(
+        name=style,
+        title=title,
+        marks=theworld.marks(style),
+        rules=functools.partial(theworld.rules, style=style),
+        from_shapes=functools.partial(theworld.from_shapes, style=style),
+        from_config=theworld.from_config,
+        to_config=theworld.to_config,
+        limits=theworld.limits,
+        ignored=theworld.IGNORED,
+        from_base=functools.partial(theworld.from_base, style=style),
+        embedding=theworld.embedding(style),
+        rows=theworld.rows,
+        weights_name="model.safetensors",
+        carried=theworld.CARRIED,
+        trained_config=theworld.trained_config if style == theworld.STYLE else None,
+    )
+
+
+_THEWORLD = (
+    _theworld("hub", "the published Gemma-3"),
+    _theworld("transformers4", "TheWorld and Gemma-3 of transformers 4"),
+    _theworld("transformers5", "Gemma-3 of transformers 5"),
+    _theworld("transformers5-saved", "Gemma-3 as transformers 5 saves it"),
+)
+
+
 def _by_name(*layouts: KeyLayout) -> dict[str, KeyLayout]:
     return {layout.name: layout for layout in layouts}
 
@@ -292,6 +341,18 @@ FAMILIES: dict[str, Family] = {
                 recipes=cogvideox_config.RECIPES,
             ),
             beside=cogvideox_config.beside,
+        ),
+        Family(
+            name="theworld",
+            layouts=_by_name(*_THEWORLD),
+            describe=theworld.describe,
+            runs=Runs(
+                system="theworld",
+                recipe=theworld.RECIPE,
+                variants={theworld.VARIANT: {}},
+                guess_variant=theworld.guess_variant,
+                fit=theworld.fit,
+            ),
         ),
         Family(
             name="wan-vae",

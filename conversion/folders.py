@@ -1,6 +1,7 @@
 """Weights that jworld wrote (imported, of a run, released, an autoencoder's), read one parameter at a time."""
 
 import abc
+import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,13 @@ _DOWN, _UP = "/lora/a", "/lora/b"
 def is_folder(path: pathlib.Path) -> bool:
     """True for a folder that jworld wrote, which has weights and the config of a run."""
     holders = (runs.WEIGHTS, runs.IMPORTED, runs.CHECKPOINTS)
-    return (path / run_config.FILE_NAME).is_file() and any((path / name).exists() for name in holders)
+    if not any((path / name).exists() for name in holders):
+        return False
+    try:
+        # Other programs name their files config.json and model.safetensors, too.
+        return "system" in json.loads((path / run_config.FILE_NAME).read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def is_ours(path: pathlib.Path) -> bool:

@@ -4,6 +4,7 @@ Source: the key tables of transformers 4.56 and 5.x, `models/gemma3`.
 """
 
 import dataclasses
+import re
 
 from conversion.engine import IDENTITY, TRANSPOSED, Rule, patch_kernel
 from jworld.models.gemma3.config import Gemma3Config
@@ -28,6 +29,8 @@ STYLES = {
 #: The head in old files, equal to the embedding.
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 
+#: How keys of the vision tower go on: some styles put a word more between.
+_VISION_BEGINS = re.compile(r"(embeddings|encoder|post_layernorm)\.")
 # Theirs -> ours, below a layer.
 _TEXT_MATRICES = (
     *(
@@ -83,3 +86,14 @@ def rules(cfg: Gemma3Config, names: Names) -> tuple[Rule, ...]:
         Rule(names.projector + "mm_input_projection_weight", "projector/linear/kernel"),
         Rule(names.projector + "mm_soft_emb_norm.weight", "projector/norm/scale"),
     )
+
+
+def restyle(name: str, style: str) -> str | None:
+    """A tensor's name of any style in another; None for one that belongs to no part of Gemma-3."""
+    wanted = STYLES[style]
+    for part in ("text", "vision", "projector"):
+        for names in STYLES.values():
+            rest = name.removeprefix(getattr(names, part))
+            if rest != name and (part != "vision" or _VISION_BEGINS.match(rest)):
+                return getattr(wanted, part) + rest
+    return None

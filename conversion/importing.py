@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -71,6 +72,7 @@ class Plan:
       published: hyper-parameters that nothing but the published values tells.
       params: path -> shape and dtype on disk of every parameter.
       places: path -> the tensors of that parameter.
+      selection: which of the file's weights, and of which bases.
       ignored, initial: the exceptions that were allowed: tensors without a place, and places without a tensor.
     """
 
@@ -85,6 +87,7 @@ class Plan:
     places: Mapping[str, Mapping[str, engine.Place]]
     ignored: Sequence[str]
     initial: Sequence[str]
+    selection: selecting.Selection
 
     @property
     def size(self) -> int:
@@ -101,6 +104,8 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     """
     where = str(opened.path)
     family, layout = families.detect(opened.tensors, where, family=options.family)
+    settings = resolving.parse_settings(options.settings)
+    options = dataclasses.replace(options, selection=_with_rows(options, opened, layout, settings))
     source = selecting.Selected(opened, layout, options.selection)
     selecting.check(source, options.selection)
     found = {name: info.shape for name, info in source.tensors.items()}
@@ -109,7 +114,6 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     if source.config is not None:
         config_path = str(source.files[0].parent / "config.json")
         downloaded = (config_path, layout.from_config(source.config, config_path))
-    settings = resolving.parse_settings(options.settings)
     config, variant = None, None
     target: Target
     if family.runs is None:
@@ -134,10 +138,25 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     params, mixed = _with_dtypes(params, places, source, options.dtype)
     if family.autoencoder and (other := {str(leaf.dtype) for leaf in params.values()} - set(DTYPES)):
         raise errors.UserError(f"{where}: has tensors of {', '.join(sorted(other))}, expected {', '.join(DTYPES)}")
-    engine.check([*listed, *mixed], where, "give the model's sizes with --set, or allow exceptions with --allow")
+    base = "" if layout.from_base is None else "name what it was trained from with --base, "
+    engine.check([*listed, *mixed], where, f"{base}give the model's sizes with --set, or allow exceptions with --allow")
     ignored = [problem.name for problem in allowed if problem.kind == "unexpected"]
     initial = [problem.name for problem in allowed if problem.kind == "missing"]
-    return Plan(family, layout, source, target, config, variant, published, params, places, ignored, initial)
+    return Plan(
+        family, layout, source, target, config, variant, published, params, places, ignored, initial, options.selection
+    )
+
+
+def _with_rows(
+    options: Options, opened: sources.Source, layout: families.KeyLayout, settings: Mapping[str, Any]
+) -> selecting.Selection:
+    """The selection with as many rows of the embedding as the model has, where something says how many."""
+    if layout.embedding is None or options.selection.rows is not None:
+        return options.selection
+    rows = settings.get("model.vocabulary")
+    if rows is None and options.recipe is not None:
+        rows = run_config.load_recipe(options.recipe).model.get("vocabulary")
+    return dataclasses.replace(options.selection, rows=layout.rows(opened.config) if rows is None else rows)
 
 
 def _check_autoencoder(family: families.Family, options: Options) -> None:
@@ -268,7 +287,7 @@ def import_weights(
             arrays = {
                 path: store.LazyArray(leaf.shape, leaf.dtype, readers[path].read) for path, leaf in plan.params.items()
             }
-            record = _record(plan, options.selection)
+            record = _record(plan)
             if isinstance(plan.target, autoencoders.Target):
                 autoencoders.write_file(partial, plan.target, arrays, record)
             else:
@@ -281,7 +300,19 @@ def import_weights(
             if plan.config is not None:
                 (partial / runs.IMPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
                 run_config.save(plan.config, partial)
+                _carry(plan, partial / runs.ENCODERS)
     return plan, record
+
+
+def _carry(plan: Plan, folder: pathlib.Path) -> None:
+    """Copy what belongs to the weights and is none of them; of several checkpoints the first that has a file."""
+    origins = [file.parent for file in plan.source.files[:1]]
+    origins += [path if path.is_dir() else path.parent for path in map(pathlib.Path, plan.selection.bases)]
+    for name in plan.layout.carried:
+        found = next((origin / name for origin in origins if (origin / name).is_file()), None)
+        if found is not None:
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(found, folder / name)
 
 
 @contextlib.contextmanager
@@ -301,7 +332,7 @@ def _destination(plan: Plan, output: pathlib.Path, overwrite: bool) -> Iterator[
         yield partial / name
 
 
-def _record(plan: Plan, selection: selecting.Selection) -> dict[str, Any]:
+def _record(plan: Plan) -> dict[str, Any]:
     source = plan.source
     return {
         "family": plan.family.name,
@@ -312,7 +343,7 @@ def _record(plan: Plan, selection: selecting.Selection) -> dict[str, Any]:
         "tensors": sum(map(len, plan.places.values())),
         "parameters": sum(math.prod(leaf.shape) for leaf in plan.params.values()),
         "dtype": ", ".join(sorted({str(leaf.dtype) for leaf in plan.params.values()})),
-        "selection": dataclasses.asdict(selection),
+        "selection": dataclasses.asdict(plan.selection),
         "ignored": list(plan.ignored),
         "initial": list(plan.initial),
     }

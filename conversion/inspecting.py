@@ -63,7 +63,7 @@ def _inspect_weights(path: pathlib.Path, step: int | None) -> dict[str, str]:
 
 def _network(family: families.Family, layout: str, facts: Mapping[str, Any]) -> dict[str, str]:
     named = {"num_layers": "layers", "num_heads": "heads"}
-    rows = {named.get(key, key): _text(value) for key, value in sorted(facts.items())}
+    rows = {named.get(key, key): _text(value) for key, value in sorted(_flat(facts).items())}
     first = ("layers", "width", "heads")
     return {
         "family": family.name,
@@ -72,6 +72,19 @@ def _network(family: families.Family, layout: str, facts: Mapping[str, Any]) -> 
         **{key: rows[key] for key in first if key in rows},
         **{key: rows[key] for key in rows if key not in first},
     }
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of a config by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, Normalisation):
+            inner = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            prefix = "" if key == "gemma" else f"{key}."
+            flat |= {prefix + name: each for name, each in inner.items() if name not in resolving.FREE}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _text(value: Any) -> str:

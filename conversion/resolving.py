@@ -13,7 +13,7 @@ from jworld import errors, systems
 #: Beside this package in a checkout; an installed package comes without.
 _RECIPES = pathlib.Path(__file__).parents[1] / "configs"
 #: How a network is computed, and not what it is: no place contradicts another about these.
-FREE = ("dtype", "param_dtype", "remat", "attention")
+FREE = ("dtype", "param_dtype", "frozen_dtype", "remat", "attention")
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -56,15 +56,23 @@ def resolve(
     if downloaded is not None:
         told[downloaded[0]] = downloaded[1]
     if recipe is not None:
-        told[f"--config={recipe}"] = {key: value for key, value in config.model.items() if key not in FREE}
+        told[f"--config={recipe}"] = {key: value for key, value in _flat(config.model).items() if key not in FREE}
     model_settings = {key.removeprefix("model."): settings[key] for key in settings if key.startswith("model.")}
     told["--set"] = {key: value for key, value in model_settings.items() if key not in FREE}
     facts = agreed(told, "model.")
     free = {key: value for key, value in model_settings.items() if key in FREE}
     with config.unlocked():
-        published = [key for key in config.model if key not in facts and key not in FREE]
-        config.model.update({**facts, **free})
+        if "world" in facts and any(key.startswith("world.") for key in facts):
+            raise errors.UserError(
+                "the model is to have a world, but the checkpoint has no autoencoder: name one with --base, or a "
+                "recipe without a world"
+            )
+        published = [key for key in _flat(config.model) if key not in facts and key not in FREE]
+        if facts.get("world", "") is None:
+            published = [key for key in published if not key.startswith("world.")]
+        _assign(config.model, {**facts, **free})
         config.sample.rollout.update(runs.variants[variant])
+        runs.fit(config)
     values = config.to_dict()
     for key, value in settings.items():
         if not key.startswith("model."):
@@ -78,6 +86,28 @@ def resolve(
         told_by = f"nothing tells {' and '.join(unknown)} of these weights, " if unknown else ""
         raise errors.UserError(f"the weights make no model: {error}: {told_by}give {keys}") from error
     return config.lock(), published
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = _flat(value) if isinstance(value, ml_collections.ConfigDict) else None
+        flat |= {key: value} if inner is None else {f"{key}.{name}": each for name, each in inner.items()}
+    return flat
+
+
+def _assign(section: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
+    """The inverse of `_flat`, into what is there."""
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        node = section
+        for parent in parents:
+            node = node[parent]
+        # None, where a whole section is not wanted.
+        if name in node and isinstance(node[name], ml_collections.ConfigDict):
+            del node[name]
+        node[name] = value
 
 
 def _base_config(runs: families.Runs, recipe: str | None, published: str) -> ml_collections.ConfigDict:

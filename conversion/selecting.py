@@ -27,11 +27,15 @@ class Selection:
       average: the averaged ones, where the file has both.
       lora_alpha: adapters count alpha / rank; None for a factor of 1, as in the original's recipes.
       adapters: path of a file of adapters to merge into the weights.
+      bases: paths of checkpoints that have what the file lacks.
+      rows: of the embedding, the first ones; None for all.
     """
 
     average: bool = False
     lora_alpha: float | None = None
     adapters: str | None = None
+    bases: tuple[str, ...] = ()
+    rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +71,22 @@ class Selected(sources.Source):
                 names[f"{stem}.weight"] = names.pop(base)
                 self._add(f"{stem}.weight", names[f"{stem}.weight"], pair)
         self._names = names
+        self._bases: dict[str, tuple[sources.Source, str]] = {}
+        for base in selection.bases:
+            self._add_base(pathlib.Path(base), layout)
         if selection.adapters is not None:
             self._add_file(pathlib.Path(selection.adapters), layout)
         self.tensors = {name: source.tensors[inside] for name, inside in names.items()}
+        self.tensors |= {name: base.tensors[inside] for name, (base, inside) in self._bases.items()}
+        self._trim(layout, selection.rows)
 
     def read(self, name: str, index: sources.Index | None = None) -> np.ndarray:
         """As of any source; a merged matrix is computed in float32."""
+        if name in self._bases or index is None:
+            index = tuple(index or (slice(0, size) for size in self.tensors[name].shape))
+        if name in self._bases:
+            base, inside = self._bases[name]
+            return base.read(inside, index)
         value = self._source.read(self._names[name], index)
         if name not in self._merged:
             return value
@@ -82,6 +96,25 @@ class Selected(sources.Source):
         b = pair.source.read(pair.up, (rows,)).astype(np.float32)
         factor = 1.0 if self._alpha is None else self._alpha / len(a)
         return (value.astype(np.float32) + np.float32(factor) * (b @ a)).astype(value.dtype)
+
+    def _add_base(self, path: pathlib.Path, layout: families.KeyLayout) -> None:
+        """Every tensor of another checkpoint that neither the file nor an earlier base has."""
+        if layout.from_base is None:
+            raise errors.UserError(f"--base {path}: checkpoints of {layout.title} hold everything: leave --base out")
+        opened = sources.open_source(path)
+        self._source.adopt(opened)
+        found = layout.from_base(opened.tensors)
+        if not found:
+            raise errors.UserError(f"--base {path}: has no tensor of this model: name another checkpoint")
+        for name, inside in found.items():
+            if name not in self._names and name not in self._bases:
+                self._bases[name] = (opened, inside)
+
+    def _trim(self, layout: families.KeyLayout, rows: int | None) -> None:
+        """Leave the last rows of the embedding out, which no token of the model uses."""
+        info = self.tensors.get(layout.embedding or "")
+        if layout.embedding and info is not None and rows is not None and rows < info.shape[0]:
+            self.tensors[layout.embedding] = sources.TensorInfo((rows, *info.shape[1:]), info.dtype)
 
     def _add_file(self, path: pathlib.Path, layout: families.KeyLayout) -> None:
         """Adapters of every matrix that a file of its own has some for."""

@@ -1,11 +1,48 @@
-"""Keys of TheWorld: Gemma-3, the projection of the world, and the autoencoder (`cosmos_vae`, names of diffusers)."""
+"""Keys of TheWorld: Gemma-3, the projection of the world, and the autoencoder (`cosmos_vae`, names of diffusers).
 
-from conversion import gemma3, wan_vae
-from conversion.engine import TRANSPOSED, Rule
+A checkpoint of the original holds what was trained and nothing else; its base are the published Gemma-3 and the
+autoencoder of Cosmos-Predict2. `from_base` finds the tensors of these under the names of a checkpoint.
+"""
+
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from conversion import gemma3, gemma3_config, wan_vae
+from conversion.engine import TRANSPOSED, Rule, Shape
+from jworld import errors
+from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 
 AUTOENCODER = "cosmos_vae."
-_PROJECTION = "world_projector.projection"
+PROJECTION = "world_projector.projection"
+#: The style of the original's checkpoints.
+STYLE = "transformers4"
+#: A second name of the autoencoder in a whole state, and the head, which is the embedding.
+IGNORED = re.compile(r"cosmos_vae_encoder\..*|(language_model\.|model\.)?lm_head\.weight")
+#: Files of the tokenizer and of the processor.
+CARRIED = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+RECIPE, VARIANT = "theworld.py:projection", "theworld"
+
+
+def marks(style: str) -> tuple[str, ...]:
+    """Names of tensors that show a style."""
+    vision = (gemma3.STYLES[style].vision + "post_layernorm.weight",)
+    return (*vision, PROJECTION + ".weight", PROJECTION + ".0.weight") if style == STYLE else vision
 
 
 def rules(cfg: TheWorldConfig, style: str) -> tuple[Rule, ...]:
@@ -20,8 +57,8 @@ def _projection(world: WorldConfig) -> list[Rule]:
         rule
         for number, name in layers.items()
         for rule in (
-            Rule(f"{_PROJECTION}{number}.weight", f"world/{name}/kernel", TRANSPOSED),
-            Rule(f"{_PROJECTION}{number}.bias", f"world/{name}/bias"),
+            Rule(f"{PROJECTION}{number}.weight", f"world/{name}/kernel", TRANSPOSED),
+            Rule(f"{PROJECTION}{number}.bias", f"world/{name}/bias"),
         )
     ]
 
@@ -29,3 +66,128 @@ def _projection(world: WorldConfig) -> list[Rule]:
 def _autoencoder(world: WorldConfig) -> list[Rule]:
     table = wan_vae.diffusers(world.autoencoder())
     return [Rule(AUTOENCODER + rule.source, "autoencoder/" + rule.target, rule.layout, rule.part) for rule in table]
+
+
+def from_base(names: Iterable[str], style: str) -> dict[str, str]:
+    """Names of tensors of a base, Gemma-3 in any style or the autoencoder -> their names in a checkpoint of a style."""
+    found: dict[str, str] = {}
+    for name in names:
+        own = gemma3.restyle(name, style) or (name if name.startswith((AUTOENCODER, PROJECTION)) else None)
+        if own is None and name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")):
+            own = AUTOENCODER + name
+        if own is not None:
+            found[own] = name
+    return found
+
+
+def embedding(style: str) -> str:
+    """The tensor whose first rows may be all that a model has: the original cuts it to its tokenizer's length."""
+    return gemma3.STYLES[style].text + "embed_tokens.weight"
+
+
+def from_shapes(shapes: Mapping[str, Shape], style: str) -> dict[str, Any]:
+    """Hyper-parameters that the tensors' shapes tell; those of the world begin with "world."."""
+    facts = gemma3_config.from_shapes(shapes, gemma3.STYLES[style])
+    codec = {name.removeprefix(AUTOENCODER): shape for name, shape in shapes.items() if name.startswith(AUTOENCODER)}
+    matrix = shapes.get(PROJECTION + ".weight") or shapes.get(PROJECTION + ".0.weight")
+    if not codec and matrix is None:
+        return facts | {"world": None}
+    told = wan_vae.diffusers_from_shapes(codec)
+    renamed = {
+        "latent_channels": "latent_channels",
+        "channels": "autoencoder_width",
+        "multipliers": "autoencoder_multipliers",
+        "blocks": "autoencoder_blocks",
+        "time_levels": "autoencoder_time_levels",
+    }
+    facts |= {f"world.{ours}": told[theirs] for theirs, ours in renamed.items() if theirs in told}
+    if matrix is not None and "latent_channels" in told:
+        facts["world.layout"] = "spatial" if matrix[1] == told["latent_channels"] else "channel"
+    if PROJECTION + ".weight" in shapes:
+        facts["world.architecture"] = "linear"
+    return facts
+
+
+def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Hyper-parameters that a config.json of Gemma-3 or of TheWorld tells."""
+    facts = gemma3_config.from_config(config, where)
+    if config.get("model_type") != "the_world" or not config.get("enable_world", True):
+        return facts
+    # The original's tokenizer has the brackets behind all others, and the embedding its length.
+    rows = config.get("text_config", {}).get("vocab_size")
+    brackets = {"world.start_token": rows - 2, "world.end_token": rows - 1} if isinstance(rows, int) else {}
+    compat = config.get("jworld_compat", "original")
+    return facts | {
+        "world.compat": compat,
+        "world.layout": config.get("world_projection_mode", "spatial"),
+        "world.architecture": config.get("projection_architecture", "mlp"),
+        **brackets,
+    }
+
+
+def rows(config: Mapping[str, Any] | None) -> int | None:
+    """Of the embedding, by the config.json of a checkpoint; None where it does not say."""
+    found = ((config or {}).get("text_config") or {}).get("vocab_size")
+    return found if isinstance(found, int) else None
+
+
+def to_config(cfg: TheWorldConfig) -> dict[str, Any]:
+    """Content of the config.json beside exported weights."""
+    values = gemma3_config.to_config(cfg.gemma)
+    world = cfg.world
+    if world is None:
+        return values
+    if world.codec or world.steps:
+        raise errors.UserError(
+            "the model reads its world through a codec of its own or predicts frames, which the original does not: "
+            "there is no config.json for it"
+        )
+    return values | {
+        "architectures": ["TheWorld"],
+        "model_type": "the_world",
+        "enable_world": True,
+        "gemma_model_name": "google/gemma-3-4b-it",
+        "cosmos_model_name": "nvidia/Cosmos-Predict2-2B-Video2World",
+        "world_projection_mode": world.layout,
+        "projection_architecture": world.projection,
+        "freeze_gemma_vision": True,
+        "freeze_gemma_language": True,
+        "freeze_cosmos_vae": True,
+        # Not known there: the original would feed the autoencoder other pixels.
+        "jworld_compat": world.compat,
+    }
+
+
+def trained_config(paths: Iterable[str]) -> dict[str, Any]:
+    """Which parts were frozen, by the paths of the parameters that were trained."""
+    trained = {path.split("/", 1)[0] for path in paths}
+    return {
+        "freeze_gemma_vision": "vision" not in trained,
+        "freeze_gemma_language": "language" not in trained,
+        "freeze_cosmos_vae": "autoencoder" not in trained,
+    }
+
+
+def limits(cfg: TheWorldConfig) -> list[str]:
+    """Why the original would compute something else with these weights."""
+    if cfg.world is None or cfg.world.original:
+        return []
+    return ["compat is '', there the autoencoder gets pixels in 0..255, and images are read causally"]
+
+
+def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
+    """There is one."""
+    return VARIANT
+
+
+def fit(config: ml_collections.ConfigDict) -> None:
+    """Pictures have the sizes that the model reads."""
+    config.data.clip.image_size = config.model.get("image_size", Gemma3Config.image_size)
+    world = config.model.get("world")
+    if world is not None:
+        config.data.clip.world_size = world.image_size
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """Fields of the model config, as far as known -> which network this is, in words."""
+    return "Gemma-3" if facts.get("world", "") is None else "TheWorld (Gemma-3 with a world)"

@@ -8,9 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.parity
 
-PENDING = {
-    "theworld/theworld_checkpoint",
-}
+PENDING: set[str] = set()
 
 CHECKS: dict[str, golden_cases.Check] = golden_cases.merged(parity_checks, "CHECKS")
 TOLERANCES: dict[str, tuple[float, str]] = golden_cases.merged(parity_checks, "TOLERANCES")

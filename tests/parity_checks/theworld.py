@@ -1,9 +1,14 @@
 """Gemma-3 and TheWorld: logits and what lies before them, generated tokens, losses and gradients."""
 
 import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import converted
 import golden_cases
 import jax
 import jax.numpy as jnp
@@ -11,7 +16,9 @@ import numpy as np
 import PIL.Image
 from flax import nnx
 
+from conversion import __main__ as conversion
 from conversion import engine, gemma3, theworld
+from jworld import config, runs
 from jworld.data.conversations import pictures
 from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.config import Gemma3Config
@@ -197,7 +204,7 @@ def batch_of(case: golden_cases.GoldenCase, cfg: Gemma3Config) -> dict[str, jax.
     """Of the system, but that the images of the prompt are floats already: the case has no bytes of them."""
     inputs = case.inputs
     pixels = by_rows(cfg, inputs["input_ids"], inputs["pixel_values"])
-    images = [PIL.Image.fromarray(inputs[f"image_{i}"]) for i in range(len(case.config["image_sizes_wh"]))]
+    images = [PIL.Image.fromarray(inputs[f"image_{i}"]) for i in range(len(inputs["input_ids"]))]
     return {
         "tokens": jnp.asarray(inputs["input_ids"]),
         "mask": jnp.asarray(inputs["attention_mask"]) == 1,
@@ -269,11 +276,49 @@ def _preprocess(case: golden_cases.GoldenCase) -> float:
     return golden_cases.largest_error(outputs, case.outputs)
 
 
+def _checkpoint(case: golden_cases.GoldenCase) -> float:
+    """A checkpoint over its base, imported by the command; exported again it is what it was."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        checkpoint, base = case.path / "checkpoint", folder / "base"
+        base.mkdir()
+        shutil.copy(case.path.parent / case.config["base_case"] / "weights.safetensors", base / "model.safetensors")
+        parts = {"vision": "vision|projector", "language": "language", "vae": "autoencoder"}
+        trained = "|".join(["world", *(parts[part] for part, frozen in case.config["freeze"].items() if not frozen)])
+        settings = ["model.dtype=float32", "model.frozen_dtype=None", f"optimizer.trainable=({trained})/.*"]
+        options = [part for setting in settings for part in ("--set", setting)]
+        ours, exported = folder / "ours", folder / "exported"
+        conversion.main(["import", str(checkpoint), "--base", str(base), "--output", str(ours), *options])
+        conversion.main(["export", str(ours), "--trained", "--output", str(exported)])
+        assert converted.contents(exported) == converted.contents(checkpoint)
+        written, told = (json.loads((path / "config.json").read_text()) for path in (exported, checkpoint))
+        assert written.items() >= {key: told[key] for key in told if key.startswith(("freeze_", "world_"))}.items()
+        model, _ = runs.load_model(ours, config.load(ours))
+    assert isinstance(model, TheWorld)
+    batch = batch_of(case, model.cfg)
+    latents = jax.jit(TheWorld.latents)(model, batch.pop("world_pixels"))
+
+    @compiled
+    def forward(model: TheWorld, batch: dict[str, jax.Array], latents: jax.Array) -> dict[str, jax.Array]:
+        fused = model.fuse(batch["tokens"], batch["mask"], batch["pixel_values"], latents)
+        logits = model.language.logits(model.language(fused.embeds, mask=fused.mask, images=fused.images))
+        settings = objective.ObjectiveConfig(chunk=16)
+        loss, _ = objective.latent_loss(model, batch, batch["pixel_values"], latents, settings)
+        return {
+            "fused_attention_mask": fused.mask,
+            "logits": logits * fused.mask[..., None],
+            "loss": loss[None],
+        }
+
+    return golden_cases.largest_error(forward(model, batch, latents), case.outputs)
+
+
 CHECKS = {
     "theworld/gemma3_generate": _generate,
     "theworld/gemma3_image_text": _forward,
     "theworld/gemma3_text": _forward,
     "theworld/theworld_channel": _world,
+    "theworld/theworld_checkpoint": _checkpoint,
     "theworld/theworld_preprocess": _preprocess,
     "theworld/theworld_spatial": _world,
 }

@@ -1,0 +1,84 @@
+"""Gemma-3 in every style of names, with more rows than the model, and TheWorld over its bases."""
+
+import json
+import pathlib
+import shutil
+
+import converted
+import golden_cases
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from conversion import __main__ as conversion
+from conversion import folders, gemma3, importing, theworld
+from jworld import errors
+from jworld.models.gemma3.config import Gemma3Config
+
+GOLDEN = golden_cases.DEFAULT_ROOT / "theworld"
+
+
+@pytest.fixture
+def gemma(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A small published Gemma-3 as downloaded."""
+    case = golden_cases.GoldenCase(GOLDEN / "gemma3_text")
+    folder = tmp_path / "gemma"
+    folder.mkdir()
+    shutil.copy(case.path / "weights.safetensors", folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(case.config))
+    for name in ("tokenizer.json", "preprocessor_config.json", "notes.txt"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_every_style_in_and_out(gemma: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """One import; each style's export holds the same tensors by its own names, and the files beside them."""
+    ours = tmp_path / "ours"
+    conversion.main(["import", str(gemma), "--output", str(ours)])
+    original = converted.contents(gemma)
+    for style in gemma3.STYLES:
+        exported = tmp_path / style
+        conversion.main(["export", str(ours), "--layout", style, "--output", str(exported)])
+        assert converted.contents(exported) == {gemma3.restyle(name, style): x for name, x in original.items()}
+        assert {path.name for path in exported.iterdir()} == {
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+            "tokenizer.json",
+        }
+        conversion.main(["verify", str(ours), str(exported)])
+
+
+def test_rows_that_no_token_uses_are_left_out(gemma: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    case = golden_cases.GoldenCase(GOLDEN / "gemma3_text")
+    options = importing.Options(settings=("model.vocabulary=157",))
+    importing.import_weights(gemma, tmp_path / "ours", options)
+    opened = folders.open_weights(tmp_path / "ours")
+    rows = opened.read("language/embedding")
+    np.testing.assert_array_equal(rows, case.weights["language_model.model.embed_tokens.weight"][:157])
+    conversion.main(["verify", str(tmp_path / "ours"), str(gemma)])
+
+
+def test_a_checkpoint_without_its_base_is_refused(tmp_path: pathlib.Path) -> None:
+    weights = {"world_projector.projection.0.weight": np.zeros((32, 16), np.float32)}
+    safetensors.numpy.save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(errors.UserError, match=r"missing .*cosmos_vae.*: name what it was trained from with --base"):
+        importing.import_weights(tmp_path, tmp_path / "ours", importing.Options())
+
+
+def test_both_versions_tell_the_same_config() -> None:
+    """Version 5 has a table of rotary settings per kind of layer."""
+    told = golden_cases.GoldenCase(GOLDEN / "gemma3_text").config
+    text = dict(told["text_config"])
+    old = {name: text.pop(name) for name in ("rope_theta", "rope_local_base_freq", "rope_scaling")}
+    text["rope_parameters"] = {
+        "full_attention": {"rope_theta": old["rope_theta"], **old["rope_scaling"]},
+        "sliding_attention": {"rope_type": "default", "rope_theta": old["rope_local_base_freq"]},
+    }
+    facts = theworld.from_config(told, "v4")
+    assert theworld.from_config(told | {"text_config": text}, "v5") == facts
+    assert facts["pattern"] == Gemma3Config().pattern
+    assert (facts["rope_theta"], facts["rope_factor"], facts["local_rope_factor"]) == (1e6, 8.0, 1.0)
+    text["rope_parameters"]["full_attention"]["rope_type"] = "yarn"
+    with pytest.raises(errors.UserError, match="full_attention are scaled by 'yarn'"):
+        theworld.from_config(told | {"text_config": text}, "v5")
