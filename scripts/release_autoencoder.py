@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     release.release(run.model, run.system.data.open(), arguments.output, console=rich.console.Console())
     size = arguments.output.stat().st_size / 1e6
     print(f"wrote the autoencoder of step {run.step} to {arguments.output} ({size:.1f} MB)")
-    print(f"next: python -m jworld.precompute --autoencoder {arguments.output} --help")
+    print(f"next: python -m jworld.precompute --autoencoder {arguments.output} --width ... --height ... --input ...")
 
 
 if __name__ == "__main__":
