@@ -46,3 +46,27 @@ class CacheReads:
 
     def close(self) -> None:
         jax.monitoring.unregister_event_listener(self._listen)
+
+
+class CompileTimes:
+    """Knows, of any time since it was entered, how much of it went into tracing and compiling programs."""
+
+    def __enter__(self) -> "CompileTimes":
+        self._spans: list[tuple[float, float]] = []
+        jax.monitoring.register_event_time_span_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_time_span_listener(self._listen)
+
+    def _listen(self, event: str, start_time: float, end_time: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self._spans.append((start_time, end_time))
+
+    def seconds(self, start: float, end: float) -> float:
+        """Of the time between two values of `time.time()`. Spans lie inside each other: each moment counts once."""
+        total, reached = 0.0, start
+        for first, last in sorted(self._spans):
+            total += max(min(last, end) - max(first, reached), 0)
+            reached = max(reached, min(last, end))
+        return total

@@ -3,6 +3,8 @@
 Rolls a trained model out from a first picture along a path of actions. Writes the video, what it was made with and how
 long that took (out.json), and with --sheet a picture of every chunk under its action (out.png). With --stream the video
 is a file that grows while it is made and can be watched meanwhile; no more than one chunk is in memory.
+
+A model that answers in text, TheWorld, prints its answer to --prompt about --image as it comes.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import PIL.ImageOps
 import rich.console
 import rich.progress
 
-from jworld import compilation, errors, reports, runs, sheets, systems
+from jworld import compilation, errors, reports, runs, sheets, spoken, systems
 from jworld import config as run_config
 from jworld import encoders as encoders_lib
 from jworld.data import episodes, video_stream
@@ -53,7 +55,7 @@ class Request:
 
     checkpoint: pathlib.Path
     prompt: str
-    out: pathlib.Path
+    out: pathlib.Path = pathlib.Path()
     image: pathlib.Path | None = None
     pose: str | None = None
     actions: str | None = None
@@ -68,41 +70,17 @@ class Request:
     stream: bool = False
 
 
-class CompileTimes:
-    """Knows, of any time since it was entered, how much of it went into tracing and compiling programs."""
-
-    def __enter__(self) -> "CompileTimes":
-        self._spans: list[tuple[float, float]] = []
-        jax.monitoring.register_event_time_span_listener(self._listen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        jax.monitoring.unregister_event_time_span_listener(self._listen)
-
-    def _listen(self, event: str, start_time: float, end_time: float, **_: str | int) -> None:
-        if event.startswith("/jax/core/compile/"):
-            self._spans.append((start_time, end_time))
-
-    def seconds(self, start: float, end: float) -> float:
-        """Of the time between two values of `time.time()`. Spans lie inside each other: each moment counts once."""
-        total, reached = 0.0, start
-        for first, last in sorted(self._spans):
-            total += max(min(last, end) - max(first, reached), 0)
-            reached = max(reached, min(last, end))
-        return total
-
-
-def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
-    """Roll out and write; -> what the JSON file holds.
+def generate(request: Request, config: ml_collections.ConfigDict, console: rich.console.Console) -> dict[str, Any]:
+    """Roll out with the resolved config and write; -> what the JSON file holds.
 
     Raises:
       UserError: something that is asked for is missing, damaged, or does not fit the model.
     """
     if request.out.suffix != ".mp4":
-        raise errors.UserError(f"--out is {request.out}, expected a name that ends in .mp4")
+        found = "missing" if request.out == Request.out else request.out
+        raise errors.UserError(f"--out is {found}, expected a name that ends in .mp4")
     if request.stream and request.sheet:
         raise errors.UserError("--sheet needs all frames at the end, --stream keeps none: leave one of them out")
-    config = resolve(request)
     system = systems.create(config)
     image = find_start(request.image, needed=system.needs_image)
     actions = system.controls(steering(request, system.steering), request.windows)
@@ -143,6 +121,23 @@ def generate(request: Request, console: rich.console.Console) -> dict[str, Any]:
     for path in write(request, rollout, facts):
         console.print(f"wrote {path}")
     return facts
+
+
+def answer(request: Request, config: ml_collections.ConfigDict, console: rich.console.Console) -> None:
+    """Ask a model that answers in text, and say how fast it was."""
+    for flag, value in (("--pose", request.pose), ("--actions", request.actions), ("--windows", request.windows)):
+        if value is not None:
+            raise errors.UserError(f"{flag} {value}: the model answers in text: leave it out")
+    images = [] if request.image is None else [read_image(request.image)]
+    run = runs.load(request.checkpoint, request.step, config=config, mesh=make_mesh(config), given=request.given)
+    out = None if request.out == Request.out else request.out
+    facts = spoken.answer(run, images, request.prompt, out, console)
+    timings = facts["timings"]
+    console.print(
+        f"{len(facts['tokens'])} tokens, {timings['tokens_per_second']:.1f} per second; the prompt took "
+        f"{timings['start_seconds']:.2f} s, compiling {timings['compile_seconds']:.1f} s"
+    )
+    console.print(f"next: another --prompt, or python -m jworld.evaluate --checkpoint {request.checkpoint}")
 
 
 def steering(request: Request, flag: str) -> str | None:
@@ -234,7 +229,7 @@ def roll_out(
     """Give `take` the frames of every chunk; -> how many they were, and how long they took, compiling told apart."""
     counts, spans = [], []
     session = run.system.session(run.model, run.encoders)
-    with CompileTimes() as compiling, jax.set_mesh(run.mesh):
+    with compilation.CompileTimes() as compiling, jax.set_mesh(run.mesh):
         began = time.time()
         session.reset(image, request.prompt, seed=request.seed)
         ready = time.time()
@@ -296,7 +291,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
     parser = argparse.ArgumentParser(
         prog="python -m jworld.generate",
         description="Roll a trained model out: a first picture, a caption and, where the model takes one, a path in, a "
-        "video out.",
+        "video out. Or ask a model that answers in text (TheWorld): a picture and a question in, its answer printed as "
+        "it comes.",
         epilog="How a path is written is the choice of the model's system. For WorldPlay 'w-3, right-4' walks 3 "
         "latents forward and turns right for 4 (a latent is 4 frames): w, s, a, d walk, right, left, up, down turn, "
         "and keys held together are joined as in w+right-4. With the first picture, which is a latent of its own, "
@@ -313,12 +309,16 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
         help="first picture; its middle is taken. For a model that continues videos also an .mp4, of its last frames; "
         "none for a model that makes clips of a caption alone",
     )
-    add("--prompt", default="", help="caption of the video (default: none)")
+    add("--prompt", default="", help="caption of the video, or the question (default: none)")
     add("--pose", help="path, such as a pose string or a JSON file of poses: see below; for models with actions")
     add("--actions", metavar="TOKENS", help="control tokens such as 'D*3,DR*2,N': see below; for models told by them")
     add("--windows", type=int, metavar="N", help="windows of a model without actions (default: one)")
     add(
-        "--out", required=True, type=pathlib.Path, metavar="FILE.mp4", help="the video; FILE.json tells how it was made"
+        "--out",
+        type=pathlib.Path,
+        default=Request.out,
+        metavar="FILE.mp4",
+        help="the video; FILE.json tells how it was made. Of a model that answers in text FILE.json, if any",
     )
     add("--sheet", action="store_true", help="also write FILE.png: every chunk's pictures under its action")
     add(
@@ -366,7 +366,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     startup.require_alone("python -m jworld.generate")
     compilation.use_cache()
     console = rich.console.Console(highlight=False, soft_wrap=True)
-    facts = generate(request, console)
+    config = resolve(request)
+    if systems.create(config).makes_text:
+        answer(request, config, console)
+        return
+    facts = generate(request, config, console)
     timings = facts["timings"]
     console.print(
         f"{facts['chunks'][-1]['stop']} frames, {timings['frames_per_second']:.1f} per second; a chunk takes "

@@ -17,7 +17,7 @@ def sample_run(workdir: pathlib.Path, console: rich.console.Console) -> None:
       UserError: the run's folder is incomplete, or `config.sample` or the data do not allow it.
     """
     run = runs.load(workdir)
-    if getattr(run.system, "makes_text", False):
+    if run.system.makes_text:
         run.system.sample_answers(run.model, run.encoders, workdir / runs.SAMPLES, console)
         return
     comparison = run.system.sample_rollout(run.model, run.encoders, run.config)

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import tiny_run
 
-from jworld import errors, generate, runs
+from jworld import compilation, errors, generate, runs
 from jworld.cameras import pose_strings, poses
 from jworld.data import episodes
 
@@ -233,7 +233,7 @@ def test_help_says_how_to_write_a_path(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_compiling_is_told_apart() -> None:
-    with generate.CompileTimes() as times:
+    with compilation.CompileTimes() as times:
         began = time.time()
         jax.jit(lambda x: jnp.tanh(x) * 3.25 + 0.875)(jnp.ones(7)).block_until_ready()
         compiled = time.time()

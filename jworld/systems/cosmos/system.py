@@ -34,6 +34,8 @@ class Cosmos:
     """
 
     sample_name: ClassVar[str] = "continuation"
+    #: It shows videos.
+    makes_text: ClassVar[bool] = False
     #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.

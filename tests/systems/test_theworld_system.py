@@ -1,0 +1,172 @@
+"""TheWorld: what each recipe trains, the fused sequence, the loss in chunks, answers with and without the cache."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from flax import nnx
+
+from jworld import config as run_config
+from jworld import systems
+from jworld.data.conversations import chat, training
+from jworld.models.theworld.config import TheWorldConfig, WorldConfig
+from jworld.models.theworld.model import TheWorld
+from jworld.systems.theworld import objective
+from jworld.training.state import path_filter
+
+PROJECTION, LANGUAGE, VISION = 6_599_680, 3_880_107_008, 416_866_032 + 2_950_272
+ENCODER = 53_595_872 + 1_056
+
+
+@pytest.mark.parametrize(
+    ("variant", "trained"),
+    [
+        ("projection", PROJECTION),
+        ("vision", PROJECTION + VISION),
+        ("language", PROJECTION + LANGUAGE),
+        ("full", PROJECTION + LANGUAGE + VISION + ENCODER),
+    ],
+)
+def test_what_a_recipe_trains(variant: str, trained: int) -> None:
+    """By the original's arithmetic; all that is frozen is bfloat16, all that is trained float32."""
+    config = run_config.load_recipe(f"configs/theworld.py:{variant}")
+    system = systems.create(config)
+    with nnx.use_eager_sharding(False):
+        params = nnx.state(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))), nnx.Param)
+    mine, frozen = nnx.split_state(params, path_filter(config.optimizer.trainable), ...)
+    counts = [sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part)) for part in (mine, frozen)]
+    assert counts[0] == trained
+    assert sum(counts) == 4_433_415_523
+    assert {leaf.dtype for leaf in jax.tree.leaves(mine)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(frozen)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(
+    ("layout", "architecture", "count"),
+    [
+        ("spatial", "mlp", 6_599_680),
+        ("spatial", "linear", 43_520),
+        ("channel", "mlp_no_final_gelu", 17_044_480),
+        ("channel", "linear", 10_488_320),
+    ],
+)
+def test_sizes_of_the_projections(layout: Any, architecture: Any, count: int) -> None:
+    gemma = run_config.load_recipe("configs/theworld.py:projection")
+    cfg = TheWorldConfig(
+        gemma=systems.create(gemma).model_config.gemma, world=WorldConfig(layout=layout, architecture=architecture)
+    )
+    with nnx.use_eager_sharding(False):
+        params = nnx.state(nnx.eval_shape(lambda: TheWorld(cfg, rngs=nnx.Rngs(0))), nnx.Param)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params["world"])) == count
+
+
+def test_compat_is_one_value() -> None:
+    """With it the projection ends in a GELU, as published checkpoints do."""
+    assert WorldConfig().projection == "mlp_no_final_gelu"
+    assert WorldConfig(compat="original").projection == "mlp"
+    assert WorldConfig(compat="original", architecture="linear").projection == "linear"
+
+
+# A tiny model
+
+
+@pytest.fixture(scope="module")
+def system() -> Any:
+    config = run_config.load_recipe("configs/theworld.py")
+    with config.unlocked():
+        config.model.update({"num_layers": 3, "window": 8, "vision_layers": 1})
+    return systems.create(config)
+
+
+@pytest.fixture(scope="module")
+def model(system: Any) -> TheWorld:
+    with nnx.use_eager_sharding(False):
+        model = nnx.jit(lambda: system.init(nnx.Rngs(0)))()
+    # A new projector is zero: images would say nothing.
+    kernel = model.projector.linear.kernel
+    kernel.set_value(0.05 * jax.random.normal(jax.random.key(1), kernel.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def kept() -> training.Kept:
+    return training.Kept(chat.load("assets/tokenizer", image_tokens=16))
+
+
+def image(seed: int) -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 132, 3), np.uint8))
+
+
+def test_labels_of_a_fused_sequence() -> None:
+    """Ours are the answers' alone; the original learns every token, and its brackets."""
+    cfg: dict[str, Any] = {"latent_channels": 3, "layout": "channel", "start_token": 7, "end_token": 8}
+    tokens, labels = jnp.array([[2, 5, 6, 0]]), jnp.array([[-100, -100, 6, -100]])
+    mask = tokens > 0
+    ours = objective.fused_labels(tokens, labels, mask, WorldConfig(**cfg))
+    assert ours.tolist() == [[-100, *[-100] * 5, -100, 6, -100]]
+    original = objective.fused_labels(tokens, labels, mask, WorldConfig(compat="original", **cfg))
+    assert original.tolist() == [[2, 7, -100, -100, -100, 8, 5, 6, -100]]
+
+
+def test_no_logits_of_a_whole_sequence(model: TheWorld) -> None:
+    """The loss in chunks is the loss, gradients too, and no array has a number for every token and word."""
+    states = jax.random.normal(jax.random.key(0), (2, 50, 128))
+    targets = jax.random.randint(jax.random.key(1), (2, 50), 0, 491).at[:, :20].set(objective.IGNORED)
+
+    def loss(states: jax.Array, chunk: int) -> jax.Array:
+        sums = objective.score(model.language, states, targets, chunk=chunk)
+        return sums.entropy / sums.total
+
+    both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    (value, gradient), (whole, expected) = both(states, 8), both(states, 50)
+    log_probabilities = jax.nn.log_softmax(model.language.logits(states))
+    chosen = jnp.take_along_axis(log_probabilities, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(value, -jnp.mean(chosen[:, 20:]), rtol=1e-5)
+    np.testing.assert_allclose(value, whole, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected, atol=1e-7)
+    sizes = [
+        max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text))
+        for text in (both.lower(states, chunk).compile().as_text() for chunk in (8, 50))
+    ]
+    assert sizes[1] >= 2 * 50 * 491
+    assert sizes[0] <= max(2 * 8 * 491, 128 * 491)
+
+
+def test_answers_by_the_batch_and_by_the_token(system: Any, model: TheWorld, kept: training.Kept) -> None:
+    """The same words, however far the prompts are padded; without its world the model reads another sequence."""
+    answers, session = system.answers(model, kept), system.session(model, kept)
+    asked = ["Did the camera turn left or right?", "Is the wall ahead nearer or farther in the second view?"]
+    said = answers([[image(0)], [image(1)]], asked, max_tokens=system.sample.max_tokens)
+    session.reset([np.asarray(image(0))], asked[0])
+    tokens = list(iter(session.step, None))
+    assert 0 < len(tokens) <= system.sample.max_tokens
+    assert kept.tokenizer.decode(tokens) == said[0]
+    batch = system.prompts(kept)([[image(0)]], asked[:1])
+    fused = model.fuse(batch["tokens"], batch["mask"], None, model.latents(batch["world_pixels"]))
+    assert fused.embeds.shape[1] == batch["tokens"].shape[1] + 16 + 2
+
+
+def test_the_cache_tells_what_the_whole_sequence_tells(system: Any, model: TheWorld, kept: training.Kept) -> None:
+    """With a world, an image and a window shorter than either: step by step as all at once."""
+    batch = system.prompts(kept)([[image(0)]], ["Did the camera turn left or right?"])
+    session = system.session(model, kept)
+    session.reset([np.asarray(image(0))], "Did the camera turn left or right?")
+    tokens, logits = [], []
+    for _ in range(6):
+        logits.append(np.asarray(session._state.logits[0]))
+        if (token := session.step()) is None:
+            break
+        tokens.append(token)
+    length = int(batch["mask"].sum())
+    whole = np.concatenate([np.asarray(batch["tokens"])[:, :length], np.array([tokens], np.int32)], axis=1)
+    latents = model.latents(batch["world_pixels"])
+    pixels = (batch["pixel_values"].astype(jnp.float32) / 255 - 0.5) / 0.5
+    fused = model.fuse(jnp.asarray(whole), jnp.ones_like(whole, bool), pixels, latents)
+    states = jax.jit(lambda model: model.language(fused.embeds, mask=fused.mask, images=fused.images))(model)
+    expected = model.language.logits(states)[0, -len(tokens) - 1 :]
+    np.testing.assert_allclose(np.stack(logits), expected[: len(logits)], atol=2e-4)
