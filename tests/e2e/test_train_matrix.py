@@ -1,4 +1,4 @@
-"""The Matrix' first two stages as commands: base, adapters, control adapter, a clip with controls, evaluation."""
+"""The Matrix' stages as commands: base, adapters, control adapter, a clip with controls; a stream and its student."""
 
 import json
 import pathlib
@@ -77,3 +77,40 @@ def test_two_stages_and_a_steered_clip(tmp_path: pathlib.Path) -> None:
     numbers = json.loads((tmp_path / "stage2" / "evaluation" / "evaluation.json").read_text())
     assert numbers["gains"].keys() == {"first frame repeated", "left and right swapped"}
     assert len(numbers["psnr_per_part"]["model"]) == 2
+
+
+@pytest.mark.slow
+def test_a_stream_and_its_student(tmp_path: pathlib.Path) -> None:
+    whole = (
+        "--config.data.encoding.clip_frames=0",
+        "--config.data.clip.window_frames=5",
+        "--config.model.control_layers=(0,1)",
+        "--config.sample.rollout.window_frames=1",
+        "--config.sample.actions=D*7,DR*2",
+    )
+    train(tmp_path, "matrix_swin_dpm.py", "stage3", "--config.init_from=", *whole)
+    assert (tmp_path / "stage3" / runs.SAMPLES / "stream.png").is_file()
+    taught = train(tmp_path, "matrix_scm.py", "stage4", f"--config.init_from={tmp_path / 'stage3'}", *whole)
+    assert "not in those weights" not in taught
+    frozen = tmp_path / "stage4" / runs.CHECKPOINTS / "frozen" / "0" / "checksums" / "metadata"
+    assert all(name.startswith("teacher/") for name in json.loads(frozen.read_text()))
+
+    out, picture = tmp_path / "out.mp4", tmp_path / "stage3" / runs.SAMPLES / "stream.png"
+    request = [f"--checkpoint={tmp_path / 'stage4'}", f"--image={picture}", f"--out={out}", "--stream"]
+    made = commands.run("jworld.generate", *request, "--actions=D*5,NL*3", **ONE_DEVICE)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert episodes.read_video(out).shape == (32, 48, 64, 3)
+    chunks = json.loads(out.with_suffix(".json").read_text())["chunks"]
+    assert [chunk["action"] for chunk in chunks] == ["D"] * 5 + ["NL"] * 3
+    refused = commands.run("jworld.generate", *request, "--actions=D*5,UP", **ONE_DEVICE)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "found 'UP'" in refused.stderr
+
+    measured = commands.run(
+        "jworld.evaluate", f"--checkpoint={tmp_path / 'stage4'}", "--windows=2", "--chunks=2", **ONE_DEVICE
+    )
+    assert measured.returncode == 0, measured.stdout + measured.stderr
+    numbers = json.loads((tmp_path / "stage4" / "evaluation" / "evaluation.json").read_text())
+    assert len(numbers["psnr_per_window"]["model"]) == 2
+    assert {"to_teacher, student", "to_teacher, teacher in few steps"} <= numbers.keys()
