@@ -33,7 +33,7 @@ def make_config(recipe: str = "matrix_control.py", **changes: Any) -> ml_collect
             config.data.clip.update({"latent_size": SIZE, "window_frames": LATENTS})
             config.sample.rollout.update({"num_steps": 2, "guidance": 1.5})
             if config.data.clip.controls:
-                config.model.update({"control_dim": 16, "control_layers": (1, 2)})
+                config.model.update({"control_dim": 16, "control_layers": (0, 2)})
         config.update_from_flattened_dict(changes)
     return config
 
@@ -157,15 +157,27 @@ def test_mesh_equals_one_device() -> None:
 
 def test_the_control_adapter_starts_without_effect_and_alone_has_gradients() -> None:
     system = Matrix(make_config())
-    with nnx.use_eager_sharding(False):
-        graphdef, params = nnx.split(system.init(nnx.Rngs(0)))
-    batch = make_batch(system, 2)
-    trained, frozen = nnx.split_state(params, train_state.path_filter("control_.*"), ...)
-    names = {"/".join(map(str, path)).split("/")[0] for path, _ in nnx.to_flat_state(trained)}
+    model = make_model(system)
+
+    def born() -> list[jax.Array]:
+        with nnx.use_eager_sharding(False):
+            modulation = system.init(nnx.Rngs(0)).control_blocks.norm.modulation.linear
+        return [modulation.kernel[...], modulation.bias[...]]
+
+    # The compiler leaves all other parameters out.
+    kernel, bias = jax.jit(born)()
+    assert not kernel.any()
+    assert not bias.any()
+    place = model.control_blocks.norm.modulation.linear
+    place.kernel.set_value(kernel)
+    place.bias.set_value(bias)
+    graphdef, trained, frozen = nnx.split(model, train_state.path_filter("control_.*"), ...)
+    names = {str(path[0]) for path, _ in nnx.to_flat_state(trained)}
     assert names == {"control_embedding", "control_blocks"}
+    batch = make_batch(system, 2)
 
     def loss(trained: nnx.State, control: jax.Array) -> jax.Array:
-        whole = nnx.merge(graphdef, nnx.merge_state(trained, frozen))
+        whole = nnx.merge(graphdef, trained, frozen)
         return system.loss(whole, batch | {"control": control}, jax.random.key(0))[0]
 
     both = jax.jit(jax.value_and_grad(loss), compiler_options=FAST_COMPILE)
