@@ -39,8 +39,8 @@ def _tiny() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.system = "theworld"
     config.seed = 0
-    config.steps = 1500
-    config.global_batch = 32
+    config.steps = 1000
+    config.global_batch = 16
     config.init_from = ""
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
     config.model = {

@@ -21,6 +21,9 @@ LossFn = Callable[..., tuple[jax.Array, Metrics]]
 GradFn = Callable[[nnx.State, Any, Batch, jax.Array], tuple[tuple[jax.Array, Metrics], nnx.State]]
 
 CLIP_EPSILON = 1e-6
+#: A loss that is a mean over something that microbatches have more or less of, such as tokens, says how much among its
+#: metrics; it is no metric itself. Accumulation then takes the mean over all of it. At least 1 in a whole batch.
+WEIGHT = "weight"
 
 
 def _microbatches(batch: Batch, count: int, batch_shardings: Mapping[str, NamedSharding]) -> Batch:
@@ -45,23 +48,25 @@ def _microbatches(batch: Batch, count: int, batch_shardings: Mapping[str, NamedS
 
 
 def _accumulated(grad_fn: GradFn, count: int, batch_shardings: Mapping[str, NamedSharding]) -> GradFn:
-    """Means over `count` microbatches, each with its own key, in the memory of one."""
+    """Means over `count` microbatches, each with its own key, in the memory of one; see `WEIGHT`."""
 
     def mean(
         params: nnx.State, others: Any, batch: Batch, key: jax.Array
     ) -> tuple[tuple[jax.Array, Metrics], nnx.State]:
         pieces = _microbatches(batch, count, batch_shardings)
 
-        def body(total: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            microbatch, index = piece
+        def body(carry: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            (total, weights), (microbatch, index) = carry, piece
             result = grad_fn(params, others, microbatch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, result), None
+            weight = result[0][1].get(WEIGHT, jnp.ones(()))
+            total = jax.tree.map(lambda t, x: t + (x * weight).astype(t.dtype), total, result)
+            return (total, weights + weight), None
 
         first = {name: x[0] for name, x in pieces.items()}
         shapes = jax.eval_shape(grad_fn, params, others, first, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(body, zeros, (pieces, jnp.arange(count)))
-        return jax.tree.map(lambda x: x / count, total)
+        (total, weights), _ = jax.lax.scan(body, (zeros, jnp.zeros(())), (pieces, jnp.arange(count)))
+        return jax.tree.map(lambda x: (x / jnp.maximum(weights, 1)).astype(x.dtype), total)
 
     return mean
 
@@ -136,6 +141,7 @@ def make_train_step(
         usable = (norm < ceiling) & jnp.isfinite(loss)
         new = jax.lax.cond(usable, lambda s: _update(s, grads, norm, optimizer), _skip, state)
         new = new.replace(step=state.step + 1)
+        own_metrics.pop(WEIGHT, None)
         metrics = own_metrics | {
             "loss": loss,
             "grad_norm": norm,

@@ -10,7 +10,7 @@ import toy
 from flax import nnx
 
 from jworld import errors
-from jworld.training import optimizers, state
+from jworld.training import optimizers, state, step
 
 
 @pytest.mark.parametrize("name", optimizers.NAMES)
@@ -77,6 +77,22 @@ def test_accumulation_equals_the_large_batch() -> None:
         losses = [float(run.step()["loss"]) for run in runs]
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     toy.assert_close(runs[0].state.params, runs[1].state.params, 1e-5)
+
+
+def test_accumulation_of_a_mean_over_unequal_parts() -> None:
+    """As over tokens, of which one half of the batch has more than the other."""
+
+    def loss(model: nnx.Module, batch: Any, key: jax.Array) -> Any:
+        # The rows 0, 2, ... are one microbatch, the rows 1, 3, ... the other.
+        counted = (jnp.sum(batch["x"], axis=1) > 1).astype(jnp.float32)
+        errors = jnp.mean((model(batch["x"]) - batch["y"]) ** 2, axis=1)
+        return jnp.sum(counted * errors) / jnp.sum(counted), {step.WEIGHT: jnp.sum(counted)}
+
+    runs = [toy.Run(name="adamw", accumulate=count, loss=loss) for count in (1, 2)]
+    metrics = [run.step() for run in runs]
+    np.testing.assert_allclose(metrics[0]["loss"], metrics[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics[0]["grad_norm"], metrics[1]["grad_norm"], rtol=1e-5)
+    assert step.WEIGHT not in metrics[1]
 
 
 def test_accumulation_that_does_not_divide_is_refused() -> None:

@@ -16,6 +16,7 @@ from jworld.models.gemma3.text import TextModel
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.config import WorldConfig
 from jworld.models.theworld.model import TheWorld, insert
+from jworld.training import step
 
 Batch = Mapping[str, jax.Array]
 
@@ -99,6 +100,8 @@ def latent_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross entropy of the tokens that are learnt, float32, the share of them that is right, and their number.
 
+    Accumulation over microbatches is a mean over all of their tokens.
+
     Args:
       model: with or without a world.
       batch: tokens, mask and labels [B, L].
@@ -112,7 +115,8 @@ def latent_loss(
     states = model.language(fused.embeds, mask=fused.mask, images=fused.images)
     sums = score(model.language, *_predictions(states, labels, world), chunk=cfg.chunk)
     count = jnp.maximum(sums.total, 1)
-    return sums.entropy / count, {"accuracy": sums.right / count, "learnt_tokens": sums.total}
+    metrics = {"accuracy": sums.right / count, "learnt_tokens": sums.total, step.WEIGHT: sums.total}
+    return sums.entropy / count, metrics
 
 
 def _predictions(states: jax.Array, labels: jax.Array, world: WorldConfig | None) -> tuple[jax.Array, jax.Array]:
