@@ -137,10 +137,10 @@ def to_config(cfg: TheWorldConfig) -> dict[str, Any]:
     world = cfg.world
     if world is None:
         return values
-    if world.codec or world.steps:
+    if world.codec:
         raise errors.UserError(
-            "the model reads its world through a codec of its own or predicts frames, which the original does not: "
-            "there is no config.json for it"
+            f"the model reads its world through the codec {world.codec}, which the original does not know: there is no "
+            "config.json for it"
         )
     return values | {
         "architectures": ["TheWorld"],

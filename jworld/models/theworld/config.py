@@ -12,7 +12,7 @@ Architecture = Literal["mlp", "mlp_no_final_gelu", "linear"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """What Gemma-3 gets of the world: the latents of one image, and perhaps of frames predicted from it.
+    """What Gemma-3 gets of the world: the latents of one image.
 
     Source: theworld, `python/theworld/modeling`.
 
@@ -27,7 +27,6 @@ class WorldConfig:
         which is part of the model.
       codec: file of a linear codec, whose weights are part of the model in the place of that; "" for none.
       codec_ratio: pixels per latent of the codec.
-      steps: frames of latents that are predicted from the image and read too, behind it.
       start_token, end_token: ids of the brackets around the world's tokens.
     """
 
@@ -42,7 +41,6 @@ class WorldConfig:
     autoencoder_time_levels: tuple[bool, ...] = (False, True, True)
     codec: str = ""
     codec_ratio: int = 16
-    steps: int = 0
     start_token: int = 262145
     end_token: int = 262146
 
@@ -77,14 +75,9 @@ class WorldConfig:
         return self.latent_channels if self.layout == "spatial" else self.places
 
     @property
-    def frame_tokens(self) -> int:
-        """Tokens of a frame of latents."""
-        return self.places if self.layout == "spatial" else self.latent_channels
-
-    @property
     def tokens(self) -> int:
         """Tokens between the brackets."""
-        return (1 + self.steps) * self.frame_tokens
+        return self.places if self.layout == "spatial" else self.latent_channels
 
     def autoencoder(self, **settings: Any) -> WanConfig:
         """Of the Wan autoencoder, with further settings."""
@@ -101,8 +94,6 @@ class WorldConfig:
         )
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f"steps is {self.steps}, expected 0 or more predicted frames")
         if self.image_size < 1 or self.image_size % self.ratio:
             raise ValueError(f"image_size is {self.image_size}, expected a multiple of {self.ratio} pixels, a latent")
         if self.codec and self.original:

@@ -41,9 +41,6 @@ class WorldProjector(nnx.Module):
             self.hidden = linear(inputs, gemma.width, (None, "embed"), **common)
             inputs = gemma.width
         self.output = linear(inputs, gemma.width, (None, "embed"), **common)
-        if self.world.steps:
-            table = nnx.initializers.normal(0.02)(rngs.params(), (1 + self.world.steps, gemma.width), gemma.param_dtype)
-            self.times = nnx.Param(table, out_sharding=(None, "embed"))
 
     def tokens(self, latents: jax.Array) -> jax.Array:
         """[B, F, H, W, C] -> [B, F, T, features]; places go row by row."""
@@ -58,8 +55,6 @@ class WorldProjector(nnx.Module):
         x = self.output(x)
         if self.world.projection == "mlp":
             x = gelu_exact(x)
-        if self.world.steps:
-            x = x + self.times[...].astype(x.dtype)[:, None]
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
 

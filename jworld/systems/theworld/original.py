@@ -71,7 +71,7 @@ DEFAULTS: dict[str, Any] = {
 
 #: What is said of keys that have no counterpart, where they are given a value of their own.
 _NOTES = {
-    "num_world_steps": "the original reads it nowhere; here model.world.steps predicts latents",
+    "num_world_steps": "the original reads it nowhere",
     "max_world_steps": "the original reads it nowhere",
     "use_gradient_checkpointing": "model.remat is on whatever it says",
     "save_safetensors": "python -m conversion export writes safetensors",
