@@ -184,8 +184,7 @@ def fit(config: ml_collections.ConfigDict) -> None:
     """Pictures have the sizes that the model reads."""
     config.data.clip.image_size = config.model.get("image_size", Gemma3Config.image_size)
     world = config.model.get("world")
-    if world is not None:
-        config.data.clip.world_size = world.image_size
+    config.data.clip.world_size = 0 if world is None else world.image_size
 
 
 def describe(facts: Mapping[str, Any]) -> str:

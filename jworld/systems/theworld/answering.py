@@ -110,9 +110,9 @@ class Prompts:
         for row, seen in enumerate(images):
             for number, image in enumerate(seen):
                 pixels[row, number] = pictures.resized(image, clip.image_size)
-            if seen:
+            if seen and clip.world_size:
                 world[row] = pictures.resized(seen[0], clip.world_size)
-        return {"pixel_values": pixels, "world_pixels": world}
+        return {"pixel_values": pixels} | ({"world_pixels": world} if clip.world_size else {})
 
 
 class Answers:
