@@ -1,6 +1,9 @@
 """TheWorld: what each recipe trains, the fused sequence, the loss in chunks, answers with and without the cache."""
 
+import io
+import json
 import math
+import pathlib
 import re
 from typing import Any
 
@@ -9,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+import rich.console
 from flax import nnx
 
 from jworld import config as run_config
-from jworld import systems
+from jworld import evaluate, reports, systems
 from jworld.data.conversations import chat, training
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld
 from jworld.systems.theworld import objective
+from jworld.systems.theworld.evaluation import vsr
 from jworld.training.state import path_filter
 
 PROJECTION, LANGUAGE, VISION = 6_599_680, 3_880_107_008, 416_866_032 + 2_950_272
@@ -170,3 +175,25 @@ def test_the_cache_tells_what_the_whole_sequence_tells(system: Any, model: TheWo
     states = jax.jit(lambda model: model.language(fused.embeds, mask=fused.mask, images=fused.images))(model)
     expected = model.language.logits(states)[0, -len(tokens) - 1 :]
     np.testing.assert_allclose(np.stack(logits), expected[: len(logits)], atol=2e-4)
+
+
+@pytest.mark.slow
+def test_a_benchmark_is_asked_with_and_without_the_world(
+    system: Any, model: TheWorld, kept: training.Kept, tmp_path: pathlib.Path
+) -> None:
+    rows = [{"image": f"{i}.png", "caption": f"The wall is {i}.", "label": i % 2} for i in range(3)]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for i in range(3):
+        image(i).save(tmp_path / f"{i}.png")
+    options = reports.Options(benchmark="vsr", data=str(tmp_path / "test.jsonl"), images=str(tmp_path), batch=2)
+    report = system.evaluate(model, kept, None, options, rich.console.Console(file=io.StringIO()))
+    assert list(report.scores) == ["with world", "without"]
+    assert [table.columns[0].header for table in evaluate.tables(report)] == ["accuracy in %", ""]
+    for name, is_on in (("with world", True), ("without", False)):
+        found = report.numbers["answers"][name]
+        answers = system.answers(model, kept, world=is_on)
+        prompts = [row["prompt"] for row in found]
+        said = [answers([[image(i)]] * 2, [prompts[i]] * 2, max_tokens=vsr.MAX_TOKENS)[0] for i in range(3)]
+        assert [row["prediction"] for row in found] == said
+    said = [[row["prediction"] for row in rows] for rows in report.numbers["answers"].values()]
+    assert said[0] != said[1]
