@@ -110,11 +110,25 @@ def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None =
     if (directory / IMPORTED).is_dir():
         return weights.restore(directory / IMPORTED, abstract, import_record(directory)["arrays"]), None
     trainable = train_state.path_filter(run_config.load(directory).optimizer.trainable)
-    trained, frozen = nnx.split_state(abstract, trainable, ...)
+    stored = _as_stored(directory, abstract)
+    trained, frozen = nnx.split_state(stored, trainable, ...)
     checkpoints = Checkpoints(directory / CHECKPOINTS, create=False)
     found = checkpoints.latest_step() if step is None else step
     params = nnx.merge_state(checkpoints.restore_params(trained, found), checkpoints.restore_frozen(frozen))
-    return params, found
+    return jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), params, abstract), found
+
+
+def _as_stored(directory: pathlib.Path, abstract: nnx.State) -> nnx.State:
+    """`abstract` in the types in which the run kept its parameters: what one stage freezes, the next may train."""
+    init = systems.create(run_config.load(directory)).init
+    with nnx.use_eager_sharding(False):
+        own = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: init(nnx.Rngs(0))), nnx.Param))
+    dtypes = {path: leaf.dtype for path, leaf in own}
+    leaves = []
+    for path, leaf in nnx.to_flat_state(abstract):
+        described = jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path, leaf.dtype), sharding=leaf.get_value().sharding)
+        leaves.append((path, leaf.replace(described)))
+    return nnx.from_flat_state(leaves)
 
 
 def import_record(directory: pathlib.Path) -> dict[str, Any]:

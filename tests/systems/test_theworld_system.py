@@ -16,12 +16,15 @@ import rich.console
 from flax import nnx
 
 from jworld import config as run_config
-from jworld import evaluate, reports, systems
+from jworld import evaluate, reports, runs, systems
 from jworld.data.conversations import chat, training
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld
+from jworld.parallel import mesh
 from jworld.systems.theworld import objective
 from jworld.systems.theworld.evaluation import vsr
+from jworld.training import checkpoints, optimizers
+from jworld.training import state as train_state
 from jworld.training.state import path_filter
 
 PROJECTION, LANGUAGE, VISION = 6_599_680, 3_880_107_008, 416_866_032 + 2_950_272
@@ -197,3 +200,28 @@ def test_a_benchmark_is_asked_with_and_without_the_world(
         assert [row["prediction"] for row in found] == said
     said = [[row["prediction"] for row in rows] for rows in report.numbers["answers"].values()]
     assert said[0] != said[1]
+
+
+def test_what_one_stage_freezes_the_next_may_train(tmp_path: pathlib.Path) -> None:
+    """A run keeps its frozen weights in bfloat16; a run that starts from it has what it trains in float32."""
+    config = run_config.load_recipe("configs/theworld.py")
+    with config.unlocked():
+        config.model.update({"num_layers": 1, "vision_layers": 1, "frozen_dtype": "bfloat16"})
+        config.optimizer.trainable = "world/.*"
+    optimizer = optimizers.make_optimizer(optimizers.OptimizerConfig(), steps=1)
+    device = mesh.make_mesh(devices=jax.devices()[:1])
+    common: dict[str, Any] = {"optimizer": optimizer, "mesh": device, "key": jax.random.key(0)}
+    trainable = train_state.path_filter(config.optimizer.trainable)
+    _, first, _ = train_state.create_state(systems.create(config).init, trainable=trainable, **common)
+    run_config.save(config, tmp_path)
+    with checkpoints.Checkpoints(tmp_path / runs.CHECKPOINTS) as manager:
+        manager.save(first, {})
+    config.optimizer.trainable = "(world|language)/.*"
+    _, second, _ = train_state.create_state(systems.create(config).init, trainable=nnx.Param, **common)
+    params, new = runs.load_initial(tmp_path, second.params)
+    assert not new
+    assert {leaf.dtype for leaf in jax.tree.leaves(params["language"])} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(params["vision"])} == {jnp.dtype("bfloat16")}
+    np.testing.assert_array_equal(
+        params["language"]["embedding"][...], first.frozen["language"]["embedding"][...].astype(jnp.float32)
+    )
