@@ -39,6 +39,8 @@ class Matrix:
 
     #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--actions"
+    #: It shows videos.
+    makes_text: ClassVar[bool] = False
     #: Options of `python -m jworld.evaluate` that mean nothing here.
     unused_options: ClassVar[tuple[str, ...]] = ("--revisits", *reports.QUESTION_OPTIONS)
     #: Of the model as training holds it.
