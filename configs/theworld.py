@@ -111,6 +111,8 @@ def _tiny() -> ml_collections.ConfigDict:
     }
     config.loss = {"chunk": 256}
     config.checkpoint = {"interval": 500, "max_to_keep": 2, "step": -1}
+    # A repository to upload checkpoints to, docs/theworld.md; "" for none.
+    config.checkpoint.hub = {"repo": "", "strategy": "every_save", "private": False, "patience": 15.0}
     config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {"rollout": {"max_tokens": 8, "prompt_multiple": 16}, "questions": 6, "seed": 0}
     return config

@@ -62,7 +62,7 @@ def plot(scores: Scores, *, chance: float | None) -> matplotlib.figure.Figure:
     turned = max(map(len, tasks)) > 12
     axes.set_xticks(range(len(tasks)), tasks, rotation=30 if turned else 0, ha="right" if turned else "center")
     axes.set(ylabel="accuracy (%)", ylim=(0, 105))
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=min(4, len(scores) + 1))
     return figure
 
 

@@ -143,11 +143,9 @@ def translate(values: Mapping[str, Any]) -> Translation:
         config.log.interval = values["logging_steps"]
         config.log.wandb = "online" if values["log_to_wandb"] else "off"
         if values["push_to_hub"]:
-            config.checkpoint.hub = {
-                "repo": values["hub_model_id"] or "",
-                "strategy": "end" if values["hub_strategy"] == "end" else "every_save",
-                "private": values["hub_private_repo"],
-            }
+            config.checkpoint.hub.repo = values["hub_model_id"] or ""
+            config.checkpoint.hub.strategy = "end" if values["hub_strategy"] == "end" else "every_save"
+            config.checkpoint.hub.private = values["hub_private_repo"]
         if values["resume_from_checkpoint"]:
             config.init_from = values["resume_from_checkpoint"]
             notes.append("resume_from_checkpoint: import those weights first and name their folder in init_from")

@@ -2,6 +2,7 @@
 
 import functools
 
+from jworld import spacing
 from jworld.data.conversations import prepared, questions
 from jworld.systems.theworld.evaluation import benchmarks, vsr
 
@@ -10,8 +11,7 @@ MAX_TOKENS = 8
 
 def load(source: prepared.Source, *, limit: int) -> benchmarks.Benchmark:
     """The questions of a split, `limit` at most (0: all), spread over it."""
-    step = max(1, len(source) // limit) if limit else 1
-    rows = [source[number] for number in range(0, len(source), step)][: limit or None]
+    rows = [source[number] for number in spacing.evenly(len(source), limit or len(source))]
     examples = [
         benchmarks.Example(
             name=row.name,
