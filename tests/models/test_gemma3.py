@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jworld.models.gemma3 import cache, decoding, masks
+from jworld.models.gemma3 import cache, decoding, flops, masks
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.gemma3.model import Gemma3
 from jworld.models.layers import stack
 from jworld.parallel import axes, mesh
+from jworld.planning import arithmetic
 
 TINY = {
     "vocabulary": 40,
@@ -123,3 +124,18 @@ def test_a_mesh_changes_nothing() -> None:
         merged = jax.tree.unflatten(jax.tree.structure(state), placed)
         actual = jax.jit(lambda state: run(nnx.merge(graphdef, state)))(merged)
     np.testing.assert_allclose(actual, expected, atol=2e-5, rtol=0)
+
+
+def test_operations_by_formula() -> None:
+    """Against the products of the traced forward pass, which computes no hidden pair of so few tokens."""
+    cfg, length = tiny(), 12
+    with nnx.use_eager_sharding(False):
+        model = nnx.eval_shape(lambda: Gemma3(cfg, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    pixels = jax.ShapeDtypeStruct((1, 1, 16, 16, 3), jnp.float32)
+    traced = jax.make_jaxpr(lambda state, *x: nnx.merge(graphdef, state)(*x))(state, tokens, pixels)
+    text, vision = flops.text_flops(cfg, tokens=length, predictions=length), flops.vision_flops(cfg)
+    assert arithmetic.count(traced).all == text.total + vision.total
+    # A full layer sees 78 of the 144 pairs, a sliding one 42.
+    assert text.attention == (78 + 3 * 42) * 4 * cfg.num_heads * cfg.head_dim
