@@ -142,7 +142,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
         },
     }
     config.data.records = "data/llava_pretrain/conversations"
-    config.data.tokenizer = "checkpoints/theworld-base"
+    config.data.tokenizer = "checkpoints/theworld-base/encoders"
     config.data.threads = 4
     config.data.recording = {"source": ""}
     config.data.conversations = {"format": "llava", "path": "data/llava_pretrain/chat.json"}

@@ -145,6 +145,7 @@ def test_no_logits_of_a_whole_sequence(model: TheWorld) -> None:
     assert sizes[0] <= max(2 * 8 * 491, 128 * 491)
 
 
+@pytest.mark.slow
 def test_answers_by_the_batch_and_by_the_token(system: Any, model: TheWorld, kept: training.Kept) -> None:
     """The same words, however far the prompts are padded; without its world the model reads another sequence."""
     answers, session = system.answers(model, kept), system.session(model, kept)
@@ -202,6 +203,7 @@ def test_a_benchmark_is_asked_with_and_without_the_world(
     assert said[0] != said[1]
 
 
+@pytest.mark.slow
 def test_what_one_stage_freezes_the_next_may_train(tmp_path: pathlib.Path) -> None:
     """A run keeps its frozen weights in bfloat16; a run that starts from it has what it trains in float32."""
     config = run_config.load_recipe("configs/theworld.py")
