@@ -226,6 +226,7 @@ def _stream(case: golden_cases.GoldenCase, solver: str) -> float:
     args, inputs = case.config["args"], case.inputs
     optional_args = {"solver_steps": "original_inference_steps", "phases_per_group": "lcm_multiplier"}
     config = sampling.SampleConfig(
+        mode="stream",
         solver=solver,
         num_steps=args["num_inference_steps"],
         guidance=args["guidance_scale"],
