@@ -5,11 +5,14 @@ import math
 from typing import Any
 
 import golden_cases
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
 from jworld.data.conversations import chat, spatial
-from jworld.systems.theworld import original
+from jworld.models.theworld.config import WorldConfig
+from jworld.models.theworld.model import insert
+from jworld.systems.theworld import objective, original
 from jworld.systems.theworld.evaluation import answers
 
 SPECIAL = ("<unk>", *chat.SPECIAL)
@@ -78,21 +81,30 @@ def _batch_errors(tokenizer: chat.ChatTokenizer, batch: dict[str, Any]) -> list[
         return [bool(rows)]
     found = chat.pad(rows, max(len(row.tokens) for row in rows), pad_id=tokenizer.ids[chat.PAD])
     brackets = (tokenizer.ids[chat.START_OF_WORLD], tokenizer.ids[chat.END_OF_WORLD])
-    world = -1 - np.arange(batch["num_world_tokens"])
-    none, ignored = world[:0], np.full(len(world), chat.IGNORED)
-    tokens, mask = found["tokens"], found["mask"]
-    # With a world the original learns every token, whatever the collator's labels say.
-    expected = {
-        "input_ids": tokens,
-        "attention_mask": mask,
-        "labels": found["labels"],
-        "injected_input_ids": chat.insert_world(tokens, brackets=brackets, inside=none),
-        "injected_attention_mask": chat.insert_world(mask, brackets=(1, 1), inside=none),
-        "fused_layout": chat.insert_world(tokens, brackets=brackets, inside=world),
-        "fused_attention_mask": chat.insert_world(mask, brackets=(1, 1), inside=np.ones(len(world))),
-        "fused_labels": chat.insert_world(tokens, brackets=brackets, inside=ignored),
-    }
-    return [not np.array_equal(value, batch[name]) for name, value in expected.items() if name in batch]
+    count = batch["num_world_tokens"]
+    world = WorldConfig(
+        compat="original", layout="channel", latent_channels=count, start_token=brackets[0], end_token=brackets[1]
+    )
+    tokens, mask = jnp.asarray(found["tokens"]), jnp.asarray(found["mask"])
+    fused = np.asarray(insert(tokens, world, -1, brackets))
+    fused_mask = np.asarray(insert(mask, world, True))
+    labels = objective.fused_labels(tokens, jnp.asarray(found["labels"]), mask, world)
+    inside = range(2, 2 + count)
+    layout = np.array(batch["fused_layout"])
+    pairs = [
+        (tokens, batch["input_ids"]),
+        (mask, batch["attention_mask"]),
+        (found["labels"], batch["labels"]),
+        (np.delete(fused, inside, axis=1), batch["injected_input_ids"]),
+        (np.delete(fused_mask, inside, axis=1), batch["injected_attention_mask"]),
+        # The case numbers the world's tokens from -1 down.
+        (fused, np.where(layout < 0, -1, layout)),
+        (fused_mask, batch["fused_attention_mask"]),
+    ]
+    errors = [not np.array_equal(mine, theirs) for mine, theirs in pairs]
+    # Padding has labels there, which the mask takes away.
+    theirs = np.where(fused_mask, batch["fused_labels"], chat.IGNORED)
+    return [*errors, not np.array_equal(labels, theirs)]
 
 
 def eval_parse(case: golden_cases.GoldenCase) -> float:

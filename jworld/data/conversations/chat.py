@@ -2,8 +2,8 @@
 
 `<bos>`, then for every turn `<start_of_turn>ROLE\n TEXT <end_of_turn>\n`; an open prompt ends with
 `<start_of_turn>model\n`. Images stand before the first user's text, each as `\n\n<start_of_image>`, a fixed number of
-`<image_soft_token>`, `<end_of_image>\n\n` (transformers, processing_gemma3.py). The brackets of the world are put
-behind `<bos>` by `insert_world`.
+`<image_soft_token>`, `<end_of_image>\n\n` (transformers, processing_gemma3.py). The model puts the
+brackets of the world behind `<bos>`.
 
 Labels are the tokens themselves at their own places, `IGNORED` where nothing is learnt; the loss shifts them.
 """
@@ -184,10 +184,3 @@ def pad(encoded: Sequence[Encoded], length: int, *, pad_id: int) -> dict[str, np
         count = len(one.tokens)
         tokens[row, :count], labels[row, :count], mask[row, :count] = one.tokens, one.labels, True
     return {"tokens": tokens, "mask": mask, "labels": labels}
-
-
-def insert_world(values: np.ndarray, *, brackets: tuple[int, int], inside: np.ndarray) -> np.ndarray:
-    """[B, L] -> [B, L + 2 + W]: an opening bracket, `inside` [W] and a closing bracket behind the first column."""
-    world = np.concatenate([brackets[:1], inside, brackets[1:]]).astype(values.dtype)
-    rows = np.broadcast_to(world, (len(values), len(world)))
-    return np.concatenate([values[:, :1], rows, values[:, 1:]], axis=1)

@@ -53,17 +53,13 @@ def test_answers_are_read_to_the_end_of_the_turn(tokenizer: chat.ChatTokenizer) 
     assert tokenizer.decode([*answer, *answer]) == "the second"
 
 
-def test_padding_and_world(tokenizer: chat.ChatTokenizer) -> None:
+def test_padding(tokenizer: chat.ChatTokenizer) -> None:
     rows = [tokenizer.encode(TURNS[:2], images=0), tokenizer.encode(TURNS, images=1)]
     length = len(rows[1].tokens) + 2
     batch = chat.pad(rows, length, pad_id=0)
     assert batch["mask"].sum(1).tolist() == [len(row.tokens) for row in rows]
     assert (batch["tokens"][~batch["mask"]] == 0).all()
     assert (batch["labels"][~batch["mask"]] == chat.IGNORED).all()
-    fused = chat.insert_world(batch["labels"], brackets=(7, 8), inside=np.array([1, 2, 3]))
-    assert fused.shape == (2, length + 5)
-    assert fused[:, 1:6].tolist() == [[7, 1, 2, 3, 8]] * 2
-    np.testing.assert_array_equal(np.delete(fused, range(1, 6), axis=1), batch["labels"])
 
 
 def test_transformers_reads_the_shipped_tokenizer_alike(tokenizer: chat.ChatTokenizer) -> None:
