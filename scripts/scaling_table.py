@@ -91,11 +91,18 @@ def model_row(recipe: str, topology: str, result: Plan | str) -> list[str]:
         " x ".join(f"{name} {size}" for name, size in result.mesh.items() if size > 1),
         f"{result.global_batch} / {result.accumulate}",
         tables.size_text(result.state + result.gradients),
-        f"{tables.size_text(result.peak) if result.peak else 'unknown'} of {tables.size_text(result.limit)}",
+        f"{peak_text(result)} of {tables.size_text(result.limit)}",
         {True: "yes", False: "no", None: "unknown"}[result.fits],
         f"{bounds.compute:.2f} / {seconds(bounds.memory)} / {seconds(bounds.network)}",
         f"{bounds.tokens_per_second:,.0f}",
     ]
+
+
+def peak_text(result: Plan) -> str:
+    """The peak of a chip, or, of a program that the compiler refused, what it needs besides the state."""
+    if result.peak:
+        return tables.size_text(result.peak)
+    return "unknown" if result.temporaries is None else f"more than {tables.size_text(result.temporaries)}"
 
 
 def seconds(value: float | None) -> str:
@@ -108,7 +115,7 @@ def remat_row(remat: str, result: Plan | str) -> list[str]:
     assert result.useful_flops is not None
     extra = result.flops / result.useful_flops - 1
     temporaries = "" if result.temporaries is None else tables.size_text(result.temporaries - result.gradients)
-    return [remat, tables.size_text(result.peak) if result.peak else "unknown", temporaries, f"{extra:.0%}"]
+    return [remat, peak_text(result), temporaries, f"{extra:.0%}"]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

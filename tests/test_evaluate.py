@@ -83,9 +83,9 @@ def test_measures_of_a_perfect_model():
     np.testing.assert_array_equal(frames, clip.frames)
     assert len(finished) == 2
     assert row["turning"] == [False, True]
-    assert row["psnr"][evaluation.MODEL] == row["psnr"][evaluation.CODEC] == [walks.BEST_PSNR] * 2
+    assert row["psnr"][walks.MODEL] == row["psnr"][walks.CODEC] == [walks.BEST_PSNR] * 2
     # The mirror image of walking straight ahead is the same walk; that of a turn is not.
-    first, turned = row["psnr"][evaluation.SWAPPED]
+    first, turned = row["psnr"][walks.SWAPPED]
     assert first == walks.BEST_PSNR
     assert turned == walks.psnr(clip.frames[13:], 0 * clip.frames[13:])
     errors = np.arange(1.0, 29.0) ** 2
@@ -110,7 +110,7 @@ def test_command_writes_everything(folder, tmp_path, capsys):
         assert name in printed
         np.testing.assert_allclose(values, np.mean([row["psnr"][name] for row in numbers["per_window"]], axis=0))
     curves = numbers["psnr_per_chunk"]
-    gain = np.mean(np.subtract(curves[evaluation.MODEL], curves[evaluation.REPEATED]))
+    gain = np.mean(np.subtract(curves[walks.MODEL], curves[evaluation.REPEATED]))
     assert numbers["gain_over_repeated_first_frame"] == pytest.approx(gain)
     assert numbers["revisit_psnr"].keys() == {"with retrieval", "without"}
     assert 0 < numbers["held_out_loss"] < 100

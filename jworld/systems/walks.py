@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 
 from jworld import config as run_config
 from jworld import encoders as encoders_lib
-from jworld import errors, spacing
+from jworld import errors, reports, spacing
 from jworld.cameras import actions, poses
 from jworld.data import episodes, records
 from jworld.data.recording import recorder
@@ -19,6 +19,8 @@ from jworld.encoders import Encoders
 from jworld.models.autoencoders import linear
 
 STRIDE = actions.FRAMES_PER_LATENT
+#: What is measured: the model, the same told the mirror image of the walk, and the codec, its ceiling.
+MODEL, SWAPPED, CODEC = "model", "left and right swapped", "codec alone"
 #: No picture of whole numbers comes closer to its source than rounding does: an error of 1/12 per value.
 BEST_PSNR = float(10 * np.log10(255**2 * 12))
 
@@ -98,6 +100,23 @@ def chunk_psnr(truth: np.ndarray, prediction: np.ndarray, size: int) -> list[flo
     """PSNR (dB) of every chunk of `size` latents of two videos; frame 0 was given and is not counted."""
     spans = chunk_frames(1 + (len(truth) - 1) // STRIDE, size)
     return [psnr(truth[max(start, 1) : stop], prediction[max(start, 1) : stop]) for start, stop in spans]
+
+
+def report(rows: Sequence[Mapping[str, Any]], shown: list[reports.Comparison]) -> reports.Report:
+    """What was measured of some clips, part by part.
+
+    Args:
+      rows: per clip, its "psnr" (dB of every part, by name: `MODEL`, what it is compared with, and `CODEC`, its
+        ceiling) and whatever else shall be written.
+      shown: some of the videos.
+    """
+    names = list(rows[0]["psnr"])
+    curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
+    means = {name: float(np.mean(values)) for name, values in curves.items()}
+    gains = {name: means[MODEL] - means[name] for name in names if name not in (MODEL, CODEC)}
+    summary = [(f"gain over {name}", f"{value:+.2f} dB") for name, value in gains.items()]
+    numbers = {"clips": len(rows), "psnr_per_part": curves, "psnr": means, "gains": gains, "per_clip": list(rows)}
+    return reports.Report(numbers=numbers, curves=curves, summary=summary, rollouts=shown)
 
 
 def recording_config(config: ml_collections.ConfigDict) -> recorder.RecordingConfig:

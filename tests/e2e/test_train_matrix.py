@@ -112,5 +112,5 @@ def test_a_stream_and_its_student(tmp_path: pathlib.Path) -> None:
     )
     assert measured.returncode == 0, measured.stdout + measured.stderr
     numbers = json.loads((tmp_path / "stage4" / "evaluation" / "evaluation.json").read_text())
-    assert len(numbers["psnr_per_window"]["model"]) == 2
+    assert len(numbers["psnr_per_part"]["model"]) == 2
     assert {"to_teacher, student", "to_teacher, teacher in few steps"} <= numbers.keys()

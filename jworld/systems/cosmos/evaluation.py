@@ -17,7 +17,7 @@ from jworld.cameras import actions, robots
 from jworld.systems import walks
 from jworld.systems.cosmos.session import Session
 
-MODEL, REPEATED, SWAPPED, CODEC = "model", "given frame repeated", "left and right swapped", "codec alone"
+REPEATED = "given frame repeated"
 #: Continuations that the contact sheet shows.
 SHOWN = 4
 
@@ -75,25 +75,25 @@ def evaluate(
         if i in shown_at:
             title = f"{clip.name} from frame {walks.STRIDE * start}"
             shown.append(compare(session, clip, frames, windows=options.chunks, title=title))
-    return _report(rows, shown)
+    return walks.report(rows, shown)
 
 
 def measure(
     session: Session, clip: walks.Clip, *, windows: int, seed: int
 ) -> tuple[dict[str, list[float]], np.ndarray]:
     """PSNR per window of one clip, for the model and for what it is compared with; and the model's frames."""
-    made = {MODEL: roll_out(session, clip, told(session, clip.controls.w2c, windows), seed=seed)}
-    length = len(made[MODEL])
+    made = {walks.MODEL: roll_out(session, clip, told(session, clip.controls.w2c, windows), seed=seed)}
+    length = len(made[walks.MODEL])
     if session.clip.actions:
         _, mirrored = actions.swap_left_right(clip.controls.action, clip.controls.w2c)
-        made[SWAPPED] = roll_out(session, clip, told(session, mirrored, windows), seed=seed)
+        made[walks.SWAPPED] = roll_out(session, clip, told(session, mirrored, windows), seed=seed)
     given = session.given_pixels
     made[REPEATED] = np.broadcast_to(clip.frames[given - 1], (length, *clip.frames.shape[1:]))
     codec = session.encoders.autoencoder
-    made[CODEC] = codec.decode(codec.encode(clip.frames[None]))[0][:length]
+    made[walks.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0][:length]
     spans = made_spans(session, windows)
     values = {name: [walks.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in made.items()}
-    return values, made[MODEL]
+    return values, made[walks.MODEL]
 
 
 def compare(session: Session, clip: walks.Clip, frames: np.ndarray, *, windows: int, title: str) -> reports.Comparison:
@@ -126,13 +126,3 @@ def sample(session: Session, config: ml_collections.ConfigDict) -> reports.Compa
     clip = walks.window(load(index), start=start, latents=latents)
     frames = roll_out(session, clip, told(session, clip.controls.w2c, possible[-1]), seed=settings.seed)
     return compare(session, clip, frames, windows=possible[-1], title="")
-
-
-def _report(rows: list[dict[str, Any]], shown: list[reports.Comparison]) -> reports.Report:
-    names = list(rows[0]["psnr"])
-    curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
-    means = {name: float(np.mean(values)) for name, values in curves.items()}
-    gains = {name: means[MODEL] - means[name] for name in names if name in (REPEATED, SWAPPED)}
-    summary = [(f"gain over {name}", f"{value:+.2f} dB") for name, value in gains.items()]
-    numbers = {"windows": len(rows), "psnr_per_window": curves, "psnr": means, "gains": gains, "per_clip": rows}
-    return reports.Report(numbers=numbers, curves=curves, bars={}, bars_title="", summary=summary, rollouts=shown)

@@ -20,7 +20,7 @@ from jworld.cameras import driving
 from jworld.systems import walks
 from jworld.systems.matrix.session import ClipSession, Controls
 
-MODEL, REPEATED, SWAPPED, CODEC = "model", "first frame repeated", "left and right swapped", "codec alone"
+REPEATED = "first frame repeated"
 #: Share of the sampler's steps that are left out: restoring begins behind them.
 NOISED_TO = 0.25
 #: Clips that the contact sheet shows.
@@ -57,24 +57,24 @@ def evaluate(
         rows.append({"clip": clip.name, "first_latent": first, "psnr": values})
         if i in shown_at:
             title = f"{clip.name} from frame {walks.STRIDE * first}, restored"
-            shown.append(compare(clip, made[MODEL], values[MODEL], spans, steered=steered, title=title))
-    return _report(rows, shown)
+            shown.append(compare(clip, made[walks.MODEL], values[walks.MODEL], spans, steered=steered, title=title))
+    return walks.report(rows, shown)
 
 
 def measure(session: ClipSession, clip: walks.Clip, *, seed: int, steered: bool) -> dict[str, np.ndarray]:
     """A clip as the model restores it, and what that is compared with: frames uint8 [T, H, W, 3] by name."""
     start = round(NOISED_TO * session.sample.num_steps)
     controls = told(clip, steered=steered)
-    choices: dict[str, Controls | None] = {MODEL: controls}
+    choices: dict[str, Controls | None] = {walks.MODEL: controls}
     if controls is not None:
-        choices[SWAPPED] = Controls(driving.mirrored(controls.tokens))
+        choices[walks.SWAPPED] = Controls(driving.mirrored(controls.tokens))
     made = {}
     for name, choice in choices.items():
         session.reset(None, clip.prompt, seed=seed)
         made[name] = session.restore(clip.frames, choice, start=start)
     made[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
     codec = session.encoders.autoencoder
-    made[CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
+    made[walks.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
     return made
 
 
@@ -124,13 +124,3 @@ def sample(session: ClipSession, config: ml_collections.ConfigDict, *, steered: 
     frames = session.step(told(clip, steered=steered))
     spans = parts(len(frames), min(4, session.latents - 1))
     return compare(clip, frames, [None] * len(spans), spans, steered=steered, title=clip.prompt)
-
-
-def _report(rows: list[dict[str, Any]], shown: list[reports.Comparison]) -> reports.Report:
-    names = list(rows[0]["psnr"])
-    curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
-    means = {name: float(np.mean(values)) for name, values in curves.items()}
-    gains = {name: means[MODEL] - means[name] for name in names if name in (REPEATED, SWAPPED)}
-    summary = [(f"gain over {name}", f"{value:+.2f} dB") for name, value in gains.items()]
-    numbers = {"clips": len(rows), "psnr_per_part": curves, "psnr": means, "gains": gains, "per_clip": rows}
-    return reports.Report(numbers=numbers, curves=curves, bars={}, bars_title="", summary=summary, rollouts=shown)

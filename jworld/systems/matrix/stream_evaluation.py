@@ -23,7 +23,7 @@ from jworld.systems import walks
 from jworld.systems.matrix.session import Controls
 from jworld.systems.matrix.streaming import StreamSession
 
-MODEL, REPEATED, SWAPPED, CODEC = "model", "given frame repeated", "left and right swapped", "codec alone"
+REPEATED = "given frame repeated"
 #: Streams that the contact sheet shows.
 SHOWN = 4
 TO_TEACHER = "PSNR to the teacher in many steps"
@@ -111,7 +111,7 @@ def evaluate(
         rows.append(row)
         if i in shown_at:
             title = f"{clip.name} from frame {walks.STRIDE * start}"
-            shown.append(compare(session, clip, made[MODEL], windows, title=title))
+            shown.append(compare(session, clip, made[walks.MODEL], windows, title=title))
     return _report(rows, shown)
 
 
@@ -124,13 +124,13 @@ def measure(session: StreamSession, clip: walks.Clip, windows: int, *, seed: int
     def whole(emitted: np.ndarray) -> np.ndarray:
         return np.concatenate([clip.frames[:first], emitted])
 
-    told = {MODEL: tokens, SWAPPED: driving.mirrored(tokens)}
+    told = {walks.MODEL: tokens, walks.SWAPPED: driving.mirrored(tokens)}
     made = {
         name: whole(roll_out(session, clip, steps(session, choice, windows), seed=seed))
         for name, choice in told.items()
     }
     made[REPEATED] = whole(np.broadcast_to(clip.frames[first - 1], (stop - first, *clip.frames.shape[1:])))
-    made[CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
+    made[walks.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
     return made
 
 
@@ -201,24 +201,12 @@ def sample(session: StreamSession, config: ml_collections.ConfigDict) -> reports
 
 
 def _report(rows: list[dict[str, Any]], shown: list[reports.Comparison]) -> reports.Report:
-    names = list(rows[0]["psnr"])
-    curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
-    means = {name: float(np.mean(values)) for name, values in curves.items()}
-    gains = {name: means[MODEL] - means[name] for name in names if name in (REPEATED, SWAPPED)}
-    summary = [(f"gain over {name}", f"{value:+.2f} dB") for name, value in gains.items()]
-    numbers = {"walks": len(rows), "psnr_per_window": curves, "psnr": means, "gains": gains}
-    bars: dict[str, float] = {}
+    report = walks.report(rows, shown)
+    numbers, summary, bars = report.numbers, report.summary, report.bars
     for name in rows[0].get("to_teacher", ()):
         found = [row["to_teacher"][name] for row in rows]
         bars[name] = float(np.mean([distance["psnr"] for distance in found]))
         error = float(np.mean([distance["latents"] for distance in found]))
         numbers[f"to_teacher, {name}"] = {"psnr": bars[name], "latents": error}
         summary.append((f"to the teacher in many steps, {name}", f"{bars[name]:.2f} dB, latents {error:.1%} off"))
-    return reports.Report(
-        numbers=numbers | {"per_walk": rows},
-        curves=curves,
-        bars=bars,
-        bars_title=TO_TEACHER,
-        summary=summary,
-        rollouts=shown,
-    )
+    return dataclasses.replace(report, bars_title=TO_TEACHER)

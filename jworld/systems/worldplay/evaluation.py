@@ -30,8 +30,8 @@ GAIN_CHUNKS = 4
 #: Rollouts that the contact sheet shows.
 SHOWN = 4
 
-MODEL, REPEATED, SWAPPED, CODEC = "model", "first frame repeated", "left and right swapped", "codec alone"
-CURVES = (MODEL, REPEATED, SWAPPED, CODEC)
+REPEATED = "first frame repeated"
+CURVES = (walks.MODEL, REPEATED, walks.SWAPPED, walks.CODEC)
 
 
 def evaluate(
@@ -73,18 +73,18 @@ def measure(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """PSNR per chunk of one walk, for the model and for what it is compared with; and the model's frames."""
     frames = {}
-    for name, controls in ((MODEL, clip.controls), (SWAPPED, rollout.swapped(clip.controls))):
+    for name, controls in ((walks.MODEL, clip.controls), (walks.SWAPPED, rollout.swapped(clip.controls))):
         frames[name] = rollout.roll_out(session, clip.frames[0], clip.prompt, controls, seed=seed)
         advance()
     frames[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
     codec = session.encoders.autoencoder
-    frames[CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
+    frames[walks.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
     size = session.chunk_frames
     row = {
         "psnr": {name: walks.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
         "turning": turning_chunks(clip.controls.action, size),
     }
-    return row, frames[MODEL]
+    return row, frames[walks.MODEL]
 
 
 def turning_chunks(labels: np.ndarray, size: int) -> list[bool]:
@@ -126,12 +126,12 @@ def _report(
 ) -> reports.Report:
     psnr = {name: np.array([row["psnr"][name] for row in rows]) for name in CURVES}
     turning = np.array([row["turning"] for row in rows])
-    gain = float((psnr[MODEL] - psnr[REPEATED])[:, :GAIN_CHUNKS].mean())
-    gaps = (psnr[MODEL] - psnr[SWAPPED])[turning]
+    gain = float((psnr[walks.MODEL] - psnr[REPEATED])[:, :GAIN_CHUNKS].mean())
+    gaps = (psnr[walks.MODEL] - psnr[walks.SWAPPED])[turning]
     swap_gap = float(gaps.mean()) if gaps.size else None
     curves = {name: values.mean(axis=0).tolist() for name, values in psnr.items()}
     bars = {name: float(np.mean(values)) for name, values in returns.items()}
-    chunks = min(GAIN_CHUNKS, len(curves[MODEL]))
+    chunks = min(GAIN_CHUNKS, len(curves[walks.MODEL]))
     told = "no chunk turns" if swap_gap is None else f"{swap_gap:+.2f} dB"
     summary = [
         (f"gain over the repeated first frame, first {chunks} chunks", f"{gain:+.2f} dB"),
