@@ -126,6 +126,7 @@ def test_only_adapters_train_on_a_mesh() -> None:
     born = born.replace(frozen=gates)
     query = born.params["blocks"]["self_attention"]["query"]["lora"]
     assert query["a"][...].sharding.spec == PartitionSpec(None, ("fsdp", "sequence"), None)
+    assert query["b"][...].sharding.spec == PartitionSpec(None, None, ("fsdp", "sequence"))
     frozen, trained = (jax.tree.map(np.asarray, part) for part in (born.frozen, born.params))
     batch = dict(zip(("video", "time", "text"), inputs()[:3], strict=True))
     shards = {name: axes.sharding(devices, ("batch", *[None] * (x.ndim - 1))) for name, x in batch.items()}

@@ -54,9 +54,11 @@ class Adapter(nnx.Module):
     """x [..., I] -> (alpha / rank) x A B [..., O]; parameters float32, products in the layer's dtype."""
 
     def __init__(self, kernel: nnx.Param, cfg: LoRAConfig, *, rngs: nnx.Rngs):
-        """`kernel` is the layer's, [..., I, O]: A and B take its leading axes and the sharding of I and O."""
+        """`kernel` is the layer's, [..., I, O]: A and B take its leading axes and are sharded along I and O."""
         *layers, inputs, outputs = kernel.shape
         *layer_axes, input_axis, output_axis = kernel.get_metadata().get("out_sharding") or [None] * len(kernel.shape)
+        # A kernel is sharded along one of I and O. With only that one, either A or B would lie whole on every device.
+        input_axis, output_axis = ("embed" if axis else None for axis in (input_axis, output_axis))
         self.scale = cfg.alpha / cfg.rank
         shape = (*layers, inputs, cfg.rank)
         if cfg.init == "gaussian":
