@@ -166,9 +166,11 @@ class MakeExample(grain.transforms.RandomMap):
 
 
 def model_pixels(images: Sequence[PIL.Image.Image], clip: ClipConfig) -> dict[str, np.ndarray]:
-    """`pixel_values` and `world_pixels` of one conversation."""
+    """`pixel_values` [I, S, S, 3] and, with a world, `world_pixels` [W, W, 3], the first picture's; zeros for none."""
     pixels = np.zeros((clip.images, clip.image_size, clip.image_size, 3), np.uint8)
     for number, image in enumerate(images):
         pixels[number] = pictures.resized(image, clip.image_size)
-    world = {"world_pixels": pictures.resized(images[0], clip.world_size)} if clip.world_size else {}
-    return {"pixel_values": pixels, **world}
+    if not clip.world_size:
+        return {"pixel_values": pixels}
+    world = np.zeros((clip.world_size, clip.world_size, 3), np.uint8)
+    return {"pixel_values": pixels, "world_pixels": pictures.resized(images[0], clip.world_size) if images else world}

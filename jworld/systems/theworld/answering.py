@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from jworld import errors
-from jworld.data.conversations import batches, chat, pictures
+from jworld.data.conversations import batches, chat
 from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.model import TheWorld
@@ -100,19 +100,9 @@ class Prompts:
         batch = chat.pad(encoded, length, pad_id=self.tokenizer.ids[chat.PAD])
         del batch["labels"]
         if any(images):
-            batch |= self._pixels(images)
+            rows = [batches.model_pixels(seen, self.clip) for seen in images]
+            batch |= {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return {name: jnp.asarray(value) for name, value in batch.items()}
-
-    def _pixels(self, images: Sequence[Sequence[PIL.Image.Image]]) -> dict[str, np.ndarray]:
-        clip = self.clip
-        pixels = np.zeros((len(images), clip.images, clip.image_size, clip.image_size, 3), np.uint8)
-        world = np.zeros((len(images), clip.world_size, clip.world_size, 3), np.uint8)
-        for row, seen in enumerate(images):
-            for number, image in enumerate(seen):
-                pixels[row, number] = pictures.resized(image, clip.image_size)
-            if seen and clip.world_size:
-                world[row] = pictures.resized(seen[0], clip.world_size)
-        return {"pixel_values": pixels} | ({"world_pixels": world} if clip.world_size else {})
 
 
 class Answers:
