@@ -16,6 +16,7 @@ a robot's hand did before each of the clip's T pixel frames but the first (see `
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -118,33 +119,41 @@ def decode_record(payload: bytes | memoryview) -> Record:
     (length,) = struct.unpack_from("<Q", payload)
     if length > len(payload) - 8:
         raise ValueError(f"header length {length} is beyond the payload's {len(payload)} bytes")
+    data = memoryview(payload)[8 + length :]
+    arrays = _arrays(bytes(payload[8 : 8 + length]), len(data))
+    return {name: np.frombuffer(data[begin:end], dtype).reshape(shape) for name, dtype, shape, begin, end in arrays}
+
+
+# Clips of a set have few headers between them.
+@functools.lru_cache(maxsize=64)
+def _arrays(text: bytes, size: int) -> tuple[tuple[str, np.dtype, tuple[int, ...], int, int], ...]:
+    """Name, dtype, shape, begin and end of the arrays that a header describes, in the `size` bytes behind it."""
     try:
-        header = json.loads(bytes(payload[8 : 8 + length]))
+        header = json.loads(text)
     except ValueError as error:
         raise ValueError("header is not JSON") from error
     if not isinstance(header, dict):
         raise ValueError("header is not a JSON object")
-    data = memoryview(payload)[8 + length :]
-    record = {}
+    arrays = []
     position = 0
     for name, entry in sorted(header.items(), key=lambda item: _offsets(*item)):
         begin, end = _offsets(name, entry)
         dtype, shape = _DTYPES.get(entry.get("dtype")), entry.get("shape")
         if dtype is None:
             raise ValueError(f"array '{name}' has unknown dtype {entry.get('dtype')!r}")
-        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        if not isinstance(shape, list) or not all(type(extent) is int and extent >= 0 for extent in shape):
             raise ValueError(f"array '{name}' has no valid shape: {shape!r}")
-        size = math.prod(shape) * dtype.itemsize
-        if begin != position or end - begin != size or end > len(data):
+        length = math.prod(shape) * dtype.itemsize
+        if begin != position or end - begin != length or end > size:
             raise ValueError(
-                f"array '{name}' of {size} bytes lies at {begin}..{end}, expected {position}..{position + size} "
-                f"of {len(data)}"
+                f"array '{name}' of {length} bytes lies at {begin}..{end}, expected {position}..{position + length} "
+                f"of {size}"
             )
-        record[name] = np.frombuffer(data[begin:end], dtype).reshape(shape)
+        arrays.append((name, dtype, tuple(shape), begin, end))
         position = end
-    if position != len(data):
-        raise ValueError(f"arrays end at byte {position} of {len(data)}")
-    return record
+    if position != size:
+        raise ValueError(f"arrays end at byte {position} of {size}")
+    return tuple(arrays)
 
 
 def _offsets(name: str, entry: Any) -> tuple[int, int]:
@@ -332,24 +341,25 @@ class RecordSource:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> Record:
-        name = f"shard {self.directory / self._files[index]}, record {index} ({self.episodes[index]})"
         try:
             record = decode_record(self._reader[index])
         except ValueError as error:
-            raise UserError(f"{name} is corrupt ({error}): make the data set again") from error
+            raise self._error(index, f" is corrupt ({error})") from error
         expected = self._expected(index)
         for key, (shape, dtype) in expected.items():
             array = record.get(key)
             if array is None:
-                raise UserError(f"{name}: key '{key}' is missing: make the data set again")
+                raise self._error(index, f": key '{key}' is missing")
             if array.shape != shape or array.dtype != dtype:
-                raise UserError(
-                    f"{name}: key '{key}' is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}: "
-                    "make the data set again"
-                )
+                found = f"{array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}"
+                raise self._error(index, f": key '{key}' is {found}")
         if "prompt" in expected and not 0 <= record["prompt"] < len(self.manifest["prompts"]):
-            raise UserError(f"{name}: prompt {record['prompt']} is not in the text store: make the data set again")
+            raise self._error(index, f": prompt {record['prompt']} is not in the text store")
         return {**{key: record[key] for key in expected}, "index": np.int32(index)}  # type: ignore[dict-item]
+
+    def _error(self, index: int, problem: str) -> UserError:
+        name = f"shard {self.directory / self._files[index]}, record {index} ({self.episodes[index]})"
+        return UserError(f"{name}{problem}: make the data set again")
 
     def _expected(self, index: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         frames = self.clips[index]

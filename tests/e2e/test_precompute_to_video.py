@@ -84,6 +84,7 @@ def trained(folder: pathlib.Path, encoders: list[str]) -> pathlib.Path:
     return run
 
 
+@pytest.mark.slow
 def test_records_of_published_encoders_train_and_roll_out(folder: pathlib.Path, trained: pathlib.Path) -> None:
     manifest = records.read_manifest(folder / "records")
     assert manifest["prompts"] == ["", 'a sign "0" in a hall', 'a sign "1" in a hall']

@@ -57,6 +57,7 @@ def test_a_run_leaves_what_the_other_commands_need(folder: pathlib.Path) -> None
     assert runs.load(run).step == 12
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch that is killed at a random moment, one that is asked to stop, one that ends; more in test_chaos."""
     monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE["XLA_FLAGS"])
@@ -105,6 +106,7 @@ def test_resume_on_another_mesh(folder: pathlib.Path) -> None:
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_taken(folder: pathlib.Path) -> None:
     blocks = (copy_until(folder, "damaged", 6) / "6" / "params" / "d").glob("*")
     largest = max(blocks, key=lambda path: path.stat().st_size)

@@ -12,7 +12,7 @@ from jworld.data import records
 from jworld.training import metrics
 from scripts import release_autoencoder
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 #: Programs run a few times: compiling them is what takes time.
 FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"}

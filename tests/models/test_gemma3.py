@@ -99,6 +99,7 @@ def test_padding_moves_to_the_front() -> None:
     assert seen.tolist() == [[False, False, True, True, True], [True] * 5]
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing() -> None:
     """The vocabulary's width, the batch and the tokens are split; the answer is the same."""
     cfg = tiny()

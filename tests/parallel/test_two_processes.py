@@ -148,6 +148,7 @@ def test_one_process_talks_and_writes(folder: pathlib.Path, straight: pathlib.Pa
     assert len(list((straight / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_kills_and_preemption_end_both_and_the_same_command_resumes(
     folder: pathlib.Path, straight: pathlib.Path
 ) -> None:

@@ -36,6 +36,7 @@ def bytes_on(device: jax.Device, tree: Any) -> int:
     return sum(shard.data.nbytes for shard in shards if shard.device == device)
 
 
+@pytest.mark.slow
 def test_planned_memory_is_what_a_run_has(program: Program, plan: Plan) -> None:
     _, state, _ = train_state.create_state(
         program.system.init,

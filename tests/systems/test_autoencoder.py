@@ -306,6 +306,7 @@ def trained(sizes: tuple[int, int, int]) -> tuple[nnx.State, nnx.State, list[flo
     return before, jax.tree.map(np.asarray, run.params), losses
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss() -> None:
     _, _, losses = trained((1, 1, 1))
     assert losses[-1] < 0.9 * losses[0]

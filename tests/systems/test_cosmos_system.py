@@ -177,6 +177,7 @@ def test_guidance_moves_away_from_the_negative_prompt() -> None:
         sampled(3.0, text[1:])
 
 
+@pytest.mark.slow
 def test_mesh_equals_one_device() -> None:
     """Examples, weights and frames are split over 8 devices: the same loss and gradient."""
     system = Cosmos(make_config())

@@ -34,7 +34,10 @@ class Oracle(nnx.Module):
         self.clean, self.noise, self.scale = nnx.data(clean), nnx.data(noise), scale
 
     def __call__(self, x: jax.Array, text: jax.Array, timestep: jax.Array, **_: Any) -> jax.Array:
-        return self.scale * v_prediction.velocity(self.clean, self.noise, v_prediction.at(ALPHAS, timestep))
+        # Guidance asks for the same clips twice, one set behind the other.
+        copies = (len(timestep) // len(self.clean), 1, 1, 1, 1)
+        clean, noise = jnp.tile(self.clean, copies), jnp.tile(self.noise, copies)
+        return self.scale * v_prediction.velocity(clean, noise, v_prediction.at(ALPHAS, timestep))
 
 
 def oracle_loss(how: objective.Distillation, timestep: jax.Array, *, scale: float = 1.0) -> float:

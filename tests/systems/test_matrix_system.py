@@ -132,6 +132,7 @@ def test_draws_follow_the_config() -> None:
     assert (np.diff(times[:, 1:], axis=1) == 250).all()
 
 
+@pytest.mark.slow
 def test_mesh_equals_one_device() -> None:
     """Examples, weights and tokens are split over 8 devices: the same loss and gradient, with a time per frame."""
     system = Matrix(make_config(**{"loss.kind": "windows", "loss.groups": 2}))
