@@ -25,8 +25,8 @@ class RestartError(Exception):
 
 
 def one_line(error: BaseException, *, limit: int = 200) -> str:
-    """The text of another library's error as part of a sentence."""
-    return " ".join(str(error).split())[:limit]
+    """The text of another library's error as part of a sentence, or its kind where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def exit_code(error: BaseException) -> int:

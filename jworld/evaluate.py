@@ -115,7 +115,7 @@ def write(output: pathlib.Path, numbers: dict[str, Any], report: reports.Report)
     paths = [output / name for name in names]
     try:
         output.mkdir(parents=True, exist_ok=True)
-        files.write_json(paths[0], numbers)
+        files.write_json(paths[0], numbers, allow_nan=False)
         with files.replacing(paths[1]) as temporary:
             plot(report).savefig(temporary, format="png", dpi=120)
         for path in paths[2:]:

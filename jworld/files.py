@@ -24,7 +24,10 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | pathlib.Path, value: Any, *, indent: int | None = 1, sort_keys: bool = False) -> None:
-    """Write a value as JSON."""
+def write_json(
+    path: str | pathlib.Path, value: Any, *, indent: int | None = 1, sort_keys: bool = False, allow_nan: bool = True
+) -> None:
+    """Write a value as JSON; without `allow_nan` a number that is not finite is a ValueError."""
+    text = json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=allow_nan)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=indent, sort_keys=sort_keys) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import huggingface_hub
 
+from jworld import errors
+
 Upload = Callable[[int], None]
 
 #: Seconds until the next try, after each failure in a row; the last one goes on.
@@ -128,14 +130,13 @@ class Uploads:
                 self._upload(step)
             except Exception as error:  # whatever a network and a library can raise
                 failures += 1
+                problem = f"upload of step {step} to {self._config.repo} failed: {errors.one_line(error)}"
                 # At the end one failure is enough: the run would wait for nothing.
                 if closing:
-                    self._message(f"upload of step {step} to {self._config.repo} failed: {_short(error)}")
+                    self._message(problem)
                     return
                 pause = self._pauses[min(failures, len(self._pauses)) - 1]
-                self._message(
-                    f"upload of step {step} to {self._config.repo} failed: {_short(error)}; trying again in {pause:g} s"
-                )
+                self._message(f"{problem}; trying again in {pause:g} s")
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, timeout=pause)
                 continue
@@ -150,7 +151,3 @@ class Uploads:
             if newer or (self._closing and not any(self._checkpoints.glob(f"{step}.*"))):
                 raise FileNotFoundError(f"{self._checkpoints / str(step)} is not there any more")
             time.sleep(_POLL)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
