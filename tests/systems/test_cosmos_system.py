@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_systems import make_batch, make_model
 
 from jworld import errors
 from jworld.cameras import pose_strings, robots
@@ -41,21 +42,6 @@ def make_config(variant: str = "tiny_action", **changes: Any) -> ml_collections.
                 config.model.action_dim = 21
         config.update_from_flattened_dict(changes)
     return config
-
-
-def make_model(system: Cosmos) -> Any:
-    """No weight at zero: zero modulations would hide times and actions."""
-    with nnx.use_eager_sharding(False):
-        graphdef, params = nnx.split(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))))
-    rng = np.random.default_rng(0)
-    return nnx.merge(graphdef, jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), params))
-
-
-def make_batch(system: Cosmos, rows: int) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(1)
-    return {
-        name: jnp.asarray(rng.standard_normal(spec.shape), spec.dtype) for name, spec in system.batch_spec(rows).items()
-    }
 
 
 class Codec:

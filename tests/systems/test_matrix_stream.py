@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from flax import nnx
+from tiny_systems import make_model
 
 from jworld import config as run_config
 from jworld import errors, generate
@@ -36,14 +36,6 @@ def make_config(recipe: str, **changes: Any) -> ml_collections.ConfigDict:
         config.data.clip.window_frames = 5
         config.update_from_flattened_dict(changes)
     return config
-
-
-def make_model(system: Matrix) -> Any:
-    """No weight at zero: zero gates would hide the control."""
-    with nnx.use_eager_sharding(False):
-        graphdef, params = nnx.split(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))))
-    rng = np.random.default_rng(0)
-    return nnx.merge(graphdef, jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), params))
 
 
 class Stream:
@@ -87,7 +79,7 @@ class Encoders:
 
 
 def make_session(system: Matrix) -> streaming.StreamSession:
-    session = system.session(make_model(system), Encoders())  # type: ignore[arg-type]
+    session = system.session(make_model(system, scale=0.3), Encoders())  # type: ignore[arg-type]
     assert isinstance(session, streaming.StreamSession)
     return session
 
@@ -209,7 +201,7 @@ def test_an_even_number_of_latents_reaches_the_decoder_whole_and_an_odd_one_in_p
 
 def test_guidance_on_the_control_goes_away_from_no_control(system: Matrix) -> None:
     """What the control changes counts scale times: once as without guidance, and twice more."""
-    model, table = make_model(system), system.control_table()
+    model, table = make_model(system, scale=0.3), system.control_table()
     assert table is not None
     rng = np.random.default_rng(3)
     x = jnp.asarray(rng.standard_normal((1, 5, *SIZE, CHANNELS)), jnp.float32)

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_systems import make_batch, make_model
 
 from jworld import config as run_config
 from jworld import errors, systems, train
@@ -36,21 +37,6 @@ def make_config(recipe: str = "matrix_control.py", **changes: Any) -> ml_collect
                 config.model.update({"control_dim": 16, "control_layers": (0, 2)})
         config.update_from_flattened_dict(changes)
     return config
-
-
-def make_model(system: Matrix) -> Any:
-    """No weight at zero: zero modulations would hide times and control."""
-    with nnx.use_eager_sharding(False):
-        graphdef, params = nnx.split(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))))
-    rng = np.random.default_rng(0)
-    return nnx.merge(graphdef, jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), params))
-
-
-def make_batch(system: Matrix, rows: int) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(1)
-    return {
-        name: jnp.asarray(rng.standard_normal(spec.shape), spec.dtype) for name, spec in system.batch_spec(rows).items()
-    }
 
 
 class Codec:
