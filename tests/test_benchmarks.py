@@ -98,3 +98,21 @@ def test_transformers_without_diffusers(tmp_path: pathlib.Path) -> None:
     for row in rows:
         assert row["versions"] is None
         assert row["ours_seconds"] > 0
+
+
+def test_decode(tmp_path: pathlib.Path) -> None:
+    sizes = ("--layers", "6", "--width", "16", "--heads", "2", "--head-dim", "8", "--vocabulary", "64", "--window", "8")
+    tokens = ("--prompt", "12", "--new", "6", "--recomputed", "6", "--batches", "2", "--repeats", "1")
+    numbers = run("decode", tmp_path / "decode.json", *sizes, *tokens)
+    (row,) = numbers["rows"]
+    assert row["agree"] == 1
+    # Per layer: queries and output 2 x 16 x 16, keys and values 2 x 16 x 8, three matrices of the MLP, six norms.
+    layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 64 + 4 * 16 + 2 * 8
+    assert row["parameters"] == 64 * 16 + 6 * layer + 16
+    # A token behind 15 others: five layers see 8 keys of 8 numbers, one sees 16; values likewise, in two rows.
+    assert row["bytes"] == 4 * (row["parameters"] + 2 * 2 * (5 * 8 + 16) * 8)
+    weights = 64 * 16 + 6 * (layer - 4 * 16 - 2 * 8)
+    assert row["flops"]["kept"] == 2 * (2 * weights + 4 * (5 * 8 + 16) * 2 * 8)
+    for version in ("kept", "recomputed"):
+        assert row["tokens_per_second"][version] * row["seconds_per_token"][version] == pytest.approx(2)
+        assert row["share_of_limit"][version] > 0
