@@ -2,6 +2,7 @@
 
 Variants (`--config=configs/theworld.py:<variant>`):
   tiny (or none)  small model on questions about recorded walks; minutes on two CPU cores
+  tiny_steps      the same, which also sees two frames that runs/cosmos_video2world predicts: train that first
   projection      Gemma-3-4b-it, of which nothing trains but the projection of the world
   vision          the same, and the vision tower with its projector
   language        the projection and the language model
@@ -10,7 +11,7 @@ Variants (`--config=configs/theworld.py:<variant>`):
 
 import ml_collections
 
-VARIANTS = ("", "tiny", "projection", "vision", "language", "full")
+VARIANTS = ("", "tiny", "tiny_steps", "projection", "vision", "language", "full")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("projection", "vision", "language", "full")
 #: Paths of the parameters that each of them trains.
@@ -28,6 +29,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
     config = _tiny()
+    if variant == "tiny_steps":
+        config.model.world.steps = 2
     if variant in PUBLISHED:
         _published(config)
         config.optimizer.trainable = TRAINABLE[variant]
@@ -75,6 +78,10 @@ def _tiny() -> ml_collections.ConfigDict:
             "codec_ratio": 16,
             "start_token": 9,
             "end_token": 10,
+            # Frames that are predicted from the picture, and the folder of the network that does.
+            "steps": 0,
+            "predictor": "runs/cosmos_video2world",
+            "predictor_steps": 4,
         },
     }
     config.data = {
@@ -96,8 +103,8 @@ def _tiny() -> ml_collections.ConfigDict:
     }
     config.optimizer = {
         "name": "adamw",
-        # What the codec knows is not to be unlearnt.
-        "trainable": r"(?!autoencoder/).*",
+        # What the codec and the predictor know is not to be unlearnt.
+        "trainable": r"(?!(autoencoder|predictor)/).*",
         "learning_rate": 1e-3,
         "schedule": "linear_with_min_lr",
         "warmup_steps": 50,
@@ -139,6 +146,9 @@ def _published(config: ml_collections.ConfigDict) -> None:
             "latent_channels": 16,
             "start_token": 262145,
             "end_token": 262146,
+            "steps": 0,
+            "predictor": "checkpoints/cosmos-predict2-2b",
+            "predictor_steps": 4,
         },
     }
     config.data.records = "data/llava_pretrain/conversations"

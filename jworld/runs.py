@@ -12,7 +12,7 @@ Orbax checkpoint weights/ with its description import.json.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -146,15 +146,25 @@ def import_record(directory: pathlib.Path) -> dict[str, Any]:
     return record
 
 
+def load_parts(initial: nnx.State, parts: Mapping[str, pathlib.Path]) -> nnx.State:
+    """`initial` with weights of other runs in some parts: first word of their paths -> folder; see `load_initial`."""
+    for name, directory in parts.items():
+        own, rest = nnx.split_state(initial, lambda path, _, name=name: path[0] == name, ...)
+        read, _ = load_initial(directory, own[name])
+        initial = nnx.merge_state(rest, nnx.State({name: read}))
+    return initial
+
+
 def load_initial(
-    directory: pathlib.Path, initial: nnx.State, *, copies: Sequence[str] = ()
+    directory: pathlib.Path, initial: nnx.State, *, copies: Sequence[str] = (), parts: Collection[str] = ()
 ) -> tuple[nnx.State, list[str]]:
     """The weights of `directory` to start training from, and notes for the user on what is not as it was there.
 
     The parameters that the model in `directory` does not have, by its own config, stay `initial`: an action model
     starts from a base without actions. All others are read, in the layout of `initial`, whose arrays are deleted
     before: both at once could be too much for the devices. Adapters that this model has no place for are merged.
-    Parts whose paths begin with one of `copies` get copies of what was read.
+    Parts whose paths begin with one of `copies` get copies of what was read. Of those that begin with one of `parts`,
+    which `load_parts` has read, no note says that they are new.
 
     Raises:
       UserError: the folder's model has parameters that this one lacks; something is missing, misshapen or damaged.
@@ -189,7 +199,7 @@ def load_initial(
         notes.append("adapters in those weights are merged")
     copied, kept = nnx.split_state(kept, lambda path, _: path[0] in copies and path[1:] in known, ...)
     copied = _copies(copied, params)
-    if new := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept)]:
+    if new := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept) if path[0] not in parts]:
         notes.append(f"not in those weights, so new: {', '.join(new)}")
     return nnx.merge_state(params, copied, kept), notes
 

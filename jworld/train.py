@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         ),
     )
     compilation.use_cache(_CACHE.value)
+    config = systems.completed(config)
     system = systems.create(config)
     spec = system.batch_spec(config.global_batch)
     optimizer = optimizers.make_optimizer(
@@ -346,12 +347,18 @@ def start(
             f"config.optimizer.trainable is {optimizer.config.trainable!r}, which matches no parameter; "
             "paths look like blocks/image/query/kernel"
         )
-    if config.init_from:
-        initial = nnx.merge_state(state.params, state.frozen)
-        params, notes = runs.load_initial(pathlib.Path(config.init_from), initial, copies=systems.copies(system))
+    parts = systems.parts(system)
+    if config.init_from or parts:
+        params = runs.load_parts(nnx.merge_state(state.params, state.frozen), parts)
+        notes = [f"the weights of the {name} are those in {folder}" for name, folder in parts.items()]
+        if config.init_from:
+            console.print(f"starting from the weights in {config.init_from}")
+            params, more = runs.load_initial(
+                pathlib.Path(config.init_from), params, copies=systems.copies(system), parts=parts
+            )
+            notes += more
         trained, frozen = nnx.split_state(params, trainable, ...)
         state = train_state.replace_params(state, trained, frozen)
-        console.print(f"starting from the weights in {config.init_from}")
         for note in notes:
             console.print(note)
     return graphdef, state, shardings

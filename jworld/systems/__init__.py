@@ -31,9 +31,16 @@ def recipe_from_json(path: pathlib.Path) -> str:
 
 def create(config: ml_collections.ConfigDict) -> Any:
     """The system that `config.system` names, built from the config."""
+    config = completed(config)
+    return REGISTRY[config.system](config)
+
+
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with what its system reads of other folders' configs: with that kept, a run needs them no more."""
     if config.system not in REGISTRY:
         raise errors.UserError(f"config.system is {config.system!r}, expected one of {', '.join(REGISTRY)}")
-    return REGISTRY[config.system](config)
+    complete = getattr(REGISTRY[config.system], "completed", None)
+    return config if complete is None else complete(config)
 
 
 def training_init(system: Any) -> Callable[[nnx.Rngs], Any]:
@@ -44,6 +51,11 @@ def training_init(system: Any) -> Callable[[nnx.Rngs], Any]:
 def copies(system: Any) -> tuple[str, ...]:
     """Parts of that model, by the first word of their paths, that begin as copies of the weights that are read."""
     return getattr(system, "copies", ())
+
+
+def parts(system: Any) -> dict[str, pathlib.Path]:
+    """Parts of the model, by the first word of their paths, whose weights are those of other runs: their folders."""
+    return getattr(system, "parts", {})
 
 
 def loss_takes_average(system: Any) -> bool:

@@ -193,9 +193,9 @@ def test_a_benchmark_is_asked_with_and_without_the_world(
     report = system.evaluate(model, kept, None, options, rich.console.Console(file=io.StringIO()))
     assert list(report.scores) == ["with world", "without"]
     assert [table.columns[0].header for table in evaluate.tables(report)] == ["accuracy in %", ""]
-    for name, is_on in (("with world", True), ("without", False)):
+    for name, frames in (("with world", 1), ("without", 0)):
         found = report.numbers["answers"][name]
-        answers = system.answers(model, kept, world=is_on)
+        answers = system.answers(model, kept, frames=frames)
         prompts = [row["prompt"] for row in found]
         said = [answers([[image(i)]] * 2, [prompts[i]] * 2, max_tokens=vsr.MAX_TOKENS)[0] for i in range(3)]
         assert [row["prediction"] for row in found] == said

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.wan import NORMALISATION, WanConfig
+from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.gemma3.config import Gemma3Config
 
 Architecture = Literal["mlp", "mlp_no_final_gelu", "linear"]
@@ -12,7 +13,7 @@ Architecture = Literal["mlp", "mlp_no_final_gelu", "linear"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """What Gemma-3 gets of the world: the latents of one image.
+    """What Gemma-3 gets of the world: the latents of one image, and of predicted frames behind it.
 
     Source: theworld, `python/theworld/modeling`.
 
@@ -28,6 +29,9 @@ class WorldConfig:
       codec: file of a linear codec, whose weights are part of the model in the place of that; "" for none.
       codec_ratio: pixels per latent of the codec.
       start_token, end_token: ids of the brackets around the world's tokens.
+      steps: latent frames that are predicted from the image (world steps); the original has none.
+      predictor: folder of the network that predicts them: a run of Cosmos Video2World, or imported weights.
+      predictor_steps: of the solver that predicts.
     """
 
     compat: Literal["", "original"] = ""
@@ -43,6 +47,9 @@ class WorldConfig:
     codec_ratio: int = 16
     start_token: int = 262145
     end_token: int = 262146
+    steps: int = 0
+    predictor: str = ""
+    predictor_steps: int = 4
 
     @property
     def original(self) -> bool:
@@ -75,9 +82,14 @@ class WorldConfig:
         return self.latent_channels if self.layout == "spatial" else self.places
 
     @property
+    def frames(self) -> int:
+        """Latent frames: the image, and what comes next."""
+        return 1 + self.steps
+
+    @property
     def tokens(self) -> int:
-        """Tokens between the brackets."""
-        return self.places if self.layout == "spatial" else self.latent_channels
+        """Tokens between the brackets, of all frames."""
+        return self.frames * (self.places if self.layout == "spatial" else self.latent_channels)
 
     def autoencoder(self, **settings: Any) -> WanConfig:
         """Of the Wan autoencoder, with further settings."""
@@ -98,14 +110,25 @@ class WorldConfig:
             raise ValueError(f"image_size is {self.image_size}, expected a multiple of {self.ratio} pixels, a latent")
         if self.codec and self.original:
             raise ValueError(f"codec is {self.codec!r}, but the original has none: leave it or compat out")
+        if self.steps < 0 or self.predictor_steps < 1:
+            raise ValueError(
+                f"steps is {self.steps} and predictor_steps {self.predictor_steps}, expected at least 0 and at least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TheWorldConfig:
-    """Gemma-3, and what it gets of the world; None is plain Gemma-3."""
+    """Gemma-3, and what it gets of the world; None is plain Gemma-3.
+
+    Attributes:
+      gemma: the language model and its vision tower.
+      world: what it gets of the world, or None.
+      predictor: the network that predicts what comes next; with `world.steps`, and None without.
+    """
 
     gemma: Gemma3Config
     world: WorldConfig | None
+    predictor: CosmosConfig | None = None
 
     def __post_init__(self) -> None:
         if self.world is not None and max(self.world.start_token, self.world.end_token) >= self.gemma.vocabulary:

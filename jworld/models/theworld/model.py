@@ -1,4 +1,4 @@
-"""Gemma-3 with tokens of the world between its first token and the rest."""
+"""Gemma-3 with tokens of the world, now and next, between its first token and the rest."""
 
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from flax import nnx
 from jworld.errors import UserError
 from jworld.models.autoencoders.linear import LinearAutoencoder
 from jworld.models.autoencoders.wan import WanAutoencoder
+from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.gemma3.model import Gemma3
 from jworld.models.layers.linear import linear
 from jworld.models.layers.mlp import gelu_exact
@@ -30,7 +31,11 @@ class Fused(NamedTuple):
 
 
 class WorldProjector(nnx.Module):
-    """Latents [B, F, H, W, C] -> tokens [B, F * T, D]."""
+    """Latents [B, F, H, W, C] -> tokens [B, F * T, D].
+
+    With world steps a vector is added to all tokens of a frame, one for the image and one for each predicted frame,
+    zero at first.
+    """
 
     def __init__(self, cfg: TheWorldConfig, *, rngs: nnx.Rngs):
         assert cfg.world is not None
@@ -41,6 +46,9 @@ class WorldProjector(nnx.Module):
             self.hidden = linear(inputs, gemma.width, (None, "embed"), **common)
             inputs = gemma.width
         self.output = linear(inputs, gemma.width, (None, "embed"), **common)
+        if self.world.steps:
+            table = jnp.zeros((self.world.frames, gemma.width), gemma.param_dtype)
+            self.temporal = nnx.Param(table, out_sharding=(None, "embed"))
 
     def tokens(self, latents: jax.Array) -> jax.Array:
         """[B, F, H, W, C] -> [B, F, T, features]; places go row by row."""
@@ -55,11 +63,13 @@ class WorldProjector(nnx.Module):
         x = self.output(x)
         if self.world.projection == "mlp":
             x = gelu_exact(x)
+        if self.world.steps:
+            x += self.temporal[: x.shape[1], None].astype(x.dtype)
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 class TheWorld(Gemma3):
-    """Gemma-3, the projector of the world, and the autoencoder that shows it.
+    """Gemma-3, the projector of the world, the autoencoder that shows it, and with world steps their predictor.
 
     Without a world it is Gemma-3.
     """
@@ -70,14 +80,19 @@ class TheWorld(Gemma3):
         if cfg.world is not None:
             self.world = WorldProjector(cfg, rngs=rngs)
             self.autoencoder = _autoencoder(cfg, cfg.world, rngs)
+        if cfg.predictor is not None:
+            self.predictor = CosmosTransformer(cfg.predictor, rngs=rngs)
 
     def latents(self, pixels: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3] in 0..255 -> latents [B, 1, H', W', C] float32."""
+        """Images [B, H, W, 3] in 0..255 -> latents [B, 1, H', W', C] float32, as the projector reads them."""
         original = self.config.world is not None and self.config.world.original
-        video = world_values(pixels, original=original)[:, None]
         if isinstance(self.autoencoder, WanAutoencoder) and original:
-            return self.autoencoder.posterior(video).mean
-        return self.autoencoder.encode(video)
+            return self.autoencoder.posterior(world_values(pixels, original=True)[:, None]).mean
+        return self.sound_latents(pixels)
+
+    def sound_latents(self, pixels: jax.Array) -> jax.Array:
+        """As `latents`, but normalised whatever `compat` says: as the predictor reads them."""
+        return self.autoencoder.encode(world_values(pixels, original=False)[:, None])
 
     def fuse(self, tokens: jax.Array, mask: jax.Array, pixels: jax.Array | None, latents: jax.Array | None) -> Fused:
         """Put everything into one sequence.
@@ -86,7 +101,7 @@ class TheWorld(Gemma3):
           tokens: [B, L] ids, padding behind, without the brackets of the world.
           mask: [B, L] bool.
           pixels: [B, I, H, W, 3] in -1..1, the images of the prompt, or None.
-          latents: [B, F, H', W', C] of the world; None leaves it and its brackets out.
+          latents: [B, F, H', W', C] of the world, its first frames or all; None leaves it and its brackets out.
         """
         embeds, world = self.embed(tokens, pixels), self.config.world
         images = tokens == self.cfg.image_token
@@ -96,7 +111,9 @@ class TheWorld(Gemma3):
             start, end = jnp.split(self.language.embed(brackets), 2, axis=1)
             seen = self.world(latents).astype(embeds.dtype)
             embeds = jnp.concatenate([embeds[:, :1], start, seen, end, embeds[:, 1:]], axis=1)
-            mask, images = (insert(x, world, inside) for x, inside in ((mask, True), (images, False)))
+            mask, images = (
+                insert(x, world, inside, tokens=seen.shape[1]) for x, inside in ((mask, True), (images, False))
+            )
         causal = pixels is None or (latents is not None and world is not None and world.original)
         return Fused(embeds, mask, None if causal else images)
 
@@ -121,9 +138,20 @@ def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> Wan
     return codec
 
 
-def insert(values: jax.Array, world: WorldConfig, inside: Any, brackets: tuple[Any, Any] | None = None) -> jax.Array:
-    """[B, L] -> [B, L + 2 + W]: what is `inside` the world, and of its brackets, behind the first column."""
+def insert(
+    values: jax.Array,
+    world: WorldConfig,
+    inside: Any,
+    brackets: tuple[Any, Any] | None = None,
+    *,
+    tokens: int | None = None,
+) -> jax.Array:
+    """[B, L] -> [B, L + 2 + W]: what is `inside` the world, and of its brackets, behind the first column.
+
+    W is `tokens`, or all of the world's where that is None.
+    """
     start, end = (inside, inside) if brackets is None else brackets
-    row = jnp.array([start, *([inside] * world.tokens), end], values.dtype)
+    count = world.tokens if tokens is None else tokens
+    row = jnp.array([start, *([inside] * count), end], values.dtype)
     rows = jnp.broadcast_to(row, (values.shape[0], len(row)))
     return jnp.concatenate([values[:, :1], rows, values[:, 1:]], axis=1)

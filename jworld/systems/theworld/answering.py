@@ -15,6 +15,7 @@ from jworld.data.conversations import batches, chat
 from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.model import TheWorld
+from jworld.systems.theworld import world_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,10 @@ class SampleConfig:
             raise ValueError("max_tokens and prompt_multiple must be at least 1")
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "world"))
-def prefill(model: TheWorld, batch: dict[str, jax.Array], *, steps: int, world: bool) -> decoding.State:
+@functools.partial(jax.jit, static_argnames=("steps", "frames"))
+def prefill(model: TheWorld, batch: dict[str, jax.Array], *, steps: int, frames: int) -> decoding.State:
     """Read prompts that are padded behind; see `answer`."""
-    latents = model.latents(batch["world_pixels"]) if world else None
+    latents = world_steps.world_latents(model, batch["world_pixels"], frames) if frames else None
     pixels = vision_values(batch["pixel_values"]) if "pixel_values" in batch else None
     fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
     parts = (fused.mask,) if fused.images is None else (fused.mask, fused.images)
@@ -51,9 +52,9 @@ def step(model: TheWorld, tokens: jax.Array, state: decoding.State) -> decoding.
     return decoding.step(model.language, tokens, state)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "ends", "world"))
+@functools.partial(jax.jit, static_argnames=("steps", "ends", "frames"))
 def answer(
-    model: TheWorld, batch: dict[str, jax.Array], *, steps: int, ends: tuple[int, ...], world: bool
+    model: TheWorld, batch: dict[str, jax.Array], *, steps: int, ends: tuple[int, ...], frames: int
 ) -> jax.Array:
     """The likeliest answers, [B, steps] int32; behind an end token there are more of it.
 
@@ -62,15 +63,20 @@ def answer(
       batch: tokens and mask [B, L] of open prompts; pixel_values [B, I, S, S, 3] and world_pixels [B, W, W, 3].
       steps: tokens, at most.
       ends: tokens that end an answer.
-      world: whether the model reads the world.
+      frames: of the world that the model reads: 0 for none, 1 for the image alone, or all that it was trained with.
     """
-    state = prefill(model, batch, steps=steps, world=world)
+    state = prefill(model, batch, steps=steps, frames=frames)
     return decoding.greedy(model.language, state, steps=steps, ends=ends)
 
 
 def ends(tokenizer: chat.ChatTokenizer) -> tuple[int, ...]:
     """The tokens that end an answer."""
     return tokenizer.ids[chat.EOS], tokenizer.ids[chat.END_OF_TURN]
+
+
+def all_frames(model: TheWorld) -> int:
+    """Latent frames of the model's world; 0 without a world."""
+    return 0 if model.config.world is None else model.config.world.frames
 
 
 class Prompts:
@@ -108,18 +114,18 @@ class Prompts:
 class Answers:
     """Answers prompts about images, a batch at a time, greedily: an `evaluation.benchmarks.Answer`."""
 
-    def __init__(self, model: TheWorld, prompts: Prompts, *, world: bool):
-        """`world` False leaves the world out, as if the model had none."""
+    def __init__(self, model: TheWorld, prompts: Prompts, *, frames: int | None = None):
+        """`frames` of the world: all, or 1 for the image alone, or 0 to leave it out, as if the model had none."""
         self.model, self.prompts = model, prompts
-        self._world = world and model.config.world is not None
+        self._frames = all_frames(model) if frames is None else frames
 
     def __call__(
         self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str], *, max_tokens: int
     ) -> list[str]:
         """One text of at most `max_tokens` tokens for each of the prompts and its images."""
         tokenizer, batch = self.prompts.tokenizer, self.prompts(images, prompts)
-        world = self._world and "world_pixels" in batch
-        tokens = answer(self.model, batch, steps=max_tokens, ends=ends(tokenizer), world=world)
+        frames = self._frames if "world_pixels" in batch else 0
+        tokens = answer(self.model, batch, steps=max_tokens, ends=ends(tokenizer), frames=frames)
         return [tokenizer.decode(row) for row in jax.device_get(tokens).tolist()]
 
 
@@ -143,8 +149,8 @@ class Session:
             batch = self.prompts([[PIL.Image.fromarray(image) for image in images]], [prompt])
         except ValueError as error:
             raise errors.UserError(f"--prompt cannot be asked: {error}") from error
-        world = self.model.config.world is not None and bool(images)
-        self._state = prefill(self.model, batch, steps=self.max_tokens, world=world)
+        frames = all_frames(self.model) if images else 0
+        self._state = prefill(self.model, batch, steps=self.max_tokens, frames=frames)
         self._count, self._over = 0, False
 
     def step(self) -> int | None:

@@ -16,6 +16,7 @@ from jworld.models.gemma3.text import TextModel
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.config import WorldConfig
 from jworld.models.theworld.model import TheWorld, insert
+from jworld.systems.theworld import world_steps
 from jworld.training import step
 
 Batch = Mapping[str, jax.Array]
@@ -92,7 +93,7 @@ def loss(model: TheWorld, batch: Batch, cfg: ObjectiveConfig) -> tuple[jax.Array
 
 def latents_of(model: TheWorld, batch: Batch) -> jax.Array | None:
     """What the model sees of the world: latents [B, F, H', W', C]; None where it has none."""
-    return None if model.config.world is None else model.latents(batch["world_pixels"])
+    return None if model.config.world is None else world_steps.world_latents(model, batch["world_pixels"])
 
 
 def latent_loss(

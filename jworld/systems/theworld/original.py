@@ -71,7 +71,7 @@ DEFAULTS: dict[str, Any] = {
 
 #: What is said of keys that have no counterpart, where they are given a value of their own.
 _NOTES = {
-    "num_world_steps": "the original reads it nowhere",
+    "num_world_steps": "the original reads it nowhere; here they are predicted by model.world.predictor",
     "max_world_steps": "the original reads it nowhere",
     "use_gradient_checkpointing": "model.remat is on whatever it says",
     "save_safetensors": "python -m conversion export writes safetensors",
@@ -177,6 +177,7 @@ def _model(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None
     config.model.world.compat = "original"
     config.model.world.layout = values["world_projection_mode"]
     config.model.world.architecture = values["projection_architecture"]
+    config.model.world.steps = values["num_world_steps"]
 
 
 def _optimizer(config: ml_collections.ConfigDict, values: Mapping[str, Any], notes: list[str]) -> None:

@@ -13,18 +13,19 @@ from jworld import errors, files, reports, spacing
 from jworld.data import records
 from jworld.data.conversations import batches, pictures
 from jworld.data.conversations.training import Conversations, Kept
+from jworld.models.cosmos import flops as cosmos_flops
 from jworld.models.gemma3 import flops
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.layers.flops import TRAINING
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld as TheWorldModel
 from jworld.systems import adapters
-from jworld.systems.theworld import answering, objective
+from jworld.systems.theworld import answering, objective, world_steps
 from jworld.systems.theworld.evaluation import report
 from jworld.training import state as train_state
 
 #: Keys of `config.model` that are no fields of Gemma-3.
-_OTHER = ("world", "lora", "frozen_dtype")
+_OTHER = ("world", "lora", "frozen_dtype", world_steps.PREDICTOR)
 
 
 class TheWorld:
@@ -43,9 +44,11 @@ class TheWorld:
     def __init__(self, config: ml_collections.ConfigDict):
         gemma = {key: value for key, value in config.model.items() if key not in _OTHER}
         told = config.model.get("world")
+        world = None if told is None else run_config.section(WorldConfig, told, "model.world")
         self.model_config = TheWorldConfig(
             gemma=run_config.section(Gemma3Config, gemma, "model"),
-            world=None if told is None else run_config.section(WorldConfig, told, "model.world"),
+            world=world,
+            predictor=world_steps.section(config, world),
         )
         self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
         self.sample = run_config.section(answering.SampleConfig, config.sample.rollout, "sample.rollout")
@@ -55,12 +58,24 @@ class TheWorld:
         self._questions = config.sample.questions
         self._check_fit()
 
+    @staticmethod
+    def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        """See `systems.completed`."""
+        return world_steps.completed(config)
+
+    @property
+    def parts(self) -> dict[str, pathlib.Path]:
+        """See `systems.parts`."""
+        world = self.model_config.world
+        return {} if world is None or world.steps == 0 else {world_steps.PREDICTOR: pathlib.Path(world.predictor)}
+
     def sections(self) -> dict[str, Any]:
         """The parts of the config that this system reads, by name, with every default filled in."""
-        world = self.model_config.world
+        world, predictor = self.model_config.world, self.model_config.predictor
         return {
             "model": self.model_config.gemma,
             **({} if world is None else {"model.world": world}),
+            **({} if predictor is None else {f"model.{world_steps.PREDICTOR}": predictor}),
             "loss": self.objective,
             "sample.rollout": self.sample,
             **self.data.sections(),
@@ -121,12 +136,23 @@ class TheWorld:
         """Useful floating-point operations of one training step, by the formula of `models/gemma3/flops.py`.
 
         Forward and backward pass of sequences of the longest; recomputation, the autoencoder and the optimizer are left
-        out. All weights count as trained.
+        out. All weights count as trained but those of the predictor of world steps, which has forward passes alone.
         """
         gemma, clip = self.model_config.gemma, self.clip
         sample = flops.text_flops(gemma, tokens=self.fused_tokens, predictions=clip.max_tokens)
         sample = sample.plus(flops.vision_flops(gemma), clip.images)
-        return float(TRAINING * global_batch * sample.total)
+        return float(global_batch * (TRAINING * sample.total + self._prediction_flops()))
+
+    def _prediction_flops(self) -> float:
+        """Of the world steps of one picture."""
+        world, predictor = self.model_config.world, self.model_config.predictor
+        if world is None or predictor is None:
+            return 0.0
+        one = cosmos_flops.forward_flops(
+            predictor, frames=world.frames, height=world.side, width=world.side, text_tokens=1
+        )
+        # The solver asks once more at the end.
+        return (world.predictor_steps + 1) * one.total
 
     def prompts(self, kept: Kept) -> answering.Prompts:
         """Questions as the model reads them."""
@@ -136,9 +162,9 @@ class TheWorld:
         """A conversation about images."""
         return answering.Session(model, self.prompts(kept), max_tokens=self.sample.max_tokens)
 
-    def answers(self, model: TheWorldModel, kept: Kept, *, world: bool = True) -> answering.Answers:
-        """Answers by the batch; `world` False leaves the world out."""
-        return answering.Answers(model, self.prompts(kept), world=world)
+    def answers(self, model: TheWorldModel, kept: Kept, *, frames: int | None = None) -> answering.Answers:
+        """Answers by the batch, from all `frames` of the world, or 1 for the image alone, or 0 without the world."""
+        return answering.Answers(model, self.prompts(kept), frames=frames)
 
     def sample_answers(
         self, model: TheWorldModel, kept: Kept, folder: pathlib.Path, console: rich.console.Console
@@ -167,11 +193,17 @@ class TheWorld:
         options: reports.Options,
         console: rich.console.Console,
     ) -> reports.Report:
-        """Accuracy on questions about held-out walks, or on a benchmark; a model with a world answers also without."""
-        if self.model_config.world is None:
-            answers = {"answers": self.answers(model, kept)}
+        """Accuracy on questions about held-out walks, or on a benchmark.
+
+        A model with a world answers also without, one with world steps also with the image alone.
+        """
+        world = self.model_config.world
+        if world is None:
+            ways = {"answers": 0}
         else:
-            answers = {"with world": self.answers(model, kept), "without": self.answers(model, kept, world=False)}
+            ways = {"with world steps": world.frames} if world.steps else {}
+            ways |= {"with world": 1, "without": 0}
+        answers = {name: self.answers(model, kept, frames=frames) for name, frames in ways.items()}
         return report.evaluate(answers, self.data, options, console)
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
