@@ -142,6 +142,11 @@ def to_config(cfg: TheWorldConfig) -> dict[str, Any]:
             f"the model reads its world through the codec {world.codec}, which the original does not know: there is no "
             "config.json for it"
         )
+    if world.steps:
+        raise errors.UserError(
+            f"the model sees {world.steps} predicted frames of the world (model.world.steps), which the original does "
+            "not know: there is no config.json for it"
+        )
     return values | {
         "architectures": ["TheWorld"],
         "model_type": "the_world",

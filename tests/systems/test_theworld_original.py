@@ -73,6 +73,16 @@ def test_a_printed_recipe_trains_as_the_original(tmp_path: pathlib.Path, capsys:
     assert (config.checkpoint.interval, config.log.wandb) == (50, "online")
 
 
+def test_world_steps_are_those_that_the_original_names(tmp_path: pathlib.Path) -> None:
+    found = original.translate(original.read(written(tmp_path, num_world_steps=4, max_steps=10)))
+    assert found.config.model.world.steps == 4
+    assert any("num_world_steps = 4" in note and "model.world.predictor" in note for note in found.notes)
+    with found.config.unlocked():
+        found.config.model.predictor = {}
+    assert systems.create(found.config).model_config.world.tokens == 5 * 4096
+    assert trains(found.config.optimizer.trainable) == ["world"]
+
+
 def test_what_is_frozen(tmp_path: pathlib.Path) -> None:
     found = original.translate(original.read(written(tmp_path, num_samples=1000)))
     assert trains(found.config.optimizer.trainable) == ["world"]

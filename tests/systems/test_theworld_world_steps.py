@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from tiny_systems import make_model
 
+from conversion import theworld
 from jworld import config as run_config
 from jworld import runs, systems
 from jworld.errors import UserError
@@ -377,3 +378,12 @@ def test_latents_of_another_autoencoder(tmp_path: pathlib.Path) -> None:
     (kept / "manifest.json").write_text(text.replace(own, "0" * 64))
     with pytest.raises(UserError, match=r"'linear' \(00000000\), but the world's is 'linear'"):
         systems.create(config)
+
+
+def test_the_original_has_no_place_for_them() -> None:
+    config = run_config.load_recipe("configs/theworld.py:projection")
+    with config.unlocked():
+        config.model.world.steps = 4
+        config.model.predictor = {}
+    with pytest.raises(UserError, match="sees 4 predicted frames of the world"):
+        theworld.to_config(systems.create(config).model_config)
