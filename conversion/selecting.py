@@ -113,8 +113,15 @@ class Selected(sources.Source):
     def _trim(self, layout: families.KeyLayout, rows: int | None) -> None:
         """Leave the last rows of the embedding out, which no token of the model uses."""
         info = self.tensors.get(layout.embedding or "")
-        if layout.embedding and info is not None and rows is not None and rows < info.shape[0]:
-            self.tensors[layout.embedding] = sources.TensorInfo((rows, *info.shape[1:]), info.dtype)
+        if layout.embedding is None or info is None or rows is None:
+            return
+        if rows > info.shape[0]:
+            raise errors.UserError(
+                f"{self.path}: the embedding has {info.shape[0]} rows, but the model {rows}: name files that have as "
+                f"many, such as those of gemma-3-4b-it, or give --set model.vocabulary={info.shape[0]} and, with a "
+                "world, numbers below it as model.world.start_token and model.world.end_token"
+            )
+        self.tensors[layout.embedding] = sources.TensorInfo((rows, *info.shape[1:]), info.dtype)
 
     def _add_file(self, path: pathlib.Path, layout: families.KeyLayout) -> None:
         """Adapters of every matrix that a file of its own has some for."""

@@ -14,6 +14,7 @@ import ml_collections
 from conversion import gemma3, gemma3_config, wan_vae
 from conversion.engine import TRANSPOSED, Rule, Shape
 from jworld import errors
+from jworld.data.conversations.training import TOKENIZER_FILES
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 
@@ -24,18 +25,7 @@ STYLE = "transformers4"
 #: A second name of the autoencoder in a whole state, and the head, which is the embedding.
 IGNORED = re.compile(r"cosmos_vae_encoder\..*|(language_model\.|model\.)?lm_head\.weight")
 #: Files of the tokenizer and of the processor.
-CARRIED = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
-)
+CARRIED = TOKENIZER_FILES
 RECIPE, VARIANT = "theworld.py:projection", "theworld"
 
 

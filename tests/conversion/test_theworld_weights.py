@@ -59,6 +59,15 @@ def test_rows_that_no_token_uses_are_left_out(gemma: pathlib.Path, tmp_path: pat
     conversion.main(["verify", str(tmp_path / "ours"), str(gemma)])
 
 
+def test_fewer_rows_than_the_model_has_are_refused(gemma: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    rows = golden_cases.GoldenCase(GOLDEN / "gemma3_text").config["text_config"]["vocab_size"]
+    options = importing.Options(settings=(f"model.vocabulary={rows + 3}",))
+    message = f"the embedding has {rows} rows, but the model {rows + 3}: .*--set model.vocabulary={rows}"
+    with pytest.raises(errors.UserError, match=message):
+        importing.import_weights(gemma, tmp_path / "ours", options)
+    assert not (tmp_path / "ours").exists()
+
+
 def test_a_checkpoint_without_its_base_is_refused(tmp_path: pathlib.Path) -> None:
     weights = {"world_projector.projection.0.weight": np.zeros((32, 16), np.float32)}
     safetensors.numpy.save_file(weights, tmp_path / "model.safetensors")

@@ -16,8 +16,21 @@ from jworld.data.conversations import batches, chat, formats, prepared, question
 from jworld.data.recording import recorder
 from jworld.errors import UserError
 
-#: What a run keeps of its tokenizer.
+#: The tokenizer itself, which a run cannot do without.
 TOKENIZER = "tokenizer.json"
+#: What may lie beside it: all that transformers makes a processor from.
+TOKENIZER_FILES = (
+    TOKENIZER,
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +141,13 @@ class Conversations:
         return training_data.batches(config, batches.Examples(source, order), transform, spec, split=split)
 
     def keep(self, directory: pathlib.Path) -> None:
-        """See `training_data.TrainingData`: the tokenizer."""
+        """See `training_data.TrainingData`: the tokenizer, and what lies beside it for exports."""
         directory.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._tokenizer_file(), directory / TOKENIZER)
+        file = self._tokenizer_file()
+        shutil.copyfile(file, directory / TOKENIZER)
+        for name in TOKENIZER_FILES[1:]:
+            if (file.parent / name).is_file():
+                shutil.copyfile(file.parent / name, directory / name)
 
     def check_kept(self, directory: pathlib.Path) -> None:
         """See `training_data.TrainingData`: another tokenizer has other words."""
