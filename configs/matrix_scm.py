@@ -27,6 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = runpy.run_path(str(STAGE_3))["get_config"](variant if variant == "2b" else "").unlock()
     config.loss = {
         "kind": "consistency",
+        "snr_shift": config.loss.snr_shift,
         "groups": 4,
         "phases_per_group": 1,
         "solver_steps": 40,
@@ -49,7 +50,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "tiny_guidance":
         config.loss.guidance = (1.0, 3.0)
         config.model.guidance_dim = 64
-        config.sample.rollout.told_guidance = 2.0
+        config.sample.rollout.told_guidance = 1.5
     config.lock()
     return config
 
@@ -57,8 +58,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 def _tiny(config: ml_collections.ConfigDict) -> None:
     config.init_from = "runs/matrix_swin_dpm"
     config.steps = 400
-    config.loss.guidance = (2.0, 2.0)
-    config.optimizer.learning_rate = 5e-4
+    config.loss.guidance = (1.5, 1.5)
+    config.optimizer.learning_rate = 1e-3
 
 
 def _published(config: ml_collections.ConfigDict) -> None:

@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
     # What is not said here is as in stage 2.
     config = runpy.run_path(str(STAGE_2))["get_config"](variant).unlock()
-    config.loss = {"kind": "windows", "groups": 4}
+    config.loss = {"kind": "windows", "groups": 4, "snr_shift": config.loss.snr_shift}
     # Everything, the base too.
     config.optimizer.trainable = ".*"
     if variant == "2b":
@@ -36,14 +36,15 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.init_from = "runs/matrix_control"
     config.steps = 600
     # Whole episodes: a window of a stream has no first latent of a clip, which is one frame instead of four.
-    config.data.records = "data/rooms/records"
+    config.data.encoding.autoencoder = f"{config.data.records}/autoencoder.safetensors"
+    config.data.records += "-whole"
     config.data.encoding.clip_frames = 0
     config.data.clip.update({"window_frames": 9, "start": "middle", "text_dropout": 0.1})
     config.sample.rollout = {
         "mode": "stream",
         "solver": "dpm",
         "num_steps": 20,
-        "guidance": 2.0,
+        "guidance": 1.5,
         "groups": 4,
         "window_frames": 2,
     }

@@ -22,12 +22,14 @@ class EncodingConfig:
       image_size: (width, height) of the model's images.
       spatial_ratio: pixels per latent, each way.
       autoencoder: file of a codec to use as it is; "" fits one on the training split.
+      whitening: of that one, see `linear.fit`.
       clip_frames: frames of the clips that episodes are cut into; 0 leaves them whole.
     """
 
     image_size: tuple[int, int] = (64, 48)
     spatial_ratio: int = 16
     autoencoder: str = ""
+    whitening: float = 0.0
     clip_frames: int = 0
 
 
@@ -57,6 +59,7 @@ def ensure(
         frames=encoding.clip_frames or None,
         given=Given(autoencoder=encoding.autoencoder or None, text_encoder=f"{text.HASHED_WORDS_FAMILY}:{text_dim}"),
         codec=linear.LinearConfig(channels=channels, spatial_ratio=encoding.spatial_ratio),
+        whitening=encoding.whitening,
     )
     summary = precompute.precompute(settings, output, shard=(0, 1), console=console)
     assert summary is not None

@@ -30,6 +30,7 @@ class Settings:
       given: the encoders.
       autoencoder_dtype: of a network's activations; its file says one.
       codec: what is fitted where no autoencoder is given.
+      whitening: of that one, see `linear.fit`.
       seed: chooses the patches that the codec is fitted on.
       keep_posterior: keep log variances, so that training can draw latents.
       val_share: share of held-out videos where the format has no splits.
@@ -53,6 +54,7 @@ class Settings:
     given: Given = dataclasses.field(default_factory=Given)
     autoencoder_dtype: str | None = None
     codec: linear.LinearConfig = CODEC
+    whitening: float = 0.0
     seed: int = 0
     keep_posterior: bool = False
     val_share: float = 0.05
@@ -61,6 +63,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.format not in formats.FORMATS:
             raise UserError(f"format is {self.format!r}, expected one of {', '.join(formats.FORMATS)}")
+        if not 0 <= self.whitening <= 1:
+            raise UserError(f"whitening is {self.whitening}, expected 0 (none) to 1")
         if self.items_per_shard < 1:
             raise UserError(f"--items-per-shard is {self.items_per_shard}, expected at least 1")
         if (self.width is None) != (self.height is None):

@@ -74,7 +74,8 @@ class Work:
         """What makes the set, for its manifest and to know it again."""
         settings = self._settings
         listed = json.dumps([[item.name, item.split, item.caption, item.first_frame] for item in self._items])
-        codec: dict[str, Any] = {"fit": dataclasses.asdict(settings.codec), "seed": settings.seed}
+        fit = dataclasses.asdict(settings.codec) | {"whitening": settings.whitening}
+        codec: dict[str, Any] = {"fit": fit, "seed": settings.seed}
         if self._codec is not None:
             codec = {"family": self._codec.family, "hash": self._codec.hash, "dtype": settings.autoencoder_dtype}
         return {
@@ -140,7 +141,8 @@ class Work:
         """The codec that an earlier run has fitted, or a new one."""
         path = output.directory / records.AUTOENCODER_FILE
         if not path.is_file():
-            linear.fit(self._training_frames(), self._settings.codec, seed=self._settings.seed).save(path)
+            given = self._settings
+            linear.fit(self._training_frames(), given.codec, seed=given.seed, whitening=given.whitening).save(path)
         return autoencoders.load(path, mesh=self._mesh)
 
     def _training_frames(self) -> Iterator[np.ndarray]:

@@ -83,6 +83,7 @@ def test_two_stages_and_a_steered_clip(tmp_path: pathlib.Path) -> None:
 def test_a_stream_and_its_student(tmp_path: pathlib.Path) -> None:
     whole = (
         "--config.data.encoding.clip_frames=0",
+        "--config.data.encoding.autoencoder=",
         "--config.data.clip.window_frames=5",
         "--config.model.control_layers=(0,1)",
         "--config.sample.rollout.window_frames=1",

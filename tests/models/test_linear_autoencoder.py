@@ -78,6 +78,21 @@ def test_common_scale_keeps_pixel_error():
     np.testing.assert_allclose(errors[0], errors[1], rtol=0.02)
 
 
+def test_whitening_evens_the_channels_and_nothing_else(codec, tmp_path):
+    clips = [low_rank_clip(seed) for seed in range(8)]
+    plain, clip = codec.latent_statistics()["std"], np.stack(clips)
+    for whitening in (0.5, 1.0):
+        white = linear.fit(clips, CONFIG, seed=0, whitening=whitening)
+        std = white.latent_statistics()["std"]
+        # The power law that says what is divided away; unit variance overall, as without.
+        spread = np.log(std[1, 1:4] / std[1, 0]) / np.log(plain[1, 1:4] / plain[1, 0])
+        np.testing.assert_allclose(spread, 1 - whitening, atol=1e-3)
+        np.testing.assert_allclose(np.mean(std**2, axis=1), 1, rtol=1e-3)
+        np.testing.assert_allclose(white.decode(white.encode(clip)), codec.decode(codec.encode(clip)), atol=1e-4)
+        white.save(tmp_path / "white.safetensors")
+        assert linear.LinearAutoencoder.load(tmp_path / "white.safetensors").hash() == white.hash()
+
+
 def test_fit_is_deterministic_and_subsamples(codec):
     clips = [low_rank_clip(seed) for seed in range(8)]
     assert linear.fit(clips, CONFIG, seed=0).hash() == codec.hash()

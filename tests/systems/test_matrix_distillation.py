@@ -209,8 +209,8 @@ def test_few_steps_are_compared_with_many() -> None:
     system = Matrix(make_config())
     compared = distillation.compared(system.sample, system.objective)
     assert {name: (each.solver, each.num_steps, each.guidance) for name, each in compared.items()} == {
-        "teacher in many steps": ("ddim", 40, 2.0),
-        "teacher in few steps": ("ddim", 4, 2.0),
+        "teacher in many steps": ("ddim", 40, 1.5),
+        "teacher in few steps": ("ddim", 4, 1.5),
         "student": ("consistency", 4, 1.0),
         "student in twice the steps": ("consistency", 8, 1.0),
     }

@@ -14,6 +14,7 @@ from tiny_systems import make_batch, make_model
 from jworld import config as run_config
 from jworld import errors, systems, train
 from jworld.cameras import driving
+from jworld.diffusion import v_prediction
 from jworld.parallel import axes, mesh
 from jworld.systems.matrix import evaluation, objective
 from jworld.systems.matrix.session import ClipSession, Controls
@@ -33,6 +34,7 @@ def make_config(recipe: str = "matrix_control.py", **changes: Any) -> ml_collect
             config.model.update({"channels": CHANNELS, "width": 64, "num_layers": 2, "text_dim": 16, "text_tokens": 6})
             config.data.clip.update({"latent_size": SIZE, "window_frames": LATENTS})
             config.sample.rollout.update({"num_steps": 2, "guidance": 1.5})
+            config.loss.snr_shift = 3.0
             if config.data.clip.controls:
                 config.model.update({"control_dim": 16, "control_layers": (0, 2)})
         config.update_from_flattened_dict(changes)
@@ -64,6 +66,18 @@ class Encoders:
 
 def make_session(system: Matrix) -> ClipSession:
     return system.session(make_model(system), Encoders())  # type: ignore[arg-type]
+
+
+def test_the_recipe_says_how_much_noise_hides() -> None:
+    for shift in (1.0, 3.0, 12.0):
+        alphas = Matrix(make_config(**{"loss.snr_shift": shift})).alphas
+        # Signal over noise of the published schedule, which has 3, but for the step to zero at its end.
+        ratio, published = (a[:500] / (1 - a[:500]) for a in (alphas, v_prediction.alphas_cumprod()))
+        np.testing.assert_allclose(ratio * shift, published * 3, rtol=0.1)
+    with pytest.raises(errors.UserError, match=r"config\.loss.*snr_shift is 0\.0"):
+        Matrix(make_config(**{"loss.snr_shift": 0.0}))
+    for stage in ("lora", "control", "swin_dpm", "scm"):
+        assert make_config(f"matrix_{stage}.py:2b").loss.snr_shift == 3.0
 
 
 def test_a_clip_is_made_of_caption_controls_and_seed() -> None:

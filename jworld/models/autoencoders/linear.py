@@ -7,7 +7,9 @@ and a latent never depends on later frames. It needs no weights from elsewhere, 
 
 Normalisation: coefficients are centred by the mean patch and divided by ONE number per basis, their common standard
 deviation. The bases are orthonormal, so a squared error in the latents is the squared error in the pixels times a
-constant. Dividing every channel by its own deviation would make faint detail cost as much as the layout of the scene.
+constant. Dividing every channel by its own deviation (whitening 1) would make faint detail cost as much as the layout
+of the scene; something in between brings the channels closer to those of a learnt autoencoder, which noise hides all at
+about the same level.
 
 Pixels are uint8, or floats in [-1, 1].
 """
@@ -60,7 +62,7 @@ class LinearConfig:
 
 
 class Basis(nnx.Module):
-    """basis [P, C], mean [P], scale [] and std [C] of the latents, float32."""
+    """basis [P, C], mean [P], scale [] or [C], and std [C] of the latents, float32."""
 
     def __init__(self, weights: dict[str, np.ndarray]):
         self.basis, self.mean, self.scale, self.std = (nnx.Param(jnp.asarray(weights[name])) for name in _WEIGHTS)
@@ -86,6 +88,8 @@ class LinearAutoencoder(nnx.Module):
         for kind in ("first", "group"):
             size = config.patch_size(first=kind == "first")
             shapes = {"basis": (size, config.channels), "mean": (size,), "scale": (), "std": (config.channels,)}
+            if np.ndim(weights.get(f"{kind}.scale", 0)):  # of a whitened basis
+                shapes["scale"] = shapes["std"]
             for name in _WEIGHTS:
                 found = weights.get(f"{kind}.{name}")
                 if found is None or found.shape != shapes[name] or found.dtype != np.float32:
@@ -211,7 +215,7 @@ class _Moments:
         self.total += patches.sum(axis=0, dtype=np.float64)
         self.products += patches.T @ patches
 
-    def weights(self, kind: str, channels: int) -> dict[str, np.ndarray]:
+    def weights(self, kind: str, channels: int, whitening: float) -> dict[str, np.ndarray]:
         """The leading eigenvectors of the covariance, largest first; the largest entry of each is positive."""
         mean = self.total / self.count
         covariance = self.products / self.count - np.outer(mean, mean)
@@ -223,16 +227,25 @@ class _Moments:
         scale = np.sqrt(variances.mean())
         if scale < 1e-4:  # a video without any variation has only rounding noise to scale by
             scale = np.ones_like(scale)
+        elif whitening:
+            uneven = np.maximum(np.sqrt(variances), 1e-4) ** whitening
+            scale = uneven * np.sqrt(np.mean(variances / uneven**2))
         values = {"basis": vectors, "mean": mean, "scale": scale, "std": np.sqrt(variances) / scale}
         # safetensors stores the memory as it lies: C order.
         return {f"{kind}.{name}": np.array(value, np.float32, order="C") for name, value in values.items()}
 
 
 def fit(
-    clips: Iterable[np.ndarray], config: LinearConfig, *, seed: int, patches_per_clip: int = 1024
+    clips: Iterable[np.ndarray],
+    config: LinearConfig,
+    *,
+    seed: int,
+    whitening: float = 0.0,
+    patches_per_clip: int = 1024,
 ) -> LinearAutoencoder:
     """Fit both bases in one pass over uint8 clips [T, H, W, 3] (T = 4k+1).
 
+    The deviation of every channel is divided by its power of `whitening`: 0 leaves them as they are, 1 makes all equal.
     Of every clip at most `patches_per_clip` patches, drawn from `seed`, enter each basis. The first-frame basis is
     fitted on all frames: any frame may be the first of a clip.
     """
@@ -254,7 +267,7 @@ def fit(
         )
     weights: dict[str, np.ndarray] = {}
     for kind in steps:
-        weights |= moments[kind].weights(kind, config.channels)
+        weights |= moments[kind].weights(kind, config.channels, whitening)
     return LinearAutoencoder(config, weights)
 
 

@@ -24,6 +24,8 @@ class ObjectiveConfig:
     Attributes:
       kind: "clip", v of clips that have one time (stages 1 and 2); "windows", v of sliding windows (stage 3);
         "consistency", jumps to the edges of phases (stage 4).
+      snr_shift: divides the ratio of signal and noise at every time; CogVideoX-2B has 3, and 1 is none. Latents that
+        shine through most noise want more.
       groups: noise groups of a window.
       phases_per_group: parts of a group's range of times, each of which stage 4 learns to cross in one jump.
       solver_steps: steps that the teacher of stage 4 takes from noise to clean.
@@ -35,6 +37,7 @@ class ObjectiveConfig:
     """
 
     kind: Literal["clip", "windows", "consistency"] = "clip"
+    snr_shift: float = 3.0
     groups: int = 4
     phases_per_group: int = 1
     solver_steps: int = 40
@@ -44,6 +47,8 @@ class ObjectiveConfig:
     teacher_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.snr_shift <= 0:
+            raise ValueError(f"snr_shift is {self.snr_shift}, expected a number above 0")
         for name, parts in (("groups", self.groups), ("groups * phases_per_group", self.phases)):
             if v_prediction.NUM_TIMESTEPS % parts:
                 raise ValueError(f"{name} is {parts}, expected a divisor of {v_prediction.NUM_TIMESTEPS}")

@@ -52,7 +52,7 @@ class Matrix:
         self.clip = run_config.section(matrix.ClipConfig, config.data.clip, "data.clip")
         self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
         self.lora = adapters.section(config)
-        self.alphas = v_prediction.alphas_cumprod()
+        self.alphas = v_prediction.alphas_cumprod(snr_shift=self.objective.snr_shift)
         self._check_fit(config.mesh.sequence)
         if self.distils:
             self._check_distillation(config)
