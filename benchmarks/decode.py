@@ -168,18 +168,18 @@ def with_limits(row: dict[str, Any], peak: float, bandwidth: float) -> dict[str,
 
 
 def print_table(rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    columns = ("batch", "version", "time", "tokens/s", "GFLOP", "MiB read", "floor", "of limit")
+    columns = ("batch", "version", "ms", "tokens/s", "GFLOP", "MiB", "least ms", "of limit")
     table = rich.table.Table(*columns, title=f"a greedy token of every row, {settings['device']}, {settings['dtype']}")
     for row in rows:
         for version in VERSIONS:
             table.add_row(
                 str(row["batch"]),
                 version,
-                f"{1e3 * row['seconds_per_token'][version]:.1f} ms",
+                f"{1e3 * row['seconds_per_token'][version]:.1f}",
                 f"{row['tokens_per_second'][version]:.1f}",
                 f"{row['flops'][version] / 1e9:.2f}",
                 f"{row['bytes'] / 2**20:,.0f}" if version == "kept" else "",
-                f"{1e3 * row['floor_seconds'][version]:.1f} ms",
+                f"{1e3 * row['floor_seconds'][version]:.1f}",
                 f"{row['share_of_limit'][version]:.0%}",
             )
     console = rich.console.Console(highlight=False)
