@@ -32,9 +32,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
     config.init_from = "runs/matrix_lora"
-    config.steps = 400
+    config.steps = 600
     config.model.control_dim = 32
-    config.model.control_layers = (2, 4)
+    # From the first layer on: so small a base sees motion there.
+    config.model.control_layers = (0, 4)
     config.data.clip.update({"controls": "labels", "control_dropout": 0.1, "text_dropout": 0.0})
 
 

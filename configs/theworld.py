@@ -43,20 +43,20 @@ def _tiny() -> ml_collections.ConfigDict:
     config.system = "theworld"
     config.seed = 0
     config.steps = 1000
-    config.global_batch = 16
+    config.global_batch = 32
     config.init_from = ""
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
     config.model = {
         "vocabulary": 491,
         "width": 128,
         "mlp_width": 384,
-        "num_layers": 6,
+        "num_layers": 3,
         "num_heads": 4,
         "num_key_heads": 2,
         "head_dim": 32,
         "query_scale": 32.0,
         "pattern": ("sliding", "sliding", "full"),
-        "window": 32,
+        "window": 128,
         "rope_factor": 1.0,
         "frozen_dtype": "float32",
         "image_token": 7,
@@ -105,7 +105,7 @@ def _tiny() -> ml_collections.ConfigDict:
         "name": "adamw",
         # What the codec and the predictor know is not to be unlearnt.
         "trainable": r"(?!(autoencoder|predictor)/).*",
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-4,
         "schedule": "linear_with_min_lr",
         "warmup_steps": 50,
         "weight_decay": 0.01,

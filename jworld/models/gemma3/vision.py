@@ -8,7 +8,7 @@ from flax import nnx
 
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.layers.attention import attention
-from jworld.models.layers.linear import linear, zeros_init
+from jworld.models.layers.linear import linear
 from jworld.models.layers.mlp import MLP, gelu_tanh
 from jworld.models.layers.norms import OffsetRMSNorm, layer_norm
 from jworld.models.layers.patches import to_patches
@@ -80,7 +80,6 @@ class Projector(nnx.Module):
             cfg.width,
             (None, "embed"),
             use_bias=False,
-            kernel_init=zeros_init,
             dtype=cfg.dtype,
             param_dtype=cfg.param_dtype,
             rngs=rngs,
