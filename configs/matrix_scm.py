@@ -59,7 +59,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.init_from = "runs/matrix_swin_dpm"
     config.steps = 400
     config.loss.guidance = (1.5, 1.5)
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-4
 
 
 def _published(config: ml_collections.ConfigDict) -> None:
