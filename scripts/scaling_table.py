@@ -35,8 +35,9 @@ CHANGES: dict[tuple[str, str], dict[str, int]] = {
     ("cosmos_video2world:", "v5e-64"): {"mesh.sequence": 8, "global_batch": 8},
     ("cosmos_video2world:", "v5p-128"): {"mesh.sequence": 8, "global_batch": 8},
     ("cosmos_video2world:", "v6e-256"): {"mesh.sequence": 8, "global_batch": 32},
-    # Eight GPUs with eight clips each in the original; two chips to a clip need a batch of half as many clips as chips.
-    ("matrix_", "v6e-256"): {"mesh.sequence": 2, "global_batch": 128},
+    # Eight GPUs with eight clips each in the original; two chips to a clip need a batch of half as many clips as chips,
+    # and the width, 1920, divides by no more than 128 chips.
+    ("matrix_", "v6e-256"): {"mesh.data": 2, "mesh.sequence": 2, "global_batch": 128},
     # The original has a few GPUs with up to four samples each.
     ("theworld:", "v5e-64"): {"global_batch": 64},
     ("theworld:", "v5p-128"): {"global_batch": 64},

@@ -32,7 +32,6 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pl
     except jax.errors.JaxRuntimeError as error:
         return Plan(compiled=True, compile_seconds=time.perf_counter() - began, **values, **_too_large(error))
     seconds = time.perf_counter() - began
-    module = hlo.Module(executable.as_text())
     memory = executable.memory_analysis()
     return Plan(
         compiled=True,
@@ -40,10 +39,22 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pl
         temporaries=memory.temp_size_in_bytes,
         peak=peak_bytes(memory),
         xla_flops=executable.cost_analysis()["flops"] * topology.chips,
-        memory_traffic=hlo.memory_traffic(module),
-        collectives=tuple(collectives.find(module, dict(program.mesh.shape))),
+        **_traffic(executable, dict(program.mesh.shape)),
         **values,
     )
+
+
+def _traffic(executable: Any, mesh: dict[str, int]) -> dict[str, Any]:
+    """What the text of a program says of the bytes that it moves; nothing, where XLA cannot write the text."""
+    try:
+        module = hlo.Module(executable.as_text())
+    except jax.errors.JaxRuntimeError:
+        # A check of jaxlib refuses some asynchronous operations that the compiler for TPUs makes.
+        return {}
+    return {
+        "memory_traffic": hlo.memory_traffic(module),
+        "collectives": tuple(collectives.find(module, mesh)),
+    }
 
 
 def peak_bytes(memory: Any) -> int:

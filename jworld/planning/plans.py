@@ -26,7 +26,7 @@ class Plan:
       flops: products of one step as traced, with recomputation and optimizer.
       xla_flops: the compiler's own count, with the body of a loop once.
       loops: `flops` over the same count with bodies once; the compiler's count times this has its loops unrolled.
-      memory_traffic: bytes between a chip and its memory in one step, estimated.
+      memory_traffic: bytes between a chip and its memory in one step, estimated; None where a program cannot be read.
       collectives: what a chip sends in one step.
       compile_seconds: time of the compiler.
     """
@@ -95,8 +95,8 @@ class Bounds(NamedTuple):
 
     Attributes:
       compute: all products at the chip's peak, recomputation and optimizer included.
-      memory: `Plan.memory_traffic` at the memory's bandwidth; None without a compiled program.
-      network: the bytes of all collectives over all links of a chip; None without a compiled program.
+      memory: `Plan.memory_traffic` at the memory's bandwidth; None without a program that can be read.
+      network: the bytes of all collectives over all links of a chip; None as well.
       step: the largest of the three, as if they overlapped perfectly.
       tokens_per_second, examples_per_second: at most.
       utilization: useful operations over what the chips could do in that time, at most; None without a formula.
@@ -119,7 +119,7 @@ def roofline(plan: Plan) -> Bounds | None:
     compute = plan.flops / (plan.chips * chip.flops)
     memory = None if plan.memory_traffic is None else plan.memory_traffic / chip.hbm_bandwidth
     sent = sum(row.sent for row in plan.collectives)
-    network = sent / chip.ici_bandwidth if plan.compiled and plan.problem is None else None
+    network = None if plan.memory_traffic is None else sent / chip.ici_bandwidth
     step = max(bound for bound in (compute, memory, network) if bound is not None)
     useful = None if plan.useful_flops is None else plan.useful_flops / (plan.chips * chip.flops) / step
     return Bounds(compute, memory, network, step, plan.tokens / step, plan.global_batch / step, useful)

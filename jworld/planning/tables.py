@@ -20,6 +20,8 @@ def print_plan(console: rich.console.Console, plan: Plan) -> None:
             "A program for this hardware can only be compiled where it is: what follows is the part that needs no "
             "compiler. Activations and what the chips send to each other are missing."
         )
+    elif plan.problem is None and plan.memory_traffic is None:
+        console.print("The compiled program cannot be written as text, so the bytes that it moves are missing.")
     console.print(_memory(plan))
     console.print(_arithmetic(plan))
     if plan.collectives:

@@ -1,5 +1,6 @@
 """The state of a run: born sharded, described without memory for checkpoints and dry runs."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -63,12 +64,13 @@ def _check_divisible(shapes: TrainState, shardings: TrainState) -> None:
     def check(path: Any, leaf: Any, sharding: NamedSharding) -> None:
         for size, names in zip(leaf.shape, sharding.spec, strict=False):
             names = (names,) if isinstance(names, str) else names or ()
-            for name in names:
-                if size % sharding.mesh.shape[name]:
-                    raise errors.UserError(
-                        f"config.mesh.{name} is {sharding.mesh.shape[name]}, but {leaf_name(path)} of shape "
-                        f"{leaf.shape} has a dimension {size} which that does not divide: choose a divisor of {size}"
-                    )
+            parts = math.prod(sharding.mesh.shape[name] for name in names)
+            if size % parts:
+                told = " x ".join(f"config.mesh.{name}" for name in names if sharding.mesh.shape[name] > 1)
+                raise errors.UserError(
+                    f"{told} is {parts}, but {leaf_name(path)} of shape {leaf.shape} has a dimension {size} which that "
+                    f"does not divide: choose a divisor of {size}"
+                )
 
     jax.tree_util.tree_map_with_path(check, shapes, shardings)
 

@@ -1,5 +1,6 @@
 """Plans against what a run really has in memory and does."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -15,7 +16,7 @@ import tiny
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.planning import arithmetic, making, running, topologies
-from jworld.planning.plans import Plan
+from jworld.planning.plans import Plan, roofline
 from jworld.planning.program import Program
 from jworld.training import state as train_state
 
@@ -34,6 +35,19 @@ def plan() -> Plan:
 def bytes_on(device: jax.Device, tree: Any) -> int:
     shards = [shard for array in jax.tree.leaves(tree) for shard in array.addressable_shards]
     return sum(shard.data.nbytes for shard in shards if shard.device == device)
+
+
+def test_a_program_that_cannot_be_written_as_text_has_no_traffic(plan: Plan) -> None:
+    class Compiled:
+        def as_text(self) -> str:
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    assert making._traffic(Compiled(), {}) == {}
+    values = dataclasses.asdict(plan) | {"chip": "v5p", "memory_traffic": None, "collectives": ()}
+    bounds = roofline(Plan(**values))
+    assert bounds is not None
+    assert bounds.memory is bounds.network is None
+    assert bounds.step == bounds.compute > 0
 
 
 @pytest.mark.slow

@@ -147,6 +147,9 @@ def test_replaced_weights_start_the_average_too() -> None:
 def test_a_dimension_that_the_mesh_does_not_divide_is_named() -> None:
     with pytest.raises(errors.UserError, match=r"config\.mesh\.fsdp is 8, but params/.* of shape .*12"):
         toy.Run(mesh=(1, 8, 1), width=12)
+    # Either of them alone divides it.
+    with pytest.raises(errors.UserError, match=r"config\.mesh\.fsdp x config\.mesh\.sequence is 8, but params/.*12"):
+        toy.Run(mesh=(1, 4, 2), width=12)
 
 
 def test_leaf_names_keep_a_layer_called_value() -> None:
