@@ -3,7 +3,7 @@
     python benchmarks/stream.py
     python benchmarks/stream.py --windows 100 --window-frames 1 2 --json stream.json
 
-The model is that of configs/matrix_swin_dpm.py with random weights, the codec that of the starter folder. One row per
+The model is that of configs/matrix_swin_dpm.py with random weights and the channels of the starter's codec. One row per
 way to sample: stage 3 with guidance, in 20 and in 4 steps, and stage 4 without, in 8 and in 4. A step makes one window:
 steps / groups passes of the network over all frames of the window, twice with guidance, and the pixels of the frames
 that leave it. A key is told of the frames that enter the window, so it is seen after as many windows as there are
@@ -35,6 +35,8 @@ from jworld.systems.matrix.system import Matrix
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "matrix_swin_dpm.py"
 STARTER = ROOT / "assets" / "starter" / "encoders"
+#: Of the starter's codec.
+CHANNELS = 96
 WAYS = {
     "stage 3, 20 steps": {"solver": "dpm", "num_steps": 20},
     "stage 3, 4 steps": {"solver": "dpm", "num_steps": 4},
@@ -107,6 +109,7 @@ def main() -> None:
             config = run_config.load_recipe(str(RECIPE))
             with config.unlocked():
                 config.sample.rollout.update({"window_frames": size, **changes})
+                config.model.channels = CHANNELS
             system: Matrix = systems.create(config)
             devices = mesh.make_mesh(devices=jax.devices()[:1])
             encoders = system.data.encoders(STARTER, given=encoders_lib.Given(), mesh=devices)
