@@ -143,8 +143,9 @@ def test_two_processes_train_what_one_does(
 def test_one_process_talks_and_writes(folder: pathlib.Path, straight: pathlib.Path) -> None:
     assert "step 9/9" in printed(folder, "straight", 0)
     assert "next: python -m jworld.evaluate" in printed(folder, "straight", 0)
-    spoken = [line for line in printed(folder, "straight", 1).splitlines() if not line.startswith("[Gloo]")]
-    assert spoken == []
+    # Gloo reports its connections from several threads at once, so that the pieces of a line come in any order.
+    gloo = r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : |\d|\s"
+    assert re.sub(gloo, "", printed(folder, "straight", 1)) == ""
     assert len(list((straight / "tensorboard").iterdir())) == 1
 
 
