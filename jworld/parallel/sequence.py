@@ -8,7 +8,8 @@ they go, and keys and values go round in rings for the rest (`ring`).
 
 import functools
 import math
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,37 +18,32 @@ from jax.sharding import PartitionSpec
 
 from jworld.parallel import axes, ring
 
-
-class Attention(Protocol):
-    """[B, Lq, N, K], [B, Lk, N, K] twice, [B, Lk] or None -> [B, Lq, N, K]."""
-
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, *, key_mask: jax.Array | None) -> jax.Array: ...
+#: [B, Lq, N, K], [B, Lk, N, K] twice -> [B, Lq, N, K]; what it is told by name are arrays [B, ...].
+Attention = Callable[..., jax.Array]
 
 
-def heads_split(
-    attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None
-) -> jax.Array:
+def heads_split(attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, of_sample: dict[str, Any]) -> jax.Array:
     """`attention` on every device for its samples and heads; without a mesh just `attention`."""
     if jax.sharding.get_abstract_mesh().size <= 1:
-        return attention(q, k, v, key_mask=key_mask)
+        return attention(q, k, v, **of_sample)
     q, k, v = (axes.constrain(x, "batch", None, "attention_heads", None) for x in (q, k, v))
     whole = axes.dividing_spec(q.shape, "batch", None, "attention_heads", None)
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None) -> jax.Array:
-        return attention(q, k, v, key_mask=key_mask)
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, of_sample: dict[str, Any]) -> jax.Array:
+        return attention(q, k, v, **of_sample)
 
     # check_vma knows no Pallas kernels.
     specs = (whole, whole, whole, PartitionSpec(*whole[:1]))
-    out = jax.shard_map(local, in_specs=specs, out_specs=whole, check_vma=False)(q, k, v, key_mask)
+    out = jax.shard_map(local, in_specs=specs, out_specs=whole, check_vma=False)(q, k, v, of_sample)
     return axes.constrain(out, "batch", "sequence", None, None)
 
 
 def queries_split(
-    attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None
+    attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, of_sample: dict[str, Any]
 ) -> jax.Array:
     """`attention` in XLA operations, every device for its samples and queries; what does not divide stays whole."""
     q, k, v = (axes.spread(x, "batch", tokens, None, None) for x, tokens in ((q, "sequence"), (k, None), (v, None)))
-    return axes.spread(attention(q, k, v, key_mask=key_mask), "batch", "sequence", None, None)
+    return axes.spread(attention(q, k, v, **of_sample), "batch", "sequence", None, None)
 
 
 def devices() -> int:

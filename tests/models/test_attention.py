@@ -16,6 +16,7 @@ from jworld.models.layers import stack
 from jworld.models.layers.attention import (
     Causal,
     ChunkCausal,
+    Intervals,
     Mask,
     Prefix,
     SlidingWindow,
@@ -245,6 +246,7 @@ REQUEST: dict[str, Any] = {
     "head_dim": 128,
     "dtype": jnp.dtype("bfloat16"),
 }
+INTERVALS = Intervals(jnp.zeros((1, 256), jnp.int32), jnp.ones((1, 256), jnp.int32))
 
 
 @pytest.mark.parametrize(
@@ -264,6 +266,9 @@ REQUEST: dict[str, Any] = {
         ("gpu", "auto", {"mask": Causal()}, "xla", "no padding together with Causal"),
         ("gpu", "auto", {"mask": Causal(), "key_mask": False}, "cudnn", "the kernel for the platform"),
         ("gpu", "auto", {"mask": SlidingWindow(8, 8), "key_mask": False}, "xla", "no window that looks ahead"),
+        ("gpu", "auto", {"mask": INTERVALS}, "xla", "cuDNN knows no intervals"),
+        ("tpu", "auto", {"mask": INTERVALS, "lengths": (256, 2**15)}, "splash", "the kernel for the platform"),
+        ("tpu", "auto", {"mask": INTERVALS, "lengths": (256, 2**15 + 1)}, "xla", "at most 32768 keys, not 32769"),
     ],
 )
 def test_choice(platform: str, implementation: Any, changes: dict[str, Any], backend: str, reason: str) -> None:

@@ -1,5 +1,6 @@
 """Heads of queries that share a head of keys, and intervals that the data decide, against a dense mask."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -85,19 +86,53 @@ def test_heads_that_do_not_divide_are_refused() -> None:
         attention(*make_qkv(4, 3))
 
 
-@pytest.mark.parametrize("where", ["whole", "parts", "mesh"])
-def test_intervals_of_the_data(where: str) -> None:
-    qkv, length = make_qkv(4, 2), 48
-    random = np.random.default_rng(0)
-    stops = random.integers(1, length + 1, (2, length))
-    starts = (stops * random.random((2, length))).astype(int)
-    places = np.arange(length)
-    expected = functools.partial(dense, seen=(places >= starts[..., None]) & (places < stops[..., None]))
-    mask = Intervals(jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32))
-    if where == "mesh":
-        with jax.set_mesh(mesh.make_mesh(fsdp=2, sequence=4)):
-            actual = jax.jit(functools.partial(attention, mask=mask))(*qkv)
-        np.testing.assert_allclose(actual, expected(*qkv), atol=2e-5, rtol=0)
-        return
-    limit = 4 * 7 * length if where == "parts" else xla.MAX_LOGITS
-    assert_same(functools.partial(xla.attention, mask=mask, key_mask=None, max_logits=limit), expected, qkv)
+def make_intervals(length: int, window: int, longest: int) -> tuple[np.ndarray, Intervals]:
+    """[2, L, L] bool and the same as intervals: causal within a window, and runs of images in both directions."""
+    here, random = np.arange(length), np.random.default_rng(0)
+    starts, stops = (np.tile(x, (2, 1)) for x in (np.maximum(here + 1 - window, 0), here + 1))
+    for row in range(2):
+        for first in random.choice(length // longest - 1, 3, replace=False) * longest + 3:
+            run = slice(first, first + longest - 3)
+            starts[row, run] = np.minimum(starts[row, run], first)
+            stops[row, run] = run.stop
+    seen = (here >= starts[..., None]) & (here < stops[..., None])
+    within = SlidingWindow(left=max(window, longest), right=longest)
+    return seen, Intervals(jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32), within)
+
+
+@pytest.mark.parametrize("window", [30, 450])
+@pytest.mark.parametrize("where", ["whole", "parts", "splash"])
+def test_intervals_of_the_data(where: str, window: int) -> None:
+    """Windows narrower than a run of images and as wide as everything; the first row ends with padding."""
+    length = 450
+    seen, mask = make_intervals(length, window, 40)
+    key_mask = jnp.ones((2, length), bool).at[0, -20:].set(False)
+    functions = {
+        "whole": xla.attention,
+        "parts": functools.partial(xla.attention, max_logits=4 * 7 * length),
+        "splash": functools.partial(splash.attention, blocks=splash.Blocks(128, 128, 128), interpret=True),
+    }
+    actual = functools.partial(functions[where], mask=mask, key_mask=key_mask)
+    assert_same(actual, functools.partial(dense, seen=seen & np.asarray(key_mask)[:, None]), make_qkv(4, 2, length))
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (6, 3)])
+def test_intervals_on_a_mesh(heads: int, key_heads: int) -> None:
+    """Heads that are split over the devices, and some that cannot be."""
+    seen, mask = make_intervals(48, 6, 10)
+    qkv = make_qkv(heads, key_heads)
+    with jax.set_mesh(mesh.make_mesh(fsdp=2, sequence=4)):
+        actual = jax.jit(functools.partial(attention, mask=mask))(*qkv)
+    np.testing.assert_allclose(actual, dense(*qkv, seen=seen), atol=2e-5, rtol=0)
+
+
+def test_what_intervals_lie_within_is_all_that_is_computed() -> None:
+    _, mask = make_intervals(2048, 200, 56)
+    qkv = make_qkv(4, 2, 2048)
+
+    def products(mask: Intervals) -> float:
+        call = jax.jit(functools.partial(xla.attention, mask=mask, key_mask=None, max_logits=2**40))
+        return call.lower(*qkv).compile().cost_analysis()["flops"]
+
+    # 256 rows at a time see 256 + 200 + 56 keys.
+    assert products(mask) < 0.3 * products(dataclasses.replace(mask, within=None))

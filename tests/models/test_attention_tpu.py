@@ -11,7 +11,17 @@ import pytest
 from jax.experimental import topologies
 
 from jworld.models.layers import stack
-from jworld.models.layers.attention import Causal, ChunkCausal, Mask, Prefix, SlidingWindow, attention, choice, splash
+from jworld.models.layers.attention import (
+    Causal,
+    ChunkCausal,
+    Intervals,
+    Mask,
+    Prefix,
+    SlidingWindow,
+    attention,
+    choice,
+    splash,
+)
 from jworld.parallel import axes, mesh
 
 pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
@@ -38,7 +48,7 @@ def compiled(function: Any, *shapes: tuple[tuple[int, ...], Any, tuple[str | Non
     arguments = [
         jax.ShapeDtypeStruct(shape, dtype, sharding=axes.sharding(devices, names)) for shape, dtype, names in shapes
     ]
-    floats = tuple(i for i, (_, dtype, _) in enumerate(shapes) if dtype != jnp.bool_)
+    floats = tuple(i for i, (_, dtype, _) in enumerate(shapes) if jnp.issubdtype(dtype, jnp.floating))
     with jax.set_mesh(devices), jax.default_matmul_precision("default"):
         return jax.jit(jax.grad(total, argnums=floats)).lower(*arguments).compile().as_text()
 
@@ -61,6 +71,22 @@ def test_splash_compiles(mask: Mask | None, prefix: int) -> None:
     assert text.count(KERNEL) == 3
     assert "all-to-all" in text
     assert f"[{LENGTH},{keys}]" not in text
+
+
+def test_intervals_of_the_data_compile() -> None:
+    """Every device gets those of its sample; two heads of queries share one of keys."""
+    within = SlidingWindow(left=199, right=99)
+    text = compiled(
+        lambda q, k, v, starts, stops, key_mask: attention(
+            q, k, v, mask=Intervals(starts, stops, within), key_mask=key_mask
+        ),
+        ((2, LENGTH, 8, HEAD_DIM), jnp.bfloat16, ("batch", "sequence", None, None)),
+        *[((2, LENGTH, 4, HEAD_DIM), jnp.bfloat16, ("batch", None, None, None))] * 2,
+        *[((2, LENGTH), jnp.int32, ("batch", None))] * 2,
+        ((2, LENGTH), jnp.bool_, ("batch", None)),
+    )
+    assert text.count(KERNEL) == 3
+    assert f"[{LENGTH},{LENGTH}]" not in text
 
 
 @pytest.mark.parametrize(("remat", "times"), [("attention", 1), ("full", 2)])

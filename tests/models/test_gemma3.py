@@ -67,7 +67,7 @@ def test_image_spans() -> None:
 def test_images_are_seen_beyond_the_window() -> None:
     """As in the original of version 4: a span longer than the window stays whole."""
     images = jnp.asarray([[0, 1, 1, 1, 1, 1, 1, 0]], bool)
-    sliding = masks.masks(tiny(window=2), 8, images)["sliding"]
+    sliding = masks.masks(tiny(window=2), 8, masks.Images(images, longest=6))["sliding"]
     assert isinstance(sliding, masks.Intervals)
     assert sliding.starts[0].tolist() == [0, 0, 1, 1, 1, 1, 1, 6]
     assert sliding.stops[0].tolist() == [1, 7, 7, 7, 7, 7, 7, 8]
@@ -107,7 +107,7 @@ def test_a_mesh_changes_nothing() -> None:
     pixels = jax.random.normal(jax.random.key(2), (4, 1, 16, 16, 3))
 
     def run(model: Gemma3) -> jax.Array:
-        return model(tokens, pixels, images=tokens == 39)
+        return model(tokens, pixels, images=masks.Images(tokens == 39, longest=4))
 
     def make() -> Gemma3:
         return Gemma3(cfg, rngs=nnx.Rngs(0))

@@ -22,6 +22,7 @@ from jworld import config, runs
 from jworld.data.conversations import pictures
 from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.config import Gemma3Config
+from jworld.models.gemma3.masks import Images
 from jworld.models.gemma3.model import Gemma3
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
@@ -107,6 +108,11 @@ def compiled(function: Any) -> Any:
     return jax.jit(function, compiler_options=FAST_COMPILE)
 
 
+def images_of(case: golden_cases.GoldenCase) -> Images:
+    tokens = case.inputs["token_type_ids"] == 1
+    return Images(jnp.asarray(tokens), longest=max(int(tokens.sum(axis=1).max()), 1))
+
+
 def _forward(case: golden_cases.GoldenCase) -> float:
     model, inputs = load(case), case.inputs
     tokens, mask = jnp.asarray(inputs["input_ids"]), jnp.asarray(inputs["attention_mask"]) == 1
@@ -117,7 +123,7 @@ def _forward(case: golden_cases.GoldenCase) -> float:
         pixels = images = None
         if with_images:
             pixels = jnp.asarray(by_rows(model.cfg, inputs["input_ids"], inputs["pixel_values"]))
-            images = jnp.asarray(inputs["token_type_ids"]) == 1
+            images = images_of(case)
         embeds = model.embed(tokens, pixels)
         outputs = {
             "inputs_embeds": embeds,
@@ -155,7 +161,7 @@ def _generate(case: golden_cases.GoldenCase) -> float:
 
     @compiled
     def generate(model: Gemma3) -> Any:
-        text, images = model.language, jnp.asarray(inputs["token_type_ids"]) == 1
+        text, images = model.language, images_of(case)
         embeds = model.embed(jnp.asarray(inputs["input_ids"]), pixels)
         state = decoding.prefill(text, embeds, mask, images, capacity=mask.shape[1] + steps)
         tokens = decoding.greedy(text, state, steps=steps)
@@ -171,7 +177,7 @@ def _generate(case: golden_cases.GoldenCase) -> float:
             whole,
             mask=seen,
             positions=jnp.cumsum(seen, axis=1) - 1,
-            images=jnp.concatenate([images, ~later], axis=1),
+            images=dataclasses.replace(images, tokens=jnp.concatenate([images.tokens, ~later], axis=1)),
         )
         return tokens, jnp.moveaxis(logits, 0, 1), text.logits(again[:, mask.shape[1] - 1 : -1])
 

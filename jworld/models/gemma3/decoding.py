@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jworld.models.gemma3.cache import Cache
+from jworld.models.gemma3.masks import Images
 from jworld.models.gemma3.text import TextModel
 
 
@@ -23,7 +24,7 @@ class State(NamedTuple):
     position: jax.Array
 
 
-def prefill(model: TextModel, embeds: jax.Array, mask: jax.Array, images: jax.Array | None, *, capacity: int) -> State:
+def prefill(model: TextModel, embeds: jax.Array, mask: jax.Array, images: Images | None, *, capacity: int) -> State:
     """Read prompts whose ends stand below each other (padding comes first).
 
     Args:

@@ -1,5 +1,7 @@
 """Which tokens see which: causal, within a window, and images in both directions."""
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,24 +13,41 @@ from jworld.models.layers.attention import Causal, Intervals, Mask, SlidingWindo
 Masks = dict[Kind, Mask | Intervals]
 
 
-def masks(cfg: Gemma3Config, length: int, images: jax.Array | None) -> Masks:
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens"], meta_fields=["longest"])
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Tokens of images: those next to each other see each other in both directions, and beyond the window too.
+
+    Attributes:
+      tokens: [B, L] bool.
+      longest: how many stand next to each other at most.
+    """
+
+    tokens: jax.Array
+    longest: int
+
+
+def masks(cfg: Gemma3Config, length: int, images: Images | None) -> Masks:
     """The mask of every kind of layer for a whole sequence.
 
     Args:
       cfg: the model.
       length: L.
-      images: [B, L] bool, tokens whose neighbouring tokens of images see each other in both directions and beyond the
-        window too; None: everything is causal.
+      images: of the prompt; None: everything is causal.
     """
     if images is None:
         window: Any = Causal() if cfg.window >= length else SlidingWindow(left=cfg.window - 1)
         return {"full": Causal(), "sliding": window}
-    first, last = image_spans(images)
+    first, last = image_spans(images.tokens)
     here = jnp.arange(length, dtype=jnp.int32)
-    stops = jnp.where(images, last, here + 1)
-    starts = jnp.broadcast_to(jnp.maximum(here + 1 - cfg.window, 0), images.shape)
-    starts = jnp.where(images, jnp.minimum(starts, first), starts)
-    return {"full": Intervals(jnp.zeros_like(starts), stops), "sliding": Intervals(starts, stops)}
+    stops = jnp.where(images.tokens, last, here + 1)
+    starts = jnp.broadcast_to(jnp.maximum(here + 1 - cfg.window, 0), stops.shape)
+    starts = jnp.where(images.tokens, jnp.minimum(starts, first), starts)
+    ahead = min(images.longest, length) - 1
+    return {
+        "full": Intervals(jnp.zeros_like(starts), stops, SlidingWindow(left=length - 1, right=ahead)),
+        "sliding": Intervals(starts, stops, SlidingWindow(left=max(cfg.window - 1, ahead), right=ahead)),
+    }
 
 
 def image_spans(images: jax.Array) -> tuple[jax.Array, jax.Array]:

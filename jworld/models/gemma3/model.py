@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jworld.models.gemma3.config import Gemma3Config
+from jworld.models.gemma3.masks import Images
 from jworld.models.gemma3.text import TextModel
 from jworld.models.gemma3.vision import Projector, VisionTower
 
@@ -43,7 +44,7 @@ class Gemma3(nnx.Module):
         pixels: jax.Array | None = None,
         *,
         mask: jax.Array | None = None,
-        images: jax.Array | None = None,
+        images: Images | None = None,
     ) -> jax.Array:
         """Token ids [B, L] and images -> logits [B, L, V] float32; `mask` and `images` as of `TextModel`."""
         states = self.language(self.embed(tokens, pixels), mask=mask, images=images)

@@ -11,6 +11,7 @@ from jworld.models.gemma3 import cache as cache_lib
 from jworld.models.gemma3 import masks
 from jworld.models.gemma3.cache import Cache, KeyValues
 from jworld.models.gemma3.config import Gemma3Config, Kind
+from jworld.models.gemma3.masks import Images
 from jworld.models.layers.attention import Intervals, Mask, attention
 from jworld.models.layers.linear import linear
 from jworld.models.layers.mlp import gelu_tanh
@@ -147,7 +148,7 @@ class TextModel(nnx.Module):
         *,
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
-        images: jax.Array | None = None,
+        images: Images | None = None,
     ) -> jax.Array:
         """A whole sequence: embeddings [B, L, D] -> states [B, L, D] behind the last norm.
 
@@ -155,7 +156,7 @@ class TextModel(nnx.Module):
           embeds: as of `embed`, or anything in their place.
           mask: [B, L] bool, False for padding; None without any.
           positions: [B, L] of the rotary embedding; None counts the tokens from 0, padding included.
-          images: [B, L] bool, tokens of images that see each other in both directions; None without.
+          images: of the prompt, None without.
         """
         x, contexts = self.start(embeds, mask, positions, images)
 
@@ -165,7 +166,7 @@ class TextModel(nnx.Module):
         return self.norm(scan_kinds(self.layers, self.cfg.kinds, layer, x, remat=self.cfg.remat))
 
     def prefill(
-        self, embeds: jax.Array, *, mask: jax.Array, positions: jax.Array, images: jax.Array | None, capacity: int
+        self, embeds: jax.Array, *, mask: jax.Array, positions: jax.Array, images: Images | None, capacity: int
     ) -> tuple[jax.Array, Cache]:
         """As `__call__`, and the keys and values of the sequence, which may grow to `capacity` tokens."""
         x, contexts = self.start(embeds, mask, positions, images)
@@ -178,7 +179,7 @@ class TextModel(nnx.Module):
         return self._cached(embeds.astype(self.cfg.dtype), self.contexts(positions, seen), cache)
 
     def start(
-        self, embeds: jax.Array, mask: jax.Array | None, positions: jax.Array | None, images: jax.Array | None
+        self, embeds: jax.Array, mask: jax.Array | None, positions: jax.Array | None, images: Images | None
     ) -> tuple[jax.Array, dict[Kind, Context]]:
         """The tokens as the first layer gets them, and the context of every kind of layer; as of `__call__`."""
         length = embeds.shape[1]

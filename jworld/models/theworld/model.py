@@ -10,6 +10,7 @@ from jworld.errors import UserError
 from jworld.models.autoencoders.linear import LinearAutoencoder
 from jworld.models.autoencoders.wan import WanAutoencoder
 from jworld.models.cosmos.transformer import CosmosTransformer
+from jworld.models.gemma3.masks import Images
 from jworld.models.gemma3.model import Gemma3
 from jworld.models.layers.linear import linear
 from jworld.models.layers.mlp import gelu_exact
@@ -22,12 +23,12 @@ class Fused(NamedTuple):
     Attributes:
       embeds: [B, L', D].
       mask: [B, L'] bool, False for padding.
-      images: [B, L'] bool, tokens of images that see each other in both directions, or None.
+      images: those of its tokens that see each other in both directions, or None.
     """
 
     embeds: jax.Array
     mask: jax.Array
-    images: jax.Array | None
+    images: Images | None
 
 
 class WorldProjector(nnx.Module):
@@ -114,8 +115,9 @@ class TheWorld(Gemma3):
             mask, images = (
                 insert(x, world, inside, tokens=seen.shape[1]) for x, inside in ((mask, True), (images, False))
             )
-        causal = pixels is None or (latents is not None and world is not None and world.original)
-        return Fused(embeds, mask, None if causal else images)
+        if pixels is None or (latents is not None and world is not None and world.original):
+            return Fused(embeds, mask, None)
+        return Fused(embeds, mask, Images(images, longest=pixels.shape[1] * self.cfg.image_tokens))
 
 
 def world_values(pixels: jax.Array, *, original: bool) -> jax.Array:

@@ -41,9 +41,10 @@ def prefill(model: TheWorld, batch: dict[str, jax.Array], *, steps: int, frames:
     latents = world_steps.world_latents(model, batch["world_pixels"], frames) if frames else None
     pixels = vision_values(batch["pixel_values"]) if "pixel_values" in batch else None
     fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
-    parts = (fused.mask,) if fused.images is None else (fused.mask, fused.images)
-    embeds, mask, *images = decoding.align_right(fused.embeds, *parts)
-    return decoding.prefill(model.language, embeds, mask, images[0] if images else None, capacity=mask.shape[1] + steps)
+    parts = (fused.mask,) if fused.images is None else (fused.mask, fused.images.tokens)
+    embeds, mask, *tokens = decoding.align_right(fused.embeds, *parts)
+    images = dataclasses.replace(fused.images, tokens=tokens[0]) if fused.images else None
+    return decoding.prefill(model.language, embeds, mask, images, capacity=mask.shape[1] + steps)
 
 
 @functools.partial(jax.jit, donate_argnums=2)

@@ -1,7 +1,9 @@
 """The attention function: chooses a backend and the layout of its arrays on a mesh."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,14 +45,20 @@ def attention(
     """
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"{q.shape[2]} heads of queries are no multiple of {k.shape[2]} heads of keys")
+    of_sample: dict[str, Any] = {"key_mask": key_mask}
     if isinstance(mask, Intervals):
-        return sequence.queries_split(functools.partial(xla.attention, mask=mask), q, k, v, key_mask)
-    if mask is not None:
+        if q.shape[2] % sequence.devices():
+            # Neither rings nor blocks of queries that are split over devices already.
+            of_sample["mask"] = dataclasses.replace(mask, within=None)
+            return sequence.queries_split(xla.attention, q, k, v, of_sample)
+        of_sample["mask"] = mask
+    elif mask is not None:
         mask.check(q.shape[1], k.shape[1])
     if k.shape[2] % sequence.devices():
         # Heads are split over the devices: each needs its own.
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     if q.shape[2] > 1 and q.shape[2] % sequence.devices():
+        assert not isinstance(mask, Intervals)
         choice.announce_rings(q.shape[2], sequence.devices())
         stops, width = (None, None) if mask is None else (mask.stops(q.shape[1]), mask.width)
         return sequence.rings(q, k, v, key_mask, stops=stops, width=width, name=OUTPUT_NAME)
@@ -70,6 +78,7 @@ def attention(
         "cudnn": cudnn.attention,
         "splash": functools.partial(splash.attention, blocks=blocks),
     }
-    local: sequence.Attention = functools.partial(backends[chosen.backend], mask=mask)
+    # Intervals come once more with the sample, and those of a device's samples are what counts.
+    local = functools.partial(backends[chosen.backend], mask=mask)
     layout = sequence.queries_split if q.shape[2] == 1 and chosen.backend == "xla" else sequence.heads_split
-    return layout(local, q, k, v, key_mask)
+    return layout(local, q, k, v, of_sample)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jworld import hardware
 from jworld.models.layers.attention import cudnn, splash
-from jworld.models.layers.attention.masks import Mask
+from jworld.models.layers.attention.masks import Intervals, Mask
 
 Backend = Literal["xla", "cudnn", "splash"]
 #: What a config may say; None is as good as "auto".
@@ -33,7 +33,7 @@ def choose(
     implementation: Implementation,
     *,
     platform: str,
-    mask: Mask | None,
+    mask: Mask | Intervals | None,
     key_mask: bool,
     lengths: tuple[int, int],
     heads: int,
@@ -64,7 +64,7 @@ def choose(
     if wanted == "cudnn":
         refusal = cudnn.refusal(mask, key_mask=key_mask, head_dim=head_dim, dtype=dtype)
     else:
-        refusal = splash.refusal(heads=heads, head_dim=head_dim, dtype=dtype)
+        refusal = splash.refusal(mask, keys=lengths[1], heads=heads, head_dim=head_dim, dtype=dtype)
     if refusal is not None:
         return _fall_back(refusal)
     return Choice(wanted, "the config asks for it" if asked else f"it is the kernel for the platform {platform!r}")

@@ -5,17 +5,19 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jworld.models.layers.attention.masks import Causal, ChunkCausal, Mask, Prefix, SlidingWindow
+from jworld.models.layers.attention.masks import Causal, ChunkCausal, Intervals, Mask, Prefix, SlidingWindow
 
 _call = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
 
-def refusal(mask: Mask | None, *, key_mask: bool, head_dim: int, dtype: jnp.dtype) -> str | None:
+def refusal(mask: Mask | Intervals | None, *, key_mask: bool, head_dim: int, dtype: jnp.dtype) -> str | None:
     """Why cuDNN cannot serve a request, or None where it can."""
     if dtype not in (jnp.float16, jnp.bfloat16):
         return f"cuDNN computes in bfloat16 and float16, not in {dtype}"
     if head_dim % 8 or head_dim > 128:
         return f"cuDNN wants heads of a multiple of 8 and at most 128, not {head_dim}"
+    if isinstance(mask, Intervals):
+        return "cuDNN knows no intervals that the data decide"
     if key_mask and not isinstance(mask, ChunkCausal | None):
         return f"cuDNN takes no padding together with {type(mask).__name__}"
     if isinstance(mask, SlidingWindow) and mask.right:

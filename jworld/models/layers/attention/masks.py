@@ -5,7 +5,8 @@ that a backend has to know is where the interval stops, and how wide it is.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+import functools
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -105,17 +106,19 @@ class SlidingWindow:
             raise ValueError(f"a window of {self.left} tokens before and {self.right} behind: neither can be negative")
 
 
-class Intervals(NamedTuple):
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["starts", "stops"], meta_fields=["within"])
+@dataclasses.dataclass(frozen=True)
+class Intervals:
     """Query i of sample b sees the keys [starts[b, i], stops[b, i]): intervals that the data decide, such as images.
 
-    No kernel knows them, XLA computes them.
-
     Attributes:
-      starts, stops: [B, queries] int32.
+      starts, stops: [B, queries] int32; no interval is empty or ends behind the last key.
+      within: a mask that hides no key which any of the intervals can show: what it hides is not computed.
     """
 
     starts: jax.Array
     stops: jax.Array
+    within: Mask | None = None
 
     def visible(self, keys: int) -> jax.Array:
         """[B, queries, keys] bool."""

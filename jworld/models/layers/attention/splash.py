@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
 
-from jworld.models.layers.attention.masks import Mask
+from jworld.models.layers.attention.masks import Intervals, Mask
 from jworld.models.layers.attention.names import OUTPUT_NAME
 
 LANES = 128
@@ -48,13 +48,19 @@ DEFAULT_BLOCKS = BLOCKS["v4"]
 MAX_HEAD_DIM = 256
 
 
-def refusal(*, heads: int, head_dim: int, dtype: jnp.dtype) -> str | None:
+#: Both ends of an interval that the data decide share one number, int32, of the kernel.
+PLACE_BITS = 15
+
+
+def refusal(mask: Mask | Intervals | None, *, keys: int, heads: int, head_dim: int, dtype: jnp.dtype) -> str | None:
     """Why splash cannot serve a request, or None where it can."""
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     if dtype != jnp.float32 and precision not in (None, "default", "bfloat16"):
         return f"splash takes {dtype} at JAX's default precision of matrix products only"
     if head_dim > MAX_HEAD_DIM:
         return f"splash takes heads of at most {MAX_HEAD_DIM}, not {head_dim}"
+    if isinstance(mask, Intervals) and keys > 1 << PLACE_BITS:
+        return f"splash takes intervals that the data decide among at most {1 << PLACE_BITS} keys, not {keys}"
     if heads == 1 and jax.sharding.get_abstract_mesh().size > 1:
         return "splash on a mesh wants heads to split, not a single one"
     return None
@@ -65,7 +71,7 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     *,
-    mask: Mask | None,
+    mask: Mask | Intervals | None,
     key_mask: jax.Array | None,
     blocks: Blocks = DEFAULT_BLOCKS,
     interpret: bool = False,
@@ -101,15 +107,26 @@ def attention(
     k, v = _heads_first(k, keys), _heads_first(v, keys)
     if group > 1:
         q = q.reshape(shape[0], -1, group, *q.shape[2:])
-        kernel = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    if key_mask is None:
-        out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, None)
-    else:
+    segments = packed = None
+    if key_mask is not None:
         # Padding is a segment of its own, which no query is part of.
         valid = jnp.pad(key_mask.astype(jnp.int32), [(0, 0), (0, keys - key_mask.shape[1])])
         segments = kernels.SegmentIds(q=jnp.ones((q.shape[0], queries), jnp.int32), kv=valid)
-        out = jax.vmap(kernel)(q, k, v, segments)
+    if isinstance(mask, Intervals):
+        packed = jnp.pad(mask.stops << PLACE_BITS | mask.starts, [(0, 0), (0, queries - length)], mode="edge")
+
+    def sample(q: jax.Array, k: jax.Array, v: jax.Array, segments: Any, packed: jax.Array | None) -> jax.Array:
+        told = kernel if packed is None else _told(kernel, packed)
+        return (jax.vmap(told, in_axes=(0, 0, 0, None)) if group > 1 else told)(q, k, v, segments)
+
+    out = jax.vmap(sample)(q, k, v, segments, packed)
     return jnp.swapaxes(out.reshape(shape[0], shape[2], queries, -1), 1, 2)[:, :length]
+
+
+def _told(kernel: Any, numbers: jax.Array) -> Any:
+    """The kernel with other numbers [queries] for its mask function than those of its mask."""
+    infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+    return type(kernel)(*(info._replace(q_sequence=numbers) for info in infos), **kernel.kwargs)
 
 
 def _fit(length: int, block: int) -> tuple[int, int]:
@@ -124,25 +141,36 @@ def _heads_first(x: jax.Array, length: int) -> jax.Array:
     return jnp.pad(jnp.swapaxes(x, 1, 2), [(0, 0), (0, 0), (0, length - x.shape[1]), (0, 0)])
 
 
-def _structure(mask: Mask | None, lengths: tuple[int, int], padded: tuple[int, int]) -> splash_attention_mask.Mask:
+def _structure(
+    mask: Mask | Intervals | None, lengths: tuple[int, int], padded: tuple[int, int]
+) -> splash_attention_mask.Mask:
     queries, keys = lengths
     if mask is None and keys == padded[1]:
         return splash_attention_mask.FullMask(padded)
+    told = isinstance(mask, Intervals)
+    if isinstance(mask, Intervals):
+        mask = mask.within
     stops = np.full(queries, keys, np.int32) if mask is None else mask.stops(queries)
     # Padded queries see what the last one sees: no row without a key.
     stops = np.pad(stops, (0, padded[0] - queries), mode="edge")
-    return _Intervals(padded, stops, keys=keys, width=None if mask is None else mask.width)
+    return _Structure(padded, stops, keys=keys, width=None if mask is None else mask.width, told=told)
 
 
-class _Intervals(splash_attention_mask.Mask):
-    """The intervals of `masks.Mask`, computed inside the kernel from one number per query: where its interval stops.
+def _within_packed(packed: Any, places: Any) -> Any:
+    """The mask function of intervals that the data decide, both ends in one number."""
+    return (places < packed >> PLACE_BITS) & (places >= packed & (1 << PLACE_BITS) - 1)
+
+
+class _Structure(splash_attention_mask.Mask):
+    """What a mask of `masks` shows, computed inside the kernel from one number per query: where its interval stops.
 
     The kernel's own mask classes have these attributes: `q_sequence`, the numbers, and `mask_function`, which gets
-    them and the places of keys.
+    them and the places of keys. With `told`, the kernel is told other numbers (`_told`), for intervals that the data
+    decide, and this mask is only what they lie within.
     """
 
-    def __init__(self, shape: tuple[int, int], stops: np.ndarray, *, keys: int, width: int | None):
-        self._shape, self._keys, self._width = shape, keys, width
+    def __init__(self, shape: tuple[int, int], stops: np.ndarray, *, keys: int, width: int | None, told: bool):
+        self._shape, self._keys, self._width, self._is_told = shape, keys, width, told
         # A clipped stop is no measure of where a window begins.
         self.q_sequence = np.minimum(stops, keys) if width is None else stops
         clipped = width is not None and stops[-1] > keys
@@ -153,7 +181,8 @@ class _Intervals(splash_attention_mask.Mask):
                 seen = seen & (places >= stops - width)
             return seen & (places < keys) if clipped else seen
 
-        self.mask_function = visible
+        self._visible = visible
+        self.mask_function = _within_packed if told else visible
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -169,13 +198,13 @@ class _Intervals(splash_attention_mask.Mask):
             return np.ones((1, 1), bool)
         if columns.start >= last or columns.stop <= starts[0]:
             return np.zeros((1, 1), bool)
-        return self.mask_function(stops[:, None], np.arange(columns.start, columns.stop))
+        return self._visible(stops[:, None], np.arange(columns.start, columns.stop))
 
     def _key(self) -> tuple[Any, ...]:
-        return self._shape, self._keys, self._width, self.q_sequence.tobytes()
+        return self._shape, self._keys, self._width, self._is_told, self.q_sequence.tobytes()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Intervals) and self._key() == other._key()
+        return isinstance(other, _Structure) and self._key() == other._key()
 
     def __hash__(self) -> int:
         return hash(self._key())

@@ -30,7 +30,7 @@ def attention(
 ) -> jax.Array:
     """[B, Lq, N, K] queries, [B, Lk, M, K] keys and values, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of v."""
     per_pair = q.shape[0] * q.shape[2]
-    blocks = _blocks(None if isinstance(mask, Intervals) else mask, q.shape[1], k.shape[1])
+    blocks = _blocks(mask.within if isinstance(mask, Intervals) else mask, q.shape[1], k.shape[1])
     total = sum((block.stop - block.start) * (keys.stop - keys.start) for block, keys in blocks)
     outputs = []
     for block, keys in blocks:
@@ -60,9 +60,11 @@ def _blocks(mask: Mask | None, queries: int, keys: int) -> list[tuple[slice, sli
 
 
 def _band(mask: Mask | Intervals | None, queries: int, block: slice, keys: slice) -> np.ndarray | Intervals | None:
-    """[rows, keys of the block] bool, or None where every row sees all of them; intervals stay what they are."""
-    if mask is None or isinstance(mask, Intervals):
-        return mask
+    """[rows, keys of the block] bool, or None where every row sees all of them; of intervals those of the block."""
+    if mask is None:
+        return None
+    if isinstance(mask, Intervals):
+        return Intervals(mask.starts[:, block] - keys.start, mask.stops[:, block] - keys.start)
     stops, key = mask.stops(queries)[block, None], np.arange(keys.start, keys.stop)
     band = key < stops
     if mask.width is not None:
@@ -104,8 +106,9 @@ def _in_parts(
     # A row of padding sees what the last row sees: no row without a key.
     bands: jax.Array | Intervals | None = None
     if isinstance(band, Intervals):
-        padded = (jnp.pad(x, [(0, 0), (0, padding)], mode="edge") for x in band)
-        bands = Intervals(*(jnp.moveaxis(x.reshape(-1, parts, rows), 1, 0) for x in padded))
+        padded = (jnp.pad(x, [(0, 0), (0, padding)], mode="edge") for x in (band.starts, band.stops))
+        starts, stops = (jnp.moveaxis(x.reshape(-1, parts, rows), 1, 0) for x in padded)
+        bands = Intervals(starts, stops)
     elif band is not None:
         bands = jnp.asarray(np.pad(band, [(0, padding), (0, 0)], mode="edge")).reshape(parts, rows, -1)
 
