@@ -245,7 +245,7 @@ def train(
     first = int(state.step)
     key = jax.random.key(config.seed)
     watch = watchdog.Watchdog(log_config(config).watchdog_minutes)
-    log = open_log(config, system, optimizer, mesh, workdir, start_step=first, on_step=watch.beat)
+    log = open_log(config, system, optimizer, mesh, workdir, state=state, on_step=watch.beat)
     uploads = open_uploads(config, workdir, message=log.message)
     with uploads, watch, manager, log, preemption.Preemption() as stop, jax.set_mesh(mesh):
         for number in range(first + 1, config.steps + 1):
@@ -290,7 +290,7 @@ def open_log(
     mesh: Mesh,
     workdir: pathlib.Path,
     *,
-    start_step: int,
+    state: train_state.TrainState,
     on_step: Callable[[], None],
 ) -> metrics.ProgressLog:
     """The log of this launch; `on_step` is called when a step has ended on the device."""
@@ -298,12 +298,12 @@ def open_log(
     work = rates.Work(
         examples=batch,
         tokens=system.step_tokens(batch),
-        flops=system.step_flops(batch),
+        flops=system.step_flops(batch, train_state.sizes(state)),
         peak_flops=chip.flops * mesh.size if chip else None,
     )
     return metrics.ProgressLog(
         workdir,
-        start_step=start_step,
+        start_step=int(state.step),
         steps=config.steps,
         log=log_config(config),
         work=work,

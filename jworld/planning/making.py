@@ -11,6 +11,7 @@ from jworld import errors, hardware
 from jworld.planning import arithmetic, collectives, hlo, topologies
 from jworld.planning.plans import Plan
 from jworld.planning.program import Program
+from jworld.training import state as train_state
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -83,7 +84,7 @@ def _analytic(config: ml_collections.ConfigDict, topology: topologies.Topology, 
         "gradients": program.gradient_bytes(),
         "limit": topology.chip.memory_bytes if topology.chip else None,
         "tokens": program.system.step_tokens(config.global_batch),
-        "useful_flops": program.system.step_flops(config.global_batch),
+        "useful_flops": program.system.step_flops(config.global_batch, train_state.sizes(program.state)),
         "flops": counted.all,
         "loops": counted.all / counted.bodies_once,
     }

@@ -121,6 +121,17 @@ def create_state(
     return graphdef, state, shardings
 
 
+def sizes(state: TrainState) -> dict[str, tuple[int, int]]:
+    """How many weights are trained, and how many there are, by the first name of their paths."""
+    found: dict[str, tuple[int, int]] = {}
+    for part, is_trained in ((state.params, True), (state.frozen, False)):
+        for name, below in part.items():
+            count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(below))
+            trained, all_of_it = found.get(str(name), (0, 0))
+            found[str(name)] = trained + is_trained * count, all_of_it + count
+    return found
+
+
 def replace_params(state: TrainState, params: nnx.State, frozen: nnx.State | None = None) -> TrainState:
     """`state` with other weights at birth; the average starts from them too, in buffers of its own."""
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)

@@ -17,6 +17,8 @@ from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
+from jworld.models.layers import flops as layers_flops
+from jworld.training.state import path_filter
 
 FRAMES, HEIGHT, WIDTH = 8, 8, 8
 TEXT, GLYPH, VISION = 40, 24, 32
@@ -65,7 +67,7 @@ def test_formula_agrees_with_xla(actions: bool, chunk_frames: int | None, traini
         vision_tokens=VISION,
         chunk_frames=chunk_frames,
     )
-    expected = formula.total * (flops.TRAINING if training else 1)
+    expected = layers_flops.training(formula, 1) if training else formula.total
     assert counted(cfg, chunk_frames, training=training) == pytest.approx(expected, rel=0.05)
 
 
@@ -113,9 +115,9 @@ def test_formula_of_cosmos_agrees_with_xla(rank: int | None) -> None:
         return jnp.sum(nnx.merge(graphdef, params)(inputs))
 
     formula = cosmos_flops.forward_flops(cfg, frames=FRAMES, height=HEIGHT, width=WIDTH, text_tokens=TEXT)
-    for program, times in ((total, 1), (jax.grad(total), flops.TRAINING)):
+    for program, expected in ((total, formula.total), (jax.grad(total), layers_flops.training(formula, 1))):
         count = jax.jit(program).lower(params, inputs).cost_analysis()["flops"]
-        assert count == pytest.approx(times * formula.total, rel=0.05)
+        assert count == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("control_dim, timestep_shape", [(None, (1,)), (96, (1, FRAMES))])
@@ -140,6 +142,37 @@ def test_formula_of_cogvideox_agrees_with_xla(control_dim: int | None, timestep_
     formula = cogvideox_flops.forward_flops(
         cfg, frames=FRAMES, height=HEIGHT, width=WIDTH, control=control is not None, frame_times=control is not None
     )
-    for program, times in ((total, 1), (jax.grad(total), flops.TRAINING)):
+    for program, expected in ((total, formula.total), (jax.grad(total), layers_flops.training(formula, 1))):
         count = jax.jit(program).lower(params, inputs, control).cost_analysis()["flops"]
-        assert count == pytest.approx(times * formula.total, rel=0.05)
+        assert count == pytest.approx(expected, rel=0.05)
+
+
+def test_frozen_weights_have_no_gradient() -> None:
+    """The first layer alone is trained; all others pass on the gradient of their inputs."""
+    cfg = CogVideoXConfig(
+        width=512,
+        num_heads=4,
+        num_layers=1,
+        text_dim=96,
+        text_tokens=TEXT,
+        time_dim=64,
+        dtype=jnp.float32,
+        remat="none",
+    )
+    shapes = ((1, FRAMES, HEIGHT, WIDTH, cfg.channels), (1, TEXT, 96))
+    inputs = [*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes), jax.ShapeDtypeStruct((1,), int)]
+    with nnx.use_eager_sharding(False):
+        graphdef, *parts = nnx.split(
+            nnx.eval_shape(lambda: CogVideoXTransformer(cfg, rngs=nnx.Rngs(0))), path_filter("patch_in/.*"), ...
+        )
+
+    def total(trained: nnx.State, frozen: nnx.State, *inputs: Any) -> jax.Array:
+        return jnp.sum(nnx.merge(graphdef, trained, frozen)(*inputs))
+
+    formula = cogvideox_flops.forward_flops(
+        cfg, frames=FRAMES, height=HEIGHT, width=WIDTH, control=False, frame_times=False
+    )
+    count = jax.jit(jax.grad(total)).lower(*parts, *inputs).cost_analysis()["flops"]
+    assert count == pytest.approx(layers_flops.training(formula, 0), rel=0.05)
+    assert layers_flops.trained_share({"a": (1, 4), "b": (0, 4)}) == 1 / 8
+    assert layers_flops.trained_share({"a": (1, 4), "b": (0, 4)}, "a") == 1 / 4

@@ -89,7 +89,7 @@ class System:
         noise = jax.random.normal(key, batch["x"].shape)
         return jnp.mean((model(batch["x"] + 0.1 * noise) - batch["y"]) ** 2), {}
 
-    def step_flops(self, global_batch: int) -> float:
+    def step_flops(self, global_batch: int, sizes: Any = None) -> float:
         return 1.0
 
     def step_tokens(self, global_batch: int) -> int:

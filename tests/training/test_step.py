@@ -131,6 +131,9 @@ def test_clipping_bounds_the_update() -> None:
 def test_frozen_parameters_stay() -> None:
     run = toy.Run(trainable=nnx.All(nnx.Param, nnx.PathContains("blocks")))
     assert set(run.state.params) == {"blocks"}
+    sizes = state.sizes(run.state)
+    both = 2 * (2 * toy.WIDTH * toy.HIDDEN + toy.HIDDEN + toy.WIDTH)
+    assert sizes == {"blocks": (both, both), "head": (0, toy.WIDTH * (toy.WIDTH + 1))}
     frozen = jax.tree.map(np.asarray, run.state.frozen)
     run.step()
     jax.tree.map(np.testing.assert_array_equal, frozen, jax.tree.map(np.asarray, run.state.frozen))

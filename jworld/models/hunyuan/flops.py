@@ -4,9 +4,7 @@ Linear products include those with the 4x4 matrices of the cameras.
 """
 
 from jworld.models.hunyuan.config import HunyuanConfig
-from jworld.models.layers.flops import TRAINING, Flops
-
-__all__ = ["TRAINING", "Flops", "forward_flops", "image_pass_flops", "text_pass_flops"]
+from jworld.models.layers.flops import Flops
 
 #: Sinusoids of `ScalarEmbedding`.
 _FREQUENCIES = 256

@@ -97,7 +97,7 @@ class Autoencoder:
         frames = 1 + (self.clip.frames - 1) // cfg.temporal_ratio
         return global_batch * frames * (height // cfg.spatial_ratio) * (width // cfg.spatial_ratio)
 
-    def step_flops(self, global_batch: int) -> None:
+    def step_flops(self, global_batch: int, sizes: Any = None) -> None:
         """There is no formula for the convolutions yet: speeds are given without a share of the peak."""
 
     def controls(self, pose: str | None, windows: int | None) -> list[reports.Action]:

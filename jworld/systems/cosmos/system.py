@@ -19,7 +19,7 @@ from jworld.encoders import Encoders
 from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
-from jworld.models.layers.flops import TRAINING
+from jworld.models.layers.flops import Sizes, trained_share, training
 from jworld.systems import adapters, checks
 from jworld.systems.cosmos import evaluation, objective
 from jworld.systems.cosmos.sampling import SampleConfig
@@ -143,10 +143,11 @@ class Cosmos:
         """Tokens of the videos in one training step."""
         return global_batch * self.clip.window_frames * self.tokens_per_frame
 
-    def step_flops(self, global_batch: int) -> float:
+    def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """Useful floating-point operations of one training step, by the formula of `models/cosmos/flops.py`.
 
-        Forward and backward pass; recomputation and the optimizer are left out. All weights count as trained.
+        Forward and backward pass; recomputation and the optimizer are left out. Without `sizes` all weights count as
+        trained.
         """
         height, width = self.clip.latent_size
         sample = flops.forward_flops(
@@ -156,7 +157,7 @@ class Cosmos:
             width=width,
             text_tokens=self.clip.text_tokens,
         )
-        return float(TRAINING * global_batch * sample.total)
+        return global_batch * training(sample, trained_share(sizes))
 
     def controls(self, pose: str | None, windows: int | None) -> list[reports.Action]:
         """What `Session.step` is told, window by window.

@@ -23,7 +23,7 @@ from jworld.encoders import Encoders
 from jworld.models.cogvideox import flops
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
-from jworld.models.layers.flops import TRAINING
+from jworld.models.layers.flops import Sizes, trained_share, training
 from jworld.systems import adapters, checks
 from jworld.systems.matrix import distillation, evaluation, objective, stream_evaluation, streaming
 from jworld.systems.matrix.sampling import SampleConfig
@@ -210,11 +210,12 @@ class Matrix:
         """Tokens of the videos in one training step."""
         return global_batch * self.clip.window_frames * self.tokens_per_frame
 
-    def step_flops(self, global_batch: int) -> float:
+    def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """Useful floating-point operations of one training step, by the formula of `models/cogvideox/flops.py`.
 
-        Forward and backward pass; recomputation and the optimizer are left out. All weights count as trained. A student
-        has three passes without a gradient besides: two of its teacher, for guidance, and one of the target.
+        Forward and backward pass; recomputation and the optimizer are left out. Without `sizes` all weights count as
+        trained. A student has three passes without a gradient besides: two of its teacher, for guidance, and one of the
+        target.
         """
         height, width = self.clip.latent_size
         sample = flops.forward_flops(
@@ -225,7 +226,8 @@ class Matrix:
             control=bool(self.clip.controls),
             frame_times=self.objective.kind != "clip",
         )
-        return float((TRAINING + 3 * self.distils) * global_batch * sample.total)
+        trained = trained_share(sizes, *(name for name in sizes or () if name not in self.copies))
+        return global_batch * (training(sample, trained) + 3 * self.distils * sample.total)
 
     def controls(self, actions: str | None, windows: int | None) -> list[reports.Action]:
         """What `Session.step` is told.

@@ -16,7 +16,7 @@ from jworld.data.conversations.training import Conversations, Kept
 from jworld.models.cosmos import flops as cosmos_flops
 from jworld.models.gemma3 import flops
 from jworld.models.gemma3.config import Gemma3Config
-from jworld.models.layers.flops import TRAINING
+from jworld.models.layers.flops import Sizes, trained_share, training
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld as TheWorldModel
 from jworld.systems import adapters
@@ -132,16 +132,18 @@ class TheWorld:
         """Tokens in one training step, if all sequences are of the longest."""
         return global_batch * self.fused_tokens
 
-    def step_flops(self, global_batch: int) -> float:
+    def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """Useful floating-point operations of one training step, by the formula of `models/gemma3/flops.py`.
 
         Forward and backward pass of sequences of the longest; recomputation, the autoencoder and the optimizer are left
-        out. All weights count as trained but those of the predictor of world steps, which has forward passes alone.
+        out. The predictor of world steps has forward passes alone, and so has the vision tower where it is not
+        trained. Without `sizes` all other weights count as trained.
         """
         gemma, clip = self.model_config.gemma, self.clip
-        sample = flops.text_flops(gemma, tokens=self.fused_tokens, predictions=clip.max_tokens)
-        sample = sample.plus(flops.vision_flops(gemma), clip.images)
-        return float(global_batch * (TRAINING * sample.total + self._prediction_flops()))
+        text = flops.text_flops(gemma, tokens=self.fused_tokens, predictions=clip.max_tokens)
+        image, seen = flops.vision_flops(gemma), trained_share(sizes, "vision")
+        images = clip.images * (training(image, seen) if seen else image.total)
+        return global_batch * (training(text, trained_share(sizes, "language")) + images + self._prediction_flops())
 
     def _prediction_flops(self) -> float:
         """Of the world steps of one picture."""

@@ -18,6 +18,7 @@ from jworld.encoders import Encoders
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
+from jworld.models.layers.flops import Sizes, trained_share, training
 from jworld.systems import adapters, checks
 from jworld.systems.walks import Controls
 from jworld.systems.worldplay import evaluation, objective, rollout
@@ -161,11 +162,11 @@ class WorldPlay:
         """Video tokens of one training step; those of text and image conditioning are not counted."""
         return global_batch * self.clip.window_frames * self.tokens_per_frame
 
-    def step_flops(self, global_batch: int) -> float:
+    def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """Useful floating-point operations of one training step, by the formula of `models/hunyuan/flops.py`.
 
-        Forward and backward pass, padding of the text included; recomputation and the optimizer are left out. All
-        weights count as trained.
+        Forward and backward pass, padding of the text included; recomputation and the optimizer are left out. Without
+        `sizes` all weights count as trained.
         """
         clip = self.clip
         sample = flops.forward_flops(
@@ -177,7 +178,7 @@ class WorldPlay:
             vision_tokens=clip.vision_tokens,
             chunk_frames=clip.chunk_frames,
         )
-        return float(flops.TRAINING * global_batch * sample.total)
+        return global_batch * training(sample, trained_share(sizes))
 
     def controls(self, pose: str | None, windows: int | None) -> list[reports.Action]:
         """A pose string, or the name of a JSON file of poses -> what `Session.step` is told, chunk by chunk.
