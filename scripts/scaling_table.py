@@ -38,10 +38,11 @@ CHANGES: dict[tuple[str, str], dict[str, int]] = {
     # Eight GPUs with eight clips each in the original; two chips to a clip need a batch of half as many clips as chips,
     # and the width, 1920, divides by no more than 128 chips.
     ("matrix_", "v6e-256"): {"mesh.data": 2, "mesh.sequence": 2, "global_batch": 128},
-    # The original has a few GPUs with up to four samples each.
+    # The original has a few GPUs with up to four samples each. The width of the vision tower, 1152, divides by no more
+    # than 128 chips.
     ("theworld:", "v5e-64"): {"global_batch": 64},
     ("theworld:", "v5p-128"): {"global_batch": 64},
-    ("theworld:", "v6e-256"): {"global_batch": 256},
+    ("theworld:", "v6e-256"): {"mesh.data": 2, "global_batch": 256},
     # Four latent frames, which the sequence axis splits.
     ("cosmos_video2world:2b_action", "v5e-64"): {"global_batch": 64},
     ("cosmos_video2world:2b_action", "v5p-128"): {"global_batch": 64},
