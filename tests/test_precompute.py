@@ -282,8 +282,7 @@ def test_a_network_and_its_posterior(tmp_path, codec):
     cut = cut_of(summary.manifest)
     item = formats.list_items("videos", settings.input).items[1]
     (clip,) = clips.read_clips(item, cut)
-    once = {"xla_backend_optimization_level": 0}
-    posterior = jax.jit(type(network).posterior, compiler_options=once)(network, clip.frames[None])
+    posterior = jax.jit(type(network).posterior)(network, clip.frames[None])
     record = records.RecordSource(tmp_path / "set", "train")[1]
     noise = np.random.default_rng(0).standard_normal(record["latent"].shape)
     drawn = np.asarray(posterior.mean[0]) + np.exp(0.5 * np.asarray(posterior.logvar[0])) * noise

@@ -26,12 +26,7 @@ from jworld.training import optimizers
 from jworld.training import state as train_state
 
 ACTION, BASE = "transformer_ar_train", "transformer_plain"
-#: This program runs once: compiling it is what takes time.
-FORWARD = jax.jit(
-    HunyuanTransformer.__call__,
-    static_argnames="chunk_frames",
-    compiler_options={"xla_backend_optimization_level": 0},
-)
+FORWARD = jax.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
 OPTIMIZER = optimizers.make_optimizer(optimizers.OptimizerConfig(name="adamw"), steps=1)
 
 

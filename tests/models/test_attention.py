@@ -29,8 +29,6 @@ from jworld.models.layers.attention import (
 from jworld.parallel import axes, mesh, ring
 
 TOLERANCE = 1e-5
-#: These programs run once: compiling them is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 Arrays = tuple[jax.Array, ...]
 
 
@@ -82,7 +80,7 @@ def values_and_gradients(function: Callable[..., jax.Array], qkv: Arrays) -> Arr
         out, pull = jax.vjp(function, *qkv)
         return out, *pull(cotangent)
 
-    return jax.jit(both, compiler_options=FAST_COMPILE)(*qkv)
+    return jax.jit(both)(*qkv)
 
 
 def assert_close(actual: Arrays, expected: Arrays) -> None:

@@ -12,7 +12,6 @@ import pytest
 from jworld.models.layers.attention import Causal, Intervals, SlidingWindow, attention, splash, xla
 from jworld.parallel import mesh
 
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 Arrays = tuple[jax.Array, ...]
 
 
@@ -42,7 +41,7 @@ def assert_same(actual: Callable[..., jax.Array], expected: Callable[..., jax.Ar
             out, pull = jax.vjp(function, *qkv)
             return out, *pull(weights)
 
-        return jax.jit(run, compiler_options=FAST_COMPILE)(*qkv)
+        return jax.jit(run)(*qkv)
 
     for a, b in zip(both(actual), both(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=0)

@@ -44,5 +44,4 @@ def test_convolutions_on_cpus_are_those_of_accelerators(
     there = result_and_gradients(conv, x)
     assert len(computed) == 1
     for one, other in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
-        assert np.abs(other).max() > 0
-        np.testing.assert_allclose(one, other, atol=2e-5)
+        assert np.linalg.norm(one - other) < 1e-6 * np.linalg.norm(other)

@@ -20,10 +20,7 @@ from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
 from jworld.parallel import mesh
 from jworld.training import optimizers, state
 
-#: These programs run once: compiling them is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
-forward = jax.jit(CosmosTransformer.__call__, compiler_options=FAST_COMPILE)
+forward = jax.jit(CosmosTransformer.__call__)
 
 
 def abstract_params(cfg: CosmosConfig) -> dict[str, Any]:

@@ -25,10 +25,8 @@ from jworld.training import optimizers, state
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "ar_mem.py"
 CHUNK = 4
-#: These programs run once: compiling them is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
-forward = jax.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames", compiler_options=FAST_COMPILE)
+forward = jax.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
 
 
 def abstract_params(cfg: HunyuanConfig) -> dict[str, Any]:
@@ -166,7 +164,7 @@ def test_first_chunk_with_cache_is_the_chunk_causal_forward() -> None:
     whole = forward(model, frames, text, jnp.zeros(1), chunk_frames=CHUNK)
     first = FrameInputs(*(x[:, :CHUNK] for x in frames if x is not None))
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def cached(model: HunyuanTransformer) -> jax.Array:
         cache = model.text_cache(text, jnp.zeros(1))
         return model.with_cache(first, cache)[0]
@@ -260,7 +258,7 @@ def test_remat_policies_give_the_same_gradients() -> None:
             model.cfg = dataclasses.replace(TINY, remat=remat)
             return jnp.mean(jnp.square(model(frames, text, jnp.zeros(2), chunk_frames=CHUNK)))
 
-        return jax.jit(jax.grad(total), compiler_options=FAST_COMPILE)(params["blocks"])
+        return jax.jit(jax.grad(total))(params["blocks"])
 
     expected = gradients("none")
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))

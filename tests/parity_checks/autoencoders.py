@@ -1,7 +1,6 @@
 """Video autoencoders: encoding and decoding whole, in chunks, as a stream and in tiles, and what layers give inside."""
 
 import dataclasses
-import functools
 import pathlib
 import re
 import tempfile
@@ -24,8 +23,6 @@ from jworld.models.autoencoders.tiling import Tiling
 from jworld.models.autoencoders.wan import WanAutoencoder
 from parity_checks.hunyuan import channels_last
 
-#: These programs run once: compiling them is what takes time.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 Arrays = dict[str, Any]
 
 
@@ -46,7 +43,7 @@ def encoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: s
     results = {}
     for name in inputs:
         if found := re.fullmatch(r"video_(T\d+)", name):
-            moments = compiled(_moments, static_argnames="tiling")(model, channels_last(inputs[name]))
+            moments = jax.jit(_moments, static_argnames="tiling")(model, channels_last(inputs[name]))
             results[f"{prefix}moments_{found[1]}"] = moments
             normalised = model.config.normalisation.apply(jnp.split(moments, 2, axis=-1)[0])
             results |= {f"{prefix}{kind}_{found[1]}": normalised for kind in ("latents", "model_latents")}
@@ -69,7 +66,7 @@ def inside(case: golden_cases.GoldenCase) -> list[tuple[str, str]]:
 
 
 def in_tiles(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], tiling: Tiling) -> Arrays:
-    moments = compiled(_moments, static_argnames="tiling")(model, channels_last(inputs["tile_video"]), tiling=tiling)
+    moments = jax.jit(_moments, static_argnames="tiling")(model, channels_last(inputs["tile_video"]), tiling=tiling)
     return {
         "tiled_moments": moments,
         "tiled_decoded": decode(model, channels_last(inputs["tile_latent"]), tiling=tiling),
@@ -81,14 +78,14 @@ def decode(
 ) -> jax.Array:
     """Most cases give latents that are not normalised."""
     latents = latents if normalised else np.asarray(model.config.normalisation.apply(latents))
-    return compiled(type(model).decode, static_argnames="tiling")(model, latents, tiling=tiling)
+    return jax.jit(type(model).decode, static_argnames="tiling")(model, latents, tiling=tiling)
 
 
 def _moments(model: VideoAutoencoder, video: jax.Array, tiling: Tiling | None = None) -> jax.Array:
     return jnp.concatenate(model.posterior(video, tiling=tiling), axis=-1)
 
 
-@compiled
+@jax.jit
 def layer_outputs(coder: Coder, x: jax.Array, latents: jax.Array | None = None) -> Arrays:
     """What every layer gives at the start of a video, by its path in the coder."""
     middle = [(f"middle/{i}", layer) for i, layer in enumerate(coder.middle)]
@@ -156,7 +153,7 @@ def _wan_stream(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
     """Decoding one latent frame per call: frames, and the caches named in the case."""
     count = sum(bool(re.fullmatch(r"stream_step\d+\.frames", name)) for name in case.outputs)
     latents = channels_last(case.inputs[f"latent_L{count}"])
-    step = compiled(WanAutoencoder.decode_step)
+    step = jax.jit(WanAutoencoder.decode_step)
     cache, results = None, {}
     for i in range(latents.shape[1]):
         results[f"stream_step{i}.frames"], cache = step(model, latents[:, i : i + 1], cache)
@@ -186,7 +183,7 @@ def _wan_layers(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
             x, coder = model.latents(model.config.normalisation.invert(x)), model.decoder
             results[f"{prefix}.conv2"] = x
         else:
-            results[f"{prefix}.conv1_moments"] = compiled(_moments)(model, x)
+            results[f"{prefix}.conv1_moments"] = jax.jit(_moments)(model, x)
         numbered = 0
         for path, value in layer_outputs(coder, x[:, :1]).items():
             name = path.replace("conv_in", "conv1").replace("middle/", "middle")
@@ -230,11 +227,11 @@ def _hunyuan15(case: golden_cases.GoldenCase) -> float:
 
 def _worldplay(case: golden_cases.GoldenCase, model: Hunyuan15Autoencoder) -> float:
     video = channels_last(case.inputs["video"])
-    posterior = compiled(Hunyuan15Autoencoder.posterior)(model, video)
+    posterior = jax.jit(Hunyuan15Autoencoder.posterior)(model, video)
     actual = {
         "latent_mode": posterior.mean,
         "latent_logvar": posterior.logvar,
-        "first_frame_mode": compiled(Hunyuan15Autoencoder.posterior)(model, video[:, :1]).mean,
+        "first_frame_mode": jax.jit(Hunyuan15Autoencoder.posterior)(model, video[:, :1]).mean,
         "decoded": decode(model, channels_last(case.inputs["latents"])),
     }
     return error(case, actual)
@@ -244,7 +241,7 @@ def _hunyuan15_stream(case: golden_cases.GoldenCase, model: Hunyuan15Autoencoder
     """The caches after decoding the first frames of the second longest latents, one at a time."""
     lengths = sorted(int(name[8:]) for name in case.inputs if name.startswith("latent_L"))
     latents = model.config.normalisation.apply(channels_last(case.inputs[f"latent_L{lengths[-2]}"]))
-    step = compiled(Hunyuan15Autoencoder.decode_step)
+    step = jax.jit(Hunyuan15Autoencoder.decode_step)
     cache, results = None, {}
     for i in range(latents.shape[1]):
         _, cache = step(model, latents[:, i : i + 1], cache)
@@ -320,7 +317,7 @@ def _cogvideox_layers(prefix: str, outputs: Arrays) -> Arrays:
 
 def _streamed(model: CogVideoXAutoencoder, latents: np.ndarray, lengths: Sequence[int]) -> list[jax.Array]:
     """The frames of consecutive calls that get so many latents each."""
-    step = compiled(CogVideoXAutoencoder.decode_step)
+    step = jax.jit(CogVideoXAutoencoder.decode_step)
     cache, start, frames = None, 0, []
     for length in lengths:
         video, cache = step(model, latents[:, start : start + length], cache)
@@ -344,7 +341,7 @@ def _cogvideox_stream(case: golden_cases.GoldenCase) -> float:
 
 def _cogvideox_matrix(case: golden_cases.GoldenCase) -> float:
     model = load(case, double_lone_frame=True)
-    posterior = compiled(CogVideoXAutoencoder.posterior)(model, channels_last(case.inputs["video"]))
+    posterior = jax.jit(CogVideoXAutoencoder.posterior)(model, channels_last(case.inputs["video"]))
     latents = channels_last(case.inputs["latents"])
     lengths = case.config["args"]["stream_chunks"]
     frames = _streamed(model, latents, lengths)

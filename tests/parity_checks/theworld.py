@@ -32,8 +32,6 @@ from jworld.training.state import path_filter
 
 #: Their name of a way to name tensors -> ours.
 STYLES = {"hub": "hub", "v4": "transformers4", "v5": "transformers5-saved"}
-#: These programs run once: compiling them is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def config_of(case: golden_cases.GoldenCase) -> Gemma3Config:
@@ -103,11 +101,6 @@ def _inside(model: Gemma3, embeds: jax.Array, mask: jax.Array, images: jax.Array
     return outputs | {"final_norm": text.norm(x)}
 
 
-def compiled(function: Any) -> Any:
-    """Compiled for the one time that it runs."""
-    return jax.jit(function, compiler_options=FAST_COMPILE)
-
-
 def images_of(case: golden_cases.GoldenCase) -> Images:
     tokens = case.inputs["token_type_ids"] == 1
     return Images(jnp.asarray(tokens), longest=max(int(tokens.sum(axis=1).max()), 1))
@@ -118,7 +111,7 @@ def _forward(case: golden_cases.GoldenCase) -> float:
     tokens, mask = jnp.asarray(inputs["input_ids"]), jnp.asarray(inputs["attention_mask"]) == 1
     with_images = "pixel_values" in inputs
 
-    @compiled
+    @jax.jit
     def forward(model: Gemma3) -> dict[str, Any]:
         pixels = images = None
         if with_images:
@@ -159,7 +152,7 @@ def _generate(case: golden_cases.GoldenCase) -> float:
     mask = jnp.asarray(inputs["attention_mask"]) == 1
     pixels = jnp.asarray(by_rows(model.cfg, inputs["input_ids"], inputs["pixel_values"]))
 
-    @compiled
+    @jax.jit
     def generate(model: Gemma3) -> Any:
         text, images = model.language, images_of(case)
         embeds = model.embed(jnp.asarray(inputs["input_ids"]), pixels)
@@ -227,7 +220,7 @@ def _world(case: golden_cases.GoldenCase) -> float:
     cfg = objective.ObjectiveConfig(chunk=16)
     graphdef, trained, rest = nnx.split(model, path_filter("world/.*"), ...)
 
-    @compiled
+    @jax.jit
     def forward(trained: Any, rest: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
         model = nnx.merge(graphdef, trained, rest)
         latents, pixels = batch["world_latent"], batch["pixel_values"]
@@ -304,7 +297,7 @@ def _checkpoint(case: golden_cases.GoldenCase) -> float:
     batch = batch_of(case, model.cfg)
     latents = jax.jit(TheWorld.latents)(model, batch.pop("world_pixels"))
 
-    @compiled
+    @jax.jit
     def forward(model: TheWorld, batch: dict[str, jax.Array], latents: jax.Array) -> dict[str, jax.Array]:
         fused = model.fuse(batch["tokens"], batch["mask"], batch["pixel_values"], latents)
         logits = model.language.logits(model.language(fused.embeds, mask=fused.mask, images=fused.images))

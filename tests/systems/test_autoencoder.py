@@ -30,8 +30,6 @@ from jworld.training import optimizers, state, step
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "autoencoder.py"
 BATCH = 8
-#: These programs run a few times: compiling them is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 @functools.cache
@@ -201,19 +199,19 @@ def model() -> network.VideoAutoencoder:
     return nnx.merge(*split_model())
 
 
-@functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+@jax.jit
 def loss_of(
     model: network.VideoAutoencoder, batch: dict[str, jax.Array], key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     return objective.loss(model, batch, key, objective.ObjectiveConfig(gradient=0.5, kl=0.01))
 
 
-@functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+@jax.jit
 def posterior_of(model: network.VideoAutoencoder, video: jax.Array) -> Posterior:
     return model.posterior(video)
 
 
-@functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+@jax.jit
 def decoded_by(model: network.VideoAutoencoder, latents: jax.Array) -> jax.Array:
     return model.decode(latents)
 
@@ -259,9 +257,7 @@ def test_cogvideox_takes_an_even_number_of_latents() -> None:
     with nnx.use_eager_sharding(False):
         made = built.init(nnx.Rngs(0))
     video = np.random.default_rng(0).integers(0, 256, (13, 8, 8, 3), np.uint8)
-    assert np.isfinite(
-        jax.jit(built.loss, compiler_options=FAST_COMPILE)(made, {"video": video[None]}, jax.random.key(0))[0]
-    )
+    assert np.isfinite(jax.jit(built.loss)(made, {"video": video[None]}, jax.random.key(0))[0])
     assert evaluation.reconstructor(made)(video).shape == video.shape
 
 
@@ -273,7 +269,7 @@ def test_latents_are_born_with_little_noise(section: dict[str, Any]) -> None:
     with nnx.use_eager_sharding(False):
         made = systems.create(config).init(nnx.Rngs(0))
     video = np.random.default_rng(0).integers(0, 256, (1, 5, 16, 16, 3), np.uint8)
-    posterior = jax.jit(type(made).posterior, compiler_options=FAST_COMPILE)(made, video)
+    posterior = jax.jit(type(made).posterior)(made, video)
     assert np.abs(np.mean(posterior.logvar) + 4) < 1
     assert np.abs(np.mean(posterior.mean)) < 1
 
@@ -299,7 +295,7 @@ def trained(sizes: tuple[int, int, int]) -> tuple[nnx.State, nnx.State, list[flo
     before, losses, key = jax.tree.map(np.asarray, run.params), [], jax.random.key(1)
     with jax.set_mesh(devices):
         batch = jax.device_put(make_batch(0), batch_shardings)
-        compiled = train_step.lower(run, batch, key).compile(compiler_options=FAST_COMPILE)
+        compiled = train_step.lower(run, batch, key).compile()
         for _ in range(5):
             run, metrics = compiled(run, batch, key)
             losses.append(float(metrics["loss"]))

@@ -21,8 +21,6 @@ from jworld.systems.cosmos.session import Session
 from jworld.systems.cosmos.system import Cosmos
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "cosmos_video2world.py"
-#: These programs run once: compiling them is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 CHANNELS, SIZE = 8, (2, 4)
 
 
@@ -84,7 +82,7 @@ def test_loss_counts_what_is_not_given_and_is_told_of_the_rest() -> None:
     model, batch = make_model(system), make_batch(system, 2)
     draws = objective.draw(jax.random.key(0), batch["latent"].shape, system.objective)
     draws = draws._replace(given=jnp.array([1, 2]), keep_text=jnp.array([True, True]), sigma=jnp.full((2, 1), 2.0))
-    loss = jax.jit(lambda batch, draws: objective.loss(model, batch, draws), compiler_options=FAST_COMPILE)
+    loss = jax.jit(lambda batch, draws: objective.loss(model, batch, draws))
 
     def value(draws: objective.Draws = draws, **changes: jax.Array) -> float:
         return float(loss(batch | changes, draws)[0])
@@ -173,13 +171,13 @@ def test_mesh_equals_one_device() -> None:
     def step(params: nnx.State, batch: dict[str, jax.Array]) -> tuple[jax.Array, nnx.State]:
         return jax.value_and_grad(lambda p: system.loss(nnx.merge(graphdef, p), batch, jax.random.key(0))[0])(params)
 
-    expected = jax.jit(step, compiler_options=FAST_COMPILE)(params, batch)
+    expected = jax.jit(step)(params, batch)
     devices = mesh.make_mesh(data=2, fsdp=2, sequence=2)
     with jax.set_mesh(devices), nnx.logical_axis_rules(axes.RULES):
         placed = jax.device_put(params, nnx.get_named_sharding(params, devices))
         spec = system.batch_spec(4)
         split = {name: jax.device_put(x, axes.sharding(devices, spec[name].axes)) for name, x in batch.items()}
-        actual = jax.jit(step, compiler_options=FAST_COMPILE)(placed, split)
+        actual = jax.jit(step)(placed, split)
     for one, eight in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
         scale = float(jnp.abs(one).max()) + 1e-6
         np.testing.assert_allclose(np.asarray(one) / scale, np.asarray(eight) / scale, atol=2e-5)

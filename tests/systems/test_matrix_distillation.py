@@ -20,7 +20,6 @@ from jworld.training import optimizers, step
 from jworld.training import state as train_state
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "matrix_scm.py"
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 ALPHAS = v_prediction.alphas_cumprod()
 #: [B, F, H, W, C]: the given frame, and two groups of two.
 SHAPE = (3, 5, 2, 2, 4)

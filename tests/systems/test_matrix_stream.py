@@ -21,8 +21,6 @@ from jworld.systems.matrix.system import Matrix
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 CHANNELS, SIZE = 4, (2, 4)
-#: These programs run once: compiling them is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def make_config(recipe: str, **changes: Any) -> ml_collections.ConfigDict:
@@ -223,7 +221,7 @@ def test_guidance_on_the_control_goes_away_from_no_control(system: Matrix) -> No
         alone, uncontrolled = (velocity(sampling.Conditions(text[1:], each)) for each in (control, none))
         return [guided, on_text, alone, uncontrolled]
 
-    guided, on_text, alone, uncontrolled = jax.jit(velocities, compiler_options=FAST_COMPILE)(model)
+    guided, on_text, alone, uncontrolled = jax.jit(velocities)(model)
     np.testing.assert_allclose(guided, on_text + 2 * (alone - uncontrolled), atol=2e-5)
     assert np.abs(guided - on_text).max() > 1e-2
 

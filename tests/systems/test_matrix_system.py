@@ -22,8 +22,6 @@ from jworld.systems.matrix.system import Matrix
 from jworld.training import state as train_state
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"
-#: These programs run once: compiling them is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 CHANNELS, SIZE, LATENTS = 8, (2, 4), 3
 
 
@@ -142,13 +140,13 @@ def test_mesh_equals_one_device() -> None:
     def step(params: nnx.State, batch: dict[str, jax.Array]) -> tuple[jax.Array, nnx.State]:
         return jax.value_and_grad(lambda p: system.loss(nnx.merge(graphdef, p), batch, jax.random.key(0))[0])(params)
 
-    expected = jax.jit(step, compiler_options=FAST_COMPILE)(params, batch)
+    expected = jax.jit(step)(params, batch)
     devices = mesh.make_mesh(data=2, fsdp=2, sequence=2)
     with jax.set_mesh(devices), nnx.logical_axis_rules(axes.RULES):
         placed = jax.device_put(params, nnx.get_named_sharding(params, devices))
         spec = system.batch_spec(4)
         split = {name: jax.device_put(x, axes.sharding(devices, spec[name].axes)) for name, x in batch.items()}
-        actual = jax.jit(step, compiler_options=FAST_COMPILE)(placed, split)
+        actual = jax.jit(step)(placed, split)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]))
     for one, eight in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
         # That of a key norm's bias is zero up to rounding: it adds the same to every logit.
@@ -181,7 +179,7 @@ def test_the_control_adapter_starts_without_effect_and_alone_has_gradients() -> 
         whole = nnx.merge(graphdef, trained, frozen)
         return system.loss(whole, batch | {"control": control}, jax.random.key(0))[0]
 
-    both = jax.jit(jax.value_and_grad(loss), compiler_options=FAST_COMPILE)
+    both = jax.jit(jax.value_and_grad(loss))
     value, grads = both(trained, batch["control"])
     other, _ = both(trained, -batch["control"])
     assert float(value) == float(other)

@@ -25,8 +25,6 @@ from jworld.systems.worldplay.system import WorldPlay
 from jworld.training import optimizers, state, step
 
 BATCH, CHUNK = 8, 4
-#: These programs run a few times: compiling them is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 Batch = dict[str, np.ndarray]
 
@@ -98,7 +96,7 @@ def make_batch(seed: int) -> Batch:
 # The loss
 
 
-@functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+@jax.jit
 def loss_of(params: nnx.State, batch: objective.Batch, draws: objective.Draws) -> jax.Array:
     model = nnx.merge(split_model()[0], params)
     return objective.loss(model, batch, draws, chunk_frames=CHUNK, shift=3.0)[0]
@@ -231,7 +229,7 @@ def trained(sizes: tuple[int, int, int]) -> tuple[nnx.State, nnx.State]:
     key, before = jax.random.key(1), jax.tree.map(np.asarray, run.params)
     with jax.set_mesh(devices):
         arguments = (run, jax.device_put(make_batch(0), batch_shardings), key)
-        compiled = train_step.lower(*arguments).compile(compiler_options=FAST_COMPILE)
+        compiled = train_step.lower(*arguments).compile()
         for number in range(5):
             run, metrics = compiled(run, jax.device_put(make_batch(number), batch_shardings), key)
             assert np.isfinite(metrics["loss"])

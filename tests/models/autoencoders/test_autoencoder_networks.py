@@ -35,9 +35,6 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
 }
 FAMILIES = sorted(CONFIGS)
 
-#: These programs run once: compiling them is what takes time.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 @functools.cache
 def graphdef(family: str, **changes: Any) -> tuple[nnx.GraphDef, nnx.State]:
@@ -74,16 +71,16 @@ def latents(model: network.VideoAutoencoder, frames: int, *, batch: int = 1, siz
 def decoded(family: str) -> np.ndarray:
     """5 latent frames, in the chunks of the config."""
     model = tiny(family)
-    return np.asarray(compiled(type(model).decode)(model, latents(model, 5)))
+    return np.asarray(jax.jit(type(model).decode)(model, latents(model, 5)))
 
 
 @pytest.mark.parametrize(("family", "cuts"), [("wan", (5, 12)), ("hunyuan15", (5, 12)), ("cogvideox", (9, 8))])
 def test_encoding_in_parts_is_encoding_the_whole(family: str, cuts: tuple[int, ...]) -> None:
     model = tiny(family)
-    step = compiled(type(model).encode_step)
+    step = jax.jit(type(model).encode_step)
     first, cache = step(model, video(17)[:, : cuts[0]], None)
     second, _ = step(model, video(17)[:, cuts[0] :], cache)
-    whole = compiled(type(model).encode)(model, video(17))
+    whole = jax.jit(type(model).encode)(model, video(17))
     assert whole.shape == (1, *model.latent_shape(17, 16, 32))
     np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=1e-5)
 
@@ -92,7 +89,7 @@ def test_encoding_in_parts_is_encoding_the_whole(family: str, cuts: tuple[int, .
 def test_decoding_in_parts_is_decoding_the_whole(family: str, cuts: tuple[int, ...]) -> None:
     model = tiny(family)
     z = latents(model, 5)
-    step = compiled(type(model).decode_step)
+    step = jax.jit(type(model).decode_step)
     first, cache = step(model, z[:, : cuts[0]], None)
     second, _ = step(model, z[:, cuts[0] :], cache)
     assert first.shape[1] == model.frames_of(cuts[0])
@@ -122,7 +119,7 @@ def test_memory_does_not_grow_with_the_clip(family: str, method: str) -> None:
         x = video(1, size=32) if method == "encode" else latents(model, 1, size=8)
         length = frames if method == "decode" else 4 * frames - 3
         abstract = jax.ShapeDtypeStruct((1, length, *x.shape[2:]), jnp.float32)
-        program = compiled(getattr(type(model), method)).lower(model, abstract).compile()
+        program = jax.jit(getattr(type(model), method)).lower(model, abstract).compile()
         sizes.append(program.memory_analysis().temp_size_in_bytes)
     assert sizes[1] < 1.1 * sizes[0]
 
@@ -132,7 +129,7 @@ def test_gradients_do_not_depend_on_the_chunks() -> None:
     def loss(model: wan.WanAutoencoder) -> jax.Array:
         return jnp.mean(jnp.square(model.decode(latents(model, 3)) - video(9)))
 
-    chunked, whole = (nnx.state(compiled(jax.grad(loss))(tiny("wan", chunk=chunk)).decoder) for chunk in (1, None))
+    chunked, whole = (nnx.state(jax.jit(jax.grad(loss))(tiny("wan", chunk=chunk)).decoder) for chunk in (1, None))
     for actual, expected in zip(jax.tree.leaves(chunked), jax.tree.leaves(whole), strict=True):
         assert np.abs(expected).max() > 0
         np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
@@ -148,7 +145,7 @@ def test_width_and_batch_spread_over_a_mesh(family: str, method: str, monkeypatc
     model = tiny(family, chunk=1 if family == "hunyuan15" else None)
     x = video(5, batch=2) if method == "encode" else latents(model, 3, batch=2)
     # A new function: what was traced before for CPUs is not used again.
-    function = compiled(lambda model, x: getattr(model, method)(x))
+    function = jax.jit(lambda model, x: getattr(model, method)(x))
     alone = function.lower(model, x).compile()
     with jax.set_mesh(mesh.make_mesh(data=2, fsdp=1, sequence=4)):
         spread = function.lower(model, x).compile()
@@ -178,14 +175,14 @@ def test_bfloat16_runs_through_chunks(family: str) -> None:
 
 def test_bfloat16_stays_near_float32() -> None:
     model = tiny("hunyuan15", dtype=jnp.bfloat16)
-    result = compiled(type(model).decode)(model, latents(model, 5))
+    result = jax.jit(type(model).decode)(model, latents(model, 5))
     assert 1e-5 < golden_cases.relative_error(result, decoded("hunyuan15")) < 0.03
 
 
 def test_bytes_are_pixels() -> None:
     model = tiny("wan")
     pixels = np.random.default_rng(2).integers(0, 256, (1, 1, 8, 8, 3), np.uint8)
-    encode = compiled(wan.WanAutoencoder.encode)
+    encode = jax.jit(wan.WanAutoencoder.encode)
     np.testing.assert_allclose(encode(model, pixels), encode(model, pixels / np.float32(127.5) - 1), atol=1e-5)
 
 
@@ -202,8 +199,8 @@ def test_samples_of_the_posterior() -> None:
 def test_encoding_with_a_key_draws_from_the_posterior() -> None:
     model = tiny("cogvideox")
     key = jax.random.key(3)
-    posterior = compiled(cogvideox.CogVideoXAutoencoder.posterior)(model, video(5))
-    drawn = compiled(cogvideox.CogVideoXAutoencoder.encode)(model, video(5), key=key)
+    posterior = jax.jit(cogvideox.CogVideoXAutoencoder.posterior)(model, video(5))
+    drawn = jax.jit(cogvideox.CogVideoXAutoencoder.encode)(model, video(5), key=key)
     np.testing.assert_allclose(drawn, 1.15258426 * posterior.sample(key), atol=1e-5)
 
 
