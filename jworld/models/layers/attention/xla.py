@@ -11,8 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jworld.models.layers.attention.masks import Intervals, Mask
 from jworld.models.layers.attention.names import OUTPUT_NAME
 
-#: Rows of a block where every query has a stop of its own, and how many blocks there are at most. The corners of a
-#: block beyond the mask are computed in vain; every block is code of its own in the program.
+#: Rows of a block where neighbours share no stop, and how many blocks there are at most. The corners of a block beyond
+#: the mask are computed in vain; every block is code of its own in the program.
 BLOCK_ROWS, MAX_BLOCKS = 256, 64
 #: Logits (float32) that one call may hold. Longer sequences go through in blocks of queries, whose logits are computed
 #: again in the backward pass instead of being kept for it.
@@ -52,8 +52,9 @@ def _blocks(mask: Mask | None, queries: int, keys: int) -> list[tuple[slice, sli
     stops = np.minimum(mask.stops(queries), keys)
     # Where neighbours share a stop (chunks), their run is a block without a corner.
     edges = np.flatnonzero(np.diff(stops)) + 1
+    are_runs = 2 * len(edges) < min(queries, 2 * MAX_BLOCKS)
     rows = max(BLOCK_ROWS, math.ceil(queries / MAX_BLOCKS))
-    starts = [0, *edges.tolist()] if len(edges) < MAX_BLOCKS else list(range(0, queries, rows))
+    starts = [0, *edges.tolist()] if are_runs else list(range(0, queries, rows))
     spans = zip(starts, [*starts[1:], queries], strict=True)
     firsts = np.zeros_like(stops) if mask.width is None else np.maximum(mask.stops(queries) - mask.width, 0)
     return [(slice(start, stop), slice(int(firsts[start]), int(stops[stop - 1]))) for start, stop in spans]
