@@ -4,7 +4,6 @@ Trains a recipe: makes its embedded data where absent, trains or resumes, and ro
 """
 
 import argparse
-import math
 import pathlib
 import shutil
 import sys
@@ -146,21 +145,16 @@ def describe(
     trainable = train_state.path_filter(optimizer.config.trainable)
     with nnx.use_eager_sharding(False):
         abstract = nnx.state(nnx.eval_shape(lambda: systems.training_init(system)(nnx.Rngs(0))), nnx.Param)
-    trained, frozen = nnx.split_state(abstract, trainable, ...)
-    count = {name: _size(part) for name, part in (("trainable", trained), ("frozen", frozen))}
+    trained, total = np.sum([*train_state.sizes(*nnx.split_state(abstract, trainable, ...)).values()], axis=0)
     table = rich.table.Table("", "", show_header=False)
-    table.add_row("parameters", f"{sum(count.values()):,}")
-    table.add_row("trainable", f"{count['trainable']:,}")
+    table.add_row("parameters", f"{total:,}")
+    table.add_row("trainable", f"{trained:,}")
     table.add_row("mesh", ", ".join(f"{name} {size}" for name, size in config.mesh.items()))
     table.add_row("steps", f"{config.steps:,} of global batch {config.global_batch:,}")
     for name, entry in spec.items():
         table.add_row(f"batch {name}", f"{np.dtype(entry.dtype).name} {list(entry.shape)}")
     console.print(table)
     console.print("dry run: nothing was written; leave --dry-run out to train")
-
-
-def _size(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def local_folder(flag: str, name: str) -> pathlib.Path:
@@ -298,7 +292,7 @@ def open_log(
     work = rates.Work(
         examples=batch,
         tokens=system.step_tokens(batch),
-        flops=system.step_flops(batch, train_state.sizes(state)),
+        flops=system.step_flops(batch, train_state.sizes(state.params, state.frozen)),
         peak_flops=chip.flops * mesh.size if chip else None,
     )
     return metrics.ProgressLog(

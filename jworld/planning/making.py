@@ -84,7 +84,9 @@ def _analytic(config: ml_collections.ConfigDict, topology: topologies.Topology, 
         "gradients": program.gradient_bytes(),
         "limit": topology.chip.memory_bytes if topology.chip else None,
         "tokens": program.system.step_tokens(config.global_batch),
-        "useful_flops": program.system.step_flops(config.global_batch, train_state.sizes(program.state)),
+        "useful_flops": program.system.step_flops(
+            config.global_batch, train_state.sizes(program.state.params, program.state.frozen)
+        ),
         "flops": counted.all,
         "loops": counted.all / counted.bodies_once,
     }

@@ -121,10 +121,10 @@ def create_state(
     return graphdef, state, shardings
 
 
-def sizes(state: TrainState) -> dict[str, tuple[int, int]]:
+def sizes(params: nnx.State, frozen: nnx.State) -> dict[str, tuple[int, int]]:
     """How many weights are trained, and how many there are, by the first name of their paths."""
     found: dict[str, tuple[int, int]] = {}
-    for part, is_trained in ((state.params, True), (state.frozen, False)):
+    for part, is_trained in ((params, True), (frozen, False)):
         for name, below in part.items():
             count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(below))
             trained, all_of_it = found.get(str(name), (0, 0))

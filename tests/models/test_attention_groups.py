@@ -115,6 +115,28 @@ def test_intervals_of_the_data(where: str, window: int) -> None:
     assert_same(actual, functools.partial(dense, seen=seen & np.asarray(key_mask)[:, None]), make_qkv(4, 2, length))
 
 
+@pytest.mark.parametrize("where", ["whole", "parts", "splash", "mesh"])
+def test_intervals_of_any_kind(where: str) -> None:
+    """Without order, and with nothing known beforehand that they lie within."""
+    qkv, length = make_qkv(4, 2), 48
+    random, here = np.random.default_rng(0), np.arange(length)
+    stops = random.integers(1, length + 1, (2, length))
+    starts = (stops * random.random((2, length))).astype(int)
+    expected = functools.partial(dense, seen=(here >= starts[..., None]) & (here < stops[..., None]))
+    mask = Intervals(jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32))
+    if where == "mesh":
+        with jax.set_mesh(mesh.make_mesh(fsdp=2, sequence=4)):
+            actual = jax.jit(functools.partial(attention, mask=mask))(*qkv)
+        np.testing.assert_allclose(actual, expected(*qkv), atol=2e-5, rtol=0)
+        return
+    functions = {
+        "whole": xla.attention,
+        "parts": functools.partial(xla.attention, max_logits=4 * 7 * length),
+        "splash": functools.partial(splash.attention, interpret=True),
+    }
+    assert_same(functools.partial(functions[where], mask=mask, key_mask=None), expected, qkv)
+
+
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (6, 3)])
 def test_intervals_on_a_mesh(heads: int, key_heads: int) -> None:
     """Heads that are split over the devices, and some that cannot be."""

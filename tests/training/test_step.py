@@ -131,7 +131,7 @@ def test_clipping_bounds_the_update() -> None:
 def test_frozen_parameters_stay() -> None:
     run = toy.Run(trainable=nnx.All(nnx.Param, nnx.PathContains("blocks")))
     assert set(run.state.params) == {"blocks"}
-    sizes = state.sizes(run.state)
+    sizes = state.sizes(run.state.params, run.state.frozen)
     both = 2 * (2 * toy.WIDTH * toy.HIDDEN + toy.HIDDEN + toy.WIDTH)
     assert sizes == {"blocks": (both, both), "head": (0, toy.WIDTH * (toy.WIDTH + 1))}
     frozen = jax.tree.map(np.asarray, run.state.frozen)
