@@ -43,12 +43,12 @@ import rich.console
 import rich.progress
 import rich.table
 
-from jworld.data import worldplay
+from jworld.systems.worldplay import data
 
 READERS, CACHES = ("threads", "processes", "pt", "parquet"), ("warm", "cold")
 NEEDS = {"pt": "torch", "parquet": "pyarrow"}
 #: Imported once, by the process whose copies make the passes.
-PRELOADED = ["grain", "jworld.data.worldplay", "torch.utils.data"]
+PRELOADED = ["grain", "jworld.systems.worldplay.data", "torch.utils.data"]
 #: Batches before the clock starts, or half of all.
 SETTLE = 8
 DROP_TRIES = 10
@@ -257,10 +257,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def window(arguments: argparse.Namespace) -> worldplay.ClipConfig:
+def window(arguments: argparse.Namespace) -> data.ClipConfig:
     """Examples that show all of a clip."""
     frames, height, width, _ = arguments.latent
-    return worldplay.ClipConfig(
+    return data.ClipConfig(
         latent_size=(height, width),
         window_frames=frames,
         chunk_frames=frames // 2,

@@ -21,7 +21,9 @@ import rich.progress
 from absl import flags
 
 from jworld.cameras import poses
-from jworld.data import pipeline, records, text, worldplay
+from jworld.data import pipeline, records
+from jworld.data.records import text_store
+from jworld.systems.worldplay import data as worldplay
 
 PARQUET = "train.parquet"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -93,7 +95,7 @@ def make_prompts(arguments: argparse.Namespace, generator: np.random.Generator) 
     least = min(SHORTEST_PROMPT, arguments.prompt_tokens)
     lengths = generator.integers(least, arguments.prompt_tokens + 1, rows)
     no_glyphs = np.zeros((0, arguments.glyph_dim))
-    return [text.prompt_record(bits(generator, length, arguments.text_dim), no_glyphs) for length in lengths]
+    return [text_store.prompt_record(bits(generator, length, arguments.text_dim), no_glyphs) for length in lengths]
 
 
 def padded_text(clip: worldplay.ClipConfig, prompt: Batch) -> Batch:
@@ -192,7 +194,7 @@ def open_records(setup: Setup) -> tuple[records.RecordSource, grain.transforms.R
     source = records.RecordSource(setup.directory, "train", min_frames=setup.clip.window_frames)
     if setup.layout == "latents":
         return source, Latents()
-    store = text.TextStore(setup.directory, source.manifest)
+    store = text_store.TextStore(setup.directory, source.manifest)
     window = worldplay.SampleWindow(setup.clip, points=np.zeros((1, 3)), text_store=store, global_batch=setup.batch)
     return source, window
 

@@ -26,10 +26,10 @@ import rich.table
 import train_step
 from flax import nnx
 
-from jworld import hardware
 from jworld.models.gemma3 import decoding, flops
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.gemma3.text import TextModel
+from jworld.utils import hardware
 
 VERSIONS = ("kept", "recomputed")
 #: Bytes of the array that is read to measure the bandwidth: more than any cache holds.

@@ -28,7 +28,6 @@ import rich.table
 import train_step
 from flax import nnx
 
-from jworld import config as run_config
 from jworld import systems
 from jworld.cameras import pose_strings
 from jworld.diffusion import flow_matching
@@ -41,6 +40,7 @@ from jworld.models.layers.stack import scan_layers
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.latents import Controls, Frames, LatentSession, SampleConfig, frame_inputs
 from jworld.systems.worldplay.system import WorldPlay
+from jworld.utils import config as run_config
 
 VERSIONS = ("chunk", "recomputed")
 #: How far the two versions may be apart, as a share of the largest value: GPUs and TPUs round float32 products more.

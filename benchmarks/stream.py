@@ -24,13 +24,13 @@ import rich.console
 import rich.table
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import encoders as encoders_lib
 from jworld import systems
+from jworld.encoders import model_encoders as encoders_lib
 from jworld.parallel import mesh
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.streaming import StreamSession
 from jworld.systems.matrix.system import Matrix
+from jworld.utils import config as run_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "matrix_swin_dpm.py"
@@ -112,7 +112,7 @@ def main() -> None:
                 config.model.channels = CHANNELS
             system: Matrix = systems.create(config)
             devices = mesh.make_mesh(devices=jax.devices()[:1])
-            encoders = system.data.encoders(STARTER, given=encoders_lib.Given(), mesh=devices)
+            encoders = system.data.encoders(STARTER, given=encoders_lib.EncoderOverrides(), mesh=devices)
             session = system.session(random_model(system), encoders)
             assert isinstance(session, StreamSession)
             rows[f"{name}, {size} latents"] = measure(session, system.sample, arguments.windows, encoders.fps)

@@ -27,10 +27,10 @@ import numpy as np
 import rich.console
 import rich.table
 
-from jworld import config as run_config
-from jworld import errors, hardware
-from jworld.planning import making, program
+from jworld.planning import compile_step, program
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
+from jworld.utils import errors, hardware
 
 RECIPE = pathlib.Path(__file__).parent.parent / "configs" / "ar_mem.py"
 #: Rows of the square matrices whose product is the peak.
@@ -129,7 +129,7 @@ def measure(name: str, config: ml_collections.ConfigDict, devices: list[jax.Devi
     compile_seconds = time.perf_counter() - began
     times = run_steps(measured, compiled, steps)
     seconds = statistics.median(times)
-    memory, products = compiled.memory_analysis(), making.products(config)
+    memory, products = compiled.memory_analysis(), compile_step.products(config)
     useful = measured.system.step_flops(config.global_batch)
     if useful is None:
         raise SystemExit(f"error: the system {config.system!r} has no formula for its operations")
@@ -150,7 +150,7 @@ def measure(name: str, config: ml_collections.ConfigDict, devices: list[jax.Devi
         "seconds_slowest": max(times),
         "examples_per_second": config.global_batch / seconds,
         "compile_seconds": compile_seconds,
-        "program_bytes": making.peak_bytes(memory),
+        "program_bytes": compile_step.peak_bytes(memory),
         "temporary_bytes": memory.temp_size_in_bytes,
         "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "useful_flops": useful,

@@ -50,7 +50,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "tiny_guidance":
         config.loss.guidance = (1.0, 3.0)
         config.model.guidance_dim = 64
-        config.sample.rollout.told_guidance = 1.5
+        config.sample.rollout.guidance_embedding_scale = 1.5
     config.lock()
     return config
 

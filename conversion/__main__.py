@@ -18,7 +18,7 @@ import rich.console
 import rich.table
 
 from conversion import exporting, families, importing, inspecting, selecting, torch_files, verifying
-from jworld import errors
+from jworld.utils import errors
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 

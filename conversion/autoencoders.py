@@ -13,9 +13,9 @@ import safetensors
 from flax import nnx
 
 from conversion import families, resolving, store, tensor_files
-from jworld import errors
 from jworld.data import records
 from jworld.models.autoencoders import files, network
+from jworld.utils import errors
 
 #: Header entry of an imported file: what the import noted.
 _RECORD = "import"

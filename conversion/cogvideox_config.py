@@ -6,8 +6,8 @@ from typing import Any
 
 from conversion import hyperparameters
 from conversion.hyperparameters import Field
-from jworld import errors
 from jworld.models.cogvideox.config import CogVideoXConfig
+from jworld.utils import errors
 
 CLASS_NAME = "CogVideoXTransformer3DModel"
 #: Stage whose weights they are -> recipe. CogVideoX-2B itself is what stage 1 begins with.

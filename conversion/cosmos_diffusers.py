@@ -11,8 +11,8 @@ from conversion import cosmos, hyperparameters
 from conversion.cosmos import matrix
 from conversion.engine import Rule, Shape
 from conversion.hyperparameters import Field
-from jworld import errors
 from jworld.models.cosmos.config import CosmosConfig
+from jworld.utils import errors
 
 CLASS_NAME = "CosmosTransformer3DModel"
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 
-from jworld import errors
+from jworld.utils import errors
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
@@ -141,7 +141,7 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class TensorPlacement:
     """Where one tensor lies: in the parameter `path`, of one layer of it or whole (None), a part of the last axis.
 
     `shape` is that of the tensor in our layout; `start` is its first element on the parameter's last axis.
@@ -180,13 +180,13 @@ class Place:
         copy(block, self.layout.read(read, self.shape, index))
 
 
-def plan(shapes: Mapping[str, Shape], rules: Sequence[Rule]) -> dict[str, Place]:
+def plan(shapes: Mapping[str, Shape], rules: Sequence[Rule]) -> dict[str, TensorPlacement]:
     """The place of every tensor that a model with these parameters (path -> shape) has in this table.
 
     Raises:
       ValueError: the table gives a tensor two places or a place two tensors.
     """
-    places: dict[str, Place] = {}
+    places: dict[str, TensorPlacement] = {}
     taken: set[tuple[str, int | None, int]] = set()
     for rule in rules:
         target = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(rule.target))
@@ -202,7 +202,7 @@ def plan(shapes: Mapping[str, Shape], rules: Sequence[Rule]) -> dict[str, Place]
     return places
 
 
-def _unfold(rule: Rule, path: str, shape: Shape, numbers: dict[str, str]) -> Iterable[tuple[str, Place]]:
+def _unfold(rule: Rule, path: str, shape: Shape, numbers: dict[str, str]) -> Iterable[tuple[str, TensorPlacement]]:
     stacked = "{layer}" in rule.source
     layers: Iterable[int | None] = range(shape[0]) if stacked else (None,)
     piece = shape[1:] if stacked else shape
@@ -214,7 +214,7 @@ def _unfold(rule: Rule, path: str, shape: Shape, numbers: dict[str, str]) -> Ite
     for layer in layers:
         yield (
             rule.source.format(layer=layer, **numbers),
-            Place(path, layer, rule.layout, piece, number * piece[-1] if piece else 0),
+            TensorPlacement(path, layer, rule.layout, piece, number * piece[-1] if piece else 0),
         )
 
 
@@ -230,7 +230,9 @@ class Problem:
         return f"{self.kind} {self.name}{self.detail}"
 
 
-def problems(found: Mapping[str, Shape], shapes: Mapping[str, Shape], places: Mapping[str, Place]) -> list[Problem]:
+def problems(
+    found: Mapping[str, Shape], shapes: Mapping[str, Shape], places: Mapping[str, TensorPlacement]
+) -> list[Problem]:
     """What keeps the tensors `found` (name -> shape) from filling the parameters `shapes` (path -> shape)."""
     listed = [Problem("unexpected", name) for name in found if name not in places]
     filled = dict.fromkeys(shapes, 0)
@@ -256,7 +258,7 @@ def check(listed: Sequence[Problem], where: str, advice: str) -> None:
 
 
 def read_block(
-    places: Mapping[str, Place], index: Index, dtype: np.dtype, read: Read, block: np.ndarray | None = None
+    places: Mapping[str, TensorPlacement], index: Index, dtype: np.dtype, read: Read, block: np.ndarray | None = None
 ) -> np.ndarray:
     """The part `index` of a parameter from the tensors in `places`, which are all of this parameter.
 
@@ -293,7 +295,7 @@ def import_tensors(
     return arrays
 
 
-def places_of(places: Mapping[str, Place], path: str) -> dict[str, Place]:
+def places_of(places: Mapping[str, TensorPlacement], path: str) -> dict[str, TensorPlacement]:
     """The tensors of one parameter."""
     return {name: place for name, place in places.items() if place.path == path}
 

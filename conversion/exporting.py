@@ -15,8 +15,9 @@ import rich.console
 
 from conversion import engine, families, folders, importing, outputs, sources, tensor_files, torch_files
 from conversion import lora as lora_keys
-from jworld import errors, runs
 from jworld.models.layers import lora
+from jworld.systems import runs
+from jworld.utils import errors
 
 #: Bytes of tensors above which the file is split.
 MAX_FILE = 5_000_000_000
@@ -30,7 +31,7 @@ class Tensor:
     """A tensor to write: where its values lie in the model, and its bytes in the file."""
 
     name: str
-    place: engine.Place
+    place: engine.TensorPlacement
     dtype: np.dtype
 
     @property

@@ -25,7 +25,7 @@ from conversion import (
     worldplay,
 )
 from conversion.engine import Rule, Shape
-from jworld import errors
+from jworld.utils import errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from conversion import autoencoders, families, importing, sources, store
-from jworld import config as run_config
-from jworld import errors, runs, systems
+from jworld import systems
 from jworld.models.layers import lora
+from jworld.systems import runs
 from jworld.training import checkpoints, checksums, weights
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 _DOWN, _UP = "/lora/a", "/lora/b"
 

@@ -8,9 +8,9 @@ from conversion import hyperparameters, vae_keys
 from conversion.engine import Shape
 from conversion.gemma3 import Names
 from conversion.hyperparameters import Field
-from jworld import errors
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.layers import stack
+from jworld.utils import errors
 
 _TEXT = (
     Field("hidden_size", "width", hyperparameters.integer),

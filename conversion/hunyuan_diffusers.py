@@ -12,8 +12,8 @@ from conversion import hunyuan_sizes, hyperparameters
 from conversion.engine import SWAPPED, TRANSPOSED, TRANSPOSED_SWAPPED, Rule, Shape, patch_kernel
 from conversion.hunyuan import linear, norm
 from conversion.hyperparameters import Field
-from jworld import errors
 from jworld.models.hunyuan.config import HunyuanConfig
+from jworld.utils import errors
 
 CLASS_NAME = "HunyuanVideo15Transformer3DModel"
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jworld import errors
+from jworld.utils import errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,12 @@ import rich.console
 from flax import nnx
 
 from conversion import autoencoders, engine, families, outputs, resolving, selecting, sources, store
-from jworld import config as run_config
-from jworld import errors, runs, systems
+from jworld import systems
 from jworld.data import records
+from jworld.systems import runs
 from jworld.training import weights
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -84,7 +86,7 @@ class Plan:
     variant: str | None
     published: Sequence[str]
     params: Mapping[str, jax.ShapeDtypeStruct]
-    places: Mapping[str, Mapping[str, engine.Place]]
+    places: Mapping[str, Mapping[str, engine.TensorPlacement]]
     ignored: Sequence[str]
     initial: Sequence[str]
     selection: selecting.Selection
@@ -131,7 +133,7 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     shapes = {path: leaf.shape for path, leaf in params.items()}
     planned = engine.plan(shapes, layout.rules(target.model_config))
     listed, allowed = _without_allowed(engine.problems(found, shapes, planned), options.allow)
-    places: dict[str, dict[str, engine.Place]] = {path: {} for path in params}
+    places: dict[str, dict[str, engine.TensorPlacement]] = {path: {} for path in params}
     for name, place in planned.items():
         if name in found:
             places[place.path][name] = place
@@ -195,7 +197,7 @@ def _without_allowed(
 
 def _with_dtypes(
     params: Mapping[str, jax.ShapeDtypeStruct],
-    places: Mapping[str, Mapping[str, engine.Place]],
+    places: Mapping[str, Mapping[str, engine.TensorPlacement]],
     source: sources.Source,
     dtype: str | None,
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], list[engine.Problem]]:

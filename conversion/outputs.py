@@ -9,7 +9,7 @@ import rich.console
 import rich.progress
 
 from conversion import torch_files
-from jworld import errors
+from jworld.utils import errors
 
 #: Suffixes of files with weights; any other name is that of a folder.
 FILES = (".safetensors", *torch_files.SUFFIXES)

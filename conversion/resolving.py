@@ -7,8 +7,9 @@ from typing import Any
 import ml_collections
 
 from conversion import families
-from jworld import config as run_config
-from jworld import errors, systems
+from jworld import systems
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 #: Beside this package in a checkout; an installed package comes without.
 _RECIPES = pathlib.Path(__file__).parents[1] / "configs"

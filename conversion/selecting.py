@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from conversion import families, sources
-from jworld import errors
+from jworld.utils import errors
 
 _BASE, _DOWN, _UP = ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"
 # In a file of their own.

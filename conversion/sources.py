@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol, Self
 import ml_dtypes
 import numpy as np
 
-from jworld import errors
+from jworld.utils import errors
 
 INDEX_SUFFIX = ".safetensors.index.json"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")

@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
-from jworld import errors
 from jworld.training import storage, weights
+from jworld.utils import errors
 
 #: Bytes of a chunk on disk: a mesh reads its shards as whole chunks.
 _CHUNK = 4 << 20

@@ -13,10 +13,10 @@ import ml_collections
 
 from conversion import gemma3, gemma3_config, wan_vae
 from conversion.engine import TRANSPOSED, Rule, Shape
-from jworld import errors
-from jworld.data.conversations.training import TOKENIZER_FILES
+from jworld.data.conversations.dataset import TOKENIZER_FILES
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
+from jworld.utils import errors
 
 AUTOENCODER = "cosmos_vae."
 PROJECTION = "world_projector.projection"

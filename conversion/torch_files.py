@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from jworld import errors
+from jworld.utils import errors
 
 SUFFIXES = (".pt", ".pth")
 _BFLOAT16 = "BF16"

@@ -9,7 +9,7 @@ import numpy as np
 import rich.console
 
 from conversion import engine, families, folders, importing, outputs, selecting, sources
-from jworld import errors
+from jworld.utils import errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ from conversion import hyperparameters, vae_keys
 from conversion.engine import CONV2D, GAMMA2D, GAMMA3D, Rule, Shape
 from conversion.hyperparameters import Field
 from conversion.vae_keys import PIXEL2D, PIXEL3D, conv
-from jworld import errors
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.wan import WanConfig
+from jworld.utils import errors
 
 # The original's settings are arguments of its class; its file of weights has no config.json.
 ORIGINAL_FIELDS = (

@@ -20,10 +20,11 @@ import ml_collections
 import rich.console
 import rich.table
 
-from jworld import config as run_config
-from jworld import errors, hardware, systems
-from jworld.models.layers.attention import ChunkCausal, choice
+from jworld import systems
+from jworld.models.layers.attention import ChunkCausal, backends
 from jworld.parallel import mesh
+from jworld.utils import config as run_config
+from jworld.utils import errors, hardware
 
 _CONFIG = run_config.define_flag()
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -123,10 +124,10 @@ def attention(config: ml_collections.ConfigDict, sequence: int) -> str:
         return "none to choose: the model has no transformer of its own"
     heads = model.num_heads
     if heads % sequence:
-        return f"xla, because {choice.ring_message(heads, sequence)}"
-    chosen = choice.choose(
+        return f"xla, because {backends.ring_message(heads, sequence)}"
+    chosen = backends.choose(
         model.attention,
-        platform=choice.target()[0],
+        platform=backends.target()[0],
         # The longest calls of a training step: thousands of tokens, the text before them.
         mask=ChunkCausal(4096, 1024),
         key_mask=True,

@@ -19,10 +19,13 @@ import rich.console
 import rich.table
 from flax import nnx
 
-from jworld import compilation, encoders, errors, files, reports, runs, scores, sheets
-from jworld import config as run_config
 from jworld.data import pipeline
+from jworld.encoders import model_encoders
+from jworld.evaluation import accuracy, contact_sheets, results
 from jworld.parallel import startup
+from jworld.systems import runs
+from jworld.utils import compilation, errors, files
+from jworld.utils import config as run_config
 
 # The loss is noisy: this many batches, always the same ones with the same noise.
 LOSS_BATCHES = 8
@@ -46,12 +49,12 @@ def held_out_loss(run: runs.Run, batches: pipeline.BatchIterator) -> float:
 def evaluate(
     checkpoint: pathlib.Path,
     output: pathlib.Path,
-    options: reports.Options,
+    options: results.Options,
     *,
     step: int | None = None,
     episodes_dir: str | None = None,
     records_dir: str | None = None,
-    given: encoders.Given | None = None,
+    given: model_encoders.EncoderOverrides | None = None,
     console: rich.console.Console,
 ) -> dict[str, Any]:
     """Measure, print and write; -> what evaluation.json holds.
@@ -65,7 +68,7 @@ def evaluate(
         config.data.records = records_dir
     run = runs.load(checkpoint, step, config=config, given=given, training=True)
     chosen = {"--episodes": episodes_dir, "--revisits": options.revisits}
-    chosen |= {flag: getattr(options, flag.removeprefix("--")) for flag in reports.QUESTION_OPTIONS}
+    chosen |= {flag: getattr(options, flag.removeprefix("--")) for flag in results.QUESTION_OPTIONS}
     unused = [flag for flag in run.system.unused_options if chosen[flag] is not None]
     if unused:
         raise errors.UserError(
@@ -95,13 +98,13 @@ def evaluate(
     return numbers
 
 
-def tables(report: reports.Report) -> list[rich.table.Table]:
+def tables(report: results.Report) -> list[rich.table.Table]:
     """PSNR per chunk or accuracy per task, and what the report sums up."""
     summary = rich.table.Table(show_header=False)
     for row in report.summary:
         summary.add_row(*row)
     if report.scores:
-        return [scores.table(report.scores, chance=report.chance), summary]
+        return [accuracy.table(report.scores, chance=report.chance), summary]
     count = max(len(values) for values in report.curves.values())
     curves = rich.table.Table("PSNR in dB", *(f"chunk {i + 1}" for i in range(count)), "mean")
     for name, values in report.curves.items():
@@ -109,7 +112,7 @@ def tables(report: reports.Report) -> list[rich.table.Table]:
     return [curves, summary]
 
 
-def write(output: pathlib.Path, numbers: dict[str, Any], report: reports.Report) -> list[pathlib.Path]:
+def write(output: pathlib.Path, numbers: dict[str, Any], report: results.Report) -> list[pathlib.Path]:
     """Numbers, plot and, where there are any, rollouts as files of `output`, each complete or absent."""
     names = ("evaluation.json", "evaluation.png", *(["evaluation_rollouts.png"] if report.rollouts else []))
     paths = [output / name for name in names]
@@ -120,16 +123,16 @@ def write(output: pathlib.Path, numbers: dict[str, Any], report: reports.Report)
             plot(report).savefig(temporary, format="png", dpi=120)
         for path in paths[2:]:
             with files.replacing(path) as temporary:
-                sheets.contact_sheet(report.rollouts).save(temporary, format="png")
+                contact_sheets.contact_sheet(report.rollouts).save(temporary, format="png")
     except OSError as error:
         raise errors.UserError(f"{output} could not be written ({error}): give another --output") from error
     return paths
 
 
-def plot(report: reports.Report) -> matplotlib.figure.Figure:
+def plot(report: results.Report) -> matplotlib.figure.Figure:
     """The curves, and the bars beside them where there are any; or the accuracies."""
     if report.scores:
-        return scores.plot(report.scores, chance=report.chance)
+        return accuracy.plot(report.scores, chance=report.chance)
     figure = matplotlib.figure.Figure(figsize=(9 if report.bars else 6, 4), layout="constrained")
     panels = figure.subplots(1, 2 if report.bars else 1, squeeze=False, width_ratios=[2, 1][: 1 + bool(report.bars)])[0]
     for name, values in report.curves.items():
@@ -155,7 +158,7 @@ def _positive(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["compare"]:
-        scores.main(argv[1:])
+        accuracy.main(argv[1:])
         return
     parser = argparse.ArgumentParser(
         prog="python -m jworld.evaluate",
@@ -164,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "retrieval, and the held-out loss. Models that answer in words: accuracy on questions about held-out walks, or "
         "on a benchmark. `compare RESULT RESULT ...` puts several evaluations side by side.",
     )
-    default = reports.Options()
+    default = results.Options()
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder of a run, or of released weights")
     parser.add_argument("--step", type=_positive, metavar="N", help="checkpoint to take; default: the newest")
     parser.add_argument(
@@ -177,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--revisits",
         type=_positive,
         help="scripted walks that turn away and back; none on data of your own "
-        f"(default {reports.REVISITS}, where the system has such)",
+        f"(default {results.REVISITS}, where the system has such)",
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="of the noise (default %(default)s)")
     parser.add_argument("--output", metavar="DIR", help="folder to write to; default: evaluation/ in the checkpoint's")
@@ -191,7 +194,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", help="of BLINK (default val; the answers of test are hidden)")
     parser.add_argument("--limit", type=_positive, help="questions at most, of BLINK per task (default all)")
     parser.add_argument("--batch", type=_positive, help="questions that are asked at once (default 16)")
-    encoders.add_arguments(parser, defaults=dict.fromkeys(encoders.FLAGS, "where it was when the records were made"))
+    model_encoders.add_arguments(
+        parser, defaults=dict.fromkeys(model_encoders.FLAGS, "where it was when the records were made")
+    )
     arguments = parser.parse_args(argv)
     startup.require_alone("python -m jworld.evaluate")
     compilation.use_cache()
@@ -199,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluate(
         checkpoint,
         pathlib.Path(arguments.output) if arguments.output else checkpoint / "evaluation",
-        reports.Options(
+        results.Options(
             windows=arguments.windows,
             chunks=arguments.chunks,
             revisits=arguments.revisits,
@@ -214,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         step=arguments.step,
         episodes_dir=arguments.episodes,
         records_dir=arguments.records,
-        given=encoders.Given.from_arguments(arguments),
+        given=model_encoders.EncoderOverrides.from_arguments(arguments),
         console=rich.console.Console(highlight=False, soft_wrap=True),
     )
 

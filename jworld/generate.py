@@ -25,12 +25,16 @@ import PIL.ImageOps
 import rich.console
 import rich.progress
 
-from jworld import compilation, errors, reports, runs, sheets, spoken, systems
-from jworld import config as run_config
-from jworld import encoders as encoders_lib
-from jworld.data import episodes, video_stream
+from jworld import spoken, systems
+from jworld.data import video_stream
+from jworld.data.recording import episodes
+from jworld.encoders import model_encoders as encoders_lib
+from jworld.evaluation import contact_sheets, results
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
+from jworld.systems import runs
+from jworld.utils import compilation, errors
+from jworld.utils import config as run_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,7 @@ class Request:
     seed: int = 0
     step: int | None = None
     encoders: pathlib.Path | None = None
-    given: encoders_lib.Given = dataclasses.field(default_factory=encoders_lib.Given)
+    given: encoders_lib.EncoderOverrides = dataclasses.field(default_factory=encoders_lib.EncoderOverrides)
     settings: tuple[str, ...] = ()
     mesh: tuple[tuple[str, int], ...] = ()
     sheet: bool = False
@@ -97,7 +101,7 @@ def generate(request: Request, config: ml_collections.ConfigDict, console: rich.
         counts, timings = roll_out(run, image, request, actions, take, lambda: progress.advance(bar))
     stops = np.cumsum(counts).tolist()
     chunks = [
-        reports.Chunk(start=start, stop=stop, action=action.name)
+        results.Chunk(start=start, stop=stop, action=action.name)
         for start, stop, action in zip([0, *stops], stops, actions, strict=False)
     ]
     facts = {
@@ -117,7 +121,7 @@ def generate(request: Request, config: ml_collections.ConfigDict, console: rich.
     }
     rollout = None
     if not request.stream:
-        rollout = reports.Comparison(title=request.prompt, prediction=np.concatenate(frames), chunks=chunks)
+        rollout = results.Comparison(title=request.prompt, prediction=np.concatenate(frames), chunks=chunks)
     for path in write(request, rollout, facts):
         console.print(f"wrote {path}")
     return facts
@@ -222,7 +226,7 @@ def roll_out(
     run: runs.Run,
     image: np.ndarray | None,
     request: Request,
-    actions: Sequence[reports.Action],
+    actions: Sequence[results.Action],
     take: Callable[[np.ndarray], None],
     advance: Callable[[], None],
 ) -> tuple[list[int], dict[str, Any]]:
@@ -235,7 +239,7 @@ def roll_out(
         ready = time.time()
         for action in actions:
             start = time.time()
-            frames = session.step(action.told)
+            frames = session.step(action.control)
             spans.append((start, time.time()))
             take(frames)
             counts.append(len(frames))
@@ -251,7 +255,7 @@ def roll_out(
     }
 
 
-def write(request: Request, rollout: reports.Comparison | None, facts: dict[str, Any]) -> list[pathlib.Path]:
+def write(request: Request, rollout: results.Comparison | None, facts: dict[str, Any]) -> list[pathlib.Path]:
     """Video, numbers and pictures, each complete or absent; -> their names. None: the video is there already."""
     out = request.out
     # The encoder chooses the format by the name's end.
@@ -267,7 +271,7 @@ def write(request: Request, rollout: reports.Comparison | None, facts: dict[str,
             partial.replace(paths[1])
             if rollout is not None and request.sheet:
                 paths.append(out.with_suffix(".png"))
-                sheets.contact_sheet([rollout]).save(partial, format="png")
+                contact_sheets.contact_sheet([rollout]).save(partial, format="png")
                 partial.replace(paths[2])
         finally:
             partial.unlink(missing_ok=True)
@@ -355,7 +359,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
     names = {field.name for field in dataclasses.fields(Request)} - {"given", "settings"}
     return Request(
         **{name: getattr(arguments, name) for name in names},
-        given=encoders_lib.Given.from_arguments(arguments),
+        given=encoders_lib.EncoderOverrides.from_arguments(arguments),
         settings=tuple(arguments.settings),
     )
 

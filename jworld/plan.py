@@ -12,10 +12,10 @@ import rich.console
 import rich.progress
 from absl import flags
 
-from jworld import config as run_config
-from jworld import errors, files
-from jworld.planning import advice, running, search, tables, topologies
+from jworld.planning import launch, recommendations, search, tables, topologies
 from jworld.planning.plans import Plan
+from jworld.utils import config as run_config
+from jworld.utils import errors, files
 
 _CONFIG = run_config.define_flag()
 _TOPOLOGY = flags.DEFINE_string("topology", "", f"What to plan for (required): {topologies.KNOWN}.")
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         plan = one_plan(config, topology)
         tables.print_plan(console, plan)
-        answer = [plan.to_json() | {"advice": advice.advise(config, plan)}]
-        tables.print_advice(console, plan, advice.advise(config, plan))
+        answer = [plan.to_json() | {"advice": recommendations.advise(config, plan)}]
+        tables.print_advice(console, plan, recommendations.advise(config, plan))
     if _JSON.value:
         files.write_json(_JSON.value, answer if _SEARCH.value else answer[0])
         console.print(f"all numbers are in {_JSON.value}")
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 def one_plan(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Plan:
     with _progress() as bar:
         bar.add_task(f"compiling the train step for {topology.name}", total=None)
-        return running.run(config, topology)
+        return launch.run(config, topology)
 
 
 def search_plans(config: ml_collections.ConfigDict, topology: topologies.Topology) -> list[search.Found]:
@@ -70,7 +70,7 @@ def search_plans(config: ml_collections.ConfigDict, topology: topologies.Topolog
         task = bar.add_task("searching", total=_TRIES.value)
 
         def run(changed: ml_collections.ConfigDict, on: topologies.Topology) -> Plan:
-            plan = running.run(changed, on)
+            plan = launch.run(changed, on)
             bar.advance(task)
             return plan
 

@@ -4,8 +4,9 @@ import pathlib
 
 import rich.console
 
-from jworld import runs, sheets
-from jworld.data import episodes
+from jworld.data.recording import episodes
+from jworld.evaluation import contact_sheets
+from jworld.systems import runs
 
 
 def sample_run(workdir: pathlib.Path, console: rich.console.Console) -> None:
@@ -25,8 +26,8 @@ def sample_run(workdir: pathlib.Path, console: rich.console.Console) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = run.system.sample_name
     video, sheet = folder / f"{name}.mp4", folder / f"{name}.png"
-    episodes.write_video(video, sheets.video(comparison), fps=run.encoders.fps)
-    sheets.contact_sheet([comparison]).save(sheet)
+    episodes.write_video(video, contact_sheets.video(comparison), fps=run.encoders.fps)
+    contact_sheets.contact_sheet([comparison]).save(sheet)
     for chunk in comparison.chunks:
         value = "" if chunk.psnr is None else f": {chunk.psnr:.1f} dB"
         console.print(f"{name}, frames {chunk.start}-{chunk.stop - 1} ({chunk.action}){value}")

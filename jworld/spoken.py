@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import rich.console
 
-from jworld import compilation, errors, files, runs
+from jworld.systems import runs
+from jworld.utils import compilation, errors, files
 
 
 def answer(

@@ -20,13 +20,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from jworld import compilation, errors, hardware, rollouts, runs, systems
-from jworld import config as run_config
+from jworld import rollouts, systems
 from jworld.data import pipeline, records
 from jworld.parallel import axes, startup
 from jworld.parallel import mesh as mesh_lib
+from jworld.systems import runs
 from jworld.training import checkpoints, hub, metrics, optimizers, preemption, profiling, rates, step, watchdog
 from jworld.training import state as train_state
+from jworld.utils import compilation, errors, hardware
+from jworld.utils import config as run_config
 
 _CONFIG = run_config.define_flag()
 _WORKDIR = flags.DEFINE_string(

@@ -8,8 +8,8 @@ import pathlib
 
 import matplotlib.figure
 
-from jworld import errors
 from jworld.training import metrics
+from jworld.utils import errors
 
 
 @errors.exit_on_user_error

@@ -7,8 +7,8 @@ import argparse
 import pathlib
 import time
 
-from jworld import errors
 from jworld.data.recording import recorder
+from jworld.utils import errors
 
 
 def parse_size(text: str) -> tuple[int, int]:

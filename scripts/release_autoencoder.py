@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import rich.console
 
-from jworld import errors, runs
 from jworld.models.autoencoders import network
+from jworld.systems import runs
 from jworld.systems.autoencoder import release
+from jworld.utils import errors
 
 
 @errors.exit_on_user_error

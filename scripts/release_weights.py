@@ -12,9 +12,10 @@ import shutil
 import numpy as np
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import errors, runs
+from jworld.systems import runs
 from jworld.training import weights
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 
 @errors.exit_on_user_error

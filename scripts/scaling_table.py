@@ -18,10 +18,10 @@ from typing import Any
 import rich.console
 import rich.progress
 
-from jworld import config as run_config
-from jworld import errors, files
-from jworld.planning import advice, running, tables, topologies
+from jworld.planning import launch, recommendations, tables, topologies
 from jworld.planning.plans import Plan, roofline
+from jworld.utils import config as run_config
+from jworld.utils import errors, files
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scaling.md"
@@ -76,8 +76,8 @@ def one_plan(recipe: str, topology: str, remat: str | None, folder: pathlib.Path
     config = run_config.load_recipe(f"{ROOT}/configs/{stem}.py:{variant}")
     changes: dict[str, Any] = dict(changes_of(recipe, topology)) | ({"model.remat": remat} if remat else {})
     if changes:
-        config = advice.changed(config, changes)
-    result = running.run(config, topologies.parse(topology))
+        config = recommendations.changed(config, changes)
+    result = launch.run(config, topologies.parse(topology))
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(path, result.to_json())
     return result
@@ -163,7 +163,7 @@ def main() -> None:
         for recipe in arguments.recipe or published(ROOT / "configs")
         for topology in arguments.topologies
     ]
-    jobs += [("ar_mem:8b", REMAT_TOPOLOGY, remat) for remat in advice.REMAT_ORDER] if arguments.remat else []
+    jobs += [("ar_mem:8b", REMAT_TOPOLOGY, remat) for remat in recommendations.REMAT_ORDER] if arguments.remat else []
     results: list[Plan | str] = []
     console = rich.console.Console(highlight=False, soft_wrap=True)
     for recipe, topology, remat in rich.progress.track(jobs, "planning", console=console):

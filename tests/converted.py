@@ -83,7 +83,7 @@ def published(path: pathlib.Path, *, layers: int, actions: bool = True) -> tuple
     return size, max(2 * math.prod(shape) for name, shape in shapes.items() if name.startswith("blocks/"))
 
 
-def headers_only(path: pathlib.Path, places: Mapping[str, engine.Place]) -> int:
+def headers_only(path: pathlib.Path, places: Mapping[str, engine.TensorPlacement]) -> int:
     """Write these tensors in bfloat16, all zero, which take no room on the disk; -> their bytes."""
     header, position = {}, 0
     for name, place in places.items():

@@ -5,8 +5,8 @@ import pathlib
 import pytest
 from absl import flags
 
-from jworld import config as run_config
 from jworld import doctor
+from jworld.utils import config as run_config
 
 RECIPE = str(pathlib.Path(__file__).parents[1] / "configs" / "ar_mem.py")
 

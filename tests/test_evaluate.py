@@ -7,12 +7,12 @@ import PIL.Image
 import pytest
 import tiny_run
 
-from jworld import config as run_config
-from jworld import evaluate, reports
+from jworld import evaluate
 from jworld.cameras import actions
-from jworld.errors import UserError
-from jworld.systems import walks
+from jworld.evaluation import held_out, results
 from jworld.systems.worldplay import evaluation, rollout
+from jworld.utils import config as run_config
+from jworld.utils.errors import UserError
 
 FILES = ("evaluation.json", "evaluation.png", "evaluation_rollouts.png")
 
@@ -23,17 +23,17 @@ def folder(tmp_path_factory):
 
 
 def test_windows_cover_walks_and_their_length():
-    assert walks.choose_windows([61, 61], latents=16, windows=6) == [
+    assert held_out.choose_windows([61, 61], latents=16, windows=6) == [
         *((0, 0), (0, 22), (0, 45)),
         *((1, 0), (1, 22), (1, 45)),
     ]
-    assert walks.choose_windows([61] * 8, latents=16, windows=2) == [(0, 0), (7, 0)]
-    assert walks.choose_windows([8, 16, 17], latents=16, windows=9) == [(1, 0), (2, 0), (2, 1)]
+    assert held_out.choose_windows([61] * 8, latents=16, windows=2) == [(0, 0), (7, 0)]
+    assert held_out.choose_windows([8, 16, 17], latents=16, windows=9) == [(1, 0), (2, 0), (2, 1)]
 
 
 def test_windows_longer_than_the_walks_are_refused():
     with pytest.raises(UserError, match="longest of 2 held-out walks has 20 latents, expected at least 24"):
-        walks.choose_windows([20, 12], latents=24, windows=4)
+        held_out.choose_windows([20, 12], latents=24, windows=4)
 
 
 def test_turning_chunks():
@@ -47,7 +47,7 @@ class PerfectSession:
 
     chunk_frames = 4
 
-    def __init__(self, clip: walks.Clip):
+    def __init__(self, clip: held_out.Clip):
         self.clip, self.encoders, self.autoencoder = clip, self, self
 
     def reset(self, first_frame, prompt, *, seed):
@@ -67,11 +67,11 @@ class PerfectSession:
         return latents
 
 
-def make_clip() -> walks.Clip:
+def make_clip() -> held_out.Clip:
     labels = np.array([0, *[actions.label_from_name("forward")] * 3, *[actions.label_from_name("yaw_left")] * 4])
     cameras = np.tile(np.eye(4, dtype=np.float32), (8, 1, 1))
     frames = np.arange(100, 129, dtype=np.uint8)[:, None, None, None] * np.ones((48, 64, 3), np.uint8)
-    return walks.Clip(
+    return held_out.Clip(
         name="made-up", frames=frames, prompt="", controls=rollout.Controls(labels, cameras, cameras[:, :3, :3])
     )
 
@@ -83,11 +83,11 @@ def test_measures_of_a_perfect_model():
     np.testing.assert_array_equal(frames, clip.frames)
     assert len(finished) == 2
     assert row["turning"] == [False, True]
-    assert row["psnr"][walks.MODEL] == row["psnr"][walks.CODEC] == [walks.BEST_PSNR] * 2
+    assert row["psnr"][held_out.MODEL] == row["psnr"][held_out.CODEC] == [held_out.BEST_PSNR] * 2
     # The mirror image of walking straight ahead is the same walk; that of a turn is not.
-    first, turned = row["psnr"][walks.SWAPPED]
-    assert first == walks.BEST_PSNR
-    assert turned == walks.psnr(clip.frames[13:], 0 * clip.frames[13:])
+    first, turned = row["psnr"][held_out.SWAPPED]
+    assert first == held_out.BEST_PSNR
+    assert turned == held_out.psnr(clip.frames[13:], 0 * clip.frames[13:])
     errors = np.arange(1.0, 29.0) ** 2
     assert row["psnr"][evaluation.REPEATED] == pytest.approx(
         [10 * np.log10(255**2 / part.mean()) for part in (errors[:12], errors[12:])], abs=1e-4
@@ -110,7 +110,7 @@ def test_command_writes_everything(folder, tmp_path, capsys):
         assert name in printed
         np.testing.assert_allclose(values, np.mean([row["psnr"][name] for row in numbers["per_window"]], axis=0))
     curves = numbers["psnr_per_chunk"]
-    gain = np.mean(np.subtract(curves[walks.MODEL], curves[evaluation.REPEATED]))
+    gain = np.mean(np.subtract(curves[held_out.MODEL], curves[evaluation.REPEATED]))
     assert numbers["gain_over_repeated_first_frame"] == pytest.approx(gain)
     assert numbers["revisit_psnr"].keys() == {"with retrieval", "without"}
     assert 0 < numbers["held_out_loss"] < 100
@@ -165,6 +165,6 @@ def test_wrong_number_and_help(capsys):
 
 def test_unwritable_output_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    report = reports.Report(numbers={}, curves={"model": [1.0]}, bars={}, bars_title="", summary=[], rollouts=[])
+    report = results.Report(numbers={}, curves={"model": [1.0]}, bars={}, bars_title="", summary=[], rollouts=[])
     with pytest.raises(UserError, match="give another --output"):
         evaluate.write(tmp_path / "file", {}, report)

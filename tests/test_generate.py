@@ -13,9 +13,11 @@ import PIL.Image
 import pytest
 import tiny_run
 
-from jworld import compilation, errors, generate, runs
+from jworld import generate
 from jworld.cameras import pose_strings, poses
-from jworld.data import episodes
+from jworld.data.recording import episodes
+from jworld.systems import runs
+from jworld.utils import compilation, errors
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,15 @@ import pytest
 import rich.console
 import tiny_run
 
-from jworld import reports, rollouts, runs, sheets
+from jworld import rollouts
 from jworld.cameras import actions, pose_strings
-from jworld.data import episodes, records
-from jworld.errors import UserError
-from jworld.systems import walks
+from jworld.data import records
+from jworld.data.recording import episodes
+from jworld.evaluation import contact_sheets, held_out, results
+from jworld.systems import runs
 from jworld.systems.worldplay import rollout
 from jworld.systems.worldplay.session import centre_crop
+from jworld.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,9 @@ def session(run):
 
 @pytest.fixture(scope="module")
 def clip(run):
-    return walks.from_episode(episodes.read_episode(run.config.data.recording.directory, "episode_00007"), run.encoders)
+    return held_out.from_episode(
+        episodes.read_episode(run.config.data.recording.directory, "episode_00007"), run.encoders
+    )
 
 
 def test_script_is_read_in_order():
@@ -61,11 +65,11 @@ def test_script_must_fill_whole_chunks():
 
 
 def test_chunks_cover_every_frame_once():
-    assert walks.chunk_frames(12, 4) == [(0, 13), (13, 29), (29, 45)]
+    assert held_out.chunk_frames(12, 4) == [(0, 13), (13, 29), (29, 45)]
 
 
 def test_window_is_a_walk_of_its_own(clip):
-    part = walks.window(clip, start=5, latents=8)
+    part = held_out.window(clip, start=5, latents=8)
     np.testing.assert_array_equal(part.frames, clip.frames[20:49])
     np.testing.assert_allclose(part.controls.w2c[0], np.eye(4), atol=1e-6)
     np.testing.assert_allclose(
@@ -79,25 +83,25 @@ def test_window_is_a_walk_of_its_own(clip):
 
 def test_clip_of_an_episode_tells_what_its_record_tells(run, clip):
     source = records.RecordSource(run.config.data.records, "val")
-    coded = walks.from_record(source, 0, run.encoders)
+    coded = held_out.from_record(source, 0, run.encoders)
     assert coded.name == clip.name
     assert coded.prompt == clip.prompt
     assert coded.frames.shape == clip.frames.shape
     np.testing.assert_array_equal(coded.controls.action, clip.controls.action)
     np.testing.assert_allclose(coded.controls.w2c, clip.controls.w2c, atol=1e-6)
     np.testing.assert_allclose(coded.controls.intrinsics, clip.controls.intrinsics, atol=1e-6)
-    assert walks.psnr(clip.frames, coded.frames) > 18
+    assert held_out.psnr(clip.frames, coded.frames) > 18
 
 
 def test_labels_of_a_clip_are_the_recorded_actions(run, clip):
-    recorded = episodes.read_episode(run.config.data.recording.directory, "episode_00007").actions[:: walks.STRIDE]
+    recorded = episodes.read_episode(run.config.data.recording.directory, "episode_00007").actions[:: held_out.STRIDE]
     assert [set(actions.label_name(label).split("+")) for label in clip.controls.action] == [
         set(action.split("+")) for action in recorded
     ]
 
 
 def test_rollout_is_repeatable_and_obeys_the_controls(session, clip):
-    part = walks.window(clip, start=0, latents=8)
+    part = held_out.window(clip, start=0, latents=8)
     first, again, mirrored = (
         rollout.roll_out(session, part.frames[0], part.prompt, controls, seed=3)
         for controls in (part.controls, part.controls, rollout.swapped(part.controls))
@@ -128,7 +132,7 @@ def test_the_middle_of_a_picture_is_taken(height, width):
 
 
 def test_rollout_needs_whole_chunks(session, clip):
-    part = walks.window(clip, start=0, latents=7)
+    part = held_out.window(clip, start=0, latents=7)
     with pytest.raises(ValueError, match="7 latents"):
         rollout.roll_out(session, part.frames[0], part.prompt, part.controls, seed=0)
 
@@ -138,34 +142,34 @@ def test_chunk_psnr_of_known_errors():
     prediction = truth.copy()
     prediction[0] = 0  # given, so not counted
     prediction[13:] = 110
-    perfect, off_by_ten = walks.chunk_psnr(truth, prediction, 4)
-    assert perfect == walks.BEST_PSNR
+    perfect, off_by_ten = held_out.chunk_psnr(truth, prediction, 4)
+    assert perfect == held_out.BEST_PSNR
     assert off_by_ten == pytest.approx(20 * np.log10(25.5), abs=1e-6)
 
 
 def test_chunks_are_named_by_what_is_done_in_them(clip):
     labels = [actions.label_from_name(name) for name in ("none", *["forward"] * 4, *["yaw_right"] * 3)]
-    part = walks.window(clip, start=0, latents=8)
+    part = held_out.window(clip, start=0, latents=8)
     part = dataclasses.replace(part, controls=part.controls._replace(action=np.array(labels)))
     comparison = rollout.compare(part, part.frames, 4)
     assert [chunk.action for chunk in comparison.chunks] == ["forward", "forward, yaw_right"]
 
 
-def make_comparison(chunks: int) -> reports.Comparison:
-    spans = walks.chunk_frames(4 * chunks, 4)
+def make_comparison(chunks: int) -> results.Comparison:
+    spans = held_out.chunk_frames(4 * chunks, 4)
     frames = np.zeros((spans[-1][1], 48, 64, 3), np.uint8)
-    return reports.Comparison(
+    return results.Comparison(
         title="title",
         truth=frames,
         prediction=frames + np.uint8(255),
-        chunks=[reports.Chunk(start=start, stop=stop, action="forward", psnr=9.0) for start, stop in spans],
+        chunks=[results.Chunk(start=start, stop=stop, action="forward", psnr=9.0) for start, stop in spans],
     )
 
 
 def test_sheet_wraps_long_rollouts():
-    short, long = (np.asarray(sheets.contact_sheet([make_comparison(chunks)])) for chunks in (4, 6))
+    short, long = (np.asarray(contact_sheets.contact_sheet([make_comparison(chunks)])) for chunks in (4, 6))
     assert short.shape[1] == long.shape[1]
-    assert short.shape[0] - sheets.LINE == (long.shape[0] - sheets.LINE) / 2
+    assert short.shape[0] - contact_sheets.LINE == (long.shape[0] - contact_sheets.LINE) / 2
     # 16 pictures of twice the size, predicted all white.
     assert (short == 255).all(axis=-1).sum() == 16 * 96 * 128
 
@@ -173,21 +177,21 @@ def test_sheet_wraps_long_rollouts():
 def test_sheet_of_a_generated_video_has_one_strip_in_each_row():
     both = make_comparison(4)
     alone = dataclasses.replace(both, truth=None, chunks=[dataclasses.replace(x, psnr=None) for x in both.chunks])
-    short, tall = (np.asarray(sheets.contact_sheet([comparison])) for comparison in (alone, both))
+    short, tall = (np.asarray(contact_sheets.contact_sheet([comparison])) for comparison in (alone, both))
     assert short.shape == (tall.shape[0] - 96, *tall.shape[1:])
     assert (short == 255).all(axis=-1).sum() == 16 * 96 * 128
 
 
 def test_sheet_shows_large_pictures_smaller():
     frames = np.full((13, 480, 832, 3), 255, np.uint8)
-    chunk = reports.Chunk(start=0, stop=13, action="forward")
-    sheet = np.asarray(sheets.contact_sheet([reports.Comparison(title="", prediction=frames, chunks=[chunk])]))
+    chunk = results.Chunk(start=0, stop=13, action="forward")
+    sheet = np.asarray(contact_sheets.contact_sheet([results.Comparison(title="", prediction=frames, chunks=[chunk])]))
     assert (sheet == 255).all(axis=-1).sum() == 4 * 224 * 129
 
 
 def test_video_has_even_size_and_both_halves():
-    frames = sheets.video(make_comparison(1))
-    assert frames.shape == (13, 2 * (192 + sheets.LINE), 256, 3)
+    frames = contact_sheets.video(make_comparison(1))
+    assert frames.shape == (13, 2 * (192 + contact_sheets.LINE), 256, 3)
     assert (frames[0, -192:] == 255).all()
 
 
@@ -196,7 +200,7 @@ def test_sample_of_a_run_is_written(folder):
         rollouts.sample_run(folder, rich.console.Console(soft_wrap=True))
     assert "rollout.mp4" in output.getvalue()
     video = episodes.read_video(folder / "samples" / "rollout.mp4")
-    assert video.shape == (29, 2 * (192 + sheets.LINE), 256, 3)
+    assert video.shape == (29, 2 * (192 + contact_sheets.LINE), 256, 3)
     with PIL.Image.open(folder / "samples" / "rollout.png") as sheet:
         assert sheet.width > 2 * 4 * 112
 
@@ -206,5 +210,5 @@ def test_sample_of_own_data_follows_a_held_out_record(run, session):
     config.data.recording.source = ""
     comparison = rollout.sample(session, config)
     source = records.RecordSource(config.data.records, "val")
-    np.testing.assert_array_equal(comparison.truth, walks.from_record(source, 0, run.encoders).frames[:29])
+    np.testing.assert_array_equal(comparison.truth, held_out.from_record(source, 0, run.encoders).frames[:29])
     assert len(comparison.chunks) == 2

@@ -6,7 +6,7 @@ import pathlib
 import torch
 import transformers
 
-from jworld.data.conditioning import glyph
+from jworld.encoders import glyph
 
 TEXT_DIM, GLYPH_DIM, VISION_DIM, VISION_TOKENS = 16, 8, 12, 4
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -8,12 +8,15 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import encoders, precompute, runs, systems
+from jworld import systems
 from jworld.data.recording import recorder
+from jworld.encoders import model_encoders
 from jworld.models.autoencoders import linear
-from jworld.precomputing.settings import Settings
+from jworld.precompute import job
+from jworld.precompute.settings import Settings
+from jworld.systems import runs
 from jworld.training import weights
+from jworld.utils import config as run_config
 
 RECIPE = pathlib.Path(__file__).parent.parent / "configs" / "ar_mem.py"
 RECORDED_SIZE, SIZE = (64, 48), (32, 24)
@@ -59,12 +62,12 @@ def make_run(directory: pathlib.Path) -> pathlib.Path:
         width=SIZE[0],
         height=SIZE[1],
         codec=linear.LinearConfig(channels=CHANNELS, spatial_ratio=8),
-        given=encoders.Given(text_encoder=f"hashed-words:{TEXT_DIM}"),
+        given=model_encoders.EncoderOverrides(text_encoder=f"hashed-words:{TEXT_DIM}"),
     )
-    precompute.precompute(settings, config.data.records)
+    job.precompute(settings, config.data.records)
     run.mkdir()
     run_config.save(config, run)
-    encoders.copy(pathlib.Path(config.data.records), run / runs.ENCODERS)
+    model_encoders.copy(pathlib.Path(config.data.records), run / runs.ENCODERS)
     with nnx.use_eager_sharding(False):
         abstract = nnx.state(nnx.eval_shape(lambda: systems.create(config).init(nnx.Rngs(0))), nnx.Param)
     noise = np.random.default_rng(0)

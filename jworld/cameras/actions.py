@@ -10,7 +10,7 @@ import numpy as np
 import scipy.spatial.transform
 
 from jworld.cameras import poses
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 TRANSLATIONS = ("forward", "backward", "right", "left")
 ROTATIONS = ("yaw_right", "yaw_left", "pitch_up", "pitch_down")

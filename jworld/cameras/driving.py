@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jworld.cameras import actions
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 #: Gear D (forward), B (backward) or N (neither), then L or R where the view turns.
 TOKENS = ("D", "DL", "DR", "B", "BL", "BR", "N", "NL", "NR")

@@ -7,7 +7,7 @@ camera, seen by it, are seen by the other one too. The points are an argument, s
 import numpy as np
 
 from jworld.cameras import poses
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 RADIUS = 8.0
 HALF_FOV_DEGREES = (30.0, 17.5)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jworld.cameras import actions, poses
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 ORBIT_RADIUS = 1.0
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jworld.cameras import pose_strings, poses
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 POSE, INTRINSICS = "extrinsic", "K"
 

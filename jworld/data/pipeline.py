@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from jworld.data import records
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 Batch = dict[str, np.ndarray]
 

@@ -38,7 +38,7 @@ class TrainingData(Protocol):
     def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> Any:
         """Open what was kept: an object with `fps`, the frame rate, and what else the system samples with.
 
-        `given` are the encoders that the user names (`encoders.Given`), `mesh` that of the model.
+        `given` are the encoders that the user names (`encoders.EncoderOverrides`), `mesh` that of the model.
         """
 
 

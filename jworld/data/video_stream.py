@@ -8,7 +8,7 @@ import types
 import imageio_ffmpeg
 import numpy as np
 
-from jworld import errors
+from jworld.utils import errors
 
 
 class VideoStream:

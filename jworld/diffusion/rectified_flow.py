@@ -25,7 +25,7 @@ LOSS_SCALE = 10.0
 Network = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-class Given(NamedTuple):
+class ConditioningFrames(NamedTuple):
     """Frames that a prediction starts from.
 
     Attributes:
@@ -52,7 +52,7 @@ def per_frame(values: jax.Array) -> jax.Array:
 # Preconditioning
 
 
-def network_inputs(noisy: jax.Array, sigma: jax.Array, given: Given | None) -> tuple[jax.Array, jax.Array]:
+def network_inputs(noisy: jax.Array, sigma: jax.Array, given: ConditioningFrames | None) -> tuple[jax.Array, jax.Array]:
     """What the network sees: the scaled video, and times [B, F], or [B, 1] for one level without given frames.
 
     Given frames replace the noisy ones, clean and unscaled, with a time of their own.
@@ -67,7 +67,9 @@ def network_inputs(noisy: jax.Array, sigma: jax.Array, given: Given | None) -> t
     ) * time
 
 
-def clean_from_velocity(velocity: jax.Array, noisy: jax.Array, sigma: jax.Array, given: Given | None) -> jax.Array:
+def clean_from_velocity(
+    velocity: jax.Array, noisy: jax.Array, sigma: jax.Array, given: ConditioningFrames | None
+) -> jax.Array:
     """The prediction of the clean video, with given frames in their places; float32."""
     time = per_frame(time_of(sigma))
     clean = (1 - time) * noisy - time * velocity.astype(jnp.float32)
@@ -77,7 +79,7 @@ def clean_from_velocity(velocity: jax.Array, noisy: jax.Array, sigma: jax.Array,
     return mask * given.frames + (1 - mask) * clean
 
 
-def denoise(network: Network, noisy: jax.Array, sigma: jax.Array, given: Given | None) -> jax.Array:
+def denoise(network: Network, noisy: jax.Array, sigma: jax.Array, given: ConditioningFrames | None) -> jax.Array:
     """The network's prediction of the clean video behind `noisy`, clean + sigma * noise; `given` is None for images."""
     velocity = network(*network_inputs(noisy, sigma, given))
     return clean_from_velocity(velocity, noisy, sigma, given)
@@ -162,13 +164,13 @@ def training_loss(
       noise: standard normal, like `clean`.
       sigma: [B, 1] of `sample_sigma`.
       mask: [B, F] given frames, or None for images.
-      given_sigma: as in `Given`.
+      given_sigma: as in `ConditioningFrames`.
       scale: factor of the loss.
 
     Returns:
       `scale` times the mean of `squared_error`, and its means per frame, [B, F].
     """
-    given = None if mask is None else Given(clean, mask, given_sigma)
+    given = None if mask is None else ConditioningFrames(clean, mask, given_sigma)
     prediction = denoise(network, add_noise(clean, noise, sigma), sigma, given)
     error = squared_error(clean, prediction, sigma)
     return scale * jnp.mean(error), jnp.mean(error, axis=(2, 3, 4))

@@ -44,7 +44,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(names))
 
 
-def spread(x: jax.Array, *names: str | None) -> jax.Array:
+def constrain_if_divisible(x: jax.Array, *names: str | None) -> jax.Array:
     """As `constrain`, but a dimension that its mesh axes do not divide stays whole."""
     if jax.sharding.get_abstract_mesh().empty:
         return x

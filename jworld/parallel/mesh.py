@@ -6,7 +6,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from jworld import errors
+from jworld.utils import errors
 
 AXIS_NAMES = ("data", "fsdp", "sequence")
 

@@ -42,8 +42,11 @@ def queries_split(
     attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, of_sample: dict[str, Any]
 ) -> jax.Array:
     """`attention` in XLA operations, every device for its samples and queries; what does not divide stays whole."""
-    q, k, v = (axes.spread(x, "batch", tokens, None, None) for x, tokens in ((q, "sequence"), (k, None), (v, None)))
-    return axes.spread(attention(q, k, v, **of_sample), "batch", "sequence", None, None)
+    q, k, v = (
+        axes.constrain_if_divisible(x, "batch", tokens, None, None)
+        for x, tokens in ((q, "sequence"), (k, None), (v, None))
+    )
+    return axes.constrain_if_divisible(attention(q, k, v, **of_sample), "batch", "sequence", None, None)
 
 
 def devices() -> int:

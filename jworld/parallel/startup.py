@@ -16,19 +16,19 @@ import jax
 # The detection that jax.distributed.initialize begins with has no public name.
 from jax._src import clusters
 
-from jworld import errors
-from jworld.parallel import peers
+from jworld.parallel import rendezvous
+from jworld.utils import errors
 
 START_SECONDS = 60
 #: What shells say of a command that Ctrl-C ended.
 INTERRUPTED = 130
 
-_peers: peers.Peers | None = None
+_peers: rendezvous.Peers | None = None
 
 
 def find(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> peers.Place | None:
+) -> rendezvous.ProcessInfo | None:
     """This process's place: as given, else as the environment says; None where it is alone.
 
     Raises:
@@ -64,7 +64,7 @@ def find(
         raise errors.UserError(f"--coordinator is {coordinator}, expected host:port of process 0, such as node1:8476")
     if not 0 <= process_id < num_processes:
         raise errors.UserError(f"--process-id is {process_id}, expected 0 to {num_processes - 1} (--num-processes - 1)")
-    return peers.Place(
+    return rendezvous.ProcessInfo(
         coordinator=coordinator,
         count=num_processes,
         index=process_id,
@@ -119,7 +119,7 @@ def part() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def processes(place: peers.Place | None) -> Iterator[None]:
+def processes(place: rendezvous.ProcessInfo | None) -> Iterator[None]:
     """A run of several processes, which begin and end together; `None` for one process changes nothing.
 
     To be entered before any device is touched. What ends one process ends the others, each with the same sentence.
@@ -131,7 +131,7 @@ def processes(place: peers.Place | None) -> Iterator[None]:
     if place is None:
         yield
         return
-    _peers = peers.Peers.meet(place, _number("JWORLD_START_SECONDS") or START_SECONDS)
+    _peers = rendezvous.Peers.meet(place, _number("JWORLD_START_SECONDS") or START_SECONDS)
     _peers.watch()
     try:
         jax.distributed.initialize(place.coordinator, place.count, place.index, place.local_devices)
@@ -145,7 +145,7 @@ def processes(place: peers.Place | None) -> Iterator[None]:
         _peers.fail("interrupted", INTERRUPTED)
     except Exception as error:
         # Where a peer died, what fails here is a consequence, and the watch is about to tell the cause.
-        time.sleep(peers.PATIENCE_SECONDS)
+        time.sleep(rendezvous.PATIENCE_SECONDS)
         traceback.print_exc()
         _peers.fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", errors.exit_code(error))
     else:

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from jworld import hardware
 from jworld.planning.collectives import Traffic
+from jworld.utils import hardware
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

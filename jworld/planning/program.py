@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from jworld import config as run_config
 from jworld import systems
 from jworld.parallel import axes, mesh
 from jworld.training import optimizers, step
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
 
 
 class Program:

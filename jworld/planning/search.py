@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import ml_collections
 
-from jworld import errors
-from jworld.planning import advice
+from jworld.planning import recommendations
 from jworld.planning.plans import Plan, roofline
 from jworld.planning.topologies import Topology
+from jworld.utils import errors
 
 RunPlan = Callable[[ml_collections.ConfigDict, Topology], Plan]
 Report = Callable[[str], None]
@@ -17,7 +17,7 @@ Report = Callable[[str], None]
 class Found(NamedTuple):
     """A plan and the values of the config that lead to it."""
 
-    changes: advice.Changes
+    changes: recommendations.Changes
     plan: Plan
 
 
@@ -31,13 +31,13 @@ def search(
     state alone does not fit is told by the first plan of that mesh and left.
     """
     found: list[Found] = []
-    for mesh in advice.meshes(config, topology.chips):
+    for mesh in recommendations.meshes(config, topology.chips):
         for changes in variants(config, mesh, topology.chips):
             if len(found) == tries:
                 return ranked(found)
             report(describe(changes))
             try:
-                plan = run(advice.changed(config, changes), topology)
+                plan = run(recommendations.changed(config, changes), topology)
             except errors.UserError as error:
                 # A dimension of a parameter that this mesh does not divide.
                 report(f"{describe(changes)}: {error}")
@@ -48,7 +48,9 @@ def search(
     return ranked(found)
 
 
-def variants(config: ml_collections.ConfigDict, mesh: advice.Changes, chips: int) -> Iterator[advice.Changes]:
+def variants(
+    config: ml_collections.ConfigDict, mesh: recommendations.Changes, chips: int
+) -> Iterator[recommendations.Changes]:
     """A mesh with the config's values first, then with less and less in memory."""
     yield mesh
     given = config.optimizer.get("accumulate", 1)
@@ -57,10 +59,10 @@ def variants(config: ml_collections.ConfigDict, mesh: advice.Changes, chips: int
         mesh = mesh | {"optimizer.accumulate": most}
         yield mesh
     remat = config.model.get("remat", "none")
-    order = advice.REMAT_ORDER
+    order = recommendations.REMAT_ORDER
     for other in order[order.index(remat) + 1 :] if remat in order else ():
         changes = mesh | {"model.remat": other}
-        if advice.is_valid(advice.changed(config, changes), chips):
+        if recommendations.is_valid(recommendations.changed(config, changes), chips):
             yield changes
 
 
@@ -74,5 +76,5 @@ def ranked(found: list[Found]) -> list[Found]:
     return sorted(found, key=rank)
 
 
-def describe(changes: advice.Changes) -> str:
+def describe(changes: recommendations.Changes) -> str:
     return " ".join(f"--config.{key}={value}" for key, value in changes.items())

@@ -3,9 +3,9 @@
 import rich.console
 import rich.table
 
-from jworld import hardware
 from jworld.planning import search
 from jworld.planning.plans import Plan, roofline
+from jworld.utils import hardware
 
 
 def print_plan(console: rich.console.Console, plan: Plan) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import jax
 
-from jworld import errors, hardware
+from jworld.utils import errors, hardware
 
 #: Chips of a slice -> its shape. https://cloud.google.com/tpu/docs/v5e and https://cloud.google.com/tpu/docs/v5p
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}

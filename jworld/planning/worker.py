@@ -11,8 +11,8 @@ from typing import Any
 
 import ml_collections
 
-from jworld import errors
-from jworld.planning import making, topologies
+from jworld.planning import compile_step, topologies
+from jworld.utils import errors
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     config = ml_collections.ConfigDict(request["config"]).lock()
     answer: dict[str, Any]
     try:
-        answer = {"plan": making.make(config, topologies.parse(request["topology"])).to_json()}
+        answer = {"plan": compile_step.make(config, topologies.parse(request["topology"])).to_json()}
     except errors.UserError as error:
         answer = {"error": str(error)}
     pathlib.Path(sys.argv[1]).write_text(json.dumps(answer))

@@ -7,13 +7,13 @@ from typing import Any
 import ml_collections
 from flax import nnx
 
-from jworld import errors
 from jworld.systems.autoencoder.system import Autoencoder
 from jworld.systems.cosmos.system import Cosmos
 from jworld.systems.matrix.system import Matrix
 from jworld.systems.theworld import original
 from jworld.systems.theworld.system import TheWorld
 from jworld.systems.worldplay.system import WorldPlay
+from jworld.utils import errors
 
 REGISTRY: dict[str, Callable[[ml_collections.ConfigDict], Any]] = {
     "worldplay": WorldPlay,

@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 import ml_collections
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import errors
 from jworld.models.layers import lora
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 Model = TypeVar("Model", bound=nnx.Module)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jworld import errors
+from jworld.utils import errors
 
 
 def latents_fit_patches(latent_size: Sequence[int], patch_size: Sequence[int]) -> None:

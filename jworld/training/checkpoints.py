@@ -18,9 +18,9 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from jworld import errors
 from jworld.training import checksums, storage
 from jworld.training import state as train_state
+from jworld.utils import errors
 
 TrainState = train_state.TrainState
 

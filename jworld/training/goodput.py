@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jworld import files
+from jworld.utils import files
 
 FILE = "goodput.json"
 

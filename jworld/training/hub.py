@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import huggingface_hub
 
-from jworld import errors
+from jworld.utils import errors
 
 Upload = Callable[[int], None]
 

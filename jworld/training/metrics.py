@@ -15,9 +15,9 @@ import rich.console
 import rich.progress
 
 import jworld
-from jworld import compilation, errors
 from jworld.training import goodput, profiling, rates, writers
 from jworld.training.clock import StepClock, StepTime
+from jworld.utils import compilation, errors
 
 FILE = writers.FILE
 read = writers.read

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from jworld import errors
 from jworld.training import muon, schedules
+from jworld.utils import errors
 
 NAMES = ("muon", "adamw")
 SCHEDULES = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jworld import errors
+from jworld.utils import errors
 
 FOLDER = "profile"
 

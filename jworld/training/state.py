@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jax.sharding import Mesh, NamedSharding
 
-from jworld import errors
 from jworld.parallel import axes
 from jworld.training import optimizers
+from jworld.utils import errors
 
 InitModel = Callable[[nnx.Rngs], nnx.Module]
 PathFilter = Callable[[tuple[Any, ...], Any], bool]

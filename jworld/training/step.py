@@ -9,9 +9,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jworld import errors
 from jworld.training import optimizers, schedules
 from jworld.training import state as train_state
+from jworld.utils import errors
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any, TextIO
 
-from jworld import errors
+from jworld.utils import errors
 
 #: Seconds after which C code ends a process whose threads cannot run Python any more.
 _GRACE = 30.0

@@ -14,9 +14,9 @@ import safetensors.numpy
 from etils import epath
 from flax import nnx
 
-from jworld import errors, files
 from jworld.training import checksums, storage
 from jworld.training import state as train_state
+from jworld.utils import errors, files
 
 
 def save(params: nnx.State, path: pathlib.Path, dtype: np.dtype | type) -> None:

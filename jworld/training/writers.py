@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import tensorboardX
 
-from jworld import errors, files
+from jworld.utils import errors, files
 
 FILE = "metrics.jsonl"
 BOARD = "tensorboard"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jworld.cameras import actions, pose_strings, poses
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 
 def labels(*motions: pose_strings.Motion, **options: object) -> list[int]:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jworld import errors
 from jworld.cameras import actions, driving
+from jworld.utils import errors
 
 
 def test_text_and_back() -> None:

@@ -7,7 +7,7 @@ import pytest
 from parity_checks import cameras
 
 from jworld.cameras import memory, pose_strings, poses
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 POINTS = memory.monte_carlo_points(4000, seed=0)

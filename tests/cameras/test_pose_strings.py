@@ -6,7 +6,7 @@ import pytest
 from parity_checks import cameras
 
 from jworld.cameras import actions, pose_strings
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jworld.cameras import pose_strings, poses, trajectories
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 PIXELS = [[969.6969696969696, 0, 960], [0, 969.6969696969696, 540], [0, 0, 1]]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conversion import __main__ as conversion
-from jworld import runs
+from jworld.systems import runs
 
 ACTION, BASE = "transformer_ar_train", "transformer_plain"
 

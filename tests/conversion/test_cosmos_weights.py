@@ -17,11 +17,13 @@ from parity_checks import cosmos as parity
 
 from conversion import cosmos, engine, exporting, families, importing, inspecting, selecting, sources, verifying
 from conversion import lora as lora_keys
-from jworld import config as run_config
-from jworld import errors, runs, systems
+from jworld import systems
 from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.layers import lora
+from jworld.systems import runs
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 GOLDEN = pathlib.Path(golden_cases.__file__).parent / "golden" / "cosmos"
 ITERATION = GOLDEN / "train_steps" / "run" / "checkpoints" / "model" / "iter_000000003.pt"

@@ -92,7 +92,7 @@ def test_plan_names_every_tensor_of_a_model() -> None:
     places = engine.plan(SHAPES, RULES)
     layers = [f"blocks.{i}.{name}.weight" for name in ("q", "k", "v", "norm") for i in range(3)]
     assert set(places) == {*layers, "head.1.weight", "scalar"}
-    assert places["blocks.2.k.weight"] == engine.Place("blocks/qkv/kernel", 2, engine.TRANSPOSED, (4, 4), 4)
+    assert places["blocks.2.k.weight"] == engine.TensorPlacement("blocks/qkv/kernel", 2, engine.TRANSPOSED, (4, 4), 4)
 
 
 def test_parameters_are_made_of_their_tensors_and_give_them_back() -> None:

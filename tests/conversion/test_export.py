@@ -14,11 +14,13 @@ import safetensors
 from flax import nnx
 
 from conversion import engine, exporting, folders, importing, inspecting, sources, verifying
-from jworld import config as run_config
-from jworld import errors, runs, systems
+from jworld import systems
 from jworld.parallel import mesh as mesh_lib
+from jworld.systems import runs
 from jworld.training import checkpoints, optimizers, weights
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 ACTION, DIFFUSERS = "transformer_ar_train", "transformer_diffusers_masks"
 OPTIONS = importing.Options(settings=converted.SETTINGS)
@@ -92,7 +94,7 @@ def test_large_models_are_several_files_with_an_index(folder: pathlib.Path, tmp_
 
 def test_files_are_filled_in_order() -> None:
     def tensor(size: int) -> exporting.Tensor:
-        place = engine.Place("x", None, engine.IDENTITY, (size,), 0)
+        place = engine.TensorPlacement("x", None, engine.IDENTITY, (size,), 0)
         return exporting.Tensor(str(size), place, np.dtype(np.uint8))
 
     parts = exporting.split([tensor(size) for size in (4, 3, 3, 20, 1)], max_file=10)

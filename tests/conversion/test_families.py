@@ -13,9 +13,9 @@ from flax import nnx
 from parity_checks import hunyuan as parity
 
 from conversion import engine, families, sources
-from jworld.errors import UserError
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
+from jworld.utils.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "worldplay"
 WORLDPLAY = families.FAMILIES["worldplay"]

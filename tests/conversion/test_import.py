@@ -17,13 +17,15 @@ from flax import nnx
 from parity_checks import hunyuan as parity
 
 from conversion import families, importing, resolving, sources, worldplay
-from jworld import config as run_config
-from jworld import errors, runs, systems, train
+from jworld import systems, train
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
+from jworld.systems import runs
 from jworld.training import optimizers
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 ACTION, BASE = "transformer_ar_train", "transformer_plain"
 FORWARD = jax.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")

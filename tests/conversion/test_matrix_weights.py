@@ -29,11 +29,13 @@ from conversion import (
     sources,
     verifying,
 )
-from jworld import config as run_config
-from jworld import errors, runs, systems
+from jworld import systems
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers import lora
+from jworld.systems import runs
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 GOLDEN = pathlib.Path(golden_cases.__file__).parent / "golden" / "matrix"
 FAMILY = families.FAMILIES["cogvideox"]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file as torch_save_file
 
 from conversion import sources
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

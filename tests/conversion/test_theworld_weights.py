@@ -12,8 +12,8 @@ import safetensors.numpy
 
 from conversion import __main__ as conversion
 from conversion import folders, gemma3, importing, theworld
-from jworld import errors
 from jworld.models.gemma3.config import Gemma3Config
+from jworld.utils import errors
 
 GOLDEN = golden_cases.DEFAULT_ROOT / "theworld"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jworld.data import pipeline, records
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 SPEC = {
     "value": records.ArraySpec((4, 2), np.float32, ("batch", None)),

@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from jworld import errors
-from jworld.data import episodes, video_stream
+from jworld.data import video_stream
+from jworld.data.recording import episodes
+from jworld.utils import errors
 
 
 def smooth_frames(count: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def test_a_perfect_network_finds_the_clean_video() -> None:
             return noise - clean
 
         sigma = jnp.array([0.5, 3.0])
-        given = None if mask is None else rectified_flow.Given(clean, mask)
+        given = None if mask is None else rectified_flow.ConditioningFrames(clean, mask)
         noisy = rectified_flow.add_noise(clean, noise, sigma)
         found = rectified_flow.denoise(network, noisy, sigma, given)
         np.testing.assert_allclose(found, clean, atol=1e-6)

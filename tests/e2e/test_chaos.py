@@ -9,8 +9,9 @@ import time
 import commands
 import pytest
 
-from jworld import errors, runs
+from jworld.systems import runs
 from jworld.training import goodput, metrics
+from jworld.utils import errors
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -10,8 +10,12 @@ import pytest
 import tiny_autoencoders
 import tiny_videos
 
-from jworld import generate, precompute, runs
-from jworld.data import episodes, records, text
+from jworld import generate
+from jworld.data import records
+from jworld.data.recording import episodes
+from jworld.data.records import text_store
+from jworld.precompute import __main__ as precompute
+from jworld.systems import runs
 
 pytest.importorskip("transformers")
 import tiny_encoders
@@ -90,7 +94,7 @@ def test_records_of_published_encoders_train_and_roll_out(folder: pathlib.Path, 
     assert manifest["prompts"] == ["", 'a sign "0" in a hall', 'a sign "1" in a hall']
     families = [manifest[key]["family"] for key in ("text_encoder", "glyph_encoder", "vision_encoder")]
     assert families == ["qwen2.5-vl", "byt5-glyph", "siglip"]
-    store = text.TextStore(folder / "records", manifest)
+    store = text_store.TextStore(folder / "records", manifest)
     # The glyph encoder sees what is quoted, and the empty prompt quotes nothing.
     assert [len(store.prompt(row)["glyph_states"]) for row in range(3)] == [0, 11, 11]
     assert not (trained / runs.ENCODERS / records.AUTOENCODER_FILE).exists()

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jworld import errors, runs
 from jworld.data import records
 from jworld.models.autoencoders import linear
+from jworld.systems import runs
 from jworld.training import goodput, metrics
+from jworld.utils import errors
 
 pytestmark = pytest.mark.e2e
 

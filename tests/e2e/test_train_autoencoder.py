@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import rich.console
 
-from jworld import autoencoders, evaluate, precompute, reports
+from jworld import evaluate
 from jworld.data import records
+from jworld.encoders import autoencoders
+from jworld.evaluation import results
+from jworld.precompute import __main__ as precompute
 from jworld.training import metrics
 from scripts import release_autoencoder
 
@@ -61,7 +64,7 @@ def test_a_run_leaves_its_log_and_reconstructions(folder: pathlib.Path) -> None:
 
 def test_released_file_encodes_records(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = evaluate.evaluate(
-        folder / "run", folder / "evaluation", reports.Options(windows=2, chunks=3), console=rich.console.Console()
+        folder / "run", folder / "evaluation", results.Options(windows=2, chunks=3), console=rich.console.Console()
     )
     assert len(numbers["psnr_per_latent"]["autoencoder"]) == 3
     assert numbers["held_out_loss"] > 0

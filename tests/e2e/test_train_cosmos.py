@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jworld import runs
-from jworld.data import episodes
+from jworld.data.recording import episodes
+from jworld.systems import runs
 
 pytestmark = pytest.mark.e2e
 

@@ -6,8 +6,8 @@ import pathlib
 import commands
 import pytest
 
-from jworld import runs
-from jworld.data import episodes
+from jworld.data.recording import episodes
+from jworld.systems import runs
 
 pytestmark = pytest.mark.e2e
 

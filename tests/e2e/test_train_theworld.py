@@ -11,9 +11,9 @@ import PIL.Image
 import pytest
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import runs
+from jworld.systems import runs
 from jworld.training import metrics
+from jworld.utils import config as run_config
 
 pytestmark = pytest.mark.e2e
 

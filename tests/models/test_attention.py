@@ -21,7 +21,7 @@ from jworld.models.layers.attention import (
     Prefix,
     SlidingWindow,
     attention,
-    choice,
+    backends,
     cudnn,
     splash,
     xla,
@@ -271,7 +271,7 @@ INTERVALS = Intervals(jnp.zeros((1, 256), jnp.int32), jnp.ones((1, 256), jnp.int
 )
 def test_choice(platform: str, implementation: Any, changes: dict[str, Any], backend: str, reason: str) -> None:
     with jax.default_matmul_precision("default"):
-        chosen = choice.choose(implementation, platform=platform, **(REQUEST | changes))
+        chosen = backends.choose(implementation, platform=platform, **(REQUEST | changes))
     assert chosen.backend == backend
     assert reason in chosen.reason
 
@@ -279,15 +279,15 @@ def test_choice(platform: str, implementation: Any, changes: dict[str, Any], bac
 def test_splash_and_the_precision_of_tests() -> None:
     """Mosaic has no bfloat16 product of the highest precision."""
     with jax.default_matmul_precision("highest"):
-        assert choice.choose("auto", platform="tpu", **REQUEST).backend == "xla"
-        assert choice.choose("auto", platform="tpu", **REQUEST | {"dtype": jnp.dtype("float32")}).backend == "splash"
+        assert backends.choose("auto", platform="tpu", **REQUEST).backend == "xla"
+        assert backends.choose("auto", platform="tpu", **REQUEST | {"dtype": jnp.dtype("float32")}).backend == "splash"
 
 
 def test_a_fall_back_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
-    choice._fall_back.cache_clear()
+    backends._fall_back.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            choice.choose("cudnn", platform="cpu", **REQUEST)
+            backends.choose("cudnn", platform="cpu", **REQUEST)
     (record,) = caplog.records
     assert "cudnn does not run on the platform 'cpu'; XLA computes it instead" in record.getMessage()
 

@@ -19,7 +19,7 @@ from jworld.models.layers.attention import (
     Prefix,
     SlidingWindow,
     attention,
-    choice,
+    backends,
     splash,
 )
 from jworld.parallel import axes, mesh
@@ -110,6 +110,6 @@ def test_attention_is_computed_again_only_when_nothing_is_kept(remat: str, times
 
 def test_the_mesh_decides() -> None:
     """A program for a pod gets the pod's kernel, whatever compiles it."""
-    assert choice.target()[0] == "cpu"
+    assert backends.target()[0] == "cpu"
     with jax.set_mesh(tpu_mesh()):
-        assert choice.target() == ("tpu", splash.BLOCKS["v5p"])
+        assert backends.target() == ("tpu", splash.BLOCKS["v5p"])

@@ -14,11 +14,11 @@ from flax import nnx
 from parity_checks import cosmos as parity
 
 from conversion import cosmos, cosmos_diffusers, engine
-from jworld import errors
 from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
 from jworld.parallel import mesh
 from jworld.training import optimizers, state
+from jworld.utils import errors
 
 forward = jax.jit(CosmosTransformer.__call__)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jworld.errors import UserError
 from jworld.models.autoencoders import linear
+from jworld.utils.errors import UserError
 
 CONFIG = linear.LinearConfig(channels=16)
 

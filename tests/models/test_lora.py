@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec
 
 from conversion import cosmos, engine
 from conversion import lora as lora_keys
-from jworld import errors
 from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
 from jworld.models.hunyuan.config import HunyuanConfig
@@ -22,6 +21,7 @@ from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.models.layers import lora
 from jworld.parallel import axes, mesh
 from jworld.training import optimizers, state, step
+from jworld.utils import errors
 
 TARGETS = (".*_attention/(query|key|value|out)", "blocks/mlp/(up|down)")
 TINY = CosmosConfig(

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from jworld import errors
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
+from jworld.utils import errors
 
 SLURM = {
     "SLURM_JOB_ID": "4097",

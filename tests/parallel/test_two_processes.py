@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from jworld import errors, runs
+from jworld.systems import runs
 from jworld.training import checkpoints, metrics, optimizers
 from jworld.training import state as train_state
+from jworld.utils import errors
 
 HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE.parent / "training"))

@@ -18,8 +18,9 @@ sys.path[:0] = [str(TESTS / "training"), str(TESTS.parent)]
 
 import toy  # noqa: E402
 
-from jworld import errors, systems, train  # noqa: E402
+from jworld import systems, train  # noqa: E402
 from jworld.data import records, training_data  # noqa: E402
+from jworld.utils import errors  # noqa: E402
 
 FRAMES, RECORDS = 8, 64
 

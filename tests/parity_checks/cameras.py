@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jworld.cameras import memory, pose_strings, projective
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 
 def prope_qkv(case: golden_cases.GoldenCase) -> float:

@@ -32,7 +32,7 @@ def _denoise(case: golden_cases.GoldenCase) -> float:
     noisy, frames = networks.channels_last(inputs["xt"]), networks.channels_last(inputs["gt_frames"])
     mask = networks.given_frames(inputs)
     assert mask is not None
-    given = rectified_flow.Given(frames, mask, case.config["sigma_conditional"])
+    given = rectified_flow.ConditioningFrames(frames, mask, case.config["sigma_conditional"])
     level, levels = jnp.asarray(inputs["sigma_B"]), jnp.asarray(inputs["sigma_B_T"])
     # Name -> noisy video, noise levels, given frames as the network sees them, and as the prediction keeps them.
     calls = {
@@ -74,7 +74,7 @@ def _training_loss(case: golden_cases.GoldenCase) -> float:
         def loss(params: nnx.State) -> Any:
             predict = network(nnx.merge(graphdef, params), inputs, mask)
             noisy = rectified_flow.add_noise(clean, noise, sigma)
-            given = rectified_flow.Given(clean, mask, options["given_sigma"])
+            given = rectified_flow.ConditioningFrames(clean, mask, options["given_sigma"])
             prediction = rectified_flow.denoise(predict, noisy, sigma, given)
             error = rectified_flow.squared_error(clean, prediction, sigma)
             value, frames = rectified_flow.training_loss(predict, clean, noise, sigma, mask, **options)
@@ -102,7 +102,7 @@ def _training_loss(case: golden_cases.GoldenCase) -> float:
     return golden_cases.largest_error(actual, {name: _last(x) for name, x in outputs.items()})
 
 
-def _places(case: golden_cases.GoldenCase, params: nnx.State) -> dict[str, engine.Place]:
+def _places(case: golden_cases.GoldenCase, params: nnx.State) -> dict[str, engine.TensorPlacement]:
     return engine.plan(engine.parameter_shapes(params), cosmos.rules(networks.config_of(case), prefix=""))
 
 
@@ -115,7 +115,7 @@ def _sampler(case: golden_cases.GoldenCase) -> float:
         config["steps"], lowest=config["sigma_min"], highest=config["sigma_max"], order=config["order"]
     )
     mask = rectified_flow.given_mask(jnp.full(B, config["num_conditional_latent_frames"]), F)
-    given = rectified_flow.Given(frames, mask)
+    given = rectified_flow.ConditioningFrames(frames, mask)
 
     @jax.jit
     def predict(x: jax.Array, sigma: jax.Array) -> jax.Array:

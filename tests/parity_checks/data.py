@@ -13,7 +13,9 @@ import numpy as np
 import published_set
 
 from jworld.cameras import actions, poses
-from jworld.data import import_worldplay, pipeline, records, text, worldplay
+from jworld.data import pipeline, records
+from jworld.data.records import text_store
+from jworld.systems.worldplay import data, import_data
 
 CHUNK = 4
 # Copied, never computed; bfloat16 in records.
@@ -43,7 +45,7 @@ class Prompts:
         self._inputs = inputs
 
     def prompt(self, row: int) -> dict[str, np.ndarray]:
-        prefix = "negative_" if row == worldplay.NEGATIVE_PROMPT else ""
+        prefix = "negative_" if row == data.NEGATIVE_PROMPT else ""
         names = {
             "text_states": ("prompt_embeds", "prompt_mask"),
             "glyph_states": ("byt5_text_states", "byt5_text_mask"),
@@ -98,7 +100,7 @@ def from_files(case: golden_cases.GoldenCase) -> float:
         output = _imported(case, pathlib.Path(folder))
         source = records.RecordSource(output, "train")
         clips = {source.episodes[i] == "actions.pt": source[i] for i in range(len(source))}
-        store = text.TextStore(output, source.manifest)
+        store = text_store.TextStore(output, source.manifest)
         return _largest_error(case, clips, store, rounded=True)
 
 
@@ -120,20 +122,20 @@ def _imported(case: golden_cases.GoldenCase, folder: pathlib.Path) -> pathlib.Pa
     for item in items:
         published_set.save_pt(folder / item["latent_path"], clip)
     (folder / "index.json").write_text(json.dumps(items))
-    published = import_worldplay.open_published(
+    published = import_data.open_published(
         folder / "index.json",
         *published_set.save_negative(folder, negative),
         min_frames=case.config["window_frames"],
         channels=inputs["latent"].shape[1],
         skip_errors=False,
     )
-    return import_worldplay.import_worldplay(published, folder / "records").directory
+    return import_data.import_worldplay(published, folder / "records").directory
 
 
 def _largest_error(
     case: golden_cases.GoldenCase,
     clips: Mapping[bool, Mapping[str, np.ndarray]],
-    store: worldplay.TextStore,
+    store: data.TextStore,
     *,
     rounded: bool = False,
 ) -> float:
@@ -151,10 +153,10 @@ def _largest_error(
 
 
 def _example(
-    case: golden_cases.GoldenCase, item: dict[str, Any], record: Mapping[str, np.ndarray], store: worldplay.TextStore
+    case: golden_cases.GoldenCase, item: dict[str, Any], record: Mapping[str, np.ndarray], store: data.TextStore
 ) -> dict[str, np.ndarray]:
     config = case.config
-    clip = worldplay.ClipConfig(
+    clip = data.ClipConfig(
         latent_size=case.inputs["latent"].shape[-2:],
         window_frames=config["window_frames"],
         memory_frames=config["memory_frames"],
@@ -165,7 +167,7 @@ def _example(
         text_tokens=case.inputs["prompt_mask"].shape[1],
         glyph_tokens=case.inputs["byt5_text_mask"].shape[1],
     )
-    transform = worldplay.SampleWindow(clip, points=case.inputs["points_local"], text_store=store, global_batch=1)
+    transform = data.SampleWindow(clip, points=case.inputs["points_local"], text_store=store, global_batch=1)
     rng: Any = ScriptedGenerator(item["first_two_draws"], item.get("current_frame_idx"))
     example = transform.random_map({"record": record, "position": 0}, rng)
     example = {name: array[0] for name, array in pipeline.stack([example]).items()}

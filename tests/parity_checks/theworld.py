@@ -18,8 +18,7 @@ from flax import nnx
 
 from conversion import __main__ as conversion
 from conversion import engine, gemma3, theworld
-from jworld import config, runs
-from jworld.data.conversations import pictures
+from jworld.data.conversations import image_files
 from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.gemma3.masks import Images
@@ -27,8 +26,10 @@ from jworld.models.gemma3.model import Gemma3
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld, world_values
+from jworld.systems import runs
 from jworld.systems.theworld import objective
 from jworld.training.state import path_filter
+from jworld.utils import config
 
 #: Their name of a way to name tensors -> ours.
 STYLES = {"hub": "hub", "v4": "transformers4", "v5": "transformers5-saved"}
@@ -209,7 +210,7 @@ def batch_of(case: golden_cases.GoldenCase, cfg: Gemma3Config) -> dict[str, jax.
         "mask": jnp.asarray(inputs["attention_mask"]) == 1,
         "labels": jnp.asarray(inputs["labels"]),
         "pixel_values": jnp.asarray(pixels),
-        "world_pixels": jnp.asarray(np.stack([pictures.resized(image, pictures.WORLD_SIZE) for image in images])),
+        "world_pixels": jnp.asarray(np.stack([image_files.resized(image, image_files.WORLD_SIZE) for image in images])),
     }
 
 
@@ -264,8 +265,8 @@ def _world(case: golden_cases.GoldenCase) -> float:
 def _preprocess(case: golden_cases.GoldenCase) -> float:
     """Pictures of every mode, resized and as both encoders read them; every 37th row of the world's."""
     shown = [PIL.Image.fromarray(case.inputs[f"image_{i}"]).convert("RGB") for i in range(len(case.inputs))]
-    seen = np.stack([pictures.resized(image, case.config["siglip_size"]) for image in shown])
-    world = np.stack([pictures.resized(image, pictures.WORLD_SIZE) for image in shown])[:, ::37]
+    seen = np.stack([image_files.resized(image, case.config["siglip_size"]) for image in shown])
+    world = np.stack([image_files.resized(image, image_files.WORLD_SIZE) for image in shown])[:, ::37]
     values = world_values(jnp.asarray(world), original=True).astype(jnp.bfloat16)
     outputs = {
         "pixel_values": np.moveaxis(vision_values(jnp.asarray(seen)), -1, 1),

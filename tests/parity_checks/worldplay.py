@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from conversion import engine, hunyuan
-from jworld.systems.walks import Controls
+from jworld.evaluation.held_out import Controls
 from jworld.systems.worldplay import objective
 from jworld.systems.worldplay.latents import MemoryConfig, SampleConfig
 from jworld.systems.worldplay.system import SESSIONS

@@ -15,7 +15,7 @@ import tiny
 
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
-from jworld.planning import arithmetic, making, running, topologies
+from jworld.planning import arithmetic, compile_step, launch, topologies
 from jworld.planning.plans import Plan, roofline
 from jworld.planning.program import Program
 from jworld.training import state as train_state
@@ -29,7 +29,7 @@ def program() -> Program:
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     """As the command makes it, in a process of its own."""
-    return running.run(tiny.config(), topologies.parse("cpu:8"))
+    return launch.run(tiny.config(), topologies.parse("cpu:8"))
 
 
 def bytes_on(device: jax.Device, tree: Any) -> int:
@@ -42,7 +42,7 @@ def test_a_program_that_cannot_be_written_as_text_has_no_traffic(plan: Plan) -> 
         def as_text(self) -> str:
             raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
 
-    assert making._traffic(Compiled(), {}) == {}
+    assert compile_step._traffic(Compiled(), {}) == {}
     values = dataclasses.asdict(plan) | {"chip": "v5p", "memory_traffic": None, "collectives": ()}
     bounds = roofline(Plan(**values))
     assert bounds is not None
@@ -72,7 +72,7 @@ def test_planned_memory_is_what_a_run_has(program: Program, plan: Plan) -> None:
         memory = step.memory_analysis()
         state, _ = jax.block_until_ready(step(state, batch, jax.random.key(0)))
     assert memory.argument_size_in_bytes == pytest.approx(live, rel=0.02)
-    assert plan.peak == pytest.approx(making.peak_bytes(memory), rel=0.1)
+    assert plan.peak == pytest.approx(compile_step.peak_bytes(memory), rel=0.1)
     # Before and after: the step gave back all that it needed in between, and the old state.
     assert bytes_on(device, state) + plan.batch == live
     assert plan.temporaries is not None
@@ -159,7 +159,7 @@ def test_the_command_writes_all_numbers(tmp_path: pathlib.Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
 def test_a_step_is_compiled_for_a_tpu_that_is_not_there() -> None:
     changes: dict[str, Any] = {"mesh__data": 1, "model__num_layers": 3, "model__dtype": "bfloat16"}
-    plan = running.run(tiny.config(**changes), topologies.parse("v5e-4"))
+    plan = launch.run(tiny.config(**changes), topologies.parse("v5e-4"))
     assert plan.compiled
     assert plan.fits
     assert plan.peak is not None

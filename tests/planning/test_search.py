@@ -4,7 +4,7 @@ from typing import Any
 
 import tiny
 
-from jworld.planning import advice, search, topologies
+from jworld.planning import recommendations, search, topologies
 from jworld.planning.plans import Plan
 
 GIB = 2**30
@@ -47,10 +47,10 @@ def test_the_number_of_compilations_is_bounded() -> None:
 
 def test_advice_names_values_of_the_config_that_are_valid() -> None:
     config = tiny.config(global_batch=16, mesh__data=1, mesh__fsdp=8, mesh__sequence=1)
-    lines = advice.advise(config, make(config, rows_bytes=10 * GIB))
+    lines = recommendations.advise(config, make(config, rows_bytes=10 * GIB))
     assert lines[0].startswith("--config.optimizer.accumulate=2:")
     assert any(line.startswith("--config.model.remat=attention") for line in lines)
     assert any("mesh.sequence=2" in line for line in lines)
-    assert not advice.advise(config, make(config, rows_bytes=GIB))
-    state = advice.advise(config, make(config, rows_bytes=0, parameters=8 * GIB))
+    assert not recommendations.advise(config, make(config, rows_bytes=GIB))
+    state = recommendations.advise(config, make(config, rows_bytes=0, parameters=8 * GIB))
     assert state[0].startswith("more chips, or chips with more memory")

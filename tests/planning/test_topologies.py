@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from jworld import errors
 from jworld.planning import topologies
+from jworld.utils import errors
 
 
 @pytest.mark.parametrize(

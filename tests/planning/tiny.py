@@ -4,8 +4,8 @@ from typing import Any
 
 import ml_collections
 
-from jworld import config as run_config
-from jworld.planning import advice
+from jworld.planning import recommendations
+from jworld.utils import config as run_config
 
 CHANGES: dict[str, Any] = {
     "init_from": "",
@@ -30,4 +30,4 @@ FLAGS = [f"--config.{key}={value}" for key, value in CHANGES.items()]
 def config(**changes: Any) -> ml_collections.ConfigDict:
     """`changes` have dotted keys with two underscores for each dot."""
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    return advice.changed(run_config.load_recipe("configs/ar_mem.py"), CHANGES | dotted)
+    return recommendations.changed(run_config.load_recipe("configs/ar_mem.py"), CHANGES | dotted)

@@ -18,15 +18,18 @@ import rich.console
 import tiny_videos
 from flax import nnx
 
-from jworld import autoencoders, errors, reports, systems
-from jworld import config as run_config
-from jworld.data import pixels
+from jworld import systems
+from jworld.encoders import autoencoders
+from jworld.evaluation import results
 from jworld.models.autoencoders import linear, network
 from jworld.models.autoencoders.latents import Posterior
 from jworld.parallel import axes, mesh
+from jworld.systems.autoencoder import data as pixels
 from jworld.systems.autoencoder import evaluation, objective, release
 from jworld.systems.autoencoder.system import Autoencoder
 from jworld.training import optimizers, state, step
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "autoencoder.py"
 BATCH = 8
@@ -345,7 +348,7 @@ def test_released_latents_have_unit_deviation(decoded: pixels.FrameFiles, tmp_pa
 
 
 def test_evaluation_measures_every_latent(decoded: pixels.FrameFiles) -> None:
-    options = reports.Options(windows=2, chunks=3)
+    options = results.Options(windows=2, chunks=3)
     report = evaluation.evaluate(model(), decoded, options, rich.console.Console(quiet=True))
     # The linear codec has no patches of two pixels.
     assert list(report.curves) == [evaluation.MODEL]

@@ -12,14 +12,17 @@ import PIL.Image
 import pytest
 import tiny_videos
 
-from jworld import config as run_config
-from jworld import precompute, systems
+from jworld import systems
 from jworld.cameras import robots
-from jworld.data import import_t5, records, validate
+from jworld.data import records
 from jworld.data.inputs import video
-from jworld.encoders import Given
+from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.models.autoencoders import linear
-from jworld.precomputing.settings import Settings
+from jworld.precompute import __main__ as precompute
+from jworld.precompute import job, validate
+from jworld.precompute.settings import Settings
+from jworld.systems.cosmos import import_t5
+from jworld.utils import config as run_config
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 SIZE: dict[str, Any] = {"width": 32, "height": 16, "fit": "stretch", "resampling": "bilinear"}
@@ -58,9 +61,9 @@ def test_videos_with_pickled_embeddings(tmp_path: pathlib.Path, capsys: pytest.C
         (raw / "metas" / f"{name}.txt").write_text("a red door\n")
         (raw / "t5_xxl" / f"{name}.pickle").write_bytes(pickle.dumps([states]))
     import_t5.main(["--input", str(raw)])
-    given = Given(text_encoder=f"stored:{raw / 't5_xxl.safetensors'}", image_encoder="none")
+    given = EncoderOverrides(text_encoder=f"stored:{raw / 't5_xxl.safetensors'}", image_encoder="none")
     settings = Settings(input=raw, format="cosmos", fps=10, frames=9, val_share=0.0, codec=CODEC, given=given, **SIZE)
-    summary = precompute.precompute(settings, tmp_path / "set")
+    summary = job.precompute(settings, tmp_path / "set")
     assert summary is not None
     assert summary.manifest["arrays"].keys() == {"latent", "image_cond", "prompt"}
     assert summary.manifest["episodes"]["train"] == [f"{name}@{start:06d}" for name in "ab" for start in (0, 9)]
@@ -89,11 +92,11 @@ def test_recordings_of_a_robot(tmp_path: pathlib.Path) -> None:
     hand, gripper = rng.normal(scale=0.3, size=(12, 7)), rng.uniform(size=12)
     facts = {"state": hand.tolist(), "continuous_gripper_state": gripper.tolist()}
     notes.write_text(json.dumps(facts | {"videos": [{"video_path": "videos/7/rgb.mp4"}], "texts": ["open it"]}))
-    given = Given(text_encoder="none:6", image_encoder="none")
+    given = EncoderOverrides(text_encoder="none:6", image_encoder="none")
     settings = Settings(
         input=raw, format="bridge", fps=5, frames=9, stride=1, val_share=0.0, codec=CODEC, given=given, **SIZE
     )
-    summary = precompute.precompute(settings, tmp_path / "set")
+    summary = job.precompute(settings, tmp_path / "set")
     assert summary is not None
     assert summary.manifest["arrays"]["motion"] == {"dtype": "F32", "shape": [8, 7]}
     assert summary.manifest["episodes"]["train"] == [f"train/7@{start:06d}" for start in range(4)]

@@ -13,12 +13,12 @@ import pytest
 from flax import nnx
 from tiny_systems import make_batch, make_model
 
-from jworld import errors
 from jworld.cameras import pose_strings, robots
 from jworld.parallel import axes, mesh
 from jworld.systems.cosmos import evaluation, objective, sampling
 from jworld.systems.cosmos.session import Session
 from jworld.systems.cosmos.system import Cosmos
+from jworld.utils import errors
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "cosmos_video2world.py"
 CHANNELS, SIZE = 8, (2, 4)
@@ -189,8 +189,8 @@ def test_paths_become_motions() -> None:
     actions = system.controls("w-3, right-3", None)
     assert len(actions) == 2
     path = pose_strings.path("w-3, right-3", system.units)
-    np.testing.assert_array_equal(actions[1].told, robots.camera_actions(path.w2c)[3:])
-    forward, turning = actions[0].told[0], actions[1].told[0]
+    np.testing.assert_array_equal(actions[1].control, robots.camera_actions(path.w2c)[3:])
+    forward, turning = actions[0].control[0], actions[1].control[0]
     np.testing.assert_allclose(forward[:3], [0, 0, 20 * 0.24], atol=1e-5)
     np.testing.assert_allclose(turning[3:6], [0, 20 * np.deg2rad(8.0), 0], atol=1e-5)
 

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import tiny_videos
 
-from jworld import config as run_config
-from jworld import precompute, systems
+from jworld import systems
 from jworld.cameras import driving
-from jworld.data import matrix, records
-from jworld.encoders import Given
+from jworld.data import records
+from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.models.autoencoders import linear
-from jworld.precomputing.settings import Settings
+from jworld.precompute import __main__ as precompute
+from jworld.precompute import job
+from jworld.precompute.settings import Settings
+from jworld.systems.matrix import data
+from jworld.utils import config as run_config
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 CODEC = linear.LinearConfig(channels=16, spatial_ratio=8)
@@ -31,11 +34,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     tiny_videos.write(raw / "clips" / "drive.mp4", fps=10)
     entry = {"path": "clips/drive.mp4", "caption": "a road", "control_signal_seq": ",".join(TOKENS)}
     (raw / "index.json").write_text(json.dumps({"list": [entry | {"valid_frame_idx": 2}]}))
-    given = Given(text_encoder="hashed-words:6", image_encoder="none")
+    given = EncoderOverrides(text_encoder="hashed-words:6", image_encoder="none")
     settings = Settings(
         input=raw, format="matrix", fps=10, frames=9, val_share=0.0, codec=CODEC, given=given, width=32, height=16
     )
-    summary = precompute.precompute(settings, raw / "records")
+    summary = job.precompute(settings, raw / "records")
     assert summary is not None
     assert "configs/matrix_control.py:2b" in precompute.next_command(summary)
     return raw / "records"
@@ -76,7 +79,7 @@ def test_tokens_are_stored_per_latent(directory: pathlib.Path) -> None:
 
 def test_batches_of_a_stage_with_control(directory: pathlib.Path) -> None:
     batch = first_batch(recipe("matrix_control.py:2b", directory, control_dropout=0.0))
-    table, source = matrix.control_table("", 8), records.RecordSource(directory, "train")
+    table, source = data.control_table("", 8), records.RecordSource(directory, "train")
     for row, index in enumerate(batch["index"]):
         record = source[int(index)]
         np.testing.assert_array_equal(batch["control"][row], table[record["control"]])
@@ -102,9 +105,9 @@ class Texts:
 
 
 def test_latents_are_drawn_from_the_posterior() -> None:
-    clip = matrix.ClipConfig(latent_size=(2, 2), window_frames=3, posterior=True)
+    clip = data.ClipConfig(latent_size=(2, 2), window_frames=3, posterior=True)
     assert clip.arrays == ("latent", "prompt", "logvar")
-    transform = matrix.TakeLatents(clip, text_store=Texts(), text_tokens=4, table=None)
+    transform = data.TakeLatents(clip, text_store=Texts(), text_tokens=4, table=None)
     mean = np.zeros((4, 2, 2, 500), ml_dtypes.bfloat16)
     logvar = np.full(mean.shape, 2 * np.log(0.5), np.float16)
     logvar[1] = 2 * np.log(3)
@@ -115,9 +118,9 @@ def test_latents_are_drawn_from_the_posterior() -> None:
 
 
 def test_labels_of_walks_become_controls() -> None:
-    clip = matrix.ClipConfig(latent_size=(2, 2), window_frames=3, controls="labels", control_dropout=0.5)
-    table = matrix.control_table("", 8)
-    transform = matrix.TakeLatents(clip, text_store=Texts(), text_tokens=4, table=table)
+    clip = data.ClipConfig(latent_size=(2, 2), window_frames=3, controls="labels", control_dropout=0.5)
+    table = data.control_table("", 8)
+    transform = data.TakeLatents(clip, text_store=Texts(), text_tokens=4, table=table)
     record = {
         "latent": np.zeros((4, 2, 2, 5), ml_dtypes.bfloat16),
         "action": np.array([0, 9, 10, 11], np.int32),
@@ -135,12 +138,10 @@ def test_labels_of_walks_become_controls() -> None:
 
 def test_windows_of_a_stream_begin_anywhere_behind_the_first_latent() -> None:
     """Latents, controls and the empty prompt's text belong together; the first latent, one frame, is never there."""
-    clip = matrix.ClipConfig(
-        latent_size=(1, 1), window_frames=3, start="middle", controls="tokens", control_dropout=0.0
-    )
+    clip = data.ClipConfig(latent_size=(1, 1), window_frames=3, start="middle", controls="tokens", control_dropout=0.0)
     assert clip.least_latents == 4
-    table = matrix.control_table("", 8)
-    transform = matrix.TakeLatents(clip, text_store=Texts(), text_tokens=4, table=table, null_states=True)
+    table = data.control_table("", 8)
+    transform = data.TakeLatents(clip, text_store=Texts(), text_tokens=4, table=table, null_states=True)
     record = {
         "latent": np.arange(7).reshape(7, 1, 1, 1).astype(ml_dtypes.bfloat16),
         "control": np.arange(7, dtype=np.int32),

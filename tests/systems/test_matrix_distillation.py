@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import errors, runs, systems
+from jworld import systems
 from jworld.diffusion import consistency, v_prediction, windows
 from jworld.parallel import axes, mesh
+from jworld.systems import runs
 from jworld.systems.matrix import distillation, objective
 from jworld.systems.matrix.system import Matrix
 from jworld.training import optimizers, step
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "matrix_scm.py"
 ALPHAS = v_prediction.alphas_cumprod()

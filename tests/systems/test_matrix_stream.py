@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from tiny_systems import make_model
 
-from jworld import config as run_config
-from jworld import errors, generate
+from jworld import generate
 from jworld.cameras import driving
 from jworld.systems.matrix import sampling, streaming
 from jworld.systems.matrix.system import Matrix
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 CHANNELS, SIZE = 4, (2, 4)
@@ -143,7 +144,7 @@ def test_a_held_key_reaches_the_screen_after_the_groups(session: streaming.Strea
 def test_a_script_tells_every_frame_its_own_token(session: streaming.StreamSession) -> None:
     actions = streaming.script(driving.parse("D*2,DR,N"), session.sample)
     assert [action.name for action in actions] == ["D", "D", "DR", "N"]
-    told = [action.told.tokens for action in actions]
+    told = [action.control.tokens for action in actions]
     assert told[0] == ("D", "D", "D", "DR", "N")
     assert told[1] == ("D", "D", "DR", "N", "N")
     assert told[3] == ("DR", "N", "N", "N", "N")

@@ -11,8 +11,7 @@ import pytest
 from flax import nnx
 from tiny_systems import make_batch, make_model
 
-from jworld import config as run_config
-from jworld import errors, systems, train
+from jworld import systems, train
 from jworld.cameras import driving
 from jworld.diffusion import v_prediction
 from jworld.parallel import axes, mesh
@@ -20,6 +19,8 @@ from jworld.systems.matrix import evaluation, objective
 from jworld.systems.matrix.session import ClipSession, Controls
 from jworld.systems.matrix.system import Matrix
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 CHANNELS, SIZE, LATENTS = 8, (2, 4), 3
@@ -190,11 +191,11 @@ def test_the_control_adapter_starts_without_effect_and_alone_has_gradients() -> 
 def test_tokens_of_a_clip() -> None:
     system = Matrix(make_config())
     (action,) = system.controls("D,DR", None)
-    assert action.told == Controls(("D", "D", "DR"))
+    assert action.control == Controls(("D", "D", "DR"))
     assert action.name == "D, DR"
     (action,) = system.controls("DL", None)
-    assert action.told == Controls(("DL",) * 3)
-    assert Matrix(make_config("matrix_lora.py:base")).controls(None, None)[0].told is None
+    assert action.control == Controls(("DL",) * 3)
+    assert Matrix(make_config("matrix_lora.py:base")).controls(None, None)[0].control is None
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pytest
 import rich.console
 from pyarrow import parquet
 
-from jworld.errors import UserError
 from jworld.systems.theworld.evaluation import answers, benchmarks, blink, spatial_bench, vsr
+from jworld.utils.errors import UserError
 
 CONSOLE = rich.console.Console(file=io.StringIO())
 

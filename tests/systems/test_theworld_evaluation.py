@@ -11,10 +11,12 @@ import PIL.Image
 import pytest
 import rich.console
 
-from jworld import evaluate, reports, scores
+from jworld import evaluate
 from jworld.data.conversations import batches, chat, formats
-from jworld.errors import UserError
-from jworld.systems.theworld.evaluation import report, walks
+from jworld.evaluation import accuracy
+from jworld.evaluation import results as reports
+from jworld.systems.theworld.evaluation import questions, report
+from jworld.utils.errors import UserError
 
 
 class Walks:
@@ -75,7 +77,7 @@ def test_questions_about_walks(data: Any) -> None:
 
 
 def test_an_answer_without_a_choice_says_nothing(data: Any) -> None:
-    benchmark = walks.load(data.source("val"), limit=0)
+    benchmark = questions.load(data.source("val"), limit=0)
     example = benchmark.examples[0]
     assert [benchmark.read(example, text) for text in ("", "up", "Right, then left", "LEFT")] == [
         None,
@@ -98,7 +100,9 @@ def test_files_and_comparison(data: Any, tmp_path: pathlib.Path) -> None:
     assert PIL.Image.open(paths[1]).size[0] > 500
     gemma = {"scores": {"answers": {"turn": 40.0, "distance": 80.0, "side": 1.0}}, "chance": 50.0}
     (tmp_path / "gemma.json").write_text(json.dumps(gemma))
-    found = scores.compare([tmp_path / "gemma.json", paths[0].parent], ["Gemma", "TheWorld"], tmp_path / "out", console)
+    found = accuracy.compare(
+        [tmp_path / "gemma.json", paths[0].parent], ["Gemma", "TheWorld"], tmp_path / "out", console
+    )
     assert found["scores"]["TheWorld, with world"] == {"turn": 100.0, "distance": 100.0, "mean": 100.0}
     assert found["scores"]["Gemma"] == {"turn": 40.0, "distance": 80.0, "mean": 60.0}
     assert found["changes"]["TheWorld, without"]["distance"] == {"points": -30.0, "percent": -37.5}

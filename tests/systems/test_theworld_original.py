@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from jworld import config as run_config
 from jworld import systems, train
-from jworld.errors import UserError
 from jworld.systems.theworld import original
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
+from jworld.utils.errors import UserError
 
 
 def written(folder: pathlib.Path, **values: Any) -> pathlib.Path:

@@ -15,17 +15,19 @@ import pytest
 import rich.console
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import evaluate, reports, runs, systems
-from jworld.data.conversations import chat, training
+from jworld import evaluate, systems
+from jworld.data.conversations import chat, dataset
+from jworld.evaluation import results
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld
 from jworld.parallel import mesh
+from jworld.systems import runs
 from jworld.systems.theworld import objective
 from jworld.systems.theworld.evaluation import vsr
 from jworld.training import checkpoints, optimizers
 from jworld.training import state as train_state
 from jworld.training.state import path_filter
+from jworld.utils import config as run_config
 
 PROJECTION, LANGUAGE, VISION = 6_599_680, 3_880_107_008, 416_866_032 + 2_950_272
 ENCODER = 53_595_872 + 1_056
@@ -102,8 +104,8 @@ def model(system: Any) -> TheWorld:
 
 
 @pytest.fixture(scope="module")
-def kept() -> training.Kept:
-    return training.Kept(chat.load("assets/tokenizer", image_tokens=16))
+def kept() -> dataset.RunEncoders:
+    return dataset.RunEncoders(chat.load("assets/tokenizer", image_tokens=16))
 
 
 def image(seed: int) -> PIL.Image.Image:
@@ -146,7 +148,7 @@ def test_no_logits_of_a_whole_sequence(model: TheWorld) -> None:
 
 
 @pytest.mark.slow
-def test_answers_by_the_batch_and_by_the_token(system: Any, model: TheWorld, kept: training.Kept) -> None:
+def test_answers_by_the_batch_and_by_the_token(system: Any, model: TheWorld, kept: dataset.RunEncoders) -> None:
     """The same words, however far the prompts are padded; without its world the model reads another sequence."""
     answers, session = system.answers(model, kept), system.session(model, kept)
     asked = ["Did the camera turn left or right?", "Is the wall ahead nearer or farther in the second view?"]
@@ -160,7 +162,7 @@ def test_answers_by_the_batch_and_by_the_token(system: Any, model: TheWorld, kep
     assert fused.embeds.shape[1] == batch["tokens"].shape[1] + 16 + 2
 
 
-def test_the_cache_tells_what_the_whole_sequence_tells(system: Any, model: TheWorld, kept: training.Kept) -> None:
+def test_the_cache_tells_what_the_whole_sequence_tells(system: Any, model: TheWorld, kept: dataset.RunEncoders) -> None:
     """With a world, an image and a window shorter than either: step by step as all at once."""
     batch = system.prompts(kept)([[image(0)]], ["Did the camera turn left or right?"])
     session = system.session(model, kept)
@@ -183,13 +185,13 @@ def test_the_cache_tells_what_the_whole_sequence_tells(system: Any, model: TheWo
 
 @pytest.mark.slow
 def test_a_benchmark_is_asked_with_and_without_the_world(
-    system: Any, model: TheWorld, kept: training.Kept, tmp_path: pathlib.Path
+    system: Any, model: TheWorld, kept: dataset.RunEncoders, tmp_path: pathlib.Path
 ) -> None:
     rows = [{"image": f"{i}.png", "caption": f"The wall is {i}.", "label": i % 2} for i in range(3)]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for i in range(3):
         image(i).save(tmp_path / f"{i}.png")
-    options = reports.Options(benchmark="vsr", data=str(tmp_path / "test.jsonl"), images=str(tmp_path), batch=2)
+    options = results.Options(benchmark="vsr", data=str(tmp_path / "test.jsonl"), images=str(tmp_path), batch=2)
     report = system.evaluate(model, kept, None, options, rich.console.Console(file=io.StringIO()))
     assert list(report.scores) == ["with world", "without"]
     assert [table.columns[0].header for table in evaluate.tables(report)] == ["accuracy in %", ""]

@@ -13,9 +13,7 @@ from flax import nnx
 from tiny_systems import make_model
 
 from conversion import theworld
-from jworld import config as run_config
-from jworld import runs, systems
-from jworld.errors import UserError
+from jworld import systems
 from jworld.models.autoencoders.linear import LinearAutoencoder
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
@@ -23,10 +21,13 @@ from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.model import TheWorld
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
+from jworld.systems import runs
 from jworld.systems.cosmos.sampling import SampleConfig, WindowSampler
 from jworld.systems.theworld import objective, world_steps
 from jworld.training import optimizers, step, weights
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
+from jworld.utils.errors import UserError
 
 NETWORK: dict[str, Any] = {
     "channels": 96,

@@ -15,14 +15,15 @@ import pytest
 import tiny_run
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import errors, systems
+from jworld import systems
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.parallel import axes, mesh
 from jworld.systems.worldplay import objective
 from jworld.systems.worldplay.system import WorldPlay
 from jworld.training import optimizers, state, step
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 BATCH, CHUNK = 8, 4
 

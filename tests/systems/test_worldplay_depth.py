@@ -5,10 +5,10 @@ import pathlib
 import jax
 from flax import nnx
 
-from jworld import config as run_config
 from jworld import systems
 from jworld.parallel import axes, mesh
 from jworld.training import optimizers, state, step
+from jworld.utils import config as run_config
 
 RECIPE = str(pathlib.Path(__file__).parents[2] / "configs" / "ar_mem.py")
 

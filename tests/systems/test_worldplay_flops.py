@@ -6,8 +6,8 @@ import jax
 import pytest
 from flax import nnx
 
-from jworld import config as run_config
 from jworld import systems
+from jworld.utils import config as run_config
 
 RECIPE = str(pathlib.Path(__file__).parents[2] / "configs" / "ar_mem.py")
 

@@ -15,11 +15,11 @@ from flax import nnx
 from parity_checks import worldplay as parity
 
 from jworld.cameras import memory, pose_strings
+from jworld.evaluation.held_out import Controls
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.parallel import axes, mesh
-from jworld.systems.walks import Controls
 from jworld.systems.worldplay import latents
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession

@@ -14,8 +14,8 @@ import pytest
 import toy
 from flax import nnx
 
-from jworld import errors
 from jworld.training import checkpoints, checksums
+from jworld.utils import errors
 
 BLOCKS = nnx.All(nnx.Param, nnx.PathContains("blocks"))
 
@@ -251,7 +251,7 @@ FULL_DISK = """
 import pathlib, resource, sys
 sys.path.insert(0, {tests!r})
 import toy
-from jworld import errors
+from jworld.utils import errors
 from jworld.training import checkpoints
 
 @errors.exit_on_user_error

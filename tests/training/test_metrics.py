@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import rich.console
 
-from jworld import errors
 from jworld.training import goodput, metrics, rates
+from jworld.utils import errors
 
 
 def values(loss: float, *, skipped: int = 0, in_row: int = 0, norm: float = 0.5) -> dict[str, Any]:

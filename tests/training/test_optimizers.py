@@ -9,8 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from jworld import errors
 from jworld.training import muon, optimizers
+from jworld.utils import errors
 
 VALUES: dict[str, list[tuple[int, float]]] = {
     "constant": [(0, 2.0), (10, 2.0), (99, 2.0)],

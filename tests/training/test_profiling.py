@@ -7,8 +7,8 @@ import sys
 import commands
 import pytest
 
-from jworld import errors
 from jworld.training import profiling
+from jworld.utils import errors
 
 
 def test_steps_are_named_as_first_and_last() -> None:

@@ -9,8 +9,8 @@ import pytest
 import toy
 from flax import nnx
 
-from jworld import errors
 from jworld.training import optimizers, state, step
+from jworld.utils import errors
 
 
 @pytest.mark.parametrize("name", optimizers.NAMES)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from jworld import errors
+from jworld.utils import errors
 
 PROGRAM = """
 import sys, threading, time

@@ -24,8 +24,8 @@ import numpy as np
 import PIL.Image
 
 from jworld.data import pipeline, records
-from jworld.data.conversations import chat, pictures, prepared
-from jworld.errors import UserError
+from jworld.data.conversations import chat, image_files, prepared
+from jworld.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class ClipConfig:
     lengths: tuple[int, ...] = (512, 1024, 2048)
     images: int = 1
     image_size: int = 896
-    world_size: int = pictures.WORLD_SIZE
+    world_size: int = image_files.WORLD_SIZE
     labels: chat.Labels = "answers"
 
     def __post_init__(self) -> None:
@@ -151,7 +151,7 @@ class MakeExample(grain.transforms.RandomMap):
         record, clip = element["record"], self._clip
         row = record["conversation"]
         try:
-            images = [pictures.read(place, self._root) for place in row.places]
+            images = [image_files.read(place, self._root) for place in row.places]
         except ValueError as error:
             raise UserError(
                 f"conversation {row.name}: {error}: put it back, or remove {self._root} to look through all again"
@@ -169,8 +169,11 @@ def model_pixels(images: Sequence[PIL.Image.Image], clip: ClipConfig) -> dict[st
     """`pixel_values` [I, S, S, 3] and, with a world, `world_pixels` [W, W, 3], the first picture's; zeros for none."""
     pixels = np.zeros((clip.images, clip.image_size, clip.image_size, 3), np.uint8)
     for number, image in enumerate(images):
-        pixels[number] = pictures.resized(image, clip.image_size)
+        pixels[number] = image_files.resized(image, clip.image_size)
     if not clip.world_size:
         return {"pixel_values": pixels}
     world = np.zeros((clip.world_size, clip.world_size, 3), np.uint8)
-    return {"pixel_values": pixels, "world_pixels": pictures.resized(images[0], clip.world_size) if images else world}
+    return {
+        "pixel_values": pixels,
+        "world_pixels": image_files.resized(images[0], clip.world_size) if images else world,
+    }

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 IGNORED = -100
 

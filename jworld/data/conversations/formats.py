@@ -16,8 +16,8 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jworld.data.conversations import chat, json_rows, pictures, spatial, tables
-from jworld.errors import UserError
+from jworld.data.conversations import chat, image_files, json_rows, spatial, tables
+from jworld.utils.errors import UserError
 
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
 _CAPTION_COLUMNS = ("caption", "text", "txt")
@@ -66,7 +66,7 @@ class Conversation:
 
     name: str
     turns: tuple[chat.Turn, ...] = ()
-    places: tuple[pictures.Place, ...] = ()
+    places: tuple[image_files.ImageSource, ...] = ()
     single_turn: bool = True
     split: str | None = None
     problem: str = ""
@@ -124,7 +124,7 @@ def _captions(config: SetConfig) -> Rows:
         yield from _shard(config, file) if suffix == ".tar" else _table(config, file)
 
 
-def _pair(config: SetConfig, name: str, caption: Any, place: pictures.Place) -> Conversation:
+def _pair(config: SetConfig, name: str, caption: Any, place: image_files.ImageSource) -> Conversation:
     if not isinstance(caption, str) or not caption.strip():
         return Conversation(name=name, problem="it has no caption")
     turns = (chat.Turn("user", config.question), chat.Turn("model", caption))
@@ -158,7 +158,7 @@ def _shard(config: SetConfig, path: pathlib.Path) -> Rows:
                     yield _shard_row(config, path, name, caption, place)
                     place = caption = None
                 name = key
-                if f".{suffix.lower()}" in pictures.SUFFIXES:
+                if f".{suffix.lower()}" in image_files.SUFFIXES:
                     place = {"tar": str(path.absolute()), "offset": member.offset_data, "size": member.size}
                 elif suffix in ("txt", "json"):
                     content = archive.extractfile(member)
@@ -181,7 +181,7 @@ def _caption(suffix: str, data: bytes, known: str | None) -> str | None:
 
 
 def _shard_row(
-    config: SetConfig, path: pathlib.Path, name: str, caption: str | None, place: pictures.Place | None
+    config: SetConfig, path: pathlib.Path, name: str, caption: str | None, place: image_files.ImageSource | None
 ) -> Conversation:
     name = f"{path.stem}/{name}"
     return _pair(config, name, caption, place) if place else Conversation(name=name, problem="it has no picture")
@@ -203,10 +203,12 @@ def _spatial_rgpt(config: SetConfig) -> Rows:
 
 def picture_stems(config: SetConfig) -> dict[str, pathlib.Path]:
     """The pictures of `config.images` by their names without suffix."""
-    return {file.stem: file for file in _folder(config).iterdir() if file.suffix.lower() in pictures.SUFFIXES}
+    return {file.stem: file for file in _folder(config).iterdir() if file.suffix.lower() in image_files.SUFFIXES}
 
 
-def spatial_place(config: SetConfig, raw: Mapping[str, Any], stems: Mapping[str, pathlib.Path]) -> pictures.Place:
+def spatial_place(
+    config: SetConfig, raw: Mapping[str, Any], stems: Mapping[str, pathlib.Path]
+) -> image_files.ImageSource:
     """Where the picture of a row of SpatialRGPT lies; a `ValueError` where the row names none."""
     if name := raw.get("filename"):
         if name not in stems:
@@ -241,7 +243,7 @@ def _folder(config: SetConfig) -> pathlib.Path:
     return folder
 
 
-def _below(config: SetConfig, name: Any) -> pictures.Place:
+def _below(config: SetConfig, name: Any) -> image_files.ImageSource:
     return {"file": str((_folder(config) / str(name)).absolute())}
 
 

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 _CHUNK = 1 << 20
 

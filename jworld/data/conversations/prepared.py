@@ -19,10 +19,10 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jworld import files
 from jworld.data import records
-from jworld.data.conversations import chat, formats, pictures
-from jworld.errors import UserError
+from jworld.data.conversations import chat, formats, image_files
+from jworld.utils import files
+from jworld.utils.errors import UserError
 
 FORMAT, VERSION = "jworld-conversations", 1
 UNUSABLE = "unusable.txt"
@@ -119,7 +119,7 @@ def find_problem(row: formats.Conversation, root: pathlib.Path, *, images: int) 
         return f"it has {len(row.places)} pictures, config.data.clip.images is {images}"
     for place in row.places:
         try:
-            pictures.check(place, root)
+            image_files.check(place, root)
         except ValueError as error:
             return str(error)
     return ""
@@ -134,7 +134,7 @@ def _length(tokenizer: chat.ChatTokenizer, row: formats.Conversation) -> tuple[i
 
 def _split(row: formats.Conversation, val_share: float) -> str:
     """By the picture: what is said of it elsewhere belongs to the same split."""
-    digest = hashlib.sha256(pictures.describe(row.places[0]).encode()).digest()
+    digest = hashlib.sha256(image_files.describe(row.places[0]).encode()).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_share * 2**64 else "train"
 
 

@@ -19,9 +19,10 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jworld.data import episodes, images
+from jworld.data import images
 from jworld.data.conversations import chat, formats
-from jworld.errors import UserError
+from jworld.data.recording import episodes
+from jworld.utils.errors import UserError
 
 ANSWERS: Mapping[str, tuple[str, str]] = {
     "turn": ("left", "right"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyarrow import parquet
 
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 
 @functools.lru_cache(maxsize=16)

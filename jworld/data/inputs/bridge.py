@@ -15,7 +15,7 @@ import numpy as np
 
 from jworld.data import records
 from jworld.data.inputs import items
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 #: Numbers of a hand's place: position and angles.
 PLACE = 6

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jworld.data.inputs import fitting, items, video
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 REMAINDERS = ("drop", "shift")
 # 29.97 for 30: resampling would repeat one frame in a thousand.

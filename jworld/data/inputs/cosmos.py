@@ -1,12 +1,13 @@
 """Format "cosmos": videos/X.mp4 with captions metas/X.txt, as Cosmos-Predict2's post-training reads them.
 
-Encoded captions of that layout, t5_xxl/X.pickle, are not opened: `jworld.data.import_t5` reads them once, with care.
+Encoded captions of that layout, t5_xxl/X.pickle, are not opened here: `jworld.systems.cosmos.import_t5`
+converts them once, without running the pickles.
 """
 
 import pathlib
 
 from jworld.data.inputs import items, video
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
@@ -32,6 +33,6 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
         notes.append(
             f"{path / 't5_xxl'} holds pickled text embeddings, which are not opened here: the captions of metas/ are "
             "encoded anew with --text-encoder, or bring the embeddings along with --text-embeddings FILE, which "
-            f"python -m jworld.data.import_t5 --input {path} writes"
+            f"python -m jworld.systems.cosmos.import_t5 --input {path} writes"
         )
     return items.finish(listed, notes, source=folder, options=options)

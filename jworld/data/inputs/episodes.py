@@ -1,13 +1,13 @@
-"""Format "episodes": what `scripts/record_episodes.py` writes (see `jworld.data.episodes`)."""
+"""Format "episodes": what `scripts/record_episodes.py` writes (see `jworld.data.recording.episodes`)."""
 
 import functools
 import pathlib
 from typing import Any
 
 from jworld.cameras import poses
-from jworld.data import episodes
 from jworld.data.inputs import items
-from jworld.errors import UserError
+from jworld.data.recording import episodes
+from jworld.utils.errors import UserError
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 
 from jworld.data import images
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 MODES = ("crop", "stretch")
 _FILTERS = {

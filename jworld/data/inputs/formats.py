@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 from jworld.data.inputs import bridge, cosmos, episodes, items, matrix, videos, worldplay
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

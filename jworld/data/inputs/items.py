@@ -12,7 +12,7 @@ import numpy as np
 
 from jworld.cameras import actions, poses
 from jworld.data import records
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 DIRECTIONS, DRIVING = "directions", "driving"
 

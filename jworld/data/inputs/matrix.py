@@ -11,7 +11,7 @@ from typing import Any
 
 from jworld.cameras import driving
 from jworld.data.inputs import items
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:

@@ -10,7 +10,7 @@ import imageio_ffmpeg
 import numpy as np
 import PIL.Image
 
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")

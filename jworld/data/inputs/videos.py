@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jworld.data.inputs import items, video
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 TABLES = ("captions.json", "captions.jsonl", "captions.csv")
 

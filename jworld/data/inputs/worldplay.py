@@ -12,7 +12,7 @@ from typing import Any
 
 from jworld.cameras import poses
 from jworld.data.inputs import items
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 _VIEWS = {"LR": "yaw_right", "LL": "yaw_left", "LU": "pitch_up", "LD": "pitch_down"}
 _MOVES = (("W", "S", "forward"), ("S", "W", "backward"), ("D", "A", "right"), ("A", "D", "left"))

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jworld import errors
 from jworld.data.recording import explorer
+from jworld.utils import errors
 
 SCALE = 1 / 64  # units per map unit: the eye is 0.64 above the floor, one latent of walking is 0.25
 TICS = 3  # of the engine per frame

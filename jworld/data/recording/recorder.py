@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from rich import progress
 
-from jworld import errors
-from jworld.data import episodes as episodes_lib
-from jworld.data import folder_lock
 from jworld.data.recording import doom, explorer, rooms
+from jworld.data.recording import episodes as episodes_lib
+from jworld.utils import errors, folder_lock
 
 SOURCES = ("rooms", *doom.LEVELS, "auto")
 FPS = 16.0

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jworld.errors import UserError
 from jworld.models.autoencoders import network
 from jworld.models.autoencoders.blocks import Cache, Coder, Head, Level, Style, middle
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.samplers import AverageDown, NearestUp, enlarge, split_odd
 from jworld.models.layers.linear import default_init
+from jworld.utils.errors import UserError
 
 NORMALISATION = Normalisation(scale=(1.15258426,))
 

@@ -11,13 +11,13 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from jworld import files as whole_files
-from jworld.errors import UserError
 from jworld.models.autoencoders import linear, network
 from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder, CogVideoXConfig
 from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15Config
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.wan import WanAutoencoder, WanConfig
+from jworld.utils import files as whole_files
+from jworld.utils.errors import UserError
 
 #: Family -> (class, class of its config).
 NETWORKS: dict[str, tuple[Any, Any]] = {

@@ -16,12 +16,12 @@ from typing import ClassVar, Literal
 import jax
 from flax import nnx
 
-from jworld.errors import UserError
 from jworld.models.autoencoders import network
 from jworld.models.autoencoders.blocks import Cache, ChannelNorm, Coder, Head, Level, Style, middle
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.samplers import ShuffleDown, ShuffleUp, repeated
 from jworld.models.layers.causal_conv import CausalConv
+from jworld.utils.errors import UserError
 
 NORMALISATION = Normalisation(scale=(1.03682,))
 

@@ -29,8 +29,8 @@ import safetensors.numpy
 import scipy.linalg
 from flax import nnx
 
-from jworld import files
-from jworld.errors import UserError
+from jworld.utils import files
+from jworld.utils.errors import UserError
 
 FAMILY = "linear"
 _WEIGHTS = ("basis", "mean", "scale", "std")

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jworld.errors import UserError
 from jworld.models.autoencoders import linear
 from jworld.models.autoencoders.blocks import Cache, Coder
 from jworld.models.autoencoders.latents import Normalisation, Posterior
 from jworld.models.autoencoders.tiling import Tiling, tiled
 from jworld.parallel import axes
+from jworld.utils.errors import UserError
 
 Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 
@@ -155,16 +155,16 @@ class VideoAutoencoder(nnx.Module):
 
     def _encode_pieces(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         def step(frames: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-            moments, cache = self._encode_chunk(spread(frames), cache)
-            return spread(moments.astype(jnp.float32)), cache
+            moments, cache = self._encode_chunk(constrain_video(frames), cache)
+            return constrain_video(moments.astype(jnp.float32)), cache
 
         chunk = self.config.chunk and self.config.chunk * self.config.temporal_ratio
         return in_pieces(step, video, cache, chunk=chunk, first_alone=self.first_frame_alone)
 
     def _decode_pieces(self, latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         def step(latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-            video, cache = self._decode_chunk(self.config.normalisation.invert(spread(latents)), cache)
-            return spread(video.astype(jnp.float32)), cache
+            video, cache = self._decode_chunk(self.config.normalisation.invert(constrain_video(latents)), cache)
+            return constrain_video(video.astype(jnp.float32)), cache
 
         return in_pieces(step, latents, cache, chunk=self.config.chunk, first_alone=self.first_frame_alone)
 
@@ -229,9 +229,9 @@ def in_pieces(
     return jax.lax.fori_loop(0, count, body, (out, cache))
 
 
-def spread(x: jax.Array) -> jax.Array:
+def constrain_video(x: jax.Array) -> jax.Array:
     """Spread batch and width of [B, F, H, W, C] over the mesh, each where it divides; a no-op outside a mesh."""
-    return axes.spread(x, "batch", None, None, "width", None)
+    return axes.constrain_if_divisible(x, "batch", None, None, "width", None)
 
 
 def settings(config: AutoencoderConfig) -> dict[str, Any]:

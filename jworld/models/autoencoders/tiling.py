@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

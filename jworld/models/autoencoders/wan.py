@@ -12,11 +12,11 @@ from typing import ClassVar
 import jax
 from flax import nnx
 
-from jworld.errors import UserError
 from jworld.models.autoencoders import network
 from jworld.models.autoencoders.blocks import Cache, ChannelNorm, Coder, Head, Level, Style, middle
 from jworld.models.autoencoders.latents import Normalisation
 from jworld.models.autoencoders.samplers import LearnedDown, LearnedUp
+from jworld.utils.errors import UserError
 
 _MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),

@@ -39,7 +39,7 @@ def create(cfg: Gemma3Config, valid: jax.Array, *, capacity: int) -> Cache:
     for kind in sorted(set(cfg.kinds)):
         slots = capacity if kind == "full" else min(cfg.window, capacity)
         shape = (cfg.kinds.count(kind), valid.shape[0], slots, cfg.num_key_heads, cfg.head_dim)
-        empty = axes.spread(jnp.zeros(shape, cfg.dtype), None, "batch", None, None, None)
+        empty = axes.constrain_if_divisible(jnp.zeros(shape, cfg.dtype), None, "batch", None, None, None)
         layers[kind] = KeyValues(empty, empty)
     valid = jnp.pad(valid.astype(bool), [(0, 0), (0, capacity - valid.shape[1])])
     return Cache(layers, valid, jnp.zeros((), jnp.int32))

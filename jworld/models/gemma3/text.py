@@ -18,7 +18,7 @@ from jworld.models.layers.mlp import gelu_tanh
 from jworld.models.layers.norms import OffsetRMSNorm
 from jworld.models.layers.rotary import rotary_tables, rotate_halves
 from jworld.models.layers.stack import scan_kinds, stack
-from jworld.parallel.axes import spread
+from jworld.parallel.axes import constrain_if_divisible
 
 normal = nnx.initializers.normal(0.02)
 
@@ -60,7 +60,9 @@ class Attention(nnx.Module):
     def heads(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q [B, L, N, K], k and v [B, L, M, K]; q and k are normed and turned."""
         q, k, v = (
-            spread(projection(x).reshape(*x.shape[:2], -1, self.cfg.head_dim), "batch", "sequence", None, None)
+            constrain_if_divisible(
+                projection(x).reshape(*x.shape[:2], -1, self.cfg.head_dim), "batch", "sequence", None, None
+            )
             for projection in (self.query, self.key, self.value)
         )
         # The attention function divides by the root of the head's size, this model by another number's.
@@ -136,7 +138,9 @@ class TextModel(nnx.Module):
     def embed(self, tokens: jax.Array) -> jax.Array:
         """[B, L] ids -> [B, L, D], scaled by the root of D, which is rounded to the dtype as the original does."""
         rows = jnp.take(self.embedding[...], tokens, axis=0).astype(self.cfg.dtype)
-        return spread(rows * jnp.asarray(self.cfg.width**0.5, self.cfg.dtype), "batch", "sequence", None)
+        return constrain_if_divisible(
+            rows * jnp.asarray(self.cfg.width**0.5, self.cfg.dtype), "batch", "sequence", None
+        )
 
     def contexts(self, positions: jax.Array, among: Mapping[Kind, tuple[Any, jax.Array | None]]) -> dict[Kind, Context]:
         """The context of every kind for tokens at `positions` [B, L], which see what `among` says: mask, key mask."""
@@ -187,7 +191,7 @@ class TextModel(nnx.Module):
             positions = jnp.broadcast_to(jnp.arange(length), embeds.shape[:2])
         seen = masks.masks(self.cfg, length, images)
         contexts = self.contexts(positions, {kind: (seen[kind], mask) for kind in seen})
-        return spread(embeds.astype(self.cfg.dtype), "batch", "sequence", None), contexts
+        return constrain_if_divisible(embeds.astype(self.cfg.dtype), "batch", "sequence", None), contexts
 
     def _cached(self, x: jax.Array, contexts: dict[Kind, Context], cache: Cache) -> tuple[jax.Array, Cache]:
         count = x.shape[1]

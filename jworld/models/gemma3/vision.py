@@ -13,7 +13,7 @@ from jworld.models.layers.mlp import MLP, gelu_tanh
 from jworld.models.layers.norms import OffsetRMSNorm, layer_norm
 from jworld.models.layers.patches import to_patches
 from jworld.models.layers.stack import scan_layers, stack
-from jworld.parallel.axes import spread
+from jworld.parallel.axes import constrain_if_divisible
 
 
 def vision_values(pixels: jax.Array) -> jax.Array:
@@ -37,7 +37,9 @@ class VisionLayer(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         normed = self.attention_norm(x).astype(x.dtype)
         q, k, v = (
-            spread(part(normed).reshape(*x.shape[:2], self.num_heads, -1), "batch", "sequence", None, None)
+            constrain_if_divisible(
+                part(normed).reshape(*x.shape[:2], self.num_heads, -1), "batch", "sequence", None, None
+            )
             for part in (self.query, self.key, self.value)
         )
         x = x + self.out(attention(q, k, v, implementation=self.implementation).reshape(x.shape))
@@ -62,7 +64,7 @@ class VisionTower(nnx.Module):
         """Patches before the first layer."""
         patches = to_patches(pixels[:, None], (self.cfg.patch_size, self.cfg.patch_size))[:, 0]
         x = self.patch_in(patches.astype(self.cfg.dtype)) + self.positions[...].astype(self.cfg.dtype)
-        return spread(x, "batch", "sequence", None)
+        return constrain_if_divisible(x, "batch", "sequence", None)
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x), None), self.embed(pixels), remat=self.cfg.remat)

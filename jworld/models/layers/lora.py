@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jworld import errors
 from jworld.models.layers.linear import Linear
+from jworld.utils import errors
 
 #: Paths of the adapters' parameters, for `config.optimizer.trainable`.
 TRAINABLE = r"(.*/)?lora/[ab]"

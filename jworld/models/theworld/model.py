@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jworld.errors import UserError
 from jworld.models.autoencoders.linear import LinearAutoencoder
 from jworld.models.autoencoders.wan import WanAutoencoder
 from jworld.models.cosmos.transformer import CosmosTransformer
@@ -15,6 +14,7 @@ from jworld.models.gemma3.model import Gemma3
 from jworld.models.layers.linear import linear
 from jworld.models.layers.mlp import gelu_exact
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
+from jworld.utils.errors import UserError
 
 
 class Fused(NamedTuple):

@@ -11,9 +11,10 @@ import rich.console
 import rich.progress
 from flax import nnx
 
-from jworld import errors, reports, spacing
-from jworld.data import pixels
+from jworld.evaluation import results
 from jworld.models.autoencoders import linear, network
+from jworld.systems.autoencoder import data
+from jworld.utils import errors, indices
 
 MODEL, LINEAR = "autoencoder", "linear codec, same latent size"
 #: PSNR of a perfect reconstruction, where the true one is infinite.
@@ -34,7 +35,7 @@ def reconstructor(model: network.VideoAutoencoder) -> Reconstruct:
     return lambda video: np.asarray(run(model, video[None]))[0]
 
 
-def choose_clips(files: pixels.FrameFiles, *, frames: int, count: int) -> list[tuple[int, int]]:
+def choose_clips(files: data.FrameFiles, *, frames: int, count: int) -> list[tuple[int, int]]:
     """At most `count` pairs (held-out video, first frame), spread over the videos and along each."""
     lengths = files.lengths("val")
     all_clips = [
@@ -45,22 +46,22 @@ def choose_clips(files: pixels.FrameFiles, *, frames: int, count: int) -> list[t
             f"the longest of {len(lengths)} held-out videos in {files.directory} has {max(lengths)} frames, a clip "
             f"needs {frames}: ask for shorter clips"
         )
-    picked = spacing.evenly(len(all_clips), count)
+    picked = indices.evenly(len(all_clips), count)
     return [all_clips[i] for i in picked]
 
 
-def read(files: pixels.FrameFiles, clip: tuple[int, int], frames: int) -> np.ndarray:
+def read(files: data.FrameFiles, clip: tuple[int, int], frames: int) -> np.ndarray:
     video, start = clip
     return np.array(files.read("val", video)[start : start + frames])
 
 
-def sample(reconstruct: Reconstruct, files: pixels.FrameFiles, *, count: int, frames: int) -> reports.Comparison:
+def sample(reconstruct: Reconstruct, files: data.FrameFiles, *, count: int, frames: int) -> results.Comparison:
     """Held-out clips one after the other, each a chunk."""
     chosen = choose_clips(files, frames=frames, count=count)
     truth = [read(files, clip, frames) for clip in chosen]
     made = [reconstruct(clip) for clip in truth]
     chunks = [
-        reports.Chunk(
+        results.Chunk(
             start=i * frames,
             stop=(i + 1) * frames,
             action=f"{files.name('val', video)} from {start}",
@@ -68,7 +69,7 @@ def sample(reconstruct: Reconstruct, files: pixels.FrameFiles, *, count: int, fr
         )
         for i, (video, start) in enumerate(chosen)
     ]
-    return reports.Comparison(title="", truth=np.concatenate(truth), prediction=np.concatenate(made), chunks=chunks)
+    return results.Comparison(title="", truth=np.concatenate(truth), prediction=np.concatenate(made), chunks=chunks)
 
 
 def psnr(truth: np.ndarray, made: np.ndarray) -> float:
@@ -83,10 +84,10 @@ def latent_spans(latents: int, ratio: int) -> list[tuple[int, int]]:
 
 def evaluate(
     model: network.VideoAutoencoder,
-    files: pixels.FrameFiles,
-    options: reports.Options,
+    files: data.FrameFiles,
+    options: results.Options,
     console: rich.console.Console,
-) -> reports.Report:
+) -> results.Report:
     """PSNR per latent of `options.windows` held-out clips of `options.chunks` latents each."""
     ratio = model.config.temporal_ratio
     spans = latent_spans(options.chunks, ratio)
@@ -97,8 +98,8 @@ def evaluate(
     if codec is not None:
         methods[LINEAR] = functools.partial(through, codec)
     rows: list[dict[str, Any]] = []
-    shown: list[reports.Comparison] = []
-    shown_at = spacing.evenly(len(chosen), SHOWN)
+    shown: list[results.Comparison] = []
+    shown_at = indices.evenly(len(chosen), SHOWN)
     for i, clip in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         truth = read(files, clip, frames)
         made = {name: method(truth) for name, method in methods.items()}
@@ -110,7 +111,7 @@ def evaluate(
 
 
 def fit_linear(
-    model: network.VideoAutoencoder, files: pixels.FrameFiles, *, seed: int, console: rich.console.Console
+    model: network.VideoAutoencoder, files: data.FrameFiles, *, seed: int, console: rich.console.Console
 ) -> linear.LinearAutoencoder | None:
     """The linear codec of the training videos with the ratios and channels of `model`; None where it has none such."""
     config = model.config
@@ -130,14 +131,14 @@ def through(codec: linear.LinearAutoencoder, video: np.ndarray) -> np.ndarray:
     return np.asarray(linear.to_uint8(codec.decode(codec.encode(jnp.asarray(video[None])))))[0]
 
 
-def _compare(truth: np.ndarray, made: np.ndarray, spans: list[tuple[int, int]], *, title: str) -> reports.Comparison:
-    whole = reports.Chunk(start=0, stop=spans[-1][1], action="reconstructed", psnr=psnr(truth, made))
-    return reports.Comparison(title=title, truth=truth, prediction=made, chunks=[whole])
+def _compare(truth: np.ndarray, made: np.ndarray, spans: list[tuple[int, int]], *, title: str) -> results.Comparison:
+    whole = results.Chunk(start=0, stop=spans[-1][1], action="reconstructed", psnr=psnr(truth, made))
+    return results.Comparison(title=title, truth=truth, prediction=made, chunks=[whole])
 
 
-def _report(rows: list[dict[str, Any]], names: list[str], shown: list[reports.Comparison]) -> reports.Report:
+def _report(rows: list[dict[str, Any]], names: list[str], shown: list[results.Comparison]) -> results.Report:
     curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
     means = {name: float(np.mean(values)) for name, values in curves.items()}
     summary = [(f"held-out PSNR, {name}", f"{value:.2f} dB") for name, value in means.items()]
     numbers = {"windows": len(rows), "psnr_per_latent": curves, "psnr": means, "per_window": rows}
-    return reports.Report(numbers=numbers, curves=curves, bars={}, bars_title="", summary=summary, rollouts=shown)
+    return results.Report(numbers=numbers, curves=curves, bars={}, bars_title="", summary=summary, rollouts=shown)

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jworld import errors
 from jworld.models.autoencoders import linear, network
 from jworld.models.autoencoders.latents import Posterior
+from jworld.utils import errors
 
 Batch = dict[str, jax.Array]
 

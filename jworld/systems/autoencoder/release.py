@@ -11,18 +11,18 @@ import rich.console
 import rich.progress
 from flax import nnx
 
-from jworld import spacing
-from jworld.data import pixels
 from jworld.models.autoencoders import files as autoencoder_files
 from jworld.models.autoencoders import network
 from jworld.models.autoencoders.latents import Normalisation
+from jworld.systems.autoencoder import data
+from jworld.utils import indices
 
 #: The statistics are those of so many training videos, and of so many frames of each, at most.
 VIDEOS, FRAMES = 64, 81
 
 
 def release(
-    model: network.VideoAutoencoder, files: pixels.FrameFiles, path: pathlib.Path, *, console: rich.console.Console
+    model: network.VideoAutoencoder, files: data.FrameFiles, path: pathlib.Path, *, console: rich.console.Console
 ) -> None:
     """Write `model` to `path`, normalised by its latents of the training videos."""
     mean, deviation = statistics(model, files, console=console)
@@ -33,7 +33,7 @@ def release(
 
 
 def statistics(
-    model: network.VideoAutoencoder, files: pixels.FrameFiles, *, console: rich.console.Console
+    model: network.VideoAutoencoder, files: data.FrameFiles, *, console: rich.console.Console
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation [C], float64, of samples of the posterior, which are what the decoder was trained on.
 
@@ -51,7 +51,7 @@ def statistics(
     ratio = model.config.temporal_ratio
     # One length for all videos: one program.
     frames = (min(*lengths, FRAMES) - 1) // ratio * ratio + 1
-    chosen = spacing.evenly(len(lengths), VIDEOS)
+    chosen = indices.evenly(len(lengths), VIDEOS)
     found = []
     for i in rich.progress.track(chosen, "measuring the latents", console=console):
         start = (lengths[i] - frames) // 2

@@ -10,16 +10,17 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import errors, reports
-from jworld.data import pixels, records
+from jworld.data import records
+from jworld.evaluation import results
 from jworld.models.autoencoders import files, network
 from jworld.models.autoencoders.latents import Normalisation
-from jworld.systems.autoencoder import evaluation, objective
+from jworld.systems.autoencoder import data, evaluation, objective
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 #: Of the posterior before training. The means start with a deviation of about 0.3 over a video: noise of deviation 1, a
 #: log variance of 0, would hide what they say.
-BIRTH_LOGVAR = -4.0
+INITIAL_LOGVAR = -4.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Autoencoder:
     #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ("--episodes", "--revisits", *reports.QUESTION_OPTIONS)
+    unused_options: ClassVar[tuple[str, ...]] = ("--episodes", "--revisits", *results.QUESTION_OPTIONS)
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.network, self.model_config = _network(config.model)
@@ -58,9 +59,9 @@ class Autoencoder:
                 f"config.optimizer.name is {config.optimizer.name!r}, expected 'adamw': the convolutions of the "
                 "autoencoders are no matrices"
             )
-        self.clip = run_config.section(pixels.ClipConfig, config.data.clip, "data.clip")
+        self.clip = run_config.section(data.ClipConfig, config.data.clip, "data.clip")
         self._check_sizes()
-        self.data = pixels.DecodedVideos(config, spec=self.batch_spec(config.global_batch))
+        self.data = data.DecodedVideos(config, spec=self.batch_spec(config.global_batch))
 
     def sections(self) -> dict[str, Any]:
         """The parts of the config that this system reads as they are, by name, with every default filled in."""
@@ -77,7 +78,7 @@ class Autoencoder:
     def init(self, rngs: nnx.Rngs) -> network.VideoAutoencoder:
         model = self.network(self.model_config, rngs=rngs)
         bias = model.moments_bias
-        bias[...] = bias[...].at[self.model_config.latent_channels :].set(BIRTH_LOGVAR)
+        bias[...] = bias[...].at[self.model_config.latent_channels :].set(INITIAL_LOGVAR)
         return model
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
@@ -100,7 +101,7 @@ class Autoencoder:
     def step_flops(self, global_batch: int, sizes: Any = None) -> None:
         """There is no formula for the convolutions yet: speeds are given without a share of the peak."""
 
-    def controls(self, pose: str | None, windows: int | None) -> list[reports.Action]:
+    def controls(self, pose: str | None, windows: int | None) -> list[results.Action]:
         """There is nothing to steer: a UserError."""
         raise errors.UserError(
             "the checkpoint is an autoencoder, which generates nothing by itself: python -m jworld.evaluate shows its "
@@ -108,8 +109,8 @@ class Autoencoder:
         )
 
     def sample_rollout(
-        self, model: network.VideoAutoencoder, encoders: pixels.FrameFiles, config: ml_collections.ConfigDict
-    ) -> reports.Comparison:
+        self, model: network.VideoAutoencoder, encoders: data.FrameFiles, config: ml_collections.ConfigDict
+    ) -> results.Comparison:
         """Held-out clips beside their reconstructions."""
         reconstruct = evaluation.reconstructor(model)
         return evaluation.sample(reconstruct, self.data.open(), count=self.sample.clips, frames=self.sample.frames)
@@ -117,11 +118,11 @@ class Autoencoder:
     def evaluate(
         self,
         model: network.VideoAutoencoder,
-        encoders: pixels.FrameFiles,
+        encoders: data.FrameFiles,
         config: ml_collections.ConfigDict,
-        options: reports.Options,
+        options: results.Options,
         console: rich.console.Console,
-    ) -> reports.Report:
+    ) -> results.Report:
         """PSNR on held-out videos."""
         return evaluation.evaluate(model, self.data.open(), options, console)
 

@@ -12,10 +12,10 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jworld import errors, reports, spacing
 from jworld.cameras import actions, robots
-from jworld.systems import walks
+from jworld.evaluation import held_out, results
 from jworld.systems.cosmos.session import Session
+from jworld.utils import errors, indices
 
 REPEATED = "given frame repeated"
 #: Continuations that the contact sheet shows.
@@ -44,15 +44,15 @@ def told(session: Session, w2c: np.ndarray, windows: int) -> list[np.ndarray | N
     return [motion[i * size : (i + 1) * size] for i in range(windows)]
 
 
-def roll_out(session: Session, clip: walks.Clip, steps: list[np.ndarray | None], *, seed: int) -> np.ndarray:
+def roll_out(session: Session, clip: held_out.Clip, steps: list[np.ndarray | None], *, seed: int) -> np.ndarray:
     """Frames uint8 [T, H, W, 3] from the clip's first ones."""
     session.reset(clip.frames[: session.given_pixels], clip.prompt, seed=seed)
     return np.concatenate([session.step(step) for step in steps])
 
 
 def evaluate(
-    session: Session, config: ml_collections.ConfigDict, options: reports.Options, console: rich.console.Console
-) -> reports.Report:
+    session: Session, config: ml_collections.ConfigDict, options: results.Options, console: rich.console.Console
+) -> results.Report:
     """Measure a model on held-out clips, `options.chunks` windows each.
 
     Raises:
@@ -63,58 +63,60 @@ def evaluate(
             "the model is steered by recorded motion that held-out walks do not have: python -m jworld.generate shows "
             "what it makes of a JSON file of actions"
         )
-    lengths, load = walks.held_out(config, session.encoders)
+    lengths, load = held_out.held_out(config, session.encoders)
     latents = total_latents(session, options.chunks)
-    chosen = walks.choose_windows(lengths, latents=latents, windows=options.windows)
+    chosen = held_out.choose_windows(lengths, latents=latents, windows=options.windows)
     rows, shown = [], []
-    shown_at = spacing.evenly(len(chosen), SHOWN)
+    shown_at = indices.evenly(len(chosen), SHOWN)
     for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
-        clip = walks.window(load(index), start=start, latents=latents)
+        clip = held_out.window(load(index), start=start, latents=latents)
         values, frames = measure(session, clip, windows=options.chunks, seed=options.seed + i)
         rows.append({"clip": clip.name, "first_latent": start, "psnr": values})
         if i in shown_at:
-            title = f"{clip.name} from frame {walks.STRIDE * start}"
+            title = f"{clip.name} from frame {held_out.STRIDE * start}"
             shown.append(compare(session, clip, frames, windows=options.chunks, title=title))
-    return walks.report(rows, shown)
+    return held_out.report(rows, shown)
 
 
 def measure(
-    session: Session, clip: walks.Clip, *, windows: int, seed: int
+    session: Session, clip: held_out.Clip, *, windows: int, seed: int
 ) -> tuple[dict[str, list[float]], np.ndarray]:
     """PSNR per window of one clip, for the model and for what it is compared with; and the model's frames."""
-    made = {walks.MODEL: roll_out(session, clip, told(session, clip.controls.w2c, windows), seed=seed)}
-    length = len(made[walks.MODEL])
+    made = {held_out.MODEL: roll_out(session, clip, told(session, clip.controls.w2c, windows), seed=seed)}
+    length = len(made[held_out.MODEL])
     if session.clip.actions:
         _, mirrored = actions.swap_left_right(clip.controls.action, clip.controls.w2c)
-        made[walks.SWAPPED] = roll_out(session, clip, told(session, mirrored, windows), seed=seed)
+        made[held_out.SWAPPED] = roll_out(session, clip, told(session, mirrored, windows), seed=seed)
     given = session.given_pixels
     made[REPEATED] = np.broadcast_to(clip.frames[given - 1], (length, *clip.frames.shape[1:]))
     codec = session.encoders.autoencoder
-    made[walks.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0][:length]
+    made[held_out.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0][:length]
     spans = made_spans(session, windows)
-    values = {name: [walks.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in made.items()}
-    return values, made[walks.MODEL]
+    values = {name: [held_out.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in made.items()}
+    return values, made[held_out.MODEL]
 
 
-def compare(session: Session, clip: walks.Clip, frames: np.ndarray, *, windows: int, title: str) -> reports.Comparison:
+def compare(
+    session: Session, clip: held_out.Clip, frames: np.ndarray, *, windows: int, title: str
+) -> results.Comparison:
     """Truth and continuation, ready to be drawn."""
     chunks = [
-        reports.Chunk(
+        results.Chunk(
             # The given frames are shown with the first window that continues them.
             start=start if i else 0,
             stop=stop,
             action="made" if i else "given, then made",
-            psnr=walks.psnr(clip.frames[start:stop], frames[start:stop]),
+            psnr=held_out.psnr(clip.frames[start:stop], frames[start:stop]),
         )
         for i, (start, stop) in enumerate(made_spans(session, windows))
     ]
-    return reports.Comparison(title=title, truth=clip.frames[: len(frames)], prediction=frames, chunks=chunks)
+    return results.Comparison(title=title, truth=clip.frames[: len(frames)], prediction=frames, chunks=chunks)
 
 
-def sample(session: Session, config: ml_collections.ConfigDict) -> reports.Comparison:
+def sample(session: Session, config: ml_collections.ConfigDict) -> results.Comparison:
     """Continue the first held-out clip for `config.sample.windows` windows, or as far as it is recorded."""
     settings: Any = config.sample
-    lengths, load = walks.held_out(config, session.encoders)
+    lengths, load = held_out.held_out(config, session.encoders)
     possible = [n for n in range(1, settings.windows + 1) if total_latents(session, n) <= max(lengths)]
     if not possible:
         raise errors.UserError(
@@ -122,7 +124,7 @@ def sample(session: Session, config: ml_collections.ConfigDict) -> reports.Compa
             "window: make longer records"
         )
     latents = total_latents(session, possible[-1])
-    index, start = walks.choose_windows(lengths, latents=latents, windows=1)[0]
-    clip = walks.window(load(index), start=start, latents=latents)
+    index, start = held_out.choose_windows(lengths, latents=latents, windows=1)[0]
+    clip = held_out.window(load(index), start=start, latents=latents)
     frames = roll_out(session, clip, told(session, clip.controls.w2c, possible[-1]), seed=settings.seed)
     return compare(session, clip, frames, windows=possible[-1], title="")

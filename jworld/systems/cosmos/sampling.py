@@ -89,7 +89,7 @@ class WindowSampler:
         def repeated(x: jax.Array) -> jax.Array:
             return jnp.broadcast_to(x, (rows, *x.shape))
 
-        given = rectified_flow.Given(repeated(frames), repeated(mask))
+        given = rectified_flow.ConditioningFrames(repeated(frames), repeated(mask))
         action = None if motion is None else repeated(motion)
 
         def network(video: jax.Array, time: jax.Array) -> jax.Array:

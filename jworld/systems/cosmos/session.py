@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jworld.data import cosmos
-from jworld.encoders import Encoders
+from jworld.encoders.model_encoders import Encoders
 from jworld.models.cosmos.transformer import CosmosTransformer
+from jworld.systems.cosmos import data
 from jworld.systems.cosmos.sampling import SampleConfig, WindowSampler
 
 
 class Session:
     """First frames and prompt in, then a window of frames per step, which continues the last frames before it."""
 
-    def __init__(self, model: CosmosTransformer, encoders: Encoders, *, sample: SampleConfig, clip: cosmos.ClipConfig):
+    def __init__(self, model: CosmosTransformer, encoders: Encoders, *, sample: SampleConfig, clip: data.ClipConfig):
         self.encoders, self.sample, self.clip = encoders, sample, clip
         self._sampler = WindowSampler(model, sample)
 

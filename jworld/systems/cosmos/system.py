@@ -11,19 +11,22 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import errors, latent_records, reports
 from jworld.cameras import pose_strings, robots
-from jworld.data import cosmos, records, text
-from jworld.encoders import Encoders
+from jworld.data import records
+from jworld.data.records import text_store as text_stores
+from jworld.encoders.model_encoders import Encoders
+from jworld.evaluation import results
 from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
+from jworld.precompute import latent_records
 from jworld.systems import adapters, checks
-from jworld.systems.cosmos import evaluation, objective
+from jworld.systems.cosmos import data, evaluation, objective
 from jworld.systems.cosmos.sampling import SampleConfig
 from jworld.systems.cosmos.session import Session
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 
 class Cosmos:
@@ -39,14 +42,14 @@ class Cosmos:
     #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ("--revisits", *reports.QUESTION_OPTIONS)
+    unused_options: ClassVar[tuple[str, ...]] = ("--revisits", *results.QUESTION_OPTIONS)
     #: Videos continue a picture.
     needs_image: ClassVar[bool] = True
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.model_config = run_config.section(CosmosConfig, adapters.network(config), "model")
         self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
-        self.clip = run_config.section(cosmos.ClipConfig, config.data.clip, "data.clip")
+        self.clip = run_config.section(data.ClipConfig, config.data.clip, "data.clip")
         self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
         self.units = run_config.section(pose_strings.Units, config.sample.get("motion", {}), "sample.motion")
         self.lora = adapters.section(config)
@@ -79,7 +82,7 @@ class Cosmos:
     @property
     def motion_steps(self) -> int:
         """Motions that an action model is told of a window; 0 without actions."""
-        return 0 if self.model_config.action_dim is None else self.model_config.action_dim // cosmos.MOTION
+        return 0 if self.model_config.action_dim is None else self.model_config.action_dim // data.MOTION
 
     def _check_fit(self, sequence: int) -> None:
         model, clip = self.model_config, self.clip
@@ -95,10 +98,10 @@ class Cosmos:
                 f"config.sample.rollout.given_frames is {self.sample.given_frames}, expected 1: a window of "
                 "an action model begins with one frame"
             )
-        if clip.actions == "poses" and model.action_dim != cosmos.MOTION * (clip.window_frames - 1):
+        if clip.actions == "poses" and model.action_dim != data.MOTION * (clip.window_frames - 1):
             raise errors.UserError(
-                f"config.model.action_dim is {model.action_dim}, expected {cosmos.MOTION * (clip.window_frames - 1)}: "
-                f"{cosmos.MOTION} numbers for every latent of the window after the first"
+                f"config.model.action_dim is {model.action_dim}, expected {data.MOTION * (clip.window_frames - 1)}: "
+                f"{data.MOTION} numbers for every latent of the window after the first"
             )
         if model.views is not None:
             raise errors.UserError("config.model.views: training with several cameras is not supported, leave it None")
@@ -116,7 +119,7 @@ class Cosmos:
             "text_states": records.ArraySpec(states, jnp.bfloat16, ("batch", None, None)),
         }
         if model.action_dim is not None:
-            shape = (global_batch, self.motion_steps, cosmos.MOTION)
+            shape = (global_batch, self.motion_steps, data.MOTION)
             specs["motion"] = records.ArraySpec(shape, np.float32, ("batch", None, None))
         return specs
 
@@ -130,9 +133,9 @@ class Cosmos:
             "text_encoder.dim": self.model_config.text_dim,
         }
 
-    def transform(self, text_store: text.TextStore, global_batch: int) -> cosmos.FirstFrames:
+    def transform(self, text_store: text_stores.TextStore, global_batch: int) -> data.FirstFrames:
         """Record -> training example."""
-        return cosmos.FirstFrames(self.clip, text_store=text_store)
+        return data.FirstFrames(self.clip, text_store=text_store)
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Scalar float32 loss and further metrics; everything random comes from `key`."""
@@ -159,7 +162,7 @@ class Cosmos:
         )
         return global_batch * training(sample, trained_share(sizes))
 
-    def controls(self, pose: str | None, windows: int | None) -> list[reports.Action]:
+    def controls(self, pose: str | None, windows: int | None) -> list[results.Action]:
         """What `Session.step` is told, window by window.
 
         Args:
@@ -175,7 +178,7 @@ class Cosmos:
                     "--pose: the model knows no actions, it continues pictures by their caption: leave --pose out, and "
                     "say with --windows how long the video is"
                 )
-            return [reports.Action(told=None, name=f"window {i + 1}") for i in range(windows or 1)]
+            return [results.Action(control=None, name=f"window {i + 1}") for i in range(windows or 1)]
         if pose is None:
             raise errors.UserError("--pose is missing: the model is steered by actions, such as --pose 'w-3, right-4'")
         values = _from_file(pathlib.Path(pose)) if pose.endswith(".json") else self._from_pose(pose)
@@ -185,14 +188,14 @@ class Cosmos:
                 f"--pose {pose} has {len(values)} motions, expected a multiple of the {steps} of a window: add "
                 f"{-len(values) % steps or steps}"
             )
-        parts = values.reshape(-1, steps, cosmos.MOTION)
-        return [reports.Action(told=part, name=f"window {i + 1}") for i, part in enumerate(parts)]
+        parts = values.reshape(-1, steps, data.MOTION)
+        return [results.Action(control=part, name=f"window {i + 1}") for i, part in enumerate(parts)]
 
     def _from_pose(self, pose: str) -> np.ndarray:
         if self.clip.actions != "poses":
             raise errors.UserError(
                 f"--pose {pose}: the model was not trained on camera poses: give a JSON file with the list 'action' of "
-                f"its {cosmos.MOTION} numbers per frame"
+                f"its {data.MOTION} numbers per frame"
             )
         return robots.camera_actions(pose_strings.path(pose, self.units).w2c)
 
@@ -206,7 +209,7 @@ class Cosmos:
 
     def sample_rollout(
         self, model: CosmosTransformer, encoders: Encoders, config: ml_collections.ConfigDict
-    ) -> reports.Comparison:
+    ) -> results.Comparison:
         """A held-out clip beside its continuation."""
         return evaluation.sample(self.session(model, encoders), config)
 
@@ -215,9 +218,9 @@ class Cosmos:
         model: CosmosTransformer,
         encoders: Encoders,
         config: ml_collections.ConfigDict,
-        options: reports.Options,
+        options: results.Options,
         console: rich.console.Console,
-    ) -> reports.Report:
+    ) -> results.Report:
         """PSNR of continuations of held-out clips."""
         return evaluation.evaluate(self.session(model, encoders), config, options, console)
 
@@ -230,6 +233,6 @@ def _from_file(path: pathlib.Path) -> np.ndarray:
         raise errors.UserError(
             f"--pose {path} cannot be read ({error}): give a JSON file with 'action', a list of lists"
         ) from error
-    if values.ndim != 2 or values.shape[1] != cosmos.MOTION:
-        raise errors.UserError(f"--pose {path}: 'action' has shape {list(values.shape)}, expected [N, {cosmos.MOTION}]")
+    if values.ndim != 2 or values.shape[1] != data.MOTION:
+        raise errors.UserError(f"--pose {path}: 'action' has shape {list(values.shape)}, expected [N, {data.MOTION}]")
     return values

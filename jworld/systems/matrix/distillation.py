@@ -12,9 +12,9 @@ from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.systems.matrix import objective
 from jworld.systems.matrix.sampling import SampleConfig
 
-#: Name of the frozen part of a `Pupil`.
+#: Name of the frozen part of a `StudentTeacher`.
 TEACHER = "teacher"
-#: Parameters of a `Pupil` that train (`config.optimizer.trainable`).
+#: Parameters of a `StudentTeacher` that train (`config.optimizer.trainable`).
 TRAINABLE = f"(?!{TEACHER}/).*"
 
 
@@ -28,7 +28,7 @@ MANY_STEPS, UNDISTILLED, STUDENT, STUDENT_TWICE = (
 OF_TEACHER = (MANY_STEPS, UNDISTILLED)
 
 
-class Pupil(CogVideoXTransformer):
+class StudentTeacher(CogVideoXTransformer):
     """A student with its teacher: the same network, without a guidance embedding."""
 
     def __init__(self, cfg: CogVideoXConfig, *, teacher_dtype: str, rngs: nnx.Rngs):
@@ -53,7 +53,7 @@ def compared(sample: SampleConfig, cfg: objective.ObjectiveConfig) -> dict[str, 
 
 
 def loss(
-    model: Pupil,
+    model: StudentTeacher,
     target: CogVideoXTransformer,
     batch: objective.Batch,
     key: jax.Array,

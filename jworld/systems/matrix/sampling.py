@@ -31,7 +31,7 @@ class SampleConfig:
       spacing: of the times, see `v_prediction.spaced_timesteps`; the consistency solver has its own.
       guidance: scale of classifier-free guidance on the text; 1 is none.
       control_guidance: the same on the control, against no control at all; the original has none.
-      told_guidance: scale that a model with a guidance embedding is told, which replaces guidance on the text.
+      guidance_embedding_scale: input of a model with a guidance embedding; it replaces guidance on the text.
       dynamic_guidance: the scale grows from 1 over a clip's steps, by the original's formula.
       groups: noise groups of a window.
       window_frames: latent frames of a group: a window emits so many.
@@ -45,7 +45,7 @@ class SampleConfig:
     spacing: str = "trailing"
     guidance: float = 6.0
     control_guidance: float = 1.0
-    told_guidance: float = 6.0
+    guidance_embedding_scale: float = 6.0
     dynamic_guidance: bool = False
     groups: int = 4
     window_frames: int = 4
@@ -109,7 +109,7 @@ def guided_velocity(
     timestep = jnp.broadcast_to(timestep, (rows, *timestep.shape[1:]))
     embedded = None
     if model.cfg.guidance_dim is not None:
-        embedded = objective.embedded_guidance(jnp.full(rows, sample.told_guidance))
+        embedded = objective.embedded_guidance(jnp.full(rows, sample.guidance_embedding_scale))
     v = model(jnp.repeat(x, rows, axis=0), text, timestep, control=control, guidance=embedded)
     full = v[texts - 1 : texts]
     guided = full if texts == 1 else v[:1] + scale * (full - v[:1])

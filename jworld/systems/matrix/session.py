@@ -9,7 +9,7 @@ import numpy as np
 
 from jworld.cameras import driving
 from jworld.diffusion import v_prediction
-from jworld.encoders import Encoders
+from jworld.encoders.model_encoders import Encoders
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.systems.matrix.sampling import ClipSampler, Conditions, SampleConfig

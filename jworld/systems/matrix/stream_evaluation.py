@@ -17,11 +17,11 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jworld import reports, spacing
 from jworld.cameras import driving
-from jworld.systems import walks
+from jworld.evaluation import held_out, results
 from jworld.systems.matrix.session import Controls
 from jworld.systems.matrix.streaming import StreamSession
+from jworld.utils import indices
 
 REPEATED = "given frame repeated"
 #: Streams that the contact sheet shows.
@@ -63,7 +63,7 @@ def steps(session: StreamSession, tokens: Sequence[str], windows: int) -> list[C
     return [Controls(known[size * i : size * i + frames]) for i in range(windows)]
 
 
-def roll_out(session: StreamSession, clip: walks.Clip, told: list[Controls], *, seed: int) -> np.ndarray:
+def roll_out(session: StreamSession, clip: held_out.Clip, told: list[Controls], *, seed: int) -> np.ndarray:
     """Frames uint8 [T, H, W, 3] of all windows, from the clip's first frames on."""
     session.reset(clip.frames[: session.start_frames], clip.prompt, seed=seed)
     return np.concatenate([session.step(controls) for controls in told])
@@ -72,12 +72,12 @@ def roll_out(session: StreamSession, clip: walks.Clip, told: list[Controls], *, 
 def evaluate(
     session: StreamSession,
     config: ml_collections.ConfigDict,
-    options: reports.Options,
+    options: results.Options,
     console: rich.console.Console,
     *,
     teacher: StreamSession | None = None,
-    pupils: Mapping[str, StreamSession] = types.MappingProxyType({}),
-) -> reports.Report:
+    students: Mapping[str, StreamSession] = types.MappingProxyType({}),
+) -> results.Report:
     """Measure a model on held-out walks, `options.chunks` windows each.
 
     Args:
@@ -86,36 +86,36 @@ def evaluate(
       options: how much.
       console: for the progress.
       teacher: of a student, in many steps.
-      pupils: what is compared with it, by name.
+      students: what is compared with it, by name.
 
     Raises:
       UserError: the walks are absent or too short.
     """
     windows = options.chunks
-    lengths, load = walks.held_out(config, session.encoders)
+    lengths, load = held_out.held_out(config, session.encoders)
     latents = total_latents(session, windows)
-    chosen = walks.choose_windows(lengths, latents=latents, windows=options.windows)
-    shown_at = spacing.evenly(len(chosen), SHOWN)
+    chosen = held_out.choose_windows(lengths, latents=latents, windows=options.windows)
+    shown_at = indices.evenly(len(chosen), SHOWN)
     rows, shown = [], []
     for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
-        clip = walks.window(load(index), start=start, latents=latents)
+        clip = held_out.window(load(index), start=start, latents=latents)
         made = measure(session, clip, windows, seed=options.seed + i)
         values = {
-            name: [walks.psnr(clip.frames[a:b], video[a:b]) for a, b in spans(session, windows)]
+            name: [held_out.psnr(clip.frames[a:b], video[a:b]) for a, b in spans(session, windows)]
             for name, video in made.items()
         }
         row: dict[str, Any] = {"clip": clip.name, "first_latent": start, "psnr": values}
         if teacher is not None:
-            found = distances(teacher, pupils, clip, windows, seed=options.seed + i)
+            found = distances(teacher, students, clip, windows, seed=options.seed + i)
             row["to_teacher"] = {name: dataclasses.asdict(distance) for name, distance in found.items()}
         rows.append(row)
         if i in shown_at:
-            title = f"{clip.name} from frame {walks.STRIDE * start}"
-            shown.append(compare(session, clip, made[walks.MODEL], windows, title=title))
+            title = f"{clip.name} from frame {held_out.STRIDE * start}"
+            shown.append(compare(session, clip, made[held_out.MODEL], windows, title=title))
     return _report(rows, shown)
 
 
-def measure(session: StreamSession, clip: walks.Clip, windows: int, *, seed: int) -> dict[str, np.ndarray]:
+def measure(session: StreamSession, clip: held_out.Clip, windows: int, *, seed: int) -> dict[str, np.ndarray]:
     """The model's video of a walk and what that is compared with, each with the clip's frames, by name."""
     tokens = driving.from_labels(clip.controls.action)
     first, stop = spans(session, windows)[0][0], spans(session, windows)[-1][1]
@@ -124,20 +124,20 @@ def measure(session: StreamSession, clip: walks.Clip, windows: int, *, seed: int
     def whole(emitted: np.ndarray) -> np.ndarray:
         return np.concatenate([clip.frames[:first], emitted])
 
-    told = {walks.MODEL: tokens, walks.SWAPPED: driving.mirrored(tokens)}
+    told = {held_out.MODEL: tokens, held_out.SWAPPED: driving.mirrored(tokens)}
     made = {
         name: whole(roll_out(session, clip, steps(session, choice, windows), seed=seed))
         for name, choice in told.items()
     }
     made[REPEATED] = whole(np.broadcast_to(clip.frames[first - 1], (stop - first, *clip.frames.shape[1:])))
-    made[walks.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
+    made[held_out.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
     return made
 
 
 def distances(
-    teacher: StreamSession, pupils: Mapping[str, StreamSession], clip: walks.Clip, windows: int, *, seed: int
+    teacher: StreamSession, students: Mapping[str, StreamSession], clip: held_out.Clip, windows: int, *, seed: int
 ) -> dict[str, Distance]:
-    """How far each of `pupils` is from the teacher: all start from the same clip with the same noise."""
+    """How far each of `students` is from the teacher: all start from the same clip with the same noise."""
     told = steps(teacher, driving.from_labels(clip.controls.action), windows)
 
     def roll(session: StreamSession) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -148,9 +148,9 @@ def distances(
     truth, wanted = roll(teacher)
     parts = np.arange(windows + 1) * len(truth) // windows
     found = {}
-    for name, session in pupils.items():
+    for name, session in students.items():
         frames, latents = roll(session)
-        psnr = [walks.psnr(truth[a:b], frames[a:b]) for a, b in itertools.pairwise(parts)]
+        psnr = [held_out.psnr(truth[a:b], frames[a:b]) for a, b in itertools.pairwise(parts)]
         errors = [
             float(np.linalg.norm(got - want) / np.linalg.norm(want)) for got, want in zip(latents, wanted, strict=True)
         ]
@@ -159,38 +159,38 @@ def distances(
 
 
 def compare(
-    session: StreamSession, clip: walks.Clip, frames: np.ndarray, windows: int, *, title: str
-) -> reports.Comparison:
+    session: StreamSession, clip: held_out.Clip, frames: np.ndarray, windows: int, *, title: str
+) -> results.Comparison:
     """Recorded and made frames of what the windows emit, each with the tokens of its frames, ready to be drawn."""
     told = steps(session, driving.from_labels(clip.controls.action), windows)
     bounds = spans(session, windows)
     first = bounds[0][0]
     chunks = [
-        reports.Chunk(
+        results.Chunk(
             start=a - first,
             stop=b - first,
             action=driving.named(controls.tokens[1 : 1 + session.sample.window_frames]),
-            psnr=walks.psnr(clip.frames[a:b], frames[a:b]),
+            psnr=held_out.psnr(clip.frames[a:b], frames[a:b]),
         )
         for (a, b), controls in zip(bounds, told, strict=True)
     ]
     part = slice(first, bounds[-1][1])
-    return reports.Comparison(title=title, truth=clip.frames[part], prediction=frames[part], chunks=chunks)
+    return results.Comparison(title=title, truth=clip.frames[part], prediction=frames[part], chunks=chunks)
 
 
-def sample(session: StreamSession, config: ml_collections.ConfigDict) -> reports.Comparison:
+def sample(session: StreamSession, config: ml_collections.ConfigDict) -> results.Comparison:
     """A stream along `config.sample.actions` on a held-out map, or, on data of the user's own, a held-out walk."""
     settings: Any = config.sample
-    recording = walks.recording_config(config)
+    recording = held_out.recording_config(config)
     script = driving.parse(settings.actions)
     if recording.source:
         names = [driving.action_name(token) for token in script]
-        clip = walks.scripted_clip(recording, session.encoders, names, seed=settings.seed)
+        clip = held_out.scripted_clip(recording, session.encoders, names, seed=settings.seed)
     else:
-        lengths, load = walks.held_out(config, session.encoders)
+        lengths, load = held_out.held_out(config, session.encoders)
         latents = min(max(lengths), 1 + len(script))
-        index, start = walks.choose_windows(lengths, latents=latents, windows=1)[0]
-        clip = walks.window(load(index), start=start, latents=latents)
+        index, start = held_out.choose_windows(lengths, latents=latents, windows=1)[0]
+        clip = held_out.window(load(index), start=start, latents=latents)
     windows = (clip.latents - session.first_latent) // session.sample.window_frames
     if clip.latents < total_latents(session, max(windows, 1)):
         raise ValueError(f"a clip of {clip.latents} latents is shorter than the first window")
@@ -200,8 +200,8 @@ def sample(session: StreamSession, config: ml_collections.ConfigDict) -> reports
     return compare(session, clip, made, windows, title="")
 
 
-def _report(rows: list[dict[str, Any]], shown: list[reports.Comparison]) -> reports.Report:
-    report = walks.report(rows, shown)
+def _report(rows: list[dict[str, Any]], shown: list[results.Comparison]) -> results.Report:
+    report = held_out.report(rows, shown)
     numbers, summary, bars = report.numbers, report.summary, report.bars
     for name in rows[0].get("to_teacher", ()):
         found = [row["to_teacher"][name] for row in rows]

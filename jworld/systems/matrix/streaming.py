@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jworld import errors, reports
 from jworld.cameras import driving
-from jworld.encoders import Encoders
+from jworld.encoders.model_encoders import Encoders
+from jworld.evaluation import results
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.systems.matrix import sampling
 from jworld.systems.matrix.session import Controls, Encoded
+from jworld.utils import errors
 
 #: What the frames of the first window are told where nobody says: those of a picture, and those of a video.
 STANDING, DRIVING = "N", "D"
@@ -144,7 +145,7 @@ def draw(key: jax.Array, number: int, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.normal(jax.random.fold_in(key, number), shape)
 
 
-def script(tokens: tuple[str, ...], sample: sampling.SampleConfig) -> list[reports.Action]:
+def script(tokens: tuple[str, ...], sample: sampling.SampleConfig) -> list[results.Action]:
     """Tokens of all latent frames that a stream emits -> what it is told, step by step.
 
     Unlike a key that is held now, a script is known ahead: every frame is told its own token from the start.
@@ -160,6 +161,6 @@ def script(tokens: tuple[str, ...], sample: sampling.SampleConfig) -> list[repor
     # The first frame of a window is the one before those that it emits.
     padded = driving.filled((tokens[0], *tokens), len(tokens) + frames)
     return [
-        reports.Action(told=Controls(padded[k : k + frames]), name=driving.named(tokens[k : k + size]))
+        results.Action(control=Controls(padded[k : k + frames]), name=driving.named(tokens[k : k + size]))
         for k in range(0, len(tokens), size)
     ]

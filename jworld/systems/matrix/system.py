@@ -14,20 +14,23 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import errors, latent_records, reports
 from jworld.cameras import driving
-from jworld.data import matrix, records, text
+from jworld.data import records
+from jworld.data.records import text_store as text_stores
 from jworld.diffusion import v_prediction
-from jworld.encoders import Encoders
+from jworld.encoders.model_encoders import Encoders
+from jworld.evaluation import results
 from jworld.models.cogvideox import flops
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
+from jworld.precompute import latent_records
 from jworld.systems import adapters, checks
-from jworld.systems.matrix import distillation, evaluation, objective, stream_evaluation, streaming
+from jworld.systems.matrix import data, distillation, evaluation, objective, stream_evaluation, streaming
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 
 class Matrix:
@@ -42,14 +45,14 @@ class Matrix:
     #: It shows videos.
     makes_text: ClassVar[bool] = False
     #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ("--revisits", *reports.QUESTION_OPTIONS)
+    unused_options: ClassVar[tuple[str, ...]] = ("--revisits", *results.QUESTION_OPTIONS)
     #: Of the model as training holds it.
     copies: ClassVar[tuple[str, ...]] = (distillation.TEACHER,)
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.model_config = run_config.section(CogVideoXConfig, adapters.network(config), "model")
         self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
-        self.clip = run_config.section(matrix.ClipConfig, config.data.clip, "data.clip")
+        self.clip = run_config.section(data.ClipConfig, config.data.clip, "data.clip")
         self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
         self.lora = adapters.section(config)
         self.alphas = v_prediction.alphas_cumprod(snr_shift=self.objective.snr_shift)
@@ -147,7 +150,7 @@ class Matrix:
         """See `systems.training_init`."""
         if not self.distils:
             return self.init(rngs)
-        return distillation.Pupil(self.model_config, teacher_dtype=self.objective.teacher_dtype, rngs=rngs)
+        return distillation.StudentTeacher(self.model_config, teacher_dtype=self.objective.teacher_dtype, rngs=rngs)
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """What one training batch holds: name -> shape, dtype, logical axes."""
@@ -174,9 +177,9 @@ class Matrix:
             **({"controls": list(driving.TOKENS)} if self.clip.controls == "tokens" else {}),
         }
 
-    def transform(self, text_store: text.TextStore, global_batch: int) -> matrix.TakeLatents:
+    def transform(self, text_store: text_stores.TextStore, global_batch: int) -> data.TakeLatents:
         """Record -> training example."""
-        return matrix.TakeLatents(
+        return data.TakeLatents(
             self.clip,
             text_store=text_store,
             text_tokens=self.model_config.text_tokens,
@@ -187,7 +190,7 @@ class Matrix:
     def control_table(self) -> np.ndarray | None:
         """See `data.matrix.control_table`; None for a model without control."""
         dim = self.model_config.control_dim
-        return None if dim is None else matrix.control_table(self.clip.control_states, dim)
+        return None if dim is None else data.control_table(self.clip.control_states, dim)
 
     def loss(
         self, model: nnx.Module, batch: objective.Batch, key: jax.Array, average: nnx.Module | None = None
@@ -198,7 +201,7 @@ class Matrix:
         """
         assert isinstance(model, CogVideoXTransformer)
         if self.distils:
-            if not isinstance(model, distillation.Pupil):
+            if not isinstance(model, distillation.StudentTeacher):
                 raise errors.UserError("the weights have no teacher, so nothing can be learnt or measured of its loss")
             target = model if average is None else average
             assert isinstance(target, CogVideoXTransformer)
@@ -229,7 +232,7 @@ class Matrix:
         trained = trained_share(sizes, *(name for name in sizes or () if name not in self.copies))
         return global_batch * (training(sample, trained) + 3 * self.distils * sample.total)
 
-    def controls(self, actions: str | None, windows: int | None) -> list[reports.Action]:
+    def controls(self, actions: str | None, windows: int | None) -> list[results.Action]:
         """What `Session.step` is told.
 
         Args:
@@ -250,7 +253,7 @@ class Matrix:
                     "--actions: the model knows no control, it makes clips of a caption: leave it out, or take a "
                     "checkpoint of stage 2"
                 )
-            return [reports.Action(told=None, name="clip")]
+            return [results.Action(control=None, name="clip")]
         if actions is None:
             raise errors.UserError("--actions is missing: the model is steered, such as by --actions 'D*3,DR*2'")
         tokens, latents = driving.parse(actions), self.clip.window_frames
@@ -260,13 +263,13 @@ class Matrix:
                 f"{len(tokens) + 1 - latents} out"
             )
         told = driving.filled((tokens[0], *tokens), latents)
-        return [reports.Action(told=Controls(told), name=driving.named(told[1:]))]
+        return [results.Action(control=Controls(told), name=driving.named(told[1:]))]
 
-    def _stream_controls(self, actions: str | None, windows: int | None) -> list[reports.Action]:
+    def _stream_controls(self, actions: str | None, windows: int | None) -> list[results.Action]:
         if self.model_config.control_dim is None:
             if actions is not None:
                 raise errors.UserError("--actions: the model knows no control: leave it out, and give --windows")
-            return [reports.Action(told=Controls(()), name=f"window {i + 1}") for i in range(windows or 1)]
+            return [results.Action(control=Controls(()), name=f"window {i + 1}") for i in range(windows or 1)]
         if actions is None or windows is not None:
             raise errors.UserError("the model is steered: give --actions, such as 'D*6,DR*2', and no --windows")
         return streaming.script(driving.parse(actions), self.sample)
@@ -300,7 +303,7 @@ class Matrix:
 
     def sample_rollout(
         self, model: CogVideoXTransformer, encoders: Encoders, config: ml_collections.ConfigDict
-    ) -> reports.Comparison:
+    ) -> results.Comparison:
         """A clip or stream made of a held-out caption and its controls, beside what was recorded there."""
         if self.sample.mode == "stream":
             return stream_evaluation.sample(self._stream(model, encoders, self.sample), config)
@@ -311,15 +314,15 @@ class Matrix:
         model: CogVideoXTransformer,
         encoders: Encoders,
         config: ml_collections.ConfigDict,
-        options: reports.Options,
+        options: results.Options,
         console: rich.console.Console,
-    ) -> reports.Report:
+    ) -> results.Report:
         """PSNR of held-out clips restored from noise, or of streams; of a student also how close its teacher is."""
         if self.sample.mode == "clip":
             clips = self._clips(model, encoders)
             return evaluation.evaluate(clips, config, options, console, steered=bool(self.clip.controls))
         stream = self._stream(model, encoders, self.sample)
-        if not isinstance(model, distillation.Pupil):
+        if not isinstance(model, distillation.StudentTeacher):
             return stream_evaluation.evaluate(stream, config, options, console)
         samples = distillation.compared(self.sample, self.objective)
         sessions = {
@@ -327,4 +330,4 @@ class Matrix:
             for name, each in samples.items()
         }
         teacher = sessions.pop(distillation.MANY_STEPS)
-        return stream_evaluation.evaluate(stream, config, options, console, teacher=teacher, pupils=sessions)
+        return stream_evaluation.evaluate(stream, config, options, console, teacher=teacher, students=sessions)

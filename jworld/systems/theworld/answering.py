@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from jworld import errors
 from jworld.data.conversations import batches, chat
 from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.model import TheWorld
 from jworld.systems.theworld import world_steps
+from jworld.utils import errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import ml_collections
 
-from jworld import config as run_config
-from jworld import errors
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 RECIPE = "configs/theworld.py"
 #: Every key of the original with its default.

@@ -8,11 +8,10 @@ import ml_collections
 import rich.console
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import errors, files, reports, spacing
 from jworld.data import records
-from jworld.data.conversations import batches, pictures
-from jworld.data.conversations.training import Conversations, Kept
+from jworld.data.conversations import batches, image_files
+from jworld.data.conversations.dataset import Conversations, RunEncoders
+from jworld.evaluation import results
 from jworld.models.cosmos import flops as cosmos_flops
 from jworld.models.gemma3 import flops
 from jworld.models.gemma3.config import Gemma3Config
@@ -23,6 +22,8 @@ from jworld.systems import adapters
 from jworld.systems.theworld import answering, objective, world_steps
 from jworld.systems.theworld.evaluation import report
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
+from jworld.utils import errors, files, indices
 
 #: Keys of `config.model` that are no fields of Gemma-3.
 _OTHER = ("world", "lora", "frozen_dtype", world_steps.PREDICTOR)
@@ -156,25 +157,25 @@ class TheWorld:
         # The solver asks once more at the end.
         return (world.predictor_steps + 1) * one.total
 
-    def prompts(self, kept: Kept) -> answering.Prompts:
+    def prompts(self, kept: RunEncoders) -> answering.Prompts:
         """Questions as the model reads them."""
         return answering.Prompts(kept.tokenizer, clip=self.clip, multiple=self.sample.prompt_multiple)
 
-    def session(self, model: TheWorldModel, kept: Kept) -> answering.Session:
+    def session(self, model: TheWorldModel, kept: RunEncoders) -> answering.Session:
         """A conversation about images."""
         return answering.Session(model, self.prompts(kept), max_tokens=self.sample.max_tokens)
 
-    def answers(self, model: TheWorldModel, kept: Kept, *, frames: int | None = None) -> answering.Answers:
+    def answers(self, model: TheWorldModel, kept: RunEncoders, *, frames: int | None = None) -> answering.Answers:
         """Answers by the batch, from all `frames` of the world, or 1 for the image alone, or 0 without the world."""
         return answering.Answers(model, self.prompts(kept), frames=frames)
 
     def sample_answers(
-        self, model: TheWorldModel, kept: Kept, folder: pathlib.Path, console: rich.console.Console
+        self, model: TheWorldModel, kept: RunEncoders, folder: pathlib.Path, console: rich.console.Console
     ) -> None:
         """Print the answers to some held-out questions, and write them to answers.json in `folder`."""
         source = self.data.source("val")
-        rows = [source[number] for number in spacing.evenly(len(source), self._questions)]
-        seen = [[pictures.read(place, source.directory) for place in row.places] for row in rows]
+        rows = [source[number] for number in indices.evenly(len(source), self._questions)]
+        seen = [[image_files.read(place, source.directory) for place in row.places] for row in rows]
         asked = [row.turns[0].text for row in rows]
         said = self.answers(model, kept)(seen, asked, max_tokens=self.sample.max_tokens)
         entries = [
@@ -190,11 +191,11 @@ class TheWorld:
     def evaluate(
         self,
         model: TheWorldModel,
-        kept: Kept,
+        kept: RunEncoders,
         config: ml_collections.ConfigDict,
-        options: reports.Options,
+        options: results.Options,
         console: rich.console.Console,
-    ) -> reports.Report:
+    ) -> results.Report:
         """Accuracy on questions about held-out walks, or on a benchmark.
 
         A model with a world answers also without, one with world steps also with the image alone.

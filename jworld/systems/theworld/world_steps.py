@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from jworld import config as run_config
-from jworld import errors
 from jworld.data import records
 from jworld.diffusion import adams_bashforth, rectified_flow
 from jworld.models.autoencoders.linear import LinearAutoencoder
@@ -22,6 +20,8 @@ from jworld.models.theworld.config import WorldConfig
 from jworld.models.theworld.model import TheWorld
 from jworld.systems import adapters
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 #: Name of the network among the model's parts, and of its hyper-parameters in `config.model`.
 PREDICTOR = "predictor"
@@ -59,7 +59,7 @@ def predict(model: TheWorld, first: jax.Array) -> jax.Array:
     batch, _, *frame = first.shape
     shape = (batch, world.frames, *frame)
     mask = jnp.broadcast_to(jnp.arange(world.frames) < 1, shape[:2]).astype(jnp.float32)
-    given = rectified_flow.Given(jnp.broadcast_to(first, shape), mask)
+    given = rectified_flow.ConditioningFrames(jnp.broadcast_to(first, shape), mask)
     # All rows of an empty text are zero: one says what many say.
     text = jnp.zeros((batch, 1, cfg.text_dim))
 

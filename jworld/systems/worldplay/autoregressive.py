@@ -11,7 +11,7 @@ import numpy as np
 
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, HunyuanTransformer
-from jworld.parallel.axes import spread
+from jworld.parallel.axes import constrain_if_divisible
 from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, denoise, frame_inputs
 
 
@@ -71,7 +71,7 @@ def denoise_chunk(
 
 def _split_heads(x: jax.Array) -> jax.Array:
     """Keys [layers, B, L, heads, K] stay on a mesh as attention wants them."""
-    return spread(x, None, "batch", None, "attention_heads", None)
+    return constrain_if_divisible(x, None, "batch", None, "attention_heads", None)
 
 
 class AutoregressiveSession(LatentSession):

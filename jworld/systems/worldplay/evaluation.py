@@ -16,12 +16,12 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jworld import reports, spacing
 from jworld.cameras import actions
 from jworld.data.recording import recorder
-from jworld.systems import walks
+from jworld.evaluation import held_out, results
 from jworld.systems.worldplay import rollout
 from jworld.systems.worldplay.session import Session
+from jworld.utils import indices
 
 #: A revisit has so many latents, or the next multiple of those that are made together.
 REVISIT_LATENTS = 24
@@ -31,26 +31,26 @@ GAIN_CHUNKS = 4
 SHOWN = 4
 
 REPEATED = "first frame repeated"
-CURVES = (walks.MODEL, REPEATED, walks.SWAPPED, walks.CODEC)
+CURVES = (held_out.MODEL, REPEATED, held_out.SWAPPED, held_out.CODEC)
 
 
 def evaluate(
     session: Session,
     latest_only: Session,
     config: ml_collections.ConfigDict,
-    options: reports.Options,
+    options: results.Options,
     console: rich.console.Console,
-) -> reports.Report:
+) -> results.Report:
     """Measure a model on the held-out walks of its config; `latest_only` is its session without retrieval.
 
     Raises:
       UserError: the walks are absent or shorter than `options.chunks`.
     """
-    recording = walks.recording_config(config)
+    recording = held_out.recording_config(config)
     latents = options.chunks * session.chunk_frames
-    lengths, load = walks.held_out(config, session.encoders)
-    chosen = walks.choose_windows(lengths, latents=latents, windows=options.windows)
-    revisits = reports.REVISITS if options.revisits is None else options.revisits
+    lengths, load = held_out.held_out(config, session.encoders)
+    chosen = held_out.choose_windows(lengths, latents=latents, windows=options.windows)
+    revisits = results.REVISITS if options.revisits is None else options.revisits
     if not recording.source:
         revisits = 0
     rows, rollouts = [], []
@@ -58,33 +58,33 @@ def evaluate(
         task = progress.add_task("evaluating", total=2 * (len(chosen) + revisits))
         advance = functools.partial(progress.advance, task)
         for i, (index, start) in enumerate(chosen):
-            clip = walks.window(load(index), start=start, latents=latents)
+            clip = held_out.window(load(index), start=start, latents=latents)
             row, frames = measure(session, clip, seed=options.seed + i, advance=advance)
             rows.append({"clip": clip.name, "first_latent": start, **row})
-            title = f"{clip.name} from frame {walks.STRIDE * start}"
+            title = f"{clip.name} from frame {held_out.STRIDE * start}"
             rollouts.append(rollout.compare(clip, frames, session.chunk_frames, title=title))
         returns = measure_revisits(session, latest_only, recording, count=revisits, seed=options.seed, advance=advance)
-    shown = [rollouts[i] for i in spacing.evenly(len(rollouts), SHOWN)]
+    shown = [rollouts[i] for i in indices.evenly(len(rollouts), SHOWN)]
     return _report(rows, returns, shown)
 
 
 def measure(
-    session: Session, clip: walks.Clip, *, seed: int, advance: Callable[[], None]
+    session: Session, clip: held_out.Clip, *, seed: int, advance: Callable[[], None]
 ) -> tuple[dict[str, Any], np.ndarray]:
     """PSNR per chunk of one walk, for the model and for what it is compared with; and the model's frames."""
     frames = {}
-    for name, controls in ((walks.MODEL, clip.controls), (walks.SWAPPED, rollout.swapped(clip.controls))):
+    for name, controls in ((held_out.MODEL, clip.controls), (held_out.SWAPPED, rollout.swapped(clip.controls))):
         frames[name] = rollout.roll_out(session, clip.frames[0], clip.prompt, controls, seed=seed)
         advance()
     frames[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
     codec = session.encoders.autoencoder
-    frames[walks.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
+    frames[held_out.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
     size = session.chunk_frames
     row = {
-        "psnr": {name: walks.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
+        "psnr": {name: held_out.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
         "turning": turning_chunks(clip.controls.action, size),
     }
-    return row, frames[walks.MODEL]
+    return row, frames[held_out.MODEL]
 
 
 def turning_chunks(labels: np.ndarray, size: int) -> list[bool]:
@@ -106,10 +106,10 @@ def measure_revisits(
     values = collections.defaultdict(list)
     script = revisit_script(session.chunk_frames)
     for i in range(count):
-        clip = walks.scripted_clip(recording, session.encoders, script, seed=i)
+        clip = held_out.scripted_clip(recording, session.encoders, script, seed=i)
         for name, used in (("with retrieval", session), ("without", latest_only)):
             frames = rollout.roll_out(used, clip.frames[0], clip.prompt, clip.controls, seed=seed + i)
-            values[name].append(walks.psnr(clip.frames[-walks.STRIDE :], frames[-walks.STRIDE :]))
+            values[name].append(held_out.psnr(clip.frames[-held_out.STRIDE :], frames[-held_out.STRIDE :]))
             advance()
     return dict(values)
 
@@ -122,16 +122,16 @@ def revisit_script(chunk_frames: int) -> list[str]:
 
 
 def _report(
-    rows: list[dict[str, Any]], returns: dict[str, list[float]], shown: list[reports.Comparison]
-) -> reports.Report:
+    rows: list[dict[str, Any]], returns: dict[str, list[float]], shown: list[results.Comparison]
+) -> results.Report:
     psnr = {name: np.array([row["psnr"][name] for row in rows]) for name in CURVES}
     turning = np.array([row["turning"] for row in rows])
-    gain = float((psnr[walks.MODEL] - psnr[REPEATED])[:, :GAIN_CHUNKS].mean())
-    gaps = (psnr[walks.MODEL] - psnr[walks.SWAPPED])[turning]
+    gain = float((psnr[held_out.MODEL] - psnr[REPEATED])[:, :GAIN_CHUNKS].mean())
+    gaps = (psnr[held_out.MODEL] - psnr[held_out.SWAPPED])[turning]
     swap_gap = float(gaps.mean()) if gaps.size else None
     curves = {name: values.mean(axis=0).tolist() for name, values in psnr.items()}
     bars = {name: float(np.mean(values)) for name, values in returns.items()}
-    chunks = min(GAIN_CHUNKS, len(curves[walks.MODEL]))
+    chunks = min(GAIN_CHUNKS, len(curves[held_out.MODEL]))
     told = "no chunk turns" if swap_gap is None else f"{swap_gap:+.2f} dB"
     summary = [
         (f"gain over the repeated first frame, first {chunks} chunks", f"{gain:+.2f} dB"),
@@ -149,6 +149,6 @@ def _report(
         "per_window": rows,
         "per_revisit": returns,
     }
-    return reports.Report(
+    return results.Report(
         numbers=numbers, curves=curves, bars=bars, bars_title="Turned away and back", summary=summary, rollouts=shown
     )

@@ -15,9 +15,9 @@ import numpy as np
 
 from jworld.cameras import memory
 from jworld.diffusion import flow_matching
+from jworld.evaluation.held_out import Controls
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
-from jworld.systems.walks import Controls
 from jworld.systems.worldplay import objective
 
 Array = np.ndarray | jax.Array

@@ -5,12 +5,13 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from jworld import errors, reports
 from jworld.cameras import actions
-from jworld.data import episodes, records
-from jworld.systems import walks
-from jworld.systems.walks import Controls
+from jworld.data import records
+from jworld.data.recording import episodes
+from jworld.evaluation import held_out, results
+from jworld.evaluation.held_out import Controls
 from jworld.systems.worldplay.session import Session
+from jworld.utils import errors
 
 
 def swapped(controls: Controls) -> Controls:
@@ -39,15 +40,15 @@ def action_names(labels: np.ndarray) -> str:
     return ", ".join(dict.fromkeys(actions.label_name(int(label)) for label in labels))
 
 
-def compare(clip: walks.Clip, prediction: np.ndarray, size: int, *, title: str = "") -> reports.Comparison:
+def compare(clip: held_out.Clip, prediction: np.ndarray, size: int, *, title: str = "") -> results.Comparison:
     """Truth and prediction in chunks of `size` latents, ready to be drawn."""
-    values = walks.chunk_psnr(clip.frames, prediction, size)
+    values = held_out.chunk_psnr(clip.frames, prediction, size)
     chunks = []
-    for i, (start, stop) in enumerate(walks.chunk_frames(clip.latents, size)):
+    for i, (start, stop) in enumerate(held_out.chunk_frames(clip.latents, size)):
         # The label of latent 0 is none, whatever follows.
         names = action_names(clip.controls.action[max(size * i, 1) : size * (i + 1)])
-        chunks.append(reports.Chunk(start=start, stop=stop, action=names, psnr=values[i]))
-    return reports.Comparison(title=title, truth=clip.frames, prediction=prediction, chunks=chunks)
+        chunks.append(results.Chunk(start=start, stop=stop, action=names, psnr=values[i]))
+    return results.Comparison(title=title, truth=clip.frames, prediction=prediction, chunks=chunks)
 
 
 def parse_script(script: str, *, chunk_frames: int) -> list[str]:
@@ -76,17 +77,17 @@ def parse_script(script: str, *, chunk_frames: int) -> list[str]:
     return steps
 
 
-def sample(session: Session, config: ml_collections.ConfigDict) -> reports.Comparison:
+def sample(session: Session, config: ml_collections.ConfigDict) -> results.Comparison:
     """Roll out `config.sample`: its script on a held-out map, or, on data of the user's own, a held-out walk."""
     settings: Any = config.sample
     script = parse_script(settings.actions, chunk_frames=session.chunk_frames)
-    recording = walks.recording_config(config)
+    recording = held_out.recording_config(config)
     if recording.source:
-        clip = walks.scripted_clip(recording, session.encoders, script, seed=settings.seed)
+        clip = held_out.scripted_clip(recording, session.encoders, script, seed=settings.seed)
     else:
         source = records.RecordSource(config.data.records, "val", min_frames=session.chunk_frames)
-        whole = walks.from_record(source, 0, session.encoders)
+        whole = held_out.from_record(source, 0, session.encoders)
         latents = min(whole.latents, 1 + len(script)) // session.chunk_frames * session.chunk_frames
-        clip = walks.window(whole, start=0, latents=latents)
+        clip = held_out.window(whole, start=0, latents=latents)
     frames = roll_out(session, clip.frames[0], clip.prompt, clip.controls, seed=settings.seed)
     return compare(clip, frames, session.chunk_frames)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jworld.cameras import pose_strings
-from jworld.data import pipeline, worldplay
-from jworld.encoders import Encoders
+from jworld.data import pipeline
+from jworld.encoders.model_encoders import Encoders
+from jworld.evaluation.held_out import Controls
 from jworld.models.hunyuan.text import TextInputs
-from jworld.systems.walks import Controls
+from jworld.systems.worldplay import data
 from jworld.systems.worldplay.latents import LatentSession
 
 
@@ -22,7 +23,7 @@ class Session:
         latents: LatentSession,
         encoders: Encoders,
         *,
-        clip: worldplay.ClipConfig,
+        clip: data.ClipConfig,
         units: pose_strings.Units = pose_strings.PUBLISHED,
     ):
         """`clip` has the limits of the text side, `units` say what a held key does."""
@@ -66,7 +67,7 @@ class Session:
         """States [B, S, D] and mask [B, S] of encoded prompts; what is beyond the limit is left out."""
         limit = f"{kind}_tokens"
         tokens = getattr(self.clip, limit)
-        padded = [worldplay.padded(row[f"{kind}_states"][:tokens], tokens, limit) for row in rows]
+        padded = [data.padded(row[f"{kind}_states"][:tokens], tokens, limit) for row in rows]
         batch = pipeline.stack([{"states": states, "mask": mask} for states, mask in padded])
         return jnp.asarray(batch["states"]), jnp.asarray(batch["mask"])
 

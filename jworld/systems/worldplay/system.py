@@ -10,22 +10,25 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from jworld import config as run_config
-from jworld import errors, latent_records, reports
 from jworld.cameras import memory, pose_strings, trajectories
-from jworld.data import records, text, worldplay
-from jworld.encoders import Encoders
+from jworld.data import records
+from jworld.data.records import text_store as text_stores
+from jworld.encoders.model_encoders import Encoders
+from jworld.evaluation import results
+from jworld.evaluation.held_out import Controls
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
+from jworld.precompute import latent_records
 from jworld.systems import adapters, checks
-from jworld.systems.walks import Controls
-from jworld.systems.worldplay import evaluation, objective, rollout
+from jworld.systems.worldplay import data, evaluation, objective, rollout
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession
 from jworld.systems.worldplay.latents import LatentSession, MemoryConfig, SampleConfig
 from jworld.systems.worldplay.session import Session
+from jworld.utils import config as run_config
+from jworld.utils import errors
 
 # Seed of the Monte-Carlo points of memory selection; the points are a constant of the method, not of a run.
 POINTS_SEED = 0
@@ -49,14 +52,14 @@ class WorldPlay:
     #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--pose"
     #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = reports.QUESTION_OPTIONS
+    unused_options: ClassVar[tuple[str, ...]] = results.QUESTION_OPTIONS
     #: Videos continue a picture.
     needs_image: ClassVar[bool] = True
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.model_config = run_config.section(HunyuanConfig, adapters.network(config), "model")
         self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
-        self.clip = run_config.section(worldplay.ClipConfig, config.data.clip, "data.clip")
+        self.clip = run_config.section(data.ClipConfig, config.data.clip, "data.clip")
         self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
         self.units = run_config.section(pose_strings.Units, config.sample.get("motion", {}), "sample.motion")
         self.lora = adapters.section(config)
@@ -141,9 +144,9 @@ class WorldPlay:
             **({} if model.glyph_dim is None else {"glyph_encoder.dim": model.glyph_dim}),
         }
 
-    def transform(self, text_store: text.TextStore, global_batch: int) -> worldplay.SampleWindow:
+    def transform(self, text_store: text_stores.TextStore, global_batch: int) -> data.SampleWindow:
         """Record -> training example."""
-        return worldplay.SampleWindow(self.clip, points=self.points(), text_store=text_store, global_batch=global_batch)
+        return data.SampleWindow(self.clip, points=self.points(), text_store=text_store, global_batch=global_batch)
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Scalar float32 loss and further metrics; everything random comes from `key`."""
@@ -180,7 +183,7 @@ class WorldPlay:
         )
         return global_batch * training(sample, trained_share(sizes))
 
-    def controls(self, pose: str | None, windows: int | None) -> list[reports.Action]:
+    def controls(self, pose: str | None, windows: int | None) -> list[results.Action]:
         """A pose string, or the name of a JSON file of poses -> what `Session.step` is told, chunk by chunk.
 
         Raises:
@@ -198,7 +201,7 @@ class WorldPlay:
             )
         chunks = rollout.split(Controls(path.action, path.w2c, path.intrinsics), size)
         return [
-            reports.Action(told=chunk, name=rollout.action_names(chunk.action[int(i == 0) :]))
+            results.Action(control=chunk, name=rollout.action_names(chunk.action[int(i == 0) :]))
             for i, chunk in enumerate(chunks)
         ]
 
@@ -220,7 +223,7 @@ class WorldPlay:
 
     def sample_rollout(
         self, model: HunyuanTransformer, encoders: Encoders, config: ml_collections.ConfigDict
-    ) -> reports.Comparison:
+    ) -> results.Comparison:
         """The rollout of `config.sample` beside its truth."""
         return rollout.sample(self.session(model, encoders), config)
 
@@ -229,9 +232,9 @@ class WorldPlay:
         model: HunyuanTransformer,
         encoders: Encoders,
         config: ml_collections.ConfigDict,
-        options: reports.Options,
+        options: results.Options,
         console: rich.console.Console,
-    ) -> reports.Report:
+    ) -> results.Report:
         """WorldPlay's measures on held-out walks."""
         latest_only = self.session(model, encoders, retrieve=False)
         return evaluation.evaluate(self.session(model, encoders), latest_only, config, options, console)

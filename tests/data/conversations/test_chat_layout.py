@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 from jworld.data.conversations import chat
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 SHIPPED = pathlib.Path(__file__).parents[3] / "assets" / "tokenizer"
 TURNS = (

@@ -11,8 +11,8 @@ import PIL.Image
 import pytest
 
 from jworld.data import pipeline, training_data
-from jworld.data.conversations import batches, chat, prepared, questions, training
-from jworld.errors import UserError
+from jworld.data.conversations import batches, chat, dataset, prepared, questions
+from jworld.utils.errors import UserError
 
 SHIPPED = pathlib.Path(__file__).parents[3] / "assets" / "tokenizer"
 
@@ -44,13 +44,13 @@ def make_config(folder: pathlib.Path, **conversations: Any) -> ml_collections.Co
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> training.Conversations:
-    data = training.Conversations(make_config(tmp_path_factory.mktemp("asked")), image_tokens=4)
+def asked(tmp_path_factory: pytest.TempPathFactory) -> dataset.Conversations:
+    data = dataset.Conversations(make_config(tmp_path_factory.mktemp("asked")), image_tokens=4)
     data.prepare()
     return data
 
 
-def test_questions_become_batches(asked: training.Conversations) -> None:
+def test_questions_become_batches(asked: dataset.Conversations) -> None:
     batch = next(asked.batches("train"))
     (length,) = {batch[name].shape[1] for name in ("tokens", "mask", "labels")}
     assert length in (48, 96)
@@ -67,7 +67,7 @@ def test_questions_become_batches(asked: training.Conversations) -> None:
         assert answer in questions.ANSWERS[kind]
 
 
-def test_splits_have_their_own_episodes_and_balanced_answers(asked: training.Conversations) -> None:
+def test_splits_have_their_own_episodes_and_balanced_answers(asked: dataset.Conversations) -> None:
     names = {}
     for split in ("train", "val"):
         source = asked.source(split)
@@ -80,14 +80,14 @@ def test_splits_have_their_own_episodes_and_balanced_answers(asked: training.Con
     assert not names["train"] & names["val"]
 
 
-def test_a_set_is_made_once_and_asks_for_its_tokenizer(asked: training.Conversations, tmp_path: pathlib.Path) -> None:
+def test_a_set_is_made_once_and_asks_for_its_tokenizer(asked: dataset.Conversations, tmp_path: pathlib.Path) -> None:
     before = (asked.directory / "manifest.json").stat().st_mtime_ns
     asked.prepare()
     assert (asked.directory / "manifest.json").stat().st_mtime_ns == before
     asked.keep(tmp_path)
     asked.check_kept(tmp_path)
     assert asked.find_problem(tmp_path) == ""
-    (tmp_path / training.TOKENIZER).write_text("{}")
+    (tmp_path / dataset.TOKENIZER).write_text("{}")
     with pytest.raises(UserError, match="is another tokenizer than"):
         asked.check_kept(tmp_path)
     identity = prepared.Identity("other", 4)
@@ -122,7 +122,7 @@ def test_fewer_conversations_than_a_batch_are_repeated() -> None:
     assert [order(position) for position in range(5)] == [(0, 16), (1, 16), (0, 16), (1, 16), (0, 16)]
 
 
-def test_resumed_and_split_batches_are_the_same(asked: training.Conversations) -> None:
+def test_resumed_and_split_batches_are_the_same(asked: dataset.Conversations) -> None:
     straight = asked.batches("train")
     expected = [next(straight) for _ in range(4)]
     resumed = asked.batches("train")
@@ -165,7 +165,7 @@ def test_unusable_conversations_are_named_and_counted(
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     config = make_config(tmp_path, path=str(tmp_path / "rows.json"), images=str(tmp_path / "images"), val_share=0.3)
     config.data.conversations.format = "llava"
-    data = training.Conversations(config, image_tokens=4)
+    data = dataset.Conversations(config, image_tokens=4)
     data.prepare()
     told = (data.directory / prepared.UNUSABLE).read_text().splitlines()
     assert [line.split(":")[0] for line in told] == ["row3", "row5", "row7", "row9", "row11"]
@@ -185,7 +185,7 @@ def test_unusable_conversations_are_named_and_counted(
         next(data.batches("train"))
 
 
-def test_a_batch_of_another_length_is_refused(asked: training.Conversations) -> None:
+def test_a_batch_of_another_length_is_refused(asked: dataset.Conversations) -> None:
     source = asked.source("train")
     order = batches.LengthOrder(source.lengths, (64,), global_batch=4, seed=0, shuffle=True)
     transform = batches.MakeExample(asked.clip, asked.tokenizer, source)

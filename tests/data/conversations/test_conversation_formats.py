@@ -11,8 +11,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from jworld.data.conversations import formats, json_rows, pictures
-from jworld.errors import UserError
+from jworld.data.conversations import formats, image_files, json_rows
+from jworld.utils.errors import UserError
 
 COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250))
 
@@ -44,7 +44,7 @@ def said(row: formats.Conversation) -> list[tuple[str, str]]:
 
 def colour(row: formats.Conversation) -> tuple[int, ...]:
     (place,) = row.places
-    return pictures.read(place, pathlib.Path("/nowhere")).getpixel((5, 4))  # type: ignore[return-value]
+    return image_files.read(place, pathlib.Path("/nowhere")).getpixel((5, 4))  # type: ignore[return-value]
 
 
 def test_llava(folder: pathlib.Path) -> None:
@@ -104,7 +104,7 @@ def test_spatial_rgpt(folder: pathlib.Path) -> None:
     found = rows(folder, "spatial_rgpt", data, draw_boxes=True)
     assert said(found[0]) == [("user", "Is Region [0] red?"), ("model", "Region [0] is red.")]
     assert not found[0].single_turn
-    framed = pictures.read(found[0].places[0], folder)
+    framed = image_files.read(found[0].places[0], folder)
     assert (255, 0, 0) in [colour for _, colour in framed.getcolors() or []]
     assert (said(found[1])[1], colour(found[1])) == (("model", "That."), COLOURS[2])
     assert "there is no picture 7" in found[2].problem
@@ -187,6 +187,6 @@ def test_mistakes(folder: pathlib.Path) -> None:
     broken = folder / "images" / "broken.png"
     broken.write_bytes(png(COLOURS[0])[:50])
     with pytest.raises(ValueError, match=r"broken.png cannot be read"):
-        pictures.check({"file": str(broken)}, folder)
+        image_files.check({"file": str(broken)}, folder)
     with pytest.raises(ValueError, match=r"absent.png cannot be read"):
-        pictures.read({"file": str(folder / "absent.png")}, folder)
+        image_files.read({"file": str(folder / "absent.png")}, folder)

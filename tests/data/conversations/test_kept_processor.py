@@ -10,7 +10,7 @@ import transformers
 from test_conversation_batches import SHIPPED, make_config
 
 from conversion import theworld
-from jworld.data.conversations import batches, chat, training
+from jworld.data.conversations import batches, chat, dataset
 
 SPECIAL = {"image_token": chat.IMAGE, "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
 
@@ -35,7 +35,7 @@ def test_a_run_keeps_what_makes_a_processor(tmp_path: pathlib.Path) -> None:
     config = make_config(tmp_path)
     config.data.tokenizer = str(given)
     kept = tmp_path / "run" / "encoders"
-    data = training.Conversations(config, image_tokens=4)
+    data = dataset.Conversations(config, image_tokens=4)
     data.keep(kept)
     names = {path.name for path in given.iterdir()} - {"notes.txt"}
     assert {path.name for path in kept.iterdir()} == names

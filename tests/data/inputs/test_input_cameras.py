@@ -7,9 +7,9 @@ import pytest
 import tiny_videos
 
 from jworld.cameras import actions, poses
-from jworld.data import episodes
 from jworld.data.inputs import clips, fitting, formats, worldplay
-from jworld.errors import UserError
+from jworld.data.recording import episodes
+from jworld.utils.errors import UserError
 
 FRAMES = 9
 WORDS = ["none"] + ["forward"] * 4 + ["yaw_right"] * 4

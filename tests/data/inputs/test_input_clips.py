@@ -9,7 +9,7 @@ import pytest
 import tiny_videos
 
 from jworld.data.inputs import clips, fitting, items
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 FIT = fitting.Fit(width=16, height=12, mode="stretch", resampling="area")
 

@@ -10,9 +10,9 @@ import PIL.Image
 import pytest
 import tiny_videos
 
-from jworld.data import episodes
 from jworld.data.inputs import clips, fitting, formats, items
-from jworld.errors import UserError
+from jworld.data.recording import episodes
+from jworld.utils.errors import UserError
 
 CUT = clips.CutConfig(fit=fitting.Fit(width=16, height=12), frames=9)
 

@@ -9,7 +9,7 @@ import pytest
 import tiny_videos
 
 from jworld.data.inputs import video
-from jworld.errors import UserError
+from jworld.utils.errors import UserError
 
 
 @pytest.mark.parametrize("suffix", video.VIDEO_SUFFIXES)

@@ -11,9 +11,9 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from jworld.errors import UserError
 from jworld.models.autoencoders import files, linear, wan
 from jworld.models.autoencoders.latents import Normalisation
+from jworld.utils.errors import UserError
 
 
 def test_a_network_comes_back_as_it_was(tmp_path: pathlib.Path) -> None:

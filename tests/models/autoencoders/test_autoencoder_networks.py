@@ -13,10 +13,10 @@ import pytest
 from flax import nnx
 
 from conversion import engine
-from jworld.errors import UserError
 from jworld.models.autoencoders import cogvideox, hunyuan15, network, wan
 from jworld.models.autoencoders.latents import Normalisation, Posterior
 from jworld.parallel import mesh
+from jworld.utils.errors import UserError
 
 #: Two halvings in space and time: 4x4 pixels and 4 frames per latent.
 CONFIGS: dict[str, tuple[Any, Any]] = {
@@ -159,7 +159,7 @@ def test_width_and_batch_spread_over_a_mesh(family: str, method: str, monkeypatc
 def test_what_does_not_divide_stays_whole() -> None:
     with jax.set_mesh(mesh.make_mesh(data=2, fsdp=1, sequence=4)):
         for shape, expected in (((2, 1, 3, 6, 4), (1, 1, 3, 6, 4)), ((1, 1, 3, 8, 4), (1, 1, 3, 2, 4))):
-            x = jax.jit(network.spread)(jnp.zeros(shape))
+            x = jax.jit(network.constrain_video)(jnp.zeros(shape))
             assert x.sharding.shard_shape(x.shape) == expected
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jworld.errors import UserError
 from jworld.models.autoencoders.tiling import Tiling, tiled
+from jworld.utils.errors import UserError
 
 TILING = Tiling(tile=(8, 12), stride=(6, 8))
 

@@ -1,7 +1,7 @@
 """One attention function for every network, with structured masks instead of dense ones, and its backends."""
 
-from jworld.models.layers.attention.call import attention
-from jworld.models.layers.attention.choice import Implementation
+from jworld.models.layers.attention.backends import Implementation
+from jworld.models.layers.attention.dispatch import attention
 from jworld.models.layers.attention.masks import (
     Causal,
     ChunkCausal,

@@ -33,7 +33,7 @@ class Blocks:
     keys_at_once: int
 
 
-# By the name of the chip in jworld/hardware.py.
+# By the name of the chip in jworld/utils/hardware.py.
 BLOCKS: dict[str, Blocks] = {
     "v4": Blocks(512, 1024, 512),
     "v5e": Blocks(1024, 1024, 512),

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from jworld.data.conversations import pictures, tables
-from jworld.errors import UserError
+from jworld.data.conversations import image_files, tables
 from jworld.systems.theworld.evaluation import answers, benchmarks
+from jworld.utils.errors import UserError
 
 MAX_TOKENS = 10
 _IMAGES = tuple(f"image_{i}" for i in range(1, 5))
@@ -76,7 +76,7 @@ def _images(path: pathlib.Path, group: int, row: int, columns: Sequence[str]) ->
     """The images of a row; columns that are empty are passed over."""
     values = [(column, tables.cell(str(path), group, column, row)) for column in columns]
     places = [{"parquet": str(path), "group": group, "row": row, "column": column} for column, value in values if value]
-    return [pictures.read(place, pathlib.Path.cwd()) for place in places]
+    return [image_files.read(place, pathlib.Path.cwd()) for place in places]
 
 
 def _read(example: benchmarks.Example, text: str) -> str:

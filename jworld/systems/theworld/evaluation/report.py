@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 import rich.console
 
-from jworld import errors, reports
-from jworld.data.conversations import training
-from jworld.systems.theworld.evaluation import benchmarks, blink, spatial_bench, vsr, walks
+from jworld.data.conversations import dataset
+from jworld.evaluation import results
+from jworld.systems.theworld.evaluation import benchmarks, blink, questions, spatial_bench, vsr
+from jworld.utils import errors
 
 QUESTIONS, BLINK, SPATIAL, VSR = "questions", "blink", "spatial_rgpt", "vsr"
 NAMES = (QUESTIONS, BLINK, SPATIAL, VSR)
@@ -15,7 +16,7 @@ NAMES = (QUESTIONS, BLINK, SPATIAL, VSR)
 BATCH = 16
 
 
-def load(data: training.Conversations, options: reports.Options) -> benchmarks.Benchmark:
+def load(data: dataset.Conversations, options: results.Options) -> benchmarks.Benchmark:
     """The benchmark that the options name.
 
     Raises:
@@ -30,7 +31,7 @@ def load(data: training.Conversations, options: reports.Options) -> benchmarks.B
                 f"--benchmark: the run was trained on {data.set.format!r}, not on questions about walks: name one of "
                 f"{', '.join(NAMES[1:])}, with --data"
             )
-        return walks.load(data.source("val"), limit=limit)
+        return questions.load(data.source("val"), limit=limit)
     if options.data is None:
         raise errors.UserError(f"--data is missing: name the data of --benchmark {name} (docs/theworld.md)")
     path = pathlib.Path(options.data)
@@ -47,10 +48,10 @@ def load(data: training.Conversations, options: reports.Options) -> benchmarks.B
 
 def evaluate(
     answers: Mapping[str, benchmarks.Answer],
-    data: training.Conversations,
-    options: reports.Options,
+    data: dataset.Conversations,
+    options: results.Options,
     console: rich.console.Console,
-) -> reports.Report:
+) -> results.Report:
     """Ask a benchmark of every one of `answers`, which are named by how they answer."""
     benchmark = load(data, options)
     batch = options.batch or BATCH
@@ -77,4 +78,4 @@ def evaluate(
         "left_out": skipped,
         "answers": {name: outcome.rows for name, outcome in outcomes.items()},
     }
-    return reports.Report(numbers=numbers, summary=summary, scores=scores, chance=benchmark.chance)
+    return results.Report(numbers=numbers, summary=summary, scores=scores, chance=benchmark.chance)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jworld.data.conversations import formats, json_rows, pictures, spatial, tables
-from jworld.errors import UserError
+from jworld.data.conversations import formats, image_files, json_rows, spatial, tables
 from jworld.systems.theworld.evaluation import answers, benchmarks
+from jworld.utils.errors import UserError
 
 MAX_TOKENS = 128
 #: Prompts -> a judge's replies.
@@ -71,7 +71,7 @@ def load(
     )
 
 
-def _rows(path: pathlib.Path, images: str) -> Iterator[tuple[Mapping[str, Any], pictures.Place]]:
+def _rows(path: pathlib.Path, images: str) -> Iterator[tuple[Mapping[str, Any], image_files.ImageSource]]:
     if path.is_dir() or path.suffix == ".parquet":
         for file in tables.files(path, ".parquet"):
             names = [name for name in tables.columns(file) if name != "image"]
@@ -88,7 +88,7 @@ def _rows(path: pathlib.Path, images: str) -> Iterator[tuple[Mapping[str, Any], 
 
 
 def _example(
-    raw: Mapping[str, Any], place: pictures.Place, *, number: int, path: pathlib.Path, draw_boxes: bool
+    raw: Mapping[str, Any], place: image_files.ImageSource, *, number: int, path: pathlib.Path, draw_boxes: bool
 ) -> benchmarks.Example:
     try:
         row = spatial.read_row(raw, number=number)
@@ -102,7 +102,7 @@ def _example(
         task="SpatialRGPT-Bench",
         prompt=row.turns[0].text,
         truth=row.turns[1].text,
-        load=lambda: [pictures.read(place, pathlib.Path.cwd())],
+        load=lambda: [image_files.read(place, pathlib.Path.cwd())],
         facts={"qa_type": row.qa_type, "qa_category": row.qa_category},
     )
 

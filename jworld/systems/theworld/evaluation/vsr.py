@@ -8,9 +8,9 @@ import pathlib
 
 import PIL.Image
 
-from jworld.data.conversations import formats, pictures
-from jworld.errors import UserError
+from jworld.data.conversations import formats, image_files
 from jworld.systems.theworld.evaluation import answers, benchmarks
+from jworld.utils.errors import UserError
 
 MAX_TOKENS = 4
 QUESTION = (
@@ -46,7 +46,7 @@ def _example(row: formats.Conversation, path: pathlib.Path) -> benchmarks.Exampl
 
 def open_images(row: formats.Conversation, root: pathlib.Path = pathlib.Path(".")) -> list[PIL.Image.Image]:
     """The pictures of a conversation; a `ValueError` where one cannot be read."""
-    return [pictures.read(place, root) for place in row.places]
+    return [image_files.read(place, root) for place in row.places]
 
 
 def _read(example: benchmarks.Example, text: str) -> str | None:

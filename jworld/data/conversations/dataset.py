@@ -1,0 +1,177 @@
+"""Conversations as the data of a run: looked through or made once, then batches."""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import ml_collections
+import rich.console
+
+from jworld.data import pipeline, records, training_data
+from jworld.data.conversations import batches, chat, formats, prepared, questions
+from jworld.data.recording import recorder
+from jworld.utils import config as run_config
+from jworld.utils import folder_lock
+from jworld.utils.errors import UserError
+
+#: The tokenizer itself, which a run cannot do without.
+TOKENIZER = "tokenizer.json"
+#: What may lie beside it: all that transformers makes a processor from.
+TOKENIZER_FILES = (
+    TOKENIZER,
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunEncoders:
+    """What sampling needs of a set of conversations; `fps` of no video."""
+
+    tokenizer: chat.ChatTokenizer
+    fps: float = 1.0
+
+
+class Conversations:
+    """Conversations in `config.data.records`: a `TrainingData`.
+
+    They are made there where they are absent: from `config.data.conversations`, or, of its format "questions", from
+    episodes that `config.data.recording` says how to record.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, *, image_tokens: int) -> None:
+        """`image_tokens`: what the model makes of one picture."""
+        data = config.data
+        self._config = config
+        self.set = run_config.section(formats.SetConfig, data.conversations, "data.conversations")
+        self.clip = run_config.section(batches.ClipConfig, data.clip, "data.clip")
+        self.questions = run_config.section(questions.QuestionsConfig, data.get("questions", {}), "data.questions")
+        self._recording = run_config.section(recorder.RecordingConfig, data.recording, "data.recording")
+        self._image_tokens = image_tokens
+
+    def sections(self) -> dict[str, Any]:
+        """The parts of the config that are read here, by name, with every default filled in."""
+        return {"data.conversations": self.set, "data.clip": self.clip, "data.questions": self.questions}
+
+    @property
+    def directory(self) -> pathlib.Path:
+        return pathlib.Path(self._config.data.records)
+
+    @functools.cached_property
+    def tokenizer(self) -> chat.ChatTokenizer:
+        return chat.load(self._config.data.tokenizer, image_tokens=self._image_tokens)
+
+    def _identity(self) -> prepared.Identity:
+        return prepared.Identity(prepared.file_hash(self._tokenizer_file()), self._image_tokens)
+
+    def _tokenizer_file(self) -> pathlib.Path:
+        path = pathlib.Path(self._config.data.tokenizer)
+        return path / TOKENIZER if path.is_dir() else path
+
+    def prepare(self) -> None:
+        """See `training_data.TrainingData`."""
+        if (self.directory / records.MANIFEST).is_file():
+            return
+        # Before anything is recorded or read: it may be absent.
+        tokenizer = self.tokenizer
+        with folder_lock.making(self.directory):
+            # Another process may have made it meanwhile.
+            if not (self.directory / records.MANIFEST).is_file():
+                self._make(tokenizer)
+
+    def _make(self, tokenizer: chat.ChatTokenizer) -> None:
+        console = rich.console.Console(highlight=False, soft_wrap=True)
+        if self.set.format == "questions":
+            if not self._recording.source:
+                raise UserError(
+                    "config.data.recording.source is '' and config.data.conversations.format is 'questions': name a "
+                    "source to record from, such as rooms, or give another format with its path"
+                )
+            self._recording.record()
+
+        def fill(folder: pathlib.Path) -> dict[str, Any]:
+            rows = (
+                questions.make(folder, pathlib.Path(self._recording.directory), self.questions, console=console)
+                if self.set.format == "questions"
+                else formats.read(self.set)
+            )
+            return prepared.write(
+                folder,
+                rows,
+                tokenizer,
+                self._identity(),
+                source=dataclasses.asdict(self.set),
+                val_share=self.set.val_share,
+                images=self.clip.images,
+                console=console,
+            )
+
+        for line in prepared.summary(prepared.make(self.directory, fill)):
+            console.print(f"{self.directory}: {line}")
+
+    def source(self, split: str) -> prepared.Source:
+        """The conversations of a split that are short enough."""
+        self.tokenizer  # noqa: B018 - a missing one is told before the set that was made with it
+        return prepared.Source(self.directory, split, self._identity(), max_tokens=self.clip.max_tokens)
+
+    def batches(self, split: str) -> pipeline.BatchIterator:
+        """See `training_data.TrainingData`."""
+        source = self.source(split)
+        if source.too_long:
+            print(f"{source.too_long} conversations of split '{split}' have more than {self.clip.max_tokens} tokens")
+        config = self._config
+        order = batches.LengthOrder(
+            source.lengths,
+            self.clip.lengths,
+            global_batch=config.global_batch,
+            seed=config.seed,
+            shuffle=split == "train",
+        )
+        transform = batches.MakeExample(self.clip, self.tokenizer, source)
+        spec = batches.spec(self.clip, config.global_batch)
+        return training_data.batches(config, batches.Examples(source, order), transform, spec, split=split)
+
+    def keep(self, directory: pathlib.Path) -> None:
+        """See `training_data.TrainingData`: the tokenizer, and what lies beside it for exports."""
+        directory.mkdir(parents=True, exist_ok=True)
+        file = self._tokenizer_file()
+        shutil.copyfile(file, directory / TOKENIZER)
+        for name in TOKENIZER_FILES[1:]:
+            if (file.parent / name).is_file():
+                shutil.copyfile(file.parent / name, directory / name)
+
+    def check_kept(self, directory: pathlib.Path) -> None:
+        """See `training_data.TrainingData`: another tokenizer has other words."""
+        path = directory / TOKENIZER
+        if (
+            path.is_file()
+            and self._tokenizer_file().is_file()
+            and prepared.file_hash(path) != prepared.file_hash(self._tokenizer_file())
+        ):
+            raise UserError(
+                f"config.data.tokenizer: {self._tokenizer_file()} is another tokenizer than {path}, with which the "
+                "model was trained: give that one"
+            )
+
+    def find_problem(self, directory: pathlib.Path) -> str:
+        """See `training_data.TrainingData`."""
+        return "" if (directory / TOKENIZER).is_file() else f"{directory / TOKENIZER} is absent"
+
+    def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> RunEncoders:
+        """See `training_data.TrainingData`; a `UserError` where the user names encoders, which nothing would use."""
+        if given.flags():
+            raise UserError(
+                f"{', '.join(given.flags())}: the checkpoint reads pictures by itself and knows no encoders: leave the "
+                "option out"
+            )
+        return RunEncoders(chat.load(directory / TOKENIZER, image_tokens=self._image_tokens))

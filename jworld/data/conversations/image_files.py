@@ -1,0 +1,97 @@
+"""The pictures of conversations: where they lie, and how they become the two inputs of a model.
+
+A place is an object of JSON: {"file"} a picture file; {"tar", "offset", "size"} one in a tar archive; {"parquet",
+"group", "row", "column"} one in a table; {"array", "index"} one of a numpy file uint8 [N, H, W, 3]. "boxes" beside it
+are drawn on the picture. Files are absolute, or lie in the folder of the set.
+"""
+
+import functools
+import io
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from jworld.data.conversations import spatial, tables
+
+ImageSource = Mapping[str, Any]
+
+#: What the original gives the autoencoder, whatever the picture's shape.
+WORLD_SIZE = 512
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+#: What pillow raises for files that are absent or damaged.
+_BROKEN = (OSError, KeyError, IndexError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
+
+
+def read(place: ImageSource, root: pathlib.Path) -> PIL.Image.Image:
+    """The picture at a place, RGB, decoded.
+
+    Raises:
+      ValueError: there is none, or it cannot be decoded.
+    """
+    try:
+        image = _open(place, root).convert("RGB")
+    except _BROKEN as error:
+        raise ValueError(f"the picture {describe(place)} cannot be read ({error})") from error
+    return spatial.draw_boxes(image, place["boxes"]) if place.get("boxes") else image
+
+
+def check(place: ImageSource, root: pathlib.Path) -> None:
+    """Decode a picture, small where its format can, to know that it is whole.
+
+    Raises:
+      ValueError: as `read`.
+    """
+    try:
+        image = _open(place, root)
+        image.draft("RGB", (64, 64))
+        image.load()
+    except _BROKEN as error:
+        raise ValueError(f"the picture {describe(place)} cannot be read ({error})") from error
+
+
+def describe(place: ImageSource) -> str:
+    """The place in a few words."""
+    kind = next((key for key in ("file", "tar", "parquet", "array") if key in place), None)
+    if kind is None:
+        return "nowhere"
+    return str(place[kind]) + "".join(
+        f" {key} {place[key]}" for key in ("offset", "group", "row", "index") if key in place
+    )
+
+
+def _open(place: ImageSource, root: pathlib.Path) -> PIL.Image.Image:
+    if "file" in place:
+        return PIL.Image.open(root / place["file"])
+    if "tar" in place:
+        with (root / place["tar"]).open("rb") as file:
+            file.seek(place["offset"])
+            return PIL.Image.open(io.BytesIO(file.read(place["size"])))
+    if "parquet" in place:
+        value = tables.cell(str(root / place["parquet"]), place["group"], place["column"], place["row"])
+        return open_value(value, root)
+    return PIL.Image.fromarray(_array(str(root / place["array"]))[place["index"]])
+
+
+def open_value(value: Any, root: pathlib.Path) -> PIL.Image.Image:
+    """A picture as published tables hold it: its bytes, {"bytes", "path"}, or the name of a file below `root`."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return PIL.Image.open(io.BytesIO(value))
+    if not isinstance(value, str):
+        raise OSError(f"found a {type(value).__name__}, expected bytes or the name of a file")
+    return PIL.Image.open(root / value)
+
+
+@functools.lru_cache(maxsize=8)
+def _array(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+def resized(image: PIL.Image.Image, size: int) -> np.ndarray:
+    """RGB picture -> uint8 [size, size, 3], bilinear, its shape not kept: the original's way for both inputs."""
+    return np.asarray(image.convert("RGB").resize((size, size), PIL.Image.Resampling.BILINEAR))

@@ -1,0 +1,217 @@
+"""Raw episodes: a video, the action and camera of every frame, and a caption, as files of one folder.
+
+A data set is `DIR/manifest.json` and one folder per episode with `video.mp4` and `episode.json`. Cameras are OpenCV
+world-to-camera matrices (x right, y down, z forward), intrinsics are normalised by the image size.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+
+from jworld.utils import errors, files
+
+FORMAT = "jworld-episodes"
+VERSION = 1
+CAMERA_CONVENTION = "opencv_w2c"
+MANIFEST = "manifest.json"
+DIRECTIONS = ("forward", "backward", "left", "right", "yaw_left", "yaw_right")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One recorded walk of T frames.
+
+    frames uint8 [T, H, W, 3]; actions: for each frame the keys that led to it, "none" or words of `DIRECTIONS` joined
+    by "+", held for the frames 4i-3..4i (frame 0 is "none"); w2c float64 [T, 4, 4]; intrinsics float64 [T, 4] as
+    (fx, fy, cx, cy) divided by the image size.
+    """
+
+    name: str
+    split: str
+    caption: str
+    fps: float
+    frames: np.ndarray
+    actions: list[str]
+    w2c: np.ndarray
+    intrinsics: np.ndarray
+
+
+def write_episode(directory: str | pathlib.Path, episode: Episode) -> None:
+    """Write `directory/<name>/`; the folder appears under its name only when it is complete."""
+    folder = pathlib.Path(directory) / episode.name
+    frames, height, width, _ = episode.frames.shape
+    if len(episode.actions) != frames or len(episode.w2c) != frames or len(episode.intrinsics) != frames:
+        raise ValueError(f"episode {episode.name} has {frames} frames but other numbers of actions or cameras")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_video(partial / "video.mp4", episode.frames, fps=episode.fps)
+    files.write_json(
+        partial / "episode.json",
+        {
+            "caption": episode.caption,
+            "fps": episode.fps,
+            "frames": frames,
+            "width": width,
+            "height": height,
+            "actions": episode.actions,
+            "w2c": np.round(episode.w2c, 9).tolist(),
+            "intrinsics": np.round(episode.intrinsics, 9).tolist(),
+        },
+        indent=None,
+    )
+    partial.rename(folder)
+
+
+def read_episode(directory: str | pathlib.Path, name: str) -> Episode:
+    """Read the episode `name` of the data set in `directory`; a file that is absent or disagrees raises `UserError`."""
+    folder = pathlib.Path(directory) / name
+    entries = [entry for entry in read_manifest(directory)["episodes"] if entry["name"] == name]
+    if not entries:
+        raise errors.UserError(
+            f"{pathlib.Path(directory) / MANIFEST} has no episode {name!r}, "
+            f"expected one of its {len(read_manifest(directory)['episodes'])} names"
+        )
+    facts = _read_json(folder / "episode.json")
+    path = folder / "video.mp4"
+    frames = read_video(path)
+    expected = tuple(_key(facts, key, folder / "episode.json") for key in ("frames", "height", "width"))
+    if frames.shape[:3] != expected:
+        raise errors.UserError(
+            f"{path} holds {frames.shape[0]} frames of {frames.shape[2]}x{frames.shape[1]}, episode.json says "
+            f"{expected[0]} of {expected[2]}x{expected[1]}; record the data set again"
+        )
+    actions = _key(facts, "actions", folder / "episode.json")
+    w2c = _numbers(facts, "w2c", (len(frames), 4, 4), folder / "episode.json")
+    intrinsics = _numbers(facts, "intrinsics", (len(frames), 4), folder / "episode.json")
+    if len(actions) != len(frames):
+        raise errors.UserError(
+            f"{folder / 'episode.json'}: {len(actions)} actions, expected one per frame ({len(frames)})"
+        )
+    return Episode(
+        name=name,
+        split=entries[0]["split"],
+        caption=facts["caption"],
+        fps=facts["fps"],
+        frames=frames,
+        actions=actions,
+        w2c=w2c,
+        intrinsics=intrinsics,
+    )
+
+
+def write_manifest(
+    directory: str | pathlib.Path,
+    *,
+    source: str,
+    seed: int,
+    fps: float,
+    width: int,
+    height: int,
+    episodes: list[dict[str, Any]],
+) -> None:
+    """Write `directory/manifest.json`; `episodes` are dicts with the keys name, split, frames, caption."""
+    files.write_json(
+        pathlib.Path(directory) / MANIFEST,
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": source,
+            "seed": seed,
+            "fps": fps,
+            "width": width,
+            "height": height,
+            "camera_convention": CAMERA_CONVENTION,
+            "episodes": episodes,
+        },
+    )
+
+
+def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
+    """The manifest of a data set; absent, of another format or of another camera convention: `UserError`."""
+    path = pathlib.Path(directory) / MANIFEST
+    if not path.is_file():
+        raise errors.UserError(
+            f"{path} is absent, expected recorded episodes; record some with "
+            f"python scripts/record_episodes.py --output {directory}"
+        )
+    manifest = _read_json(path)
+    for key, expected in (("format", FORMAT), ("version", VERSION), ("camera_convention", CAMERA_CONVENTION)):
+        if manifest.get(key) != expected:
+            raise errors.UserError(
+                f"{path}: {key} is {manifest.get(key)!r}, expected {expected!r}; record the data set again"
+            )
+    for entry in _key(manifest, "episodes", path):
+        for key in ("name", "split", "frames", "caption"):
+            _key(entry, key, path)
+    return manifest
+
+
+def write_video(path: str | pathlib.Path, frames: np.ndarray, *, fps: float) -> None:
+    """Encode frames uint8 [T, H, W, 3] (even H and W) as H.264; the same frames give the same bytes."""
+    _, height, width, _ = frames.shape
+    if width % 2 or height % 2:
+        raise ValueError(f"video size {width}x{height} is not even")
+    # More than one thread, or the encoder's version strings, would make the bytes depend on the machine's load.
+    bitexact = ["-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1"]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    coding = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10", "-preset", "veryfast"]
+    _ffmpeg("-y", *source, *coding, *bitexact, str(path), data=np.ascontiguousarray(frames).tobytes())
+
+
+def read_video(path: str | pathlib.Path) -> np.ndarray:
+    """All frames of a video, uint8 [T, H, W, 3]."""
+    if not pathlib.Path(path).is_file():
+        raise errors.UserError(f"{path} is absent, expected the video of an episode; record the data set again")
+    try:
+        # Every picture comes with its own header, so the size need not be known: "P6\n<width> <height>\n255\n".
+        stream = _ffmpeg("-i", str(path), "-c:v", "ppm", "-f", "image2pipe", "-")
+        header = b"\n".join(stream.split(b"\n", 3)[:3]) + b"\n"
+        width, height = map(int, header.split()[1:3])
+        frames = np.frombuffer(stream, np.uint8).reshape(-1, len(header) + 3 * width * height)
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        raise errors.UserError(f"{path} is not a readable video; record the data set again") from error
+    return frames[:, len(header) :].reshape(-1, height, width, 3)
+
+
+def _ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
+    """Run ffmpeg, with `data` as its input; -> its output.
+
+    Not through imageio_ffmpeg's readers and writers: their preexec_fn forks a process in which JAX runs threads.
+    """
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", *arguments]
+    return subprocess.run(command, input=data or b"", capture_output=True, check=True).stdout
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise errors.UserError(f"{path} is absent; record the data set again") from error
+    except ValueError as error:
+        raise errors.UserError(f"{path} is not readable JSON ({error}); record the data set again") from error
+    if not isinstance(value, dict):
+        raise errors.UserError(f"{path} holds a {type(value).__name__}, expected an object; record the data set again")
+    return value
+
+
+def _key(facts: dict[str, Any], key: str, path: pathlib.Path) -> Any:
+    if key not in facts:
+        raise errors.UserError(f"{path} lacks the key {key!r}; record the data set again")
+    return facts[key]
+
+
+def _numbers(facts: dict[str, Any], key: str, shape: tuple[int, ...], path: pathlib.Path) -> np.ndarray:
+    try:
+        value = np.asarray(_key(facts, key, path), np.float64)
+    except ValueError as error:
+        raise errors.UserError(f"{path}: {key} is not an array of numbers; record the data set again") from error
+    if value.shape != shape:
+        raise errors.UserError(f"{path}: {key} has shape {value.shape}, expected {shape}; record the data set again")
+    return value

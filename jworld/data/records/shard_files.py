@@ -1,0 +1,125 @@
+"""Files of encoded records: Arrow IPC files with one batch, which is one record and its digest, per record.
+
+A file is mapped into memory, so a record is bytes of the page cache: nothing is copied before the batch is made. Arrow
+has no checksums; every record has one of its own, which is compared whenever the record is read.
+"""
+
+import functools
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from jworld.utils.errors import UserError, one_line
+
+SUFFIX = ".arrow"
+# Systems allow a process about 1000 open files; records and text have their own.
+MAX_OPEN_SHARDS = 256
+_SCHEMA = pa.schema([("payload", pa.large_binary()), ("xxh3_64", pa.uint64())])
+
+
+class RecordFile:
+    """One shard in the making, at a temporary path that its owner renames or removes after `close`."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.records = 0
+        self.bytes = 0
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, _SCHEMA)
+
+    def write(self, payload: bytes) -> None:
+        """Append one encoded record; `UserError` where the disk is full."""
+        columns = [pa.array([payload], pa.large_binary()), pa.array([xxhash.xxh3_64_intdigest(payload)], pa.uint64())]
+        try:
+            self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        except OSError as error:
+            raise self._incomplete() from error
+        self.records += 1
+        self.bytes += len(payload)
+
+    def close(self) -> None:
+        """Complete the file; `UserError` where it does not hold what was written. A second call does nothing."""
+        try:
+            if not self._file.closed:
+                self._writer.close()
+        except OSError as error:
+            raise self._incomplete() from error
+        finally:
+            self._file.close()
+
+    def _incomplete(self) -> UserError:
+        return UserError(f"shard {self.path} could not be written completely: is the disk full?")
+
+
+class _Shard:
+    """A mapped file; `OSError` or `pa.ArrowInvalid` where it is no shard."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        if self._reader.schema != _SCHEMA:
+            raise pa.ArrowInvalid("it has other columns")
+        # Arrow does not promise that threads may share a reader; to find a record takes microseconds.
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._reader.num_record_batches)
+
+    def __getitem__(self, index: int) -> memoryview:
+        try:
+            with self._lock:
+                row = self._reader.get_batch(index)
+            # The buffer of the bytes themselves: a scalar of Arrow's would be a copy.
+            payload, digest = memoryview(row["payload"].buffers()[2]), row["xxh3_64"][0].as_py()
+        except (pa.ArrowException, OSError, IndexError, AttributeError, TypeError) as error:
+            raise ValueError(one_line(error)) from error
+        if xxhash.xxh3_64_intdigest(payload) != digest:
+            raise ValueError("its bytes do not have the checksum that was written with them")
+        return payload
+
+
+class ShardReader:
+    """Random access to the payloads of several shards, counted through; of many shards only some are open at a time."""
+
+    def __init__(self, paths: Sequence[pathlib.Path], counts: Sequence[int]) -> None:
+        self._paths, self._counts = paths, counts
+        self._ends = np.cumsum(counts)
+        self._open = functools.lru_cache(MAX_OPEN_SHARDS)(_Shard)
+
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[Any, ...]]:
+        # Worker processes open the files themselves.
+        return ShardReader, (self._paths, self._counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> memoryview:
+        """The payload, in the file's memory; `ValueError` where the record is corrupt."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[shard - 1]) if shard else 0
+        try:
+            return self._open(self._paths[shard])[index - first]
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(one_line(error)) from error
+
+
+def open_shards(directory: pathlib.Path, shards: Sequence[Mapping[str, Any]]) -> ShardReader:
+    """A manifest's list of shards; `UserError` names one that is absent or corrupt."""
+    paths = [directory / shard["file"] for shard in shards]
+    for path, shard in zip(paths, shards, strict=True):
+        if not path.is_file():
+            raise UserError(f"shard {path} of the manifest is absent: make the data set again")
+        try:
+            count = len(_Shard(path))
+        except (pa.ArrowException, OSError):
+            count = 0
+        if count != shard["records"]:
+            found = f"{count} records" if count else "nothing readable"
+            raise UserError(f"shard {path} holds {found}, expected {shard['records']} records: make the data set again")
+    return ShardReader(paths, [shard["records"] for shard in shards])

@@ -1,0 +1,373 @@
+"""What turns a user's first frame and prompt into a model's inputs: the encoders that its data set was made with.
+
+A data set's manifest says of each encoder its family, what tells its weights apart, and where it came from. What is
+small, the linear codec, lies beside the manifest; what is big stays where it is, or where the user says it is now.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jworld.data import records
+from jworld.data.inputs import fitting
+from jworld.encoders import autoencoders, base, registry, stored, torch_models, weightless
+from jworld.models.autoencoders import linear
+from jworld.utils.errors import UserError
+
+NONE = weightless.NONE_FAMILY
+#: Frame rate where no data set says one: that of WorldPlay's videos.
+FPS = 24.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Role:
+    """What a text or image encoder is for.
+
+    Attributes:
+      key: in a manifest.
+      flag: the option that names it.
+      words: its name in a sentence.
+      identity: entries of a manifest that tell two apart.
+    """
+
+    key: str
+    flag: str
+    words: str
+    identity: tuple[str, ...]
+
+    @property
+    def attribute(self) -> str:
+        """In `EncoderOverrides`."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+TEXT = Role(key="text_encoder", flag="--text-encoder", words="text encoder", identity=("family", "dim", "hash"))
+GLYPH = Role(key="glyph_encoder", flag="--glyph-encoder", words="glyph encoder", identity=("family", "dim", "hash"))
+IMAGE = Role(
+    key="vision_encoder", flag="--image-encoder", words="image encoder", identity=("family", "tokens", "dim", "hash")
+)
+
+
+FLAGS = ("--autoencoder", TEXT.flag, GLYPH.flag, IMAGE.flag)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderOverrides:
+    """Encoders that the user names; None leaves the choice to a manifest.
+
+    Attributes:
+      autoencoder: file of a linear codec or folder of a network.
+      text_encoder, glyph_encoder, image_encoder: "KIND:SOURCE", see `load`.
+      options: how text and image encoders run.
+    """
+
+    autoencoder: str | None = None
+    text_encoder: str | None = None
+    glyph_encoder: str | None = None
+    image_encoder: str | None = None
+    options: registry.Options = dataclasses.field(default_factory=registry.Options)
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> "EncoderOverrides":
+        """What `add_arguments` added."""
+        names = ("autoencoder", *(role.attribute for role in (TEXT, GLYPH, IMAGE)))
+        options = registry.Options(dtype=arguments.encoder_dtype, device=arguments.encoder_device)
+        return cls(**{name: getattr(arguments, name) for name in names}, options=options)
+
+    def flags(self) -> list[str]:
+        """The options that the user gave."""
+        values = {flag: getattr(self, flag.removeprefix("--").replace("-", "_")) for flag in FLAGS}
+        values |= {"--encoder-device": self.options.device, "--encoder-dtype": self.options.dtype}
+        return [flag for flag, value in values.items() if value is not None]
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, defaults: Mapping[str, str]) -> None:
+    """The options that name encoders; `defaults` says by option what is used without it."""
+    text, image = ", ".join(registry.TEXT_KINDS), ", ".join(registry.IMAGE_KINDS)
+    helps = {
+        "--autoencoder": ("PATH", "an autoencoder's file, or folder with autoencoder.safetensors"),
+        TEXT.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {text}; or stored:FILE"),
+        GLYPH.flag: ("SPEC", "byt5-glyph:FOLDER, for the text that a picture shows; or none"),
+        IMAGE.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {image}"),
+    }
+    group = parser.add_argument_group("encoders")
+    for flag, (metavar, words) in helps.items():
+        group.add_argument(flag, metavar=metavar, help=f"{words} (default: {defaults[flag]})")
+    group.add_argument(
+        "--encoder-device", metavar="DEVICE", help="of text and image encoders (default: cuda where there is one)"
+    )
+    group.add_argument(
+        "--encoder-dtype",
+        choices=torch_models.DTYPES,
+        help="of text and image encoders (default: what the published systems run them in)",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """The encoders of a model, open.
+
+    Attributes:
+      autoencoder: pixels to latents and back.
+      text, glyph, images: of prompts, of the text in them that a picture shows, of first frames; None without.
+      fit: how a picture is brought to the model's size.
+      fps: frame rate of the model's videos.
+    """
+
+    autoencoder: autoencoders.Autoencoder
+    text: base.TextEncoder | None
+    glyph: base.TextEncoder | None
+    images: base.ImageEncoder | None
+    fit: fitting.Fit
+    fps: float
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.fit.width, self.fit.height
+
+    def image(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """uint8 [H, W, 3] of any size -> its latent [1, h, w, C] and vision states [V, Dv], float32."""
+        frame = self.fit.frame(frame)
+        states = None if self.images is None else self.images.encode(frame[None])[0]
+        return self.autoencoder.encode(frame[None, None])[0], states
+
+    def prompt(self, prompt: str) -> dict[str, np.ndarray]:
+        """What a text store holds of a prompt: text_states [S, Dt] and glyph_states [G, Dg], float32."""
+        found = {"text_states": self.text, "glyph_states": self.glyph}
+        return {name: encoder.encode([prompt])[0] for name, encoder in found.items() if encoder is not None}
+
+
+def check(role: Role, spec: str) -> None:
+    """A `UserError` where no encoder of this role has such a name."""
+    kind = spec.partition(":")[0]
+    kinds = registry.IMAGE_KINDS if role is IMAGE else (*registry.TEXT_KINDS, stored.KIND)
+    if kind not in kinds:
+        raise UserError(f"{role.flag} {spec}: there is no {role.words} '{kind}', choose one of {', '.join(kinds)}")
+
+
+def load(role: Role, spec: str, options: registry.Options) -> Any:
+    """The text or image encoder that "KIND:SOURCE" names, or None for "none".
+
+    "stored:FILE" are the states in a file, "none:WIDTH" no states of such a width.
+    """
+    check(role, spec)
+    kind, _, source = spec.partition(":")
+    if kind == NONE and source in ("", "0"):
+        return None
+    if role is IMAGE:
+        return registry.load_image_encoder(spec, options)
+    if kind == stored.KIND:
+        text, glyph = registry.read_embeddings(source)
+        return text if role is TEXT else glyph
+    return registry.load_text_encoder(spec, options)
+
+
+def copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copy the manifest of a data set and the codec beside it, all that is small of its encoders."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (records.AUTOENCODER_FILE, records.MANIFEST):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def open_set(
+    directory: str | pathlib.Path, *, given: EncoderOverrides | None = None, mesh: jax.sharding.Mesh | None = None
+) -> Encoders:
+    """The encoders of a folder of records, or of what `copy` wrote.
+
+    Raises:
+      UserError: one is absent, or `given` names another one than the manifest.
+    """
+    directory, given = pathlib.Path(directory), given or EncoderOverrides()
+    manifest = records.read_manifest(directory)
+    if problem := find_problem(directory, manifest, given):
+        raise UserError(problem)
+    width, height = manifest["image_size"]
+    # Imported latents do not say how pictures were cut: as the published pipelines do.
+    fit = manifest.get("cut", {}).get("fit", {"width": width, "height": height})
+    text, glyph, images = (_reopen(role, manifest[role.key], given, directory) for role in (TEXT, GLYPH, IMAGE))
+    return Encoders(
+        autoencoder=open_autoencoder(directory, manifest, given=given.autoencoder, mesh=mesh),
+        text=text,
+        glyph=glyph,
+        images=images,
+        fit=fitting.Fit(**fit),
+        fps=manifest["fps"],
+    )
+
+
+def open_given(
+    given: EncoderOverrides, expected: Mapping[str, Any], *, mesh: jax.sharding.Mesh | None = None
+) -> Encoders:
+    """The encoders that the user names for a model without a data set.
+
+    Args:
+      given: names all that the model needs.
+      expected: `manifest_expectations` of the model's system.
+      mesh: where the autoencoder goes.
+
+    Raises:
+      UserError: one is absent or does not fit the model.
+    """
+    needed = {
+        role: {key.split(".")[1]: value for key, value in expected.items() if key.startswith(f"{role.key}.")}
+        for role in (TEXT, GLYPH, IMAGE)
+    }
+    for role, entries in needed.items():
+        _refuse_unused(role, given, used=bool(entries))
+    missing = ["--autoencoder PATH"] if given.autoencoder is None else []
+    missing += [f"{role.flag} SPEC" for role in needed if needed[role] and getattr(given, role.attribute) is None]
+    if missing:
+        raise UserError(f"no folder says which encoders the model knows: give {', '.join(missing)}")
+    assert given.autoencoder is not None
+    autoencoder = autoencoders.load(given.autoencoder, mesh=mesh)
+    height, width, channels = expected["latent_shape"]
+    ratio = autoencoder.spatial_ratio
+    found = autoencoder.latent_shape(1, height * ratio, width * ratio)[-1]
+    _compare(f"--autoencoder {given.autoencoder}", {"channels": found}, {"channels": channels}, ["channels"])
+    opened: dict[Role, Any] = dict.fromkeys(needed)
+    for role, entries in needed.items():
+        if entries:
+            spec = getattr(given, role.attribute)
+            opened[role] = load(role, spec, given.options)
+            _compare(f"{role.flag} {spec}", _entry(opened[role]), entries, list(entries))
+    return Encoders(
+        autoencoder=autoencoder,
+        text=opened[TEXT],
+        glyph=opened[GLYPH],
+        images=opened[IMAGE],
+        fit=fitting.Fit(width=width * ratio, height=height * ratio),
+        fps=FPS,
+    )
+
+
+def open_autoencoder(
+    directory: str | pathlib.Path,
+    manifest: Mapping[str, Any],
+    *,
+    given: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> autoencoders.Autoencoder:
+    """The autoencoder of the latents in `directory`, or `given` where that is the same one.
+
+    Raises:
+      UserError: it is absent, or another one.
+    """
+    entry = manifest["autoencoder"]
+    if given is None:
+        if problem := find_autoencoder_problem(directory, manifest):
+            raise UserError(problem)
+        own = pathlib.Path(directory) / records.AUTOENCODER_FILE
+        opened = autoencoders.load(own if entry["family"] == linear.FAMILY else entry["source"], mesh=mesh)
+    else:
+        opened = autoencoders.load(given, mesh=mesh)
+    where = f"--autoencoder {given}" if given else f"the autoencoder of {directory}"
+    _compare(where, opened.manifest_entry(), entry, ["family", "hash"])
+    width, height = manifest["image_size"]
+    found = {"latent_shape": list(opened.latent_shape(1, height, width)[1:])}
+    _compare(where, found, manifest, ["latent_shape"])
+    return opened
+
+
+def check_latents(
+    manifest: Mapping[str, Any], autoencoder: autoencoders.Autoencoder, *, path: str | pathlib.Path
+) -> None:
+    """A `UserError` where the latents of the set at `path` are known to be of another autoencoder."""
+    own = autoencoder.manifest_entry()
+    expected = {f"autoencoder.{key}": own[key] for key in ("family", "hash") if key in manifest["autoencoder"]}
+    records.check_manifest(manifest, expected, path=path)
+
+
+def find_problem(
+    directory: str | pathlib.Path, manifest: Mapping[str, Any], given: EncoderOverrides | None = None
+) -> str:
+    """Which encoder of the manifest in `directory` is not there, in one sentence; "" where all are.
+
+    Nothing is loaded. Those that are `given` are taken for good.
+    """
+    given = given or EncoderOverrides()
+    if given.autoencoder is None and (problem := find_autoencoder_problem(directory, manifest)):
+        return problem
+    for role in (TEXT, GLYPH, IMAGE):
+        entry = manifest[role.key]
+        if getattr(given, role.attribute) is not None or is_none(entry):
+            continue
+        if "kind" not in entry:
+            return _nowhere(directory, role.words, entry["family"], f"{role.flag} {entry['family']}:FOLDER")
+        if _is_gone(entry.get("source", "")):
+            return _moved(directory, role.words, entry, f"{role.flag} {entry['kind']}:FOLDER")
+    return ""
+
+
+def find_autoencoder_problem(directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> str:
+    """The same of the autoencoder alone."""
+    entry = manifest["autoencoder"]
+    if entry["family"] == linear.FAMILY:
+        path = pathlib.Path(directory) / records.AUTOENCODER_FILE
+        return "" if path.is_file() else f"{path} is absent: put it back, or give --autoencoder FILE"
+    if "source" not in entry:
+        return _nowhere(directory, "autoencoder", entry["family"], "--autoencoder FOLDER")
+    if _is_gone(entry["source"]):
+        return _moved(directory, "autoencoder", entry, "--autoencoder FOLDER")
+    return ""
+
+
+def _is_gone(source: str) -> bool:
+    """Hub ids are no absolute paths."""
+    path = pathlib.Path(source)
+    return path.is_absolute() and not path.exists()
+
+
+def _nowhere(directory: str | pathlib.Path, words: str, family: str, fix: str) -> str:
+    return f"{directory} does not say where its {words} (family {family}) is: give {fix}"
+
+
+def _moved(directory: str | pathlib.Path, words: str, entry: Mapping[str, Any], fix: str) -> str:
+    return f"the {words} of {directory} came from {entry['source']}, which is absent: give {fix}"
+
+
+def _reopen(role: Role, entry: Mapping[str, Any], given: EncoderOverrides, directory: pathlib.Path) -> Any:
+    """The encoder that a manifest's entry names, or the given one where that is the same."""
+    _refuse_unused(role, given, used=not is_none(entry))
+    if is_none(entry):
+        return None
+    spec = getattr(given, role.attribute)
+    options = dataclasses.replace(given.options, dtype=given.options.dtype or entry.get("dtype"))
+    opened = load(role, spec or f"{entry['kind']}:{entry.get('source', '')}", options)
+    found = _entry(opened)
+    # States in a file and the encoder that made them have hashes of different things.
+    same_kind = stored.KIND not in (entry.get("kind"), found.get("kind")) or entry.get("kind") == found.get("kind")
+    keys = [key for key in role.identity if same_kind or key != "hash"]
+    _compare(f"{role.flag} {spec}" if spec else f"the {role.words} of {directory}", found, entry, keys)
+    return opened
+
+
+def _refuse_unused(role: Role, given: EncoderOverrides, *, used: bool) -> None:
+    spec = getattr(given, role.attribute)
+    if not used and spec is not None:
+        raise UserError(f"{role.flag} is {spec}, but the model knows no {role.words}: leave the option out")
+
+
+def is_none(entry: Mapping[str, Any]) -> bool:
+    """Whether a manifest's entry says that there is no encoder."""
+    return entry["family"] == NONE and not entry["dim"]
+
+
+def _entry(encoder: base.Encoder | None) -> dict[str, Any]:
+    return weightless.NoText(0).manifest_entry() if encoder is None else encoder.manifest_entry()
+
+
+def _compare(where: str, found: Mapping[str, Any], expected: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        if key in expected and found.get(key) != expected[key]:
+            raise UserError(
+                f"{where} has {key} {found.get(key)!r}, expected {expected[key]!r}: give the one that the data set and "
+                "the model were made with"
+            )

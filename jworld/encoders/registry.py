@@ -1,0 +1,56 @@
+"""Encoders of prompts and first frames, by the names that commands and manifests use: "KIND" or "KIND:SOURCE"."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jworld.data import images
+from jworld.data.records import text_store
+from jworld.encoders import base, glyph, qwen, siglip, stored, t5, torch_models, weightless
+from jworld.utils.errors import UserError
+
+ImageEncoder = base.ImageEncoder
+Options = torch_models.Options
+TextEncoder = base.TextEncoder
+read_embeddings = stored.read_embeddings
+
+_TEXT: dict[str, Callable[[str, Options], TextEncoder]] = {
+    qwen.FAMILY: qwen.Qwen,
+    t5.MATRIX.kind: lambda source, options: t5.T5(source, t5.MATRIX, options),
+    t5.COSMOS.kind: lambda source, options: t5.T5(source, t5.COSMOS, options),
+    glyph.FAMILY: glyph.Glyph,
+    text_store.HASHED_WORDS_FAMILY: lambda source, _: weightless.HashedWords(_width(source or "64")),
+    weightless.NONE_FAMILY: lambda source, _: weightless.NoText(_width(source or "0")),
+}
+_IMAGE: dict[str, Callable[[str, Options], ImageEncoder]] = {
+    siglip.FAMILY: siglip.Siglip,
+    images.THUMBNAIL_FAMILY: lambda _, __: weightless.Thumbnail(),
+    weightless.NONE_FAMILY: lambda source, _: weightless.NoImage(_width(source or "0")),
+}
+_NEED_SOURCE = (qwen.FAMILY, t5.MATRIX.kind, t5.COSMOS.kind, glyph.FAMILY, siglip.FAMILY)
+TEXT_KINDS = tuple(_TEXT)
+IMAGE_KINDS = tuple(_IMAGE)
+
+
+def load_text_encoder(spec: str, options: Options | None = None) -> TextEncoder:
+    """`spec` is "KIND:FOLDER" or "KIND:HUB-ID"; "hashed-words:WIDTH" and "none:WIDTH" need no model."""
+    return _load(spec, _TEXT, "text encoder", options)
+
+
+def load_image_encoder(spec: str, options: Options | None = None) -> ImageEncoder:
+    """`spec` is "siglip:FOLDER" or "siglip:HUB-ID"; "thumbnail" and "none:WIDTH" need no model."""
+    return _load(spec, _IMAGE, "image encoder", options)
+
+
+def _load(spec: str, table: dict[str, Callable[[str, Options], Any]], what: str, options: Options | None) -> Any:
+    kind, _, source = spec.partition(":")
+    if kind not in table:
+        raise UserError(f"{what} '{kind}' is unknown: choose one of {', '.join(table)}")
+    if kind in _NEED_SOURCE and not source:
+        raise UserError(f"{what} '{kind}' needs its model: write {kind}:FOLDER or {kind}:HUB-ID")
+    return table[kind](source, options or Options())
+
+
+def _width(source: str) -> int:
+    if not source.isdecimal():
+        raise UserError(f"width '{source}' of an encoder without weights is not a whole number: write one, such as 64")
+    return int(source)

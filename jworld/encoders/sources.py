@@ -1,0 +1,108 @@
+"""Where an encoder's files are: a local folder or a repository of the Hugging Face hub, flat or in parts.
+
+A flat folder holds config, weights and tokenizer together; a diffusers pipeline keeps them in sub-folders, the parts
+("text_encoder", "tokenizer").
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jworld.encoders import torch_models
+from jworld.utils.errors import UserError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SMALL_FILES = (".json", ".model", ".txt")
+_HASHED_BYTES = 2**20
+
+
+def open_folder(source: str, *, parts: Sequence[str] = ()) -> pathlib.Path:
+    """The folder that `source` names; of a hub repository, only what `needed` names is downloaded."""
+    folder = pathlib.Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(source):
+        raise UserError(f"encoder folder {source} is absent: give a folder that exists or a hub id like owner/name")
+    hub = torch_models.require("huggingface_hub")
+    try:
+        names = hub.list_repo_files(source)
+        return pathlib.Path(hub.snapshot_download(source, allow_patterns=needed(names, parts)))
+    except Exception as error:  # of whichever network library the hub's client uses
+        cached = _cached(hub, source)
+        if cached is not None:
+            return cached
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"encoder {source} is neither a folder here nor could it be downloaded from the hub ({reason}): check the "
+            "path, or download it elsewhere and give its folder"
+        ) from error
+
+
+def _cached(hub: Any, source: str) -> pathlib.Path | None:
+    """An earlier download, for machines that cannot reach the hub."""
+    try:
+        return pathlib.Path(hub.snapshot_download(source, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def part(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The sub-folder `name`, or the folder itself where it is flat."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def needed(names: Iterable[str], parts: Sequence[str] = ()) -> list[str]:
+    """Of all files of a folder those that an encoder is made of, in order: no second format of the same weights."""
+    names = list(names)
+    chosen = [name for name in names if name.count("/") == 1 and name.split("/")[0] in parts]
+    chosen = chosen or [name for name in names if "/" not in name]
+    weights = ".safetensors" if any(name.endswith(".safetensors") for name in chosen) else ".bin"
+    return sorted(name for name in chosen if name.endswith((*_SMALL_FILES, weights)))
+
+
+def fingerprint(folder: pathlib.Path, *, parts: Sequence[str] = ()) -> str:
+    """Hash of what an encoder is made of (see `hash_files`)."""
+    found = [*folder.glob("*"), *folder.glob("*/*")]
+    names = [path.relative_to(folder).as_posix() for path in found if path.is_file()]
+    return hash_files(folder, needed(names, parts))
+
+
+def hash_files(folder: pathlib.Path, names: Sequence[str]) -> str:
+    """SHA-256 of each file's name, size, first and last MiB: weights of many GB are told apart without reading them."""
+    digest = hashlib.sha256()
+    for name in names:
+        path = folder / name
+        size = path.stat().st_size
+        digest.update(json.dumps([name, size]).encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_HASHED_BYTES))
+            file.seek(max(size - _HASHED_BYTES, 0))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def read_json(path: pathlib.Path, *, fix: str) -> dict[str, Any]:
+    """The object in a JSON file; `fix` ends the error's sentence."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} is absent: {fix}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {fix}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, expected an object: {fix}")
+    return value
+
+
+def check_model_type(folder: pathlib.Path, *, expected: Sequence[str], kind: str) -> None:
+    """`UserError` unless the folder's config.json is of one of the model types that `kind` can run."""
+    config = read_json(folder / "config.json", fix=f"give {kind} the folder of a downloaded model")
+    found = config.get("model_type")
+    if found not in expected:
+        raise UserError(
+            f"{folder / 'config.json'} has model_type {found!r}, {kind} expects {' or '.join(map(repr, expected))}: "
+            "give another folder or another encoder"
+        )

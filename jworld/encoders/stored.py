@@ -1,0 +1,126 @@
+"""Text states that a user brings along, in place of an encoder: one safetensors file.
+
+Its metadata has "family", the encoder that made the states (such as "qwen2.5-vl"), and "prompts", a JSON list of
+strings. Prompt i has the tensor "text_states.i" [S_i, D] and, if any prompt has one, "glyph_states.i" [G_i, Dg] (states
+of the text to be drawn in the picture, by "byt5-glyph"; no rows where there is none). Floats of 16 or 32 bits, padding
+trimmed. The file holds nothing else.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jworld.encoders import base, glyph, sources
+from jworld.utils import files
+from jworld.utils.errors import UserError
+
+KIND = "stored"
+_TEXT, _GLYPHS = "text_states", "glyph_states"
+_DTYPES = ("F16", "BF16", "F32")
+
+
+class StoredText(base.TextEncoder):
+    """Looks states up; a prompt without any is a `UserError`."""
+
+    def __init__(self, path: pathlib.Path, file: safetensors.safe_open, prompts: Sequence[str], name: str) -> None:
+        self._path, self._file, self._name = path, file, name
+        self._rows = {prompt: row for row, prompt in enumerate(prompts)}
+        shapes = [self._checked_shape(f"{name}.{row}") for row in range(len(prompts))]
+        dim = shapes[0][1]
+        for row, shape in enumerate(shapes):
+            if shape[1] != dim:
+                raise UserError(f"{path}: '{name}.{row}' is {shape[1]} wide, expected {dim} as '{name}.0' is")
+        self.entry = base.Entry(
+            kind=KIND,
+            family=glyph.FAMILY if name == _GLYPHS else file.metadata()["family"],
+            source=str(path),
+            hash=sources.hash_files(path.parent, [path.name]),
+            tokens=max(shape[0] for shape in shapes),
+            dim=dim,
+        )
+
+    def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
+        if missing:
+            raise UserError(
+                f"{self._path} has no states for prompt {missing[0]!r} ({len(missing)} such): add them, the prompts of "
+                "a data set are all its captions and the empty one"
+            )
+        return [self._read(f"{self._name}.{self._rows[prompt]}") for prompt in prompts]
+
+    def _checked_shape(self, name: str) -> list[int]:
+        tensor = self._file.get_slice(name)
+        shape, dtype = tensor.get_shape(), tensor.get_dtype()
+        if len(shape) != 2 or dtype not in _DTYPES:
+            raise UserError(
+                f"{self._path}: '{name}' is {dtype} {shape}, expected [tokens, width] of {', '.join(_DTYPES)}"
+            )
+        return shape
+
+    def _read(self, name: str) -> np.ndarray:
+        states = self._file.get_tensor(name).astype(np.float32)
+        if not np.isfinite(states).all():
+            raise UserError(f"{self._path}: '{name}' has values that are not finite: encode this prompt again")
+        return states
+
+
+def read_embeddings(path: str | pathlib.Path) -> tuple[StoredText, StoredText | None]:
+    """The text states of a file, and its glyph states if it has them."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"text embeddings {path} are absent: give a safetensors file")
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+    except safetensors.SafetensorError as error:
+        raise UserError(f"text embeddings {path} are not a safetensors file ({error}): write it again") from error
+    prompts = _read_prompts(path, file.metadata() or {})
+    names = set(file.keys())
+    kinds = [_TEXT, _GLYPHS] if any(name.startswith(_GLYPHS) for name in names) else [_TEXT]
+    expected = {f"{kind}.{row}" for kind in kinds for row in range(len(prompts))}
+    if missing := sorted(expected - names):
+        raise UserError(f"{path} lacks '{missing[0]}' ({len(missing)} such): its metadata names {len(prompts)} prompts")
+    if unknown := sorted(names - expected):
+        raise UserError(f"{path}: '{unknown[0]}' ({len(unknown)} such) belongs to no prompt of its metadata")
+    encoders = [StoredText(path, file, prompts, kind) for kind in kinds]
+    return encoders[0], encoders[1] if len(encoders) > 1 else None
+
+
+def write_embeddings(path: str | pathlib.Path, family: str, states: Mapping[str, np.ndarray]) -> None:
+    """Write a file of text states.
+
+    Args:
+      path: the file, which is replaced.
+      family: the encoder that made the states.
+      states: by prompt, [tokens, width], floats of 16 or 32 bits.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    path = pathlib.Path(path)
+    metadata = {"family": family, "prompts": json.dumps(list(states))}
+    tensors = {f"{_TEXT}.{row}": np.ascontiguousarray(array) for row, array in enumerate(states.values())}
+    try:
+        with files.replacing(path) as temporary:
+            safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} could not be written ({error}): choose another place") from error
+
+
+def _read_prompts(path: pathlib.Path, metadata: dict[str, str]) -> list[str]:
+    for key in ("family", "prompts"):
+        if not metadata.get(key):
+            raise UserError(f"{path}: metadata '{key}' is missing, expected 'family' and 'prompts': write it again")
+    try:
+        prompts = json.loads(metadata["prompts"])
+    except ValueError as error:
+        raise UserError(f"{path}: metadata 'prompts' is not JSON ({error}), expected a list of strings") from error
+    if not (isinstance(prompts, list) and prompts and all(isinstance(prompt, str) for prompt in prompts)):
+        raise UserError(f"{path}: metadata 'prompts' is not a list of one or more strings: write it again")
+    if len(set(prompts)) < len(prompts):
+        twice = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
+        raise UserError(f"{path}: prompt {twice!r} stands twice in metadata 'prompts': write each once")
+    return prompts

@@ -1,0 +1,114 @@
+"""Pictures of rollouts: contact sheets, and videos with the truth above the prediction."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+from jworld.data import images
+from jworld.evaluation.results import Chunk, Comparison
+
+PICTURE_WIDTH = 112  # one picture of a sheet is at least so wide, and at most twice that
+VIDEO_WIDTH = 256
+FRAMES_PER_CHUNK = 4
+CHUNKS_PER_ROW = 4
+LINE = 20  # height of a line of text
+SIDE = 76  # width of the column that names the strips
+GAP, SEAM = 10, 2  # between chunks, between pictures
+BACKGROUND, INK = (24, 24, 28), (235, 235, 235)
+FONT = PIL.ImageFont.load_default(13)
+
+
+def contact_sheet(comparisons: Sequence[Comparison]) -> PIL.Image.Image:
+    """One below the other: per chunk its action, some of its frames, the true ones above where there are any."""
+    rows = []
+    for comparison in comparisons:
+        if comparison.title:
+            rows.append(_text(comparison.title, SIDE + 10 * len(comparison.title)))
+        rows += _rows(comparison)
+    return PIL.Image.fromarray(_below_each_other(rows))
+
+
+def video(comparison: Comparison) -> np.ndarray:
+    """uint8 [T, H', W', 3]: truth above prediction, each under a line of text, enlarged to 256 pixels or more."""
+    assert comparison.truth is not None
+    factor = math.ceil(VIDEO_WIDTH / comparison.truth.shape[2])
+    width = factor * comparison.truth.shape[2]
+    frames = []
+    for chunk in comparison.chunks:
+        above = _text(f"recorded: {chunk.action}", width)
+        below = _text("made of the same" if chunk.psnr is None else f"predicted: {_decibels(chunk)}", width)
+        for i in range(chunk.start, chunk.stop):
+            pair = (above, _enlarged(comparison.truth[i], factor), below, _enlarged(comparison.prediction[i], factor))
+            frames.append(np.concatenate(pair))
+    return np.stack(frames)
+
+
+def _strips(comparison: Comparison) -> dict[str, np.ndarray]:
+    """The videos to show, by the name at their side."""
+    if comparison.truth is None:
+        return {"generated": comparison.prediction}
+    return {"recorded": comparison.truth, "predicted": comparison.prediction}
+
+
+def _rows(comparison: Comparison) -> list[np.ndarray]:
+    """The chunks in rows that wrap, with a gap below each."""
+    strips = _strips(comparison)
+    height = len(_picture(comparison.prediction[0]))
+    names = np.concatenate([_text("", SIDE), *(_text(name, SIDE, height) for name in strips)])
+    rows = []
+    for first in range(0, len(comparison.chunks), CHUNKS_PER_ROW):
+        parts = [names]
+        for chunk in comparison.chunks[first : first + CHUNKS_PER_ROW]:
+            parts += [_block(list(strips.values()), chunk), _text("", GAP, len(names))]
+        rows += [np.concatenate(parts, axis=1), _text("", SIDE, GAP)]
+    return rows
+
+
+def _block(videos: Sequence[np.ndarray], chunk: Chunk) -> np.ndarray:
+    """One chunk: a line of text above its strips of pictures."""
+    shown = np.linspace(chunk.start, chunk.stop - 1, FRAMES_PER_CHUNK).round().astype(int)
+    strips = [_strip(frames[shown]) for frames in videos]
+    text = f"frames {chunk.start}-{chunk.stop - 1}: {chunk.action}"
+    if chunk.psnr is not None:
+        text += f", {_decibels(chunk)}"
+    return np.concatenate([_text(text, strips[0].shape[1]), *strips])
+
+
+def _strip(frames: np.ndarray) -> np.ndarray:
+    pictures = [_picture(frame) for frame in frames]
+    gap = _text("", SEAM, pictures[0].shape[0])
+    return np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
+
+
+def _picture(frame: np.ndarray) -> np.ndarray:
+    """A frame as wide as a sheet can use it."""
+    height, width = frame.shape[:2]
+    if width <= 2 * PICTURE_WIDTH:
+        return _enlarged(frame, math.ceil(PICTURE_WIDTH / width))
+    return images.resize(frame, width=2 * PICTURE_WIDTH, height=round(height * 2 * PICTURE_WIDTH / width))
+
+
+def _decibels(chunk: Chunk) -> str:
+    return f"{chunk.psnr:.1f} dB"
+
+
+def _text(text: str, width: int, height: int = LINE) -> np.ndarray:
+    """uint8 [height, width, 3] with the text at its top left."""
+    image = PIL.Image.new("RGB", (width, height), BACKGROUND)
+    PIL.ImageDraw.Draw(image).text((4, 2), text, INK, FONT)
+    return np.asarray(image)
+
+
+def _enlarged(frame: np.ndarray, factor: int) -> np.ndarray:
+    """Every pixel repeated: one sees what the model made and not what smoothing made of it."""
+    return frame.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _below_each_other(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    width = max(picture.shape[1] for picture in pictures)
+    wide = [np.concatenate([p, _text("", width - p.shape[1], len(p))], axis=1) for p in pictures]
+    return np.concatenate(wide)

@@ -1,0 +1,181 @@
+"""Walks: recorded videos with their cameras, as the truth that a model's videos are compared with."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from jworld.cameras import actions, poses
+from jworld.data import records
+from jworld.data.recording import episodes, recorder
+from jworld.encoders import model_encoders as encoders_lib
+from jworld.encoders.model_encoders import Encoders
+from jworld.evaluation import results
+from jworld.models.autoencoders import linear
+from jworld.utils import config as run_config
+from jworld.utils import errors, indices
+
+STRIDE = actions.FRAMES_PER_LATENT
+#: What is measured: the model, the same told the mirror image of the walk, and the codec, its ceiling.
+MODEL, SWAPPED, CODEC = "model", "left and right swapped", "codec alone"
+#: No picture of whole numbers comes closer to its source than rounding does: an error of 1/12 per value.
+BEST_PSNR = float(10 * np.log10(255**2 * 12))
+
+
+class Controls(NamedTuple):
+    """What the user does during f latents: action labels [f], w2c [f, 4, 4], normalised intrinsics [f, 3, 3]."""
+
+    action: np.ndarray
+    w2c: np.ndarray
+    intrinsics: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A recorded walk of F latents: frames uint8 [1 + 4 (F - 1), H, W, 3] of the model's size, prompt, controls."""
+
+    name: str
+    frames: np.ndarray
+    prompt: str
+    controls: Controls
+
+    @property
+    def latents(self) -> int:
+        return len(self.controls.action)
+
+
+def from_episode(episode: episodes.Episode, encoders: Encoders) -> Clip:
+    """A raw episode, resized to the model's size; latent i has the camera of frame 4i."""
+    w2c = episode.w2c[::STRIDE]
+    size = (episode.frames.shape[2], episode.frames.shape[1])
+    controls = Controls(
+        actions.labels_from_poses(w2c, min_translation=actions.TRAINING_MIN_TRANSLATION),
+        w2c,
+        encoders.fit.intrinsics(poses.intrinsics_matrices(episode.intrinsics[::STRIDE]), size),
+    )
+    frames = np.stack([encoders.fit.frame(frame) for frame in episode.frames[: 1 + STRIDE * (len(w2c) - 1)]])
+    return Clip(name=episode.name, frames=frames, prompt=episode.caption, controls=controls)
+
+
+def from_record(source: records.RecordSource, index: int, encoders: Encoders) -> Clip:
+    """A training record: its decoded latents are the truth, its labels and cameras the controls."""
+    record = source[index]
+    frames = encoders.autoencoder.decode(record["latent"].astype(np.float32)[None])[0]
+    return Clip(
+        name=source.episodes[index],
+        frames=frames,
+        prompt=source.manifest["prompts"][int(record["prompt"])],
+        controls=Controls(record["action"], record["w2c"], record["intrinsics"]),
+    )
+
+
+def window(clip: Clip, *, start: int, latents: int) -> Clip:
+    """`latents` latents of a clip from latent `start`, told as a walk of its own: the first camera is the origin."""
+    part = slice(start, start + latents)
+    action, w2c, intrinsics = (np.asarray(values)[part] for values in clip.controls)
+    action = action.astype(np.int32)
+    action[0] = 0
+    return Clip(
+        name=clip.name,
+        frames=clip.frames[STRIDE * start : STRIDE * (start + latents - 1) + 1],
+        prompt=clip.prompt,
+        controls=Controls(action, poses.relative_to_first(w2c).astype(np.float32), intrinsics.astype(np.float32)),
+    )
+
+
+def chunk_frames(latents: int, size: int) -> list[tuple[int, int]]:
+    """First frame and end of every chunk of `size` latents: the first latent is one frame, the others are four."""
+    return [(max(STRIDE * (i - 1) + 1, 0), STRIDE * (i + size - 1) + 1) for i in range(0, latents, size)]
+
+
+def psnr(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """PSNR (dB) of uint8 arrays of one shape, at most `BEST_PSNR`."""
+    return min(linear.psnr(truth, prediction), BEST_PSNR)
+
+
+def chunk_psnr(truth: np.ndarray, prediction: np.ndarray, size: int) -> list[float]:
+    """PSNR (dB) of every chunk of `size` latents of two videos; frame 0 was given and is not counted."""
+    spans = chunk_frames(1 + (len(truth) - 1) // STRIDE, size)
+    return [psnr(truth[max(start, 1) : stop], prediction[max(start, 1) : stop]) for start, stop in spans]
+
+
+def report(rows: Sequence[Mapping[str, Any]], shown: list[results.Comparison]) -> results.Report:
+    """What was measured of some clips, part by part.
+
+    Args:
+      rows: per clip, its "psnr" (dB of every part, by name: `MODEL`, what it is compared with, and `CODEC`, its
+        ceiling) and whatever else shall be written.
+      shown: some of the videos.
+    """
+    names = list(rows[0]["psnr"])
+    curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
+    means = {name: float(np.mean(values)) for name, values in curves.items()}
+    gains = {name: means[MODEL] - means[name] for name in names if name not in (MODEL, CODEC)}
+    summary = [(f"gain over {name}", f"{value:+.2f} dB") for name, value in gains.items()]
+    numbers = {"clips": len(rows), "psnr_per_part": curves, "psnr": means, "gains": gains, "per_clip": list(rows)}
+    return results.Report(numbers=numbers, curves=curves, summary=summary, rollouts=shown)
+
+
+def recording_config(config: ml_collections.ConfigDict) -> recorder.RecordingConfig:
+    return run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
+
+
+def scripted_clip(recording: recorder.RecordingConfig, encoders: Encoders, script: Sequence[str], *, seed: int) -> Clip:
+    """The truth of a script on a held-out map of the source that the run was recorded from."""
+    width, height = recording.image_size
+    episode = recorder.record_scripted(recording.source, seed=seed, actions=list(script), width=width, height=height)
+    return window(from_episode(episode, encoders), start=0, latents=1 + len(script))
+
+
+def held_out(config: ml_collections.ConfigDict, encoders: Encoders) -> tuple[list[int], Callable[[int], Clip]]:
+    """(latents of every held-out walk, function that loads one): raw episodes, or records where there are none."""
+    recording = recording_config(config)
+    if not recording.source:
+        source = records.RecordSource(config.data.records, "val")
+        encoders_lib.check_latents(source.manifest, encoders.autoencoder, path=config.data.records)
+        return source.clips, lambda index: from_record(source, index, encoders)
+    directory = recording.directory
+    _require_episodes(recording)
+    entries = [entry for entry in episodes.read_manifest(directory)["episodes"] if entry["split"] == "val"]
+
+    @functools.lru_cache(maxsize=1)  # the windows of a walk follow each other
+    def load(index: int) -> Clip:
+        return from_episode(episodes.read_episode(directory, entries[index]["name"]), encoders)
+
+    return [1 + (entry["frames"] - 1) // STRIDE for entry in entries], load
+
+
+def _require_episodes(recording: recorder.RecordingConfig) -> None:
+    if not (pathlib.Path(recording.directory) / episodes.MANIFEST).is_file():
+        width, height = recording.image_size
+        raise errors.UserError(
+            f"config.data.recording.directory: the folder {recording.directory} has no episodes; record them with "
+            f"python scripts/record_episodes.py --source {recording.source} --episodes {recording.episodes} "
+            f"--frames {recording.frames} --size {width}x{height} --seed {recording.seed} "
+            f"--output {recording.directory}"
+        )
+
+
+def choose_windows(lengths: Sequence[int], *, latents: int, windows: int) -> list[tuple[int, int]]:
+    """At most `windows` pairs (walk, first latent), spread evenly over all walks and along each.
+
+    `lengths` are the latents of the walks; a window needs `latents` of them.
+    """
+    long_enough = [i for i, length in enumerate(lengths) if length >= latents]
+    if not long_enough:
+        raise errors.UserError(
+            f"the longest of {len(lengths)} held-out walks has {max(lengths, default=0)} latents, expected at least "
+            f"{latents}: evaluate fewer --chunks or record longer episodes"
+        )
+    picked = indices.evenly(len(long_enough), windows)
+    walks = [long_enough[i] for i in picked]
+    chosen = []
+    for position, walk in enumerate(walks):
+        share = windows // len(walks) + (position < windows % len(walks))
+        starts = np.unique(np.linspace(0, lengths[walk] - latents, share).astype(int))
+        chosen += [(walk, int(start)) for start in starts]
+    return chosen

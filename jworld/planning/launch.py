@@ -1,0 +1,42 @@
+"""Start the process that makes a plan."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import ml_collections
+
+from jworld.planning import topologies
+from jworld.planning.plans import Plan
+from jworld.utils import errors
+
+
+def run(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Plan:
+    """The plan of a config on a topology.
+
+    Raises:
+      UserError: the compiler is not installed, or the config does not fit itself or the topology.
+    """
+    topologies.check_tools(topology)
+    gpu = topology.platform == "gpu" and os.path.exists("/dev/nvidiactl")
+    with tempfile.TemporaryDirectory() as folder:
+        output = pathlib.Path(folder) / "plan.json"
+        result = subprocess.run(
+            [sys.executable, "-m", "jworld.planning.worker", str(output)],
+            input=json.dumps({"config": config.to_dict(), "topology": topology.name}),
+            env=os.environ | topologies.environment(topology, hardware_needed=gpu),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not output.is_file():
+            # Not a mistake of the user's: what the process said is all that helps.
+            sys.stderr.write(result.stderr[-4000:])
+            raise RuntimeError(f"the compiler's process ended with code {result.returncode}")
+        answer = json.loads(output.read_text())
+    if "error" in answer:
+        raise errors.UserError(answer["error"])
+    return Plan.from_json(answer["plan"])

@@ -1,0 +1,70 @@
+"""The embedded data sets: recorded and encoded on the user's machine the first time a recipe asks for them."""
+
+import dataclasses
+import pathlib
+
+import rich.console
+
+from jworld.data import records
+from jworld.data.recording import episodes, recorder
+from jworld.data.records import text_store
+from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.models.autoencoders import linear
+from jworld.precompute import job
+from jworld.precompute.settings import Settings
+from jworld.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodingConfig:
+    """How raw episodes become records (`config.data.encoding`).
+
+    Attributes:
+      image_size: (width, height) of the model's images.
+      spatial_ratio: pixels per latent, each way.
+      autoencoder: file of a codec to use as it is; "" fits one on the training split.
+      whitening: of that one, see `linear.fit`.
+      clip_frames: frames of the clips that episodes are cut into; 0 leaves them whole.
+    """
+
+    image_size: tuple[int, int] = (64, 48)
+    spatial_ratio: int = 16
+    autoencoder: str = ""
+    whitening: float = 0.0
+    clip_frames: int = 0
+
+
+def ensure(
+    output: str, recording: recorder.RecordingConfig, encoding: EncodingConfig, *, channels: int, text_dim: int
+) -> None:
+    """Make the records in `output` unless they exist.
+
+    Raises:
+      UserError: they are absent and `recording.source` is "", or recording or encoding fails.
+    """
+    if (pathlib.Path(output) / records.MANIFEST).is_file():
+        return
+    if not recording.source:
+        raise UserError(
+            f"config.data.records: the folder {output} has no records; make them with python -m jworld.precompute"
+        )
+    console = rich.console.Console()
+    if not (pathlib.Path(recording.directory) / episodes.MANIFEST).is_file():
+        recording.record()
+        console.print(f"recorded {recording.episodes} episodes in {recording.directory}", highlight=False)
+    width, height = encoding.image_size
+    settings = Settings(
+        input=pathlib.Path(recording.directory),
+        width=width,
+        height=height,
+        frames=encoding.clip_frames or None,
+        given=EncoderOverrides(
+            autoencoder=encoding.autoencoder or None, text_encoder=f"{text_store.HASHED_WORDS_FAMILY}:{text_dim}"
+        ),
+        codec=linear.LinearConfig(channels=channels, spatial_ratio=encoding.spatial_ratio),
+        whitening=encoding.whitening,
+    )
+    summary = job.precompute(settings, output, shard=(0, 1), console=console)
+    assert summary is not None
+    psnr = summary.manifest["reconstruction_psnr"]
+    console.print(f"encoded them in {output}; reconstruction of the held-out episodes {psnr:.1f} dB", highlight=False)

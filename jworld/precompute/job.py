@@ -1,0 +1,283 @@
+"""The work of `python -m jworld.precompute`: what there is to do, and this process's part of it."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+
+from jworld.data import records
+from jworld.data.inputs import formats, items
+from jworld.data.recording import episodes
+from jworld.data.records import shards
+from jworld.encoders import autoencoders, model_encoders, weightless
+from jworld.encoders.autoencoders import Autoencoder
+from jworld.models.autoencoders import linear
+from jworld.parallel import mesh as mesh_lib
+from jworld.precompute import prompts
+from jworld.precompute import writer as record_writer
+from jworld.precompute.reader import ReadAhead
+from jworld.precompute.settings import EPISODES, WORLDPLAY, Settings
+from jworld.utils import folder_lock
+from jworld.utils.errors import UserError
+
+COMMAND = "python -m jworld.precompute"
+
+
+class Work:
+    """What there is to do: the videos, and the encoders they go through."""
+
+    def __init__(self, settings: Settings, *, threads: int, skip_errors: bool, console: rich.console.Console) -> None:
+        self._settings, self._threads, self._skip_errors, self._console = settings, threads, skip_errors, console
+        options = items.ListOptions(
+            require_captions=not settings.allow_missing_captions, frames_fps=settings.frames_fps, root=settings.root
+        )
+        listing = formats.list_items(settings.format, settings.input, options=options, val_share=settings.val_share)
+        for note in listing.notes:
+            console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
+        self._items = listing.items
+        self._check_items()
+        for role in (model_encoders.TEXT, model_encoders.GLYPH, model_encoders.IMAGE):
+            model_encoders.check(role, settings.specs[role.attribute])
+        self._mesh = mesh_lib.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
+        self._codec: Autoencoder | None = None
+        family, ratios = linear.FAMILY, settings.codec
+        if settings.given.autoencoder is not None:
+            self._codec = autoencoders.load(
+                settings.given.autoencoder, mesh=self._mesh, dtype=settings.autoencoder_dtype
+            )
+            family, ratios = self._codec.family, self._codec.network.config
+            if settings.keep_posterior and not self._codec.has_posterior:
+                raise UserError(f"{settings.given.autoencoder} has no posterior: leave --keep-posterior out")
+        elif settings.keep_posterior:
+            raise UserError("the fitted codec has no posterior: leave --keep-posterior out or give --autoencoder")
+        self._cut = settings.cut(
+            family=family, temporal_ratio=ratios.temporal_ratio, spatial_ratio=ratios.spatial_ratio
+        )
+        self._motions = self._count_motions()
+        self._images = model_encoders.load(
+            model_encoders.IMAGE, settings.specs["image_encoder"], settings.given.options
+        )
+        # "none:1024" are captions without rows, for a model that reads text.
+        self._has_text = settings.specs["text_encoder"] not in (model_encoders.NONE, f"{model_encoders.NONE}:0")
+
+    def _check_items(self) -> None:
+        bad = [item for item in self._items if item.problem is not None]
+        if bad and not self._skip_errors:
+            raise UserError(
+                f"{bad[0].problem} ({len(bad)} of {len(self._items)} videos have a problem); --on-error skip leaves "
+                "bad videos out and lists them"
+            )
+        if not any(item.split == "train" for item in self._items):
+            raise UserError(f"{self._settings.input}: no video is for training: add some or give a lower --val-share")
+
+    def request(self) -> dict[str, Any]:
+        """What makes the set, for its manifest and to know it again."""
+        settings = self._settings
+        listed = json.dumps([[item.name, item.split, item.caption, item.first_frame] for item in self._items])
+        fit = dataclasses.asdict(settings.codec) | {"whitening": settings.whitening}
+        codec: dict[str, Any] = {"fit": fit, "seed": settings.seed}
+        if self._codec is not None:
+            codec = {"family": self._codec.family, "hash": self._codec.hash, "dtype": settings.autoencoder_dtype}
+        return {
+            "command": COMMAND,
+            "format": settings.format,
+            "items_sha256": hashlib.sha256(listed.encode()).hexdigest(),
+            "cut": self._cut.manifest_entry(),
+            "autoencoder": codec,
+            **settings.specs,
+            "keep_posterior": settings.keep_posterior,
+            "items_per_shard": settings.items_per_shard,
+        }
+
+    def write(self, output: shards.Output, index: int, count: int) -> None:
+        """Process `index` of `count`: its shards of text and of records, then, if nothing is missing, the manifest."""
+        codec = self._codec or self._fitted(output)
+        if codec.family == linear.FAMILY:
+            codec.network.save(output.directory / records.AUTOENCODER_FILE)
+        texts = prompts.collect(self._items) if self._has_text else []
+        text_plan = prompts.plan(texts)
+        prompts.write(
+            output,
+            text_plan[index::count],
+            texts,
+            self._settings.specs,
+            self._settings.given.options,
+            console=self._console,
+        )
+        by_split = {split: [i for i, item in enumerate(self._items) if item.split == split] for split in records.SPLITS}
+        plan = shards.plan(by_split, items_per_shard=self._settings.items_per_shard)
+        maker = self._maker(codec, {prompt: row for row, prompt in enumerate(texts)})
+        self._write_records(output, plan[index::count], maker)
+        results = [output.result(shard) for shard in (*text_plan, *plan)]
+        written = [result for result in results if result is not None]
+        if len(written) == len(results):
+            output.finish([*text_plan, *plan], written, self._manifest(maker, written[: len(text_plan)], written))
+        elif (output.directory / records.MANIFEST).is_file():
+            output.complete = True  # another process was faster
+
+    def _write_records(self, output: shards.Output, mine: Sequence[shards.Shard], maker: record_writer.Maker) -> None:
+        missing = [shard for shard in mine if output.result(shard) is None]
+        listed = [self._items[i] for shard in missing for i in shard.items]
+        done = sum(len(shard.items) for shard in mine) - len(listed)
+        with (
+            shards.meter("encoding", done + len(listed), done=done, unit="clips", console=self._console) as advance,
+            ReadAhead(listed, self._cut, threads=self._threads) as reader,
+        ):
+            first = 0
+            for shard in missing:
+                positions = range(first, first + len(shard.items))
+                first += len(shard.items)
+                with shards.ShardWriter(output.directory, shard) as writer:
+                    maker.write_shard(
+                        writer,
+                        [(position, listed[position]) for position in positions],
+                        reader,
+                        measure=shard.split == "val",
+                        skip_errors=self._skip_errors,
+                        advance=advance,
+                    )
+
+    def _fitted(self, output: shards.Output) -> Autoencoder:
+        """The codec that an earlier run has fitted, or a new one."""
+        path = output.directory / records.AUTOENCODER_FILE
+        if not path.is_file():
+            given = self._settings
+            linear.fit(self._training_frames(), given.codec, seed=given.seed, whitening=given.whitening).save(path)
+        return autoencoders.load(path, mesh=self._mesh)
+
+    def _training_frames(self) -> Iterator[np.ndarray]:
+        training = [item for item in self._items if item.split == "train"]
+        with (
+            shards.meter("fitting the codec", len(training), unit="clips", console=self._console) as advance,
+            ReadAhead(training, self._cut, threads=self._threads) as reader,
+        ):
+            for position in range(len(training)):
+                count = 0
+                try:
+                    for clip in reader.read(position):
+                        yield clip.frames
+                        count += 1
+                except UserError as error:
+                    if not self._skip_errors:
+                        raise UserError(f"{error}; --on-error skip leaves bad videos out and lists them") from error
+                advance(0, count)
+
+    def _maker(self, codec: Autoencoder, rows: dict[str, int]) -> record_writer.Maker:
+        fit = self._cut.fit
+        cameras = any(item.cameras is not None for item in self._items)
+        return record_writer.Maker(
+            autoencoder=codec,
+            images=self._images,
+            arrays=records.make_arrays(
+                codec.latent_shape(1, fit.height, fit.width)[1:],
+                logvar=self._settings.keep_posterior,
+                cameras=cameras,
+                action=cameras,
+                control=not cameras and any(item.controls is not None for item in self._items),
+                motions=self._motions,
+                vision=None if self._images is None else (self._images.entry.tokens, self._images.dim),
+                prompt=bool(rows),
+            ),
+            rows=rows,
+            fps=self._fps(),
+            whole_videos=self._cut.frames is None,
+            recorded_labels=self._settings.format == WORLDPLAY,
+            batch=len(jax.local_devices()),
+        )
+
+    def _count_motions(self) -> int:
+        """Motions of a robot's hand in a clip; 0 where the videos have none."""
+        if all(item.hand is None for item in self._items):
+            return 0
+        if self._cut.frames is None:
+            raise UserError("clips with motions are of one length: give --frames, such as --frames 13 --stride 1")
+        return self._cut.frames - 1
+
+    def _fps(self) -> float:
+        if self._settings.fps is not None:
+            return self._settings.fps
+        return episodes.read_manifest(self._settings.input)["fps"]
+
+    def _manifest(
+        self, maker: record_writer.Maker, texts: Sequence[shards.Result], results: Sequence[shards.Result]
+    ) -> dict[str, Any]:
+        settings, codec, fit = self._settings, maker.autoencoder, self._cut.fit
+        source = settings.format
+        if source == EPISODES:
+            source = episodes.read_manifest(settings.input)["source"]
+        manifest: dict[str, Any] = {
+            "source": source,
+            "arrays": maker.arrays,
+            "autoencoder": codec.manifest_entry(),
+            "latent_shape": list(codec.latent_shape(1, fit.height, fit.width)[1:]),
+            "temporal_ratio": codec.temporal_ratio,
+            "fps": maker.fps,
+            "image_size": [fit.width, fit.height],
+            "cut": self._cut.manifest_entry(),
+            **prompts.facts(texts),
+            "vision_encoder": (self._images or weightless.NoImage(0)).manifest_entry(),
+        }
+        if "w2c" in maker.arrays:
+            manifest["camera_convention"] = records.CAMERA_CONVENTION
+            manifest["action_labels"] = "recorded" if maker.recorded_labels else "cameras"
+        if "control" in maker.arrays:
+            manifest["controls"] = list(record_writer.VOCABULARIES[items.DRIVING])
+        psnr = [value for result in results for value in result.psnr]
+        if psnr:
+            manifest["reconstruction_psnr"] = round(float(np.mean(psnr)), 3)
+        return manifest
+
+
+def precompute(
+    settings: Settings,
+    output: str | pathlib.Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    skip_errors: bool = False,
+    threads: int | None = None,
+    console: rich.console.Console | None = None,
+) -> shards.Summary | None:
+    """Write this process's part of the records to `output`, or go on where an earlier call was stopped.
+
+    Args:
+      settings: what to make of which videos.
+      output: the folder.
+      shard: (i, n), this is process i of n.
+      skip_errors: leave bad videos out and list them in report.json; otherwise the first one is a `UserError`.
+      threads: videos that are read at once.
+      console: for progress; silent by default.
+
+    Returns:
+      The complete set; None while other processes still work on it.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise UserError(f"--shard is {index}/{count}, expected i/n with 0 <= i < n, such as 0/4")
+    if settings.given.autoencoder is None and count > 1:
+        raise UserError("a codec is fitted by one process alone: give --autoencoder, or leave --shard out")
+    work = Work(
+        settings,
+        threads=threads or min(os.cpu_count() or 1, 8),
+        skip_errors=skip_errors,
+        console=console or rich.console.Console(quiet=True),
+    )
+    try:
+        folder = shards.Output(output, work.request())
+        if not folder.complete:
+            # The same part twice at once: the second one finds what the first has written.
+            with folder_lock.making(output, part=f".{index}-of-{count}"):
+                folder = shards.Output(output, work.request())
+                if not folder.complete:
+                    work.write(folder, index, count)
+    except OSError as error:
+        raise UserError(
+            f"{output} could not be written ({error}): free some space and repeat the command, or give another --output"
+        ) from error
+    return shards.Summary.read(output) if folder.complete else None

@@ -1,0 +1,94 @@
+"""Records of latents as the data of a run: checked against the model, made where a recipe says how."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grain
+import jax
+import ml_collections
+
+from jworld.data import pipeline, records, training_data
+from jworld.data.recording import recorder
+from jworld.data.records import text_store
+from jworld.encoders import model_encoders as encoders_lib
+from jworld.encoders.model_encoders import EncoderOverrides, Encoders
+from jworld.precompute import demo_data
+from jworld.utils import config as run_config
+from jworld.utils.errors import UserError
+
+
+class LatentRecords:
+    """Records (`config.data.records`), recorded and encoded here where `config.data.recording` names a source.
+
+    Attributes:
+      expected: what the manifest must say: dotted key -> value.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        expected: Mapping[str, Any],
+        spec: training_data.Spec,
+        transform: Callable[[text_store.TextStore, int], grain.transforms.RandomMap],
+        min_frames: int,
+    ) -> None:
+        """`transform` makes examples of records with their text store and the global batch, `spec` describes them.
+
+        Clips of fewer than `min_frames` latent frames are refused.
+        """
+        self._config = config
+        self._recording = run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
+        self._encoding = run_config.section(demo_data.EncodingConfig, config.data.encoding, "data.encoding")
+        self._spec, self._transform, self._min_frames = spec, transform, min_frames
+        self.expected = expected
+
+    def prepare(self) -> None:
+        """See `training_data.TrainingData`."""
+        model = self._config.model
+        demo_data.ensure(
+            self._config.data.records,
+            self._recording,
+            self._encoding,
+            channels=model.channels,
+            text_dim=model.text_dim,
+        )
+
+    def batches(self, split: str) -> pipeline.BatchIterator:
+        """See `training_data.TrainingData`."""
+        directory = pathlib.Path(self._config.data.records)
+        source = records.RecordSource(directory, split, min_frames=self._min_frames)
+        records.check_manifest(source.manifest, self.expected, path=directory)
+        transform = self._transform(text_store.TextStore(directory, source.manifest), self._config.global_batch)
+        return training_data.batches(self._config, source, transform, self._spec, split=split)
+
+    def keep(self, directory: pathlib.Path) -> None:
+        """See `training_data.TrainingData`."""
+        encoders_lib.copy(pathlib.Path(self._config.data.records), directory)
+
+    def check_kept(self, directory: pathlib.Path) -> None:
+        """See `training_data.TrainingData`: another autoencoder speaks another language."""
+        if (directory / records.MANIFEST).is_file():
+            known, path = records.read_manifest(directory)["autoencoder"], self._config.data.records
+            expected = {f"autoencoder.{key}": known[key] for key in ("family", "hash") if key in known}
+            records.check_manifest(records.read_manifest(path), expected, path=path)
+
+    def find_problem(self, directory: pathlib.Path) -> str:
+        """See `training_data.TrainingData`."""
+        return encoders_lib.find_problem(directory, records.read_manifest(directory))
+
+    def encoders(self, directory: pathlib.Path, *, given: EncoderOverrides, mesh: jax.sharding.Mesh) -> Encoders:
+        """See `training_data.TrainingData`."""
+        # What a model generates does not depend on what else the records hold.
+        expected = {key: value for key, value in self.expected.items() if key != "arrays"}
+        if (directory / records.MANIFEST).is_file():
+            records.check_manifest(records.read_manifest(directory), expected, path=directory)
+            return encoders_lib.open_set(directory, given=given, mesh=mesh)
+        if given == EncoderOverrides(options=given.options):
+            raise UserError(
+                f"{directory} has no {records.MANIFEST}, so nothing says which autoencoder and encoders the model "
+                "knows: name a folder of records made for it with --encoders, or all of them with --autoencoder, "
+                "--text-encoder, --image-encoder and, if it reads glyphs, --glyph-encoder"
+            )
+        return encoders_lib.open_given(given, expected, mesh=mesh)

@@ -1,0 +1,149 @@
+"""Clips -> records: several at a time through the autoencoder, one by one into their shard."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jworld.cameras import actions, driving, robots
+from jworld.data import records
+from jworld.data.inputs import clips, items
+from jworld.data.records import shards
+from jworld.encoders import base
+from jworld.encoders.autoencoders import Autoencoder, Latents
+from jworld.models.autoencoders import linear
+from jworld.precompute.reader import ReadAhead
+from jworld.utils.errors import UserError
+
+#: Reconstruction is measured on so many clips of every held-out shard.
+PSNR_CLIPS = 32
+#: JSON has no infinity, which is what a blank video reaches.
+BEST_PSNR = 99.0
+#: What the words of a vocabulary of controls are counted in.
+VOCABULARIES: dict[str, tuple[str, ...]] = {items.DRIVING: driving.TOKENS}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Maker:
+    """Makes the records of a data set.
+
+    Attributes:
+      autoencoder, images: the encoders; images None without.
+      arrays: what a record holds, as in the manifest.
+      rows: row of the text store by caption.
+      fps: frame rate of all clips.
+      whole_videos: a clip is a video, and has its name.
+      recorded_labels: action labels are those that were recorded, where they were, and not those of the cameras.
+      batch: clips that are encoded together.
+    """
+
+    autoencoder: Autoencoder
+    images: base.ImageEncoder | None
+    arrays: Mapping[str, Any]
+    rows: Mapping[str, int]
+    fps: float
+    whole_videos: bool
+    recorded_labels: bool
+    batch: int
+
+    def write_shard(
+        self,
+        writer: shards.ShardWriter,
+        listed: Sequence[tuple[int, items.Item]],
+        reader: ReadAhead,
+        *,
+        measure: bool,
+        skip_errors: bool,
+        advance: shards.Advance,
+    ) -> None:
+        """Write the records of items, given with their positions in `reader`.
+
+        A bad item is a `UserError` or, with `skip_errors`, noted; its clips before the fault stay.
+        """
+        waiting: list[clips.Clip] = []
+        counted = 0
+        for position, item in listed:
+            count = 0
+            try:
+                for clip in reader.read(position):
+                    self._check(item, clip)
+                    if waiting and (len(waiting) == self.batch or len(waiting[0].frames) != len(clip.frames)):
+                        self._write(writer, waiting, measure=measure)
+                        waiting = []
+                    waiting.append(clip)
+                    count += 1
+            except UserError as error:
+                if not skip_errors:
+                    raise UserError(f"{error}; --on-error skip leaves bad videos out and lists them") from error
+                writer.skip(item.name, str(error))
+            if len(waiting) == self.batch or position == listed[-1][0]:
+                self._write(writer, waiting, measure=measure)
+                waiting = []
+            advance(writer.bytes - counted, count)
+            counted = writer.bytes
+
+    def _check(self, item: items.Item, clip: clips.Clip) -> None:
+        if abs(clip.fps / self.fps - 1) > clips.SAME_RATE:
+            raise UserError(f"{item.video} has {clip.fps:g} frames/s, the data set has {self.fps:g}: give --fps")
+        if "control" in self.arrays and clip.controls is None:
+            raise UserError(f"{item.video} has no controls, other videos of the data set do: add them or remove it")
+
+    def _write(self, writer: shards.ShardWriter, batch: Sequence[clips.Clip], *, measure: bool) -> None:
+        if not batch:
+            return
+        video = np.stack([clip.frames for clip in batch])
+        # Always so many, that one program serves all clips of a length.
+        padded = np.concatenate([video, np.repeat(video[-1:], self.batch - len(video), axis=0)])
+        latents = self.autoencoder.encode_clips(padded, posterior="logvar" in self.arrays)
+        states = None if self.images is None else self.images.encode(video[:, 0])
+        made = [self._record(clip, i, latents, None if states is None else states[i]) for i, clip in enumerate(batch)]
+        if measure and len(writer.result.psnr) < PSNR_CLIPS:
+            stored = latents.latent.astype(ml_dtypes.bfloat16).astype(np.float32)
+            # CogVideoX's makes three frames too many of an even number of latents, at the start.
+            decoded = self.autoencoder.decode(stored)[:, -video.shape[1] :]
+            writer.result.psnr += [min(linear.psnr(frames, decoded[i]), BEST_PSNR) for i, frames in enumerate(video)]
+        for clip, record in zip(batch, made, strict=True):
+            writer.write(clip.item if self.whole_videos else clip.name, record)
+
+    def _record(self, clip: clips.Clip, i: int, latents: Latents, states: np.ndarray | None) -> records.Record:
+        every = slice(None, None, self.autoencoder.temporal_ratio)
+        latent = latents.latent[i].astype(ml_dtypes.bfloat16)
+        if not np.isfinite(latent).all():
+            raise UserError(f"latents of {clip.name} are not finite: give --autoencoder-dtype float32")
+        record = {"latent": latent, "image_cond": latents.image_cond[i].astype(ml_dtypes.bfloat16)}
+        if latents.logvar is not None:
+            record["logvar"] = latents.logvar[i].astype(np.float16)
+        if "w2c" in self.arrays:
+            assert clip.w2c is not None
+            assert clip.intrinsics is not None
+            record["w2c"] = clip.w2c[every].astype(np.float32)
+            record["intrinsics"] = clip.intrinsics[every].astype(np.float32)
+            record["action"] = self._labels(clip)
+        if "control" in self.arrays:
+            assert clip.controls is not None
+            record["control"] = control_numbers(clip.controls)[every]
+        if "motion" in self.arrays:
+            assert clip.hand is not None
+            record["motion"] = robots.relative_actions(clip.hand[:, :6], clip.hand[:, 6])
+        if states is not None:
+            record["vision_states"] = states.astype(ml_dtypes.bfloat16)
+        if "prompt" in self.arrays:
+            record["prompt"] = np.array(self.rows[clip.caption], np.int32)
+        return record
+
+    def _labels(self, clip: clips.Clip) -> np.ndarray:
+        """WorldPlay's action label of every latent, int32."""
+        every = slice(None, None, self.autoencoder.temporal_ratio)
+        assert clip.w2c is not None
+        if self.recorded_labels and clip.controls is not None:
+            labels = [actions.label_from_name(word) for word in clip.controls.words[every]]
+            return np.array([0, *labels[1:]], np.int32)
+        return actions.labels_from_poses(clip.w2c[every], min_translation=actions.TRAINING_MIN_TRANSLATION)
+
+
+def control_numbers(controls: items.Controls) -> np.ndarray:
+    """Words -> int32 [T], counted in their vocabulary."""
+    words = VOCABULARIES[controls.vocabulary]
+    return np.array([words.index(word) for word in controls.words], np.int32)

@@ -1,0 +1,256 @@
+"""Training clips for autoencoders: windows of the frames of videos, which are decoded once and mapped into memory.
+
+DIR/manifest.json names, per split, one file per video: uint8 [T, H, W, 3] as numpy saves it, all videos of one size.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import grain
+import jax
+import ml_collections
+import numpy as np
+import rich.console
+import rich.progress
+
+from jworld.data import pipeline, records, training_data
+from jworld.data.inputs import clips, fitting, formats
+from jworld.data.recording import recorder
+from jworld.utils import config as run_config
+from jworld.utils import files, folder_lock
+from jworld.utils.errors import UserError
+
+FORMAT, VERSION = "jworld-frames", 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideosConfig:
+    """Which videos, and the size that their frames get (`config.data.videos`).
+
+    Attributes:
+      format: of the folder `path`, one of those that `python -m jworld.precompute` reads.
+      path: the folder; "" is that of `config.data.recording`.
+      image_size: (width, height).
+      fit: "crop" keeps the shape of things and cuts around the centre, "stretch" keeps the whole view.
+      val_share: of the videos that are held out, where the format does not say which.
+    """
+
+    format: str = "episodes"
+    path: str = ""
+    image_size: tuple[int, int] = (64, 48)
+    fit: Literal["crop", "stretch"] = "crop"
+    val_share: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """What is cut from a video for one example (`config.data.clip`): `frames` of `size` (width, height)."""
+
+    frames: int = 9
+    size: tuple[int, int] = (32, 32)
+
+
+class FrameFiles:
+    """The decoded videos of a folder; `fps` is the frame rate of the first one that is held out.
+
+    Raises:
+      UserError: the folder holds none, or other things.
+    """
+
+    def __init__(self, directory: str | pathlib.Path) -> None:
+        self.directory = pathlib.Path(directory)
+        path = self.directory / records.MANIFEST
+        try:
+            self.manifest: dict[str, Any] = json.loads(path.read_text())
+            self.fps: float = self.manifest["videos"]["val"][0]["fps"]
+            self.image_size = tuple(self.manifest["image_size"])
+            found = self.manifest["format"], self.manifest["version"]
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path} does not exist: correct config.data.records, or train to make the frames"
+            ) from error
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{path} describes no decoded videos: give another config.data.records") from error
+        if found != (FORMAT, VERSION):
+            raise UserError(
+                f"{path}: format is {found[0]!r} {found[1]!r}, expected {FORMAT!r} {VERSION}: remove the folder, "
+                "or give another config.data.records"
+            )
+
+    def lengths(self, split: str) -> list[int]:
+        """Frames of every video."""
+        return [entry["frames"] for entry in self.manifest["videos"][split]]
+
+    def name(self, split: str, number: int) -> str:
+        return self.manifest["videos"][split][number]["name"]
+
+    def read(self, split: str, number: int) -> np.ndarray:
+        """uint8 [T, H, W, 3], mapped: only what is used of it is read."""
+        entry = self.manifest["videos"][split][number]
+        path = self.directory / entry["file"]
+        width, height = self.image_size
+        try:
+            frames = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is absent or damaged ({error}): remove {self.directory} and train again"
+            ) from error
+        if frames.shape != (entry["frames"], height, width, 3) or frames.dtype != np.uint8:
+            raise UserError(
+                f"{path} holds {frames.dtype} {list(frames.shape)}, expected uint8 "
+                f"{[entry['frames'], height, width, 3]}: remove {self.directory} and train again"
+            )
+        return frames
+
+
+def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.console.Console | None = None) -> None:
+    """Decode all videos into `output`, which appears when it is complete. One video at a time is in memory.
+
+    Raises:
+      UserError: a video cannot be used, or no training or no held-out one is there.
+    """
+    output = pathlib.Path(output)
+    width, height = videos.image_size
+    listing = formats.list_items(videos.format, videos.path, val_share=videos.val_share)
+    fit = fitting.Fit(width=width, height=height, mode=videos.fit, resampling="area")
+    cut = clips.CutConfig(fit=fit, temporal_ratio=1)
+    entries: dict[str, list[dict[str, Any]]] = {split: [] for split in records.SPLITS}
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        for item in rich.progress.track(listing.items, "decoding videos", console=console):
+            for clip in clips.read_clips(item, cut):
+                written = entries[clip.split]
+                file = f"{clip.split}-{len(written):05d}.npy"
+                np.save(partial / file, clip.frames)
+                written.append({"name": clip.item, "file": file, "frames": len(clip.frames), "fps": clip.fps})
+        for split, written in entries.items():
+            if not written:
+                raise UserError(f"{videos.path}: no video has split '{split}', expected at least one: add videos")
+        facts = {"format": FORMAT, "version": VERSION, "image_size": list(videos.image_size), "videos": entries}
+        files.write_json(partial / records.MANIFEST, facts)
+        partial.rename(output)
+    except OSError as error:
+        raise UserError(f"{output} could not be written ({error}): free space or change config.data.records") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class Videos:
+    """Every video as often as it has whole clips of `frames` frames: {"frames": [T, H, W, 3], "index": its number}."""
+
+    def __init__(self, files: FrameFiles, split: str, *, frames: int) -> None:
+        self._files, self._split = files, split
+        lengths = files.lengths(split)
+        if min(lengths) < frames:
+            name = files.name(split, int(np.argmin(lengths)))
+            raise UserError(
+                f"video '{name}' of {files.directory} has {min(lengths)} frames, config.data.clip.frames is {frames}: "
+                "lower it, or leave short videos out"
+            )
+        counts = np.array(lengths) // frames
+        # In turn, so that a few batches in order have clips of many videos.
+        self._numbers = np.concatenate([np.flatnonzero(counts > turn) for turn in range(counts.max())])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> records.Record:
+        number = int(self._numbers[index])
+        return {"frames": self._files.read(self._split, number), "index": np.int32(number)}  # type: ignore[dict-item]
+
+
+class CutClip(grain.transforms.RandomMap):
+    """Video -> {"video": uint8 [T, H, W, 3], "index"}: a clip at a random time and place."""
+
+    def __init__(self, clip: ClipConfig) -> None:
+        self._clip = clip
+
+    def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """element {"record": of `Videos`, "position"}."""
+        frames = element["record"]["frames"]
+        width, height = self._clip.size
+        sizes = (self._clip.frames, height, width)
+        start, top, left = (rng.integers(have - want + 1) for have, want in zip(frames.shape, sizes, strict=False))
+        cut = frames[start : start + self._clip.frames, top : top + height, left : left + width]
+        return {"video": np.ascontiguousarray(cut), "index": element["record"]["index"]}
+
+
+class DecodedVideos:
+    """Frames in `config.data.records`, recorded and decoded here where they are absent: a `TrainingData`."""
+
+    def __init__(self, config: ml_collections.ConfigDict, *, spec: training_data.Spec) -> None:
+        self._config, self._spec = config, spec
+        self._recording = run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
+        self.videos = run_config.section(VideosConfig, config.data.videos, "data.videos")
+        self.clip = run_config.section(ClipConfig, config.data.clip, "data.clip")
+        for cut, whole, name in zip(self.clip.size, self.videos.image_size, ("width", "height"), strict=True):
+            if not 0 < cut <= whole:
+                raise UserError(
+                    f"config.data.clip.size has {name} {cut}, expected at most the {whole} of "
+                    "config.data.videos.image_size"
+                )
+
+    def prepare(self) -> None:
+        """See `TrainingData`."""
+        output = pathlib.Path(self._config.data.records)
+        if (output / records.MANIFEST).is_file():
+            return
+        if not (self._recording.source or self.videos.path):
+            raise UserError(
+                f"config.data.records: the folder {output} has no frames; name a folder of videos with "
+                "config.data.videos.path and its format with config.data.videos.format"
+            )
+        with folder_lock.making(output):
+            # Another process may have made it meanwhile.
+            if not (output / records.MANIFEST).is_file():
+                self._make(output)
+
+    def _make(self, output: pathlib.Path) -> None:
+        if not self.videos.path:
+            self._recording.record()
+        videos = dataclasses.replace(self.videos, path=self.videos.path or self._recording.directory)
+        console = rich.console.Console(highlight=False, soft_wrap=True)
+        decode(output, videos, console=console)
+        console.print(f"decoded the videos of {videos.path} into {output}")
+
+    def open(self) -> FrameFiles:
+        """The frames, whose size is that of the config."""
+        files = FrameFiles(self._config.data.records)
+        if files.image_size != self.videos.image_size:
+            raise UserError(
+                f"{files.directory} holds frames of {files.image_size}, config.data.videos.image_size is "
+                f"{self.videos.image_size}: change it, or give another config.data.records"
+            )
+        return files
+
+    def batches(self, split: str) -> pipeline.BatchIterator:
+        """See `TrainingData`."""
+        source = Videos(self.open(), split, frames=self.clip.frames)
+        return training_data.batches(self._config, source, CutClip(self.clip), self._spec, split=split)
+
+    def keep(self, directory: pathlib.Path) -> None:
+        """See `TrainingData`: the manifest, which knows the frame rate."""
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.open().directory / records.MANIFEST, directory / records.MANIFEST)
+
+    def check_kept(self, directory: pathlib.Path) -> None:
+        """See `TrainingData`: any frames will do."""
+
+    def find_problem(self, directory: pathlib.Path) -> str:
+        """See `TrainingData`: nothing but frames is needed."""
+        return ""
+
+    def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> FrameFiles:
+        """See `TrainingData`; a `UserError` where the user names encoders, which nothing would use."""
+        if given.flags():
+            raise UserError(
+                f"{', '.join(given.flags())}: the checkpoint is an autoencoder, which is measured on frames and knows "
+                "no encoders: leave the option out"
+            )
+        return FrameFiles(directory)

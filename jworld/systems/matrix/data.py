@@ -1,0 +1,143 @@
+"""The Matrix' training examples: some latents of a clip, its caption, and a control vector per latent frame.
+
+The first latent of a clip is one frame and all others are four: whole clips begin with such a latent, and records are
+cut to their length when they are made. A window of an endless stream comes from the middle of a video.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import grain
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jworld.cameras import driving
+from jworld.data import pipeline
+from jworld.data.records import text_store as text_stores
+from jworld.systems.worldplay.data import NEGATIVE_PROMPT
+from jworld.utils.errors import UserError
+
+#: The array of a file of control vectors: one row per token of `driving.TOKENS`, and behind them that of no control.
+CONTROL_STATES = "control_states"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """What one training example shows of a clip (`config.data.clip`).
+
+    Attributes:
+      latent_size: height and width of the latents.
+      window_frames: latent frames of an example.
+      start: "first", those with which the clip begins; "middle", from anywhere behind its first latent, as the windows
+        of a stream are, which have no first frame.
+      controls: "" for a model without; "tokens" for the driving tokens of the records, "labels" for those that the
+        action labels of the records stand for.
+      control_states: file with the vectors of the tokens, written by `python -m jworld.systems.matrix.encode_controls`;
+        "" for random vectors.
+      text_dropout: share of examples whose text is the negative prompt.
+      control_dropout: share of examples that are told of no control.
+      posterior: latents are drawn from the autoencoder's posterior, which records made with --keep-posterior have.
+    """
+
+    latent_size: tuple[int, int]
+    window_frames: int = 17
+    start: Literal["first", "middle"] = "first"
+    controls: Literal["", "tokens", "labels"] = ""
+    control_states: str = ""
+    text_dropout: float = 0.0
+    control_dropout: float = 0.1
+    posterior: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("text_dropout", "control_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
+
+    @property
+    def least_latents(self) -> int:
+        """That a clip must have."""
+        return self.window_frames + (self.start == "middle")
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """What a record must have."""
+        controls = {"": (), "tokens": ("control",), "labels": ("action",)}[self.controls]
+        return ("latent", "prompt", *controls, *(("logvar",) if self.posterior else ()))
+
+
+def control_table(path: str, dim: int) -> np.ndarray:
+    """float32 [10, dim]: the vectors of `driving.TOKENS`, then that of no control.
+
+    Raises:
+      UserError: the file is absent or damaged, or its vectors are of another width.
+    """
+    if not path:
+        return np.stack([text_stores.hashed_words(token, dim=dim)[-1] for token in (*driving.TOKENS, driving.NULL)])
+    try:
+        table = safetensors.numpy.load_file(pathlib.Path(path))[CONTROL_STATES]
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"config.data.clip.control_states: {path} has no {CONTROL_STATES} ({error}): write the file with "
+            "python -m jworld.systems.matrix.encode_controls"
+        ) from error
+    if table.shape != (len(driving.TOKENS) + 1, dim):
+        raise UserError(
+            f"config.data.clip.control_states: {path} has vectors of shape {list(table.shape)}, expected "
+            f"{[len(driving.TOKENS) + 1, dim]} for config.model.control_dim {dim}"
+        )
+    return table.astype(np.float32)
+
+
+class TakeLatents(grain.transforms.RandomMap):
+    """{"record": dict, "position": count} -> one example.
+
+    latent [F, H, W, C], text_states [S, Dt], with controls control [F, control_dim] float32, and where it is asked for
+    null_states [S, Dt], the negative prompt. Drawn are where a window begins, dropout of text and control, and latents
+    of the posterior.
+    """
+
+    def __init__(
+        self,
+        clip: ClipConfig,
+        *,
+        text_store: text_stores.TextStore,
+        text_tokens: int,
+        table: np.ndarray | None,
+        null_states: bool = False,
+    ) -> None:
+        """`table` as of `control_table`, None without controls; texts have `text_tokens` rows, the last ones zeros."""
+        self._clip, self._text_store, self._text_tokens, self._table = clip, text_store, text_tokens, table
+        self._null_states = null_states
+
+    def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, pipeline.Entry]:
+        record, frames = element["record"], slice(self._clip.window_frames)
+        if self._clip.start == "middle":
+            first = int(rng.integers(1, len(record["latent"]) - self._clip.window_frames + 1))
+            frames = slice(first, first + self._clip.window_frames)
+        prompt = NEGATIVE_PROMPT if rng.random() < self._clip.text_dropout else int(record["prompt"])
+        latent = record["latent"][frames]
+        if self._clip.posterior:
+            deviation = np.exp(0.5 * record["logvar"][frames].astype(np.float32))
+            drawn = latent + deviation * rng.standard_normal(latent.shape, np.float32)
+            latent = drawn.astype(latent.dtype)
+        example: dict[str, pipeline.Entry] = {
+            "latent": latent,
+            "text_states": self._text(prompt),
+            "index": record["index"],
+        }
+        if self._null_states:
+            example["null_states"] = self._text(NEGATIVE_PROMPT)
+        if self._table is not None:
+            is_null = rng.random() < self._clip.control_dropout
+            example["control"] = self._table[np.full(len(latent), -1) if is_null else self._tokens(record)[frames]]
+        return example
+
+    def _text(self, prompt: int) -> pipeline.Padded:
+        states = self._text_store.prompt(prompt)["text_states"][: self._text_tokens]
+        return pipeline.Padded(states, self._text_tokens)
+
+    def _tokens(self, record: Mapping[str, Any]) -> np.ndarray:
+        return record["control"] if self._clip.controls == "tokens" else driving.INDEX_OF_LABEL[record["action"]]

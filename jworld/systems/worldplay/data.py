@@ -1,0 +1,182 @@
+"""WorldPlay's training samples: which latent frames of a clip one example shows, and what the model is told with them.
+
+Source: HY-WorldPlay's `ar_camera_hunyuan_w_mem_dataset.py`. An example has `window_frames` latents: either the clip's
+first ones, or a memory sample: a chunk drawn anywhere in the clip, after the past frames that it may look at.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from jworld.cameras import memory, poses
+from jworld.data import pipeline
+from jworld.utils.errors import UserError
+
+NEGATIVE_PROMPT = 0
+
+Curriculum = Sequence[tuple[int, int]]
+
+
+class TextStore(Protocol):
+    """Encoded prompts: row 0 is the negative one; rows are trimmed to their true length."""
+
+    def prompt(self, row: int, /) -> Mapping[str, np.ndarray]:
+        """text_states [S, Dt] and glyph_states [G, Dg] of one row."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """What one training example shows of a clip (`config.data.clip`).
+
+    Attributes:
+      latent_size: height and width of the latents.
+      window_frames: latent frames of an example.
+      chunk_frames: latent frames that are denoised together.
+      memory_frames: past frames that a chunk sees; they and one chunk fill the window.
+      temporal_context: the latest of them; the others are the clip's first chunk and retrieved chunks.
+      memory_probability: share of memory samples.
+      memory_points: Monte-Carlo points of memory selection.
+      text_dropout: share of examples whose text is the negative prompt.
+      text_tokens, glyph_tokens, vision_tokens: limits of the text side; glyph_tokens 0 without glyph input.
+      curriculum: (first step, latent frames of a clip in use) pairs.
+    """
+
+    latent_size: tuple[int, int]
+    window_frames: int = 24
+    chunk_frames: int = 4
+    memory_frames: int = 20
+    temporal_context: int = 12
+    memory_probability: float = 0.8
+    memory_points: int = 50_000
+    text_dropout: float = 0.1
+    text_tokens: int = 1000
+    glyph_tokens: int = 256
+    vision_tokens: int = 729
+    curriculum: tuple[tuple[int, int], ...] = ((0, 32), (500, 64), (1000, 96), (2000, 128), (3000, 160))
+
+    def __post_init__(self) -> None:
+        if self.chunk_frames < 1 or self.window_frames % self.chunk_frames:
+            raise ValueError(
+                f"window_frames is {self.window_frames}, expected a multiple of chunk_frames {self.chunk_frames}"
+            )
+        if self.memory_frames + self.chunk_frames != self.window_frames:
+            raise ValueError(
+                f"memory_frames is {self.memory_frames}, expected window_frames - chunk_frames = "
+                f"{self.window_frames - self.chunk_frames}"
+            )
+        most = self.memory_frames - self.chunk_frames
+        if self.temporal_context % self.chunk_frames or not 0 <= self.temporal_context <= most:
+            raise ValueError(
+                f"temporal_context is {self.temporal_context}, expected a multiple of chunk_frames "
+                f"{self.chunk_frames} of at most memory_frames - chunk_frames = {most}"
+            )
+        for name in ("memory_probability", "text_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
+        if self.memory_points < 1:
+            raise ValueError(f"memory_points is {self.memory_points}, expected at least 1")
+        self._check_curriculum()
+
+    def _check_curriculum(self) -> None:
+        first_steps = [first_step for first_step, _ in self.curriculum]
+        if not first_steps or first_steps[0] != 0 or first_steps != sorted(set(first_steps)):
+            raise ValueError(
+                f"the curriculum's first steps are {first_steps}, expected increasing numbers that begin with 0"
+            )
+        if shortest := [max_frames for _, max_frames in self.curriculum if max_frames < self.window_frames]:
+            raise ValueError(
+                f"the curriculum has {shortest[0]} max_frames, expected at least window_frames = {self.window_frames}"
+            )
+
+
+def max_frames_at(step: int, curriculum: Curriculum) -> int:
+    """How many latents of a clip are in use at `step`: the value of the last (first_step, max_frames) not after it."""
+    return [max_frames for first_step, max_frames in curriculum if first_step <= step][-1]
+
+
+def sample_indices(
+    rng: np.random.Generator, clip: ClipConfig, *, w2c: np.ndarray, max_frames: int, points: np.ndarray
+) -> tuple[np.ndarray, bool]:
+    """Draw one example of a clip: (sorted indices [window_frames] into its latents, is it a memory sample).
+
+    w2c [F, 4, 4] with F >= window_frames. Clips that reach no chunk beyond the window give window samples only.
+    """
+    chunk, window_frames = clip.chunk_frames, clip.window_frames
+    length = min(max_frames, len(w2c)) // chunk * chunk
+    if length < window_frames + chunk or rng.random() >= clip.memory_probability:
+        return np.arange(window_frames), False
+    current = chunk * int(rng.integers(window_frames // chunk, length // chunk - 1, endpoint=True))
+    past = memory.select_memory_frames(
+        w2c,
+        current,
+        points=points,
+        memory_frames=clip.memory_frames,
+        temporal_context=clip.temporal_context,
+        chunk=chunk,
+    )
+    return np.array([*past, *range(current, current + chunk)]), True
+
+
+def build_example(
+    record: Mapping[str, np.ndarray],
+    indices: np.ndarray,
+    clip: ClipConfig,
+    *,
+    is_memory: bool,
+    text: Mapping[str, np.ndarray],
+) -> dict[str, pipeline.Entry]:
+    """The batch entries of one example, without the batch axis; cameras are relative to the clip's first one.
+
+    `text` is a row of the text store.
+    """
+    first, last = int(indices[0]), int(indices[-1])
+    # A window is a slice, which needs no copy.
+    frames = slice(first, last + 1) if last - first + 1 == len(indices) else indices
+    example: dict[str, pipeline.Entry] = {
+        "latent": record["latent"][frames],
+        "image_cond": record["image_cond"],
+        "w2c": poses.relative_to_first(record["w2c"])[indices].astype(np.float32),
+        "intrinsics": record["intrinsics"][indices].astype(np.float32),
+        "action": record["action"][indices].astype(np.int32),
+        "is_memory": np.bool_(is_memory),
+        "vision_states": record["vision_states"],
+        "index": record["index"],
+    }
+    kinds = ("text", "glyph") if clip.glyph_tokens else ("text",)
+    for kind in kinds:
+        limit = f"{kind}_tokens"
+        states, mask = padded(text[f"{kind}_states"], getattr(clip, limit), limit)
+        example |= {f"{kind}_states": states, f"{kind}_mask": mask}
+    return example
+
+
+class SampleWindow(grain.transforms.RandomMap):
+    """Record -> example; every draw comes from the generator that Grain seeds per position.
+
+    element {"record": dict, "position": count over all processes} -> the entries of `build_example`.
+    The curriculum's step is position // global_batch.
+    """
+
+    def __init__(self, clip: ClipConfig, *, points: np.ndarray, text_store: TextStore, global_batch: int) -> None:
+        self._clip, self._points = clip, points
+        self._text_store, self._global_batch = text_store, global_batch
+
+    def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, pipeline.Entry]:
+        record = element["record"]
+        max_frames = max_frames_at(element["position"] // self._global_batch, self._clip.curriculum)
+        prompt = NEGATIVE_PROMPT if rng.random() < self._clip.text_dropout else int(record["prompt"])
+        indices, is_memory = sample_indices(
+            rng, self._clip, w2c=record["w2c"], max_frames=max_frames, points=self._points
+        )
+        text = self._text_store.prompt(prompt)
+        return build_example(record, indices, self._clip, is_memory=is_memory, text=text)
+
+
+def padded(states: np.ndarray, tokens: int, key: str) -> tuple[pipeline.Padded, np.ndarray]:
+    """states [S, D] -> ([tokens, D] with zeros at the end, bool [tokens] true where a token is)."""
+    if len(states) > tokens:
+        raise UserError(f"{key} is {tokens}, but a prompt has {len(states)}: raise {key} or precompute shorter prompts")
+    return pipeline.Padded(states, tokens), np.arange(tokens) < len(states)

@@ -1,0 +1,339 @@
+"""python -m jworld.systems.worldplay.import_data: convert WorldPlay's published data to records.
+
+The set is written shard by shard; a command that was stopped, however, goes on where it was when it is repeated.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import rich.console
+
+from jworld.cameras import actions, poses
+from jworld.data import records
+from jworld.data.records import shards, text_store
+from jworld.encoders import glyph, qwen, siglip
+from jworld.systems.worldplay import published_files
+from jworld.utils.errors import UserError, exit_on_user_error
+
+COMMAND = "python -m jworld.systems.worldplay.import_data"
+# The published autoencoder: HunyuanVideo-1.5's.
+CHANNELS, SPATIAL_RATIO = 32, 16
+RECIPE = "configs/ar_mem.py:8b"
+RECIPE_SIZES = published_files.Sizes(latent=(30, 52, 32), vision=(729, 1152), text=3584, glyph=1472)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """The clips of an index, the negative prompt, and the sizes of the first good clip, which all others must have."""
+
+    index: pathlib.Path
+    entries: list[published_files.Entry]
+    negative: published_files.Prompt
+    sizes: published_files.Sizes | None
+    min_frames: int
+    channels: int
+
+    def load(self, item: int) -> published_files.Clip:
+        """One clip, checked; `UserError` says what is wrong with it."""
+        entry = self.entries[item]
+        clip = published_files.read_clip(entry, channels=self.channels, min_frames=self.min_frames)
+        if self.sizes is not None and clip.sizes != self.sizes:
+            raise UserError(
+                f"{entry.latent} has {clip.sizes}; the first clip of the index has {self.sizes}: import clips of "
+                "another size as a set of their own"
+            )
+        return clip
+
+
+def open_published(
+    index: str | pathlib.Path,
+    negative_prompt: str | pathlib.Path,
+    negative_glyph: str | pathlib.Path,
+    *,
+    min_frames: int,
+    channels: int,
+    skip_errors: bool,
+) -> Published:
+    """Read index and negative prompt; the first clip (with `skip_errors`, the first good one) sets the sizes."""
+    entries = published_files.read_index(index)
+    negative = published_files.read_negative(negative_prompt, negative_glyph)
+    sizes = None
+    for entry in entries:
+        try:
+            sizes = published_files.read_clip(entry, channels=channels, min_frames=min_frames).sizes
+            break
+        except UserError:
+            if not skip_errors:
+                raise
+    widths = (negative.text_states.shape[1], negative.glyph_states.shape[1])
+    if sizes is not None and widths != (sizes.text, sizes.glyph):
+        raise UserError(
+            f"{negative_prompt} and {negative_glyph} hold states of widths {widths}, the prompts of the clips have "
+            f"{(sizes.text, sizes.glyph)}: give the negative prompt of the same encoders"
+        )
+    return Published(pathlib.Path(index), entries, negative, sizes, min_frames, channels)
+
+
+def validate(published: Published, console: rich.console.Console | None = None) -> list[str]:
+    """Check every clip and write nothing; -> what is wrong, one sentence per bad clip."""
+    bad = []
+    with shards.meter("checking", len(published.entries), console=console) as advance:
+        for item, entry in enumerate(published.entries):
+            try:
+                clip = published.load(item)
+            except UserError as error:
+                bad.append(f"{entry.name}: {error}")
+                advance(0)
+            else:
+                advance(clip.latent.nbytes)
+    return bad
+
+
+def import_worldplay(
+    published: Published,
+    output: str | pathlib.Path,
+    *,
+    val_count: int = 0,
+    items_per_shard: int = 32,
+    fps: float = 24.0,
+    skip_errors: bool = False,
+    console: rich.console.Console | None = None,
+) -> shards.Summary:
+    """Write the records of all clips to `output`, or go on where an earlier call was stopped.
+
+    `val_count` clips, spread over the index, become the held-out split. `skip_errors` leaves bad clips out and lists
+    them in report.json; otherwise the first one is a `UserError`.
+    """
+    if published.sizes is None:
+        raise UserError(f"index {published.index}: none of its clips can be used: --validate says why")
+    request = {
+        "command": COMMAND,
+        "index_sha256": hashlib.sha256(published.index.read_bytes()).hexdigest(),
+        "negative_prompt": published.negative.key,
+        "min_frames": published.min_frames,
+        "sizes": dataclasses.asdict(published.sizes),
+        "val_count": val_count,
+        "items_per_shard": items_per_shard,
+        "fps": fps,
+    }
+    plan = shards.plan(split_items(len(published.entries), val_count), items_per_shard=items_per_shard)
+    try:
+        folder = shards.Output(output, request)
+        if not folder.complete:
+            results = _write(published, folder, plan, skip_errors=skip_errors, console=console)
+            folder.finish(plan, results, _manifest(published.sizes, fps))
+    except OSError as error:
+        raise UserError(
+            f"{output} could not be written ({error}): free some space and repeat the command, or give another --output"
+        ) from error
+    return shards.Summary.read(output)
+
+
+def split_items(items: int, val_count: int) -> dict[str, list[int]]:
+    """Items of the training and of the held-out split; the held-out ones are spread evenly."""
+    val = [i for i in range(items) if (i + 1) * val_count // items > i * val_count // items]
+    return {"train": sorted(set(range(items)) - set(val)), "val": val}
+
+
+def _write(
+    published: Published,
+    output: shards.Output,
+    plan: list[shards.Shard],
+    *,
+    skip_errors: bool,
+    console: rich.console.Console | None,
+) -> list[shards.Result]:
+    results = output.finished(plan)
+    # Rows of the text store, in the order in which prompts first occur; row 0 is the negative one.
+    rows = {key: row for row, key in enumerate(key for result in results for key in result.prompts)}
+
+    def row(writer: shards.ShardWriter, prompt: published_files.Prompt) -> int:
+        key = prompt.key
+        if key not in rows:
+            writer.write_prompt(key, text_store.prompt_record(prompt.text_states, prompt.glyph_states))
+            rows[key] = len(rows)
+        return rows[key]
+
+    def store(writer: shards.ShardWriter, item: int, clip: published_files.Clip) -> None:
+        row(writer, published.negative)
+        writer.write(published.entries[item].name, make_record(clip, prompt=row(writer, clip.prompt)))
+
+    return shards.write(
+        output,
+        plan,
+        results,
+        load=published.load,
+        store=store,
+        name=lambda item: published.entries[item].name,
+        skip_errors=skip_errors,
+        title="importing",
+        console=console,
+    )
+
+
+def make_record(clip: published_files.Clip, *, prompt: int) -> records.Record:
+    """The training record of a clip whose text is row `prompt` of the text store."""
+    return {
+        "latent": clip.latent,
+        "image_cond": clip.image_cond,
+        "w2c": clip.w2c.astype(np.float32),
+        "intrinsics": poses.normalise_intrinsics(clip.intrinsics).astype(np.float32),
+        "action": clip.action,
+        "vision_states": clip.vision_states,
+        "prompt": np.array(prompt, np.int32),
+    }
+
+
+def _manifest(sizes: published_files.Sizes, fps: float) -> dict[str, Any]:
+    height, width, channels = sizes.latent
+    return {
+        "source": "worldplay",
+        "arrays": records.make_arrays(sizes.latent, cameras=True, action=True, vision=sizes.vision, prompt=True),
+        "autoencoder": {
+            "family": "hunyuan15",
+            "normalised": True,
+            "channels": channels,
+            "spatial_ratio": SPATIAL_RATIO,
+            "temporal_ratio": actions.FRAMES_PER_LATENT,
+        },
+        "latent_shape": list(sizes.latent),
+        "temporal_ratio": actions.FRAMES_PER_LATENT,
+        "fps": fps,
+        "image_size": [width * SPATIAL_RATIO, height * SPATIAL_RATIO],
+        "camera_convention": records.CAMERA_CONVENTION,
+        "text_encoder": {"family": qwen.FAMILY, "dim": sizes.text},
+        "glyph_encoder": {"family": glyph.FAMILY, "dim": sizes.glyph},
+        "vision_encoder": {"family": siglip.FAMILY, "tokens": sizes.vision[0], "dim": sizes.vision[1]},
+    }
+
+
+def train_command(output: pathlib.Path, sizes: published_files.Sizes) -> str:
+    """The command that trains on the set: the published recipe, and the sizes in which the set differs from it."""
+
+    def settings(sizes: published_files.Sizes) -> dict[str, Any]:
+        return {
+            "data.clip.latent_size": "({},{})".format(*sizes.latent[:2]),
+            "data.clip.vision_tokens": sizes.vision[0],
+            "model.channels": sizes.latent[2],
+            "model.vision_dim": sizes.vision[1],
+            "model.text_dim": sizes.text,
+            "model.glyph_dim": sizes.glyph,
+        }
+
+    usual = settings(RECIPE_SIZES)
+    changed = {key: value for key, value in settings(sizes).items() if value != usual[key]}
+    options = [f"--config.{key}={value}" for key, value in {"data.records": output, **changed}.items()]
+    return shlex.join(["python", "-m", "jworld.train", f"--config={RECIPE}", *options])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Convert WorldPlay's published training data (an index of .pt latents, pose and action files) to "
+        "records, once. Repeat the same command to go on after an interruption. Needs PyTorch: "
+        'pip install "jworld[torch]".',
+    )
+    add = parser.add_argument
+    needed: dict[str, Any] = {"required": True, "metavar": "FILE"}
+    add("--index", **needed, help="index.json: list of {latent_path, pose_path, action_path}")
+    add("--negative-prompt", **needed, help="the encoded negative prompt, hunyuan_neg_prompt.pt")
+    add("--negative-glyph", **needed, help="its glyph states, hunyuan_neg_byt5_prompt.pt")
+    add("--output", metavar="DIR", help="folder for the records; needed, except with --validate")
+    add("--validate", action="store_true", help="only check every clip and list all bad ones; writes nothing")
+    held_out = parser.add_mutually_exclusive_group()
+    shown = "(default %(default)s)"
+    held_out.add_argument(
+        "--val-count", type=int, default=0, metavar="N", help=f"clips to hold out, spread evenly over the index {shown}"
+    )
+    held_out.add_argument("--val-fraction", type=float, metavar="X", help="the same as a share of all clips")
+    add("--items-per-shard", type=int, default=32, metavar="N", help=f"clips per file: what a stop can cost {shown}")
+    add("--fps", type=float, default=24.0, metavar="X", help=f"frames per second of the videos {shown}")
+    add("--min-frames", type=int, default=24, metavar="N", help=f"fewest latents of a clip: the model's window {shown}")
+    add(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a bad clip: stop, or leave it out and list it in report.json, with exit code 2 at the end " + shown,
+    )
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if not arguments.validate and not arguments.output:
+        parser.error("--output DIR is needed (or --validate, which writes nothing)")
+    for option in ("items_per_shard", "fps", "min_frames"):
+        if getattr(arguments, option) <= 0:
+            parser.error(f"--{option.replace('_', '-')} is {getattr(arguments, option)}, expected more than 0")
+    if arguments.val_fraction is not None and not 0 <= arguments.val_fraction < 1:
+        parser.error(f"--val-fraction is {arguments.val_fraction}, expected a share from 0 to below 1")
+
+
+def _print_validation(published: Published, console: rich.console.Console) -> None:
+    bad = validate(published, console)
+    for sentence in bad:
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+    if bad:
+        console.print(f"{len(bad)} of {len(published.entries)} clips are bad", highlight=False)
+        sys.exit(2)
+    console.print(f"all {len(published.entries)} clips are good", highlight=False)
+
+
+def _print_summary(summary: shards.Summary, published: Published, console: rich.console.Console) -> None:
+    clips = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
+    console.print(
+        f"{summary.directory}: {clips} clips, {summary.amount}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if published.sizes is not None:
+        command = train_command(summary.directory, published.sizes)
+        console.print(f"next: {command}", soft_wrap=True, highlight=False, markup=False)
+    if summary.skipped:
+        report = summary.directory / shards.REPORT
+        console.print(f"left out {len(summary.skipped)} bad clips, see {report}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    _check(parser, arguments)
+    console = rich.console.Console()
+    published = open_published(
+        arguments.index,
+        arguments.negative_prompt,
+        arguments.negative_glyph,
+        min_frames=arguments.min_frames,
+        channels=CHANNELS,
+        skip_errors=arguments.validate or arguments.on_error == "skip",
+    )
+    if arguments.validate:
+        _print_validation(published, console)
+        return
+    items, val_count = len(published.entries), arguments.val_count
+    if arguments.val_fraction is not None:
+        val_count = round(arguments.val_fraction * items)
+    if not 0 <= val_count < items:
+        raise UserError(f"--val-count is {val_count}, expected 0 to {items - 1}: the index has {items} clips")
+    summary = import_worldplay(
+        published,
+        arguments.output,
+        val_count=val_count,
+        items_per_shard=arguments.items_per_shard,
+        fps=arguments.fps,
+        skip_errors=arguments.on_error == "skip",
+        console=console,
+    )
+    _print_summary(summary, published, console)
+
+
+if __name__ == "__main__":
+    main()

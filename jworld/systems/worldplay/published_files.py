@@ -1,0 +1,285 @@
+"""Reader of the data that WorldPlay's trainer takes: an index, and per clip a .pt file, a pose file and maybe actions.
+
+Format: HY-WorldPlay's `ar_camera_hunyuan_w_mem_dataset.py`. The index is a JSON list of objects with `latent_path`,
+`pose_path` and, where actions were recorded, `action_path`, relative to its folder. A .pt file holds a dict of tensors
+with a leading axis 1; pose and action files hold one entry per video frame, in the order of the file. Everything that
+is read is checked, and what is wrong raises a `UserError` that names the file.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jworld.cameras import actions, poses
+from jworld.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One object of the index; `name` is its latent_path as written there."""
+
+    name: str
+    latent: pathlib.Path
+    pose: pathlib.Path
+    action: pathlib.Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Encoded text at its true length: text_states [S, Dt] and glyph_states [G, Dg], bfloat16."""
+
+    text_states: np.ndarray
+    glyph_states: np.ndarray
+
+    @property
+    def key(self) -> str:
+        """Hash of the content."""
+        digest = hashlib.blake2b(digest_size=16)
+        for states in (self.text_states, self.glyph_states):
+            digest.update(repr(states.shape).encode())
+            digest.update(states.tobytes())
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What all clips of a set share: latent (H, W, C), vision (tokens, width), and the widths of the text states."""
+
+    latent: tuple[int, int, int]
+    vision: tuple[int, int]
+    text: int
+    glyph: int
+
+    def __str__(self) -> str:
+        height, width, channels = self.latent
+        tokens, dim = self.vision
+        return (
+            f"latents {height}x{width}x{channels}, {tokens} vision tokens of {dim}, text of {self.text}, "
+            f"glyphs of {self.glyph}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One clip, channels last: latent [F, H, W, C], image_cond [1, H, W, C], vision_states [V, Dv], all bfloat16;
+    w2c [F, 4, 4] and intrinsics [F, 3, 3] in pixels, float64; action int32 [F]."""
+
+    latent: np.ndarray
+    image_cond: np.ndarray
+    vision_states: np.ndarray
+    prompt: Prompt
+    w2c: np.ndarray
+    intrinsics: np.ndarray
+    action: np.ndarray
+
+    @property
+    def sizes(self) -> Sizes:
+        _, height, width, channels = self.latent.shape
+        tokens, dim = self.vision_states.shape
+        text, glyph = self.prompt.text_states.shape[1], self.prompt.glyph_states.shape[1]
+        return Sizes((height, width, channels), (tokens, dim), text, glyph)
+
+
+def read_index(path: str | pathlib.Path) -> list[Entry]:
+    """The entries of an index file; that their files exist is seen when a clip is read."""
+    path = pathlib.Path(path)
+    content = _read_json(path, list, "a list of objects with latent_path and pose_path")
+    if not content:
+        raise UserError(f"index {path} is empty, expected at least one item: list the clips in it")
+    entries = []
+    for i, item in enumerate(content):
+        found = item if isinstance(item, dict) else {}
+        for key in ("latent_path", "pose_path"):
+            if not isinstance(found.get(key), str):
+                raise UserError(f"index {path}: item {i} has no '{key}' with a path: add it")
+        action = found.get("action_path")
+        if not isinstance(action, str | None):
+            raise UserError(
+                f"index {path}: item {i} has 'action_path' {action!r}, expected a path: correct or remove it"
+            )
+        name, folder = found["latent_path"], path.parent
+        entries.append(Entry(name, folder / name, folder / found["pose_path"], folder / action if action else None))
+    return entries
+
+
+def read_negative(prompt_path: str | pathlib.Path, glyph_path: str | pathlib.Path) -> Prompt:
+    """The negative prompt's two files."""
+    prompt_file, glyph_file = _PtFile(prompt_path), _PtFile(glyph_path)
+    return Prompt(
+        prompt_file.text("negative_prompt_embeds", "negative_prompt_mask"),
+        glyph_file.text("byt5_text_states", "byt5_text_mask", may_be_empty=True),
+    )
+
+
+def read_clip(entry: Entry, *, channels: int, min_frames: int) -> Clip:
+    """Read and check one clip of latents with `channels` channels and at least `min_frames` frames.
+
+    Labels come from the action file where the entry has one, else from the poses.
+    """
+    file = _PtFile(entry.latent)
+    latent, image_cond = file.video("latent", channels), file.video("image_cond", channels)
+    frames = len(latent)
+    if frames < min_frames:
+        raise UserError(
+            f"{entry.latent}: 'latent' has {frames} frames, expected at least {min_frames}: leave the clip out or give "
+            "--min-frames"
+        )
+    if image_cond.shape != (1, *latent.shape[1:]):
+        raise UserError(
+            f"{entry.latent}: 'image_cond' is {list(image_cond.shape)} as [frames, height, width, channels], expected "
+            f"{[1, *latent.shape[1:]]} as of 'latent': encode the clip again"
+        )
+    prompt = Prompt(
+        file.text("prompt_embeds", "prompt_mask"),
+        file.text("byt5_text_states", "byt5_text_mask", may_be_empty=True),
+    )
+    w2c, intrinsics = read_poses(entry.pose, frames)
+    if entry.action is None:
+        labels = actions.labels_from_poses(w2c, min_translation=actions.TRAINING_MIN_TRANSLATION)
+    else:
+        labels = read_actions(entry.action, frames)
+    return Clip(latent, image_cond, file.tokens("vision_states"), prompt, w2c, intrinsics, labels)
+
+
+def read_poses(path: pathlib.Path, num_latents: int) -> tuple[np.ndarray, np.ndarray]:
+    """w2c [F, 4, 4] and intrinsics [F, 3, 3] in pixels of the latents: latent i has the camera of video frame 4i."""
+    entries = list(_read_json(path, dict, "an object with one entry per video frame").values())
+    needed = actions.FRAMES_PER_LATENT * (num_latents - 1) + 1
+    if len(entries) < needed:
+        raise UserError(
+            f"{path} has {len(entries)} poses, the {num_latents} latent frames of its clip need {needed}: give the "
+            "poses of the whole clip"
+        )
+    picked = range(0, needed, actions.FRAMES_PER_LATENT)
+    w2c = np.stack([_matrix(path, entries[i], i, "w2c", 4) for i in picked])
+    intrinsics = np.stack([_matrix(path, entries[i], i, "intrinsic", 3) for i in picked])
+    crooked = ~poses.are_rigid(w2c)
+    if crooked.any():
+        frame = picked[int(crooked.argmax())]
+        raise UserError(
+            f"{path}: 'w2c' of frame {frame} is not rigid (a rotation, a translation and the row 0 0 0 1): give "
+            "world-to-camera matrices without scale"
+        )
+    parameters = intrinsics[:, (0, 1, 0, 1), (0, 1, 2, 2)]
+    if (parameters <= 0).any():
+        frame = picked[int((parameters <= 0).any(axis=1).argmax())]
+        raise UserError(f"{path}: 'intrinsic' of frame {frame} has fx, fy, cx or cy that is not positive: correct it")
+    return w2c, intrinsics
+
+
+def read_actions(path: pathlib.Path, num_latents: int) -> np.ndarray:
+    """Labels int32 [F] of an action file; latent i has the action of video frame 4i, latent 0 none."""
+    entries = list(_read_json(path, dict, "an object with one entry per video frame").values())
+    for frame, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+            raise UserError(f"{path}: frame {frame} is not an object with 'move_action' and 'view_action': correct it")
+    try:
+        return actions.labels_from_entries(entries, num_latents)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read_json(path: pathlib.Path, kind: type, expected: str) -> Any:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): correct the path") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): download or write it again") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{path} holds a JSON {type(content).__name__}, expected {expected}: give the right file")
+    return content
+
+
+def _matrix(path: pathlib.Path, entry: Any, frame: int, key: str, size: int) -> np.ndarray:
+    if not isinstance(entry, dict) or key not in entry:
+        raise UserError(f"{path}: frame {frame} has no '{key}': add it")
+    try:
+        matrix = np.array(entry[key], np.float64)
+    except (TypeError, ValueError):
+        matrix = np.zeros(0)
+    if matrix.shape != (size, size):
+        raise UserError(f"{path}: '{key}' of frame {frame} is not a {size}x{size} matrix of numbers: correct it")
+    if not np.isfinite(matrix).all():
+        raise UserError(f"{path}: '{key}' of frame {frame} has NaN or infinite numbers: correct it")
+    return matrix
+
+
+class _PtFile:
+    """The dict of tensors in one .pt file, mapped into memory: only what is asked for is read."""
+
+    def __init__(self, path: str | pathlib.Path) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise UserError('.pt files need PyTorch, which is not installed: pip install "jworld[torch]"') from error
+        self._torch = torch
+        self._path = path
+        if not pathlib.Path(path).is_file():
+            raise UserError(f"{path} does not exist: correct the path")
+        try:
+            self._content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # PyTorch raises many types for a damaged file
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{path} is not a readable .pt file ({reason}): download or encode it again") from error
+        if not isinstance(self._content, dict):
+            raise UserError(
+                f"{path} holds a {type(self._content).__name__}, expected a dict of tensors: encode it again"
+            )
+
+    def video(self, key: str, channels: int) -> np.ndarray:
+        """[1, C, F, H, W] -> bfloat16 [F, H, W, C]."""
+        tensor = self._tensor(key, "C", "F", "H", "W")
+        if len(tensor) != channels:
+            raise UserError(
+                f"{self._path}: '{key}' has {len(tensor)} channels, expected {channels}: give latents of the "
+                "HunyuanVideo-1.5 autoencoder"
+            )
+        return self._bfloat16(key, tensor.permute(1, 2, 3, 0))
+
+    def tokens(self, key: str) -> np.ndarray:
+        """[1, V, D] -> bfloat16 [V, D]."""
+        return self._bfloat16(key, self._tensor(key, "tokens", "width"))
+
+    def text(self, states_key: str, mask_key: str, *, may_be_empty: bool = False) -> np.ndarray:
+        """[1, S, D] with a mask [1, S] -> bfloat16 [true length, D]."""
+        states, mask = self._tensor(states_key, "tokens", "width"), self._tensor(mask_key, "tokens")
+        if len(states) != len(mask):
+            raise UserError(
+                f"{self._path}: '{mask_key}' has {len(mask)} tokens, expected {len(states)} as of '{states_key}': "
+                "encode the prompt again"
+            )
+        length = int((mask != 0).sum())
+        if not bool((mask == (self._torch.arange(len(mask)) < length)).all()):
+            raise UserError(
+                f"{self._path}: '{mask_key}' is not ones followed by zeros: encode the prompt again, padded at its end"
+            )
+        if not length and not may_be_empty:
+            raise UserError(
+                f"{self._path}: '{mask_key}' marks no token, expected at least one: encode the prompt again"
+            )
+        return self._bfloat16(states_key, states[:length])
+
+    def _tensor(self, key: str, *axes: str) -> Any:
+        """The tensor without its leading axis, of which there must be one entry."""
+        tensor = self._content.get(key)
+        if not isinstance(tensor, self._torch.Tensor):
+            raise UserError(f"{self._path}: the tensor '{key}' is missing: encode it again")
+        if tensor.ndim != 1 + len(axes) or tensor.shape[0] != 1 or 0 in tensor.shape:
+            raise UserError(
+                f"{self._path}: '{key}' is {list(tensor.shape)}, expected [1, {', '.join(axes)}]: encode it again"
+            )
+        return tensor[0]
+
+    def _bfloat16(self, key: str, tensor: Any) -> np.ndarray:
+        if not tensor.is_floating_point():
+            raise UserError(f"{self._path}: '{key}' is {tensor.dtype}, expected a type of floats: encode it again")
+        if not bool(self._torch.isfinite(tensor).all()):
+            raise UserError(f"{self._path}: '{key}' has NaN or infinite numbers: encode it again")
+        stored = tensor.to(self._torch.bfloat16).contiguous()
+        return stored.view(self._torch.int16).numpy().view(ml_dtypes.bfloat16)

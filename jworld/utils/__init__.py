@@ -1,0 +1,1 @@
+"""Small shared modules that know nothing of video models: errors, config, files, compilation cache, hardware."""

@@ -1,0 +1,243 @@
+"""Run configurations: recipes with `get_config(variant)`, whose values are checked before any device is touched."""
+
+import ast
+import dataclasses
+import difflib
+import json
+import pathlib
+import re
+import runpy
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from jworld.utils import errors, files
+
+FILE_NAME = "config.json"
+
+#: What every recipe has at its top level.
+SECTIONS = (
+    "system",
+    "seed",
+    "steps",
+    "global_batch",
+    "init_from",
+    "mesh",
+    "model",
+    "data",
+    "optimizer",
+    "loss",
+    "checkpoint",
+    "log",
+    "sample",
+)
+
+Section = TypeVar("Section")
+
+
+def define_flag() -> Any:
+    """The `--config=configs/recipe.py:variant` flag, with `--config.a.b=value` overrides; one for all commands."""
+    if "config" in flags.FLAGS:
+        return flags.FlagHolder(flags.FLAGS, flags.FLAGS["config"])
+    return config_flags.DEFINE_config_file(
+        "config", None, "Recipe: configs/<name>.py, or configs/<name>.py:<variant>; override with --config.a.b=value."
+    )
+
+
+def parse_flags(argv: Sequence[str], flag: Any, *, description: str, names: Sequence[str]) -> ml_collections.ConfigDict:
+    """Parse the command line; a wrong key, value or file is a `UserError`. --help prints the flags `names` and ends."""
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(description.strip() + "\n")
+        for name in names:
+            print(f"  --{name}: {flags.FLAGS[name].help}")
+        sys.exit(0)
+    _check_overrides(argv)
+    try:
+        rest = flags.FLAGS(list(argv))
+    except (flags.Error, TypeError, ValueError) as error:
+        raise errors.UserError(f"command line: {' '.join(str(error).split())} (see --help)") from error
+    if rest[1:]:
+        raise errors.UserError(f"command line: {rest[1]!r} is no flag: write --name=value (see --help)")
+    if flag.value is None:
+        raise errors.UserError("--config is missing: name a recipe, for example --config=configs/ar_mem.py")
+    check_sections(flag.value)
+    return flag.value
+
+
+def load_recipe(name: str) -> ml_collections.ConfigDict:
+    """The config of `path/to/recipe.py` or `path/to/recipe.py:variant`.
+
+    Raises:
+      UserError: the file is absent, has no `get_config`, or refuses the variant.
+    """
+    path, *variant = name.split(":", 1)
+    if not pathlib.Path(path).is_file():
+        raise errors.UserError(f"--config={name}: there is no file {path}; the recipes lie in configs/")
+    recipe = runpy.run_path(path)
+    if "get_config" not in recipe:
+        raise errors.UserError(f"--config={name}: {path} has no get_config(variant), so it is no recipe")
+    try:
+        return recipe["get_config"](*variant)
+    except ValueError as error:
+        raise errors.UserError(f"--config={name}: {error}") from error
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+    """Name a wrong recipe or key before the flag library does, in words that help."""
+    arguments = [re.sub("^--?", "", argument) for argument in argv[1:] if argument.startswith("-")]
+    names = [argument.partition("=")[2] for argument in arguments if argument.startswith("config=")]
+    if not names:
+        return
+    config = load_recipe(names[-1])
+    for argument in arguments:
+        if not argument.startswith("config."):
+            continue
+        node, passed = config, "config"
+        for key in argument.partition("=")[0].split(".")[1:]:
+            keys = list(node) if isinstance(node, ml_collections.ConfigDict) else []
+            if key not in keys:
+                near = difflib.get_close_matches(key, keys, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(keys) or 'none'}"
+                raise errors.UserError(f"{passed}.{key}: this recipe has no such key; {hint}")
+            node, passed = node[key], f"{passed}.{key}"
+
+
+def check_sections(config: ml_collections.ConfigDict) -> None:
+    missing, unknown = [s for s in SECTIONS if s not in config], [s for s in config if s not in SECTIONS]
+    if missing or unknown:
+        raise errors.UserError(f"config: missing sections {missing}, unknown sections {unknown}, expected {SECTIONS}")
+
+
+def section(cls: type[Section], values: Mapping[str, Any], name: str) -> Section:
+    """A frozen dataclass from `config.<name>`; lists become tuples.
+
+    Raises:
+      UserError: an unknown or missing key, a wrong type, or what the dataclass itself refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise errors.UserError(f"config.{name}.{key}: unknown key, expected one of {', '.join(sorted(fields))}")
+        value = _as_tuple(value)
+        if not _fits(value, hints[key]):
+            raise errors.UserError(f"config.{name}.{key}: found {value!r}, expected {_describe(hints[key])}")
+        chosen[key] = float(value) if hints[key] is float else value
+    for field in fields.values():
+        if field.default is dataclasses.MISSING and field.name not in chosen:
+            raise errors.UserError(f"config.{name}.{field.name} is missing")
+    try:
+        return cls(**chosen)
+    except ValueError as error:
+        raise errors.UserError(f"config.{name}: {error}") from error
+
+
+def set_value(values: dict[str, Any], key: str, value: Any) -> None:
+    """Give one dotted key of a resolved config a new value; the type of a value does not change.
+
+    Raises:
+      UserError: there is no such key, or the value is of another type.
+    """
+    *parents, name = key.split(".")
+    node: Any = values
+    for depth, part in enumerate((*parents, name)):
+        keys = list(node) if isinstance(node, dict) else []
+        if part not in keys:
+            near = difflib.get_close_matches(part, keys, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys there are {', '.join(keys) or 'none'}"
+            raise errors.UserError(f"--set {key}: config has no key {'.'.join(key.split('.')[: depth + 1])}; {hint}")
+        if depth < len(parents):
+            node = node[part]
+    node[name] = _converted(value, node[name], key)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """ "model.rope_dims=16,56,56" -> ("model.rope_dims", (16, 56, 56)); a value that is no Python literal is text."""
+    key, equals, value = text.partition("=")
+    key, value = key.strip().removeprefix("config."), value.strip()
+    if not equals or not key:
+        raise errors.UserError(f"--set {text}: expected key=value, such as sample.rollout.num_steps=4")
+    if value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    try:
+        return key, _as_tuple(ast.literal_eval(value))
+    except (SyntaxError, ValueError):
+        return key, value
+
+
+def _converted(new: Any, old: Any, key: str) -> Any:
+    """`new` as a value of the type of `old`."""
+    kinds: dict[type, tuple[str, Callable[[Any], bool]]] = {
+        str: ("a word", lambda x: not isinstance(x, tuple)),
+        bool: ("True or False", lambda x: isinstance(x, bool)),
+        int: ("a whole number", lambda x: isinstance(x, int) and not isinstance(x, bool)),
+        float: ("a number", lambda x: isinstance(x, int | float) and not isinstance(x, bool)),
+        tuple: ("a list such as 1,2", lambda x: isinstance(x, tuple)),
+        list: ("a list such as 1,2", lambda x: isinstance(x, tuple)),
+        type(None): ("any value", lambda x: True),
+    }
+    if type(old) not in kinds:
+        raise errors.UserError(f"--set {key}: this is a section with the keys {', '.join(old)}; set one of them")
+    expected, fits = kinds[type(old)]
+    if not fits(new):
+        raise errors.UserError(f"--set {key}: found {new!r}, expected {expected} (it is {old!r} now)")
+    return type(old)(new) if isinstance(old, str | float) else new
+
+
+def save(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """Write the resolved config as JSON; the file is complete or absent."""
+    files.write_json(directory / FILE_NAME, config.to_dict(), indent=2, sort_keys=True)
+
+
+def load(directory: pathlib.Path) -> ml_collections.ConfigDict:
+    """The resolved config of a run's folder.
+
+    Raises:
+      UserError: the folder has none, or it is not one.
+    """
+    path = directory / FILE_NAME
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise errors.UserError(f"{path} is missing: name the folder that a training run wrote") from error
+    except json.JSONDecodeError as error:
+        raise errors.UserError(f"{path} is not valid JSON ({error}): restore it from the run that wrote it") from error
+    config = ml_collections.ConfigDict(values)
+    check_sections(config)
+    return config.lock()
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in arguments
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if arguments[-1] is Ellipsis:
+            return all(_fits(item, arguments[0]) for item in value)
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return value is None if hint in (None, types.NoneType) else isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

@@ -1,0 +1,29 @@
+"""Prompts encoded once, for machines without the encoder."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jworld.data.records import text_store
+from jworld.encoders import registry
+from jworld.precompute import encode_text
+
+
+def test_states_are_those_of_the_encoder(tmp_path, capsys):
+    (tmp_path / "metas").mkdir()
+    (tmp_path / "metas" / "a.txt").write_text("a red door\n")
+    command = ["--text-encoder", "hashed-words:8", "--output", str(tmp_path / "states.safetensors")]
+    encode_text.main([*command, "--prompt", "turn left", "--prompt", " a red door", "--input", str(tmp_path)])
+    assert "3 prompts" in capsys.readouterr().out
+    states, _ = registry.read_embeddings(tmp_path / "states.safetensors")
+    assert (states.family, states.dim) == ("hashed-words", 8)
+    for prompt in ("", "a red door", "turn left"):
+        expected = text_store.hashed_words(prompt, dim=8).astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(states.encode([prompt])[0], expected)
+
+
+@pytest.mark.parametrize("options, message", [([], "nothing to encode"), (["--input", "absent"], r"holds no \*\.txt")])
+def test_nothing_to_encode(tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
+        encode_text.main(["--text-encoder", "hashed-words:8", "--output", str(tmp_path / "x.safetensors"), *options])
+    assert message.replace("\\", "") in capsys.readouterr().err
