@@ -1,6 +1,6 @@
 """WorldPlay's action labels: 9 * translation class + rotation class, one per latent frame, 0..80.
 
-A class says which of four directions are active; the first label of a clip is 0 (none).
+A class encodes which of four directions are active; the first label of a clip is 0 (none).
 Source: HY-WorldPlay, `ar_camera_hunyuan_w_mem_dataset.py` and `hyvideo/generate.py`.
 """
 
@@ -17,7 +17,7 @@ ROTATIONS = ("yaw_right", "yaw_left", "pitch_up", "pitch_down")
 NUM_CLASSES = 9
 NUM_LABELS = NUM_CLASSES**2
 
-# The original counts a slower motion as a step when it generates than when it trains.
+# The threshold of the original is lower in inference than in training.
 TRAINING_MIN_TRANSLATION = 0.01
 INFERENCE_MIN_TRANSLATION = 0.0001
 MIN_ROTATION_DEGREES = 0.05
@@ -41,36 +41,42 @@ _VIEW_KEYS = {"LR": "yaw_right", "LL": "yaw_left", "LU": "pitch_up", "LD": "pitc
 
 
 def flags_to_label(translation: Sequence[bool], rotation: Sequence[bool]) -> int:
-    """Flags in the order of TRANSLATIONS and ROTATIONS -> label; opposite directions together are a UserError."""
+    """Convert flags in the order of TRANSLATIONS and ROTATIONS to a label.
+
+    Raises:
+      UserError: opposite directions are active together.
+    """
     classes = []
     for flags, names in ((translation, TRANSLATIONS), (rotation, ROTATIONS)):
         key = tuple(bool(flag) for flag in flags)
         if key not in _CLASS_OF:
             found = "+".join(name for name, flag in zip(names, key, strict=True) if flag)
-            raise UserError(f"action '{found}' combines opposite directions; use at most one of each pair of {names}")
+            raise UserError(f"action '{found}' combines opposite directions: use at most one of each pair of {names}")
         classes.append(_CLASS_OF[key])
     return NUM_CLASSES * classes[0] + classes[1]
 
 
 def label_to_flags(label: int) -> tuple[Flags, Flags]:
-    """Label -> (translation flags, rotation flags)."""
+    """Convert a label to (translation flags, rotation flags)."""
     if not 0 <= label < NUM_LABELS:
         raise UserError(f"action label {label} is outside 0..{NUM_LABELS - 1}")
     return _CLASS_FLAGS[label // NUM_CLASSES], _CLASS_FLAGS[label % NUM_CLASSES]
 
 
 def label_name(label: int) -> str:
-    """Label -> words such as "forward+yaw_right", or "none"."""
+    """Convert a label to words such as "forward+yaw_right", or "none"."""
     translation, rotation = label_to_flags(label)
     words = zip(TRANSLATIONS + ROTATIONS, translation + rotation, strict=True)
     return "+".join(word for word, flag in words if flag) or "none"
 
 
 def label_from_name(name: str) -> int:
-    """Words joined by "+" in any order, or "none" -> label."""
+    """Convert words joined by "+" in any order, or "none", to a label."""
     words = set() if name == "none" else set(name.split("+"))
     if unknown := words - {*TRANSLATIONS, *ROTATIONS}:
-        raise UserError(f"action '{name}' has the unknown word {sorted(unknown)}; known: {TRANSLATIONS + ROTATIONS}")
+        raise UserError(
+            f"action '{name}' has the unknown words {sorted(unknown)}, expected words among {TRANSLATIONS + ROTATIONS}"
+        )
     return flags_to_label([word in words for word in TRANSLATIONS], [word in words for word in ROTATIONS])
 
 
@@ -81,7 +87,7 @@ def labels_from_poses(
     min_rotation_degrees: float = MIN_ROTATION_DEGREES,
     third_person: bool = False,
 ) -> np.ndarray:
-    """Labels of the motions between consecutive frames. w2c [F, 4, 4] -> int32 [F].
+    """Label the motions between consecutive frames: w2c [F, 4, 4] -> int32 [F].
 
     A direction counts when the step is longer than `min_translation` and less than 60 degrees away from it.
     `third_person`: a turning camera orbits its character, so its translation is not counted.
@@ -104,9 +110,10 @@ def labels_from_poses(
 
 
 def labels_from_entries(entries: Sequence[Mapping[str, str]], num_latents: int) -> np.ndarray:
-    """Labels of an action json: one entry per video frame with the keys `move_action` (W, S, A, D) and `view_action`.
+    """Convert an action JSON to labels, int32 [num_latents].
 
-    Latent i takes entry 4i, latent 0 is label 0; opposite letters cancel. -> int32 [num_latents].
+    Each entry is one video frame with the keys `move_action` (W, S, A, D) and `view_action`. Latent i uses entry 4i,
+    latent 0 has label 0; opposite letters cancel.
     """
     needed = FRAMES_PER_LATENT * (num_latents - 1) + 1
     if len(entries) < needed:
@@ -125,7 +132,7 @@ def labels_from_entries(entries: Sequence[Mapping[str, str]], num_latents: int) 
 
 
 def swap_left_right(labels: np.ndarray, w2c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mirrored control: left and right exchanged in the labels, poses reflected: M w2c M with M = diag(-1,1,1,1).
+    """Mirror the control: swap left and right in the labels, reflect poses as M w2c M with M = diag(-1,1,1,1).
 
     labels [...], w2c [..., 4, 4] -> the same shapes and dtypes.
     """

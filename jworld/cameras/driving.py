@@ -1,4 +1,4 @@
-"""The Matrix' nine driving tokens: which gear and which way the wheel is turned, one token per latent frame.
+"""The nine driving tokens of The Matrix: gear and turn, one token per latent frame.
 
 Source: The Matrix, `stage2/training/dataset.py` and `journee/utils/control_signal.py`.
 """
@@ -11,11 +11,11 @@ import numpy as np
 from jworld.cameras import actions
 from jworld.utils.errors import UserError
 
-#: Gear D (forward), B (backward) or N (neither), then L or R where the view turns.
+#: Gear D (forward), B (backward) or N (neither), then L or R for a turn of the view.
 TOKENS = ("D", "DL", "DR", "B", "BL", "BR", "N", "NL", "NR")
-#: What stands for no control.
+#: Token of no control.
 NULL = ""
-#: What the published control vectors are text features of.
+#: The published control vectors are text features of these sentences.
 SENTENCES = {
     "D": "The car is moving straight ahead.",
     "DL": "The car is turning left ahead.",
@@ -31,10 +31,10 @@ SENTENCES = {
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """ "D*3,DR*2,N" -> ("D", "D", "D", "DR", "DR", "N").
+    """Parse "D*3,DR*2,N" to ("D", "D", "D", "DR", "DR", "N").
 
     Raises:
-      UserError: an unknown token or a number that is none.
+      UserError: an unknown token or an invalid number.
     """
     tokens: list[str] = []
     for word in text.split(","):
@@ -49,7 +49,7 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 def named(tokens: Sequence[str]) -> str:
-    """The inverse of `parse`: runs of a token with their lengths."""
+    """Write tokens as text, the inverse of `parse`: runs of a token with their lengths."""
     runs: list[tuple[str, int]] = []
     for token in tokens:
         if runs and runs[-1][0] == token:
@@ -60,33 +60,33 @@ def named(tokens: Sequence[str]) -> str:
 
 
 def of_label(label: int) -> str:
-    """One of the 81 action labels -> the token that says most of it: steps to a side and pitch are not told."""
+    """Return the token closest to one of the 81 action labels; steps to a side and pitch are dropped."""
     (forward, backward, _, _), (right, left, _, _) = actions.label_to_flags(label)
     gear = "D" if forward else "B" if backward else "N"
     return gear + ("R" if right else "L" if left else "")
 
 
-#: Index of the token of every action label.
+#: Token index of every action label.
 INDEX_OF_LABEL = np.array([TOKENS.index(of_label(label)) for label in range(actions.NUM_LABELS)], np.int32)
 
 
 def from_labels(labels: np.ndarray) -> tuple[str, ...]:
-    """Action labels [F] -> tokens."""
+    """Convert action labels [F] to tokens."""
     return tuple(TOKENS[i] for i in INDEX_OF_LABEL[labels])
 
 
 def action_name(token: str) -> str:
-    """The action that a recorder does for a token, such as forward+yaw_right."""
+    """Return the action that a recorder performs for a token, such as forward+yaw_right."""
     gear = {"D": ["forward"], "B": ["backward"], "N": []}[token[0]]
     return "+".join([*gear, *({"L": "yaw_left", "R": "yaw_right"}[turn] for turn in token[1:])]) or "none"
 
 
 def mirrored(tokens: Sequence[str]) -> tuple[str, ...]:
-    """Left and right exchanged."""
+    """Swap left and right."""
     swap = {"L": "R", "R": "L"}
     return tuple(token[0] + "".join(swap[turn] for turn in token[1:]) for token in tokens)
 
 
 def filled(tokens: Sequence[str], count: int) -> tuple[str, ...]:
-    """`count` tokens: the last one is held, as in the original."""
+    """Return `count` tokens; the last one is repeated, as in the original."""
     return (*tokens, *[tokens[-1]] * (count - len(tokens)))[:count]

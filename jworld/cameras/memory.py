@@ -1,7 +1,8 @@
-"""Which past frames a chunk may look at: the clip's beginning, what shows the same view, and the latest frames.
+"""Selection of the past frames that a chunk attends to: the first chunk, similar views, and the latest frames.
 
-Source: HY-WorldPlay's `select_aligned_memory_frames`. Two views overlap as far as random points around the current
-camera, seen by it, are seen by the other one too. The points are an argument, so that a seed fixes every selection.
+Source: HY-WorldPlay's `select_aligned_memory_frames`. The overlap of two views is the share of random points in view of
+the current camera that are also in view of the other one. The points are an argument, so that a seed fixes every
+selection.
 """
 
 import numpy as np
@@ -14,10 +15,10 @@ HALF_FOV_DEGREES = (30.0, 17.5)
 
 
 def monte_carlo_points(num_points: int, seed: int, radius: float = RADIUS) -> np.ndarray:
-    """Points uniform in a ball, float32 [num_points, 3].
+    """Draw points uniform in a ball, float32 [num_points, 3].
 
-    One numpy Generator draws, in this order, num_points values each: u1 (distance = radius * cbrt(u1)), u2 (azimuth
-    = 2 pi u2) and u3 (polar angle = acos(1 - 2 u3)).
+    One numpy Generator draws, in this order, num_points values each: u1 (distance = radius * cbrt(u1)), u2 (azimuth = 2
+    pi u2) and u3 (polar angle = acos(1 - 2 u3)).
     """
     rng = np.random.default_rng(seed)
     distance = radius * np.cbrt(rng.random(num_points))
@@ -28,16 +29,17 @@ def monte_carlo_points(num_points: int, seed: int, radius: float = RADIUS) -> np
 
 
 def points_in_view(points: np.ndarray) -> np.ndarray:
-    """Those of the points [P, 3] that a camera at the origin looking along +z sees: [Q, 3] float64."""
+    """Select the points [P, 3] in view of a camera at the origin looking along +z: [Q, 3] float64."""
     points = np.asarray(points, np.float64)
     yaw, pitch = _direction_degrees(points)
     return points[(np.abs(yaw) < HALF_FOV_DEGREES[0]) & (np.abs(pitch) < HALF_FOV_DEGREES[1])]
 
 
 def overlap(current: np.ndarray, history: np.ndarray, visible: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
-    """Share of the current view that each past camera sees within `radius`; roll is ignored as in the original.
+    """Return the share of the current view that is within `radius` in view of each past camera.
 
-    current w2c [4, 4], history w2c [M, 4, 4], visible = points_in_view(...) [Q, 3] -> [M]; 0 where nothing is visible.
+    Roll is ignored, as in the original. current w2c [4, 4], history w2c [M, 4, 4], visible = points_in_view(...) [Q, 3]
+    -> [M]; all 0 if Q is 0.
     """
     if not len(visible):
         return np.zeros(len(history))
@@ -45,19 +47,19 @@ def overlap(current: np.ndarray, history: np.ndarray, visible: np.ndarray, *, ra
     yaw, pitch = _direction_degrees(relative[:, :3, 2])
     offsets = visible - relative[:, None, :3, 3]
     point_yaw, point_pitch = _direction_degrees(offsets)
-    seen = np.abs(_wrap(point_yaw - yaw[:, None])) < HALF_FOV_DEGREES[0]
-    seen &= np.abs(_wrap(point_pitch - pitch[:, None])) < HALF_FOV_DEGREES[1]
-    seen &= np.sum(offsets**2, axis=-1) < radius**2
-    return seen.mean(axis=-1)
+    in_view = np.abs(_wrap(point_yaw - yaw[:, None])) < HALF_FOV_DEGREES[0]
+    in_view &= np.abs(_wrap(point_pitch - pitch[:, None])) < HALF_FOV_DEGREES[1]
+    in_view &= np.sum(offsets**2, axis=-1) < radius**2
+    return in_view.mean(axis=-1)
 
 
 def candidate_distances(
     w2c: np.ndarray, current: int, *, points: np.ndarray, temporal_context: int, chunk: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How little the past chunks show of the chunk at `current`: (starts [M], mean distances [M]).
+    """Measure the distance of the past chunks' views from the chunk at `current`: (starts [M], mean distances [M]).
 
-    Candidates are the chunks between the first one and the temporal context; of each, its first and its middle frame
-    are compared with every frame of the current chunk.
+    Candidates are the chunks between the first one and the temporal context. The first and the middle frame of each are
+    compared with every frame of the current chunk.
     """
     starts = np.arange(chunk, current - temporal_context, chunk)
     visible = points_in_view(points)
@@ -76,11 +78,11 @@ def select_memory_frames(
     temporal_context: int = 12,
     chunk: int = 4,
 ) -> list[int]:
-    """Sorted indices of the frames that the chunk at `current` (a multiple of `chunk`) may look at.
+    """Return the sorted indices of the frames that the chunk at `current` (a multiple of `chunk`) attends to.
 
-    All of the past while it has at most `memory_frames`; then the first chunk, the chunks that overlap most with the
-    current view (of equals the earlier) and the last `temporal_context` frames, `memory_frames` in all.
-    w2c [F, 4, 4], points [P, 3] as drawn by `monte_carlo_points`.
+    All past frames, while there are at most `memory_frames`. Then `memory_frames` in all: the first chunk, the chunks
+    that overlap most with the current view (the earlier of equals) and the last `temporal_context` frames. w2c [F, 4,
+    4], points [P, 3] as drawn by `monte_carlo_points`.
     """
     check_sizes(memory_frames=memory_frames, temporal_context=temporal_context, chunk=chunk)
     if current <= memory_frames:
@@ -95,7 +97,7 @@ def select_memory_frames(
 
 
 def check_sizes(*, memory_frames: int, temporal_context: int, chunk: int) -> None:
-    """A UserError unless the first chunk and the temporal context fit into whole chunks of memory."""
+    """Raise a UserError unless the first chunk and the temporal context fit into whole chunks of memory."""
     if memory_frames % chunk or temporal_context % chunk or memory_frames < temporal_context + chunk:
         raise UserError(
             f"memory_frames {memory_frames} and temporal_context {temporal_context} must be multiples of the chunk "
@@ -104,7 +106,7 @@ def check_sizes(*, memory_frames: int, temporal_context: int, chunk: int) -> Non
 
 
 def _direction_degrees(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Azimuth about y (0 along +z, to the right positive) and elevation (down positive) of vectors [..., 3]."""
+    """Return azimuth about y (0 along +z, positive to the right) and elevation (positive down) of vectors [..., 3]."""
     x, y, z = np.moveaxis(vectors, -1, 0)
     return np.degrees(np.arctan2(x, z)), np.degrees(np.arctan2(y, np.sqrt(x**2 + z**2)))
 

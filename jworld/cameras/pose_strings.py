@@ -1,6 +1,6 @@
-"""Camera paths written as text: "w-3, right-1, d-4" walks 3 latents forward, turns right for 1, then steps right for 4.
+"""Camera paths as text: "w-3, right-1, d-4" moves forward for 3 latents, turns right for 1, then moves right for 4.
 
-Grammar and motions are those of HY-WorldPlay's `hyvideo/generate.py` and `generate_custom_trajectory.py`: every item is
+Grammar and motions are those of HY-WorldPlay's `hyvideo/generate.py` and `generate_custom_trajectory.py`. Every item is
 `action-duration`, the duration in latents (a fraction is cut off), and the path begins with the identity pose. Not in
 the original: keys held together, as in "w+right-3".
 """
@@ -19,7 +19,7 @@ ORBIT_RADIUS = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Motion:
-    """What the camera does during one latent: translations in world units, angles in radians.
+    """Motion of the camera during one latent: translations in world units, angles in radians.
 
     `third_yaw` orbits around the point ORBIT_RADIUS ahead.
     """
@@ -33,9 +33,9 @@ class Motion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Units:
-    """How far one latent of a held key moves, and what the camera sees (`config.sample.motion`).
+    """Motion per latent of a held key, and the focal lengths (`config.sample.motion`).
 
-    The published weights' values by default; a model that was trained on another world has those of its own.
+    The defaults are those of the published weights; a model trained on another world needs its own.
 
     Attributes:
       step: world units of a step.
@@ -57,7 +57,7 @@ PUBLISHED = Units()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CameraPath:
-    """Control of a rollout: w2c [F, 4, 4] float64, intrinsics [F, 3, 3] float64 normalised, action [F] int32."""
+    """Control of a rollout: w2c [F, 4, 4] float64, intrinsics [F, 3, 3] float64 normalized, action [F] int32."""
 
     w2c: np.ndarray
     intrinsics: np.ndarray
@@ -79,7 +79,11 @@ NO_KEY = "none"
 
 
 def parse(text: str) -> list[tuple[str, float]]:
-    """Pose string -> (action, duration) pairs; a UserError names the first bad item and the allowed ones."""
+    """Parse a pose string into (action, duration) pairs.
+
+    Raises:
+      UserError: with the first invalid item and the allowed actions.
+    """
     commands = []
     for item in (part.strip() for part in text.split(",")):
         if not item:
@@ -91,7 +95,7 @@ def parse(text: str) -> list[tuple[str, float]]:
             duration = math.nan
         if not _is_action(action) or not math.isfinite(duration):
             raise UserError(
-                f"pose string item '{item}' is not understood; expected action-duration, such as w-3, with an action "
+                f"pose string item '{item}' is invalid: expected action-duration, such as w-3, with an action "
                 f"among {', '.join(MOTIONS)}, or several that do not oppose each other joined as in w+right-3, and the "
                 "number of latents as duration"
             )
@@ -100,7 +104,7 @@ def parse(text: str) -> list[tuple[str, float]]:
 
 
 def _is_action(action: str) -> bool:
-    """Whether these are known keys, at most one per direction and its opposite."""
+    """Return whether these are valid keys, at most one per direction and its opposite."""
     keys = action.split("+")
     return set(keys) <= MOTIONS.keys() and all(
         sum(getattr(MOTIONS[key], field.name) != 0 for key in keys) <= 1 for field in dataclasses.fields(Motion)
@@ -108,24 +112,24 @@ def _is_action(action: str) -> bool:
 
 
 def key_motion(action: str, units: Units = PUBLISHED) -> Motion:
-    """The motion of keys joined by "+", each as if it were held alone; "none" stays."""
-    held = [] if action == NO_KEY else [MOTIONS[key] for key in action.split("+")]
+    """Return the motion of keys joined by "+", each as if it were held alone; "none" does not move."""
+    parts = [] if action == NO_KEY else [MOTIONS[key] for key in action.split("+")]
     turn = math.radians(units.turn)
     return Motion(
-        forward=units.step * sum(motion.forward for motion in held),
-        right=units.step * sum(motion.right for motion in held),
-        yaw=turn * sum(motion.yaw for motion in held),
-        pitch=turn * sum(motion.pitch for motion in held),
+        forward=units.step * sum(motion.forward for motion in parts),
+        right=units.step * sum(motion.right for motion in parts),
+        yaw=turn * sum(motion.yaw for motion in parts),
+        pitch=turn * sum(motion.pitch for motion in parts),
     )
 
 
 def motions(text: str, units: Units = PUBLISHED) -> list[Motion]:
-    """Pose string -> one motion per latent after the first."""
+    """Convert a pose string to one motion per latent after the first."""
     return [key_motion(action, units) for action, duration in parse(text) for _ in range(int(duration))]
 
 
 def trajectory(steps: Sequence[Motion], start: np.ndarray | None = None) -> np.ndarray:
-    """Motions -> c2w [1 + len(steps), 4, 4], the first `start` or the identity.
+    """Integrate motions to c2w [1 + len(steps), 4, 4]; the first pose is `start` or the identity.
 
     A step turns first (yaw, then pitch about the new x), moves along the new axes, and orbits last.
     """
@@ -134,15 +138,15 @@ def trajectory(steps: Sequence[Motion], start: np.ndarray | None = None) -> np.n
     for index, step in enumerate(steps, start=1):
         rotation = rotation @ _about_y(step.yaw) @ _about_x(step.pitch)
         position = position + rotation @ np.array([step.right, 0, step.forward])
-        centre = position + ORBIT_RADIUS * rotation[:, 2]
+        center = position + ORBIT_RADIUS * rotation[:, 2]
         rotation = rotation @ _about_y(-step.third_yaw)
-        position = centre - ORBIT_RADIUS * rotation[:, 2]
+        position = center - ORBIT_RADIUS * rotation[:, 2]
         c2w[index, :3, :3], c2w[index, :3, 3] = rotation, position
     return c2w
 
 
 def path_from_c2w(c2w: np.ndarray, *, units: Units = PUBLISHED, third_person: bool = False) -> CameraPath:
-    """The control of a path given by its camera-to-world poses [F, 4, 4], with the intrinsics of `units`."""
+    """Return the control of a path of camera-to-world poses [F, 4, 4], with the intrinsics of `units`."""
     w2c = poses.invert_rigid(c2w)
     action = actions.labels_from_poses(
         w2c, min_translation=actions.INFERENCE_MIN_TRANSLATION, third_person=third_person
@@ -152,18 +156,19 @@ def path_from_c2w(c2w: np.ndarray, *, units: Units = PUBLISHED, third_person: bo
 
 
 def path(text: str, units: Units = PUBLISHED) -> CameraPath:
-    """Pose string -> the control of its 1 + sum(durations) latents."""
+    """Convert a pose string to the control of its 1 + sum(durations) latents."""
     return path_from_c2w(trajectory(motions(text, units)), units=units)
 
 
 def held(action: str, latents: int, units: Units = PUBLISHED, *, after: np.ndarray | None) -> CameraPath:
-    """Keys such as "w+right", or "none", held for `latents` latents: how a player's path goes on.
+    """Continue a player's path: keys such as "w+right", or "none", held for `latents` latents.
 
-    `after` is the w2c [4, 4] of the latent before, or None where the path begins (with a latent that does not move).
+    `after` is the w2c [4, 4] of the last latent. It is None at the beginning of a path, whose first latent does not
+    move.
     """
     if action != NO_KEY and not _is_action(action):
         raise UserError(
-            f"keys '{action}' are not understood; expected {NO_KEY}, or one of {', '.join(MOTIONS)}, or several that "
+            f"keys '{action}' are invalid: expected {NO_KEY}, or one of {', '.join(MOTIONS)}, or several that "
             "do not oppose each other joined by '+'"
         )
     first = int(after is not None)
@@ -174,9 +179,9 @@ def held(action: str, latents: int, units: Units = PUBLISHED, *, after: np.ndarr
 
 
 def key_timeline(text: str) -> np.ndarray:
-    """The keys to show over every video frame: [1 + 4 * latents, 4] int, signs of (forward, left, yaw, pitch).
+    """Return the keys to draw on every video frame: [1 + 4 * latents, 4] int, signs of (forward, left, yaw, pitch).
 
-    The first command also covers frame 0. Durations must be whole here.
+    The first command also covers frame 0. Durations must be whole numbers.
     """
     rows: list[list[int]] = []
     for action, duration in parse(text):

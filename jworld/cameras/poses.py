@@ -2,12 +2,15 @@
 
 import numpy as np
 
-#: Matrices come from float32 reconstructions and files with few digits; scale or shear is off by far more.
+#: Matrices come from float32 reconstructions and files with few digits. Real scale or shear exceeds this by far.
 RIGID_TOLERANCE = 1e-3
 
 
 def are_rigid(matrices: np.ndarray) -> np.ndarray:
-    """[..., 4, 4] -> bool [...]: a rotation without scale or mirror, a translation, and the last row 0, 0, 0, 1."""
+    """Test matrices [..., 4, 4] -> bool [...].
+
+    A rigid matrix is a rotation without scale or mirror, a translation, and the last row 0, 0, 0, 1.
+    """
     matrices = np.asarray(matrices, np.float64)
     rotation = matrices[..., :3, :3]
     error = np.abs(rotation @ rotation.swapaxes(-1, -2) - np.eye(3)).max(axis=(-1, -2))
@@ -16,7 +19,7 @@ def are_rigid(matrices: np.ndarray) -> np.ndarray:
 
 
 def invert_rigid(matrices: np.ndarray) -> np.ndarray:
-    """Inverse of rigid matrices [..., 4, 4]; turns w2c into c2w and back."""
+    """Invert rigid matrices [..., 4, 4], which converts w2c to c2w and back."""
     matrices = np.asarray(matrices, np.float64)
     rotation_t = np.swapaxes(matrices[..., :3, :3], -1, -2)
     inverse = np.zeros_like(matrices)
@@ -27,7 +30,7 @@ def invert_rigid(matrices: np.ndarray) -> np.ndarray:
 
 
 def steps(w2c: np.ndarray) -> np.ndarray:
-    """The motion that led to every frame, in the axes of the frame before it: inv(c2w[i-1]) c2w[i].
+    """Return the motion that led to every frame, in the axes of the previous frame: inv(c2w[i-1]) c2w[i].
 
     w2c [F, 4, 4] -> [F, 4, 4]; the first is the identity.
     """
@@ -38,13 +41,13 @@ def steps(w2c: np.ndarray) -> np.ndarray:
 
 
 def relative_to_first(w2c: np.ndarray) -> np.ndarray:
-    """The same path in the axes of its first camera, which becomes the identity. w2c [F, 4, 4] -> [F, 4, 4]."""
+    """Express a path in the axes of its first camera, which becomes the identity: w2c [F, 4, 4] -> [F, 4, 4]."""
     w2c = np.asarray(w2c, np.float64)
     return w2c @ invert_rigid(w2c[0])
 
 
 def intrinsics_matrices(parameters: np.ndarray) -> np.ndarray:
-    """(fx, fy, cx, cy) [..., 4] -> matrices [..., 3, 3], in whatever unit the parameters have."""
+    """Build matrices [..., 3, 3] from (fx, fy, cx, cy) [..., 4], in the unit of the parameters."""
     fx, fy, cx, cy = np.moveaxis(np.asarray(parameters, np.float64), -1, 0)
     matrices = np.zeros((*fx.shape, 3, 3))
     matrices[..., 0, 0], matrices[..., 1, 1], matrices[..., 2, 2] = fx, fy, 1
@@ -53,7 +56,7 @@ def intrinsics_matrices(parameters: np.ndarray) -> np.ndarray:
 
 
 def normalise_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
-    """Intrinsics [..., 3, 3] in pixels -> in units of the image size, twice the principal point; cx = cy = 0.5."""
+    """Divide intrinsics [..., 3, 3] in pixels by the image size, twice the principal point; then cx = cy = 0.5."""
     intrinsics = np.asarray(intrinsics, np.float64)
     fx = intrinsics[..., 0, 0] / (2 * intrinsics[..., 0, 2])
     fy = intrinsics[..., 1, 1] / (2 * intrinsics[..., 1, 2])

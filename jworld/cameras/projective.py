@@ -1,7 +1,7 @@
 """Projective position encoding (PRoPE): attention channels transformed by the camera of their latent frame.
 
-Only the projective half of the method is used, as in HY-WorldPlay's `camera_rope.py`: every head channel is
-transformed, patch positions do not enter, and of the intrinsics only fx and fy do.
+Only the projective half of the method is used, as in HY-WorldPlay's `camera_rope.py`. Every head channel is
+transformed. Patch positions are not used, nor are the intrinsics except fx and fy.
 """
 
 import jax
@@ -11,7 +11,7 @@ GROUP = 4
 
 
 def projection_matrices(w2c: jax.Array, intrinsics: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """P = diag(fx, fy, 1, 1) w2c and its inverse, float32.
+    """Return P = diag(fx, fy, 1, 1) w2c and its inverse, float32.
 
     w2c [..., 4, 4] rigid, intrinsics [..., 3, 3] or None (then P is w2c) -> two arrays [..., 4, 4].
     """

@@ -1,4 +1,4 @@
-"""Action labels of a robot arm: how its hand moves from frame to frame.
+"""Action labels of a robot arm: the motion of its hand from frame to frame.
 
 Source: cosmos-predict2, `data/action_conditioned/action_conditioned_dataset.py` (the Bridge data set).
 """
@@ -10,20 +10,20 @@ import scipy.spatial.transform
 
 from jworld.cameras import poses
 
-#: Bridge: translations and rotations are small numbers, the gripper's state is not.
+#: Scale of the Bridge data set: translations and rotations are small numbers, the gripper's state is not.
 BRIDGE_SCALE = (20.0, 20.0, 20.0, 20.0, 20.0, 20.0, 1.0)
 
 
 def relative_actions(
     states: np.ndarray, gripper: np.ndarray, *, scale: Sequence[float] = BRIDGE_SCALE, from_first: bool = False
 ) -> np.ndarray:
-    """What each frame after the first does, in the frame of reference of the one before.
+    """Return the action of each frame after the first, in the frame of reference of the previous one.
 
     Args:
       states: [F, 6] x, y, z, roll, pitch, yaw of the hand; the rotation is Rz(yaw) Ry(pitch) Rx(roll).
       gripper: [F] state of the gripper.
       scale: factors of the seven numbers of an action.
-      from_first: relative to the first frame rather than to the one before.
+      from_first: relative to the first frame rather than to the previous one.
 
     Returns:
       [F - 1, 7] float32: translation, rotation (roll, pitch, yaw), gripper.
@@ -37,7 +37,7 @@ def relative_actions(
 
 
 def camera_actions(w2c: np.ndarray, *, scale: Sequence[float] = BRIDGE_SCALE) -> np.ndarray:
-    """The same numbers for a camera, which has no gripper: w2c [F, 4, 4] -> [F - 1, 7] float32."""
+    """Return the same seven numbers for a camera, with gripper 0: w2c [F, 4, 4] -> [F - 1, 7] float32."""
     motion = poses.steps(w2c)[1:]
     turn = scipy.spatial.transform.Rotation.from_matrix(motion[:, :3, :3]).as_euler("xyz")
     return _scaled(motion[:, :3, 3], turn, np.zeros(len(motion)), scale)

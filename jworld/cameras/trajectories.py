@@ -2,8 +2,8 @@
 
     {"0": {"extrinsic": 4x4 camera-to-world, "K": 3x3 intrinsics in pixels}, "1": ...}
 
-The order is that of the file, whatever the names. Axes are OpenCV's (x right, y down, z forward); the image size is
-taken to be twice the principal point, as in the original.
+The order is that of the file, whatever the names. Axes are OpenCV's (x right, y down, z forward). The image size is
+twice the principal point, as in the original.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ POSE, INTRINSICS = "extrinsic", "K"
 
 
 def read(path: pathlib.Path) -> pose_strings.CameraPath:
-    """The control of a path stored in a file.
+    """Read the control of a path from a file.
 
     Raises:
-      UserError: the file is no such file, a matrix is not rigid, or the path does not begin with the identity.
+      UserError: the file has another format, a matrix is not rigid, or the path does not begin with the identity.
     """
     entries = _entries(path)
     c2w, pixels = np.empty((len(entries), 4, 4)), np.empty((len(entries), 3, 3))
@@ -43,7 +43,7 @@ def read(path: pathlib.Path) -> pose_strings.CameraPath:
             )
     if np.abs(c2w[0] - np.eye(4)).max() > poses.RIGID_TOLERANCE:
         raise UserError(
-            f"{path}: the first {POSE} is not the identity, and the model knows only paths that begin there: "
+            f"{path}: the first {POSE} is not the identity, but the model is trained on paths that begin there: "
             f"multiply every {POSE} from the left by the inverse of the first"
         )
     return dataclasses.replace(pose_strings.path_from_c2w(c2w), intrinsics=poses.normalise_intrinsics(pixels))
@@ -58,7 +58,7 @@ def _entries(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}): write the poses again") from error
     if not isinstance(entries, dict) or not entries or not all(isinstance(x, dict) for x in entries.values()):
         raise UserError(
-            f"{path} is no table of poses, expected one entry per latent: "
+            f"{path} is not a table of poses, expected one entry per latent: "
             f'{{"0": {{"{POSE}": 4x4, "{INTRINSICS}": 3x3}}, ...}}'
         )
     return entries
@@ -72,5 +72,7 @@ def _matrix(entry: dict[str, Any], key: str, shape: tuple[int, int], where: str)
     except (TypeError, ValueError):
         matrix = np.empty(0)
     if matrix.shape != shape or not np.isfinite(matrix).all():
-        raise UserError(f"{where}: '{key}' is no {shape[0]}x{shape[1]} matrix of finite numbers: write it row by row")
+        raise UserError(
+            f"{where}: '{key}' is not a {shape[0]}x{shape[1]} matrix of finite numbers: write it row by row"
+        )
     return matrix

@@ -1,1 +1,1 @@
-"""Time and noise as pure functions."""
+"""Diffusion times and noise, as pure functions."""

@@ -1,8 +1,9 @@
-"""Second-order Adams-Bashforth in the logarithm of the noise level: how Cosmos-Predict2 samples.
+"""The sampler of Cosmos-Predict2: second-order Adams-Bashforth in the logarithm of the noise level.
 
 With lambda = -log sigma the path of a sample is dx/dlambda = clean(x) - x. A step solves it exactly for a clean
-prediction that is linear in lambda, through its last two values (an exponential integrator, as DPM-Solver++ 2M,
-https://arxiv.org/abs/2211.01095). The first step takes the prediction for constant, which is Euler's step in sigma.
+prediction that is linear in lambda, extrapolated from its last two values. This is an exponential integrator, as
+DPM-Solver++ 2M (https://arxiv.org/abs/2211.01095). The first step assumes a constant prediction, which is Euler's step
+in sigma.
 
 Source: cosmos-predict2 `schedulers/rectified_flow_scheduler.py`, `functional/runge_kutta.py`.
 """
@@ -13,19 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-#: (noisy video [B, F, H, W, C], sigma [B]) -> prediction of the clean video; guided, where there is guidance.
+#: (noisy video [B, F, H, W, C], sigma [B]) -> prediction of the clean video, after classifier-free guidance.
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def noise_levels(steps: int, *, lowest: float = 0.002, highest: float = 80.0, order: float = 7.0) -> np.ndarray:
-    """[steps + 1] float64 from highest to lowest, evenly spaced in their `order`-th root."""
+    """Return [steps + 1] float64 levels from highest to lowest, evenly spaced in their `order`-th root."""
     ramp = np.linspace(0.0, 1.0, steps + 1)
     first, last = highest ** (1 / order), lowest ** (1 / order)
     return (first + ramp * (last - first)) ** order
 
 
 def step_weights(sigmas: np.ndarray) -> np.ndarray:
-    """[steps, 3] float64 weights of x, of the prediction for it and of the prediction before that, for each step."""
+    """Return [steps, 3] float64 weights: of x, of its prediction and of the previous prediction, for each step."""
     lambdas = -np.log(sigmas)
     weights = [(sigmas[1] / sigmas[0], 1 - sigmas[1] / sigmas[0], 0.0)]
     for before, now, after in zip(lambdas[:-2], lambdas[1:-1], lambdas[2:], strict=True):
@@ -39,23 +40,26 @@ def step_weights(sigmas: np.ndarray) -> np.ndarray:
 
 
 def start_noise(seed: int, *, frames: int, height: int, width: int, channels: int) -> np.ndarray:
-    """[1, F, H, W, C] float32 standard normal: the numbers that the original draws for this seed."""
+    """Return [1, F, H, W, C] float32 standard normal noise: the numbers that the original draws for this seed."""
     noise = np.random.RandomState(seed).standard_normal((1, channels, frames, height, width))
     return np.moveaxis(noise.astype(np.float32), 1, -1)
 
 
 def step(x: jax.Array, clean: jax.Array, previous: jax.Array, weights: Sequence[float] | jax.Array) -> jax.Array:
-    """The next, less noisy x from x, the prediction for it and the one before; `weights` is a row of `step_weights`."""
+    """Return the next, less noisy x.
+
+    `clean` and `previous` are the last two predictions, `weights` a row of `step_weights`.
+    """
     return weights[0] * x + weights[1] * clean + weights[2] * previous
 
 
 def sample(denoise: Denoise, noise: jax.Array, sigmas: np.ndarray) -> jax.Array:
-    """A clean video from noise; one program whatever the number of steps.
+    """Sample a clean video from noise, as one compiled program whatever the number of steps.
 
-    After the last step the network is asked once more, at the lowest level, and its prediction is the result.
+    After the last step the network is evaluated once more, at the lowest level. That prediction is the result.
 
     Args:
-      denoise: the network's prediction, with given frames in their places.
+      denoise: prediction of the clean video, conditioning frames included.
       noise: [B, F, H, W, C] standard normal.
       sigmas: [steps + 1] of `noise_levels`.
     """

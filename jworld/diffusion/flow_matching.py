@@ -1,4 +1,4 @@
-"""Flow matching on the straight line between data and noise: x_t = (1 - sigma) x_0 + sigma noise, t = 1000 sigma.
+"""Flow matching on the line between data and noise: x_t = (1 - sigma) x_0 + sigma noise, t = 1000 sigma.
 
 Sources: SD3 (arXiv 2403.03206) for the time distributions and the shift; HY-WorldPlay's
 `ar_hunyuan_mem_training_pipeline.py` for the integer time table.
@@ -12,7 +12,7 @@ NUM_TIMESTEPS = 1000
 
 
 def shifted(x: jax.Array, shift: float) -> jax.Array:
-    """Move times x in [0, 1] towards noise: shift * x / (1 + (shift - 1) * x)."""
+    """Move times x in [0, 1] toward noise: shift * x / (1 + (shift - 1) * x)."""
     return shift * x / (1 + (shift - 1) * x)
 
 
@@ -25,7 +25,7 @@ def sample_unit_times(
     logit_std: float = 1.0,
     mode_scale: float = 1.29,
 ) -> jax.Array:
-    """Random u in [0, 1) before the shift; `weighting` is "logit_normal", "mode" or "uniform" (SD3, section 3.1)."""
+    """Draw u in [0, 1) before the shift; `weighting` is "logit_normal", "mode" or "uniform" (SD3, section 3.1)."""
     if weighting == "logit_normal":
         return jax.nn.sigmoid(logit_mean + logit_std * jax.random.normal(key, shape))
     u = jax.random.uniform(key, shape)
@@ -35,7 +35,7 @@ def sample_unit_times(
 
 
 def training_timesteps(u: jax.Array, shift: float) -> jax.Array:
-    """u in [0, 1) -> integer times 1..1000 (float32): u is floored to a thousandth, shifted and rounded up.
+    """Map u in [0, 1) to integer times 1..1000 (float32): u is floored to a thousandth, shifted and rounded up.
 
     The original indexes its table out of range for u < 0.001; here that draw is time 1.
     """
@@ -47,15 +47,15 @@ def training_timesteps(u: jax.Array, shift: float) -> jax.Array:
 
 
 def add_noise(clean: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
-    """(1 - sigma) * clean + sigma * noise; sigma broadcasts."""
+    """Return (1 - sigma) * clean + sigma * noise; sigma broadcasts."""
     return (1 - sigma) * clean + sigma * noise
 
 
 def sampling_sigmas(num_steps: int, shift: float) -> jax.Array:
-    """[num_steps + 1] float32 noise levels from 1 to 0; the time of step i is 1000 * sigma[i]."""
+    """Return [num_steps + 1] float32 noise levels from 1 to 0; the time of step i is 1000 * sigma[i]."""
     return shifted(jnp.linspace(1.0, 0.0, num_steps + 1), shift)
 
 
 def euler_step(x: jax.Array, velocity: jax.Array, sigma: jax.Array, next_sigma: jax.Array) -> jax.Array:
-    """One step along the velocity, in float32."""
+    """Take one step along the velocity, in float32."""
     return x.astype(jnp.float32) + (next_sigma - sigma) * velocity.astype(jnp.float32)

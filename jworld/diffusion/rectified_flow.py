@@ -1,10 +1,10 @@
-"""Rectified flow as Cosmos-Predict2 trains it: variance-exploding noise sigma, seen by the network as a time in 0..1.
+"""Rectified flow of Cosmos-Predict2: variance-exploding noise sigma, given to the network as a time in 0..1.
 
 x = clean + sigma * noise is the straight line of flow matching, scaled: with t = sigma / (1 + sigma),
 x / (1 + sigma) = (1 - t) * clean + t * noise, and the network predicts the velocity noise - clean.
 
 Sources: cosmos-predict2 `models/video2world_model.py`, `pipelines/video2world.py`, `module/denoiser_scaling.py`;
-the view of a network with input and output scales is that of EDM, https://arxiv.org/abs/2206.00364.
+the input and output scales of the network follow EDM, https://arxiv.org/abs/2206.00364.
 Videos are [B, F, H, W, C] float32, noise levels [B], [B, 1] or [B, F].
 """
 
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-#: Noise level that given frames are said to have.
+#: Noise level reported to the network for conditioning frames.
 GIVEN_SIGMA = 1e-4
-#: Rare large noise levels: their share is an option, their range is not.
+#: Range of the rare large noise levels; their share is the option `high_ratio`.
 HIGH_SIGMA = (200.0, 100_000.0)
 #: Factor of the training loss.
 LOSS_SCALE = 10.0
@@ -26,12 +26,12 @@ Network = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class ConditioningFrames(NamedTuple):
-    """Frames that a prediction starts from.
+    """Conditioning frames: clean frames that a prediction starts from.
 
     Attributes:
       frames: [B, F, H, W, C] clean latents; only those under the mask are read.
-      mask: [B, F] 1 for a given frame, 0 for one to predict.
-      sigma: noise level that the network is told for them, although they enter clean.
+      mask: [B, F] 1 for a conditioning frame, 0 for one to predict.
+      sigma: noise level that the network receives for them, although they enter clean.
     """
 
     frames: jax.Array
@@ -40,12 +40,12 @@ class ConditioningFrames(NamedTuple):
 
 
 def time_of(sigma: jax.Array) -> jax.Array:
-    """sigma / (1 + sigma)."""
+    """Return sigma / (1 + sigma)."""
     return sigma / (1 + sigma)
 
 
 def per_frame(values: jax.Array) -> jax.Array:
-    """[B], [B, 1] or [B, F] -> [B, 1 or F, 1, 1, 1], to stand beside a video."""
+    """Reshape [B], [B, 1] or [B, F] to [B, 1 or F, 1, 1, 1], to broadcast against a video."""
     return values.reshape(values.shape[0], -1, 1, 1, 1)
 
 
@@ -53,9 +53,9 @@ def per_frame(values: jax.Array) -> jax.Array:
 
 
 def network_inputs(noisy: jax.Array, sigma: jax.Array, given: ConditioningFrames | None) -> tuple[jax.Array, jax.Array]:
-    """What the network sees: the scaled video, and times [B, F], or [B, 1] for one level without given frames.
+    """Return the scaled video and times [B, F], or [B, 1] for one level without conditioning frames.
 
-    Given frames replace the noisy ones, clean and unscaled, with a time of their own.
+    Conditioning frames replace the noisy ones, clean and unscaled, and have their own time.
     """
     time = time_of(sigma).reshape(sigma.shape[0], -1)
     video = noisy * per_frame(1 - time)
@@ -70,7 +70,7 @@ def network_inputs(noisy: jax.Array, sigma: jax.Array, given: ConditioningFrames
 def clean_from_velocity(
     velocity: jax.Array, noisy: jax.Array, sigma: jax.Array, given: ConditioningFrames | None
 ) -> jax.Array:
-    """The prediction of the clean video, with given frames in their places; float32."""
+    """Return the prediction of the clean video, float32; conditioning frames keep their values."""
     time = per_frame(time_of(sigma))
     clean = (1 - time) * noisy - time * velocity.astype(jnp.float32)
     if given is None:
@@ -80,20 +80,20 @@ def clean_from_velocity(
 
 
 def denoise(network: Network, noisy: jax.Array, sigma: jax.Array, given: ConditioningFrames | None) -> jax.Array:
-    """The network's prediction of the clean video behind `noisy`, clean + sigma * noise; `given` is None for images."""
+    """Predict the clean video from `noisy` = clean + sigma * noise; `given` is None for images."""
     velocity = network(*network_inputs(noisy, sigma, given))
     return clean_from_velocity(velocity, noisy, sigma, given)
 
 
 def noise_from_clean(clean: jax.Array, noisy: jax.Array, sigma: jax.Array) -> jax.Array:
-    """The noise that a prediction of the clean video stands for."""
+    """Return the noise implied by a prediction of the clean video."""
     return (noisy - clean) / per_frame(sigma)
 
 
 def guided(conditional: jax.Array, unconditional: jax.Array, guidance: float) -> jax.Array:
-    """conditional + guidance * (conditional - unconditional): in the usual convention the scale is 1 + guidance.
+    """Return conditional + guidance * (conditional - unconditional): in the usual convention the scale is 1 + guidance.
 
-    `unconditional` is the prediction for the negative prompt; given frames are the same in both.
+    `unconditional` is the prediction for the negative prompt; conditioning frames are the same in both.
     """
     return conditional + guidance * (conditional - unconditional)
 
@@ -110,15 +110,15 @@ def sample_sigma(
     mean: float = 0.0,
     std: float = 1.0,
 ) -> jax.Array:
-    """[B, 1] noise levels exp(mean + std * normal) * sqrt(frames), one for all frames of a sample.
+    """Draw [B, 1] noise levels exp(mean + std * normal) * sqrt(frames), one for all frames of a sample.
 
-    Frames of a video tell of each other, so more of them stand more noise; an image has one.
+    Frames of a video are correlated, so longer videos need more noise; an image has one frame.
 
     Args:
-      key: of the draw.
+      key: random key.
       batch: B.
       frames: latent frames.
-      high_ratio: share of samples that get exp(uniform) in `HIGH_SIGMA` instead: where videos start from noise.
+      high_ratio: share of samples that get exp(uniform) in `HIGH_SIGMA` instead, the levels where sampling starts.
       mean, std: of the logarithm.
     """
     normal_key, choice_key, high_key = jax.random.split(key, 3)
@@ -129,19 +129,19 @@ def sample_sigma(
 
 
 def given_mask(counts: jax.Array, frames: int) -> jax.Array:
-    """[B] numbers of given frames -> [B, F] mask of the first so many."""
+    """Return the [B, F] mask of the first frames; `counts` [B] is the number of conditioning frames."""
     return (jnp.arange(frames) < counts[:, None]).astype(jnp.float32)
 
 
 def add_noise(clean: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
-    """clean + sigma * noise."""
+    """Return clean + sigma * noise."""
     return clean + per_frame(sigma) * noise
 
 
 def squared_error(clean: jax.Array, prediction: jax.Array, sigma: jax.Array) -> jax.Array:
-    """[B, F, H, W, C] squared errors in units of the velocity: weighted by (1 + sigma)^2 / sigma^2.
+    """Return [B, F, H, W, C] squared errors in units of the velocity: weighted by (1 + sigma)^2 / sigma^2.
 
-    Given frames have none, but count in a mean over all frames.
+    Conditioning frames have zero error, but count in a mean over all frames.
     """
     return jnp.square((clean - prediction) / per_frame(time_of(sigma)))
 
@@ -156,14 +156,14 @@ def training_loss(
     given_sigma: float = GIVEN_SIGMA,
     scale: float = LOSS_SCALE,
 ) -> tuple[jax.Array, jax.Array]:
-    """Loss of a batch.
+    """Compute the loss of a batch.
 
     Args:
-      network: the network with everything but video and time.
-      clean: [B, F, H, W, C] latents; also the given frames.
+      network: function of scaled video and times only; its other inputs are bound.
+      clean: [B, F, H, W, C] latents, conditioning frames included.
       noise: standard normal, like `clean`.
       sigma: [B, 1] of `sample_sigma`.
-      mask: [B, F] given frames, or None for images.
+      mask: [B, F] conditioning frames, or None for images.
       given_sigma: as in `ConditioningFrames`.
       scale: factor of the loss.
 

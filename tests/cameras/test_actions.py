@@ -31,7 +31,7 @@ def test_names_and_labels_agree_with_the_published_ones(name: str, label: int) -
     assert actions.label_name(label) == name
 
 
-def test_every_label_survives_the_way_through_flags_and_names() -> None:
+def test_labels_survive_a_round_trip_through_flags_and_names() -> None:
     for label in range(actions.NUM_LABELS):
         assert actions.flags_to_label(*actions.label_to_flags(label)) == label
         assert actions.label_from_name(actions.label_name(label)) == label
@@ -68,9 +68,9 @@ def test_thresholds_decide_what_counts_as_motion() -> None:
 
 
 def test_third_person_ignores_the_translation_of_a_turn() -> None:
-    walk_and_turn = pose_strings.Motion(forward=0.1, yaw=0.05)
-    assert labels(walk_and_turn) == [0, 10]
-    assert labels(walk_and_turn, pose_strings.Motion(forward=0.1), third_person=True) == [0, 1, 9]
+    step_and_turn = pose_strings.Motion(forward=0.1, yaw=0.05)
+    assert labels(step_and_turn) == [0, 10]
+    assert labels(step_and_turn, pose_strings.Motion(forward=0.1), third_person=True) == [0, 1, 9]
 
 
 def test_entries_take_every_fourth_frame_and_opposites_cancel() -> None:
@@ -84,7 +84,7 @@ def test_entries_take_every_fourth_frame_and_opposites_cancel() -> None:
         actions.labels_from_entries([{"move_action": "W"}] * 5, 2)
 
 
-def test_swapped_control_is_what_the_mirrored_poses_say() -> None:
+def test_swapped_labels_match_the_mirrored_poses() -> None:
     path = pose_strings.path("w-2, right-2, d-1, up-1, left-1, a-1, s-1")
     swapped, mirrored = actions.swap_left_right(path.action, path.w2c)
     assert [actions.label_name(label) for label in swapped[2:6]] == ["forward", "yaw_left", "yaw_left", "left"]

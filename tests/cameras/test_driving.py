@@ -1,4 +1,4 @@
-"""Driving tokens: written as text, and what of the 81 action labels they say."""
+"""Driving tokens: as text, and as reductions of the 81 action labels."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_text_and_back() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "D*0", "X", "D**2", "D,,N", "dr"])
-def test_text_that_is_not_understood(text: str) -> None:
+def test_invalid_text_is_refused(text: str) -> None:
     with pytest.raises(errors.UserError, match="expected <token>"):
         driving.parse(text)
 
@@ -28,7 +28,7 @@ def test_text_that_is_not_understood(text: str) -> None:
         ("forward+yaw_right", "DR"),
         ("backward+yaw_left", "BL"),
         ("yaw_left", "NL"),
-        # Not told: steps to a side, and where the camera looks up or down.
+        # Dropped: steps to a side and pitch.
         ("right", "N"),
         ("forward+left", "D"),
         ("forward+pitch_up", "D"),
@@ -39,7 +39,7 @@ def test_labels_become_tokens(action: str, token: str) -> None:
     assert driving.from_labels(np.array([actions.label_from_name(action)])) == (token,)
 
 
-def test_every_token_is_some_action_and_has_a_mirror_image() -> None:
+def test_every_token_has_an_action_and_a_mirror_image() -> None:
     for token in driving.TOKENS:
         assert driving.of_label(actions.label_from_name(driving.action_name(token))) == token
     labels = np.arange(actions.NUM_LABELS)

@@ -15,7 +15,7 @@ TURN = pose_strings.Motion(yaw=np.radians(15))
 
 
 def turning_path(frames: int) -> np.ndarray:
-    """Turns by 15 degrees per latent: every view comes back after 24."""
+    """Turn by 15 degrees per latent: every view comes back after 24."""
     motions = [TURN] * (frames - 1)
     return poses.invert_rigid(pose_strings.trajectory(motions))
 
@@ -44,7 +44,7 @@ def test_a_short_past_is_taken_whole() -> None:
 
 
 @pytest.mark.parametrize(("memory_frames", "temporal_context"), [(20, 12), (12, 4), (24, 8), (8, 4)])
-def test_the_seen_view_is_retrieved(memory_frames: int, temporal_context: int) -> None:
+def test_an_earlier_equal_view_is_retrieved(memory_frames: int, temporal_context: int) -> None:
     w2c = turning_path(56)
     current = 48
     frames = memory.select_memory_frames(
@@ -55,7 +55,7 @@ def test_the_seen_view_is_retrieved(memory_frames: int, temporal_context: int) -
     assert frames[:4] == [0, 1, 2, 3]
     assert frames[-temporal_context:] == list(range(current - temporal_context, current))
     if memory_frames > temporal_context + 4:
-        assert {24, 25, 26, 27} <= set(frames), "the same heading was seen 24 frames ago"
+        assert {24, 25, 26, 27} <= set(frames), "24 frames ago the heading was the same"
 
 
 def test_equal_views_prefer_the_earlier_chunk() -> None:

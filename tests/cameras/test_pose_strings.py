@@ -45,20 +45,20 @@ def test_the_bad_item_and_the_allowed_actions_are_named(item: str) -> None:
     assert "w, s, d, a, right, left, up, down" in str(error.value)
 
 
-def test_keys_held_together_move_as_each_alone() -> None:
+def test_keys_held_together_add_their_motions() -> None:
     path = pose_strings.path("w+right-2, d+up-1")
     names = [actions.label_name(label) for label in path.action]
     assert names == ["none", "forward+yaw_right", "forward+yaw_right", "right+pitch_up"]
     assert pose_strings.key_timeline("w+right-1").tolist() == [[1, 0, 1, 0]] * 5
     steps = pose_strings.motions("w+right-2, d+up-1", pose_strings.Units(step=0.5, turn=90))
     c2w = pose_strings.trajectory(steps)
-    # Turned right before each step: first along +x, then back along -z, then to the right, which is -x.
+    # The camera turns right before each step: along +x, then along -z, then to the right, which is -x.
     np.testing.assert_allclose(c2w[:, :3, 3], [[0, 0, 0], [0.5, 0, 0], [0.5, 0, -0.5], [0, 0, -0.5]], atol=1e-12)
-    # At last it looks up, along -y.
+    # Finally it looks up, along -y.
     np.testing.assert_allclose(c2w[3, :3, 2], [0, -1, 0], atol=1e-12)
 
 
-def test_units_are_a_models_own() -> None:
+def test_units_scale_the_path() -> None:
     units = pose_strings.Units(step=0.3, turn=30, focal=(0.5, 0.75))
     path = pose_strings.path("w-1, left-1", units)
     np.testing.assert_allclose(path.w2c[1, :3, 3], [0, 0, -0.3])
@@ -94,7 +94,7 @@ def test_key_timeline_gives_frame_0_to_the_first_command() -> None:
         pose_strings.key_timeline("a-1.5")
 
 
-def test_an_orbit_keeps_its_centre_in_view() -> None:
+def test_an_orbit_keeps_its_center_in_view() -> None:
     c2w = pose_strings.trajectory([pose_strings.Motion(third_yaw=0.3)] * 4)
     np.testing.assert_allclose(c2w[:, :3, 3] + c2w[:, :3, 2], [[0, 0, 1]] * 5, atol=1e-12)
 

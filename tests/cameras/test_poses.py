@@ -28,18 +28,18 @@ def test_steps_lead_from_frame_to_frame() -> None:
 
 def test_relative_to_first_keeps_the_steps() -> None:
     w2c = random_w2c(5)
-    centred = poses.relative_to_first(w2c)
-    np.testing.assert_allclose(centred[0], np.eye(4), atol=1e-12)
-    np.testing.assert_allclose(poses.steps(centred), poses.steps(w2c), atol=1e-12)
+    centered = poses.relative_to_first(w2c)
+    np.testing.assert_allclose(centered[0], np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(poses.steps(centered), poses.steps(w2c), atol=1e-12)
 
 
-def test_intrinsics_are_normalised_by_the_image_size() -> None:
+def test_intrinsics_are_normalized_by_the_image_size() -> None:
     pixels = poses.intrinsics_matrices(np.array([[960.0, 540.0, 960.0, 540.0]]))
     expected = [[[0.5, 0, 0.5], [0, 0.5, 0.5], [0, 0, 1]]]
     np.testing.assert_allclose(poses.normalise_intrinsics(pixels), expected)
 
 
-def test_rigid_matrices_are_told_from_others() -> None:
+def test_only_rigid_matrices_pass() -> None:
     turned = np.array([[0.0, 0, 1, 3], [0, 1, 0, -2], [-1, 0, 0, 5], [0, 0, 0, 1]])
     mirrored, scaled, projective = turned.copy(), turned.copy(), turned.copy()
     mirrored[0, 2], scaled[1, 1], projective[3, 0] = -1, 1.01, 0.01

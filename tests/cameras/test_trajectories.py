@@ -13,7 +13,7 @@ PIXELS = [[969.6969696969696, 0, 960], [0, 969.6969696969696, 540], [0, 0, 1]]
 
 def entries(pose: str = "w-2, right-1") -> dict[str, Any]:
     c2w = poses.invert_rigid(pose_strings.path(pose).w2c)
-    # Named against their order: the file's order counts.
+    # Names in reverse order: only the order in the file counts.
     return {f"frame {9 - i}": {"extrinsic": pose.tolist(), "K": PIXELS} for i, pose in enumerate(c2w)}
 
 
@@ -31,7 +31,7 @@ def test_a_file_is_read_as_the_pose_string_that_it_was_made_from(tmp_path: pathl
 
 
 def changed(pose: list[float] | None = None, key: str = "extrinsic", scale: float = 1.0) -> dict[str, Any]:
-    """The last entry with another matrix."""
+    """Return the entries with another matrix in the last one."""
     table = entries()
     last = table["frame 6"]
     last[key] = pose if pose is not None else (np.diag([scale, scale, scale, 1]) @ last[key]).tolist()
@@ -42,14 +42,14 @@ def changed(pose: list[float] | None = None, key: str = "extrinsic", scale: floa
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ([], "is no table of poses"),
-        ({}, "is no table of poses"),
-        ({"0": 3}, "is no table of poses"),
+        ([], "is not a table of poses"),
+        ({}, "is not a table of poses"),
+        ({"0": 3}, "is not a table of poses"),
         ({"0": {"K": PIXELS}}, "entry '0' lacks the key 'extrinsic'"),
         ({"0": {"extrinsic": np.eye(4).tolist()}}, "entry '0' lacks the key 'K'"),
-        ({"0": {"extrinsic": np.eye(3).tolist(), "K": PIXELS}}, "'extrinsic' is no 4x4 matrix"),
-        (changed([[1, 2], [3]]), "entry 'frame 6': 'extrinsic' is no 4x4 matrix"),
-        (changed([["a"]]), "'extrinsic' is no 4x4 matrix"),
+        ({"0": {"extrinsic": np.eye(3).tolist(), "K": PIXELS}}, "'extrinsic' is not a 4x4 matrix"),
+        (changed([[1, 2], [3]]), "entry 'frame 6': 'extrinsic' is not a 4x4 matrix"),
+        (changed([["a"]]), "'extrinsic' is not a 4x4 matrix"),
         (changed((np.eye(4) * np.nan).tolist()), "finite"),
         (changed(scale=1.1), "entry 'frame 6': 'extrinsic' is not rigid"),
         (changed(np.diag([1.0, 1, -1, 1]).tolist()), "not rigid"),
@@ -58,7 +58,7 @@ def changed(pose: list[float] | None = None, key: str = "extrinsic", scale: floa
         (dict(reversed(entries().items())), "multiply every extrinsic from the left by the inverse of the first"),
     ],
 )
-def test_what_is_wrong_is_named(content: Any, message: str, tmp_path: pathlib.Path) -> None:
+def test_errors_name_the_entry_and_the_fault(content: Any, message: str, tmp_path: pathlib.Path) -> None:
     path = written(tmp_path, content)
     with pytest.raises(UserError, match=message) as error:
         trajectories.read(path)

@@ -15,7 +15,7 @@ def normal(seed: int) -> jax.Array:
 
 
 def test_the_loss_is_that_of_the_velocity() -> None:
-    """Weighted errors of the clean video are errors of noise - clean; given frames count in the mean with zero."""
+    """Weighted errors of the clean video are errors of noise - clean; conditioning frames count as zero in the mean."""
     clean, noise, velocity = (normal(seed) for seed in range(3))
     sigma, mask = jnp.array([[0.4], [300.0]]), rectified_flow.given_mask(jnp.array([1, 2]), SHAPE[1])
     loss, frames = rectified_flow.training_loss(lambda video, time: velocity, clean, noise, sigma, mask)
@@ -25,13 +25,13 @@ def test_the_loss_is_that_of_the_velocity() -> None:
 
 
 def test_a_perfect_network_finds_the_clean_video() -> None:
-    """Also of images, which have no given frames and one time for all."""
+    """Images are included: they have no conditioning frames and one time for the whole sample."""
     clean, noise = normal(0), normal(1)
     for mask in (None, rectified_flow.given_mask(jnp.array([0, 1]), SHAPE[1])):
-        seen = []
+        times = []
 
-        def network(video: jax.Array, time: jax.Array, seen: list[jax.Array] = seen) -> jax.Array:
-            seen.append(time)
+        def network(video: jax.Array, time: jax.Array, times: list[jax.Array] = times) -> jax.Array:
+            times.append(time)
             return noise - clean
 
         sigma = jnp.array([0.5, 3.0])
@@ -40,9 +40,9 @@ def test_a_perfect_network_finds_the_clean_video() -> None:
         found = rectified_flow.denoise(network, noisy, sigma, given)
         np.testing.assert_allclose(found, clean, atol=1e-6)
         if mask is None:
-            np.testing.assert_allclose(seen[0], [[1 / 3], [0.75]], rtol=1e-6)
+            np.testing.assert_allclose(times[0], [[1 / 3], [0.75]], rtol=1e-6)
         else:
-            np.testing.assert_allclose(seen[0], [[1 / 3] * 3, [1e-4, 0.75, 0.75]], rtol=1e-4)
+            np.testing.assert_allclose(times[0], [[1 / 3] * 3, [1e-4, 0.75, 0.75]], rtol=1e-4)
 
 
 def test_noise_levels_of_training() -> None:
@@ -59,14 +59,14 @@ def test_noise_levels_of_training() -> None:
 
 
 def test_guidance() -> None:
-    """The scale of the usual convention is one more."""
+    """In the usual convention the scale is 1 + guidance."""
     one, other = normal(0), normal(1)
     np.testing.assert_array_equal(rectified_flow.guided(one, other, 0.0), one)
     np.testing.assert_allclose(rectified_flow.guided(one, other, 7.0), other + 8 * (one - other), atol=1e-5)
 
 
 def gaussian_error(steps: int) -> float:
-    """Relative error of a sample of normal data, for which the best prediction and the path are known."""
+    """Return the relative error of a sample of normal data, for which the best prediction and the path are known."""
     spread, sigmas = 2.0, adams_bashforth.noise_levels(steps)
 
     def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""v-prediction, windows and phases: limits, ranges, and an oracle that knows every trajectory."""
+"""v-prediction, windows and phases: limits, ranges, and an exact oracle for every trajectory."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ ALPHAS = v_prediction.alphas_cumprod()
 
 
 def test_published_schedule() -> None:
-    """Numbers of the published CogVideoX-2B scheduler."""
+    """The values are those of the published CogVideoX-2B scheduler."""
     known = {0: 0.9974543276, 24: 0.9330560314, 249: 0.3908897412, 749: 0.0109658909, 999: 0.0}
     np.testing.assert_allclose([ALPHAS[t] for t in known], list(known.values()), atol=1e-10)
     skip, out = consistency.coefficients(ALPHAS, np.array([249, 499, 749, 999]), 4)
@@ -20,7 +20,7 @@ def test_published_schedule() -> None:
 
 
 def oracle(x: jax.Array, clean: jax.Array, a: jax.Array) -> jax.Array:
-    """v of the one trajectory through x that ends in `clean`."""
+    """Return v of the one trajectory through x that ends in `clean`."""
     a = a.reshape(a.shape + (1,) * (x.ndim - a.ndim))
     noise = (x - jnp.sqrt(a) * clean) / jnp.sqrt(1 - a)
     return jnp.sqrt(a) * noise - jnp.sqrt(1 - a) * clean
@@ -28,7 +28,7 @@ def oracle(x: jax.Array, clean: jax.Array, a: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm"])
 def test_solvers_end_at_the_truth(solver: str) -> None:
-    """From pure noise (a = 0) to clean (a = 1), where the published formula has infinities."""
+    """Sampling runs from pure noise (a = 0) to clean (a = 1), where the published formula has infinities."""
     clean, x, last, before = jnp.full((1, 2, 3), 0.7), jnp.full((1, 2, 3), -1.3), None, None
     for t in v_prediction.spaced_timesteps(5, "trailing"):
         a, a_next = (v_prediction.at(ALPHAS, np.array([time])) for time in (t, t - 200))
@@ -43,31 +43,31 @@ def test_solvers_end_at_the_truth(solver: str) -> None:
     np.testing.assert_allclose(x, clean, atol=1e-5)
 
 
-def test_windows_draw_one_place_in_every_group() -> None:
+def test_windows_draw_one_offset_in_every_group() -> None:
     times = np.asarray(windows.sample_timesteps(jax.random.key(0), 200, 4, 2, phases_per_group=2, lowest=25))
     assert times.shape == (200, windows.frames(4, 2))
     assert not times[:, 0].any()
     groups = times[:, 1:].reshape(200, 4, 2)
     assert (groups[..., 0] == groups[..., 1]).all()
-    places = groups[..., 0] - 250 * np.arange(4)
-    assert (places == places[:, :1]).all()
-    assert (places % 125).min() == 25
-    assert places.max() < 250
-    assert len(set(places[:, 0] // 125)) == 2
+    offsets = groups[..., 0] - 250 * np.arange(4)
+    assert (offsets == offsets[:, :1]).all()
+    assert (offsets % 125).min() == 25
+    assert offsets.max() < 250
+    assert len(set(offsets[:, 0] // 125)) == 2
 
 
-def test_a_window_walks_to_where_its_neighbour_began() -> None:
-    """After a pass a group's time minus the stride is the first time of the group before."""
+def test_a_pass_over_a_window_ends_where_the_previous_group_began() -> None:
+    """After a pass a group's time minus the stride is the first time of the previous group."""
     rows = windows.timestep_rows(v_prediction.spaced_timesteps(20, "trailing"), 4, 2)
     np.testing.assert_array_equal(rows[0, 3:], rows[-1, 3:] - 50 + 250)
     assert rows[-1, 1] - 50 < 0
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="not a multiple"):
         windows.timestep_rows(np.arange(6), 4, 2)
 
 
 @pytest.mark.parametrize("phases", [4, 8])
 def test_jumps_of_one_trajectory_meet(phases: int) -> None:
-    """With an oracle every point of a phase is mapped to one point: what the distillation asks of a student."""
+    """With an oracle every point of a phase is mapped to one point: the target of the student's distillation."""
     key = jax.random.key(1)
     span = 1000 // phases
     times = jnp.asarray(np.random.default_rng(0).integers(25, span, (64, 1)) + span * np.arange(phases)[None])
