@@ -1,1 +1,1 @@
-"""Meshes, the table of logical axes, and sequence-parallel layouts."""
+"""Meshes, the table of logical axes, sequence-parallel layouts, and start-up of multi-process runs."""

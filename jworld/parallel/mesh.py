@@ -12,12 +12,12 @@ AXIS_NAMES = ("data", "fsdp", "sequence")
 
 
 def make_mesh(*, data: int = 1, fsdp: int = -1, sequence: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (all by default).
+    """Make a mesh over `devices` (default: all).
 
-    One of the axes may be -1: it takes the devices that the others leave.
+    One of the axes may be -1: it takes the remaining devices.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the product of the axes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, sequence]
@@ -32,16 +32,17 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, sequence: int = 1, devices: Sequ
     if sizes[0] * sizes[1] * sizes[2] != len(devices):
         raise errors.UserError(
             f"config.mesh is data={data}, fsdp={fsdp}, sequence={sequence} = {sizes[0] * sizes[1] * sizes[2]} devices, "
-            f"but {len(devices)} are there: choose sizes whose product is {len(devices)} (fsdp=-1 takes what is left)"
+            f"but there are {len(devices)}: choose sizes whose product is {len(devices)} "
+            "(fsdp=-1 takes the remaining devices)"
         )
-    # Axes of the mesh may share an axis of the hardware's torus: any product that fits is a mesh.
+    # Axes of the mesh may share an axis of the hardware's torus, so every product that fits is allowed.
     grid = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
-    # Axes are Explicit by default; sharding constraints and flax's logical axes need Auto ones.
+    # Axes are Explicit by default; sharding constraints and flax's logical axes need Auto.
     return Mesh(grid, AXIS_NAMES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_batch(mesh: Mesh, global_batch: int, accumulate: int) -> None:
-    """A UserError where a batch does not divide over the devices and the parts of a step."""
+    """Raise a UserError if a batch does not divide over the devices and the gradient accumulation steps."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if global_batch % shards:
         raise errors.UserError(
@@ -51,7 +52,7 @@ def check_batch(mesh: Mesh, global_batch: int, accumulate: int) -> None:
 
 
 def batch_part(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): this process's devices hold part `index` of `count` equal parts of a batch.
+    """Return (index, count): this process's devices hold part `index` of `count` equal parts of a batch.
 
     Processes that share the tokens of the same samples (axis `sequence`) hold the same part.
 

@@ -1,10 +1,10 @@
-"""The processes of a run, joined by TCP: who did not come, who was lost, and what one of them has to tell the others.
+"""Process rendezvous and failure detection over TCP: reports missing and lost processes and broadcasts fatal errors.
 
-JAX's own service waits for missing processes without naming them, and ends a process whose peer died with a stack
-trace after a while. Here process 0 calls the roll on the coordinator's port before JAX takes that port over, and the
-connections stay: the operating system closes those of a process that dies, whatever it dies of.
+JAX's own service waits for missing processes without naming them. When a process dies, it ends the others with a stack
+trace after some time. Here process 0 accepts the others on the coordinator's port before JAX uses that port. The
+connections stay open: the operating system closes those of a process that dies, whatever the cause.
 
-Messages are JSON objects, one a line.
+Messages are JSON objects, one per line.
 """
 
 import contextlib
@@ -21,24 +21,24 @@ from typing import Any, NoReturn
 from jworld.utils import errors
 
 RETRY_SECONDS = 0.2
-#: Missing processes are named after this time, whether or not the wait goes on.
+#: Missing processes are reported after this time, even if the wait continues.
 REPORT_SECONDS = 60.0
-#: How long a stranger on the port, or a peer with a last message, may take.
-PATIENCE_SECONDS = 5.0
-#: A host that vanished without a word is missed after idle + count * interval seconds.
+#: Time limit for an unrelated client on the port, and for the last message of a process.
+REPLY_SECONDS = 5.0
+#: A host that disappeared is detected after idle + count * interval seconds.
 KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessInfo:
-    """The place of this process among those of a run.
+    """Index of this process in a run, and the run's size and addresses.
 
     Attributes:
       coordinator: "host:port" of process 0.
-      count: processes.
-      index: this one, from 0.
-      local_devices: the only devices that this process shall see; None for all of its host.
-      hosts: the host of each process, as far as the environment tells; "" where it does not.
+      count: number of processes.
+      index: index of this process, from 0.
+      local_devices: the only devices that this process uses; None for all devices of its host.
+      hosts: host name of each process where the environment provides it, else "".
     """
 
     coordinator: str
@@ -48,12 +48,12 @@ class ProcessInfo:
     hosts: Sequence[str] = ()
 
     def name(self, index: int) -> str:
-        """A process in words."""
+        """Return a process's name for messages."""
         host = self.hosts[index] if index < len(self.hosts) else ""
         return f"process {index}" + (f" ({host})" if host else "")
 
 
-class _Line:
+class _Channel:
     """A connection that sends and receives messages."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -65,12 +65,12 @@ class _Line:
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send(self, **message: Any) -> None:
-        """Send, unless the other end is gone: that it is shows when reading."""
+        """Send a message. A closed connection is not an error here: `receive` reports it."""
         with contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
-        """The next message; None at the end of the connection, or where what came is no message."""
+        """Return the next message; None at the end of the connection or for an invalid message."""
         try:
             self.connection.settimeout(timeout)
             while b"\n" not in self._received:
@@ -89,43 +89,43 @@ class _Line:
 
 
 class Peers:
-    """The other processes of a run: process 0 is connected with each, each of them with process 0."""
+    """Connections between the processes of a run: process 0 is connected to every other process."""
 
-    def __init__(self, place: ProcessInfo, lines: dict[int, _Line]) -> None:
-        self.place = place
-        self._lines = lines
+    def __init__(self, process: ProcessInfo, channels: dict[int, _Channel]) -> None:
+        self.process = process
+        self._channels = channels
         self._leaving = threading.Event()
         self._ready = threading.Semaphore(0)
         self._ending = threading.Lock()
 
     @classmethod
-    def meet(cls, place: ProcessInfo, timeout: float) -> "Peers":
-        """Wait until all processes are there.
+    def connect(cls, process: ProcessInfo, timeout: float) -> "Peers":
+        """Wait until all processes are connected.
 
         Raises:
-          RestartError: some did not come within `timeout` seconds; all that came are told which.
-          UserError: two processes claim one place, or not all count alike.
+          RestartError: some did not connect within `timeout` seconds; all connected processes receive the list.
+          UserError: two processes have the same index, or their counts differ.
         """
         deadline = time.monotonic() + timeout
-        if place.index == 0:
-            return _call_roll(place, deadline, timeout)
-        return _answer_roll(place, deadline, timeout)
+        if process.index == 0:
+            return _accept_all(process, deadline, timeout)
+        return _connect_to_first(process, deadline, timeout)
 
     def watch(self) -> None:
-        """From now on end this process, with a sentence, when another is lost or has failed."""
-        for index, line in self._lines.items():
-            threading.Thread(target=self._listen, args=(index, line), name=f"process {index}", daemon=True).start()
+        """End this process with a message as soon as another one is lost or has failed."""
+        for index, channel in self._channels.items():
+            threading.Thread(target=self._listen, args=(index, channel), name=f"process {index}", daemon=True).start()
 
-    def _listen(self, index: int, line: _Line) -> None:
-        while self._heed(index, line.receive()):
+    def _listen(self, index: int, channel: _Channel) -> None:
+        while self._handle(index, channel.receive()):
             pass
 
-    def _heed(self, index: int, message: Mapping[str, Any] | None) -> bool:
-        """Do what a message asks for; False after the last one of a process."""
+    def _handle(self, index: int, message: Mapping[str, Any] | None) -> bool:
+        """Handle a message; return False after the last one of a process."""
         if self._leaving.is_set() or (message and "leave" in message):
             return False
         if message is None:
-            reason = f"{self.place.name(index)} ended without a word: its log says why; the same command resumes"
+            reason = f"{self.process.name(index)} ended unexpectedly: read its log; the same command resumes"
             self._end(reason, errors.RESTART)
         if "end" in message:
             self._end(str(message["end"]), int(message["code"]))
@@ -134,63 +134,63 @@ class Peers:
         return True
 
     def announce_ready(self) -> None:
-        """Process 0: let the others return from one `wait_until_ready`."""
-        for line in self._lines.values():
-            line.send(ready=True)
+        """Release one `wait_until_ready` of every other process; only process 0 calls this."""
+        for channel in self._channels.values():
+            channel.send(ready=True)
 
     def wait_until_ready(self) -> None:
-        """Other processes: wait for process 0 to announce."""
+        """Wait until process 0 calls `announce_ready`."""
         self._ready.acquire()
 
     def leave(self) -> None:
-        """The work is done: part without alarm."""
+        """Disconnect at the normal end of the run, so that the others do not report a lost process."""
         self._leaving.set()
-        for line in self._lines.values():
-            line.send(leave=True)
+        for channel in self._channels.values():
+            channel.send(leave=True)
 
-    def fail(self, sentence: str, code: int) -> NoReturn:
-        """End this process with a sentence and an exit code, and all others too; they are told whose sentence it is."""
-        self._end(sentence, code, told=f"{self.place.name(self.place.index)}: {sentence}")
+    def fail(self, message: str, code: int) -> NoReturn:
+        """End all processes of the run with a message and an exit code; the others also print this process's name."""
+        self._end(message, code, for_others=f"{self.process.name(self.process.index)}: {message}")
 
-    def _end(self, sentence: str, code: int, *, told: str | None = None) -> NoReturn:
-        # Several threads may come here: the process ends under the others.
+    def _end(self, message: str, code: int, *, for_others: str | None = None) -> NoReturn:
+        # Never released: only one of several threads may end the process.
         self._ending.acquire()
         self._leaving.set()
-        for line in self._lines.values():
-            line.send(end=told or sentence, code=code)
+        for channel in self._channels.values():
+            channel.send(end=for_others or message, code=code)
         sys.stdout.flush()
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-        if self.place.index == 0:
-            # JAX's service ends with process 0; the others shall hear the reason first.
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        if self.process.index == 0:
+            # JAX's service ends with process 0; the others must receive the reason first.
             time.sleep(0.5)
         os._exit(code)
 
 
-def _call_roll(place: ProcessInfo, deadline: float, timeout: float) -> Peers:
-    """Process 0: gather the others."""
-    lines: dict[int, _Line] = {}
-    hosts = [*place.hosts, *[""] * (place.count - len(place.hosts))]
+def _accept_all(process: ProcessInfo, deadline: float, timeout: float) -> Peers:
+    """Accept the connections of all other processes, in process 0."""
+    channels: dict[int, _Channel] = {}
+    hosts = [*process.hosts, *[""] * (process.count - len(process.hosts))]
     hosts[0] = hosts[0] or socket.gethostname()
     report = deadline - timeout + REPORT_SECONDS
-    with _listen(int(place.coordinator.rpartition(":")[2])) as server:
-        while len(lines) < place.count - 1:
+    with _listen(int(process.coordinator.rpartition(":")[2])) as server:
+        while len(channels) < process.count - 1:
             until = min(report, deadline)
             try:
                 server.settimeout(max(until - time.monotonic(), 0.01))
-                line = _Line(server.accept()[0])
+                channel = _Channel(server.accept()[0])
             except TimeoutError:
                 if until == deadline:
-                    _give_up(place, lines, timeout)
+                    _give_up(process, channels, timeout)
                 report = deadline
-                print(f"waiting up to {timeout:.0f} s for {_missing(place, lines)}", file=sys.stderr, flush=True)
+                print(f"waiting up to {timeout:.0f} s for {_missing(process, channels)}", file=sys.stderr, flush=True)
                 continue
             except OSError:
                 continue
-            if problem := _note(place, lines, hosts, line):
-                _refuse(server, [*lines.values(), line], problem, place.count)
-    for line in lines.values():
-        line.send(hosts=hosts)
-    return Peers(dataclasses.replace(place, hosts=hosts), lines)
+            if problem := _admit(process, channels, hosts, channel):
+                _refuse(server, [*channels.values(), channel], problem, process.count)
+    for channel in channels.values():
+        channel.send(hosts=hosts)
+    return Peers(dataclasses.replace(process, hosts=hosts), channels)
 
 
 def _listen(port: int) -> socket.socket:
@@ -200,76 +200,82 @@ def _listen(port: int) -> socket.socket:
         return socket.create_server(("", port))
     except OSError as error:
         raise errors.UserError(
-            f"process 0 cannot listen on port {port} ({error.strerror}): is another run using it? Choose another port"
+            f"process 0 cannot listen on port {port} ({error.strerror}): if another run uses it, choose another port"
         ) from error
 
 
-def _note(place: ProcessInfo, lines: dict[int, _Line], hosts: list[str], line: _Line) -> str | None:
-    """Enter a newcomer, or say what is wrong with its place; a stranger is sent away."""
-    message = line.receive(PATIENCE_SECONDS) or {}
+def _admit(process: ProcessInfo, channels: dict[int, _Channel], hosts: list[str], channel: _Channel) -> str | None:
+    """Register a new process, or return the conflict in its index or count; unrelated clients are disconnected."""
+    message = channel.receive(REPLY_SECONDS) or {}
     index, count = message.get("index"), message.get("count")
     if not isinstance(index, int) or not isinstance(count, int):
-        line.close()
+        channel.close()
         return None
     host = str(message.get("host", ""))
-    if count != place.count or not 0 < index < place.count:
-        said = f"process {index} ({host}) says that there are {count} processes"
-        return f"{said}, process 0 that there are {place.count}: start all with the same number"
-    if index in lines:
-        return f"two processes say that they are process {index} (on {hosts[index]} and {host}): number them apart"
-    lines[index], hosts[index] = line, hosts[index] or host
+    if count != process.count or not 0 < index < process.count:
+        found = f"process {index} ({host}) was started with --num-processes={count}"
+        return f"{found}, process 0 with {process.count}: start all with the same number"
+    if index in channels:
+        return (
+            f"two processes were started as process {index} (on {hosts[index]} and {host}): "
+            "give each process its own --process-id"
+        )
+    channels[index], hosts[index] = channel, hosts[index] or host
     return None
 
 
-def _refuse(server: socket.socket, lines: list[_Line], problem: str, count: int) -> NoReturn:
-    """Tell everybody what is wrong, for a while also those that are still on their way."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    for line in lines:
-        line.send(end=problem, code=errors.MISTAKE)
+def _refuse(server: socket.socket, channels: list[_Channel], problem: str, count: int) -> NoReturn:
+    """Send the error to all connected processes, and for some seconds to those that connect later."""
+    deadline = time.monotonic() + REPLY_SECONDS
+    for channel in channels:
+        channel.send(end=problem, code=errors.MISTAKE)
     with contextlib.suppress(TimeoutError):
-        for _ in range(count - 1 - len(lines)):
+        for _ in range(count - 1 - len(channels)):
             server.settimeout(max(deadline - time.monotonic(), 0.01))
-            late = _Line(server.accept()[0])
-            late.receive(PATIENCE_SECONDS)
+            late = _Channel(server.accept()[0])
+            late.receive(REPLY_SECONDS)
             late.send(end=problem, code=errors.MISTAKE)
     raise errors.UserError(problem)
 
 
-def _missing(place: ProcessInfo, lines: Mapping[int, _Line]) -> str:
-    names = [place.name(index) for index in range(1, place.count) if index not in lines]
-    return f"{', '.join(names)} of {place.count}"
+def _missing(process: ProcessInfo, channels: Mapping[int, _Channel]) -> str:
+    names = [process.name(index) for index in range(1, process.count) if index not in channels]
+    return f"{', '.join(names)} of {process.count}"
 
 
-def _give_up(place: ProcessInfo, lines: Mapping[int, _Line], timeout: float) -> NoReturn:
-    sentence = (
-        f"{_missing(place, lines)} did not come to {place.coordinator} within {timeout:.0f} s: look at the logs there, "
-        "or whether they were started and can reach that address; then start all again"
+def _give_up(process: ProcessInfo, channels: Mapping[int, _Channel], timeout: float) -> NoReturn:
+    message = (
+        f"{_missing(process, channels)} did not connect to {process.coordinator} within {timeout:.0f} s: read their "
+        "logs, check that they were started and can reach that address, and start all again"
     )
-    for line in lines.values():
-        line.send(end=sentence, code=errors.RESTART)
-    raise errors.RestartError(sentence)
+    for channel in channels.values():
+        channel.send(end=message, code=errors.RESTART)
+    raise errors.RestartError(message)
 
 
-def _answer_roll(place: ProcessInfo, deadline: float, timeout: float) -> Peers:
-    """Another process: find process 0, and wait with it for the rest."""
-    host, _, port = place.coordinator.rpartition(":")
+def _connect_to_first(process: ProcessInfo, deadline: float, timeout: float) -> Peers:
+    """Connect to process 0, and wait until all other processes are connected too."""
+    host, _, port = process.coordinator.rpartition(":")
     while True:
         try:
-            connection = socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_SECONDS)
+            connection = socket.create_connection((host.strip("[]"), int(port)), timeout=REPLY_SECONDS)
             break
         except OSError as error:
             if time.monotonic() > deadline:
                 raise errors.RestartError(
-                    f"{place.name(0)} did not answer at {place.coordinator} within {timeout:.0f} s ({error}): look at "
-                    "its log, or whether it was started and can be reached there; then start all again"
+                    f"{process.name(0)} did not answer at {process.coordinator} within {timeout:.0f} s ({error}): read "
+                    "its log, check that it was started and can be reached there, and start all again"
                 ) from error
             time.sleep(RETRY_SECONDS)
-    line = _Line(connection)
-    line.send(index=place.index, count=place.count, host=socket.gethostname())
-    # Process 0 may have begun to wait later than this one.
-    message = line.receive(timeout + PATIENCE_SECONDS)
+    channel = _Channel(connection)
+    channel.send(index=process.index, count=process.count, host=socket.gethostname())
+    # Process 0 may have started its wait later than this process.
+    message = channel.receive(timeout + REPLY_SECONDS)
     if message is None:
-        raise errors.RestartError(f"{place.name(0)} at {place.coordinator} ended before all had come: look at its log")
+        raise errors.RestartError(
+            f"{process.name(0)} at {process.coordinator} ended before all processes were connected: read its log and "
+            "start all again"
+        )
     if "end" in message:
         raise (errors.UserError if message["code"] == errors.MISTAKE else errors.RestartError)(message["end"])
-    return Peers(dataclasses.replace(place, hosts=message["hosts"]), {0: line})
+    return Peers(dataclasses.replace(process, hosts=message["hosts"]), {0: channel})

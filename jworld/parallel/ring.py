@@ -1,7 +1,7 @@
-"""Ring attention: queries stay, keys and values go round the devices (https://arxiv.org/abs/2310.01889).
+"""Ring attention: queries stay, keys and values rotate around the devices (https://arxiv.org/abs/2310.01889).
 
-All functions here run on one device, inside `jax.shard_map`. The backward pass computes logits again, block by block,
-from the row statistics of the forward pass; nothing of the size queries x keys is kept.
+All functions here run on one device, inside `jax.shard_map`. The backward pass recomputes logits block by block, from
+the row statistics of the forward pass. No array of size queries x keys is stored.
 """
 
 import dataclasses
@@ -14,23 +14,22 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 LOW = -1e30
-#: Logits (float32) of one block that are computed at once.
+#: Maximum number of logits (float32) of one block that are computed at once.
 MAX_LOGITS = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """What is the same on all devices.
+    """Layout of the rings, the same on all devices.
 
     Attributes:
-      axis: mesh axis; its devices are `size` groups of `stride`, and the devices of equal rank in their groups are
-        one ring.
+      axis: mesh axis. Its devices are `size` groups of `stride`; devices of equal rank in their groups form one ring.
       size: devices in a ring.
-      stride: rings side by side.
-      lead: keys that every device holds; they come before those that go round.
+      stride: number of parallel rings.
+      lead: keys that every device holds; they come before those that rotate.
       width: as in `models.layers.attention.Mask`.
-      halves: 2 where late queries see more than early ones: device i of n then has the parts i and 2n - 1 - i of 2n,
-        so that all have equally much to do. 1 for consecutive tokens.
+      halves: 2 if late queries attend to more keys than early ones: device i of n then has the parts i and 2n - 1 - i
+        of 2n, which balances the work. 1 for consecutive tokens.
       name: of the output and the row statistics, for remat policies.
     """
 
@@ -43,15 +42,15 @@ class Ring:
     name: str
 
     def place(self) -> jax.Array:
-        """Of this device in its ring."""
+        """Return the position of this device in its ring."""
         return jax.lax.axis_index(self.axis) // self.stride
 
     def parts(self, place: jax.Array) -> list[jax.Array]:
-        """Numbers of the parts of the sequence that a place owns."""
+        """Return the indices of the parts of the sequence at a position of the ring."""
         return [place] if self.halves == 1 else [place, 2 * self.size - 1 - place]
 
     def send(self, x: jax.Array, targets: list[int]) -> jax.Array:
-        """From place i to place targets[i]."""
+        """Send from position i to position targets[i]."""
         pairs = [
             (i * self.stride + rank, target * self.stride + rank)
             for i, target in enumerate(targets)
@@ -60,12 +59,12 @@ class Ring:
         return jax.lax.ppermute(x, self.axis, pairs)
 
     def turn(self, x: jax.Array) -> jax.Array:
-        """To the next place."""
+        """Send to the next position."""
         return self.send(x, [(i + 1) % self.size for i in range(self.size)])
 
 
 def balance(ring: Ring, x: jax.Array) -> jax.Array:
-    """Consecutive tokens [B, L, ...] of every place -> its parts of the sequence, one behind the other."""
+    """Exchange consecutive tokens [B, L, ...] of every position for its parts of the sequence, concatenated."""
     if ring.halves == 1:
         return x
     n, even = ring.size, ring.place() % 2 == 0
@@ -76,7 +75,7 @@ def balance(ring: Ring, x: jax.Array) -> jax.Array:
 
 
 def restore(ring: Ring, x: jax.Array) -> jax.Array:
-    """The inverse of `balance`."""
+    """Invert `balance`."""
     if ring.halves == 1:
         return x
     n, even = ring.size, ring.place() % 2 == 0
@@ -91,9 +90,9 @@ class Operands(NamedTuple):
     """Arrays of one device.
 
     Attributes:
-      q, k, v: [B, L, N, K] its tokens, as `balance` leaves them.
+      q, k, v: [B, L, N, K] its tokens, in the order of `balance`.
       lead_k, lead_v: [B, lead, N, K] the keys that every device holds.
-      key_mask: [B, lead + all keys that go round] bool.
+      key_mask: [B, lead + all keys that rotate] bool.
       stops: [all queries] int32 of the mask.
     """
 
@@ -107,7 +106,7 @@ class Operands(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Keys and values [B, S, N, K] from place `start` of all keys, and which of them are valid, [B, S]."""
+    """Keys and values [B, S, N, K] from position `start` of all keys, and their validity [B, S]."""
 
     k: jax.Array
     v: jax.Array
@@ -115,14 +114,14 @@ class _Block(NamedTuple):
     valid: jax.Array
 
 
-# Rows of queries have their axis second to last, as in [B, N, L, K]; a state is (largest logit, sum, output) of the
-# online softmax (https://arxiv.org/abs/1805.02867), or the gradient of the rows of q with those of a block's k and v.
+# The axis of query rows is second to last, as in [B, N, L, K]. A state is (largest logit, sum, output) of the online
+# softmax (https://arxiv.org/abs/1805.02867), or the gradients of the rows of q and of a block's k and v.
 Arrays = tuple[jax.Array, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attention(ring: Ring, x: Operands) -> jax.Array:
-    """[B, L, N, K] in the dtype of v: every query of this device over all keys of the ring."""
+    """Attend from every query of this device to all keys of the ring: [B, L, N, K] in the dtype of v."""
     return _forward(ring, x)[0]
 
 
@@ -135,7 +134,7 @@ def _forward(ring: Ring, x: Operands) -> tuple[jax.Array, tuple[Operands, jax.Ar
         for block in blocks:
             for i, (q, stops) in enumerate(zip(queries, _stops(ring, x), strict=True)):
                 run = functools.partial(_attend_block, q, stops, block, ring.width)
-                states[i] = jax.lax.cond(_seen(stops, block, ring.width), run, lambda state: state, states[i])
+                states[i] = jax.lax.cond(_any_visible(stops, block, ring.width), run, lambda state: state, states[i])
         return states
 
     def step(carry: tuple, turn: jax.Array) -> tuple[tuple, None]:
@@ -146,7 +145,7 @@ def _forward(ring: Ring, x: Operands) -> tuple[jax.Array, tuple[Operands, jax.Ar
     states = update([start] * ring.halves, _lead(ring, x) + _blocks(ring, x, x.k, x.v, 0))
     (_, _, states), _ = jax.lax.scan(step, (x.k, x.v, states), jnp.arange(1, ring.size))
     top, total, acc = (jnp.concatenate(parts, axis=2) for parts in zip(*states, strict=True))
-    # Rows of padding may see no key.
+    # Padded rows may have no visible key.
     total = jnp.where(total == 0, 1, total)
     out = jnp.swapaxes(acc / total[..., None], 1, 2).astype(x.v.dtype)
     out, stats = (checkpoint_name(part, ring.name) for part in (out, top + jnp.log(total)))
@@ -164,7 +163,7 @@ def _backward(ring: Ring, saved: tuple[Operands, jax.Array, jax.Array], d_out: j
             for i, (given, stops) in enumerate(zip(rows, _stops(ring, x), strict=True)):
                 run = functools.partial(_pull_block, given, stops, block, ring.width)
                 state = (dq[i], *grads[j])
-                dq[i], *grads[j] = jax.lax.cond(_seen(stops, block, ring.width), run, lambda state: state, state)
+                dq[i], *grads[j] = jax.lax.cond(_any_visible(stops, block, ring.width), run, lambda state: state, state)
 
     def zeros(blocks: list[_Block]) -> list[Arrays]:
         return [(jnp.zeros(b.k.shape, jnp.float32), jnp.zeros(b.v.shape, jnp.float32)) for b in blocks]
@@ -207,32 +206,32 @@ def _lead(ring: Ring, x: Operands) -> list[_Block]:
 
 
 def _blocks(ring: Ring, x: Operands, k: jax.Array, v: jax.Array, turn: jax.Array | int) -> list[_Block]:
-    """What this device holds after so many turns."""
+    """Return the blocks on this device after `turn` turns."""
     size = k.shape[1] // ring.halves
     starts = [ring.lead + part * size for part in ring.parts((ring.place() - turn) % ring.size)]
     triples = zip(jnp.split(k, ring.halves, axis=1), jnp.split(v, ring.halves, axis=1), starts, strict=True)
     return [_Block(k, v, at, jax.lax.dynamic_slice_in_dim(x.key_mask, at, size, axis=1)) for k, v, at in triples]
 
 
-def _seen(stops: jax.Array, block: _Block, width: int | None) -> jax.Array:
-    """Whether the mask shows any key of the block to any of the queries."""
-    seen = block.start < stops[-1]
-    return seen if width is None else seen & (block.start + block.k.shape[1] > stops[0] - width)
+def _any_visible(stops: jax.Array, block: _Block, width: int | None) -> jax.Array:
+    """Return whether the mask lets any of the queries attend to any key of the block."""
+    visible = block.start < stops[-1]
+    return visible if width is None else visible & (block.start + block.k.shape[1] > stops[0] - width)
 
 
 def _weights(q: jax.Array, stops: jax.Array, block: _Block, width: int | None) -> tuple[jax.Array, jax.Array]:
-    """Logits [B, N, L, S] float32, LOW where hidden, and which are visible."""
-    places = block.start + jnp.arange(block.k.shape[1])
-    seen = places < stops[:, None]
+    """Return logits [B, N, L, S] float32, LOW where masked, and the mask of visible keys."""
+    positions = block.start + jnp.arange(block.k.shape[1])
+    within = positions < stops[:, None]
     if width is not None:
-        seen &= places >= stops[:, None] - width
-    visible = (seen & block.valid[:, None])[:, None]
+        within &= positions >= stops[:, None] - width
+    visible = (within & block.valid[:, None])[:, None]
     logits = jnp.einsum("bnqk,bsnk->bnqs", q, block.k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     return jnp.where(visible, logits, LOW), visible
 
 
 def _attend_block(q: jax.Array, stops: jax.Array, block: _Block, width: int | None, state: Arrays) -> Arrays:
-    """The state of the online softmax after one more block of keys."""
+    """Update the state of the online softmax with one more block of keys."""
 
     def part(rows: tuple[jax.Array, jax.Array, Arrays]) -> Arrays:
         q, stops, (top, total, acc) = rows
@@ -240,15 +239,15 @@ def _attend_block(q: jax.Array, stops: jax.Array, block: _Block, width: int | No
         new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
         weights = jnp.where(visible, jnp.exp(logits - new_top[..., None]), 0)
         shrink = jnp.exp(top - new_top)
-        seen = jnp.einsum("bnqs,bsnk->bnqk", weights.astype(block.v.dtype), block.v, preferred_element_type=jnp.float32)
-        return new_top, total * shrink + jnp.sum(weights, axis=-1), acc * shrink[..., None] + seen
+        new = jnp.einsum("bnqs,bsnk->bnqk", weights.astype(block.v.dtype), block.v, preferred_element_type=jnp.float32)
+        return new_top, total * shrink + jnp.sum(weights, axis=-1), acc * shrink[..., None] + new
 
     count = _part_count(q, block)
     return jax.tree.map(_joined, jax.lax.map(part, _in_parts((q, stops, state), count)))
 
 
 def _pull_block(given: Arrays, stops: jax.Array, block: _Block, width: int | None, state: Arrays) -> Arrays:
-    """`state` with the gradients of q, k and v of one block added; `given` is q, d_out, row statistics, products."""
+    """Add the gradients of q, k and v of one block to `state`; `given` is q, d_out, row statistics, products."""
 
     def part(carry: Arrays, rows: tuple[Arrays, jax.Array]) -> tuple[Arrays, jax.Array]:
         (q, d_out, stats, products), stops = rows
@@ -266,14 +265,14 @@ def _pull_block(given: Arrays, stops: jax.Array, block: _Block, width: int | Non
 
 
 def _part_count(q: jax.Array, block: _Block) -> int:
-    """Into how many equal parts the rows [B, N, L, K] go, so that the logits of one are not too many."""
+    """Return the number of equal parts of the rows [B, N, L, K] that keeps the logits of one part below MAX_LOGITS."""
     B, N, L, _ = q.shape
-    wanted = math.ceil(B * N * L * block.k.shape[1] / MAX_LOGITS)
-    return next(count for count in range(min(wanted, L), L + 1) if L % count == 0)
+    least = math.ceil(B * N * L * block.k.shape[1] / MAX_LOGITS)
+    return next(count for count in range(min(least, L), L + 1) if L % count == 0)
 
 
 def _in_parts(rows: Any, count: int) -> Any:
-    """Every array's axis of rows, 0 or 2, as a leading axis of parts."""
+    """Split every array's axis of rows, 0 or 2, into a leading axis of parts."""
 
     def parted(x: jax.Array) -> jax.Array:
         return jnp.stack(jnp.split(x, count, axis=min(2, x.ndim - 1)))
@@ -282,5 +281,5 @@ def _in_parts(rows: Any, count: int) -> Any:
 
 
 def _joined(x: jax.Array) -> jax.Array:
-    """[parts, B, N, rows, ...] -> [B, N, L, ...]."""
+    """Concatenate parts: [parts, B, N, rows, ...] -> [B, N, L, ...]."""
     return jnp.concatenate(list(x), axis=2) if len(x) > 1 else x[0]

@@ -1,9 +1,9 @@
-"""Attention over a sequence that is split over devices.
+"""Attention over a sequence that is sharded over devices.
 
-Tokens arrive split over the mesh axis of the logical axis `sequence` and leave so. In between, heads are split instead,
-and every device holds all tokens of its heads (Ulysses, https://arxiv.org/abs/2309.14509). A single head cannot be:
-then the queries stay split, and every device holds all keys. Heads that the devices do not divide are split as far as
-they go, and keys and values go round in rings for the rest (`ring`).
+Tokens enter and leave sharded over the mesh axis of the logical axis `sequence`. In between, heads are sharded instead,
+and every device holds all tokens of its heads (Ulysses, https://arxiv.org/abs/2309.14509). A single head cannot be
+split: then the queries stay sharded, and every device holds all keys. If the number of devices does not divide the
+heads, heads are split over their greatest common divisor, and keys and values rotate in rings over the rest (`ring`).
 """
 
 import functools
@@ -18,12 +18,12 @@ from jax.sharding import PartitionSpec
 
 from jworld.parallel import axes, ring
 
-#: [B, Lq, N, K], [B, Lk, N, K] twice -> [B, Lq, N, K]; what it is told by name are arrays [B, ...].
+#: [B, Lq, N, K], [B, Lk, N, K] twice -> [B, Lq, N, K]; keyword arguments are arrays [B, ...].
 Attention = Callable[..., jax.Array]
 
 
 def heads_split(attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, of_sample: dict[str, Any]) -> jax.Array:
-    """`attention` on every device for its samples and heads; without a mesh just `attention`."""
+    """Run `attention` on every device for its samples and heads; without a mesh run it directly."""
     if jax.sharding.get_abstract_mesh().size <= 1:
         return attention(q, k, v, **of_sample)
     q, k, v = (axes.constrain(x, "batch", None, "attention_heads", None) for x in (q, k, v))
@@ -32,7 +32,7 @@ def heads_split(attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, of_sample: dict[str, Any]) -> jax.Array:
         return attention(q, k, v, **of_sample)
 
-    # check_vma knows no Pallas kernels.
+    # check_vma does not support Pallas kernels.
     specs = (whole, whole, whole, PartitionSpec(*whole[:1]))
     out = jax.shard_map(local, in_specs=specs, out_specs=whole, check_vma=False)(q, k, v, of_sample)
     return axes.constrain(out, "batch", "sequence", None, None)
@@ -41,7 +41,10 @@ def heads_split(attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, 
 def queries_split(
     attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, of_sample: dict[str, Any]
 ) -> jax.Array:
-    """`attention` in XLA operations, every device for its samples and queries; what does not divide stays whole."""
+    """Run `attention` in XLA operations, on every device for its samples and queries.
+
+    A dimension that its mesh axes do not divide is replicated.
+    """
     q, k, v = (
         axes.constrain_if_divisible(x, "batch", tokens, None, None)
         for x, tokens in ((q, "sequence"), (k, None), (v, None))
@@ -50,7 +53,7 @@ def queries_split(
 
 
 def devices() -> int:
-    """Over how many devices the tokens of a sample are split."""
+    """Return the number of devices that the tokens of a sample are sharded over."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[_axis()]
 
@@ -65,17 +68,17 @@ def rings(
     width: int | None,
     name: str,
 ) -> jax.Array:
-    """Attention with heads split over as many devices as divide them, and rings over the rest.
+    """Compute attention with heads split over as many devices as divide them, and rings over the rest.
 
     Args:
       q, k, v, key_mask: as in `models.layers.attention`.
-      stops, width: of its mask; None where every query sees every key.
-      name: of what remat policies may keep.
+      stops, width: of its mask; None if every query attends to every key.
+      name: of the arrays that remat policies may save.
     """
     B, queries, N, _ = q.shape
     keys, count = k.shape[1], devices()
     groups = math.gcd(N, count)
-    # Keys before those of the queries' own tokens (text before video) are few: every device holds them all.
+    # The few keys before those of the queries' own tokens (text before video) are replicated.
     lead = keys - queries if queries <= keys < 2 * queries else keys % count
     plan = ring.Ring(
         axis=_axis(),
@@ -127,5 +130,5 @@ def _axis() -> str:
 
 
 def _padded(x: jax.Array, length: int) -> jax.Array:
-    """[B, L, ...] -> [B, length, ...] with zeros behind."""
+    """Pad [B, L, ...] to [B, length, ...] with zeros at the end."""
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])

@@ -1,8 +1,8 @@
-"""How the processes of a run find each other: one per host, or one per GPU, each with a part of the devices.
+"""Start-up of multi-process runs: one process per host, or one per GPU with a part of the host's devices.
 
-Where nothing says otherwise there is one process. Several are found by JAX's own detection (TPU VM, GKE, SLURM, Open
-MPI), or are told by flags or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. JWORLD_HOSTS, names of
-hosts in the order of the processes, makes messages clearer; JWORLD_START_SECONDS is how long they wait for each other.
+The default is a single process. Several are detected by JAX (TPU VM, GKE, SLURM, Open MPI), or configured by flags or
+by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. JWORLD_HOSTS lists host names in the order of the
+processes, for clearer messages. JWORLD_START_SECONDS limits the wait for other processes (default: 60).
 """
 
 import contextlib
@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-# The detection that jax.distributed.initialize begins with has no public name.
+# The cluster detection of jax.distributed.initialize is not public.
 from jax._src import clusters
 
 from jworld.parallel import rendezvous
 from jworld.utils import errors
 
 START_SECONDS = 60
-#: What shells say of a command that Ctrl-C ended.
+#: Exit code by which shells report Ctrl-C.
 INTERRUPTED = 130
 
 _peers: rendezvous.Peers | None = None
@@ -29,10 +29,10 @@ _peers: rendezvous.Peers | None = None
 def find(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> rendezvous.ProcessInfo | None:
-    """This process's place: as given, else as the environment says; None where it is alone.
+    """Return this process's `ProcessInfo` from arguments, else from the environment; None in a single-process run.
 
     Raises:
-      UserError: a part of what is needed is missing or impossible.
+      UserError: an argument is missing or invalid.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator and ":" not in coordinator and (port := os.environ.get("JAX_COORDINATOR_PORT")):
@@ -51,14 +51,14 @@ def find(
         except (RuntimeError, OSError, ImportError) as error:
             raise errors.UserError(
                 f"the cluster around this process could not be read ({' '.join(str(error).split())}): give "
-                "--coordinator, --num-processes and --process-id, or JAX_NUM_PROCESSES=1 for a process of its own"
+                "--coordinator, --num-processes and --process-id, or JAX_NUM_PROCESSES=1 for a single process"
             ) from error
     if num_processes == 1 or (coordinator, num_processes, process_id) == (None, None, None):
         return None
     if coordinator is None or num_processes is None or process_id is None:
         raise errors.UserError(
             f"--coordinator is {coordinator}, --num-processes {num_processes}, --process-id {process_id}: give all "
-            "three (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or none for a process of its own"
+            "three (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or none for a single process"
         )
     if not coordinator.rpartition(":")[2].isdecimal() or ":" not in coordinator:
         raise errors.UserError(f"--coordinator is {coordinator}, expected host:port of process 0, such as node1:8476")
@@ -83,76 +83,76 @@ def _number(variable: str) -> int | None:
 
 
 def _hosts(count: int) -> list[str]:
-    """The host of each process where a variable names them; each may have several processes in a row."""
+    """Return the host of each process if a variable names them; consecutive processes may share a host."""
     names = [name for name in os.environ.get("JWORLD_HOSTS", "").split(",") if name]
     if names and count % len(names) == 0:
         return [names[index * len(names) // count] for index in range(count)]
-    # Of several slices, each knows its own hosts alone.
+    # With several TPU slices, the variable lists only the hosts of this slice.
     workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     return workers if len(workers) == count else []
 
 
 def require_alone(command: str) -> None:
-    """Refuse to run `command` in several processes.
+    """Refuse to run `command` in a multi-process run.
 
     Raises:
-      UserError: there are several.
+      UserError: there are several processes.
     """
-    if place := find():
+    if process := find():
         raise errors.UserError(
-            f"{command} works in one process, but this is process {place.index} of {place.count}: start it on one host "
-            "alone, with JAX_NUM_PROCESSES=1"
+            f"{command} runs in a single process, but this is process {process.index} of {process.count}: start it on "
+            "one host only, with JAX_NUM_PROCESSES=1"
         )
 
 
 def part() -> tuple[int, int]:
-    """(index, count) of this process, for work that is divided once and whose processes need not know each other.
+    """Return (index, count) of this process, for work whose parts need no communication.
 
-    On a host with a process per GPU, each sees its own alone from here on.
+    On a host with one process per GPU, each process uses only its own GPU from here on.
     """
-    place = find()
-    if place is None:
+    process = find()
+    if process is None:
         return 0, 1
-    if place.local_devices is not None:
-        jax.config.update("jax_cuda_visible_devices", ",".join(map(str, place.local_devices)))
-    return place.index, place.count
+    if process.local_devices is not None:
+        jax.config.update("jax_cuda_visible_devices", ",".join(map(str, process.local_devices)))
+    return process.index, process.count
 
 
 @contextlib.contextmanager
-def processes(place: rendezvous.ProcessInfo | None) -> Iterator[None]:
-    """A run of several processes, which begin and end together; `None` for one process changes nothing.
+def processes(process: rendezvous.ProcessInfo | None) -> Iterator[None]:
+    """Run a block as one of several processes that start and end together; None for a single process changes nothing.
 
-    To be entered before any device is touched. What ends one process ends the others, each with the same sentence.
+    Enter it before any device is used. An error in one process ends all of them with the same message.
 
     Raises:
-      RestartError: some did not come in time.
+      RestartError: some processes did not connect in time.
     """
     global _peers
-    if place is None:
+    if process is None:
         yield
         return
-    _peers = rendezvous.Peers.meet(place, _number("JWORLD_START_SECONDS") or START_SECONDS)
+    _peers = rendezvous.Peers.connect(process, _number("JWORLD_START_SECONDS") or START_SECONDS)
     _peers.watch()
     try:
-        jax.distributed.initialize(place.coordinator, place.count, place.index, place.local_devices)
+        jax.distributed.initialize(process.coordinator, process.count, process.index, process.local_devices)
         yield
     except SystemExit:
-        _part()
+        _leave()
         raise
     except (errors.UserError, errors.RestartError) as error:
         _peers.fail(str(error), errors.exit_code(error))
     except KeyboardInterrupt:
         _peers.fail("interrupted", INTERRUPTED)
     except Exception as error:
-        # Where a peer died, what fails here is a consequence, and the watch is about to tell the cause.
-        time.sleep(rendezvous.PATIENCE_SECONDS)
+        # If another process died, this error is a consequence, and the watch is about to report the cause.
+        time.sleep(rendezvous.REPLY_SECONDS)
         traceback.print_exc()
         _peers.fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", errors.exit_code(error))
     else:
-        _part()
+        _leave()
 
 
-def _part() -> None:
+def _leave() -> None:
     global _peers
     assert _peers is not None
     jax.distributed.shutdown()
@@ -161,10 +161,10 @@ def _part() -> None:
 
 
 def once(action: Callable[[], None]) -> None:
-    """Run `action` in process 0 while the others wait for it; what it writes is there for all."""
+    """Run `action` in process 0 while the others wait for it; they can then read the files it wrote."""
     if _peers is None:
         action()
-    elif _peers.place.index == 0:
+    elif _peers.process.index == 0:
         action()
         _peers.announce_ready()
     else:

@@ -1,4 +1,4 @@
-"""The roll call and the watch between processes, on sockets of this machine; no devices."""
+"""Rendezvous and failure detection between processes, on local sockets; no devices."""
 
 import concurrent.futures
 import json
@@ -26,34 +26,34 @@ def place(port: int, index: int, count: int = 3, hosts: tuple[str, ...] = ()) ->
     return rendezvous.ProcessInfo(coordinator=f"localhost:{port}", count=count, index=index, hosts=hosts)
 
 
-def meet(places: list[rendezvous.ProcessInfo], timeout: float) -> list[rendezvous.Peers | BaseException]:
-    """What each of the processes, here threads, gets."""
-    with concurrent.futures.ThreadPoolExecutor(len(places)) as pool:
-        futures = [pool.submit(rendezvous.Peers.meet, place, timeout) for place in places]
+def connect(members: list[rendezvous.ProcessInfo], timeout: float) -> list[rendezvous.Peers | BaseException]:
+    """Return the result of each process; here a process is a thread."""
+    with concurrent.futures.ThreadPoolExecutor(len(members)) as pool:
+        futures = [pool.submit(rendezvous.Peers.connect, place, timeout) for place in members]
         return [future.exception() or future.result() for future in futures]
 
 
-def test_all_learn_who_is_there() -> None:
+def test_every_process_gets_all_host_names() -> None:
     port = free_port()
-    found = meet([place(port, index) for index in range(3)], timeout=20)
+    found = connect([place(port, index) for index in range(3)], timeout=20)
     for group in found:
         assert isinstance(group, rendezvous.Peers)
-        assert group.place.hosts == [socket.gethostname()] * 3
-        assert group.place.name(2) == f"process 2 ({socket.gethostname()})"
+        assert group.process.hosts == [socket.gethostname()] * 3
+        assert group.process.name(2) == f"process 2 ({socket.gethostname()})"
 
 
-def test_the_missing_are_named_everywhere() -> None:
+def test_all_processes_name_the_missing_ones() -> None:
     port = free_port()
-    found = meet([place(port, index, 4, ("a", "b", "c", "d")) for index in (0, 2)], timeout=1)
+    found = connect([place(port, index, 4, ("a", "b", "c", "d")) for index in (0, 2)], timeout=1)
     for error in found:
         assert isinstance(error, errors.RestartError)
-        assert f"process 1 (b), process 3 (d) of 4 did not come to localhost:{port} within 1 s" in str(error)
+        assert f"process 1 (b), process 3 (d) of 4 did not connect to localhost:{port} within 1 s" in str(error)
 
 
 def test_a_long_wait_names_the_missing_early(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(rendezvous, "REPORT_SECONDS", 0.5)
     port = free_port()
-    found = meet([place(port, index, 3, ("a", "b", "c")) for index in (0, 2)], timeout=3)
+    found = connect([place(port, index, 3, ("a", "b", "c")) for index in (0, 2)], timeout=3)
     assert all(isinstance(error, errors.RestartError) for error in found)
     assert capfd.readouterr().err == "waiting up to 3 s for process 1 (b) of 3\n"
 
@@ -61,41 +61,41 @@ def test_a_long_wait_names_the_missing_early(monkeypatch: pytest.MonkeyPatch, ca
 def test_a_missing_first_process_is_named() -> None:
     port = free_port()
     with pytest.raises(errors.RestartError, match=rf"process 0 \(a\) did not answer at localhost:{port} within 1 s"):
-        rendezvous.Peers.meet(place(port, 1, hosts=("a", "b", "c")), timeout=1)
+        rendezvous.Peers.connect(place(port, 1, hosts=("a", "b", "c")), timeout=1)
 
 
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ([(1, 3), (1, 3)], "two processes say that they are process 1"),
-        ([(1, 3), (2, 4)], "process 2 .* says that there are 4 processes, process 0 that there are 3"),
+        ([(1, 3), (1, 3)], "two processes were started as process 1"),
+        ([(1, 3), (2, 4)], "process 2 .* was started with --num-processes=4, process 0 with 3"),
     ],
 )
-def test_contradictions_are_mistakes(others: list[tuple[int, int]], message: str) -> None:
+def test_conflicting_arguments_are_user_errors(others: list[tuple[int, int]], message: str) -> None:
     port = free_port()
-    found = meet([place(port, 0), *(place(port, index, count) for index, count in others)], timeout=20)
+    found = connect([place(port, 0), *(place(port, index, count) for index, count in others)], timeout=20)
     for error in found:
         assert isinstance(error, errors.UserError)
         assert re.search(message, str(error))
 
 
-def test_strangers_are_sent_away() -> None:
+def test_unrelated_clients_are_disconnected() -> None:
     port = free_port()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        first = pool.submit(rendezvous.Peers.meet, place(port, 0, 2), 20)
-        for words in (b"GET / HTTP/1.1\n", json.dumps([1, 2]).encode() + b"\n", b'{"index": "1"}\n'):
+        first = pool.submit(rendezvous.Peers.connect, place(port, 0, 2), 20)
+        for request in (b"GET / HTTP/1.1\n", json.dumps([1, 2]).encode() + b"\n", b'{"index": "1"}\n'):
             deadline = time.monotonic() + 10
             while True:
                 try:
-                    stranger = socket.create_connection(("localhost", port))
+                    client = socket.create_connection(("localhost", port))
                     break
                 except OSError:
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
-            stranger.sendall(words)
-            assert stranger.recv(1) == b""
-            stranger.close()
-        assert isinstance(rendezvous.Peers.meet(place(port, 1, 2), 20), rendezvous.Peers)
+            client.sendall(request)
+            assert client.recv(1) == b""
+            client.close()
+        assert isinstance(rendezvous.Peers.connect(place(port, 1, 2), 20), rendezvous.Peers)
         assert isinstance(first.result(), rendezvous.Peers)
 
 
@@ -106,9 +106,9 @@ from jworld.utils import errors
 
 index, port = int(sys.argv[1]), sys.argv[2]
 process = rendezvous.ProcessInfo(coordinator=f"localhost:{port}", count=3, index=index, hosts="abc")
-group = rendezvous.Peers.meet(process, 30)
+group = rendezvous.Peers.connect(process, 30)
 group.watch()
-print("met", flush=True)
+print("connected", flush=True)
 word = sys.stdin.readline().strip()
 if word == "fail":
     group.fail("the disk is full", errors.MISTAKE)
@@ -133,7 +133,7 @@ def group() -> list[subprocess.Popen[str]]:
         for index in range(3)
     ]
     for process in processes:
-        assert process.stdout.readline() == "met\n", process.stderr.read()
+        assert process.stdout.readline() == "connected\n", process.stderr.read()
     return processes
 
 
@@ -144,19 +144,19 @@ def test_a_killed_process_ends_the_others(victim: int) -> None:
     for index in {0, 1, 2} - {victim}:
         _, errors_ = processes[index].communicate(timeout=20)
         assert processes[index].returncode == errors.RESTART
-        assert errors_.startswith(f"error: process {victim} ({'abc'[victim]}) ended without a word")
+        assert errors_.startswith(f"error: process {victim} ({'abc'[victim]}) ended unexpectedly")
 
 
-@pytest.mark.parametrize("who", [0, 1])
-def test_a_failure_is_told_to_all_with_its_exit_code(who: int) -> None:
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failure_ends_all_with_its_message_and_exit_code(failing: int) -> None:
     processes = group()
-    processes[who].stdin.write("fail\n")
-    processes[who].stdin.flush()
+    processes[failing].stdin.write("fail\n")
+    processes[failing].stdin.flush()
     for index in range(3):
-        _, told = processes[index].communicate(timeout=20)
+        _, printed = processes[index].communicate(timeout=20)
         assert processes[index].returncode == errors.MISTAKE
-        name = "" if index == who else f"process {who} ({'abc'[who]}): "
-        assert told == f"error: {name}the disk is full\n"
+        name = "" if index == failing else f"process {failing} ({'abc'[failing]}): "
+        assert printed == f"error: {name}the disk is full\n"
 
 
 def test_leaving_raises_no_alarm() -> None:
@@ -164,5 +164,5 @@ def test_leaving_raises_no_alarm() -> None:
     for process in processes:
         process.stdin.write("leave\n")
         process.stdin.flush()
-        _, told = process.communicate(timeout=20)
-        assert (process.returncode, told) == (0, "")
+        _, printed = process.communicate(timeout=20)
+        assert (process.returncode, printed) == (0, "")

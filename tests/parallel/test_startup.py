@@ -1,4 +1,4 @@
-"""Where a process learns its place from, and which part of a batch a mesh gives it."""
+"""Detection of a process's index and count, and the part of a batch that a mesh assigns to it."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def set_all(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_a_process_is_alone_unless_something_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_has_one_process_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert startup.find() is None
     set_all(monkeypatch, SLURM)
     assert startup.find() is not None
@@ -90,20 +90,20 @@ def test_mistakes(arguments: Any, message: str) -> None:
 def test_commands_of_one_process_refuse_several(monkeypatch: pytest.MonkeyPatch) -> None:
     startup.require_alone("python -m jworld.generate")
     set_all(monkeypatch, SLURM)
-    with pytest.raises(errors.UserError, match=r"jworld\.generate works in one process, but this is process 3 of 4"):
+    with pytest.raises(errors.UserError, match=r"jworld\.generate runs in a single process, but this is process 3"):
         startup.require_alone("python -m jworld.generate")
 
 
-def test_work_is_divided_among_processes_that_do_not_talk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_is_divided_without_communication(monkeypatch: pytest.MonkeyPatch) -> None:
     assert startup.part() == (0, 1)
-    seen = {}
-    monkeypatch.setattr(jax.config, "update", seen.__setitem__)
+    options = {}
+    monkeypatch.setattr(jax.config, "update", options.__setitem__)
     set_all(monkeypatch, SLURM)
     assert startup.part() == (3, 4)
-    assert seen == {"jax_cuda_visible_devices": "1"}
+    assert options == {"jax_cuda_visible_devices": "1"}
 
 
-def test_finding_out_touches_no_device() -> None:
+def test_detection_initializes_no_device() -> None:
     code = (
         "from jworld.parallel import startup; startup.find(); from jax._src import xla_bridge; "
         "raise SystemExit(xla_bridge.backends_are_initialized())"
@@ -112,7 +112,7 @@ def test_finding_out_touches_no_device() -> None:
 
 
 def fake_mesh(processes: list[int], **shape: int) -> Any:
-    """A mesh whose devices, in order, belong to these processes."""
+    """Make a mesh whose devices, in order, belong to these processes."""
     devices = np.array([types.SimpleNamespace(process_index=index) for index in processes], object)
     return types.SimpleNamespace(devices=devices.reshape(*shape.values()), shape=shape)
 
@@ -122,9 +122,9 @@ def fake_mesh(processes: list[int], **shape: int) -> Any:
     [
         ([0, 0, 0, 0, 1, 1, 1, 1], {"data": 2, "fsdp": 2, "sequence": 2}, [(0, 2), (1, 2)]),
         ([0, 0, 0, 0, 1, 1, 1, 1], {"data": 1, "fsdp": 1, "sequence": 8}, [(0, 1), (0, 1)]),
-        # One process per GPU, two of them share the tokens of a sample.
+        # One process per GPU; two share the tokens of a sample.
         ([0, 1, 2, 3], {"data": 1, "fsdp": 2, "sequence": 2}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
-        # Devices of a process that are apart in the mesh.
+        # Devices of a process that are not adjacent in the mesh.
         ([0, 1, 0, 1], {"data": 2, "fsdp": 2, "sequence": 1}, [(0, 2), (1, 2)]),
     ],
 )

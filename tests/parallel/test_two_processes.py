@@ -1,4 +1,4 @@
-"""`jworld.train` in two processes of 4 devices: the same parameters as one of 8, and an end in words when one dies."""
+"""`jworld.train` in two processes of 4 devices: the parameters of one process of 8, and an error when one dies."""
 
 import os
 import pathlib
@@ -39,7 +39,7 @@ def start(
     mistake: int | None = None,
     wait: float = 0.0,
 ) -> list[subprocess.Popen[str]]:
-    """Processes of one run with 8 devices together; what they print goes to files named after them."""
+    """Start the processes of one run with 8 devices in total; each prints to a file named after it."""
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
     arguments = [
@@ -67,13 +67,13 @@ def start(
 
 
 def environment(devices: int, wait: float) -> dict[str, str]:
-    """Of a process with virtual devices and batches that take so many seconds."""
+    """Return the environment of a process with virtual devices and batches that take so many seconds."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": flags, "TOY_SECONDS_PER_BATCH": str(wait)}
 
 
 def finish(started: list[subprocess.Popen[str]], timeout: float = 300) -> list[int]:
-    """The exit codes; whatever still runs after `timeout` seconds is a failure."""
+    """Return the exit codes; a process that still runs after `timeout` seconds is a failure."""
     try:
         return [process.wait(timeout) for process in started]
     finally:
@@ -93,7 +93,7 @@ def wait_until(happened: Callable[[], bool]) -> None:
 
 
 def parameters(run: pathlib.Path, step: int) -> list[np.ndarray]:
-    """Trained, averaged and frozen parameters of a checkpoint, read on one device."""
+    """Read the trained, EMA and frozen parameters of a checkpoint on one device."""
     optimizer = optimizers.make_optimizer(optimizers.OptimizerConfig(name="muon", ema_decay=0.9), steps=9)
     _, abstract, _ = train_state.abstract_state(
         lambda rngs: toy.Toy(toy.WIDTH, rngs=rngs),
@@ -112,7 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def straight(folder: pathlib.Path) -> pathlib.Path:
-    """An uninterrupted run of two processes."""
+    """Train without interruption in two processes."""
     codes = finish(start(folder, "straight"))
     assert codes == [0, 0], printed(folder, "straight", 0) + printed(folder, "straight", 1)
     return folder / "straight"
@@ -120,13 +120,13 @@ def straight(folder: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def one(folder: pathlib.Path) -> pathlib.Path:
-    """The same run in one process of 8 devices."""
+    """Train the same run in one process of 8 devices."""
     assert finish(start(folder, "one", processes=1)) == [0], printed(folder, "one", 0)
     return folder / "one"
 
 
 @pytest.mark.parametrize("mesh", ["rows", pytest.param("tokens", marks=pytest.mark.slow)])
-def test_two_processes_train_what_one_does(
+def test_two_processes_train_the_same_parameters_as_one(
     folder: pathlib.Path, straight: pathlib.Path, one: pathlib.Path, mesh: str
 ) -> None:
     if mesh == "tokens":
@@ -141,10 +141,10 @@ def test_two_processes_train_what_one_does(
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_one_process_talks_and_writes(folder: pathlib.Path, straight: pathlib.Path) -> None:
+def test_only_process_0_prints_and_writes(folder: pathlib.Path, straight: pathlib.Path) -> None:
     assert "step 9/9" in printed(folder, "straight", 0)
     assert "next: python -m jworld.evaluate" in printed(folder, "straight", 0)
-    # Gloo reports its connections from several threads at once, so that the pieces of a line come in any order.
+    # Gloo reports its connections from several threads at once, so the pieces of a line have any order.
     gloo = r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : |\d|\s"
     assert re.sub(gloo, "", printed(folder, "straight", 1)) == ""
     assert len(list((straight / "tensorboard").iterdir())) == 1
@@ -155,8 +155,8 @@ def test_kills_and_preemption_end_both_and_the_same_command_resumes(
     folder: pathlib.Path, straight: pathlib.Path
 ) -> None:
     def interrupt(when: Callable[[], bool], victim: int, kind: signal.Signals) -> str:
-        """Start a run, send one process a signal at a moment; -> what the other prints."""
-        # JAX looks for a notice every second: steps must be slow enough for some to be left.
+        """Start a run, send one process a signal once `when` is true; return the output of the other."""
+        # JAX checks for a notice every second: steps must be slow enough for some to be left.
         started = start(folder, "rough", wait=4.0 if kind == signal.SIGTERM else 2.0)
         wait_until(when)
         began = time.monotonic()
@@ -174,8 +174,8 @@ def test_kills_and_preemption_end_both_and_the_same_command_resumes(
         return (folder / "rough" / runs.CHECKPOINTS / "3").is_dir()
 
     host = re.escape(socket.gethostname())
-    assert re.search(rf"^error: process 1 \({host}\) ended without a word", interrupt(stepped, 1, signal.SIGKILL), re.M)
-    assert re.search(rf"^error: process 0 \({host}\) ended without a word", interrupt(saved, 0, signal.SIGKILL), re.M)
+    assert re.search(rf"^error: process 1 \({host}\) ended unexpectedly", interrupt(stepped, 1, signal.SIGKILL), re.M)
+    assert re.search(rf"^error: process 0 \({host}\) ended unexpectedly", interrupt(saved, 0, signal.SIGKILL), re.M)
     stopped = interrupt(stepped, 1, signal.SIGTERM)
     assert re.search("resuming after step [36]", stopped)
     step = int(re.search(r"stopped after step (\d)", stopped)[1])
@@ -196,16 +196,16 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_next_launch(folder: pathlib.P
     largest.write_bytes(content)
     assert finish(start(folder, "damaged", "--config.steps=10")) == [errors.RESTART] * 2
     for index in range(2):
-        told = re.findall(r"^error: .*", printed(folder, "damaged", index), re.M)
-        assert len(told) == 1
-        assert "checkpoint step 9" in told[0]
-        assert "set aside" in told[0]
-    kept = {path.name for path in (folder / "damaged" / runs.CHECKPOINTS).iterdir()}
-    assert {"6", "damaged-9"} <= kept
-    assert "9" not in kept
+        reported = re.findall(r"^error: .*", printed(folder, "damaged", index), re.M)
+        assert len(reported) == 1
+        assert "checkpoint step 9" in reported[0]
+        assert "set aside" in reported[0]
+    names = {path.name for path in (folder / "damaged" / runs.CHECKPOINTS).iterdir()}
+    assert {"6", "damaged-9"} <= names
+    assert "9" not in names
 
 
-def test_the_mistake_of_one_ends_all(folder: pathlib.Path) -> None:
+def test_a_user_error_in_one_process_ends_all(folder: pathlib.Path) -> None:
     assert finish(start(folder, "mistaken", mistake=1)) == [errors.MISTAKE] * 2
     assert "error: this host is out of order" in printed(folder, "mistaken", 1)
     assert re.search(r"^error: process 1 \(.*\): this host is out of order$", printed(folder, "mistaken", 0), re.M)

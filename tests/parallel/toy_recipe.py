@@ -1,4 +1,4 @@
-"""A recipe of the toy system that `toy_train.py` registers: seconds from start to end on CPUs."""
+"""Recipe of the toy system that `toy_train.py` registers; it trains in seconds on CPUs."""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""`python -m jworld.train` with one more system: a network of two layers on records of noise."""
+"""`python -m jworld.train` with a toy system: a two-layer network on records of noise."""
 
 import os
 import pathlib
@@ -26,7 +26,7 @@ FRAMES, RECORDS = 8, 64
 
 
 class Noise:
-    """Records whose values follow from their index."""
+    """Records whose values depend on their index only."""
 
     def __len__(self) -> int:
         return RECORDS
@@ -99,7 +99,7 @@ class System:
 
 if __name__ == "__main__":
     systems.REGISTRY["toy"] = System
-    # Another process's mistake, as a full disk of one host would be.
+    # A user error in one process only, such as a full disk on its host.
     if "--mistake" in sys.argv:
         sys.argv.remove("--mistake")
 
