@@ -61,8 +61,10 @@ def layer_order(pyproject: pathlib.Path) -> dict[str, int]:
     order: dict[str, int] = {}
     for number, layer in enumerate(layers):
         order |= {name.strip().strip("()"): number for name in layer.replace(":", "|").split("|")}
-    # The root of the package holds constants only: whoever imports a room runs it.
-    return order | {room: order[layer] for room, layer in COMMANDS.items()} | {"jworld": len(layers)}
+    # Every import of a room runs the root of the package, which therefore stands between the last two layers.
+    order["jworld"] = len(layers) - 1
+    order["jworld.utils"] = len(layers)
+    return order | {room: order[layer] for room, layer in COMMANDS.items()}
 
 
 def measure_floors(rooms: set[str], edges: dict[Edge, int]) -> dict[str, int]:

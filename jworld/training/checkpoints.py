@@ -155,7 +155,7 @@ class Checkpoints:
     def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any], list[str]]:
         """`restore` of the newest step that is intact, and what is wrong with those after it.
 
-        A restarted job has nobody to choose another step for it. The damaged ones are set aside as damaged-<step>.
+        A restarted job has nobody to choose another step for it. The damaged ones are set aside as `damaged-<step>`.
 
         Raises:
           DamagedError: no step is intact.

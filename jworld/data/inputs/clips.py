@@ -84,7 +84,7 @@ class Clip:
     """T uniform frames of one item.
 
     Attributes:
-      name: "<item>@<start>", unique within the data set.
+      name: `"<item>@<start>"`, unique within the data set.
       item: the item's name.
       start: the first frame's number at the clips' rate, counted from the item's first frame.
       split: "train" or "val".

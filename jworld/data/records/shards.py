@@ -1,7 +1,7 @@
 """Sets of records that are written shard by shard: a command that was killed goes on where it was.
 
 A shard holds consecutive items of one split, or encoded prompts. Its files get their names when they are complete, then
-its side file DIR/.progress/<shard>.json says what they hold: only a shard with a side file counts as written. The
+its side file `DIR/.progress/<shard>.json` says what they hold: only a shard with a side file counts as written. The
 manifest comes last, and DIR/.progress goes. Nothing depends on when or how often the command was stopped, so the result
 is always the same. Several processes can write one set, each its part of the planned shards; the one that finds all of
 them written writes the manifest, and if two do, they write the same.
