@@ -1,12 +1,15 @@
-"""How a command tells that it could not do its work: one sentence and an exit code, never a traceback.
+"""The end of a command that could not do its work: one sentence and an exit code, never a traceback.
 
 0   done
 1   a defect of the program, with its traceback
 2   the user's mistake: the same command would fail again
-75  cut short (RESTART): the same command goes on where it was; schedulers restart on it
+75  cut short (RESTART): the same command resumes where it was; schedulers restart on it
+141 unread (UNREAD): the reader of a pipe closed it
 """
 
 import functools
+import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,36 +17,58 @@ from typing import Any
 MISTAKE = 2
 #: EX_TEMPFAIL of sysexits.h: stopped by a scheduler, left alone by another process, or hung.
 RESTART = 75
+#: 128 + SIGPIPE: nobody reads the output any longer, as after `... --help | head`.
+UNREAD = 141
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: the message names the file or key, what was found, the expected and the fix."""
+    """A mistake that the user can mend; the message names file or key, what was found, what was expected, the fix."""
 
 
 class RestartError(Exception):
-    """The run was cut short by something outside it: the message says by what; the same command goes on."""
+    """An interruption from outside the run: the message says by what; the same command resumes."""
 
 
 def one_line(error: BaseException, *, limit: int = 200) -> str:
-    """The text of another library's error as part of a sentence, or its kind where it says nothing."""
+    """Return the text of another library's error as part of a sentence, or its type if the text is empty."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code that tells of an error."""
+    """Return the exit code of an error."""
     codes = {UserError: MISTAKE, RestartError: RESTART}
     return next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
 
 
 def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command's main function: a `UserError` or `RestartError` becomes one line on stderr and its exit code."""
+    """Wrap a command's main function: a `UserError` or `RestartError` becomes one line on stderr and its exit code.
+
+    A command whose output is a pipe that its reader has closed ends silently with `UNREAD`.
+    """
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return main(*args, **kwargs)
+            try:
+                return main(*args, **kwargs)
+            finally:
+                # What is still buffered, such as a help text, would otherwise fail after the last line of Python.
+                if sys.stdout is not None:
+                    sys.stdout.flush()
         except (UserError, RestartError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(exit_code(error))
+        except BrokenPipeError:
+            if not _output_unread():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(UNREAD)
 
     return wrapped
+
+
+def _output_unread() -> bool:
+    """Return whether standard output is a pipe without a reader."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
