@@ -1,1 +1,1 @@
-"""State, step, optimizers, checkpoints and metrics; knows neither systems nor models."""
+"""Training state, step, optimizers, checkpoints and metrics; independent of systems and models."""

@@ -1,7 +1,7 @@
-"""Checkpoints: saved in the background, restored onto any mesh, every leaf verified.
+"""Checkpoints: saved in the background, restored onto any mesh, with a checksum for every leaf.
 
-`<directory>/<step>/` holds the items `params`, `ema` (with averaging), `rest` (step, optimizer, counters), `data` (the
-data iterator's position) and `checksums`; `<directory>/frozen/0/` holds the frozen parameters, written once.
+`<directory>/<step>/` holds the items `params`, `ema` (if enabled), `rest` (step, optimizer, counters), `data` (the data
+iterator's position) and `checksums`. `<directory>/frozen/0/` holds the frozen parameters, written once.
 """
 
 import itertools
@@ -26,13 +26,13 @@ TrainState = train_state.TrainState
 
 FROZEN = "frozen"
 PARTIAL = "*.orbax-checkpoint-tmp*"
-#: A damaged step is kept under this name and its number: nothing is deleted for being unreadable.
+#: Damaged steps are renamed to this name and their number, never deleted.
 DAMAGED = "damaged"
 _READING = ocp.CheckpointManagerOptions(create=False)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """What is saved at every step, by item."""
+    """Return the items saved at every step."""
     rest = {"step": state.step, "opt_state": state.opt_state}
     rest |= {"skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
     items = {"params": state.params, "rest": rest}
@@ -44,7 +44,7 @@ def _json_checksum(value: Any) -> int:
 
 
 class DamagedError(errors.UserError):
-    """A checkpoint is not what was saved."""
+    """A checkpoint that differs from what was saved."""
 
 
 class Checkpoints:
@@ -56,7 +56,7 @@ class Checkpoints:
         """Open `directory` for a run, or with `create=False` for reading.
 
         Raises:
-          UserError: it is opened for reading and holds no checkpoint.
+          UserError: it is opened for reading and does not exist.
         """
         self.directory = directory.absolute()
         self.interval = interval
@@ -64,9 +64,9 @@ class Checkpoints:
         if not create and not self.directory.is_dir():
             raise errors.UserError(f"there are no checkpoints: the folder {directory} does not exist; train first")
         storage.install()
-        # Asked before the manager is made, where processes wait for each other: later, one may see what another writes.
+        # Checked before the processes synchronize in the manager's constructor: later, process 0 may be writing.
         self._frozen_saved = self._frozen_complete()
-        # Only a writer may clean up: a reader would take away what a run beside it is writing.
+        # Only a writer may clean up: a reader would delete the files that a concurrent run is writing.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=max_to_keep, create=create, cleanup_tmp_directories=create, enable_async_checkpointing=True
         )
@@ -80,24 +80,24 @@ class Checkpoints:
             self.close()
 
     def steps(self) -> list[int]:
-        """The steps of all complete checkpoints, in order."""
+        """Return the steps of all complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint."""
+        """Return the step of the newest complete checkpoint."""
         return max(self._manager.all_steps(), default=None)
 
     def due(self, step: int) -> bool:
-        """True for the steps at which the configured interval asks for a checkpoint."""
+        """Return whether the configured interval requires a checkpoint at this step."""
         return step % self.interval == 0
 
     def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
         """Save `state` under its step, with the data iterator's JSON state; returns before the files are written.
 
-        The state may be donated afterwards. A step that is already there is left alone.
+        The state may be donated afterwards. An existing step is not overwritten.
 
         Raises:
-          UserError: the disk is full, now or in the save before.
+          UserError: the disk is full, in this save or the previous one.
         """
         step = int(state.step)
         self.wait()
@@ -123,7 +123,7 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Return when the files of the last save are complete.
+        """Wait until the files of the last save are complete.
 
         Raises:
           UserError: the disk was full.
@@ -132,16 +132,16 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then release the threads."""
+        """Wait for the last save, then release the threads."""
         self.wait()
         self._manager.close()
 
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """(state, the data iterator's JSON state) of a step, the newest by default, laid out as `abstract` says.
+        """Return (state, the data iterator's JSON state) of a step, by default the newest, in the layout of `abstract`.
 
         Raises:
           DamagedError: a file is damaged.
-          UserError: there is no such step; it was saved by another model or optimizer.
+          UserError: the step does not exist, or was saved by another model or optimizer.
         """
         step = self._existing(step)
         with self._damage(step):
@@ -153,13 +153,13 @@ class Checkpoints:
         return restored, data
 
     def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any], list[str]]:
-        """`restore` of the newest step that is intact, and what is wrong with those after it.
+        """Restore the newest intact step, and return the problems of the damaged steps after it.
 
-        A restarted job has nobody to choose another step for it. The damaged ones are set aside as `damaged-<step>`.
+        A restarted job has no user to choose another step. The damaged ones are renamed to damaged-<step>.
 
         Raises:
           DamagedError: no step is intact.
-          RestartError: one of several processes found the newest step damaged and set it aside.
+          RestartError: a process of a multi-process run found the newest step damaged and set it aside.
           UserError: they were saved by another model or optimizer.
         """
         if jax.process_count() > 1:
@@ -176,7 +176,7 @@ class Checkpoints:
         raise problems[0]
 
     def _restore_or_restart(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Of several processes one alone may meet the damage, while the others wait for it: all must start again."""
+        """Restore in a multi-process run, or end all processes: only one may find the damage while the others wait."""
         *earlier, newest = self.steps()
         try:
             return self.restore(abstract, newest)
@@ -184,16 +184,16 @@ class Checkpoints:
             if not earlier:
                 raise
             self._set_aside([newest])
-            told = str(error).partition("; ")[0]
+            problem = str(error).partition("; ")[0]
             raise errors.RestartError(
-                f"{told}; it was set aside: the same command continues from the step before it"
+                f"{problem}; it was set aside: the same command continues from the previous step"
             ) from error
 
     def restore_params(self, abstract: nnx.State, step: int | None = None) -> nnx.State:
-        """The weights to use a model with: the average where the checkpoint has one, else the parameters.
+        """Restore the weights for inference: the EMA weights if the checkpoint has them, else the parameters.
 
         Raises:
-          UserError: as `restore`.
+          UserError: as in `restore`.
         """
         step = self._existing(step)
         name = "ema" if (self.directory / str(step) / "ema").is_dir() else "params"
@@ -202,7 +202,7 @@ class Checkpoints:
         return items[name]
 
     def restore_frozen(self, abstract: nnx.State) -> nnx.State:
-        """The frozen parameters; `abstract` itself where there are none.
+        """Restore the frozen parameters; returns `abstract` itself if it has none.
 
         Raises:
           UserError: they were saved by another model, or a file is damaged.
@@ -228,7 +228,7 @@ class Checkpoints:
         )
         own = written.checksums.pop("self", None)
         if own != _json_checksum(written.checksums) or written.checksums["data"] != _json_checksum(written.data):
-            raise _DamageError("data or checksums is not what was saved")
+            raise _DamageError("data or checksums differs from what was saved")
         leaves = {name: written.checksums["leaves"].get(name, {}) for name in targets}
         for name, target in targets.items():
             expected = checksums.describe(target)
@@ -251,7 +251,7 @@ class Checkpoints:
     def _existing(self, step: int | None) -> int:
         steps = self.steps()
         if not steps:
-            raise errors.UserError(f"{self.directory} holds no complete checkpoint; train first")
+            raise errors.UserError(f"{self.directory} has no complete checkpoint; train first")
         if step is not None and step not in steps:
             raise errors.UserError(
                 f"config.checkpoint.step is {step}, but {self.directory} holds the steps {', '.join(map(str, steps))}"
@@ -260,7 +260,7 @@ class Checkpoints:
 
     @contextmanager
     def _damage(self, step: int) -> Iterator[None]:
-        """A damaged file surfaces as any exception of three libraries: all become one sentence that offers a way on."""
+        """Convert the exceptions that a damaged file causes in three libraries to one `DamagedError` with a remedy."""
         try:
             yield
         except errors.UserError:
@@ -281,13 +281,13 @@ class Checkpoints:
         for step in steps:
             names = itertools.chain([f"{DAMAGED}-{step}"], (f"{DAMAGED}-{step}-{i}" for i in itertools.count(2)))
             target = next(path for name in names if not (path := self.directory / name).exists())
-            # Another process may have been faster.
+            # Another process may have renamed it first.
             with suppress(FileNotFoundError):
                 (self.directory / str(step)).rename(target)
         self._manager.reload()
 
     def _forget_abandoned(self) -> None:
-        """After a restore of an older step, the run takes another way than the newer steps did: delete them."""
+        """Delete the steps after a restored older one: the run continues from there and will save them again."""
         if self._restored is not None:
             for step in self.steps():
                 if step > self._restored:
@@ -314,16 +314,16 @@ class Checkpoints:
             raise self._disk_full(step, f"it needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
 
     def _disk_full(self, step: int | None, reason: str) -> errors.UserError:
-        for _ in range(5):  # writes that are still under way make the folder again
+        for _ in range(5):  # pending writes create the folder again
             for pattern in (PARTIAL, f"{FROZEN}/{PARTIAL}"):
                 for partial in self.directory.glob(pattern):
                     shutil.rmtree(partial, ignore_errors=True)
             time.sleep(0.1)
         latest = self.latest_step()
-        kept = f"the previous checkpoint (step {latest}) is intact" if latest is not None else "there is none before it"
+        previous = f"the previous checkpoint (step {latest}) is intact" if latest is not None else "it is the first one"
         name = "the checkpoint" if step is None else f"the checkpoint of step {step}"
         return errors.UserError(
-            f"{name} does not fit on the disk of {self.directory}: {reason}; {kept}; free some space and run again"
+            f"{name} does not fit on the disk of {self.directory}: {reason}; {previous}; free some space and run again"
         )
 
     @contextmanager
@@ -338,7 +338,7 @@ class Checkpoints:
 
 
 class _DamageError(Exception):
-    """A leaf that is not what was saved."""
+    """A leaf that differs from what was saved."""
 
 
 def _one_line(error: BaseException) -> str:
@@ -350,7 +350,7 @@ def _reason(error: Exception) -> str:
 
 
 def _first_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """The first leaf that differs, said in words; empty when none does."""
+    """Describe the first leaf that differs; empty if none does."""
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
@@ -366,12 +366,12 @@ def _first_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> 
 def require_same_config(
     workdir: pathlib.Path, stored: Mapping[str, Any], config: Mapping[str, Any], *, may_change: tuple[str, ...]
 ) -> None:
-    """Refuse to continue the run in `workdir` under another config; keys below one of `may_change` may differ.
+    """Refuse to resume the run in `workdir` with another config; keys below one of `may_change` may differ.
 
     Raises:
       UserError: the first other key whose value differs.
     """
-    # Through JSON, so that tuples compare with what the file gives back.
+    # The JSON round trip makes tuples comparable with the lists from the file.
     old, new = _flat(json.loads(json.dumps(stored))), _flat(json.loads(json.dumps(config)))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not key.startswith(may_change):

@@ -1,4 +1,4 @@
-"""When each step began and ended on the device, without making the training loop wait."""
+"""Start and end of each step on the device, measured without blocking the training loop."""
 
 import queue
 import threading
@@ -10,12 +10,11 @@ import jax
 
 
 class StepTime(NamedTuple):
-    """One step.
+    """Time of one step.
 
     Attributes:
-      busy: seconds that the device worked on it: from the end of the step before, or from its own dispatch where that
-        came later, to its end.
-      idle: seconds that the device had nothing to do before it.
+      busy: seconds of device work: from the end of the previous step, or from its own dispatch if later, to its end.
+      idle: seconds that the device was idle before it.
     """
 
     busy: float
@@ -23,46 +22,48 @@ class StepTime(NamedTuple):
 
 
 class StepClock:
-    """Notes the ends of steps in a thread of its own, which waits for one result after the other.
+    """Thread that records the end of each step by waiting for one result after the other.
 
-    The loop dispatches steps ahead of the device and never asks for their results; the thread does, and while it waits
-    it holds no lock that the loop needs. What it sees is late by its own waking up, well below a millisecond where the
-    machine has a core to spare.
+    The loop dispatches steps ahead of the device and never waits for their results. The thread does, and holds no lock
+    that the loop needs. Its times lag by its wake-up, well below a millisecond if the machine has a free core.
     """
 
     def __init__(self, on_end: Callable[[], None] = lambda: None) -> None:
-        """`on_end` is called after every step that ended without an error."""
+        """Start the thread; `on_end` is called after every step that ended without an error."""
         self._on_end = on_end
-        self._noted: queue.Queue[tuple[jax.Array, float] | None] = queue.Queue()
+        self._queued: queue.Queue[tuple[jax.Array, float] | None] = queue.Queue()
         self._times: list[StepTime] = []
-        self._last: float | None = None  # end of the step before
+        self._last: float | None = None  # end of the previous step
         self._thread = threading.Thread(target=self._run, name="step clock", daemon=True)
         self._thread.start()
 
     def add(self, result: jax.Array, *, dispatched: float) -> None:
-        """Note a step by an array that it makes; `dispatched` is `time.perf_counter()` just before its dispatch."""
-        self._noted.put((result, dispatched))
+        """Register a step by one of its output arrays.
+
+        `dispatched` is `time.perf_counter()` just before its dispatch.
+        """
+        self._queued.put((result, dispatched))
 
     def take(self) -> list[StepTime]:
-        """Times of the steps since the last call, once all of them have ended; steps that failed are left out."""
-        self._noted.join()
+        """Return the times of the steps since the last call, once all of them have ended; failed steps are left out."""
+        self._queued.join()
         times, self._times = self._times, []
         return times
 
     def close(self) -> None:
-        """Let the thread end after the steps that it still waits for."""
-        self._noted.put(None)
+        """Let the thread end after the remaining steps."""
+        self._queued.put(None)
 
     def _run(self) -> None:
-        while (item := self._noted.get()) is not None:
+        while (item := self._queued.get()) is not None:
             self._wait(*item)
-            self._noted.task_done()
+            self._queued.task_done()
 
     def _wait(self, result: jax.Array, dispatched: float) -> None:
         try:
             result.block_until_ready()
         except Exception:
-            return  # the loop meets the same error when it fetches the step's metrics
+            return  # the loop gets the same error when it fetches the step's metrics
         end = time.perf_counter()
         begin = dispatched if self._last is None else max(self._last, dispatched)
         self._times.append(StepTime(busy=end - begin, idle=0.0 if self._last is None else begin - self._last))

@@ -1,7 +1,7 @@
 """Goodput: the share of the time since a run's first launch in which the device worked on steps that counted.
 
-Everything else is loss: start-up, compilation, waiting for data, checkpoints that hold the device up, skipped steps,
-steps that a kill undid, and the time between two launches.
+The rest is loss: start-up, compilation, waiting for data, checkpoints that block the device, skipped steps, steps
+undone by a kill, and the time between two launches.
 """
 
 import json
@@ -18,34 +18,34 @@ FILE = "goodput.json"
 
 
 def productive_seconds(rows: Iterable[Mapping[str, Any]], step: int) -> float:
-    """Productive seconds of the steps up to `step`, from the lines of `metrics.jsonl`; between two, in proportion."""
-    known = [(0, 0.0), *((row["step"], row["productive_seconds"]) for row in rows if "productive_seconds" in row)]
-    steps, seconds = zip(*known, strict=True)
+    """Return the productive seconds of the steps up to `step`, interpolated between lines of `metrics.jsonl`."""
+    points = [(0, 0.0), *((row["step"], row["productive_seconds"]) for row in rows if "productive_seconds" in row)]
+    steps, seconds = zip(*points, strict=True)
     return float(np.interp(step, steps, seconds))
 
 
 class Goodput:
-    """The account of one run, over all its launches; kept in `goodput.json`, which is complete or absent."""
+    """Time account of one run over all its launches, stored atomically in `goodput.json`."""
 
     def __init__(self, workdir: pathlib.Path, *, launched: float, productive_seconds: float) -> None:
-        """Open or begin the account.
+        """Open the account, or create it.
 
         Args:
           workdir: the run's folder.
-          launched: `time.time()` when this process began.
+          launched: `time.time()` when this process started.
           productive_seconds: of the steps that the run resumes after.
         """
         self._path = workdir / FILE
         self.productive_seconds = productive_seconds
         try:
-            known = json.loads(self._path.read_text())
-            self.first_launch, self.launches = float(known["first_launch"]), int(known["launches"]) + 1
+            stored = json.loads(self._path.read_text())
+            self.first_launch, self.launches = float(stored["first_launch"]), int(stored["launches"]) + 1
         except (OSError, ValueError, TypeError, KeyError):
             self.first_launch, self.launches = launched, 1
 
     @property
     def elapsed_seconds(self) -> float:
-        """Since the first launch."""
+        """Seconds since the first launch."""
         return max(time.time() - self.first_launch, 1e-9)
 
     @property
@@ -53,7 +53,7 @@ class Goodput:
         return min(self.productive_seconds / self.elapsed_seconds, 1.0)
 
     def save(self, step: int) -> None:
-        """Write the account as it stands after `step`."""
+        """Write the account after `step`."""
         values = {
             "first_launch": self.first_launch,
             "launches": self.launches,

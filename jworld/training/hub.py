@@ -1,7 +1,7 @@
-"""Checkpoints copied to a Hugging Face repository while training goes on.
+"""Background uploads of checkpoints to a Hugging Face repository during training.
 
-A thread uploads the newest complete checkpoint with config, tokenizer or encoders, and logs. Nothing that happens there
-stops or delays a step: what fails is told and tried again later, with the checkpoint that is newest then.
+A thread uploads the newest complete checkpoint with config, tokenizer or encoders, and logs. Uploads never stop or
+delay a step: a failure is reported, and the newest checkpoint is tried again later.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ from jworld.utils import errors
 
 Upload = Callable[[int], None]
 
-#: Seconds until the next try, after each failure in a row; the last one goes on.
+#: Seconds until the next try, after each failure in a row; the last one repeats.
 _PAUSES = (30.0, 120.0, 600.0)
 _POLL = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HubConfig:
-    """Uploads (`config.checkpoint.hub`).
+    """Settings of uploads (`config.checkpoint.hub`).
 
     Attributes:
-      repo: such as "name/theworld-rooms", made where it is absent; "" uploads nothing.
-      strategy: "every_save", or "end" for the last checkpoint alone.
-      private: whether a repository that is made is private.
+      repo: repository such as "name/theworld-rooms", created if absent; "" uploads nothing.
+      strategy: "every_save", or "end" for the last checkpoint only.
+      private: whether a new repository is private.
       patience: minutes that a run waits at its end for the last upload.
     """
 
@@ -47,7 +47,7 @@ class HubConfig:
 
 
 def uploader(config: HubConfig, workdir: pathlib.Path) -> Upload:
-    """What uploads the checkpoint of a step; the login is that of `hf auth login`, or HF_TOKEN."""
+    """Return a function that uploads the checkpoint of a step; the login is that of `hf auth login`, or HF_TOKEN."""
 
     def upload(step: int) -> None:
         api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
@@ -63,7 +63,7 @@ def uploader(config: HubConfig, workdir: pathlib.Path) -> Upload:
                 f"checkpoints/{step}/*",
                 "checkpoints/frozen/*",
             ],
-            # The repository has the newest checkpoint alone; what is no longer there stays in its history.
+            # The repository has only the newest checkpoint; older ones stay in its history.
             delete_patterns=["checkpoints/*"],
         )
 
@@ -71,7 +71,7 @@ def uploader(config: HubConfig, workdir: pathlib.Path) -> Upload:
 
 
 class Uploads:
-    """Uploads in the background; a context manager around training. Without a repository it does nothing."""
+    """Background uploads, as a context manager around training; without a repository it does nothing."""
 
     def __init__(
         self,
@@ -82,23 +82,23 @@ class Uploads:
         message: Callable[[str], None],
         pauses: tuple[float, ...] = _PAUSES,
     ) -> None:
-        """`checkpoints` is the folder whose sub-folder STEP appears when the checkpoint of a step is complete."""
+        """Start the thread; the sub-folder STEP of `checkpoints` appears once that checkpoint is complete."""
         self._config, self._checkpoints, self._upload = config, checkpoints, upload
         self._message, self._pauses = message, pauses
         self._changed = threading.Condition()
-        self._wanted: int | None = None
+        self._requested: int | None = None
         self._done: int | None = None
         self._closing = False
-        # Of the kind that does not keep a process alive: a hub that hangs must not hold a finished run.
+        # A daemon thread: a hub that hangs must not keep the process of a finished run alive.
         self._thread = threading.Thread(target=self._work, name="hub uploads", daemon=True)
         if config.repo:
             self._thread.start()
 
     def saved(self, step: int, *, is_last: bool) -> None:
-        """Upload the checkpoint of a step once its files are complete; one that waits for its turn is passed over."""
+        """Upload the checkpoint of a step once its files are complete; it replaces one that still waits."""
         if self._config.repo and (is_last or self._config.strategy == "every_save"):
             with self._changed:
-                self._wanted = step
+                self._requested = step
                 self._changed.notify()
 
     def __enter__(self) -> "Uploads":
@@ -111,27 +111,27 @@ class Uploads:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout=60 * self._config.patience if kind is None else 0)
-        if kind is None and self._wanted is not None and self._done != self._wanted:
+        if kind is None and self._requested is not None and self._done != self._requested:
             self._message(
-                f"the checkpoint of step {self._wanted} is not at {self._config.repo}: the same command again tries it "
-                "once more"
+                f"the checkpoint of step {self._requested} was not uploaded to {self._config.repo}: "
+                "run the same command again to upload it"
             )
 
     def _work(self) -> None:
         failures = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._wanted != self._done)
-                step, closing = self._wanted, self._closing
+                self._changed.wait_for(lambda: self._closing or self._requested != self._done)
+                step, closing = self._requested, self._closing
             if step is None or step == self._done:
                 return
             try:
                 self._wait_for_files(step)
                 self._upload(step)
-            except Exception as error:  # whatever a network and a library can raise
+            except Exception as error:  # any error of the network or the library
                 failures += 1
                 problem = f"upload of step {step} to {self._config.repo} failed: {errors.one_line(error)}"
-                # At the end one failure is enough: the run would wait for nothing.
+                # At the end of the run there is no second try.
                 if closing:
                     self._message(problem)
                     return
@@ -144,10 +144,10 @@ class Uploads:
             self._message(f"uploaded step {step} to {self._config.repo}")
 
     def _wait_for_files(self, step: int) -> None:
-        """Checkpoints are written in the background, under another name until they are complete."""
+        """Wait for a checkpoint, which has another name until it is complete."""
         while not (self._checkpoints / str(step)).is_dir():
             with self._changed:
-                newer = self._wanted != step
+                newer = self._requested != step
             if newer or (self._closing and not any(self._checkpoints.glob(f"{step}.*"))):
-                raise FileNotFoundError(f"{self._checkpoints / str(step)} is not there any more")
+                raise FileNotFoundError(f"{self._checkpoints / str(step)} no longer exists")
             time.sleep(_POLL)

@@ -1,4 +1,4 @@
-"""The run's log: a progress line, a row of metrics for the writers, and the report of skipped steps."""
+"""Log of a run: progress lines, rows of metrics for the writers, and reports of skipped steps."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,12 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """Values of `config.log`.
+    """Settings of the log (`config.log`).
 
     Attributes:
       interval: steps between two lines.
-      watchdog_minutes: a launch in which no step ends for so long prints all stacks and ends; 0: never.
-      wandb: "off", "offline" (kept in the run's folder for `wandb sync`) or "online".
+      watchdog_minutes: minutes without a finished step after which the run prints all stacks and ends; 0: never.
+      wandb: "off", "offline" (written to the run's folder for `wandb sync`) or "online".
     """
 
     interval: int = 10
@@ -48,7 +48,7 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """One step whose metrics are still on the device."""
+    """Step whose metrics are still on the device."""
 
     step: int
     metrics: Mapping[str, jax.Array]
@@ -58,15 +58,15 @@ class _Pending:
 
 
 def _json_number(value: Any) -> int | float | None:
-    """A scalar for JSON, which has no NaN and no infinity."""
+    """Convert a scalar to a JSON number; None for NaN and infinity, which JSON lacks."""
     number = np.asarray(value).item()
     return number if math.isfinite(number) else None
 
 
 class ProgressLog:
-    """Log of one run, fed with every step; it fetches metrics from the device only every `log.interval` steps.
+    """Log of one run that receives every step, but fetches metrics from the device only every `log.interval` steps.
 
-    Prints and writes on the first process alone: a live line where stdout is a terminal, plain lines elsewhere.
+    Only process 0 prints and writes: a live line if stdout is a terminal, plain lines elsewhere.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ProgressLog:
         """Log steps `start_step + 1` to `steps`; lines of an earlier launch after `start_step` are dropped.
 
         Args:
-          work: what a step does.
+          work: amount of work in a step.
           profile: steps to trace.
           on_step: called by another thread when a step has ended on the device.
           config: of the run, for W&B.
@@ -129,13 +129,13 @@ class ProgressLog:
         self.close()
 
     def message(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a separate line."""
         if self._writes:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def waiting(self, step: int) -> Iterator[None]:
-        """Around what fetches the batch of a step, which is dispatched right after."""
+        """Measure the wait for a step's batch; the step is dispatched right after this context."""
         self._profile.before(step, self._last_metrics)
         began = time.perf_counter()
         yield
@@ -143,10 +143,10 @@ class ProgressLog:
         self._waited = self._dispatched - began
 
     def step(self, step: int, metrics: Mapping[str, jax.Array], *, indices: np.ndarray | None = None) -> None:
-        """Note the step that was just dispatched; `step` counts from 1.
+        """Register the step that was just dispatched; `step` counts from 1.
 
         Args:
-          indices: [B] positions of the batch's records in their split, named if the step is skipped.
+          indices: [B] positions of the batch's records in their split, reported if the step is skipped.
 
         Raises:
           UserError: `skip_limit` steps in a row were skipped.
@@ -158,15 +158,15 @@ class ProgressLog:
             self._first_step(metrics)
         else:
             self._clock.add(metrics["loss"], dispatched=self._dispatched)
-        if told := self._profile.after(step, metrics):
-            self.message(told)
+        if report := self._profile.after(step, metrics):
+            self.message(report)
         if step % self._interval == 0 or step == self._steps:
             self._flush()
 
     def _first_step(self, metrics: Mapping[str, jax.Array]) -> None:
-        """Wait for it, once, so that no later step time has the compilation in it; say what the start took."""
+        """Wait for the first step, so that no later step time includes the compilation; report the start-up times."""
         assert self._cache_reads is not None
-        # The call that dispatched it came back when the program was compiled.
+        # The dispatching call returned when the program was compiled.
         compiled = time.perf_counter()
         self._clock.add(metrics["loss"], dispatched=compiled)
         jax.block_until_ready(metrics)
@@ -183,7 +183,7 @@ class ProgressLog:
         self._cache_reads = None
 
     def close(self) -> None:
-        """Log what is left and release the files."""
+        """Log the remaining steps and release the files."""
         try:
             self._flush()
         finally:
@@ -255,7 +255,7 @@ class ProgressLog:
 
     @property
     def summary(self) -> str:
-        """How well the time since the first launch was spent; empty where this process does not write."""
+        """Goodput since the first launch, as text; empty if this process does not write."""
         if not self._writes:
             return ""
         count = self._goodput.launches

@@ -1,8 +1,8 @@
-"""Muon as WorldPlay trains with it: momentum made orthogonal for matrices, AdamW for everything else.
+"""Muon as in WorldPlay's training: orthogonalized momentum for matrices, AdamW for all other parameters.
 
-`optax.contrib.muon` is not it: that one averages the momentum with a bias correction inside the Nesterov step, adds
-AdamW's epsilon after the bias correction, and scales a convolution by its whole fan-in. So the parts below are put
-together from `optax.trace`, `optax.partition` and two small transformations.
+`optax.contrib.muon` differs: it averages the momentum with a bias correction inside the Nesterov step, adds AdamW's
+epsilon after the bias correction, and scales a convolution by its whole fan-in. Therefore this one is composed of
+`optax.trace`, `optax.partition` and two small transformations.
 """
 
 import functools
@@ -28,34 +28,34 @@ def _value(leaf: Any) -> Any:
 
 
 def is_stacked(leaf: Any) -> bool:
-    """True for a variable whose leading axis counts layers; a plain array never is."""
+    """Return whether the leading axis of a variable counts layers; always False for a plain array."""
     names = leaf.get_metadata().get("out_sharding") if _is_variable(leaf) else None
     return names is not None and len(names) > 0 and names[0] == LAYER_AXIS
 
 
 def is_matrix(leaf: Any) -> bool:
-    """True where one layer of this parameter has two dimensions or more: those Muon updates, the rest AdamW."""
+    """Return whether one layer of this parameter has at least two dimensions: Muon updates those, AdamW the rest."""
     return _value(leaf).ndim - is_stacked(leaf) >= 2
 
 
 def check_named(params: nnx.State) -> None:
-    """Every parameter of two dimensions or more must name its logical axes.
+    """Require logical axis names for every parameter of two dimensions or more.
 
     Raises:
-      ValueError: one does not, so that a stack of vectors could not be told from a matrix.
+      ValueError: a parameter has none, so a stack of vectors cannot be distinguished from a matrix.
     """
     for path, leaf in nnx.to_flat_state(params):
         if _value(leaf).ndim >= 2 and not leaf.get_metadata().get("out_sharding"):
             raise ValueError(
                 f"parameter {'/'.join(map(str, path))} of shape {_value(leaf).shape} names no logical axes: give its "
-                "metadata an out_sharding (None for an axis without a name), Muon must tell stacks from matrices"
+                "metadata an out_sharding (None for an axis without a name), which separates stacks from matrices"
             )
 
 
 def newton_schulz(x: jax.Array, *, steps: int, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """[rows, columns] -> [rows, columns] in `dtype` with all singular values near 1.
+    """Orthogonalize [rows, columns] -> [rows, columns] in `dtype`, with all singular values near 1.
 
-    Operands of every product are in `dtype`, sums are kept in float32 until they are operands again.
+    Operands of every product are in `dtype`, sums stay in float32 until they are operands again.
     """
     a, b, c = COEFFICIENTS
     x = x.astype(dtype)
@@ -71,13 +71,13 @@ def newton_schulz(x: jax.Array, *, steps: int, dtype: jax.typing.DTypeLike) -> j
         polynomial = (b * gram.astype(jnp.float32) + c * product(gram, gram)).astype(dtype)
         return (a * x.astype(jnp.float32) + product(polynomial, x)).astype(dtype), None
 
-    # A loop: written out, these products of every matrix would be most of what there is to compile.
+    # A loop: unrolled, these products would dominate compilation time.
     x, _ = jax.lax.scan(iterate, x, length=steps)
     return x.T if transpose else x
 
 
 def _orthogonalize(leaf: Any, *, steps: int, dtype: jax.typing.DTypeLike) -> Any:
-    """One parameter's update: kernels [in, out] and [..., in, out] as matrices [rest, out], each layer by itself."""
+    """Orthogonalize one parameter's update: kernels [..., in, out] as matrices [rest, out], each layer separately."""
     if _is_variable(leaf):
         return leaf.replace(_orthogonalize_array(_value(leaf), is_stacked(leaf), steps=steps, dtype=dtype))
     return _orthogonalize_array(leaf, False, steps=steps, dtype=dtype)
@@ -85,7 +85,7 @@ def _orthogonalize(leaf: Any, *, steps: int, dtype: jax.typing.DTypeLike) -> Any
 
 def _orthogonalize_array(x: jax.Array, stacked: bool, *, steps: int, dtype: jax.typing.DTypeLike) -> jax.Array:
     layers = x.shape[0] if stacked else 1
-    # As [out, rest], the original's orientation: a square matrix rounds differently the other way round.
+    # As [out, rest], the original's orientation: transposed, a square matrix rounds differently.
     matrices = x.reshape(layers, -1, x.shape[-1]).swapaxes(1, 2)
     y = jax.vmap(lambda matrix: newton_schulz(matrix, steps=steps, dtype=dtype))(matrices).swapaxes(1, 2)
     # The original scales by the first two dimensions of [out, in, ...], here the last two.
@@ -95,7 +95,7 @@ def _orthogonalize_array(x: jax.Array, stacked: bool, *, steps: int, dtype: jax.
 def scale_by_orthogonalization(
     *, steps: int = 5, dtype: jax.typing.DTypeLike = jnp.bfloat16
 ) -> optax.GradientTransformation:
-    """Make every update orthogonal, of root mean square about 0.2 whatever its shape."""
+    """Make every update orthogonal, with a root mean square of about 0.2 for every shape."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
@@ -107,7 +107,7 @@ def scale_by_orthogonalization(
 
 
 def scale_by_early_epsilon_adam(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam whose epsilon joins the root of the second moment before the bias correction."""
+    """Adam that adds epsilon to the root of the second moment before the bias correction."""
 
     def init(params: Any) -> optax.ScaleByAdamState:
         return optax.ScaleByAdamState(
@@ -136,11 +136,11 @@ def muon(
     steps: int = 5,
     dtype: jax.typing.DTypeLike = jnp.bfloat16,
 ) -> optax.GradientTransformation:
-    """The optimizer of WorldPlay's training.
+    """Return the optimizer of WorldPlay's training.
 
-    Parameters are an `nnx.State` whose variables name their axes, or any pytree of unstacked arrays. Decay works on
-    all of them, biases and norms included. The original iterates in bfloat16; float32 costs time and removes the
-    dependence of the rounding on the mesh.
+    Parameters are an `nnx.State` whose variables name their axes, or any pytree of unstacked arrays. Weight decay
+    applies to all of them, biases and norms included. The original iterates in bfloat16; float32 is slower, but its
+    rounding does not depend on the mesh.
     """
 
     def labels(params: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The optimizer section of a config: schedule, transformation, and the rules that the train step applies around it."""
+"""Optimizer section of a config: schedule, transformation, and the rules that the train step applies around it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,19 +26,21 @@ DTYPES = ("bfloat16", "float32")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Values of `config.optimizer`; zero turns clip_norm, skip_norm, ema_decay, ema_rate and skip_limit off.
+    """Settings of the optimizer (`config.optimizer`).
+
+    0 disables clip_norm, skip_norm, ema_decay, ema_rate and skip_limit.
 
     Raises:
       UserError: a value out of range.
     """
 
     name: str = "adamw"
-    trainable: str = ".*"  # regular expression of the paths of parameters that train; the rest is frozen
+    trainable: str = ".*"  # regular expression of the paths of trained parameters; the rest is frozen
     learning_rate: float = 1e-4
     schedule: str = "constant"
     warmup_steps: int = 0
-    start_lr_ratio: float = 0.0  # linear_with_min_lr, cosine_with_min_lr: where the warm-up starts
-    min_lr_ratio: float = 0.0  # the same: where the decay ends
+    start_lr_ratio: float = 0.0  # linear_with_min_lr, cosine_with_min_lr: start of the warm-up
+    min_lr_ratio: float = 0.0  # the same: end of the decay
     num_cycles: int = 1  # cosine_with_restarts
     power: float = 1.0  # polynomial
     weight_decay: float = 0.0
@@ -49,11 +51,11 @@ class OptimizerConfig:
     newton_schulz_steps: int = 5  # muon
     newton_schulz_dtype: str = "bfloat16"  # muon
     clip_norm: float = 0.0  # global norm
-    skip_norm: float = 0.0  # a step with a global norm at or above it leaves the state untouched
+    skip_norm: float = 0.0  # a step with a global norm at or above it does not change the weights
     skip_limit: int = 0  # stop after so many skipped steps in a row
-    ema_decay: float = 0.0  # average of the weights over about 1 / (1 - decay) updates
-    ema_rate: float = 0.0  # instead: power-law average over this share of all updates so far (EDM2)
-    accumulate: int = 1  # microbatches per step
+    ema_decay: float = 0.0  # EMA of the weights over about 1 / (1 - decay) updates
+    ema_rate: float = 0.0  # instead: power-law EMA over this share of all updates so far (EDM2)
+    accumulate: int = 1  # gradient accumulation: microbatches per step
 
     def __post_init__(self) -> None:
         for key, allowed in (("name", NAMES), ("schedule", SCHEDULES), ("newton_schulz_dtype", DTYPES)):
@@ -74,17 +76,17 @@ class OptimizerConfig:
             if not 0 <= getattr(self, key) < 1:
                 raise errors.UserError(f"config.optimizer.{key} is {getattr(self, key)}: expected at least 0, below 1")
         if self.ema_decay and self.ema_rate:
-            raise errors.UserError("config.optimizer.ema_decay and ema_rate are both set: choose one average")
+            raise errors.UserError("config.optimizer.ema_decay and ema_rate are both set: choose one of them")
 
     @property
-    def averages(self) -> bool:
-        """Whether a run keeps an average of its weights."""
+    def has_ema(self) -> bool:
+        """True if a run keeps an EMA of its weights."""
         return bool(self.ema_decay or self.ema_rate)
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """A transformation of gradients, the learning rate as a function of the updates made so far, and the config."""
+    """Gradient transformation, learning rate as a function of the number of updates, and config."""
 
     transform: optax.GradientTransformation
     schedule: Callable[..., Any]
@@ -92,7 +94,7 @@ class Optimizer:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[..., Any]:
-    """The learning rate as a function of the number of updates; decaying ones end at `steps`."""
+    """Return the learning rate as a function of the number of updates; decaying schedules end at `steps`."""
     peak, warmup = config.learning_rate, config.warmup_steps
     decay_steps = steps - warmup
     if config.schedule == "constant":
@@ -123,9 +125,9 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[..., Any]:
 
 
 def make_optimizer(config: OptimizerConfig, *, steps: int) -> Optimizer:
-    """The optimizer of a run of `steps` steps.
+    """Make the optimizer of a run of `steps` steps.
 
-    Clipping, skipping, averaging and accumulation are not in the transformation: the train step needs their numbers.
+    Clipping, skipping, EMA and gradient accumulation are not in the transformation: the train step needs their numbers.
     """
     schedule = make_schedule(config, steps)
     if config.name == "adamw":

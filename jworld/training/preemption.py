@@ -1,4 +1,4 @@
-"""The scheduler's notice, SIGTERM, as a flag that the training loop polls: save once, leave cleanly."""
+"""Preemption notice (SIGTERM) as a flag that the training loop polls, to save once and exit cleanly."""
 
 import signal
 import threading
@@ -10,9 +10,9 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """A context in which SIGTERM does not end the process but makes `reached` true.
+    """Context in which SIGTERM sets a flag instead of ending the process.
 
-    Among several processes JAX takes the signal from the start of the run on; one that any of them gets concerns all.
+    In multi-process runs JAX handles the signal from the start of the run; a signal to any process applies to all.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Preemption:
         self._alone = jax.process_count() == 1
 
     def reached(self, step: int) -> bool:
-        """Whether to save and leave after this step, the same in every process; to be asked after every step."""
+        """Return whether to save and exit after this step, the same in every process; call it after every step."""
         return self._event.is_set() if self._alone else multihost_utils.reached_preemption_sync_point(step)
 
     def __enter__(self) -> "Preemption":

@@ -12,7 +12,7 @@ FOLDER = "profile"
 
 
 def parse_steps(text: str) -> range:
-    """ "10:15" -> steps 10 to 15, both included; "" -> none."""
+    """Parse "10:15" to steps 10 to 15, both included; "" to none."""
     if not text:
         return range(0)
     found = re.fullmatch(r"(\d+):(\d+)", text)
@@ -25,28 +25,32 @@ def parse_steps(text: str) -> range:
 
 
 class Profile:
-    """Traces `steps` into `<workdir>/profile`; the loop waits for the device once before them and once after."""
+    """Trace of `steps` in `<workdir>/profile`; the loop waits for the device once before them and once after."""
 
     def __init__(self, workdir: pathlib.Path, steps: range, *, start_step: int, last_step: int) -> None:
-        """The run makes the steps `start_step + 1` to `last_step`; `UserError` where it makes none of `steps`."""
+        """Prepare the trace of a launch of steps `start_step + 1` to `last_step`.
+
+        Raises:
+          UserError: the launch contains none of `steps`.
+        """
         self._folder = workdir / FOLDER
         self._steps = range(max(steps.start, start_step + 1), min(steps.stop, last_step + 1))
         if steps and not self._steps:
             raise errors.UserError(
                 f"--profile is {steps[0]}:{steps[-1]}, but this launch makes the steps {start_step + 1} to "
-                f"{last_step}: name some of these"
+                f"{last_step}: choose from these"
             )
         self._running = False
 
     def before(self, step: int, last: Any) -> None:
-        """Begin at the first of the steps, when what the step before made, `last`, is there."""
+        """Start the trace before the first of the steps, once `last`, the previous step's output, is ready."""
         if self._steps and step == self._steps[0]:
             jax.block_until_ready(last)
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
     def after(self, step: int, made: Any) -> str:
-        """End with the last of the steps; what to tell the user, or nothing."""
+        """Stop the trace after the last of the steps; return a message for the user, or ""."""
         if not self._running or step != self._steps[-1]:
             return ""
         jax.block_until_ready(made)
@@ -57,7 +61,7 @@ class Profile:
         )
 
     def close(self) -> None:
-        """Keep what was traced so far."""
+        """Stop a running trace, keeping the steps traced so far."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

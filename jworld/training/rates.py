@@ -1,4 +1,4 @@
-"""How fast a run is: what a line of its log says of time, work and memory."""
+"""Throughput, utilization and memory of a run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Rates = dict[str, float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one training step does on all devices together, and what they could do; None where it is not known.
+    """Work of one training step on all devices together, and their peak rate; None if unknown.
 
     Attributes:
       examples, tokens: of a step.
@@ -27,10 +27,10 @@ class Work:
     peak_flops: float | None = None
 
     def rates(self, step_seconds: float) -> Rates:
-        """What is done per second, and its share of the peak: the model FLOPs utilisation (MFU).
+        """Return the rates per second, and the model FLOPs utilization (MFU).
 
-        MFU = flops / (step_seconds * peak_flops): operations of the model alone, forward and backward, without
-        recomputation and optimizer, against the published dense bfloat16 peak, by the wall clock.
+        MFU = flops / (step_seconds * peak_flops): operations of the model only, forward and backward, without
+        recomputation and optimizer, relative to the published dense bfloat16 peak, in wall-clock time.
         """
         rates = {"examples_per_second": self.examples / step_seconds}
         if self.tokens is not None:
@@ -43,19 +43,19 @@ class Work:
 
 
 def of_interval(times: Sequence[StepTime], waits: Sequence[float], elapsed: float, work: Work) -> Rates:
-    """Rates of the steps between two lines; nothing without a step.
+    """Return the rates of the steps between two log lines; empty without a step.
 
     Args:
       times: of each step on the device.
       waits: seconds that the loop waited for the batch of each step.
-      elapsed: wall-clock seconds from the end of the step before them to the end of the last one.
+      elapsed: wall-clock seconds from the end of the previous interval to the end of the last step.
       work: of a step.
     """
     if not times:
         return {}
     p50, p95 = np.percentile([time.busy for time in times], [50, 95])
     seconds = max(elapsed / len(times), 1e-9)
-    # Waiting costs only what the device does not hide behind the steps before.
+    # A wait costs only the time in which the device is idle; earlier steps hide the rest.
     starved = sum(min(time.idle, wait) for time, wait in zip(times, waits, strict=False))
     return {
         "step_seconds": seconds,
@@ -67,7 +67,7 @@ def of_interval(times: Sequence[StepTime], waits: Sequence[float], elapsed: floa
 
 
 def device_memory() -> Rates:
-    """Bytes in use and the most so far, on the fullest device of this process; nothing where devices do not tell."""
+    """Return bytes in use and their peak, on the fullest device of this process; empty where devices do not report."""
     stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
     columns = {"memory_bytes": "bytes_in_use", "memory_peak_bytes": "peak_bytes_in_use"}
     return {

@@ -1,4 +1,4 @@
-"""Schedules that optax does not have: cycles of warm-up and decay, and the power-law average of weights."""
+"""Schedules that optax lacks: cycles of warm-up and decay, and the decay of a power-law EMA."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Cycle(NamedTuple):
-    """A warm-up from `start` to `peak` over `warmup` updates, and a decay to `end` at update `length`."""
+    """Warm-up from `start` to `peak` over `warmup` updates, and decay to `end` at update `length`."""
 
     warmup: int
     length: int
@@ -19,10 +19,10 @@ class Cycle(NamedTuple):
 
 
 def cycles(parts: Sequence[Cycle], shape: Literal["linear", "cosine"] = "linear") -> Callable[..., jax.Array]:
-    """Cycles one after the other, as a function of the updates made so far; after the last one its end stays.
+    """Chain cycles as a function of the number of updates; after the last one its end value stays.
 
-    The last update of a cycle is the one before the first of the next: a cycle of 50 has its end at 50 and the next one
-    begins at 51 with its own update 1.
+    The last update of a cycle comes before the first of the next: a cycle of 50 ends at 50, and the next one begins at
+    51 with its own update 1.
 
     Source: cosmos-predict2, `LambdaLinearScheduler` and `LambdaWarmUpCosineScheduler`.
     """
@@ -46,7 +46,7 @@ def cycles(parts: Sequence[Cycle], shape: Literal["linear", "cosine"] = "linear"
 
 
 def power_exponent(rate: float) -> float:
-    """The exponent of a power-law average whose profile is `rate` of the training wide (standard deviation).
+    """Return the exponent of a power-law EMA whose profile has the standard deviation `rate`, as a share of training.
 
     Source: EDM2, https://arxiv.org/abs/2312.02696, algorithm 2: the largest root of a cubic.
     """
@@ -55,9 +55,9 @@ def power_exponent(rate: float) -> float:
 
 
 def power_decay(exponent: float, updates: jax.Array | int) -> jax.Array:
-    """How much of the average stays at an update, `updates` of which were made before: (1 - 1/(n + 1))^(exponent + 1).
+    """Return the decay of a power-law EMA after `updates` updates: (1 - 1/(n + 1))^(exponent + 1).
 
-    Zero at the first: the average begins with the weights after it.
+    Zero at the first update: the EMA begins with the weights after it.
     """
     count = jnp.asarray(updates, jnp.float32)
     return (count / (count + 1)) ** (exponent + 1)

@@ -1,4 +1,4 @@
-"""The state of a run: born sharded, described without memory for checkpoints and dry runs."""
+"""State of a run: created sharded, and described without memory for checkpoints and dry runs."""
 
 import math
 import re
@@ -20,10 +20,10 @@ PathFilter = Callable[[tuple[Any, ...], Any], bool]
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step reads and writes.
+    """All inputs and outputs of a step.
 
-    `step` counts all steps, also the skipped ones; `skipped` and `skipped_in_row` int32 scalars; `ema` is None
-    without averaging; `frozen` holds what the filter of trainable parameters leaves out.
+    `step` counts all steps, skipped ones included; `skipped` and `skipped_in_row` are int32 scalars. `ema` is None if
+    disabled. `frozen` holds the parameters outside the filter of trainable ones.
     """
 
     step: jax.Array
@@ -36,7 +36,7 @@ class TrainState:
 
 
 def path_filter(pattern: str) -> PathFilter:
-    """An nnx filter of the parameters whose whole path, as `blocks/image/query/kernel`, matches the expression."""
+    """Return an nnx filter of parameters whose whole path, such as `blocks/image/query/kernel`, matches `pattern`."""
     expression = re.compile(pattern)
     return lambda path, _: expression.fullmatch("/".join(map(str, path))) is not None
 
@@ -52,7 +52,7 @@ def _initializer(
             params=params,
             frozen=frozen,
             opt_state=optimizer.transform.init(params),
-            ema=jax.tree.map(jnp.copy, params) if optimizer.config.averages else None,
+            ema=jax.tree.map(jnp.copy, params) if optimizer.config.has_ema else None,
             skipped=jnp.zeros((), jnp.int32),
             skipped_in_row=jnp.zeros((), jnp.int32),
         )
@@ -66,17 +66,17 @@ def _check_divisible(shapes: TrainState, shardings: TrainState) -> None:
             names = (names,) if isinstance(names, str) else names or ()
             parts = math.prod(sharding.mesh.shape[name] for name in names)
             if size % parts:
-                told = " x ".join(f"config.mesh.{name}" for name in names if sharding.mesh.shape[name] > 1)
+                keys = " x ".join(f"config.mesh.{name}" for name in names if sharding.mesh.shape[name] > 1)
                 raise errors.UserError(
-                    f"{told} is {parts}, but {leaf_name(path)} of shape {leaf.shape} has a dimension {size} which that "
-                    f"does not divide: choose a divisor of {size}"
+                    f"{keys} is {parts}, but {leaf_name(path)} of shape {leaf.shape} has a dimension {size}, which is "
+                    f"not a multiple of it: choose a divisor of {size}"
                 )
 
     jax.tree_util.tree_map_with_path(check, shapes, shardings)
 
 
 def leaf_name(path: Any) -> str:
-    """A pytree path as `params/blocks/query/kernel`, without the last step from a variable into its value."""
+    """Format a pytree path as `params/blocks/query/kernel`, without the last step from a variable to its value."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
@@ -85,7 +85,7 @@ def leaf_name(path: Any) -> str:
 def abstract_state(
     init_model: InitModel, *, trainable: Any, optimizer: optimizers.Optimizer, mesh: Mesh, rules: Any = axes.RULES
 ) -> tuple[nnx.GraphDef, TrainState, TrainState]:
-    """(graph definition, state of ShapeDtypeStructs that carry their sharding, shardings); allocates nothing.
+    """Return (graph definition, state of ShapeDtypeStructs with their sharding, shardings); allocates nothing.
 
     The graph definition merges `(params, frozen)` into the model.
 
@@ -93,7 +93,7 @@ def abstract_state(
       UserError: a parameter has a dimension that its mesh axis does not divide.
     """
     with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
-        # A key of its own would be computed on the mesh, whose devices may be described but not there.
+        # A concrete key would be computed on the mesh, whose devices may be described but absent.
         key = jax.eval_shape(lambda: jax.random.key(0))
         shapes = jax.eval_shape(_initializer(init_model, trainable, optimizer), key)
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: init_model(nnx.Rngs(0))))
@@ -112,7 +112,10 @@ def create_state(
     mesh: Mesh,
     rules: Any = axes.RULES,
 ) -> tuple[nnx.GraphDef, TrainState, TrainState]:
-    """(graph definition, state at step 0, shardings): every leaf is computed where it lives, no host copy."""
+    """Return (graph definition, state at step 0, shardings).
+
+    Every leaf is computed on its own devices, without a host copy.
+    """
     graphdef, _, shardings = abstract_state(
         init_model, trainable=trainable, optimizer=optimizer, mesh=mesh, rules=rules
     )
@@ -122,18 +125,18 @@ def create_state(
 
 
 def sizes(params: nnx.State, frozen: nnx.State) -> dict[str, tuple[int, int]]:
-    """How many weights are trained, and how many there are, by the first name of their paths."""
+    """Count trained and all weights, by the first name of their paths."""
     found: dict[str, tuple[int, int]] = {}
     for part, is_trained in ((params, True), (frozen, False)):
         for name, below in part.items():
             count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(below))
-            trained, all_of_it = found.get(str(name), (0, 0))
-            found[str(name)] = trained + is_trained * count, all_of_it + count
+            trained, total = found.get(str(name), (0, 0))
+            found[str(name)] = trained + is_trained * count, total + count
     return found
 
 
 def replace_params(state: TrainState, params: nnx.State, frozen: nnx.State | None = None) -> TrainState:
-    """`state` with other weights at birth; the average starts from them too, in buffers of its own."""
+    """Replace the initial weights of `state`; the EMA starts from them too, in separate buffers."""
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     frozen = state.frozen if frozen is None else frozen
     return state.replace(params=params, frozen=frozen, ema=ema)  # type: ignore[attr-defined]

@@ -1,8 +1,9 @@
-"""One training step: gradients, clipping, the skip rule, the update, the average."""
+"""One training step: gradients, clipping, the skip rule, the update, the EMA."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,19 +18,19 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainState = train_state.TrainState
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
-#: Of the trained parameters, what else the model is made of, batch and key.
+#: (trained parameters, other weights of the model, batch, key) -> (loss, metrics), gradients.
 GradFn = Callable[[nnx.State, Any, Batch, jax.Array], tuple[tuple[jax.Array, Metrics], nnx.State]]
 
 CLIP_EPSILON = 1e-6
-#: A loss that is a mean over something that microbatches have more or less of, such as tokens, says how much among its
-#: metrics; it is no metric itself. Accumulation then takes the mean over all of it. At least 1 in a whole batch.
+#: Entry of the loss's metrics for a mean whose number of terms differs between microbatches, such as tokens: that
+#: number, at least 1 in a whole batch. Accumulation weights the microbatches by it and does not report it.
 WEIGHT = "weight"
 
 
 def _microbatches(batch: Batch, count: int, batch_shardings: Mapping[str, NamedSharding]) -> Batch:
-    """[B, ...] -> [count, B/count, ...]: microbatch i has the rows i, i + count, ...
+    """Split [B, ...] into [count, B/count, ...]: microbatch i has the rows i, i + count, ...
 
-    Strided, so that every device cuts its own rows and none move between devices.
+    Strided, so that every device splits its own rows and none move between devices.
 
     Raises:
       UserError: the batch does not divide.
@@ -40,7 +41,7 @@ def _microbatches(batch: Batch, count: int, batch_shardings: Mapping[str, NamedS
             raise errors.UserError(
                 f"config.optimizer.accumulate is {count}, which does not divide the batch of {x.shape[0]}"
             )
-        x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+        x = einops.rearrange(x, "(b m) ... -> m b ...", m=count)
         sharding = batch_shardings[name]
         return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec)))
 
@@ -48,7 +49,10 @@ def _microbatches(batch: Batch, count: int, batch_shardings: Mapping[str, NamedS
 
 
 def _accumulated(grad_fn: GradFn, count: int, batch_shardings: Mapping[str, NamedSharding]) -> GradFn:
-    """Means over `count` microbatches, each with its own key, in the memory of one; see `WEIGHT`."""
+    """Accumulate gradients over `count` microbatches, each with its own key, in the memory of one.
+
+    The means are weighted by `WEIGHT`.
+    """
 
     def mean(
         params: nnx.State, others: Any, batch: Batch, key: jax.Array
@@ -84,7 +88,7 @@ def _update(state: TrainState, grads: nnx.State, norm: jax.Array, optimizer: opt
         if config.ema_rate:
             decay = schedules.power_decay(schedules.power_exponent(config.ema_rate), updates_made)
         else:
-            # Warm-up: an average over 1/(1 - decay) steps would show the weights at birth for that long.
+            # Warm-up: with the full decay, the initial weights would dominate for 1/(1 - decay) steps.
             decay = jnp.minimum(config.ema_decay, (1 + updates_made) / (10 + updates_made))
         ema = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), ema, params)
     return state.replace(  # type: ignore[attr-defined]
@@ -108,23 +112,23 @@ def make_train_step(
     mesh: Mesh,
     loss_takes_average: bool = False,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """The compiled `(state, batch, key) -> (state, metrics)`; the given state is consumed.
+    """Compile `(state, batch, key) -> (state, metrics)`; the given state is donated.
 
-    `key` is the run's and never changes: the step folds its own number into it, so a resumed run draws the same
-    noise. Call it under `jax.set_mesh(mesh)`. A step whose loss or global gradient norm is not finite, or whose norm
-    reaches `skip_norm`, changes nothing but the counters. Metrics are float32 scalars on the device (counters int32):
-    loss, grad_norm (before clipping), learning_rate, skipped, skipped_in_row, and the loss's own.
+    `key` is the run's key and never changes: the step folds in its own number, so a resumed run draws the same noise.
+    Call it under `jax.set_mesh(mesh)`. If the loss or the global gradient norm is not finite, or the norm reaches
+    `skip_norm`, the step changes only the counters. Metrics are float32 scalars on the device (counters int32): loss,
+    grad_norm (before clipping), learning_rate, skipped, skipped_in_row, and the loss's own.
 
-    `loss_fn` takes the model, the batch, a key and, where it `loss_takes_average`, the model with the weights averaged
-    so far, which the optimizer's config must ask for.
+    `loss_fn` receives the model, the batch and a key; with `loss_takes_average` also the model with EMA weights, which
+    the optimizer's config must enable.
     """
     config = optimizer.config
     ceiling = config.skip_norm or float("inf")
 
     def loss_of(params: nnx.State, others: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         frozen, ema = others
-        average = [nnx.merge(graphdef, ema, frozen)] if loss_takes_average else []
-        return loss_fn(nnx.merge(graphdef, params, frozen), batch, key, *average)
+        ema_model = [nnx.merge(graphdef, ema, frozen)] if loss_takes_average else []
+        return loss_fn(nnx.merge(graphdef, params, frozen), batch, key, *ema_model)
 
     grad_fn: GradFn = jax.value_and_grad(loss_of, has_aux=True)
     if config.accumulate > 1:
@@ -136,8 +140,8 @@ def make_train_step(
         (loss, own_metrics), grads = grad_fn(state.params, others, batch, key)
         norm = optax.global_norm(grads)
         learning_rate = optimizer.schedule(state.step - state.skipped)
-        # A comparison with NaN is false: NaN, infinity and the ceiling itself all skip. A loss that is not finite skips
-        # too, though its gradient may be: a term that overflowed can be constant.
+        # A comparison with NaN is false: NaN, infinity and the ceiling itself all skip. The loss is tested too, because
+        # a constant term that overflows has a finite gradient.
         usable = (norm < ceiling) & jnp.isfinite(loss)
         new = jax.lax.cond(usable, lambda s: _update(s, grads, norm, optimizer), _skip, state)
         new = new.replace(step=state.step + 1)

@@ -1,4 +1,4 @@
-"""Errors of the storage library: a full disk recognised, and its threads' tracebacks kept from the user."""
+"""Errors of the storage library: detects a full disk and suppresses tracebacks of its threads."""
 
 import errno
 import logging
@@ -11,7 +11,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def disk_problem(error: BaseException | None) -> str:
-    """What the operating system says about a full disk, from an error or its causes; empty for any other error."""
+    """Return the operating system's message about a full disk, from an error or its causes; "" for any other error."""
     while error is not None:
         for number in DISK_ERRORS:
             if os.strerror(number) in str(error) or (isinstance(error, OSError) and error.errno == number):
@@ -31,17 +31,17 @@ class _Silence(logging.Filter):
 
 
 def _noise(error: BaseException | None) -> bool:
-    """After a failure, and where operations under way report to an event loop that the failure has closed."""
+    """Return whether to suppress an error: one after a failure, or of an event loop that the failure closed."""
     return _Silence.active or (isinstance(error, RuntimeError) and str(error) == "Event loop is closed")
 
 
 def silence() -> None:
-    """A failure is known and will be told in one sentence: drop what the library's threads still report about it."""
+    """Suppress the library's further reports after a failure that is reported as one message."""
     _Silence.active = True
 
 
 def install() -> None:
-    """Let `silence`, or the first sign of a full disk, quieten the library."""
+    """Install the filters that `silence`, or the first sign of a full disk, activates."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     if any(isinstance(item, _Silence) for item in loggers[0].filters):
         return

@@ -1,4 +1,4 @@
-"""A step that hangs ends the process, so that a scheduler can restart it, and says where every thread stood."""
+"""Watchdog that ends a hanging process, so that a scheduler can restart it, and prints the stack of every thread."""
 
 import faulthandler
 import os
@@ -9,19 +9,19 @@ from typing import Any, TextIO
 
 from jworld.utils import errors
 
-#: Seconds after which C code ends a process whose threads cannot run Python any more.
+#: Seconds after which C code ends a process whose threads can no longer run Python.
 _GRACE = 30.0
 
 
 class Watchdog:
-    """A context that must hear `beat` at least every `minutes`; otherwise it prints all stacks and ends the process.
+    """Context that needs a `beat` at least every `minutes`; otherwise it prints all stacks and ends the process.
 
-    0 minutes turn it off. A second timer inside `faulthandler` needs no interpreter lock: it ends the process, with
-    exit code 1, even when a call that never returns holds that lock.
+    0 minutes disable it. A second timer inside `faulthandler` needs no interpreter lock: it ends the process, with exit
+    code 1, even when a call that never returns holds that lock.
     """
 
     def __init__(self, minutes: float, *, file: TextIO | None = None) -> None:
-        """`file` has a descriptor; stderr by default."""
+        """Prepare the watchdog; `file` must have a descriptor (default: stderr)."""
         self._seconds = 60.0 * minutes
         self._file = file or sys.stderr
         self._last = time.monotonic()
@@ -42,23 +42,23 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
-        """Something was done."""
+        """Report progress."""
         self._last = time.monotonic()
         self._beats += 1
 
     def _watch(self) -> None:
         while (left := self._last + self._seconds - time.monotonic()) > 0:
             faulthandler.dump_traceback_later(left + _GRACE, exit=True, file=self._file)
-            # Often enough that the timer in C is never more than a quarter ahead of the beats.
+            # The timer in C is then at most a quarter of the limit ahead of the beats.
             if self._done.wait(min(left, self._seconds / 4)):
                 return
-        self._bark()
+        self._abort()
 
-    def _bark(self) -> None:
+    def _abort(self) -> None:
         print(
-            f"error: no step ended for {self._seconds / 60:g} minutes ({self._beats} of this launch did before); the "
-            "stack of every thread follows. Run the same command again to resume; raise config.log.watchdog_minutes if "
-            "steps or the compilation take that long",
+            f"error: no step ended for {self._seconds / 60:g} minutes (steps of this launch before: {self._beats}); "
+            "the stack of every thread follows. Run the same command again to resume; raise "
+            "config.log.watchdog_minutes if steps or the compilation take that long",
             file=self._file,
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""Parameters alone, by path: one safetensors file (starter weights), or one Orbax checkpoint (imported weights)."""
+"""Parameters by path, without training state: a safetensors file (starter weights) or an Orbax checkpoint."""
 
 import functools
 import pathlib
@@ -28,7 +28,7 @@ def save(params: nnx.State, path: pathlib.Path, dtype: np.dtype | type) -> None:
 
 
 def load(path: pathlib.Path, abstract: nnx.State) -> nnx.State:
-    """Read what `save` wrote into the shapes, dtypes and shardings of `abstract`.
+    """Load a file of `save` into the shapes, dtypes and shardings of `abstract`.
 
     Raises:
       UserError: the file is absent or damaged, or its tensors are not exactly those of the model.
@@ -41,19 +41,18 @@ def load(path: pathlib.Path, abstract: nnx.State) -> nnx.State:
                 lambda name, leaf: _placed(file.get_tensor(train_state.leaf_name(name)), leaf), abstract
             )
     except FileNotFoundError as error:
-        raise errors.UserError(f"{path} is missing: name a folder with weights, or train from nothing") from error
+        raise errors.UserError(f"{path} is missing: name a folder with weights, or train from scratch") from error
     except safetensors.SafetensorError as error:
-        raise errors.UserError(f"{path} is damaged ({error}): fetch the file again") from error
+        raise errors.UserError(f"{path} is damaged ({error}): download the file again") from error
 
 
 def restore(directory: pathlib.Path, abstract: nnx.State, entries: Mapping[str, Mapping[str, Any]]) -> nnx.State:
-    """Read an Orbax checkpoint whose leaves are named by path into the shapes, dtypes and shardings of `abstract`.
+    """Restore an Orbax checkpoint whose leaves are named by path into the shapes, dtypes and shardings of `abstract`.
 
     Args:
       directory: the checkpoint.
       abstract: the parameters to read, all that the checkpoint has.
-      entries: {"dtype", "shape", "checksum"} of every leaf when it was written, the checksum being `total` of its
-        `row_sums`.
+      entries: {"dtype", "shape", "checksum"} of every leaf as written; the checksum is `total` of its `row_sums`.
 
     Raises:
       UserError: the checkpoint is absent or damaged, or its leaves are not exactly those of the model.
@@ -82,7 +81,7 @@ def restore(directory: pathlib.Path, abstract: nnx.State, entries: Mapping[str, 
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
+    """Nest by path: {"a/b": x} -> {"a": {"b": x}}."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, last = path.split("/")
@@ -94,7 +93,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_sums(directory: pathlib.Path, found: Mapping[str, jax.Array], entries: Mapping[str, Any]) -> None:
-    """Compare the bits with those written; where the model is narrower than the file, they are gone."""
+    """Compare checksums with those written, except for leaves whose dtype is now narrower."""
     wider = {
         name: array
         for name, array in found.items()
@@ -104,13 +103,16 @@ def _check_sums(directory: pathlib.Path, found: Mapping[str, jax.Array], entries
     for name, value in sums.items():
         if int(total(value)) != entries[name]["checksum"]:
             raise errors.UserError(
-                f"the weights in {directory} are damaged: {name} is not what was written: import them again"
+                f"the weights in {directory} are damaged: {name} differs from what was written: import them again"
             )
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def row_sums(array: jax.Array, dtype: str) -> jax.Array:
-    """uint32 checksum in `dtype` of each row of the first axis; of stacked layers one by one, to save memory."""
+    """Compute the uint32 checksum in `dtype` of each row of the first axis.
+
+    Stacked layers are processed one by one, to save memory.
+    """
 
     def row(x: jax.Array) -> jax.Array:
         return checksums.array_checksum(x.astype(dtype))

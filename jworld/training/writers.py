@@ -1,4 +1,4 @@
-"""Where the lines of a run's log go: `metrics.jsonl`, TensorBoard, Weights & Biases."""
+"""Writers of a run's log: `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ WandbMode = Literal["off", "offline", "online"]
 
 
 class Writer(Protocol):
-    """Takes rows {"step": int, name: number or None}."""
+    """Receiver of rows {"step": int, name: number or None}."""
 
     def write(self, row: Row) -> None: ...
 
@@ -27,7 +27,7 @@ class Writer(Protocol):
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, oldest first; a last line that a killed run left half-written is passed over."""
+    """Read the lines of `metrics.jsonl`, oldest first; skips a last line left incomplete by a killed run."""
     path = workdir / FILE
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -39,13 +39,13 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """`metrics.jsonl`: one JSON object a line; the lines of an earlier launch after `start_step` are dropped."""
+    """Writer of `metrics.jsonl`, one JSON object per line; drops the lines of an earlier launch after `start_step`."""
 
     def __init__(self, workdir: pathlib.Path, start_step: int) -> None:
         path = workdir / FILE
-        kept = [json.dumps(row) + "\n" for row in read(workdir) if row["step"] <= start_step]
+        lines = [json.dumps(row) + "\n" for row in read(workdir) if row["step"] <= start_step]
         with files.replacing(path) as temporary:
-            temporary.write_text("".join(kept))
+            temporary.write_text("".join(lines))
         self._file = path.open("a")
 
     def write(self, row: Row) -> None:
@@ -57,7 +57,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`; what an earlier launch wrote after `start_step` is marked as void."""
+    """Writer of event files in `tensorboard/`; marks events of an earlier launch after `start_step` as void."""
 
     def __init__(self, workdir: pathlib.Path, start_step: int) -> None:
         self._board = tensorboardX.SummaryWriter(str(workdir / BOARD), purge_step=start_step + 1)
@@ -72,13 +72,17 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project "jworld", named after the workdir; every launch of it goes on with the same one.
+    """Writer of a W&B run in the project "jworld", named after the workdir and resumed by every launch.
 
-    A resumed run writes the steps again that a kill undid, with the same values: W&B takes nothing back.
+    A resumed run logs again the steps that a kill undid, with the same values: W&B cannot remove them.
     """
 
     def __init__(self, workdir: pathlib.Path, mode: str, *, first_launch: float, config: Mapping[str, Any]) -> None:
-        """`UserError` where the package is missing."""
+        """Start or resume the W&B run.
+
+        Raises:
+          UserError: the package is missing.
+        """
         try:
             import wandb
         except ImportError as error:

@@ -166,7 +166,7 @@ def test_mistakes_end_in_one_sentence(
 def test_a_launch_that_hangs_ends(answers: dict[tuple[str, ...], subprocess.CompletedProcess[str]]) -> None:
     result = answers[HANGS]
     assert result.returncode == errors.RESTART
-    assert "error: no step ended for 0.0001 minutes (0 of this launch did before)" in result.stderr
+    assert "error: no step ended for 0.0001 minutes (steps of this launch before: 0)" in result.stderr
     assert "train.py" in result.stderr
 
 

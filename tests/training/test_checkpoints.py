@@ -1,4 +1,4 @@
-"""Checkpoints of the toy run: any mesh, every bit verified, nothing lost when a save fails."""
+"""Checkpoints of the toy run: any mesh, every bit verified, intact after a failed save."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ def equal(a: Any, b: Any) -> None:
 
 
 def saved(directory: pathlib.Path, *, steps: int = 2, **options: Any) -> toy.Run:
-    """A run that has made `steps` steps and saved each."""
+    """Make a run that has made `steps` steps and saved each."""
     run = toy.Run(**options)
     with checkpoints.Checkpoints(directory) as store:
         for _ in range(steps):
@@ -45,10 +45,10 @@ def flip(path: pathlib.Path, position: int) -> None:
 def test_one_flipped_bit_changes_the_checksum(dtype: str) -> None:
     x = np.asarray(np.random.default_rng(0).normal(size=(3, 5)) > 0, jnp.dtype(dtype))
     before = int(checksums.array_checksum(jnp.asarray(x)))
-    for place in range(x.nbytes):
+    for position in range(x.nbytes):
         for bit in range(1 if dtype == "bool" else 8):
             content = bytearray(x.tobytes())
-            content[place] ^= 1 << bit
+            content[position] ^= 1 << bit
             changed = np.frombuffer(bytes(content), x.dtype).reshape(x.shape)
             assert int(checksums.array_checksum(jnp.asarray(changed))) != before
 
@@ -100,7 +100,7 @@ def test_a_flipped_byte_is_refused_and_the_previous_step_offered(tmp_path: pathl
             message = ""
             with checkpoints.Checkpoints(tmp_path) as store:
                 try:
-                    # A byte that no array is read from may pass.
+                    # Bytes outside of arrays may pass.
                     equal(run.state, store.restore(run.abstract())[0])
                 except errors.UserError as error:
                     message = str(error)
@@ -133,12 +133,12 @@ def test_the_newest_intact_step_is_found(tmp_path: pathlib.Path) -> None:
 
 def test_a_changed_leaf_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved(tmp_path, steps=1)
-    honest = checksums.array_checksum
-    # Uncompressed arrays decode without an error whatever is in them: here one sum is wrong by one.
+    original = checksums.array_checksum
+    # Uncompressed arrays decode without errors, so only the checksum can differ: here by one.
     monkeypatch.setattr(
         checksums,
         "_tree_checksums",
-        lambda leaves: [honest(x) + (x.shape == (2, toy.WIDTH, toy.HIDDEN)) for x in leaves],
+        lambda leaves: [original(x) + (x.shape == (2, toy.WIDTH, toy.HIDDEN)) for x in leaves],
     )
     with checkpoints.Checkpoints(tmp_path) as store, pytest.raises(errors.UserError, match="params/blocks/up/kernel"):
         store.restore(run.abstract())
@@ -185,9 +185,9 @@ def test_another_dtype_is_refused(tmp_path: pathlib.Path) -> None:
         store.restore(half)
 
 
-def test_weights_alone_prefer_the_average(tmp_path: pathlib.Path) -> None:
-    plain, averaged = saved(tmp_path / "plain"), saved(tmp_path / "averaged", ema_decay=0.5)
-    for run, name, expected in ((plain, "plain", plain.state.params), (averaged, "averaged", averaged.state.ema)):
+def test_restored_weights_prefer_the_ema(tmp_path: pathlib.Path) -> None:
+    plain, with_ema = saved(tmp_path / "plain"), saved(tmp_path / "ema", ema_decay=0.5)
+    for run, name, expected in ((plain, "plain", plain.state.params), (with_ema, "ema", with_ema.state.ema)):
         store = checkpoints.Checkpoints(tmp_path / name, create=False)
         equal(store.restore_params(run.abstract().params), expected)
     with pytest.raises(errors.UserError, match="does not exist"):
@@ -211,7 +211,7 @@ def test_frozen_parameters_are_stored_once(tmp_path: pathlib.Path) -> None:
         store.restore(run.abstract())
 
 
-def test_old_checkpoints_go(tmp_path: pathlib.Path) -> None:
+def test_old_checkpoints_are_deleted(tmp_path: pathlib.Path) -> None:
     run = toy.Run()
     with checkpoints.Checkpoints(tmp_path, max_to_keep=2, interval=2) as store:
         for _ in range(6):

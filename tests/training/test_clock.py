@@ -1,4 +1,4 @@
-"""Step times that nobody waits for, and what a line makes of them."""
+"""Step times measured without blocking the loop, and the rates computed from them."""
 
 import threading
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from jworld.training.clock import StepClock, StepTime
 
 
 class Result:
-    """What a step makes; it is ready at a given time of a clock that only the results move."""
+    """Output of a step that becomes ready at a given time of a clock that only the results advance."""
 
     now = 0.0
 
@@ -25,7 +25,7 @@ class Result:
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[StepClock, list[int]]]:
-    """A clock, and the beats that it gave."""
+    """Return a clock and the list of its calls of `on_end`."""
     monkeypatch.setattr(clock.time, "perf_counter", lambda: Result.now)
     beats: list[int] = []
     stepped = StepClock(lambda: beats.append(1))
@@ -35,7 +35,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[StepClock, list[int
 
 def test_busy_time_leaves_out_the_queue_and_the_idle_time(steps: tuple[StepClock, list[int]]) -> None:
     stepped, beats = steps
-    # Two steps dispatched at once: the second one's time begins with the end of the first. The third comes late.
+    # Two steps are dispatched at once: the second one's time begins at the end of the first. The third is late.
     stepped.add(Result(10.1), dispatched=10.0)
     stepped.add(Result(10.3), dispatched=10.0)
     stepped.add(Result(10.8), dispatched=10.5)
@@ -68,7 +68,7 @@ def test_adding_a_step_does_not_wait_for_it() -> None:
 
 
 def test_rates_of_an_interval() -> None:
-    """Ten steps of 0.9 s, one of 2 s; one waited 0.5 s for data while the device was idle, the others hid it."""
+    """Ten steps of 0.9 s, one of 2 s; one waited 0.5 s for data while the device was idle, the others hid the wait."""
     times = [StepTime(busy=0.9, idle=0.0)] * 9 + [StepTime(busy=0.9, idle=0.7), StepTime(busy=2.0, idle=0.0)]
     row = rates.of_interval(times, [0.5] * 11, 12.0, rates.Work(examples=4, tokens=100, flops=6e12, peak_flops=1e13))
     seconds = 12.0 / 11
@@ -80,7 +80,7 @@ def test_rates_of_an_interval() -> None:
     assert row["data_wait"] == pytest.approx(0.5 / 12.0)
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_rates_are_left_out() -> None:
     assert set(rates.Work(examples=4).rates(0.5)) == {"examples_per_second"}
     assert "mfu" not in rates.Work(examples=4, flops=1e9).rates(0.5)
     assert rates.of_interval([], [], 1.0, rates.Work(examples=4)) == {}

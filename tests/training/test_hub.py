@@ -1,4 +1,4 @@
-"""Uploads to a hub that is made here: what arrives, and that nothing stops when it fails."""
+"""Uploads to a local hub: the uploaded files, and a run that continues when an upload fails."""
 
 import base64
 import http.server
@@ -16,7 +16,7 @@ CONFIG = hub.HubConfig(repo="me/rooms", patience=0.02)
 
 
 class Fake:
-    """An upload that fails as often as it is told."""
+    """Upload that fails a given number of times."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures, self.steps = failures, []
@@ -42,75 +42,77 @@ def wait(condition) -> None:
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("it did not happen")
+    raise AssertionError("the condition stayed false")
 
 
 def test_every_save_is_uploaded(tmp_path: pathlib.Path) -> None:
-    fake, told = Fake(), []
-    with hub.Uploads(CONFIG, folder(tmp_path, 1, 2), fake, message=told.append) as uploads:
+    fake, messages = Fake(), []
+    with hub.Uploads(CONFIG, folder(tmp_path, 1, 2), fake, message=messages.append) as uploads:
         for step in (1, 2):
             uploads.saved(step, is_last=False)
-            wait(lambda: len(told) == len(fake.steps) and fake.steps[-1:] == [step])  # noqa: B023
+            wait(lambda: len(messages) == len(fake.steps) and fake.steps[-1:] == [step])  # noqa: B023
     assert fake.steps == [1, 2]
-    assert told == ["uploaded step 1 to me/rooms", "uploaded step 2 to me/rooms"]
+    assert messages == ["uploaded step 1 to me/rooms", "uploaded step 2 to me/rooms"]
 
 
-def test_failures_are_told_and_tried_again_with_the_newest(tmp_path: pathlib.Path) -> None:
-    fake, told = Fake(failures=2), []
-    with hub.Uploads(CONFIG, folder(tmp_path, 1, 5), fake, message=told.append, pauses=(0.05,)) as uploads:
+def test_failures_are_reported_and_retried_with_the_newest_step(tmp_path: pathlib.Path) -> None:
+    fake, messages = Fake(failures=2), []
+    with hub.Uploads(CONFIG, folder(tmp_path, 1, 5), fake, message=messages.append, pauses=(0.05,)) as uploads:
         uploads.saved(1, is_last=False)
         wait(lambda: len(fake.steps) >= 1)
         uploads.saved(5, is_last=False)
-        wait(lambda: "uploaded step 5 to me/rooms" in told)
-    assert told[0] == "upload of step 1 to me/rooms failed: no network; trying again in 0.05 s"
+        wait(lambda: "uploaded step 5 to me/rooms" in messages)
+    assert messages[0] == "upload of step 1 to me/rooms failed: no network; trying again in 0.05 s"
     assert fake.steps[-1] == 5
 
 
-def test_a_hub_that_hangs_holds_nobody(tmp_path: pathlib.Path) -> None:
-    fake, told = Fake(), []
+def test_a_hub_that_hangs_does_not_block_the_run(tmp_path: pathlib.Path) -> None:
+    fake, messages = Fake(), []
     fake.hangs.clear()
     began = time.perf_counter()
-    with hub.Uploads(CONFIG, folder(tmp_path, 1, 2, 3), fake, message=told.append) as uploads:
+    with hub.Uploads(CONFIG, folder(tmp_path, 1, 2, 3), fake, message=messages.append) as uploads:
         uploads.saved(1, is_last=False)
         wait(lambda: fake.steps == [1])
         uploads.saved(2, is_last=False)
         uploads.saved(3, is_last=True)
         assert time.perf_counter() - began < 2
     assert time.perf_counter() - began < 15
-    assert told == ["the checkpoint of step 3 is not at me/rooms: the same command again tries it once more"]
+    assert messages == [
+        "the checkpoint of step 3 was not uploaded to me/rooms: run the same command again to upload it"
+    ]
     fake.hangs.set()
 
 
 def test_a_run_that_fails_does_not_wait(tmp_path: pathlib.Path) -> None:
-    fake, told = Fake(), []
+    fake, messages = Fake(), []
     fake.hangs.clear()
-    uploads = hub.Uploads(hub.HubConfig(repo="r", patience=9), folder(tmp_path, 1), fake, message=told.append)
+    uploads = hub.Uploads(hub.HubConfig(repo="r", patience=9), folder(tmp_path, 1), fake, message=messages.append)
     uploads.saved(1, is_last=False)
     uploads.__exit__(KeyError, KeyError(), None)
-    assert told == []
+    assert messages == []
     fake.hangs.set()
 
 
 def test_files_are_awaited(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_POLL", 0.01)
-    fake, told = Fake(), []
+    fake, messages = Fake(), []
     (tmp_path / "4.orbax-checkpoint-tmp").mkdir()
-    with hub.Uploads(CONFIG, tmp_path, fake, message=told.append) as uploads:
+    with hub.Uploads(CONFIG, tmp_path, fake, message=messages.append) as uploads:
         uploads.saved(4, is_last=False)
         time.sleep(0.1)
         assert fake.steps == []
         (tmp_path / "4.orbax-checkpoint-tmp").rename(tmp_path / "4")
-        wait(lambda: told == ["uploaded step 4 to me/rooms"])
+        wait(lambda: messages == ["uploaded step 4 to me/rooms"])
 
 
 def test_strategies(tmp_path: pathlib.Path) -> None:
-    fake, told = Fake(), []
+    fake, messages = Fake(), []
     config = hub.HubConfig(repo="me/rooms", strategy="end")
-    with hub.Uploads(config, folder(tmp_path, 1, 2), fake, message=told.append) as uploads:
+    with hub.Uploads(config, folder(tmp_path, 1, 2), fake, message=messages.append) as uploads:
         uploads.saved(1, is_last=False)
         uploads.saved(2, is_last=True)
     assert fake.steps == [2]
-    with hub.Uploads(hub.HubConfig(), tmp_path, fake, message=told.append) as uploads:
+    with hub.Uploads(hub.HubConfig(), tmp_path, fake, message=messages.append) as uploads:
         uploads.saved(3, is_last=True)
     assert fake.steps == [2]
     with pytest.raises(ValueError, match="expected owner/name"):
@@ -118,7 +120,7 @@ def test_strategies(tmp_path: pathlib.Path) -> None:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's API as an upload of small files needs."""
+    """Part of the hub's API that an upload of small files needs."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -170,7 +172,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTT
     server.shutdown()
 
 
-def test_what_arrives_at_the_hub(tmp_path: pathlib.Path, server: http.server.ThreadingHTTPServer) -> None:
+def test_uploaded_files(tmp_path: pathlib.Path, server: http.server.ThreadingHTTPServer) -> None:
     for name in ("config.json", "encoders/tokenizer.json", "checkpoints/4/params/a", "checkpoints/3/params/a", "other"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The progress log: what it prints, what it keeps over a resume, what it says of skipped steps."""
+"""The progress log: its lines, its rows after a resume, its reports of skipped steps."""
 
 import io
 import json
@@ -76,7 +76,7 @@ def test_a_terminal_gets_one_live_line(tmp_path: pathlib.Path) -> None:
     assert "\x1b[2K" in text.getvalue()
 
 
-def test_resume_drops_what_will_be_done_again(tmp_path: pathlib.Path) -> None:
+def test_resume_drops_rows_of_repeated_steps(tmp_path: pathlib.Path) -> None:
     with make_log(tmp_path)[0] as log:
         for step in range(1, 7):
             log.step(step, values(step))
@@ -117,15 +117,15 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path: pathlib.Path) ->
 
 def test_metrics_stay_on_the_device_between_lines(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = []
-    honest = metrics.jax.device_get
-    monkeypatch.setattr(metrics.jax, "device_get", lambda tree: (fetched.append(len(tree)), honest(tree))[1])
+    original = metrics.jax.device_get
+    monkeypatch.setattr(metrics.jax, "device_get", lambda tree: (fetched.append(len(tree)), original(tree))[1])
     with make_log(tmp_path, steps=10, log=metrics.LogConfig(interval=5))[0] as log:
         for step in range(1, 11):
             log.step(step, values(step))
     assert fetched == [5, 5]
 
 
-def test_a_line_of_the_first_step_alone_has_no_speed(tmp_path: pathlib.Path) -> None:
+def test_a_line_of_only_the_first_step_has_no_speed(tmp_path: pathlib.Path) -> None:
     log, text = make_log(tmp_path, log=metrics.LogConfig(interval=1))
     with log:
         for step in (1, 2):
@@ -136,8 +136,8 @@ def test_a_line_of_the_first_step_alone_has_no_speed(tmp_path: pathlib.Path) -> 
     assert second["step_seconds"] > 0
 
 
-def test_goodput_counts_a_step_once_however_often_it_was_made(tmp_path: pathlib.Path) -> None:
-    """Two launches: the second begins after step 3, so what the first did after it is lost."""
+def test_goodput_counts_a_repeated_step_once(tmp_path: pathlib.Path) -> None:
+    """The second launch begins after step 3, so the later steps of the first launch are lost."""
 
     def launch(start: int, steps: int) -> None:
         with make_log(tmp_path, start_step=start, steps=steps)[0] as log:
@@ -149,13 +149,13 @@ def test_goodput_counts_a_step_once_however_often_it_was_made(tmp_path: pathlib.
 
     launch(0, 6)
     before = json.loads((tmp_path / goodput.FILE).read_text())
-    kept = goodput.productive_seconds(metrics.read(tmp_path), 3)
-    assert 0.0099 < kept < before["productive_seconds"]
+    resumed = goodput.productive_seconds(metrics.read(tmp_path), 3)
+    assert 0.0099 < resumed < before["productive_seconds"]
     launch(3, 8)
     after = json.loads((tmp_path / goodput.FILE).read_text())
     assert (before["launches"], after["launches"], after["step"]) == (1, 2, 8)
     assert after["first_launch"] == before["first_launch"]
-    assert after["productive_seconds"] >= kept + 4 * 0.01
+    assert after["productive_seconds"] >= resumed + 4 * 0.01
     assert after["goodput"] == pytest.approx(after["productive_seconds"] / after["elapsed_seconds"])
     rows = [row["productive_seconds"] for row in metrics.read(tmp_path)]
     assert rows == sorted(rows)
@@ -178,7 +178,7 @@ def test_weights_and_biases_get_every_line(tmp_path: pathlib.Path, monkeypatch: 
     )
     options: list[dict[str, Any]] = []
     monkeypatch.setitem(
-        sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: (options.append(given), run)[1])
+        sys.modules, "wandb", types.SimpleNamespace(init=lambda **arguments: (options.append(arguments), run)[1])
     )
     settings = metrics.LogConfig(interval=2, wandb="offline")
     for start in (0, 2):
@@ -192,7 +192,7 @@ def test_weights_and_biases_get_every_line(tmp_path: pathlib.Path, monkeypatch: 
     assert options[0]["id"] == options[1]["id"]
 
 
-def test_a_missing_wandb_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wandb_is_reported(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(errors.UserError, match=r"config\.log\.wandb is 'online' but the package wandb is missing: pip"):
         make_log(tmp_path, log=metrics.LogConfig(wandb="online"))

@@ -1,4 +1,4 @@
-"""Schedules, the optimizer's config, and Muon on stacked kernels."""
+"""Schedules, the optimizer's config, Muon on stacked kernels."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def state(arrays: dict[str, np.ndarray], names: dict[str, tuple[str | None, ...]
     return nnx.State({k: nnx.Param(jnp.asarray(x), out_sharding=names[k]) for k, x in arrays.items()})
 
 
-def test_every_layer_of_a_stack_is_updated_by_itself() -> None:
+def test_every_layer_of_a_stack_is_updated_separately() -> None:
     rng = np.random.default_rng(0)
     kernels = rng.normal(size=(2, 3, 6, 4)).astype(np.float32)  # step, layer, in, out
     biases = rng.normal(size=(2, 3, 4)).astype(np.float32)

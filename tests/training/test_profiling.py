@@ -1,4 +1,4 @@
-"""Traces of chosen steps."""
+"""Profiler traces of selected steps."""
 
 import pathlib
 import subprocess
@@ -27,19 +27,19 @@ from jworld.training import profiling
 folder = pathlib.Path(sys.argv[1])
 profile = profiling.Profile(folder, range(2, 4), start_step=0, last_step=9)
 step = jax.jit(lambda x: x + 1)
-x, told = jnp.zeros(()), []
+x, messages = jnp.zeros(()), []
 for number in range(1, 6):
     profile.before(number, x)
     assert profile._running == (number in (2, 3))
     x = step(x)
-    told.append(profile.after(number, x))
-assert told[:2] == told[3:] == ["", ""]
-assert f"profile of steps 2 to 3 is in {folder / 'profile'}" in told[2]
+    messages.append(profile.after(number, x))
+assert messages[:2] == messages[3:] == ["", ""]
+assert f"profile of steps 2 to 3 is in {folder / 'profile'}" in messages[2]
 """
 
 
 def test_a_trace_of_some_steps(tmp_path: pathlib.Path) -> None:
-    """In a process of its own: a profiler beside the TPU compiler that other tests load ends in a crash."""
+    """Run in a subprocess: the profiler crashes in a process that has loaded the TPU compiler, as other tests do."""
     result = subprocess.run(
         [sys.executable, "-c", TRACE, str(tmp_path)], cwd=commands.ROOT, capture_output=True, text=True, check=False
     )
@@ -47,7 +47,7 @@ def test_a_trace_of_some_steps(tmp_path: pathlib.Path) -> None:
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-def test_steps_that_this_launch_does_not_make_are_refused(tmp_path: pathlib.Path) -> None:
+def test_steps_outside_of_this_launch_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.UserError, match="--profile is 2:4, but this launch makes the steps 11 to 20"):
         profiling.Profile(tmp_path, range(2, 5), start_step=10, last_step=20)
     profiling.Profile(tmp_path, range(2, 12), start_step=10, last_step=20).close()

@@ -41,7 +41,7 @@ def test_moments_are_sharded_like_their_parameters() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])
-def test_a_bad_gradient_leaves_everything_but_the_counters(bad: float) -> None:
+def test_a_bad_gradient_changes_only_the_counters(bad: float) -> None:
     run = toy.Run(name="muon", skip_norm=10.0, ema_decay=0.9)
     run.step()
     before = jax.tree.map(np.asarray, run.state)
@@ -57,7 +57,7 @@ def test_a_bad_gradient_leaves_everything_but_the_counters(bad: float) -> None:
     assert (int(run.state.step), int(run.state.skipped), int(run.state.skipped_in_row)) == (4, 2, 0)
 
 
-def test_a_loss_that_is_not_finite_skips_though_its_gradient_is() -> None:
+def test_a_loss_that_is_not_finite_skips_despite_a_finite_gradient() -> None:
     def loss(model: nnx.Module, batch: Any, key: jax.Array) -> Any:
         value, metrics = toy.loss(model, batch, key)
         return value + jnp.where(batch["scale"][0] > 1, jnp.nan, 0.0), metrics
@@ -80,7 +80,7 @@ def test_accumulation_equals_the_large_batch() -> None:
 
 
 def test_accumulation_of_a_mean_over_unequal_parts() -> None:
-    """As over tokens, of which one half of the batch has more than the other."""
+    """The loss is a mean over terms, such as tokens, whose number differs between microbatches."""
 
     def loss(model: nnx.Module, batch: Any, key: jax.Array) -> Any:
         # The rows 0, 2, ... are one microbatch, the rows 1, 3, ... the other.
@@ -110,7 +110,7 @@ def test_microbatches_draw_different_noise() -> None:
     assert float(metrics["noise_squared"]) > float(metrics["noise"]) ** 2 + 1e-6
 
 
-def test_average_follows_the_parameters() -> None:
+def test_ema_follows_the_parameters() -> None:
     run = toy.Run(ema_decay=0.15)
     expected = jax.tree.map(np.asarray, run.state.params)
     for decay in (1 / 10, 0.15, 0.15):  # the first is still the warm-up, (1 + n) / (10 + n)
@@ -139,7 +139,7 @@ def test_frozen_parameters_stay() -> None:
     jax.tree.map(np.testing.assert_array_equal, frozen, jax.tree.map(np.asarray, run.state.frozen))
 
 
-def test_replaced_weights_start_the_average_too() -> None:
+def test_replaced_weights_also_initialize_the_ema() -> None:
     run = toy.Run(ema_decay=0.5)
     other = jax.tree.map(lambda x: x + 1, run.state.params)
     run.state = state.replace_params(run.state, other)
@@ -150,7 +150,7 @@ def test_replaced_weights_start_the_average_too() -> None:
 def test_a_dimension_that_the_mesh_does_not_divide_is_named() -> None:
     with pytest.raises(errors.UserError, match=r"config\.mesh\.fsdp is 8, but params/.* of shape .*12"):
         toy.Run(mesh=(1, 8, 1), width=12)
-    # Either of them alone divides it.
+    # Each of the two axes divides it, their product does not.
     with pytest.raises(errors.UserError, match=r"config\.mesh\.fsdp x config\.mesh\.sequence is 8, but params/.*12"):
         toy.Run(mesh=(1, 4, 2), width=12)
 
@@ -168,13 +168,13 @@ def test_learning_rate_counts_updates_not_steps() -> None:
     np.testing.assert_allclose(rates, [1.0, 0.9], rtol=1e-6)
 
 
-def test_the_noise_depends_on_the_step_alone() -> None:
+def test_the_noise_depends_only_on_the_step() -> None:
     def loss(model: nnx.Module, batch: Any, key: jax.Array) -> Any:
         return toy.loss(model, batch, key)[0], {"draw": jax.random.uniform(key)}
 
-    seen = []
+    draws = []
     for _ in range(2):
         run = toy.Run(loss=loss)
-        seen.append([float(run.step()["draw"]) for _ in range(3)])
-    assert seen[0] == seen[1]
-    assert len(set(seen[0])) == 3
+        draws.append([float(run.step()["draw"]) for _ in range(3)])
+    assert draws[0] == draws[1]
+    assert len(set(draws[0])) == 3

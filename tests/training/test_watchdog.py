@@ -1,4 +1,4 @@
-"""A process that hangs ends, and says where."""
+"""A hanging process ends and prints its stacks."""
 
 import subprocess
 import sys
@@ -32,9 +32,9 @@ def test_a_hang_ends_the_process_with_every_stack() -> None:
     result, seconds = run("threading.Thread(target=lambda: time.sleep(60)).start(); stuck_in_a_collective()")
     assert result.returncode == errors.RESTART
     assert seconds < 30
-    sentence, *stacks = result.stderr.splitlines()
-    assert "no step ended for 0.005 minutes (4 of this launch did before)" in sentence
-    assert "config.log.watchdog_minutes" in sentence
+    message, *stacks = result.stderr.splitlines()
+    assert "no step ended for 0.005 minutes (steps of this launch before: 4)" in message
+    assert "config.log.watchdog_minutes" in message
     assert any("in stuck_in_a_collective" in line for line in stacks)
     assert any("in <lambda>" in line for line in stacks)
 
@@ -46,7 +46,7 @@ def test_steps_and_a_clean_end_leave_it_quiet() -> None:
 
 
 def test_a_hang_that_holds_the_interpreter_lock_ends_too() -> None:
-    """`ctypes.PyDLL` keeps the lock while it calls."""
+    """`ctypes.PyDLL` holds the lock during a call."""
     hang = "watchdog._GRACE = 0.2; time.sleep(0.2); watch.beat(); import ctypes; ctypes.PyDLL(None).sleep(60)"
     result, seconds = run(hang)
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""A network of two stacked layers and a run of it, small enough to compile in a moment."""
+"""Toy network of two stacked layers and a training run of it, small enough to compile quickly."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ class Block(nnx.Module):
 
 
 class Toy(nnx.Module):
-    """[B, width] -> [B, width]."""
+    """Toy network: [B, width] -> [B, width]."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
         @nnx.split_rngs(splits=2)
@@ -54,7 +54,7 @@ def loss(model: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.A
 
 
 class Run:
-    """A train step with its state; `step()` makes one on the batch of the state's step."""
+    """Train step with its state; `step()` trains on the batch of the state's step."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Run:
         self.count = 0
 
     def abstract(self, mesh: tuple[int, int, int] | None = None) -> Any:
-        """The state's description on another mesh."""
+        """Return the abstract state on another mesh."""
         return state.abstract_state(**self.init, mesh=make_mesh(mesh) if mesh else self.mesh)[1]
 
     def step(self, scale: float = 1.0) -> dict[str, jax.Array]:
