@@ -26,7 +26,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from jworld.models.layers.attention import Causal, ChunkCausal, Mask, Prefix, SlidingWindow, attention
+from jworld.models.layers.attention import Causal, ChunkCausal, Mask, Prefix, SlidingWindow, attention, backends
 from jworld.parallel import mesh
 
 Arrays = tuple[jax.Array, ...]
@@ -117,18 +117,14 @@ def measure(name: str, tokens: int, arguments: argparse.Namespace, peak: float) 
     keys = jax.random.split(jax.random.key(0), 3)
     qkv = tuple(jax.random.normal(key, shape, arguments.dtype) for key, shape in zip(keys, shapes, strict=True))
     seen = visible(mask, tokens, lead + tokens)
-    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend())
+    names = [name for name, backend in backends.BACKENDS.items() if jax.default_backend() in backend.platforms]
     runs: dict[str, tuple[Run, Run]] = {}
     memory, expected = {}, None
     dense = jax.nn.dot_product_attention
-    functions = {
-        backend: functools.partial(attention, mask=mask, implementation=backend) for backend in ("xla", kernel)
-    }
+    functions = {name: functools.partial(attention, mask=mask, implementation=name) for name in names}
     if seen is not None:
         functions["dense"] = lambda q, k, v: dense(q, k, v, mask=jnp.asarray(seen)[None, None])
     for version, function in functions.items():
-        if version is None:
-            continue
         forward, both = programs(function, qkv)
         memory[version] = both.memory_analysis().temp_size_in_bytes
         runs[version] = (functools.partial(forward, *qkv), functools.partial(both, *qkv))

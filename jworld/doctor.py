@@ -12,7 +12,6 @@ import pathlib
 import platform
 import shutil
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,9 @@ import rich.console
 import rich.table
 
 from jworld import systems
-from jworld.models.layers.attention import ChunkCausal, backends
+from jworld.models.layers.attention import Request, backends
 from jworld.parallel import mesh
+from jworld.systems.base import AnySystem, AttentionCall
 from jworld.utils import config as run_config
 from jworld.utils import errors, hardware
 
@@ -113,31 +113,33 @@ def examine(config: ml_collections.ConfigDict) -> tuple[list[tuple[str, str]], l
     except errors.UserError as error:
         problems.append(str(error))
         sequence = max(config.mesh.sequence, 1)
-    rows.append(("attention", attention(config, sequence)))
+    rows += attention(systems.create(config), sequence)
     return rows, problems
 
 
-def attention(config: ml_collections.ConfigDict, sequence: int) -> str:
-    """The attention of a recipe's transformer on these devices, and why."""
-    model: Any = getattr(systems.create(config), "model_config", None)
-    if not hasattr(model, "attention"):
-        return "none to choose: the model has no transformer of its own"
-    heads = model.num_heads
-    if heads % sequence:
-        return f"xla, because {backends.ring_message(heads, sequence)}"
-    chosen = backends.choose(
-        model.attention,
-        platform=backends.target()[0],
-        # The longest calls of a training step: thousands of tokens, the text before them.
-        mask=ChunkCausal(4096, 1024),
-        key_mask=True,
-        lengths=(4096, 5120),
-        heads=heads,
-        head_dim=model.head_dim,
-        dtype=jnp.dtype(model.dtype),
+def attention(system: AnySystem, sequence: int) -> list[tuple[str, str]]:
+    """Return the backend of every attention of a training step on these devices, and the reason."""
+    calls = system.attention_calls()
+    if not calls:
+        return [("attention", "no backend to choose: the network has no attention over tokens")]
+    return [(f"attention, {call.name}", describe(call, sequence)) for call in calls]
+
+
+def describe(call: AttentionCall, sequence: int) -> str:
+    """Return the backend of one attention, the reason, and how its heads are split."""
+    if call.heads % sequence:
+        return f"xla, because {backends.ring_message(call.heads, sequence)}"
+    request = Request(
+        mask=call.mask,
+        key_mask=call.key_mask,
+        lengths=call.lengths,
+        heads=call.heads,
+        head_dim=call.head_dim,
+        dtype=jnp.dtype(call.dtype),
     )
-    split = f"; {heads} heads are split over {sequence} devices" if sequence > 1 else ""
-    return f"{chosen.backend}, because {chosen.reason}{split}"
+    chosen = backends.choose(call.implementation, request)
+    split = f"; {call.heads} heads are split over {sequence} devices" if sequence > 1 else ""
+    return f"{chosen.backend.name}, because {chosen.reason}{split}"
 
 
 def _version(name: str) -> str | None:

@@ -44,14 +44,14 @@ def test_heads_that_do_not_divide() -> None:
     config = load()
     config.mesh.sequence = 8
     rows, _ = doctor.examine(config)
-    assert "4 heads do not divide over 8 devices: heads are split over 4 and keys go round in rings of 2" in rows[1][1]
+    assert "4 heads do not divide over 8 devices: heads are split 4 ways, and keys move around rings of 2" in rows[1][1]
 
 
 def test_a_mesh_that_does_not_fit() -> None:
     config = load("8b")
     config.mesh.fsdp = 5
     _, problems = doctor.examine(config)
-    assert "config.mesh is data=1, fsdp=5, sequence=4 = 20 devices, but 8 are there" in problems[0]
+    assert "config.mesh is data=1, fsdp=5, sequence=4 = 20 devices, but there are 8" in problems[0]
 
 
 def test_a_gpu_that_jax_does_not_see(

@@ -19,6 +19,7 @@ from jworld.models.layers.attention import (
     Intervals,
     Mask,
     Prefix,
+    Request,
     SlidingWindow,
     attention,
     backends,
@@ -230,7 +231,7 @@ def test_rings_leave_out_what_no_query_sees() -> None:
     keys = jnp.ones((1, 6, 1, 1))
     blocks = [ring._Block(keys, keys, jnp.int32(6 * i), jnp.ones((1, 6), bool)) for i in range(8)]
     stops = jnp.arange(1, 49).reshape(8, 6)
-    counts = [sum(bool(ring._seen(stops[q], k, None)) for q in plan.parts(i) for k in blocks) for i in range(4)]
+    counts = [sum(bool(ring._any_visible(stops[q], k, None)) for q in plan.parts(i) for k in blocks) for i in range(4)]
     assert counts == [9, 9, 9, 9]
 
 
@@ -257,37 +258,44 @@ INTERVALS = Intervals(jnp.zeros((1, 256), jnp.int32), jnp.ones((1, 256), jnp.int
         ("tpu", "xla", {}, "xla", "the config asks for it"),
         ("tpu", "auto", {"lengths": (16, 4096)}, "xla", "16 tokens are too few"),
         ("tpu", "splash", {"lengths": (16, 4096)}, "splash", "the config asks for it"),
-        ("tpu", "auto", {"head_dim": 512}, "xla", "at most 256, not 512"),
+        ("tpu", "auto", {"head_dim": 512}, "xla", "head size of at most 256, not 512"),
         ("cpu", "splash", {}, "xla", "splash does not run on the platform 'cpu'"),
-        ("gpu", "auto", {"dtype": jnp.dtype("float32")}, "xla", "not in float32"),
+        ("gpu", "auto", {"dtype": jnp.dtype("float32")}, "xla", "bfloat16 and float16, not float32"),
         ("gpu", "auto", {"head_dim": 36}, "xla", "multiple of 8 and at most 128, not 36"),
-        ("gpu", "auto", {"mask": Causal()}, "xla", "no padding together with Causal"),
+        ("gpu", "auto", {"mask": Causal()}, "xla", "does not support padding together with Causal"),
         ("gpu", "auto", {"mask": Causal(), "key_mask": False}, "cudnn", "the kernel for the platform"),
-        ("gpu", "auto", {"mask": SlidingWindow(8, 8), "key_mask": False}, "xla", "no window that looks ahead"),
-        ("gpu", "auto", {"mask": INTERVALS}, "xla", "cuDNN knows no intervals"),
+        (
+            "gpu",
+            "auto",
+            {"mask": SlidingWindow(8, 8), "key_mask": False},
+            "xla",
+            "does not support a window of later keys",
+        ),
+        ("gpu", "auto", {"mask": INTERVALS}, "xla", "cuDNN does not support intervals"),
         ("tpu", "auto", {"mask": INTERVALS, "lengths": (256, 2**15)}, "splash", "the kernel for the platform"),
         ("tpu", "auto", {"mask": INTERVALS, "lengths": (256, 2**15 + 1)}, "xla", "at most 32768 keys, not 32769"),
     ],
 )
 def test_choice(platform: str, implementation: Any, changes: dict[str, Any], backend: str, reason: str) -> None:
     with jax.default_matmul_precision("default"):
-        chosen = backends.choose(implementation, platform=platform, **(REQUEST | changes))
-    assert chosen.backend == backend
+        chosen = backends.choose(implementation, Request(**REQUEST | changes), platform=platform)
+    assert chosen.backend.name == backend
     assert reason in chosen.reason
 
 
 def test_splash_and_the_precision_of_tests() -> None:
     """Mosaic has no bfloat16 product of the highest precision."""
     with jax.default_matmul_precision("highest"):
-        assert backends.choose("auto", platform="tpu", **REQUEST).backend == "xla"
-        assert backends.choose("auto", platform="tpu", **REQUEST | {"dtype": jnp.dtype("float32")}).backend == "splash"
+        assert backends.choose("auto", Request(**REQUEST), platform="tpu").backend is xla.BACKEND
+        float32 = Request(**REQUEST | {"dtype": jnp.dtype("float32")})
+        assert backends.choose("auto", float32, platform="tpu").backend is splash.BACKEND
 
 
 def test_a_fall_back_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
-    backends._fall_back.cache_clear()
+    backends._announce_fall_back.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            backends.choose("cudnn", platform="cpu", **REQUEST)
+            backends.choose("cudnn", Request(**REQUEST), platform="cpu")
     (record,) = caplog.records
     assert "cudnn does not run on the platform 'cpu'; XLA computes it instead" in record.getMessage()
 
@@ -347,7 +355,7 @@ def test_xla_computes_again(remat: str, products: int) -> None:
 @pytest.mark.parametrize(("remat", "calls"), [("none", 1), ("attention", 1), ("offload", 1), ("full", 2)])
 def test_cudnn_computes_again(remat: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
-    assert operations(layer_program(remat, cudnn.attention, jnp.bfloat16), stack.CUDNN_FORWARD) == calls
+    assert operations(layer_program(remat, cudnn.attention, jnp.bfloat16), cudnn.FORWARD) == calls
 
 
 def test_rings_are_not_turned_again() -> None:

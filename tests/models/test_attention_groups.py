@@ -81,7 +81,7 @@ def test_shared_key_heads_on_a_mesh(heads: int, sequence: int) -> None:
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="4 heads of queries are no multiple of 3 heads of keys"):
+    with pytest.raises(ValueError, match="4 query heads are not a multiple of 3 key heads"):
         attention(*make_qkv(4, 3))
 
 

@@ -19,8 +19,7 @@ from jworld.models.layers.attention import (
     Prefix,
     SlidingWindow,
     attention,
-    backends,
-    splash,
+    base,
 )
 from jworld.parallel import axes, mesh
 
@@ -110,6 +109,6 @@ def test_attention_is_computed_again_only_when_nothing_is_kept(remat: str, times
 
 def test_the_mesh_decides() -> None:
     """A program for a pod gets the pod's kernel, whatever compiles it."""
-    assert backends.target()[0] == "cpu"
+    assert base.target_platform() == "cpu"
     with jax.set_mesh(tpu_mesh()):
-        assert backends.target() == ("tpu", splash.BLOCKS["v5p"])
+        assert (base.target_platform(), base.target_chip()) == ("tpu", "v5p")

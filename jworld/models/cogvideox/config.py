@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jworld.models.layers.attention import Implementation
+from jworld.models.layers.attention import Implementation, check_implementation
 from jworld.models.layers.stack import REMAT_POLICIES
 
 
@@ -28,7 +28,7 @@ class CogVideoXConfig:
         None for none, as published.
       dtype: activations and matrix products; norms, softmax, positions and modulation stay float32.
       remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
-      attention: implementation of attention, as in `layers.attention`.
+      attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 
     channels: int = 16
@@ -65,3 +65,4 @@ class CogVideoXConfig:
             raise ValueError(f"control_layers {self.control_layers} must be a part of the {self.num_layers} layers")
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")
+        check_implementation(self.attention)

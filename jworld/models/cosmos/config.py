@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jworld.models.layers.attention import Implementation
+from jworld.models.layers.attention import Implementation, check_implementation
 from jworld.models.layers.stack import REMAT_POLICIES
 
 
@@ -36,7 +36,7 @@ class CosmosConfig:
       view_frames: latent frames of one view.
       dtype: activations and matrix products; norms, softmax, rotary tables, time and modulation stay float32.
       remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
-      attention: implementation of attention, as in `layers.attention`.
+      attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 
     channels: int = 16
@@ -97,6 +97,7 @@ class CosmosConfig:
             raise ValueError("action_dim needs a modulation_rank: actions add to the modulations' common term")
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")
+        check_implementation(self.attention)
 
 
 #: Sizes of the published Video2World models, by name.

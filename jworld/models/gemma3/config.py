@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from jworld.models.layers.attention import Implementation
+from jworld.models.layers.attention import Implementation, check_implementation
 from jworld.models.layers.stack import REMAT_POLICIES
 
 #: Attention of a layer: to all tokens before, or to those of a window.
@@ -36,7 +36,7 @@ class Gemma3Config:
       image_size, patch_size: pixels of an image's side, and of a patch's.
       dtype: activations and matrix products; norms, softmax, rotary tables and the loss stay float32.
       remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
-      attention: implementation of attention, as in `layers.attention`.
+      attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 
     vocabulary: int = 262208
@@ -102,3 +102,4 @@ class Gemma3Config:
             )
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")
+        check_implementation(self.attention)

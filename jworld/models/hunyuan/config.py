@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jworld.models.layers.attention import Implementation
+from jworld.models.layers.attention import Implementation, check_implementation
 from jworld.models.layers.stack import REMAT_POLICIES
 
 
@@ -25,7 +25,7 @@ class HunyuanConfig:
       actions: WorldPlay's action embedding and camera attention; False is the plain HunyuanVideo-1.5.
       dtype: activations and matrix products; norms, softmax, rotary tables and modulation stay float32.
       remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
-      attention: "auto" takes the kernel for the devices of the mesh; "xla", "cudnn" and "splash" ask for one.
+      attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 
     channels: int = 32
@@ -63,3 +63,4 @@ class HunyuanConfig:
             raise ValueError(f"patch_size {self.patch_size} must have 1 in time: actions are per latent frame")
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")
+        check_implementation(self.attention)

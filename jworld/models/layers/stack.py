@@ -4,23 +4,21 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import ad_checkpoint
 
-from jworld.models.layers.attention import OUTPUT_NAME
-
-#: cuDNN's forward kernel; its row statistics have no name of their own.
-CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
+from jworld.models.layers.attention import OUTPUT_NAME, backends
 
 
 def _attention_only(kept: Any) -> Callable[..., Any]:
-    """The policy that has this done with what attention computed, and the rest computed again."""
+    """Return the policy that treats attention outputs as `kept` says and recomputes everything else."""
 
     def policy(primitive: Any, *_: Any, **parameters: Any) -> Any:
         named = primitive.name == "name" and parameters["name"] == OUTPUT_NAME
-        return kept if named or primitive.name == CUDNN_FORWARD else ad_checkpoint.Recompute
+        return kept if named or primitive.name in backends.saved_primitives() else ad_checkpoint.Recompute
 
     return policy
 
@@ -118,7 +116,9 @@ def scan_kinds(
     repetitions, rest = divmod(len(kinds), length)
     whole = repetitions * length
     if repetitions:
-        groups = jax.tree.map(lambda leaf: leaf[:whole].reshape(repetitions, length, *leaf.shape[1:]), params)
+        groups = jax.tree.map(
+            lambda leaf: einops.rearrange(leaf[:whole], "(r l) ... -> r l ...", r=repetitions), params
+        )
 
         def group(carry: Any, xs: Any) -> tuple[Any, None]:
             return pattern(carry, xs[0], kinds[:length], xs[1]), None

@@ -1,102 +1,98 @@
-"""Which backend computes attention, and why."""
+"""The registry of attention backends, and the choice of one for each call."""
 
 import functools
 import logging
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
+from jworld.models.layers.attention import cudnn, splash, xla
+from jworld.models.layers.attention.base import Backend, Request, target_platform
 
-from jworld.models.layers.attention import cudnn, splash
-from jworld.models.layers.attention.masks import Intervals, Mask
-from jworld.utils import hardware
+#: Backends by name. "auto" takes the first kernel of the platform that accepts the request, else the reference.
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (xla.BACKEND, cudnn.BACKEND, splash.BACKEND)}
+#: Serves every request on every platform.
+REFERENCE = xla.BACKEND
+#: What a config may set besides the name of a backend; None means the same.
+AUTO = "auto"
 
-Backend = Literal["xla", "cudnn", "splash"]
-#: What a config may say; None is as good as "auto".
-Implementation = Literal["auto", "xla", "cudnn", "splash"] | None
-
-#: Below this many queries or keys a kernel has nothing to save.
+#: A kernel saves nothing if there are fewer queries or keys than this.
 MIN_LENGTH = 256
 
 _log = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
-    """A backend, and the reason in words that follow "because"."""
+    """A backend, and the reason for it as a clause that follows "because"."""
 
     backend: Backend
     reason: str
 
 
-def choose(
-    implementation: Implementation,
-    *,
-    platform: str,
-    mask: Mask | Intervals | None,
-    key_mask: bool,
-    lengths: tuple[int, int],
-    heads: int,
-    head_dim: int,
-    dtype: jnp.dtype,
-) -> Choice:
-    """The backend for one call; a fall back from one that was asked for, or is usual here, is announced once.
+def check_implementation(implementation: str | None) -> None:
+    """Raise a ValueError unless a config may set `attention` to this value."""
+    if implementation is not None and implementation not in (AUTO, *BACKENDS):
+        raise ValueError(f"attention is {implementation!r}, expected one of {', '.join((AUTO, *BACKENDS))}")
+
+
+def choose(implementation: str | None, request: Request, *, platform: str | None = None) -> Choice:
+    """Return the backend for one call; falling back to the reference is logged once per reason.
 
     Args:
-      implementation: of the config.
-      platform: "cpu", "gpu" or "tpu", of the devices that the program is compiled for.
-      mask: as in `attention`.
-      key_mask: whether there is one.
-      lengths: of queries and keys.
-      heads: of q, k and v.
-      head_dim: channels per head.
-      dtype: of q, k and v.
+      implementation: as the config sets it: the name of a backend, "auto" or None.
+      request: the call.
+      platform: "cpu", "gpu" or "tpu" (default: the platform of the current mesh).
+
+    Raises:
+      ValueError: no backend has this name.
     """
-    usual: Backend = {"gpu": "cudnn", "tpu": "splash"}.get(platform, "xla")  # type: ignore[assignment]
-    asked = implementation if implementation not in (None, "auto") else None
-    wanted = asked or usual
-    if wanted == "xla":
-        return Choice("xla", "the config asks for it" if asked else f"there is no kernel for the platform {platform!r}")
-    if wanted != usual:
-        return _fall_back(f"{wanted} does not run on the platform {platform!r}")
-    if not asked and min(lengths) < MIN_LENGTH:
-        return Choice("xla", f"{min(lengths)} tokens are too few for a kernel to help")
-    if wanted == "cudnn":
-        refusal = cudnn.refusal(mask, key_mask=key_mask, head_dim=head_dim, dtype=dtype)
-    else:
-        refusal = splash.refusal(mask, keys=lengths[1], heads=heads, head_dim=head_dim, dtype=dtype)
-    if refusal is not None:
-        return _fall_back(refusal)
-    return Choice(wanted, "the config asks for it" if asked else f"it is the kernel for the platform {platform!r}")
+    check_implementation(implementation)
+    platform = target_platform() if platform is None else platform
+    named = None if implementation in (None, AUTO) else implementation
+    if named == REFERENCE.name:
+        return Choice(REFERENCE, "the config asks for it")
+    kernels = [x for x in BACKENDS.values() if x is not REFERENCE and platform in x.platforms]
+    if named:
+        kernels = [kernel for kernel in kernels if kernel.name == named]
+        if not kernels:
+            return _fall_back(f"{named} does not run on the platform {platform!r}")
+    elif not kernels:
+        return Choice(REFERENCE, f"there is no kernel for the platform {platform!r}")
+    elif min(request.lengths) < MIN_LENGTH:
+        return Choice(REFERENCE, f"{min(request.lengths)} tokens are too few for a kernel to help")
+    refusals = []
+    for kernel in kernels:
+        refusal = kernel.refusal(request)
+        if refusal is None:
+            return Choice(
+                kernel, "the config asks for it" if named else f"it is the kernel for the platform {platform!r}"
+            )
+        refusals.append(refusal)
+    return _fall_back("; ".join(refusals))
 
 
-def target() -> tuple[str, splash.Blocks]:
-    """Platform of the devices that the program at hand is compiled for, and the kernel's block sizes there.
-
-    The mesh decides, not the machine: a program for a TPU pod can be compiled on a laptop.
-    """
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    device = jax.devices()[0] if described is None else described
-    chip = hardware.of_device(device)
-    blocks = splash.BLOCKS.get(chip.name if chip else "", splash.DEFAULT_BLOCKS)
-    platform = "gpu" if device.platform in ("cuda", "rocm") else device.platform
-    return platform, blocks
-
-
-@functools.cache
-def _fall_back(reason: str) -> Choice:
-    _log.warning("attention: %s; XLA computes it instead, which is slower on accelerators", reason)
-    return Choice("xla", reason)
+def saved_primitives() -> frozenset[str]:
+    """Return the primitives of all backends whose outputs remat policies save although they have no name."""
+    return frozenset(name for backend in BACKENDS.values() for name in backend.saved_primitives)
 
 
 def ring_message(heads: int, devices: int) -> str:
-    """What happens to heads that do not divide over the devices of a sample."""
+    """Return what happens to heads that do not divide over the devices that share a sample."""
     groups = math.gcd(heads, devices)
-    split = f"heads are split over {groups} and keys go round" if groups > 1 else "keys go round"
-    return f"{heads} heads do not divide over {devices} devices: {split} in rings of {devices // groups}"
+    split = f"heads are split {groups} ways, and keys" if groups > 1 else "keys"
+    return f"{heads} heads do not divide over {devices} devices: {split} move around rings of {devices // groups}"
 
 
 @functools.cache
 def announce_rings(heads: int, devices: int) -> None:
-    """Say it once."""
+    """Log once that these heads use ring attention."""
     _log.warning("attention: %s, computed by XLA", ring_message(heads, devices))
+
+
+def _fall_back(reason: str) -> Choice:
+    _announce_fall_back(reason)
+    return Choice(REFERENCE, reason)
+
+
+@functools.cache
+def _announce_fall_back(reason: str) -> None:
+    _log.warning("attention: %s; XLA computes it instead, which is slower on accelerators", reason)

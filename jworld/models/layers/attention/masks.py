@@ -1,7 +1,7 @@
-"""Which keys a query sees, told by structure: no mask is ever a matrix of queries and keys.
+"""Structured attention masks: no mask is ever a dense matrix of queries and keys.
 
-Every mask gives each query one interval of keys, and neither end of it goes back from one query to the next. So all
-that a backend has to know is where the interval stops, and how wide it is.
+Every mask gives each query one interval of keys, and neither end of it decreases from one query to the next. So a
+backend needs only the stop of each interval and its width.
 """
 
 import dataclasses
@@ -14,25 +14,25 @@ import numpy as np
 
 
 class Mask(Protocol):
-    """Query i sees the keys [max(stops[i] - width, 0), min(stops[i], keys)), or all before the stop for width None."""
+    """A mask: query i attends to keys [max(stops[i] - width, 0), min(stops[i], keys)), from key 0 if width is None."""
 
     @property
     def width(self) -> int | None: ...
 
     def stops(self, queries: int) -> np.ndarray:
-        """[queries] int32, never decreasing; may lie behind the last key."""
+        """Return [queries] int32, never decreasing; a stop may exceed the number of keys."""
 
     def check(self, queries: int, keys: int) -> None:
-        """A ValueError for lengths that the mask does not fit."""
+        """Raise a ValueError for lengths that the mask does not fit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChunkCausal:
-    """Queries of chunk i see the first `prefix` keys and the keys of chunks 0..i.
+    """A block-causal mask: queries of chunk i attend to the first `prefix` keys and the keys of chunks 0..i.
 
     Attributes:
       chunk: tokens per chunk; the number of queries must be a multiple of it.
-      prefix: leading keys that every query sees (text).
+      prefix: leading keys that every query attends to (text).
     """
 
     chunk: int
@@ -54,7 +54,7 @@ class ChunkCausal:
 
 @dataclasses.dataclass(frozen=True)
 class Causal:
-    """A query sees itself and what comes before it."""
+    """A causal mask: a query attends to itself and to all earlier tokens."""
 
     @property
     def width(self) -> None:
@@ -69,7 +69,7 @@ class Causal:
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """The first `length` tokens see each other; every later one sees itself and what comes before it."""
+    """A prefix mask: the first `length` tokens attend to each other, later ones causally."""
 
     length: int
 
@@ -88,7 +88,7 @@ class Prefix:
 
 @dataclasses.dataclass(frozen=True)
 class SlidingWindow:
-    """A query sees itself, `left` tokens before it and `right` tokens behind it."""
+    """A sliding window: a query attends to itself, `left` tokens before it and `right` tokens after it."""
 
     left: int
     right: int = 0
@@ -103,17 +103,17 @@ class SlidingWindow:
     def check(self, queries: int, keys: int) -> None:
         _check_self_attention(self, queries, keys)
         if self.left < 0 or self.right < 0:
-            raise ValueError(f"a window of {self.left} tokens before and {self.right} behind: neither can be negative")
+            raise ValueError(f"a window of {self.left} tokens before and {self.right} after: neither can be negative")
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["starts", "stops"], meta_fields=["within"])
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """Query i of sample b sees the keys [starts[b, i], stops[b, i]): intervals that the data decide, such as images.
+    """Intervals that depend on the data, such as images: query i of sample b attends to [starts[b, i], stops[b, i]).
 
     Attributes:
-      starts, stops: [B, queries] int32; no interval is empty or ends behind the last key.
-      within: a mask that hides no key which any of the intervals can show: what it hides is not computed.
+      starts, stops: [B, queries] int32; no interval is empty or stops after the last key.
+      within: a mask that contains every possible interval; what lies outside of it is not computed.
     """
 
     starts: jax.Array
@@ -121,7 +121,7 @@ class Intervals:
     within: Mask | None = None
 
     def visible(self, keys: int) -> jax.Array:
-        """[B, queries, keys] bool."""
+        """Return the dense mask, [B, queries, keys] bool."""
         places = jnp.arange(keys)
         return (places >= self.starts[..., None]) & (places < self.stops[..., None])
 

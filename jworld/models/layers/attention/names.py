@@ -1,4 +1,4 @@
-"""The name under which remat policies find what attention computed."""
+"""The name under which remat policies find the output of attention."""
 
 #: The attention output and, where a backend has them, its row statistics.
 OUTPUT_NAME = "attention"

@@ -1,4 +1,4 @@
-"""Attention as plain XLA operations: the reference, and what runs where no kernel does."""
+"""Attention as plain XLA operations: the reference, and the fallback where no kernel runs."""
 
 import functools
 import math
@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from jworld.models.layers.attention.base import Backend
 from jworld.models.layers.attention.masks import Intervals, Mask
 from jworld.models.layers.attention.names import OUTPUT_NAME
 
-#: Rows of a block where neighbours share no stop, and how many blocks there are at most. The corners of a block beyond
-#: the mask are computed in vain; every block is code of its own in the program.
+#: Rows of a block where neighboring rows have different stops, and the largest number of blocks. The masked corners of
+#: a block are computed and discarded; every block adds code to the program.
 BLOCK_ROWS, MAX_BLOCKS = 256, 64
-#: Logits (float32) that one call may hold. Longer sequences go through in blocks of queries, whose logits are computed
-#: again in the backward pass instead of being kept for it.
+#: Logits (float32) that one call may hold. Longer sequences are processed in blocks of queries, whose logits the
+#: backward pass recomputes instead of storing.
 MAX_LOGITS = 2**26
 
 
@@ -28,7 +29,7 @@ def attention(
     key_mask: jax.Array | None,
     max_logits: int = MAX_LOGITS,
 ) -> jax.Array:
-    """[B, Lq, N, K] queries, [B, Lk, M, K] keys and values, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of v."""
+    """Compute attention: [B, Lq, N, K], [B, Lk, M, K] twice, [B, Lk] key mask -> [B, Lq, N, K] in the dtype of v."""
     per_pair = q.shape[0] * q.shape[2]
     blocks = _blocks(mask.within if isinstance(mask, Intervals) else mask, q.shape[1], k.shape[1])
     total = sum((block.stop - block.start) * (keys.stop - keys.start) for block, keys in blocks)
@@ -42,15 +43,16 @@ def attention(
         else:
             outputs.append(_in_parts(*arguments, band, rows=max(max_logits // (per_pair * arguments[1].shape[1]), 1)))
     out = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
-    return checkpoint_name(out, OUTPUT_NAME)
+    named: jax.Array = checkpoint_name(out, OUTPUT_NAME)  # type: ignore[no-untyped-call]
+    return named
 
 
 def _blocks(mask: Mask | None, queries: int, keys: int) -> list[tuple[slice, slice]]:
-    """Runs of queries and the keys that any query of the run sees."""
+    """Return runs of queries, each with the keys that any of its queries attends to."""
     if mask is None:
         return [(slice(0, queries), slice(0, keys))]
     stops = np.minimum(mask.stops(queries), keys)
-    # Where neighbours share a stop (chunks), their run is a block without a corner.
+    # Rows that share a stop (chunks) form a block without a masked corner.
     edges = np.flatnonzero(np.diff(stops)) + 1
     are_runs = 2 * len(edges) < min(queries, 2 * MAX_BLOCKS)
     rows = max(BLOCK_ROWS, math.ceil(queries / MAX_BLOCKS))
@@ -61,7 +63,7 @@ def _blocks(mask: Mask | None, queries: int, keys: int) -> list[tuple[slice, sli
 
 
 def _band(mask: Mask | Intervals | None, queries: int, block: slice, keys: slice) -> np.ndarray | Intervals | None:
-    """[rows, keys of the block] bool, or None where every row sees all of them; of intervals those of the block."""
+    """Return the mask of a block: [rows, keys] bool, None if every row attends to every key, or its intervals."""
     if mask is None:
         return None
     if isinstance(mask, Intervals):
@@ -98,13 +100,13 @@ def _in_parts(
     *,
     rows: int,
 ) -> jax.Array:
-    """`_plain` for at most `rows` queries at a time; the backward pass holds the logits of one part only."""
+    """Compute `_plain` for at most `rows` queries at a time; the backward pass holds the logits of one part only."""
     B, L, N, K = q.shape
     parts = math.ceil(L / rows)
     rows = math.ceil(L / parts)
     padding = parts * rows - L
     q = jnp.pad(q, [(0, 0), (0, padding), (0, 0), (0, 0)]).reshape(B, parts, rows, N, K)
-    # A row of padding sees what the last row sees: no row without a key.
+    # A padded row attends to the keys of the last row, so no row is without keys.
     bands: jax.Array | Intervals | None = None
     if isinstance(band, Intervals):
         padded = (jnp.pad(x, [(0, 0), (0, padding)], mode="edge") for x in (band.starts, band.stops))
@@ -119,3 +121,12 @@ def _in_parts(
 
     _, out = jax.lax.scan(step, None, (jnp.moveaxis(q, 1, 0), bands))
     return jnp.moveaxis(out, 0, 1).reshape(B, parts * rows, N, K)[:, :L]
+
+
+BACKEND = Backend(
+    name="xla",
+    platforms=("cpu", "gpu", "tpu"),
+    refusal=lambda request: None,
+    attention=attention,
+    splits_queries=True,
+)
