@@ -98,9 +98,12 @@ def test_a_config_may_name_nothing_else() -> None:
 
 
 def test_doctor_describes_it(dummy: Backend) -> None:
-    rows, problems = doctor.examine(run_config.load_recipe(str(RECIPE)))
+    config = run_config.load_recipe(str(RECIPE))
+    with config.unlocked():
+        config.model.attention = "dummy"
+    rows, problems = doctor.examine(config)
     described = [text for name, text in rows if name.startswith("attention")]
-    assert "dummy, because it is the kernel for the platform 'cpu'" in described
+    assert "dummy, because the config asks for it" in described
     assert problems == []
 
 
