@@ -120,9 +120,10 @@ def part() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def processes(process: rendezvous.ProcessInfo | None) -> Iterator[None]:
-    """Run a block as one of several processes that start and end together; None for a single process changes nothing.
+    """Run a block as one process of a multi-process run, whose processes start and end together.
 
-    Enter it before any device is used. An error in one process ends all of them with the same message.
+    None, for a single process, changes nothing. Enter it before any device is used. An error in one process ends all of
+    them with the same message.
 
     Raises:
       RestartError: some processes did not connect in time.

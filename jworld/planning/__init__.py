@@ -1,1 +1,1 @@
-"""What a training step costs on a topology: compiled ahead of time, for devices that need not exist."""
+"""Cost of a training step on a topology, compiled ahead of time for devices that need not exist."""

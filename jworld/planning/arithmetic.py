@@ -1,4 +1,4 @@
-"""Matrix products and convolutions of a traced function, counted with and without the turns of its loops."""
+"""Counts of the matrix products and convolutions of a traced function, with loop bodies once or per iteration."""
 
 import math
 from typing import Any, NamedTuple
@@ -10,8 +10,8 @@ class Products(NamedTuple):
     """Floating-point operations of products; a multiply-add counts as two.
 
     Attributes:
-      all: with the body of a loop as often as it turns.
-      bodies_once: with the body of every loop once, as XLA's cost analysis counts.
+      all: loop bodies counted once per iteration.
+      bodies_once: every loop body counted once, as in XLA's cost analysis.
     """
 
     all: float = 0.0
@@ -22,7 +22,10 @@ class Products(NamedTuple):
 
 
 def count(jaxpr: Any) -> Products:
-    """Products in a (closed) jaxpr and in all that it calls; what a backward pass computes again is work, too."""
+    """Count the products in a (closed) jaxpr and in all jaxprs that it calls.
+
+    Recomputation in a backward pass counts, too.
+    """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = Products()
     for equation in jaxpr.eqns:
@@ -38,7 +41,7 @@ def count(jaxpr: Any) -> Products:
         elif name == "cond":
             total = total.plus(max((count(branch) for branch in params["branches"]), key=lambda c: c.all))
         elif name == "shard_map":
-            # The body is what one device does; the axes are called differently by different versions of JAX.
+            # The body is the work of one device; the name of its axes depends on the version of JAX.
             axes = params["manual_axes"] if "manual_axes" in params else params["newly_manual_axes"]
             devices = math.prod(params["mesh"].shape[axis] for axis in axes)
             total = total.plus(count(params["jaxpr"]), devices)
@@ -57,5 +60,5 @@ def _dot(equation: Any) -> float:
 def _convolution(equation: Any) -> float:
     kernel = equation.invars[1].aval.shape
     dimensions = equation.params["dimension_numbers"].rhs_spec
-    # rhs_spec: output channels, input channels of one group, then space.
+    # rhs_spec: output channels, input channels of one group, then spatial dimensions.
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[axis] for axis in dimensions[1:])

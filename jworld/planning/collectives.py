@@ -1,4 +1,4 @@
-"""What devices send to each other in one step, by kind and by axis of the mesh, from the compiled program."""
+"""Traffic between devices in one step, by kind and by axis of the mesh, from the compiled program."""
 
 import collections
 import itertools
@@ -20,8 +20,8 @@ class Traffic(NamedTuple):
     Attributes:
       kind: one of `KINDS`.
       axes: the axes along which the members of a group differ, such as "fsdp" or "fsdp x sequence".
-      runs: how often in one step.
-      sent: bytes that each device sends in a step, in the ring algorithm; as many come in.
+      runs: number of collectives in one step.
+      sent: bytes that each device sends in a step, in the ring algorithm; it receives as many.
     """
 
     kind: str
@@ -31,22 +31,22 @@ class Traffic(NamedTuple):
 
 
 def find(module: hlo.Module, mesh: Mapping[str, int]) -> list[Traffic]:
-    """Everything that is sent in one run of a program for a mesh of these sizes, largest first.
+    """List the traffic of one run of a program for a mesh of these sizes, largest first.
 
-    Collectives in the body of a loop count as often as it turns.
+    Collectives in the body of a loop count once per iteration.
     """
     counts: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
-    seen: set[tuple[str, str]] = set()
+    counted: set[tuple[str, str]] = set()
     for computation, times, holder in module.visits():
         for instruction in computation.instructions.values():
             kind = _kind(instruction, computation)
             if kind is None:
                 continue
-            # TPUs spread one collective over several fusions, which all show it with the same channel.
+            # TPUs distribute one collective over several fusions, which share its channel.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            if channel and (holder, channel[1]) in seen:
+            if channel and (holder, channel[1]) in counted:
                 continue
-            seen.add((holder, channel[1] if channel else instruction.name))
+            counted.add((holder, channel[1] if channel else instruction.name))
             group = _first_group(instruction.attributes, math.prod(mesh.values()))
             sent = _sent(kind, _size(instruction) // _shrink(kind, instruction, len(group)), len(group))
             if sent:
@@ -61,14 +61,14 @@ def _kind(instruction: hlo.Instruction, computation: hlo.Computation) -> str | N
     opcode = instruction.opcode.removesuffix("-start")
     if opcode not in KINDS:
         return None
-    # The TPU compiler's name for a fusion of an all-reduce and the cut that makes it a reduce-scatter.
+    # The TPU compiler's name for a fusion of an all-reduce and a slice, which is a reduce-scatter.
     if opcode == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
         return "reduce-scatter"
     return opcode
 
 
 def _size(instruction: hlo.Instruction) -> int:
-    """Bytes of the result of a collective on one device."""
+    """Return the bytes of the result of a collective on one device."""
     parts = hlo.tuple_parts(instruction.shape)
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
         # (operands, results, ...)
@@ -77,7 +77,7 @@ def _size(instruction: hlo.Instruction) -> int:
 
 
 def _shrink(kind: str, instruction: hlo.Instruction, members: int) -> int:
-    """By how much the result of a fused reduce-scatter is smaller than the all-reduce inside it."""
+    """Return the ratio of an all-reduce to the result of the fused reduce-scatter around it."""
     return members if kind == "reduce-scatter" and instruction.opcode.startswith("all-reduce") else 1
 
 
@@ -96,7 +96,7 @@ def _sent(kind: str, result: int, members: int) -> int:
 
 
 def _first_group(attributes: str, devices: int) -> list[int]:
-    """Devices, as places in the mesh, of one group of a collective."""
+    """Return the devices of one group of a collective, as positions in the mesh."""
     if pairs := re.search(r"source_target_pairs=\{\{(.*?)\}\}", attributes):
         for pair in pairs[1].split("},{"):
             source, target = map(int, pair.split(","))
@@ -105,9 +105,9 @@ def _first_group(attributes: str, devices: int) -> list[int]:
         return [0]
     text = attributes[attributes.find("replica_groups=") :] if "replica_groups=" in attributes else ""
     if listed := re.match(r"replica_groups=\{\{([\d,]+)\}", text):
-        return [int(place) for place in listed[1].split(",")]
+        return [int(position) for position in listed[1].split(",")]
     if iota := re.match(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", text):
-        return [int(place) for place in _iota(iota[2]).reshape(_numbers(iota[1]))[0]]
+        return [int(position) for position in _iota(iota[2]).reshape(_numbers(iota[1]))[0]]
     if text.startswith("replica_groups=mesh["):
         return _named_group(text)
     return list(range(devices))
@@ -118,7 +118,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """ "[2,4]T(1,0)" -> the numbers from 0 of an array of that shape, transposed so."""
+    """Parse "[2,4]T(1,0)" to the numbers from 0 in an array of that shape, transposed."""
     match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     assert match is not None
     sizes = _numbers(match[1])
@@ -126,29 +126,29 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _named_group(text: str) -> list[int]:
-    """Of `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a':(2)2}`: parts of axes of a mesh of the compiler's own.
+    """Parse `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a':(2)2}`: axes, or factors of them, of the compiler's mesh.
 
     Source: xla/hlo/ir/mesh_and_axis.cc; 'a':(2)2 is the second factor of the axis a of size 4.
     """
     match = re.match(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))?\s*\{(.*?)\}", text)
     if match is None:
-        raise ValueError(f"groups of devices are written in an unknown way: {text[:200]}")
+        raise ValueError(f"unknown notation for groups of devices: {text[:200]}")
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
     chosen = dict(re.findall(r"'(\w+)'(?::\((\d+\)\d+))?", match[3]))
-    places = np.arange(math.prod(sizes.values()))
+    positions = np.arange(math.prod(sizes.values()))
     if match[2]:
-        places = (_iota(match[2]) if match[2].startswith("[") else np.array(_numbers(match[2]))).reshape(-1)
+        positions = (_iota(match[2]) if match[2].startswith("[") else np.array(_numbers(match[2]))).reshape(-1)
     shape: list[int] = []
     index: list[int | slice] = []
     for name, size in sizes.items():
         before, own = _numbers(chosen[name].replace(")", ",")) if chosen.get(name) else (1, size)
         shape += [before, own, size // before // own]
         index += [0, slice(None) if name in chosen else 0, 0]
-    return [int(place) for place in places.reshape(shape)[tuple(index)].flat]
+    return [int(position) for position in positions.reshape(shape)[tuple(index)].flat]
 
 
 def _axes(group: Sequence[int], mesh: Mapping[str, int]) -> str:
-    """The axes of the mesh along which the members differ."""
-    places = np.stack(np.unravel_index(list(group), tuple(mesh.values())))
-    differ = [len(set(row)) > 1 for row in places]
+    """Return the axes of the mesh along which the members differ."""
+    positions = np.stack(np.unravel_index(list(group), tuple(mesh.values())))
+    differ = [len(set(row)) > 1 for row in positions]
     return " x ".join(itertools.compress(mesh, differ))

@@ -1,4 +1,4 @@
-"""From a config and a topology to a plan, in a process that was started for it."""
+"""Make a plan from a config and a topology; runs in the process that `launch` starts."""
 
 import re
 import time
@@ -17,10 +17,10 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Plan:
-    """Compile the train step for the topology and measure the program; without a compiler, the analytic part.
+    """Compile the train step for the topology and measure the program; without a compiler, only the analytic part.
 
     Raises:
-      UserError: the config does not fit itself or the topology.
+      UserError: the config is inconsistent or does not fit the topology.
     """
     compiled = topology.platform != "gpu" or _is_here(topology)
     program = Program(config, topologies.devices(topology))
@@ -46,11 +46,11 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pl
 
 
 def _traffic(executable: Any, mesh: dict[str, int]) -> dict[str, Any]:
-    """What the text of a program says of the bytes that it moves; nothing, where XLA cannot write the text."""
+    """Analyze the text of a program for the bytes that it moves; empty if XLA cannot write the text."""
     try:
         module = hlo.Module(executable.as_text())
     except jax.errors.JaxRuntimeError:
-        # A check of jaxlib refuses some asynchronous operations that the compiler for TPUs makes.
+        # jaxlib refuses some asynchronous operations of the TPU compiler.
         return {}
     return {
         "memory_traffic": hlo.memory_traffic(module),
@@ -59,8 +59,8 @@ def _traffic(executable: Any, mesh: dict[str, int]) -> dict[str, Any]:
 
 
 def peak_bytes(memory: Any) -> int:
-    """The most that a program has in memory at once, of `compiled.memory_analysis()`."""
-    # The state is donated: its place is that of the new state, and counts once.
+    """Return the peak memory of a program from `compiled.memory_analysis()`, in bytes."""
+    # The state is donated: old and new state share memory and count once.
     return (
         memory.argument_size_in_bytes
         + memory.temp_size_in_bytes
@@ -70,7 +70,7 @@ def peak_bytes(memory: Any) -> int:
 
 
 def _analytic(config: ml_collections.ConfigDict, topology: topologies.Topology, program: Program) -> dict[str, Any]:
-    """The values of a plan that need no compiler."""
+    """Compute the values of a plan that need no compiler."""
     counted = products(config)
     return {
         "topology": topology.name,
@@ -93,9 +93,9 @@ def _analytic(config: ml_collections.ConfigDict, topology: topologies.Topology, 
 
 
 def products(config: ml_collections.ConfigDict) -> arithmetic.Products:
-    """Of the step on one processor, where attention is the reference, whose products can be seen; kernels do the same.
+    """Count the products of the step on one device, where attention is the reference; kernels have the same products.
 
-    A mesh changes who does them, not how many there are.
+    A mesh distributes the products and does not change their number.
     """
     alone = config.copy_and_resolve_references()
     with alone.unlocked():
@@ -104,12 +104,12 @@ def products(config: ml_collections.ConfigDict) -> arithmetic.Products:
 
 
 def _is_here(topology: topologies.Topology) -> bool:
-    there = [hardware.of_device(device) for device in jax.devices()]
-    return len(there) >= topology.chips and there[0] == topology.chip
+    found = [hardware.of_device(device) for device in jax.devices()]
+    return len(found) >= topology.chips and found[0] == topology.chip
 
 
 def _too_large(error: jax.errors.JaxRuntimeError) -> dict[str, Any]:
-    """What a compiler that ran out of memory says that it would need."""
+    """Parse the memory need from the error of a compiler that ran out of memory."""
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
         raise errors.UserError(f"--topology: the compiler failed: {text.splitlines()[0]}") from error
@@ -119,5 +119,5 @@ def _too_large(error: jax.errors.JaxRuntimeError) -> dict[str, Any]:
     temporaries = int(float(used[1]) * _UNITS[used[2]])
     return {
         "temporaries": temporaries,
-        "problem": f"temporaries alone need {used[1]} {used[2]}iB of the {used[3]} {used[4]}iB that a program may have",
+        "problem": f"temporaries alone need {used[1]} {used[2]}iB of the {used[3]} {used[4]}iB available to a program",
     }

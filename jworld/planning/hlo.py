@@ -1,4 +1,4 @@
-"""The text of a compiled program: what runs how often, what devices send to each other, what memory it touches."""
+"""Parser of the text of a compiled program: computations with their number of runs, and memory traffic."""
 
 import math
 import re
@@ -16,7 +16,7 @@ _TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 
 
 class Instruction(NamedTuple):
-    """One line: `name = shape opcode(operands), attributes`."""
+    """Instruction on one line: `name = shape opcode(operands), attributes`."""
 
     name: str
     shape: str
@@ -27,7 +27,7 @@ class Instruction(NamedTuple):
 
 
 class Computation(NamedTuple):
-    """A function of the program; `parameters` are names in the order of the arguments."""
+    """Function of the program; `parameters` are names in the order of the arguments."""
 
     name: str
     instructions: dict[str, Instruction]
@@ -36,7 +36,10 @@ class Computation(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """A computation that runs, how often, and the computation that is scheduled and holds it (itself unless fused)."""
+    """Computation that runs, its number of runs, and the scheduled computation that contains it.
+
+    The latter is the computation itself unless it is fused.
+    """
 
     computation: Computation
     times: int
@@ -44,7 +47,7 @@ class Visit(NamedTuple):
 
 
 class Module:
-    """A compiled program, from `compiled.as_text()`."""
+    """Compiled program, from `compiled.as_text()`."""
 
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
@@ -62,17 +65,17 @@ class Module:
             elif _LINE.match(line):
                 lines.append(line)
             elif lines:
-                # The description of a kernel goes over several lines.
+                # The description of a kernel spans several lines.
                 lines[-1] += line
 
     def visits(self) -> Iterator[Visit]:
-        """Everything that runs, outermost first; the body of a loop counts as often as the loop turns."""
+        """Yield every computation that runs, outermost first; the body of a loop counts once per iteration."""
         pending = [Visit(self.computations[self.entry], 1, self.entry)]
         while pending:
             visit = pending.pop()
             yield visit
             for instruction in visit.computation.instructions.values():
-                # The other halves of an asynchronous call name the same computation again.
+                # The other halves of an asynchronous call refer to the same computation.
                 if instruction.opcode in ("async-update", "async-done"):
                     continue
                 times = visit.times * (self._trips(instruction) if instruction.opcode == "while" else 1)
@@ -81,9 +84,9 @@ class Module:
                     pending.append(Visit(self.computations[name], times, holder))
 
     def _trips(self, loop: Instruction) -> int:
-        """How often a loop turns: as annotated, else the number that its condition compares a counter from 0 with."""
-        if known := _TRIPS.search(loop.attributes):
-            return int(known[1])
+        """Return the number of iterations of a loop: the annotation, else the constant in its condition."""
+        if annotated := _TRIPS.search(loop.attributes):
+            return int(annotated[1])
         name = re.search(r"condition=%?([\w.-]+)", loop.attributes)
         condition = self.computations[name[1]] if name else None
         if condition is not None:
@@ -131,7 +134,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place behind the parenthesis that closes the one at `start`."""
+    """Return the position after the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1
@@ -141,7 +144,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas that are in no bracket."""
+    """Split at the commas outside of brackets."""
     parts, depth, start = [], 0, 0
     for match in re.compile(r"[][(){},]").finditer(text):
         if match[0] == "," and depth == 0:
@@ -154,7 +157,7 @@ def _split(text: str) -> list[str]:
 
 def _called(instruction: Instruction) -> Iterator[str]:
     for kind, name in _CALLED.findall(instruction.attributes):
-        # What a reduction does to two numbers is no program of its own.
+        # The operator of a reduction is not a separate program.
         if kind != "to_apply" or instruction.opcode == "call":
             yield name
     if branches := _BRANCHES.search(instruction.attributes):
@@ -162,7 +165,10 @@ def _called(instruction: Instruction) -> Iterator[str]:
 
 
 def array_bytes(shape: str, *, main_memory: bool = False) -> int:
-    """Bytes of all arrays in the text of a shape; with `main_memory`, without those that a TPU keeps in its caches."""
+    """Return the bytes of all arrays in the text of a shape.
+
+    With `main_memory`, without those in a TPU's on-chip memory.
+    """
     total = 0.0
     for dtype, sizes, layout in _ARRAY.findall(shape):
         if main_memory and re.search(r"S\([1-9]\)", layout):
@@ -176,7 +182,7 @@ def array_bytes(shape: str, *, main_memory: bool = False) -> int:
 
 
 def tuple_parts(shape: str) -> list[str]:
-    """The elements of a tuple's shape, or the shape itself."""
+    """Return the elements of a tuple's shape, or the shape itself."""
     return [part.strip() for part in _split(shape[1:-1])] if shape.startswith("(") else [shape]
 
 
@@ -199,10 +205,10 @@ _NO_TRAFFIC = {
 
 
 def memory_traffic(module: Module) -> int:
-    """Bytes that one device reads from and writes to its main memory in one run; an estimate.
+    """Estimate the bytes that one device reads from and writes to its main memory in one run.
 
-    What is fused stays inside; a fusion that cuts a slice out of a large array, as every turn of a loop over stacked
-    layers does, reads the slice. Arrays that a TPU keeps in its on-chip memory cost nothing.
+    Values inside a fusion cost nothing. A fusion that slices a large array, as in a loop over stacked layers, reads
+    only the slice. Arrays in a TPU's on-chip memory cost nothing.
     """
     total = 0
     for visit in module.visits():
@@ -229,10 +235,10 @@ def _traffic(module: Module, holder: Computation, instruction: Instruction) -> i
         return 2 * written
     read = 0
     for index, operand in enumerate(instruction.operands):
-        known = holder.instructions.get(operand)
-        if known is None:
+        source = holder.instructions.get(operand)
+        if source is None:
             continue
-        size = array_bytes(known.shape, main_memory=True)
+        size = array_bytes(source.shape, main_memory=True)
         if inner is not None and index < len(inner.parameters):
             size = min(size, _read(module, inner, inner.parameters[index]))
         read += size
@@ -245,7 +251,7 @@ def _inner(module: Module, instruction: Instruction) -> Computation | None:
 
 
 def _read(module: Module, fused: Computation, name: str) -> int:
-    """Bytes of the array `name` that a fused computation reads."""
+    """Return the bytes of the array `name` that a fused computation reads."""
     whole, total = array_bytes(fused.instructions[name].shape, main_memory=True), 0
     for user in fused.instructions.values():
         for index, operand in enumerate(user.operands):
@@ -266,7 +272,7 @@ def _read(module: Module, fused: Computation, name: str) -> int:
 
 
 def _written(module: Module, fused: Computation, name: str) -> int:
-    """Bytes that a fused computation writes for its result `name`."""
+    """Return the bytes that a fused computation writes for its result `name`."""
     instruction = fused.instructions[name]
     inner = _inner(module, instruction)
     if instruction.opcode == "dynamic-update-slice":

@@ -1,4 +1,4 @@
-"""Start the process that makes a plan."""
+"""Start of the process that makes a plan."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from jworld.utils import errors
 
 
 def run(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Plan:
-    """The plan of a config on a topology.
+    """Make the plan of a config on a topology.
 
     Raises:
-      UserError: the compiler is not installed, or the config does not fit itself or the topology.
+      UserError: the compiler is not installed, or the config is inconsistent or does not fit the topology.
     """
     topologies.check_tools(topology)
     gpu = topology.platform == "gpu" and os.path.exists("/dev/nvidiactl")
@@ -33,7 +33,7 @@ def run(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pla
             check=False,
         )
         if not output.is_file():
-            # Not a mistake of the user's: what the process said is all that helps.
+            # Not a user error: the output of the process has the reason.
             sys.stderr.write(result.stderr[-4000:])
             raise RuntimeError(f"the compiler's process ended with code {result.returncode}")
         answer = json.loads(output.read_text())

@@ -1,4 +1,4 @@
-"""What is known of a step on a topology, and the bounds that follow from it."""
+"""Plan of a step on a topology, and the bounds that follow from it."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -9,26 +9,26 @@ from jworld.utils import hardware
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One config on one topology. Bytes are those of one chip, operations those of all chips together.
+    """Cost of one config on one topology. Bytes are those of one chip, operations those of all chips together.
 
     Attributes:
       topology, chips, chip: name as given, number of chips, key of `hardware.CHIPS` (None for virtual devices).
-      mesh, global_batch, remat, accumulate: of the config, the mesh with all sizes known.
-      parameters, optimizer, average, batch, gradients: bytes of these parts. An average is the one of the weights.
-      compiled: whether a compiler made the program; without one, what follows is None or empty, but for
-        `useful_flops` and `flops`.
-      temporaries: what a step needs besides the state and the batch, gradients included.
-      peak: the most that is in memory at once.
-      limit: what a chip has; None for virtual devices.
-      problem: why there is no program, in a sentence.
+      mesh, global_batch, remat, accumulate: of the config, with all sizes of the mesh resolved.
+      parameters, optimizer, ema, batch, gradients: bytes of these parts.
+      compiled: whether the program was compiled; else all later fields except `useful_flops` and `flops` are None or
+        empty.
+      temporaries: bytes of a step in addition to the state and the batch, gradients included.
+      peak: peak memory in bytes.
+      limit: memory of a chip in bytes; None for virtual devices.
+      problem: reason for a failed compilation.
       tokens: of one step, as the system counts them.
-      useful_flops: of one step by formula, without recomputation and optimizer; None where a system has no formula.
+      useful_flops: of one step by formula, without recomputation and optimizer; None if a system has no formula.
       flops: products of one step as traced, with recomputation and optimizer.
       xla_flops: the compiler's own count, with the body of a loop once.
       loops: `flops` over the same count with bodies once; the compiler's count times this has its loops unrolled.
-      memory_traffic: bytes between a chip and its memory in one step, estimated; None where a program cannot be read.
-      collectives: what a chip sends in one step.
-      compile_seconds: time of the compiler.
+      memory_traffic: estimated bytes between a chip and its memory in one step; None if the program cannot be parsed.
+      collectives: traffic that a chip sends in one step.
+      compile_seconds: time of the compilation.
     """
 
     topology: str
@@ -40,7 +40,7 @@ class Plan:
     accumulate: int
     parameters: int
     optimizer: int
-    average: int
+    ema: int
     batch: int
     gradients: int
     compiled: bool
@@ -60,16 +60,16 @@ class Plan:
     @property
     def state(self) -> int:
         """Bytes that stay in memory between steps."""
-        return self.parameters + self.optimizer + self.average
+        return self.parameters + self.optimizer + self.ema
 
     @property
     def least(self) -> int:
-        """Bytes below which no step can stay: the state, one gradient and the batch."""
+        """Lower bound of a step's memory in bytes: the state, one gradient and the batch."""
         return self.state + self.gradients + self.batch
 
     @property
     def fits(self) -> bool | None:
-        """Whether the peak stays below the limit; None where that cannot be known."""
+        """True if the peak is below the limit, False if not, None if unknown."""
         if self.limit is None:
             return None
         if self.problem is not None or self.least > self.limit:
@@ -85,21 +85,21 @@ class Plan:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
-        known = {field.name for field in dataclasses.fields(cls)}
+        fields = {field.name for field in dataclasses.fields(cls)}
         rows = tuple(Traffic(**row) for row in values["collectives"])
-        return cls(**{name: value for name, value in values.items() if name in known} | {"collectives": rows})
+        return cls(**{name: value for name, value in values.items() if name in fields} | {"collectives": rows})
 
 
 class Bounds(NamedTuple):
-    """Seconds that a step takes at least, by what would be busy all the time, and the speeds that follow.
+    """Lower bounds of a step's time in seconds, by resource, and the speeds that follow.
 
     Attributes:
       compute: all products at the chip's peak, recomputation and optimizer included.
-      memory: `Plan.memory_traffic` at the memory's bandwidth; None without a program that can be read.
-      network: the bytes of all collectives over all links of a chip; None as well.
+      memory: `Plan.memory_traffic` at the memory's bandwidth; None if the program cannot be parsed.
+      network: the bytes of all collectives over all links of a chip; None in the same case.
       step: the largest of the three, as if they overlapped perfectly.
-      tokens_per_second, examples_per_second: at most.
-      utilization: useful operations over what the chips could do in that time, at most; None without a formula.
+      tokens_per_second, examples_per_second: upper bounds.
+      utilization: upper bound of the share of useful operations in the chips' peak; None without a formula.
     """
 
     compute: float
@@ -112,7 +112,7 @@ class Bounds(NamedTuple):
 
 
 def roofline(plan: Plan) -> Bounds | None:
-    """The bounds of a plan; None for virtual devices."""
+    """Compute the bounds of a plan; None for virtual devices."""
     if plan.chip is None:
         return None
     chip = hardware.CHIPS[plan.chip]

@@ -1,4 +1,4 @@
-"""The train step of a config on given devices, described without memory for a weight."""
+"""Train step of a config on given devices, described without allocating weights."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from jworld.utils import config as run_config
 
 
 class Program:
-    """What `jworld.train` would run, with nothing allocated.
+    """Program that `jworld.train` would run, with nothing allocated.
 
     Attributes:
       system, optimizer, mesh: built from the config.
-      state: the train state as ShapeDtypeStructs that carry their sharding.
+      state: the train state as ShapeDtypeStructs with their sharding.
       batch: one global batch, likewise.
       function: the compiled step of `training.step`.
 
     Raises:
-      UserError: the config does not fit itself or the devices.
+      UserError: the config is inconsistent or does not fit the devices.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, devices: Sequence[jax.Device]):
@@ -37,7 +37,7 @@ class Program:
         mesh.check_batch(self.mesh, config.global_batch, self.optimizer.config.accumulate)
         self.trainable = train_state.path_filter(self.optimizer.config.trainable)
         self.graphdef, self.state, self.shardings = train_state.abstract_state(
-            systems.training_init(self.system), trainable=self.trainable, optimizer=self.optimizer, mesh=self.mesh
+            self.system.init_training, trainable=self.trainable, optimizer=self.optimizer, mesh=self.mesh
         )
         spec = self.system.batch_spec(config.global_batch)
         self.batch_shardings = {name: axes.sharding(self.mesh, entry.axes) for name, entry in spec.items()}
@@ -53,31 +53,31 @@ class Program:
             shardings=self.shardings,
             batch_shardings=self.batch_shardings,
             mesh=self.mesh,
-            loss_takes_average=systems.loss_takes_average(self.system),
+            loss_takes_average=self.system.loss_takes_ema,
         )
 
     def lower(self) -> Any:
-        """The step for the compiler."""
+        """Lower the step for the compiler."""
         with jax.set_mesh(self.mesh):
             return self.function.lower(self.state, self.batch, self.key)
 
     def jaxpr(self) -> Any:
-        """The step as JAX traced it, before any compiler."""
+        """Trace the step with JAX, before any compilation."""
         with jax.set_mesh(self.mesh):
             return self.function.trace(self.state, self.batch, self.key).jaxpr
 
     def shard_bytes(self) -> dict[str, int]:
-        """Bytes on each device of the parts that outlive a step, and of the batch."""
+        """Return the bytes on each device of the parts that persist between steps, and of the batch."""
         parts = {
             "parameters": (self.state.params, self.state.frozen),
             "optimizer": self.state.opt_state,
-            "average": self.state.ema,
+            "ema": self.state.ema,
             "batch": self.batch,
         }
         return {name: sum(_shard_sizes(tree)) for name, tree in parts.items()}
 
     def gradient_bytes(self) -> int:
-        """Bytes on each device of one gradient of everything that trains."""
+        """Return the bytes on each device of the gradients of all trained parameters."""
         return sum(_shard_sizes(self.state.params))
 
 

@@ -1,4 +1,4 @@
-"""Which values of a config to change when a step does not fit, and the meshes that are worth a try."""
+"""Config changes for a step that does not fit, and candidate meshes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,15 +9,15 @@ from jworld import systems
 from jworld.planning.plans import Plan
 from jworld.utils import errors
 
-#: Dotted keys of a config and their other values.
+#: Dotted keys of a config and their new values.
 Changes = dict[str, Any]
 
-#: From fast to small; the last two save memory for time.
+#: From fast to small; the last two trade time for memory.
 REMAT_ORDER = ("none", "attention", "full", "offload")
 
 
 def changed(config: ml_collections.ConfigDict, changes: Changes) -> ml_collections.ConfigDict:
-    """A copy of a config with other values of dotted keys."""
+    """Copy a config with new values of dotted keys."""
     copy = config.copy_and_resolve_references()
     with copy.unlocked():
         for key, value in changes.items():
@@ -30,7 +30,7 @@ def changed(config: ml_collections.ConfigDict, changes: Changes) -> ml_collectio
 
 
 def is_valid(config: ml_collections.ConfigDict, chips: int) -> bool:
-    """Whether mesh, batch and system agree; the dimensions of parameters are not looked at."""
+    """Return whether mesh, batch and system are consistent; the dimensions of parameters are not checked."""
     mesh = config.mesh
     shards = mesh.data * mesh.fsdp * config.optimizer.get("accumulate", 1)
     if mesh.data * mesh.fsdp * mesh.sequence != chips or config.global_batch % shards:
@@ -43,7 +43,7 @@ def is_valid(config: ml_collections.ConfigDict, chips: int) -> bool:
 
 
 def meshes(config: ml_collections.ConfigDict, chips: int) -> Iterator[Changes]:
-    """Changes that lead to every valid mesh, the least split first: fewer pieces of a sample mean less to exchange."""
+    """Yield the changes for every valid mesh, least split first: fewer pieces of a sample need less communication."""
     sizes = [size for size in range(1, chips + 1) if chips % size == 0]
     for data in sizes:
         for sequence in sizes:
@@ -55,7 +55,7 @@ def meshes(config: ml_collections.ConfigDict, chips: int) -> Iterator[Changes]:
 
 
 def advise(config: ml_collections.ConfigDict, plan: Plan) -> list[str]:
-    """What to change, in the order to try it; empty where the step fits, or nothing is known."""
+    """Return config changes in the order to try them; empty if the step fits or the fit is unknown."""
     if plan.fits is not False or plan.limit is None:
         return []
     lines, mesh = [], plan.mesh
@@ -65,18 +65,18 @@ def advise(config: ml_collections.ConfigDict, plan: Plan) -> list[str]:
         lines.append(f"--config.mesh.data=1: {share}, and the {mesh['data']} replicas do not split them")
     elif plan.least > plan.limit:
         lines.append(f"more chips, or chips with more memory: {share}")
-    if plan.least > plan.limit // 2 and plan.average:
-        lines.append("--config.optimizer.ema_decay=0: the average of the weights is a copy of them")
+    if plan.least > plan.limit // 2 and plan.ema:
+        lines.append("--config.optimizer.ema_decay=0: the EMA is a copy of the weights")
     rows = plan.global_batch // (mesh["data"] * mesh["fsdp"]) // plan.accumulate
     if rows > 1:
         lines.append(
             f"--config.optimizer.accumulate={plan.accumulate * rows}: one sample at a time in every group of chips "
             f"instead of {rows}; activations shrink likewise, weights are gathered more often"
         )
-    known = REMAT_ORDER[REMAT_ORDER.index(plan.remat) + 1 :] if plan.remat in REMAT_ORDER else ()
-    for remat in known:
+    smaller = REMAT_ORDER[REMAT_ORDER.index(plan.remat) + 1 :] if plan.remat in REMAT_ORDER else ()
+    for remat in smaller:
         if is_valid(changed(base, {"model.remat": remat}), plan.chips):
-            lines.append(f"--config.model.remat={remat}: keeps less on the chip for the backward pass")
+            lines.append(f"--config.model.remat={remat}: stores fewer activations on the chip for the backward pass")
     accumulate = 2 * plan.accumulate * rows
     wider = {"mesh.sequence": 2 * mesh["sequence"], "mesh.fsdp": mesh["fsdp"] // 2, "optimizer.accumulate": accumulate}
     if is_valid(changed(base, wider), plan.chips):

@@ -1,4 +1,4 @@
-"""Try meshes, remat policies and accumulation, and keep the best plans."""
+"""Search over meshes, remat policies and gradient accumulation for the best plans."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,7 +15,7 @@ Report = Callable[[str], None]
 
 
 class Found(NamedTuple):
-    """A plan and the values of the config that lead to it."""
+    """Plan and the config changes that lead to it."""
 
     changes: recommendations.Changes
     plan: Plan
@@ -24,11 +24,11 @@ class Found(NamedTuple):
 def search(
     config: ml_collections.ConfigDict, topology: Topology, run: RunPlan, *, tries: int, report: Report
 ) -> list[Found]:
-    """At most `tries` compilations; the plans found, best first: those that fit, by the time of a step.
+    """Compile at most `tries` plans and return them, best first: those that fit, by the time of a step.
 
-    Every valid mesh is tried with the config's own remat policy and accumulation. What does not fit is tried again
-    with one sample at a time, and then with less kept for the backward pass; what fits needs neither. A mesh whose
-    state alone does not fit is told by the first plan of that mesh and left.
+    Every valid mesh is tried with the config's own remat policy and accumulation. If it does not fit, it is tried again
+    with one sample at a time, then with fewer activations stored for the backward pass. A mesh whose state alone does
+    not fit is reported by its first plan and skipped.
     """
     found: list[Found] = []
     for mesh in recommendations.meshes(config, topology.chips):
@@ -39,7 +39,7 @@ def search(
             try:
                 plan = run(recommendations.changed(config, changes), topology)
             except errors.UserError as error:
-                # A dimension of a parameter that this mesh does not divide.
+                # For example, this mesh does not divide a dimension of a parameter.
                 report(f"{describe(changes)}: {error}")
                 break
             found.append(Found(changes, plan))
@@ -51,7 +51,7 @@ def search(
 def variants(
     config: ml_collections.ConfigDict, mesh: recommendations.Changes, chips: int
 ) -> Iterator[recommendations.Changes]:
-    """A mesh with the config's values first, then with less and less in memory."""
+    """Yield a mesh with the config's values first, then with less and less memory."""
     yield mesh
     given = config.optimizer.get("accumulate", 1)
     most = config.global_batch // (mesh["mesh.data"] * mesh["mesh.fsdp"])

@@ -1,4 +1,4 @@
-"""Plans as tables for people."""
+"""Plans as printed tables."""
 
 import rich.console
 import rich.table
@@ -9,7 +9,7 @@ from jworld.utils import hardware
 
 
 def print_plan(console: rich.console.Console, plan: Plan) -> None:
-    """Memory, arithmetic, collectives and bounds of one plan."""
+    """Print memory, arithmetic, collectives and bounds of one plan."""
     mesh = ", ".join(f"{name} {size}" for name, size in plan.mesh.items())
     console.print(
         f"{plan.topology}: {plan.chips} chips as {mesh}; batch {plan.global_batch} in {plan.accumulate} part(s), "
@@ -17,11 +17,11 @@ def print_plan(console: rich.console.Console, plan: Plan) -> None:
     )
     if not plan.compiled:
         console.print(
-            "A program for this hardware can only be compiled where it is: what follows is the part that needs no "
-            "compiler. Activations and what the chips send to each other are missing."
+            "A program for this hardware can only be compiled on it. The figures below need no compiler; activations "
+            "and communication between chips are missing."
         )
     elif plan.problem is None and plan.memory_traffic is None:
-        console.print("The compiled program cannot be written as text, so the bytes that it moves are missing.")
+        console.print("The compiled program cannot be written as text, so its memory and network traffic is missing.")
     console.print(_memory(plan))
     console.print(_arithmetic(plan))
     if plan.collectives:
@@ -32,7 +32,7 @@ def print_plan(console: rich.console.Console, plan: Plan) -> None:
 
 def print_advice(console: rich.console.Console, plan: Plan, lines: list[str]) -> None:
     if plan.fits is None:
-        console.print("whether it fits cannot be told here" if plan.limit else "virtual devices have no limit")
+        console.print("it is unknown whether it fits" if plan.limit else "virtual devices have no memory limit")
     elif plan.fits:
         assert plan.peak is not None
         assert plan.limit is not None
@@ -44,7 +44,7 @@ def print_advice(console: rich.console.Console, plan: Plan, lines: list[str]) ->
 
 
 def print_search(console: rich.console.Console, found: list[search.Found], best: int = 5) -> None:
-    """The first few plans of a search."""
+    """Print the best plans of a search."""
     table = rich.table.Table("mesh", "accumulate", "remat", "peak", "fits", "step at least", "examples/s at most")
     for _, plan in found[:best]:
         bounds = roofline(plan)
@@ -63,7 +63,7 @@ def print_search(console: rich.console.Console, found: list[search.Found], best:
 
 def _memory(plan: Plan) -> rich.table.Table:
     table = rich.table.Table("memory of a chip", "", show_header=True)
-    rows = {"parameters": plan.parameters, "optimizer": plan.optimizer, "average of the weights": plan.average}
+    rows = {"parameters": plan.parameters, "optimizer": plan.optimizer, "EMA": plan.ema}
     for name, size in (rows | {"batch": plan.batch, "gradients": plan.gradients}).items():
         if size:
             table.add_row(name, size_text(size))
@@ -72,7 +72,7 @@ def _memory(plan: Plan) -> rich.table.Table:
     if plan.peak is not None:
         table.add_row("peak", size_text(plan.peak))
     if plan.limit is not None:
-        table.add_row(f"what a {plan.chip} has", size_text(plan.limit))
+        table.add_row(f"available on a {plan.chip}", size_text(plan.limit))
     return table
 
 
@@ -101,7 +101,7 @@ def _bounds(plan: Plan) -> rich.table.Table | None:
     if bounds is None or plan.chip is None:
         return None
     chip = hardware.CHIPS[plan.chip]
-    table = rich.table.Table("a step takes at least", "", "if this is used fully")
+    table = rich.table.Table("a step takes at least", "", "at full use of")
     table.add_row("arithmetic", f"{bounds.compute:.3f} s", f"{chip.flops / 1e12:.0f} TFLOP/s, bfloat16")
     for name, seconds, rate in (
         ("memory (estimate)", bounds.memory, f"{chip.hbm_bandwidth / 1e9:,.0f} GB/s"),
@@ -117,7 +117,7 @@ def _bounds(plan: Plan) -> rich.table.Table | None:
 
 
 def size_text(size: float) -> str:
-    """Bytes in the unit of memories: "12.3 GiB"."""
+    """Format bytes in the unit of memories, such as "12.3 GiB"."""
     for unit in ("B", "KiB", "MiB"):
         if size < 2**10:
             return f"{size:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Names of topologies, as users and clouds write them, and the devices they stand for."""
+"""Names of topologies, as users and clouds write them, and their devices."""
 
 import dataclasses
 import importlib.util
@@ -30,7 +30,7 @@ _SHAPES: dict[str, Mapping[int, str]] = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUB
 #: The number in these names counts tensor cores, two on each chip.
 _COUNT_CORES = ("v4", "v5p")
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e"}
-#: Largest number of virtual devices or of GPUs in a name: beyond it, a typing mistake is likelier.
+#: Largest number of virtual devices or of GPUs in a name; larger ones are probably typing errors.
 _MOST = 16_384
 
 KNOWN = (
@@ -45,8 +45,8 @@ class Topology:
 
     Attributes:
       name: as given.
-      platform: "tpu" needs libtpu but no TPU, "cpu" stands for virtual devices, "gpu" needs the hardware.
-      chips: how many, one JAX device each.
+      platform: "tpu" needs libtpu but no TPU, "cpu" means virtual devices, "gpu" needs the hardware.
+      chips: number of chips, one JAX device each.
       chip: its figures; None for virtual devices.
       shape: of a TPU slice, such as "4x4x4"; else empty.
     """
@@ -59,15 +59,15 @@ class Topology:
 
 
 def parse(name: str) -> Topology:
-    """The topology of a name such as v5p-128, v5p:4x4x4, cpu:8 or h100-8.
+    """Parse a name such as v5p-128, v5p:4x4x4, cpu:8 or h100-8.
 
     Raises:
-      UserError: the name is not understood, or there is no slice of that size.
+      UserError: the name is unknown, or no slice has that size.
     """
     match = re.fullmatch(r"([a-z0-9]+)[:-]([0-9x]+)", name.lower().strip())
     family = _ALIASES.get(match[1], match[1]) if match else ""
     if match is None or (family != "cpu" and family not in hardware.CHIPS):
-        raise errors.UserError(f"--topology {name}: this name is not known; examples: {KNOWN}")
+        raise errors.UserError(f"--topology {name}: unknown name; examples: {KNOWN}")
     chip = hardware.CHIPS.get(family)
     if family in _SHAPES:
         shape = match[2] if "x" in match[2] else _shape(name, family, int(match[2]))
@@ -93,7 +93,7 @@ def _shape(name: str, family: str, number: int) -> str:
 
 
 def check_tools(topology: Topology) -> None:
-    """A UserError where the compiler for the topology is not installed."""
+    """Raise a UserError if the compiler for the topology is not installed."""
     if topology.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
         raise errors.UserError(
             f"--topology {topology.name}: the TPU compiler is not installed (it needs no TPU): "
@@ -102,8 +102,8 @@ def check_tools(topology: Topology) -> None:
 
 
 def environment(topology: Topology, *, hardware_needed: bool) -> dict[str, str]:
-    """Environment variables of a process that plans for the topology; they must be set before JAX starts."""
-    # A program from the cache has lost its text and its numbers.
+    """Return environment variables of a process that plans for the topology; set them before JAX starts."""
+    # Programs from the cache lack their text and their statistics.
     uncached = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     if hardware_needed:
         return uncached | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -112,21 +112,21 @@ def environment(topology: Topology, *, hardware_needed: bool) -> dict[str, str]:
     return uncached | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={count}"]),
-        # Without these the compiler asks a metadata server that only cloud machines have, and refuses to be loaded
-        # beside another process that uses it.
+        # Without these the compiler queries a metadata server that only cloud machines have, and does not load while
+        # another process uses it.
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-    """The devices: described for a TPU, real or virtual otherwise."""
+    """Return the devices: described for a TPU, real or virtual otherwise."""
     if topology.platform != "tpu":
         return jax.devices()[: topology.chips]
     from jax.experimental import topologies
 
     assert topology.chip is not None
-    # Both cores of a chip are one device on every generation; only v4 must be told.
+    # Both cores of a chip are one device on every generation; only v4 needs an option for it.
     options = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
     name = f"{topology.chip.name}:{topology.shape}"
     return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)

@@ -1,7 +1,7 @@
 """python -m jworld.planning.worker OUTPUT: one plan, from a request on standard input to a JSON file.
 
-A process of its own: the number of virtual devices and the platform are fixed when JAX starts, and the TPU compiler
-writes to standard error whatever it likes.
+It is a separate process because the number of virtual devices and the platform are fixed when JAX starts, and because
+the TPU compiler prints to standard error.
 """
 
 import json

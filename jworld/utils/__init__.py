@@ -1,1 +1,1 @@
-"""Small shared modules that know nothing of video models: errors, config, files, compilation cache, hardware."""
+"""Small shared modules, independent of video models: errors, config, files, compilation cache, hardware."""

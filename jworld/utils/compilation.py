@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that the next launch of the same program does not compile again."""
+"""Compilation cache on disk, so that the next launch of the same program does not compile again."""
 
 import os
 import pathlib
@@ -15,11 +15,11 @@ def default_folder() -> pathlib.Path:
 
 
 def use_cache(folder: str = "") -> None:
-    """Keep compiled programs in `folder`; `default_folder()` where it is empty, nowhere where it is "off".
+    """Store compiled programs in `folder`; "" means `default_folder()`, "off" disables the cache.
 
-    JAX's own settings, such as the variable JAX_COMPILATION_CACHE_DIR, come before the default. Call it before anything
-    is compiled. Several processes may share a folder: an entry is written once and never changed. A process that is
-    killed while it writes one leaves a damaged entry, of which JAX warns before it compiles anew.
+    JAX's own settings, such as the variable JAX_COMPILATION_CACHE_DIR, take precedence over the default. Call it before
+    anything is compiled. Several processes may share a folder: an entry is written once and never changed. A process
+    that is killed during a write leaves a damaged entry, for which JAX prints a warning and compiles again.
     """
     if folder == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -30,7 +30,7 @@ def use_cache(folder: str = "") -> None:
 
 
 class CacheReads:
-    """Whether the programs compiled since it was made, until `close`, were read from the cache."""
+    """Listener that reports whether the programs compiled until `close` were read from the cache."""
 
     def __init__(self) -> None:
         self._hits = self._misses = 0
@@ -49,7 +49,7 @@ class CacheReads:
 
 
 class CompileTimes:
-    """Knows, of any time since it was entered, how much of it went into tracing and compiling programs."""
+    """Context that measures the time spent in tracing and compiling programs."""
 
     def __enter__(self) -> "CompileTimes":
         self._spans: list[tuple[float, float]] = []
@@ -64,7 +64,7 @@ class CompileTimes:
             self._spans.append((start_time, end_time))
 
     def seconds(self, start: float, end: float) -> float:
-        """Of the time between two values of `time.time()`. Spans lie inside each other: each moment counts once."""
+        """Return the seconds of compilation between two values of `time.time()`; nested spans count once."""
         total, reached = 0.0, start
         for first, last in sorted(self._spans):
             total += max(min(last, end) - max(first, reached), 0)

@@ -1,9 +1,9 @@
-"""The end of a command that could not do its work: one sentence and an exit code, never a traceback.
+"""Errors and exit codes of commands: one message instead of a traceback.
 
 0   done
 1   a defect of the program, with its traceback
-2   the user's mistake: the same command would fail again
-75  cut short (RESTART): the same command resumes where it was; schedulers restart on it
+2   a user error: the same command would fail again
+75  interrupted (RESTART): the same command resumes; schedulers restart on it
 141 unread (UNREAD): the reader of a pipe closed it
 """
 
@@ -15,22 +15,25 @@ from collections.abc import Callable
 from typing import Any
 
 MISTAKE = 2
-#: EX_TEMPFAIL of sysexits.h: stopped by a scheduler, left alone by another process, or hung.
+#: EX_TEMPFAIL of sysexits.h: stopped by a scheduler, after the loss of another process, or after a hang.
 RESTART = 75
-#: 128 + SIGPIPE: nobody reads the output any longer, as after `... --help | head`.
+#: 128 + SIGPIPE: the reader of the output is gone, as after `... --help | head`.
 UNREAD = 141
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message names file or key, what was found, what was expected, the fix."""
+    """Error that the user can fix.
+
+    The message names the file or key, the value found, the value expected, and the fix.
+    """
 
 
 class RestartError(Exception):
-    """An interruption from outside the run: the message says by what; the same command resumes."""
+    """Interruption from outside the run: the message names the cause; the same command resumes."""
 
 
 def one_line(error: BaseException, *, limit: int = 200) -> str:
-    """Return the text of another library's error as part of a sentence, or its type if the text is empty."""
+    """Return the text of another library's error on one line, or its type if the text is empty."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
@@ -52,7 +55,7 @@ def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return main(*args, **kwargs)
             finally:
-                # What is still buffered, such as a help text, would otherwise fail after the last line of Python.
+                # Buffered text, such as help, would otherwise fail at interpreter exit.
                 if sys.stdout is not None:
                     sys.stdout.flush()
         except (UserError, RestartError) as error:

@@ -1,4 +1,4 @@
-"""One process at a time makes a folder."""
+"""Locks under which one process at a time creates a folder."""
 
 import contextlib
 import errno
@@ -9,16 +9,18 @@ from collections.abc import Iterator
 
 from jworld.utils.errors import UserError
 
-#: What file systems say that have no locks: there nobody waits.
+#: Errors of file systems without locks, where no process waits.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
 def making(directory: str | pathlib.Path, *, part: str = "") -> Iterator[None]:
-    """Hold the right to make `directory`, or its part of that name; says so and waits while another process holds it.
+    """Hold the lock for creating `directory`, or its part of that name.
 
-    Look again inside whether there is anything left to make. The lock is a hidden file beside the folder, which goes
-    at the end; the system frees the lock of a process that was killed.
+    Prints a line if another process holds it, and waits.
+
+    Inside, check again whether anything is left to create. The lock is a hidden file next to the folder, deleted at the
+    end. The system releases the lock of a process that was killed.
 
     Raises:
       UserError: the lock cannot be written.
@@ -30,7 +32,7 @@ def making(directory: str | pathlib.Path, *, part: str = "") -> Iterator[None]:
         file = _acquire(path, directory)
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({error}): free some space, or name another folder than {directory}"
+            f"{path} could not be written ({error}): free some space, or choose another folder than {directory}"
         ) from error
     try:
         yield
@@ -40,16 +42,16 @@ def making(directory: str | pathlib.Path, *, part: str = "") -> Iterator[None]:
 
 
 def _acquire(path: pathlib.Path, directory: pathlib.Path) -> int:
-    """Descriptor of the locked file."""
-    told = False
+    """Return the descriptor of the locked file."""
+    reported = False
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not told:
-                print(f"another process is making {directory}, waiting", flush=True)
-            told = True
+            if not reported:
+                print(f"another process is creating {directory}, waiting", flush=True)
+            reported = True
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -58,7 +60,7 @@ def _acquire(path: pathlib.Path, directory: pathlib.Path) -> int:
             return file
         if _is_at(file, path):
             return file
-        # The one who had it has removed the file, and somebody else may have made a new one.
+        # The previous holder deleted the file, and another process may have created a new one.
         os.close(file)
 
 

@@ -1,4 +1,4 @@
-"""Published figures of accelerators: what a plan and a measured speed are compared with."""
+"""Published figures of accelerators, the reference for plans and measured speeds."""
 
 import dataclasses
 
@@ -11,16 +11,16 @@ GIGA = 1e9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One accelerator.
+    """Figures of one accelerator.
 
     Attributes:
-      name: as people write it, "v5p" or "h100".
+      name: common name, such as "v5p" or "h100".
       memory_bytes: high-bandwidth memory.
-      flops: dense bfloat16 operations per second, a multiply-add counts as two.
+      flops: dense bfloat16 operations per second; a multiply-add counts as two.
       hbm_bandwidth: bytes per second between memory and the processor.
-      ici_bandwidth: bytes per second that the chip can send to others, over all its links (TPU: inter-chip
-        interconnect, GPU: NVLink); as much comes in at the same time.
-      kinds: what `jax.Device.device_kind` starts with, in lower case.
+      ici_bandwidth: bytes per second that the chip can send over all its links (TPU: inter-chip interconnect, GPU:
+        NVLink); it can receive as much at the same time.
+      kinds: prefixes of `jax.Device.device_kind`, in lower case.
     """
 
     name: str
@@ -106,8 +106,8 @@ CHIPS: dict[str, Chip] = {
 
 
 def of_device(device: jax.Device) -> Chip | None:
-    """The figures of a device, or None for one that is not in the table."""
+    """Return the figures of a device, or None for one that is not in the table."""
     kind = device.device_kind.lower()
-    # The longest name wins: "TPU v5 lite" is no "TPU v5".
-    known = {name: chip for chip in CHIPS.values() for name in chip.kinds if kind.startswith(name)}
-    return known[max(known, key=len)] if known else None
+    # The longest name wins: "TPU v5 lite" is not a "TPU v5".
+    matches = {name: chip for chip in CHIPS.values() for name in chip.kinds if kind.startswith(name)}
+    return matches[max(matches, key=len)] if matches else None

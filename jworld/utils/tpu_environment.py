@@ -1,7 +1,7 @@
 """Quiet start of JAX on machines that have the TPU library but no TPU.
 
-The library comes with `pip install libtpu`, which planning for TPUs needs. Loaded without a TPU, it asks the metadata
-server of a cloud machine which TPU this is, for seconds, and prints errors before JAX falls back to other devices.
+The library comes with `pip install libtpu`, which planning for TPUs needs. Loaded without a TPU, it queries the
+metadata server of a cloud machine for seconds, and prints errors before JAX falls back to other devices.
 """
 
 import glob
@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 #: Settings of the library that describe no TPU and do not choose one.
 _NEUTRAL = ("TPU_SKIP_MDS_QUERY", "TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL", "TPU_LOG_DIR")
-#: What the library otherwise asks for: a host alone. Without a TPU it gives up on this at once and silently.
+#: Variables that the library otherwise queries, for a single host. Without a TPU it then stops at once and silently.
 ABSENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",

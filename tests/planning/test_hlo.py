@@ -1,4 +1,4 @@
-"""The text of compiled programs: loops, collectives and memory traffic, against programs whose numbers are known."""
+"""The text of compiled programs: loops, collectives and memory traffic, compared with known figures."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ def compiled(function: Any, *arrays: tuple[tuple[int, ...], P]) -> Any:
         return jax.jit(function).lower(*arguments).compile()
 
 
-def test_collectives_in_a_loop_count_as_often_as_it_turns() -> None:
-    """Kernels are split by columns over fsdp, so each layer gathers its output; the result is summed over data."""
+def test_collectives_in_a_loop_count_once_per_iteration() -> None:
+    """Kernels are sharded by columns over fsdp, so each layer gathers its output; the result is summed over data."""
 
     def layers(weights: jax.Array, x: jax.Array) -> jax.Array:
         def layer(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, None]:
@@ -33,7 +33,7 @@ def test_collectives_in_a_loop_count_as_often_as_it_turns() -> None:
 
     program = compiled(layers, ((LAYERS, WIDTH, WIDTH), P(None, None, "fsdp")), ((ROWS, WIDTH), P("data", None)))
     rows = collectives.find(hlo.Module(program.as_text()), SIZES)
-    # Half of the columns of this replica's half of the rows come from the neighbour.
+    # Half of the columns of this replica's half of the rows come from the neighbor.
     assert set(rows) == {
         ("all-gather", "fsdp", LAYERS, LAYERS * (ROWS // 2) * (WIDTH // 2) * 4),
         ("all-reduce", "data", 1, 4),
@@ -68,7 +68,7 @@ LINE = "%c = f32[8,16]{{1,0}} {opcode}(%p), channel_id=1, {groups}, use_global_d
         ("replica_groups={}", "data x fsdp x sequence", 8),
     ],
 )
-def test_every_way_to_write_groups(groups: str, axes: str, members: int) -> None:
+def test_every_notation_of_groups(groups: str, axes: str, members: int) -> None:
     text = "\n".join(
         [
             "ENTRY %main (p: f32[8,16]) -> f32[8,16] {",
@@ -82,7 +82,7 @@ def test_every_way_to_write_groups(groups: str, axes: str, members: int) -> None
 
 
 def test_halves_of_an_asynchronous_collective_count_once() -> None:
-    """As a TPU writes it: fusions that share a channel, a loop without annotation, a fused reduce-scatter."""
+    """The text is that of a TPU: fusions that share a channel, a loop without annotation, a fused reduce-scatter."""
     groups = "replica_groups=[4,2]<=[8]"
     text = f"""
 %start (p.1: f32[4,16]) -> f32[8,16] {{
@@ -134,7 +134,7 @@ def test_memory_traffic_of_a_product_and_of_slices() -> None:
         return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, weights)[0]
 
     stacked = compiled(layers, ((LAYERS, size, size), P()), ((ROWS, size), P()))
-    # Each kernel is read where it lies or cut out first; all of them at every turn would be five times as much.
+    # Each kernel is read in place or sliced first; reading all of them in every iteration would be five times as much.
     whole = LAYERS * size * size * 4
     assert whole < hlo.memory_traffic(hlo.Module(stacked.as_text())) < 3.5 * whole
 

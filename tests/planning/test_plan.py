@@ -1,4 +1,4 @@
-"""Plans against what a run really has in memory and does."""
+"""Plans compared with the memory and the operations of real runs."""
 
 import dataclasses
 import importlib.util
@@ -28,7 +28,7 @@ def program() -> Program:
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    """As the command makes it, in a process of its own."""
+    """Make the plan in a separate process, as the command does."""
     return launch.run(tiny.config(), topologies.parse("cpu:8"))
 
 
@@ -51,7 +51,7 @@ def test_a_program_that_cannot_be_written_as_text_has_no_traffic(plan: Plan) -> 
 
 
 @pytest.mark.slow
-def test_planned_memory_is_what_a_run_has(program: Program, plan: Plan) -> None:
+def test_planned_memory_equals_that_of_a_run(program: Program, plan: Plan) -> None:
     _, state, _ = train_state.create_state(
         program.system.init,
         trainable=program.trainable,
@@ -64,7 +64,7 @@ def test_planned_memory_is_what_a_run_has(program: Program, plan: Plan) -> None:
     device = jax.devices()[0]
     assert plan.parameters == bytes_on(device, (state.params, state.frozen))
     assert plan.optimizer == bytes_on(device, state.opt_state)
-    assert plan.average == bytes_on(device, state.ema) == plan.parameters
+    assert plan.ema == bytes_on(device, state.ema) == plan.parameters
     assert plan.batch == bytes_on(device, batch)
     live = bytes_on(device, state) + plan.batch
     with jax.set_mesh(program.mesh):
@@ -73,14 +73,14 @@ def test_planned_memory_is_what_a_run_has(program: Program, plan: Plan) -> None:
         state, _ = jax.block_until_ready(step(state, batch, jax.random.key(0)))
     assert memory.argument_size_in_bytes == pytest.approx(live, rel=0.02)
     assert plan.peak == pytest.approx(compile_step.peak_bytes(memory), rel=0.1)
-    # Before and after: the step gave back all that it needed in between, and the old state.
+    # After the step, the temporaries and the old state are freed.
     assert bytes_on(device, state) + plan.batch == live
     assert plan.temporaries is not None
     assert plan.gradients < plan.temporaries < plan.peak - live + plan.gradients
 
 
 def test_products_and_the_compilers_count_agree_without_loops() -> None:
-    """One layer, wide enough that element by element work is little; with more layers XLA counts one of them."""
+    """One layer, wide enough that elementwise work is small; with more layers XLA counts one of them."""
     wide: dict[str, Any] = {"model__width": 256, "model__rope_dims": (32, 48, 48), "mesh__fsdp": 1, "mesh__data": 1}
     one = Program(tiny.config(model__num_layers=1, mesh__sequence=1, **wide), jax.devices()[:1])
     products = arithmetic.count(one.jaxpr())
@@ -123,7 +123,7 @@ def test_counts_of_small_functions() -> None:
 
 
 def test_floors_of_the_published_model() -> None:
-    """One sample of 24 latents of 30x52, without text, in PFLOP; attention's backward pass computes logits again."""
+    """One sample of 24 latents of 30x52, without text, in PFLOP; attention's backward pass recomputes logits."""
     sample: dict[str, Any] = {"frames": 24, "tokens_per_frame": 30 * 52, "text_tokens": 0}
     causal = flops.forward_flops(HunyuanConfig(), chunk_frames=4, **sample)
     dense = flops.forward_flops(HunyuanConfig(), chunk_frames=None, **sample)
@@ -135,7 +135,7 @@ def test_floors_of_the_published_model() -> None:
 
 
 def test_the_command_writes_all_numbers(tmp_path: pathlib.Path) -> None:
-    """A GPU without hardware: no compiler, and the report says so."""
+    """Without the GPU there is no compiler, which the report mentions."""
     output = tmp_path / "plan.json"
     result = subprocess.run(
         [
@@ -148,7 +148,7 @@ def test_the_command_writes_all_numbers(tmp_path: pathlib.Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "can only be compiled where it is" in result.stdout
+    assert "can only be compiled on it" in result.stdout
     numbers = json.loads(output.read_text())
     assert numbers["limit"] == 141 * 10**9
     assert numbers["parameters"] > 0
@@ -157,14 +157,14 @@ def test_the_command_writes_all_numbers(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
-def test_a_step_is_compiled_for_a_tpu_that_is_not_there() -> None:
+def test_a_step_is_compiled_for_an_absent_tpu() -> None:
     changes: dict[str, Any] = {"mesh__data": 1, "model__num_layers": 3, "model__dtype": "bfloat16"}
     plan = launch.run(tiny.config(**changes), topologies.parse("v5e-4"))
     assert plan.compiled
     assert plan.fits
     assert plan.peak is not None
     assert plan.least < plan.peak < plan.limit
-    # Gathered once in the forward and once in the backward pass of each of three layers, at the least.
+    # Each of three layers is gathered at least once in the forward and once in the backward pass.
     gathered = sum(row.runs for row in plan.collectives if row.kind == "all-gather")
     assert gathered >= 2 * 3
     assert any(row.kind == "all-to-all" and "sequence" in row.axes for row in plan.collectives)

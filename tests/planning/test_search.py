@@ -1,4 +1,4 @@
-"""The search for a mesh and the advice, with plans that are made up instead of compiled."""
+"""The search for a mesh and the advice, on invented plans instead of compiled ones."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ V5E = topologies.parse("v5e-8")
 
 
 def make(config: Any, *, rows_bytes: int = 10 * GIB, parameters: int = GIB) -> Plan:
-    """A plan whose temporaries grow with the samples that a group of chips has at a time."""
+    """Make a plan whose temporaries grow with the samples that a group of chips processes at a time."""
     mesh = dict(config.mesh)
     rows = config.global_batch // mesh["data"] // mesh["fsdp"] // config.optimizer.accumulate
     temporaries = rows * rows_bytes // mesh["sequence"] + parameters
     return Plan(
         **{"topology": "v5e-8", "chips": 8, "chip": "v5e", "mesh": mesh, "global_batch": config.global_batch},
         **{"remat": config.model.remat, "accumulate": config.optimizer.accumulate, "compiled": True},
-        **{"parameters": parameters, "optimizer": parameters, "average": 0, "batch": 0, "gradients": parameters},
+        **{"parameters": parameters, "optimizer": parameters, "ema": 0, "batch": 0, "gradients": parameters},
         **{"tokens": 1, "useful_flops": 1e12, "flops": 1e12, "loops": 1.0, "limit": 16 * GIB},
         temporaries=temporaries,
         peak=temporaries + 2 * parameters,
@@ -36,13 +36,13 @@ def test_a_mesh_that_does_not_fit_is_tried_with_fewer_samples_at_a_time() -> Non
 
 
 def test_the_number_of_compilations_is_bounded() -> None:
-    seen: list[Any] = []
+    configs: list[Any] = []
 
     def run(config: Any, _: Any) -> Plan:
-        seen.append(config)
+        configs.append(config)
         return make(config)
 
-    assert len(search.search(tiny.config(), V5E, run, tries=2, report=lambda _: None)) == len(seen) == 2
+    assert len(search.search(tiny.config(), V5E, run, tries=2, report=lambda _: None)) == len(configs) == 2
 
 
 def test_advice_names_values_of_the_config_that_are_valid() -> None:

@@ -1,4 +1,4 @@
-"""Names of topologies as people write them."""
+"""Names of topologies as users write them."""
 
 import subprocess
 import sys
@@ -36,8 +36,8 @@ def test_other_names() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5x-8", "not known; examples: v5e-64"),
-        ("pod", "not known"),
+        ("v5x-8", "unknown name; examples: v5e-64"),
+        ("pod", "unknown name"),
         ("v5e-48", r"the slices are v5e-1, .*v5e-64"),
         ("v5p-9", r"the slices are v5p-8, "),
         ("v5p:5x5x5", "shapes of v5p: 2x2x1"),
@@ -56,7 +56,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     topologies.check_tools(topologies.parse("cpu:4"))
 
 
-def test_help_tells_what_the_command_is_for() -> None:
+def test_help_describes_the_command() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "jworld.plan", "--help"], capture_output=True, text=True, timeout=120, check=False
     )

@@ -1,4 +1,4 @@
-"""A config whose step compiles in seconds: one layer, two chunks of frames, AdamW."""
+"""Config whose step compiles in seconds: two layers, two chunks of frames, AdamW."""
 
 from typing import Any
 
@@ -28,6 +28,6 @@ FLAGS = [f"--config.{key}={value}" for key, value in CHANGES.items()]
 
 
 def config(**changes: Any) -> ml_collections.ConfigDict:
-    """`changes` have dotted keys with two underscores for each dot."""
+    """Make the config; `changes` have dotted keys with two underscores for each dot."""
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     return recommendations.changed(run_config.load_recipe("configs/ar_mem.py"), CHANGES | dotted)

@@ -1,4 +1,4 @@
-"""Compiled programs on disk: found again by another process, switched off, moved, and left alone where JAX is told."""
+"""The compilation cache: shared between processes, disabled, moved, and overridden by JAX's settings."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ print(reads.all_read, float(value[0, 0]))
 
 
 def run(home: pathlib.Path, program: str = PROGRAM, **environment: str) -> list[str]:
-    """What a program prints; `PROGRAM` says whether it was read from the cache, and its value."""
+    """Return the output of a program; `PROGRAM` prints whether it was read from the cache, and its value."""
     outside = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMPILATION", "XDG_"))}
     result = subprocess.run(
         [sys.executable, "-c", program],
@@ -41,13 +41,13 @@ def test_the_second_process_reads_what_the_first_compiled(tmp_path: pathlib.Path
     assert read == "False"
     assert entries(default)
     assert run(tmp_path) == ["True", value]
-    # An entry that a killed process left half-written is not used.
+    # A truncated entry of a killed process is not used.
     for entry in entries(default):
         entry.write_bytes(entry.read_bytes()[:100])
     assert run(tmp_path) == ["False", value]
 
 
-def test_it_moves_and_turns_off(tmp_path: pathlib.Path) -> None:
+def test_the_cache_can_be_moved_and_disabled(tmp_path: pathlib.Path) -> None:
     settings = "print(config.jax_compilation_cache_dir, config.jax_enable_compilation_cache)"
     program = "from jax import config; from jworld.utils import compilation\n" + "\n".join(
         f"compilation.use_cache({folder!r}); {settings}" for folder in ("", "~/moved", "off")

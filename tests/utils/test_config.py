@@ -1,4 +1,4 @@
-"""Single values of a config, as --set gives them."""
+"""Single values of a config, as set by --set."""
 
 from typing import Any
 

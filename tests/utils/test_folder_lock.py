@@ -1,4 +1,4 @@
-"""Several processes that want the same folder: one makes it, the others wait and use it."""
+"""Several processes that need the same folder: one creates it, the others wait and use it."""
 
 import pathlib
 import subprocess
@@ -10,10 +10,10 @@ import pytest
 from jworld.data.recording import episodes, recorder
 from jworld.utils import errors, folder_lock
 
-#: Takes the lock of argv[1], says so, and holds it until its input ends.
+#: Program that takes the lock of argv[1], prints a line, and holds it until its input ends.
 HOLD = """
 import sys
-from jworld.data import folder_lock
+from jworld.utils import folder_lock
 with folder_lock.making(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -49,7 +49,7 @@ def test_the_second_waits_for_the_first(
     holder.communicate()
     assert entered.wait(30)
     thread.join()
-    assert capsys.readouterr().out == f"another process is making {directory}, waiting\n"
+    assert capsys.readouterr().out == f"another process is creating {directory}, waiting\n"
     assert list(directory.parent.iterdir()) == []
 
 
@@ -63,14 +63,14 @@ def test_parts_and_other_folders_do_not_wait(tmp_path: pathlib.Path, capsys: pyt
     assert capsys.readouterr().out == ""
 
 
-def test_many_at_once_are_one_after_the_other(tmp_path: pathlib.Path) -> None:
-    inside, seen = [0], []
+def test_concurrent_holders_take_turns(tmp_path: pathlib.Path) -> None:
+    inside, counts = [0], []
 
     def one() -> None:
         for _ in range(20):
             with folder_lock.making(tmp_path / "data"):
                 inside[0] += 1
-                seen.append(inside[0])
+                counts.append(inside[0])
                 inside[0] -= 1
 
     threads = [threading.Thread(target=one) for _ in range(6)]
@@ -78,10 +78,10 @@ def test_many_at_once_are_one_after_the_other(tmp_path: pathlib.Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen == [1] * 120
+    assert counts == [1] * 120
 
 
-def test_errors_inside_come_through_and_free_the_lock(tmp_path: pathlib.Path) -> None:
+def test_errors_inside_propagate_and_release_the_lock(tmp_path: pathlib.Path) -> None:
     for _ in range(2):
         with pytest.raises(OSError, match="of the work"), folder_lock.making(tmp_path / "data"):
             raise OSError("of the work")

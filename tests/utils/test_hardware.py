@@ -1,4 +1,4 @@
-"""Devices are found in the table of published figures by the names that JAX gives them."""
+"""Lookup of devices in the table of published figures by their names in JAX."""
 
 import types
 
@@ -22,7 +22,7 @@ from jworld.utils import hardware
         ("NVIDIA B200", "b200"),
     ],
 )
-def test_a_kind_of_device_is_known_by_its_name(kind: str, name: str) -> None:
+def test_device_kinds_are_found(kind: str, name: str) -> None:
     chip = hardware.of_device(types.SimpleNamespace(device_kind=kind))  # type: ignore[arg-type]
     assert chip is hardware.CHIPS[name]
 
