@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format docs clean
 
 demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate it
 	$(BIN)/python -m jworld.train --config=configs/ar_mem.py
@@ -21,13 +21,17 @@ lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: .venv/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/.docs  ## the documentation as a site in site/; a broken link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove what demo and test made, except data and runs
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -37,5 +41,9 @@ clean:  ## remove what demo and test made, except data and runs
 	touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml constraints-py311.txt
-	$(INSTALL) -e ".[demo,torch,test,dev]"
+	$(INSTALL) -e ".[demo,torch,test,dev,docs]"
+	touch $@
+
+.venv/.docs: .venv/bin/python pyproject.toml constraints-py311.txt
+	$(INSTALL) -e ".[docs]"
 	touch $@

@@ -25,6 +25,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("conversion", "jworld")
 #: Commands that lie in the folder of their library, with the layer that they belong to.
 COMMANDS = {"jworld.precompute.__main__": "jworld.train"}
+#: Modules that count as another room.
+PARTS = {"jworld.__main__": "jworld.cli"}
 
 Edge = tuple[str, str]
 
@@ -50,21 +52,21 @@ def room_of(module: str) -> str:
     """Return the room of a module, given by its full name."""
     if module in COMMANDS:
         return module
+    if module in PARTS:
+        return PARTS[module]
     parts = module.split(".")
     return parts[0] if parts[0] != "jworld" else ".".join(parts[:2])
 
 
 def layer_order(pyproject: pathlib.Path) -> dict[str, int]:
-    """Return room -> number of its layer from the contract `layers`, 0 for the highest."""
+    """Return room -> height of its layer in the contract `layers`; lower numbers are higher layers."""
     contracts = tomllib.loads(pyproject.read_text())["tool"]["importlinter"]["contracts"]
     (layers,) = [contract["layers"] for contract in contracts if contract["id"] == "layers"]
     order: dict[str, int] = {}
     for number, layer in enumerate(layers):
-        order |= {name.strip().strip("()"): number for name in layer.replace(":", "|").split("|")}
-    # Every import of a room runs the root of the package, which therefore stands between the last two layers.
-    order["jworld"] = len(layers) - 1
-    order["jworld.utils"] = len(layers)
-    return order | {room: order[layer] for room, layer in COMMANDS.items()}
+        order |= {name.strip().strip("()"): 2 * number for name in layer.replace(":", "|").split("|")}
+    # The root of the package is the Python API: it opens runs, and stands between the systems and what is above them.
+    return order | {room: order[layer] for room, layer in COMMANDS.items()} | {"jworld": order["jworld.systems"] - 1}
 
 
 def measure_floors(rooms: set[str], edges: dict[Edge, int]) -> dict[str, int]:

@@ -155,7 +155,7 @@ class Checkpoints:
     def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any], list[str]]:
         """Restore the newest intact step, and return the problems of the damaged steps after it.
 
-        A restarted job has no user to choose another step. The damaged ones are renamed to damaged-<step>.
+        A restarted job has no user to choose another step. The damaged ones are renamed to `damaged-<step>`.
 
         Raises:
           DamagedError: no step is intact.

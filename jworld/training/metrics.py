@@ -14,10 +14,9 @@ import numpy as np
 import rich.console
 import rich.progress
 
-import jworld
 from jworld.training import goodput, profiling, rates, writers
 from jworld.training.clock import StepClock, StepTime
-from jworld.utils import compilation, errors
+from jworld.utils import compilation, errors, launch_time
 
 FILE = writers.FILE
 read = writers.read
@@ -109,7 +108,7 @@ class ProgressLog:
     def _open(self, workdir: pathlib.Path, start_step: int, log: LogConfig, config: Mapping[str, Any]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         done = goodput.productive_seconds(read(workdir), start_step)
-        self._goodput = goodput.Goodput(workdir, launched=jworld.LAUNCHED, productive_seconds=done)
+        self._goodput = goodput.Goodput(workdir, launched=launch_time.LAUNCHED, productive_seconds=done)
         self._goodput.save(start_step)
         if log.wandb != "off":
             first = self._goodput.first_launch
@@ -172,7 +171,7 @@ class ProgressLog:
         jax.block_until_ready(metrics)
         self._begin = time.perf_counter()
         compiling, step = compiled - self._dispatched, self._begin - compiled
-        total = time.time() - jworld.LAUNCHED
+        total = time.time() - launch_time.LAUNCHED
         start = total - self._waited - compiling - step
         read_back = " (read from the cache)" if self._cache_reads.all_read else ""
         self.message(

@@ -84,7 +84,7 @@ def _read(example: benchmarks.Example, text: str) -> str:
 
 
 def measure(rows: Sequence[benchmarks.Row]) -> dict[str, Any]:
-    """Accuracy, F1 (percent) and the confusion matrix [truth][prediction] over the letters that occur."""
+    """Accuracy, F1 (percent) and the confusion matrix `[truth][prediction]` over the letters that occur."""
     letters = sorted({row["truth"] for row in rows} | {row["parsed"] for row in rows})
     matrix = np.zeros((len(letters), len(letters)), int)
     for row in rows:
