@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import rich.console
 
+from jworld import systems
 from jworld.data.inputs import clips, fitting, formats
 from jworld.data.records import shards
 from jworld.encoders import model_encoders, registry, stored
@@ -22,14 +23,9 @@ from jworld.parallel import startup
 from jworld.precompute import job
 from jworld.precompute import settings as settings_lib
 from jworld.precompute.settings import Settings
-from jworld.systems.worldplay import import_data, published_files
 from jworld.utils import compilation
 from jworld.utils.errors import UserError, exit_on_user_error
 
-#: Format -> the variant of configs/cosmos_video2world.py that trains on such records.
-COSMOS_VARIANTS = {"cosmos": "2b", "bridge": "2b_action"}
-#: The recipe that trains on records of The Matrix' format, without control tokens and with them.
-MATRIX_RECIPES = ("matrix_lora.py", "matrix_control.py")
 EXAMPLES = f"""
 
 examples:
@@ -54,13 +50,11 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
     width, height = settings_lib.SIZE
     add("--width", type=int, metavar="N", help=f"of the model's images (default: {width} with a linear codec)")
     add("--height", type=int, metavar="N", help=f"of the model's images (default: {height} with a linear codec)")
-    add("--fit", choices=fitting.MODES, help="how frames get there (default: stretch for episodes, else crop)")
-    add(
-        "--resampling",
-        choices=fitting.RESAMPLINGS,
-        help="how pixels are averaged (default: area for episodes, else lanczos)",
-    )
-    add("--fps", type=float, metavar="X", help="frame rate of the clips (needed, except for episodes: theirs)")
+    fits, resamplings = formats.describe_defaults("fit"), formats.describe_defaults("resampling")
+    add("--fit", choices=fitting.MODES, help=f"how frames get there (default: {fits})")
+    add("--resampling", choices=fitting.RESAMPLINGS, help=f"how pixels are averaged (default: {resamplings})")
+    with_rate = ", ".join(name for name, entry in formats.FORMATS.items() if entry.read_fps)
+    add("--fps", type=float, metavar="X", help=f"frame rate of the clips (needed, except for {with_rate}: theirs)")
     add("--frames", type=int, metavar="N", help="frames of a clip: 4k+1, such as 77 (default: a clip is a whole video)")
     add("--stride", type=int, metavar="N", help="from the start of one clip to that of the next (default: --frames)")
     add(
@@ -136,14 +130,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--spatial-ratio",
         type=int,
-        default=settings_lib.CODEC.spatial_ratio,
+        default=settings_lib.LINEAR.spatial_ratio,
         choices=(8, 16),
         help="of the fitted codec: pixels per latent, each way (default %(default)s)",
     )
     add(
         "--channels",
         type=int,
-        default=settings_lib.CODEC.channels,
+        default=settings_lib.LINEAR.channels,
         metavar="N",
         help="of the fitted codec: channels of a latent (default %(default)s)",
     )
@@ -171,7 +165,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings(
         root=None if arguments.root is None else pathlib.Path(arguments.root),
         given=given,
-        codec=linear.LinearConfig(channels=arguments.channels, spatial_ratio=arguments.spatial_ratio),
+        linear=linear.LinearConfig(channels=arguments.channels, spatial_ratio=arguments.spatial_ratio),
         **{name: getattr(arguments, name) for name in names},
     )
 
@@ -186,30 +180,9 @@ def _with_embeddings(given: model_encoders.EncoderOverrides, file: str) -> model
 
 
 def next_command(summary: shards.Summary) -> str:
-    """What to do with the set: train the system that its arrays are made for, else look at it."""
-    manifest, directory = summary.manifest, summary.directory
-    arrays = manifest["arrays"]
-    if manifest["source"] in COSMOS_VARIANTS and "prompt" in arrays:
-        recipe = f"--config=configs/cosmos_video2world.py:{COSMOS_VARIANTS[manifest['source']]}"
-        return shlex.join(["python", "-m", "jworld.train", recipe, f"--config.data.records={directory}"])
-    if manifest["source"] == "matrix" and "prompt" in arrays:
-        recipe = MATRIX_RECIPES["control" in arrays]
-        posterior = [] if "logvar" in arrays else ["--config.data.clip.posterior=False"]
-        train = ["python", "-m", "jworld.train", f"--config=configs/{recipe}:2b"]
-        return shlex.join([*train, *posterior, f"--config.data.records={directory}"])
-    if not {"w2c", "action", "vision_states", "prompt"} <= arrays.keys():
-        return shlex.join(["python", "-m", "jworld.precompute.validate", str(directory)])
-    if manifest["autoencoder"]["family"] == linear.FAMILY:
-        settings = ["--config=configs/ar_mem.py:rooms", "--config.data.recording.source="]
-        return shlex.join(["python", "-m", "jworld.train", *settings, f"--config.data.records={directory}"])
-    height, width, channels = manifest["latent_shape"]
-    sizes = published_files.Sizes(
-        latent=(height, width, channels),
-        vision=(manifest["vision_encoder"]["tokens"], manifest["vision_encoder"]["dim"]),
-        text=manifest["text_encoder"]["dim"],
-        glyph=manifest["glyph_encoder"]["dim"],
-    )
-    return import_data.train_command(directory, sizes)
+    """Return the command that trains on the set, or the one that shows it where no recipe fits."""
+    show = shlex.join(["python", "-m", "jworld.precompute.validate", str(summary.directory)])
+    return systems.train_command(summary.manifest, summary.directory) or show
 
 
 def _print_summary(summary: shards.Summary, console: rich.console.Console) -> None:

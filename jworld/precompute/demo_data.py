@@ -61,7 +61,7 @@ def ensure(
         given=EncoderOverrides(
             autoencoder=encoding.autoencoder or None, text_encoder=f"{text_store.HASHED_WORDS_FAMILY}:{text_dim}"
         ),
-        codec=linear.LinearConfig(channels=channels, spatial_ratio=encoding.spatial_ratio),
+        linear=linear.LinearConfig(channels=channels, spatial_ratio=encoding.spatial_ratio),
         whitening=encoding.whitening,
     )
     summary = job.precompute(settings, output, shard=(0, 1), console=console)

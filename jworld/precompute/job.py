@@ -1,4 +1,4 @@
-"""The work of `python -m jworld.precompute`: what there is to do, and this process's part of it."""
+"""The work of `python -m jworld.precompute`, and this process's part of it."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,6 @@ import rich.console
 
 from jworld.data import records
 from jworld.data.inputs import formats, items
-from jworld.data.recording import episodes
 from jworld.data.records import shards
 from jworld.encoders import autoencoders, model_encoders, weightless
 from jworld.encoders.autoencoders import Autoencoder
@@ -23,7 +22,7 @@ from jworld.parallel import mesh as mesh_lib
 from jworld.precompute import prompts
 from jworld.precompute import writer as record_writer
 from jworld.precompute.reader import ReadAhead
-from jworld.precompute.settings import EPISODES, WORLDPLAY, Settings
+from jworld.precompute.settings import Settings
 from jworld.utils import folder_lock
 from jworld.utils.errors import UserError
 
@@ -31,13 +30,14 @@ COMMAND = "python -m jworld.precompute"
 
 
 class Work:
-    """What there is to do: the videos, and the encoders they go through."""
+    """The videos of a data set and the encoders for them."""
 
     def __init__(self, settings: Settings, *, threads: int, skip_errors: bool, console: rich.console.Console) -> None:
         self._settings, self._threads, self._skip_errors, self._console = settings, threads, skip_errors, console
         options = items.ListOptions(
             require_captions=not settings.allow_missing_captions, frames_fps=settings.frames_fps, root=settings.root
         )
+        self._format = formats.find(settings.format)
         listing = formats.list_items(settings.format, settings.input, options=options, val_share=settings.val_share)
         for note in listing.notes:
             console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
@@ -46,17 +46,17 @@ class Work:
         for role in (model_encoders.TEXT, model_encoders.GLYPH, model_encoders.IMAGE):
             model_encoders.check(role, settings.specs[role.attribute])
         self._mesh = mesh_lib.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
-        self._codec: Autoencoder | None = None
-        family, ratios = linear.FAMILY, settings.codec
+        self._autoencoder: Autoencoder | None = None
+        family, ratios = linear.FAMILY, settings.linear
         if settings.given.autoencoder is not None:
-            self._codec = autoencoders.load(
+            self._autoencoder = autoencoders.load(
                 settings.given.autoencoder, mesh=self._mesh, dtype=settings.autoencoder_dtype
             )
-            family, ratios = self._codec.family, self._codec.network.config
-            if settings.keep_posterior and not self._codec.has_posterior:
+            family, ratios = self._autoencoder.family, self._autoencoder.network.config
+            if settings.keep_posterior and not self._autoencoder.has_posterior:
                 raise UserError(f"{settings.given.autoencoder} has no posterior: leave --keep-posterior out")
         elif settings.keep_posterior:
-            raise UserError("the fitted codec has no posterior: leave --keep-posterior out or give --autoencoder")
+            raise UserError("the linear autoencoder has no posterior: leave --keep-posterior out or give --autoencoder")
         self._cut = settings.cut(
             family=family, temporal_ratio=ratios.temporal_ratio, spatial_ratio=ratios.spatial_ratio
         )
@@ -64,7 +64,7 @@ class Work:
         self._images = model_encoders.load(
             model_encoders.IMAGE, settings.specs["image_encoder"], settings.given.options
         )
-        # "none:1024" are captions without rows, for a model that reads text.
+        # "none:1024" stands for empty captions, for a model that has a text input.
         self._has_text = settings.specs["text_encoder"] not in (model_encoders.NONE, f"{model_encoders.NONE}:0")
 
     def _check_items(self) -> None:
@@ -75,32 +75,38 @@ class Work:
                 "bad videos out and lists them"
             )
         if not any(item.split == "train" for item in self._items):
-            raise UserError(f"{self._settings.input}: no video is for training: add some or give a lower --val-share")
+            raise UserError(
+                f"{self._settings.input}: no video is in the split 'train': add videos or lower --val-share"
+            )
 
     def request(self) -> dict[str, Any]:
-        """What makes the set, for its manifest and to know it again."""
+        """Return the request that identifies the data set and is stored in its manifest."""
         settings = self._settings
         listed = json.dumps([[item.name, item.split, item.caption, item.first_frame] for item in self._items])
-        fit = dataclasses.asdict(settings.codec) | {"whitening": settings.whitening}
-        codec: dict[str, Any] = {"fit": fit, "seed": settings.seed}
-        if self._codec is not None:
-            codec = {"family": self._codec.family, "hash": self._codec.hash, "dtype": settings.autoencoder_dtype}
+        fit = dataclasses.asdict(settings.linear) | {"whitening": settings.whitening}
+        autoencoder: dict[str, Any] = {"fit": fit, "seed": settings.seed}
+        if self._autoencoder is not None:
+            autoencoder = {
+                "family": self._autoencoder.family,
+                "hash": self._autoencoder.hash,
+                "dtype": settings.autoencoder_dtype,
+            }
         return {
             "command": COMMAND,
             "format": settings.format,
             "items_sha256": hashlib.sha256(listed.encode()).hexdigest(),
             "cut": self._cut.manifest_entry(),
-            "autoencoder": codec,
+            "autoencoder": autoencoder,
             **settings.specs,
             "keep_posterior": settings.keep_posterior,
             "items_per_shard": settings.items_per_shard,
         }
 
     def write(self, output: shards.Output, index: int, count: int) -> None:
-        """Process `index` of `count`: its shards of text and of records, then, if nothing is missing, the manifest."""
-        codec = self._codec or self._fitted(output)
-        if codec.family == linear.FAMILY:
-            codec.network.save(output.directory / records.AUTOENCODER_FILE)
+        """Write the shards of process `index` of `count`, and the manifest if all shards of all processes exist."""
+        autoencoder = self._autoencoder or self._fitted(output)
+        if autoencoder.family == linear.FAMILY:
+            autoencoder.network.save(output.directory / records.AUTOENCODER_FILE)
         texts = prompts.collect(self._items) if self._has_text else []
         text_plan = prompts.plan(texts)
         prompts.write(
@@ -113,7 +119,7 @@ class Work:
         )
         by_split = {split: [i for i, item in enumerate(self._items) if item.split == split] for split in records.SPLITS}
         plan = shards.plan(by_split, items_per_shard=self._settings.items_per_shard)
-        maker = self._maker(codec, {prompt: row for row, prompt in enumerate(texts)})
+        maker = self._maker(autoencoder, {prompt: row for row, prompt in enumerate(texts)})
         self._write_records(output, plan[index::count], maker)
         results = [output.result(shard) for shard in (*text_plan, *plan)]
         written = [result for result in results if result is not None]
@@ -145,17 +151,17 @@ class Work:
                     )
 
     def _fitted(self, output: shards.Output) -> Autoencoder:
-        """The codec that an earlier run has fitted, or a new one."""
+        """Return the linear autoencoder that an earlier run has fitted, or a new one."""
         path = output.directory / records.AUTOENCODER_FILE
         if not path.is_file():
             given = self._settings
-            linear.fit(self._training_frames(), given.codec, seed=given.seed, whitening=given.whitening).save(path)
+            linear.fit(self._training_frames(), given.linear, seed=given.seed, whitening=given.whitening).save(path)
         return autoencoders.load(path, mesh=self._mesh)
 
     def _training_frames(self) -> Iterator[np.ndarray]:
         training = [item for item in self._items if item.split == "train"]
         with (
-            shards.meter("fitting the codec", len(training), unit="clips", console=self._console) as advance,
+            shards.meter("fitting the autoencoder", len(training), unit="clips", console=self._console) as advance,
             ReadAhead(training, self._cut, threads=self._threads) as reader,
         ):
             for position in range(len(training)):
@@ -169,18 +175,20 @@ class Work:
                         raise UserError(f"{error}; --on-error skip leaves bad videos out and lists them") from error
                 advance(0, count)
 
-    def _maker(self, codec: Autoencoder, rows: dict[str, int]) -> record_writer.Maker:
+    def _maker(self, autoencoder: Autoencoder, rows: dict[str, int]) -> record_writer.Maker:
         fit = self._cut.fit
         cameras = any(item.cameras is not None for item in self._items)
         return record_writer.Maker(
-            autoencoder=codec,
+            autoencoder=autoencoder,
             images=self._images,
             arrays=records.make_arrays(
-                codec.latent_shape(1, fit.height, fit.width)[1:],
+                autoencoder.latent_shape(1, fit.height, fit.width)[1:],
                 logvar=self._settings.keep_posterior,
                 cameras=cameras,
                 action=cameras,
-                control=not cameras and any(item.controls is not None for item in self._items),
+                control=bool(self._format.control_tokens)
+                and not cameras
+                and any(item.controls is not None for item in self._items),
                 motions=self._motions,
                 vision=None if self._images is None else (self._images.entry.tokens, self._images.dim),
                 prompt=bool(rows),
@@ -188,36 +196,34 @@ class Work:
             rows=rows,
             fps=self._fps(),
             whole_videos=self._cut.frames is None,
-            recorded_labels=self._settings.format == WORLDPLAY,
+            format=self._format,
             batch=len(jax.local_devices()),
         )
 
     def _count_motions(self) -> int:
-        """Motions of a robot's hand in a clip; 0 where the videos have none."""
+        """Return the number of motions of a robot's hand in a clip, 0 if the videos have none."""
         if all(item.hand is None for item in self._items):
             return 0
         if self._cut.frames is None:
-            raise UserError("clips with motions are of one length: give --frames, such as --frames 13 --stride 1")
+            raise UserError("clips with motions must have one length: give --frames, such as --frames 13 --stride 1")
         return self._cut.frames - 1
 
     def _fps(self) -> float:
         if self._settings.fps is not None:
             return self._settings.fps
-        return episodes.read_manifest(self._settings.input)["fps"]
+        assert self._format.read_fps is not None  # checked by `Settings`
+        return self._format.read_fps(self._settings.input)
 
     def _manifest(
         self, maker: record_writer.Maker, texts: Sequence[shards.Result], results: Sequence[shards.Result]
     ) -> dict[str, Any]:
-        settings, codec, fit = self._settings, maker.autoencoder, self._cut.fit
-        source = settings.format
-        if source == EPISODES:
-            source = episodes.read_manifest(settings.input)["source"]
+        autoencoder, fit, read_source = maker.autoencoder, self._cut.fit, self._format.read_source
         manifest: dict[str, Any] = {
-            "source": source,
+            "source": read_source(self._settings.input) if read_source else self._format.name,
             "arrays": maker.arrays,
-            "autoencoder": codec.manifest_entry(),
-            "latent_shape": list(codec.latent_shape(1, fit.height, fit.width)[1:]),
-            "temporal_ratio": codec.temporal_ratio,
+            "autoencoder": autoencoder.manifest_entry(),
+            "latent_shape": list(autoencoder.latent_shape(1, fit.height, fit.width)[1:]),
+            "temporal_ratio": autoencoder.temporal_ratio,
             "fps": maker.fps,
             "image_size": [fit.width, fit.height],
             "cut": self._cut.manifest_entry(),
@@ -226,9 +232,9 @@ class Work:
         }
         if "w2c" in maker.arrays:
             manifest["camera_convention"] = records.CAMERA_CONVENTION
-            manifest["action_labels"] = "recorded" if maker.recorded_labels else "cameras"
+            manifest["action_labels"] = "recorded" if self._format.recorded_labels else "cameras"
         if "control" in maker.arrays:
-            manifest["controls"] = list(record_writer.VOCABULARIES[items.DRIVING])
+            manifest["controls"] = list(self._format.control_tokens)
         psnr = [value for result in results for value in result.psnr]
         if psnr:
             manifest["reconstruction_psnr"] = round(float(np.mean(psnr)), 3)
@@ -244,24 +250,24 @@ def precompute(
     threads: int | None = None,
     console: rich.console.Console | None = None,
 ) -> shards.Summary | None:
-    """Write this process's part of the records to `output`, or go on where an earlier call was stopped.
+    """Write this process's part of the records to `output`, or resume where an earlier call was stopped.
 
     Args:
-      settings: what to make of which videos.
-      output: the folder.
-      shard: (i, n), this is process i of n.
-      skip_errors: leave bad videos out and list them in report.json; otherwise the first one is a `UserError`.
-      threads: videos that are read at once.
-      console: for progress; silent by default.
+      settings: the data set.
+      output: folder for the records.
+      shard: (i, n) for process i of n.
+      skip_errors: skip bad videos and list them in report.json; otherwise the first one is a `UserError`.
+      threads: number of videos that are read at once.
+      console: shows progress; silent by default.
 
     Returns:
-      The complete set; None while other processes still work on it.
+      A summary of the complete data set, or None while other processes still work on it.
     """
     index, count = shard
     if not 0 <= index < count:
         raise UserError(f"--shard is {index}/{count}, expected i/n with 0 <= i < n, such as 0/4")
     if settings.given.autoencoder is None and count > 1:
-        raise UserError("a codec is fitted by one process alone: give --autoencoder, or leave --shard out")
+        raise UserError("only one process can fit the autoencoder: give --autoencoder, or leave --shard out")
     work = Work(
         settings,
         threads=threads or min(os.cpu_count() or 1, 8),
@@ -271,7 +277,7 @@ def precompute(
     try:
         folder = shards.Output(output, work.request())
         if not folder.complete:
-            # The same part twice at once: the second one finds what the first has written.
+            # If two commands have the same part, the second one finds the files of the first.
             with folder_lock.making(output, part=f".{index}-of-{count}"):
                 folder = shards.Output(output, work.request())
                 if not folder.complete:

@@ -1,4 +1,4 @@
-"""Clips -> records: several at a time through the autoencoder, one by one into their shard."""
+"""Records made from clips: batches go through the autoencoder, records one by one into their shard."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jworld.cameras import actions, driving, robots
+from jworld.cameras import actions, robots
 from jworld.data import records
 from jworld.data.inputs import clips, items
+from jworld.data.inputs.base import Format
 from jworld.data.records import shards
 from jworld.encoders import base
 from jworld.encoders.autoencoders import Autoencoder, Latents
@@ -17,26 +18,25 @@ from jworld.models.autoencoders import linear
 from jworld.precompute.reader import ReadAhead
 from jworld.utils.errors import UserError
 
-#: Reconstruction is measured on so many clips of every held-out shard.
+#: Number of clips of every held-out shard on which reconstruction is measured.
 PSNR_CLIPS = 32
-#: JSON has no infinity, which is what a blank video reaches.
+#: Upper bound in dB: a blank video reaches infinity, which JSON cannot store.
 BEST_PSNR = 99.0
-#: What the words of a vocabulary of controls are counted in.
-VOCABULARIES: dict[str, tuple[str, ...]] = {items.DRIVING: driving.TOKENS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Maker:
-    """Makes the records of a data set.
+    """Maker of the records of a data set.
 
     Attributes:
-      autoencoder, images: the encoders; images None without.
-      arrays: what a record holds, as in the manifest.
+      autoencoder: encodes clips.
+      images: encodes first frames; None without an image encoder.
+      arrays: arrays of a record, as in the manifest.
       rows: row of the text store by caption.
-      fps: frame rate of all clips.
-      whole_videos: a clip is a video, and has its name.
-      recorded_labels: action labels are those that were recorded, where they were, and not those of the cameras.
-      batch: clips that are encoded together.
+      fps: frame rate of all clips, in frames per second.
+      whole_videos: a clip is a whole video and has its name.
+      format: the format of the videos.
+      batch: number of clips that are encoded together.
     """
 
     autoencoder: Autoencoder
@@ -45,7 +45,7 @@ class Maker:
     rows: Mapping[str, int]
     fps: float
     whole_videos: bool
-    recorded_labels: bool
+    format: Format
     batch: int
 
     def write_shard(
@@ -60,7 +60,7 @@ class Maker:
     ) -> None:
         """Write the records of items, given with their positions in `reader`.
 
-        A bad item is a `UserError` or, with `skip_errors`, noted; its clips before the fault stay.
+        A bad item is a `UserError` or, with `skip_errors`, listed as skipped; its clips before the fault remain.
         """
         waiting: list[clips.Clip] = []
         counted = 0
@@ -88,20 +88,22 @@ class Maker:
         if abs(clip.fps / self.fps - 1) > clips.SAME_RATE:
             raise UserError(f"{item.video} has {clip.fps:g} frames/s, the data set has {self.fps:g}: give --fps")
         if "control" in self.arrays and clip.controls is None:
-            raise UserError(f"{item.video} has no controls, other videos of the data set do: add them or remove it")
+            raise UserError(
+                f"{item.video} has no controls, but other videos of the data set do: add them or remove the video"
+            )
 
     def _write(self, writer: shards.ShardWriter, batch: Sequence[clips.Clip], *, measure: bool) -> None:
         if not batch:
             return
         video = np.stack([clip.frames for clip in batch])
-        # Always so many, that one program serves all clips of a length.
+        # Padded to the full batch, so that one program serves all clips of a length.
         padded = np.concatenate([video, np.repeat(video[-1:], self.batch - len(video), axis=0)])
         latents = self.autoencoder.encode_clips(padded, posterior="logvar" in self.arrays)
         states = None if self.images is None else self.images.encode(video[:, 0])
         made = [self._record(clip, i, latents, None if states is None else states[i]) for i, clip in enumerate(batch)]
         if measure and len(writer.result.psnr) < PSNR_CLIPS:
             stored = latents.latent.astype(ml_dtypes.bfloat16).astype(np.float32)
-            # CogVideoX's makes three frames too many of an even number of latents, at the start.
+            # CogVideoX's autoencoder decodes an even number of latents to three extra frames at the start.
             decoded = self.autoencoder.decode(stored)[:, -video.shape[1] :]
             writer.result.psnr += [min(linear.psnr(frames, decoded[i]), BEST_PSNR) for i, frames in enumerate(video)]
         for clip, record in zip(batch, made, strict=True):
@@ -123,7 +125,7 @@ class Maker:
             record["action"] = self._labels(clip)
         if "control" in self.arrays:
             assert clip.controls is not None
-            record["control"] = control_numbers(clip.controls)[every]
+            record["control"] = control_numbers(clip.controls, self.format.control_tokens)[every]
         if "motion" in self.arrays:
             assert clip.hand is not None
             record["motion"] = robots.relative_actions(clip.hand[:, :6], clip.hand[:, 6])
@@ -134,16 +136,15 @@ class Maker:
         return record
 
     def _labels(self, clip: clips.Clip) -> np.ndarray:
-        """WorldPlay's action label of every latent, int32."""
+        """Return WorldPlay's action label of every latent, int32 [F]."""
         every = slice(None, None, self.autoencoder.temporal_ratio)
         assert clip.w2c is not None
-        if self.recorded_labels and clip.controls is not None:
+        if self.format.recorded_labels and clip.controls is not None:
             labels = [actions.label_from_name(word) for word in clip.controls.words[every]]
             return np.array([0, *labels[1:]], np.int32)
         return actions.labels_from_poses(clip.w2c[every], min_translation=actions.TRAINING_MIN_TRANSLATION)
 
 
-def control_numbers(controls: items.Controls) -> np.ndarray:
-    """Words -> int32 [T], counted in their vocabulary."""
-    words = VOCABULARIES[controls.vocabulary]
-    return np.array([words.index(word) for word in controls.words], np.int32)
+def control_numbers(controls: items.Controls, tokens: Sequence[str]) -> np.ndarray:
+    """Return the places in `tokens` of the words of T frames, int32 [T]."""
+    return np.array([tokens.index(word) for word in controls.words], np.int32)

@@ -123,7 +123,7 @@ def raw(tmp_path_factory) -> pathlib.Path:
 
 def episode_settings(raw: pathlib.Path, **changes: Any) -> Settings:
     return Settings(
-        **{"input": raw, **SIZE, "codec": CODEC, "given": EncoderOverrides(text_encoder="hashed-words:16"), **changes}
+        **{"input": raw, **SIZE, "linear": CODEC, "given": EncoderOverrides(text_encoder="hashed-words:16"), **changes}
     )
 
 
@@ -345,7 +345,7 @@ def test_the_parts_of_two_processes_are_the_whole(tmp_path, codec):
     with pytest.raises(UserError, match="--shard is 2/2"):
         job.precompute(settings, tmp_path / "more", shard=(2, 2))
     alone = dataclasses.replace(settings, given=EncoderOverrides())
-    with pytest.raises(UserError, match="a codec is fitted by one process alone"):
+    with pytest.raises(UserError, match="only one process can fit the autoencoder"):
         job.precompute(alone, tmp_path / "more", shard=(0, 2))
     assert not (tmp_path / "more").exists()
 
@@ -368,7 +368,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from jworld.precompute import __main__ as precompute
-from jworld.data import shards
+from jworld.data.records import shards
 write, count = shards.ShardWriter.{method}, [0]
 def killed(*arguments):
     count[0] += 1
@@ -417,7 +417,7 @@ def test_a_bad_video_stops_the_command_until_it_is_mended(tmp_path, codec, capsy
         return captured.out + captured.err
 
     told = fails(f"--output={output}")
-    assert "c.mp4 is damaged or no video" in told
+    assert "c.mp4 is damaged or not a video" in told
     assert "--on-error skip" in told
     assert not (output / records.MANIFEST).exists()
     assert (output / "train-00000-of-00002.arrow").exists()
@@ -460,7 +460,7 @@ def refuse(tmp_path: pathlib.Path, settings: dict[str, Any], match: str) -> None
 
 
 def test_wrong_settings(raw, codec, tmp_path):
-    common: dict[str, Any] = {"input": raw, **SIZE, "codec": CODEC}
+    common: dict[str, Any] = {"input": raw, **SIZE, "linear": CODEC}
     refuse(tmp_path, {**common, "input": tmp_path / "absent"}, "manifest.json is absent")
     refuse(tmp_path, {**common, "width": 36}, "image size is 36x24, expected multiples of the spatial ratio 8")
     refuse(tmp_path, {**common, "width": None}, "give both --width and --height")
@@ -473,7 +473,7 @@ def test_wrong_settings(raw, codec, tmp_path):
     refuse(tmp_path, {**common, "items_per_shard": 0}, "--items-per-shard is 0")
     everything = write_videos(tmp_path / "in", "videos")
     held_out = {**common, "input": everything, "format": "videos", "fps": 5, "val_share": 1.0}
-    refuse(tmp_path, held_out, "no video is for training")
+    refuse(tmp_path, held_out, "no video is in the split 'train'")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):
         job.precompute(Settings(**common), tmp_path / "file" / "set")

@@ -162,7 +162,7 @@ def test_a_bad_video_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "videos" / "a.txt").write_text("a caption")
-    with pytest.raises(errors.UserError, match=r"a\.mp4 is damaged or no video"):
+    with pytest.raises(errors.UserError, match=r"a\.mp4 is damaged or not a video"):
         pixels.decode(tmp_path / "frames", pixels.VideosConfig(format="videos", path=str(tmp_path / "videos")))
     assert [path.name for path in tmp_path.iterdir()] == ["videos"]
 

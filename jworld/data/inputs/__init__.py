@@ -1,1 +1,1 @@
-"""From folders of videos, in five formats, to uniform clips (`formats.list_items`, `clips.read_clips`)."""
+"""Readers of video data sets in several formats, and uniform clips (`formats.list_items`, `clips.read_clips`)."""

@@ -1,10 +1,10 @@
-"""Format "bridge": videos of a robot arm with the state of its hand in every frame, as Cosmos-Predict2's action model
-reads the Bridge data set.
+"""Format "bridge": videos of a robot arm with the state of its hand in every frame, as in the Bridge data set.
 
-annotation/SPLIT/X.json are objects with `state` (per frame x, y, z, roll, pitch, yaw of the hand, and perhaps more),
-`continuous_gripper_state` (a number per frame), `videos` (a list of objects with `video_path`, of which the first
-camera is taken) and `texts` (a list of captions, of which the first is taken). Source: cosmos-predict2,
-`data/action_conditioned/action_conditioned_dataset.py`.
+annotation/SPLIT/X.json are objects with these keys: `state` (per frame x, y, z, roll, pitch, yaw of the hand, and
+optionally more), `continuous_gripper_state` (a number per frame), `videos` (a list of objects with `video_path`, one
+per camera; the first is used) and `texts` (a list of captions; the first is used).
+
+Source: cosmos-predict2, `data/action_conditioned/action_conditioned_dataset.py`.
 """
 
 import functools
@@ -15,14 +15,15 @@ import numpy as np
 
 from jworld.data import records
 from jworld.data.inputs import items
+from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
-#: Numbers of a hand's place: position and angles.
+#: Numbers of a pose of the hand: position and angles.
 PLACE = 6
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
-    """DIR with annotation/train/ and annotation/val/; paths of videos start at DIR or `options.root`."""
+    """List DIR with annotation/train/ and annotation/val/; video paths are relative to DIR or `options.root`."""
     folder = path / "annotation"
     files = {split: sorted((folder / split).glob("*.json")) for split in records.SPLITS}
     if not any(files.values()):
@@ -31,7 +32,7 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
         )
     notes = []
     if any((folder / "test").glob("*.json")):
-        notes.append(f"{folder / 'test'} is left aside: a set has the splits {' and '.join(records.SPLITS)}")
+        notes.append(f"{folder / 'test'} is ignored: a data set has the splits {' and '.join(records.SPLITS)}")
     root = options.root or path
     listed = [_item(file, split, root) for split in records.SPLITS for file in files[split]]
     return items.finish(listed, notes, source=folder, options=options)
@@ -80,7 +81,18 @@ def _numbers(facts: Any, key: str, path: pathlib.Path) -> np.ndarray:
     try:
         array = np.asarray(facts[key], np.float64)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: '{key}' is missing or not all numbers ({error}): correct the file") from error
+        raise UserError(
+            f"{path}: '{key}' is missing or has entries that are not numbers ({error}): correct the file"
+        ) from error
     if array.ndim == 0 or not np.isfinite(array).all():
-        raise UserError(f"{path}: '{key}' is no list, or has numbers that are not finite: correct the file")
+        raise UserError(
+            f"{path}: '{key}' is {array.tolist()!r:.60}, expected a list of finite numbers: correct the file"
+        )
     return array
+
+
+FORMAT = Format(
+    name="bridge",
+    help="annotation/train/NAME.json with state and continuous_gripper_state of a robot arm per frame, videos, texts",
+    list_items=list_items,
+)

@@ -1,6 +1,6 @@
-"""Uniform clips: an item's video at one frame rate and one size, cut into pieces, with the cameras of its frames.
+"""Uniform clips: an item's video at one frame rate and one size, cut into clips, with the cameras of its frames.
 
-At most one clip's frames are in memory, besides the clip that the caller still holds.
+At most one clip's frames are in memory, in addition to the clip that the caller holds.
 """
 
 import contextlib
@@ -14,23 +14,24 @@ from jworld.data.inputs import fitting, items, video
 from jworld.utils.errors import UserError
 
 REMAINDERS = ("drop", "shift")
-# 29.97 for 30: resampling would repeat one frame in a thousand.
+# Treats 29.97 as 30, where resampling would repeat one frame in a thousand.
 SAME_RATE = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CutConfig:
-    """What every clip of a data set has in common.
+    """Settings that all clips of a data set share.
 
     Attributes:
-      fit: the model's image size and how frames reach it.
-      fps: frame rate of the clips; None: each video keeps its own.
-      frames: frames of a clip, a multiple of temporal_ratio and one more; None: one clip per video, as long as it goes
+      fit: the model's image size and how frames are brought to it.
+      fps: frame rate of the clips, in frames per second; None keeps the rate of each video.
+      frames: frames of a clip, a multiple of temporal_ratio plus one; None for one clip per video, as long as possible
         (the whole video is then in memory).
-      stride: frames from the start of one clip to the start of the next; None: `frames`. Less makes clips overlap.
-      remainder: frames after the last whole clip: "drop" leaves them out, "shift" adds a clip that ends with the video
-        and overlaps the one before.
-      repeat_frames: a video with too few frames for `fps` shows some of them twice; otherwise it is refused.
+      stride: frames from the start of one clip to the start of the next; None for `frames`. Clips overlap if it is
+        smaller.
+      remainder: frames after the last whole clip: "drop" discards them, "shift" adds a clip that ends with the video
+        and overlaps the previous one.
+      repeat_frames: repeat frames of a video that has too few for `fps`; otherwise it is refused.
       temporal_ratio: frames per latent of the autoencoder.
     """
 
@@ -50,7 +51,7 @@ class CutConfig:
                 f"{self._whole(self.frames) + ratio}"
             )
         if self.stride is not None and self.frames is None:
-            raise UserError(f"stride is {self.stride} but a clip is a whole video: give --frames, too")
+            raise UserError(f"stride is {self.stride} but a clip is a whole video: also give --frames")
         if self.stride is not None and self.stride < 1:
             raise UserError(f"stride is {self.stride} frames, expected at least 1: change --stride")
         if self.fps is not None and not 0 < self.fps < float("inf"):
@@ -59,15 +60,15 @@ class CutConfig:
             raise UserError(f"remainder is {self.remainder!r}, expected one of {', '.join(REMAINDERS)}")
 
     def manifest_entry(self) -> dict[str, Any]:
-        """The settings as JSON."""
+        """Return the settings as JSON."""
         return dataclasses.asdict(self)
 
     def length(self, available: int) -> int:
-        """Frames of a clip of a video that has `available` frames at the clips' rate."""
+        """Return the frames of a clip of a video that has `available` frames at the clips' rate."""
         return self.frames if self.frames is not None else self._whole(available)
 
     def starts(self, available: int) -> list[int]:
-        """Where the clips of such a video begin, in frames at the clips' rate; empty where it is too short."""
+        """Return the starts of the clips of such a video, in frames at the clips' rate; empty if it is too short."""
         length = self.length(available)
         starts = list(range(0, available - length + 1, self.stride or length))
         if self.remainder == "shift" and starts and self.frames is not None and starts[-1] + length < available:
@@ -75,24 +76,24 @@ class CutConfig:
         return starts
 
     def _whole(self, frames: int) -> int:
-        """The longest clip of at most so many frames, but at least one of two latents."""
+        """Return the length of the longest clip of at most `frames` frames, but of two latents at least."""
         return max((frames - 1) // self.temporal_ratio, 1) * self.temporal_ratio + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """T uniform frames of one item.
+    """A clip: T uniform frames of one item.
 
     Attributes:
       name: `"<item>@<start>"`, unique within the data set.
       item: the item's name.
-      start: the first frame's number at the clips' rate, counted from the item's first frame.
+      start: number of the first frame at the clips' rate, counted from the item's first frame.
       split: "train" or "val".
       caption: the item's text.
-      fps: frame rate.
+      fps: frames per second.
       frames: uint8 [T, H, W, 3].
       w2c: float64 [T, 4, 4] OpenCV world-to-camera, in the item's own coordinates, or None.
-      intrinsics: float64 [T, 3, 3] divided by the image size, corrected for the cut, or None.
+      intrinsics: float64 [T, 3, 3] divided by the image size, corrected for the crop, or None.
       controls: what was pressed, one word per frame, or None.
       hand: float64 [T, 7] state of a robot arm's hand, or None.
     """
@@ -111,10 +112,10 @@ class Clip:
 
 
 def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
-    """The clips of one item in order.
+    """Yield the clips of one item in order.
 
-    A video file is decoded once before its first clip appears, so a file that is damaged, too short or at odds with its
-    cameras raises its `UserError` before any clip; a picture of a folder is opened when its turn comes.
+    A video file is decoded once before its first clip. So a file that is damaged, too short or inconsistent with its
+    cameras raises a `UserError` before any clip. Images of a folder are opened one by one.
     """
     if item.problem is not None:
         raise UserError(item.problem)
@@ -151,12 +152,11 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
 
 
 def pick_frames(source: video.Video, *, fps: float | None, first: int = 0, repeat: bool = False) -> np.ndarray:
-    """Numbers of the frames that show the video at `fps`, int64, beginning with frame `first`.
+    """Return the numbers of the frames that show the video at `fps`, int64, beginning with frame `first`.
 
-    Frame k of the result is the one whose time stamp is nearest to k / fps after frame `first`, the earlier one of two
-    equally near ones, up to the last frame. A video whose rate is `fps` within 1 % and steady (no gap of more than one
-    and a half frames) is taken frame by frame, as every video is for fps None. No frame is used twice unless `repeat`;
-    `UserError` where the rule asks for it.
+    Frame k of the result is the one whose time stamp is nearest to k / fps after frame `first`; the earlier of two
+    equally near ones. If the video's rate is `fps` within 1 % and steady (no gap of more than one and a half frames),
+    every frame is used, as for fps None. A `UserError` if a frame would be used twice, unless `repeat`.
     """
     every = np.arange(first, len(source.times))
     if fps is None or len(every) < 2:
@@ -166,7 +166,7 @@ def pick_frames(source: video.Video, *, fps: float | None, first: int = 0, repea
     own_rate = len(gaps) / times[-1]
     if abs(own_rate / fps - 1) <= SAME_RATE and gaps.max() <= 1.5 * gaps.mean():
         return every
-    slack = 1e-6 / fps  # the same choice on every machine where a time lies in the middle between two frames
+    slack = 1e-6 / fps  # on every machine the same choice for a time halfway between two frames
     wanted = np.arange(int((times[-1] + slack) * fps) + 1) / fps
     picks = np.searchsorted((times[1:] + times[:-1]) / 2, wanted - slack)
     repeated = len(picks) - len(np.unique(picks))
@@ -181,8 +181,8 @@ def pick_frames(source: video.Video, *, fps: float | None, first: int = 0, repea
 def _cut(
     source: video.Video, picks: np.ndarray, starts: list[int], length: int, fit: fitting.Fit
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(start, frames [length, height, width, 3]) of every clip; frames that clips share are decoded once."""
-    # Where a clip's own frames begin, after those that it shares with the one before.
+    """Yield (start, frames [length, height, width, 3]) of every clip; frames that clips share are decoded once."""
+    # First frame of each clip that it does not share with the previous one.
     ends = [0, *(start + length for start in starts[:-1])]
     fresh = [max(start, end) for start, end in zip(starts, ends, strict=True)]
     order = np.concatenate([np.arange(begin, start + length) for begin, start in zip(fresh, starts, strict=True)])
@@ -191,7 +191,7 @@ def _cut(
     with contextlib.closing(_fitted(source, picks[order], fit)) as stream:
         for start, begin in zip(starts, fresh, strict=True):
             shared = None if frames is None or begin == start else frames[start - before :]
-            frames = None  # a clip that shares nothing is gone before the next one needs memory
+            frames = None  # frees a clip that shares nothing before the next one is allocated
             frames = np.empty((length, fit.height, fit.width, 3), np.uint8)
             if shared is not None:
                 frames[: begin - start] = shared
@@ -203,7 +203,7 @@ def _cut(
 
 
 def _fitted(source: video.Video, numbers: np.ndarray, fit: fitting.Fit) -> Generator[np.ndarray, None, None]:
-    """The frames with these non-decreasing numbers, in the model's size; decoding stops after the last one."""
+    """Yield the frames with these non-decreasing numbers, in the model's size; decoding stops after the last one."""
     with contextlib.closing(source.frames()) as stream:
         position, frame = -1, np.empty(0)
         for number in numbers:
@@ -215,7 +215,7 @@ def _fitted(source: video.Video, numbers: np.ndarray, fit: fitting.Fit) -> Gener
                         break
             if position < number:
                 raise UserError(
-                    f"{source.path} gave {position + 1} frames, {len(source.times)} when it was opened: it changed or "
-                    "its disk fails; run again"
+                    f"{source.path} has {position + 1} frames, but had {len(source.times)} when it was opened: "
+                    "run again, and check the disk if the file did not change"
                 )
             yield frame

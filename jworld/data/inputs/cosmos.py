@@ -1,17 +1,18 @@
-"""Format "cosmos": videos/X.mp4 with captions metas/X.txt, as Cosmos-Predict2's post-training reads them.
+"""Format "cosmos": videos/X.mp4 with captions metas/X.txt, as in Cosmos-Predict2's post-training.
 
-Encoded captions of that layout, t5_xxl/X.pickle, are not opened here: `jworld.systems.cosmos.import_t5`
-converts them once, without running the pickles.
+That layout also has encoded captions, t5_xxl/X.pickle. This reader does not open them:
+`jworld.systems.cosmos.import_t5` converts them once without executing the pickles.
 """
 
 import pathlib
 
 from jworld.data.inputs import items, video
+from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
-    """DIR with videos/ and metas/; no splits, no cameras."""
+    """List DIR with videos/ and metas/, which have neither splits nor cameras."""
     folder = path / "videos"
     if not folder.is_dir():
         raise UserError(f"{folder} is absent, expected videos/X.mp4 and metas/X.txt below {path}: give another folder")
@@ -31,8 +32,11 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
     notes = []
     if any((path / "t5_xxl").glob("*.pickle")):
         notes.append(
-            f"{path / 't5_xxl'} holds pickled text embeddings, which are not opened here: the captions of metas/ are "
-            "encoded anew with --text-encoder, or bring the embeddings along with --text-embeddings FILE, which "
+            f"{path / 't5_xxl'} holds pickled text embeddings, which are not opened: --text-encoder encodes the "
+            "captions of metas/ again; to use the embeddings, give --text-embeddings with the file that "
             f"python -m jworld.systems.cosmos.import_t5 --input {path} writes"
         )
     return items.finish(listed, notes, source=folder, options=options)
+
+
+FORMAT = Format(name="cosmos", help="videos/NAME.mp4 and metas/NAME.txt", list_items=list_items)

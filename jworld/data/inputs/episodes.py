@@ -1,4 +1,4 @@
-"""Format "episodes": what `scripts/record_episodes.py` writes (see `jworld.data.recording.episodes`)."""
+"""Format "episodes": the output of `scripts/record_episodes.py` (see `jworld.data.recording.episodes`)."""
 
 import functools
 import pathlib
@@ -6,12 +6,13 @@ from typing import Any
 
 from jworld.cameras import poses
 from jworld.data.inputs import items
+from jworld.data.inputs.base import Format
 from jworld.data.recording import episodes
 from jworld.utils.errors import UserError
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
-    """DIR with manifest.json and a folder per episode; names, splits and captions are those of the manifest."""
+    """List DIR with manifest.json, which holds names, splits and captions, and a folder per episode."""
     manifest = episodes.read_manifest(path)
     listed = []
     for entry in manifest["episodes"]:
@@ -47,3 +48,23 @@ def _read_tracks(path: pathlib.Path, promised: int, frames: int) -> items.Tracks
     w2c, intrinsics = items.check_cameras(facts["w2c"], intrinsics, frames=frames, path=path)
     controls = items.check_directions(facts["actions"], frames=frames, path=path)
     return items.Tracks(w2c=w2c, intrinsics=intrinsics, controls=controls)
+
+
+def _read_fps(path: pathlib.Path) -> float:
+    return float(episodes.read_manifest(path)["fps"])
+
+
+def _read_source(path: pathlib.Path) -> str:
+    return str(episodes.read_manifest(path)["source"])
+
+
+FORMAT = Format(
+    name="episodes",
+    help="a folder of scripts/record_episodes.py",
+    list_items=list_items,
+    read_fps=_read_fps,
+    read_source=_read_source,
+    # Episodes are recorded in the aspect ratio of the model's images.
+    fit="stretch",
+    resampling="area",
+)

@@ -1,4 +1,4 @@
-"""Frames of any size -> the model's size, and what that does to the intrinsics."""
+"""Resizing and cropping of frames to the model's size, and the resulting intrinsics."""
 
 import dataclasses
 
@@ -19,11 +19,13 @@ RESAMPLINGS = ("lanczos", "bicubic", "bilinear", "area")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How a frame is brought to width x height.
+    """The way from a frame of any size to width x height.
 
-    mode "crop": scaled by max(width / w, height / h) to the next whole sizes and cut around the centre, the shape of
-    things is kept; "stretch": every side scaled by itself, the whole view is kept. resampling: one of RESAMPLINGS, all
-    averaging over the covered pixels where the frame shrinks; "area" is that mean alone.
+    Attributes:
+      width, height: in pixels.
+      mode: "crop" scales both sides by max(width / w, height / h), rounded to whole pixels, and crops around the
+        center, which keeps the aspect ratio. "stretch" scales each side separately, which keeps the whole view.
+      resampling: one of RESAMPLINGS. All average over the covered pixels if the frame shrinks; "area" does only that.
     """
 
     width: int
@@ -39,14 +41,14 @@ class Fit:
                 raise UserError(f"fit {name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
 
     def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height of a frame after scaling, before the cut."""
+        """Return width and height of a frame after scaling, before the crop."""
         if self.mode == "stretch":
             return self.width, self.height
         scale = max(self.width / size[0], self.height / size[1])
         return round(size[0] * scale), round(size[1] * scale)
 
     def frame(self, frame: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [height, width, 3]."""
+        """Convert a frame uint8 [H, W, 3] to uint8 [height, width, 3]."""
         width, height = self.scaled((frame.shape[1], frame.shape[0]))
         if self.resampling == "area":
             frame = images.resize(frame, width=width, height=height)
@@ -57,10 +59,10 @@ class Fit:
         return frame[top : top + self.height, left : left + self.width]
 
     def intrinsics(self, intrinsics: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Intrinsics [..., 3, 3] divided by the size of a frame of `size` (w, h) -> divided by the new size.
+        """Convert intrinsics [..., 3, 3] divided by the old size (w, h) to intrinsics divided by the new size.
 
-        Stretching leaves them as they are; a cut makes the focal length a larger part of the image and moves the
-        principal point.
+        Stretching does not change them. A crop raises the focal length relative to the image and moves the principal
+        point.
         """
         width, height = self.scaled(size)
         left, top = self._corner(width, height)
@@ -71,7 +73,8 @@ class Fit:
                 [0, 0, 1],
             ]
         )
-        return cut @ intrinsics
+        moved: np.ndarray = cut @ intrinsics
+        return moved
 
     def _corner(self, width: int, height: int) -> tuple[int, int]:
         return (width - self.width) // 2, (height - self.height) // 2

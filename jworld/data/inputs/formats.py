@@ -1,54 +1,58 @@
-"""The formats that `python -m jworld.precompute --format` knows."""
+"""The registry of input formats that `python -m jworld.precompute --format` reads."""
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 
 from jworld.data.inputs import bridge, cosmos, episodes, items, matrix, videos, worldplay
+from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """A reader and, for --help, what it expects."""
-
-    help: str
-    list_items: Callable[[pathlib.Path, items.ListOptions], items.Listing]
-
-
-FORMATS = {
-    "episodes": Format("a folder of scripts/record_episodes.py", episodes.list_items),
-    "videos": Format(
-        "any folder of mp4, webm, mkv or mov files or of sub-folders of pictures; captions in NAME.txt or "
-        "captions.json, .jsonl or .csv",
-        videos.list_items,
-    ),
-    "worldplay": Format(
-        "index.json, a list of objects with video_path, pose_path (w2c and pixel intrinsic per frame), caption and "
-        "perhaps action_path",
-        worldplay.list_items,
-    ),
-    "cosmos": Format("videos/NAME.mp4 and metas/NAME.txt", cosmos.list_items),
-    "bridge": Format(
-        "annotation/train/NAME.json with state and continuous_gripper_state per frame of a robot arm, videos and texts",
-        bridge.list_items,
-    ),
-    "matrix": Format(
-        'index.json, {"list": [{path, caption, control_signal_seq, valid_frame_idx}]}, the last two optional',
-        matrix.list_items,
-    ),
+#: Formats by name, in the order of --help.
+FORMATS: dict[str, Format] = {
+    entry.name: entry
+    for entry in (
+        episodes.FORMAT,
+        videos.FORMAT,
+        worldplay.FORMAT,
+        cosmos.FORMAT,
+        bridge.FORMAT,
+        matrix.FORMAT,
+    )
 }
+#: The format of the data sets that this project records.
+DEFAULT = episodes.FORMAT.name
+
+
+def find(name: str) -> Format:
+    """Return the format of this name; an unknown name is a `UserError`."""
+    if name not in FORMATS:
+        raise UserError(f"format is {name!r}, expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]
 
 
 def list_items(
     format_name: str, path: str | pathlib.Path, *, options: items.ListOptions | None = None, val_share: float = 0.05
 ) -> items.Listing:
-    """What the data set at `path` holds, sorted by name, every item with a split; nothing is decoded.
+    """List the items of the data set at `path`, sorted by name, each with a split; nothing is decoded.
 
-    Items with something wrong are listed, too: `Item.problem`. A data set that cannot be listed at all is a
-    `UserError`. `val_share` of the items become "val" where the format has no splits.
+    Args:
+      format_name: a key of `FORMATS`.
+      path: what the format reads: a folder or an index file.
+      options: how to list.
+      val_share: share of the items that become "val" if the format has no splits.
+
+    Returns:
+      All items, including those with a problem (`Item.problem`).
+
+    Raises:
+      UserError: the format is unknown, or the data set cannot be listed.
     """
-    if format_name not in FORMATS:
-        raise UserError(f"format is {format_name!r}, expected one of {', '.join(FORMATS)}")
-    listing = FORMATS[format_name].list_items(pathlib.Path(path), options or items.ListOptions())
+    listing = find(format_name).list_items(pathlib.Path(path), options or items.ListOptions())
     return dataclasses.replace(listing, items=items.with_splits(listing.items, val_share))
+
+
+def describe_defaults(attribute: str) -> str:
+    """Return the values of one attribute of `Format` by format, for --help: "stretch for episodes, else crop"."""
+    values = {name: getattr(entry, attribute) for name, entry in FORMATS.items()}
+    usual = max(values.values(), key=list(values.values()).count)
+    return "".join(f"{value} for {name}, " for name, value in values.items() if value != usual) + f"else {usual}"

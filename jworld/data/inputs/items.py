@@ -1,4 +1,4 @@
-"""What a folder of videos holds, before anything is decoded: items, and what is known about their frames."""
+"""Items of a video data set before anything is decoded, and the data that accompanies their frames."""
 
 import collections
 import dataclasses
@@ -14,31 +14,31 @@ from jworld.cameras import actions, poses
 from jworld.data import records
 from jworld.utils.errors import UserError
 
-DIRECTIONS, DRIVING = "directions", "driving"
-
 
 @dataclasses.dataclass(frozen=True)
 class Controls:
     """One word per frame, as recorded.
 
-    vocabulary "directions": words of `actions.TRANSLATIONS` and `actions.ROTATIONS` joined by "+", or "none"
-    (`actions.label_from_name` understands them); "driving": the tokens of The Matrix ("D", "DL", ...).
+    Formats with cameras have action names, which `actions.label_from_name` reads: "forward+yaw_left", "none". Formats
+    without cameras have tokens of their own, `Format.control_tokens`.
     """
 
-    vocabulary: str
     words: tuple[str, ...]
 
     def take(self, frames: np.ndarray) -> "Controls":
-        """The words of the frames with these numbers."""
-        return Controls(self.vocabulary, tuple(self.words[frame] for frame in frames))
+        """Return the words of the frames with these numbers."""
+        return Controls(tuple(self.words[frame] for frame in frames))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tracks:
-    """What accompanies the T frames of a video, each None where the format has none.
+    """Data that accompanies the T frames of a video, each None if the format has none.
 
-    w2c float64 [T, 4, 4] OpenCV world-to-camera; intrinsics float64 [T, 3, 3] divided by the image size; hand float64
-    [T, 7] of a robot arm: x, y, z, roll, pitch, yaw, gripper.
+    Attributes:
+      w2c: float64 [T, 4, 4], OpenCV world-to-camera.
+      intrinsics: float64 [T, 3, 3], divided by the image size.
+      controls: what was pressed, one word per frame.
+      hand: float64 [T, 7], state of a robot arm: x, y, z, roll, pitch, yaw, gripper.
     """
 
     w2c: np.ndarray | None = None
@@ -48,7 +48,7 @@ class Tracks:
 
 
 def no_tracks(frames: int) -> Tracks:
-    """The tracks of a video without cameras and controls."""
+    """Return the tracks of a video without cameras and controls."""
     return Tracks()
 
 
@@ -57,15 +57,15 @@ class Item:
     """One video of a data set, not yet opened.
 
     Attributes:
-      name: unique within the data set; says nothing about where the data set lies.
-      video: a file that ffmpeg decodes, or a folder of pictures.
+      name: unique within the data set, and independent of the folder's location.
+      video: a file that ffmpeg decodes, or a folder of images.
       caption: its text.
-      split: "train" or "val"; None where the format does not say.
+      split: "train" or "val"; None if the format has no splits.
       cameras, controls, hand: the files that `read_tracks` opens.
-      frames_fps: pictures per second of a folder of pictures.
-      first_frame: the clips begin here.
-      read_tracks: number of frames of the video -> its tracks; `UserError` where the files disagree with the video.
-      problem: why the item cannot be used, found while listing: opening it raises this sentence as `UserError`.
+      frames_fps: frames per second of a folder of images.
+      first_frame: number of the first frame to use.
+      read_tracks: number of frames of the video -> its tracks; a `UserError` if the files disagree with the video.
+      problem: why the item cannot be used, found while listing; opening it raises this sentence as `UserError`.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Items sorted by name, and sentences for the user about what was left aside."""
+    """Items sorted by name, and sentences for the user about what was ignored."""
 
     items: list[Item]
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -91,12 +91,12 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """How a data set is listed.
+    """Options for listing a data set.
 
     Attributes:
       require_captions: an item without a caption has a problem; otherwise its caption is empty.
-      frames_fps: pictures per second of folders of pictures.
-      root: where relative paths of an index file start; None: the folder of the index file.
+      frames_fps: frames per second of folders of images.
+      root: base of the relative paths in an index file; None for the folder of the index file.
     """
 
     require_captions: bool = True
@@ -105,7 +105,7 @@ class ListOptions:
 
 
 def with_splits(items: Iterable[Item], val_share: float) -> list[Item]:
-    """Items whose split the format does not say get one by a hash of their name: `val_share` of them are "val"."""
+    """Assign a split by a hash of the name to items without one: `val_share` of them become "val"."""
     if not 0 <= val_share <= 1:
         raise UserError(f"share of validation clips is {val_share}, expected a number between 0 and 1")
     drawn = {True: "val", False: "train"}
@@ -120,7 +120,7 @@ def _hash(name: str) -> int:
 
 
 def finish(items: Iterable[Item], notes: Sequence[str], *, source: pathlib.Path, options: ListOptions) -> Listing:
-    """Sorted by name; wrong names, splits and captions become problems; a data set without items is a `UserError`."""
+    """Sort items by name and mark wrong names, splits and captions as problems; no items at all is a `UserError`."""
     ordered = sorted(items, key=lambda item: (item.name, str(item.video), item.first_frame))
     if not ordered:
         raise UserError(f"{source} holds no videos, expected at least one: give another folder or --format")
@@ -142,8 +142,11 @@ def finish(items: Iterable[Item], notes: Sequence[str], *, source: pathlib.Path,
 
 
 def check_cameras(w2c: Any, intrinsics: Any, *, frames: int, path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices as read from the file `path` -> float64 [T, 4, 4] and [T, 3, 3]; T `frames`, all numbers finite, w2c
-    rigid and focal lengths positive, otherwise `UserError`."""
+    """Convert matrices read from the file `path` to float64 [T, 4, 4] and [T, 3, 3], where T is `frames`.
+
+    Raises:
+      UserError: a number is not finite, w2c is not rigid, or a focal length is not positive.
+    """
     checked = []
     for name, value, size in (("w2c", w2c, 4), ("intrinsics", intrinsics, 3)):
         try:
@@ -170,7 +173,7 @@ def check_cameras(w2c: Any, intrinsics: Any, *, frames: int, path: pathlib.Path)
 
 
 def check_directions(words: Any, *, frames: int, path: pathlib.Path) -> Controls:
-    """One entry of the "directions" vocabulary per frame, otherwise `UserError`."""
+    """Return action names as controls; a `UserError` unless there is one known name per frame."""
     if not isinstance(words, list):
         raise UserError(f"{path}: actions are a {type(words).__name__}, expected a list with one entry per frame")
     if len(words) != frames:
@@ -179,12 +182,12 @@ def check_directions(words: Any, *, frames: int, path: pathlib.Path) -> Controls
         try:
             actions.label_from_name(word)
         except (UserError, AttributeError) as error:
-            raise UserError(f"{path}: frame {frame}: action {word!r} is not understood ({error})") from error
-    return Controls(DIRECTIONS, tuple(words))
+            raise UserError(f"{path}: frame {frame}: action {word!r} is unknown ({error})") from error
+    return Controls(tuple(words))
 
 
 def count_error(path: pathlib.Path, what: str, found: int, frames: int) -> UserError:
-    """The error of a file that does not say one thing per frame."""
+    """Return the error of a file that does not have one entry per frame."""
     return UserError(
         f"{path} has {found} {what}, the video decodes to {frames} frames, expected one for each: make both from the "
         "same recording"
@@ -192,7 +195,7 @@ def count_error(path: pathlib.Path, what: str, found: int, frames: int) -> UserE
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The value of a JSON file; absent or malformed: `UserError`."""
+    """Return the value of a JSON file; a `UserError` if it is absent or malformed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -202,7 +205,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def read_text(path: pathlib.Path) -> str | None:
-    """The text of a file, None where there is none."""
+    """Return the text of a file, None if it is absent."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -212,18 +215,18 @@ def read_text(path: pathlib.Path) -> str | None:
 
 
 def index_file(path: pathlib.Path) -> pathlib.Path:
-    """`path` itself where it is a file, else its `index.json`."""
+    """Return `path` itself if it is a file, else its `index.json`."""
     return path / "index.json" if path.is_dir() else path
 
 
 def entry_texts(entry: Any, keys: Sequence[str]) -> dict[str, str]:
-    """The texts under these keys of one entry of an index; "" where there is none."""
+    """Return the texts under these keys of one entry of an index, "" for those that are missing."""
     facts = entry if isinstance(entry, dict) else {}
     return {key: facts[key] if isinstance(facts.get(key), str) else "" for key in keys}
 
 
 def broken_entry(index: pathlib.Path, number: int, key: str) -> Item:
-    """The item of an index's entry that does not say which file it means."""
+    """Return the item of an index entry that does not name its file."""
     return Item(
         name=f"entry_{number:06d}",
         video=index,
@@ -232,6 +235,6 @@ def broken_entry(index: pathlib.Path, number: int, key: str) -> Item:
 
 
 def name_of(path: str | pathlib.Path) -> str:
-    """The item name of a video path: the path as it was given, without its suffix."""
+    """Return the item name of a video path: the path as given, without its suffix."""
     pure = pathlib.PurePosixPath(path)
     return pure.with_suffix("").as_posix().lstrip("/") if pure.name else str(path)

@@ -1,7 +1,8 @@
 """Format "matrix": videos with a control token per frame, listed by The Matrix's index file.
 
 The index is an object with `list`: objects with `path`, `caption` and, for the interactive stages, `control_signal_seq`
-(tokens joined by commas, one per frame of the video file) and `valid_frame_idx` (what is before is not used).
+(tokens joined by commas, one per frame of the video file) and `valid_frame_idx` (number of the first frame to use).
+
 Source: The Matrix, `stage3/training/dataset.py`.
 """
 
@@ -11,11 +12,12 @@ from typing import Any
 
 from jworld.cameras import driving
 from jworld.data.inputs import items
+from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
-    """DIR with index.json, or the index itself; relative paths start at the index's folder or `options.root`."""
+    """List DIR with index.json, or the index itself; paths are relative to the index's folder or `options.root`."""
     index = items.index_file(path)
     value = items.read_json(index)
     entries = value.get("list") if isinstance(value, dict) else None
@@ -37,7 +39,7 @@ def _item(entry: Any, number: int, index: pathlib.Path, root: pathlib.Path) -> i
         first = 0
     tokens = facts["control_signal_seq"]
     return items.Item(
-        # One recording may be listed several times, with different first frames.
+        # A recording may be listed several times with different first frames.
         name=f"{name}+{first:06d}" if first else name,
         video=root / facts["path"],
         caption=facts["caption"],
@@ -53,11 +55,19 @@ def _read_tracks(index: pathlib.Path, path: str, sequence: str, frames: int) -> 
     tokens = [token.strip() for token in sequence.split(",")]
     if unknown := [token for token in tokens if token not in driving.TOKENS]:
         raise UserError(
-            f"{index}: control_signal_seq of {path} has the token {unknown[0]!r}, expected some of "
+            f"{index}: control_signal_seq of {path} has the token {unknown[0]!r}, expected one of "
             f"{', '.join(driving.TOKENS)}: correct it"
         )
     if len(tokens) > frames:
         raise items.count_error(index, f"control tokens for {path}", len(tokens), frames)
-    # As the original does: the last control is held to the end of the video.
+    # As in the original, the last control is held to the end of the video.
     tokens += tokens[-1:] * (frames - len(tokens))
-    return items.Tracks(controls=items.Controls(items.DRIVING, tuple(tokens)))
+    return items.Tracks(controls=items.Controls(tuple(tokens)))
+
+
+FORMAT = Format(
+    name="matrix",
+    help='index.json, {"list": [{path, caption, control_signal_seq, valid_frame_idx}]}, the last two optional',
+    list_items=list_items,
+    control_tokens=driving.TOKENS,
+)

@@ -1,4 +1,4 @@
-"""Videos as streams of frames: files that ffmpeg decodes, and folders of pictures."""
+"""Videos as streams of frames: files that ffmpeg decodes, and folders of images."""
 
 import pathlib
 import re
@@ -13,21 +13,21 @@ import PIL.Image
 from jworld.utils.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
-# Frames as they are stored, none repeated or dropped for a constant rate. "V": no cover pictures.
+# Frames as they are stored, none repeated or dropped for a constant rate. "V" excludes cover images.
 _FRAMES = ("-map", "0:V:0", "-fps_mode", "passthrough")
 _PROBLEM = re.compile(r"^(?P<source>(\[[^\]]* @ [^\]]*\] )*)\[(error|fatal)\] (?P<text>.*)$")
-# What the file format complains about is always a fault of the file; decoders also complain about trifles.
+# An error of the container always means a damaged file; decoders also report harmless errors.
 _CONTAINER = re.compile(r"^\[(in#|mov,|matroska,)")
 _DURATION = re.compile(r"Duration: (\d+):(\d\d):(\d\d\.\d+)")
 
 
 class Video(Protocol):
-    """A video that was found whole.
+    """A complete video.
 
     Attributes:
-      path: where it lies.
+      path: file or folder.
       times: float64 [T], seconds from the first frame, increasing.
       size: width and height of its frames.
     """
@@ -37,25 +37,25 @@ class Video(Protocol):
     size: tuple[int, int]
 
     def frames(self) -> Generator[np.ndarray, None, None]:
-        """The frames uint8 [H, W, 3] in order, one in memory at a time; close the iterator to stop early."""
+        """Yield the frames uint8 [H, W, 3] in order, one in memory at a time; close the iterator to stop early."""
 
 
 def open_video(path: pathlib.Path, *, frames_fps: float | None = None) -> Video:
-    """A file or a folder of pictures; what cannot be decoded to its end is a `UserError`."""
+    """Open a file or a folder of images; a `UserError` if it cannot be decoded to its end."""
     if path.is_dir():
-        return PictureFolder(path, fps=frames_fps)
+        return ImageFolder(path, fps=frames_fps)
     return VideoFile(path)
 
 
 def rate(video: Video) -> float:
-    """Frames per second, the mean over the video."""
+    """Return the frames per second, the mean over the video."""
     return (len(video.times) - 1) / float(video.times[-1])
 
 
 class VideoFile:
-    """A video file. Opening it decodes it once to count the frames and read their time stamps, without keeping any.
+    """A video file, decoded once when it is opened to count its frames and read their time stamps.
 
-    The count of the container would not do: files that were cut without encoding hold frames that are never shown.
+    The container's count is not reliable: files that were cut without encoding hold frames that are never shown.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
@@ -63,7 +63,7 @@ class VideoFile:
         if not path.is_file():
             raise UserError(f"{path} is absent, expected a video: add it or correct the path")
         command = _ffmpeg("-loglevel", "level+info", "-xerror", "-i", str(path), *_FRAMES, "-enc_time_base", "demux")
-        # The packets of the sound are copied for their times: a sound track may outlast the frames.
+        # Audio packets are copied for their times, since an audio track may outlast the frames.
         command += ["-map", "0:a?", "-c:a", "copy", "-f", "framecrc", "-"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         log = done.stderr.decode(errors="replace")
@@ -82,7 +82,7 @@ class VideoFile:
 
     def frames(self) -> Generator[np.ndarray, None, None]:
         """See `Video`."""
-        # Every picture comes with its own header: "P6\n<width> <height>\n255\n".
+        # Every image has its own header: "P6\n<width> <height>\n255\n".
         command = _ffmpeg("-loglevel", "quiet", "-i", str(self.path), *_FRAMES)
         command += ["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
         with subprocess.Popen(
@@ -90,14 +90,14 @@ class VideoFile:
         ) as process:
             assert process.stdout is not None
             try:
-                while (frame := _read_picture(process.stdout)) is not None:
+                while (frame := _read_image(process.stdout)) is not None:
                     _refuse_size(self.path, frame, self.size)
                     yield frame
             finally:
                 process.kill()
 
     def _read_table(self, table: str) -> tuple[tuple[int, int], np.ndarray, list[float]]:
-        """ffmpeg's table of frames -> (width, height), the frames' seconds, and where each stream ends."""
+        """Parse ffmpeg's table of frames: (width, height), the frames' seconds, and the end of each stream."""
         ticks: dict[str, float] = {}
         size, seconds, ends = (0, 0), [], [0.0]
         for line in table.splitlines():
@@ -123,57 +123,57 @@ class VideoFile:
         if returncode or container:
             reason = (container or problems)[0]["text"] if problems else f"ffmpeg ended with code {returncode}"
             raise UserError(
-                f"{self.path} is damaged or no video: {frames} frames decode, then: {reason.rstrip('.')}; copy or "
+                f"{self.path} is damaged or not a video: {frames} frames decode, then: {reason.rstrip('.')}; copy or "
                 "encode it again"
             )
 
     def _refuse_short(self, seconds: np.ndarray, ends: list[float], log: str) -> None:
-        """The container promises a duration: frames that are missing at the end are found by it."""
+        """Find frames missing at the end by the duration in the container's header."""
         match = _DURATION.search(log)
         if match is None:
             return
         promised = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
         step = float(np.mean(np.diff(seconds)))
-        # The last frame's own duration may be unknown, and the promise is printed with two decimals.
+        # The last frame's own duration may be unknown, and the header's duration is printed with two decimals.
         if max(ends) + 1.5 * step + 0.02 < promised:
             raise UserError(
-                f"{self.path} decodes to {len(seconds)} frames ({max(ends):.2f} s), its header promises "
-                f"{promised:.2f} s: the file is cut off, copy it again"
+                f"{self.path} decodes to {len(seconds)} frames ({max(ends):.2f} s), but its header says "
+                f"{promised:.2f} s: the file is truncated, copy it again"
             )
 
 
-class PictureFolder:
-    """A folder of png or jpg files in the order of the numbers in their names (2 before 10)."""
+class ImageFolder:
+    """A folder of png or jpg files, in the order of the numbers in their names (2 before 10)."""
 
     def __init__(self, path: pathlib.Path, *, fps: float | None) -> None:
         self.path = path
-        self._files = picture_files(path)
+        self._files = image_files(path)
         if fps is None or fps <= 0:
             raise UserError(
-                f"{path} is a folder of pictures without time stamps (pictures per second: {fps}): give --frames-fps"
+                f"{path} is a folder of images without time stamps (images per second: {fps}): give --frames-fps"
             )
         if len(self._files) < 2:
-            raise UserError(f"{path} holds {len(self._files)} pictures, expected at least 2: remove it")
+            raise UserError(f"{path} holds {len(self._files)} images, expected at least 2: remove it")
         self.times = np.arange(len(self._files)) / fps
-        first = _open_picture(self._files[0])
+        first = _open_image(self._files[0])
         self.size = first.shape[1], first.shape[0]
 
     def frames(self) -> Generator[np.ndarray, None, None]:
         """See `Video`."""
         for file in self._files:
-            frame = _open_picture(file)
+            frame = _open_image(file)
             _refuse_size(file, frame, self.size)
             yield frame
 
 
-def picture_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The pictures that lie directly in a folder, in the order of the numbers in their names."""
-    files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and is_visible(file)]
+def image_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the images directly in a folder, in the order of the numbers in their names."""
+    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and is_visible(file)]
     return sorted(files, key=lambda file: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", file.name)])
 
 
 def is_visible(path: pathlib.Path) -> bool:
-    """Not one of the hidden files that desktops and copy programs leave behind."""
+    """Return whether a file is not hidden, as those of desktops and copy programs are."""
     return not path.name.startswith(".")
 
 
@@ -182,7 +182,7 @@ def _ffmpeg(*arguments: str) -> list[str]:
     return [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostats", *arguments]
 
 
-def _read_picture(stream: IO[bytes]) -> np.ndarray | None:
+def _read_image(stream: IO[bytes]) -> np.ndarray | None:
     header = [stream.readline() for _ in range(3)]
     if header[0] != b"P6\n":
         return None
@@ -193,12 +193,12 @@ def _read_picture(stream: IO[bytes]) -> np.ndarray | None:
     return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
-def _open_picture(file: pathlib.Path) -> np.ndarray:
+def _open_image(file: pathlib.Path) -> np.ndarray:
     try:
         with PIL.Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{file} is not a readable picture ({error}): copy or render it again") from error
+        raise UserError(f"{file} is not a readable image ({error}): copy or render it again") from error
 
 
 def _refuse_size(path: pathlib.Path, frame: np.ndarray, size: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Format "videos": video files or sub-folders of pictures, with captions as text files or in a table."""
+"""Format "videos": video files or sub-folders of images, with captions as text files or in a table."""
 
 import csv
 import dataclasses
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jworld.data.inputs import items, video
+from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
 TABLES = ("captions.json", "captions.jsonl", "captions.csv")
@@ -21,11 +22,11 @@ class _Row:
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
-    """DIR, searched with its sub-folders; an item's name is its path below DIR without the suffix.
+    """List DIR and its sub-folders; an item's name is its path below DIR without the suffix.
 
-    A caption is `<name>.txt` beside the video (or beside the folder of pictures), else the row of the one table
-    captions.json ({"name": "caption"} or a list of objects), captions.jsonl or captions.csv in DIR, with the keys or
-    columns `video` (with or without its suffix), `caption` and, if wanted, `split`.
+    A caption is the file `<name>.txt` next to the video (or to the folder of images). Otherwise it is a row of the one
+    table captions.json ({"name": "caption"} or a list of objects), captions.jsonl or captions.csv in DIR, with the keys
+    or columns `video` (with or without its suffix), `caption` and optionally `split`.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder, expected one with videos: correct the path")
@@ -57,7 +58,7 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
 
 def _is_video(place: pathlib.Path) -> bool:
     if place.is_dir():
-        return bool(video.picture_files(place))
+        return bool(video.image_files(place))
     return place.suffix.lower() in video.VIDEO_SUFFIXES
 
 
@@ -94,3 +95,11 @@ def _read_rows(path: pathlib.Path) -> list[Any]:
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     except ValueError as error:
         raise UserError(f"{path} is not JSON in every line ({error}): correct it") from error
+
+
+FORMAT = Format(
+    name="videos",
+    help="any folder of mp4, webm, mkv or mov files or of sub-folders of images; captions in NAME.txt or "
+    "captions.json, .jsonl or .csv",
+    list_items=list_items,
+)

@@ -1,8 +1,10 @@
 """Format "worldplay": videos with a pose json each, and an action json if there is one, listed by an index json.
 
 Pose and action files are those of HY-WorldPlay's trainer: objects with one entry per video frame, in frame order
-whatever the keys are named; intrinsics are divided by twice the principal point, so they may belong to another size
-than the video's. Source: `ar_camera_hunyuan_w_mem_dataset.py`; the index has `video_path` for its `latent_path`.
+whatever the keys are named. Intrinsics are divided by twice the principal point, so they may belong to another image
+size than the video's.
+
+Source: `ar_camera_hunyuan_w_mem_dataset.py`; the index has `video_path` for its `latent_path`.
 """
 
 import functools
@@ -12,6 +14,7 @@ from typing import Any
 
 from jworld.cameras import poses
 from jworld.data.inputs import items
+from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
 _VIEWS = {"LR": "yaw_right", "LL": "yaw_left", "LU": "pitch_up", "LD": "pitch_down"}
@@ -19,8 +22,10 @@ _MOVES = (("W", "S", "forward"), ("S", "W", "backward"), ("D", "A", "right"), ("
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
-    """DIR with index.json, or the index itself: a list of objects with video_path, pose_path, caption and, if wanted,
-    action_path and split. Relative paths start at the index's folder or `options.root`."""
+    """List DIR with index.json, or the index itself; paths are relative to the index's folder or `options.root`.
+
+    The index is a list of objects with video_path, pose_path, caption and optionally action_path and split.
+    """
     index = items.index_file(path)
     entries = items.read_json(index)
     if not isinstance(entries, list):
@@ -87,9 +92,18 @@ def _frame_entries(path: pathlib.Path, frames: int, what: str, keys: tuple[str, 
 
 
 def _words(entry: Mapping[str, Any]) -> str:
-    """As `actions.labels_from_entries` reads an entry: opposite letters cancel, an unknown view is none."""
+    """Return the words of an entry as `actions.labels_from_entries` reads it: opposite letters cancel out."""
     move = str(entry["move_action"])
     words = [word for letter, opposite, word in _MOVES if letter in move and opposite not in move]
     if entry["view_action"] in _VIEWS:
         words.append(_VIEWS[entry["view_action"]])
     return "+".join(words) or "none"
+
+
+FORMAT = Format(
+    name="worldplay",
+    help="index.json, a list of objects with video_path, pose_path (w2c and pixel intrinsic per frame), caption and "
+    "optionally action_path",
+    list_items=list_items,
+    recorded_labels=True,
+)

@@ -119,13 +119,13 @@ def test_tracks_follow_the_picked_frames(video_file):
     w2c = np.tile(np.eye(4), (30, 1, 1))
     w2c[:, 2, 3] = np.arange(30)
     words = tuple(f"word {t}" for t in range(30))
-    tracks = items.Tracks(w2c=w2c, controls=items.Controls("directions", words))
+    tracks = items.Tracks(w2c=w2c, controls=items.Controls(words))
     source = item(video_file, first_frame=3, read_tracks=lambda frames: tracks)
     for clip in clips.read_clips(source, config(fps=5, frames=5)):
         shown = tiny_videos.numbers(clip.frames)
         assert shown == list(range(3 + 2 * clip.start, 13 + 2 * clip.start, 2))
         assert clip.w2c[:, 2, 3].tolist() == shown
-        assert clip.controls == items.Controls("directions", tuple(f"word {t}" for t in shown))
+        assert clip.controls == items.Controls(tuple(f"word {t}" for t in shown))
 
 
 def test_overlapping_clips_do_not_share_memory(video_file):

@@ -161,7 +161,7 @@ def test_bridge_lists_both_splits(tmp_path):
     assert "has no caption" in val.problem
     assert "'videos' has no text under 'video_path'" in novideo.problem
     assert "is not readable JSON" in broken.problem
-    assert "test is left aside" in listing.notes[0]
+    assert "test is ignored" in listing.notes[0]
     with pytest.raises(UserError, match=r"annotation holds no train/\*\.json"):
         formats.list_items("bridge", tmp_path / "annotation")
 
@@ -172,9 +172,9 @@ def test_bridge_lists_both_splits(tmp_path):
         ({"state": [[0.0] * 7] * 2}, "has 2 states, the video decodes to 3 frames"),
         ({"continuous_gripper_state": [1.0]}, "has 1 states of the gripper"),
         ({"state": [[0.0] * 5] * 3}, r"state has shape \[3, 5\].*rows of 6 or more"),
-        ({"state": [[0.0] * 7, [0.0]]}, "'state' is missing or not all numbers"),
+        ({"state": [[0.0] * 7, [0.0]]}, "'state' is missing or has entries that are not numbers"),
         ({"continuous_gripper_state": None}, "'continuous_gripper_state' is"),
-        ({"state": [[float("nan")] * 7] * 3}, "'state' is no list, or has numbers that are not finite"),
+        ({"state": [[float("nan")] * 7] * 3}, r"'state' is \[\[nan.*expected a list of finite numbers"),
     ],
 )
 def test_bridge_states_that_do_not_fit(tmp_path, changes, message):
@@ -203,7 +203,7 @@ def test_matrix_lists_and_aligns_controls(tmp_path):
     assert tiny_videos.numbers(clip.frames) == list(range(4, 21, 2))
     # The sequence has 20 tokens for 30 frames: the last one goes on.
     expected = ["D", "D", "D", "DL", "DL", "DL", "N", "N", "N"]
-    assert clip.controls == items.Controls("driving", tuple(expected))
+    assert clip.controls == items.Controls(tuple(expected))
     assert clip.w2c is None
     assert clip.intrinsics is None
     assert all(clip.controls is None for clip in clips.read_clips(plain, CUT))
@@ -215,7 +215,7 @@ def test_matrix_lists_and_aligns_controls(tmp_path):
         ({"caption": "x"}, "entry 0 has no text under the key 'path'"),
         ("text", "entry 0 has no text under the key 'path'"),
         ({"path": "a.mp4", "caption": "x", "valid_frame_idx": "3"}, r"valid_frame_idx of a\.mp4 is '3'"),
-        ({"path": "a.mp4", "caption": "x", "control_signal_seq": "D,DX"}, "has the token 'DX', expected some of D, DL"),
+        ({"path": "a.mp4", "caption": "x", "control_signal_seq": "D,DX"}, "has the token 'DX', expected one of D, DL"),
         ({"path": "a.mp4", "caption": "x", "control_signal_seq": ",".join("D" * 31)}, "31 control tokens .* 30 frames"),
         ({"path": "b.mp4", "caption": "x"}, r"b\.mp4 is absent"),
         ({"path": "a.mp4", "caption": "x", "split": "test"}, "split is 'test', expected one of train, val"),

@@ -68,7 +68,7 @@ def test_a_file_that_is_cut_off_is_found(tmp_path, suffix, options, share):
     tiny_videos.write(path, noise, options=options)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UserError, match=rf"a\{suffix} (is damaged|decodes to \d+ frames .* its header promises 3\.00)"):
+    with pytest.raises(UserError, match=rf"a\{suffix} (is damaged|decodes to \d+ frames .* but its header says 3\.00)"):
         video.open_video(path)
 
 
@@ -84,7 +84,7 @@ def test_packets_that_are_missing_at_the_end_are_found_by_the_header(tmp_path, m
         return subprocess.CompletedProcess(command, 0, b"".join(lines[:-3]), done.stderr)
 
     monkeypatch.setattr(video.subprocess, "run", without_last_frames)
-    with pytest.raises(UserError, match=r"decodes to 27 frames \(2\.70 s\), its header promises 3\.00 s"):
+    with pytest.raises(UserError, match=r"decodes to 27 frames \(2\.70 s\), but its header says 3\.00 s"):
         video.open_video(path)
 
 
@@ -96,7 +96,7 @@ def test_damage_in_the_middle_is_found(tmp_path):
     begin, end = len(data) * 2 // 5, len(data) * 3 // 5
     data[begin:end] = bytes(end - begin)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.mp4 is damaged or no video: \d+ frames decode"):
+    with pytest.raises(UserError, match=r"a\.mp4 is damaged or not a video: \d+ frames decode"):
         video.open_video(path)
 
 
@@ -105,7 +105,7 @@ def test_what_is_no_video(tmp_path):
     with pytest.raises(UserError, match=r"a\.mp4 is absent"):
         video.open_video(path)
     path.write_text("no video")
-    with pytest.raises(UserError, match=r"a\.mp4 is damaged or no video: 0 frames decode"):
+    with pytest.raises(UserError, match=r"a\.mp4 is damaged or not a video: 0 frames decode"):
         video.open_video(path)
     tiny_videos.write(path, tiny_videos.numbered(1))
     with pytest.raises(UserError, match="holds 1 frames, expected a video of at least 2"):
@@ -131,28 +131,28 @@ def test_the_decoder_ends_when_the_reader_stops_early(tmp_path, monkeypatch):
     assert started[0].poll() is not None
 
 
-def write_pictures(folder, frames, suffix=".png") -> None:
+def write_images(folder, frames, suffix=".png") -> None:
     folder.mkdir(parents=True)
     for index, frame in enumerate(frames):
         PIL.Image.fromarray(frame).save(folder / f"frame_{index}{suffix}")
 
 
-def test_pictures_in_the_order_of_their_numbers(tmp_path):
-    write_pictures(tmp_path / "a", tiny_videos.numbered(12))
+def test_images_in_the_order_of_their_numbers(tmp_path):
+    write_images(tmp_path / "a", tiny_videos.numbered(12))
     opened = video.open_video(tmp_path / "a", frames_fps=4)
     assert tiny_videos.numbers(opened.frames()) == list(range(12))
     np.testing.assert_allclose(opened.times, np.arange(12) / 4)
     assert opened.size == (32, 24)
 
 
-def test_folders_of_pictures_that_are_refused(tmp_path):
+def test_folders_of_images_that_are_refused(tmp_path):
     folder = tmp_path / "a"
-    write_pictures(folder, tiny_videos.numbered(3))
+    write_images(folder, tiny_videos.numbered(3))
     with pytest.raises(UserError, match=r"without time stamps .*--frames-fps"):
         video.open_video(folder)
     PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "frame_1.png")
     with pytest.raises(UserError, match=r"frame_1\.png: a frame has 8x8 pixels, the first one has 32x24"):
         list(video.open_video(folder, frames_fps=4).frames())
     (folder / "frame_1.png").write_bytes((folder / "frame_2.png").read_bytes()[:40])
-    with pytest.raises(UserError, match=r"frame_1\.png is not a readable picture"):
+    with pytest.raises(UserError, match=r"frame_1\.png is not a readable image"):
         list(video.open_video(folder, frames_fps=4).frames())

@@ -1,0 +1,35 @@
+"""The entry of an input format in the registry: its reader, and what `jworld.precompute` needs to know about it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from jworld.data.inputs import items
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """A layout of videos on disk. Each reader module defines one, and `formats.FORMATS` lists them.
+
+    Attributes:
+      name: value of `--format`.
+      help: content of the folder, for --help.
+      list_items: path of the data set -> its items; nothing is decoded.
+      read_fps: path -> the frame rate of all videos, in frames per second; None if the user must choose one.
+      read_source: path -> what recorded the videos, for the manifest of the records; None for the name of the format.
+      fit: default of `--fit`, one of `fitting.MODES`.
+      resampling: default of `--resampling`, one of `fitting.RESAMPLINGS`.
+      recorded_labels: where controls were recorded, they are the action labels of a video with cameras; otherwise
+        labels follow from the camera motion.
+      control_tokens: ordered tokens of the controls of a video without cameras; a record stores their numbers.
+    """
+
+    name: str
+    help: str
+    list_items: Callable[[pathlib.Path, items.ListOptions], items.Listing]
+    read_fps: Callable[[pathlib.Path], float] | None = None
+    read_source: Callable[[pathlib.Path], str] | None = None
+    fit: str = "crop"
+    resampling: str = "lanczos"
+    recorded_labels: bool = False
+    control_tokens: tuple[str, ...] = ()
