@@ -1,5 +1,6 @@
 """Images as arrays: area-averaging to the model's size, and the weight-free "thumbnail" encoder of the first frame."""
 
+import einops
 import numpy as np
 import PIL.Image
 
@@ -33,5 +34,4 @@ def thumbnail_tokens(image: np.ndarray) -> np.ndarray:
     """
     width, height = _THUMBNAIL_SIZE
     pixels = resize(image, width=width, height=height).astype(np.float32) / 127.5 - 1.0
-    blocks = pixels.reshape(height // 2, 2, width // 2, 2, 3).transpose(0, 2, 1, 3, 4)
-    return blocks.reshape(THUMBNAIL_TOKENS, THUMBNAIL_DIM)
+    return einops.rearrange(pixels, "(h p) (w q) c -> (h w) (p q c)", p=2, q=2)

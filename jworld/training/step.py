@@ -110,7 +110,7 @@ def make_train_step(
     shardings: TrainState,
     batch_shardings: Mapping[str, NamedSharding],
     mesh: Mesh,
-    loss_takes_average: bool = False,
+    loss_takes_ema: bool = False,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Compile `(state, batch, key) -> (state, metrics)`; the given state is donated.
 
@@ -119,7 +119,7 @@ def make_train_step(
     `skip_norm`, the step changes only the counters. Metrics are float32 scalars on the device (counters int32): loss,
     grad_norm (before clipping), learning_rate, skipped, skipped_in_row, and the loss's own.
 
-    `loss_fn` receives the model, the batch and a key; with `loss_takes_average` also the model with EMA weights, which
+    `loss_fn` receives the model, the batch and a key; with `loss_takes_ema` also the model with EMA weights, which
     the optimizer's config must enable.
     """
     config = optimizer.config
@@ -127,7 +127,7 @@ def make_train_step(
 
     def loss_of(params: nnx.State, others: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         frozen, ema = others
-        ema_model = [nnx.merge(graphdef, ema, frozen)] if loss_takes_average else []
+        ema_model = [nnx.merge(graphdef, ema, frozen)] if loss_takes_ema else []
         return loss_fn(nnx.merge(graphdef, params, frozen), batch, key, *ema_model)
 
     grad_fn: GradFn = jax.value_and_grad(loss_of, has_aux=True)
@@ -136,7 +136,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        others = (state.frozen, state.ema if loss_takes_average else None)
+        others = (state.frozen, state.ema if loss_takes_ema else None)
         (loss, own_metrics), grads = grad_fn(state.params, others, batch, key)
         norm = optax.global_norm(grads)
         learning_rate = optimizer.schedule(state.step - state.skipped)

@@ -1,14 +1,15 @@
-"""What the video autoencoders are made of: norms, residual and attention blocks, and the order they are run in.
+"""Building blocks of the video autoencoders: norms, residual and attention blocks, encoder and decoder.
 
-Every layer is a function (x [B, F, H, W, C], cache, latents) -> (y, cache). The cache is what it must remember of a
-video that comes in pieces, a pytree of arrays, () where nothing; None starts a video. `latents` [B, f, h, w, z] are
-what the decoder of CogVideoX conditions its norms on, None elsewhere.
+Every layer is a function (x [B, F, H, W, C], cache, latents) -> (y, cache). The cache is its state for a video that is
+processed in pieces: a pytree of arrays, () for no state; None starts a video. `latents` [B, f, h, w, z] condition the
+norms of CogVideoX's decoder; None elsewhere.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,19 +19,19 @@ from jworld.models.layers.causal_conv import Border, CausalConv, Conv
 from jworld.models.layers.linear import default_init
 
 Cache = Any
-#: What attention sees: the pixels of one frame, or of this frame and all before it.
+#: Context of attention: the pixels of one frame, or of this frame and all earlier ones.
 Span = Literal["frame", "causal"]
 Layer = Callable[[jax.Array, Cache, jax.Array | None], tuple[jax.Array, Cache]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
-    """What all layers of one autoencoder agree on.
+    """Settings shared by all layers of one autoencoder.
 
     Attributes:
-      past: what convolutions see before the first frame.
-      border: what they see outside a frame.
-      norm: (channels, rngs=) -> norm, called as norm(x) or, where there are latents, norm(x, latents).
+      past: padding of convolutions before the first frame.
+      border: padding of convolutions outside a frame.
+      norm: (channels, rngs=) -> norm, called as norm(x), or with latents as norm(x, latents).
       dtype: activations and convolutions; norms and softmax compute in float32.
     """
 
@@ -68,7 +69,7 @@ class Style:
         )
 
     def linear(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-        """A convolution of one pixel and one frame."""
+        """Create a convolution of one pixel and one frame."""
         return nnx.Linear(
             in_channels,
             out_channels,
@@ -80,17 +81,17 @@ class Style:
 
 
 def run(layers: Sequence[Layer], x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
-    """One layer after the other; the cache is the tuple of theirs."""
+    """Run layers in order; the cache is the tuple of their caches."""
     caches = (None,) * len(layers) if cache is None else cache
-    kept = []
+    updated = []
     for layer, own in zip(layers, caches, strict=True):
         x, own = layer(x, own, latents)
-        kept.append(own)
-    return x, tuple(kept)
+        updated.append(own)
+    return x, tuple(updated)
 
 
 class ChannelNorm(nnx.Module):
-    """x / ||x|| * sqrt(C) * scale over the channels [..., C], in float32; the length is at least 1e-12."""
+    """Norm x / ||x|| * sqrt(C) * scale over the channels [..., C], in float32; ||x|| is at least 1e-12."""
 
     def __init__(self, channels: int, *, param_dtype: Any, rngs: nnx.Rngs):
         self.scale = nnx.Param(jnp.ones(channels, param_dtype))
@@ -103,7 +104,7 @@ class ChannelNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Norm, SiLU, convolution, twice, added to the input, which a linear layer widens where the width changes."""
+    """Residual block: norm, SiLU, convolution, twice; a linear shortcut if the width changes."""
 
     def __init__(self, in_channels: int, out_channels: int, *, style: Style, rngs: nnx.Rngs):
         self.norm1 = style.norm(in_channels, rngs=rngs)
@@ -121,9 +122,9 @@ class ResidualBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """One head of width C over the pixels of a frame, or of a frame and all frames before it in the same call.
+    """Attention with one head of width C over the pixels of a frame, or of a frame and all earlier ones in the call.
 
-    Causal attention is for a video in one piece: it has no cache.
+    Causal attention needs the video in one call: it has no cache.
     """
 
     def __init__(self, channels: int, *, span: Span, style: Style, rngs: nnx.Rngs):
@@ -133,16 +134,16 @@ class AttentionBlock(nnx.Module):
         self.out = style.linear(channels, channels, rngs=rngs)
 
     def __call__(self, x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
-        B, F, H, W, C = x.shape
-        batch, mask = (B * F, None) if self.span == "frame" else (B, ChunkCausal(H * W))
-        # Column after column: queries split over the mesh are then where their part of the width is.
-        qkv = self.qkv(normed(self.norm, x, latents)).swapaxes(2, 3).reshape(batch, -1, 1, 3 * C)
+        B, F, H, W, _ = x.shape
+        # Column by column: queries sharded over the mesh then match the sharding of the width.
+        tokens, mask = ("(b f) (w h)", None) if self.span == "frame" else ("b (f w h)", ChunkCausal(H * W))
+        qkv = einops.rearrange(self.qkv(normed(self.norm, x, latents)), f"b f h w c -> {tokens} 1 c")
         y = attention(*jnp.split(qkv, 3, axis=-1), mask=mask)
-        return x + self.out(y.reshape(B, F, W, H, C).swapaxes(2, 3)), ()
+        return x + self.out(einops.rearrange(y, f"{tokens} 1 c -> b f h w c", b=B, f=F, w=W)), ()
 
 
 def middle(channels: int, span: Span | None, *, style: Style, rngs: nnx.Rngs) -> list[Any]:
-    """Two residual blocks around an attention, or without one (`span` None)."""
+    """Create two residual blocks around an attention block, or without one (`span` None)."""
     blocks: list[Any] = [ResidualBlock(channels, channels, style=style, rngs=rngs) for _ in range(2)]
     if span is not None:
         blocks.insert(1, AttentionBlock(channels, span=span, style=style, rngs=rngs))
@@ -150,7 +151,7 @@ def middle(channels: int, span: Span | None, *, style: Style, rngs: nnx.Rngs) ->
 
 
 class Level(nnx.Module):
-    """Residual blocks of one resolution and, except at the last, the layer that leads to the next resolution."""
+    """Residual blocks of one resolution and, except at the last level, the layer to the next resolution."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, sampler: Any, *, style: Style, rngs: nnx.Rngs):
         widths = (in_channels, *(out_channels,) * blocks)
@@ -163,7 +164,7 @@ class Level(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Norm, SiLU, convolution; with `shortcut` the means of consecutive channels of the input are added."""
+    """Output layers: norm, SiLU, convolution; `shortcut` adds the means of consecutive channels of the input."""
 
     def __init__(self, in_channels: int, out_channels: int, *, shortcut: bool = False, style: Style, rngs: nnx.Rngs):
         self.norm = style.norm(in_channels, rngs=rngs)
@@ -176,7 +177,7 @@ class Head(nnx.Module):
 
 
 class Coder(nnx.Module):
-    """Encoder or decoder: first convolution, levels, middle and head; the middle is at the lowest resolution."""
+    """Encoder or decoder: first convolution, levels, middle and head; the middle has the lowest resolution."""
 
     def __init__(self, *, conv_in: Any, levels: Sequence[Level], middle: Sequence[Any], head: Head, decoder: bool):
         self.conv_in = conv_in
@@ -195,5 +196,5 @@ def normed(norm: Any, x: jax.Array, latents: jax.Array | None) -> jax.Array:
 
 
 def group_mean(x: jax.Array, channels: int) -> jax.Array:
-    """[..., C] -> [..., channels]: means of C / channels consecutive channels."""
-    return jnp.mean(x.reshape(*x.shape[:-1], channels, x.shape[-1] // channels), axis=-1)
+    """Average groups of C / channels consecutive channels: [..., C] -> [..., channels]."""
+    return einops.reduce(x, "... (c g) -> ... c", "mean", c=channels)

@@ -1,8 +1,8 @@
-"""The CogVideoX video autoencoder of The Matrix: 16 channels, 8x8 pixels and 4 frames per latent.
+"""CogVideoX video autoencoder of The Matrix: 16 channels, 8x8 pixels and 4 frames per latent.
 
-Its group norms span the frames of a chunk, so the chunk is part of the model: 2 latent frames, where the first chunk of
-a call takes what is over. Clips of 1 to 3 latent frames are one chunk; longer ones differ from what one pass gives.
-Calls with [3, 2, 2] latents are the same as one with 7; calls with one latent are not, and they make 4 frames each.
+Its group norms span the frames of a chunk, so the chunk is part of the model. A chunk has 2 latent frames; the first
+one of a call also takes the remainder. Clips of 1 to 3 latent frames are one chunk; longer ones differ from one pass.
+Calls with [3, 2, 2] latents equal one with 7; calls with one latent do not, and they decode to 4 frames each.
 An even number F of latent frames decodes to 4 F frames, an odd one to 4 F - 3.
 
 Source: diffusers `autoencoder_kl_cogvideox.py`, The Matrix `stage{1,3}/cogvideox/autoencoder.py`.
@@ -28,14 +28,14 @@ NORMALISATION = Normalisation(scale=(1.15258426,))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CogVideoXConfig(network.AutoencoderConfig):
-    """The published autoencoder (of the 2B model) by default: 215.6M parameters.
+    """Hyper-parameters, by default of the published autoencoder (of the 2B model): 215.6M parameters.
 
     Attributes:
       widths: of each level of the encoder; from level to level the size halves.
-      temporal_ratio: frames per latent frame; as many of the first levels halve the frames as it takes.
+      temporal_ratio: frames per latent frame; the first levels halve the frames.
       groups: of channels in the group norms.
-      double_lone_frame: a call with one latent frame decodes to 4 frames, as in The Matrix from its third stage on, and
-        not to 1.
+      double_lone_frame: a call with one latent frame decodes to 4 frames, as in The Matrix from stage 3 on, instead of
+        1.
     """
 
     latent_channels: int = 16
@@ -64,7 +64,7 @@ class CogVideoXConfig(network.AutoencoderConfig):
 
 
 class CogVideoXAutoencoder(network.VideoAutoencoder):
-    """See `network.VideoAutoencoder`."""
+    """CogVideoX autoencoder; see `network.VideoAutoencoder`."""
 
     family: ClassVar[str] = "cogvideox"
     first_frame_alone: ClassVar[bool] = False
@@ -81,7 +81,7 @@ class CogVideoXAutoencoder(network.VideoAutoencoder):
         self.decoder = _decoder(config, style(norm=conditioned), rngs)
 
     def frames_of(self, latent_frames: int, *, first: bool = True) -> int:
-        """`first` does not matter: only the number of frames in a call does."""
+        """Return the frames of one call; `first` is ignored, only the number of latent frames matters."""
         if latent_frames == 1:
             return self.config.temporal_ratio if self.config.double_lone_frame else 1
         return super().frames_of(latent_frames, first=latent_frames % 2 == 1)
@@ -91,7 +91,7 @@ class CogVideoXAutoencoder(network.VideoAutoencoder):
 
 
 class GroupNorm(nnx.GroupNorm):
-    """Over the frames and pixels of a chunk and the channels of a group, [B, F, H, W, C], in float32."""
+    """Group norm over the frames and pixels of a chunk and the channels of a group, [B, F, H, W, C], in float32."""
 
     def __init__(self, channels: int, **kwargs: Any):
         super().__init__(channels, dtype=jnp.float32, use_fast_variance=False, **kwargs)
@@ -101,7 +101,7 @@ class GroupNorm(nnx.GroupNorm):
 
 
 class LatentNorm(nnx.Module):
-    """Group norm, scaled and shifted by linear functions of the latent that a pixel and frame belong to."""
+    """Group norm, scaled and shifted by linear functions of the latent at the same pixel and frame."""
 
     def __init__(
         self, latent_channels: int, channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs, **kwargs: Any
@@ -117,7 +117,7 @@ class LatentNorm(nnx.Module):
 
 
 def _resized(values: jax.Array, x: jax.Array) -> jax.Array:
-    """[B, f, h, w, C] at every frame and pixel of x [B, F, H, W, C]; the first of an odd number F is the first of f."""
+    """Resize [B, f, h, w, C] to the frames and pixels of x [B, F, H, W, C]; with odd F the first frame stays single."""
     single, rest = split_odd(x) if x.shape[1] > 1 else (x[:, :0], x)
     first, others = values[:, : single.shape[1]], values[:, single.shape[1] :]
     values = jnp.concatenate([first, jnp.repeat(others, rest.shape[1] // others.shape[1], axis=1)], axis=1)

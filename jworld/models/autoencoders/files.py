@@ -1,4 +1,4 @@
-"""Autoencoders of every family as one file each: safetensors, parameters by path, the config in the header."""
+"""Autoencoder files of every family: safetensors with parameters by path and the config in the header."""
 
 import dataclasses
 import json
@@ -28,14 +28,14 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
         (CogVideoXAutoencoder, CogVideoXConfig),
     )
 }
-#: Header entry with {"family": ..., and the fields of the config}; the linear codec's files have the same.
+#: Header entry with {"family": ..., and the fields of the config}, also in files of the linear autoencoder.
 HEADER = "autoencoder"
 
 
 def save(model: network.VideoAutoencoder, path: str | pathlib.Path) -> None:
-    """Write a network, its parameters as float32; complete or not at all."""
+    """Write a network atomically, with its parameters as float32."""
     state = nnx.state(model, nnx.Param)
-    # safetensors stores the memory as it lies: C order.
+    # safetensors stores memory without reordering, so it must be in C order.
     arrays = {
         "/".join(map(str, name)): np.asarray(leaf[...], np.float32, order="C")
         for name, leaf in nnx.to_flat_state(state)
@@ -45,17 +45,17 @@ def save(model: network.VideoAutoencoder, path: str | pathlib.Path) -> None:
 
 
 def header(family: str, config: network.AutoencoderConfig) -> dict[str, str]:
-    """The metadata that make a safetensors file one of these."""
+    """Return the metadata of an autoencoder's safetensors file."""
     return {HEADER: json.dumps({"family": family, **network.settings(config)}, sort_keys=True)}
 
 
 def load(path: str | pathlib.Path, **settings: Any) -> linear.LinearAutoencoder | network.VideoAutoencoder:
-    """Read what `save`, or the linear codec's own, wrote.
+    """Load a file of `save` or of the linear autoencoder.
 
-    `settings` replace fields of a network's config, such as dtype or chunk; the linear codec has no such fields.
+    `settings` replace fields of a network's config, such as dtype or chunk; the linear autoencoder has no such fields.
 
     Raises:
-      UserError: no such file, another kind of file, or tensors that are not exactly the network's.
+      UserError: the file is absent or of another kind, or its tensors are not exactly the network's.
     """
     family, config = read_config(path, **settings)
     if config is None:
@@ -68,7 +68,7 @@ def load(path: str | pathlib.Path, **settings: Any) -> linear.LinearAutoencoder 
         if found != expected:
             wrong = sorted(dict(found.items() ^ expected.items()))
             raise UserError(
-                f"{path} has other tensors than its config says, at {', '.join(wrong[:4])}: import it again"
+                f"{path} has other tensors than its config requires, at {', '.join(wrong[:4])}: import it again"
             )
         filled = [
             (keys, leaf.replace(jnp.asarray(file.get_tensor(name), leaf.dtype)))
@@ -78,10 +78,10 @@ def load(path: str | pathlib.Path, **settings: Any) -> linear.LinearAutoencoder 
 
 
 def read_config(path: str | pathlib.Path, **settings: Any) -> tuple[str, network.AutoencoderConfig | None]:
-    """Family and config of a file, from its header alone; the linear codec has no config.
+    """Read family and config from the header of a file; the linear autoencoder has no config.
 
     Raises:
-      UserError: no such file, or another kind of file.
+      UserError: the file is absent or of another kind.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -98,7 +98,7 @@ def read_config(path: str | pathlib.Path, **settings: Any) -> tuple[str, network
 
 
 def _read(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON -> the types of the config."""
+    """Convert JSON to the types of the config."""
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     normalisation = {name: tuple(numbers) for name, numbers in fields["normalisation"].items()}
     types = {name: jnp.dtype(fields[name]) for name in ("dtype", "param_dtype")}

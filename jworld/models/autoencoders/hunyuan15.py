@@ -1,9 +1,9 @@
-"""The HunyuanVideo-1.5 video autoencoder: 32 channels, 16x16 pixels and 4 frames per latent.
+"""HunyuanVideo-1.5 video autoencoder: 32 channels, 16x16 pixels and 4 frames per latent.
 
-Its convolutions give the same however a video is cut into calls and chunks. Its attention does so where it sees one
-latent frame at a time, as in HY-WorldPlay (training data, training, rollouts). Where it also sees all earlier frames,
-as in HunyuanVideo-1.5, only a whole pass over the clip (or over the whole clip in tiles) is the published model, and
-everything after the first frame differs from WorldPlay's.
+Results of its convolutions do not depend on how a video is split into calls and chunks. Nor do those of its attention
+within one latent frame, as in HY-WorldPlay (training data, training, rollouts). With attention to all earlier frames,
+as in HunyuanVideo-1.5, only a single pass over the clip (or over the whole clip in tiles) equals the published model,
+and everything after the first frame differs from WorldPlay.
 
 Source: HunyuanVideo-1.5 `hunyuanvideo_15_vae.py`, HY-WorldPlay `hunyuanvideo_15_vae_w_cache.py`.
 """
@@ -28,12 +28,13 @@ NORMALISATION = Normalisation(scale=(1.03682,))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hunyuan15Config(network.AutoencoderConfig):
-    """The published autoencoder by default: 1,260.6M parameters.
+    """Hyper-parameters, by default of the published autoencoder: 1,260.6M parameters.
 
     Attributes:
-      widths: of each level of the encoder; from level to level the size halves while the ratios ask for it.
-      attention: what the middle sees: "frame", WorldPlay, or "causal", this and all earlier latent frames, which needs
-        chunk=None and does not stream.
+      widths: of each level of the encoder; from level to level the size halves until the ratios are reached.
+      attention: context of the middle's attention: "frame" (WorldPlay), or "causal", this and all earlier latent
+        frames,
+        which needs chunk=None and does not stream.
     """
 
     latent_channels: int = 32
@@ -55,15 +56,18 @@ class Hunyuan15Config(network.AutoencoderConfig):
                 f"temporal_ratio of at most that: found {self.spatial_ratio} and {self.temporal_ratio}"
             )
         if self.widths[-1] % (2 * self.latent_channels):
-            raise UserError(f"the last width {self.widths[-1]} is no multiple of 2 x {self.latent_channels} channels")
+            raise UserError(
+                f"the last width {self.widths[-1]} is not a multiple of 2 x {self.latent_channels} channels: "
+                "choose another width"
+            )
         if self.attention not in ("frame", "causal"):
             raise UserError(f"attention is {self.attention!r}, expected 'frame' or 'causal'")
         if self.attention == "causal" and self.chunk is not None:
-            raise UserError("attention 'causal' sees the whole clip: set chunk to None")
+            raise UserError("attention 'causal' needs the whole clip: set chunk to None")
 
 
 class Hunyuan15Autoencoder(network.VideoAutoencoder):
-    """See `network.VideoAutoencoder`."""
+    """HunyuanVideo-1.5 autoencoder; see `network.VideoAutoencoder`."""
 
     family: ClassVar[str] = "hunyuan15"
     config: Hunyuan15Config
@@ -90,11 +94,11 @@ class Hunyuan15Autoencoder(network.VideoAutoencoder):
 
     def _check_streams(self) -> None:
         if self.config.attention == "causal":
-            raise UserError("attention is 'causal', which sees the whole clip: stream with attention 'frame'")
+            raise UserError("attention is 'causal', which needs the whole clip: stream with attention 'frame'")
 
 
 class WideningConv(CausalConv):
-    """A causal convolution to more channels, plus the input with every channel repeated."""
+    """Causal convolution to more channels, plus the input with every channel repeated."""
 
     def __call__(
         self, x: jax.Array, cache: jax.Array | None, latents: jax.Array | None = None

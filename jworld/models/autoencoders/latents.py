@@ -1,4 +1,4 @@
-"""Gaussian posteriors over latents, and the normalisation that diffusion models expect; all float32."""
+"""Gaussian posteriors over latents, and the normalization that diffusion models expect; all float32."""
 
 import dataclasses
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """normalised = (latents - shift) * scale, with one number for all channels or one per channel."""
+    """Normalization (latents - shift) * scale, with one number for all channels or one per channel."""
 
     shift: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
@@ -19,16 +19,16 @@ class Normalisation:
         return cls(shift=mean, scale=tuple(1 / value for value in std))
 
     def apply(self, latents: jax.Array) -> jax.Array:
-        """[..., C] -> [..., C]."""
+        """Normalize [..., C] -> [..., C]."""
         return (latents.astype(jnp.float32) - jnp.array(self.shift)) * jnp.array(self.scale)
 
     def invert(self, latents: jax.Array) -> jax.Array:
-        """[..., C] -> [..., C]."""
+        """Invert `apply`: [..., C] -> [..., C]."""
         return latents.astype(jnp.float32) / jnp.array(self.scale) + jnp.array(self.shift)
 
 
 class Posterior(NamedTuple):
-    """What an encoder says of a video, not normalised: both [B, F, H', W', C] float32. The mode is the mean."""
+    """Posterior of an encoder, not normalized: both [B, F, H', W', C] float32. The mode is the mean."""
 
     mean: jax.Array
     logvar: jax.Array

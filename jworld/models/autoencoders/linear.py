@@ -1,15 +1,14 @@
-"""A linear video codec, fitted in closed form: PCA over patches, causal in time.
+"""Linear video autoencoder, fitted in closed form: PCA over patches, causal in time.
 
-The first frame is coded alone (patches of ratio x ratio pixels), every later group of `temporal_ratio` frames by a
-basis of its own (patches of temporal_ratio x ratio x ratio pixels), so T = 1 + 4k frames become F = 1 + k latent frames
-and a latent never depends on later frames. It needs no weights from elsewhere, and is used like the networks
-(`network.VideoAutoencoder`); it has no posterior.
+The first frame is encoded alone (patches of ratio x ratio pixels). Every later group of `temporal_ratio` frames has
+another basis (patches of temporal_ratio x ratio x ratio pixels). So T = 1 + 4k frames become F = 1 + k latent frames,
+and a latent never depends on later frames. It needs no published weights and has the interface of the networks
+(`network.VideoAutoencoder`), except for the posterior.
 
-Normalisation: coefficients are centred by the mean patch and divided by ONE number per basis, their common standard
+Normalization: coefficients are centered by the mean patch and divided by ONE number per basis, their common standard
 deviation. The bases are orthonormal, so a squared error in the latents is the squared error in the pixels times a
-constant. Dividing every channel by its own deviation (whitening 1) would make faint detail cost as much as the layout
-of the scene; something in between brings the channels closer to those of a learnt autoencoder, which noise hides all at
-about the same level.
+constant. Dividing every channel by its own deviation (whitening 1) would weight faint detail as much as the layout of
+the scene. Values in between are closer to a learned autoencoder, whose channels all vanish at similar noise levels.
 
 Pixels are uint8, or floats in [-1, 1].
 """
@@ -21,6 +20,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +29,7 @@ import safetensors.numpy
 import scipy.linalg
 from flax import nnx
 
-from jworld.utils import files
+from jworld.utils import files, resources
 from jworld.utils.errors import UserError
 
 FAMILY = "linear"
@@ -57,27 +57,30 @@ class LinearConfig:
             )
 
     def patch_size(self, *, first: bool) -> int:
-        """Values in one patch."""
+        """Return the number of values in one patch."""
         return (1 if first else self.temporal_ratio) * self.spatial_ratio**2 * self.image_channels
 
 
 class Basis(nnx.Module):
-    """basis [P, C], mean [P], scale [] or [C], and std [C] of the latents, float32."""
+    """Basis [P, C], mean [P], scale [] or [C], and std [C] of the latents, float32."""
 
     def __init__(self, weights: dict[str, np.ndarray]):
         self.basis, self.mean, self.scale, self.std = (nnx.Param(jnp.asarray(weights[name])) for name in _WEIGHTS)
 
     def project(self, patches: jax.Array) -> jax.Array:
-        """[..., P] -> [..., C]."""
+        """Project [..., P] -> [..., C]."""
         return _matmul(patches - self.mean[...], self.basis[...] / self.scale[...])
 
     def reconstruct(self, latents: jax.Array) -> jax.Array:
-        """[..., C] -> [..., P]."""
+        """Reconstruct [..., C] -> [..., P]."""
         return _matmul(latents, (self.basis[...] * self.scale[...]).T) + self.mean[...]
 
 
 class LinearAutoencoder(nnx.Module):
-    """One basis for the first frame and one for the groups; `weights` are those of both, "first.basis" and so on."""
+    """Linear autoencoder with a basis for the first frame and one for the groups.
+
+    `weights` are those of both, named "first.basis" and so on.
+    """
 
     family: ClassVar[str] = FAMILY
     first_frame_alone: ClassVar[bool] = True
@@ -88,21 +91,23 @@ class LinearAutoencoder(nnx.Module):
         for kind in ("first", "group"):
             size = config.patch_size(first=kind == "first")
             shapes = {"basis": (size, config.channels), "mean": (size,), "scale": (), "std": (config.channels,)}
-            if np.ndim(weights.get(f"{kind}.scale", 0)):  # of a whitened basis
+            if np.ndim(weights.get(f"{kind}.scale", 0)):  # one scale per channel if whitened
                 shapes["scale"] = shapes["std"]
             for name in _WEIGHTS:
                 found = weights.get(f"{kind}.{name}")
                 if found is None or found.shape != shapes[name] or found.dtype != np.float32:
                     text = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
                     expected = f"float32 {list(shapes[name])}"
-                    raise UserError(f"codec weight '{kind}.{name}': found {text}, expected {expected}: fit it again")
+                    raise UserError(
+                        f"linear autoencoder, weight '{kind}.{name}': found {text}, expected {expected}: fit it again"
+                    )
         self.first, self.group = (
             Basis({name: weights[f"{kind}.{name}"] for name in _WEIGHTS}) for kind in ("first", "group")
         )
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """By name, as in the file."""
+        """Weights by name, as in the file."""
         kinds = {"first": self.first, "group": self.group}
         return {
             f"{kind}.{name}": np.asarray(getattr(basis, name)[...])
@@ -111,7 +116,11 @@ class LinearAutoencoder(nnx.Module):
         }
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """[F, H', W', C] of a video; `UserError` where the sizes do not divide."""
+        """Return [F, H', W', C] of a video.
+
+        Raises:
+          UserError: the sizes do not divide.
+        """
         ratio, step = self.config.spatial_ratio, self.config.temporal_ratio
         if frames < 1 or (frames - 1) % step:
             raise UserError(
@@ -122,7 +131,7 @@ class LinearAutoencoder(nnx.Module):
         return 1 + (frames - 1) // step, height // ratio, width // ratio, self.config.channels
 
     def encode(self, video: jax.Array) -> jax.Array:
-        """Video [B, T, H, W, 3] (T = 4k+1) -> normalised latents [B, F, H', W', C] float32."""
+        """Encode video [B, T, H, W, 3] (T = 4k+1) -> normalized latents [B, F, H', W', C] float32."""
         if video.ndim != 5 or video.shape[-1] != self.config.image_channels:
             raise UserError(f"video has shape {list(video.shape)}, expected [B, T, H, W, {self.config.image_channels}]")
         self.latent_shape(*video.shape[1:4])
@@ -137,11 +146,11 @@ class LinearAutoencoder(nnx.Module):
         return jnp.concatenate([first, group], axis=1)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Latents [B, F, H', W', C] -> video [B, T, H, W, 3], float32 in [-1, 1]."""
+        """Decode latents [B, F, H', W', C] -> video [B, T, H, W, 3], float32 in [-1, 1]."""
         return self.decode_step(latents, None)[0]
 
     def decode_step(self, latents: jax.Array, cache: tuple[()] | None) -> tuple[jax.Array, tuple[()]]:
-        """The next latents of a stream -> their frames; `cache` None starts one, and nothing has to be remembered."""
+        """Decode the next latents of a stream to frames; `cache` None starts a stream, later it is empty."""
         if latents.ndim != 5 or latents.shape[-1] != self.config.channels:
             raise UserError(
                 f"latents have shape {list(latents.shape)}, expected [B, F, H, W, {self.config.channels}]: "
@@ -159,16 +168,16 @@ class LinearAutoencoder(nnx.Module):
         return jnp.clip(jnp.concatenate([first, group], axis=1), -1.0, 1.0), ()
 
     def latent_statistics(self) -> dict[str, np.ndarray]:
-        """Mean and deviation of the normalised latents over the fitted clips: [2, C], first frame and groups."""
+        """Return mean and deviation of the normalized latents over the fitted clips: [2, C], first frame and groups."""
         std = np.stack([self.weights["first.std"], self.weights["group.std"]])
         return {"mean": np.zeros_like(std), "std": std}
 
     def manifest_entry(self) -> dict[str, Any]:
-        """What a data set's manifest says of its autoencoder."""
+        """Return the autoencoder's entry in the manifest of a data set."""
         return {"family": FAMILY, "normalised": True, "hash": self.hash(), **dataclasses.asdict(self.config)}
 
     def hash(self) -> str:
-        """SHA-256 of the config and of every weight's name, shape and bytes."""
+        """Return the SHA-256 of the config and of every weight's name, shape and bytes."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
         for name, value in sorted(self.weights.items()):
             digest.update(f"{name}{value.shape}".encode())
@@ -176,29 +185,37 @@ class LinearAutoencoder(nnx.Module):
         return digest.hexdigest()
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Write one safetensors file, complete or not at all."""
-        # One key only: safetensors writes several in random order, and equal codecs should be equal files.
+        """Write one safetensors file atomically."""
+        # One key only: safetensors writes several in random order, and equal autoencoders should be equal files.
         metadata = {"autoencoder": json.dumps({"family": FAMILY, **dataclasses.asdict(self.config)}, sort_keys=True)}
-        # Not save_file: it makes files that only their owner may read.
+        # Not save_file: it creates files that only their owner can read.
         with files.replacing(path) as temporary:
             temporary.write_bytes(safetensors.numpy.save(self.weights, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "LinearAutoencoder":
-        """Read what `save` wrote; `UserError` for anything else."""
-        path = pathlib.Path(path)
+        """Load a file of `save`.
+
+        Raises:
+          UserError: the file is absent or of another kind.
+        """
+        path = resources.find(path)
         if not path.is_file():
-            raise UserError(f"codec file {path} does not exist: give the autoencoder.safetensors of a data set")
+            raise UserError(
+                f"linear autoencoder file {path} does not exist: give the autoencoder.safetensors of a data set"
+            )
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
                 settings = json.loads((file.metadata() or {})["autoencoder"])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             family = settings.pop("family")
             if family != FAMILY:
-                raise UserError(f"codec file {path}: family is {family!r}, expected '{FAMILY}': give a linear codec")
+                raise UserError(
+                    f"autoencoder file {path}: family is {family!r}, expected '{FAMILY}': give a linear autoencoder"
+                )
             config = LinearConfig(**settings)
         except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"codec file {path} is not a saved linear codec ({error}): fit it again") from error
+            raise UserError(f"{path} is not a saved linear autoencoder ({error}): fit it again") from error
         return cls(config, weights)
 
 
@@ -216,7 +233,7 @@ class _Moments:
         self.products += patches.T @ patches
 
     def weights(self, kind: str, channels: int, whitening: float) -> dict[str, np.ndarray]:
-        """The leading eigenvectors of the covariance, largest first; the largest entry of each is positive."""
+        """Return the leading eigenvectors of the covariance, largest first; the largest entry of each is positive."""
         mean = self.total / self.count
         covariance = self.products / self.count - np.outer(mean, mean)
         size = len(mean)
@@ -225,13 +242,13 @@ class _Moments:
         largest = np.abs(vectors).argmax(axis=0)
         vectors = vectors * np.sign(vectors[largest, np.arange(channels)])
         scale = np.sqrt(variances.mean())
-        if scale < 1e-4:  # a video without any variation has only rounding noise to scale by
+        if scale < 1e-4:  # only rounding noise, from a video without any variation
             scale = np.ones_like(scale)
         elif whitening:
             uneven = np.maximum(np.sqrt(variances), 1e-4) ** whitening
             scale = uneven * np.sqrt(np.mean(variances / uneven**2))
         values = {"basis": vectors, "mean": mean, "scale": scale, "std": np.sqrt(variances) / scale}
-        # safetensors stores the memory as it lies: C order.
+        # safetensors stores memory without reordering, so it must be in C order.
         return {f"{kind}.{name}": np.array(value, np.float32, order="C") for name, value in values.items()}
 
 
@@ -245,9 +262,9 @@ def fit(
 ) -> LinearAutoencoder:
     """Fit both bases in one pass over uint8 clips [T, H, W, 3] (T = 4k+1).
 
-    The deviation of every channel is divided by its power of `whitening`: 0 leaves them as they are, 1 makes all equal.
-    Of every clip at most `patches_per_clip` patches, drawn from `seed`, enter each basis. The first-frame basis is
-    fitted on all frames: any frame may be the first of a clip.
+    The deviation of every channel is divided by its power of `whitening`: 0 keeps the deviations, 1 makes all equal. At
+    most `patches_per_clip` patches of every clip, drawn from `seed`, enter each basis. The first-frame basis is fitted
+    on all frames: any frame may be the first of a clip.
     """
     steps = {"first": 1, "group": config.temporal_ratio}
     moments = {kind: _Moments(config.patch_size(first=kind == "first")) for kind in steps}
@@ -262,7 +279,7 @@ def fit(
     empty = [kind for kind in steps if not moments[kind].count]
     if empty:
         raise UserError(
-            f"no frames to fit the codec on, expected clips of at least {config.temporal_ratio + 1} frames: "
+            f"no frames to fit the linear autoencoder, expected clips of at least {config.temporal_ratio + 1} frames: "
             "record training episodes first"
         )
     weights: dict[str, np.ndarray] = {}
@@ -272,20 +289,20 @@ def fit(
 
 
 def to_float(video: Any) -> Any:
-    """uint8 0..255 -> float32 in [-1, 1]; floats pass as float32."""
+    """Convert uint8 0..255 to float32 in [-1, 1]; floats are cast to float32."""
     if video.dtype == np.uint8:
         return video.astype(np.float32) / 127.5 - 1.0
     return video.astype(np.float32)
 
 
 def to_uint8(video: Any) -> Any:
-    """Float in [-1, 1] -> uint8 0..255, rounded."""
+    """Convert floats in [-1, 1] to uint8 0..255, rounded."""
     xp = video.__array_namespace__()
     return xp.clip(xp.round((video.astype(np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def psnr(reference: np.ndarray, video: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 arrays of one shape; infinite where they are equal."""
+    """Return the peak signal-to-noise ratio in dB of two uint8 arrays of one shape; infinity if they are equal."""
     if reference.dtype != np.uint8 or video.dtype != np.uint8 or reference.shape != video.shape:
         raise ValueError(f"psnr compares uint8 arrays of one shape, found {reference.shape} and {video.shape}")
     error = np.mean(np.square(reference.astype(np.float32) - video.astype(np.float32)), dtype=np.float64)
@@ -293,24 +310,17 @@ def psnr(reference: np.ndarray, video: np.ndarray) -> float:
 
 
 def _matmul(rows: jax.Array, matrix: jax.Array) -> jax.Array:
-    """In float32 on every device: the faintest detail is a thousandth of the pixels."""
+    """Multiply in float32 on every device, because the faintest detail is a thousandth of the pixels."""
     return jnp.matmul(rows, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def _to_patches(video: Any, step: int, ratio: int) -> Any:
-    """[..., G*step, H'*ratio, W'*ratio, c] -> [..., G, H', W', step*ratio*ratio*c]."""
-    *lead, frames, height, width, channels = video.shape
-    axes = (frames // step, step, height // ratio, ratio, width // ratio, ratio, channels)
-    n = len(lead)
-    order = (*range(n), *(n + axis for axis in (0, 2, 4, 1, 3, 5, 6)))
-    patches = video.reshape(*lead, *axes).transpose(order)
-    return patches.reshape(*lead, frames // step, height // ratio, width // ratio, step * ratio * ratio * channels)
+    """Cut a video into patches: [..., G*step, H'*ratio, W'*ratio, c] -> [..., G, H', W', step*ratio*ratio*c]."""
+    pattern = "... (g t) (h p) (w q) c -> ... g h w (t p q c)"
+    return einops.rearrange(video, pattern, t=step, p=ratio, q=ratio)
 
 
 def _from_patches(patches: Any, step: int, ratio: int, channels: int) -> Any:
-    """The inverse of `_to_patches`."""
-    *lead, groups, height, width, _ = patches.shape
-    n = len(lead)
-    order = (*range(n), *(n + axis for axis in (0, 3, 1, 4, 2, 5, 6)))
-    video = patches.reshape(*lead, groups, height, width, step, ratio, ratio, channels).transpose(order)
-    return video.reshape(*lead, groups * step, height * ratio, width * ratio, channels)
+    """Join patches to a video, the inverse of `_to_patches`."""
+    pattern = "... g h w (t p q c) -> ... (g t) (h p) (w q) c"
+    return einops.rearrange(patches, pattern, t=step, p=ratio, q=ratio, c=channels)

@@ -1,10 +1,10 @@
-"""What all video autoencoder networks offer: frames to normalised latents and back, whole or in pieces.
+"""Base of all video autoencoder networks: frames to normalized latents and back, in one call or in pieces.
 
 Pixels are uint8, or floats in [-1, 1], channels last: [B, T, H, W, 3]. Latents are [B, F, H', W', C] float32. A video
-has T = ratio * k + 1 frames; its first frame makes a latent frame of its own, every `ratio` further frames one more.
+has T = ratio * k + 1 frames: the first frame becomes one latent frame, every `ratio` further frames another one.
 
 Methods are pure functions of the module, to be compiled as in `jax.jit(WanAutoencoder.decode)(model, latents)`. Under a
-mesh the batch and the width of the frames are spread over it where they divide.
+mesh the batch and the width of the frames are sharded if they divide.
 """
 
 import abc
@@ -28,19 +28,19 @@ from jworld.utils.errors import UserError
 
 Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 
-#: Marks the settings that change how latents are computed but not what they are.
+#: Metadata of settings that change the computation of latents but not their values.
 HOW_ONLY = {"how_only": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(abc.ABC):
-    """Common to all families.
+    """Hyper-parameters of all families.
 
     Attributes:
       latent_channels: C.
       blocks: residual blocks per level of the encoder; a level of the decoder has one more.
-      normalisation: between the encoder's latents and those that are handed out.
-      chunk: latent frames that are computed at once, which bounds memory; None takes a clip whole.
+      normalisation: from the encoder's latents to the returned ones.
+      chunk: latent frames computed at once, which bounds memory; None processes a clip in one piece.
       dtype: activations and convolutions; norms, softmax and latents are float32.
     """
 
@@ -72,10 +72,10 @@ class AutoencoderConfig(abc.ABC):
 
 
 class VideoAutoencoder(nnx.Module):
-    """Base of the families."""
+    """Base class of the families."""
 
     family: ClassVar[str]
-    #: The first step of a clip takes the first frame (and what does not fill a chunk), or a whole chunk more.
+    #: True if the first piece of a clip is the first frame and the remainder, False if it has a whole chunk more.
     first_frame_alone: ClassVar[bool] = True
 
     config: AutoencoderConfig
@@ -84,11 +84,15 @@ class VideoAutoencoder(nnx.Module):
 
     @property
     def moments_bias(self) -> nnx.Param:
-        """[2C], of the layer that says mean and log variance."""
+        """Bias [2C] of the layer that outputs mean and log variance."""
         return self.encoder.head.conv.bias
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """[F, H', W', C] of a video; `UserError` where its sizes do not fit."""
+        """Return [F, H', W', C] of a video.
+
+        Raises:
+          UserError: the sizes do not fit.
+        """
         space, time = self.config.spatial_ratio, self.config.temporal_ratio
         if frames < 1 or (frames - 1) % time:
             raise UserError(f"video has {frames} frames, expected {time}k+1: cut {(frames - 1) % time} frames")
@@ -97,45 +101,45 @@ class VideoAutoencoder(nnx.Module):
         return 1 + (frames - 1) // time, height // space, width // space, self.config.latent_channels
 
     def frames_of(self, latent_frames: int, *, first: bool = True) -> int:
-        """Frames that one call makes of so many latent frames, at the start of a video (`first`) or later."""
+        """Return the frames decoded in one call from `latent_frames`, at the start of a video (`first`) or later."""
         return self.config.temporal_ratio * (latent_frames - first) + first
 
     def posterior(self, video: jax.Array, *, tiling: Tiling | None = None) -> Posterior:
-        """Video [B, T, H, W, 3] -> mean and log variance, not normalised."""
+        """Encode video [B, T, H, W, 3] -> mean and log variance, not normalized."""
         self._check_video(video, first=True)
         return self._posterior(self._by_tiles(self._encode_pieces, video, tiling, encode=True))
 
     def encode(self, video: jax.Array, *, key: jax.Array | None = None, tiling: Tiling | None = None) -> jax.Array:
-        """Video [B, T, H, W, 3] -> normalised latents: the posterior's mean or, with a key, a sample of it."""
+        """Encode video [B, T, H, W, 3] -> normalized latents: the posterior's mean or, with a key, a sample of it."""
         posterior = self.posterior(video, tiling=tiling)
         return self.config.normalisation.apply(posterior.mean if key is None else posterior.sample(key))
 
     def decode(self, latents: jax.Array, *, tiling: Tiling | None = None) -> jax.Array:
-        """Normalised latents [B, F, H', W', C] -> video [B, T, H, W, 3] float32, not clipped."""
+        """Decode normalized latents [B, F, H', W', C] -> video [B, T, H, W, 3] float32, not clipped."""
         self._check_latents(latents)
         return self._by_tiles(self._decode_pieces, latents, tiling, encode=False)
 
     def encode_step(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """The next frames of a video -> their normalised latents (means).
+        """Encode the next frames of a video to normalized latents (means).
 
-        `cache` None starts a video, with ratio * k + 1 frames; later calls get the last call's cache and ratio * k
-        frames.
+        `cache` None starts a video, with ratio * k + 1 frames. Later calls pass the cache of the previous call and
+        ratio * k frames.
         """
         self._check_video(video, first=cache is None)
         moments, cache = self._encode_pieces(video, cache)
         return self.config.normalisation.apply(self._posterior(moments).mean), cache
 
     def decode_step(self, latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """The next normalised latents of a video -> their frames; `cache` as in `encode_step`."""
+        """Decode the next normalized latents of a video to frames; `cache` as in `encode_step`."""
         self._check_latents(latents)
         return self._decode_pieces(latents, cache)
 
     def manifest_entry(self) -> dict[str, Any]:
-        """What a data set's manifest says of its autoencoder."""
+        """Return the autoencoder's entry in the manifest of a data set."""
         return {"family": self.family, "normalised": True, "hash": self.hash(), **settings(self.config)}
 
     def hash(self) -> str:
-        """SHA-256 of the family, of the settings that change latents, and of every weight's name, shape and bytes."""
+        """Return the SHA-256 of the family, the settings that change latents, and the weights' names, shapes and bytes."""
         names = [f.name for f in dataclasses.fields(self.config) if f.metadata != HOW_ONLY]
         values = settings(self.config)
         digest = hashlib.sha256(json.dumps([self.family, {name: values[name] for name in names}]).encode())
@@ -146,11 +150,11 @@ class VideoAutoencoder(nnx.Module):
         return digest.hexdigest()
 
     def _encode_chunk(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Frames -> moments [B, F, H', W', 2C]."""
+        """Encode frames -> moments [B, F, H', W', 2C]."""
         return self.encoder(linear.to_float(video), cache)
 
     def _decode_chunk(self, latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Latents as the encoder gives them -> frames."""
+        """Decode latents, not normalized, to frames."""
         return self.decoder(latents, cache)
 
     def _encode_pieces(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -199,11 +203,11 @@ class VideoAutoencoder(nnx.Module):
 def in_pieces(
     step: Step, x: jax.Array, cache: Cache, *, chunk: int | None, first_alone: bool
 ) -> tuple[jax.Array, Cache]:
-    """Run x [B, F, ...] through `step` in chunks along F; the first piece takes what does not fill a chunk.
+    """Run x [B, F, ...] through `step` in chunks along F; the first piece also takes the remainder.
 
-    At the start of a video (`cache` None) and with `first_alone` the first piece is one frame and the rest of the
-    division, otherwise one chunk and the rest. The loop runs inside a compiled program and writes its results in place,
-    so the memory beside input and output does not grow with F.
+    At the start of a video (`cache` None) and with `first_alone` the first piece is one frame and the remainder,
+    otherwise one chunk and the remainder. The loop runs inside a compiled program and writes its results in place, so
+    memory in addition to input and output does not grow with F.
     """
     length = x.shape[1]
     chunk = chunk or length
@@ -230,10 +234,10 @@ def in_pieces(
 
 
 def constrain_video(x: jax.Array) -> jax.Array:
-    """Spread batch and width of [B, F, H, W, C] over the mesh, each where it divides; a no-op outside a mesh."""
+    """Shard batch and width of [B, F, H, W, C] over the mesh, each if it divides; a no-op outside a mesh."""
     return axes.constrain_if_divisible(x, "batch", None, None, "width", None)
 
 
 def settings(config: AutoencoderConfig) -> dict[str, Any]:
-    """The config as JSON knows it."""
+    """Return the config as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=lambda dtype: jnp.dtype(dtype).name))

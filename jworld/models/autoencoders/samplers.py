@@ -1,7 +1,8 @@
-"""Layers between two resolutions of a video: learned, averaged, and by moving pixels into channels."""
+"""Layers between two resolutions of a video: learned, averaging, and moving pixels into channels."""
 
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,9 +11,10 @@ from jworld.models.autoencoders.blocks import Cache, Style, group_mean
 
 
 class LearnedDown(nnx.Module):
-    """Half the height and width by a strided convolution and, where `time`, half the frames after the first likewise.
+    """Strided convolution to half the height and width and, with `time`, half the frames after the first.
 
-    The first frame passes; frame k > 0 of the result sees frames 2k - 2, 2k - 1 and 2k. Source: the Wan 2.1 VAE.
+    The first frame is passed through; frame k > 0 of the result depends on frames 2k - 2, 2k - 1 and 2k. Source: the
+    Wan 2.1 VAE.
     """
 
     def __init__(self, channels: int, *, time: bool, style: Style, rngs: nnx.Rngs):
@@ -29,9 +31,9 @@ class LearnedDown(nnx.Module):
 
 
 class LearnedUp(nnx.Module):
-    """Twice the height and width by nearest neighbours and a convolution; where `time`, two frames of one before that.
+    """Nearest-neighbor upsampling and convolution to twice the size; with `time`, first to two frames for each.
 
-    The first frame passes, and the frames after it do not see it. Source: the Wan 2.1 VAE.
+    The first frame is passed through, and later frames do not depend on it. Source: the Wan 2.1 VAE.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, time: bool, style: Style, rngs: nnx.Rngs):
@@ -41,16 +43,16 @@ class LearnedUp(nnx.Module):
     def __call__(self, x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
         if self.time_conv is None:
             return self.conv(enlarge(x)), ()
-        passed = 1 if cache is None else 0
-        y, cache = self.time_conv(x[:, passed:], cache)
-        y = jnp.stack(jnp.split(y, 2, axis=-1), axis=2).reshape(x.shape[0], 2 * y.shape[1], *x.shape[2:])
-        return self.conv(enlarge(jnp.concatenate([x[:, :passed], y], axis=1))), cache
+        skipped = 1 if cache is None else 0
+        y, cache = self.time_conv(x[:, skipped:], cache)
+        y = einops.rearrange(y, "b f h w (t c) -> b (f t) h w c", t=2)
+        return self.conv(enlarge(jnp.concatenate([x[:, :skipped], y], axis=1))), cache
 
 
 class AverageDown(nnx.Module):
-    """Half the height and width by a strided convolution; where `time`, pairs of frames are averaged before that.
+    """Strided convolution to half the height and width; with `time`, pairs of frames are averaged first.
 
-    Of an odd number of frames the first stays alone. Source: the CogVideoX VAE.
+    With an odd number of frames the first one stays single. Source: the CogVideoX VAE.
     """
 
     def __init__(self, channels: int, *, time: bool, style: Style, rngs: nnx.Rngs):
@@ -60,16 +62,18 @@ class AverageDown(nnx.Module):
     def __call__(self, x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
         if self.time:
             single, pairs = split_odd(x)
-            means = jnp.mean(pairs.reshape(x.shape[0], pairs.shape[1] // 2, 2, *x.shape[2:]), axis=2)
+            means = einops.reduce(pairs, "b (f t) h w c -> b f h w c", "mean", t=2)
             x = jnp.concatenate([single, means], axis=1)
         return self.conv(x), ()
 
 
 class NearestUp(nnx.Module):
-    """Twice the height and width and, where `time`, the frames, by nearest neighbours, then a convolution per frame.
+    """Nearest-neighbor upsampling to twice the height and width and, with `time`, the frames.
 
-    Of an odd number of frames the first stays alone, and so does a lone frame unless `double_lone_frame`.
-    Source: the CogVideoX VAE; The Matrix doubles lone frames from its third stage on.
+    Then a convolution per frame.
+
+    With an odd number of frames the first one stays single, and so does a lone frame unless `double_lone_frame`.
+    Source: the CogVideoX VAE; The Matrix doubles lone frames from stage 3 on.
     """
 
     def __init__(self, channels: int, *, time: bool, double_lone_frame: bool, style: Style, rngs: nnx.Rngs):
@@ -86,10 +90,12 @@ class NearestUp(nnx.Module):
 
 
 class ShuffleDown(nnx.Module):
-    """Pixels (and frames, where `time`) move into channels after a convolution; the input's, averaged, are added.
+    """Convolution, then pixels (and frames, with `time`) move into channels.
 
-    The first frame has no partner: its channels are moved in space only, twice. Source: HunyuanVideo-1.5's VAE, after
-    the deep compression autoencoder, https://arxiv.org/abs/2410.10733.
+    The shortcut averages the input's channels.
+
+    The first frame has no partner: its pixels are moved in space only, and repeated. Source: HunyuanVideo-1.5's VAE,
+    after the deep compression autoencoder, https://arxiv.org/abs/2410.10733.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, time: bool, style: Style, rngs: nnx.Rngs):
@@ -112,9 +118,9 @@ class ShuffleDown(nnx.Module):
 
 
 class ShuffleUp(nnx.Module):
-    """The inverse: channels move into pixels (and frames, where `time`); the input's, repeated, are added.
+    """Inverse of `ShuffleDown`: channels move into pixels (and frames, with `time`); the shortcut repeats channels.
 
-    The first frame stays one frame: it takes the first half of its channels. Source: as `ShuffleDown`.
+    The first frame stays one frame: it takes the first half of its channels. Source: as for `ShuffleDown`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, time: bool, style: Style, rngs: nnx.Rngs):
@@ -125,7 +131,7 @@ class ShuffleUp(nnx.Module):
     def __call__(self, x: jax.Array, cache: Cache, latents: jax.Array | None) -> tuple[jax.Array, Cache]:
         y, new = self.conv(x, cache)
         if not self.time:
-            # Repeated before the move; over time it is the other way round, which is another order of channels.
+            # Repeated before the move. Over time it is repeated after it, which gives another order of channels.
             return to_pixels(y, 1) + to_pixels(repeated(x, y.shape[-1]), 1), new
         if cache is not None:
             return self._moved(y, x), new
@@ -142,31 +148,29 @@ def _strided(in_channels: int, out_channels: int, *, style: Style, rngs: nnx.Rng
 
 
 def enlarge(x: jax.Array, factor: int = 2) -> jax.Array:
-    """[B, F, H, W, C] -> [B, F, factor H, factor W, C], nearest neighbours."""
+    """Enlarge frames by nearest neighbors: [B, F, H, W, C] -> [B, F, factor H, factor W, C]."""
     return jnp.repeat(jnp.repeat(x, factor, axis=2), factor, axis=3)
 
 
 def split_odd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An odd number of frames -> the first and the others, an even number -> none and all."""
+    """Split frames into the first and the others if their number is odd, else into none and all."""
     single = x.shape[1] % 2
     return x[:, :single], x[:, single:]
 
 
 def repeated(x: jax.Array, channels: int) -> jax.Array:
-    """[..., C] -> [..., channels]: every channel channels / C times in a row."""
+    """Repeat every channel channels / C times in a row: [..., C] -> [..., channels]."""
     return jnp.repeat(x, channels // x.shape[-1], axis=-1)
 
 
 def to_channels(x: jax.Array, frames: int) -> jax.Array:
-    """[B, F, H, W, C] -> [B, F/frames, H/2, W/2, frames*4*C]: channel = ((t * 2 + h) * 2 + w) * C + c."""
-    B, F, H, W, C = x.shape
-    x = x.reshape(B, F // frames, frames, H // 2, 2, W // 2, 2, C)
-    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(B, F // frames, H // 2, W // 2, frames * 4 * C)
+    """Move frames, rows and columns into channels: [B, F, H, W, C] -> [B, F/frames, H/2, W/2, frames*4*C].
+
+    The channels are ordered (frame, row, column, channel).
+    """
+    return einops.rearrange(x, "b (f t) (h p) (w q) c -> b f h w (t p q c)", t=frames, p=2, q=2)
 
 
 def to_pixels(x: jax.Array, frames: int) -> jax.Array:
-    """The inverse of `to_channels`."""
-    B, F, H, W, C = x.shape
-    channels = C // (frames * 4)
-    x = x.reshape(B, F, H, W, frames, 2, 2, channels)
-    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(B, F * frames, H * 2, W * 2, channels)
+    """Move channels into frames, rows and columns, the inverse of `to_channels`."""
+    return einops.rearrange(x, "b f h w (t p q c) -> b (f t) (h p) (w q) c", t=frames, p=2, q=2)

@@ -1,7 +1,7 @@
-"""Large frames in overlapping tiles, cross-faded where they overlap: memory is that of one tile.
+"""Processing of large frames in overlapping tiles with linear blending, in the memory of one tile.
 
-The published autoencoders tile in space only, with the same linear fade. Values change inside and near the seams and,
-where a norm or an attention spans the frame, everywhere.
+The published autoencoders tile in space only, with the same blending. Values change in and near the seams and, if a
+norm or an attention spans the frame, everywhere.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from jworld.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """Size (height, width) of the tiles and their distance in pixels; what is over of the size is faded.
+    """Size (height, width) of the tiles and their stride in pixels; the overlap is blended.
 
-    The last tile of a row or column is what remains, so it may be smaller.
+    The last tile of a row or column may be smaller.
     """
 
     tile: tuple[int, int]
@@ -27,10 +27,12 @@ class Tiling:
     def __post_init__(self) -> None:
         for tile, stride in zip(self.tile, self.stride, strict=True):
             if not 0 < stride <= tile <= 2 * stride:
-                raise UserError(f"tiles of {tile} pixels, {stride} apart: expected tile/2 <= stride <= tile")
+                raise UserError(
+                    f"tiles of {tile} pixels with stride {stride}: expected tile/2 <= stride <= tile, change the stride"
+                )
 
     def scaled(self, ratio: int) -> "Tiling":
-        """The same tiles in latents of `ratio` pixels."""
+        """Convert to units of latents of `ratio` pixels."""
         if any(size % ratio for size in (*self.tile, *self.stride)):
             raise UserError(f"tiles {self.tile} and stride {self.stride} must be multiples of {ratio} pixels")
         return Tiling(
@@ -40,7 +42,10 @@ class Tiling:
 
 
 def tiled(function: Callable[[jax.Array], jax.Array], x: jax.Array, *, inputs: Tiling, outputs: Tiling) -> jax.Array:
-    """`function` ([B, F, H, W, C] -> [B, F', H', W', C']) on the tiles `inputs` of x; its results lie as `outputs`."""
+    """Apply `function` ([B, F, H, W, C] -> [B, F', H', W', C']) to the tiles `inputs` of x.
+
+    Its results tile as `outputs`.
+    """
     if x.shape[2] <= inputs.tile[0] and x.shape[3] <= inputs.tile[1]:
         return function(x)
     tiles = _on_tiles(function, x, inputs)
@@ -62,7 +67,7 @@ def tiled(function: Callable[[jax.Array], jax.Array], x: jax.Array, *, inputs: T
 
 
 def _on_tiles(function: Callable[[jax.Array], jax.Array], x: jax.Array, tiling: Tiling) -> list[list[jax.Array]]:
-    """Rows of results. Tiles of one size share one program and are computed one after the other."""
+    """Compute rows of results. Tiles of one size share one program and run one after the other."""
     tops, lefts = (range(0, x.shape[2 + axis], tiling.stride[axis]) for axis in (0, 1))
     corners: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for top in tops:
@@ -70,18 +75,18 @@ def _on_tiles(function: Callable[[jax.Array], jax.Array], x: jax.Array, tiling: 
             size = (min(tiling.tile[0], x.shape[2] - top), min(tiling.tile[1], x.shape[3] - left))
             corners.setdefault(size, []).append((top, left))
     results: dict[tuple[int, int], jax.Array] = {}
-    for (height, width), places in corners.items():
+    for (height, width), positions in corners.items():
         sizes = (x.shape[0], x.shape[1], height, width, x.shape[4])
 
         def one(corner: jax.Array, sizes: tuple[int, ...] = sizes) -> jax.Array:
             return function(jax.lax.dynamic_slice(x, (0, 0, corner[0], corner[1], 0), sizes))
 
-        results |= dict(zip(places, jax.lax.map(one, jnp.array(places)), strict=True))
+        results |= dict(zip(positions, jax.lax.map(one, jnp.array(positions)), strict=True))
     return [[results[top, left] for left in lefts] for top in tops]
 
 
 def _fade(before: jax.Array, after: jax.Array, length: int, axis: Literal[2, 3]) -> jax.Array:
-    """`after`, whose first `length` rows or columns come over gradually from the last ones of `before`."""
+    """Blend the first `length` rows or columns of `after` linearly with the last ones of `before`."""
     length = min(length, before.shape[axis], after.shape[axis])
     shape = [1] * after.ndim
     shape[axis] = length

@@ -1,6 +1,6 @@
-"""The Wan 2.1 video autoencoder: 16 channels, 8x8 pixels and 4 frames per latent; used by Cosmos-Predict2 and TheWorld.
+"""Wan 2.1 video autoencoder of Cosmos-Predict2 and TheWorld: 16 channels, 8x8 pixels and 4 frames per latent.
 
-A video may be cut into calls and chunks of any length: every cut gives the latents and frames of the whole.
+A video may be split into calls and chunks of any length: latents and frames do not depend on the split.
 
 Source: Wan 2.1 and cosmos-predict2 `cosmos_predict2/tokenizers/tokenizer.py`.
 """
@@ -31,12 +31,12 @@ NORMALISATION = Normalisation.from_statistics(_MEAN, _STD)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WanConfig(network.AutoencoderConfig):
-    """The published autoencoder by default: 126.9M parameters.
+    """Hyper-parameters, by default of the published autoencoder: 126.9M parameters.
 
     Attributes:
       channels: width at full resolution.
       multipliers: width of each level of the encoder, in `channels`; from level to level the size halves.
-      time_levels: which of these halvings halve the frames too.
+      time_levels: for each of these steps, whether the frames are halved too.
     """
 
     latent_channels: int = 16
@@ -64,7 +64,7 @@ class WanConfig(network.AutoencoderConfig):
 
 
 class WanAutoencoder(network.VideoAutoencoder):
-    """See `network.VideoAutoencoder`."""
+    """Wan 2.1 autoencoder; see `network.VideoAutoencoder`."""
 
     family: ClassVar[str] = "wan"
     config: WanConfig

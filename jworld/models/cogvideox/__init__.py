@@ -1,1 +1,1 @@
-"""The CogVideoX transformer with The Matrix' control blocks."""
+"""CogVideoX transformer with the control blocks of The Matrix."""

@@ -1,10 +1,11 @@
-"""Blocks of CogVideoX: text and video in one attention under expert adaptive norms, and The Matrix' control block.
+"""Blocks of CogVideoX, with joint attention and expert adaptive norms, and the control block of The Matrix.
 
 Sources: CogVideoX (arXiv 2408.06072), section 2.2; The Matrix `stage2/cogvideox/control_adapter.py`.
 """
 
 import math
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,23 +22,23 @@ Streams = tuple[jax.Array, jax.Array]
 
 
 class ExpertNorm(nnx.Module):
-    """One layer norm for two streams, each with its own shift, scale and gate of the time embedding."""
+    """Layer norm shared by two streams, each with its own shift, scale and gate from the time embedding."""
 
     def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
         self.modulation = Modulation(cfg.time_dim, cfg.width, 6, param_dtype=cfg.param_dtype, rngs=rngs)
         self.norm = layer_norm(cfg.width, eps=cfg.norm_eps, param_dtype=cfg.param_dtype, rngs=rngs)
 
     def __call__(self, video: jax.Array, other: jax.Array, time: jax.Array) -> tuple[Streams, Streams]:
-        """Both streams normed, and their gates.
+        """Normalize both streams; return them and their gates.
 
         Args:
           video: [B, F, S, D]; frame f has the parameters of its own time.
-          other: [B, L, D] text or control, which has those of the last frame.
+          other: [B, L, D] text or control, with the parameters of the last frame.
           time: [B, F, Dt] float32, or F = 1 for one time for all.
         """
         parts = self.modulation(time)
         shift, scale, gate = (part[:, :, None] for part in parts[:3])
-        # The last frame is the noisiest; The Matrix' stage 3 takes its time for the text, whatever the others'.
+        # The last frame is the noisiest; stage 3 of The Matrix uses its time for the text.
         other_shift, other_scale, other_gate = (part[:, -1:] for part in parts[3:])
         normed = (self.norm(video) * (1 + scale) + shift).astype(video.dtype)
         other_normed = (self.norm(other) * (1 + other_scale) + other_shift).astype(other.dtype)
@@ -49,7 +50,7 @@ def projections(cfg: CogVideoXConfig, rngs: nnx.Rngs) -> Projections:
 
 
 class JointBlock(nnx.Module):
-    """One layer: text and video attend to each other, then pass one MLP. Padding of the text is not masked."""
+    """Layer in which text and video attend to each other and share one MLP. Padding of the text is not masked."""
 
     def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
         self.implementation = cfg.attention
@@ -66,7 +67,7 @@ class JointBlock(nnx.Module):
         )
 
     def __call__(self, video: jax.Array, text: jax.Array, time: jax.Array) -> Streams:
-        """[B, F, S, D], [B, L, D], [B, F or 1, Dt] -> the two streams."""
+        """Apply the layer to [B, F, S, D], [B, L, D], [B, F or 1, Dt] -> the two streams."""
         (normed, text_normed), (gate, text_gate) = self.attention_norm(video, text, time)
         attended, text_attended = self._attend(normed, text_normed)
         video, text = gated(video, attended, gate), gated(text, text_attended, text_gate)
@@ -74,19 +75,20 @@ class JointBlock(nnx.Module):
         return gated(video, self.mlp(normed), gate), gated(text, self.mlp(text_normed), text_gate)
 
     def _attend(self, video: jax.Array, text: jax.Array) -> Streams:
-        B, L, D = text.shape
-        tokens = jnp.concatenate([text, video.reshape(B, -1, D)], axis=1)
+        tokens = jnp.concatenate([text, einops.rearrange(video, "b f s d -> b (f s) d")], axis=1)
         out = attention(*self.attention.heads(tokens), implementation=self.implementation)
-        out = self.attention.out(out.reshape(tokens.shape))
-        return constrain(out[:, L:].reshape(video.shape), "batch", None, "sequence", None), out[:, :L]
+        out = self.attention.out(einops.rearrange(out, "b l n k -> b l (n k)"))
+        text_out, video_out = jnp.split(out, [text.shape[1]], axis=1)
+        video_out = einops.rearrange(video_out, "b (f s) d -> b f s d", f=video.shape[1])
+        return constrain(video_out, "batch", None, "sequence", None), text_out
 
 
 class ControlBlock(nnx.Module):
-    """Video tokens attend to the control vectors of their own and of earlier frames.
+    """Block in which video tokens attend to the control vectors of their own and of earlier frames.
 
-    The original repeats the vector of a frame for each of its S tokens and masks causally by token: token s of frame f
-    sees the vector of an earlier frame S times and that of its own frame s + 1 times. The same softmax over F keys
-    has log S and log(s + 1) added to its logits.
+    The original repeats the vector of a frame for each of its S tokens and masks causally by token. Token s of frame f
+    attends to the vector of an earlier frame S times and to that of its own frame s + 1 times. The same softmax over F
+    keys has log S and log(s + 1) added to its logits.
     """
 
     def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
@@ -94,17 +96,20 @@ class ControlBlock(nnx.Module):
         self.attention = projections(cfg, rngs)
 
     def __call__(self, video: jax.Array, control: jax.Array, time: jax.Array) -> jax.Array:
-        """[B, F, S, D], [B, F, D] embedded control, [B, F or 1, Dt] -> [B, F, S, D]."""
+        """Apply the block to [B, F, S, D], [B, F, D] embedded control, [B, F or 1, Dt] -> [B, F, S, D]."""
         (normed, control_normed), (gate, _) = self.norm(video, control, time)
         q, k, v = self.attention.heads(normed, control_normed)
         logits = jnp.einsum("bfsnk,bgnk->bnfsg", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
         weights = jax.nn.softmax(logits + causal_counts(*video.shape[1:3]), axis=-1).astype(v.dtype)
         out = jnp.einsum("bnfsg,bgnk->bfsnk", weights, v)
-        return gated(video, self.attention.out(out.reshape(video.shape)), gate)
+        return gated(video, self.attention.out(einops.rearrange(out, "b f s n k -> b f s (n k)")), gate)
 
 
 def causal_counts(frames: int, tokens: int) -> jax.Array:
-    """[F, S, F] float32: log of how often token s of frame f sees the control vector of frame g, -inf for never."""
+    """Return [F, S, F] float32: log of the number of repeats of frame g's control vector for token s of frame f.
+
+    -inf for 0.
+    """
     f, s, g = jnp.ogrid[:frames, :tokens, :frames]
     count = jnp.where(g < f, tokens, jnp.where(g == f, s + 1, 0))
     return jnp.log(count.astype(jnp.float32))

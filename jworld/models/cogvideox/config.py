@@ -1,4 +1,4 @@
-"""Hyper-parameters of the CogVideoX transformer with The Matrix' control blocks, checked at birth."""
+"""Hyper-parameters of the CogVideoX transformer with the control blocks of The Matrix."""
 
 import dataclasses
 from typing import Any
@@ -11,23 +11,24 @@ from jworld.models.layers.stack import REMAT_POLICIES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CogVideoXConfig:
-    """The published CogVideoX-2B by default: 1.69B parameters, 2.01B with the control blocks of The Matrix' training.
+    """Hyper-parameters, by default of CogVideoX-2B: 1.69B parameters, 2.01B with the control blocks of The Matrix.
 
-    Source: the transformer's config.json of CogVideoX-2B, and The Matrix' `stage2/cogvideox/transformer.py`.
+    Source: the transformer's config.json of CogVideoX-2B, and The Matrix `stage2/cogvideox/transformer.py`.
 
     Attributes:
       channels: latent channels C.
-      patch_size: latent pixels per token, each way; one latent frame in time.
+      patch_size: latent pixels per token in height and width; one latent frame in time.
       width: model width D.
       time_dim: width of the time embedding.
-      text_dim, text_tokens: the text encoder's states; positions of the video follow exactly so many text tokens.
-      spatial_scale, temporal_scale: positions are divided by these before their sines are taken.
-      control_dim: width of a control vector, one per latent frame; None is a model without control.
+      text_dim, text_tokens: width and number of the text encoder's states; positions of the video begin after them.
+      spatial_scale, temporal_scale: divisors of the positions in the sinusoids.
+      control_dim: width of a control vector, one per latent frame; None for a model without control.
       control_layers: first layer that a control block follows, and the layer after the last one.
-      guidance_dim: width of an embedded guidance scale added to the time (a student that was distilled with guidance);
-        None for none, as published.
+      guidance_dim: width of an embedded guidance scale added to the time, for a student distilled with guidance; None
+        for
+        none, as published.
       dtype: activations and matrix products; norms, softmax, positions and modulation stay float32.
-      remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
+      remat: activations stored for the backward pass, a key of `REMAT_POLICIES`.
       attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 

@@ -7,14 +7,14 @@ from jworld.models.layers.flops import Flops
 def forward_flops(
     cfg: CogVideoXConfig, *, frames: int, height: int, width: int, control: bool, frame_times: bool
 ) -> Flops:
-    """One forward pass of one sample; a training step of a batch B is 3 B times as much.
+    """Count one forward pass of one sample; a training step of a batch B has 3 B times as much.
 
     Args:
       cfg: the model.
       frames: latent frames.
       height, width: of a latent frame.
       control: whether the control blocks run.
-      frame_times: whether every frame has a time of its own.
+      frame_times: whether every frame has its own time.
     """
     D, times = cfg.width, frames if frame_times else 1
     size = (height // cfg.patch_size) * (width // cfg.patch_size)

@@ -1,12 +1,13 @@
-"""The CogVideoX transformer, with one time per frame, control blocks and an optional guidance embedding.
+"""CogVideoX transformer, with one time per frame, control blocks and an optional guidance embedding.
 
-Sources: CogVideoX (arXiv 2408.06072); The Matrix `stage{1,2,3,4}/cogvideox/transformer.py`. Where all frames have one
-time it is the published CogVideoX-2B.
+Sources: CogVideoX (arXiv 2408.06072); The Matrix `stage{1,2,3,4}/cogvideox/transformer.py`. With the same time for all
+frames it is the published CogVideoX-2B.
 """
 
 import math
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,7 +24,7 @@ from jworld.parallel.axes import constrain
 
 
 class ControlEmbedding(nnx.Module):
-    """Three linear layers with SiLU between: [B, F, control_dim] -> [B, F, D], once for all control blocks."""
+    """Three linear layers with SiLU in between: [B, F, control_dim] -> [B, F, D], shared by all control blocks."""
 
     def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
         assert cfg.control_dim is not None
@@ -37,7 +38,7 @@ class ControlEmbedding(nnx.Module):
 
 
 class CogVideoXTransformer(nnx.Module):
-    """v of a video's latents from noisy latents, text, and, with control, one vector per latent frame."""
+    """Transformer that predicts v from noisy latents, text and, with control, one vector per latent frame."""
 
     def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -76,7 +77,7 @@ class CogVideoXTransformer(nnx.Module):
         control: jax.Array | None = None,
         guidance: jax.Array | None = None,
     ) -> jax.Array:
-        """One pass over a window of F latent frames.
+        """Predict v of a window of F latent frames.
 
         Args:
           latents: [B, F, H, W, C] noisy.
@@ -106,7 +107,7 @@ class CogVideoXTransformer(nnx.Module):
         return self._output(carry[0], time, latents.shape)
 
     def _time(self, timestep: jax.Array, guidance: jax.Array | None) -> jax.Array:
-        """[B, F or 1, Dt] float32."""
+        """Embed the time: [B, F or 1, Dt] float32."""
         timestep = timestep.reshape(len(timestep), -1)
         if guidance is None:
             return self.time(timestep)
@@ -115,7 +116,7 @@ class CogVideoXTransformer(nnx.Module):
         return self.time(timestep, added[:, None])
 
     def _embed(self, latents: jax.Array) -> jax.Array:
-        """[B, F, H, W, C] -> tokens with positions [B, F, S, D]."""
+        """Embed [B, F, H, W, C] as tokens with positions [B, F, S, D]."""
         cfg, p = self.cfg, self.cfg.patch_size
         F, H, W = latents.shape[1:4]
         tokens = self.patch_in(to_patches(latents, (p, p)).astype(cfg.dtype))
@@ -132,7 +133,7 @@ class CogVideoXTransformer(nnx.Module):
         return scan_layers(layer_range(self.blocks, start, stop), layer, carry, remat=self.cfg.remat)[0]
 
     def _controlled(self, carry: Streams, time: jax.Array, control: jax.Array) -> Streams:
-        """The layers that a control block follows."""
+        """Run the layers that a control block follows."""
         graphdef, params = nnx.split(self.control_blocks)
 
         def layer(block: JointBlock, carry: Streams, control_params: nnx.State) -> tuple[Streams, None]:
@@ -144,17 +145,17 @@ class CogVideoXTransformer(nnx.Module):
         return scan_layers(blocks, layer, carry, params, remat=self.cfg.remat)[0]
 
     def _output(self, video: jax.Array, time: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Tokens [B, F, S, D] -> v [B, F, H, W, C] float32."""
+        """Project tokens [B, F, S, D] to v [B, F, H, W, C] float32."""
         p = self.cfg.patch_size
         shift, scale = (part[:, :, None] for part in self.out_modulation(time))
-        # Two norms in a row: the original's last norm is followed by an adaptive one with weights of its own.
+        # Two norms in a row: in the original an adaptive norm with its own weights follows the last norm.
         normed = self.out_norm(self.final_norm(video)) * (1 + scale) + shift
         out = self.patch_out(normed.astype(self.cfg.dtype)).astype(jnp.float32)
         return from_patches(out, (shape[2], shape[3]), (p, p), channels_first=True)
 
 
 def position_embedding(cfg: CogVideoXConfig, frames: int, rows: int, columns: int) -> jax.Array:
-    """[F, rows * columns, D] float32: a quarter of the channels for time, then columns, then rows; sines first."""
+    """Return [F, rows * columns, D] float32: channels for time (a quarter), then columns, then rows; sines first."""
 
     def axis(length: int, scale: float, dim: int) -> jax.Array:
         frequencies = 10_000.0 ** (-jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
@@ -165,16 +166,16 @@ def position_embedding(cfg: CogVideoXConfig, frames: int, rows: int, columns: in
     x = axis(columns, cfg.spatial_scale, 3 * cfg.width // 8)[None, None]
     y = axis(rows, cfg.spatial_scale, 3 * cfg.width // 8)[None, :, None]
     parts = [jnp.broadcast_to(part, (frames, rows, columns, part.shape[-1])) for part in (time, x, y)]
-    return jnp.concatenate(parts, axis=-1).reshape(frames, rows * columns, cfg.width)
+    return einops.rearrange(jnp.concatenate(parts, axis=-1), "f h w d -> f (h w) d")
 
 
 def guidance_embedding(scale: jax.Array, dim: int) -> jax.Array:
-    """[B] -> [B, dim] float32: sines, then cosines, of 1000 * scale.
+    """Embed [B] -> [B, dim] float32: sines, then cosines, of 1000 * scale.
 
     Source: The Matrix `stage4/cogvideox/embedding.py`.
     """
     half = dim // 2
-    # Not `sinusoidal`: the slowest frequency is 1/10000 itself.
+    # Not `sinusoidal`: here the slowest frequency is exactly 1/10000.
     frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * -(math.log(10_000) / (half - 1)))
     angles = 1000.0 * scale.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -1,1 +1,1 @@
-"""The Cosmos-Predict2 transformer: Video2World, its image, action-conditioned and multiview relatives."""
+"""Cosmos-Predict2 transformer: Video2World and its image, action-conditioned and multiview variants."""

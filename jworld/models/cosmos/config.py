@@ -1,4 +1,4 @@
-"""Hyper-parameters of the Cosmos-Predict2 transformer, checked at birth."""
+"""Hyper-parameters of the Cosmos-Predict2 transformer."""
 
 import dataclasses
 from typing import Any
@@ -11,31 +11,31 @@ from jworld.models.layers.stack import REMAT_POLICIES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CosmosConfig:
-    """The published Video2World transformer of 2B parameters by default.
+    """Hyper-parameters, by default of the published Video2World transformer of 2B parameters.
 
-    Source: cosmos-predict2, `configs/base/config_video2world.py` and the classes `MiniTrainDIT`,
-    `MinimalV1LVGDiT`, `ActionConditionedMinimalV1LVGDiT` and `MultiViewDiT`.
+    Source: cosmos-predict2, `configs/base/config_video2world.py` and the classes `MiniTrainDIT`, `MinimalV1LVGDiT`,
+    `ActionConditionedMinimalV1LVGDiT` and `MultiViewDiT`.
 
     Attributes:
       channels: latent channels C of the video.
       patch_size: latent pixels (time, height, width) per token; time must be 1.
       width: model width D.
       text_dim: width of the text encoder's states.
-      text_width: width of what cross-attention reads; where it is not `text_dim`, a layer with GELU comes between.
+      text_width: width of cross-attention's context; if it differs from `text_dim`, a layer with GELU comes between.
       modulation_rank: inner width of the modulations (AdaLN-LoRA), which then share one more term made from the time;
         None for a full matrix in each.
-      rope_scale: by how much more positions than at first rotary angles serve: (time, height, width).
-      fps_modulation: rotary time positions count at 24 per second whatever the frame rate.
-      max_size: latent frames, height and width at most.
+      rope_scale: extrapolation factor of the rotary positions: (time, height, width).
+      fps_modulation: rotary time positions count at 24 per second for every frame rate.
+      max_size: largest number of latent frames, height and width.
       absolute_positions: a learned position is added before every block.
-      condition_mask: an input channel says which frames are given.
-      padding_mask: an input channel says which pixels lie outside the picture.
+      condition_mask: an input channel marks the conditioning frames.
+      padding_mask: an input channel marks the pixels outside the image.
       action_dim: numbers in the action of a clip, or None without actions.
       views: cameras with an embedding, or None for one camera without.
       view_dim: width of that embedding, which is concatenated to the input.
       view_frames: latent frames of one view.
       dtype: activations and matrix products; norms, softmax, rotary tables, time and modulation stay float32.
-      remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
+      remat: activations stored for the backward pass, a key of `REMAT_POLICIES`.
       attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 
@@ -69,7 +69,7 @@ class CosmosConfig:
 
     @property
     def rope_dims(self) -> tuple[int, int, int]:
-        """Channels of a head that encode time, height and width; time has the rest of the division by three."""
+        """Channels of a head that encode time, height and width; time has the remainder of the division by three."""
         space = self.head_dim // 6 * 2
         return self.head_dim - 2 * space, space, space
 

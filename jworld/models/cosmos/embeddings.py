@@ -1,7 +1,8 @@
-"""What conditions the blocks: times, actions, positions. All of it float32."""
+"""Conditioning of the blocks: times, actions, positions; all float32."""
 
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,10 +19,10 @@ BASE_FPS = 24.0
 
 
 class TimeEmbedding(nnx.Module):
-    """Times [B, F] in 0..1, and the clip's action -> embedding [B, F, D] and the modulations' common term [B, F, 3D].
+    """Embedding of times [B, F] in 0..1 and the clip's action: [B, F, D], and the modulations' common term [B, F, 3D].
 
-    With AdaLN-LoRA the two layers make the common term, and the embedding is the normed sinusoid itself. Without it
-    they make the embedding, and there is no common term.
+    With AdaLN-LoRA the two layers compute the common term, and the embedding is the normalized sinusoid. Without it
+    they compute the embedding, and there is no common term.
     """
 
     def __init__(self, cfg: CosmosConfig, *, rngs: nnx.Rngs):
@@ -40,7 +41,7 @@ class TimeEmbedding(nnx.Module):
     def __call__(
         self, time: jax.Array, action: tuple[jax.Array, jax.Array] | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """`action`: what it adds to the sinusoid, [B, D], and to the common term, [B, 3D]."""
+        """Embed; `action` is its addition to the sinusoid, [B, D], and to the common term, [B, 3D]."""
         sinusoid = sinusoidal(time, self.width)
         output = self.output(nnx.silu(self.hidden(sinusoid)))
         vector, offset = (sinusoid, output) if self.common_term else (output, None)
@@ -51,7 +52,7 @@ class TimeEmbedding(nnx.Module):
 
 
 class ActionPerceptron(nnx.Module):
-    """The numbers of an action -> [B, outputs]; one of two that an action-conditioned model has."""
+    """Perceptron from the numbers of an action to [B, outputs]; an action-conditioned model has two."""
 
     def __init__(self, cfg: CosmosConfig, outputs: int, *, rngs: nnx.Rngs):
         assert cfg.action_dim is not None
@@ -65,7 +66,7 @@ class ActionPerceptron(nnx.Module):
 
 
 class PositionTables(nnx.Module):
-    """Learned positions: one table per axis, their sum scaled to a root mean square of one for each token."""
+    """Learned positions: one table per axis; their sum is scaled to a root mean square of one for each token."""
 
     def __init__(self, cfg: CosmosConfig, *, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(0.02)
@@ -76,18 +77,18 @@ class PositionTables(nnx.Module):
         self.time, self.height, self.width = (table(size) for size in cfg.max_patches)
 
     def __call__(self, frames: int, height: int, width: int) -> jax.Array:
-        """[frames, height * width, D]."""
+        """Return the positions [frames, height * width, D]."""
         sizes = zip((self.time, self.height, self.width), (frames, height, width), strict=True)
         time, rows, columns = (table[:size].astype(jnp.float32) for table, size in sizes)
         total = time[:, None, None] + rows[None, :, None] + columns[None, None, :]
         scale = jnp.sqrt(jnp.mean(jnp.square(total), axis=-1, keepdims=True)) + 1e-6
-        return (total / scale).reshape(frames, height * width, -1)
+        return einops.rearrange(total / scale, "f h w d -> f (h w) d")
 
 
 def video_rotary(
     cfg: CosmosConfig, *, frames: int, height: int, width: int, fps: jax.Array | float | None
 ) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [frames, height, width, K/2]; the rotary channels of a head are ordered time, height, width.
+    """Compute cos and sin [frames, height, width, K/2]; a head's rotary channels are ordered time, height, width.
 
     Args:
       cfg: the model.
@@ -96,7 +97,7 @@ def video_rotary(
       fps: frames per second of the video; only read with `cfg.fps_modulation`.
 
     Raises:
-      ValueError: more patches than `cfg.max_size` has, or a video without its frame rate where that matters.
+      ValueError: more patches than `cfg.max_size` allows, or a missing frame rate.
     """
     limits = cfg.max_patches
     if height > limits[1] or width > limits[2] or frames > max(limits):

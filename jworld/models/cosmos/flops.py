@@ -7,13 +7,13 @@ from jworld.models.layers.flops import Flops
 
 
 def forward_flops(cfg: CosmosConfig, *, frames: int, height: int, width: int, text_tokens: int) -> Flops:
-    """One forward pass of one sample; a training step of a batch B is 3 B times as much.
+    """Count one forward pass of one sample; a training step of a batch B has 3 B times as much.
 
     Args:
       cfg: the model.
       frames: latent frames, of all views together.
       height, width: of a latent frame.
-      text_tokens: rows of the text, padding included; they are attended. Of one view.
+      text_tokens: text tokens of one view, padding included; padding is attended.
     """
     D, views = cfg.width, 1 if cfg.views is None else frames // cfg.view_frames
     tokens = frames * (height // cfg.patch_size[1]) * (width // cfg.patch_size[2])
@@ -33,7 +33,7 @@ def _modulation_weights(cfg: CosmosConfig, parts: int) -> int:
 
 
 def _outside_weights(cfg: CosmosConfig, frames: int, tokens: int, text: int) -> int:
-    """Multiply-adds of patches in and out, times, actions, the text's projection and the last modulation."""
+    """Count the multiply-adds outside of the blocks: patches, times, actions, text projection and last modulation."""
     D, common = cfg.width, cfg.modulation_rank is not None
     total = tokens * math.prod(cfg.patch_size) * (cfg.in_channels + cfg.channels) * D
     total += frames * (D**2 + (3 if common else 1) * D**2 + _modulation_weights(cfg, 2))

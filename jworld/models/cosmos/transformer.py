@@ -1,4 +1,4 @@
-"""The Cosmos-Predict2 transformer.
+"""Cosmos-Predict2 transformer.
 
 Source: cosmos-predict2 `models/text2image_dit.py`, `video2world_dit.py`, `video2world_action_dit.py`,
 `multiview_dit.py`.
@@ -6,6 +6,7 @@ Source: cosmos-predict2 `models/text2image_dit.py`, `video2world_dit.py`, `video
 
 from typing import Any, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,14 +23,14 @@ from jworld.parallel.axes import constrain
 
 
 class CosmosInputs(NamedTuple):
-    """One batch for the network. With V views F counts the frames of all, one view after the other.
+    """Batch for the network. With V views F counts the frames of all views, one view after the other.
 
     Attributes:
-      video: [B, F, H, W, C] scaled noisy latents, clean ones on the frames that are given.
+      video: [B, F, H, W, C] scaled noisy latents, clean ones in conditioning frames.
       time: [B, F] or [B, 1] diffusion time in 0..1.
-      text: [B, S, text_dim], zero rows behind a prompt; with views [B, V * S, text_dim].
-      given: [B, F] 1 for given frames, 0 for others; None (images) for none.
-      padding: [B or 1, height, width] of any size, 1 for pixels outside the picture; None for none.
+      text: [B, S, text_dim], zero rows after a prompt; with views [B, V * S, text_dim].
+      given: [B, F] 1 for conditioning frames, 0 for others; None (images) for none.
+      padding: [B or 1, height, width] of any size, 1 for pixels outside the image; None for none.
       action: [B, ...], action_dim numbers per clip, or None for a model without actions.
       fps: frames per second of all clips, for models with `fps_modulation`.
       view: [B, F] camera of each frame; None for the cameras 0..V-1.
@@ -46,7 +47,7 @@ class CosmosInputs(NamedTuple):
 
 
 class CosmosTransformer(nnx.Module):
-    """Velocity of a video's latents (noise - clean) from noisy latents, given frames, text and time."""
+    """Transformer that predicts the velocity (noise - clean) from noisy latents, conditioning frames, text and time."""
 
     def __init__(self, cfg: CosmosConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -74,11 +75,11 @@ class CosmosTransformer(nnx.Module):
             )
         self.blocks = stack(lambda rngs: Block(cfg, rngs=rngs), cfg.num_layers, rngs)
         self.final_modulation = modulation(cfg, 2, rngs)
-        # Columns are (patch row, patch column, channel): not the order of the input.
+        # Columns are (patch row, patch column, channel), unlike in the input.
         self.patch_out = linear(cfg.width, pixels * cfg.channels, ("embed", None), **bare, **common)
 
     def __call__(self, inputs: CosmosInputs) -> jax.Array:
-        """Velocity [B, F, H, W, C] float32."""
+        """Predict the velocity [B, F, H, W, C] float32."""
         cfg = self.cfg
         F, H, W = inputs.video.shape[1:4]
         views = 1 if cfg.views is None else F // cfg.view_frames
@@ -95,7 +96,7 @@ class CosmosTransformer(nnx.Module):
         return from_patches(out, (H, W), cfg.patch_size[1:], channels_first=False)
 
     def _channels(self, inputs: CosmosInputs, views: int) -> jax.Array:
-        """[B, F, H, W, in_channels]: latents, given frames, padding, view."""
+        """Concatenate [B, F, H, W, in_channels]: latents, condition mask, padding, view."""
         cfg, (B, F, H, W, _) = self.cfg, inputs.video.shape
         parts = [inputs.video]
 
@@ -123,28 +124,25 @@ class CosmosTransformer(nnx.Module):
             action = self.action(numbers), self.action_offset(numbers)
         vector, offset = self.time(inputs.time, action)
         cos, sin = video_rotary(cfg, frames=frames, height=height, width=width, fps=inputs.fps)
-        # Positions start again with each view.
-        rope = (
-            jnp.tile(cos, (views, 1, 1, 1)).reshape(F, height * width, -1),
-            jnp.tile(sin, (views, 1, 1, 1)).reshape(F, height * width, -1),
-        )
+        # Positions restart with each view.
+        cos, sin = (einops.repeat(table, "f h w k -> (v f) (h w) k", v=views) for table in (cos, sin))
         text = inputs.text.astype(cfg.dtype)
         if cfg.text_width != cfg.text_dim:
             text = gelu_exact(self.text(text))
         position = None
         if cfg.absolute_positions:
-            position = jnp.tile(self.positions(frames, height, width), (views, 1, 1))
+            position = einops.repeat(self.positions(frames, height, width), "f t d -> (v f) t d", v=views)
         return Context(
             vector=vector[:, :, None],
             offset=None if offset is None else offset[:, :, None],
-            rope=rope,
+            rope=(cos, sin),
             text=text,
             position=position,
         )
 
 
 def _resized(mask: jax.Array, height: int, width: int) -> jax.Array:
-    """[B, h, w] -> [B, height, width]: row i is row floor(i * h / height) of the mask, columns alike."""
+    """Resize [B, h, w] -> [B, height, width]: row i is row floor(i * h / height) of the mask, likewise for columns."""
     rows = jnp.arange(height) * mask.shape[1] // height
     columns = jnp.arange(width) * mask.shape[2] // width
     return mask[:, rows][:, :, columns]

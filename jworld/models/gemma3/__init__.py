@@ -1,1 +1,1 @@
-"""Gemma-3: the language model, the SigLIP vision tower and the projector between them."""
+"""Gemma-3: language model, SigLIP vision tower and projector."""

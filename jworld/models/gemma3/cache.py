@@ -1,6 +1,6 @@
-"""Keys and values of earlier tokens, in arrays whose shapes never change.
+"""KV cache in arrays of constant shape.
 
-Full layers keep all tokens of a sequence, sliding layers the last `window` of them in a ring.
+Full layers store all tokens of a sequence, sliding layers the last `window` of them in a ring buffer.
 """
 
 from typing import Any, NamedTuple
@@ -13,19 +13,19 @@ from jworld.parallel import axes
 
 
 class KeyValues(NamedTuple):
-    """Of the layers of one kind: [layers, B, S, M, K] each; token i lies in slot i mod S."""
+    """Keys and values of the layers of one kind: [layers, B, S, M, K] each; token i is in slot i mod S."""
 
     keys: jax.Array
     values: jax.Array
 
 
 class Cache(NamedTuple):
-    """Everything that a step of decoding needs of the steps before.
+    """KV cache of the earlier tokens, with their mask.
 
     Attributes:
       layers: kind of attention -> keys and values.
-      valid: [B, S] bool, tokens that are no padding; S is the longest that the sequence may become.
-      length: tokens so far, padding included; a scalar, int32.
+      valid: [B, S] bool, False for padding; S is the maximum length of the sequence.
+      length: number of tokens so far, padding included; a scalar, int32.
     """
 
     layers: dict[Kind, KeyValues]
@@ -34,7 +34,7 @@ class Cache(NamedTuple):
 
 
 def create(cfg: Gemma3Config, valid: jax.Array, *, capacity: int) -> Cache:
-    """An empty cache for `capacity` tokens of which the first, `valid` [B, L], are about to come."""
+    """Create an empty cache for `capacity` tokens; the first ones, with the mask `valid` [B, L], come next."""
     layers: dict[Kind, KeyValues] = {}
     for kind in sorted(set(cfg.kinds)):
         slots = capacity if kind == "full" else min(cfg.window, capacity)
@@ -46,9 +46,9 @@ def create(cfg: Gemma3Config, valid: jax.Array, *, capacity: int) -> Cache:
 
 
 def write(store: KeyValues, layer: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array) -> KeyValues:
-    """The tokens from number `start` on, keys and values [B, L, M, K], in their slots of a layer.
+    """Write the tokens from index `start` on, keys and values [B, L, M, K], to their slots of a layer.
 
-    More than one token may only come at once where `start` is 0, and of more than there are slots the last remain.
+    Several tokens at once are only allowed if `start` is 0. If they exceed the slots, the last ones remain.
     """
     slots, length = store.keys.shape[2], keys.shape[1]
 
@@ -62,20 +62,19 @@ def write(store: KeyValues, layer: jax.Array, keys: jax.Array, values: jax.Array
 
 
 def visible(cache: Cache, slots: int) -> jax.Array:
-    """[B, slots] bool: which slots the newest token sees, itself among them, before `length` counts it."""
+    """Return [B, slots] bool: the slots that the newest token, not yet in `length`, attends to, itself included."""
     slot = jnp.arange(slots)
     token = cache.length - (cache.length - slot) % slots
-    # `valid` says of generated tokens nothing yet.
-    known = jnp.take(cache.valid, jnp.clip(token, 0), axis=1)
-    return known & (token >= 0)
+    valid = jnp.take(cache.valid, jnp.clip(token, 0), axis=1)
+    return valid & (token >= 0)
 
 
 def grown(cache: Cache, layers: dict[Kind, KeyValues], count: int) -> Cache:
-    """The cache after `count` more tokens."""
+    """Return the cache after `count` more tokens."""
     return Cache(layers, cache.valid, cache.length + count)
 
 
 def admit(cache: Cache) -> Cache:
-    """The token that comes next is no padding."""
+    """Mark the next token as valid."""
     here: Any = jnp.arange(cache.valid.shape[1]) == cache.length
     return cache._replace(valid=cache.valid | here)

@@ -1,4 +1,4 @@
-"""Hyper-parameters of Gemma-3 with its vision tower, checked at birth."""
+"""Hyper-parameters of Gemma-3 with its vision tower."""
 
 import dataclasses
 import math
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jworld.models.layers.attention import Implementation, check_implementation
 from jworld.models.layers.stack import REMAT_POLICIES
 
-#: Attention of a layer: to all tokens before, or to those of a window.
+#: Attention of a layer: to all earlier tokens, or to those of a window.
 Kind = Literal["sliding", "full"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gemma3Config:
-    """Gemma-3-4b-it by default.
+    """Hyper-parameters, by default of Gemma-3-4b-it.
 
     Source: the Gemma 3 report, https://arxiv.org/abs/2503.19786, and transformers 4.56 `models/gemma3`.
 
@@ -24,18 +24,18 @@ class Gemma3Config:
       width: model width D.
       mlp_width: inner width of the gated MLP.
       num_heads, num_key_heads: heads of queries, and of keys and values; the first is a multiple of the second.
-      head_dim: channels of a head, whatever D is.
+      head_dim: channels of a head, independent of D.
       pattern: kinds of attention, repeated over the layers.
-      window: tokens that a layer of the kind "sliding" sees, the token itself among them.
-      query_scale: attention logits are divided by its root.
-      rope_theta, rope_factor: base of the rotary frequencies of "full" layers, and by what positions are divided.
+      window: tokens that a "sliding" layer attends to, including the token itself.
+      query_scale: attention logits are divided by its square root.
+      rope_theta, rope_factor: base of the rotary frequencies of "full" layers, and divisor of their positions.
       local_rope_theta, local_rope_factor: the same for "sliding" layers.
-      image_token: id of the tokens in whose places image features stand.
+      image_token: id of the tokens that image features replace.
       image_tokens: tokens of one image, a square number.
       vision_width, vision_mlp_width, vision_layers, vision_heads: sizes of the vision tower.
-      image_size, patch_size: pixels of an image's side, and of a patch's.
+      image_size, patch_size: side of an image and of a patch, in pixels.
       dtype: activations and matrix products; norms, softmax, rotary tables and the loss stay float32.
-      remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
+      remat: activations stored for the backward pass, a key of `REMAT_POLICIES`.
       attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 
@@ -70,7 +70,7 @@ class Gemma3Config:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Of every layer."""
+        """Kind of every layer."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
 
     @property

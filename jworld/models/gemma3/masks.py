@@ -1,4 +1,4 @@
-"""Which tokens see which: causal, within a window, and images in both directions."""
+"""Attention masks: causal, within a window, and bidirectional within images."""
 
 import dataclasses
 import functools
@@ -16,11 +16,11 @@ Masks = dict[Kind, Mask | Intervals]
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens"], meta_fields=["longest"])
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Tokens of images: those next to each other see each other in both directions, and beyond the window too.
+    """Image tokens: adjacent ones attend to each other in both directions, also beyond the window.
 
     Attributes:
       tokens: [B, L] bool.
-      longest: how many stand next to each other at most.
+      longest: upper bound of the number of adjacent image tokens.
     """
 
     tokens: jax.Array
@@ -28,7 +28,7 @@ class Images:
 
 
 def masks(cfg: Gemma3Config, length: int, images: Images | None) -> Masks:
-    """The mask of every kind of layer for a whole sequence.
+    """Return the mask of every kind of layer for a whole sequence.
 
     Args:
       cfg: the model.
@@ -51,7 +51,7 @@ def masks(cfg: Gemma3Config, length: int, images: Images | None) -> Masks:
 
 
 def image_spans(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[B, L] bool -> where the run of image tokens around each of them begins, and where it ends, [B, L] int32."""
+    """Return start and end of the run of image tokens around each of them: [B, L] bool -> twice [B, L] int32."""
     here = jnp.arange(images.shape[1], dtype=jnp.int32)
     edge = jnp.zeros_like(images[:, :1])
     begins = images & ~jnp.concatenate([edge, images[:, :-1]], axis=1)

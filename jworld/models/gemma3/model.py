@@ -1,5 +1,6 @@
-"""Gemma-3 as a whole: tokens and images in, logits out."""
+"""Gemma-3: tokens and images to logits."""
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +12,7 @@ from jworld.models.gemma3.vision import Projector, VisionTower
 
 
 class Gemma3(nnx.Module):
-    """The language model, the vision tower, and the projector between them."""
+    """Language model, vision tower and projector."""
 
     def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -20,22 +21,22 @@ class Gemma3(nnx.Module):
         self.projector = Projector(cfg, rngs=rngs)
 
     def image_features(self, pixels: jax.Array) -> jax.Array:
-        """Images [B, I, H, W, 3] in -1..1 -> [B, I * T, D]: the tokens of each row's images, one after the other."""
-        features = self.projector(self.vision(pixels.reshape(-1, *pixels.shape[2:])))
-        return features.reshape(pixels.shape[0], -1, features.shape[-1])
+        """Embed images [B, I, H, W, 3] in -1..1 -> [B, I * T, D]: the tokens of each row's images in order."""
+        features = self.projector(self.vision(einops.rearrange(pixels, "b i h w c -> (b i) h w c")))
+        return einops.rearrange(features, "(b i) t d -> b (i t) d", b=len(pixels))
 
     def embed(self, tokens: jax.Array, pixels: jax.Array | None) -> jax.Array:
-        """Token ids [B, L] and images [B, I, H, W, 3] or None -> embeddings [B, L, D].
+        """Embed token ids [B, L] and images [B, I, H, W, 3] or None -> [B, L, D].
 
-        The i-th image token of a row is the i-th token of its images; a row may have fewer images than there is room.
+        The i-th image token of a row is the i-th token of its images; a row may have fewer than I images.
         """
         embeds = self.language.embed(jnp.where(tokens >= self.cfg.vocabulary, 0, tokens))
         if pixels is None:
             return embeds
         features = self.image_features(pixels)
         is_image = tokens == self.cfg.image_token
-        place = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
-        found = jnp.take_along_axis(features, place[..., None], axis=1)
+        source = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
+        found = jnp.take_along_axis(features, source[..., None], axis=1)
         return jnp.where(is_image[..., None], found.astype(embeds.dtype), embeds)
 
     def __call__(
@@ -46,6 +47,6 @@ class Gemma3(nnx.Module):
         mask: jax.Array | None = None,
         images: Images | None = None,
     ) -> jax.Array:
-        """Token ids [B, L] and images -> logits [B, L, V] float32; `mask` and `images` as of `TextModel`."""
+        """Compute logits [B, L, V] float32 of token ids [B, L] and images; `mask` and `images` as in `TextModel`."""
         states = self.language(self.embed(tokens, pixels), mask=mask, images=images)
         return self.language.logits(states)

@@ -1,8 +1,9 @@
-"""The language model of Gemma-3: a stack of layers with sliding and full attention."""
+"""Language model of Gemma-3: a stack of layers with sliding and full attention."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,11 +25,11 @@ normal = nnx.initializers.normal(0.02)
 
 
 class Context(NamedTuple):
-    """What all layers of one kind get besides the tokens.
+    """Inputs of all layers of one kind in addition to the tokens.
 
     Attributes:
       rope: cos and sin, [B, L, K/2] float32 each.
-      mask: which keys of the sequence at hand a query sees; None where the keys are those of a cache.
+      mask: mask among the tokens of this call; None if the keys come from a KV cache.
       key_mask: [B, keys] bool, False for padding, or None.
     """
 
@@ -58,14 +59,13 @@ class Attention(nnx.Module):
         self.out = linear(queries, cfg.width, ("heads", "embed"), **common)
 
     def heads(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q [B, L, N, K], k and v [B, L, M, K]; q and k are normed and turned."""
+        """Project to q [B, L, N, K], k and v [B, L, M, K]; q and k are normalized and rotated."""
         q, k, v = (
-            constrain_if_divisible(
-                projection(x).reshape(*x.shape[:2], -1, self.cfg.head_dim), "batch", "sequence", None, None
-            )
+            einops.rearrange(projection(x), "b l (n k) -> b l n k", k=self.cfg.head_dim)
             for projection in (self.query, self.key, self.value)
         )
-        # The attention function divides by the root of the head's size, this model by another number's.
+        q, k, v = (constrain_if_divisible(part, "batch", "sequence", None, None) for part in (q, k, v))
+        # The attention function divides by the root of the head size, this model by that of query_scale.
         scale = (self.cfg.head_dim / self.cfg.query_scale) ** 0.5
         q = rotate_halves(self.query_norm(q.astype(jnp.float32)) * scale, *rope).astype(v.dtype)
         k = rotate_halves(self.key_norm(k.astype(jnp.float32)), *rope).astype(v.dtype)
@@ -73,7 +73,7 @@ class Attention(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(gelu(gate x) * up x): [..., D] -> [..., D]."""
+    """Gated MLP down(gelu(gate x) * up x): [..., D] -> [..., D]."""
 
     def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
         common: dict[str, Any] = {
@@ -92,7 +92,7 @@ class GatedMLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each with a norm before and a norm behind: [B, L, D] -> [B, L, D]."""
+    """Attention and MLP, each with a norm before and a norm after: [B, L, D] -> [B, L, D]."""
 
     def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
         self.implementation = cfg.attention
@@ -105,28 +105,28 @@ class Layer(nnx.Module):
     def __call__(
         self, x: jax.Array, context: Context, store: tuple[KeyValues, jax.Array, jax.Array] | None = None
     ) -> tuple[jax.Array, KeyValues | None]:
-        """-> the tokens and, with a `store`, what it holds after them.
+        """Apply the layer; return the tokens and, with a `store`, the updated store.
 
         Args:
           x: tokens.
           context: of the layer's kind.
-          store: keys and values of all layers of this kind, this layer's number among them, and the number of the
-            first of these tokens.
+          store: KV cache of all layers of this kind, index of this layer among them, and index of the first of these
+            tokens.
         """
         q, k, v = self.attention.heads(self.attention_in_norm(x), context.rope)
-        kept = None
+        updated = None
         if store is not None:
-            kept = cache_lib.write(store[0], store[1], k, v, store[2])
+            updated = cache_lib.write(store[0], store[1], k, v, store[2])
             if context.mask is None:
-                k, v = (jax.lax.dynamic_index_in_dim(part, store[1], keepdims=False) for part in kept)
+                k, v = (jax.lax.dynamic_index_in_dim(part, store[1], keepdims=False) for part in updated)
         out = attention(q, k, v, mask=context.mask, key_mask=context.key_mask, implementation=self.implementation)
-        out = self.attention.out(out.reshape(*x.shape[:2], -1))
+        out = self.attention.out(einops.rearrange(out, "b l n k -> b l (n k)"))
         x = x + self.attention_out_norm(out)
-        return x + self.mlp_out_norm(self.mlp(self.mlp_in_norm(x))), kept
+        return x + self.mlp_out_norm(self.mlp(self.mlp_in_norm(x))), updated
 
 
 class TextModel(nnx.Module):
-    """Token ids -> embeddings -> states -> logits, which share one matrix with the embeddings."""
+    """Language model: token ids -> embeddings -> states -> logits; embeddings and logits share one matrix."""
 
     def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -136,14 +136,17 @@ class TextModel(nnx.Module):
         self.norm = OffsetRMSNorm(cfg.width, eps=cfg.eps, param_dtype=cfg.param_dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """[B, L] ids -> [B, L, D], scaled by the root of D, which is rounded to the dtype as the original does."""
+        """Embed [B, L] ids -> [B, L, D], scaled by the root of D, which is rounded to the dtype as in the original."""
         rows = jnp.take(self.embedding[...], tokens, axis=0).astype(self.cfg.dtype)
         return constrain_if_divisible(
             rows * jnp.asarray(self.cfg.width**0.5, self.cfg.dtype), "batch", "sequence", None
         )
 
     def contexts(self, positions: jax.Array, among: Mapping[Kind, tuple[Any, jax.Array | None]]) -> dict[Kind, Context]:
-        """The context of every kind for tokens at `positions` [B, L], which see what `among` says: mask, key mask."""
+        """Return the context of every kind for tokens at `positions` [B, L].
+
+        `among` holds (mask, key mask) per kind.
+        """
         return {kind: Context(rope(self.cfg, kind, positions), *among[kind]) for kind in set(self.cfg.kinds)}
 
     def __call__(
@@ -154,10 +157,10 @@ class TextModel(nnx.Module):
         positions: jax.Array | None = None,
         images: Images | None = None,
     ) -> jax.Array:
-        """A whole sequence: embeddings [B, L, D] -> states [B, L, D] behind the last norm.
+        """Run a whole sequence: embeddings [B, L, D] -> states [B, L, D] after the last norm.
 
         Args:
-          embeds: as of `embed`, or anything in their place.
+          embeds: as returned by `embed`, possibly with other embeddings inserted.
           mask: [B, L] bool, False for padding; None without any.
           positions: [B, L] of the rotary embedding; None counts the tokens from 0, padding included.
           images: of the prompt, None without.
@@ -172,25 +175,25 @@ class TextModel(nnx.Module):
     def prefill(
         self, embeds: jax.Array, *, mask: jax.Array, positions: jax.Array, images: Images | None, capacity: int
     ) -> tuple[jax.Array, Cache]:
-        """As `__call__`, and the keys and values of the sequence, which may grow to `capacity` tokens."""
+        """Run `__call__` and also return the KV cache of the sequence, which may grow to `capacity` tokens."""
         x, contexts = self.start(embeds, mask, positions, images)
         return self._cached(x, contexts, cache_lib.create(self.cfg, mask, capacity=capacity))
 
     def decode(self, embeds: jax.Array, cache: Cache, *, positions: jax.Array) -> tuple[jax.Array, Cache]:
-        """One more token per row: [B, 1, D] at `positions` [B, 1] -> states [B, 1, D] and the cache with it."""
+        """Decode one more token per row: [B, 1, D] at `positions` [B, 1] -> states [B, 1, D] and the updated cache."""
         cache = cache_lib.admit(cache)
-        seen = {kind: (None, cache_lib.visible(cache, x.keys.shape[2])) for kind, x in cache.layers.items()}
-        return self._cached(embeds.astype(self.cfg.dtype), self.contexts(positions, seen), cache)
+        among = {kind: (None, cache_lib.visible(cache, x.keys.shape[2])) for kind, x in cache.layers.items()}
+        return self._cached(embeds.astype(self.cfg.dtype), self.contexts(positions, among), cache)
 
     def start(
         self, embeds: jax.Array, mask: jax.Array | None, positions: jax.Array | None, images: Images | None
     ) -> tuple[jax.Array, dict[Kind, Context]]:
-        """The tokens as the first layer gets them, and the context of every kind of layer; as of `__call__`."""
+        """Return the first layer's input and the context of every kind of layer; arguments as in `__call__`."""
         length = embeds.shape[1]
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(length), embeds.shape[:2])
-        seen = masks.masks(self.cfg, length, images)
-        contexts = self.contexts(positions, {kind: (seen[kind], mask) for kind in seen})
+        among = masks.masks(self.cfg, length, images)
+        contexts = self.contexts(positions, {kind: (among[kind], mask) for kind in among})
         return constrain_if_divisible(embeds.astype(self.cfg.dtype), "batch", "sequence", None), contexts
 
     def _cached(self, x: jax.Array, contexts: dict[Kind, Context], cache: Cache) -> tuple[jax.Array, Cache]:
@@ -198,23 +201,24 @@ class TextModel(nnx.Module):
 
         def layer(layer: Layer, carry: Any, kind: Kind, number: jax.Array) -> Any:
             x, layers = carry
-            x, kept = layer(x, contexts[kind], (layers[kind], number, cache.length))
-            return x, layers | {kind: kept}
+            x, updated = layer(x, contexts[kind], (layers[kind], number, cache.length))
+            return x, layers | {kind: updated}
 
         x, layers = scan_kinds(self.layers, self.cfg.kinds, layer, (x, cache.layers), remat="none")
         return self.norm(x), cache_lib.grown(cache, layers, count)
 
     def logits(self, states: jax.Array) -> jax.Array:
-        """[..., D] -> [..., V] float32."""
+        """Compute logits [..., D] -> [..., V] float32."""
         rows = self.embedding[...].astype(self.cfg.dtype)
         return jnp.einsum("...d,vd->...v", states.astype(rows.dtype), rows, preferred_element_type=jnp.float32)
 
 
 def rope(cfg: Gemma3Config, kind: Kind, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [B, L, K/2] float32 of a kind of layer."""
+    """Compute cos and sin [B, L, K/2] float32 for a kind of layer."""
     theta, factor = (
         (cfg.rope_theta, cfg.rope_factor) if kind == "full" else (cfg.local_rope_theta, cfg.local_rope_factor)
     )
-    flat = positions.astype(jnp.float32).reshape(-1) / factor
+    flat = einops.rearrange(positions.astype(jnp.float32), "b l -> (b l)") / factor
     cos, sin = rotary_tables((flat,), (cfg.head_dim,), theta)
-    return cos.reshape(*positions.shape, -1), sin.reshape(*positions.shape, -1)
+    cos, sin = (einops.rearrange(table, "(b l) k -> b l k", b=len(positions)) for table in (cos, sin))
+    return cos, sin

@@ -1,7 +1,8 @@
-"""The eyes of Gemma-3: the SigLIP vision transformer, and the projector that makes tokens of its patches."""
+"""Gemma-3's vision tower (SigLIP) and the projector from patches to language-model tokens."""
 
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,12 +18,12 @@ from jworld.parallel.axes import constrain_if_divisible
 
 
 def vision_values(pixels: jax.Array) -> jax.Array:
-    """Images uint8 -> float32 in -1..1, what the tower reads."""
+    """Convert images from uint8 to float32 in -1..1, the input of the tower."""
     return (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5
 
 
 class VisionLayer(nnx.Module):
-    """Attention of all patches to all, and an MLP: [N, P, D] -> [N, P, D]."""
+    """Layer of full attention among patches and an MLP: [N, P, D] -> [N, P, D]."""
 
     def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
         self.num_heads, self.implementation = cfg.vision_heads, cfg.attention
@@ -37,17 +38,17 @@ class VisionLayer(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         normed = self.attention_norm(x).astype(x.dtype)
         q, k, v = (
-            constrain_if_divisible(
-                part(normed).reshape(*x.shape[:2], self.num_heads, -1), "batch", "sequence", None, None
-            )
-            for part in (self.query, self.key, self.value)
+            einops.rearrange(projection(normed), "b p (n k) -> b p n k", n=self.num_heads)
+            for projection in (self.query, self.key, self.value)
         )
-        x = x + self.out(attention(q, k, v, implementation=self.implementation).reshape(x.shape))
+        q, k, v = (constrain_if_divisible(part, "batch", "sequence", None, None) for part in (q, k, v))
+        out = attention(q, k, v, implementation=self.implementation)
+        x = x + self.out(einops.rearrange(out, "b p n k -> b p (n k)"))
         return x + self.mlp(self.mlp_norm(x).astype(x.dtype))
 
 
 class VisionTower(nnx.Module):
-    """Images [N, H, W, 3] in -1..1 -> patches [N, P, D], rows of patches first."""
+    """Vision transformer: images [N, H, W, 3] in -1..1 -> patches [N, P, D], row by row."""
 
     def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -61,7 +62,7 @@ class VisionTower(nnx.Module):
         self.norm = layer_norm(cfg.vision_width, eps=cfg.vision_eps, param_dtype=cfg.param_dtype, rngs=rngs)
 
     def embed(self, pixels: jax.Array) -> jax.Array:
-        """Patches before the first layer."""
+        """Embed the patches: the first layer's input."""
         patches = to_patches(pixels[:, None], (self.cfg.patch_size, self.cfg.patch_size))[:, 0]
         x = self.patch_in(patches.astype(self.cfg.dtype)) + self.positions[...].astype(self.cfg.dtype)
         return constrain_if_divisible(x, "batch", "sequence", None)
@@ -72,7 +73,7 @@ class VisionTower(nnx.Module):
 
 
 class Projector(nnx.Module):
-    """Patches [N, P, D] of the tower -> tokens [N, T, D] of the language model: averaged, normed, projected."""
+    """Projector of patches [N, P, D] to language-model tokens [N, T, D]: mean pooling, norm, projection."""
 
     def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -88,7 +89,9 @@ class Projector(nnx.Module):
         )
 
     def __call__(self, patches: jax.Array) -> jax.Array:
-        side, pool = self.cfg.patches // self.cfg.pool, self.cfg.pool
-        grid = patches.astype(jnp.float32).reshape(-1, side, pool, side, pool, patches.shape[-1])
-        pooled = jnp.mean(grid, axis=(2, 4)).reshape(patches.shape[0], side**2, -1)
+        pool, side = self.cfg.pool, self.cfg.patches // self.cfg.pool
+        values = patches.astype(jnp.float32)
+        windows = einops.rearrange(values, "n (h p w q) d -> n h p w q d", h=side, p=pool, w=side, q=pool)
+        # Not einops.reduce: its order of additions rounds differently.
+        pooled = einops.rearrange(jnp.mean(windows, axis=(2, 4)), "n h w d -> n (h w) d")
         return self.linear(self.norm(pooled).astype(patches.dtype))

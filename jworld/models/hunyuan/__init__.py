@@ -1,1 +1,1 @@
-"""The HunyuanVideo-1.5 transformer with WorldPlay's action and camera parts."""
+"""HunyuanVideo-1.5 transformer with WorldPlay's action and camera parts."""

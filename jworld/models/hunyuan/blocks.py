@@ -1,7 +1,8 @@
-"""The double-stream block: image and text tokens with their own weights, one attention, and a camera branch."""
+"""Double-stream block: separate weights for image and text tokens, joint attention, and a camera branch."""
 
 from typing import Any, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,7 +19,7 @@ from jworld.parallel.axes import constrain
 
 
 class FrameContext(NamedTuple):
-    """What the image stream knows of its frames; the same for every layer.
+    """Per-frame inputs of the image stream, the same for every layer.
 
     Attributes:
       vector: [B, F, 1, D] float32 time and action embedding.
@@ -50,7 +51,7 @@ class Stream(Projections):
         self.mlp = MLP(cfg.width, int(cfg.width * cfg.mlp_ratio), gelu_tanh, **common)
 
     def qkv(self, x: jax.Array, shift: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[..., D] -> three [..., N, K]."""
+        """Project [..., D] to three [..., N, K]."""
         return self.heads(modulated_norm(x, shift, scale))
 
     def feed_forward(self, x: jax.Array, shift: jax.Array, scale: jax.Array, gate: jax.Array) -> jax.Array:
@@ -60,7 +61,7 @@ class Stream(Projections):
 class DoubleBlock(nnx.Module):
     """One layer. The image stream [B, F, T, D] keeps its frame axis: times, actions and cameras are per frame.
 
-    The rotary and the camera (PRoPE) branch share one attention call as 2N heads; text keys serve both.
+    The rotary and the camera (PRoPE) branch share one attention call as 2N heads, and both attend to the text keys.
     """
 
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
@@ -87,7 +88,10 @@ class DoubleBlock(nnx.Module):
         text_mask: jax.Array,
         chunk_frames: int,
     ) -> tuple[jax.Array, jax.Array]:
-        """Training of the autoregressive model: text sees text; a chunk of frames sees text, itself and the past."""
+        """Apply the layer for training of the autoregressive model.
+
+        Text attends to text; a chunk of frames attends to text, itself and the past.
+        """
         text, keys = self.text_only(text, text_vector, text_mask)
         mask = ChunkCausal(chunk=chunk_frames * image.shape[2], prefix=text.shape[1])
         image, _ = self.image_only(image, frames, keys, text_mask, mask)
@@ -96,14 +100,14 @@ class DoubleBlock(nnx.Module):
     def bidirectional(
         self, image: jax.Array, text: jax.Array, frames: FrameContext, text_vector: jax.Array, text_mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Every token sees every valid token; the text output comes from the rotary branch only."""
+        """Apply the layer with attention among all valid tokens; the text output comes from the rotary branch only."""
         modulation = self.image.modulation(frames.vector)
         text_modulation = self.text.modulation(text_vector)
         q, own = self._image_qkv(image, frames, modulation)
         tq, tk, tv = self.text.qkv(text, *text_modulation[:2])
-        heads = q.shape[2] // self.text.num_heads
-        keys = jnp.concatenate([jnp.tile(tk, (1, 1, heads, 1)), own.keys], axis=1)
-        values = jnp.concatenate([jnp.tile(tv, (1, 1, heads, 1)), own.values], axis=1)
+        copies = q.shape[2] // self.text.num_heads
+        keys = jnp.concatenate([einops.repeat(tk, "b s n k -> b s (c n) k", c=copies), own.keys], axis=1)
+        values = jnp.concatenate([einops.repeat(tv, "b s n k -> b s (c n) k", c=copies), own.values], axis=1)
         key_mask = jnp.concatenate([text_mask, frames.mask], axis=1)
         out = attention(q, keys, values, key_mask=key_mask, implementation=self.implementation)
         N = self.text.num_heads
@@ -114,7 +118,7 @@ class DoubleBlock(nnx.Module):
         return image, self._text_update(text, text_out, text_modulation)
 
     def text_only(self, text: jax.Array, text_vector: jax.Array, text_mask: jax.Array) -> tuple[jax.Array, KeyValues]:
-        """Text sees text: [B, S, D] -> [B, S, D] and its keys and values, N heads."""
+        """Apply the layer to text that attends to text: [B, S, D] -> [B, S, D] and its keys and values, N heads."""
         modulation = self.text.modulation(text_vector)
         q, k, v = self.text.qkv(text, *modulation[:2])
         out = attention(q, k, v, key_mask=text_mask, implementation=self.implementation)
@@ -128,15 +132,16 @@ class DoubleBlock(nnx.Module):
         prefix_mask: jax.Array,
         mask: ChunkCausal | None = None,
     ) -> tuple[jax.Array, KeyValues]:
-        """Image queries over [prefix, image] keys: [B, F, T, D] -> [B, F, T, D] and the image's own keys and values.
+        """Apply the layer to images: [B, F, T, D] -> [B, F, T, D] and their own keys and values.
 
-        `prefix` has N heads (text) or as many as the image branch; `prefix_mask` is [B, length of the prefix].
+        Image queries attend to [prefix, image] keys. `prefix` has N heads (text) or as many as the image branch;
+        `prefix_mask` is [B, length of the prefix].
         """
         modulation = self.image.modulation(frames.vector)
         q, own = self._image_qkv(image, frames, modulation)
         copies = q.shape[2] // prefix.keys.shape[2]
-        k = jnp.concatenate([jnp.tile(prefix.keys, (1, 1, copies, 1)), own.keys], axis=1)
-        v = jnp.concatenate([jnp.tile(prefix.values, (1, 1, copies, 1)), own.values], axis=1)
+        k = jnp.concatenate([einops.repeat(prefix.keys, "b s n k -> b s (c n) k", c=copies), own.keys], axis=1)
+        v = jnp.concatenate([einops.repeat(prefix.values, "b s n k -> b s (c n) k", c=copies), own.values], axis=1)
         key_mask = jnp.concatenate([prefix_mask, frames.mask], axis=1)
         out = attention(q, k, v, mask=mask, key_mask=key_mask, implementation=self.implementation)
         return self._image_update(image, out, frames, modulation), own
@@ -144,8 +149,8 @@ class DoubleBlock(nnx.Module):
     def _image_qkv(
         self, image: jax.Array, frames: FrameContext, modulation: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, KeyValues]:
-        """[B, F, T, D] -> queries [B, F*T, N or 2N, K] and keys, values alike."""
-        # Tokens stay split here, so that the exchange for attention moves activations and never a kernel's layout.
+        """Project [B, F, T, D] to queries [B, F*T, N or 2N, K] and keys and values of the same shape."""
+        # Tokens stay sharded here, so that the exchange for attention moves activations and never reshards a kernel.
         q, k, v = (constrain(x, "batch", "frames", None, None, None) for x in self.image.qkv(image, *modulation[:2]))
         rotated = [rotate_interleaved(x, *frames.rope) for x in (q, k)]
         if frames.projection is None:
@@ -159,23 +164,22 @@ class DoubleBlock(nnx.Module):
                 projective.apply(inverse, v),
             ]
             parts = [jnp.concatenate(pair, axis=-2) for pair in zip([*rotated, v], camera, strict=True)]
-        B, F, T, N, K = parts[0].shape
-        q, k, v = (part.reshape(B, F * T, N, K) for part in parts)
+        q, k, v = (einops.rearrange(part, "b f t n k -> b (f t) n k") for part in parts)
         return q, KeyValues(k, v)
 
     def _image_update(
         self, image: jax.Array, out: jax.Array, frames: FrameContext, modulation: tuple[jax.Array, ...]
     ) -> jax.Array:
-        """Attention output [B, F*T, N or 2N, K] and the MLP onto the image stream."""
-        out = out.reshape(*image.shape[:3], *out.shape[2:])
-        N = self.image.num_heads
-        update = self.image.out(out[..., :N, :].reshape(image.shape))
+        """Add the attention output [B, F*T, N or 2N, K] and the MLP to the image stream."""
+        out = einops.rearrange(out, "b (f t) n k -> b f t n k", f=image.shape[1])
+        rotary, camera = jnp.split(out, [self.image.num_heads], axis=-2)
+        update = self.image.out(einops.rearrange(rotary, "b f t n k -> b f t (n k)"))
         if frames.projection is not None:
-            camera = projective.apply(frames.projection[0], out[..., N:, :])
-            update = update + self.camera_out(camera.reshape(image.shape))
+            camera = projective.apply(frames.projection[0], camera)
+            update = update + self.camera_out(einops.rearrange(camera, "b f t n k -> b f t (n k)"))
         image = gated(image, update, modulation[2])
         return self.image.feed_forward(image, *modulation[3:])
 
     def _text_update(self, text: jax.Array, out: jax.Array, modulation: tuple[jax.Array, ...]) -> jax.Array:
-        text = gated(text, self.text.out(out.reshape(text.shape)), modulation[2])
+        text = gated(text, self.text.out(einops.rearrange(out, "b s n k -> b s (n k)")), modulation[2])
         return self.text.feed_forward(text, *modulation[3:])

@@ -1,4 +1,4 @@
-"""Hyper-parameters of the HunyuanVideo-1.5 transformer, checked at birth."""
+"""Hyper-parameters of the HunyuanVideo-1.5 transformer, checked at initialization."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ from jworld.models.layers.stack import REMAT_POLICIES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HunyuanConfig:
-    """The published transformer by default: 8.33B parameters, 8.56B with the action and camera parts.
+    """Hyper-parameters, by default of the published transformer: 8.33B parameters, 8.56B with actions and cameras.
 
     Source: the configuration of the published checkpoints, HY-WorldPlay and HunyuanVideo-1.5.
 
@@ -20,11 +20,11 @@ class HunyuanConfig:
       patch_size: latent pixels (time, height, width) per token; time must be 1.
       width: model width D.
       rope_dims: channels of a head that encode time, height and width; they sum to the head size.
-      text_dim, glyph_dim, vision_dim: widths of the conditioning encoders; glyph_dim None leaves the glyph input out.
+      text_dim, glyph_dim, vision_dim: widths of the conditioning encoders; glyph_dim None omits the glyph input.
       glyph_hidden, glyph_out: widths inside the glyph projection.
       actions: WorldPlay's action embedding and camera attention; False is the plain HunyuanVideo-1.5.
       dtype: activations and matrix products; norms, softmax, rotary tables and modulation stay float32.
-      remat: what the backward pass keeps, a key of `REMAT_POLICIES`.
+      remat: activations stored for the backward pass, a key of `REMAT_POLICIES`.
       attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of the transformer by formula: what a measured speed is compared with.
+"""Floating-point operations of the transformer by formula, the reference for measured speeds.
 
 Linear products include those with the 4x4 matrices of the cameras.
 """
@@ -6,7 +6,7 @@ Linear products include those with the 4x4 matrices of the cameras.
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.layers.flops import Flops
 
-#: Sinusoids of `ScalarEmbedding`.
+#: Number of sinusoids in `ScalarEmbedding`.
 _FREQUENCIES = 256
 
 
@@ -20,7 +20,7 @@ def forward_flops(
     vision_tokens: int = 0,
     chunk_frames: int | None,
 ) -> Flops:
-    """One forward pass of one sample; a training step of a batch B is 3 B times as much.
+    """Count one forward pass of one sample; a training step of a batch B has 3 B times as much.
 
     Args:
       cfg: the model.
@@ -33,7 +33,7 @@ def forward_flops(
     words = text_pass_flops(cfg, text_tokens=text_tokens, glyph_tokens=glyph_tokens, vision_tokens=vision_tokens)
     if chunk_frames is None:
         alone = image_pass_flops(cfg, frames=frames, tokens_per_frame=tokens_per_frame, cached_tokens=text)
-        # Here the text, too, looks at the image.
+        # With full attention, text also attends to the image.
         return words.plus(alone).plus(Flops(0, 4 * cfg.width * cfg.num_layers * text * image))
     linear = cfg.num_layers * _image_weights(cfg, frames, image) + _embedding_weights(cfg, frames, image)
     chunk, branches = chunk_frames * tokens_per_frame, 2 if cfg.actions else 1
@@ -42,7 +42,7 @@ def forward_flops(
 
 
 def text_pass_flops(cfg: HunyuanConfig, *, text_tokens: int, glyph_tokens: int = 0, vision_tokens: int = 0) -> Flops:
-    """`HunyuanTransformer.text_cache` of one sample."""
+    """Count `HunyuanTransformer.text_cache` of one sample."""
     text = text_tokens + glyph_tokens + vision_tokens
     linear = cfg.num_layers * (text * _token_weights(cfg) + 6 * cfg.width**2)
     linear += _text_weights(cfg, text_tokens, glyph_tokens, vision_tokens) + (_FREQUENCIES + cfg.width) * cfg.width
@@ -51,7 +51,10 @@ def text_pass_flops(cfg: HunyuanConfig, *, text_tokens: int, glyph_tokens: int =
 
 
 def image_pass_flops(cfg: HunyuanConfig, *, frames: int, tokens_per_frame: int, cached_tokens: int) -> Flops:
-    """`HunyuanTransformer.with_cache` of one sample: frames that see `cached_tokens` keys and each other's."""
+    """Count `HunyuanTransformer.with_cache` of one sample.
+
+    Frames attend to `cached_tokens` keys and to each other.
+    """
     image = frames * tokens_per_frame
     linear = cfg.num_layers * _image_weights(cfg, frames, image) + _embedding_weights(cfg, frames, image)
     branches = 2 if cfg.actions else 1
@@ -60,26 +63,26 @@ def image_pass_flops(cfg: HunyuanConfig, *, frames: int, tokens_per_frame: int, 
 
 
 def _token_weights(cfg: HunyuanConfig) -> int:
-    """Multiply-adds of one token in one layer: q, k, v, output and MLP."""
+    """Count the multiply-adds of one token in one layer: q, k, v, output and MLP."""
     return 4 * cfg.width**2 + 2 * cfg.width * int(cfg.width * cfg.mlp_ratio)
 
 
 def _image_weights(cfg: HunyuanConfig, frames: int, image: int) -> int:
-    """Multiply-adds of the image stream in one layer: tokens, modulation per frame, cameras."""
-    # Cameras: their own output product, and 4 of a channel's group for q, k, v and the output.
+    """Count the multiply-adds of the image stream in one layer: tokens, modulation per frame, cameras."""
+    # Cameras: an output projection, and 4 products per channel for q, k, v and the output.
     camera = cfg.width**2 + 16 * cfg.width if cfg.actions else 0
     return image * (_token_weights(cfg) + camera) + frames * 6 * cfg.width**2
 
 
 def _embedding_weights(cfg: HunyuanConfig, frames: int, image: int) -> int:
-    """Multiply-adds of patches in and out, of times and actions, and of the last modulation."""
+    """Count the multiply-adds of input and output patches, of times and actions, and of the last modulation."""
     scalars = frames * (2 if cfg.actions else 1) * (_FREQUENCIES + cfg.width) * cfg.width
     patch = (3 * cfg.channels + 1) * cfg.patch_size[1] * cfg.patch_size[2] * cfg.width
     return image * patch + scalars + frames * 2 * cfg.width**2
 
 
 def _text_weights(cfg: HunyuanConfig, text: int, glyph: int, vision: int) -> int:
-    """Multiply-adds of the refiner and of the glyph and vision projections."""
+    """Count the multiply-adds of the refiner and of the glyph and vision projections."""
     time = (_FREQUENCIES + cfg.width) * cfg.width
     pooled = (cfg.text_dim + cfg.width) * cfg.width
     blocks = cfg.refiner_layers * (text * _token_weights(cfg) + 2 * cfg.width**2)

@@ -1,7 +1,8 @@
-"""The text side of the HunyuanVideo-1.5 transformer: language, glyph and image embeddings become one token row."""
+"""Text encoder of the HunyuanVideo-1.5 transformer: language, glyph and image embeddings as one token sequence."""
 
 from typing import Any, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,8 +22,8 @@ class TextInputs(NamedTuple):
     Attributes:
       text, text_mask: [B, S, text_dim], [B, S] of the language model.
       vision: [B, V, vision_dim] of the image encoder.
-      glyph, glyph_mask: [B, G, glyph_dim], [B, G] of the glyph encoder, None where the model has no such input.
-      vision_mask: [B, V], None when every vision token is valid.
+      glyph, glyph_mask: [B, G, glyph_dim], [B, G] of the glyph encoder, None if the model has no such input.
+      vision_mask: [B, V], None if every vision token is valid.
     """
 
     text: jax.Array
@@ -47,19 +48,19 @@ class RefinerBlock(nnx.Module):
         self.modulation = Modulation(cfg.width, cfg.width, 2, param_dtype=cfg.param_dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, condition: jax.Array, mask: jax.Array) -> jax.Array:
-        """x [B, S, D], condition [B, 1, D], mask [B, S] -> [B, S, D]."""
+        """Refine x [B, S, D] with condition [B, 1, D] and mask [B, S] -> [B, S, D]."""
         gate_attention, gate_mlp = self.modulation(condition)
         q, k, v = (
-            part.reshape(*x.shape[:2], self.num_heads, -1)
+            einops.rearrange(part, "b s (n k) -> b s n k", n=self.num_heads)
             for part in jnp.split(self.qkv(self.norm1(x).astype(x.dtype)), 3, axis=-1)
         )
         update = attention(q, k, v, key_mask=mask, implementation=self.implementation)
-        x = gated(x, self.out(update.reshape(x.shape)), gate_attention)
+        x = gated(x, self.out(einops.rearrange(update, "b s n k -> b s (n k)")), gate_attention)
         return gated(x, self.mlp(self.norm2(x).astype(x.dtype)), gate_mlp)
 
 
 class TextRefiner(nnx.Module):
-    """Language-model states [B, S, text_dim] -> tokens [B, S, D] in the width of the transformer."""
+    """Refiner of language-model states [B, S, text_dim] to tokens [B, S, D] in the width of the transformer."""
 
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
         common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
@@ -70,7 +71,7 @@ class TextRefiner(nnx.Module):
         self.blocks = nnx.List([RefinerBlock(cfg, rngs=rngs) for _ in range(cfg.refiner_layers)])
 
     def __call__(self, states: jax.Array, timestep: jax.Array, mask: jax.Array) -> jax.Array:
-        """states [B, S, text_dim], timestep [B], mask [B, S] -> [B, S, D]."""
+        """Refine states [B, S, text_dim] with timestep [B] and mask [B, S] -> [B, S, D]."""
         weights = mask.astype(jnp.float32)[..., None]
         mean = jnp.sum(states.astype(jnp.float32) * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
         condition = self.time(timestep) + self.pooled_out(nnx.silu(self.pooled_in(mean))).astype(jnp.float32)
@@ -82,7 +83,7 @@ class TextRefiner(nnx.Module):
 
 
 class GlyphProjection(nnx.Module):
-    """Glyph (byT5) states [B, G, glyph_dim] -> [B, G, D]."""
+    """Projection of glyph (byT5) states [B, G, glyph_dim] -> [B, G, D]."""
 
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
         assert cfg.glyph_dim is not None
@@ -98,7 +99,7 @@ class GlyphProjection(nnx.Module):
 
 
 class VisionProjection(nnx.Module):
-    """Image-encoder states [B, V, vision_dim] -> [B, V, D]."""
+    """Projection of image-encoder states [B, V, vision_dim] -> [B, V, D]."""
 
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
         common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
@@ -113,10 +114,10 @@ class VisionProjection(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Everything that is text for the blocks: [vision, glyph, language] tokens, each with its type embedding.
+    """Encoder of all text-side tokens of the blocks: [vision, glyph, language], each with its type embedding.
 
-    The original moves padding to the end of the row; without positions on this side the order of tokens has no
-    effect, so padding stays in place and is masked as keys.
+    The original moves padding to the end of the sequence. The text side has no positions, so the order of tokens has no
+    effect; here padding stays in place and is masked in attention.
     """
 
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
@@ -135,7 +136,7 @@ class TextEncoder(nnx.Module):
         )
 
     def __call__(self, inputs: TextInputs, timestep: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """timestep [B] -> tokens [B, V+G+S, D], mask [B, V+G+S]."""
+        """Encode with timestep [B] -> tokens [B, V+G+S, D], mask [B, V+G+S]."""
         types = self.type_embedding(jnp.arange(3))
         vision_mask = inputs.vision_mask
         if vision_mask is None:

@@ -1,10 +1,11 @@
-"""The HunyuanVideo-1.5 transformer, with WorldPlay's actions, cameras and chunk-causal attention.
+"""HunyuanVideo-1.5 transformer, with WorldPlay's actions, cameras and chunk-causal attention.
 
 Source: HunyuanVideo-1.5 `hunyuanvideo_1_5_transformer.py`, HY-WorldPlay `ar_action_hunyuanvideo_1_5_transformer.py`.
 """
 
 from typing import Any, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -30,9 +31,9 @@ class FrameInputs(NamedTuple):
       timestep: [B, F] diffusion time in 0..1000.
       action: [B, F] integer labels, or None for the plain model.
       w2c: [B, F, 4, 4] world to camera, or None for the plain model.
-      intrinsics: [B, F, 3, 3] normalised by image size, or None.
+      intrinsics: [B, F, 3, 3] normalized by image size, or None.
       position: [F] rotary time positions; None counts from 0.
-      mask: [B, F] bool, False for padding frames (neither seen nor meaningful); None for no padding.
+      mask: [B, F] bool, False for padding frames, which are masked in attention; None for no padding.
     """
 
     video: jax.Array
@@ -45,7 +46,7 @@ class FrameInputs(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values that image queries see before their own.
+    """KV cache: entries that image queries attend to in addition to their own frames.
 
     Attributes:
       layers: `KeyValues` with a leading layer axis, [layers, B, L, heads, K].
@@ -57,7 +58,7 @@ class Cache(NamedTuple):
 
 
 def _patch_in_init(noisy: int, total: int) -> jax.nn.initializers.Initializer:
-    """Xavier-uniform for the noisy channels, zero for condition and mask channels."""
+    """Return an initializer: Xavier-uniform for the noisy channels, zero for condition and mask channels."""
     xavier = nnx.initializers.xavier_uniform()
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
@@ -69,7 +70,7 @@ def _patch_in_init(noisy: int, total: int) -> jax.nn.initializers.Initializer:
 
 
 class HunyuanTransformer(nnx.Module):
-    """Velocity of a video's latents from noisy latents, text, and (WorldPlay) actions and cameras."""
+    """Transformer that predicts the velocity of latents from noisy latents, text, and (WorldPlay) actions and poses."""
 
     def __init__(self, cfg: HunyuanConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -103,14 +104,14 @@ class HunyuanTransformer(nnx.Module):
     def __call__(
         self, frames: FrameInputs, text: TextInputs, text_timestep: jax.Array, *, chunk_frames: int | None
     ) -> jax.Array:
-        """One pass over a whole clip.
+        """Predict the velocity of a whole clip in one pass.
 
         Args:
           frames: the clip.
           text: its conditioning.
-          text_timestep: [B] time for the text side; the autoregressive model always gets 0.
+          text_timestep: [B] time for the text side; always 0 for the autoregressive model.
           chunk_frames: latent frames per chunk of chunk-causal attention (autoregressive model), or None for full
-            attention (bidirectional model). The two are different models: neither's weights serve the other's mask.
+            attention (bidirectional model). Weights trained with one mask do not work with the other.
 
         Returns:
           Velocity [B, F, H, W, C] float32.
@@ -130,7 +131,10 @@ class HunyuanTransformer(nnx.Module):
         return self._output(image, context.vector, frames.video.shape)
 
     def text_cache(self, text: TextInputs, text_timestep: jax.Array) -> Cache:
-        """Keys and values of the text tokens of every layer; text sees only text (autoregressive model)."""
+        """Prefill the KV cache with the text tokens, in every layer.
+
+        Text attends only to text (autoregressive model).
+        """
         tokens, mask = self.text(text, text_timestep)
         vector = self.time(text_timestep)[:, None]
 
@@ -141,14 +145,14 @@ class HunyuanTransformer(nnx.Module):
         return Cache(layers, mask)
 
     def with_cache(self, frames: FrameInputs, cache: Cache) -> tuple[jax.Array, Cache]:
-        """The image stream alone, over the keys of `cache` and its own, without a causal mask among its frames.
+        """Predict the velocity of frames that attend to the KV cache and to each other, without a causal mask.
 
         Args:
-          frames: frames that follow each other in time or not; they see each other.
-          cache: what the frames see besides themselves.
+          frames: frames, not necessarily consecutive.
+          cache: the KV cache of text and context frames.
 
         Returns:
-          Velocity [B, F, H, W, C] float32, and the frames' own keys and values.
+          Velocity [B, F, H, W, C] float32, and the KV cache entries of the frames.
         """
         image, context = self._embed(frames.video), self._context(frames)
 
@@ -159,7 +163,7 @@ class HunyuanTransformer(nnx.Module):
         return self._output(image, context.vector, frames.video.shape), Cache(layers, context.mask)
 
     def _embed(self, video: jax.Array) -> jax.Array:
-        """[B, F, H, W, 2C + 1] -> tokens [B, F, T, D]."""
+        """Embed [B, F, H, W, 2C + 1] as tokens [B, F, T, D]."""
         patches = to_patches(video, self.cfg.patch_size[1:])
         return constrain(self.patch_in(patches.astype(self.cfg.dtype)), "batch", "frames", None, None)
 
@@ -175,11 +179,11 @@ class HunyuanTransformer(nnx.Module):
         projection = None
         if frames.w2c is not None:
             projection = projective.projection_matrices(frames.w2c, frames.intrinsics)
-        rope = (cos.reshape(F, -1, cos.shape[-1]), sin.reshape(F, -1, sin.shape[-1]))
+        cos, sin = (einops.rearrange(table, "f h w k -> f (h w) k") for table in (cos, sin))
         mask = jnp.ones((B, F), bool) if frames.mask is None else frames.mask
-        return FrameContext(vector[:, :, None], rope, projection, jnp.repeat(mask, rope[0].shape[1], axis=1))
+        return FrameContext(vector[:, :, None], (cos, sin), projection, jnp.repeat(mask, cos.shape[1], axis=1))
 
     def _output(self, image: jax.Array, vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Tokens [B, F, T, D] -> velocity [B, F, H, W, C] float32."""
+        """Project tokens [B, F, T, D] to the velocity [B, F, H, W, C] float32."""
         out = self.patch_out(modulated_norm(image, *self.final_modulation(vector))).astype(jnp.float32)
         return from_patches(out, (shape[2], shape[3]), self.cfg.patch_size[1:], channels_first=True)

@@ -1,1 +1,1 @@
-"""Building blocks that two or more networks share."""
+"""Building blocks shared by two or more networks."""

@@ -1,21 +1,22 @@
-"""Convolutions over video, channels last; over time they look back only and carry their last frames as a cache."""
+"""Convolutions over video, channels last; causal ones carry their last input frames as a cache."""
 
 import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jworld.models.layers.linear import default_init, zeros_init
 
-#: What lies outside a frame, and before the first one: zeros, or copies of the border.
+#: Padding outside a frame and before the first frame: zeros, or copies of the border.
 Border = Literal["zeros", "edge"]
 
 
 class _Convolution(nnx.Module):
-    """Kernel and bias, [h, w, I, O] to be used on each frame or [t, h, w, I, O] on the video."""
+    """Kernel and bias: [h, w, I, O] applied to each frame, or [t, h, w, I, O] applied to the video."""
 
     def __init__(
         self,
@@ -30,7 +31,10 @@ class _Convolution(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """`padding` is (before, after) for height and for width; by default a stride of one keeps their size."""
+        """Create the parameters.
+
+        `padding` is (before, after) for height and for width; by default a stride of one keeps their size.
+        """
         shape = (*kernel_size, in_channels, out_channels)
         self.kernel = nnx.Param(default_init(rngs.params(), shape, param_dtype))
         self.bias = nnx.Param(zeros_init(rngs.params(), (out_channels,), param_dtype))
@@ -40,7 +44,7 @@ class _Convolution(nnx.Module):
         self.dtype = dtype
 
     def _convolve(self, x: jax.Array) -> jax.Array:
-        """[B, F, H, W, I] -> [B, F', H', W', O]; height and width are padded, time is not."""
+        """Convolve [B, F, H, W, I] -> [B, F', H', W', O]; height and width are padded, time is not."""
         x, kernel, bias = (array.astype(self.dtype) for array in (x, self.kernel[...], self.bias[...]))
         padding = [self.padding, self.padding]
         if self.border == "edge" and any(self.padding):
@@ -62,17 +66,17 @@ def _by_video(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: 
 
 
 def _by_frame(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> jax.Array:
-    frames = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    frames = einops.rearrange(x, "b f h w c -> (b f) h w c")
     layout = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(frames, kernel, strides, padding, dimension_numbers=layout)
-    return y.reshape(*x.shape[:2], *y.shape[1:])
+    return einops.rearrange(y, "(b f) h w c -> b f h w c", b=len(x))
 
 
 def _by_tap(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> jax.Array:
-    """The same as `_by_video`, as one convolution of frames for each frame of the kernel.
+    """Compute `_by_video` as one convolution of frames for each frame of the kernel.
 
-    For CPUs, where XLA (JAX 0.10) convolves frames 1.5 to 3 times as fast as video, in gradients 2 to 6 times. Not so
-    where there are few pixels to use each weight for, nor for convolutions without padding: those get a row too much.
+    For CPUs, where XLA (JAX 0.10) convolves frames 1.5 to 3 times as fast as video, in gradients 2 to 6 times. Slower
+    with few pixels per weight, and for convolutions without padding, which compute one row too many.
     """
     last, (stride, *strides) = x.shape[1] - len(kernel), strides
     bare = kernel.shape[1] > 1 and padding == [(0, 0), (0, 0)]
@@ -84,18 +88,18 @@ def _by_tap(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Se
 
 
 class Conv(_Convolution):
-    """A convolution of each frame or, without padding in time, of the video: [B, F, H, W, I] -> [B, F', H', W', O]."""
+    """Convolution of each frame or, without padding in time, of the video: [B, F, H, W, I] -> [B, F', H', W', O]."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self._convolve(x)
 
 
 class CausalConv(_Convolution):
-    """A convolution over the video that sees the present and the past.
+    """Causal convolution over the video: an output frame depends on the current and earlier input frames.
 
-    (x [B, F, H, W, I], cache) -> (y [B, F, H, W, O], cache). The cache is the last t - 1 frames of the input,
-    [B, t - 1, H, W, I] for a kernel of t frames; None starts a video, which `past` continues to the left: zeros, or
-    copies of its first frame ("edge"). However a video is cut into calls, the frames that come out are the same.
+    (x [B, F, H, W, I], cache) -> (y [B, F, H, W, O], cache). The cache is the last t - 1 frames of the input, [B, t -
+    1, H, W, I] for a kernel of t frames. None starts a video, which `past` extends to the left: zeros, or copies of its
+    first frame ("edge"). The output frames do not depend on how a video is split into calls.
     """
 
     def __init__(
@@ -107,7 +111,7 @@ class CausalConv(_Convolution):
     def __call__(
         self, x: jax.Array, cache: jax.Array | None, latents: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """`latents`, which some layers of an autoencoder condition on, are not used here."""
+        """Convolve the next frames; `latents`, a condition of other layers of an autoencoder, is ignored."""
         x = x.astype(self.dtype)
         length = self.kernel.shape[0] - 1
         if cache is None:

@@ -12,7 +12,7 @@ MAX_PERIOD = 10_000
 
 
 def sinusoidal(values: jax.Array, dim: int) -> jax.Array:
-    """[...] -> [..., dim] float32: cosines first, then sines, frequencies 10000^(-k / (dim/2)).
+    """Embed [...] -> [..., dim] float32: cosines first, then sines, frequencies 10000^(-k / (dim/2)).
 
     Source: the timestep embedding of GLIDE, https://arxiv.org/abs/2112.10741.
     """
@@ -23,7 +23,7 @@ def sinusoidal(values: jax.Array, dim: int) -> jax.Array:
 
 
 class ScalarEmbedding(nnx.Module):
-    """Sinusoid, linear, SiLU, linear: [...] scalars -> [..., width] float32."""
+    """Embedding of scalars: sinusoid, linear, SiLU, linear; [...] -> [..., width] float32."""
 
     def __init__(
         self,
@@ -34,16 +34,16 @@ class ScalarEmbedding(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """`zero_output` starts the embedding at zero, for scalars added to an already trained network."""
+        """Create the layers; `zero_output` initializes the output with zeros, for inputs added to a trained network."""
         self.frequency_dim = frequency_dim
         normal = nnx.initializers.normal(0.02)
         output_init = nnx.initializers.zeros_init() if zero_output else normal
-        # float32: the sinusoid of t up to 1000 does not survive bfloat16.
+        # float32: bfloat16 is too coarse for the sinusoid of t up to 1000.
         common: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": param_dtype, "rngs": rngs}
         self.hidden = linear(frequency_dim, width, (None, "embed"), kernel_init=normal, **common)
         self.output = linear(width, width, ("embed", "mlp"), kernel_init=output_init, **common)
 
     def __call__(self, values: jax.Array, added: jax.Array | None = None) -> jax.Array:
-        """`added` [..., frequency_dim], an embedding of something else, joins the sinusoid."""
+        """Embed `values`; `added` [..., frequency_dim], another embedding, is added to the sinusoid."""
         wave = sinusoidal(values, self.frequency_dim)
         return self.output(nnx.silu(self.hidden(wave if added is None else wave + added)))

@@ -1,4 +1,4 @@
-"""Counts of floating-point operations by formula, for networks to add up.
+"""Floating-point operations by formula, for networks to add up.
 
 A multiply-add counts as two; norms, activations, softmax and rotary positions, about 2 % of a large model, as none.
 """
@@ -6,7 +6,7 @@ A multiply-add counts as two; norms, activations, softmax and rotary positions, 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-#: How many weights are trained, and how many there are, by the first name of their paths.
+#: (trained weights, all weights) by the first name of their paths.
 Sizes = Mapping[str, tuple[int, int]]
 
 
@@ -14,7 +14,7 @@ class Flops(NamedTuple):
     """Operations of one sample.
 
     Attributes:
-      linear: products with weights, and what a network counts with them.
+      linear: products with weights, and other products that a network counts with them.
       attention: logits and weighted sums of values.
     """
 
@@ -30,20 +30,20 @@ class Flops(NamedTuple):
 
 
 def training(sample: Flops, trained: float) -> float:
-    """Forward and backward pass of a sample; recomputation under remat is not useful work.
+    """Return the operations of a sample's forward and backward pass; recomputation under remat is not useful work.
 
-    A backward pass makes two products for each of the forward pass: for the gradient of its input, and for that of its
-    weights, where they are trained.
+    For each product of the forward pass, a backward pass has two: one for the gradient of the input, and one for that
+    of the weights, if they are trained.
 
     Args:
       sample: the forward pass.
-      trained: share of the weights that are trained, behind some that are or an input that needs a gradient.
+      trained: share of trained weights; their input needs a gradient.
     """
     return (2 + trained) * sample.linear + 3 * sample.attention
 
 
 def trained_share(sizes: Sizes | None, *parts: str) -> float:
-    """Of the weights of `parts`, or of all parts; 1 where no sizes are told."""
+    """Return the trained share of the weights of `parts`, or of all parts; 1 if `sizes` is None."""
     if sizes is None:
         return 1.0
     chosen = [sizes[name] for name in parts or sizes]

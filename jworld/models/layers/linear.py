@@ -1,4 +1,4 @@
-"""The dense layer of every network: an `nnx.Linear` whose parameters carry logical axes."""
+"""Dense layer of every network: an `nnx.Linear` whose parameters carry logical axes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# PyTorch's default for nn.Linear, which the published networks start from: uniform in +-1/sqrt(fan in).
+# PyTorch's default for nn.Linear, used by the published networks: uniform in +-1/sqrt(fan in).
 default_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 zeros_init = nnx.initializers.zeros_init()
 
 
 def truncated_init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
-    """Normal with a deviation of 1/sqrt(fan in), cut at three deviations."""
+    """Sample a normal with a deviation of 1/sqrt(fan in), truncated at three deviations."""
     return jax.nn.initializers.truncated_normal(shape[0] ** -0.5, dtype, lower=-3.0, upper=3.0)(key, shape)
 
 
 class Linear(nnx.Linear):
-    """A dense layer that `layers.lora` can give an adapter, whose output is added."""
+    """Dense layer to which `layers.lora` can add an adapter; the adapter's output is added."""
 
     lora: Callable[[jax.Array, Any], jax.Array] | None = None
 
@@ -38,7 +38,9 @@ def linear(
     kernel_init: jax.nn.initializers.Initializer = default_init,
     use_bias: bool = True,
 ) -> Linear:
-    """[..., in_features] -> [..., out_features]; `axes` are the logical names of the kernel's two dimensions.
+    """Create a layer [..., in_features] -> [..., out_features].
+
+    `axes` are the logical names of the kernel's dimensions.
 
     The bias is replicated unless the output axis is sharded.
     """

@@ -1,10 +1,10 @@
-"""Low-rank adapters beside frozen dense layers: W + (alpha / rank) A B (LoRA, https://arxiv.org/abs/2106.09685).
+"""Low-rank adapters of frozen dense layers: W + (alpha / rank) A B (LoRA, https://arxiv.org/abs/2106.09685).
 
-Any network whose dense layers come from `layers.linear` can be adapted, after it is built: `add` puts an adapter on the
-layers that it is told. An adapter's parameters lie below its layer, `<path>/lora/a` and `<path>/lora/b`; all other
-paths stay what they were, so key tables and checkpoints of the base model keep working. With
-`config.optimizer.trainable = lora.TRAINABLE` they alone have gradients and moments and are saved at every interval.
-Layers in a stack have one adapter with a leading layer axis, which runs under the same scan.
+Any network with dense layers from `layers.linear` can be adapted after it is built: `add` attaches an adapter to the
+selected layers. Its parameters are `<path>/lora/a` and `<path>/lora/b`, below the layer. All other paths stay the same,
+so key tables and checkpoints of the base model keep working. With `config.optimizer.trainable = lora.TRAINABLE` only
+the adapters have gradients and moments and are saved at every interval. Layers in a stack have one adapter with a
+leading layer axis, which runs under the same scan.
 """
 
 import dataclasses
@@ -25,16 +25,17 @@ TRAINABLE = r"(.*/)?lora/[ab]"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Which layers have an adapter, and how it starts.
+    """Settings of LoRA: adapted layers and initialization.
 
     Attributes:
-      targets: regular expressions of whole paths of dense layers, as `blocks/self_attention/(query|key)`; each must
-        match one at least. The layers of a stack have one path and are adapted together.
+      targets: regular expressions of whole paths of dense layers, such as `blocks/self_attention/(query|key)`; each
+        must
+        match at least one. The layers of a stack have one path and are adapted together.
       rank: inner width r.
       alpha: the adapters' product is scaled by alpha / rank.
       init: of A, uniform in +-1/sqrt(fan in) as PyTorch's dense layers, or "gaussian" with a deviation of 1/rank; B is
-        zero, so that the model starts as it was.
-      base_dtype: dtype that all other parameters are kept in; None for the one they have.
+        zero, so that the initial model equals the base model.
+      base_dtype: dtype of all other parameters; None leaves it unchanged.
     """
 
     targets: tuple[str, ...]
@@ -51,13 +52,16 @@ class LoRAConfig:
 
 
 class Adapter(nnx.Module):
-    """x [..., I] -> (alpha / rank) x A B [..., O]; parameters float32, products in the layer's dtype."""
+    """Adapter x [..., I] -> (alpha / rank) x A B [..., O]; parameters float32, products in the layer's dtype."""
 
     def __init__(self, kernel: nnx.Param, cfg: LoRAConfig, *, rngs: nnx.Rngs):
-        """`kernel` is the layer's, [..., I, O]: A and B take its leading axes and are sharded along I and O."""
+        """Create A and B for the layer's `kernel` [..., I, O].
+
+        They take its leading axes and are sharded along I and O.
+        """
         *layers, inputs, outputs = kernel.shape
         *layer_axes, input_axis, output_axis = kernel.get_metadata().get("out_sharding") or [None] * len(kernel.shape)
-        # A kernel is sharded along one of I and O. With only that one, either A or B would lie whole on every device.
+        # A kernel is sharded along one of I and O. With only that axis, either A or B would be replicated.
         input_axis, output_axis = ("embed" if axis else None for axis in (input_axis, output_axis))
         self.scale = cfg.alpha / cfg.rank
         shape = (*layers, inputs, cfg.rank)
@@ -74,7 +78,7 @@ class Adapter(nnx.Module):
         return self.scale * ((x.astype(dtype) @ a) @ b)
 
     def product(self) -> jax.Array:
-        """What the adapter adds to the kernel, [..., I, O] float32."""
+        """Return the adapter's addition to the kernel, [..., I, O] float32."""
         a, b = self.a[...].astype(jnp.float32), self.b[...].astype(jnp.float32)
         return self.scale * (a @ b)
 
@@ -83,13 +87,13 @@ Adapters = dict[str, Adapter]
 
 
 def dense_layers(model: nnx.Module) -> dict[str, Linear]:
-    """The layers that can be adapted, by path."""
+    """Return the layers that can be adapted, by path."""
     found = ((path, module) for path, module in nnx.iter_modules(model) if isinstance(module, Linear))
     return dict(sorted(("/".join(map(str, path)), module) for path, module in found))
 
 
 def targeted(paths: list[str], targets: tuple[str, ...]) -> list[str]:
-    """The paths that a target matches.
+    """Return the paths that a target matches.
 
     Raises:
       UserError: a target matches none.
@@ -105,10 +109,10 @@ def targeted(paths: list[str], targets: tuple[str, ...]) -> list[str]:
 
 
 def add(model: nnx.Module, cfg: LoRAConfig, *, rngs: nnx.Rngs) -> None:
-    """Give the targeted layers of `model` an adapter each.
+    """Attach an adapter to each targeted layer of `model`.
 
     Raises:
-      UserError: a target matches no layer, or a targeted layer has an adapter already.
+      UserError: a target matches no layer, or a targeted layer already has an adapter.
     """
     layers = dense_layers(model)
     chosen = targeted(list(layers), cfg.targets)
@@ -117,12 +121,12 @@ def add(model: nnx.Module, cfg: LoRAConfig, *, rngs: nnx.Rngs) -> None:
             leaf.set_value(leaf[...].astype(cfg.base_dtype))
     for path in chosen:
         if layers[path].lora is not None:
-            raise errors.UserError(f"config.model.lora.targets: {path} has an adapter already")
+            raise errors.UserError(f"config.model.lora.targets: {path} already has an adapter")
         layers[path].lora = Adapter(layers[path].kernel, cfg, rngs=rngs)
 
 
 def merge(model: nnx.Module) -> Adapters:
-    """Add all adapters to their kernels and take them off, for inference at the cost of the base; returns them."""
+    """Add all adapters to their kernels and detach them, for inference at the cost of the base model; returns them."""
     adapters: Adapters = {}
     for path, layer in dense_layers(model).items():
         if isinstance(layer.lora, Adapter):
@@ -133,7 +137,7 @@ def merge(model: nnx.Module) -> Adapters:
 
 
 def unmerge(model: nnx.Module, adapters: Adapters) -> None:
-    """The inverse of `merge`, up to the rounding of the kernels' dtype."""
+    """Invert `merge`, up to the rounding of the kernels' dtype."""
     layers = dense_layers(model)
     for path, adapter in adapters.items():
         _shift(layers[path], adapter, -1)
@@ -142,5 +146,5 @@ def unmerge(model: nnx.Module, adapters: Adapters) -> None:
 
 def _shift(layer: Linear, adapter: Adapter, sign: int) -> None:
     kernel = layer.kernel[...]
-    # Not kernel[...] = value: that would write into an array of numpy, which a running program may still read.
+    # Not kernel[...] = value: that would write into a NumPy array that a running program may still read.
     layer.kernel.set_value((kernel.astype(jnp.float32) + sign * adapter.product()).astype(kernel.dtype))

@@ -1,4 +1,4 @@
-"""The two-layer perceptron of transformer blocks."""
+"""Two-layer perceptron of transformer blocks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,17 +11,17 @@ from jworld.models.layers.linear import default_init, linear
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
-    """GELU with the error function."""
+    """Apply the exact GELU, with the error function."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """GELU in its approximation with tanh."""
+    """Apply the tanh approximation of GELU."""
     return jax.nn.gelu(x, approximate=True)
 
 
 class MLP(nnx.Module):
-    """Linear, activation, linear: [..., D] -> [..., D]."""
+    """Perceptron of linear, activation, linear: [..., D] -> [..., D]."""
 
     def __init__(
         self,

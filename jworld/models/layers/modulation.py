@@ -10,7 +10,7 @@ from jworld.models.layers.linear import linear, zeros_init
 
 
 class Modulation(nnx.Module):
-    """Linear(SiLU(vector)) cut into `parts`: [..., D] -> parts x [..., width], float32, zero at the start.
+    """Linear(SiLU(vector)) split into `parts`: [..., D] -> parts x [..., width], float32, zero-initialized.
 
     With a `rank` the matrix is a product of two, D -> rank -> parts * width (AdaLN-LoRA, arXiv 2310.00426).
     """
@@ -40,7 +40,7 @@ class Modulation(nnx.Module):
         self.rank = rank
 
     def __call__(self, vector: jax.Array, offset: jax.Array | None = None) -> tuple[jax.Array, ...]:
-        """`offset`, [..., at least parts * width], is added before the cut; what is too long of it is left out."""
+        """Modulate; `offset` [..., at least parts * width] is truncated to the output and added before the split."""
         hidden = nnx.silu(vector)
         out = self.linear(hidden if self.rank is None else self.reduce(hidden))
         if offset is not None:
@@ -49,7 +49,7 @@ class Modulation(nnx.Module):
 
 
 def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array, *, eps: float = 1e-6) -> jax.Array:
-    """Layer norm without weights, then x * (1 + scale) + shift; [..., D] in x's dtype, computed in float32."""
+    """Apply layer norm without weights, then x * (1 + scale) + shift; [..., D] in x's dtype, computed in float32."""
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
@@ -58,5 +58,5 @@ def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array, *, eps: flo
 
 
 def gated(residual: jax.Array, update: jax.Array, gate: jax.Array) -> jax.Array:
-    """residual + gate * update, in residual's dtype; the product in float32."""
+    """Return residual + gate * update, in residual's dtype; the product in float32."""
     return (residual.astype(jnp.float32) + gate * update.astype(jnp.float32)).astype(residual.dtype)

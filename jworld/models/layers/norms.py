@@ -1,4 +1,4 @@
-"""Norms over channels, computed in float32, whose weights every device holds in full."""
+"""Norms over channels, computed in float32, with replicated weights."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ _REPLICATED = {"out_sharding": (None,)}
 
 
 def rms_norm(features: int, *, eps: float, param_dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """RMS norm with a scale; float32."""
+    """Create an RMS norm with a scale; float32."""
     return nnx.RMSNorm(
         features, epsilon=eps, dtype=jnp.float32, param_dtype=param_dtype, scale_metadata=_REPLICATED, rngs=rngs
     )
 
 
 def layer_norm(features: int, *, eps: float, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm with a scale and a bias; float32."""
+    """Create a layer norm with a scale and a bias; float32."""
     return nnx.LayerNorm(
         features,
         epsilon=eps,
@@ -30,7 +30,7 @@ def layer_norm(features: int, *, eps: float, param_dtype: Any, rngs: nnx.Rngs) -
 
 
 class OffsetRMSNorm(nnx.Module):
-    """x / rms(x) * (1 + scale), in the dtype of x; the scale starts at zero."""
+    """RMS norm x / rms(x) * (1 + scale), in the dtype of x; the scale is initialized with zeros."""
 
     def __init__(self, features: int, *, eps: float, param_dtype: Any = jnp.float32):
         self.eps = eps

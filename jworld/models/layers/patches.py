@@ -1,34 +1,28 @@
-"""Frames of latents as tokens, one per patch, and back."""
+"""Conversion between frames of latents and tokens, one per patch."""
 
+import einops
 import jax
 
 Patch = tuple[int, int]
 
 
 def to_patches(video: jax.Array, patch: Patch) -> jax.Array:
-    """[B, F, H, W, C] -> [B, F, h * w, C * patch], rows of patches first.
+    """Split frames into patches: [B, F, H, W, C] -> [B, F, h * w, C * patch], patches row by row.
 
-    A token's entries are (channel, row, column).
+    The entries of a token are ordered (channel, row, column).
     """
-    B, F, H, W, C = video.shape
-    ph, pw = patch
-    tokens = video.reshape(B, F, H // ph, ph, W // pw, pw, C).transpose(0, 1, 2, 4, 6, 3, 5)
-    return tokens.reshape(B, F, (H // ph) * (W // pw), C * ph * pw)
+    return einops.rearrange(video, "b f (h p) (w q) c -> b f (h w) (c p q)", p=patch[0], q=patch[1])
 
 
 def from_patches(tokens: jax.Array, size: tuple[int, int], patch: Patch, *, channels_first: bool) -> jax.Array:
-    """[B, F, h * w, patch * C] -> [B, F, H, W, C].
+    """Join patches to frames: [B, F, h * w, patch * C] -> [B, F, H, W, C].
 
     Args:
-      tokens: as of `to_patches`.
-      size: height H and width W.
-      patch: its height and width.
-      channels_first: a token's entries are (channel, row, column), otherwise (row, column, channel).
+      tokens: one per patch, ordered as `to_patches` returns them.
+      size: height H and width W of the frames.
+      patch: height and width of a patch.
+      channels_first: whether the entries of a token are ordered (channel, row, column) or (row, column, channel).
     """
-    B, F = tokens.shape[:2]
-    (H, W), (ph, pw) = size, patch
-    if channels_first:
-        tokens = tokens.reshape(B, F, H // ph, W // pw, -1, ph, pw).transpose(0, 1, 2, 5, 3, 6, 4)
-    else:
-        tokens = tokens.reshape(B, F, H // ph, W // pw, ph, pw, -1).transpose(0, 1, 2, 4, 3, 5, 6)
-    return tokens.reshape(B, F, H, W, -1)
+    entries = "(c p q)" if channels_first else "(p q c)"
+    (H, W), (p, q) = size, patch
+    return einops.rearrange(tokens, f"b f (h w) {entries} -> b f (h p) (w q) c", h=H // p, w=W // q, p=p, q=q)

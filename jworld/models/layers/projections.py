@@ -1,7 +1,8 @@
-"""The linear layers of multi-head attention, with a norm over each head of queries and keys."""
+"""Linear layers of multi-head attention, with a norm over each head of queries and keys."""
 
 from typing import Any, Literal
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +12,7 @@ from jworld.models.layers.norms import layer_norm, rms_norm
 
 
 class Projections(nnx.Module):
-    """Queries from tokens [..., D], keys and values from a context [..., E], and the layer behind attention.
+    """Queries from tokens [..., D], keys and values from a context [..., E], and the output layer.
 
     Norms have weights per channel of a head, shared by the heads, eps 1e-6; their statistics are float32.
     """
@@ -29,7 +30,7 @@ class Projections(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """`context_width` is E; None for self-attention."""
+        """Create the layers; `context_width` is E, None for self-attention."""
         self.num_heads = num_heads
         context_width = context_width or width
         common: dict[str, Any] = {
@@ -49,10 +50,10 @@ class Projections(nnx.Module):
         self.out = linear(width, width, ("heads", "embed"), **common)
 
     def heads(self, x: jax.Array, context: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q [..., N, K] of x [..., D]; k and v [..., N, K] of the context, or of x."""
+        """Return q [..., N, K] of x [..., D], and k and v [..., N, K] of the context or, without one, of x."""
         context = x if context is None else context
         q, k, v = (
-            projection(tokens).reshape(*tokens.shape[:-1], self.num_heads, -1)
+            einops.rearrange(projection(tokens), "... (n k) -> ... n k", n=self.num_heads)
             for projection, tokens in ((self.query, x), (self.key, context), (self.value, context))
         )
         return self.query_norm(q).astype(v.dtype), self.key_norm(k).astype(v.dtype), v

@@ -1,7 +1,8 @@
-"""Rotary positions over several axes of a video."""
+"""Rotary position embedding over several axes of a video."""
 
 from collections.abc import Sequence
 
+import einops
 import jax
 import jax.numpy as jnp
 
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 def rotary_tables(
     positions: Sequence[jax.Array], dims: Sequence[int], theta: float | Sequence[float]
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines for a grid of tokens.
+    """Compute cosines and sines for a grid of tokens.
 
-    Axis a owns `dims[a]` consecutive channels of a head; its pair j turns by theta^(-2j/dims[a]) per position.
+    Axis a uses `dims[a]` consecutive channels of a head; its pair j rotates by theta^(-2j/dims[a]) per position.
 
     Args:
       positions: one [L_a] array per axis.
@@ -34,7 +35,7 @@ def rotary_tables(
 
 
 def rotate_interleaved(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turn the channel pairs (0, 1), (2, 3), ... of every head.
+    """Rotate the channel pairs (0, 1), (2, 3), ... of every head.
 
     Args:
       x: [..., N, K] queries or keys.
@@ -44,15 +45,15 @@ def rotate_interleaved(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Arra
     Returns:
       Like x, computed in float32.
     """
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    pairs = einops.rearrange(x.astype(jnp.float32), "... (k pair) -> ... k pair", pair=2)
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = cos[..., None, :], sin[..., None, :]
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    return einops.rearrange(turned, "... k pair -> ... (k pair)").astype(x.dtype)
 
 
 def rotate_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turn the channel pairs (0, K/2), (1, K/2 + 1), ... of every head; arguments as of `rotate_interleaved`."""
+    """Rotate the channel pairs (0, K/2), (1, K/2 + 1), ... of every head; arguments as in `rotate_interleaved`."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -60,7 +61,7 @@ def rotate_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def extrapolated_theta(ratio: float, dim: int, theta: float = 10_000.0) -> float:
-    """The base with which `ratio` times as many positions turn the slowest pair of `dim` channels as far as before.
+    """Return the base that stretches the slowest pair of `dim` channels over `ratio` times as many positions.
 
     Source: NTK-aware scaling, as in YaRN, https://arxiv.org/abs/2309.00071, section 3.1.
     """

@@ -1,4 +1,4 @@
-"""Many equal layers: built once with a leading axis, run under `lax.scan` with a remat policy."""
+"""Stacks of equal layers: built once with a leading axis, run under `lax.scan` with a remat policy."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -13,28 +13,28 @@ from jax import ad_checkpoint
 from jworld.models.layers.attention import OUTPUT_NAME, backends
 
 
-def _attention_only(kept: Any) -> Callable[..., Any]:
-    """Return the policy that treats attention outputs as `kept` says and recomputes everything else."""
+def _attention_only(decision: Any) -> Callable[..., Any]:
+    """Return the policy that applies `decision` to attention outputs and recomputes everything else."""
 
     def policy(primitive: Any, *_: Any, **parameters: Any) -> Any:
         named = primitive.name == "name" and parameters["name"] == OUTPUT_NAME
-        return kept if named or primitive.name in backends.saved_primitives() else ad_checkpoint.Recompute
+        return decision if named or primitive.name in backends.saved_primitives() else ad_checkpoint.Recompute
 
     return policy
 
 
-# What the backward pass keeps of a layer's forward pass; None keeps everything.
+# Remat policies: activations of a layer stored for the backward pass; None stores all of them.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
     "attention": _attention_only(ad_checkpoint.Saveable),
     "full": jax.checkpoint_policies.nothing_saveable,
-    # What "attention" keeps, in the memory of the host until the backward pass; on CPUs it is the same memory.
+    # Same arrays as "attention", offloaded to host memory until the backward pass; no difference on CPUs.
     "offload": _attention_only(ad_checkpoint.Offloadable(src="device", dst="pinned_host")),
 }
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> Any:
-    """`count` modules as one, every leaf with a leading [count] axis of logical name "layer"."""
+    """Build `count` modules as one, every leaf with a leading [count] axis of logical name "layer"."""
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layer"})
@@ -45,7 +45,7 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
 
 
 def layer_range(stacked: Any, start: int, stop: int) -> Any:
-    """The layers `start` to `stop` of a result of `stack`."""
+    """Return the layers `start` to `stop` of a result of `stack`."""
     graphdef, params = nnx.split(stacked)
     return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[start:stop], params))
 
@@ -53,7 +53,7 @@ def layer_range(stacked: Any, start: int, stop: int) -> Any:
 def scan_layers(
     stacked: Any, body: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, per_layer: Any = None, *, remat: str
 ) -> tuple[Any, Any]:
-    """Fold `carry` through the layers.
+    """Run `carry` through the layers.
 
     Args:
       stacked: result of `stack`.
@@ -77,22 +77,24 @@ def scan_layers(
 
 
 def period(kinds: Sequence[Any]) -> int:
-    """Length of the shortest pattern whose repetition, perhaps cut short, these are."""
+    """Return the length of the shortest pattern that `kinds` repeats; the last repetition may be incomplete."""
     return next(n for n in range(1, len(kinds) + 1) if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))
 
 
 def scan_kinds(
     stacked: Any, kinds: Sequence[Any], body: Callable[[Any, Any, Any, jax.Array], Any], carry: Any, *, remat: str
 ) -> Any:
-    """`scan_layers` for equal layers of different kinds, such as sliding and full attention: -> the last carry.
+    """Run `scan_layers` over equal layers of different kinds, such as sliding and full attention.
 
-    What depends on the kind is traced once per run of layers of one kind in the pattern that they repeat.
+    Return the last carry.
+
+    The body is traced once per run of layers of one kind in the repeated pattern.
 
     Args:
       stacked: result of `stack`.
       kinds: of every layer.
-      body: (layer, carry, kind, its number among the layers of this kind, int32) -> carry.
-      carry: as of `scan_layers`.
+      body: (layer, carry, kind, its index among the layers of this kind, int32) -> carry.
+      carry: as in `scan_layers`.
       remat: a key of REMAT_POLICIES.
     """
     graphdef, params = nnx.split(stacked)

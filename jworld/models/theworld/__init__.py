@@ -1,1 +1,1 @@
-"""TheWorld: Gemma-3 that also reads the latents of a video autoencoder."""
+"""TheWorld: Gemma-3 that also receives the latents of a video autoencoder."""

@@ -1,4 +1,4 @@
-"""Hyper-parameters of TheWorld, checked at birth."""
+"""Hyper-parameters of TheWorld."""
 
 import dataclasses
 from typing import Any, Literal
@@ -13,25 +13,25 @@ Architecture = Literal["mlp", "mlp_no_final_gelu", "linear"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """What Gemma-3 gets of the world: the latents of one image, and of predicted frames behind it.
+    """World input of Gemma-3: the latents of one image, and of predicted frames after it.
 
     Source: theworld, `python/theworld/modeling`.
 
     Attributes:
-      compat: "original" has what published checkpoints were trained with: pixels in 0..255 and latents as they come
-        out of the autoencoder, a GELU behind the projection, images of the prompt read causally, a loss on all tokens.
-      layout: a token is a place with all channels ("spatial") or a channel with all places ("channel").
+      compat: "original" matches the training of the published checkpoints: pixels in 0..255, latents that are not
+        normalized, a GELU after the projection, causal attention to images of the prompt, a loss on all tokens.
+      layout: a token is a position with all channels ("spatial") or a channel with all positions ("channel").
       architecture: of the projection; None for that of `compat`.
       image_size: pixels of the image's sides.
       latent_channels: C.
       autoencoder_width, autoencoder_multipliers, autoencoder_blocks, autoencoder_time_levels: of the Wan autoencoder,
         which is part of the model.
-      codec: file of a linear codec, whose weights are part of the model in the place of that; "" for none.
-      codec_ratio: pixels per latent of the codec.
+      codec: file of a linear autoencoder, whose weights replace the Wan autoencoder's in the model; "" for none.
+      codec_ratio: pixels per latent of the linear autoencoder.
       start_token, end_token: ids of the brackets around the world's tokens.
       steps: latent frames that are predicted from the image (world steps); the original has none.
       predictor: folder of the network that predicts them: a run of Cosmos Video2World, or imported weights.
-      predictor_steps: of the solver that predicts.
+      predictor_steps: number of its solver steps.
     """
 
     compat: Literal["", "original"] = ""
@@ -53,12 +53,12 @@ class WorldConfig:
 
     @property
     def original(self) -> bool:
-        """Whether it behaves as the published checkpoints' program does."""
+        """True if the model matches the published checkpoints' program."""
         return self.compat == "original"
 
     @property
     def projection(self) -> Architecture:
-        """The architecture, whether it was named or follows from `compat`."""
+        """Architecture of the projection, explicit or from `compat`."""
         return self.architecture or ("mlp" if self.original else "mlp_no_final_gelu")
 
     @property
@@ -73,17 +73,17 @@ class WorldConfig:
 
     @property
     def places(self) -> int:
-        """Of a frame of latents."""
+        """Positions in a frame of latents."""
         return self.side**2
 
     @property
     def features(self) -> int:
-        """Numbers of a token before the projection."""
+        """Size of a token before the projection."""
         return self.latent_channels if self.layout == "spatial" else self.places
 
     @property
     def frames(self) -> int:
-        """Latent frames: the image, and what comes next."""
+        """Latent frames: the image, and the predicted ones."""
         return 1 + self.steps
 
     @property
@@ -92,7 +92,7 @@ class WorldConfig:
         return self.frames * (self.places if self.layout == "spatial" else self.latent_channels)
 
     def autoencoder(self, **settings: Any) -> WanConfig:
-        """Of the Wan autoencoder, with further settings."""
+        """Return the config of the Wan autoencoder, with further settings."""
         return WanConfig(
             channels=self.autoencoder_width,
             multipliers=self.autoencoder_multipliers,
@@ -109,7 +109,7 @@ class WorldConfig:
         if self.image_size < 1 or self.image_size % self.ratio:
             raise ValueError(f"image_size is {self.image_size}, expected a multiple of {self.ratio} pixels, a latent")
         if self.codec and self.original:
-            raise ValueError(f"codec is {self.codec!r}, but the original has none: leave it or compat out")
+            raise ValueError(f"codec is {self.codec!r}, but the original has none: unset it or compat")
         if self.steps < 0 or self.predictor_steps < 1:
             raise ValueError(
                 f"steps is {self.steps} and predictor_steps {self.predictor_steps}, expected at least 0 and at least 1"
@@ -118,12 +118,12 @@ class WorldConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TheWorldConfig:
-    """Gemma-3, and what it gets of the world; None is plain Gemma-3.
+    """Hyper-parameters of Gemma-3 with a world input.
 
     Attributes:
       gemma: the language model and its vision tower.
-      world: what it gets of the world, or None.
-      predictor: the network that predicts what comes next; with `world.steps`, and None without.
+      world: the world input; None for plain Gemma-3.
+      predictor: the network that predicts the next frames if `world.steps` is above 0, else None.
     """
 
     gemma: Gemma3Config

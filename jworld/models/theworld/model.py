@@ -1,7 +1,8 @@
-"""Gemma-3 with tokens of the world, now and next, between its first token and the rest."""
+"""Gemma-3 with world tokens, of current and predicted frames, between its first token and the rest."""
 
 from typing import Any, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,12 +19,12 @@ from jworld.utils.errors import UserError
 
 
 class Fused(NamedTuple):
-    """A sequence as the language model reads it; L' = L, or L + 2 + W with a world of W tokens.
+    """Input sequence of the language model; L' = L, or L + 2 + W with W world tokens.
 
     Attributes:
       embeds: [B, L', D].
       mask: [B, L'] bool, False for padding.
-      images: those of its tokens that see each other in both directions, or None.
+      images: tokens that attend to each other in both directions, or None.
     """
 
     embeds: jax.Array
@@ -32,10 +33,10 @@ class Fused(NamedTuple):
 
 
 class WorldProjector(nnx.Module):
-    """Latents [B, F, H, W, C] -> tokens [B, F * T, D].
+    """Projector of latents [B, F, H, W, C] to tokens [B, F * T, D].
 
     With world steps a vector is added to all tokens of a frame, one for the image and one for each predicted frame,
-    zero at first.
+    zero-initialized.
     """
 
     def __init__(self, cfg: TheWorldConfig, *, rngs: nnx.Rngs):
@@ -52,10 +53,9 @@ class WorldProjector(nnx.Module):
             self.temporal = nnx.Param(table, out_sharding=(None, "embed"))
 
     def tokens(self, latents: jax.Array) -> jax.Array:
-        """[B, F, H, W, C] -> [B, F, T, features]; places go row by row."""
-        B, F, *_, C = latents.shape
-        places = latents.reshape(B, F, -1, C)
-        return places if self.world.layout == "spatial" else jnp.swapaxes(places, 2, 3)
+        """Rearrange [B, F, H, W, C] -> [B, F, T, features]; positions row by row."""
+        layout = "b f (h w) c" if self.world.layout == "spatial" else "b f c (h w)"
+        return einops.rearrange(latents, f"b f h w c -> {layout}")
 
     def __call__(self, latents: jax.Array) -> jax.Array:
         x = self.tokens(latents).astype(self.output.dtype)
@@ -66,13 +66,13 @@ class WorldProjector(nnx.Module):
             x = gelu_exact(x)
         if self.world.steps:
             x += self.temporal[: x.shape[1], None].astype(x.dtype)
-        return x.reshape(x.shape[0], -1, x.shape[-1])
+        return einops.rearrange(x, "b f t d -> b (f t) d")
 
 
 class TheWorld(Gemma3):
-    """Gemma-3, the projector of the world, the autoencoder that shows it, and with world steps their predictor.
+    """Gemma-3, the world projector, the autoencoder and, with world steps, the predictor.
 
-    Without a world it is Gemma-3.
+    Without a world it is plain Gemma-3.
     """
 
     def __init__(self, cfg: TheWorldConfig, *, rngs: nnx.Rngs):
@@ -85,24 +85,24 @@ class TheWorld(Gemma3):
             self.predictor = CosmosTransformer(cfg.predictor, rngs=rngs)
 
     def latents(self, pixels: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3] in 0..255 -> latents [B, 1, H', W', C] float32, as the projector reads them."""
+        """Encode images [B, H, W, 3] in 0..255 -> latents [B, 1, H', W', C] float32, the input of the projector."""
         original = self.config.world is not None and self.config.world.original
         if isinstance(self.autoencoder, WanAutoencoder) and original:
             return self.autoencoder.posterior(world_values(pixels, original=True)[:, None]).mean
         return self.sound_latents(pixels)
 
     def sound_latents(self, pixels: jax.Array) -> jax.Array:
-        """As `latents`, but normalised whatever `compat` says: as the predictor reads them."""
+        """Encode as `latents` does, but normalized for every `compat`: the input of the predictor."""
         return self.autoencoder.encode(world_values(pixels, original=False)[:, None])
 
     def fuse(self, tokens: jax.Array, mask: jax.Array, pixels: jax.Array | None, latents: jax.Array | None) -> Fused:
-        """Put everything into one sequence.
+        """Build the input sequence of the language model.
 
         Args:
-          tokens: [B, L] ids, padding behind, without the brackets of the world.
+          tokens: [B, L] ids, padded at the end, without the brackets of the world.
           mask: [B, L] bool.
           pixels: [B, I, H, W, 3] in -1..1, the images of the prompt, or None.
-          latents: [B, F, H', W', C] of the world, its first frames or all; None leaves it and its brackets out.
+          latents: [B, F, H', W', C] of the world, its first frames or all; None omits it and its brackets.
         """
         embeds, world = self.embed(tokens, pixels), self.config.world
         images = tokens == self.cfg.image_token
@@ -110,10 +110,10 @@ class TheWorld(Gemma3):
             assert world is not None
             brackets = jnp.broadcast_to(jnp.array([world.start_token, world.end_token]), (tokens.shape[0], 2))
             start, end = jnp.split(self.language.embed(brackets), 2, axis=1)
-            seen = self.world(latents).astype(embeds.dtype)
-            embeds = jnp.concatenate([embeds[:, :1], start, seen, end, embeds[:, 1:]], axis=1)
+            inserted = self.world(latents).astype(embeds.dtype)
+            embeds = jnp.concatenate([embeds[:, :1], start, inserted, end, embeds[:, 1:]], axis=1)
             mask, images = (
-                insert(x, world, inside, tokens=seen.shape[1]) for x, inside in ((mask, True), (images, False))
+                insert(x, world, inside, tokens=inserted.shape[1]) for x, inside in ((mask, True), (images, False))
             )
         if pixels is None or (latents is not None and world is not None and world.original):
             return Fused(embeds, mask, None)
@@ -121,7 +121,7 @@ class TheWorld(Gemma3):
 
 
 def world_values(pixels: jax.Array, *, original: bool) -> jax.Array:
-    """Images uint8 -> float32, what the autoencoder reads: in -1..1, or in the original in 0..255."""
+    """Convert images from uint8 to float32, the input of the autoencoder: in -1..1, or in 0..255 for the original."""
     values = pixels.astype(jnp.float32)
     return values if original else values / 127.5 - 1
 
@@ -130,14 +130,14 @@ def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> Wan
     if not world.codec:
         dtypes = {"dtype": cfg.gemma.dtype, "param_dtype": cfg.gemma.param_dtype}
         return WanAutoencoder(world.autoencoder(**dtypes), rngs=rngs)
-    codec = LinearAutoencoder.load(world.codec)
-    found = codec.config.channels, codec.config.spatial_ratio
+    autoencoder = LinearAutoencoder.load(world.codec)
+    found = autoencoder.config.channels, autoencoder.config.spatial_ratio
     if found != (world.latent_channels, world.ratio):
         raise UserError(
             f"config.model.world.codec {world.codec} has {found[0]} channels and {found[1]} pixels per latent, but "
             f"latent_channels is {world.latent_channels} and codec_ratio {world.ratio}: set them to its values"
         )
-    return codec
+    return autoencoder
 
 
 def insert(
@@ -148,9 +148,9 @@ def insert(
     *,
     tokens: int | None = None,
 ) -> jax.Array:
-    """[B, L] -> [B, L + 2 + W]: what is `inside` the world, and of its brackets, behind the first column.
+    """Insert values for the world after the first column: [B, L] -> [B, L + 2 + W].
 
-    W is `tokens`, or all of the world's where that is None.
+    `inside` is the value of its W tokens, `brackets` those around them. W is `tokens`, by default all of the world's.
     """
     start, end = (inside, inside) if brackets is None else brackets
     count = world.tokens if tokens is None else tokens
