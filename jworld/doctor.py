@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import rich.console
-import rich.table
 
 from jworld import systems
 from jworld.models.layers.attention import Request, backends
@@ -150,10 +149,10 @@ def _version(name: str) -> str | None:
 
 
 def _print(console: rich.console.Console, title: str, rows: list[tuple[str, str]]) -> None:
-    table = rich.table.Table(title=title, title_justify="left", show_header=False, box=None)
+    console.print(title, style="italic")
+    width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        table.add_row(f"  {name}", value)
-    console.print(table)
+        console.print(f"  {name:<{width}}  {value}", markup=False)
 
 
 if __name__ == "__main__":

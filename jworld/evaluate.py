@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 import rich.console
@@ -36,12 +37,12 @@ def held_out_loss(run: runs.Run, batches: pipeline.BatchIterator) -> float:
     """Mean training loss over some batches."""
 
     @nnx.jit
-    def loss(model: nnx.Module, batch: pipeline.Batch, key: jax.Array) -> jax.Array:
+    def loss(model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         return run.system.loss(model, batch, key)[0]
 
     values = []
     for i in range(LOSS_BATCHES):
-        batch = {name: value for name, value in next(batches).items() if name != "index"}
+        batch = {name: jnp.asarray(value) for name, value in next(batches).items() if name != "index"}
         values.append(float(loss(run.model, batch, jax.random.fold_in(jax.random.key(LOSS_SEED), i))))
     return float(np.mean(values))
 
@@ -67,9 +68,8 @@ def evaluate(
     if records_dir is not None:
         config.data.records = records_dir
     run = runs.load(checkpoint, step, config=config, given=given, training=True)
-    chosen = {"--episodes": episodes_dir, "--revisits": options.revisits}
-    chosen |= {flag: getattr(options, flag.removeprefix("--")) for flag in results.QUESTION_OPTIONS}
-    unused = [flag for flag in run.system.unused_options if chosen[flag] is not None]
+    chosen = {f"--{name}": value for name, value in options.optional().items()} | {"--episodes": episodes_dir}
+    unused = [flag for flag, value in chosen.items() if value is not None and flag not in run.system.evaluation_flags]
     if unused:
         raise errors.UserError(
             f"{', '.join(unused)}: mean nothing for a checkpoint of the system {config.system!r}: leave the option out"

@@ -20,20 +20,19 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import rich.console
 import rich.progress
 
-from jworld import spoken, systems
-from jworld.data import video_stream
+from jworld import systems
+from jworld.data import media, video_stream
 from jworld.data.recording import episodes
 from jworld.encoders import model_encoders as encoders_lib
 from jworld.evaluation import contact_sheets, results
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
-from jworld.systems import runs
-from jworld.utils import compilation, errors
+from jworld.systems import generation, runs
+from jworld.systems.base import TextSystem
+from jworld.utils import compilation, errors, files
 from jworld.utils import config as run_config
 
 
@@ -85,9 +84,10 @@ def generate(request: Request, config: ml_collections.ConfigDict, console: rich.
         raise errors.UserError(f"--out is {found}, expected a name that ends in .mp4")
     if request.stream and request.sheet:
         raise errors.UserError("--sheet needs all frames at the end, --stream keeps none: leave one of them out")
-    system = systems.create(config)
-    image = find_start(request.image, needed=system.needs_image)
-    actions = system.controls(steering(request, system.steering), request.windows)
+    system = generation.video_system(systems.create(config), config)
+    image = generation.find_start(request.image, needed=system.needs_image)
+    steering = generation.steering(system, pose=request.pose, actions=request.actions)
+    actions = system.controls(steering, request.windows)
     mesh = make_mesh(config)
     system.check_sampling(mesh)
     began = time.time()
@@ -98,7 +98,16 @@ def generate(request: Request, config: ml_collections.ConfigDict, console: rich.
     frames: list[np.ndarray] = []
     with rich.progress.Progress(console=console) as progress, frame_sink(request, run, frames) as take:
         bar = progress.add_task("generating", total=len(actions))
-        counts, timings = roll_out(run, image, request, actions, take, lambda: progress.advance(bar))
+        counts, timings = generation.roll_out(
+            run.session(),
+            actions,
+            mesh=mesh,
+            image=image,
+            prompt=request.prompt,
+            seed=request.seed,
+            take=take,
+            advance=lambda: progress.advance(bar),
+        )
     stops = np.cumsum(counts).tolist()
     chunks = [
         results.Chunk(start=start, stop=stop, action=action.name)
@@ -127,30 +136,49 @@ def generate(request: Request, config: ml_collections.ConfigDict, console: rich.
     return facts
 
 
-def answer(request: Request, config: ml_collections.ConfigDict, console: rich.console.Console) -> None:
-    """Ask a model that answers in text, and say how fast it was."""
+def answer(request: Request, config: ml_collections.ConfigDict, console: rich.console.Console) -> dict[str, Any]:
+    """Ask a model that answers in text, print the answer token by token, and write it to `request.out` if given.
+
+    Raises:
+      UserError: there is no question, a flag is of a model that generates videos, or the files do not fit.
+    """
     for flag, value in (("--pose", request.pose), ("--actions", request.actions), ("--windows", request.windows)):
         if value is not None:
             raise errors.UserError(f"{flag} {value}: the model answers in text: leave it out")
-    images = [] if request.image is None else [read_image(request.image)]
-    run = runs.load(request.checkpoint, request.step, config=config, mesh=make_mesh(config), given=request.given)
+    if not request.prompt:
+        raise errors.UserError("--prompt is missing: ask something, such as --prompt 'What is to the left?'")
     out = None if request.out == Request.out else request.out
-    facts = spoken.answer(run, images, request.prompt, out, console)
-    timings = facts["timings"]
-    console.print(
-        f"{len(facts['tokens'])} tokens, {timings['tokens_per_second']:.1f} per second; the prompt took "
-        f"{timings['start_seconds']:.2f} s, compiling {timings['compile_seconds']:.1f} s"
-    )
-    console.print(f"next: another --prompt, or python -m jworld.evaluate --checkpoint {request.checkpoint}")
+    if out is not None and out.suffix != ".json":
+        raise errors.UserError(f"--out is {out}, expected a name that ends in .json: the model answers in text")
+    images = [] if request.image is None else [media.read_image(request.image)]
+    run = runs.load(request.checkpoint, request.step, config=config, mesh=make_mesh(config), given=request.given)
+    session = generation.text_system(run.system, config).session(run.model, run.encoders)
+    printer = TokenPrinter(session.decode, console)
+    tokens, timings = generation.answer(session, images, request.prompt, mesh=run.mesh, take=printer)
+    console.print()
+    facts = {"prompt": request.prompt, "answer": session.decode(tokens), "tokens": tokens, "timings": timings}
+    if out is not None:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(out, facts)
+        except OSError as error:
+            raise errors.UserError(f"--out {out} could not be written ({error}): give another name") from error
+        console.print(f"wrote {out}")
+    return facts
 
 
-def steering(request: Request, flag: str) -> str | None:
-    """What the user says of the actions, under the `flag` that the model's system reads: "--pose" or "--actions"."""
-    given = {"--pose": request.pose, "--actions": request.actions}
-    for other, text in given.items():
-        if text is not None and other != flag:
-            raise errors.UserError(f"{other} {text}: this model reads {flag}: see python -m jworld.generate --help")
-    return given[flag]
+class TokenPrinter:
+    """Print the text that each token adds; a letter may need more than one token."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], console: rich.console.Console):
+        self._decode, self._console, self._tokens = decode, console, list[int]()
+
+    def __call__(self, token: int) -> None:
+        before = self._decode(self._tokens)
+        self._tokens.append(token)
+        after = self._decode(self._tokens)
+        if after.startswith(before) and not after.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._console.print(after[len(before) :], end="", markup=False)
 
 
 @contextlib.contextmanager
@@ -165,34 +193,6 @@ def frame_sink(request: Request, run: runs.Run, frames: list[np.ndarray]) -> Ite
         raise errors.UserError(f"--out {request.out} could not be written ({error}): give another name") from error
     with video_stream.VideoStream(request.out, fps=run.encoders.fps) as stream:
         yield stream.write
-
-
-def find_start(path: pathlib.Path | None, *, needed: bool) -> np.ndarray | None:
-    """What `read_start` reads; a `UserError` where a model needs a picture and has none, or has one that it ignores."""
-    if needed and path is None:
-        raise errors.UserError("--image is missing: the model continues a picture: give a PNG, JPEG or MP4 file")
-    if not needed and path is not None:
-        raise errors.UserError(f"--image {path}: the model makes clips of a caption alone: leave --image out")
-    return None if path is None else read_start(path)
-
-
-def read_start(path: pathlib.Path) -> np.ndarray:
-    """uint8 [H, W, 3] of a picture, or [T, H, W, 3] of an .mp4, of any size."""
-    if path.suffix != ".mp4":
-        return read_image(path)
-    try:
-        return episodes.read_video(path)
-    except errors.UserError as error:
-        raise errors.UserError(f"--image {path} is no video that can be read: give a PNG, JPEG or MP4 file") from error
-
-
-def read_image(path: pathlib.Path) -> np.ndarray:
-    """uint8 [H, W, 3] of any size."""
-    try:
-        with PIL.Image.open(path) as image:
-            return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
-    except OSError as error:
-        raise errors.UserError(f"--image {path} cannot be read ({error}): give a PNG or JPEG file") from error
 
 
 def resolve(request: Request) -> ml_collections.ConfigDict:
@@ -220,39 +220,6 @@ def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     sizes = dict(config.mesh)
     count = int(np.prod(list(sizes.values())))
     return mesh_lib.make_mesh(**sizes, devices=jax.devices()[: count if count > 0 else None])
-
-
-def roll_out(
-    run: runs.Run,
-    image: np.ndarray | None,
-    request: Request,
-    actions: Sequence[results.Action],
-    take: Callable[[np.ndarray], None],
-    advance: Callable[[], None],
-) -> tuple[list[int], dict[str, Any]]:
-    """Give `take` the frames of every chunk; -> how many they were, and how long they took, compiling told apart."""
-    counts, spans = [], []
-    session = run.system.session(run.model, run.encoders)
-    with compilation.CompileTimes() as compiling, jax.set_mesh(run.mesh):
-        began = time.time()
-        session.reset(image, request.prompt, seed=request.seed)
-        ready = time.time()
-        for action in actions:
-            start = time.time()
-            frames = session.step(action.control)
-            spans.append((start, time.time()))
-            take(frames)
-            counts.append(len(frames))
-            advance()
-    seconds = [end - start - compiling.seconds(start, end) for start, end in spans]
-    return counts, {
-        "compile_seconds": compiling.seconds(began, spans[-1][1]),
-        "start_seconds": ready - began - compiling.seconds(began, ready),
-        "chunk_seconds": seconds,
-        "chunk_p50_seconds": float(np.percentile(seconds, 50)),
-        "chunk_p95_seconds": float(np.percentile(seconds, 95)),
-        "frames_per_second": sum(counts) / sum(seconds),
-    }
 
 
 def write(request: Request, rollout: results.Comparison | None, facts: dict[str, Any]) -> list[pathlib.Path]:
@@ -371,8 +338,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     compilation.use_cache()
     console = rich.console.Console(highlight=False, soft_wrap=True)
     config = resolve(request)
-    if systems.create(config).makes_text:
-        answer(request, config, console)
+    if isinstance(systems.create(config), TextSystem):
+        timings = answer(request, config, console)["timings"]
+        console.print(
+            f"{timings['tokens_per_second']:.1f} tokens per second; the prompt took {timings['start_seconds']:.2f} s, "
+            f"compiling {timings['compile_seconds']:.1f} s"
+        )
+        console.print(f"next: another --prompt, or python -m jworld.evaluate --checkpoint {request.checkpoint}")
         return
     facts = generate(request, config, console)
     timings = facts["timings"]

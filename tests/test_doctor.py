@@ -35,7 +35,7 @@ def test_a_recipe_on_this_machine() -> None:
     rows, problems = doctor.examine(load())
     assert dict(rows) == {
         "mesh": "data=1, fsdp=8, sequence=1",
-        "attention": "xla, because there is no kernel for the platform 'cpu'",
+        "attention, video": "xla, because there is no kernel for the platform 'cpu'",
     }
     assert problems == []
 

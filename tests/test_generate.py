@@ -16,7 +16,7 @@ import tiny_run
 from jworld import generate
 from jworld.cameras import pose_strings, poses
 from jworld.data.recording import episodes
-from jworld.systems import runs
+from jworld.systems import generation, runs
 from jworld.utils import compilation, errors
 
 
@@ -208,13 +208,13 @@ def test_mistakes_are_told_in_one_sentence(
 
 
 def test_a_picture_is_given_where_one_is_needed(image: pathlib.Path) -> None:
-    assert generate.find_start(None, needed=False) is None
-    picture = generate.find_start(image, needed=True)
+    assert generation.find_start(None, needed=False) is None
+    picture = generation.find_start(image, needed=True)
     assert picture is not None
     assert picture.ndim == 3
-    for path, needed, message in ((None, True, "--image is missing"), (image, False, "of a caption alone")):
+    for path, needed, message in ((None, True, "--image is missing"), (image, False, "from a caption alone")):
         with pytest.raises(errors.UserError, match=message):
-            generate.find_start(path, needed=needed)
+            generation.find_start(path, needed=needed)
 
 
 @pytest.mark.e2e

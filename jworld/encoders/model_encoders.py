@@ -20,9 +20,7 @@ from jworld.encoders import autoencoders, base, registry, stored, torch_models, 
 from jworld.models.autoencoders import linear
 from jworld.utils.errors import UserError
 
-NONE = weightless.NONE_FAMILY
-#: Frame rate where no data set says one: that of WorldPlay's videos.
-FPS = 24.0
+NONE = records.NO_ENCODER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,13 +202,14 @@ def open_set(
 
 
 def open_given(
-    given: EncoderOverrides, expected: Mapping[str, Any], *, mesh: jax.sharding.Mesh | None = None
+    given: EncoderOverrides, expected: Mapping[str, Any], *, fps: float, mesh: jax.sharding.Mesh | None = None
 ) -> Encoders:
     """The encoders that the user names for a model without a data set.
 
     Args:
       given: names all that the model needs.
       expected: `manifest_expectations` of the model's system.
+      fps: frame rate of the model's videos.
       mesh: where the autoencoder goes.
 
     Raises:
@@ -244,7 +243,7 @@ def open_given(
         glyph=opened[GLYPH],
         images=opened[IMAGE],
         fit=fitting.Fit(width=width * ratio, height=height * ratio),
-        fps=FPS,
+        fps=fps,
     )
 
 

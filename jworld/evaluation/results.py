@@ -37,9 +37,14 @@ class Comparison:
     truth: np.ndarray | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Answers to held-out questions; each row has "question", "answer" and "truth"."""
+
+    rows: list[dict[str, str]]
+
+
 REVISITS = 8
-#: Options of `python -m jworld.evaluate` for systems that answer in words.
-QUESTION_OPTIONS = ("--benchmark", "--data", "--images", "--split", "--limit", "--batch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,11 @@ class Options:
     split: str | None = None
     limit: int | None = None
     batch: int | None = None
+
+    def optional(self) -> dict[str, int | str | None]:
+        """Return the options that only some systems use, None where the user left them out."""
+        names = ("revisits", "benchmark", "data", "images", "split", "limit", "batch")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

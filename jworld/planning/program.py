@@ -53,7 +53,7 @@ class Program:
             shardings=self.shardings,
             batch_shardings=self.batch_shardings,
             mesh=self.mesh,
-            loss_takes_average=self.system.loss_takes_ema,
+            loss_takes_ema=self.system.loss_takes_ema,
         )
 
     def lower(self) -> Any:

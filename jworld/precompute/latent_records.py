@@ -33,19 +33,21 @@ class LatentRecords:
         spec: training_data.Spec,
         transform: Callable[[text_store.TextStore, int], grain.transforms.RandomMap],
         min_frames: int,
+        fps: float,
     ) -> None:
         """`transform` makes examples of records with their text store and the global batch, `spec` describes them.
 
-        Clips of fewer than `min_frames` latent frames are refused.
+        Clips of fewer than `min_frames` latent frames are refused. `fps` is the frame rate of videos where no data set
+        states one.
         """
         self._config = config
         self._recording = run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
         self._encoding = run_config.section(demo_data.EncodingConfig, config.data.encoding, "data.encoding")
-        self._spec, self._transform, self._min_frames = spec, transform, min_frames
+        self._spec, self._transform, self._min_frames, self._fps = spec, transform, min_frames, fps
         self.expected = expected
 
     def prepare(self) -> None:
-        """See `training_data.TrainingData`."""
+        """See `systems.base.TrainingData`."""
         model = self._config.model
         demo_data.ensure(
             self._config.data.records,
@@ -56,7 +58,7 @@ class LatentRecords:
         )
 
     def batches(self, split: str) -> pipeline.BatchIterator:
-        """See `training_data.TrainingData`."""
+        """See `systems.base.TrainingData`."""
         directory = pathlib.Path(self._config.data.records)
         source = records.RecordSource(directory, split, min_frames=self._min_frames)
         records.check_manifest(source.manifest, self.expected, path=directory)
@@ -64,22 +66,22 @@ class LatentRecords:
         return training_data.batches(self._config, source, transform, self._spec, split=split)
 
     def keep(self, directory: pathlib.Path) -> None:
-        """See `training_data.TrainingData`."""
+        """See `systems.base.TrainingData`."""
         encoders_lib.copy(pathlib.Path(self._config.data.records), directory)
 
     def check_kept(self, directory: pathlib.Path) -> None:
-        """See `training_data.TrainingData`: another autoencoder speaks another language."""
+        """See `systems.base.TrainingData`: another autoencoder speaks another language."""
         if (directory / records.MANIFEST).is_file():
             known, path = records.read_manifest(directory)["autoencoder"], self._config.data.records
             expected = {f"autoencoder.{key}": known[key] for key in ("family", "hash") if key in known}
             records.check_manifest(records.read_manifest(path), expected, path=path)
 
     def find_problem(self, directory: pathlib.Path) -> str:
-        """See `training_data.TrainingData`."""
+        """See `systems.base.TrainingData`."""
         return encoders_lib.find_problem(directory, records.read_manifest(directory))
 
     def encoders(self, directory: pathlib.Path, *, given: EncoderOverrides, mesh: jax.sharding.Mesh) -> Encoders:
-        """See `training_data.TrainingData`."""
+        """See `systems.base.TrainingData`."""
         # What a model generates does not depend on what else the records hold.
         expected = {key: value for key, value in self.expected.items() if key != "arrays"}
         if (directory / records.MANIFEST).is_file():
@@ -91,4 +93,4 @@ class LatentRecords:
                 "knows: name a folder of records made for it with --encoders, or all of them with --autoencoder, "
                 "--text-encoder, --image-encoder and, if it reads glyphs, --glyph-encoder"
             )
-        return encoders_lib.open_given(given, expected, mesh=mesh)
+        return encoders_lib.open_given(given, expected, fps=self._fps, mesh=mesh)

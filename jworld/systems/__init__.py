@@ -1,21 +1,21 @@
-"""One system each: its model, its loss, its data and how it is sampled; the published ones, and autoencoders."""
+"""One folder per system: its model, loss, data, sampling and evaluation. This registry is the only list of them."""
 
 import pathlib
-from collections.abc import Callable
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
-from flax import nnx
 
+from jworld.systems import base
 from jworld.systems.autoencoder.system import Autoencoder
 from jworld.systems.cosmos.system import Cosmos
 from jworld.systems.matrix.system import Matrix
-from jworld.systems.theworld import original
 from jworld.systems.theworld.system import TheWorld
 from jworld.systems.worldplay.system import WorldPlay
 from jworld.utils import errors
 
-REGISTRY: dict[str, Callable[[ml_collections.ConfigDict], Any]] = {
+REGISTRY: dict[str, base.SystemType] = {
     "worldplay": WorldPlay,
     "cosmos": Cosmos,
     "matrix": Matrix,
@@ -24,40 +24,34 @@ REGISTRY: dict[str, Callable[[ml_collections.ConfigDict], Any]] = {
 }
 
 
-def recipe_from_json(path: pathlib.Path) -> str:
-    """The text of the recipe that does what a JSON config of an original says; TheWorld alone has such."""
-    return original.recipe(path)
-
-
-def create(config: ml_collections.ConfigDict) -> Any:
-    """The system that `config.system` names, built from the config."""
+def create(config: ml_collections.ConfigDict) -> base.AnySystem:
+    """Build the system that `config.system` names."""
     config = completed(config)
     return REGISTRY[config.system](config)
 
 
 def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with what its system reads of other folders' configs: with that kept, a run needs them no more."""
+    """Inline settings that the system reads from other runs' configs, so that the saved config is self-contained."""
     if config.system not in REGISTRY:
         raise errors.UserError(f"config.system is {config.system!r}, expected one of {', '.join(REGISTRY)}")
-    complete = getattr(REGISTRY[config.system], "completed", None)
-    return config if complete is None else complete(config)
+    return REGISTRY[config.system].completed(config)
 
 
-def training_init(system: Any) -> Callable[[nnx.Rngs], Any]:
-    """Makes the model as training holds it: with a frozen teacher, where there is one, which sampling does not need."""
-    return getattr(system, "init_training", system.init)
+def recipe_from_json(path: pathlib.Path) -> str:
+    """Return the recipe that does what a JSON training config of an original system describes.
+
+    Raises:
+      UserError: no system has such a config, or a value has no counterpart here.
+    """
+    for system in REGISTRY.values():
+        if (recipe := system.recipe_from_json(path)) is not None:
+            return recipe
+    raise errors.UserError(f"--from-json {path}: not a training config of an original system")
 
 
-def copies(system: Any) -> tuple[str, ...]:
-    """Parts of that model, by the first word of their paths, that begin as copies of the weights that are read."""
-    return getattr(system, "copies", ())
-
-
-def parts(system: Any) -> dict[str, pathlib.Path]:
-    """Parts of the model, by the first word of their paths, whose weights are those of other runs: their folders."""
-    return getattr(system, "parts", {})
-
-
-def loss_takes_average(system: Any) -> bool:
-    """Whether `system.loss` is given, behind the key, the model with averaged weights."""
-    return getattr(system, "loss_takes_average", False)
+def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> str | None:
+    """Return the command that trains on the records in `directory`, or None if they fit no recipe."""
+    for system in REGISTRY.values():
+        if (arguments := system.train_command(manifest, directory)) is not None:
+            return shlex.join(["python", "-m", "jworld.train", *arguments])
+    return None

@@ -12,18 +12,20 @@ Orbax checkpoint weights/ with its description import.json.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax import nnx
 
 from jworld import systems
+from jworld.data import media
 from jworld.encoders.model_encoders import EncoderOverrides
-from jworld.models.layers import lora
 from jworld.parallel import mesh as mesh_lib
+from jworld.systems import generation
+from jworld.systems.base import AnySystem, VideoSession
 from jworld.training import optimizers, weights
 from jworld.training import state as train_state
 from jworld.training.checkpoints import Checkpoints
@@ -39,14 +41,76 @@ IMPORTED, IMPORT_RECORD = "weights", "import.json"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model, ready to be sampled on its mesh."""
+    """A trained model, ready to be sampled on its mesh.
+
+    Attributes:
+      config: the resolved config.
+      system: what the config names.
+      model: the network; EMA weights are preferred.
+      encoders: what `system.data.encoders` opened.
+      step: training step of the weights; None for released and imported weights.
+      mesh: where the weights are.
+    """
 
     config: ml_collections.ConfigDict
-    system: Any
+    system: AnySystem
     model: nnx.Module
-    encoders: Any  # what `system.data.encoders` opened
+    encoders: Any
     step: int | None
     mesh: jax.sharding.Mesh
+
+    def session(self) -> VideoSession:
+        """Open a step-by-step video generation.
+
+        Raises:
+          UserError: the system does not generate videos.
+        """
+        return generation.video_system(self.system, self.config).session(self.model, self.encoders)
+
+    def generate(
+        self,
+        *,
+        image: np.ndarray | str | pathlib.Path | None = None,
+        prompt: str = "",
+        pose: str | None = None,
+        actions: str | None = None,
+        windows: int | None = None,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Generate a video, as `python -m jworld.generate` does.
+
+        Args:
+          image: first image uint8 [H, W, 3], first video [T, H, W, 3], or a file with one.
+          prompt: caption of the video.
+          pose: path of the camera, such as "w-3, right-4", for systems steered by --pose.
+          actions: control tokens, such as "D*3,DR*2", for systems steered by --actions.
+          windows: length of the video for models that are not steered (default: 1).
+          seed: random seed of the noise.
+
+        Returns:
+          Frames, uint8 [T, H, W, 3].
+
+        Raises:
+          UserError: an input is missing or does not fit the model.
+        """
+        system = generation.video_system(self.system, self.config)
+        start = generation.find_start(image, needed=system.needs_image)
+        steps = system.controls(generation.steering(system, pose=pose, actions=actions), windows)
+        frames: list[np.ndarray] = []
+        generation.roll_out(
+            self.session(), steps, mesh=self.mesh, image=start, prompt=prompt, seed=seed, take=frames.append
+        )
+        return np.concatenate(frames)
+
+    def answer(self, prompt: str, images: Sequence[np.ndarray | str | pathlib.Path] = ()) -> str:
+        """Answer a question about images, for systems that answer in text.
+
+        Raises:
+          UserError: the system generates videos, or the question or an image does not fit the model.
+        """
+        session = generation.text_system(self.system, self.config).session(self.model, self.encoders)
+        read = [media.read_image(image) if isinstance(image, str | pathlib.Path) else image for image in images]
+        return session.decode(generation.answer(session, read, prompt, mesh=self.mesh)[0])
 
 
 def load(
@@ -98,7 +162,7 @@ def load_model(
         run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
     )
     system = systems.create(config)
-    init = systems.training_init(system) if training else system.init
+    init = system.init_training if training else system.init
     graphdef, abstract, _ = train_state.abstract_state(init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh)
     params, found = load_params(directory, abstract.params, step)
     return nnx.merge(graphdef, params), found
@@ -145,79 +209,3 @@ def import_record(directory: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise errors.UserError(f"{path} is missing or damaged ({error}): import the weights again") from error
     return record
-
-
-def load_parts(initial: nnx.State, parts: Mapping[str, pathlib.Path]) -> nnx.State:
-    """`initial` with weights of other runs in some parts: first word of their paths -> folder; see `load_initial`."""
-    for name, directory in parts.items():
-        own, rest = nnx.split_state(initial, lambda path, _, name=name: path[0] == name, ...)
-        read, _ = load_initial(directory, own[name])
-        initial = nnx.merge_state(rest, nnx.State({name: read}))
-    return initial
-
-
-def load_initial(
-    directory: pathlib.Path, initial: nnx.State, *, copies: Sequence[str] = (), parts: Collection[str] = ()
-) -> tuple[nnx.State, list[str]]:
-    """The weights of `directory` to start training from, and notes for the user on what is not as it was there.
-
-    The parameters that the model in `directory` does not have, by its own config, stay `initial`: an action model
-    starts from a base without actions. All others are read, in the layout of `initial`, whose arrays are deleted
-    before: both at once could be too much for the devices. Adapters that this model has no place for are merged.
-    Parts whose paths begin with one of `copies` get copies of what was read. Of those that begin with one of `parts`,
-    which `load_parts` has read, no note says that they are new.
-
-    Raises:
-      UserError: the folder's model has parameters that this one lacks; something is missing, misshapen or damaged.
-    """
-    base = systems.create(run_config.load(directory))
-    with nnx.use_eager_sharding(False):
-        graphdef, shapes = nnx.split(nnx.eval_shape(lambda: base.init(nnx.Rngs(0))), nnx.Param)
-    here = {path for path, _ in nnx.to_flat_state(initial)}
-    known = {path for path, _ in nnx.to_flat_state(shapes)}
-    is_adapter = train_state.path_filter(lora.TRAINABLE)
-    adapters = {path for path in known - here if is_adapter(path, None)}
-    if lost := sorted("/".join(map(str, path)) for path in known - here - adapters):
-        raise errors.UserError(
-            f"config.init_from: the model in {directory} has parameters that this one lacks: {', '.join(lost)}: "
-            "give config.model the values of its config.json, or choose other weights"
-        )
-    replaced, kept = nnx.split_state(initial, lambda path, _: path in known, ...)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), replaced)
-    for array in jax.tree.leaves(replaced):
-        array.delete()
-    if adapters:
-        whole = _replicated(jax.tree.leaves(abstract)[0].sharding)
-        added, _ = nnx.split_state(shapes, lambda path, _: path in adapters, ...)
-        added = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), added)
-        abstract = nnx.merge_state(abstract, added)
-    params, _ = load_params(directory, abstract)
-    notes = []
-    if adapters:
-        model = nnx.merge(graphdef, params)
-        lora.merge(model)
-        params = nnx.state(model, nnx.Param)
-        notes.append("adapters in those weights are merged")
-    copied, kept = nnx.split_state(kept, lambda path, _: path[0] in copies and path[1:] in known, ...)
-    copied = _copies(copied, params)
-    if new := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept) if path[0] not in parts]:
-        notes.append(f"not in those weights, so new: {', '.join(new)}")
-    return nnx.merge_state(params, copied, kept), notes
-
-
-def _copies(parts: nnx.State, params: nnx.State) -> nnx.State:
-    """`parts` with the values, in its own dtype, that `params` has under the same paths without their first words."""
-    read, made = dict(nnx.to_flat_state(params)), []
-    for path, leaf in nnx.to_flat_state(parts):
-        dtype = leaf.dtype
-        leaf[...].delete()
-        # In a buffer of its own: a training step consumes both.
-        made.append((path, leaf.replace(jnp.array(read[path[1:]][...], dtype, copy=True))))
-    return nnx.from_flat_state(made)
-
-
-def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
-    """Every device of `sharding` has everything."""
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return sharding

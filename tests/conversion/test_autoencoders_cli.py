@@ -307,7 +307,7 @@ def test_normalisation_by_channel_has_no_place_in_some_programs(
     model.config = type(model.config)(**{**vars(model.config), "normalisation": normalisation})
     files.save(model, tmp_path / "own.safetensors")
     run("export", tmp_path / "own.safetensors", "--layout", "diffusers", "--output", tmp_path / "out")
-    assert "latents are normalised channel by channel" in capsys.readouterr().out
+    assert "latents are normalized per channel" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "config.json").read_text())["scaling_factor"] == 1.0
     assert converted.contents(tmp_path / "out") == converted.contents(folder / "hunyuan15")
 

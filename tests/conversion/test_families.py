@@ -208,7 +208,7 @@ def test_config_without_glyphs() -> None:
         (ORIGINAL, {"guidance_embed": True, "use_meanflow": True}, "guidance_embed is True.*use_meanflow is True"),
         (ORIGINAL, {"qk_norm_type": "layer"}, "qk_norm_type is 'layer'"),
         (ORIGINAL, {"out_channels": 16}, "out_channels is 16, which contradicts channels 32"),
-        (ORIGINAL, {"hidden_size": "2048"}, "hidden_size is '2048', which is no size"),
+        (ORIGINAL, {"hidden_size": "2048"}, "hidden_size is '2048', which is not a value of the right kind"),
         (ORIGINAL, {"hidden_size": True, "rope_dim_list": [64, 64]}, "hidden_size.*rope_dim_list"),
         (ORIGINAL, {"patch_size": [1, 2.5, 2]}, "patch_size"),
         (DIFFUSERS, {"use_meanflow": True}, "use_meanflow is True"),

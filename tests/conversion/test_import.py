@@ -17,11 +17,11 @@ from flax import nnx
 from parity_checks import hunyuan as parity
 
 from conversion import families, importing, resolving, sources, worldplay
-from jworld import systems, train
+from jworld import systems
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
-from jworld.systems import runs
+from jworld.systems import initial_weights, runs, training_job
 from jworld.training import optimizers
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
@@ -394,12 +394,17 @@ def start(directory: pathlib.Path, **model: Any) -> tuple[train_state.TrainState
         config.init_from = str(directory)
         config.model.update(model)
     system = systems.create(config)
+    job = types.SimpleNamespace(
+        config=config,
+        system=system,
+        optimizer=OPTIMIZER,
+        mesh=mesh_lib.make_mesh(devices=jax.devices()[:1]),
+        trainable=train_state.path_filter(OPTIMIZER.config.trainable),
+    )
+    printed: list[str] = []
     manager = types.SimpleNamespace(latest_step=lambda: None)
-    with train.console.capture() as printed:
-        _, state, _ = train.start(
-            config, system, OPTIMIZER, mesh_lib.make_mesh(devices=jax.devices()[:1]), None, manager
-        )
-    return state, printed.get()
+    _, state, _ = training_job.start(job, None, manager, message=printed.append)
+    return state, "\n".join(printed)
 
 
 def flat(params: nnx.State) -> dict[str, np.ndarray]:
@@ -450,5 +455,5 @@ def test_training_refuses_weights_of_another_model(
     _, params = abstract((tmp_path if other == "deeper" else folder) / other)
     initial = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     with pytest.raises(errors.UserError) as error:
-        runs.load_initial(folder / name, initial)
+        initial_weights.load_initial(folder / name, initial)
     assert part in str(error.value)

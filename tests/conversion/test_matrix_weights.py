@@ -33,7 +33,7 @@ from jworld import systems
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers import lora
-from jworld.systems import runs
+from jworld.systems import initial_weights, runs
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
@@ -205,7 +205,7 @@ def test_adapters_of_a_run(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
 
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     initial = jax.tree.map(lambda x: jax.device_put(jnp.zeros(x.shape), place), nnx.state(load(tmp_path / "base")))
-    params, notes = runs.load_initial(run, initial)
+    params, notes = initial_weights.load_initial(run, initial)
     assert notes == ["adapters in those weights are merged"]
     fused = nnx.state(load(tmp_path / "fused"))
     for mine, other in zip(jax.tree.leaves(params), jax.tree.leaves(fused), strict=True):

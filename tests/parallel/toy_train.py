@@ -20,6 +20,10 @@ import toy  # noqa: E402
 
 from jworld import systems, train  # noqa: E402
 from jworld.data import records, training_data  # noqa: E402
+from jworld.systems import (
+    base,  # noqa: E402
+    training_job,  # noqa: E402
+)
 from jworld.utils import errors  # noqa: E402
 
 FRAMES, RECORDS = 8, 64
@@ -47,7 +51,7 @@ class Example(grain.transforms.RandomMap):
 
 
 class Data:
-    """The part of `training_data.TrainingData` that training uses."""
+    """The part of `systems.base.TrainingData` that training uses."""
 
     def __init__(self, config: ml_collections.ConfigDict, spec: dict[str, records.ArraySpec]) -> None:
         self.config, self.spec = config, spec
@@ -73,10 +77,11 @@ class Data:
         return "a toy"
 
 
-class System:
+class System(base.BaseSystem[toy.Toy, None]):
     sample_name = "nothing"
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
+        super().__init__(config)
         self.data = Data(config, self.batch_spec(config.global_batch))
 
     def init(self, rngs: nnx.Rngs) -> toy.Toy:
@@ -106,5 +111,5 @@ if __name__ == "__main__":
         def fail(*_: Any) -> None:
             raise errors.UserError("this host is out of order")
 
-        train.check_encoders = fail
+        training_job.check_encoders = fail
     train.main()

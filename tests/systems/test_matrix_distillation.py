@@ -13,7 +13,7 @@ from flax import nnx
 from jworld import systems
 from jworld.diffusion import consistency, v_prediction, windows
 from jworld.parallel import axes, mesh
-from jworld.systems import runs
+from jworld.systems import initial_weights, runs
 from jworld.systems.matrix import distillation, objective
 from jworld.systems.matrix.system import Matrix
 from jworld.training import optimizers, step
@@ -92,7 +92,7 @@ class Training:
             run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=10
         )
         graphdef, state, shardings = train_state.create_state(
-            systems.training_init(self.system),
+            self.system.init_training,
             trainable=train_state.path_filter(config.optimizer.trainable),
             optimizer=self.optimizer,
             mesh=self.mesh,
@@ -115,7 +115,7 @@ class Training:
             shardings=shardings,
             batch_shardings=self.batch_shardings,
             mesh=self.mesh,
-            loss_takes_average=systems.loss_takes_average(self.system),
+            loss_takes_ema=self.system.loss_takes_ema,
         )
 
     def run(self, steps: int) -> list[float]:
@@ -193,11 +193,11 @@ def test_the_teacher_and_the_student_begin_as_what_was_read(
             shapes = nnx.state(nnx.eval_shape(lambda: init(nnx.Rngs(0))), nnx.Param)
         return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), shapes)
 
-    initial, stored = drawn(systems.training_init(system), 0), drawn(base.init, 1)
+    initial, stored = drawn(system.init_training, 0), drawn(base.init, 1)
     kept = flat(stored)
     monkeypatch.setattr(runs, "load_params", lambda directory, abstract: (stored, None))
     run_config.save(windows_config(), tmp_path)
-    params, notes = runs.load_initial(tmp_path, initial, copies=systems.copies(system))
+    params, notes = initial_weights.load_initial(tmp_path, initial, copies=system.copies)
     assert notes == ["not in those weights, so new: guidance/kernel"]
     found = flat(params)
     assert set(found) == {*kept, *(f"teacher/{name}" for name in kept), "guidance/kernel"}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny_systems import make_model
 
-from jworld import generate
 from jworld.cameras import driving
+from jworld.systems import generation
 from jworld.systems.matrix import sampling, streaming
 from jworld.systems.matrix.system import Matrix
 from jworld.utils import config as run_config
@@ -258,4 +258,4 @@ def test_bad_actions_are_told(system: Matrix, actions: str | None, windows: int 
 def test_the_stream_needs_a_picture(system: Matrix) -> None:
     assert system.steering == "--actions"
     with pytest.raises(errors.UserError, match="--image is missing"):
-        generate.find_start(None, needed=system.needs_image)
+        generation.find_start(None, needed=system.needs_image)

@@ -11,13 +11,15 @@ import pytest
 from flax import nnx
 from tiny_systems import make_batch, make_model
 
-from jworld import systems, train
+from jworld import systems
 from jworld.cameras import driving
 from jworld.diffusion import v_prediction
 from jworld.parallel import axes, mesh
+from jworld.systems import training_job
 from jworld.systems.matrix import evaluation, objective
 from jworld.systems.matrix.session import ClipSession, Controls
 from jworld.systems.matrix.system import Matrix
+from jworld.systems.training_job import TrainingJob
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
 from jworld.utils import errors
@@ -231,8 +233,12 @@ def test_configs_that_contradict_themselves(changes: dict[str, Any], message: st
 
 def test_a_stage_wants_the_one_before(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.UserError, match=r"absent has no config\.json.*make that run first"):
-        train.check_initial(make_config(init_from=str(tmp_path / "absent")))
-    train.check_initial(make_config("matrix_lora.py:base"))
+        check_folders(make_config(init_from=str(tmp_path / "absent")), tmp_path / "run")
+    check_folders(make_config("matrix_lora.py:base"), tmp_path / "run")
+
+
+def check_folders(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    training_job.check_folders(TrainingJob.from_config(config, workdir), overwrite=False)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from jworld import systems, train
 from jworld.systems.theworld import original
+from jworld.systems.training_job import TrainingJob
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
 from jworld.utils.errors import UserError
@@ -69,7 +70,7 @@ def test_a_printed_recipe_trains_as_the_original(tmp_path: pathlib.Path, capsys:
     assert system.data.set.draw_boxes
     assert system.clip.lengths == (512, 1024, 1500)
     assert trains(config.optimizer.trainable) == ["world", "vision", "projector", "language", "encoder"]
-    assert train.hub_config(config).repo == "me/model"
+    assert TrainingJob.from_config(config, tmp_path).hub.repo == "me/model"
     assert (config.checkpoint.interval, config.log.wandb) == (50, "online")
 
 

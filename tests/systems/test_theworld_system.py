@@ -21,7 +21,7 @@ from jworld.evaluation import results
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld
 from jworld.parallel import mesh
-from jworld.systems import runs
+from jworld.systems import initial_weights, runs
 from jworld.systems.theworld import objective
 from jworld.systems.theworld.evaluation import vsr
 from jworld.training import checkpoints, optimizers
@@ -222,7 +222,7 @@ def test_what_one_stage_freezes_the_next_may_train(tmp_path: pathlib.Path) -> No
         manager.save(first, {})
     config.optimizer.trainable = "(world|language)/.*"
     _, second, _ = train_state.create_state(systems.create(config).init, trainable=nnx.Param, **common)
-    params, new = runs.load_initial(tmp_path, second.params)
+    params, new = initial_weights.load_initial(tmp_path, second.params)
     assert not new
     assert {leaf.dtype for leaf in jax.tree.leaves(params["language"])} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(params["vision"])} == {jnp.dtype("bfloat16")}

@@ -21,7 +21,7 @@ from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.model import TheWorld
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
-from jworld.systems import runs
+from jworld.systems import initial_weights, runs
 from jworld.systems.cosmos.sampling import SampleConfig, WindowSampler
 from jworld.systems.theworld import objective, world_steps
 from jworld.training import optimizers, step, weights
@@ -299,9 +299,9 @@ def test_a_stage_with_steps_begins_as_one_without_ended(tmp_path: pathlib.Path, 
         model = make_model(system)
     graphdef, new = nnx.split(model)
     new["world"]["temporal"][...] = jnp.zeros((1 + STEPS, 48))
-    parts = systems.parts(system)
-    params = runs.load_parts(new, parts)
-    params, notes = runs.load_initial(former, params, parts=parts)
+    parts = system.parts
+    params = initial_weights.load_parts(new, parts)
+    params, notes = initial_weights.load_initial(former, params, parts=parts)
     assert notes == ["not in those weights, so new: world/temporal"]
     expected = nnx.state(network, nnx.Param)
     for leaf, other in zip(jax.tree.leaves(params["predictor"]), jax.tree.leaves(expected), strict=True):
@@ -322,7 +322,7 @@ def test_without_steps_nothing_is_read() -> None:
     assert systems.completed(config) is config
     system = systems.create(config)
     assert system.model_config.predictor is None
-    assert systems.parts(system) == {}
+    assert system.parts == {}
     with nnx.use_eager_sharding(False):
         paths = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))), nnx.Param))
     assert not [path for path, _ in paths if path[0] == "predictor" or "temporal" in path]

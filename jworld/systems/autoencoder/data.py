@@ -197,7 +197,7 @@ class DecodedVideos:
                 )
 
     def prepare(self) -> None:
-        """See `TrainingData`."""
+        """See `systems.base.TrainingData`."""
         output = pathlib.Path(self._config.data.records)
         if (output / records.MANIFEST).is_file():
             return
@@ -230,24 +230,24 @@ class DecodedVideos:
         return files
 
     def batches(self, split: str) -> pipeline.BatchIterator:
-        """See `TrainingData`."""
+        """See `systems.base.TrainingData`."""
         source = Videos(self.open(), split, frames=self.clip.frames)
         return training_data.batches(self._config, source, CutClip(self.clip), self._spec, split=split)
 
     def keep(self, directory: pathlib.Path) -> None:
-        """See `TrainingData`: the manifest, which knows the frame rate."""
+        """See `systems.base.TrainingData`: the manifest, which knows the frame rate."""
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.open().directory / records.MANIFEST, directory / records.MANIFEST)
 
     def check_kept(self, directory: pathlib.Path) -> None:
-        """See `TrainingData`: any frames will do."""
+        """See `systems.base.TrainingData`: any frames will do."""
 
     def find_problem(self, directory: pathlib.Path) -> str:
-        """See `TrainingData`: nothing but frames is needed."""
+        """See `systems.base.TrainingData`: nothing but frames is needed."""
         return ""
 
     def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> FrameFiles:
-        """See `TrainingData`; a `UserError` where the user names encoders, which nothing would use."""
+        """See `systems.base.TrainingData`; a `UserError` where the user names encoders, which nothing would use."""
         if given.flags():
             raise UserError(
                 f"{', '.join(given.flags())}: the checkpoint is an autoencoder, which is measured on frames and knows "

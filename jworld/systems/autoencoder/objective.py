@@ -1,6 +1,7 @@
 """What an autoencoder is trained for: pixels, their differences, and a posterior that stays near a unit Gaussian."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jworld.models.autoencoders import linear, network
 from jworld.models.autoencoders.latents import Posterior
 from jworld.utils import errors
 
-Batch = dict[str, jax.Array]
+Batch = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

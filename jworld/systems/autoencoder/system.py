@@ -14,6 +14,7 @@ from jworld.data import records
 from jworld.evaluation import results
 from jworld.models.autoencoders import files, network
 from jworld.models.autoencoders.latents import Normalisation
+from jworld.systems import base
 from jworld.systems.autoencoder import data, evaluation, objective
 from jworld.utils import config as run_config
 from jworld.utils import errors
@@ -35,7 +36,7 @@ class SampleConfig:
             raise ValueError(f"{self.clips} clips of {self.frames} frames, expected at least one of each")
 
 
-class Autoencoder:
+class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
     """Model, batch, loss and reconstructions of one run, built from its config.
 
     Raises:
@@ -43,29 +44,26 @@ class Autoencoder:
     """
 
     sample_name: ClassVar[str] = "reconstruction"
-    #: It shows videos.
-    makes_text: ClassVar[bool] = False
-    #: The option of `python -m jworld.generate` that steers the model.
-    steering: ClassVar[str] = "--pose"
-    #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ("--episodes", "--revisits", *results.QUESTION_OPTIONS)
 
     def __init__(self, config: ml_collections.ConfigDict):
+        super().__init__(config)
         self.network, self.model_config = _network(config.model)
-        self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
-        self.sample = run_config.section(SampleConfig, config.sample, "sample")
+        self.objective = self.read(objective.ObjectiveConfig, "loss")
+        self.sample = self.read(SampleConfig, "sample")
         if config.optimizer.name != "adamw":
             raise errors.UserError(
                 f"config.optimizer.name is {config.optimizer.name!r}, expected 'adamw': the convolutions of the "
-                "autoencoders are no matrices"
+                "autoencoders are not matrices"
             )
-        self.clip = run_config.section(data.ClipConfig, config.data.clip, "data.clip")
+        self.clip = self.read(data.ClipConfig, "data.clip")
         self._check_sizes()
         self.data = data.DecodedVideos(config, spec=self.batch_spec(config.global_batch))
+        self._sections["data.videos"] = self.data.videos
 
-    def sections(self) -> dict[str, Any]:
-        """The parts of the config that this system reads as they are, by name, with every default filled in."""
-        return {"loss": self.objective, "sample": self.sample, "data.clip": self.clip, "data.videos": self.data.videos}
+    @property
+    def evaluation_flags(self) -> frozenset[str]:
+        """See `System`: frames are all that is needed."""
+        return frozenset()
 
     def _check_sizes(self) -> None:
         space, time = self.model_config.spatial_ratio, self.model_config.temporal_ratio
@@ -101,17 +99,10 @@ class Autoencoder:
     def step_flops(self, global_batch: int, sizes: Any = None) -> None:
         """There is no formula for the convolutions yet: speeds are given without a share of the peak."""
 
-    def controls(self, pose: str | None, windows: int | None) -> list[results.Action]:
-        """There is nothing to steer: a UserError."""
-        raise errors.UserError(
-            "the checkpoint is an autoencoder, which generates nothing by itself: python -m jworld.evaluate shows its "
-            "reconstructions"
-        )
-
-    def sample_rollout(
+    def make_sample(
         self, model: network.VideoAutoencoder, encoders: data.FrameFiles, config: ml_collections.ConfigDict
     ) -> results.Comparison:
-        """Held-out clips beside their reconstructions."""
+        """See `System`: held-out clips and their reconstructions."""
         reconstruct = evaluation.reconstructor(model)
         return evaluation.sample(reconstruct, self.data.open(), count=self.sample.clips, frames=self.sample.frames)
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -20,64 +21,45 @@ from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.precompute import latent_records
-from jworld.systems import adapters, checks
+from jworld.systems import adapters, base
 from jworld.systems.cosmos import data, evaluation, objective
 from jworld.systems.cosmos.sampling import SampleConfig
 from jworld.systems.cosmos.session import Session
-from jworld.utils import config as run_config
 from jworld.utils import errors
 
+#: Input format of a data set -> the variant of the recipe that trains on its records.
+VARIANTS = {"cosmos": "2b", "bridge": "2b_action"}
 
-class Cosmos:
+
+class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
     """Model, batch, loss and session of one run, built from its config.
 
     Raises:
       UserError: a key of the config is unknown, of the wrong type, or contradicts another.
     """
 
+    fps: ClassVar[float] = 16.0
     sample_name: ClassVar[str] = "continuation"
-    #: It shows videos.
-    makes_text: ClassVar[bool] = False
-    #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--pose"
-    #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ("--revisits", *results.QUESTION_OPTIONS)
-    #: Videos continue a picture.
-    needs_image: ClassVar[bool] = True
 
     def __init__(self, config: ml_collections.ConfigDict):
-        self.model_config = run_config.section(CosmosConfig, adapters.network(config), "model")
-        self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
-        self.clip = run_config.section(data.ClipConfig, config.data.clip, "data.clip")
-        self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
-        self.units = run_config.section(pose_strings.Units, config.sample.get("motion", {}), "sample.motion")
-        self.lora = adapters.section(config)
+        super().__init__(config)
+        self.model_config = self.read(CosmosConfig, "model", adapters.network(config))
+        self.objective = self.read(objective.ObjectiveConfig, "loss")
+        self.clip = self.read(data.ClipConfig, "data.clip")
+        self.sample = self.read(SampleConfig, "sample.rollout")
+        self.units = self.read(pose_strings.Units, "sample.motion")
+        self.patch = self.model_config.patch_size[1:]
         self._check_fit(config.mesh.sequence)
-        self.data = latent_records.LatentRecords(
-            config,
-            expected=self.manifest_expectations(),
-            spec=self.batch_spec(config.global_batch),
-            transform=self.transform,
-            min_frames=self.clip.window_frames,
-        )
+        self.open_records(min_frames=self.clip.window_frames)
 
-    def sections(self) -> dict[str, Any]:
-        """The parts of the config that this system reads, by name, with every default filled in."""
-        return {
-            "model": self.model_config,
-            "loss": self.objective,
-            "data.clip": self.clip,
-            "sample.rollout": self.sample,
-            "sample.motion": self.units,
-            **({} if self.lora is None else {"model.lora": self.lora}),
-        }
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Tokens of one latent frame."""
-        height, width = self.clip.latent_size
-        return height // self.model_config.patch_size[1] * (width // self.model_config.patch_size[2])
+    @staticmethod
+    def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
+        """See `SystemType`: records made from the layouts of its own data sets."""
+        variant = VARIANTS.get(manifest["source"])
+        if variant is None or "prompt" not in manifest["arrays"]:
+            return None
+        return [f"--config=configs/cosmos_video2world.py:{variant}", f"--config.data.records={directory}"]
 
     @property
     def motion_steps(self) -> int:
@@ -86,8 +68,8 @@ class Cosmos:
 
     def _check_fit(self, sequence: int) -> None:
         model, clip = self.model_config, self.clip
-        checks.latents_fit_patches(clip.latent_size, model.patch_size[1:])
-        checks.frames_fit_mesh(clip.window_frames, sequence)
+        self.check_patches()
+        self.check_frames(sequence)
         if bool(clip.actions) != (model.action_dim is not None):
             raise errors.UserError(
                 f"config.data.clip.actions is {clip.actions!r} but config.model.action_dim is {model.action_dim}: set "
@@ -106,8 +88,24 @@ class Cosmos:
         if model.views is not None:
             raise errors.UserError("config.model.views: training with several cameras is not supported, leave it None")
 
-    def init(self, rngs: nnx.Rngs) -> CosmosTransformer:
-        return adapters.adapted(CosmosTransformer(self.model_config, rngs=rngs), self.lora, rngs=rngs)
+    def network(self, rngs: nnx.Rngs) -> CosmosTransformer:
+        """See `LatentVideoSystem`."""
+        return CosmosTransformer(self.model_config, rngs=rngs)
+
+    def attention_calls(self) -> list[base.AttentionCall]:
+        """See `System`: the tokens of a window among themselves, and to the text."""
+        model, tokens = self.model_config, self.clip.window_frames * self.tokens_per_frame
+        return [
+            base.AttentionCall(
+                name=name,
+                implementation=model.attention,
+                lengths=(tokens, keys),
+                heads=model.num_heads,
+                head_dim=model.head_dim,
+                dtype=model.dtype,
+            )
+            for name, keys in (("video", tokens), ("text", self.clip.text_tokens))
+        ]
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """What one training batch holds: name -> shape, dtype, logical axes."""
@@ -133,18 +131,14 @@ class Cosmos:
             "text_encoder.dim": self.model_config.text_dim,
         }
 
-    def transform(self, text_store: text_stores.TextStore, global_batch: int) -> data.FirstFrames:
+    def transform(self, store: text_stores.TextStore, global_batch: int) -> data.FirstFrames:
         """Record -> training example."""
-        return data.FirstFrames(self.clip, text_store=text_store)
+        return data.FirstFrames(self.clip, text_store=store)
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Scalar float32 loss and further metrics; everything random comes from `key`."""
         assert isinstance(model, CosmosTransformer)
         return objective.loss(model, batch, objective.draw(key, batch["latent"].shape, self.objective))
-
-    def step_tokens(self, global_batch: int) -> int:
-        """Tokens of the videos in one training step."""
-        return global_batch * self.clip.window_frames * self.tokens_per_frame
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """Useful floating-point operations of one training step, by the formula of `models/cosmos/flops.py`.
@@ -207,10 +201,10 @@ class Cosmos:
         """A video, window by window."""
         return Session(model, encoders, sample=self.sample, clip=self.clip)
 
-    def sample_rollout(
+    def make_sample(
         self, model: CosmosTransformer, encoders: Encoders, config: ml_collections.ConfigDict
     ) -> results.Comparison:
-        """A held-out clip beside its continuation."""
+        """See `System`: a held-out clip and its continuation."""
         return evaluation.sample(self.session(model, encoders), config)
 
     def evaluate(

@@ -14,7 +14,7 @@ import safetensors.numpy
 from jworld.cameras import driving
 from jworld.encoders import registry, sources, torch_models
 from jworld.systems.matrix import data
-from jworld.utils import files
+from jworld.utils import files, pretrained
 from jworld.utils.errors import exit_on_user_error
 
 _PARTS = ("text_encoder", "tokenizer")
@@ -37,7 +37,7 @@ def encode(source: str, options: registry.Options) -> np.ndarray:
     folder = sources.open_folder(source, parts=_PARTS)
     weights = sources.part(folder, "text_encoder")
     sources.check_model_type(weights, expected=("clip", "clip_text_model"), kind=_KIND)
-    tokenizer = torch_models.load_tokenizer(sources.part(folder, "tokenizer"))
+    tokenizer = pretrained.load_tokenizer(sources.part(folder, "tokenizer"))
     device = torch_models.resolve_device(options)
     model = torch_models.load_model(
         "CLIPTextModelWithProjection",

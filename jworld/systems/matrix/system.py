@@ -4,7 +4,9 @@ The stages are one network: stage 1 trains adapters on it, stage 2 the control b
 whose frames have times of their own. `config.optimizer.trainable` says what trains, `config.loss.kind` what is learnt.
 """
 
+import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -24,48 +26,48 @@ from jworld.models.cogvideox import flops
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.precompute import latent_records
-from jworld.systems import adapters, checks
+from jworld.systems import adapters, base
 from jworld.systems.matrix import data, distillation, evaluation, objective, stream_evaluation, streaming
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
-from jworld.utils import config as run_config
 from jworld.utils import errors
 
+#: The recipes that train on records of the system's own format, without and with control tokens.
+RECIPES = ("configs/matrix_lora.py:2b", "configs/matrix_control.py:2b")
 
-class Matrix:
+
+class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
     """Model, batch, loss and session of one run, built from its config.
 
     Raises:
       UserError: a key of the config is unknown, of the wrong type, or contradicts another.
     """
 
-    #: The option of `python -m jworld.generate` that steers the model.
+    fps: ClassVar[float] = 16.0
     steering: ClassVar[str] = "--actions"
-    #: It shows videos.
-    makes_text: ClassVar[bool] = False
-    #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ("--revisits", *results.QUESTION_OPTIONS)
-    #: Of the model as training holds it.
     copies: ClassVar[tuple[str, ...]] = (distillation.TEACHER,)
 
     def __init__(self, config: ml_collections.ConfigDict):
-        self.model_config = run_config.section(CogVideoXConfig, adapters.network(config), "model")
-        self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
-        self.clip = run_config.section(data.ClipConfig, config.data.clip, "data.clip")
-        self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
-        self.lora = adapters.section(config)
+        super().__init__(config)
+        self.model_config = self.read(CogVideoXConfig, "model", adapters.network(config))
+        self.objective = self.read(objective.ObjectiveConfig, "loss")
+        self.clip = self.read(data.ClipConfig, "data.clip")
+        self.sample = self.read(SampleConfig, "sample.rollout")
+        self.patch = (self.model_config.patch_size, self.model_config.patch_size)
         self.alphas = v_prediction.alphas_cumprod(snr_shift=self.objective.snr_shift)
         self._check_fit(config.mesh.sequence)
         if self.distils:
             self._check_distillation(config)
-        self.data = latent_records.LatentRecords(
-            config,
-            expected=self.manifest_expectations(),
-            spec=self.batch_spec(config.global_batch),
-            transform=self.transform,
-            min_frames=self.clip.least_latents,
-        )
+        self.open_records(min_frames=self.clip.least_latents)
+
+    @staticmethod
+    def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
+        """See `SystemType`: records made from the layout of its own data set."""
+        arrays = manifest["arrays"]
+        if manifest["source"] != "matrix" or "prompt" not in arrays:
+            return None
+        posterior = [] if "logvar" in arrays else ["--config.data.clip.posterior=False"]
+        return [f"--config={RECIPES['control' in arrays]}", *posterior, f"--config.data.records={directory}"]
 
     @property
     def sample_name(self) -> str:
@@ -83,29 +85,13 @@ class Matrix:
         return self.objective.kind == "consistency"
 
     @property
-    def loss_takes_average(self) -> bool:
-        """See `systems.loss_takes_average`."""
+    def loss_takes_ema(self) -> bool:
+        """See `System`."""
         return self.distils and self.objective.target == "average"
-
-    def sections(self) -> dict[str, Any]:
-        """The parts of the config that this system reads, by name, with every default filled in."""
-        return {
-            "model": self.model_config,
-            "loss": self.objective,
-            "data.clip": self.clip,
-            "sample.rollout": self.sample,
-            **({} if self.lora is None else {"model.lora": self.lora}),
-        }
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Tokens of one latent frame."""
-        height, width = self.clip.latent_size
-        return height // self.model_config.patch_size * (width // self.model_config.patch_size)
 
     def _check_fit(self, sequence: int) -> None:
         model, clip = self.model_config, self.clip
-        checks.latents_fit_patches(clip.latent_size, (model.patch_size, model.patch_size))
+        self.check_patches()
         if sequence > 0 and self.tokens_per_frame % sequence:
             raise errors.UserError(
                 f"config.mesh.sequence is {sequence}, which does not divide the {self.tokens_per_frame} tokens of a "
@@ -132,7 +118,7 @@ class Matrix:
                 f"set it to {distillation.TRAINABLE!r}"
             )
         averages = config.optimizer.get("ema_decay", 0) or config.optimizer.get("ema_rate", 0)
-        if self.loss_takes_average and not averages:
+        if self.loss_takes_ema and not averages:
             raise errors.UserError(
                 "config.loss.target is 'average', but the optimizer keeps none: set config.optimizer.ema_decay, "
                 "such as to 0.95"
@@ -143,11 +129,27 @@ class Matrix:
                 "drawn: set config.model.guidance_dim, such as to 512, or make both scales equal"
             )
 
-    def init(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
-        return adapters.adapted(CogVideoXTransformer(self.model_config, rngs=rngs), self.lora, rngs=rngs)
+    def network(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
+        """See `LatentVideoSystem`."""
+        return CogVideoXTransformer(self.model_config, rngs=rngs)
+
+    def attention_calls(self) -> list[base.AttentionCall]:
+        """See `System`: text and video tokens in one sequence."""
+        model = self.model_config
+        tokens = model.text_tokens + self.clip.window_frames * self.tokens_per_frame
+        return [
+            base.AttentionCall(
+                name="text and video",
+                implementation=model.attention,
+                lengths=(tokens, tokens),
+                heads=model.num_heads,
+                head_dim=model.head_dim,
+                dtype=model.dtype,
+            )
+        ]
 
     def init_training(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
-        """See `systems.training_init`."""
+        """See `System`."""
         if not self.distils:
             return self.init(rngs)
         return distillation.StudentTeacher(self.model_config, teacher_dtype=self.objective.teacher_dtype, rngs=rngs)
@@ -177,11 +179,11 @@ class Matrix:
             **({"controls": list(driving.TOKENS)} if self.clip.controls == "tokens" else {}),
         }
 
-    def transform(self, text_store: text_stores.TextStore, global_batch: int) -> data.TakeLatents:
+    def transform(self, store: text_stores.TextStore, global_batch: int) -> data.TakeLatents:
         """Record -> training example."""
         return data.TakeLatents(
             self.clip,
-            text_store=text_store,
+            text_store=store,
             text_tokens=self.model_config.text_tokens,
             table=self.control_table(),
             null_states=self.distils,
@@ -193,25 +195,21 @@ class Matrix:
         return None if dim is None else data.control_table(self.clip.control_states, dim)
 
     def loss(
-        self, model: nnx.Module, batch: objective.Batch, key: jax.Array, average: nnx.Module | None = None
+        self, model: nnx.Module, batch: objective.Batch, key: jax.Array, ema_model: nnx.Module | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Scalar float32 loss and further metrics; everything random comes from `key`.
 
-        `average` is the model with averaged weights, where `loss_takes_average`.
+        `ema_model` is the model with EMA weights, where `loss_takes_ema`.
         """
         assert isinstance(model, CogVideoXTransformer)
         if self.distils:
             if not isinstance(model, distillation.StudentTeacher):
                 raise errors.UserError("the weights have no teacher, so nothing can be learnt or measured of its loss")
-            target = model if average is None else average
+            target = model if ema_model is None else ema_model
             assert isinstance(target, CogVideoXTransformer)
             return distillation.loss(model, target, batch, key, self.objective, self.alphas), {}
         draws = objective.draw(key, batch["latent"].shape, self.objective)
         return objective.velocity_loss(model, objective.example_of(batch), draws, self.alphas), {}
-
-    def step_tokens(self, global_batch: int) -> int:
-        """Tokens of the videos in one training step."""
-        return global_batch * self.clip.window_frames * self.tokens_per_frame
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """Useful floating-point operations of one training step, by the formula of `models/cogvideox/flops.py`.
@@ -301,7 +299,7 @@ class Matrix:
             mid_clip=self.clip.start == "middle",
         )
 
-    def sample_rollout(
+    def make_sample(
         self, model: CogVideoXTransformer, encoders: Encoders, config: ml_collections.ConfigDict
     ) -> results.Comparison:
         """A clip or stream made of a held-out caption and its controls, beside what was recorded there."""

@@ -154,6 +154,10 @@ class Session:
         self._state = prefill(self.model, batch, steps=self.max_tokens, frames=frames)
         self._count, self._over = 0, False
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens."""
+        return self.prompts.tokenizer.decode(list(tokens))
+
     def step(self) -> int | None:
         """The next token of the answer; None when it is over."""
         if self._over or self._count == self.max_tokens:

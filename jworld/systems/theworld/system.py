@@ -1,7 +1,7 @@
 """TheWorld: Gemma-3 that reads the world; model, batch, loss and session from one config."""
 
 import pathlib
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import ml_collections
@@ -15,21 +15,21 @@ from jworld.evaluation import results
 from jworld.models.cosmos import flops as cosmos_flops
 from jworld.models.gemma3 import flops
 from jworld.models.gemma3.config import Gemma3Config
+from jworld.models.layers.attention import Causal, Mask, SlidingWindow
 from jworld.models.layers.flops import Sizes, trained_share, training
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld as TheWorldModel
-from jworld.systems import adapters
-from jworld.systems.theworld import answering, objective, world_steps
+from jworld.systems import adapters, base
+from jworld.systems.theworld import answering, objective, original, world_steps
 from jworld.systems.theworld.evaluation import report
 from jworld.training import state as train_state
-from jworld.utils import config as run_config
-from jworld.utils import errors, files, indices
+from jworld.utils import errors, indices
 
 #: Keys of `config.model` that are no fields of Gemma-3.
 _OTHER = ("world", "lora", "frozen_dtype", world_steps.PREDICTOR)
 
 
-class TheWorld:
+class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
     """Model, batch, loss and session of one run, built from its config.
 
     Raises:
@@ -37,51 +37,48 @@ class TheWorld:
     """
 
     sample_name: ClassVar[str] = "answers"
-    #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = ("--episodes", "--revisits")
-    #: It answers in text: `python -m jworld.generate` prints tokens.
-    makes_text: ClassVar[bool] = True
 
     def __init__(self, config: ml_collections.ConfigDict):
-        gemma = {key: value for key, value in config.model.items() if key not in _OTHER}
-        told = config.model.get("world")
-        world = None if told is None else run_config.section(WorldConfig, told, "model.world")
-        self.model_config = TheWorldConfig(
-            gemma=run_config.section(Gemma3Config, gemma, "model"),
-            world=world,
-            predictor=world_steps.section(config, world),
+        super().__init__(config)
+        gemma = self.read(
+            Gemma3Config, "model", {key: value for key, value in config.model.items() if key not in _OTHER}
         )
-        self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
-        self.sample = run_config.section(answering.SampleConfig, config.sample.rollout, "sample.rollout")
+        world = self.read(WorldConfig, "model.world") if config.model.get("world") is not None else None
+        predictor = world_steps.section(config, world)
+        if predictor is not None:
+            self._sections[f"model.{world_steps.PREDICTOR}"] = predictor
+        self.model_config = TheWorldConfig(gemma=gemma, world=world, predictor=predictor)
+        self.objective = self.read(objective.ObjectiveConfig, "loss")
+        self.sample = self.read(answering.SampleConfig, "sample.rollout")
+        self.data = Conversations(config, image_tokens=gemma.image_tokens)
+        self._sections |= self.data.sections()
         self.lora = adapters.section(config)
+        if self.lora is not None:
+            self._sections["model.lora"] = self.lora
         self._trainable, self._frozen_dtype = config.optimizer.trainable, config.model.get("frozen_dtype")
-        self.data = Conversations(config, image_tokens=self.model_config.gemma.image_tokens)
         self._questions = config.sample.questions
         self._check_fit()
 
     @staticmethod
     def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-        """See `systems.completed`."""
+        """See `SystemType`: the hyper-parameters of the predictor of world steps."""
         return world_steps.completed(config)
+
+    @staticmethod
+    def recipe_from_json(path: pathlib.Path) -> str | None:
+        """See `SystemType`."""
+        return original.recipe(path)
+
+    @property
+    def evaluation_flags(self) -> frozenset[str]:
+        """See `System`."""
+        return frozenset({"--benchmark", "--data", "--images", "--split", "--limit", "--batch"})
 
     @property
     def parts(self) -> dict[str, pathlib.Path]:
-        """See `systems.parts`."""
+        """See `System`: the predictor of world steps."""
         world = self.model_config.world
         return {} if world is None or world.steps == 0 else {world_steps.PREDICTOR: pathlib.Path(world.predictor)}
-
-    def sections(self) -> dict[str, Any]:
-        """The parts of the config that this system reads, by name, with every default filled in."""
-        world, predictor = self.model_config.world, self.model_config.predictor
-        return {
-            "model": self.model_config.gemma,
-            **({} if world is None else {"model.world": world}),
-            **({} if predictor is None else {f"model.{world_steps.PREDICTOR}": predictor}),
-            "loss": self.objective,
-            "sample.rollout": self.sample,
-            **self.data.sections(),
-            **({} if self.lora is None else {"model.lora": self.lora}),
-        }
 
     @property
     def clip(self) -> batches.ClipConfig:
@@ -157,41 +154,65 @@ class TheWorld:
         # The solver asks once more at the end.
         return (world.predictor_steps + 1) * one.total
 
-    def prompts(self, kept: RunEncoders) -> answering.Prompts:
+    def attention_calls(self) -> list[base.AttentionCall]:
+        """See `System`: text layers of both kinds, and the vision tower."""
+        gemma, tokens = self.model_config.gemma, self.fused_tokens
+        masks: dict[str, Mask] = {"sliding": SlidingWindow(gemma.window), "full": Causal()}
+        calls = [
+            base.AttentionCall(
+                name=f"text, {kind} layers",
+                implementation=gemma.attention,
+                mask=masks[kind],
+                key_mask=True,
+                lengths=(tokens, tokens),
+                heads=gemma.num_heads,
+                head_dim=gemma.head_dim,
+                dtype=gemma.dtype,
+            )
+            for kind in dict.fromkeys(gemma.kinds)
+        ]
+        vision = base.AttentionCall(
+            name="vision tower",
+            implementation=gemma.attention,
+            lengths=(gemma.patches**2, gemma.patches**2),
+            heads=gemma.vision_heads,
+            head_dim=gemma.vision_width // gemma.vision_heads,
+            dtype=gemma.dtype,
+        )
+        return [*calls, vision]
+
+    def prompts(self, encoders: RunEncoders) -> answering.Prompts:
         """Questions as the model reads them."""
-        return answering.Prompts(kept.tokenizer, clip=self.clip, multiple=self.sample.prompt_multiple)
+        return answering.Prompts(encoders.tokenizer, clip=self.clip, multiple=self.sample.prompt_multiple)
 
-    def session(self, model: TheWorldModel, kept: RunEncoders) -> answering.Session:
+    def session(self, model: TheWorldModel, encoders: RunEncoders) -> answering.Session:
         """A conversation about images."""
-        return answering.Session(model, self.prompts(kept), max_tokens=self.sample.max_tokens)
+        return answering.Session(model, self.prompts(encoders), max_tokens=self.sample.max_tokens)
 
-    def answers(self, model: TheWorldModel, kept: RunEncoders, *, frames: int | None = None) -> answering.Answers:
+    def answers(self, model: TheWorldModel, encoders: RunEncoders, *, frames: int | None = None) -> answering.Answers:
         """Answers by the batch, from all `frames` of the world, or 1 for the image alone, or 0 without the world."""
-        return answering.Answers(model, self.prompts(kept), frames=frames)
+        return answering.Answers(model, self.prompts(encoders), frames=frames)
 
-    def sample_answers(
-        self, model: TheWorldModel, kept: RunEncoders, folder: pathlib.Path, console: rich.console.Console
-    ) -> None:
-        """Print the answers to some held-out questions, and write them to answers.json in `folder`."""
+    def make_sample(
+        self, model: TheWorldModel, encoders: RunEncoders, config: ml_collections.ConfigDict
+    ) -> results.Answers:
+        """See `System`: answers to `config.sample.questions` held-out questions."""
         source = self.data.source("val")
         rows = [source[number] for number in indices.evenly(len(source), self._questions)]
-        seen = [[image_files.read(place, source.directory) for place in row.places] for row in rows]
-        asked = [row.turns[0].text for row in rows]
-        said = self.answers(model, kept)(seen, asked, max_tokens=self.sample.max_tokens)
-        entries = [
-            {"question": question, "answer": answer, "truth": row.turns[1].text}
-            for question, answer, row in zip(asked, said, rows, strict=True)
-        ]
-        for entry in entries:
-            console.print(f"{entry['question']} -> {entry['answer']} (truth: {entry['truth']})", markup=False)
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / f"{self.sample_name}.json", entries)
-        console.print(f"wrote {folder / self.sample_name}.json")
+        images = [[image_files.read(place, source.directory) for place in row.places] for row in rows]
+        questions = [row.turns[0].text for row in rows]
+        answers = self.answers(model, encoders)(images, questions, max_tokens=self.sample.max_tokens)
+        return results.Answers(
+            rows=[
+                {"question": question, "answer": answer, "truth": row.turns[1].text}
+                for question, answer, row in zip(questions, answers, rows, strict=True)
+            ]
+        )
 
     def evaluate(
         self,
         model: TheWorldModel,
-        kept: RunEncoders,
+        encoders: RunEncoders,
         config: ml_collections.ConfigDict,
         options: results.Options,
         console: rich.console.Console,
@@ -206,8 +227,5 @@ class TheWorld:
         else:
             ways = {"with world steps": world.frames} if world.steps else {}
             ways |= {"with world": 1, "without": 0}
-        answers = {name: self.answers(model, kept, frames=frames) for name, frames in ways.items()}
+        answers = {name: self.answers(model, encoders, frames=frames) for name, frames in ways.items()}
         return report.evaluate(answers, self.data, options, console)
-
-    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
-        """Every mesh serves: what does not divide stays whole."""

@@ -1,6 +1,7 @@
 """The WorldPlay system: model, batch, loss and session from one config."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -19,15 +20,14 @@ from jworld.evaluation.held_out import Controls
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
+from jworld.models.layers.attention import ChunkCausal
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.precompute import latent_records
-from jworld.systems import adapters, checks
-from jworld.systems.worldplay import data, evaluation, objective, rollout
+from jworld.systems import adapters, base
+from jworld.systems.worldplay import data, evaluation, import_data, objective, rollout
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession
 from jworld.systems.worldplay.latents import LatentSession, MemoryConfig, SampleConfig
 from jworld.systems.worldplay.session import Session
-from jworld.utils import config as run_config
 from jworld.utils import errors
 
 # Seed of the Monte-Carlo points of memory selection; the points are a constant of the method, not of a run.
@@ -39,30 +39,25 @@ SESSIONS: dict[str, type[LatentSession]] = {
 }
 
 
-class WorldPlay:
+class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
     """Model, batch, loss and session of one run, built from its config.
 
     Raises:
       UserError: a key of the config is unknown, of the wrong type, or contradicts another.
     """
 
+    fps: ClassVar[float] = 24.0
     sample_name: ClassVar[str] = "rollout"
-    #: It shows videos.
-    makes_text: ClassVar[bool] = False
-    #: The option of `python -m jworld.generate` that steers the model.
     steering: ClassVar[str] = "--pose"
-    #: Options of `python -m jworld.evaluate` that mean nothing here.
-    unused_options: ClassVar[tuple[str, ...]] = results.QUESTION_OPTIONS
-    #: Videos continue a picture.
-    needs_image: ClassVar[bool] = True
 
     def __init__(self, config: ml_collections.ConfigDict):
-        self.model_config = run_config.section(HunyuanConfig, adapters.network(config), "model")
-        self.objective = run_config.section(objective.ObjectiveConfig, config.loss, "loss")
-        self.clip = run_config.section(data.ClipConfig, config.data.clip, "data.clip")
-        self.sample = run_config.section(SampleConfig, config.sample.rollout, "sample.rollout")
-        self.units = run_config.section(pose_strings.Units, config.sample.get("motion", {}), "sample.motion")
-        self.lora = adapters.section(config)
+        super().__init__(config)
+        self.model_config = self.read(HunyuanConfig, "model", adapters.network(config))
+        self.objective = self.read(objective.ObjectiveConfig, "loss")
+        self.clip = self.read(data.ClipConfig, "data.clip")
+        self.sample = self.read(SampleConfig, "sample.rollout")
+        self.units = self.read(pose_strings.Units, "sample.motion")
+        self.patch = self.model_config.patch_size[1:]
         self.memory = MemoryConfig(
             chunk_frames=self.clip.chunk_frames,
             memory_frames=self.clip.memory_frames,
@@ -70,24 +65,17 @@ class WorldPlay:
         )
         rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
-        self.data = latent_records.LatentRecords(
-            config,
-            expected=self.manifest_expectations(),
-            spec=self.batch_spec(config.global_batch),
-            transform=self.transform,
-            min_frames=self.clip.window_frames,
-        )
+        self.open_records(min_frames=self.clip.window_frames)
 
-    def sections(self) -> dict[str, Any]:
-        """The parts of the config that this system reads, by name, with every default filled in."""
-        return {
-            "model": self.model_config,
-            "loss": self.objective,
-            "data.clip": self.clip,
-            "sample.rollout": self.sample,
-            "sample.motion": self.units,
-            **({} if self.lora is None else {"model.lora": self.lora}),
-        }
+    @staticmethod
+    def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
+        """See `SystemType`: records with cameras, actions, a first image and captions."""
+        return import_data.train_command(manifest, directory)
+
+    @property
+    def evaluation_flags(self) -> frozenset[str]:
+        """See `System`."""
+        return frozenset({"--episodes", "--revisits"})
 
     @property
     def chunk_frames(self) -> int:
@@ -101,11 +89,33 @@ class WorldPlay:
                 f"config.data.clip.glyph_tokens is {clip.glyph_tokens} but config.model.glyph_dim is "
                 f"{model.glyph_dim}: set both, or 0 and None"
             )
-        checks.latents_fit_patches(clip.latent_size, model.patch_size[1:])
-        checks.frames_fit_mesh(clip.window_frames, sequence)
+        self.check_patches()
+        self.check_frames(sequence)
 
-    def init(self, rngs: nnx.Rngs) -> HunyuanTransformer:
-        return adapters.adapted(HunyuanTransformer(self.model_config, rngs=rngs), self.lora, rngs=rngs)
+    def network(self, rngs: nnx.Rngs) -> HunyuanTransformer:
+        """See `LatentVideoSystem`."""
+        return HunyuanTransformer(self.model_config, rngs=rngs)
+
+    def attention_calls(self) -> list[base.AttentionCall]:
+        """See `System`: the video tokens of a window follow those of its text."""
+        clip, model = self.clip, self.model_config
+        chunk, prefix = (
+            clip.chunk_frames * self.tokens_per_frame,
+            clip.text_tokens + clip.glyph_tokens + clip.vision_tokens,
+        )
+        tokens = clip.window_frames * self.tokens_per_frame
+        return [
+            base.AttentionCall(
+                name="video",
+                implementation=model.attention,
+                mask=ChunkCausal(chunk, prefix),
+                key_mask=True,
+                lengths=(tokens, prefix + tokens),
+                heads=model.num_heads,
+                head_dim=model.head_dim,
+                dtype=model.dtype,
+            )
+        ]
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """What one training batch holds: name -> shape, dtype, logical axes."""
@@ -144,9 +154,9 @@ class WorldPlay:
             **({} if model.glyph_dim is None else {"glyph_encoder.dim": model.glyph_dim}),
         }
 
-    def transform(self, text_store: text_stores.TextStore, global_batch: int) -> data.SampleWindow:
+    def transform(self, store: text_stores.TextStore, global_batch: int) -> data.SampleWindow:
         """Record -> training example."""
-        return data.SampleWindow(self.clip, points=self.points(), text_store=text_store, global_batch=global_batch)
+        return data.SampleWindow(self.clip, points=self.points(), text_store=store, global_batch=global_batch)
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Scalar float32 loss and further metrics; everything random comes from `key`."""
@@ -154,16 +164,6 @@ class WorldPlay:
         chunk = self.clip.chunk_frames
         draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
         return objective.loss(model, batch, draws, chunk_frames=chunk, shift=self.objective.shift)
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Tokens of one latent frame."""
-        height, width = self.clip.latent_size
-        return height * width // (self.model_config.patch_size[1] * self.model_config.patch_size[2])
-
-    def step_tokens(self, global_batch: int) -> int:
-        """Video tokens of one training step; those of text and image conditioning are not counted."""
-        return global_batch * self.clip.window_frames * self.tokens_per_frame
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """Useful floating-point operations of one training step, by the formula of `models/hunyuan/flops.py`.
@@ -221,10 +221,10 @@ class WorldPlay:
         )
         return Session(latents, encoders, clip=self.clip, units=self.units)
 
-    def sample_rollout(
+    def make_sample(
         self, model: HunyuanTransformer, encoders: Encoders, config: ml_collections.ConfigDict
     ) -> results.Comparison:
-        """The rollout of `config.sample` beside its truth."""
+        """See `System`: the rollout of `config.sample`."""
         return rollout.sample(self.session(model, encoders), config)
 
     def evaluate(

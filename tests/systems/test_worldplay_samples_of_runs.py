@@ -1,20 +1,16 @@
 """Rollouts beside the recorded truth: controls of a walk, scripts, chunks, pictures, and what a run's end writes."""
 
-import contextlib
 import dataclasses
-import io
 
 import numpy as np
 import PIL.Image
 import pytest
-import rich.console
 import tiny_run
 
-from jworld import rollouts
 from jworld.cameras import actions, pose_strings
 from jworld.data import records
 from jworld.data.recording import episodes
-from jworld.evaluation import contact_sheets, held_out, results
+from jworld.evaluation import contact_sheets, held_out, results, samples
 from jworld.systems import runs
 from jworld.systems.worldplay import rollout
 from jworld.systems.worldplay.session import centre_crop
@@ -196,9 +192,10 @@ def test_video_has_even_size_and_both_halves():
 
 
 def test_sample_of_a_run_is_written(folder):
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        rollouts.sample_run(folder, rich.console.Console(soft_wrap=True))
-    assert "rollout.mp4" in output.getvalue()
+    run = runs.load(folder)
+    made = run.system.make_sample(run.model, run.encoders, run.config)
+    lines = samples.write(made, folder / "samples", run.system.sample_name, fps=run.encoders.fps)
+    assert "rollout.mp4" in lines[-1]
     video = episodes.read_video(folder / "samples" / "rollout.mp4")
     assert video.shape == (29, 2 * (192 + contact_sheets.LINE), 256, 3)
     with PIL.Image.open(folder / "samples" / "rollout.png") as sheet:

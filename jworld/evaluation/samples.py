@@ -1,0 +1,35 @@
+"""Samples of a finished run as files."""
+
+import pathlib
+
+from jworld.data.recording import episodes
+from jworld.evaluation import contact_sheets, results
+from jworld.utils import files
+
+
+def write(samples: results.Comparison | results.Answers, folder: pathlib.Path, name: str, *, fps: float) -> list[str]:
+    """Write `folder`/`name`.mp4 and .png, or .json for answers in text.
+
+    Args:
+      samples: what to write.
+      folder: made if absent.
+      name: of the files, without suffix.
+      fps: frame rate of the video.
+
+    Returns:
+      Lines for the user: what the samples show, and the files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(samples, results.Answers):
+        path = folder / f"{name}.json"
+        files.write_json(path, samples.rows)
+        lines = [f"{row['question']} -> {row['answer']} (truth: {row['truth']})" for row in samples.rows]
+        return [*lines, f"wrote {path}"]
+    video, sheet = folder / f"{name}.mp4", folder / f"{name}.png"
+    episodes.write_video(video, contact_sheets.video(samples), fps=fps)
+    contact_sheets.contact_sheet([samples]).save(sheet)
+    lines = []
+    for chunk in samples.chunks:
+        value = "" if chunk.psnr is None else f": {chunk.psnr:.1f} dB"
+        lines.append(f"{name}, frames {chunk.start}-{chunk.stop - 1} ({chunk.action}){value}")
+    return [*lines, f"wrote {video} and {sheet}: recorded truth above, prediction below"]

@@ -1,0 +1,414 @@
+"""What a system is: the Protocols that commands call, and base classes with what systems share.
+
+A system is one object built from a run's config. `System` is what training, evaluation and planning call. `VideoSystem`
+and `TextSystem` add what `generate` and interactive front ends call. `SystemType` is what the registry holds.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+
+import grain
+import jax
+import ml_collections
+import numpy as np
+import PIL.Image
+import rich.console
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jworld.data import pipeline, records
+from jworld.data.records import text_store
+from jworld.encoders.model_encoders import EncoderOverrides, Encoders
+from jworld.evaluation import results
+from jworld.models.layers.attention import Implementation, Intervals, Mask
+from jworld.models.layers.flops import Sizes
+from jworld.precompute.latent_records import LatentRecords
+from jworld.systems import adapters
+from jworld.utils import config as run_config
+from jworld.utils import errors
+
+Batch = Mapping[str, jax.Array]
+#: A system's model, and what it samples with: its encoders.
+Model = TypeVar("Model", bound=nnx.Module)
+RunEncoders = TypeVar("RunEncoders")
+OpenedEncoders = TypeVar("OpenedEncoders", covariant=True)
+Section = TypeVar("Section")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """The largest attention of one kind in a training step, as `layers.attention.attention` receives it.
+
+    Attributes:
+      name: which attention this is.
+      implementation: value of the config.
+      mask, key_mask: the structured mask, and whether keys are padded.
+      lengths: tokens of queries and keys.
+      heads, head_dim: of the queries.
+      dtype: of queries, keys and values.
+    """
+
+    name: str
+    implementation: Implementation
+    lengths: tuple[int, int]
+    heads: int
+    head_dim: int
+    dtype: DTypeLike
+    mask: Mask | Intervals | None = None
+    key_mask: bool = False
+
+
+class TrainingData(Protocol[OpenedEncoders]):
+    """The data set that a config names."""
+
+    def prepare(self) -> None:
+        """Make the set where it is absent and the config describes how."""
+
+    def batches(self, split: str) -> pipeline.BatchIterator:
+        """Return this process's batches; a `UserError` if the set is absent, damaged or made for another model."""
+
+    def keep(self, directory: pathlib.Path) -> None:
+        """Store in `directory`, part of a run's folder, what sampling needs of the set."""
+
+    def check_kept(self, directory: pathlib.Path) -> None:
+        """Raise a `UserError` where this set does not fit a model whose run stored `directory`."""
+
+    def find_problem(self, directory: pathlib.Path) -> str:
+        """Return why `encoders` cannot open `directory`, in one sentence; "" if it can."""
+
+    def encoders(self, directory: pathlib.Path, *, given: EncoderOverrides, mesh: jax.sharding.Mesh) -> OpenedEncoders:
+        """Open what `keep` stored in `directory`; `given` are encoders that the user names, `mesh` is the model's."""
+
+
+class VideoSession(Protocol):
+    """Step-by-step generation of a video in constant memory."""
+
+    def reset(self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0) -> None:
+        """Start a video from an image uint8 [H, W, 3], a video [T, H, W, 3], or None where `needs_image` is false."""
+
+    def step(self, action: Any) -> np.ndarray:
+        """Return the next frames, uint8 [T, H, W, 3]; `action` is the `control` of one `results.Action`."""
+
+
+class TextSession(Protocol):
+    """Token-by-token generation of an answer."""
+
+    def reset(self, images: Sequence[PIL.Image.Image | np.ndarray], prompt: str) -> None:
+        """Start an answer to `prompt` about `images`."""
+
+    def step(self) -> int | None:
+        """Return the next token, or None at the end of the answer."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens."""
+
+
+class System(Protocol[Model, RunEncoders]):
+    """What training, evaluation and planning call."""
+
+    @property
+    def model_config(self) -> Any:
+        """The network's hyper-parameters, a frozen dataclass."""
+
+    @property
+    def data(self) -> TrainingData[RunEncoders]:
+        """The data set that the config names."""
+
+    @property
+    def sample_name(self) -> str:
+        """File name, without suffix, of the sample that a finished run shows."""
+
+    @property
+    def evaluation_flags(self) -> frozenset[str]:
+        """Optional flags of `jworld.evaluate` that this system uses, such as --revisits."""
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """First words of the paths of parameters that start as copies of the initial weights."""
+
+    @property
+    def parts(self) -> Mapping[str, pathlib.Path]:
+        """First words of the paths of parameters that come from other runs, and the folders of those runs."""
+
+    @property
+    def loss_takes_ema(self) -> bool:
+        """Whether `loss` receives the model with EMA weights as a fourth argument."""
+
+    def sections(self) -> dict[str, Any]:
+        """Return the config sections that this system reads, by dotted name: dataclasses with every default filled."""
+
+    def init(self, rngs: nnx.Rngs) -> Model:
+        """Build the model that is sampled."""
+
+    def init_training(self, rngs: nnx.Rngs) -> Model:
+        """Build the model as training holds it, for example with a frozen teacher."""
+
+    def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
+        """Return shape, dtype and logical axes of every array of a training batch."""
+
+    def loss(self, model: Model, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return the scalar float32 loss and further metrics; all randomness comes from `key`."""
+
+    def step_tokens(self, global_batch: int) -> int:
+        """Return the tokens of one training step."""
+
+    def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float | None:
+        """Return the useful operations of one training step, or None without a formula.
+
+        `sizes` holds trained and frozen parameters by part; without it all weights count as trained.
+        """
+
+    def attention_calls(self) -> list[AttentionCall]:
+        """Return the attention calls of a training step for which a backend is chosen."""
+
+    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
+        """Raise a `UserError` where sampling cannot run on the mesh."""
+
+    def make_sample(
+        self, model: Model, encoders: RunEncoders, config: ml_collections.ConfigDict
+    ) -> results.Comparison | results.Answers:
+        """Sample what `config.sample` asks for, next to the held-out truth."""
+
+    def evaluate(
+        self,
+        model: Model,
+        encoders: RunEncoders,
+        config: ml_collections.ConfigDict,
+        options: results.Options,
+        console: rich.console.Console,
+    ) -> results.Report:
+        """Measure the model on held-out data."""
+
+
+@runtime_checkable
+class VideoSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
+    """A system that generates videos."""
+
+    @property
+    def steering(self) -> str:
+        """The flag of `jworld.generate` that steers the model: --pose or --actions."""
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether a video continues an image or a video."""
+
+    def controls(self, steering: str | None, windows: int | None) -> list[results.Action]:
+        """Parse the value of the steering flag and the number of windows into one action per session step."""
+
+    def session(self, model: Model, encoders: RunEncoders) -> VideoSession:
+        """Open a session."""
+
+
+@runtime_checkable
+class TextSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
+    """A system that answers questions in text."""
+
+    def session(self, model: Model, encoders: RunEncoders) -> TextSession:
+        """Open a session."""
+
+    def answers(self, model: Model, encoders: RunEncoders) -> Callable[..., list[str]]:
+        """Return a function that answers batches of questions."""
+
+
+#: A system whose model and encoders only its own code needs to know; `runs.Run` keeps the three together.
+AnySystem = System[Any, Any]
+
+
+class SystemType(Protocol):
+    """A class of systems, as the registry holds it."""
+
+    def __call__(self, config: ml_collections.ConfigDict) -> AnySystem:
+        """Build a system from a run's config; a `UserError` names a wrong key."""
+
+    def completed(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        """Inline settings that the system reads from other runs' configs, so that a saved config is self-contained."""
+
+    def train_command(self, manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
+        """Return the command that trains on a data set with this manifest, or None if no recipe of the system fits."""
+
+    def recipe_from_json(self, path: pathlib.Path) -> str | None:
+        """Return a recipe's text for a JSON training config of the original, or None if it is not one."""
+
+
+class BaseSystem(Generic[Model, RunEncoders]):
+    """Defaults of the optional members of `System` and `SystemType`, and the reading of config sections."""
+
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        self.config = config
+        self._sections: dict[str, Any] = {}
+
+    def read(self, cls: type[Section], name: str, values: Mapping[str, Any] | None = None) -> Section:
+        """Return the config section `name`, for example "data.clip", as a `cls`; an absent section has its defaults.
+
+        Args:
+          cls: frozen dataclass of the section.
+          name: dotted name below `config`.
+          values: use these values instead of those at `name`.
+
+        Raises:
+          UserError: a key is unknown or has a wrong type or value.
+        """
+        node: Any = self.config
+        if values is None:
+            for key in name.split("."):
+                node = node.get(key, {})
+        section = run_config.section(cls, node if values is None else values, name)
+        self._sections[name] = section
+        return section
+
+    def sections(self) -> dict[str, Any]:
+        """See `System`."""
+        return dict(self._sections)
+
+    @staticmethod
+    def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        """See `SystemType`; by default nothing is read from other configs."""
+        return config
+
+    @staticmethod
+    def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
+        """See `SystemType`; by default no data set names this system."""
+        return None
+
+    @staticmethod
+    def recipe_from_json(path: pathlib.Path) -> str | None:
+        """See `SystemType`; by default there is no such format."""
+        return None
+
+    @property
+    def evaluation_flags(self) -> frozenset[str]:
+        """See `System`."""
+        return frozenset({"--episodes"})
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """See `System`."""
+        return ()
+
+    @property
+    def parts(self) -> Mapping[str, pathlib.Path]:
+        """See `System`."""
+        return {}
+
+    @property
+    def loss_takes_ema(self) -> bool:
+        """See `System`."""
+        return False
+
+    def init(self, rngs: nnx.Rngs) -> Model:
+        """See `System`."""
+        raise NotImplementedError
+
+    def init_training(self, rngs: nnx.Rngs) -> Model:
+        """See `System`; by default training and sampling use the same model."""
+        return self.init(rngs)
+
+    def attention_calls(self) -> list[AttentionCall]:
+        """See `System`; by default no backend is chosen."""
+        return []
+
+    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
+        """See `System`; by default every mesh works, because what it does not divide stays whole."""
+
+
+class LatentClip(Protocol):
+    """What a `ClipConfig` of latents has: frames of a training window, and height and width of a latent frame."""
+
+    @property
+    def latent_size(self) -> tuple[int, int]: ...
+
+    @property
+    def window_frames(self) -> int: ...
+
+
+Clip = TypeVar("Clip", bound=LatentClip)
+
+
+class LatentVideoSystem(BaseSystem[Model, Encoders], Generic[Model, Clip]):
+    """Base of systems that train a transformer on latents of videos.
+
+    A subclass reads its sections, sets `clip` and `patch`, and then calls `open_records`.
+
+    Attributes:
+      clip: the training window.
+      patch: latent pixels (height, width) of a token.
+      lora: adapters of `config.model.lora`, or None.
+      data: the records of `config.data`.
+      fps: frame rate of the published models' videos, for weights without a data set.
+    """
+
+    fps: ClassVar[float]
+    clip: Clip
+    patch: tuple[int, int]
+    data: LatentRecords
+
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        super().__init__(config)
+        self.lora = adapters.section(config)
+        if self.lora is not None:
+            self._sections["model.lora"] = self.lora
+
+    def network(self, rngs: nnx.Rngs) -> Model:
+        """Build the network without adapters."""
+        raise NotImplementedError
+
+    def manifest_expectations(self) -> dict[str, Any]:
+        """Return what the manifest of a data set must have for this model: dotted key -> value."""
+        raise NotImplementedError
+
+    def transform(self, store: text_store.TextStore, global_batch: int) -> grain.transforms.RandomMap:
+        """Return the transform from records to training examples."""
+        raise NotImplementedError
+
+    def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
+        """See `System`."""
+        raise NotImplementedError
+
+    def open_records(self, *, min_frames: int) -> None:
+        """Set `data`; clips of fewer than `min_frames` latent frames are refused."""
+        self.data = LatentRecords(
+            self.config,
+            expected=self.manifest_expectations(),
+            spec=self.batch_spec(self.config.global_batch),
+            transform=self.transform,
+            min_frames=min_frames,
+            fps=self.fps,
+        )
+
+    def init(self, rngs: nnx.Rngs) -> Model:
+        """See `System`."""
+        return adapters.adapted(self.network(rngs), self.lora, rngs=rngs)
+
+    @property
+    def needs_image(self) -> bool:
+        """See `VideoSystem`."""
+        return True
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one latent frame."""
+        (height, width), (rows, columns) = self.clip.latent_size, self.patch
+        return height // rows * (width // columns)
+
+    def step_tokens(self, global_batch: int) -> int:
+        """See `System`; text and image conditioning do not count."""
+        return global_batch * self.clip.window_frames * self.tokens_per_frame
+
+    def check_patches(self) -> None:
+        """Raise a `UserError` where a latent frame does not divide into patches."""
+        if any(size % patch for size, patch in zip(self.clip.latent_size, self.patch, strict=True)):
+            raise errors.UserError(
+                f"config.data.clip.latent_size is {tuple(self.clip.latent_size)}, expected multiples of "
+                f"config.model.patch_size {self.patch}"
+            )
+
+    def check_frames(self, sequence: int) -> None:
+        """Raise a `UserError` where `sequence` devices cannot split the latent frames of a window evenly."""
+        frames = self.clip.window_frames
+        if sequence > 0 and frames % sequence:
+            raise errors.UserError(
+                f"config.mesh.sequence is {sequence}, which does not divide config.data.clip.window_frames {frames}: "
+                "choose a divisor of it"
+            )

@@ -1,0 +1,138 @@
+"""Generation with an open session, shared by `jworld.generate`, the Python API and interactive front ends."""
+
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from jworld.data import media
+from jworld.evaluation import results
+from jworld.systems.base import AnySystem, TextSession, TextSystem, VideoSession, VideoSystem
+from jworld.utils import compilation, errors
+
+
+def video_system(system: AnySystem, config: ml_collections.ConfigDict) -> VideoSystem[Any, Any]:
+    """Return `system` as one that generates videos, or raise a `UserError`."""
+    if not isinstance(system, VideoSystem):
+        raise errors.UserError(
+            f"the checkpoint is of the system {config.system!r}, which generates no videos: measure it with python -m "
+            "jworld.evaluate, or give another --checkpoint"
+        )
+    return system
+
+
+def text_system(system: AnySystem, config: ml_collections.ConfigDict) -> TextSystem[Any, Any]:
+    """Return `system` as one that answers in text, or raise a `UserError`."""
+    if not isinstance(system, TextSystem):
+        raise errors.UserError(f"the checkpoint is of the system {config.system!r}, which does not answer in text")
+    return system
+
+
+def steering(system: VideoSystem[Any, Any], *, pose: str | None, actions: str | None) -> str | None:
+    """Return the value of the flag that steers the system; a `UserError` if another one is given."""
+    given = {"--pose": pose, "--actions": actions}
+    for flag, text in given.items():
+        if text is not None and flag != system.steering:
+            raise errors.UserError(
+                f"{flag} {text}: this model is steered by {system.steering}: see python -m jworld.generate --help"
+            )
+    return given[system.steering]
+
+
+def find_start(image: np.ndarray | str | pathlib.Path | None, *, needed: bool) -> np.ndarray | None:
+    """Return the first image or video as an array.
+
+    Raises:
+      UserError: a model needs one and there is none, or a model that ignores it gets one, or it cannot be read.
+    """
+    if needed and image is None:
+        raise errors.UserError("--image is missing: the model continues an image: give a PNG, JPEG or MP4 file")
+    if not needed and image is not None:
+        name = "" if isinstance(image, np.ndarray) else f" {image}"
+        raise errors.UserError(f"--image{name}: the model makes clips from a caption alone: leave --image out")
+    return media.read_start(pathlib.Path(image)) if isinstance(image, str | pathlib.Path) else image
+
+
+def roll_out(
+    session: VideoSession,
+    actions: Sequence[results.Action],
+    *,
+    mesh: jax.sharding.Mesh,
+    image: np.ndarray | None,
+    prompt: str,
+    seed: int,
+    take: Callable[[np.ndarray], object],
+    advance: Callable[[], object] = lambda: None,
+) -> tuple[list[int], dict[str, Any]]:
+    """Generate chunk by chunk.
+
+    Args:
+      session: open session; it is reset.
+      actions: one per chunk.
+      mesh: that of the model.
+      image: first image or video, or None.
+      prompt: caption.
+      seed: random seed of the noise.
+      take: receives the frames of every chunk.
+      advance: called after every chunk.
+
+    Returns:
+      Frames of every chunk, and timings in seconds; compilation is counted separately.
+    """
+    counts, spans = [], []
+    with compilation.CompileTimes() as compiling, jax.set_mesh(mesh):
+        began = time.time()
+        session.reset(image, prompt, seed=seed)
+        ready = time.time()
+        for action in actions:
+            start = time.time()
+            frames = session.step(action.control)
+            spans.append((start, time.time()))
+            take(frames)
+            counts.append(len(frames))
+            advance()
+    seconds = [end - start - compiling.seconds(start, end) for start, end in spans]
+    return counts, {
+        "compile_seconds": compiling.seconds(began, spans[-1][1]),
+        "start_seconds": ready - began - compiling.seconds(began, ready),
+        "chunk_seconds": seconds,
+        "chunk_p50_seconds": float(np.percentile(seconds, 50)),
+        "chunk_p95_seconds": float(np.percentile(seconds, 95)),
+        "frames_per_second": sum(counts) / sum(seconds),
+    }
+
+
+def answer(
+    session: TextSession,
+    images: Sequence[np.ndarray],
+    prompt: str,
+    *,
+    mesh: jax.sharding.Mesh,
+    take: Callable[[int], object] = lambda token: None,
+) -> tuple[list[int], dict[str, float]]:
+    """Answer a question token by token; `take` receives every token.
+
+    Returns:
+      The tokens, and timings in seconds; compilation is counted separately.
+    """
+    tokens: list[int] = []
+    moments = []
+    with compilation.CompileTimes() as compiling, jax.set_mesh(mesh):
+        began = time.time()
+        session.reset(images, prompt)
+        ready = time.time()
+        while (token := session.step()) is not None:
+            tokens.append(token)
+            take(token)
+            moments.append(time.time())
+    last = moments[-1] if moments else ready
+    spent = last - ready - compiling.seconds(ready, last)
+    return tokens, {
+        "compile_seconds": compiling.seconds(began, last),
+        "start_seconds": ready - began - compiling.seconds(began, ready),
+        "tokens_per_second": len(tokens) / spent if spent > 0 else 0.0,
+    }

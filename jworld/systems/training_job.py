@@ -1,0 +1,190 @@
+"""A training run before its first step: what it consists of, the checks that precede it, and its initial state."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import numpy as np
+import rich.table
+from flax import nnx
+
+from jworld import systems
+from jworld.data import pipeline, records
+from jworld.parallel import mesh as mesh_lib
+from jworld.systems import initial_weights, runs
+from jworld.systems.base import AnySystem
+from jworld.training import checkpoints, hub, metrics, optimizers
+from jworld.training import state as train_state
+from jworld.utils import config as run_config
+from jworld.utils import errors
+
+#: A resumed run may have other values here: they do not change what is computed.
+MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "sample.", "data.threads", "data.prefetch", "model.remat")
+
+State = train_state.TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingJob:
+    """What a config trains, and where. Nothing touches a device before `mesh` is used.
+
+    Attributes:
+      config: the resolved config.
+      workdir: folder of the run.
+      system: what the config names.
+      spec: arrays of a training batch.
+      optimizer: built from `config.optimizer`.
+      log, hub: sections of the config.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    system: AnySystem
+    spec: dict[str, records.ArraySpec]
+    optimizer: optimizers.Optimizer
+    log: metrics.LogConfig
+    hub: hub.HubConfig
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> "TrainingJob":
+        """Build all parts; a `UserError` names a wrong key."""
+        config = systems.completed(config)
+        system = systems.create(config)
+        return cls(
+            config=config,
+            workdir=workdir,
+            system=system,
+            spec=system.batch_spec(config.global_batch),
+            optimizer=optimizers.make_optimizer(
+                run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
+            ),
+            log=run_config.section(metrics.LogConfig, config.log, "log"),
+            hub=run_config.section(hub.HubConfig, config.checkpoint.get("hub", {}), "checkpoint.hub"),
+        )
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The mesh of the config on all devices; a `UserError` if they or the batch do not fit."""
+        mesh = mesh_lib.make_mesh(**self.config.mesh)
+        mesh_lib.check_batch(mesh, self.config.global_batch, self.config.optimizer.get("accumulate", 1))
+        return mesh
+
+    @property
+    def trainable(self) -> train_state.PathFilter:
+        """The filter of parameters that train."""
+        return train_state.path_filter(self.optimizer.config.trainable)
+
+
+def describe(job: TrainingJob) -> rich.table.Table:
+    """Return a table of parameters, mesh and batch, without data, weights, or the devices of the mesh."""
+    config = job.config
+    with nnx.use_eager_sharding(False):
+        abstract = nnx.state(nnx.eval_shape(lambda: job.system.init_training(nnx.Rngs(0))), nnx.Param)
+    sizes = train_state.sizes(*nnx.split_state(abstract, job.trainable, ...))
+    trained, total = np.sum([*sizes.values()], axis=0)
+    table = rich.table.Table("", "", show_header=False)
+    table.add_row("parameters", f"{total:,}")
+    table.add_row("trainable", f"{trained:,}")
+    table.add_row("mesh", ", ".join(f"{name} {size}" for name, size in config.mesh.items()))
+    table.add_row("steps", f"{config.steps:,} of global batch {config.global_batch:,}")
+    for name, entry in job.spec.items():
+        table.add_row(f"batch {name}", f"{np.dtype(entry.dtype).name} {list(entry.shape)}")
+    return table
+
+
+def check_folders(job: TrainingJob, *, overwrite: bool) -> None:
+    """Check the workdir and the initial weights before data are made for them.
+
+    Raises:
+      UserError: the workdir is of another run, or `config.init_from` has no weights.
+    """
+    if not overwrite:
+        _check_workdir(job.config, job.workdir)
+    initial = job.config.init_from
+    starts = overwrite or not (job.workdir / runs.CHECKPOINTS).is_dir()
+    if starts and initial and not (pathlib.Path(initial) / run_config.FILE_NAME).is_file():
+        raise errors.UserError(
+            f"config.init_from: {initial} has no {run_config.FILE_NAME}, so no weights to start from: make "
+            "that run first (the recipe's first lines name it), or name others with --config.init_from"
+        )
+
+
+def _check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    if (workdir / run_config.FILE_NAME).is_file():
+        stored = run_config.load(workdir)
+        # A schedule that decays ends at `steps`: another number there would be another run.
+        free = (*MAY_CHANGE, "steps") if config.optimizer.schedule.startswith("constant") else MAY_CHANGE
+        checkpoints.require_same_config(workdir, stored.to_dict(), config.to_dict(), may_change=free)
+    elif any(path.is_file() for path in workdir.rglob("*")):
+        raise errors.UserError(f"--workdir {workdir} holds files of something else: choose an empty folder")
+
+
+def check_encoders(job: TrainingJob, *, overwrite: bool) -> None:
+    """Raise a `UserError` where the weights to resume or start from belong to other encoders than the data's."""
+    for folder in (job.workdir, pathlib.Path(job.config.init_from)):
+        encoders = folder / runs.ENCODERS
+        if (encoders / records.MANIFEST).is_file() and not (overwrite and folder == job.workdir):
+            job.system.data.check_kept(encoders)
+
+
+def start(
+    job: TrainingJob,
+    dataset: pipeline.BatchIterator,
+    manager: checkpoints.Checkpoints,
+    *,
+    message: Callable[[str], object],
+) -> tuple[nnx.GraphDef, State, State]:
+    """Return graph definition, state and shardings: restored, started from `config.init_from`, or drawn at random."""
+    if manager.latest_step() is not None:
+        return _restore(job, dataset, manager, message=message)
+    graphdef, state, shardings = train_state.create_state(
+        job.system.init_training,
+        trainable=job.trainable,
+        optimizer=job.optimizer,
+        mesh=job.mesh,
+        key=jax.random.key(job.config.seed),
+    )
+    if not jax.tree.leaves(state.params):
+        raise errors.UserError(
+            f"config.optimizer.trainable is {job.optimizer.config.trainable!r}, which matches no parameter; "
+            "paths look like blocks/image/query/kernel"
+        )
+    parts = job.system.parts
+    if job.config.init_from or parts:
+        params = initial_weights.load_parts(nnx.merge_state(state.params, state.frozen), parts)
+        notes = [f"the weights of the {name} are those in {folder}" for name, folder in parts.items()]
+        if job.config.init_from:
+            message(f"starting from the weights in {job.config.init_from}")
+            params, more = initial_weights.load_initial(
+                pathlib.Path(job.config.init_from), params, copies=job.system.copies, parts=parts
+            )
+            notes += more
+        trained, frozen = nnx.split_state(params, job.trainable, ...)
+        state = train_state.replace_params(state, trained, frozen)
+        for note in notes:
+            message(note)
+    return graphdef, state, shardings
+
+
+def _restore(
+    job: TrainingJob,
+    dataset: pipeline.BatchIterator,
+    manager: checkpoints.Checkpoints,
+    *,
+    message: Callable[[str], object],
+) -> tuple[nnx.GraphDef, State, State]:
+    graphdef, abstract, shardings = train_state.abstract_state(
+        job.system.init_training, trainable=job.trainable, optimizer=job.optimizer, mesh=job.mesh
+    )
+    if job.config.checkpoint.step >= 0:
+        state, position = manager.restore(abstract, job.config.checkpoint.step)
+    else:
+        state, position, problems = manager.restore_newest(abstract)
+        for problem in problems:
+            message(f"set aside: {problem.partition('; ')[0]}")
+    dataset.set_state(position)
+    message(f"resuming after step {int(state.step)}")
+    return graphdef, state, shardings
