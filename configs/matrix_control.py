@@ -5,22 +5,21 @@ Variants (`--config=configs/matrix_control.py:<variant>`):
   2b      the published size with every value of the original's configs/sft_config.py of stage 2; docs/matrix.md
 """
 
-import pathlib
-import runpy
-
 import ml_collections
+
+from jworld.utils import config as run_config
 
 VARIANTS = ("", "2b")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("2b",)
-STAGE_1 = pathlib.Path(__file__).with_name("matrix_lora.py")
+STAGE_1 = "configs/matrix_lora.py"
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
     # What is not said here is as in stage 1.
-    config = runpy.run_path(str(STAGE_1))["get_config"](variant or "base").unlock()
+    config = run_config.load_recipe(f"{STAGE_1}:{variant or 'base'}").unlock()
     if variant == "2b":
         _published(config)
     else:

@@ -9,22 +9,21 @@ Variants (`--config=configs/matrix_scm.py:<variant>`):
   2b             the published size, with the values of the published sampler
 """
 
-import pathlib
-import runpy
-
 import ml_collections
+
+from jworld.utils import config as run_config
 
 VARIANTS = ("", "tiny_average", "tiny_guidance", "2b")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("2b",)
-STAGE_3 = pathlib.Path(__file__).with_name("matrix_swin_dpm.py")
+STAGE_3 = "configs/matrix_swin_dpm.py"
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
     # What is not said here is as in stage 3.
-    config = runpy.run_path(str(STAGE_3))["get_config"](variant if variant == "2b" else "").unlock()
+    config = run_config.load_recipe(f"{STAGE_3}:2b" if variant == "2b" else STAGE_3).unlock()
     config.loss = {
         "kind": "consistency",
         "snr_shift": config.loss.snr_shift,

@@ -5,22 +5,21 @@ Variants (`--config=configs/matrix_swin_dpm.py:<variant>`):
   2b      the published size with every value of the original's configs/sft_config.py of stage 3; docs/matrix.md
 """
 
-import pathlib
-import runpy
-
 import ml_collections
+
+from jworld.utils import config as run_config
 
 VARIANTS = ("", "2b")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("2b",)
-STAGE_2 = pathlib.Path(__file__).with_name("matrix_control.py")
+STAGE_2 = "configs/matrix_control.py"
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
     # What is not said here is as in stage 2.
-    config = runpy.run_path(str(STAGE_2))["get_config"](variant).unlock()
+    config = run_config.load_recipe(f"{STAGE_2}:{variant}").unlock()
     config.loss = {"kind": "windows", "groups": 4, "snr_shift": config.loss.snr_shift}
     # Everything, the base too.
     config.optimizer.trainable = ".*"

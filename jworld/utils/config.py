@@ -17,7 +17,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from jworld.utils import errors, files
+from jworld.utils import errors, files, resources
 
 FILE_NAME = "config.json"
 
@@ -37,6 +37,11 @@ SECTIONS = (
     "log",
     "sample",
 )
+
+#: Keys that had another name: old -> new. Saved configs and command lines may still use the old ones.
+RENAMED: dict[str, str] = {
+    "sample.rollout.told_guidance": "sample.rollout.guidance_embedding_scale",
+}
 
 Section = TypeVar("Section")
 
@@ -71,17 +76,23 @@ def parse_flags(argv: Sequence[str], flag: Any, *, description: str, names: Sequ
 
 
 def load_recipe(name: str) -> ml_collections.ConfigDict:
-    """The config of `path/to/recipe.py` or `path/to/recipe.py:variant`.
+    """Return the config of `path/to/recipe.py` or `path/to/recipe.py:variant`.
+
+    A recipe such as configs/ar_mem.py comes from the current folder or, if it is not there, from jworld's own.
 
     Raises:
       UserError: the file is absent, has no `get_config`, or refuses the variant.
     """
     path, *variant = name.split(":", 1)
-    if not pathlib.Path(path).is_file():
-        raise errors.UserError(f"--config={name}: there is no file {path}; the recipes lie in configs/")
-    recipe = runpy.run_path(path)
+    file = resources.find(path)
+    if not file.is_file():
+        shipped = ", ".join(sorted(f"configs/{each.name}" for each in (resources.root() / "configs").glob("*.py")))
+        near = difflib.get_close_matches(path, shipped.split(", "), 1)
+        hint = f"did you mean {near[0]}?" if near else f"jworld has {shipped}"
+        raise errors.UserError(f"--config={name}: there is no file {path}; {hint}")
+    recipe = runpy.run_path(str(file))
     if "get_config" not in recipe:
-        raise errors.UserError(f"--config={name}: {path} has no get_config(variant), so it is no recipe")
+        raise errors.UserError(f"--config={name}: {path} has no get_config(variant), which a recipe needs")
     try:
         return recipe["get_config"](*variant)
     except ValueError as error:
@@ -115,7 +126,7 @@ def check_sections(config: ml_collections.ConfigDict) -> None:
 
 
 def section(cls: type[Section], values: Mapping[str, Any], name: str) -> Section:
-    """A frozen dataclass from `config.<name>`; lists become tuples.
+    """Return the frozen dataclass of `config.<name>`; lists become tuples.
 
     Raises:
       UserError: an unknown or missing key, a wrong type, or what the dataclass itself refuses.
@@ -125,10 +136,12 @@ def section(cls: type[Section], values: Mapping[str, Any], name: str) -> Section
     chosen: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
-            raise errors.UserError(f"config.{name}.{key}: unknown key, expected one of {', '.join(sorted(fields))}")
-        value = _as_tuple(value)
-        if not _fits(value, hints[key]):
-            raise errors.UserError(f"config.{name}.{key}: found {value!r}, expected {_describe(hints[key])}")
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(fields))}"
+            raise errors.UserError(f"config.{name}.{key}: unknown key, {hint}")
+        value = as_tuple(value)
+        if not fits(value, hints[key]):
+            raise errors.UserError(f"config.{name}.{key}: found {value!r}, expected {describe(hints[key])}")
         chosen[key] = float(value) if hints[key] is float else value
     for field in fields.values():
         if field.default is dataclasses.MISSING and field.name not in chosen:
@@ -167,7 +180,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if value.lower() in ("true", "false"):
         return key, value.lower() == "true"
     try:
-        return key, _as_tuple(ast.literal_eval(value))
+        return key, as_tuple(ast.literal_eval(value))
     except (SyntaxError, ValueError):
         return key, value
 
@@ -197,41 +210,60 @@ def save(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 
 
 def load(directory: pathlib.Path) -> ml_collections.ConfigDict:
-    """The resolved config of a run's folder.
+    """Return the resolved config of a run's folder; keys that had another name get the present one.
 
     Raises:
-      UserError: the folder has none, or it is not one.
+      UserError: the folder has none, or the file is damaged.
     """
-    path = directory / FILE_NAME
+    path = resources.find(directory) / FILE_NAME
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise errors.UserError(f"{path} is missing: name the folder that a training run wrote") from error
     except json.JSONDecodeError as error:
         raise errors.UserError(f"{path} is not valid JSON ({error}): restore it from the run that wrote it") from error
+    _rename(values)
     config = ml_collections.ConfigDict(values)
     check_sections(config)
     return config.lock()
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, list | tuple) else value
+def _rename(values: dict[str, Any]) -> None:
+    """Give the keys of `RENAMED` their present names; a value under the present name counts more."""
+    for old, new in RENAMED.items():
+        node: Any = values
+        *parents, name = old.split(".")
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or name not in node:
+            continue
+        value, target = node.pop(name), values
+        *parents, name = new.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target.setdefault(name, value)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def as_tuple(value: Any) -> Any:
+    """Return a value with every list in it as a tuple."""
+    return tuple(as_tuple(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether a value is one of a type hint; an integer is also a number."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin is Literal:
         return value in arguments
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, option) for option in arguments)
+        return any(fits(value, option) for option in arguments)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
         if arguments[-1] is Ellipsis:
-            return all(_fits(item, arguments[0]) for item in value)
-        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+            return all(fits(item, arguments[0]) for item in value)
+        return len(value) == len(arguments) and all(map(fits, value, arguments))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -239,5 +271,28 @@ def _fits(value: Any, hint: Any) -> bool:
     return value is None if hint in (None, types.NoneType) else isinstance(value, hint)
 
 
-def _describe(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+def describe(hint: Any) -> str:
+    """Return a type hint in words, such as "an integer or None"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}" if len(arguments) > 1 else repr(arguments[0])
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(dict.fromkeys(map(describe, arguments)))
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}, such as {','.join(map(_example, arguments))}"
+    if tuple in (origin, hint):
+        return f"a list such as {_example(hint)}"
+    if hint in (None, types.NoneType):
+        return "None"
+    words = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
+    return words.get(hint, "any value" if hint is Any else getattr(hint, "__name__", str(hint)))
+
+
+def _example(hint: Any) -> str:
+    """Return a value of a type as one writes it on the command line."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if tuple in (origin, hint):
+        inner = arguments or (int, ...)
+        items = (inner[0], inner[0]) if inner[-1] is Ellipsis else inner
+        return ",".join(f"({_example(item)})" if typing.get_origin(item) is tuple else _example(item) for item in items)
+    return {int: "1", float: "0.5", bool: "True"}.get(hint, "text")
