@@ -14,6 +14,7 @@ from jworld.models.autoencoders import files, linear
 from jworld.models.autoencoders.network import VideoAutoencoder
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
+from jworld.utils import resources
 
 
 class Network(Protocol):
@@ -180,7 +181,7 @@ def load(path: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, dty
     Raises:
       UserError: the file is absent or damaged, or is no autoencoder.
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = resources.find(pathlib.Path(path).expanduser()).absolute()
     if path.is_dir():
         path = path / records.AUTOENCODER_FILE
     network = files.load(path, **({} if dtype is None else {"dtype": jnp.dtype(dtype)}))

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
+from jworld.utils import resources
 from jworld.utils.errors import UserError
 
 IGNORED = -100
@@ -160,7 +161,7 @@ def load(path: str | pathlib.Path, *, image_tokens: int) -> ChatTokenizer:
     Raises:
       UserError: there is none, it is damaged, or it lacks a special token.
     """
-    path = pathlib.Path(path)
+    path = resources.find(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise UserError(

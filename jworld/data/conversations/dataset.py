@@ -14,7 +14,7 @@ from jworld.data import pipeline, records, training_data
 from jworld.data.conversations import batches, chat, formats, prepared, questions
 from jworld.data.recording import recorder
 from jworld.utils import config as run_config
-from jworld.utils import folder_lock
+from jworld.utils import folder_lock, resources
 from jworld.utils.errors import UserError
 
 #: The tokenizer itself, which a run cannot do without.
@@ -75,11 +75,11 @@ class Conversations:
         return prepared.Identity(prepared.file_hash(self._tokenizer_file()), self._image_tokens)
 
     def _tokenizer_file(self) -> pathlib.Path:
-        path = pathlib.Path(self._config.data.tokenizer)
+        path = resources.find(self._config.data.tokenizer)
         return path / TOKENIZER if path.is_dir() else path
 
     def prepare(self) -> None:
-        """See `training_data.TrainingData`."""
+        """See `systems.base.TrainingData`."""
         if (self.directory / records.MANIFEST).is_file():
             return
         # Before anything is recorded or read: it may be absent.
@@ -125,7 +125,7 @@ class Conversations:
         return prepared.Source(self.directory, split, self._identity(), max_tokens=self.clip.max_tokens)
 
     def batches(self, split: str) -> pipeline.BatchIterator:
-        """See `training_data.TrainingData`."""
+        """See `systems.base.TrainingData`."""
         source = self.source(split)
         if source.too_long:
             print(f"{source.too_long} conversations of split '{split}' have more than {self.clip.max_tokens} tokens")
@@ -142,7 +142,7 @@ class Conversations:
         return training_data.batches(config, batches.Examples(source, order), transform, spec, split=split)
 
     def keep(self, directory: pathlib.Path) -> None:
-        """See `training_data.TrainingData`: the tokenizer, and what lies beside it for exports."""
+        """See `systems.base.TrainingData`: the tokenizer, and what lies beside it for exports."""
         directory.mkdir(parents=True, exist_ok=True)
         file = self._tokenizer_file()
         shutil.copyfile(file, directory / TOKENIZER)
@@ -151,7 +151,7 @@ class Conversations:
                 shutil.copyfile(file.parent / name, directory / name)
 
     def check_kept(self, directory: pathlib.Path) -> None:
-        """See `training_data.TrainingData`: another tokenizer has other words."""
+        """See `systems.base.TrainingData`: another tokenizer has other words."""
         path = directory / TOKENIZER
         if (
             path.is_file()
@@ -164,11 +164,11 @@ class Conversations:
             )
 
     def find_problem(self, directory: pathlib.Path) -> str:
-        """See `training_data.TrainingData`."""
+        """See `systems.base.TrainingData`."""
         return "" if (directory / TOKENIZER).is_file() else f"{directory / TOKENIZER} is absent"
 
     def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> RunEncoders:
-        """See `training_data.TrainingData`; a `UserError` where the user names encoders, which nothing would use."""
+        """See `systems.base.TrainingData`; a `UserError` where the user names encoders, which nothing would use."""
         if given.flags():
             raise UserError(
                 f"{', '.join(given.flags())}: the checkpoint reads pictures by itself and knows no encoders: leave the "
