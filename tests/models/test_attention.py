@@ -1,4 +1,4 @@
-"""Structured attention masks against a dense one: values, gradients, memory, and a mesh."""
+"""Structured attention masks compared with dense ones: values, gradients, memory, and a mesh."""
 
 import functools
 import logging
@@ -42,14 +42,14 @@ def make_qkv(*, batch: int = 2, length: int = 12, prefix: int = 3, heads: int = 
 
 
 def make_key_mask(keys: int, prefix: int) -> jax.Array:
-    """[2, keys] bool: the second row hides a key of the prefix and two of the rest."""
+    """Make a mask [2, keys] bool: the second row hides a key of the prefix and two other keys."""
     mask = np.ones((2, keys), bool)
     mask[1, [min(1, prefix), prefix + 2, prefix + 7]] = False
     return jnp.asarray(mask)
 
 
 def visible(mask: Mask | None, queries: int, keys: int) -> np.ndarray:
-    """[queries, keys] bool, pair by pair from what the masks promise."""
+    """Return the dense mask [queries, keys] bool, pair by pair from the definition of the structured one."""
     q, k = np.arange(queries)[:, None], np.arange(keys)[None]
     match mask:
         case ChunkCausal(chunk, prefix):
@@ -64,7 +64,7 @@ def visible(mask: Mask | None, queries: int, keys: int) -> np.ndarray:
 
 
 def dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | None, key_mask: jax.Array | None) -> jax.Array:
-    """The definition, with the whole matrix of queries and keys."""
+    """Compute attention by definition, with the whole matrix of queries and keys."""
     seen = jnp.asarray(visible(mask, q.shape[1], k.shape[1]))[None, None]
     if key_mask is not None:
         seen = seen & key_mask[:, None, None, :]
@@ -74,7 +74,7 @@ def dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | None, key_mask:
 
 
 def values_and_gradients(function: Callable[..., jax.Array], qkv: Arrays) -> Arrays:
-    """The output and the gradients of a fixed random projection of it."""
+    """Return the output and the gradients of a fixed random projection of it."""
     cotangent = jax.random.normal(jax.random.key(1), qkv[0].shape)
 
     def both(*qkv: jax.Array) -> Arrays:
@@ -131,7 +131,7 @@ def test_lengths_that_do_not_fit_are_refused(lengths: tuple[int, int]) -> None:
 
 
 def largest_intermediate(function: Callable[..., jax.Array], qkv: Arrays) -> int:
-    """Elements of the largest array in the compiled forward and backward pass."""
+    """Return the size of the largest array in the compiled forward and backward pass."""
 
     def total(*qkv: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(function(*qkv)))
@@ -149,7 +149,7 @@ def test_nothing_holds_all_queries_by_all_keys() -> None:
 
 
 def test_sequence_sharding_changes_nothing() -> None:
-    """Heads are scattered and tokens gathered; an odd prefix shows that keys need not divide."""
+    """Heads are scattered and tokens gathered; with an odd prefix the number of keys does not divide."""
     batch, length, prefix = 4, 12, 3
     q, k, v = make_qkv(batch=batch, length=length, prefix=prefix)
     mask = ChunkCausal(chunk=4, prefix=prefix)
@@ -167,7 +167,7 @@ def test_sequence_sharding_changes_nothing() -> None:
         text = jax.jit(function).lower(*placed).compile().as_text()
     assert_close(actual, expected)
     assert actual[0].sharding.is_equivalent_to(split, ndim=4)
-    # Every device computes the logits of its one sample and its one head, whole in length.
+    # Every device computes the logits of one sample and one head, in full length.
     assert f"f32[1,1,4,{prefix + 4}]" in text or f"f32[1,4,{prefix + 4}]" in text
     assert f"[1,2,4,{prefix + 4}]" not in text
 
@@ -185,15 +185,15 @@ MASKS: list[tuple[Mask | None, int]] = [
 
 
 def make_case(mask: Mask | None, prefix: int, *, heads: int, length: int = 48) -> tuple[Arrays, jax.Array, Arrays]:
-    """q, k, v; a key mask; and what the definition says."""
+    """Return q, k, v; a key mask; and the output and gradients by definition."""
     qkv = make_qkv(length=length, prefix=prefix, heads=heads, head_dim=8)
     key_mask = jnp.ones((2, prefix + length), bool).at[1, jnp.array([1, 8, 20])].set(False)
     return qkv, key_mask, values_and_gradients(lambda q, k, v: dense(q, k, v, mask, key_mask), qkv)
 
 
 @pytest.mark.parametrize(("mask", "prefix"), MASKS)
-def test_splash_is_the_definition(mask: Mask | None, prefix: int) -> None:
-    """The kernel's steps on a CPU: several blocks in both directions, lengths and heads that fill none of them."""
+def test_splash_equals_the_definition(mask: Mask | None, prefix: int) -> None:
+    """The kernel is interpreted on a CPU, with several blocks in both directions; lengths and heads fill no block."""
     qkv, key_mask, expected = make_case(mask, prefix, heads=1, length=144)
     function = functools.partial(
         splash.attention, mask=mask, key_mask=key_mask, blocks=splash.Blocks(128, 128, 128), interpret=True
@@ -202,7 +202,7 @@ def test_splash_is_the_definition(mask: Mask | None, prefix: int) -> None:
 
 
 @pytest.mark.parametrize(("mask", "prefix"), MASKS)
-def test_long_sequences_go_in_parts(mask: Mask | None, prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_sequences_are_computed_in_parts(mask: Mask | None, prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xla, "MAX_BLOCKS", 5)
     monkeypatch.setattr(xla, "BLOCK_ROWS", 10)
     qkv, key_mask, expected = make_case(mask, prefix, heads=2)
@@ -217,7 +217,7 @@ def test_long_sequences_go_in_parts(mask: Mask | None, prefix: int, monkeypatch:
     [*((*case, 3, (1, 2, 4)) for case in MASKS), *((*case, 2, (2, 1, 4)) for case in MASKS[:2])],
 )
 def test_rings(mask: Mask | None, prefix: int, heads: int, sizes: tuple[int, int, int]) -> None:
-    """Three heads on four devices go round; two heads on four are split in two and go round in rings of two."""
+    """Three heads on four devices form one ring; two heads on four are split in two, with rings of two devices."""
     qkv, key_mask, expected = make_case(mask, prefix, heads=heads, length=48 if isinstance(mask, ChunkCausal) else 46)
     devices = mesh.make_mesh(**dict(zip(mesh.AXIS_NAMES, sizes, strict=True)))
     with jax.set_mesh(devices):
@@ -225,8 +225,8 @@ def test_rings(mask: Mask | None, prefix: int, heads: int, sizes: tuple[int, int
     assert_close(actual, expected)
 
 
-def test_rings_leave_out_what_no_query_sees() -> None:
-    """Of the 64 pairs of blocks of a causal mask on 4 devices 36 are seen: 9 by each."""
+def test_rings_skip_fully_masked_blocks() -> None:
+    """A causal mask on 4 devices leaves 36 of the 64 pairs of blocks: 9 for each device."""
     plan = ring.Ring(axis="sequence", size=4, stride=1, lead=0, width=None, halves=2, name="x")
     keys = jnp.ones((1, 6, 1, 1))
     blocks = [ring._Block(keys, keys, jnp.int32(6 * i), jnp.ones((1, 6), bool)) for i in range(8)]
@@ -301,8 +301,8 @@ def test_a_fall_back_is_announced_once(caplog: pytest.LogCaptureFixture) -> None
 
 
 @pytest.mark.parametrize(("mask", "prefix"), [case for case in MASKS if not isinstance(case[0], SlidingWindow)])
-def test_cudnn_is_asked_for_what_the_mask_says(mask: Mask | None, prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls to cuDNN, answered by XLA: padding as lengths, never as a matrix."""
+def test_cudnn_arguments_match_the_mask(mask: Mask | None, prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls to cuDNN are redirected to XLA; padding is passed as lengths, never as a matrix."""
 
     def answer(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
         assert set(options) <= {"is_causal", "local_window_size", "key_value_seq_lengths"}
@@ -317,23 +317,23 @@ def test_cudnn_is_asked_for_what_the_mask_says(mask: Mask | None, prefix: int, m
 
 
 @pytest.mark.parametrize("mask", [Causal(), Prefix(3), SlidingWindow(4)])
-def test_self_attention_wants_as_many_keys_as_queries(mask: Mask) -> None:
+def test_self_attention_needs_as_many_keys_as_queries(mask: Mask) -> None:
     q, k = jnp.ones((1, 8, 1, 4)), jnp.ones((1, 9, 1, 4))
     with pytest.raises(ValueError, match="got 8 queries and 9 keys"):
         attention(q, k, k, mask=mask)
 
 
-# What the backward pass computes again
+# Recomputation in the backward pass
 
 
 def operations(jaxpr: Any, name: str) -> int:
-    """How often a primitive stands in a program, inner programs included."""
+    """Count a primitive in a program, inner programs included."""
     inner = sum(operations(part, name) for eqn in jaxpr.eqns for part in jax.extend.core.jaxprs_in_params(eqn.params))
     return inner + sum(eqn.primitive.name == name for eqn in jaxpr.eqns)
 
 
 def layer_program(remat: str, backend: Callable[..., jax.Array], dtype: Any) -> Any:
-    """The gradient of one layer, traced."""
+    """Trace the gradient of one layer."""
 
     def layer(w: jax.Array, x: jax.Array) -> jax.Array:
         q = (x @ w).reshape(1, 32, 2, 8)
@@ -346,20 +346,20 @@ def layer_program(remat: str, backend: Callable[..., jax.Array], dtype: Any) -> 
 
 
 @pytest.mark.parametrize(("remat", "products"), [("none", 0), ("attention", 3), ("offload", 3), ("full", 4)])
-def test_xla_computes_again(remat: str, products: int) -> None:
-    """With the output kept: both projections and the logits. With nothing kept: the output too."""
+def test_xla_recomputes(remat: str, products: int) -> None:
+    """With a saved output: both projections and the logits. With nothing saved: the output too."""
     counts = [operations(layer_program(name, xla.attention, jnp.float32), "dot_general") for name in (remat, "none")]
     assert counts[0] - counts[1] == products
 
 
 @pytest.mark.parametrize(("remat", "calls"), [("none", 1), ("attention", 1), ("offload", 1), ("full", 2)])
-def test_cudnn_computes_again(remat: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cudnn_recomputes(remat: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
     assert operations(layer_program(remat, cudnn.attention, jnp.bfloat16), cudnn.FORWARD) == calls
 
 
-def test_rings_are_not_turned_again() -> None:
-    """Kept output: the backward pass turns its ring, and not the forward pass's once more."""
+def test_rings_are_not_repeated() -> None:
+    """With a saved output the backward pass runs only its own ring, not that of the forward pass again."""
     counts = {}
     with jax.set_mesh(mesh.make_mesh(fsdp=2, sequence=4)):
         for remat in ("none", "attention", "full"):

@@ -1,4 +1,4 @@
-"""Heads of queries that share a head of keys, and intervals that the data decide, against a dense mask."""
+"""Query heads that share a key head, and intervals that depend on the data, compared with a dense mask."""
 
 import dataclasses
 import functools
@@ -21,19 +21,19 @@ def make_qkv(heads: int, key_heads: int, length: int = 48) -> Arrays:
     return tuple(jax.random.normal(key, (2, length, n, 8)) for key, n in zip(keys, counts, strict=True))
 
 
-def dense(q: jax.Array, k: jax.Array, v: jax.Array, seen: np.ndarray) -> jax.Array:
-    """The definition, head by head; seen [B, L, L]."""
+def dense(q: jax.Array, k: jax.Array, v: jax.Array, visible: np.ndarray) -> jax.Array:
+    """Compute attention by definition, head by head; visible [B, L, L]."""
     group = q.shape[2] // k.shape[2]
     outputs = []
     for head in range(q.shape[2]):
         logits = jnp.einsum("bqk,bsk->bqs", q[:, :, head], k[:, :, head // group]) / np.sqrt(q.shape[-1])
-        weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
+        weights = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), axis=-1)
         outputs.append(jnp.einsum("bqs,bsk->bqk", weights, v[:, :, head // group]))
     return jnp.stack(outputs, axis=2)
 
 
 def assert_same(actual: Callable[..., jax.Array], expected: Callable[..., jax.Array], qkv: Arrays) -> None:
-    """Values, and gradients of a fixed random projection of them."""
+    """Compare values, and gradients of a fixed random projection of them."""
     weights = jax.random.normal(jax.random.key(1), qkv[0].shape)
 
     def both(function: Callable[..., jax.Array]) -> Arrays:
@@ -67,17 +67,17 @@ def test_query_heads_share_key_heads(backend: str) -> None:
             interpret=True,
         ),
     }[backend]
-    assert_same(function, functools.partial(dense, seen=band(length, 7)), make_qkv(4, 2, length))
+    assert_same(function, functools.partial(dense, visible=band(length, 7)), make_qkv(4, 2, length))
 
 
 @pytest.mark.parametrize(("heads", "sequence"), [(4, 4), (6, 4)])
 def test_shared_key_heads_on_a_mesh(heads: int, sequence: int) -> None:
-    """Key heads that have to be repeated for the devices, and those of rings."""
+    """Some key heads have to be repeated for the devices; others run in rings."""
     qkv = make_qkv(heads, 2)
     with jax.set_mesh(mesh.make_mesh(fsdp=8 // sequence, sequence=sequence)):
         placed = tuple(jnp.concatenate([x] * 4) for x in qkv)
         actual = jax.jit(functools.partial(attention, mask=Causal()))(*placed)
-    np.testing.assert_allclose(actual[:2], dense(*qkv, seen=band(48, 48)), atol=2e-5, rtol=0)
+    np.testing.assert_allclose(actual[:2], dense(*qkv, visible=band(48, 48)), atol=2e-5, rtol=0)
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:
@@ -86,7 +86,7 @@ def test_heads_that_do_not_divide_are_refused() -> None:
 
 
 def make_intervals(length: int, window: int, longest: int) -> tuple[np.ndarray, Intervals]:
-    """[2, L, L] bool and the same as intervals: causal within a window, and runs of images in both directions."""
+    """Make a mask [2, L, L] bool and its intervals: causal within a window, and bidirectional in runs of images."""
     here, random = np.arange(length), np.random.default_rng(0)
     starts, stops = (np.tile(x, (2, 1)) for x in (np.maximum(here + 1 - window, 0), here + 1))
     for row in range(2):
@@ -94,17 +94,17 @@ def make_intervals(length: int, window: int, longest: int) -> tuple[np.ndarray, 
             run = slice(first, first + longest - 3)
             starts[row, run] = np.minimum(starts[row, run], first)
             stops[row, run] = run.stop
-    seen = (here >= starts[..., None]) & (here < stops[..., None])
+    visible = (here >= starts[..., None]) & (here < stops[..., None])
     within = SlidingWindow(left=max(window, longest), right=longest)
-    return seen, Intervals(jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32), within)
+    return visible, Intervals(jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32), within)
 
 
 @pytest.mark.parametrize("window", [30, 450])
 @pytest.mark.parametrize("where", ["whole", "parts", "splash"])
 def test_intervals_of_the_data(where: str, window: int) -> None:
-    """Windows narrower than a run of images and as wide as everything; the first row ends with padding."""
+    """Windows are narrower than a run of images, or as wide as the sequence; the first row ends with padding."""
     length = 450
-    seen, mask = make_intervals(length, window, 40)
+    visible, mask = make_intervals(length, window, 40)
     key_mask = jnp.ones((2, length), bool).at[0, -20:].set(False)
     functions = {
         "whole": xla.attention,
@@ -112,17 +112,19 @@ def test_intervals_of_the_data(where: str, window: int) -> None:
         "splash": functools.partial(splash.attention, blocks=splash.Blocks(128, 128, 128), interpret=True),
     }
     actual = functools.partial(functions[where], mask=mask, key_mask=key_mask)
-    assert_same(actual, functools.partial(dense, seen=seen & np.asarray(key_mask)[:, None]), make_qkv(4, 2, length))
+    assert_same(
+        actual, functools.partial(dense, visible=visible & np.asarray(key_mask)[:, None]), make_qkv(4, 2, length)
+    )
 
 
 @pytest.mark.parametrize("where", ["whole", "parts", "splash", "mesh"])
 def test_intervals_of_any_kind(where: str) -> None:
-    """Without order, and with nothing known beforehand that they lie within."""
+    """The intervals have no order and no static bounds."""
     qkv, length = make_qkv(4, 2), 48
     random, here = np.random.default_rng(0), np.arange(length)
     stops = random.integers(1, length + 1, (2, length))
     starts = (stops * random.random((2, length))).astype(int)
-    expected = functools.partial(dense, seen=(here >= starts[..., None]) & (here < stops[..., None]))
+    expected = functools.partial(dense, visible=(here >= starts[..., None]) & (here < stops[..., None]))
     mask = Intervals(jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32))
     if where == "mesh":
         with jax.set_mesh(mesh.make_mesh(fsdp=2, sequence=4)):
@@ -139,15 +141,15 @@ def test_intervals_of_any_kind(where: str) -> None:
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (6, 3)])
 def test_intervals_on_a_mesh(heads: int, key_heads: int) -> None:
-    """Heads that are split over the devices, and some that cannot be."""
-    seen, mask = make_intervals(48, 6, 10)
+    """Some heads can be split over the devices, others cannot."""
+    visible, mask = make_intervals(48, 6, 10)
     qkv = make_qkv(heads, key_heads)
     with jax.set_mesh(mesh.make_mesh(fsdp=2, sequence=4)):
         actual = jax.jit(functools.partial(attention, mask=mask))(*qkv)
-    np.testing.assert_allclose(actual, dense(*qkv, seen=seen), atol=2e-5, rtol=0)
+    np.testing.assert_allclose(actual, dense(*qkv, visible=visible), atol=2e-5, rtol=0)
 
 
-def test_what_intervals_lie_within_is_all_that_is_computed() -> None:
+def test_only_blocks_within_the_static_bounds_are_computed() -> None:
     _, mask = make_intervals(2048, 200, 56)
     qkv = make_qkv(4, 2, 2048)
 
@@ -155,5 +157,5 @@ def test_what_intervals_lie_within_is_all_that_is_computed() -> None:
         call = jax.jit(functools.partial(xla.attention, mask=mask, key_mask=None, max_logits=2**40))
         return call.lower(*qkv).compile().cost_analysis()["flops"]
 
-    # 256 rows at a time see 256 + 200 + 56 keys.
+    # Each block of 256 rows needs 256 + 200 + 56 keys.
     assert products(mask) < 0.3 * products(dataclasses.replace(mask, within=None))

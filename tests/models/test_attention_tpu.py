@@ -1,4 +1,4 @@
-"""Splash attention compiled for a TPU that is not there: every mask, forward and backward, on a mesh and alone."""
+"""Splash attention compiled for an absent TPU: every mask, forward and backward, on a mesh and on one device."""
 
 import functools
 import os
@@ -38,7 +38,7 @@ def tpu_mesh() -> jax.sharding.Mesh:
 
 
 def compiled(function: Any, *shapes: tuple[tuple[int, ...], Any, tuple[str | None, ...]]) -> str:
-    """The program of the gradients of a function's sum, for the TPU mesh."""
+    """Compile the gradients of a function's sum for the TPU mesh; return the program's text."""
 
     def total(*arrays: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(function(*arrays).astype(jnp.float32)))
@@ -73,7 +73,7 @@ def test_splash_compiles(mask: Mask | None, prefix: int) -> None:
 
 
 def test_intervals_of_the_data_compile() -> None:
-    """Every device gets those of its sample; two heads of queries share one of keys."""
+    """Every device gets the intervals of its sample; two query heads share one key head."""
     within = SlidingWindow(left=199, right=99)
     text = compiled(
         lambda q, k, v, starts, stops, key_mask: attention(
@@ -89,8 +89,8 @@ def test_intervals_of_the_data_compile() -> None:
 
 
 @pytest.mark.parametrize(("remat", "times"), [("attention", 1), ("full", 2)])
-def test_attention_is_computed_again_only_when_nothing_is_kept(remat: str, times: int) -> None:
-    """Forward kernels for every kernel of the backward pass (the compiler may write out a loop twice)."""
+def test_attention_is_recomputed_only_when_nothing_is_saved(remat: str, times: int) -> None:
+    """Count forward kernels for every kernel of the backward pass; the compiler may unroll a loop twice."""
 
     def layer(x: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
         q = jnp.einsum("bld,dnk->blnk", x, w)
@@ -108,7 +108,7 @@ def test_attention_is_computed_again_only_when_nothing_is_kept(remat: str, times
 
 
 def test_the_mesh_decides() -> None:
-    """A program for a pod gets the pod's kernel, whatever compiles it."""
+    """A program for a pod gets the pod's kernel, even when compiled on a CPU."""
     assert base.target_platform() == "cpu"
     with jax.set_mesh(tpu_mesh()):
         assert (base.target_platform(), base.target_chip()) == ("tpu", "v5p")

@@ -1,4 +1,4 @@
-"""Convolutions of video: on CPUs they are computed in another way, with the same result."""
+"""Convolutions of video: the implementation for CPUs gives the same result as that for accelerators."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def result_and_gradients(conv: causal_conv.Conv, x: jax.Array) -> Any:
         ((3, 1, 1), (2, 1, 1), "zeros"),
     ],
 )
-def test_convolutions_on_cpus_are_those_of_accelerators(
+def test_convolutions_on_cpus_equal_those_on_accelerators(
     kernel: tuple[int, ...], strides: tuple[int, ...], border: causal_conv.Border, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conv = causal_conv.Conv(6, 5, kernel, strides=strides, border=border, dtype=jnp.float32, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""The CogVideoX transformer: published sizes, what a parity test must notice, meshes."""
+"""The CogVideoX transformer: published sizes, disturbances that a parity test must detect, meshes."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ CASE = golden_cases.GoldenCase(golden_cases.DEFAULT_ROOT / "matrix" / "s3_train_
     ],
 )
 def test_published_model(control: int | None, layers: tuple[int, int], count: int, controlling: int) -> None:
-    """Parameters in all and in the control adapter; every tensor of the original has one place."""
+    """Parameters match in total and in the control adapter; every tensor of the original maps to one place."""
     cfg = CogVideoXConfig(control_dim=control, control_layers=layers)
     with nnx.use_eager_sharding(False):
         model = nnx.eval_shape(lambda: CogVideoXTransformer(cfg, rngs=nnx.Rngs(0)))
@@ -54,8 +54,8 @@ def passed(model: CogVideoXTransformer, inputs: dict[str, np.ndarray], **changes
     )
 
 
-def test_what_must_be_noticed() -> None:
-    """A head, a frame's time, the order of frames, the row of a token in the control's mask: each moves the output."""
+def test_disturbances_change_the_output() -> None:
+    """A head, a frame's time, the order of frames and a token's row in the control mask each change the output."""
     model = parity.load_model(CASE)
     right = passed(model, CASE.inputs)
     times = jnp.asarray(CASE.inputs["timesteps"])
@@ -67,8 +67,8 @@ def test_what_must_be_noticed() -> None:
     assert min(golden_cases.relative_error(value, right) for value in wrong.values()) > 1e-3
 
 
-def test_control_mask_is_the_repeated_causal_one() -> None:
-    """Softmax over F keys with log counts = softmax over F * S repeated keys with a triangular mask."""
+def test_control_mask_equals_the_repeated_causal_one() -> None:
+    """Softmax over F keys with log counts equals softmax over F * S repeated keys with a triangular mask."""
     frames, tokens = 3, 4
     logits = np.random.default_rng(0).standard_normal((frames * tokens, frames))
     repeated = np.repeat(logits, tokens, axis=1) + np.where(np.tri(frames * tokens), 0, -np.inf)
@@ -78,8 +78,8 @@ def test_control_mask_is_the_repeated_causal_one() -> None:
     np.testing.assert_allclose(jax.nn.softmax(logits + counts, axis=-1), expected, atol=1e-6)
 
 
-def test_video_only_sees_control_of_its_past() -> None:
-    """The last frame's control vector moves the last frame alone."""
+def test_control_is_causal() -> None:
+    """The last frame's control vector changes only the last frame."""
     model = parity.load_model(CASE)
     graphdef, params = nnx.split(model.control_blocks)
     block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[0], params))
@@ -95,7 +95,7 @@ def test_video_only_sees_control_of_its_past() -> None:
 
 
 def test_mesh_equals_one_device() -> None:
-    """Batch, weights and the tokens of a frame are split; 8 devices give what one gives."""
+    """Batch, weights and the tokens of a frame are sharded; 8 devices compute the same as one."""
     model = parity.load_model(CASE)
     expected = passed(model, CASE.inputs)
     devices = mesh.make_mesh(data=2, fsdp=2, sequence=2)

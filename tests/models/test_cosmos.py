@@ -1,4 +1,4 @@
-"""The Cosmos-Predict2 transformer: published sizes, and what a parity test must notice."""
+"""The Cosmos-Predict2 transformer: published sizes, and disturbances that a parity test must detect."""
 
 import functools
 import math
@@ -24,7 +24,7 @@ forward = jax.jit(CosmosTransformer.__call__)
 
 
 def abstract_params(cfg: CosmosConfig) -> dict[str, Any]:
-    """Parameters by path, without memory."""
+    """Return abstract parameters by path."""
     with nnx.use_eager_sharding(False):
         model = nnx.eval_shape(lambda: CosmosTransformer(cfg, rngs=nnx.Rngs(0)))
     return {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
@@ -35,7 +35,7 @@ def abstract_params(cfg: CosmosConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "count"), [("2b", 1_956_413_440), ("14b", 14_265_285_632)])
 def test_published_model(name: str, count: int) -> None:
-    """Parameters, and the original's tensors, each of which has one place, by which its sizes are known again."""
+    """Parameters match; every tensor of the original maps to one place, and their shapes determine the config."""
     cfg = CosmosConfig(**PUBLISHED[name])
     shapes = {path: leaf.shape for path, leaf in abstract_params(cfg).items()}
     assert sum(math.prod(shape) for shape in shapes.values()) == count
@@ -48,12 +48,12 @@ def test_published_model(name: str, count: int) -> None:
         found = {key: place.source_shape for key, place in places.items()}
         assert sum(math.prod(shape) for shape in found.values()) == count
         assert CosmosConfig(**read(found), rope_scale=cfg.rope_scale) == cfg
-    told = cosmos_diffusers.from_config(cosmos_diffusers.to_config(cfg), "config.json")
-    assert CosmosConfig(**told) == cfg
+    settings = cosmos_diffusers.from_config(cosmos_diffusers.to_config(cfg), "config.json")
+    assert CosmosConfig(**settings) == cfg
 
 
-def test_sizes_of_the_relatives_are_known_again() -> None:
-    """Action-conditioned, multiview (25 input channels as published) and text2image."""
+def test_sizes_of_the_variants_are_recovered() -> None:
+    """The variants are action-conditioned, multiview (25 input channels as published) and text2image."""
     for changes in (
         {"action_dim": 84},
         {"views": 7, "fps_modulation": True},
@@ -107,7 +107,7 @@ def test_wrong_sizes_are_refused(changes: dict[str, Any], message: str) -> None:
         CosmosConfig(**changes)
 
 
-# What a parity test must notice
+# Disturbances that a parity test must detect
 
 
 @functools.cache
@@ -124,7 +124,7 @@ def golden_error(model: CosmosTransformer | None = None, inputs: CosmosInputs | 
 
 
 def with_param(path: str, change: Any) -> CosmosTransformer:
-    """The golden model with one parameter changed by a function of its array."""
+    """Return the golden model with one parameter changed by a function of its array."""
     graphdef, params = nnx.split(golden()[1])
     arrays = {"/".join(map(str, key)): np.asarray(leaf[...]) for key, leaf in nnx.to_flat_state(params)}
     arrays[path] = change(arrays[path].copy())
@@ -132,7 +132,7 @@ def with_param(path: str, change: Any) -> CosmosTransformer:
 
 
 def without_head(kernel: np.ndarray) -> np.ndarray:
-    """Query kernel [layers, D, D] without the second head of the last layer."""
+    """Zero the second head of the last layer in a query kernel [layers, D, D]."""
     head_dim = golden()[1].cfg.head_dim
     kernel[-1, :, head_dim : 2 * head_dim] = 0
     return kernel
@@ -148,7 +148,7 @@ def test_parity_notices_a_missing_head(attention: str) -> None:
 
 
 def test_parity_notices_exchanged_rotary_axes() -> None:
-    """Height and width have equally many channels and differ in their scales alone."""
+    """Height and width have equally many channels and differ only in their scales."""
     case, model = golden()
     time, height, width = model.cfg.rope_scale
     assert golden_error(parity.load_model(case, rope_scale=(time, width, height))) > 2e-4
@@ -163,14 +163,14 @@ def test_parity_notices_one_row_of_a_mask(mask: str) -> None:
 
 
 def test_parity_notices_a_dropped_row_of_text() -> None:
-    """Rows of zeros are attended as well: they are no padding."""
+    """Rows of zeros are attended as well: they are not padding."""
     inputs = parity.model_inputs(golden()[0].inputs)
     padded = jnp.pad(inputs.text, ((0, 0), (0, 1), (0, 0)))
     assert golden_error(inputs=inputs._replace(text=padded)) > 1e-3
 
 
 def test_parity_notices_frame_rates() -> None:
-    """The published models ignore them; with modulation 24 frames per second change nothing and 16 do."""
+    """The published models ignore them; with modulation 16 frames per second change the output and 24 do not."""
     case, _ = golden()
     inputs = parity.model_inputs(case.inputs)
     modulated = parity.load_model(case, fps_modulation=True)
@@ -180,7 +180,7 @@ def test_parity_notices_frame_rates() -> None:
         forward(modulated, inputs._replace(fps=None))
 
 
-def test_larger_videos_than_the_model_knows_are_refused() -> None:
+def test_videos_above_the_maximum_size_are_refused() -> None:
     case, _ = golden()
     small = parity.load_model(case, max_size=(128, 8, 8))
     with pytest.raises(ValueError, match="max_size allows"):

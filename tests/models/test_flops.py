@@ -1,4 +1,4 @@
-"""Operations by formula against XLA's own count of the same program."""
+"""Operations by formula, compared with XLA's count of the same program."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ from jworld.training.state import path_filter
 
 FRAMES, HEIGHT, WIDTH = 8, 8, 8
 TEXT, GLYPH, VISION = 40, 24, 32
-# XLA counts the body of a scan once whatever its length: one layer, so that both count the same.
+# XLA counts the body of a scan once for every length, so the models have one layer.
 SIZES = {"width": 512, "num_heads": 4, "num_layers": 1, "refiner_layers": 1, "dtype": jnp.float32, "remat": "none"}
 
 
 def counted(cfg: HunyuanConfig, chunk_frames: int | None, *, training: bool) -> float:
-    """XLA's count, from shapes alone: nothing is compiled."""
+    """Return XLA's count, from shapes only, without compilation."""
 
     def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, *shape), dtype)
@@ -71,28 +71,28 @@ def test_formula_agrees_with_xla(actions: bool, chunk_frames: int | None, traini
     assert counted(cfg, chunk_frames, training=training) == pytest.approx(expected, rel=0.05)
 
 
-def test_formulas_of_a_rollout_make_up_the_whole() -> None:
-    """One chunk over the text is what chunk-causal attention does; a later chunk adds its queries over all keys."""
+def test_formulas_of_a_rollout_add_up_to_the_whole() -> None:
+    """The first chunk attends to text and itself, as in chunk-causal attention; a later one also to earlier chunks."""
     cfg = HunyuanConfig(num_layers=3)
     words = {"text_tokens": TEXT, "glyph_tokens": GLYPH, "vision_tokens": VISION}
     size = HEIGHT * WIDTH
     text = flops.text_pass_flops(cfg, **words)
-    seen = TEXT + GLYPH + VISION
+    prefix = TEXT + GLYPH + VISION
     first, second = (
         flops.image_pass_flops(cfg, frames=4, tokens_per_frame=size, cached_tokens=cached)
-        for cached in (seen, seen + 4 * size)
+        for cached in (prefix, prefix + 4 * size)
     )
     whole = flops.forward_flops(cfg, frames=8, tokens_per_frame=size, chunk_frames=4, **words)
     assert text.plus(first).plus(second) == whole
     assert text.plus(first, times=3).linear == text.linear + 3 * first.linear
 
 
-def test_parts_grow_as_they_should() -> None:
+def test_counts_scale_with_the_sizes() -> None:
     def of(**changes: Any) -> flops.Flops:
         arguments: dict[str, Any] = {"frames": 24, "tokens_per_frame": 64, "text_tokens": 0, "chunk_frames": 4}
         return flops.forward_flops(HunyuanConfig(glyph_dim=None, num_layers=10), **(arguments | changes))
 
-    # Of six chunks, 1 + ... + 6 of 36 pairs of chunks are computed; the text adds nothing here.
+    # With six chunks, 1 + ... + 6 of 36 pairs of chunks are computed; without text.
     assert of().attention / of(chunk_frames=None).attention == pytest.approx(21 / 36)
     assert of(frames=48).linear / of().linear == pytest.approx(2, rel=1e-2)
     assert of(chunk_frames=None, frames=48).attention == 4 * of(chunk_frames=None).attention
@@ -100,7 +100,7 @@ def test_parts_grow_as_they_should() -> None:
 
 @pytest.mark.parametrize("rank", [64, None])
 def test_formula_of_cosmos_agrees_with_xla(rank: int | None) -> None:
-    """Forward and backward; `counted` above does the same for the other network."""
+    """Forward and backward pass; `counted` above does the same for the other network."""
     sizes = {"width": 512, "num_heads": 4, "num_layers": 1, "text_dim": 96, "text_width": 64, "modulation_rank": rank}
     cfg = CosmosConfig(**sizes, dtype=jnp.float32, remat="none")
 
@@ -122,7 +122,7 @@ def test_formula_of_cosmos_agrees_with_xla(rank: int | None) -> None:
 
 @pytest.mark.parametrize("control_dim, timestep_shape", [(None, (1,)), (96, (1, FRAMES))])
 def test_formula_of_cogvideox_agrees_with_xla(control_dim: int | None, timestep_shape: tuple[int, ...]) -> None:
-    """Forward and backward, without control and one time, and with control and a time per frame."""
+    """Forward and backward pass, without control and one time, and with control and a time per frame."""
     sizes = {"width": 512, "num_heads": 4, "num_layers": 1, "text_dim": 96, "text_tokens": TEXT, "time_dim": 64}
     cfg = CogVideoXConfig(
         **sizes, control_dim=control_dim, control_layers=(0, 1), dtype=jnp.float32, remat="none", attention="xla"
@@ -148,7 +148,7 @@ def test_formula_of_cogvideox_agrees_with_xla(control_dim: int | None, timestep_
 
 
 def test_frozen_weights_have_no_gradient() -> None:
-    """The first layer alone is trained; all others pass on the gradient of their inputs."""
+    """Only the first layer is trained; all others propagate the gradient of their inputs."""
     cfg = CogVideoXConfig(
         width=512,
         num_heads=4,

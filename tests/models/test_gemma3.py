@@ -1,4 +1,4 @@
-"""Gemma-3: published sizes, image spans, the cache's slots, and layers of two kinds on a mesh."""
+"""Gemma-3: published sizes, image spans, the slots of the KV cache, and layers of two kinds on a mesh."""
 
 import math
 
@@ -65,8 +65,8 @@ def test_image_spans() -> None:
     assert [found[1][i] for i in (0, 1, 4, 5)] == [(0, 2), (0, 2), (4, 6), (4, 6)]
 
 
-def test_images_are_seen_beyond_the_window() -> None:
-    """As in the original of version 4: a span longer than the window stays whole."""
+def test_image_spans_exceed_the_window() -> None:
+    """As in version 4 of the original, an image span longer than the window stays whole."""
     images = jnp.asarray([[0, 1, 1, 1, 1, 1, 1, 0]], bool)
     sliding = masks.masks(tiny(window=2), 8, masks.Images(images, longest=6))["sliding"]
     assert isinstance(sliding, masks.Intervals)
@@ -76,33 +76,33 @@ def test_images_are_seen_beyond_the_window() -> None:
 
 @pytest.mark.parametrize("length", [2, 4, 7])
 def test_a_ring_keeps_the_last_tokens(length: int) -> None:
-    """Token i lies in slot i mod 4, and the next one sees the three before it."""
+    """Token i is in slot i mod 4, and the next one attends to the three before it."""
     cfg = tiny(num_layers=1, pattern=("sliding",))
     valid = jnp.ones((1, length), bool).at[0, length - 2].set(False)
-    kept = cache.create(cfg, valid, capacity=12)
+    stored = cache.create(cfg, valid, capacity=12)
     tokens = jnp.arange(1.0, length + 1)[None, :, None, None] * jnp.ones((1, length, 2, 8))
-    store = cache.write(kept.layers["sliding"], jnp.int32(0), tokens, tokens, kept.length)
-    kept = cache.grown(kept, {"sliding": store}, length)
+    store = cache.write(stored.layers["sliding"], jnp.int32(0), tokens, tokens, stored.length)
+    stored = cache.grown(stored, {"sliding": store}, length)
     slots = [int(x) - 1 for x in store.keys[0, 0, :, 0, 0]]
     assert all(token % 4 == slot for slot, token in enumerate(slots) if token >= 0)
     assert sorted(token for token in slots if token >= 0) == list(range(max(length - 4, 0), length))
-    seen = cache.visible(cache.admit(kept), 4)[0]
+    visible = cache.visible(cache.admit(stored), 4)[0]
     expected = [token for token in range(max(length - 3, 0), length) if token != length - 2]
-    told = dict(enumerate(slots)) | {length % 4: length}
-    assert sorted(told[slot] for slot in range(4) if seen[slot]) == [*expected, length]
+    tokens_by_slot = dict(enumerate(slots)) | {length % 4: length}
+    assert sorted(tokens_by_slot[slot] for slot in range(4) if visible[slot]) == [*expected, length]
 
 
 def test_padding_moves_to_the_front() -> None:
     embeds = jnp.arange(10.0).reshape(2, 5, 1)
     mask = jnp.asarray([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
-    moved, seen = decoding.align_right(embeds, mask)
+    moved, moved_mask = decoding.align_right(embeds, mask)
     assert moved[:, :, 0].tolist() == [[3, 4, 0, 1, 2], [5, 6, 7, 8, 9]]
-    assert seen.tolist() == [[False, False, True, True, True], [True] * 5]
+    assert moved_mask.tolist() == [[False, False, True, True, True], [True] * 5]
 
 
 @pytest.mark.slow
 def test_a_mesh_changes_nothing() -> None:
-    """The vocabulary's width, the batch and the tokens are split; the answer is the same."""
+    """The width of the embedding, the batch and the tokens are sharded; the answer is the same."""
     cfg = tiny()
     tokens = jax.random.randint(jax.random.key(1), (4, 12), 0, 39).at[:, 3:7].set(39)
     pixels = jax.random.normal(jax.random.key(2), (4, 1, 16, 16, 3))
@@ -129,7 +129,7 @@ def test_a_mesh_changes_nothing() -> None:
 
 
 def test_operations_by_formula(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the products of the traced forward pass, which in blocks of one row computes no hidden pair."""
+    """The reference is the traced forward pass, which in blocks of one row computes no masked pair."""
     monkeypatch.setattr(xla, "BLOCK_ROWS", 1)
     cfg, length = tiny(), 12
     with nnx.use_eager_sharding(False):
@@ -140,5 +140,5 @@ def test_operations_by_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = jax.make_jaxpr(lambda state, *x: nnx.merge(graphdef, state)(*x))(state, tokens, pixels)
     text, vision = flops.text_flops(cfg, tokens=length, predictions=length), flops.vision_flops(cfg)
     assert arithmetic.count(traced).all == text.total + vision.total
-    # A full layer sees 78 of the 144 pairs, a sliding one 42.
+    # A full layer attends to 78 of the 144 pairs, a sliding one to 42.
     assert text.attention == (78 + 3 * 42) * 4 * cfg.num_heads * cfg.head_dim

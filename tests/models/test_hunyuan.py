@@ -1,4 +1,4 @@
-"""The HunyuanVideo-1.5 transformer: published sizes, what a parity test must notice, its modes against each other."""
+"""The HunyuanVideo-1.5 transformer: published sizes, disturbances that a parity test must detect, its modes."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ forward = jax.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
 
 
 def abstract_params(cfg: HunyuanConfig) -> dict[str, Any]:
-    """Parameters by path, without memory."""
+    """Return abstract parameters by path."""
     with nnx.use_eager_sharding(False):
         model = nnx.eval_shape(lambda: HunyuanTransformer(cfg, rngs=nnx.Rngs(0)))
     return {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
@@ -41,7 +41,7 @@ def abstract_params(cfg: HunyuanConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("actions", "count", "tensors"), [(True, 8_557_933_856, 1905), (False, 8_326_608_160, 1793)])
 def test_published_model(actions: bool, count: int, tensors: int) -> None:
-    """Parameters, and the tensors of the original, each of which has one place."""
+    """Parameters match, and every tensor of the original maps to one place."""
     cfg = HunyuanConfig(actions=actions)
     params = abstract_params(cfg)
     assert sum(math.prod(leaf.shape) for leaf in params.values()) == count
@@ -67,7 +67,7 @@ def published_system(sequence: int, actions: bool) -> WorldPlay:
 @pytest.mark.parametrize("actions", [True, False])
 @pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2), (1, 8, 1), (1, 2, 4)])
 def test_published_model_fits_meshes(sizes: tuple[int, int, int], actions: bool) -> None:
-    """State and batch divide; `abstract_state` refuses a parameter that does not."""
+    """State and batch divide over the mesh; `abstract_state` refuses a parameter that does not."""
     data, fsdp, sequence = sizes
     devices = mesh.make_mesh(data=data, fsdp=fsdp, sequence=sequence)
     system = published_system(sequence, actions)
@@ -81,7 +81,7 @@ def test_published_model_fits_meshes(sizes: tuple[int, int, int], actions: bool)
         assert axes.sharding(devices, entry.axes).shard_shape(entry.shape)[0] == 1
 
 
-# What a parity test must notice
+# Disturbances that a parity test must detect
 
 
 @functools.cache
@@ -113,7 +113,7 @@ def golden_error(
 
 
 def with_param(path: str, change: Any) -> HunyuanTransformer:
-    """The golden model with one parameter changed by a function of its array."""
+    """Return the golden model with one parameter changed by a function of its array."""
     graphdef, params = nnx.split(golden()[1])
     arrays = {"/".join(map(str, key)): np.asarray(leaf[...]) for key, leaf in nnx.to_flat_state(params)}
     arrays[path] = change(arrays[path].copy())
@@ -121,7 +121,7 @@ def with_param(path: str, change: Any) -> HunyuanTransformer:
 
 
 def zero_head(kernel: np.ndarray) -> np.ndarray:
-    """Query kernel [layers, D, D] without the second head of the last layer."""
+    """Zero the second head of the last layer in a query kernel [layers, D, D]."""
     head_dim = golden()[1].cfg.head_dim
     kernel[-1, :, head_dim : 2 * head_dim] = 0
     return kernel
@@ -155,7 +155,7 @@ def test_parity_notices_the_camera_of_one_frame() -> None:
     assert golden_error(frames=moved) > 1e-3
 
 
-# Modes against each other
+# Modes compared with each other
 
 
 def test_first_chunk_with_cache_is_the_chunk_causal_forward() -> None:
@@ -191,7 +191,7 @@ TINY = HunyuanConfig(
 
 @functools.cache
 def tiny() -> tuple[nnx.GraphDef, nnx.State]:
-    """A model with no weight at zero: zero gates would hide the blocks."""
+    """Return a model without zero weights: zero gates would hide the blocks."""
     with nnx.use_eager_sharding(False):
         abstract = nnx.eval_shape(lambda: HunyuanTransformer(TINY, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(abstract)
@@ -204,7 +204,7 @@ def tiny() -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def tiny_inputs() -> tuple[FrameInputs, TextInputs]:
-    """Two samples that differ in everything; their texts are 5 and 3 tokens long, their glyphs 1 and 2."""
+    """Return two samples that differ in everything; their texts are 5 and 3 tokens long, their glyphs 1 and 2."""
     rng = np.random.default_rng(1)
     F = 2 * CHUNK
     angle = rng.normal(size=(2, F)) * 0.2
@@ -230,7 +230,7 @@ def tiny_inputs() -> tuple[FrameInputs, TextInputs]:
 
 
 def test_a_batch_is_its_samples() -> None:
-    """Texts of different lengths: padded in the batch, trimmed alone."""
+    """Texts of different lengths are padded in the batch and trimmed for single samples."""
     model = nnx.merge(*tiny())
     frames, text = tiny_inputs()
     batch = forward(model, frames, text, jnp.zeros(2), chunk_frames=CHUNK)
@@ -251,7 +251,7 @@ def test_remat_policies_give_the_same_gradients() -> None:
     frames, text = tiny_inputs()
 
     def gradients(remat: str) -> nnx.State:
-        """With respect to the blocks; the policy wraps nothing else."""
+        """Return gradients with respect to the blocks; the policy wraps nothing else."""
 
         def total(blocks: nnx.State) -> jax.Array:
             model = nnx.merge(graphdef, nnx.State({**params, "blocks": blocks}))

@@ -1,4 +1,4 @@
-"""Adapters on any network: where they lie, what trains, how they start, merge and unmerge, and what goes wrong."""
+"""Adapters on any network: paths, trained parameters, initialization, merging, unmerging and errors."""
 
 import dataclasses
 import math
@@ -56,7 +56,7 @@ def shapes_of(make: Callable[[nnx.Rngs], nnx.Module]) -> dict[str, tuple[int, ..
 
 @pytest.mark.parametrize(("name", "rank", "count"), [("2b", 16, 22_937_600), ("14b", 32, 143_917_056)])
 def test_published_adapters(name: str, rank: int, count: int) -> None:
-    """Numbers that train, and one place for every tensor of a file with base and adapters, or with adapters alone."""
+    """Trained parameters match; tensors of files with base and adapters, or only adapters, map to one place each."""
     cfg = CosmosConfig(**PUBLISHED[name])
     shapes = shapes_of(adapted(cfg, rank=rank, alpha=float(rank)))
     trained = {path: shape for path, shape in shapes.items() if state.path_filter(lora.TRAINABLE)(path.split("/"), 0)}
@@ -73,7 +73,7 @@ def test_published_adapters(name: str, rank: int, count: int) -> None:
 
 
 def test_layers_outside_a_stack_and_with_bias() -> None:
-    """The other network: modules in a list, fused q, k, v."""
+    """This network has modules in a list and fused q, k, v."""
 
     def make(rngs: nnx.Rngs) -> HunyuanTransformer:
         model = HunyuanTransformer(dataclasses.replace(HUNYUAN, actions=False), rngs=rngs)
@@ -104,7 +104,7 @@ def loss(model: Any, batch: step.Batch, key: jax.Array) -> tuple[jax.Array, step
 
 
 def test_only_adapters_train_on_a_mesh() -> None:
-    """Born sharded: the base is bfloat16 and stays as it is; every adapter moves, and moments are theirs."""
+    """The state is created sharded; the bfloat16 base stays the same; all adapters change and have moments."""
     devices = mesh.make_mesh(data=1, fsdp=2, sequence=1, devices=jax.devices()[:2])
     optimizer = optimizers.make_optimizer(optimizers.OptimizerConfig(learning_rate=1e-2), steps=5)
     graphdef, born, shardings = state.create_state(
@@ -119,7 +119,7 @@ def test_only_adapters_train_on_a_mesh() -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(born.params)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(born.frozen)} == {jnp.dtype("bfloat16")}
     assert sum(leaf.size for leaf in jax.tree.leaves(born.opt_state)) <= 2 * sum(map(math.prod, paths.values())) + 4
-    # Gates are zero at first and would hide the adapters.
+    # Gates are zero-initialized and would hide the adapters.
     gates = jax.tree_util.tree_map_with_path(
         lambda path, x: x + 0.3 if "modulation/linear" in state.leaf_name(path) else x, born.frozen
     )
@@ -145,7 +145,7 @@ def test_only_adapters_train_on_a_mesh() -> None:
 
 @pytest.fixture(scope="module")
 def model() -> CosmosTransformer:
-    """Filled with numbers of numpy: drawing them with JAX is what takes time."""
+    """Return a model filled with random numbers of NumPy, which is faster than JAX here."""
     make, rng = adapted(TINY), np.random.default_rng(0)
     with nnx.use_eager_sharding(False):
         graphdef, params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
@@ -154,7 +154,7 @@ def model() -> CosmosTransformer:
 
 
 def test_an_adapted_layer(model: CosmosTransformer) -> None:
-    """Merging is W + alpha/r A B, for each layer of a stack by itself."""
+    """Merging gives W + alpha/r A B for each layer of a stack."""
     layers = lora.dense_layers(model)
     adapter = layers["blocks/mlp/down"].lora
     assert isinstance(adapter, lora.Adapter)
@@ -170,8 +170,8 @@ def test_an_adapted_layer(model: CosmosTransformer) -> None:
 
 
 @pytest.mark.parametrize(("init", "deviation"), [("uniform", 128**-0.5 / 3**0.5), ("gaussian", 1 / 8)])
-def test_an_adapter_starts_as_nothing(init: Any, deviation: float) -> None:
-    """B is zero; A is another for each layer of a stack."""
+def test_an_adapter_initially_adds_zero(init: Any, deviation: float) -> None:
+    """B is zero; A differs between the layers of a stack."""
     cfg = lora.LoRAConfig(targets=(".*",), rank=8, init=init)
     with nnx.use_eager_sharding(False):
         adapter = lora.Adapter(nnx.Param(jnp.zeros((2, 128, 32))), cfg, rngs=nnx.Rngs(0))
@@ -186,7 +186,7 @@ def test_an_adapter_starts_as_nothing(init: Any, deviation: float) -> None:
 def test_mistakes_are_named(model: CosmosTransformer) -> None:
     with pytest.raises(errors.UserError, match=r"'blocks/mpl/up' matches none of the 22 dense layers.*blocks/mlp/up"):
         lora.add(model, lora.LoRAConfig(targets=("patch_in", "blocks/mpl/up")), rngs=nnx.Rngs(0))
-    with pytest.raises(errors.UserError, match="blocks/mlp/up has an adapter already"):
+    with pytest.raises(errors.UserError, match="blocks/mlp/up already has an adapter"):
         lora.add(model, lora.LoRAConfig(targets=("blocks/mlp/up",)), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="targets is empty"):
         lora.LoRAConfig(targets=())

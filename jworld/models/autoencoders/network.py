@@ -139,7 +139,7 @@ class VideoAutoencoder(nnx.Module):
         return {"family": self.family, "normalised": True, "hash": self.hash(), **settings(self.config)}
 
     def hash(self) -> str:
-        """Return the SHA-256 of the family, the settings that change latents, and the weights' names, shapes and bytes."""
+        """Return the SHA-256 of the family, the settings that change latents, and the weights with names and shapes."""
         names = [f.name for f in dataclasses.fields(self.config) if f.metadata != HOW_ONLY]
         values = settings(self.config)
         digest = hashlib.sha256(json.dumps([self.family, {name: values[name] for name in names}]).encode())

@@ -1,4 +1,4 @@
-"""Networks in files of our own."""
+"""Files of autoencoders."""
 
 import dataclasses
 import json
@@ -16,11 +16,11 @@ from jworld.models.autoencoders.latents import Normalisation
 from jworld.utils.errors import UserError
 
 
-def test_a_network_comes_back_as_it_was(tmp_path: pathlib.Path) -> None:
+def test_a_network_survives_a_round_trip(tmp_path: pathlib.Path) -> None:
     normalisation = Normalisation(shift=(0.1, 0.2), scale=(3.0, 1 / 3))
     config = wan.WanConfig(latent_channels=2, channels=4, blocks=1, normalisation=normalisation, dtype=jnp.float32)
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: wan.WanAutoencoder(config, rngs=nnx.Rngs(0))))
-    # Random numbers of numpy: those of jax are compiled shape by shape.
+    # Random numbers of NumPy: those of JAX are compiled for every shape.
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), abstract)
     model = nnx.merge(graphdef, state)
@@ -36,11 +36,11 @@ def test_a_network_comes_back_as_it_was(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_the_linear_codec_is_a_file_of_the_same_kind(tmp_path: pathlib.Path) -> None:
+def test_the_linear_autoencoder_has_a_file_of_the_same_kind(tmp_path: pathlib.Path) -> None:
     clip = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
-    codec = linear.fit([clip], linear.LinearConfig(channels=2), seed=0)
-    codec.save(tmp_path / "codec.safetensors")
-    assert files.load(tmp_path / "codec.safetensors").hash() == codec.hash()
+    fitted = linear.fit([clip], linear.LinearConfig(channels=2), seed=0)
+    fitted.save(tmp_path / "fitted.safetensors")
+    assert files.load(tmp_path / "fitted.safetensors").hash() == fitted.hash()
 
 
 def test_damaged_files(tmp_path: pathlib.Path) -> None:
@@ -52,7 +52,10 @@ def test_damaged_files(tmp_path: pathlib.Path) -> None:
         files.load(path)
     header = {"family": "wan", "normalisation": {"shift": [0.0], "scale": [1.0]}}
     header |= {"dtype": "float32", "param_dtype": "float32"}
-    for fields, message in ((header, "other tensors than its config says"), (header | {"family": "x"}, "not a saved")):
+    for fields, message in (
+        (header, "other tensors than its config"),
+        (header | {"family": "x"}, "not a saved"),
+    ):
         safetensors.numpy.save_file({"a": np.zeros(1, np.float32)}, path, metadata={"autoencoder": json.dumps(fields)})
         with pytest.raises(UserError, match=message):
             files.load(path)

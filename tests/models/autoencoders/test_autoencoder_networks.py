@@ -1,4 +1,4 @@
-"""The three networks at tiny sizes: streams, memory, meshes, precision, what is refused."""
+"""The three networks at tiny sizes: streams, memory, meshes, precision, refusals."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from jworld.models.autoencoders.latents import Normalisation, Posterior
 from jworld.parallel import mesh
 from jworld.utils.errors import UserError
 
-#: Two halvings in space and time: 4x4 pixels and 4 frames per latent.
+#: Size and frames are halved twice: 4x4 pixels and 4 frames per latent.
 CONFIGS: dict[str, tuple[Any, Any]] = {
     "wan": (
         wan.WanAutoencoder,
@@ -44,7 +44,7 @@ def graphdef(family: str, **changes: Any) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def tiny(family: str, **changes: Any) -> Any:
-    """The same random weights under any config."""
+    """Return a model with the same random weights for every config."""
     structure, abstract = graphdef(family, **changes)
     rng = np.random.default_rng(0)
     arrays = {}
@@ -69,13 +69,13 @@ def latents(model: network.VideoAutoencoder, frames: int, *, batch: int = 1, siz
 
 @functools.cache
 def decoded(family: str) -> np.ndarray:
-    """5 latent frames, in the chunks of the config."""
+    """Decode 5 latent frames, in the chunks of the config."""
     model = tiny(family)
     return np.asarray(jax.jit(type(model).decode)(model, latents(model, 5)))
 
 
 @pytest.mark.parametrize(("family", "cuts"), [("wan", (5, 12)), ("hunyuan15", (5, 12)), ("cogvideox", (9, 8))])
-def test_encoding_in_parts_is_encoding_the_whole(family: str, cuts: tuple[int, ...]) -> None:
+def test_encoding_in_parts_equals_encoding_the_whole(family: str, cuts: tuple[int, ...]) -> None:
     model = tiny(family)
     step = jax.jit(type(model).encode_step)
     first, cache = step(model, video(17)[:, : cuts[0]], None)
@@ -86,7 +86,7 @@ def test_encoding_in_parts_is_encoding_the_whole(family: str, cuts: tuple[int, .
 
 
 @pytest.mark.parametrize(("family", "cuts"), [("wan", (2, 3)), ("hunyuan15", (2, 3)), ("cogvideox", (3, 2))])
-def test_decoding_in_parts_is_decoding_the_whole(family: str, cuts: tuple[int, ...]) -> None:
+def test_decoding_in_parts_equals_decoding_the_whole(family: str, cuts: tuple[int, ...]) -> None:
     model = tiny(family)
     z = latents(model, 5)
     step = jax.jit(type(model).decode_step)
@@ -96,12 +96,12 @@ def test_decoding_in_parts_is_decoding_the_whole(family: str, cuts: tuple[int, .
     assert second.shape[1] == model.frames_of(cuts[1], first=False)
     assert decoded(family).shape == (1, model.frames_of(5), 16, 32, 3)
     np.testing.assert_allclose(np.concatenate([first, second], axis=1), decoded(family), atol=1e-5)
-    # The second call looks back at the first.
+    # The second call depends on the first.
     _, other = step(model, z[:, : cuts[0]] + 1, None)
     assert golden_cases.relative_error(step(model, z[:, cuts[0] :], other)[0], second) > 1e-3
 
 
-def test_attention_over_earlier_frames_takes_a_clip_whole() -> None:
+def test_attention_over_earlier_frames_needs_the_whole_clip() -> None:
     with pytest.raises(UserError, match="set chunk to None"):
         dataclasses.replace(CONFIGS["hunyuan15"][1], attention="causal")
     model = tiny("hunyuan15", attention="causal", chunk=None)
@@ -139,12 +139,12 @@ def test_gradients_do_not_depend_on_the_chunks() -> None:
 
 
 @pytest.mark.parametrize(("family", "method"), [("wan", "encode"), ("hunyuan15", "decode"), ("cogvideox", "decode")])
-def test_width_and_batch_spread_over_a_mesh(family: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same numbers, and a device holds a part of the activations, in the program of the accelerators."""
+def test_width_and_batch_are_sharded(family: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results are equal, and in the program for accelerators a device holds a part of the activations."""
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays))
     model = tiny(family, chunk=1 if family == "hunyuan15" else None)
     x = video(5, batch=2) if method == "encode" else latents(model, 3, batch=2)
-    # A new function: what was traced before for CPUs is not used again.
+    # A new function, so that the trace for CPUs is not reused.
     function = jax.jit(lambda model, x: getattr(model, method)(x))
     alone = function.lower(model, x).compile()
     with jax.set_mesh(mesh.make_mesh(data=2, fsdp=1, sequence=4)):
@@ -156,7 +156,7 @@ def test_width_and_batch_spread_over_a_mesh(family: str, method: str, monkeypatc
     np.testing.assert_allclose(result, alone(model, x), atol=2e-5)
 
 
-def test_what_does_not_divide_stays_whole() -> None:
+def test_dimensions_that_do_not_divide_are_replicated() -> None:
     with jax.set_mesh(mesh.make_mesh(data=2, fsdp=1, sequence=4)):
         for shape, expected in (((2, 1, 3, 6, 4), (1, 1, 3, 6, 4)), ((1, 1, 3, 8, 4), (1, 1, 3, 2, 4))):
             x = jax.jit(network.constrain_video)(jnp.zeros(shape))
@@ -192,7 +192,7 @@ def test_samples_of_the_posterior() -> None:
     )
     sample = np.asarray(posterior.sample(jax.random.key(0)))
     np.testing.assert_allclose(sample.mean(axis=(0, 1, 2, 3))[:2], 2, atol=0.1)
-    # Log variances are cut to [-30, 20].
+    # Log variances are clipped to [-30, 20].
     np.testing.assert_allclose(sample.std(axis=(0, 1, 2, 3)), [3, np.exp(-15), np.exp(10)], rtol=0.05)
 
 
@@ -208,8 +208,8 @@ def test_encoding_with_a_key_draws_from_the_posterior() -> None:
     ("owners", "count"),
     [([0, 1, 1, 2, 2], 3), ([0, 1, 1, 1, 1, 2, 2, 2, 2], 3), ([0, 0, 1, 1], 2), ([0, 0, 0, 0], 1), ([0], 1)],
 )
-def test_which_latent_conditions_which_frame(owners: list[int], count: int) -> None:
-    """The first of an odd number of frames has a latent of its own."""
+def test_latents_that_condition_each_frame(owners: list[int], count: int) -> None:
+    """With an odd number of frames, the first one has its own latent."""
     rng = np.random.default_rng(4)
     norm = cogvideox.LatentNorm(2, 4, dtype=jnp.float32, param_dtype=jnp.float32, num_groups=2, rngs=nnx.Rngs(0))
     x = jnp.asarray(rng.normal(size=(1, len(owners), 4, 4, 4)), jnp.float32)
@@ -222,7 +222,7 @@ def test_which_latent_conditions_which_frame(owners: list[int], count: int) -> N
     np.testing.assert_allclose(norm(x, z), normed * norm.scale(own) + norm.shift(own), atol=1e-5)
 
 
-def test_normalisation() -> None:
+def test_normalization() -> None:
     normalisation = Normalisation.from_statistics((1.0, -2.0), (2.0, 0.5))
     x = jnp.array([[3.0, -2.5]])
     np.testing.assert_allclose(normalisation.apply(x), [[1.0, -1.0]], rtol=1e-6)
@@ -231,7 +231,7 @@ def test_normalisation() -> None:
         wan.WanConfig(normalisation=normalisation)
 
 
-# What is refused, and what a manifest says
+# Refusals and manifests
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -256,7 +256,7 @@ def test_sizes_that_do_not_fit(family: str) -> None:
         ("wan", {"time_levels": (True,)}, "time_levels has 1 entries, expected 2"),
         ("hunyuan15", {"spatial_ratio": 12}, "spatial_ratio is 12, expected a power of 2"),
         ("hunyuan15", {"spatial_ratio": 16}, "3 widths allow a spatial_ratio of at most 4"),
-        ("hunyuan15", {"latent_channels": 6}, "the last width 16 is no multiple of 2 x 6"),
+        ("hunyuan15", {"latent_channels": 6}, "the last width 16 is not a multiple of 2 x 6"),
         ("hunyuan15", {"attention": "all"}, "attention is 'all'"),
         ("cogvideox", {"temporal_ratio": 8}, "temporal_ratio is 8"),
         ("cogvideox", {"groups": 5}, "multiples of the 5 groups"),
@@ -268,7 +268,7 @@ def test_configs_that_do_not_fit(family: str, changes: dict[str, Any], message: 
 
 
 def test_manifest_and_hash() -> None:
-    """The hash follows what changes latents, and only that."""
+    """The hash depends only on settings and weights that change latents."""
     model = tiny("wan")
     entry = json.loads(json.dumps(model.manifest_entry()))
     assert entry["family"] == "wan"

@@ -1,4 +1,4 @@
-"""The published autoencoders, without memory: parameters, and files of them in every key layout."""
+"""The published autoencoders, abstractly: parameters, and files in every key layout."""
 
 import math
 import pathlib
@@ -15,7 +15,7 @@ from jworld.models.autoencoders import cogvideox, hunyuan15, wan
 
 # Parameters and tensors as in diffusers 0.42.1.
 @pytest.mark.parametrize(
-    ("autoencoder", "config", "parameters", "tensors", "latent", "untold"),
+    ("autoencoder", "config", "parameters", "tensors", "latent", "assumed"),
     [
         (wan.WanAutoencoder, wan.WanConfig(), 126_892_531, 194, (20, 60, 104, 16), ["normalisation"]),
         (
@@ -44,7 +44,7 @@ def test_published(
     parameters: int,
     tensors: int,
     latent: tuple[int, ...],
-    untold: Sequence[str],
+    assumed: Sequence[str],
 ) -> None:
     model = nnx.eval_shape(lambda: autoencoder(config, rngs=nnx.Rngs(0)))
     shapes = engine.parameter_shapes(nnx.state(model, nnx.Param))
@@ -58,4 +58,4 @@ def test_published(
             plan = importing.make_plan(source, importing.Options())
         assert (plan.family, plan.layout, plan.target.model_config) == (family, layout, config)
         assert sum(map(len, plan.places.values())) == tensors
-        assert sorted(plan.published) == untold
+        assert sorted(plan.published) == assumed

@@ -1,4 +1,4 @@
-"""Tiles: which part of the frame each is, and how they are faded into one another."""
+"""Tiles: their parts of the frame, and the blending of their overlaps."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ TILING = Tiling(tile=(8, 12), stride=(6, 8))
 
 
 @pytest.mark.parametrize("size", [(8, 12), (9, 12), (20, 31), (7, 25)])
-def test_what_acts_on_pixels_alone_is_not_changed(size: tuple[int, int]) -> None:
+def test_pixelwise_functions_are_unchanged(size: tuple[int, int]) -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, *size, 2)).astype(np.float32)
     result = jax.jit(lambda x: tiled(lambda tile: 2 * tile, x, inputs=TILING, outputs=TILING))(x)
     np.testing.assert_allclose(result, 2 * x, rtol=1e-5, atol=1e-6)
 
 
-def test_the_fade_over_three_tiles() -> None:
-    """Tiles that know where they are: 4 columns go over from one value to the next, the first of them still the old."""
+def test_the_blending_over_three_tiles() -> None:
+    """Each tile has another value: 4 columns blend from one to the next, and the first still has the old value."""
     x = np.arange(24.0, dtype=np.float32).reshape(1, 1, 1, 24, 1)
     result = tiled(lambda tile: jnp.full_like(tile, 1) * tile[:, :, :, :1], x, inputs=TILING, outputs=TILING)
     seams = [8, 8 * 0.75 + 16 * 0.25, 12, 8 * 0.25 + 16 * 0.75]
@@ -27,8 +27,8 @@ def test_the_fade_over_three_tiles() -> None:
     np.testing.assert_allclose(result[0, 0, 0, :, 0], expected)
 
 
-def test_tiles_of_another_size_come_out() -> None:
-    """A function that halves: the tiles, the seams and the result are half as large."""
+def test_results_of_another_size() -> None:
+    """With a function that halves the size, tiles, seams and result are half as large."""
     x = np.random.default_rng(0).normal(size=(1, 1, 20, 28, 1)).astype(np.float32)
     result = tiled(lambda tile: tile[:, :, ::2, ::2], x, inputs=TILING, outputs=TILING.scaled(2))
     np.testing.assert_allclose(result, x[:, :, ::2, ::2], rtol=1e-5, atol=1e-6)
