@@ -1,13 +1,13 @@
-"""Attention, forward and forward + backward: every backend that runs here, every mask, and PyTorch's beside them.
+"""Benchmark of attention, forward and with backward: all available backends and masks, compared with PyTorch.
 
     python benchmarks/attention.py
     python benchmarks/attention.py --masks chunk_causal --chunks 6 --chunk-tokens 48 256 --json attention.json
     python benchmarks/attention.py --dtype bfloat16 --heads 16 --head-dim 128 --chunk-tokens 6240 --prefix 1985
 
-Runs unchanged on a CPU, a GPU and a TPU. All versions of a row take turns in one run. "dense" is XLA under a whole
-matrix of queries and keys; "torch" is PyTorch's scaled_dot_product_attention (compiled on a GPU) where it is installed.
-FLOP/s count the pairs that the mask shows and no recomputation: 4 per pair and channel forward, 12 with the backward
-pass. They are compared with the fastest product of large matrices measured here. --sequence splits the tokens.
+Runs unchanged on CPU, GPU and TPU. All versions of a row alternate in one run. "dense" is XLA with a dense mask over
+all queries and keys. "torch" is PyTorch's scaled_dot_product_attention, compiled on a GPU, if torch is installed.
+FLOP/s count the pairs that the mask allows, without recomputation: 4 per pair and channel forward, 12 with backward.
+The peak is the fastest of several large matrix products in the same run. --sequence splits the tokens over devices.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Run = Callable[[], Any]
 
 
 def make_mask(name: str, tokens: int, arguments: argparse.Namespace) -> tuple[Mask | None, int]:
-    """The mask of a name, and how many keys come before those of the queries' own tokens."""
+    """Make a mask by name; -> (mask, number of keys before those of the queries' own tokens)."""
     match name:
         case "chunk_causal":
             return ChunkCausal(tokens // arguments.chunks, arguments.prefix), arguments.prefix
@@ -48,15 +48,15 @@ def make_mask(name: str, tokens: int, arguments: argparse.Namespace) -> tuple[Ma
 
 
 def visible(mask: Mask | None, queries: int, keys: int) -> np.ndarray | None:
-    """[queries, keys] bool."""
+    """Return the dense mask, [queries, keys] bool; None for full attention."""
     if mask is None:
         return None
-    stops, place = mask.stops(queries)[:, None], np.arange(keys)
-    return (place < stops) & (place >= stops - (mask.width or keys + queries))
+    stops, position = mask.stops(queries)[:, None], np.arange(keys)
+    return (position < stops) & (position >= stops - (mask.width or keys + queries))
 
 
 def programs(function: Callable[..., jax.Array], qkv: Arrays) -> tuple[Any, Any]:
-    """Forward, and the gradients of the sum of squares."""
+    """Compile the forward pass, and the gradients of the sum of squares."""
 
     def total(*qkv: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(function(*qkv).astype(jnp.float32)))
@@ -65,8 +65,8 @@ def programs(function: Callable[..., jax.Array], qkv: Arrays) -> tuple[Any, Any]
     return jax.jit(function).lower(*qkv).compile(), jax.jit(gradients).lower(*qkv).compile()
 
 
-def torch_runs(qkv: Arrays, seen: np.ndarray | None, mask: Mask | None) -> tuple[Run, Run]:
-    """The same in PyTorch."""
+def torch_runs(qkv: Arrays, dense_mask: np.ndarray | None, mask: Mask | None) -> tuple[Run, Run]:
+    """Build the same two calls in PyTorch."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
@@ -76,8 +76,8 @@ def torch_runs(qkv: Arrays, seen: np.ndarray | None, mask: Mask | None) -> tuple
     options: dict[str, Any] = {}
     if isinstance(mask, Causal):
         options["is_causal"] = True
-    elif seen is not None:
-        options["attn_mask"] = torch.from_numpy(seen).to(device)
+    elif dense_mask is not None:
+        options["attn_mask"] = torch.from_numpy(dense_mask).to(device)
     call = functools.partial(torch.nn.functional.scaled_dot_product_attention, **options)
     call = torch.compile(call) if device == "cuda" else call
 
@@ -100,7 +100,7 @@ def seconds(run: Run) -> float:
 
 
 def matmul_peak(dtype: str) -> float:
-    """FLOP/s of the fastest of a few products of large matrices."""
+    """Measure the FLOP/s of a large matrix product, the fastest of 5."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: x @ x)
@@ -109,21 +109,21 @@ def matmul_peak(dtype: str) -> float:
 
 
 def measure(name: str, tokens: int, arguments: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
-    """One row per version, after checking that they agree."""
+    """Measure one row per version, after checking that the versions agree."""
     mask, lead = make_mask(name, tokens, arguments)
     shapes = [
         (arguments.batch, length, arguments.heads, arguments.head_dim) for length in (tokens, *[lead + tokens] * 2)
     ]
     keys = jax.random.split(jax.random.key(0), 3)
     qkv = tuple(jax.random.normal(key, shape, arguments.dtype) for key, shape in zip(keys, shapes, strict=True))
-    seen = visible(mask, tokens, lead + tokens)
+    dense_mask = visible(mask, tokens, lead + tokens)
     names = [name for name, backend in backends.BACKENDS.items() if jax.default_backend() in backend.platforms]
     runs: dict[str, tuple[Run, Run]] = {}
     memory, expected = {}, None
     dense = jax.nn.dot_product_attention
     functions = {name: functools.partial(attention, mask=mask, implementation=name) for name in names}
-    if seen is not None:
-        functions["dense"] = lambda q, k, v: dense(q, k, v, mask=jnp.asarray(seen)[None, None])
+    if dense_mask is not None:
+        functions["dense"] = lambda q, k, v: dense(q, k, v, mask=jnp.asarray(dense_mask)[None, None])
     for version, function in functions.items():
         forward, both = programs(function, qkv)
         memory[version] = both.memory_analysis().temp_size_in_bytes
@@ -133,16 +133,17 @@ def measure(name: str, tokens: int, arguments: argparse.Namespace, peak: float) 
         for a, b in zip(gradients, expected, strict=True):
             np.testing.assert_allclose(a, b, atol=(1e-4 if arguments.dtype == "float32" else 0.03) * np.abs(b).max())
     if arguments.torch and importlib.util.find_spec("torch"):
-        runs["torch"] = torch_runs(qkv, seen, mask)
+        runs["torch"] = torch_runs(qkv, dense_mask, mask)
         for run in runs["torch"]:
             run()
-    turns = [
+    rounds = [
         {version: [seconds(run) for run in pair] for version, pair in runs.items()} for _ in range(arguments.repeats)
     ]
-    pairs = arguments.batch * arguments.heads * (tokens * (lead + tokens) if seen is None else int(seen.sum()))
+    allowed = tokens * (lead + tokens) if dense_mask is None else int(dense_mask.sum())
+    pairs = arguments.batch * arguments.heads * allowed
     rows = []
     for version in runs:
-        forward, both = (statistics.median(turn[version][i] for turn in turns) for i in (0, 1))
+        forward, both = (statistics.median(times[version][i] for times in rounds) for i in (0, 1))
         rows.append(
             {
                 "mask": name,
@@ -153,7 +154,7 @@ def measure(name: str, tokens: int, arguments: argparse.Namespace, peak: float) 
                 "forward_flops": 4 * pairs * arguments.head_dim / forward,
                 "flops": 12 * pairs * arguments.head_dim / both,
                 "share_of_peak": 12 * pairs * arguments.head_dim / both / peak,
-                "time_ratio": statistics.median(turn[version][1] / turn["xla"][1] for turn in turns),
+                "time_ratio": statistics.median(times[version][1] / times["xla"][1] for times in rounds),
                 "temporary_bytes": memory.get(version),
             }
         )
@@ -161,7 +162,7 @@ def measure(name: str, tokens: int, arguments: argparse.Namespace, peak: float) 
 
 
 def scaling(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Forward + backward at the longest length, its tokens over more and more devices."""
+    """Measure forward + backward at the longest length, with its tokens split over increasing numbers of devices."""
     tokens = max(arguments.chunk_tokens) * arguments.chunks
     rows: list[dict[str, Any]] = []
     for count in arguments.sequence:
@@ -184,7 +185,7 @@ def print_tables(
     console = rich.console.Console()
     title = (
         f"{jax.devices()[0].device_kind}: {arguments.batch} x {arguments.heads} heads of {arguments.head_dim}, "
-        f"{arguments.dtype}; product of matrices {peak / 1e12:,.3f} TFLOP/s"
+        f"{arguments.dtype}; matrix product {peak / 1e12:,.3f} TFLOP/s"
     )
     columns = (
         "mask",
@@ -214,7 +215,7 @@ def print_tables(
         )
     console.print(table)
     if len(split) > 1:
-        table = rich.table.Table("devices", "with backward", "memory of each", title="tokens split over devices")
+        table = rich.table.Table("devices", "with backward", "memory per device", title="tokens split over devices")
         for row in split:
             table.add_row(
                 str(row["devices"]), f"{row['seconds'] * 1e3:,.1f} ms", f"{row['temporary_bytes'] / 2**20:,.1f} MiB"
@@ -225,20 +226,25 @@ def print_tables(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     masks = ("full", "chunk_causal", "causal", "prefix", "window")
-    parser.add_argument("--masks", choices=masks, nargs="+", default=masks, help="all by default")
-    parser.add_argument("--chunks", type=int, default=6, help="chunks of the chunk-causal mask (6)")
-    parser.add_argument(
-        "--chunk-tokens", type=int, nargs="+", default=[48, 256], help="tokens = chunks x this (48 256)"
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add("--masks", choices=masks, nargs="+", default=masks, help="masks to measure (default: all)")
+    add("--chunks", type=int, default=6, help=f"chunks of the chunk-causal mask {default}")
+    add(
+        "--chunk-tokens",
+        type=int,
+        nargs="+",
+        default=[48, 256],
+        help="tokens of a chunk, one row each (default: 48 256)",
     )
-    parser.add_argument("--prefix", type=int, default=44, help="text keys that every query sees (44)")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--heads", type=int, default=16, help="of both branches together (16)")
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--sequence", type=int, nargs="+", default=[1], help="numbers of devices for one sample (1)")
-    parser.add_argument("--no-torch", dest="torch", action="store_false", help="leave PyTorch out")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
+    add("--prefix", type=int, default=44, help=f"text keys that every query attends to {default}")
+    add("--batch", type=int, default=1, help=f"samples {default}")
+    add("--heads", type=int, default=16, help=f"heads of both branches together {default}")
+    add("--head-dim", type=int, default=64, help=f"channels of a head {default}")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=f"dtype of the arrays {default}")
+    add("--repeats", type=int, default=5, help=f"calls to time; the median counts {default}")
+    add("--sequence", type=int, nargs="+", default=[1], help="numbers of devices for one sample (default: 1)")
+    add("--no-torch", dest="torch", action="store_false", help="do not compare with PyTorch")
+    add("--json", type=pathlib.Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     peak = matmul_peak(arguments.dtype)
     sizes = [(name, tokens * arguments.chunks) for name in arguments.masks for tokens in arguments.chunk_tokens]

@@ -1,14 +1,13 @@
-"""Encoding and decoding by the video autoencoders, beside the same classes of diffusers in PyTorch.
+"""Benchmark of the video autoencoders, compared with the same classes of diffusers in PyTorch.
 
     python benchmarks/autoencoder.py --torch-python ~/torch/bin/python
     python benchmarks/autoencoder.py --families wan --frames 17 --size 128x96 --json autoencoder.json
 
-Random weights of the published sizes, or of widths divided by --narrow, in float32, on the same CPU cores for both, by
-turns in one run. Both compute the same: HunyuanVideo-1.5 takes the clip whole, as its diffusers class does.
---torch-python is an interpreter with torch and diffusers; by default the one that runs this.
+Random weights of the published sizes, or of widths divided by --narrow, in float32. Both sides run alternately on the
+same CPU cores. Both compute the same: HunyuanVideo-1.5 encodes the whole clip at once, as its diffusers class does.
 
-CPU seconds, which other work on the machine hardly changes, are compared beside the frames per second. The share of the
-peak is XLA's count of operations per CPU second against that of a large matrix product.
+The table compares frames per second and CPU seconds; other load on the machine hardly changes the latter. The share of
+peak is XLA's count of operations per CPU second, divided by that of a large matrix product.
 """
 
 import argparse
@@ -21,18 +20,18 @@ import sys
 import time
 from typing import Any
 
-import beside_torch
 import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
+import torch_comparison
 from flax import nnx
 
 from jworld.models.autoencoders import files
 
 METHODS = ("encode", "decode")
-#: The classes of diffusers.
+#: Autoencoder family -> class of diffusers.
 CLASSES = {
     "wan": "AutoencoderKLWan",
     "cogvideox": "AutoencoderKLCogVideoX",
@@ -41,7 +40,7 @@ CLASSES = {
 
 
 def fields(family: str, narrow: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(our config's fields, the diffusers class's) of the published sizes, all widths divided by `narrow`."""
+    """Return the fields of our config and of the diffusers class, with the published widths divided by `narrow`."""
     config = files.NETWORKS[family][1]()
     if family == "wan":
         width = config.channels // narrow
@@ -55,13 +54,13 @@ def fields(family: str, narrow: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class Ours:
-    """A network with random weights and its two programs, compiled."""
+    """Network with random weights, and its two compiled programs."""
 
     def __init__(self, family: str, values: dict[str, Any], video: tuple[int, int, int]):
         cls, config_type = files.NETWORKS[family]
         config = config_type(**values, dtype=jnp.float32)
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
-        model = nnx.merge(graphdef, beside_torch.random_weights(abstract))
+        model = nnx.merge(graphdef, torch_comparison.random_weights(abstract))
         rng = np.random.default_rng(0)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
         self.latents = model.latent_shape(*video)
@@ -88,7 +87,7 @@ class Ours:
 
 
 def matmul_flops(size: int = 2048, repeats: int = 3) -> float:
-    """Operations per CPU second of a large matrix product, the best of several."""
+    """Measure the operations per CPU second of a large matrix product, the fastest of `repeats`."""
     a, b = jax.random.normal(jax.random.key(0), (2, size, size))
     product = jax.jit(jnp.matmul).lower(a, b).compile()
     times = []
@@ -100,7 +99,7 @@ def matmul_flops(size: int = 2048, repeats: int = 3) -> float:
 
 
 def measure(family: str, arguments: argparse.Namespace, console: rich.console.Console) -> list[dict[str, Any]]:
-    """One row per method."""
+    """Measure one row per method."""
     width, height = arguments.size
     video = (arguments.frames, height, width)
     narrow = arguments.narrow.get(family, 1)
@@ -113,7 +112,7 @@ def measure(family: str, arguments: argparse.Namespace, console: rich.console.Co
         "inputs": {"video": (1, 3, *video), "latents": (1, channels, frames, *space)},
         "threads": arguments.threads,
     }
-    versions, runs = beside_torch.measure(
+    versions, runs = torch_comparison.measure(
         ours, settings, METHODS, python=arguments.torch_python, repeats=arguments.repeats, console=console
     )
     rows = []
@@ -174,16 +173,28 @@ def _narrow(text: str) -> tuple[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", choices=tuple(files.NETWORKS), default=list(files.NETWORKS))
-    parser.add_argument("--frames", type=int, default=9, help="4k + 1 (default %(default)s)")
-    parser.add_argument("--size", type=_size, default=(64, 64), metavar="WIDTHxHEIGHT", help="default 64x64")
-    parser.add_argument(
-        "--narrow", type=_narrow, nargs="+", default=[], metavar="FAMILY=N", help="divide the widths by N, up to 16"
+    add, default = parser.add_argument, "(default: %(default)s)"
+    families = tuple(files.NETWORKS)
+    add("--families", nargs="+", choices=families, default=families, help="autoencoders to measure (default: all)")
+    add("--frames", type=int, default=9, help=f"frames of the clip, 4k + 1 {default}")
+    add("--size", type=_size, default=(64, 64), metavar="WIDTHxHEIGHT", help="pixels of a frame (default: 64x64)")
+    add(
+        "--narrow",
+        type=_narrow,
+        nargs="+",
+        default=[],
+        metavar="FAMILY=N",
+        help="divide the widths of a family by N, one of 1, 2, 4, 8, 16 (default: 1)",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="the fastest counts (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU cores for either (default %(default)s)")
-    parser.add_argument("--torch-python", default=sys.executable, metavar="PATH", help="interpreter with diffusers")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
+    add("--repeats", type=int, default=3, help=f"calls to time; the fastest counts {default}")
+    add("--threads", type=int, default=2, help=f"CPU cores for each side {default}")
+    add(
+        "--torch-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="interpreter with torch and diffusers (default: the running one)",
+    )
+    add("--json", type=pathlib.Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     arguments.narrow = dict(arguments.narrow)
     # Before JAX counts the cores.

@@ -1,21 +1,21 @@
-"""Records per second of the data pipeline against the same arrays in one .pt file per clip and in parquet.
+"""Benchmark of the data pipeline, compared with the same arrays in one .pt file per clip and in parquet.
 
     python benchmarks/data_pipeline.py
     python benchmarks/data_pipeline.py --records 32 --latent 4 6 8 8 --repeats 1 --json data.json
 
-Two comparisons. "latents": every format holds the latents alone, byte for byte the same. "published": a .pt file and a
-row of parquet hold all of a clip with its padded text, as WorldPlay's published files do; the records are jworld's own,
-with the text stored once per prompt at its true length. All readers deliver the same batches of numpy arrays in the
-same order, which is checked, and every page of every batch is touched once.
+There are two comparisons. "latents": every format stores only the latents, with the same bytes. "published": a .pt file
+and a row of parquet store all arrays of a clip with padded text, as WorldPlay's published files do. jworld's records
+store the text once per prompt at its true length. All readers deliver the same batches of numpy arrays in the same
+order, which is checked. Every page of every batch is touched once.
 
-Every pass runs in a process of its own, the readers by turns, with the files in the page cache ("warm") and without
-("cold", where the system lets go of them). Times begin after some batches; the first is told apart because it pays for
-starting workers. MB/s count the bytes of the batches. CPU counts all processes of a reader: on a busy machine it says
-more than the time.
+Every pass runs in its own process, and the readers alternate. The files are in the page cache ("warm") or not ("cold",
+if the system can drop them). The clock starts after some batches. The first batch is reported separately because it
+includes the start of the workers. MB/s count the bytes of the batches. CPU time counts all processes of a reader; on a
+busy machine it is more reliable than the time.
 
-"threads" is what training uses: threads of the trainer's own process (0: no reading ahead). "processes" is the same
-graph in Grain's worker processes, which the trainer does not offer. The others run in PyTorch's DataLoader, whose
-workers are processes (0: none).
+"threads" is the reader that training uses: threads of the training process (0: no read-ahead). "processes" is the same
+graph in Grain's worker processes, which training does not offer. The others run in PyTorch's DataLoader, whose workers
+are processes (0: none).
 """
 
 import argparse
@@ -47,9 +47,9 @@ from jworld.systems.worldplay import data
 
 READERS, CACHES = ("threads", "processes", "pt", "parquet"), ("warm", "cold")
 NEEDS = {"pt": "torch", "parquet": "pyarrow"}
-#: Imported once, by the process whose copies make the passes.
+#: Imported once, by the fork server that starts the passes.
 PRELOADED = ["grain", "jworld.systems.worldplay.data", "torch.utils.data"]
-#: Batches before the clock starts, or half of all.
+#: Batches before the clock starts, or half of all batches if these are fewer.
 SETTLE = 8
 DROP_TRIES = 10
 RATIOS = ("records_per_second_over_pt", "cpu_seconds_over_pt")
@@ -58,7 +58,7 @@ Passes = dict[tuple[str, int, str], list[dict[str, Any]]]
 
 
 def read(setup: data_readers.Setup, reader: str, workers: int) -> dict[str, Any]:
-    """One pass over all batches: seconds, CPU seconds, and what tells that the batches are the right ones."""
+    """Make one pass over all batches; -> rates, CPU seconds per record, and a digest and order to compare batches."""
     if reader == "parquet":
         importlib.import_module("pyarrow.parquet")
     began = time.perf_counter()
@@ -77,7 +77,7 @@ def read(setup: data_readers.Setup, reader: str, workers: int) -> dict[str, Any]
     seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
     count = len(order) - skipped
     if isinstance(batches, grain.DatasetIterator):
-        batches.close()  # or its processes complain
+        batches.close()  # else its processes print errors
     return {
         "records_per_second": count / seconds,
         "cpu_seconds": cpu / count,
@@ -87,13 +87,13 @@ def read(setup: data_readers.Setup, reader: str, workers: int) -> dict[str, Any]
 
 
 def touch(batch: data_readers.Batch) -> None:
-    """Read a byte of every page: zeros and shared memory cost nothing until somebody looks."""
+    """Read a byte of every page: zeros and shared memory are mapped only on access."""
     for array in batch.values():
         array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()
 
 
 def cpu_seconds() -> float:
-    """Of this process and, where the system tells, of its workers."""
+    """Return the CPU seconds of this process and, if /proc exists, of its workers."""
     ticks = 0
     for child in multiprocessing.active_children():
         path = pathlib.Path(f"/proc/{child.pid}/stat")
@@ -104,7 +104,7 @@ def cpu_seconds() -> float:
 
 
 def run_alone(setup: data_readers.Setup, reader: str, workers: int) -> dict[str, Any]:
-    """`read` in a fresh process: memory that an earlier pass made ready would flatter the next."""
+    """Call `read` in a new process: memory allocated by an earlier pass would speed up the next one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
@@ -112,12 +112,12 @@ def run_alone(setup: data_readers.Setup, reader: str, workers: int) -> dict[str,
 
 
 def drop_cache(directory: pathlib.Path) -> bool:
-    """Ask the system to forget the files; -> whether it did."""
-    forgotten = [forget(path) for path in directory.iterdir()]
-    return all(forgotten)
+    """Drop the files from the page cache; -> whether that succeeded."""
+    dropped = [drop_file(path) for path in directory.iterdir()]
+    return all(dropped)
 
 
-def forget(path: pathlib.Path) -> bool:
+def drop_file(path: pathlib.Path) -> bool:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,8 +128,8 @@ def forget(path: pathlib.Path) -> bool:
             except BlockingIOError:
                 return True
             except OSError:
-                return False  # a file system in memory
-            time.sleep(0.1)  # pages that another process is busy with stay
+                return False  # in-memory file system
+            time.sleep(0.1)  # pages in use by another process remain
         return False
     finally:
         os.close(descriptor)
@@ -145,7 +145,7 @@ def warm_cache(directory: pathlib.Path) -> None:
 def measure(
     setup: data_readers.Setup, readers: Sequence[str], arguments: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Medians of every reader, number of workers and state of the cache; whether the cache could be dropped."""
+    """Measure every reader, number of workers and cache state; -> (rows, whether the cache can be dropped)."""
     kinds = [(reader, workers) for reader in readers for workers in arguments.workers]
     kinds = [kind for kind in kinds if kind != ("processes", 0)]
     can_drop = hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT") and drop_cache(setup.directory)
@@ -161,14 +161,14 @@ def measure(
                     found = run_alone(setup, reader, workers)
                     content = content or found["content"]
                     if found.pop("content") != content:
-                        raise SystemExit(f"error: {reader} with {workers} workers gives other batches")
+                        raise SystemExit(f"error: {reader} with {workers} workers delivers different batches")
                     passes[reader, workers, cache].append(found)
                     bar.advance(task)
     return [summary(passes, *kind) for kind in passes], can_drop
 
 
 def summary(passes: Passes, reader: str, workers: int, cache: str) -> dict[str, Any]:
-    """Medians of one kind of pass; ratios are those of passes next to each other."""
+    """Return the medians of one kind of pass; ratios compare passes of the same round."""
     own = passes[reader, workers, cache]
     row: dict[str, Any] = {"reader": reader, "workers": workers, "cache": cache}
     row |= {name: statistics.median(one[name] for one in own) for name in own[0]}
@@ -182,7 +182,7 @@ def summary(passes: Passes, reader: str, workers: int, cache: str) -> dict[str, 
 def print_table(rows: list[dict[str, Any]], layout: str, megabytes: float) -> None:
     console = rich.console.Console(highlight=False)
     for cache in dict.fromkeys(row["cache"] for row in rows):
-        table = rich.table.Table("reader", title=f"{layout}, {cache} page cache, {megabytes:.2f} MB a record")
+        table = rich.table.Table("reader", title=f"{layout}, {cache} page cache, {megabytes:.2f} MB per record")
         for column in ("workers", "rec./s", "MB/s", "CPU/rec.", "first", "speed of .pt", "1 / CPU of .pt"):
             table.add_column(column, justify="right")
         for row in (row for row in rows if row["cache"] == cache):
@@ -201,7 +201,7 @@ def print_table(rows: list[dict[str, Any]], layout: str, megabytes: float) -> No
 
 
 def conclusions(rows: list[dict[str, Any]]) -> list[str]:
-    """Best against best."""
+    """Compare the fastest setting of each reader, in sentences."""
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["reader"] not in best or row["records_per_second"] > best[row["reader"]]["records_per_second"]:
@@ -236,29 +236,31 @@ def hardware() -> dict[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--records", type=int, default=192, help="clips; the default makes up to 2.4 GB per format")
-    add("--latent", type=int, nargs=4, default=[24, 30, 52, 32], help="frames, height, width, channels")
-    add("--vision", type=int, nargs=2, default=[729, 1152], help="image tokens and their width")
-    add("--text-dim", type=int, default=3584)
-    add("--glyph-dim", type=int, default=1472)
-    add("--text-tokens", type=int, default=1000, help="text tokens of an example, padded")
-    add("--glyph-tokens", type=int, default=256, help="glyph tokens of an example; no clip has any")
-    add("--prompt-tokens", type=int, default=256, help="longest prompt; the shortest has 64 or as many")
-    add("--clips-per-prompt", type=int, default=4, help="the records store their text once, the other files every time")
-    add("--batch", type=int, default=4)
-    add("--workers", type=int, nargs="+", default=[0, 1, 2])
-    add("--layouts", nargs="+", choices=data_readers.LAYOUTS, default=data_readers.LAYOUTS)
-    add("--readers", nargs="+", choices=READERS, default=READERS)
-    add("--caches", nargs="+", choices=CACHES, default=CACHES)
-    add("--repeats", type=int, default=3)
-    add("--directory", help="a folder for the files, on the disk to measure (default: the system's for temporary ones)")
+    add, default = parser.add_argument, "(default: %(default)s)"
+    latent = "latent frames, height, width and channels (default: 24 30 52 32)"
+    layouts = data_readers.LAYOUTS
+    add("--records", type=int, default=192, help="clips (default: 192, up to 2.4 GB per format)")
+    add("--latent", type=int, nargs=4, default=[24, 30, 52, 32], help=latent)
+    add("--vision", type=int, nargs=2, default=[729, 1152], help="image tokens and their width (default: 729 1152)")
+    add("--text-dim", type=int, default=3584, help=f"width of a text token {default}")
+    add("--glyph-dim", type=int, default=1472, help=f"width of a glyph token {default}")
+    add("--text-tokens", type=int, default=1000, help=f"text tokens of an example, padded {default}")
+    add("--glyph-tokens", type=int, default=256, help=f"glyph tokens of an example, all of them padding {default}")
+    add("--prompt-tokens", type=int, default=256, help=f"tokens of the longest prompt; the shortest has 64 {default}")
+    add("--clips-per-prompt", type=int, default=4, help=f"clips with the same prompt; records store it once {default}")
+    add("--batch", type=int, default=4, help=f"clips of a batch {default}")
+    add("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of workers (default: 0 1 2)")
+    add("--layouts", nargs="+", choices=layouts, default=layouts, help="comparisons to make (default: both)")
+    add("--readers", nargs="+", choices=READERS, default=READERS, help="readers to measure (default: all)")
+    add("--caches", nargs="+", choices=CACHES, default=CACHES, help="states of the page cache (default: both)")
+    add("--repeats", type=int, default=3, help=f"passes of each reader; the median counts {default}")
+    add("--directory", help="folder for the files, on the disk to measure (default: the system's temporary folder)")
     add("--json", type=pathlib.Path, help="also write the numbers to this file")
     return parser
 
 
 def window(arguments: argparse.Namespace) -> data.ClipConfig:
-    """Examples that show all of a clip."""
+    """Return a clip config whose examples contain all frames of a clip."""
     frames, height, width, _ = arguments.latent
     return data.ClipConfig(
         latent_size=(height, width),
@@ -277,12 +279,12 @@ def window(arguments: argparse.Namespace) -> data.ClipConfig:
 def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
-    # Grain's shared memory is unlinked by its workers, and Python complains that it has no leak to clean up.
+    # Grain's workers unlink its shared memory, and Python's resource tracker then prints a warning.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     missing = [name for name in arguments.readers if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None]
     readers = [name for name in arguments.readers if name not in missing]
     if arguments.records < 2 * arguments.batch:
-        parser.error("--records is too small: at least two batches are read")
+        parser.error(f"--records: expected at least two batches of --batch {arguments.batch}, got {arguments.records}")
     rows: list[dict[str, Any]] = []
     for layout in arguments.layouts:
         with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
@@ -295,9 +297,9 @@ def main() -> None:
     settings = hardware()
     print(", ".join(f"{name}: {value}" for name, value in settings.items()))
     for name in missing:
-        print(f"{name} is left out: {NEEDS[name]} is not installed")
+        print(f"{name} is skipped: {NEEDS[name]} is not installed")
     if "cold" in arguments.caches and not can_drop:
-        print("cold reads are left out: the system does not let go of the page cache")
+        print("cold reads are skipped: the system cannot drop the page cache")
     if arguments.json:
         options = {name: value for name, value in vars(arguments).items() if name not in ("json", "directory")}
         content = {"settings": {**options, **settings}, "left_out": missing, "rows": rows}

@@ -1,9 +1,9 @@
-"""Random clips in the formats that benchmarks/data_pipeline.py compares, and what reads batches of them.
+"""Random clips in the formats that benchmarks/data_pipeline.py compares, and the readers of their batches.
 
-Layout "latents": a clip is its latents and nothing else, in every format. Layout "published": a .pt file and a row of
-parquet hold what WorldPlay's published files do, all of a clip with its text padded to the model's length; the records
-are jworld's own, with the text in its store. Arrays lie in the files as in the batch (bfloat16, channels last, cameras
-beside the latents), where the published ones would have to be converted: it is reading that is compared.
+Layout "latents": every format stores only the latents of a clip. Layout "published": a .pt file and a row of parquet
+store all arrays of a clip, with its text padded to the model's length. WorldPlay's published files do the same.
+jworld's records refer to the text store. Arrays are stored as in the batch: bfloat16, channels last, with cameras. Only
+reading is compared, without the conversion that the published files would need.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Where the files of a layout are and what a batch of them is."""
+    """Folder of a layout's files, and the shape of its batches."""
 
     directory: pathlib.Path
     layout: str
@@ -46,12 +46,12 @@ class Setup:
 
 
 def bits(generator: np.random.Generator, *shape: int) -> np.ndarray:
-    """bfloat16 numbers of all sorts; drawing normal ones takes long."""
+    """Draw random bits as bfloat16 numbers, which is much faster than normal ones."""
     return generator.integers(0x3C00, 0x4100, shape, dtype=np.uint16).view(BFLOAT16)
 
 
 def write_files(arguments: argparse.Namespace, setup: Setup, readers: Sequence[str]) -> int:
-    """Random clips in every format; -> bytes of one clip's arrays in a batch."""
+    """Write random clips in every format; -> bytes of one clip's arrays in a batch."""
     generator = np.random.default_rng(SEED)
     item_writers = [ITEM_WRITERS[name](setup) for name in readers if name in ITEM_WRITERS]
     published = setup.layout == "published"
@@ -90,7 +90,7 @@ def make_record(arguments: argparse.Namespace, setup: Setup, generator: np.rando
 
 
 def make_prompts(arguments: argparse.Namespace, generator: np.random.Generator) -> list[records.Record]:
-    """A negative prompt and those of the clips."""
+    """Draw a negative prompt and the prompts of the clips."""
     rows = 1 + -(-arguments.records // arguments.clips_per_prompt)
     least = min(SHORTEST_PROMPT, arguments.prompt_tokens)
     lengths = generator.integers(least, arguments.prompt_tokens + 1, rows)
@@ -99,7 +99,7 @@ def make_prompts(arguments: argparse.Namespace, generator: np.random.Generator) 
 
 
 def padded_text(clip: worldplay.ClipConfig, prompt: Batch) -> Batch:
-    """A prompt as the published files have it, with masks."""
+    """Pad a prompt and add masks, as in the published files."""
     item = {}
     for kind, limit in (("text", clip.text_tokens), ("glyph", clip.glyph_tokens)):
         states = prompt[f"{kind}_states"]
@@ -157,7 +157,10 @@ def pt_writer(setup: Setup) -> Callable[[int, Batch], None]:
 
 
 def parquet_writer(setup: Setup) -> Callable[[int, Batch], None]:
-    """Rows of bytes, shape and type per array, each a row group of its own: the least that a random read can touch."""
+    """Return a writer of rows with bytes, shape and dtype per array.
+
+    Each row is a row group, the smallest unit of a random read.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -183,14 +186,14 @@ ITEM_WRITERS = {"pt": pt_writer, "parquet": parquet_writer}
 
 
 class Latents(grain.transforms.RandomMap):
-    """The latents of a record."""
+    """Selection of a record's latents."""
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> Batch:
         return {name: element["record"][name] for name in ("latent", "index")}
 
 
 def open_records(setup: Setup) -> tuple[records.RecordSource, grain.transforms.RandomMap]:
-    """The parts that training puts together; clips are as long as the window, so that every example is all of one."""
+    """Open the source and the transform that training uses; clips are as long as the window."""
     source = records.RecordSource(setup.directory, "train", min_frames=setup.clip.window_frames)
     if setup.layout == "latents":
         return source, Latents()
@@ -200,7 +203,7 @@ def open_records(setup: Setup) -> tuple[records.RecordSource, grain.transforms.R
 
 
 def read_threads(setup: Setup, workers: int) -> Iterator[Batch]:
-    """As `jworld.train` reads."""
+    """Read as `jworld.train` does."""
     source, window = open_records(setup)
     example = window.random_map({"record": source[0], "position": 0}, np.random.default_rng(0))
     spec = {
@@ -214,7 +217,7 @@ def read_threads(setup: Setup, workers: int) -> Iterator[Batch]:
 
 
 class Examples:
-    """The pipeline's examples by record, opened in whichever process asks."""
+    """Examples of the pipeline by record, opened lazily in each worker process."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -230,10 +233,10 @@ class Examples:
 
 
 def read_processes(setup: Setup, workers: int) -> Iterator[Batch]:
-    """The same examples from Grain's worker processes."""
+    """Read the same examples with Grain's worker processes."""
     dataset = grain.MapDataset.source(Examples(setup)).seed(SEED).shuffle()
     batches = dataset.batch(setup.batch, drop_remainder=True, batch_fn=pipeline.stack)
-    # Grain's worker processes ask for a flag of its own, which only absl's way to start a program sets.
+    # Grain's worker processes read an absl flag, which is parsed only by `absl.app.run`.
     flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     return iter(batches.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(options))
@@ -268,7 +271,7 @@ def read_parquet(setup: Setup, workers: int) -> Iterator[Batch]:
 
 
 def torch_batches(setup: Setup, workers: int, load: Callable[[int], dict[str, Any]]) -> Iterator[Batch]:
-    """The same examples made of items of tensors, by PyTorch's DataLoader in the pipeline's order."""
+    """Make the same examples from items of tensors, with PyTorch's DataLoader in the pipeline's order."""
     import torch
     import torch.utils.data
 
@@ -283,7 +286,7 @@ def torch_batches(setup: Setup, workers: int, load: Callable[[int], dict[str, An
                 item["is_memory"] = torch.tensor(False)
             return item
 
-    # One thread for copies, as in the workers: several only get into each other's way.
+    # One thread for copies, as in the workers: more threads compete for the same cores.
     torch.set_num_threads(1)
     order = list(grain.MapDataset.range(setup.records).seed(SEED).shuffle())
     context = "fork" if workers else None  # the items' function is local

@@ -1,13 +1,14 @@
-"""Speed of Gemma-3's answers: greedy decoding with kept keys and values, against reading everything for each token.
+"""Benchmark of Gemma-3's greedy decoding with a KV cache, compared with recomputing the whole sequence per token.
 
     python benchmarks/decode.py
     python benchmarks/decode.py --layers 34 --width 2560 --heads 8 --head-dim 256 --prompt 4096 --json decode.json
 
-Random weights, prompts without padding. Both versions choose the same tokens, which is checked; the second runs for
---recomputed tokens alone, because each of its tokens costs as much as the whole sequence. The floor of a token is the
-larger of its arithmetic at the peak of a matrix product, and of the bytes it must read (all weights once, and keys and
-values of the tokens that are seen) at the bandwidth of the memory. Peak and bandwidth are the published ones where the
-hardware is known and the model computes in bfloat16, else measured in the same run.
+Random weights, prompts without padding. Both versions choose the same tokens, which is checked. The second version
+makes only --recomputed tokens, because each of them costs as much as the whole sequence.
+
+The lower bound of a token is the larger of two times. One is its operations at the peak of a matrix product. The other
+is the bytes that it must read (all weights, and the visible part of the KV cache) at the memory bandwidth. Peak and
+bandwidth are the published ones for known hardware and bfloat16, else they are measured in the same run.
 """
 
 import argparse
@@ -18,11 +19,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import beside_torch
 import jax
 import jax.numpy as jnp
 import rich.console
 import rich.table
+import torch_comparison
 import train_step
 from flax import nnx
 
@@ -31,8 +32,8 @@ from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.gemma3.text import TextModel
 from jworld.utils import hardware
 
-VERSIONS = ("kept", "recomputed")
-#: Bytes of the array that is read to measure the bandwidth: more than any cache holds.
+VERSIONS = ("cached", "recomputed")
+#: Bytes of the array that is read to measure the bandwidth, larger than any processor cache.
 BANDWIDTH_BYTES = {"cpu": 2**30, "gpu": 2**32, "tpu": 2**32}
 
 
@@ -57,7 +58,7 @@ def make_config(arguments: argparse.Namespace) -> Gemma3Config:
 def random_model(cfg: Gemma3Config) -> TextModel:
     with nnx.use_eager_sharding(False):
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: TextModel(cfg, rngs=nnx.Rngs(0))))
-    state = jax.tree.map(lambda leaf: leaf.astype(cfg.param_dtype), beside_torch.random_weights(abstract))
+    state = jax.tree.map(lambda leaf: leaf.astype(cfg.param_dtype), torch_comparison.random_weights(abstract))
     return nnx.merge(graphdef, state)
 
 
@@ -67,14 +68,14 @@ def prefill(model: TextModel, tokens: jax.Array, *, capacity: int) -> decoding.S
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def kept(model: TextModel, state: decoding.State, *, steps: int) -> jax.Array:
-    """[B, steps] tokens behind a prompt that has been read."""
+def cached(model: TextModel, state: decoding.State, *, steps: int) -> jax.Array:
+    """Decode [B, steps] tokens after a prefilled prompt."""
     return decoding.greedy(model, state, steps=steps)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "capacity"))
 def recomputed(model: TextModel, tokens: jax.Array, *, steps: int, capacity: int) -> jax.Array:
-    """[B, steps] tokens; every one of them reads all of `capacity` places, of which causality hides those behind."""
+    """Decode [B, steps] tokens; each one computes all `capacity` positions, with later ones hidden by causality."""
     length = tokens.shape[1]
 
     def body(number: jax.Array, row: jax.Array) -> jax.Array:
@@ -87,7 +88,7 @@ def recomputed(model: TextModel, tokens: jax.Array, *, steps: int, capacity: int
 
 
 def seconds_of(call: Callable[[], Any], repeats: int) -> float:
-    """The fastest of some calls after one that compiles: other work on the machine only slows them."""
+    """Return the fastest time of `repeats` calls in seconds, after one call that compiles."""
     jax.block_until_ready(call())
     times = []
     for _ in range(repeats):
@@ -98,23 +99,23 @@ def seconds_of(call: Callable[[], Any], repeats: int) -> float:
 
 
 def limits(dtype: Any) -> tuple[float, float, str]:
-    """Operations and bytes per second of one device, and where they are from."""
+    """Return the operations and bytes per second of one device, and their source."""
     chip = hardware.of_device(jax.devices()[0]) if dtype == jnp.bfloat16 else None
     if chip is not None:
         return chip.flops, chip.hbm_bandwidth, "published"
-    # As float32 numbers, whatever the model's: the sum of narrower ones is bound by arithmetic on a CPU.
+    # Always float32: the maximum over narrower numbers is bound by arithmetic on a CPU.
     values = jnp.ones(BANDWIDTH_BYTES[jax.default_backend()] // 4, jnp.float32)
     read = jax.jit(jnp.max)
     return train_step.matmul_peak(dtype), values.nbytes / seconds_of(lambda: read(values), 5), "measured"
 
 
 def visible(cfg: Gemma3Config, tokens: int) -> int:
-    """Keys that a token behind `tokens` others sees, itself among them, summed over the layers."""
+    """Count the keys that a token after `tokens` others attends to, itself included, summed over the layers."""
     return sum(min(cfg.window, tokens + 1) if kind == "sliding" else tokens + 1 for kind in cfg.kinds)
 
 
 def token_work(cfg: Gemma3Config, parameters: int, *, batch: int, tokens: int) -> tuple[float, float]:
-    """(operations, bytes) of one step of decoding behind `tokens` others: one new token in every row."""
+    """Return (operations, bytes) of one decoding step after `tokens` tokens, with one new token in every row."""
     keys = visible(cfg, tokens)
     linear = flops.text_flops(cfg, tokens=1, predictions=1).linear
     size = jnp.dtype(cfg.dtype).itemsize
@@ -123,20 +124,20 @@ def token_work(cfg: Gemma3Config, parameters: int, *, batch: int, tokens: int) -
 
 
 def measure(cfg: Gemma3Config, model: TextModel, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All numbers of one batch size."""
-    prompt, new, again = arguments.prompt, arguments.new, min(arguments.recomputed, arguments.new)
+    """Measure one batch size."""
+    prompt, new, recompute = arguments.prompt, arguments.new, min(arguments.recomputed, arguments.new)
     capacity = prompt + new
     tokens = jax.random.randint(jax.random.key(1), (batch, prompt), 0, cfg.vocabulary)
     state = prefill(model, tokens, capacity=capacity)
-    first = kept(model, state, steps=new)[:, :again]
-    agree = float(jnp.mean(first == recomputed(model, tokens, steps=again, capacity=capacity)))
-    reading = seconds_of(lambda: prefill(model, tokens, capacity=capacity), arguments.repeats)
+    first = cached(model, state, steps=new)[:, :recompute]
+    agree = float(jnp.mean(first == recomputed(model, tokens, steps=recompute, capacity=capacity)))
+    prefill_seconds = seconds_of(lambda: prefill(model, tokens, capacity=capacity), arguments.repeats)
     seconds = {
-        "kept": seconds_of(lambda: kept(model, state, steps=new), arguments.repeats) / new,
+        "cached": seconds_of(lambda: cached(model, state, steps=new), arguments.repeats) / new,
         "recomputed": seconds_of(
-            lambda: recomputed(model, tokens, steps=again, capacity=capacity), max(arguments.repeats // 2, 1)
+            lambda: recomputed(model, tokens, steps=recompute, capacity=capacity), max(arguments.repeats // 2, 1)
         )
-        / again,
+        / recompute,
     }
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     operations, traffic = token_work(cfg, parameters, batch=batch, tokens=prompt + new // 2)
@@ -145,19 +146,19 @@ def measure(cfg: Gemma3Config, model: TextModel, batch: int, arguments: argparse
         "batch": batch,
         "parameters": parameters,
         "agree": agree,
-        "prefill_seconds": reading,
+        "prefill_seconds": prefill_seconds,
         "prefill_flops": batch * flops.text_flops(cfg, tokens=prompt, predictions=1).total,
         "seconds_per_token": seconds,
         "tokens_per_second": {version: batch / seconds[version] for version in VERSIONS},
-        "flops": {"kept": operations, "recomputed": float(whole)},
+        "flops": {"cached": operations, "recomputed": float(whole)},
         "bytes": traffic,
     }
 
 
 def with_limits(row: dict[str, Any], peak: float, bandwidth: float) -> dict[str, Any]:
-    """The numbers with their floors: of a kept token bound by arithmetic or memory, of others by arithmetic."""
+    """Add the lower bounds: operations or memory with the cache, operations without."""
     floors = {
-        "kept": max(row["flops"]["kept"] / peak, row["bytes"] / bandwidth),
+        "cached": max(row["flops"]["cached"] / peak, row["bytes"] / bandwidth),
         "recomputed": row["flops"]["recomputed"] / peak,
     }
     return row | {
@@ -168,8 +169,8 @@ def with_limits(row: dict[str, Any], peak: float, bandwidth: float) -> dict[str,
 
 
 def print_table(rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    columns = ("batch", "version", "ms", "tokens/s", "GFLOP", "MiB", "least ms", "of limit")
-    table = rich.table.Table(*columns, title=f"a greedy token of every row, {settings['device']}, {settings['dtype']}")
+    columns = ("batch", "version", "ms", "tokens/s", "GFLOP", "MiB", "lower bound, ms", "of limit")
+    table = rich.table.Table(*columns, title=f"one greedy token per row, {settings['device']}, {settings['dtype']}")
     for row in rows:
         for version in VERSIONS:
             table.add_row(
@@ -178,7 +179,7 @@ def print_table(rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
                 f"{1e3 * row['seconds_per_token'][version]:.1f}",
                 f"{row['tokens_per_second'][version]:.1f}",
                 f"{row['flops'][version] / 1e9:.2f}",
-                f"{row['bytes'] / 2**20:,.0f}" if version == "kept" else "",
+                f"{row['bytes'] / 2**20:,.0f}" if version == "cached" else "",
                 f"{1e3 * row['floor_seconds'][version]:.1f}",
                 f"{row['share_of_limit'][version]:.0%}",
             )
@@ -186,7 +187,7 @@ def print_table(rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
     console.print(table)
     for row in rows:
         console.print(
-            f"batch {row['batch']}: reading the prompt {row['prefill_seconds']:.2f} s, "
+            f"batch {row['batch']}: prefill {row['prefill_seconds']:.2f} s, "
             f"{row['prefill_share_of_peak']:.0%} of the peak; {row['agree']:.0%} of the compared tokens are the same"
         )
     console.print(
@@ -199,19 +200,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
         ("layers", 8, "layers of the language model"),
-        ("width", 512, "model width; the MLP has four times as much"),
-        ("heads", 8, "heads of queries; half as many of keys"),
+        ("width", 512, "model width; the MLP is four times as wide"),
+        ("heads", 8, "query heads; there are half as many key heads"),
         ("head-dim", 64, "channels of a head"),
         ("vocabulary", 16384, "rows of the embedding"),
-        ("window", 256, "tokens that a sliding layer sees"),
+        ("window", 256, "tokens that a sliding-window layer attends to"),
         ("prompt", 512, "tokens of the prompt"),
-        ("new", 64, "tokens of the answer"),
-        ("recomputed", 8, "tokens of the answer without kept keys and values"),
-        ("repeats", 3, "calls to time"),
+        ("new", 64, "tokens to decode with the KV cache"),
+        ("recomputed", 8, "tokens to decode without the KV cache"),
+        ("repeats", 3, "calls to time; the fastest counts"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default %(default)s)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="rows (default 1 4)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default %(default)s)")
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="batch sizes to measure (default: 1 4)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of weights and activations (default: %(default)s)",
+    )
     parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     cfg = make_config(arguments)

@@ -1,13 +1,14 @@
-"""Time and arithmetic of WorldPlay's autoregressive rollout, with kept keys against recomputing everything.
+"""Benchmark of WorldPlay's autoregressive rollout with a KV cache, compared with recomputing everything.
 
     python benchmarks/rollout.py
     python benchmarks/rollout.py --size middle --chunks 8 --steps 4 50 --json rollout.json
 
-tiny is the model of configs/ar_mem.py; middle has 12 layers of width 512 and 8x8 latents. Without kept keys, every
-denoising step runs text, past frames and chunk through the model together. Both versions make the same latents, which
-is checked, and run by turns, chunk by chunk. Steps of 4 are those of the distilled weights, 50 those of the others.
-The first chunk is timed from the image and the text on, without the autoencoder. Below the table stand the floors of
-the published model: the operations of its denoising step and of encoding the past again, by formula.
+tiny is the model of configs/ar_mem.py; middle has 12 layers of width 512 and 8x8 latents. Without a KV cache, every
+denoising step runs text, context frames and chunk through the model together. Both versions make the same latents,
+which is checked, and alternate chunk by chunk. The distilled weights use 4 steps, the others 50.
+
+The first chunk is timed from image and text, without the autoencoder. The lines below the table print lower bounds for
+the published model: the operations of a denoising step and of encoding the context frames, by formula.
 """
 
 import argparse
@@ -43,13 +44,16 @@ from jworld.systems.worldplay.system import WorldPlay
 from jworld.utils import config as run_config
 
 VERSIONS = ("chunk", "recomputed")
-#: How far the two versions may be apart, as a share of the largest value: GPUs and TPUs round float32 products more.
+#: Largest difference of the two versions, relative to the largest value; GPUs and TPUs round float32 products more.
 TOLERANCE = {"cpu": 1e-4}
 ROUNDED = 3e-2
 
 
 def whole_velocity(model: HunyuanTransformer, text: TextInputs, frames: FrameInputs, *, past: int) -> jax.Array:
-    """Velocity in one pass: text sees text, the first `past` frames see text and each other, the others everything."""
+    """Compute the velocity in one pass.
+
+    Text attends to text, the first `past` frames to text and each other, the other frames to everything.
+    """
     time = jnp.zeros(text.text.shape[0])
     tokens, text_mask = model.text(text, time)
     vector, context = model.time(time)[:, None], model._context(frames)
@@ -63,8 +67,8 @@ def whole_velocity(model: HunyuanTransformer, text: TextInputs, frames: FrameInp
         copies = q.shape[2] // words.keys.shape[2]
         k, v = (jnp.concatenate([jnp.tile(a, (1, 1, copies, 1)), b], axis=1) for a, b in zip(words, own, strict=True))
         cut = past * image.shape[2]
-        seen = tokens.shape[1] + cut
-        old = attention(q[:, :cut], k[:, :seen], v[:, :seen], key_mask=mask[:, :seen])
+        visible = tokens.shape[1] + cut
+        old = attention(q[:, :cut], k[:, :visible], v[:, :visible], key_mask=mask[:, :visible])
         new = attention(q[:, cut:], k, v, key_mask=mask)
         image = block._image_update(image, jnp.concatenate([old, new], axis=1), context, modulation)
         return (image, tokens), None
@@ -85,19 +89,19 @@ def recomputed_step(
     *,
     cfg: SampleConfig,
 ) -> jax.Array:
-    """One denoising step [f, H, W, C] -> [f, H, W, C], everything that the chunk sees included."""
-    rows, known = text.text.shape[0], len(past)
+    """Run one denoising step [f, H, W, C] -> [f, H, W, C], with text and context frames recomputed."""
+    rows, context = text.text.shape[0], len(past)
     times = jnp.concatenate(
-        [jnp.full(known, cfg.context_time), jnp.full(len(x), sigmas[0] * flow_matching.NUM_TIMESTEPS)]
+        [jnp.full(context, cfg.context_time), jnp.full(len(x), sigmas[0] * flow_matching.NUM_TIMESTEPS)]
     )
     inputs = frame_inputs(frames, jnp.concatenate([past, x]), image, times, rows)
-    velocity = whole_velocity(model, text, inputs, past=known)[:, known:]
+    velocity = whole_velocity(model, text, inputs, past=context)[:, context:]
     guided = velocity[0] if rows == 1 else velocity[0] + cfg.guidance * (velocity[1] - velocity[0])
     return flow_matching.euler_step(x, guided, *sigmas)
 
 
 class RecomputingSession(LatentSession):
-    """The autoregressive model's rollout with nothing kept between denoising steps."""
+    """Rollout of the autoregressive model without a KV cache."""
 
     training_chunks = 1
 
@@ -114,7 +118,7 @@ class RecomputingSession(LatentSession):
 
 
 def random_model(system: WorldPlay) -> HunyuanTransformer:
-    """No weight at zero: new weights predict nothing, and so would hide a difference."""
+    """Make a model without zero weights: zero-initialized layers would hide a difference."""
     with nnx.use_eager_sharding(False):
         graphdef, params = nnx.split(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))))
     rng = np.random.default_rng(0)
@@ -140,19 +144,23 @@ def random_text(system: WorldPlay, rows: int) -> TextInputs:
     )
 
 
-def run_by_turns(
+def run_alternately(
     sessions: list[LatentSession], system: WorldPlay, chunks: int
 ) -> tuple[list[list[float]], list[float]]:
-    """(seconds of every chunk, seconds from image and text to the first chunk) of each session.
+    """Run the sessions alternately, chunk by chunk, after a rollout of two chunks that compiles.
 
-    A rollout of two chunks compiles before; the latents must agree.
+    Returns:
+      For each session, the seconds of every chunk and the seconds from image and text to the first chunk.
+
+    Raises:
+      AssertionError: the latents differ.
     """
     size, cfg = system.clip.latent_size, system.model_config
     image = np.random.default_rng(2).standard_normal((1, *size, cfg.channels), np.float32)
     frames = system.chunk_frames * chunks
     path = pose_strings.path(f"w-{frames // 2}, right-{frames - frames // 2 - 1}")
     seconds: list[list[float]] = [[] for _ in sessions]
-    for count, kept in ((2, False), (chunks, True)):
+    for count, timed in ((2, False), (chunks, True)):
         starts = []
         for session in sessions:
             text = random_text(system, 1 if session.sample.guidance == 1 else 2)
@@ -165,7 +173,7 @@ def run_by_turns(
             for session, times in zip(sessions, seconds, strict=True):
                 began = time.perf_counter()
                 made.append(session.step(controls))
-                times += [time.perf_counter() - began] * kept
+                times += [time.perf_counter() - began] * timed
             if cfg.dtype == "float32":
                 tolerance = TOLERANCE.get(jax.default_backend(), ROUNDED)
                 np.testing.assert_allclose(made[0], made[1], atol=tolerance * np.abs(made[0]).max())
@@ -173,14 +181,14 @@ def run_by_turns(
 
 
 def chunk_flops(system: WorldPlay, steps: int, rows: int) -> tuple[flops.Flops, flops.Flops]:
-    """Operations of one chunk that has a past, with kept keys and without; padding included, as it is computed."""
+    """Count the operations of one chunk after context frames, padding included; -> (with KV cache, without)."""
     cfg, clip = system.model_config, system.clip
     size = system.tokens_per_frame
     words = clip.text_tokens + clip.vision_tokens
     text = flops.text_pass_flops(cfg, text_tokens=clip.text_tokens, vision_tokens=clip.vision_tokens)
     past = flops.image_pass_flops(cfg, frames=clip.memory_frames, tokens_per_frame=size, cached_tokens=words)
-    seen = words + clip.memory_frames * size
-    chunk = flops.image_pass_flops(cfg, frames=system.chunk_frames, tokens_per_frame=size, cached_tokens=seen)
+    cached = words + clip.memory_frames * size
+    chunk = flops.image_pass_flops(cfg, frames=system.chunk_frames, tokens_per_frame=size, cached_tokens=cached)
     nothing = flops.Flops(0, 0)
     return (
         nothing.plus(past.plus(chunk, steps), rows),
@@ -189,7 +197,7 @@ def chunk_flops(system: WorldPlay, steps: int, rows: int) -> tuple[flops.Flops, 
 
 
 def floors() -> dict[str, float]:
-    """Operations of the published model, one row, text left out: a denoising step of a chunk, and its past."""
+    """Count the operations of the published model, one row without text: a chunk's denoising step, and its context."""
     system: WorldPlay = systems.create(run_config.load_recipe(f"{train_step.RECIPE}:8b"))
     clip, size = system.clip, system.tokens_per_frame
     past = flops.image_pass_flops(
@@ -205,14 +213,14 @@ def floors() -> dict[str, float]:
 
 
 def measure(size: str, steps: int, chunks: int) -> dict[str, Any]:
-    """All numbers of one number of denoising steps."""
+    """Measure one number of denoising steps."""
     system: WorldPlay = systems.create(train_step.make_config(size, None))
     sample = dataclasses.replace(system.sample, num_steps=steps)
     model = random_model(system)
     common: dict[str, Any] = {"sample": sample, "memory_config": system.memory, "points": system.points()}
     sessions: list[LatentSession] = [kind(model, **common) for kind in (AutoregressiveSession, RecomputingSession)]
-    (cached, recomputed), (first, _) = run_by_turns(sessions, system, chunks)
-    kept, whole = chunk_flops(system, steps, 1 if sample.guidance == 1 else 2)
+    (cached, recomputed), (first, _) = run_alternately(sessions, system, chunks)
+    cached_flops, whole = chunk_flops(system, steps, 1 if sample.guidance == 1 else 2)
     return {
         "steps": steps,
         **{
@@ -223,10 +231,10 @@ def measure(size: str, steps: int, chunks: int) -> dict[str, Any]:
         "first_chunk_seconds": first,
         "time_ratio": sum(recomputed) / sum(cached),
         "latent_frames_per_second": chunks * system.chunk_frames / sum(cached),
-        "chunk_flops": kept.total,
+        "chunk_flops": cached_flops.total,
         "recomputed_flops": whole.total,
-        "flops_ratio": whole.total / kept.total,
-        "flops_per_second": kept.total / statistics.median(cached),
+        "flops_ratio": whole.total / cached_flops.total,
+        "flops_per_second": cached_flops.total / statistics.median(cached),
     }
 
 
@@ -256,19 +264,20 @@ def print_table(rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
     floor = settings["published_floors"]
     rich.console.Console(highlight=False).print(
         table,
-        f"floors of the published model (8b), a chunk of 16 frames after 20 latents: "
+        f"lower bounds for the published model (8b), a chunk of 16 frames after 20 context latents: "
         f"{floor['denoising_step_flops'] / 1e15:.2f} PFLOP per denoising step, {floor['past_flops'] / 1e15:.2f} PFLOP "
-        "for encoding the past again",
+        "for encoding the context",
         sep="\n",
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("tiny", "middle"), default="tiny")
-    parser.add_argument("--chunks", type=int, default=8, help="chunks of the rollout that is measured")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 50], help="denoising steps; one row each")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add("--size", choices=("tiny", "middle"), default="tiny", help=f"model size {default}")
+    add("--chunks", type=int, default=8, help=f"chunks of the rollout {default}")
+    add("--steps", type=int, nargs="+", default=[4, 50], help="denoising steps, one row each (default: 4 50)")
+    add("--json", type=pathlib.Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     rows = [measure(arguments.size, steps, arguments.chunks) for steps in arguments.steps]
     system: WorldPlay = systems.create(train_step.make_config(arguments.size, None))

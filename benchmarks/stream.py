@@ -1,13 +1,14 @@
-"""Speed of The Matrix' endless stream: windows and frames per second, and how long a held key takes to be seen.
+"""Benchmark of The Matrix' endless stream: windows and frames per second, and delay of a key.
 
     python benchmarks/stream.py
     python benchmarks/stream.py --windows 100 --window-frames 1 2 --json stream.json
 
-The model is that of configs/matrix_swin_dpm.py with random weights and the channels of the starter's codec. One row per
-way to sample: stage 3 with guidance, in 20 and in 4 steps, and stage 4 without, in 8 and in 4. A step makes one window:
-steps / groups passes of the network over all frames of the window, twice with guidance, and the pixels of the frames
-that leave it. A key is told of the frames that enter the window, so it is seen after as many windows as there are
-groups.
+The model is that of configs/matrix_swin_dpm.py with random weights and the channels of the starter's autoencoder. There
+is one row per sampler: stage 3 with guidance in 20 and 4 steps, stage 4 without guidance in 8 and 4 steps.
+
+A step makes one window: steps / groups passes of the network over all frames of the window, twice with guidance, and
+the pixels of the frames that leave the window. A key controls the frames that enter the window. It therefore becomes
+visible after as many windows as there are groups.
 """
 
 import argparse
@@ -35,20 +36,20 @@ from jworld.utils import config as run_config
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "matrix_swin_dpm.py"
 STARTER = ROOT / "assets" / "starter" / "encoders"
-#: Of the starter's codec.
+#: Latent channels of the starter's autoencoder.
 CHANNELS = 96
-WAYS = {
+SAMPLERS = {
     "stage 3, 20 steps": {"solver": "dpm", "num_steps": 20},
     "stage 3, 4 steps": {"solver": "dpm", "num_steps": 4},
     "stage 4, 8 steps": {"solver": "consistency", "num_steps": 8, "guidance": 1.0},
     "stage 4, 4 steps": {"solver": "consistency", "num_steps": 4, "guidance": 1.0},
 }
-#: Windows before the clock runs: the first ones compile.
+#: Windows before the clock starts: the first ones compile.
 WARM = 3
 
 
 def random_model(system: Matrix) -> Any:
-    """Weights that are not zero."""
+    """Make a model without zero weights."""
     with nnx.use_eager_sharding(False):
         graphdef, params = nnx.split(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))))
     rng = np.random.default_rng(0)
@@ -57,21 +58,21 @@ def random_model(system: Matrix) -> Any:
 
 
 def measure(session: StreamSession, sample: SampleConfig, windows: int, fps: float) -> dict[str, Any]:
-    """Numbers of one way to sample."""
-    picture = np.random.default_rng(1).integers(0, 256, (*session.encoders.image_size[::-1], 3), dtype=np.uint8)
-    session.reset(picture, "rooms")
+    """Measure one sampler."""
+    image = np.random.default_rng(1).integers(0, 256, (*session.encoders.image_size[::-1], 3), dtype=np.uint8)
+    session.reset(image, "rooms")
     seconds = []
     for i in range(WARM + windows):
         began = time.perf_counter()
         frames = session.step("DL" if i % 2 else "DR")
         seconds.append(time.perf_counter() - began)
-    kept = seconds[WARM:]
-    rate = len(kept) / sum(kept)
+    timed = seconds[WARM:]
+    rate = len(timed) / sum(timed)
     return {
         "window_frames": sample.window_frames,
         "passes": sample.num_steps // sample.groups * (1 if sample.guidance == 1 else 2),
-        "p50_seconds": float(np.percentile(kept, 50)),
-        "p95_seconds": float(np.percentile(kept, 95)),
+        "p50_seconds": float(np.percentile(timed, 50)),
+        "p95_seconds": float(np.percentile(timed, 95)),
         "windows_per_second": rate,
         "frames_per_second": rate * len(frames),
         "delay_windows": session.delay,
@@ -97,15 +98,15 @@ def print_table(rows: dict[str, dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=50, help="windows to time (default %(default)s)")
+    parser.add_argument("--windows", type=int, default=50, help="windows to time (default: %(default)s)")
     parser.add_argument(
-        "--window-frames", type=int, nargs="+", default=[2], help="latent frames of a group (default %(default)s)"
+        "--window-frames", type=int, nargs="+", default=[2], help="latent frames of a group (default: 2)"
     )
     parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     rows = {}
     for size in arguments.window_frames:
-        for name, changes in WAYS.items():
+        for name, changes in SAMPLERS.items():
             config = run_config.load_recipe(str(RECIPE))
             with config.unlocked():
                 config.sample.rollout.update({"window_frames": size, **changes})

@@ -1,8 +1,7 @@
-"""The PyTorch side of a comparison, for an interpreter that has torch and diffusers but may lack JAX.
+"""PyTorch side of a comparison, for an interpreter with torch and diffusers; JAX is not needed.
 
-Reads one JSON object (class of diffusers, its fields, shapes of the inputs, threads) and then, line by line, what to
-do: "encode" or "decode" with an autoencoder, "forward" or "training" with a transformer. Answers each line with one
-JSON object.
+Reads one JSON object: class of diffusers, its fields, shapes of the inputs, threads. Then reads one method per line:
+"encode" or "decode" for an autoencoder, "forward" or "training" for a transformer. Writes one JSON object per line.
 """
 
 import json
@@ -11,7 +10,7 @@ import time
 from typing import Any
 
 
-def answer(**values: Any) -> None:
+def reply(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
 
@@ -21,7 +20,7 @@ def main() -> None:
         import diffusers
         import torch
     except ImportError as error:
-        answer(missing=str(error))
+        reply(missing=str(error))
         return
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
@@ -40,7 +39,7 @@ def main() -> None:
         "forward": lambda: model(**inputs, return_dict=False)[0].square().mean(),
         "training": training,
     }
-    answer(
+    reply(
         versions=f"diffusers {diffusers.__version__}, torch {torch.__version__}",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
@@ -49,7 +48,7 @@ def main() -> None:
         began, worked = time.perf_counter(), time.process_time()
         with torch.inference_mode(method != "training"):
             run[method]()
-        answer(seconds=time.perf_counter() - began, cpu_seconds=time.process_time() - worked)
+        reply(seconds=time.perf_counter() - began, cpu_seconds=time.process_time() - worked)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Time, memory and arithmetic of one training step on random data: small models, or a recipe with fewer layers.
+"""Benchmark of one training step on random data: time, memory and operations of small models or of a recipe.
 
     python benchmarks/train_step.py --size tiny
     python benchmarks/train_step.py --size middle --steps 3 --json middle.json
     python benchmarks/train_step.py --config configs/ar_mem.py:8b --layers 2 --batch 1
 
-The same commands run on a CPU, a GPU and a pod. With --config all devices and the recipe's mesh are used, and widths
-are the real ones.
+The same commands run on a CPU, a GPU and a pod. --config uses all devices, the recipe's mesh and its full widths.
 
-tiny is the model and batch of configs/ar_mem.py; middle has 12 layers of width 512 and sees 6 chunks of 4 frames of
-8x8 latents. The peak is the published one of the hardware, where it is known and the model computes in bfloat16, else
-a large matrix product in the model's dtype, measured in the same run.
+tiny is the model and batch of configs/ar_mem.py. middle has 12 layers of width 512 and trains on 6 chunks of 4 frames
+of 8x8 latents. The peak is the published one for known hardware and bfloat16. Otherwise it is that of a large matrix
+product in the model's dtype, measured in the same run.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from jworld.utils import config as run_config
 from jworld.utils import errors, hardware
 
 RECIPE = pathlib.Path(__file__).parent.parent / "configs" / "ar_mem.py"
-#: Rows of the square matrices whose product is the peak.
+#: Rows of the square matrices whose product measures the peak.
 PEAK_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 
 
@@ -52,7 +51,7 @@ def make_config(size: str, batch: int | None) -> ml_collections.ConfigDict:
 
 
 def random_batch(spec: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Values of the right kind: identity cameras, no action, all text valid, every second sample with memory."""
+    """Draw a batch: random arrays, identity cameras, no action, all text valid, every second sample with memory."""
     rng = np.random.default_rng(0)
     batch = {}
     for name, entry in spec.items():
@@ -71,7 +70,7 @@ def random_batch(spec: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def cut_config(recipe: str, layers: int | None, batch: int | None) -> ml_collections.ConfigDict:
-    """A recipe with fewer layers and a smaller batch; widths stay, and the mesh unless there is one device."""
+    """Load a recipe with fewer layers and a smaller batch; widths stay, and so does the mesh with several devices."""
     config = run_config.load_recipe(recipe)
     with config.unlocked():
         config.model.num_layers = layers or config.model.num_layers
@@ -82,7 +81,7 @@ def cut_config(recipe: str, layers: int | None, batch: int | None) -> ml_collect
 
 
 def run_steps(measured: program.Program, compiled: Any, steps: int) -> list[float]:
-    """Seconds of each step after one that is not counted."""
+    """Return the seconds of each step, after one warm-up step."""
     _, state, _ = train_state.create_state(
         measured.system.init,
         trainable=measured.trainable,
@@ -102,12 +101,13 @@ def run_steps(measured: program.Program, compiled: Any, steps: int) -> list[floa
             state, metrics = jax.block_until_ready(compiled(state, batch, jax.random.key(0)))
             times.append(time.perf_counter() - began)
     if metrics["skipped"]:
-        raise SystemExit(f"error: {int(metrics['skipped'])} steps were skipped for their gradients; their time lies")
+        skipped = int(metrics["skipped"])
+        raise SystemExit(f"error: {skipped} steps were skipped for their gradient norm; the time is not representative")
     return times[1:]
 
 
 def matmul_peak(dtype: Any, repeats: int = 5) -> float:
-    """Operations per second of a large matrix product, the best of several."""
+    """Measure the operations per second of a large matrix product, the fastest of `repeats`."""
     size = PEAK_SIZE[jax.default_backend()]
     a, b = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
     product = jax.jit(jnp.matmul)
@@ -121,7 +121,7 @@ def matmul_peak(dtype: Any, repeats: int = 5) -> float:
 
 
 def measure(name: str, config: ml_collections.ConfigDict, devices: list[jax.Device], steps: int) -> dict[str, Any]:
-    """All numbers; bytes, seconds and operations, the operations of all devices together."""
+    """Measure bytes, seconds and operations; the operations are those of all devices together."""
     measured = program.Program(config, devices)
     lowered = measured.lower()
     began = time.perf_counter()
@@ -132,7 +132,7 @@ def measure(name: str, config: ml_collections.ConfigDict, devices: list[jax.Devi
     memory, products = compiled.memory_analysis(), compile_step.products(config)
     useful = measured.system.step_flops(config.global_batch)
     if useful is None:
-        raise SystemExit(f"error: the system {config.system!r} has no formula for its operations")
+        raise SystemExit(f"error: the system {config.system!r} has no formula for the operations of a step")
     dtype = jnp.dtype(getattr(measured.system.model_config, "dtype", jnp.bfloat16))
     chip = hardware.of_device(devices[0]) if dtype == jnp.bfloat16 else None
     peak = len(devices) * (chip.flops if chip else matmul_peak(dtype))
@@ -155,7 +155,7 @@ def measure(name: str, config: ml_collections.ConfigDict, devices: list[jax.Devi
         "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "useful_flops": useful,
         "product_flops": products.all,
-        # XLA counts the body of a loop once; None where it cannot count before it compiles.
+        # XLA counts the body of a loop once; None if the backend cannot count before compiling.
         "xla_over_products": counted["flops"] / products.bodies_once if counted else None,
         "peak_flops_per_second": peak,
         "peak_is": "published" if chip else "measured: a matrix product",
@@ -172,20 +172,23 @@ def print_table(numbers: dict[str, Any]) -> None:
         ("parameters", f"{n['parameters']:,}"),
         ("batch", str(n["batch"])),
         ("step", f"{n['seconds_per_step']:.3f} s ({n['seconds_fastest']:.3f} to {n['seconds_slowest']:.3f})"),
-        ("floor: useful arithmetic at the peak", f"{n['floor_seconds']:.3f} s"),
+        ("lower bound: useful operations at the peak", f"{n['floor_seconds']:.3f} s"),
         ("examples", f"{n['examples_per_second']:.2f} /s"),
         ("compilation", f"{n['compile_seconds']:.1f} s"),
         (
-            "memory of the program, one device",
+            "memory of the program per device",
             f"{n['program_bytes'] / 2**20:,.0f} MiB ({n['temporary_bytes'] / 2**20:,.0f} temporary)",
         ),
         ("peak memory of the process", f"{n['process_peak_bytes'] / 2**20:,.0f} MiB"),
-        ("useful arithmetic of a step", f"{n['useful_flops'] / 1e9:,.1f} GFLOP"),
+        ("useful operations of a step", f"{n['useful_flops'] / 1e9:,.1f} GFLOP"),
         ("with recomputation and optimizer", f"{n['product_flops'] / 1e9:,.1f} GFLOP"),
-        ("XLA's count over the products'", "unknown" if not (x := n["xla_over_products"]) else f"{x:.3f}"),
+        ("XLA's count / count of products", "unknown" if not (x := n["xla_over_products"]) else f"{x:.3f}"),
         ("speed, useful", f"{n['useful_flops'] / n['seconds_per_step'] / 1e9:,.1f} GFLOP/s"),
         (f"peak ({n['peak_is']})", f"{n['peak_flops_per_second'] / 1e9:,.1f} GFLOP/s"),
-        ("share of it", f"{n['model_share_of_peak']:.1%} useful, {n['share_of_peak']:.1%} with the rest"),
+        (
+            "share of peak",
+            f"{n['model_share_of_peak']:.1%} useful, {n['share_of_peak']:.1%} with recomputation and optimizer",
+        ),
     ):
         table.add_row(name, value)
     rich.console.Console().print(table)
@@ -194,12 +197,13 @@ def print_table(numbers: dict[str, Any]) -> None:
 @errors.exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("tiny", "middle"), default="tiny", help="a small model, on one device")
-    parser.add_argument("--config", help="a recipe instead, such as configs/ar_mem.py:8b, on all devices")
-    parser.add_argument("--layers", type=int, help="with --config: layers of the model (default: the recipe's)")
-    parser.add_argument("--steps", type=int, default=5, help="steps to measure, after one that is not counted")
-    parser.add_argument("--batch", type=int, help="samples per step (default: the recipe's, or 4 for middle)")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add("--size", choices=("tiny", "middle"), default="tiny", help=f"small model, on one device {default}")
+    add("--config", help="recipe instead of --size, such as configs/ar_mem.py:8b, on all devices")
+    add("--layers", type=int, help="with --config: layers of the model (default: the recipe's)")
+    add("--steps", type=int, default=5, help=f"steps to measure, after one warm-up step {default}")
+    add("--batch", type=int, help="samples per step (default: the recipe's, or 4 for middle)")
+    add("--json", type=pathlib.Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     if arguments.config:
         config = cut_config(arguments.config, arguments.layers, arguments.batch)

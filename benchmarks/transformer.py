@@ -1,14 +1,13 @@
-"""Forward and backward pass of the video transformers, beside the same classes of diffusers in PyTorch.
+"""Benchmark of the video transformers' forward and backward passes, compared with diffusers in PyTorch.
 
     python benchmarks/transformer.py --torch-python ~/torch/bin/python
     python benchmarks/transformer.py --networks cosmos --layers 2 --latent 2x8x8 --json transformer.json
 
-Published widths divided by --narrow, a few layers, random weights, float32, one clip, on the same CPU cores for both,
-by turns in one run. Both compute the same: "training" is the mean square of the output and its gradient for every
-weight, with nothing recomputed. --torch-python is an interpreter with torch and diffusers; by default the one that
-runs this.
+Published widths divided by --narrow, a few layers, random weights, float32, one clip. Both sides run alternately on the
+same CPU cores. Both compute the same: "training" is the mean square of the output and its gradient for every weight,
+without recomputation.
 
-CPU seconds, which other work on the machine hardly changes, are compared beside the seconds.
+The table compares seconds and CPU seconds; other load on the machine hardly changes the latter.
 """
 
 import argparse
@@ -20,11 +19,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import beside_torch
 import jax
 import jax.numpy as jnp
 import rich.console
 import rich.table
+import torch_comparison
 from flax import nnx
 
 from jworld.models.cogvideox.config import CogVideoXConfig
@@ -38,7 +37,7 @@ Case = tuple[Callable[[], nnx.Module], Callable[[Any], jax.Array], dict[str, Any
 
 
 def cosmos(arguments: argparse.Namespace) -> Case:
-    """(what makes our network, a call of it, what the diffusers process is told)."""
+    """Return a constructor of our network, a call of it, and the settings for the diffusers process."""
     published = CosmosConfig()
     width, heads = published.width // arguments.narrow, published.num_heads // arguments.narrow
     config = CosmosConfig(width=width, num_heads=heads, num_layers=arguments.layers, padding_mask=False, **COMMON)
@@ -51,7 +50,7 @@ def cosmos(arguments: argparse.Namespace) -> Case:
         time=jnp.full((1, frames), 0.5),
         given=jnp.zeros((1, frames)),
     )
-    told = {
+    settings = {
         "class": "CosmosTransformer3DModel",
         "fields": {
             "in_channels": config.channels + 1,
@@ -60,7 +59,7 @@ def cosmos(arguments: argparse.Namespace) -> Case:
             "attention_head_dim": config.head_dim,
             "num_layers": config.num_layers,
             "extra_pos_embed_type": None,
-            # With it diffusers needs torchvision.
+            # A padding mask would need torchvision in diffusers.
             "concat_padding_mask": False,
             "rope_scale": config.rope_scale,
         },
@@ -71,11 +70,11 @@ def cosmos(arguments: argparse.Namespace) -> Case:
             "encoder_hidden_states": text,
         },
     }
-    return lambda: CosmosTransformer(config, rngs=nnx.Rngs(0)), lambda model: model(inputs), told
+    return lambda: CosmosTransformer(config, rngs=nnx.Rngs(0)), lambda model: model(inputs), settings
 
 
 def cogvideox(arguments: argparse.Namespace) -> Case:
-    """(what makes our network, a call of it, what the diffusers process is told)."""
+    """Return a constructor of our network, a call of it, and the settings for the diffusers process."""
     published = CogVideoXConfig()
     width, heads = published.width // arguments.narrow, published.num_heads // arguments.narrow
     config = CogVideoXConfig(
@@ -85,7 +84,7 @@ def cogvideox(arguments: argparse.Namespace) -> Case:
     text = (1, config.text_tokens, config.text_dim)
     video = jax.random.normal(jax.random.key(0), (1, frames, height, rows, config.channels))
     states, step = jax.random.normal(jax.random.key(1), text), jnp.full((1,), 500)
-    told = {
+    settings = {
         "class": "CogVideoXTransformer3DModel",
         "fields": {
             "num_attention_heads": heads,
@@ -102,19 +101,19 @@ def cogvideox(arguments: argparse.Namespace) -> Case:
             "encoder_hidden_states": text,
         },
     }
-    return lambda: CogVideoXTransformer(config, rngs=nnx.Rngs(0)), lambda model: model(video, states, step), told
+    return lambda: CogVideoXTransformer(config, rngs=nnx.Rngs(0)), lambda model: model(video, states, step), settings
 
 
 NETWORKS: dict[str, Callable[[argparse.Namespace], Case]] = {"cosmos": cosmos, "cogvideox": cogvideox}
 
 
 class Ours:
-    """The compiled programs of a network."""
+    """Compiled programs of a network."""
 
     def __init__(self, make: Callable[[], nnx.Module], call: Callable[[Any], jax.Array]):
         with nnx.use_eager_sharding(False):
             graphdef, abstract = nnx.split(nnx.eval_shape(make))
-        state = beside_torch.random_weights(abstract)
+        state = torch_comparison.random_weights(abstract)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(state))
 
         def loss(state: nnx.State) -> jax.Array:
@@ -131,12 +130,12 @@ class Ours:
 
 
 def measure(name: str, arguments: argparse.Namespace, console: rich.console.Console) -> list[dict[str, Any]]:
-    """One row per method."""
-    make, call, told = NETWORKS[name](arguments)
+    """Measure one row per method."""
+    make, call, settings = NETWORKS[name](arguments)
     ours = Ours(make, call)
-    told["threads"] = arguments.threads
-    versions, runs = beside_torch.measure(
-        ours, told, METHODS, python=arguments.torch_python, repeats=arguments.repeats, console=console
+    settings["threads"] = arguments.threads
+    versions, runs = torch_comparison.measure(
+        ours, settings, METHODS, python=arguments.torch_python, repeats=arguments.repeats, console=console
     )
     rows = []
     for method, sides in runs.items():
@@ -173,15 +172,21 @@ def _latent(text: str) -> tuple[int, int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--narrow", type=int, default=2, help="divides width and heads (default %(default)s)")
-    parser.add_argument("--layers", type=int, default=4, help="(default %(default)s)")
-    parser.add_argument("--latent", type=_latent, default=(4, 30, 40), metavar="FxHxW", help="default 4x30x40")
-    parser.add_argument("--text-tokens", type=int, default=226, help="(default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="the fastest counts (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU cores for either (default %(default)s)")
-    parser.add_argument("--torch-python", default=sys.executable, metavar="PATH", help="interpreter with diffusers")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
+    add, default, names = parser.add_argument, "(default: %(default)s)", tuple(NETWORKS)
+    add("--networks", nargs="+", choices=names, default=names, help="networks to measure (default: all)")
+    add("--narrow", type=int, default=2, help=f"divisor of the published width and number of heads {default}")
+    add("--layers", type=int, default=4, help=f"layers of the network {default}")
+    add("--latent", type=_latent, default=(4, 30, 40), metavar="FxHxW", help="size of the latents (default: 4x30x40)")
+    add("--text-tokens", type=int, default=226, help=f"text tokens {default}")
+    add("--repeats", type=int, default=3, help=f"calls to time; the fastest counts {default}")
+    add("--threads", type=int, default=2, help=f"CPU cores for each side {default}")
+    add(
+        "--torch-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="interpreter with torch and diffusers (default: the running one)",
+    )
+    add("--json", type=pathlib.Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     # Before JAX counts the cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])

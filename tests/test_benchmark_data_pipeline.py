@@ -1,4 +1,4 @@
-"""The data benchmark runs, refuses readers that deliver something else, and writes its numbers."""
+"""The data benchmark runs, checks that all readers deliver the same batches, and writes its numbers."""
 
 import json
 import os

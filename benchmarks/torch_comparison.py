@@ -1,7 +1,7 @@
-"""What compares a network with its PyTorch counterpart: random weights, and a process for the other side.
+"""Comparison of a network with its PyTorch counterpart: random weights, and a process for PyTorch.
 
-That process has an interpreter of its own, which has torch and diffusers but may lack JAX. It gets one JSON object of
-settings and then names of methods, line by line, and answers each line with one JSON object; see `torch_worker.py`.
+The process has its own interpreter with torch and diffusers; JAX is not needed there. It reads one JSON object of
+settings and then one method name per line. It writes one JSON object per line; see `torch_worker.py`.
 """
 
 import json
@@ -19,7 +19,7 @@ INSTALL = "install both there (pip install torch diffusers), or name another int
 
 
 def random_weights(abstract: Any) -> Any:
-    """Uniform numbers that keep the size of activations, for a tree of abstract arrays."""
+    """Draw uniform weights that preserve the variance of activations, for a tree of abstract arrays."""
     rng = np.random.default_rng(0)
 
     def draw(leaf: Any) -> jax.Array:
@@ -30,15 +30,15 @@ def random_weights(abstract: Any) -> Any:
 
 
 class TorchProcess:
-    """The network that `torch_worker.py` builds from `settings`.
+    """Network that `torch_worker.py` builds from `settings`.
 
     Attributes:
-      versions: of diffusers and torch, in words.
-      parameters: of the network.
+      versions: versions of diffusers and torch, as text.
+      parameters: number of parameters of the network.
 
     Raises:
       ImportError: the interpreter lacks torch or diffusers.
-      OSError: there is no such interpreter.
+      OSError: the interpreter does not exist.
     """
 
     def __init__(self, python: str, settings: dict[str, Any]):
@@ -51,7 +51,7 @@ class TorchProcess:
         self.versions, self.parameters = found["versions"], found["parameters"]
 
     def run(self, line: str) -> dict[str, Any]:
-        """The answer to one line."""
+        """Send one line and return the JSON object of the reply."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -59,12 +59,10 @@ class TorchProcess:
             self._process.stdin.flush()
         except BrokenPipeError:
             pass
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit(
-                f"error: the PyTorch process ended with code {self._process.wait()}; see its message above"
-            )
-        return json.loads(answer)
+        reply = self._process.stdout.readline()
+        if not reply:
+            raise SystemExit(f"error: the PyTorch process ended with code {self._process.wait()}; its message is above")
+        return json.loads(reply)
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -81,24 +79,24 @@ def measure(
     repeats: int,
     console: rich.console.Console,
 ) -> tuple[str | None, dict[str, dict[str, list[dict[str, float]]]]]:
-    """Run the methods of both sides by turns; the first call of each is not counted.
+    """Run the methods of both sides alternately; the first call of each is not counted.
 
     Args:
       ours: our network, with `parameters` and `run(method) -> {"seconds", "cpu_seconds"}`.
-      settings: what the other process is told.
-      python: its interpreter; where that lacks torch, only ours runs.
+      settings: settings for the PyTorch process.
+      python: interpreter of the PyTorch process; without torch in it, only our network runs.
 
     Returns:
-      Versions of the other side (None without it), and by method, then by "ours" and "theirs", the results.
+      Versions of diffusers and torch (None without them), and the results by method, then by "ours" and "theirs".
     """
     sides = {"ours": ours}
     try:
         sides["theirs"] = TorchProcess(python, settings)
     except (ImportError, OSError) as error:
-        console.print(f"{python} has no diffusers to compare with ({error}): {INSTALL}")
+        console.print(f"no comparison: {python} cannot import torch and diffusers ({error}); {INSTALL}")
     if len({side.parameters for side in sides.values()}) > 1:
         counts = ", ".join(f"{name} {side.parameters:,}" for name, side in sides.items())
-        raise SystemExit(f"error: the networks differ in their parameters: {counts}")
+        raise SystemExit(f"error: the networks differ in their number of parameters: {counts}")
     runs: dict[str, dict[str, list[dict[str, float]]]] = {}
     for method in methods:
         runs[method] = {name: [] for name in sides}
