@@ -1,12 +1,12 @@
 """WorldPlay: autoregressive training with actions, cameras and retrieved memory.
 
 Variants (`--config=configs/ar_mem.py:<variant>`):
-  (none)   tiny model, ray-cast rooms, continues from the starter weights; minutes on two CPU cores
-  doom     the same model on ViZDoom's maze, from nothing
-  rooms    the same model on the rooms, from nothing
-  starter  how the starter weights were made: the tiny model on 256 episodes, an hour and more on two CPU cores
-  small    about 100M parameters at the recorder's full resolution; one GPU, half an hour
-  8b       the published model with every value of the original's launch script
+  (none)   tiny model on ray-cast rooms, fine-tuned from the starter weights; minutes on two CPU cores
+  doom     the same model on ViZDoom's maze, from scratch
+  rooms    the same model on the rooms, from scratch
+  starter  training of the starter weights: the tiny model on 256 episodes; more than an hour on two CPU cores
+  small    about 100M parameters at the recorder's full resolution; half an hour on one GPU
+  8b       the published model with every value of the original's launch script; docs/worldplay.md
 """
 
 import ml_collections
@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
     config = _tiny()
     if variant in ("rooms", "doom", "starter"):
-        _from_nothing(config, source="doom" if variant == "doom" else "rooms")
+        _from_scratch(config, source="doom" if variant == "doom" else "rooms")
     if variant == "starter":
         _starter(config)
     if variant == "small":
@@ -69,7 +69,7 @@ def _tiny() -> ml_collections.ConfigDict:
         "encoding": {
             "image_size": (64, 48),
             "spatial_ratio": 16,
-            # The starter weights know this codec's latents; a newly fitted one would speak another language.
+            # The starter weights were trained on the latents of this autoencoder; a newly fitted one has others.
             "autoencoder": f"{STARTER}/encoders/autoencoder.safetensors",
         },
         "clip": {
@@ -99,14 +99,14 @@ def _tiny() -> ml_collections.ConfigDict:
         "accumulate": 1,
         "newton_schulz_dtype": "float32",
     }
-    # The linear codec's first channels are some 70 times stronger than its last ones and shine through most noise:
-    # only times close to pure noise teach the layout of a scene.
+    # The first channels of the linear autoencoder are about 70 times stronger than the last and stay visible through
+    # most noise. The layout of a scene is learned only from times close to pure noise.
     config.loss = {"shift": 10.0, "weighting": "logit_normal", "memory_times": (1, 400)}
     config.checkpoint = {"interval": 100, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
         "rollout": {"mode": "autoregressive", "num_steps": 4, "shift": 10.0, "guidance": 1.0},
-        # What a latent of the rooms' walks is, so that a pose string moves as the training data did.
+        # Motion per latent in the recorded episodes, so that a pose string moves as the training data does.
         "motion": {"step": 0.24, "turn": 8.0, "focal": (1 / 2, 2 / 3)},
         "actions": "forward*6,yaw_right*9",
         "seed": 0,
@@ -114,7 +114,7 @@ def _tiny() -> ml_collections.ConfigDict:
     return config
 
 
-def _from_nothing(config: ml_collections.ConfigDict, *, source: str) -> None:
+def _from_scratch(config: ml_collections.ConfigDict, *, source: str) -> None:
     config.init_from = ""
     config.steps = 600
     config.data.records = f"data/{source}/records-fitted"
@@ -138,7 +138,7 @@ def _starter(config: ml_collections.ConfigDict) -> None:
 
 
 def _small(config: ml_collections.ConfigDict) -> None:
-    _from_nothing(config, source="rooms")
+    _from_scratch(config, source="rooms")
     config.steps = 6000
     config.global_batch = 16
     config.model.update(
@@ -159,14 +159,14 @@ def _small(config: ml_collections.ConfigDict) -> None:
 
 
 def _published(config: ml_collections.ConfigDict) -> None:
-    """run_ar_hunyuan_action_mem.sh of HY-WorldPlay; docs/worldplay.md maps every argument."""
+    """Set the values of HY-WorldPlay's run_ar_hunyuan_action_mem.sh; docs/worldplay.md maps every argument."""
     config.init_from = ""
     config.steps = 200_000
     # One sample per sequence group; the authors recommend a total batch of 32 or more.
     config.global_batch = 32
-    # Their script: 4 GPUs, sp_size 4, weights sharded over the 4. Here 4 devices split a sample too, and the weights
-    # are sharded over fsdp x sequence, all devices of any pod; `data` adds replicas. Planned for v5p-128, where a chip
-    # needs 18 of its 95 GiB; docs/scaling.md tells what other pods want.
+    # Original: 4 GPUs, sp_size 4, weights sharded over the 4. Here 4 devices split a sample too, and the weights are
+    # sharded over fsdp x sequence, which is all devices of a pod; `data` adds replicas. On v5p-128 a chip needs 18 of
+    # its 95 GiB; docs/scaling.md lists other pods.
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 4}
     config.model = {
         "channels": 32,
@@ -186,7 +186,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "actions": True,
         "dtype": "bfloat16",
         "param_dtype": "float32",
-        # Their enable_gradient_checkpointing_type "full" wraps each block; this saves the attention output too.
+        # Original: enable_gradient_checkpointing_type "full" recomputes each block; this also saves attention outputs.
         "remat": "attention",
     }
     config.data.records = "data/worldplay/records"

@@ -1,9 +1,9 @@
-"""A video autoencoder from scratch: pixels to latents and back, for those without published weights.
+"""Video autoencoder trained from scratch, for use without published weights.
 
 Variants (`--config=configs/autoencoder.py:<variant>`):
-  (none)  tiny network of the Hunyuan design, 64x48 pictures of the rooms, 96 channels at 16x16 pixels and 4 frames per
-          latent as configs/ar_mem.py has them; a smoke test on two CPU cores
-  small   the same design with 73M parameters at the recorder's full resolution, 64 channels; one GPU
+  (none)  tiny network of HunyuanVideo's architecture on 64x48 frames of the rooms; 96 channels, 16x16 pixels and 4
+          frames per latent, as in configs/ar_mem.py; a smoke test on two CPU cores
+  small   the same architecture with 73M parameters at the recorder's full resolution, 64 channels; one GPU
 """
 
 import ml_collections
@@ -36,7 +36,7 @@ def _tiny() -> ml_collections.ConfigDict:
         "blocks": 0,
         "spatial_ratio": 16,
         "temporal_ratio": 4,
-        # A training clip in one piece, longer videos in bounded memory.
+        # In latent frames: a training clip is one chunk; longer videos are encoded in bounded memory.
         "chunk": 3,
         "dtype": "float32",
     }

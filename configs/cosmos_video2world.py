@@ -1,11 +1,11 @@
-"""Cosmos-Predict2 Video2World: a video continued from its first frames and a caption.
+"""Cosmos-Predict2 Video2World: prediction of a video from its first frames and a caption.
 
 Variants (`--config=configs/cosmos_video2world.py:<variant>`):
   (none)       tiny model on the ray-cast rooms; minutes on two CPU cores
-  tiny_action  the same model, told how the camera moves
-  tiny_lora    adapters on what the variant without a name has trained
+  tiny_action  the same model, conditioned on camera motion
+  tiny_lora    LoRA adapters on the result of the first variant
   2b, 14b      post-training of the published models with every value of the original's experiment; docs/cosmos.md
-  2b_lora, 14b_lora  adapters on the published models, which stay frozen in bfloat16
+  2b_lora, 14b_lora  LoRA adapters on the published models, which stay frozen in bfloat16
   2b_action    the published action-conditioned model
 """
 
@@ -74,7 +74,7 @@ def _tiny() -> ml_collections.ConfigDict:
             "image_size": (64, 48),
             "spatial_ratio": 16,
             "autoencoder": f"{STARTER}/encoders/autoencoder.safetensors",
-            # Eight clips of an episode, each with a first frame of its own.
+            # Eight clips per episode, each encoded separately with its own first frame.
             "clip_frames": 29,
         },
         "clip": {"latent_size": (3, 4), "window_frames": 8, "text_tokens": 32, "actions": ""},
@@ -98,7 +98,7 @@ def _tiny() -> ml_collections.ConfigDict:
     config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
         "rollout": {"num_steps": 10, "guidance": 0.0, "given_frames": 1},
-        # What a latent of the rooms' walks is, so that a pose string moves as the training data did.
+        # Motion per latent in the recorded episodes, so that a pose string moves as the training data does.
         "motion": {"step": 0.24, "turn": 8.0, "focal": (1 / 2, 2 / 3)},
         "windows": 2,
         "seed": 0,
@@ -107,10 +107,10 @@ def _tiny() -> ml_collections.ConfigDict:
 
 
 def _published(config: ml_collections.ConfigDict) -> None:
-    """predict2_video2world_training_2b_cosmos_nemo_assets; docs/cosmos.md maps every key."""
+    """Set the values of predict2_video2world_training_2b_cosmos_nemo_assets; docs/cosmos.md maps every key."""
     config.steps = 1000
     config.init_from = "checkpoints/cosmos-predict2-2b"
-    # Theirs: 8 GPUs, context parallel 2, one sample per pair.
+    # Original: 8 GPUs, context parallel 2, one sample per pair.
     config.global_batch = 4
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 2}
     config.model = {
@@ -125,7 +125,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "rope_scale": (1.0, 3.0, 3.0),
         "action_dim": None,
         "dtype": "bfloat16",
-        # Theirs are bfloat16 with float32 masters in the optimizer; here the masters are the parameters.
+        # Original: bfloat16 parameters, float32 master weights in the optimizer; here the parameters are the masters.
         "param_dtype": "float32",
         "remat": "attention",
     }
@@ -144,7 +144,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "b1": 0.9,
         "b2": 0.99,
         "eps": 1e-8,
-        # Their config says so; their code clips nothing (docs/cosmos.md).
+        # Value of the original config, whose code does not clip (docs/cosmos.md).
         "clip_norm": 1.0,
         "skip_limit": 100,
         "ema_rate": 0.1,
@@ -157,9 +157,9 @@ def _published(config: ml_collections.ConfigDict) -> None:
 
 
 def _fourteen(config: ml_collections.ConfigDict) -> None:
-    """predict2_video2world_training_14b_cosmos_nemo_assets."""
+    """Set the values of predict2_video2world_training_14b_cosmos_nemo_assets."""
     config.init_from = "checkpoints/cosmos-predict2-14b"
-    # Theirs: 32 GPUs, context parallel 8.
+    # Original: 32 GPUs, context parallel 8.
     config.mesh.sequence = 8
     config.model.update({"width": 5120, "num_heads": 40, "num_layers": 36, "rope_scale": (20 / 24, 2.0, 2.0)})
     config.optimizer.learning_rate = 0.25 * 2**-14.5
@@ -167,7 +167,7 @@ def _fourteen(config: ml_collections.ConfigDict) -> None:
 
 
 def _lora(config: ml_collections.ConfigDict, *, rank: int) -> None:
-    """predict2_video2world_lora_training_{2b,14b}_cosmos_nemo_assets."""
+    """Set the values of predict2_video2world_lora_training_{2b,14b}_cosmos_nemo_assets."""
     if config.init_from:
         config.checkpoint.interval = 200
     else:
@@ -183,8 +183,8 @@ def _lora(config: ml_collections.ConfigDict, *, rank: int) -> None:
 
 
 def _action(config: ml_collections.ConfigDict) -> None:
-    """predict2_video2world_2b_action_conditioned_training, on the Bridge data set."""
-    # Their data set decides how long an epoch is; their experiment sets no end.
+    """Set the values of predict2_video2world_2b_action_conditioned_training, on the Bridge data set."""
+    # The original experiment sets no number of steps.
     config.steps = 20_000
     config.global_batch = 16
     config.mesh.sequence = 1
@@ -196,5 +196,5 @@ def _action(config: ml_collections.ConfigDict) -> None:
     config.optimizer.schedule = "constant"
     config.optimizer.ema_rate = 0.0
     config.loss = {"high_ratio": 0.0, "given_frames": (1, 1), "text_dropout": 0.2}
-    # Their pipeline has no negative prompt, and then its guidance changes nothing.
+    # The original pipeline has no negative prompt, so that its guidance has no effect.
     config.sample.rollout.guidance = 0.0

@@ -1,8 +1,8 @@
-"""The Matrix, stage 1: adapters on CogVideoX-2B, which makes clips of captions.
+"""The Matrix, stage 1: LoRA adapters on CogVideoX-2B, which generates clips from captions.
 
 Variants (`--config=configs/matrix_lora.py:<variant>`):
-  base    the tiny base, the whole network from nothing: stands for CogVideoX-2B; minutes on two CPU cores
-  (none)  adapters on what the variant base has trained; a minute or two
+  base    tiny base in place of CogVideoX-2B, trained from scratch; minutes on two CPU cores
+  (none)  LoRA adapters on the result of the variant base; a minute or two
   2b      CogVideoX-2B with every value of the original's configs/lora_config.py; docs/matrix.md
 """
 
@@ -64,16 +64,16 @@ def _base() -> ml_collections.ConfigDict:
             "image_size": (64, 48),
             "spatial_ratio": 16,
             "autoencoder": "",
-            # Channels of equal strength, as those of a learnt autoencoder are, would spend the model on faint detail.
+            # Full whitening, with channels of equal strength, would spend the model's capacity on faint detail.
             "whitening": 0.5,
-            # Nine latents: in stage 3 the given one and four groups of two.
+            # Nine latents: in stage 3 one context latent and four groups of two.
             "clip_frames": 33,
         },
-        # The original has no text dropout in any stage: its base learnt guidance before. This one has to, too.
+        # The original has no text dropout in any stage: its base was trained with it. This base needs it, too.
         "clip": {"latent_size": (3, 4), "window_frames": 9, "controls": "", "text_dropout": 0.1},
     }
     config.optimizer = {
-        # The published one is AdamW; for so few steps Muon gets further.
+        # The original uses AdamW; in so few steps Muon reaches a lower loss.
         "name": "muon",
         "trainable": ".*",
         "learning_rate": 1e-2,
@@ -88,13 +88,13 @@ def _base() -> ml_collections.ConfigDict:
         "accumulate": 1,
         "newton_schulz_dtype": "float32",
     }
-    # The codec's first channel is still stronger than those of CogVideoX.
+    # The first channel of the linear autoencoder is still stronger than those of CogVideoX.
     config.loss = {"kind": "clip", "snr_shift": 6.0}
     config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
         "rollout": {"mode": "clip", "solver": "ddim", "num_steps": 20, "guidance": 1.5},
-        # What is recorded on a held-out map beside the sampled clip; models with control are told it.
+        # Actions recorded on a held-out map to compare with the sampled clip; control models are conditioned on them.
         "actions": "D*4,DR*4",
         "seed": 0,
     }
@@ -111,10 +111,10 @@ def _lora(config: ml_collections.ConfigDict, *, rank: int) -> None:
 
 
 def _published(config: ml_collections.ConfigDict) -> None:
-    """configs/lora_config.py of The Matrix; docs/matrix.md maps every key."""
+    """Set the values of The Matrix' configs/lora_config.py; docs/matrix.md maps every key."""
     config.steps = 100_000
     config.init_from = "checkpoints/cogvideox-2b"
-    # Theirs: 8 GPUs, 8 clips each.
+    # Original: 8 GPUs, 8 clips each.
     config.global_batch = 64
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
     config.model = {
@@ -136,14 +136,14 @@ def _published(config: ml_collections.ConfigDict) -> None:
     config.data.records = "data/matrix/records"
     config.data.recording = {"source": ""}
     config.data.encoding = {"image_size": (720, 480), "spatial_ratio": 8}
-    # Theirs mixes clips of 17, 33 and 65 frames, a length per batch; here all have the longest.
+    # The original mixes clips of 17, 33 and 65 frames, one length per batch; here all clips have the longest.
     config.data.clip = {"latent_size": (60, 90), "window_frames": 17, "controls": "", "posterior": True}
     config.loss.snr_shift = 3.0
     config.optimizer = {
         "name": "adamw",
         "trainable": ".*",
         "learning_rate": 1e-5,
-        # Theirs names 200 warm-up steps, which its constant schedule ignores.
+        # The original config sets 200 warm-up steps, which its constant schedule ignores.
         "schedule": "constant",
         "warmup_steps": 0,
         "weight_decay": 1e-3,
@@ -155,7 +155,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "ema_decay": 0.0,
         "accumulate": 1,
     }
-    # Theirs keeps every checkpoint.
+    # The original keeps every checkpoint.
     config.checkpoint = {"interval": 200, "max_to_keep": 3, "step": -1}
     config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample.rollout = {

@@ -1,11 +1,11 @@
-"""The Matrix, stage 4: a student that needs one evaluation for a window where stage 3 needs many (stream consistency).
+"""The Matrix, stage 4: stream consistency distillation to a student with one network evaluation per window.
 
-The original publishes no trainer of this stage: docs/matrix.md says what is known of it and what is proposed here.
+No trainer of this stage is published: docs/matrix.md lists the known facts and this implementation's choices.
 
 Variants (`--config=configs/matrix_scm.py:<variant>`):
-  (none)         the tiny model, taught by that of stage 3; minutes on two CPU cores
-  tiny_average   the same with averaged weights as the target
-  tiny_guidance  the same with a student that is told the guidance, drawn between 1 and 3
+  (none)         the tiny model, distilled from that of stage 3; minutes on two CPU cores
+  tiny_average   the same with EMA weights as the target
+  tiny_guidance  the same with a student conditioned on the guidance scale, drawn between 1 and 3
   2b             the published size, with the values of the published sampler
 """
 
@@ -22,7 +22,7 @@ STAGE_3 = "configs/matrix_swin_dpm.py"
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
-    # What is not said here is as in stage 3.
+    # All other values are those of stage 3.
     config = run_config.load_recipe(f"{STAGE_3}:2b" if variant == "2b" else STAGE_3).unlock()
     config.loss = {
         "kind": "consistency",
@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "target": "student",
         "teacher_dtype": "float32",
     }
-    # The teacher is frozen: its weights are saved once.
+    # The teacher is frozen, so its weights are saved only once.
     config.optimizer.trainable = "(?!teacher/).*"
     config.data.clip.update({"text_dropout": 0.0, "control_dropout": 0.0})
     config.sample.rollout.update({"solver": "consistency", "num_steps": 4, "solver_steps": 40, "guidance": 1.0})
@@ -65,5 +65,5 @@ def _published(config: ml_collections.ConfigDict) -> None:
     config.init_from = "checkpoints/matrix-stage3"
     config.steps = 10_000
     config.optimizer.learning_rate = 5e-6
-    # The teacher makes no gradients: half the memory.
+    # The teacher has no gradients; bfloat16 halves its memory.
     config.loss.teacher_dtype = "bfloat16"

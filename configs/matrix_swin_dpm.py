@@ -1,4 +1,4 @@
-"""The Matrix, stage 3: windows whose noise grows from frame to frame, for a stream without end (Swin-DPM).
+"""The Matrix, stage 3: sliding windows with noise that grows from frame to frame, for an endless stream (Swin-DPM).
 
 Variants (`--config=configs/matrix_swin_dpm.py:<variant>`):
   (none)  the tiny model after stage 2; minutes on two CPU cores
@@ -18,10 +18,10 @@ STAGE_2 = "configs/matrix_control.py"
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
-    # What is not said here is as in stage 2.
+    # All other values are those of stage 2.
     config = run_config.load_recipe(f"{STAGE_2}:{variant}").unlock()
     config.loss = {"kind": "windows", "groups": 4, "snr_shift": config.loss.snr_shift}
-    # Everything, the base too.
+    # The base is trained, too.
     config.optimizer.trainable = ".*"
     if variant == "2b":
         _published(config)
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 def _tiny(config: ml_collections.ConfigDict) -> None:
     config.init_from = "runs/matrix_control"
     config.steps = 600
-    # Whole episodes: a window of a stream has no first latent of a clip, which is one frame instead of four.
+    # Whole episodes: the first latent of a clip is one frame instead of four and does not occur within a stream.
     config.data.encoding.autoencoder = f"{config.data.records}/autoencoder.safetensors"
     config.data.records += "-whole"
     config.data.encoding.clip_frames = 0
@@ -47,13 +47,13 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
         "groups": 4,
         "window_frames": 2,
     }
-    # Beginning with the window that the stream starts from.
+    # Starts with the actions of the initial window.
     config.sample.actions = "D*10,DR*8,D*6,DL*8"
 
 
 def _published(config: ml_collections.ConfigDict) -> None:
     config.init_from = "checkpoints/matrix-stage2"
-    # Theirs mixes clips of 33 and 65 frames.
+    # The original mixes clips of 33 and 65 frames.
     config.data.clip.update({"window_frames": 17, "start": "first"})
     config.sample.rollout = {
         "mode": "stream",

@@ -1,12 +1,12 @@
-"""TheWorld: Gemma-3 that also reads the latents of an image, trained to answer questions about it.
+"""TheWorld: Gemma-3 with the latents of an image as additional inputs, trained to answer questions about the image.
 
 Variants (`--config=configs/theworld.py:<variant>`):
-  tiny (or none)  small model on questions about recorded walks; minutes on two CPU cores
-  tiny_steps      the same, which also sees two frames that runs/cosmos_video2world predicts: train that first
-  projection      Gemma-3-4b-it, of which nothing trains but the projection of the world
-  vision          the same, and the vision tower with its projector
-  language        the projection and the language model
-  full            all of it, and the encoder of the autoencoder
+  tiny (or none)  small model on questions about recorded episodes; minutes on two CPU cores
+  tiny_steps      the same with two frames predicted by runs/cosmos_video2world, which must be trained first
+  projection      Gemma-3-4b-it; only the projection of the world latents is trained
+  vision          the projection, the vision tower and its projector are trained
+  language        the projection and the language model are trained
+  full            all of these and the encoder of the autoencoder are trained
 """
 
 import ml_collections
@@ -14,12 +14,12 @@ import ml_collections
 VARIANTS = ("", "tiny", "tiny_steps", "projection", "vision", "language", "full")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("projection", "vision", "language", "full")
-#: Paths of the parameters that each of them trains.
+#: Published variant -> regular expression of the parameters that it trains.
 TRAINABLE = {
     "projection": r"world/.*",
     "vision": r"(world|vision|projector)/.*",
     "language": r"(world|language)/.*",
-    # The decoder gets no gradient: it makes nothing here.
+    # The decoder is not used here and gets no gradient.
     "full": r"(world|vision|projector|language|autoencoder/(encoder|moments))/.*",
 }
 STARTER = "assets/starter"
@@ -78,7 +78,7 @@ def _tiny() -> ml_collections.ConfigDict:
             "codec_ratio": 16,
             "start_token": 9,
             "end_token": 10,
-            # Frames that are predicted from the picture, and the folder of the network that does.
+            # Number of frames predicted from the image, and the run of the network that predicts them.
             "steps": 0,
             "predictor": "runs/cosmos_video2world",
             "predictor_steps": 4,
@@ -103,7 +103,7 @@ def _tiny() -> ml_collections.ConfigDict:
     }
     config.optimizer = {
         "name": "adamw",
-        # What the codec and the predictor know is not to be unlearnt.
+        # Autoencoder and predictor stay frozen.
         "trainable": r"(?!(autoencoder|predictor)/).*",
         "learning_rate": 3e-4,
         "schedule": "linear_with_min_lr",
@@ -118,7 +118,7 @@ def _tiny() -> ml_collections.ConfigDict:
     }
     config.loss = {"chunk": 256}
     config.checkpoint = {"interval": 500, "max_to_keep": 2, "step": -1}
-    # A repository to upload checkpoints to, docs/theworld.md; "" for none.
+    # Repository for uploads of checkpoints, docs/theworld.md; "" for none.
     config.checkpoint.hub = {"repo": "", "strategy": "every_save", "private": False, "patience": 15.0}
     config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {"rollout": {"max_tokens": 8, "prompt_multiple": 16}, "questions": 6, "seed": 0}
@@ -126,18 +126,18 @@ def _tiny() -> ml_collections.ConfigDict:
 
 
 def _published(config: ml_collections.ConfigDict) -> None:
-    """The original's configs/default.json and its relatives; docs/theworld.md maps every key."""
+    """Set the values of the original's configs/default.json and its variants; docs/theworld.md maps every key."""
     config.steps = 10_000
     config.init_from = "checkpoints/theworld-base"
     config.global_batch = 16
     config.model = {
-        # The tokenizer with its two brackets; published Gemma has some rows more, which no token uses.
+        # Tokens of the tokenizer with two added brackets; published Gemma has a few more rows, used by no token.
         "vocabulary": 262147,
         "image_token": 262144,
         "dtype": "bfloat16",
         "param_dtype": "float32",
         "frozen_dtype": "bfloat16",
-        # Activations of thousands of tokens would fill a device.
+        # The activations of thousands of tokens would fill a device.
         "remat": "attention",
         "world": {
             "compat": "",
