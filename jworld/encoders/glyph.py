@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jworld.encoders import base, sources, torch_models
+from jworld.utils import pretrained
 from jworld.utils.errors import UserError
 
 FAMILY = "byt5-glyph"
@@ -52,12 +53,11 @@ class Glyph(base.TextEncoder):
     """The encoder half of byT5-small. A prompt without quotes has no rows, and is not run."""
 
     def __init__(self, source: str, options: torch_models.Options) -> None:
-        transformers = torch_models.require("transformers")
         self._batch_size = options.batch_size
         dtype, self._device = options.dtype or "float32", torch_models.resolve_device(options)
         folder = _local_folder(source)
         sources.check_model_type(folder / "byt5-small", expected=("t5",), kind=FAMILY)
-        self._tokenizer = transformers.ByT5Tokenizer()
+        self._tokenizer = pretrained.library().ByT5Tokenizer()
         colours, fonts = _read_index(folder / COLOURS), _read_index(folder / FONTS)
         self._tokenizer.add_tokens(special_tokens(colours, fonts), special_tokens=True)
         self._model = _load_encoder(folder, rows=len(self._tokenizer), dtype=dtype).to(self._device)
@@ -111,7 +111,7 @@ def _read_index(path: pathlib.Path) -> dict[str, int]:
 
 def _load_encoder(folder: pathlib.Path, *, rows: int, dtype: str) -> Any:
     """The encoder of byt5-small's config with `rows` embeddings, every weight from the checkpoint."""
-    torch, transformers = torch_models.require("torch"), torch_models.require("transformers")
+    torch, transformers = torch_models.require("torch"), pretrained.library()
     state = _read_checkpoint(folder / WEIGHTS)
     config = transformers.T5Config.from_pretrained(folder / "byt5-small", vocab_size=rows)
     encoder = transformers.T5EncoderModel(config).get_encoder()

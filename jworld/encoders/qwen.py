@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jworld.encoders import base, sources, torch_models
+from jworld.utils import pretrained
 from jworld.utils.errors import UserError
 
 FAMILY = "qwen2.5-vl"
@@ -52,7 +53,7 @@ class Qwen(base.TextEncoder):
         dtype, self._device = options.dtype or "float16", torch_models.resolve_device(options)
         folder = sources.open_folder(source)
         sources.check_model_type(folder, expected=("qwen2_5_vl", "qwen2_5_vl_text"), kind=FAMILY)
-        self._tokenizer = torch_models.load_tokenizer(folder)
+        self._tokenizer = pretrained.load_tokenizer(folder)
         self._model = torch_models.load_model(
             "Qwen2_5_VLTextModel",
             folder,

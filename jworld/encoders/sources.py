@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jworld.encoders import torch_models
 from jworld.utils.errors import UserError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,7 +25,8 @@ def open_folder(source: str, *, parts: Sequence[str] = ()) -> pathlib.Path:
         return folder
     if not _HUB_ID.fullmatch(source):
         raise UserError(f"encoder folder {source} is absent: give a folder that exists or a hub id like owner/name")
-    hub = torch_models.require("huggingface_hub")
+    import huggingface_hub as hub
+
     try:
         names = hub.list_repo_files(source)
         return pathlib.Path(hub.snapshot_download(source, allow_patterns=needed(names, parts)))

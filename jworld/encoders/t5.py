@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jworld.encoders import base, sources, torch_models
+from jworld.utils import pretrained
 
 FAMILY = "t5"
 _PARTS = ("text_encoder", "tokenizer")
@@ -40,7 +41,7 @@ class T5(base.TextEncoder):
         folder = sources.open_folder(source, parts=_PARTS)
         weights = sources.part(folder, "text_encoder")
         sources.check_model_type(weights, expected=("t5",), kind=rule.kind)
-        self._tokenizer = torch_models.load_tokenizer(sources.part(folder, "tokenizer"))
+        self._tokenizer = pretrained.load_tokenizer(sources.part(folder, "tokenizer"))
         self._model = torch_models.load_model(
             "T5EncoderModel", weights, dtype=dtype, device=self._device, unneeded=r"decoder\.|lm_head\."
         )

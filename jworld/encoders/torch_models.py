@@ -1,6 +1,5 @@
 """PyTorch models of `transformers` as encoders: imported when one is asked for, loaded strictly."""
 
-import contextlib
 import dataclasses
 import importlib
 import pathlib
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from jworld.utils import pretrained
 from jworld.utils.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,9 +68,10 @@ def load_model(
     `unneeded`: pattern that the start of a weight's name must match to be left out; any other weight without a place,
     and any place without a weight, is an error (`transformers` itself would draw the missing ones at random).
     """
-    torch, transformers = require("torch"), require("transformers")
+    torch = require("torch")
     try:
-        with _quiet(transformers):
+        # The report of weights that were left out is replaced by the check below.
+        with pretrained.quiet() as transformers:
             model, report = getattr(transformers, class_name).from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
@@ -96,23 +96,6 @@ def check_names(where: pathlib.Path, *, missing: Sequence[str], unknown: Sequenc
             )
 
 
-def load_tokenizer(folder: pathlib.Path) -> Any:
-    """The tokenizer of a folder; pads and truncates at the right."""
-    transformers = require("transformers")
-    # Without this check an empty tokenizer would be made from the config alone.
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise UserError(
-            f"{folder} has no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)} in it, download the whole model"
-        )
-    try:
-        return transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, padding_side="right", truncation_side="right"
-        )
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"tokenizer in {folder} cannot be read ({reason}): download the model again") from error
-
-
 def batches(items: Sequence[Any] | np.ndarray, size: int) -> Iterator[Any]:
     """`items` in slices of at most `size`."""
     for start in range(0, len(items), size):
@@ -131,15 +114,3 @@ def check_finite(states: Sequence[np.ndarray], dtype: Any) -> None:
     """`UserError` where a number was too large for the dtype that the model ran in."""
     if not all(np.isfinite(rows).all() for rows in states):
         raise UserError(f"encoder states in {dtype} are not finite: choose another encoder dtype, such as float32")
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the report of weights that were left out: they are checked here."""
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

@@ -1,0 +1,126 @@
+"""Tokenizers, image processors and configs of published models, read from local folders with transformers.
+
+Importing transformers takes 2 to 5 seconds where PyTorch is installed, which it then imports as well. It is therefore
+imported when a folder is read, never with this module. Nothing here needs PyTorch, uses the network, or runs code that
+comes with a model.
+"""
+
+import contextlib
+import importlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jworld.utils.errors import UserError
+
+#: Files that a tokenizer can be read from.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+PREPROCESSOR = "preprocessor_config.json"
+#: Files that an image processor can be read from.
+PROCESSOR_FILES = (PREPROCESSOR, "processor_config.json")
+# Without PyTorch, transformers prints on import that models are not available.
+_SILENCE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+
+
+def library() -> Any:
+    """Import transformers, without its advice on what is not installed."""
+    given = os.environ.get(_SILENCE)
+    os.environ[_SILENCE] = "1"
+    try:
+        return importlib.import_module("transformers")
+    finally:
+        if given is None:
+            del os.environ[_SILENCE]
+        else:
+            os.environ[_SILENCE] = given
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[Any]:
+    """Provide transformers, without its warnings inside the context: whatever matters is an error here."""
+    transformers = library()
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield transformers
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def load_tokenizer(folder: pathlib.Path) -> Any:
+    """Load the tokenizer of a folder; it pads and truncates on the right.
+
+    Raises:
+      UserError: the folder has none of `TOKENIZER_FILES`, or they cannot be read.
+    """
+    # Without this check an empty tokenizer would be made from the config alone.
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)} in it, download the whole model"
+        )
+    # Otherwise a file of SentencePiece is taken for one of another library, whose absence the error then reports.
+    if not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model")):
+        _require_sentencepiece(folder)
+    try:
+        with quiet() as transformers:
+            return transformers.AutoTokenizer.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                trust_remote_code=False,
+                padding_side="right",
+                truncation_side="right",
+            )
+    except Exception as error:  # the libraries' own exceptions have no common class
+        raise UserError(f"tokenizer in {folder} cannot be read ({_reason(error)}): download the model again") from error
+
+
+def load_image_processor(folder: pathlib.Path, *, size: int) -> Any:
+    """Load the image processor of a folder and check that it makes square images of `size` pixels.
+
+    Raises:
+      UserError: preprocessor_config.json is absent or damaged, makes images of another size, or leaves their values
+        as they are.
+    """
+    fix = f"download the model's {PREPROCESSOR}"
+    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{folder / PREPROCESSOR} is absent: {fix}")
+    try:
+        with quiet() as transformers:
+            # With Pillow, on bytes: torchvision resizes to slightly different pixels.
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
+            )
+        shape = image_values(processor, np.zeros((1, 2 * size, size, 3), np.uint8)).shape[2:]
+    except Exception as error:  # as above
+        raise UserError(f"{path} is not usable ({_reason(error)}): {fix}") from error
+    if shape != (size, size):
+        raise UserError(f"{path} makes images of {shape[1]}x{shape[0]} pixels, expected {size}x{size}: {fix}")
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        if not getattr(processor, key, None):
+            raise UserError(f"{path}: {key} is {getattr(processor, key, None)}, expected true: {fix}")
+    return processor
+
+
+def image_values(processor: Any, images: np.ndarray) -> np.ndarray:
+    """Resize and normalize images as the model reads them: uint8 [B, H, W, 3] -> float32 [B, 3, height, width]."""
+    values: np.ndarray = processor(list(images), input_data_format="channels_last", return_tensors="np")["pixel_values"]
+    return values
+
+
+def _require_sentencepiece(folder: pathlib.Path) -> None:
+    try:
+        importlib.import_module("sentencepiece")
+    except ImportError as error:
+        raise UserError(
+            f"tokenizer in {folder} is a file of SentencePiece, which is not installed: pip install sentencepiece, or "
+            "give a folder with tokenizer.json"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
