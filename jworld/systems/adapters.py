@@ -13,28 +13,28 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 
 def section(config: ml_collections.ConfigDict) -> lora.LoRAConfig | None:
-    """`config.model.lora`, or None without.
+    """Return the section `config.model.lora`, or None if it is absent.
 
     Raises:
-      UserError: a key is unknown or of the wrong type, or everything would train.
+      UserError: a key is unknown or of the wrong type, or all parameters would train.
     """
     if "lora" not in config.model:
         return None
     if config.optimizer.trainable == ".*":
         raise errors.UserError(
             f"config.optimizer.trainable is '.*', which trains the base of config.model.lora too: set it to "
-            f"{lora.TRAINABLE!r} for the adapters alone, or take config.model.lora out"
+            f"{lora.TRAINABLE!r} to train only the adapters, or remove config.model.lora"
         )
     return run_config.section(lora.LoRAConfig, config.model.lora, "model.lora")
 
 
 def network(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """`config.model` without the adapters: the fields of the network's own config."""
+    """Return `config.model` without the adapters: the fields of the network's config."""
     return {key: value for key, value in config.model.items() if key != "lora"}
 
 
 def adapted(model: Model, cfg: lora.LoRAConfig | None, *, rngs: nnx.Rngs) -> Model:
-    """The model with the adapters that the section asks for."""
+    """Add the adapters that the section describes, if any, and return the model."""
     if cfg is not None:
         lora.add(model, cfg, rngs=rngs)
     return model

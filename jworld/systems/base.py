@@ -1,4 +1,4 @@
-"""What a system is: the Protocols that commands call, and base classes with what systems share.
+"""Protocols of a system, as commands call it, and base classes with what systems share.
 
 A system is one object built from a run's config. `System` is what training, evaluation and planning call. `VideoSystem`
 and `TextSystem` add what `generate` and interactive front ends call. `SystemType` is what the registry holds.
@@ -42,8 +42,8 @@ class AttentionCall:
     """The largest attention of one kind in a training step, as `layers.attention.attention` receives it.
 
     Attributes:
-      name: which attention this is.
-      implementation: value of the config.
+      name: name of this attention in reports.
+      implementation: backend that the config names.
       mask, key_mask: the structured mask, and whether keys are padded.
       lengths: tokens of queries and keys.
       heads, head_dim: of the queries.
@@ -64,22 +64,22 @@ class TrainingData(Protocol[OpenedEncoders]):
     """The data set that a config names."""
 
     def prepare(self) -> None:
-        """Make the set where it is absent and the config describes how."""
+        """Make the data set if it is absent and the config describes how."""
 
     def batches(self, split: str) -> pipeline.BatchIterator:
-        """Return this process's batches; a `UserError` if the set is absent, damaged or made for another model."""
+        """Return this process's batches; a `UserError` if the data set is absent, damaged or made for another model."""
 
     def keep(self, directory: pathlib.Path) -> None:
-        """Store in `directory`, part of a run's folder, what sampling needs of the set."""
+        """Store what sampling needs of the data set in `directory`, a subfolder of the run."""
 
     def check_kept(self, directory: pathlib.Path) -> None:
-        """Raise a `UserError` where this set does not fit a model whose run stored `directory`."""
+        """Raise a `UserError` if this data set does not fit a model whose run stored `directory`."""
 
     def find_problem(self, directory: pathlib.Path) -> str:
-        """Return why `encoders` cannot open `directory`, in one sentence; "" if it can."""
+        """Return the reason, in one sentence, that `encoders` cannot open `directory`; "" if it can."""
 
     def encoders(self, directory: pathlib.Path, *, given: EncoderOverrides, mesh: jax.sharding.Mesh) -> OpenedEncoders:
-        """Open what `keep` stored in `directory`; `given` are encoders that the user names, `mesh` is the model's."""
+        """Open what `keep` stored in `directory`; `given` are encoders named by the user, `mesh` is the model's."""
 
 
 class VideoSession(Protocol):
@@ -106,7 +106,7 @@ class TextSession(Protocol):
 
 
 class System(Protocol[Model, RunEncoders]):
-    """What training, evaluation and planning call."""
+    """Members that training, evaluation and planning call."""
 
     @property
     def model_config(self) -> Any:
@@ -118,7 +118,7 @@ class System(Protocol[Model, RunEncoders]):
 
     @property
     def sample_name(self) -> str:
-        """File name, without suffix, of the sample that a finished run shows."""
+        """File name, without suffix, of the sample after training."""
 
     @property
     def evaluation_flags(self) -> frozenset[str]:
@@ -134,16 +134,16 @@ class System(Protocol[Model, RunEncoders]):
 
     @property
     def loss_takes_ema(self) -> bool:
-        """Whether `loss` receives the model with EMA weights as a fourth argument."""
+        """True if `loss` receives the model with EMA weights as a fourth argument."""
 
     def sections(self) -> dict[str, Any]:
         """Return the config sections that this system reads, by dotted name: dataclasses with every default filled."""
 
     def init(self, rngs: nnx.Rngs) -> Model:
-        """Build the model that is sampled."""
+        """Build the model for sampling."""
 
     def init_training(self, rngs: nnx.Rngs) -> Model:
-        """Build the model as training holds it, for example with a frozen teacher."""
+        """Build the model for training, for example with a frozen teacher."""
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """Return shape, dtype and logical axes of every array of a training batch."""
@@ -155,7 +155,7 @@ class System(Protocol[Model, RunEncoders]):
         """Return the tokens of one training step."""
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float | None:
-        """Return the useful operations of one training step, or None without a formula.
+        """Return the useful floating-point operations of one training step, or None without a formula.
 
         `sizes` holds trained and frozen parameters by part; without it all weights count as trained.
         """
@@ -164,12 +164,12 @@ class System(Protocol[Model, RunEncoders]):
         """Return the attention calls of a training step for which a backend is chosen."""
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
-        """Raise a `UserError` where sampling cannot run on the mesh."""
+        """Raise a `UserError` if sampling cannot run on the mesh."""
 
     def make_sample(
         self, model: Model, encoders: RunEncoders, config: ml_collections.ConfigDict
     ) -> results.Comparison | results.Answers:
-        """Sample what `config.sample` asks for, next to the held-out truth."""
+        """Make the sample that `config.sample` describes, next to the held-out truth."""
 
     def evaluate(
         self,
@@ -192,7 +192,7 @@ class VideoSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
 
     @property
     def needs_image(self) -> bool:
-        """Whether a video continues an image or a video."""
+        """True if a generated video continues an image or a video."""
 
     def controls(self, steering: str | None, windows: int | None) -> list[results.Action]:
         """Parse the value of the steering flag and the number of windows into one action per session step."""
@@ -212,7 +212,7 @@ class TextSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
         """Return a function that answers batches of questions."""
 
 
-#: A system whose model and encoders only its own code needs to know; `runs.Run` keeps the three together.
+#: A system whose types of model and encoders matter only to its own code; `runs.Run` keeps the three together.
 AnySystem = System[Any, Any]
 
 
@@ -310,11 +310,11 @@ class BaseSystem(Generic[Model, RunEncoders]):
         return []
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
-        """See `System`; by default every mesh works, because what it does not divide stays whole."""
+        """See `System`; by default every mesh works, because dimensions that it does not divide are replicated."""
 
 
 class LatentClip(Protocol):
-    """What a `ClipConfig` of latents has: frames of a training window, and height and width of a latent frame."""
+    """Fields of a `ClipConfig` of latents: frames of a training window, and height and width of a latent frame."""
 
     @property
     def latent_size(self) -> tuple[int, int]: ...
@@ -397,7 +397,7 @@ class LatentVideoSystem(BaseSystem[Model, Encoders], Generic[Model, Clip]):
         return global_batch * self.clip.window_frames * self.tokens_per_frame
 
     def check_patches(self) -> None:
-        """Raise a `UserError` where a latent frame does not divide into patches."""
+        """Raise a `UserError` if a latent frame does not divide into patches."""
         if any(size % patch for size, patch in zip(self.clip.latent_size, self.patch, strict=True)):
             raise errors.UserError(
                 f"config.data.clip.latent_size is {tuple(self.clip.latent_size)}, expected multiples of "
@@ -405,7 +405,7 @@ class LatentVideoSystem(BaseSystem[Model, Encoders], Generic[Model, Clip]):
             )
 
     def check_frames(self, sequence: int) -> None:
-        """Raise a `UserError` where `sequence` devices cannot split the latent frames of a window evenly."""
+        """Raise a `UserError` if `sequence` devices cannot split the latent frames of a window evenly."""
         frames = self.clip.window_frames
         if sequence > 0 and frames % sequence:
             raise errors.UserError(

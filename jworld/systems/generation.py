@@ -33,7 +33,7 @@ def text_system(system: AnySystem, config: ml_collections.ConfigDict) -> TextSys
 
 
 def steering(system: VideoSystem[Any, Any], *, pose: str | None, actions: str | None) -> str | None:
-    """Return the value of the flag that steers the system; a `UserError` if another one is given."""
+    """Return the value of the flag that steers the system; a `UserError` if the other flag is given."""
     given = {"--pose": pose, "--actions": actions}
     for flag, text in given.items():
         if text is not None and flag != system.steering:
@@ -47,7 +47,7 @@ def find_start(image: np.ndarray | str | pathlib.Path | None, *, needed: bool) -
     """Return the first image or video as an array.
 
     Raises:
-      UserError: a model needs one and there is none, or a model that ignores it gets one, or it cannot be read.
+      UserError: it is missing for a model that needs it, given for a model without one, or cannot be read.
     """
     if needed and image is None:
         raise errors.UserError("--image is missing: the model continues an image: give a PNG, JPEG or MP4 file")
@@ -72,11 +72,11 @@ def roll_out(
 
     Args:
       session: open session; it is reset.
-      actions: one per chunk.
-      mesh: that of the model.
+      actions: one action per chunk.
+      mesh: mesh of the model.
       image: first image or video, or None.
       prompt: caption.
-      seed: random seed of the noise.
+      seed: random seed for the noise.
       take: receives the frames of every chunk.
       advance: called after every chunk.
 

@@ -1,4 +1,4 @@
-"""Weights that training starts from: those of another run, of imported files, or of several runs for several parts."""
+"""Initial weights of a training run: from another run, from imported files, or from several runs for several parts."""
 
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,12 @@ from jworld.utils import errors
 
 
 def load_parts(initial: nnx.State, parts: Mapping[str, pathlib.Path]) -> nnx.State:
-    """`initial` with weights of other runs in some parts: first word of their paths -> folder; see `load_initial`."""
+    """Replace some parts of `initial` by weights of other runs; see `load_initial`.
+
+    Args:
+      initial: parameters of the new run.
+      parts: first word of a part's parameter paths -> folder of its weights.
+    """
     for name, directory in parts.items():
         own, rest = nnx.split_state(initial, lambda path, _, name=name: path[0] == name, ...)
         read, _ = load_initial(directory, own[name])
@@ -27,13 +32,20 @@ def load_parts(initial: nnx.State, parts: Mapping[str, pathlib.Path]) -> nnx.Sta
 def load_initial(
     directory: pathlib.Path, initial: nnx.State, *, copies: Sequence[str] = (), parts: Collection[str] = ()
 ) -> tuple[nnx.State, list[str]]:
-    """The weights of `directory` to start training from, and notes for the user on what is not as it was there.
+    """Load the weights in `directory` to start training from.
 
-    The parameters that the model in `directory` does not have, by its own config, stay `initial`: an action model
-    starts from a base without actions. All others are read, in the layout of `initial`, whose arrays are deleted
-    before: both at once could be too much for the devices. Adapters that this model has no place for are merged.
-    Parts whose paths begin with one of `copies` get copies of what was read. Of those that begin with one of `parts`,
-    which `load_parts` has read, no note says that they are new.
+    Parameters that the folder's model lacks, by its own config, keep their values in `initial`. So an action model
+    starts from a base without actions. All others are read in the layout of `initial`. Its arrays are deleted first,
+    because both copies might not fit on the devices. Adapters without a counterpart in this model are merged.
+
+    Args:
+      directory: folder of a run, or of released or imported weights.
+      initial: parameters of the new run.
+      copies: parts, by the first word of their paths, that get copies of the loaded weights.
+      parts: parts that `load_parts` has loaded; they are not reported as new.
+
+    Returns:
+      The parameters, and notes for the user on differences from the folder's model.
 
     Raises:
       UserError: the folder's model has parameters that this one lacks; something is missing, misshapen or damaged.
@@ -42,15 +54,15 @@ def load_initial(
     with nnx.use_eager_sharding(False):
         graphdef, shapes = nnx.split(nnx.eval_shape(lambda: base.init(nnx.Rngs(0))), nnx.Param)
     here = {path for path, _ in nnx.to_flat_state(initial)}
-    known = {path for path, _ in nnx.to_flat_state(shapes)}
+    stored = {path for path, _ in nnx.to_flat_state(shapes)}
     is_adapter = train_state.path_filter(lora.TRAINABLE)
-    adapters = {path for path in known - here if is_adapter(path, None)}
-    if lost := sorted("/".join(map(str, path)) for path in known - here - adapters):
+    adapters = {path for path in stored - here if is_adapter(path, None)}
+    if lost := sorted("/".join(map(str, path)) for path in stored - here - adapters):
         raise errors.UserError(
             f"config.init_from: the model in {directory} has parameters that this one lacks: {', '.join(lost)}: "
-            "give config.model the values of its config.json, or choose other weights"
+            "set config.model to the values in its config.json, or choose other weights"
         )
-    replaced, kept = nnx.split_state(initial, lambda path, _: path in known, ...)
+    replaced, kept = nnx.split_state(initial, lambda path, _: path in stored, ...)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), replaced)
     for array in jax.tree.leaves(replaced):
         array.delete()
@@ -66,7 +78,7 @@ def load_initial(
         lora.merge(model)
         params = nnx.state(model, nnx.Param)
         notes.append("adapters in those weights are merged")
-    copied, kept = nnx.split_state(kept, lambda path, _: path[0] in copies and path[1:] in known, ...)
+    copied, kept = nnx.split_state(kept, lambda path, _: path[0] in copies and path[1:] in stored, ...)
     copied = _copies(copied, params)
     if new := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept) if path[0] not in parts]:
         notes.append(f"not in those weights, so new: {', '.join(new)}")
@@ -74,18 +86,21 @@ def load_initial(
 
 
 def _copies(parts: nnx.State, params: nnx.State) -> nnx.State:
-    """`parts` with the values, in its own dtype, that `params` has under the same paths without their first words."""
+    """Return `parts` with values from `params`, cast to the dtypes of `parts`.
+
+    A path in `params` is the path in `parts` without its first word.
+    """
     read, made = dict(nnx.to_flat_state(params)), []
     for path, leaf in nnx.to_flat_state(parts):
         dtype = leaf.dtype
         leaf[...].delete()
-        # In a buffer of its own: a training step consumes both.
+        # A separate buffer, because a training step donates both.
         made.append((path, leaf.replace(jnp.array(read[path[1:]][...], dtype, copy=True))))
     return nnx.from_flat_state(made)
 
 
 def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
-    """Every device of `sharding` has everything."""
+    """Return a sharding that replicates arrays on the devices of `sharding`."""
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     return sharding

@@ -1,7 +1,7 @@
-"""The config that a command works with: a recipe or a saved config, with values from the command line in it.
+"""The config of a command: a recipe or a saved config, changed by the command line.
 
-A key can be set if the config lists it or if the dataclass of its section has it: the sections of the config's system
-and those that all systems share. `keys` lists them with what they mean.
+A key can be set if the config lists it or if the dataclass of its section has it. Sections belong to the config's
+system or are shared by all systems. `keys` lists all keys with their meaning.
 """
 
 import argparse
@@ -31,24 +31,24 @@ SHARED: Mapping[str, type] = {
 }
 #: Sections that some configs have: dotted name -> dataclass.
 OPTIONAL: Mapping[str, type] = {"data.encoding": demo_data.EncodingConfig, "model.lora": lora.LoRAConfig}
-#: Keys that are no field of a dataclass: type and meaning.
+#: Keys that are not fields of a dataclass: type and meaning.
 PLAIN: Mapping[str, tuple[Any, str]] = {
     "system": (str, f"the system to train: {', '.join(systems.REGISTRY)}"),
     "seed": (int, "random seed of weights, noise and the order of the data"),
-    "steps": (int, "training steps"),
-    "global_batch": (int, "examples of a step, over all devices and microbatches"),
+    "steps": (int, "number of training steps"),
+    "global_batch": (int, "examples per step, over all devices and microbatches"),
     "init_from": (str, "folder of a run, or of released or imported weights, to start from; empty: from scratch"),
     "mesh.data": (int, "replicas of the weights; -1: as many as the devices allow"),
-    "mesh.fsdp": (int, "devices that the weights and the optimizer's state are sharded over; -1: the rest"),
-    "mesh.sequence": (int, "devices that one example is split over; -1: as many as the devices allow"),
+    "mesh.fsdp": (int, "devices that share the weights and the optimizer's state; -1: as many as the devices allow"),
+    "mesh.sequence": (int, "devices that share the tokens of one example; -1: as many as the devices allow"),
     "model.family": (str, "design of the network"),
-    "model.frozen_dtype": (str, "dtype in which parameters are stored that do not train"),
+    "model.frozen_dtype": (str, "dtype of the parameters that do not train"),
     "data.records": (str, "folder of the training records"),
     "data.tokenizer": (str, "folder of the tokenizer"),
     "data.threads": (int, "threads that read and transform examples"),
     "data.prefetch": (int, "batches that are prepared ahead of the training step"),
     "checkpoint.interval": (int, "steps between two checkpoints"),
-    "checkpoint.max_to_keep": (int, "newest checkpoints that are kept"),
+    "checkpoint.max_to_keep": (int, "number of newest checkpoints to keep"),
     "checkpoint.step": (int, "checkpoint to resume from; -1: the newest"),
     "sample.actions": (str, "actions of the sample after training, in the notation of the system"),
     "sample.windows": (int, "windows of the sample after training"),
@@ -63,10 +63,10 @@ class Key:
 
     Attributes:
       name: dotted name below `config`.
-      value: the value that it has.
+      value: its current value.
       source: "recipe" (or "saved"), "default" or "command line".
       kind: its type in words.
-      meaning: what it is, "" if nothing says so.
+      meaning: its description, "" if there is none.
     """
 
     name: str
@@ -103,13 +103,13 @@ def change(config: ml_collections.ConfigDict, changes: Mapping[str, str]) -> ml_
 
 
 def _types_after(config: ml_collections.ConfigDict, changes: Mapping[str, str]) -> dict[str, type]:
-    """Return the types of the sections of the changed config, of which some keys are still unknown."""
+    """Return the types of the sections of the changed config, some keys of which are still unknown."""
     listed = {key: text for key, text in changes.items() if _has(config, config_keys.current_name(key))}
     for changed in (listed, {}):
         try:
             return section_types(config_keys.override(config, changed))
         except errors.UserError:
-            # The whole of the changes may be right where a part is not, or where the recipe alone is not.
+            # All changes together may be valid where a part of them, or the recipe alone, is not.
             continue
     return dict(SHARED)
 
@@ -214,7 +214,7 @@ def print_keys(found: Sequence[Key]) -> None:
 
 
 def _text(value: Any) -> str:
-    """Return a value as one writes it on the command line."""
+    """Return a value in the notation of the command line."""
     if isinstance(value, list | tuple):
         return f"({','.join(map(_text, value))}{',' if len(value) == 1 else ''})"
     if value is None or isinstance(value, str | bool | int | float | pathlib.Path):

@@ -1,12 +1,12 @@
-"""The folder of a run: what training leaves there, and how the other commands open it.
+"""The folder of a run: files that training writes, and functions that open them.
 
 config.json    the resolved config
-encoders/      what sampling needs of the data set: its manifest and, of latents, the autoencoder
+encoders/      what sampling needs of the data set: its manifest, and the autoencoder of latents
 checkpoints/   Orbax checkpoints, one folder per step
 metrics.jsonl, goodput.json, tensorboard/, samples/
 
-Released weights have model.safetensors in the place of checkpoints/, imported ones (`python -m conversion import`) one
-Orbax checkpoint weights/ with its description import.json.
+Released weights have model.safetensors in place of checkpoints/. Imported weights (`python -m conversion import`) have
+one Orbax checkpoint weights/ with its description import.json.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ from jworld.utils import config as run_config
 from jworld.utils import errors
 
 CHECKPOINTS, ENCODERS, SAMPLES = "checkpoints", "encoders", "samples"
-#: Weights outside a checkpoint, as the starter folder has them.
+#: Weights outside a checkpoint, as in the starter folder.
 WEIGHTS = "model.safetensors"
-#: Imported weights, and what is known of them.
+#: Imported weights, and their description.
 IMPORTED, IMPORT_RECORD = "weights", "import.json"
 
 
@@ -45,11 +45,11 @@ class Run:
 
     Attributes:
       config: the resolved config.
-      system: what the config names.
-      model: the network; EMA weights are preferred.
-      encoders: what `system.data.encoders` opened.
+      system: the system that the config names.
+      model: the network, with EMA weights if there are any.
+      encoders: result of `system.data.encoders`.
       step: training step of the weights; None for released and imported weights.
-      mesh: where the weights are.
+      mesh: mesh of the weights.
     """
 
     config: ml_collections.ConfigDict
@@ -85,7 +85,7 @@ class Run:
           pose: path of the camera, such as "w-3, right-4", for systems steered by --pose.
           actions: control tokens, such as "D*3,DR*2", for systems steered by --actions.
           windows: length of the video for models that are not steered (default: 1).
-          seed: random seed of the noise.
+          seed: random seed for the noise.
 
         Returns:
           Frames, uint8 [T, H, W, 3].
@@ -123,16 +123,16 @@ def load(
     given: EncoderOverrides | None = None,
     training: bool = False,
 ) -> Run:
-    """Open a run's folder, or a folder of released or imported weights; averaged weights are preferred.
+    """Open a run's folder, or a folder of released or imported weights; EMA weights are preferred.
 
     Args:
       directory: the folder.
-      step: the checkpoint; the newest by default.
-      config: other settings of the same model; the folder's own by default.
-      mesh: where the weights go; one device by default.
-      encoders: folder of records, or of what a run keeps of them; the folder's own by default.
-      given: encoders in place of those that the folder names, or where no folder names any.
-      training: the model as training holds it, with its teacher if it has one.
+      step: the checkpoint (default: the newest).
+      config: other settings of the same model (default: those of the folder).
+      mesh: mesh for the weights (default: one device).
+      encoders: folder of records, or a run's `encoders/` (default: that of the folder).
+      given: encoders that replace those of the folder, or are used if it names none.
+      training: load the model for training, with its teacher if it has one.
 
     Raises:
       UserError: something is missing or damaged, or does not fit the model.
@@ -142,7 +142,7 @@ def load(
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     kept = directory / ENCODERS if encoders is None else encoders
     opened = system.data.encoders(kept, given=given or EncoderOverrides(), mesh=mesh)
-    # Released and imported weights are those of a model to use.
+    # Released and imported weights have no teacher.
     training = training and (directory / CHECKPOINTS).is_dir()
     model, found = load_model(directory, config, step, mesh=mesh, training=training)
     return Run(config, system, model, opened, found, mesh)
@@ -156,7 +156,7 @@ def load_model(
     mesh: jax.sharding.Mesh | None = None,
     training: bool = False,
 ) -> tuple[nnx.Module, int | None]:
-    """The model alone, and the step of its checkpoint; see `load`."""
+    """Return the model without encoders, and the step of its checkpoint; see `load`."""
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     optimizer = optimizers.make_optimizer(
         run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
@@ -169,7 +169,11 @@ def load_model(
 
 
 def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, int | None]:
-    """All parameters of a run (with its step), of released or imported weights (None), in the layout of `abstract`."""
+    """Load all parameters of a run, or of released or imported weights, in the layout of `abstract`.
+
+    Returns:
+      The parameters, and the step of the checkpoint; None for released and imported weights.
+    """
     if (directory / WEIGHTS).is_file():
         return weights.load(directory / WEIGHTS, abstract), None
     if (directory / IMPORTED).is_dir():
@@ -180,11 +184,14 @@ def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None =
     checkpoints = Checkpoints(directory / CHECKPOINTS, create=False)
     found = checkpoints.latest_step() if step is None else step
     params = nnx.merge_state(checkpoints.restore_params(trained, found), checkpoints.restore_frozen(frozen))
-    return jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), params, abstract), found
+    return jax.tree.map(lambda x, target: x.astype(target.dtype), params, abstract), found
 
 
 def _as_stored(directory: pathlib.Path, abstract: nnx.State) -> nnx.State:
-    """`abstract` in the types in which the run kept its parameters: what one stage freezes, the next may train."""
+    """Return `abstract` with the dtypes of the run's checkpoint.
+
+    They differ if one stage freezes, and stores in a smaller dtype, what the next one trains.
+    """
     init = systems.create(run_config.load(directory)).init
     with nnx.use_eager_sharding(False):
         own = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: init(nnx.Rngs(0))), nnx.Param))
@@ -197,7 +204,7 @@ def _as_stored(directory: pathlib.Path, abstract: nnx.State) -> nnx.State:
 
 
 def import_record(directory: pathlib.Path) -> dict[str, Any]:
-    """What `python -m conversion import` noted of the weights in this folder.
+    """Return the description that `python -m conversion import` wrote for the weights in this folder.
 
     Raises:
       UserError: the record is missing or damaged.

@@ -1,4 +1,4 @@
-"""A training run before its first step: what it consists of, the checks that precede it, and its initial state."""
+"""A training run before its first step: its parts, the checks that precede it, and its initial state."""
 
 import dataclasses
 import functools
@@ -29,15 +29,16 @@ State = train_state.TrainState
 
 @dataclasses.dataclass(frozen=True)
 class TrainingJob:
-    """What a config trains, and where. Nothing touches a device before `mesh` is used.
+    """The parts of a training run. No device is touched before `mesh` is used.
 
     Attributes:
       config: the resolved config.
       workdir: folder of the run.
-      system: what the config names.
+      system: the system that the config names.
       spec: arrays of a training batch.
       optimizer: built from `config.optimizer`.
       log, hub: sections of the config.
+      profile: steps to trace.
     """
 
     config: ml_collections.ConfigDict
@@ -47,9 +48,12 @@ class TrainingJob:
     optimizer: optimizers.Optimizer
     log: metrics.LogConfig
     hub: hub.HubConfig
+    profile: range
 
     @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> "TrainingJob":
+    def from_config(
+        cls, config: ml_collections.ConfigDict, workdir: pathlib.Path, *, profile: range = range(0)
+    ) -> "TrainingJob":
         """Build all parts; a `UserError` names a wrong key."""
         config = systems.completed(config)
         system = systems.create(config)
@@ -63,6 +67,7 @@ class TrainingJob:
             ),
             log=run_config.section(metrics.LogConfig, config.log, "log"),
             hub=run_config.section(hub.HubConfig, config.checkpoint.get("hub", {}), "checkpoint.hub"),
+            profile=profile,
         )
 
     @functools.cached_property
@@ -123,7 +128,7 @@ def _check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
 
 
 def check_encoders(job: TrainingJob, *, overwrite: bool) -> None:
-    """Raise a `UserError` where the weights to resume or start from belong to other encoders than the data's."""
+    """Raise a `UserError` if the weights to resume or start from belong to other encoders than the data set's."""
     for folder in (job.workdir, pathlib.Path(job.config.init_from)):
         encoders = folder / runs.ENCODERS
         if (encoders / records.MANIFEST).is_file() and not (overwrite and folder == job.workdir):
