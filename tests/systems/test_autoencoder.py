@@ -1,4 +1,4 @@
-"""Training autoencoders: clips cut from decoded videos, the loss, meshes, the released file, what configs refuse."""
+"""Training of autoencoders: clips cut from decoded videos, the loss, meshes, the released file, refused configs."""
 
 import copy
 import functools
@@ -44,7 +44,10 @@ def _recipe() -> Any:
 
 
 def make_config(**changes: Any) -> ml_collections.ConfigDict:
-    """2x2 pixels and 2 frames per latent, clips of 5 frames of 16x8; `changes` by dotted key with __ for the dots."""
+    """Make a config with 2x2 pixels and 2 frames per latent, and clips of 5 frames of 16x8.
+
+    `changes` are values by dotted key, with __ for the dots.
+    """
     config = copy.deepcopy(_recipe().get_config())
     with config.unlocked():
         config.global_batch = BATCH
@@ -67,7 +70,7 @@ def system() -> Autoencoder:
 
 @pytest.fixture(scope="module")
 def decoded(tmp_path_factory: pytest.TempPathFactory) -> pixels.FrameFiles:
-    """Videos of 14, 14 and 9 frames for training and one of 13 held out, every frame of one grey."""
+    """Videos of 14, 14 and 9 frames for training and one of 13 held out; every frame has one gray level."""
     folder = tmp_path_factory.mktemp("pixels")
     for name, frames in (("a", 14), ("b", 14), ("c", 9), ("d", 13)):
         tiny_videos.write(folder / "videos" / f"{name}.mp4", tiny_videos.numbered(frames, width=64, height=48))
@@ -86,13 +89,13 @@ def test_every_frame_of_every_video_is_there(decoded: pixels.FrameFiles) -> None
             assert tiny_videos.numbers(frames) == list(range(length))
             lengths[decoded.name(split, number)] = length
     assert lengths == {"a": 14, "b": 14, "c": 9, "d": 13}
-    # Of these names one falls among the tenth that is held out.
+    # One of these names is in the tenth that is held out.
     assert decoded.lengths("val") == [13]
     assert decoded.fps == pytest.approx(10)
     assert sorted(path.name for path in decoded.directory.parent.iterdir()) == ["frames", "videos"]
 
 
-def test_long_videos_come_more_often_and_in_turn(decoded: pixels.FrameFiles) -> None:
+def test_long_videos_occur_more_often_and_take_turns(decoded: pixels.FrameFiles) -> None:
     lengths = decoded.lengths("train")
     source = pixels.Videos(decoded, "train", frames=4)
     numbers = [int(source[i]["index"]) for i in range(len(source))]
@@ -102,14 +105,14 @@ def test_long_videos_come_more_often_and_in_turn(decoded: pixels.FrameFiles) -> 
         pixels.Videos(decoded, "train", frames=13)
 
 
-def test_clips_are_cut_anywhere_and_repeat_with_the_seed() -> None:
+def test_clips_are_cut_everywhere_and_depend_on_the_seed() -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (9, 12, 20, 3), np.uint8)
     cut = pixels.CutClip(pixels.ClipConfig(frames=5, size=(16, 8)))
     assert isinstance(cut, grain.transforms.RandomMap)
     element = {"record": {"frames": frames, "index": np.int32(3)}, "position": 0}
     windows = np.lib.stride_tricks.sliding_window_view(frames, (5, 8, 16), axis=(0, 1, 2))
-    seen = set()
+    places = set()
     for seed in range(60):
         found = cut.random_map(element, np.random.default_rng(seed))
         again = cut.random_map(element, np.random.default_rng(seed))
@@ -117,12 +120,12 @@ def test_clips_are_cut_anywhere_and_repeat_with_the_seed() -> None:
         assert found["index"] == 3
         same = (np.moveaxis(windows, 3, -1) == found["video"]).all(axis=(3, 4, 5, 6))
         (place,) = np.argwhere(same)
-        seen.add(tuple(int(i) for i in place))
+        places.add(tuple(int(i) for i in place))
     for axis, size in enumerate((5, 5, 5)):
-        assert {place[axis] for place in seen} == set(range(size))
+        assert {place[axis] for place in places} == set(range(size))
 
 
-def test_batches_go_on_where_they_stopped(decoded: pixels.FrameFiles) -> None:
+def test_batches_resume_where_they_stopped(decoded: pixels.FrameFiles) -> None:
     data = systems.create(make_config(data__records=str(decoded.directory))).data
     whole = data.batches("train")
     expected = [next(whole) for _ in range(4)]
@@ -145,7 +148,7 @@ def test_damaged_frames_are_named(decoded: pixels.FrameFiles, tmp_path: pathlib.
         pixels.FrameFiles(tmp_path)
     for text in ("{", "[]", '{"videos": {"val": []}}'):
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(errors.UserError, match="describes no decoded videos"):
+        with pytest.raises(errors.UserError, match="not a manifest of decoded videos"):
             pixels.FrameFiles(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps(decoded.manifest | {"version": 0}))
     with pytest.raises(errors.UserError, match="expected 'jworld-frames' 1"):
@@ -158,7 +161,7 @@ def test_damaged_frames_are_named(decoded: pixels.FrameFiles, tmp_path: pathlib.
         pixels.FrameFiles(tmp_path).read("train", 0)
 
 
-def test_a_bad_video_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
+def test_a_bad_video_leaves_no_files(tmp_path: pathlib.Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "videos" / "a.txt").write_text("a caption")
@@ -171,7 +174,7 @@ def test_a_bad_video_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
 
 
 def test_divergence_of_gaussians() -> None:
-    """Against the integral of p log(p / q) over a fine grid."""
+    """The result equals the integral of p log(p / q) over a fine grid."""
     mean, logvar = np.array([0.0, 0.7, -2.0, 0.1]), np.array([0.0, -1.5, 0.4, -6.0])
     z = np.linspace(-12, 12, 400_001)[:, None]
     p = np.exp(-0.5 * (z - mean) ** 2 / np.exp(logvar)) / np.sqrt(2 * np.pi * np.exp(logvar))
@@ -184,7 +187,7 @@ def test_divergence_of_gaussians() -> None:
 
 @pytest.mark.parametrize(("axis", "edges"), [(1, 3), (2, 5), (3, 7)])
 def test_gradient_error_counts_edges_of_each_axis(axis: int, edges: int) -> None:
-    """Errors that alternate by 0.5 along one axis and are constant along the others, whatever they are on average."""
+    """Errors alternate by 0.5 along one axis and are constant along the others; their mean does not matter."""
     error = np.zeros((2, 4, 6, 8, 3), np.float32)
     index = np.arange(error.shape[axis]).reshape([-1 if i == axis else 1 for i in range(5)])
     assert error.shape[axis] == edges + 1
@@ -220,7 +223,7 @@ def decoded_by(model: network.VideoAutoencoder, latents: jax.Array) -> jax.Array
 
 
 def make_batch(seed: int) -> dict[str, np.ndarray]:
-    """Smooth random colours, so that a few steps already help."""
+    """Make a batch of smooth random colors, which a few steps already fit."""
     rng = np.random.default_rng(seed)
     corners = rng.uniform(0, 255, (BATCH, 1, 1, 1, 3))
     slopes = rng.uniform(-4, 4, (BATCH, 1, 1, 16, 3)).cumsum(axis=3)
@@ -251,8 +254,8 @@ WAN = {"family": "wan", "latent_channels": 4, "blocks": 1, "channels": 4, "multi
 COGVIDEOX = {"family": "cogvideox", "latent_channels": 4, "blocks": 1, "widths": (4, 4, 4), "groups": 2}
 
 
-def test_cogvideox_takes_an_even_number_of_latents() -> None:
-    """It makes 16 frames of the 4 latents of 13 frames."""
+def test_cogvideox_accepts_an_even_number_of_latents() -> None:
+    """It decodes the 4 latents of 13 frames to 16 frames."""
     config = make_config()
     with config.unlocked():
         config.model = {**COGVIDEOX, "dtype": "float32"}
@@ -265,7 +268,7 @@ def test_cogvideox_takes_an_even_number_of_latents() -> None:
 
 
 @pytest.mark.parametrize("section", [{}, WAN, COGVIDEOX], ids=["hunyuan15", "wan", "cogvideox"])
-def test_latents_are_born_with_little_noise(section: dict[str, Any]) -> None:
+def test_latents_have_little_noise_at_initialization(section: dict[str, Any]) -> None:
     config = make_config()
     with config.unlocked():
         config.model = {**section, "dtype": "float32"} if section else config.model
@@ -282,7 +285,7 @@ def test_latents_are_born_with_little_noise(section: dict[str, Any]) -> None:
 
 @functools.cache
 def trained(sizes: tuple[int, int, int]) -> tuple[nnx.State, nnx.State, list[float]]:
-    """Parameters before and after five steps, and the losses."""
+    """Train for five steps; return the parameters before and after, and the losses."""
     data, fsdp, sequence = sizes
     devices = mesh.make_mesh(data=data, fsdp=fsdp, sequence=sequence, devices=jax.devices()[: data * fsdp * sequence])
     values = make_config().optimizer
@@ -324,7 +327,7 @@ def _distance(a: nnx.State, b: nnx.State) -> float:
     return float(np.concatenate([np.abs(x - y).ravel() for x, y in pairs]).mean())
 
 
-# Afterwards
+# Release and evaluation
 
 
 @pytest.mark.slow
@@ -343,14 +346,14 @@ def test_released_latents_have_unit_deviation(decoded: pixels.FrameFiles, tmp_pa
     samples = loaded.network.config.normalisation.apply(samples)
     np.testing.assert_allclose(np.mean(samples, axis=(0, 1, 2, 3, 4)), 0, atol=0.02)
     np.testing.assert_allclose(np.std(samples, axis=(0, 1, 2, 3, 4)), 1, rtol=0.02)
-    # The normalisation is undone before decoding.
+    # Normalization is undone before decoding.
     np.testing.assert_allclose(loaded.decode(loaded.encode(video)), before, atol=1)
 
 
 def test_evaluation_measures_every_latent(decoded: pixels.FrameFiles) -> None:
     options = results.Options(windows=2, chunks=3)
     report = evaluation.evaluate(model(), decoded, options, rich.console.Console(quiet=True))
-    # The linear codec has no patches of two pixels.
+    # The linear autoencoder does not support patches of two pixels.
     assert list(report.curves) == [evaluation.MODEL]
     assert [row["first_frame"] for row in report.numbers["per_window"]] == [0, 5]
     row = report.numbers["per_window"][1]
@@ -362,18 +365,18 @@ def test_evaluation_measures_every_latent(decoded: pixels.FrameFiles) -> None:
         evaluation.choose_clips(decoded, frames=21, count=1)
 
 
-def test_the_linear_codec_of_the_same_size(decoded: pixels.FrameFiles) -> None:
-    """Frames of one grey are a line: the codec keeps all but the rounding."""
+def test_the_linear_autoencoder_of_the_same_size(decoded: pixels.FrameFiles) -> None:
+    """Frames of one gray level lie on a line, so the linear autoencoder loses only the rounding."""
     sizes = types.SimpleNamespace(latent_channels=6, spatial_ratio=8, temporal_ratio=4)
     found = evaluation.fit_linear(
         types.SimpleNamespace(config=sizes), decoded, seed=0, console=rich.console.Console(quiet=True)
     )
     assert found.config == linear.LinearConfig(channels=6, spatial_ratio=8, temporal_ratio=4)
     truth = np.array(decoded.read("val", 0)[:9])
-    assert evaluation.psnr(truth, evaluation.through(found, truth)) > 40
+    assert evaluation.psnr(truth, evaluation.round_trip(found, truth)) > 40
 
 
-def test_clips_to_look_at_are_spread(decoded: pixels.FrameFiles) -> None:
+def test_sampled_clips_are_spread(decoded: pixels.FrameFiles) -> None:
     length = decoded.lengths("val")[0]
     chosen = evaluation.choose_clips(decoded, frames=3, count=2)
     assert chosen == [(0, 0), (0, length // 3 * 3 - 3)]
@@ -383,7 +386,7 @@ def test_clips_to_look_at_are_spread(decoded: pixels.FrameFiles) -> None:
     assert [(chunk.start, chunk.stop) for chunk in comparison.chunks] == [(0, 3), (3, 6)]
 
 
-# What configs refuse
+# Refused configs
 
 
 @pytest.mark.parametrize(
@@ -419,7 +422,7 @@ def test_other_families_are_built_from_the_config(family: str) -> None:
     assert model.config.normalisation.scale == (1.0,)
 
 
-def test_variants_fit_the_pictures_that_they_are_for() -> None:
+def test_variants_fit_their_image_sizes() -> None:
     for variant in _recipe().VARIANTS:
         built = systems.create(_recipe().get_config(variant))
         with nnx.use_eager_sharding(False):

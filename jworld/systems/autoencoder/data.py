@@ -1,6 +1,6 @@
-"""Training clips for autoencoders: windows of the frames of videos, which are decoded once and mapped into memory.
+"""Training clips for autoencoders: windows of video frames. Videos are decoded once and mapped into memory.
 
-DIR/manifest.json names, per split, one file per video: uint8 [T, H, W, 3] as numpy saves it, all videos of one size.
+DIR/manifest.json lists one file per video and split: a NumPy file, uint8 [T, H, W, 3]. All videos have one size.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ FORMAT, VERSION = "jworld-frames", 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideosConfig:
-    """Which videos, and the size that their frames get (`config.data.videos`).
+    """The videos, and the size of their frames (`config.data.videos`).
 
     Attributes:
-      format: of the folder `path`, one of those that `python -m jworld.precompute` reads.
-      path: the folder; "" is that of `config.data.recording`.
-      image_size: (width, height).
-      fit: "crop" keeps the shape of things and cuts around the centre, "stretch" keeps the whole view.
-      val_share: of the videos that are held out, where the format does not say which.
+      format: format of the folder `path`, one of those that `python -m jworld.precompute` reads.
+      path: folder of the videos; "" is that of `config.data.recording`.
+      image_size: width and height of the frames, in pixels.
+      fit: "crop" keeps proportions and crops around the center, "stretch" keeps the whole view.
+      val_share: share of videos that are held out, for formats without a split.
     """
 
     format: str = "episodes"
@@ -48,17 +48,22 @@ class VideosConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """What is cut from a video for one example (`config.data.clip`): `frames` of `size` (width, height)."""
+    """The part of a video in one example (`config.data.clip`).
+
+    Attributes:
+      frames: number of frames.
+      size: width and height, in pixels.
+    """
 
     frames: int = 9
     size: tuple[int, int] = (32, 32)
 
 
 class FrameFiles:
-    """The decoded videos of a folder; `fps` is the frame rate of the first one that is held out.
+    """The decoded videos of a folder; `fps` is the frame rate of the first held-out video.
 
     Raises:
-      UserError: the folder holds none, or other things.
+      UserError: the folder holds no decoded videos.
     """
 
     def __init__(self, directory: str | pathlib.Path) -> None:
@@ -74,22 +79,25 @@ class FrameFiles:
                 f"{path} does not exist: correct config.data.records, or train to make the frames"
             ) from error
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise UserError(f"{path} describes no decoded videos: give another config.data.records") from error
+            raise UserError(
+                f"{path} is not a manifest of decoded videos: choose another config.data.records"
+            ) from error
         if found != (FORMAT, VERSION):
             raise UserError(
                 f"{path}: format is {found[0]!r} {found[1]!r}, expected {FORMAT!r} {VERSION}: remove the folder, "
-                "or give another config.data.records"
+                "or choose another config.data.records"
             )
 
     def lengths(self, split: str) -> list[int]:
-        """Frames of every video."""
+        """Return the number of frames of every video."""
         return [entry["frames"] for entry in self.manifest["videos"][split]]
 
     def name(self, split: str, number: int) -> str:
+        """Return the name of a video."""
         return self.manifest["videos"][split][number]["name"]
 
     def read(self, split: str, number: int) -> np.ndarray:
-        """uint8 [T, H, W, 3], mapped: only what is used of it is read."""
+        """Return the frames of a video, uint8 [T, H, W, 3], mapped into memory: only the used part is read."""
         entry = self.manifest["videos"][split][number]
         path = self.directory / entry["file"]
         width, height = self.image_size
@@ -111,7 +119,7 @@ def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.co
     """Decode all videos into `output`, which appears when it is complete. One video at a time is in memory.
 
     Raises:
-      UserError: a video cannot be used, or no training or no held-out one is there.
+      UserError: a video cannot be used, or a split has no videos.
     """
     output = pathlib.Path(output)
     width, height = videos.image_size
@@ -142,7 +150,10 @@ def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.co
 
 
 class Videos:
-    """Every video as often as it has whole clips of `frames` frames: {"frames": [T, H, W, 3], "index": its number}."""
+    """A source of videos: {"frames": [T, H, W, 3], "index": number of the video}.
+
+    A video occurs once for each whole clip of `frames` frames that it has.
+    """
 
     def __init__(self, files: FrameFiles, split: str, *, frames: int) -> None:
         self._files, self._split = files, split
@@ -151,10 +162,10 @@ class Videos:
             name = files.name(split, int(np.argmin(lengths)))
             raise UserError(
                 f"video '{name}' of {files.directory} has {min(lengths)} frames, config.data.clip.frames is {frames}: "
-                "lower it, or leave short videos out"
+                "lower it, or remove short videos"
             )
         counts = np.array(lengths) // frames
-        # In turn, so that a few batches in order have clips of many videos.
+        # Videos take turns, so that a few batches in order have clips of many videos.
         self._numbers = np.concatenate([np.flatnonzero(counts > turn) for turn in range(counts.max())])
 
     def __len__(self) -> int:
@@ -166,23 +177,23 @@ class Videos:
 
 
 class CutClip(grain.transforms.RandomMap):
-    """Video -> {"video": uint8 [T, H, W, 3], "index"}: a clip at a random time and place."""
+    """A random crop in time and space: element of `Videos` -> {"video": uint8 [T, H, W, 3], "index"}."""
 
     def __init__(self, clip: ClipConfig) -> None:
         self._clip = clip
 
     def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """element {"record": of `Videos`, "position"}."""
+        """Return a clip of {"record": element of `Videos`, "position"}."""
         frames = element["record"]["frames"]
         width, height = self._clip.size
         sizes = (self._clip.frames, height, width)
-        start, top, left = (rng.integers(have - want + 1) for have, want in zip(frames.shape, sizes, strict=False))
+        start, top, left = (rng.integers(whole - part + 1) for whole, part in zip(frames.shape, sizes, strict=False))
         cut = frames[start : start + self._clip.frames, top : top + height, left : left + width]
         return {"video": np.ascontiguousarray(cut), "index": element["record"]["index"]}
 
 
 class DecodedVideos:
-    """Frames in `config.data.records`, recorded and decoded here where they are absent: a `TrainingData`."""
+    """A `TrainingData` of frames in `config.data.records`, which are recorded and decoded if absent."""
 
     def __init__(self, config: ml_collections.ConfigDict, *, spec: training_data.Spec) -> None:
         self._config, self._spec = config, spec
@@ -203,11 +214,11 @@ class DecodedVideos:
             return
         if not (self._recording.source or self.videos.path):
             raise UserError(
-                f"config.data.records: the folder {output} has no frames; name a folder of videos with "
-                "config.data.videos.path and its format with config.data.videos.format"
+                f"config.data.records: the folder {output} has no frames: set config.data.videos.path to a folder of "
+                "videos and config.data.videos.format to its format"
             )
         with folder_lock.making(output):
-            # Another process may have made it meanwhile.
+            # Another process may have finished it in the meantime.
             if not (output / records.MANIFEST).is_file():
                 self._make(output)
 
@@ -220,12 +231,12 @@ class DecodedVideos:
         console.print(f"decoded the videos of {videos.path} into {output}")
 
     def open(self) -> FrameFiles:
-        """The frames, whose size is that of the config."""
+        """Open the frames; a `UserError` if their size differs from the config."""
         files = FrameFiles(self._config.data.records)
         if files.image_size != self.videos.image_size:
             raise UserError(
                 f"{files.directory} holds frames of {files.image_size}, config.data.videos.image_size is "
-                f"{self.videos.image_size}: change it, or give another config.data.records"
+                f"{self.videos.image_size}: change it, or choose another config.data.records"
             )
         return files
 
@@ -235,22 +246,22 @@ class DecodedVideos:
         return training_data.batches(self._config, source, CutClip(self.clip), self._spec, split=split)
 
     def keep(self, directory: pathlib.Path) -> None:
-        """See `systems.base.TrainingData`: the manifest, which knows the frame rate."""
+        """See `systems.base.TrainingData`: the manifest, which has the frame rate."""
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.open().directory / records.MANIFEST, directory / records.MANIFEST)
 
     def check_kept(self, directory: pathlib.Path) -> None:
-        """See `systems.base.TrainingData`: any frames will do."""
+        """See `systems.base.TrainingData`: an autoencoder accepts any frames."""
 
     def find_problem(self, directory: pathlib.Path) -> str:
-        """See `systems.base.TrainingData`: nothing but frames is needed."""
+        """See `systems.base.TrainingData`: only frames are needed."""
         return ""
 
     def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> FrameFiles:
-        """See `systems.base.TrainingData`; a `UserError` where the user names encoders, which nothing would use."""
+        """See `systems.base.TrainingData`; a `UserError` if the user names encoders, which would not be used."""
         if given.flags():
             raise UserError(
-                f"{', '.join(given.flags())}: the checkpoint is an autoencoder, which is measured on frames and knows "
+                f"{', '.join(given.flags())}: the checkpoint is an autoencoder, which is measured on frames and uses "
                 "no encoders: leave the option out"
             )
         return FrameFiles(directory)

@@ -1,4 +1,4 @@
-"""How close an autoencoder comes to held-out videos, beside the linear codec with latents of the same size."""
+"""Reconstruction quality on held-out videos, compared with the linear autoencoder with latents of the same size."""
 
 import functools
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from jworld.models.autoencoders import linear, network
 from jworld.systems.autoencoder import data
 from jworld.utils import errors, indices
 
-MODEL, LINEAR = "autoencoder", "linear codec, same latent size"
-#: PSNR of a perfect reconstruction, where the true one is infinite.
+MODEL, LINEAR = "autoencoder", "linear autoencoder, same latent size"
+#: PSNR (dB) of a perfect reconstruction, whose true value is infinite.
 BEST_PSNR = 100.0
-#: Clips that the contact sheet shows.
+#: Clips on the contact sheet.
 SHOWN = 4
 
 Reconstruct = Callable[[np.ndarray], np.ndarray]
 
 
 def reconstructor(model: network.VideoAutoencoder) -> Reconstruct:
-    """uint8 [T, H, W, 3] -> its reconstruction from the posterior's mean."""
+    """Return a function from a clip uint8 [T, H, W, 3] to its reconstruction from the posterior's mean."""
 
     @nnx.jit
     def run(model: network.VideoAutoencoder, video: Any) -> jax.Array:
@@ -36,7 +36,14 @@ def reconstructor(model: network.VideoAutoencoder) -> Reconstruct:
 
 
 def choose_clips(files: data.FrameFiles, *, frames: int, count: int) -> list[tuple[int, int]]:
-    """At most `count` pairs (held-out video, first frame), spread over the videos and along each."""
+    """Choose at most `count` clips, spread over the held-out videos and along each.
+
+    Returns:
+      Pairs (number of the video, first frame).
+
+    Raises:
+      UserError: all videos are shorter than `frames`.
+    """
     lengths = files.lengths("val")
     all_clips = [
         (video, start) for video, length in enumerate(lengths) for start in range(0, length - frames + 1, frames)
@@ -44,41 +51,44 @@ def choose_clips(files: data.FrameFiles, *, frames: int, count: int) -> list[tup
     if not all_clips:
         raise errors.UserError(
             f"the longest of {len(lengths)} held-out videos in {files.directory} has {max(lengths)} frames, a clip "
-            f"needs {frames}: ask for shorter clips"
+            f"needs {frames}: choose shorter clips"
         )
     picked = indices.evenly(len(all_clips), count)
     return [all_clips[i] for i in picked]
 
 
 def read(files: data.FrameFiles, clip: tuple[int, int], frames: int) -> np.ndarray:
+    """Return a clip of `choose_clips`, uint8 [frames, H, W, 3]."""
     video, start = clip
     return np.array(files.read("val", video)[start : start + frames])
 
 
 def sample(reconstruct: Reconstruct, files: data.FrameFiles, *, count: int, frames: int) -> results.Comparison:
-    """Held-out clips one after the other, each a chunk."""
+    """Reconstruct held-out clips; each is a chunk of the result."""
     chosen = choose_clips(files, frames=frames, count=count)
     truth = [read(files, clip, frames) for clip in chosen]
-    made = [reconstruct(clip) for clip in truth]
+    reconstructed = [reconstruct(clip) for clip in truth]
     chunks = [
         results.Chunk(
             start=i * frames,
             stop=(i + 1) * frames,
             action=f"{files.name('val', video)} from {start}",
-            psnr=psnr(truth[i], made[i]),
+            psnr=psnr(truth[i], reconstructed[i]),
         )
         for i, (video, start) in enumerate(chosen)
     ]
-    return results.Comparison(title="", truth=np.concatenate(truth), prediction=np.concatenate(made), chunks=chunks)
+    return results.Comparison(
+        title="", truth=np.concatenate(truth), prediction=np.concatenate(reconstructed), chunks=chunks
+    )
 
 
-def psnr(truth: np.ndarray, made: np.ndarray) -> float:
-    """dB, at most `BEST_PSNR`."""
-    return min(linear.psnr(truth, made), BEST_PSNR)
+def psnr(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Return the PSNR in dB, at most `BEST_PSNR`."""
+    return min(linear.psnr(truth, prediction), BEST_PSNR)
 
 
 def latent_spans(latents: int, ratio: int) -> list[tuple[int, int]]:
-    """Frames (start, stop) of every latent."""
+    """Return the frames (start, stop) of every latent."""
     return [(max(ratio * i - ratio + 1, 0), ratio * i + 1) for i in range(latents)]
 
 
@@ -88,32 +98,36 @@ def evaluate(
     options: results.Options,
     console: rich.console.Console,
 ) -> results.Report:
-    """PSNR per latent of `options.windows` held-out clips of `options.chunks` latents each."""
+    """Measure the PSNR per latent of `options.windows` held-out clips of `options.chunks` latents each."""
     ratio = model.config.temporal_ratio
     spans = latent_spans(options.chunks, ratio)
     frames = spans[-1][1]
     chosen = choose_clips(files, frames=frames, count=options.windows)
     methods = {MODEL: reconstructor(model)}
-    codec = fit_linear(model, files, seed=options.seed, console=console)
-    if codec is not None:
-        methods[LINEAR] = functools.partial(through, codec)
+    fitted = fit_linear(model, files, seed=options.seed, console=console)
+    if fitted is not None:
+        methods[LINEAR] = functools.partial(round_trip, fitted)
     rows: list[dict[str, Any]] = []
     shown: list[results.Comparison] = []
     shown_at = indices.evenly(len(chosen), SHOWN)
     for i, clip in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         truth = read(files, clip, frames)
-        made = {name: method(truth) for name, method in methods.items()}
-        values = {name: [psnr(truth[a:b], video[a:b]) for a, b in spans] for name, video in made.items()}
+        videos = {name: method(truth) for name, method in methods.items()}
+        values = {name: [psnr(truth[a:b], video[a:b]) for a, b in spans] for name, video in videos.items()}
         rows.append({"video": files.name("val", clip[0]), "first_frame": clip[1], "psnr": values})
         if i in shown_at:
-            shown.append(_compare(truth, made[MODEL], spans, title=f"{files.name('val', clip[0])} from {clip[1]}"))
+            shown.append(_compare(truth, videos[MODEL], spans, title=f"{files.name('val', clip[0])} from {clip[1]}"))
     return _report(rows, list(methods), shown)
 
 
 def fit_linear(
     model: network.VideoAutoencoder, files: data.FrameFiles, *, seed: int, console: rich.console.Console
 ) -> linear.LinearAutoencoder | None:
-    """The linear codec of the training videos with the ratios and channels of `model`; None where it has none such."""
+    """Fit a linear autoencoder with the ratios and channels of `model` to the training videos.
+
+    Returns:
+      The linear autoencoder, or None if it does not support these ratios and channels.
+    """
     config = model.config
     try:
         settings = linear.LinearConfig(
@@ -122,18 +136,20 @@ def fit_linear(
     except errors.UserError:
         return None
     lengths = [(length - 1) // config.temporal_ratio * config.temporal_ratio + 1 for length in files.lengths("train")]
-    videos = rich.progress.track(range(len(lengths)), "fitting the linear codec", console=console)
+    videos = rich.progress.track(range(len(lengths)), "fitting the linear autoencoder", console=console)
     return linear.fit((np.asarray(files.read("train", i)[: lengths[i]]) for i in videos), settings, seed=seed)
 
 
-def through(codec: linear.LinearAutoencoder, video: np.ndarray) -> np.ndarray:
-    """uint8 [T, H, W, 3] encoded and decoded."""
-    return np.asarray(linear.to_uint8(codec.decode(codec.encode(jnp.asarray(video[None])))))[0]
+def round_trip(autoencoder: linear.LinearAutoencoder, video: np.ndarray) -> np.ndarray:
+    """Encode and decode a video, uint8 [T, H, W, 3]."""
+    return np.asarray(linear.to_uint8(autoencoder.decode(autoencoder.encode(jnp.asarray(video[None])))))[0]
 
 
-def _compare(truth: np.ndarray, made: np.ndarray, spans: list[tuple[int, int]], *, title: str) -> results.Comparison:
-    whole = results.Chunk(start=0, stop=spans[-1][1], action="reconstructed", psnr=psnr(truth, made))
-    return results.Comparison(title=title, truth=truth, prediction=made, chunks=[whole])
+def _compare(
+    truth: np.ndarray, reconstructed: np.ndarray, spans: list[tuple[int, int]], *, title: str
+) -> results.Comparison:
+    whole = results.Chunk(start=0, stop=spans[-1][1], action="reconstructed", psnr=psnr(truth, reconstructed))
+    return results.Comparison(title=title, truth=truth, prediction=reconstructed, chunks=[whole])
 
 
 def _report(rows: list[dict[str, Any]], names: list[str], shown: list[results.Comparison]) -> results.Report:

@@ -1,4 +1,4 @@
-"""What an autoencoder is trained for: pixels, their differences, and a posterior that stays near a unit Gaussian."""
+"""Training objective of autoencoders: pixels, their finite differences, and a posterior near a unit Gaussian."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ Batch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Weights of the terms beside the absolute error of pixels in [-1, 1], whose weight is 1.
+    """Weights of the loss terms (`config.loss`). The absolute error of pixels in [-1, 1] has weight 1.
 
     Attributes:
-      gradient: of `gradient_error`, which keeps edges sharp and motion steady. Most neighbours hardly differ, so a
-        network that knows nothing yet serves it best with one colour everywhere, and stays there: 0 for a start from
-        nothing.
-      kl: of `divergence`; small, so that latents stay bounded and the decoder bears a little noise.
+      gradient: weight of `gradient_error`, which keeps edges sharp and motion steady. Most neighboring pixels hardly
+        differ, so an untrained network can minimize this term with one color everywhere, and does not leave that
+        minimum. Use 0 when training from scratch.
+      kl: weight of `divergence`; a small one bounds the latents and makes the decoder robust to a little noise.
     """
 
     gradient: float = 0.0
@@ -36,24 +36,27 @@ class ObjectiveConfig:
 def loss(
     model: network.VideoAutoencoder, batch: Batch, key: jax.Array, config: ObjectiveConfig
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Scalar float32 loss of a batch {"video": uint8 [B, T, H, W, 3]}, and its terms; `key` draws the latents."""
+    """Compute the scalar float32 loss of a batch {"video": uint8 [B, T, H, W, 3]}, and its terms.
+
+    `key` draws the latents from the posterior.
+    """
     video = linear.to_float(batch["video"])
     posterior = model.posterior(video)
-    made = model.decode(model.config.normalisation.apply(posterior.sample(key)))
-    # CogVideoX's makes three frames too many of an even number of latents, at the start.
-    error = made[:, -video.shape[1] :] - video
+    decoded = model.decode(model.config.normalisation.apply(posterior.sample(key)))
+    # CogVideoX decodes an even number of latents to three extra frames at the start.
+    error = decoded[:, -video.shape[1] :] - video
     terms = {"l1": jnp.mean(jnp.abs(error)), "gradient": gradient_error(error), "kl": divergence(posterior)}
     total = terms["l1"] + config.gradient * terms["gradient"] + config.kl * terms["kl"]
-    # White is 2 away from black.
+    # The peak is 2, the distance from black (-1) to white (1).
     return total, terms | {"psnr": -10 * jnp.log10(jnp.mean(jnp.square(error)) / 4)}
 
 
 def gradient_error(error: jax.Array) -> jax.Array:
-    """Mean absolute finite difference of errors [B, T, H, W, C] along each of t, y and x, the three added."""
+    """Return the mean absolute finite differences of errors [B, T, H, W, C], summed over t, y and x."""
     return sum((jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2, 3)), jnp.zeros(()))
 
 
 def divergence(posterior: Posterior) -> jax.Array:
-    """Kullback-Leibler divergence from the unit Gaussian, the mean over the elements of the latents."""
+    """Return the Kullback-Leibler divergence from the unit Gaussian, averaged over the elements of the latents."""
     logvar = jnp.clip(posterior.logvar, -30.0, 20.0)
     return 0.5 * jnp.mean(jnp.square(posterior.mean) + jnp.exp(logvar) - 1.0 - logvar)

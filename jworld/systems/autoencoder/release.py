@@ -1,4 +1,4 @@
-"""A trained autoencoder as one file, with the normalisation that gives its latents unit deviation."""
+"""Release of a trained autoencoder as one file, with the normalization that gives its latents unit deviation."""
 
 import dataclasses
 import pathlib
@@ -17,14 +17,14 @@ from jworld.models.autoencoders.latents import Normalisation
 from jworld.systems.autoencoder import data
 from jworld.utils import indices
 
-#: The statistics are those of so many training videos, and of so many frames of each, at most.
+#: Statistics use at most this many training videos, and at most this many frames of each.
 VIDEOS, FRAMES = 64, 81
 
 
 def release(
     model: network.VideoAutoencoder, files: data.FrameFiles, path: pathlib.Path, *, console: rich.console.Console
 ) -> None:
-    """Write `model` to `path`, normalised by its latents of the training videos."""
+    """Write `model` to `path`, with a normalization measured on the training videos."""
     mean, deviation = statistics(model, files, console=console)
     normalisation = Normalisation.from_statistics(tuple(mean.tolist()), tuple(deviation.tolist()))
     model.config = dataclasses.replace(model.config, normalisation=normalisation)
@@ -35,10 +35,10 @@ def release(
 def statistics(
     model: network.VideoAutoencoder, files: data.FrameFiles, *, console: rich.console.Console
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation [C], float64, of samples of the posterior, which are what the decoder was trained on.
+    """Measure mean and standard deviation [C], float64, of samples of the posterior, the decoder's training inputs.
 
-    The deviation of the means alone is close to zero for a channel that says nothing: dividing by it would blow up its
-    noise.
+    The deviation of the posterior means alone is close to zero for an unused channel. Dividing by it would amplify the
+    channel's noise.
     """
 
     @nnx.jit
@@ -49,7 +49,7 @@ def statistics(
 
     lengths = files.lengths("train")
     ratio = model.config.temporal_ratio
-    # One length for all videos: one program.
+    # One length for all videos, so that one program is compiled.
     frames = (min(*lengths, FRAMES) - 1) // ratio * ratio + 1
     chosen = indices.evenly(len(lengths), VIDEOS)
     found = []

@@ -19,14 +19,19 @@ from jworld.systems.autoencoder import data, evaluation, objective
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
-#: Of the posterior before training. The means start with a deviation of about 0.3 over a video: noise of deviation 1, a
-#: log variance of 0, would hide what they say.
+#: Log variance of the posterior before training. The means start with a deviation of about 0.3 over a video, which
+#: noise of deviation 1 (log variance 0) would hide.
 INITIAL_LOGVAR = -4.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Values of `config.sample`: how many held-out clips are shown after training, and of how many frames."""
+    """The sample after training (`config.sample`).
+
+    Attributes:
+      clips: number of held-out clips.
+      frames: frames of each clip.
+    """
 
     clips: int = 3
     frames: int = 17
@@ -52,8 +57,8 @@ class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
         self.sample = self.read(SampleConfig, "sample")
         if config.optimizer.name != "adamw":
             raise errors.UserError(
-                f"config.optimizer.name is {config.optimizer.name!r}, expected 'adamw': the convolutions of the "
-                "autoencoders are not matrices"
+                f"config.optimizer.name is {config.optimizer.name!r}, expected 'adamw': other optimizers need "
+                "matrices, and autoencoders have convolutions"
             )
         self.clip = self.read(data.ClipConfig, "data.clip")
         self._check_sizes()
@@ -62,7 +67,7 @@ class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
 
     @property
     def evaluation_flags(self) -> frozenset[str]:
-        """See `System`: frames are all that is needed."""
+        """See `System`: only frames are needed."""
         return frozenset()
 
     def _check_sizes(self) -> None:
@@ -74,30 +79,31 @@ class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
             raise errors.UserError(f"config.data.clip.size is {self.clip.size}, expected multiples of {space}")
 
     def init(self, rngs: nnx.Rngs) -> network.VideoAutoencoder:
+        """See `System`."""
         model = self.network(self.model_config, rngs=rngs)
         bias = model.moments_bias
         bias[...] = bias[...].at[self.model_config.latent_channels :].set(INITIAL_LOGVAR)
         return model
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
-        """What one training batch holds: name -> shape, dtype, logical axes."""
+        """See `System`."""
         width, height = self.clip.size
         shape = (global_batch, self.clip.frames, height, width, self.model_config.image_channels)
         return {"video": records.ArraySpec(shape, np.uint8, ("batch", None, None, None, None))}
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar float32 loss and further metrics; everything random comes from `key`."""
+        """See `System`."""
         assert isinstance(model, network.VideoAutoencoder)
         return objective.loss(model, batch, key, self.objective)
 
     def step_tokens(self, global_batch: int) -> int:
-        """Latent positions of one training step."""
+        """Return the latent positions of one training step."""
         cfg, (width, height) = self.model_config, self.clip.size
         frames = 1 + (self.clip.frames - 1) // cfg.temporal_ratio
         return global_batch * frames * (height // cfg.spatial_ratio) * (width // cfg.spatial_ratio)
 
     def step_flops(self, global_batch: int, sizes: Any = None) -> None:
-        """There is no formula for the convolutions yet: speeds are given without a share of the peak."""
+        """Return None: there is no formula for the convolutions yet, so logs have no share of the peak."""
 
     def make_sample(
         self, model: network.VideoAutoencoder, encoders: data.FrameFiles, config: ml_collections.ConfigDict
@@ -114,14 +120,14 @@ class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
         options: results.Options,
         console: rich.console.Console,
     ) -> results.Report:
-        """PSNR on held-out videos."""
+        """See `System`: PSNR on held-out videos."""
         return evaluation.evaluate(model, self.data.open(), options, console)
 
 
 def _network(section: ml_collections.ConfigDict) -> tuple[Any, network.AutoencoderConfig]:
-    """(class, config) of `config.model`: the family's name and the fields of its config.
+    """Return class and config of the network that `config.model` describes.
 
-    Latents are normalised once they can be measured, after training.
+    The normalization of latents is the identity here; it is measured after training.
     """
     values = {"normalisation": Normalisation(), **section}
     family = values.pop("family", None)
