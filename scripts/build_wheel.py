@@ -1,6 +1,6 @@
-"""The build of the wheel: recipes, tokenizer and starter weights go inside the package, as jworld/shipped.
+"""Build step of the wheel, which copies recipes, tokenizer and starter weights into the package as jworld/shipped.
 
-pyproject.toml names `BuildPackage` as the step that collects the files of the packages.
+pyproject.toml registers `BuildPackage` as setuptools' `build_py` command.
 """
 
 import pathlib
@@ -9,13 +9,13 @@ import shutil
 from setuptools.command import build_py
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-#: Folders of the checkout; `jworld.utils.resources` finds them in either place.
+#: Folders of the checkout to ship; `jworld.utils.resources` finds them in both places.
 FOLDERS = ("assets", "configs")
 SUFFIXES = (".json", ".py", ".safetensors")
 
 
 class BuildPackage(build_py.build_py):
-    """`build_py` with the folders of the checkout that the package ships."""
+    """Command `build_py` that also copies the shipped folders of the checkout."""
 
     def run(self) -> None:
         """Copy packages and shipped files; an editable installation uses those of the checkout."""
@@ -41,6 +41,6 @@ class BuildPackage(build_py.build_py):
         return super().get_output_mapping() | shipped
 
     def get_source_files(self) -> list[str]:
-        """Return what a source distribution needs for this build."""
+        """Return the files that a source distribution needs for this build."""
         own = [path.relative_to(ROOT) for path in (*self._shipped(), pathlib.Path(__file__).resolve())]
         return [*super().get_source_files(), *map(str, own)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a GKE cluster that XPK made, TPUs or GPUs, from a container image.
+# Trains on a GKE cluster created with XPK, with TPUs or GPUs, from a container image.
 set -euo pipefail
 # shellcheck source=scripts/quote.sh
 source "$(dirname "$0")/quote.sh"
@@ -10,12 +10,12 @@ usage: $0 --cluster C --zone Z --project P --workload NAME --image IMAGE (--tpu-
           -- TRAIN-ARGUMENTS
 Submits python -m jworld.train as an XPK workload. The image is built from Containerfile.
 
-  --tpu-type T        slice, such as v5p-128 or v6e-256
-  --device-type T     GPU nodes instead, such as h100-80gb-8
-  --slices N          TPU slices (default: 1)
-  --nodes N           GPU nodes (default: 1)
-  --storage NAME      storage that xpk attached to the cluster, where data and --workdir lie
-  --restarts N        starts after an interruption (default: 50)
+  --tpu-type T        type of a TPU slice, such as v5p-128 or v6e-256
+  --device-type T     type of a GPU node, such as h100-80gb-8
+  --slices N          number of TPU slices (default: 1)
+  --nodes N           number of GPU nodes (default: 1)
+  --storage NAME      storage attached to the cluster by xpk, with the data and --workdir
+  --restarts N        restarts after interruptions (default: 50)
   --grace N           seconds between the notice of a preemption and the end (default: 120)
   --dry-run           print the command and stop
 
@@ -41,16 +41,16 @@ while (($#)); do
     --dry-run) dry=1 && shift ;;
     --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) echo "error: $1 is no option; see $0 --help" >&2 && exit 2 ;;
+    *) echo "error: $1 is not an option; see $0 --help" >&2 && exit 2 ;;
   esac
 done
 if [[ -z $cluster || -z $zone || -z $project || -z $workload || -z $image || ${#device[@]} -eq 0 || $# -eq 0 ]]; then
-  echo "error: cluster, zone, project, workload, image, a type of device and, after --, the arguments of jworld.train" \
-    "are needed; see $0 --help" >&2
+  echo "error: --cluster, --zone, --project, --workload, --image, --tpu-type or --device-type and, after --, the" \
+    "arguments of jworld.train are required; see $0 --help" >&2
   exit 2
 fi
 
-# exec: xpk passes SIGTERM to the shell that it starts, so the program must take that shell's place.
+# exec: xpk sends SIGTERM to the shell that it starts, so the program must replace that shell.
 train="exec python -m jworld.train $(quote "$@")"
 if [[ ${device[0]} == --device-type=* ]]; then
   train+=" --num-processes=\$NNODES --process-id=\$NODE_RANK"
@@ -58,8 +58,8 @@ if [[ ${device[0]} == --device-type=* ]]; then
 else
   device+=("--num-slices=$slices")
 fi
-# Some hosts may need minutes more than others to get the image. Exit code 75: the run was cut short; 1: an error, which
-# may have passed; xpk adds 42 and 127 to 255, so only 2 ends it for good.
+# Some hosts may need minutes more than others to pull the image. Exit code 75: the run was interrupted; 1: an error,
+# which may be temporary. xpk adds 42 and 127 to 255, so only 2 ends the run permanently.
 command=(xpk workload create "--cluster=$cluster" "--zone=$zone" "--project=$project" "--workload=$workload"
   "--docker-image=$image" "${device[@]}" ${storage:+"--storage=$storage"} "--max-restarts=$restarts"
   "--restart-on-exit-codes=1,75" "--termination-grace-period-seconds=$grace" --env=JWORLD_START_SECONDS=900

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on GPU nodes under SLURM: one process per GPU, which JAX finds by SLURM's own variables.
+# Trains on GPU nodes under SLURM: one process per GPU, detected by JAX from SLURM's variables.
 set -euo pipefail
 # shellcheck source=scripts/quote.sh
 source "$(dirname "$0")/quote.sh"
@@ -7,16 +7,16 @@ source "$(dirname "$0")/quote.sh"
 usage() {
   cat <<EOF
 usage: $0 [options] -- TRAIN-ARGUMENTS
-Submits python -m jworld.train to SLURM, in this folder, which all nodes must see.
+Submits python -m jworld.train to SLURM, in this folder, which must be on a shared file system.
 
-  --nodes N           nodes (default: 1)
-  --gpus N            GPUs of each node (default: 8)
-  --cpus N            cores for each GPU (default: 8)
-  --time T            time limit (default: 1-00:00:00); two minutes before it the run saves and is queued again
+  --nodes N           number of nodes (default: 1)
+  --gpus N            GPUs per node (default: 8)
+  --cpus N            cores per GPU (default: 8)
+  --time T            time limit (default: 1-00:00:00); the run saves and requeues itself two minutes before it
   --sbatch "ARGS"     further options of sbatch, such as "--partition=gpu --account=me"
   --python FILE       interpreter (default: .venv/bin/python)
-  --restarts N        how often the job queues itself again (default: 20)
-  --logs DIR          files <job>.out and <job>-<process>.log (default: logs)
+  --restarts N        times that the job requeues itself (default: 20)
+  --logs DIR          folder for <job>.out and <job>-<process>.log (default: logs)
   --dry-run           print the batch script and stop
 
 example: $0 --nodes 4 --sbatch "--partition=h100" -- --config=configs/ar_mem.py:8b --workdir=/shared/runs/8b
@@ -37,7 +37,7 @@ while (($#)); do
     --dry-run) dry=1 && shift ;;
     --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) echo "error: $1 is no option; see $0 --help" >&2 && exit 2 ;;
+    *) echo "error: $1 is not an option; see $0 --help" >&2 && exit 2 ;;
   esac
 done
 if (($# == 0)); then
@@ -45,8 +45,8 @@ if (($# == 0)); then
   exit 2
 fi
 
-# --signal reaches the processes, not this script; --open-mode keeps the log over a requeue; the exit codes that another
-# start cannot help are 0 and 2.
+# --signal reaches the processes, not this script. --open-mode keeps the log after a requeue. Exit codes 0 (done) and 2
+# (a user error) do not requeue.
 script=$(
   cat <<EOF
 #!/bin/bash
@@ -82,4 +82,4 @@ if [[ -n $dry ]]; then
 fi
 mkdir -p "$logs"
 sbatch ${options[@]+"${options[@]}"} <<<"$script"
-echo "process 0's log: tail -F $logs/<job>-0.log"
+echo "log of process 0: tail -F $logs/<job>-0.log"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on hosts that ssh reaches: one process each, all with the same folder and the same files.
+# Trains on hosts reached by ssh: one process each, all with the same folder and the same files.
 set -euo pipefail
 # shellcheck source=scripts/quote.sh
 source "$(dirname "$0")/quote.sh"
@@ -7,16 +7,16 @@ source "$(dirname "$0")/quote.sh"
 usage() {
   cat <<EOF
 usage: $0 --hosts A,B,... [options] -- TRAIN-ARGUMENTS
-Starts python -m jworld.train on every host; the first one coordinates.
+Starts python -m jworld.train on every host; the first host coordinates.
 
-  --hosts A,B,...   hosts as ssh knows them; the others must reach the first under this name
-  --folder DIR      this project on every host (default: the current folder)
-  --python FILE     interpreter there, seen from the folder (default: .venv/bin/python)
+  --hosts A,B,...   names of the hosts for ssh; the others must reach the first host by its name
+  --folder DIR      folder of this project on every host (default: the current folder)
+  --python FILE     interpreter on the hosts, relative to the folder (default: .venv/bin/python)
   --port N          free port of the first host (default: 8476)
-  --restarts N      starts after an interruption (default: 20)
-  --logs DIR        one file per host, on this machine (default: logs)
+  --restarts N      restarts after interruptions (default: 20)
+  --logs DIR        local folder for one log per host (default: logs)
   --dry-run         print the commands and stop
-Ctrl-C saves a checkpoint and ends the run. Exit code: the highest of the hosts'.
+Ctrl-C saves a checkpoint and ends the run. The exit code is the highest of all hosts.
 
 example: $0 --hosts gpu1,gpu2 -- --config=configs/ar_mem.py:8b --workdir=/shared/runs/8b
 EOF
@@ -34,11 +34,11 @@ while (($#)); do
     --dry-run) dry=1 && shift ;;
     --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) echo "error: $1 is no option; see $0 --help" >&2 && exit 2 ;;
+    *) echo "error: $1 is not an option; see $0 --help" >&2 && exit 2 ;;
   esac
 done
 if [[ -z $hosts || $# -eq 0 ]]; then
-  echo "error: --hosts and, after --, the arguments of jworld.train are needed; see $0 --help" >&2
+  echo "error: --hosts and, after --, the arguments of jworld.train are required; see $0 --help" >&2
   exit 2
 fi
 
@@ -48,7 +48,7 @@ pids=()
 # shellcheck disable=SC2329 # the trap calls it
 stop() {
   for name in "${names[@]}"; do
-    # shellcheck disable=SC2029 # the file's name is known here
+    # shellcheck disable=SC2029 # the name of the file is expanded here on purpose
     ssh "$name" "kill -TERM \$(cat $pid_file)" || true
   done
 }
@@ -67,7 +67,7 @@ for index in "${!names[@]}"; do
   fi
 done
 [[ -z $dry ]] || exit 0
-echo "started on $hosts; the first host's log: tail -f $logs/${names[0]}.log"
+echo "started on $hosts; log of the first host: tail -f $logs/${names[0]}.log"
 worst=0
 for pid in "${pids[@]}"; do
   code=0

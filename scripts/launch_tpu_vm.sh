@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on all hosts of a TPU VM slice, from a container image that the hosts can pull.
+# Trains on all hosts of a TPU VM slice, from a container image in a registry.
 set -euo pipefail
 # shellcheck source=scripts/quote.sh
 source "$(dirname "$0")/quote.sh"
@@ -11,10 +11,10 @@ usage: $0 --name TPU --zone Z --project P --image IMAGE [options] -- TRAIN-ARGUM
        $0 --name TPU --zone Z --project P --stop
 Starts python -m jworld.train in a container on every host of the slice. The image is built from Containerfile.
 
-  --mount DIR      folder of the hosts that the container sees under the same name: a mounted bucket or file server
-                   with data and --workdir (default: /mnt/jworld)
-  --restarts N     starts after an interruption (default: 20)
-  --logs DIR       copy what every host printed to DIR, and stop
+  --mount DIR      folder of the hosts to mount in the container at the same path: a bucket or file server with the
+                   data and --workdir (default: /mnt/jworld)
+  --restarts N     restarts after interruptions (default: 20)
+  --logs DIR       copy the output of every host to DIR, and stop
   --stop           save a checkpoint and end the run
   --dry-run        print the command and stop
 
@@ -37,11 +37,12 @@ while (($#)); do
     --dry-run) dry=1 && shift ;;
     --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) echo "error: $1 is no option; see $0 --help" >&2 && exit 2 ;;
+    *) echo "error: $1 is not an option; see $0 --help" >&2 && exit 2 ;;
   esac
 done
 if [[ -z $name || -z $zone || -z $project || (-z $logs && -z $stop && (-z $image || $# -eq 0)) ]]; then
-  echo "error: name, zone, project and image and, after --, the arguments of jworld.train are needed; see $0 --help" >&2
+  echo "error: --name, --zone, --project, --image and, after --, the arguments of jworld.train are required;" \
+    "see $0 --help" >&2
   exit 2
 fi
 
@@ -53,7 +54,7 @@ elif [[ -n $stop ]]; then
 else
   remote="sudo docker rm jworld 2>/dev/null; "
   remote+="sudo docker run --detach --name jworld --net=host --privileged --stop-timeout=300 "
-  # Some hosts may need minutes more than others to get the image.
+  # Some hosts may need minutes more than others to pull the image.
   remote+="--env=JWORLD_START_SECONDS=900 "
   remote+="$(quote "--volume=$mount:$mount" "$image" scripts/run_until_done.sh "$restarts" python -m jworld.train "$@")"
   command+=("--command=$remote")
@@ -66,6 +67,6 @@ fi
 [[ -z $logs ]] || mkdir -p "$logs"
 "${command[@]}"
 if [[ -z $logs && -z $stop ]]; then
-  echo "follow process 0: gcloud compute tpus tpu-vm ssh $name --zone=$zone --project=$project" \
+  echo "log of process 0: gcloud compute tpus tpu-vm ssh $name --zone=$zone --project=$project" \
     "--command='sudo docker logs --follow jworld'"
 fi

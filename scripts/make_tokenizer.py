@@ -1,7 +1,7 @@
-"""Make the small tokenizer of the embedded questions: python scripts/make_tokenizer.py [--output assets/tokenizer]
+"""Train the small tokenizer of the embedded questions: python scripts/make_tokenizer.py [--output assets/tokenizer]
 
-Byte-level BPE, so that it writes any text, learnt from the questions about recorded walks; with Gemma's special tokens.
-The same file every time. `tokenizer_config.json` beside it lets transformers' AutoTokenizer load the folder.
+Byte-level BPE, which encodes any text, trained on the questions about recorded episodes; with Gemma's special tokens.
+The result is deterministic. With `tokenizer_config.json`, transformers' AutoTokenizer loads the folder.
 """
 
 import argparse
@@ -20,13 +20,13 @@ WORDS = "yes no true false nearest closest above below behind in front of up dow
 
 
 def corpus() -> Iterator[str]:
-    """What is asked and answered, and the words for what the rooms show."""
+    """Yield the questions and answers, and the words for the contents of the rooms."""
     for kind, phrases in questions.PHRASES.items():
         yield from phrases
         yield from questions.ANSWERS[kind]
-    colours = sorted({name for palette in rooms.PALETTES for name, _ in palette})
-    for colour in colours:
-        yield f"What colour is the wall? The wall is {colour}. Describe this image in detail."
+    colors = sorted({name for palette in rooms.PALETTES for name, _ in palette})
+    for color in colors:
+        yield f"What colour is the wall? The wall is {color}. Describe this image in detail."
     yield WORDS
     yield "user\nmodel\n\n"
 
@@ -35,7 +35,7 @@ def make() -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=False))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    # Padding, end and beginning have the numbers that Gemma gives them.
+    # Padding, end and beginning have the same numbers as in Gemma.
     first = [chat.PAD, chat.EOS, chat.BOS, UNKNOWN]
     special = [*first, *(name for name in (*chat.SPECIAL, *chat.WORLD) if name not in first)]
     trainer = tokenizers.trainers.BpeTrainer(
@@ -51,7 +51,7 @@ def make() -> tokenizers.Tokenizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--output", default="assets/tokenizer", help="folder to write to (default %(default)s)")
+    parser.add_argument("--output", default="assets/tokenizer", help="folder to write (default: %(default)s)")
     output = pathlib.Path(parser.parse_args().output)
     output.mkdir(parents=True, exist_ok=True)
     make().save(str(output / "tokenizer.json"))

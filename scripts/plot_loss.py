@@ -1,4 +1,4 @@
-"""Plot the loss of one or more runs from their metrics.jsonl.
+"""Plot the training loss of one or more runs from their metrics.jsonl.
 
 python scripts/plot_loss.py runs/ar_mem-starter --output docs/starter_loss.png
 """
@@ -22,7 +22,7 @@ def main() -> None:
     axes = figure.subplots()
     for run in arguments.runs:
         if not (run / metrics.FILE).is_file():
-            raise errors.UserError(f"{run / metrics.FILE} is missing: name the folder of a training run")
+            raise errors.UserError(f"{run / metrics.FILE} does not exist: give the folder of a training run")
         rows = [row for row in metrics.read(run) if row["loss_mean"] is not None]
         axes.plot([row["step"] for row in rows], [row["loss_mean"] for row in rows], label=run.name)
     axes.set(xlabel="step", ylabel="training loss (velocity, mean squared error)", yscale="log")

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# quote WORD...: the words as a shell would have to be told them.
+# quote WORD...: print the words quoted for a shell.
 quote() {
   local word words=() mark="'\\''"
   for word; do

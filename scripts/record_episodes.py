@@ -1,6 +1,6 @@
 """Record interactive episodes (video, actions, cameras, captions) from a simulated first-person world.
 
-The same seed gives the same bytes. One episode in eight is held out for validation.
+The same seed gives the same bytes. One of eight episodes is held out for validation.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from jworld.utils import errors
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """ "192x144" -> (192, 144)."""
+    """Parse "192x144" to (192, 144)."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise errors.UserError(f"--size is {text!r}, expected WIDTHxHEIGHT, for example 192x144")
@@ -21,20 +21,20 @@ def parse_size(text: str) -> tuple[int, int]:
 
 @errors.exit_on_user_error
 def main() -> None:
-    """Record as the command line says and tell what to run next."""
+    """Record episodes as set on the command line, and print the next command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "--source",
         default="auto",
         choices=recorder.SOURCES,
-        help="rooms: built-in ray-cast rooms, a new map per episode; doom: a maze in ViZDoom (pip install "
+        help="simulator; rooms: built-in ray-cast rooms, a new map per episode; doom: a maze in ViZDoom (pip install "
         "'jworld[demo]'); doom-map01: the first map of Freedoom 2; auto: doom if installed, else rooms",
     )
     parser.add_argument("--episodes", type=int, default=64, help="number of episodes")
     parser.add_argument("--frames", type=int, default=241, help="frames per episode, 4k + 1")
-    parser.add_argument("--size", default="192x144", metavar="WxH", help="picture size in pixels, even numbers")
-    parser.add_argument("--seed", type=int, default=0, help="fixes the maps, the walks and every byte")
-    parser.add_argument("--workers", type=int, help="processes, one per core if not given; never changes a byte")
+    parser.add_argument("--size", default="192x144", metavar="WxH", help="image size in pixels, even numbers")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the maps and the motion")
+    parser.add_argument("--workers", type=int, help="processes, None for one per core; no effect on the data")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/episodes"), help="folder to write")
     arguments = parser.parse_args()
     width, height = parse_size(arguments.size)

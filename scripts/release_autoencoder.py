@@ -1,9 +1,9 @@
-"""Make one file of an autoencoder that was trained: averaged weights, with latents of unit deviation.
+"""Write a trained autoencoder to one file, with its EMA weights and latents scaled to unit standard deviation.
 
     python scripts/release_autoencoder.py --run runs/autoencoder --output runs/autoencoder/autoencoder.safetensors
 
-The deviation is measured on the run's training videos. `python -m jworld.precompute --autoencoder FILE` encodes with
-the file.
+The standard deviation is measured on the run's training videos. Encode videos with the file by
+`python -m jworld.precompute --autoencoder FILE`.
 """
 
 import argparse
@@ -22,14 +22,16 @@ from jworld.utils import errors
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of a run of configs/autoencoder.py")
-    parser.add_argument("--step", type=int, help="checkpoint to release; the newest by default")
+    parser.add_argument("--step", type=int, help="step of the checkpoint to release (default: the newest)")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="file to write, .safetensors")
     arguments = parser.parse_args(argv)
     if arguments.output.exists():
-        raise errors.UserError(f"--output {arguments.output} exists: remove it or choose another name")
+        raise errors.UserError(f"--output {arguments.output} exists already: remove it or choose another name")
     run = runs.load(arguments.run, arguments.step)
     if not isinstance(run.model, network.VideoAutoencoder):
-        raise errors.UserError(f"--run {arguments.run} holds no autoencoder, expected a run of configs/autoencoder.py")
+        raise errors.UserError(
+            f"--run: expected a run of configs/autoencoder.py, got another system in {arguments.run}"
+        )
     release.release(run.model, run.system.data.open(), arguments.output, console=rich.console.Console())
     size = arguments.output.stat().st_size / 1e6
     print(f"wrote the autoencoder of step {run.step} to {arguments.output} ({size:.1f} MB)")

@@ -1,8 +1,9 @@
-"""Make a folder of released weights from a run: config, encoders, and one half-precision safetensors file.
+"""Write the released weights of a run: a folder with config, encoders and one float16 safetensors file.
 
     python scripts/release_weights.py --run runs/ar_mem-starter --output assets/starter
 
-`--config.init_from=<folder>` trains on from it, `python -m jworld.evaluate --checkpoint <folder>` measures it.
+Fine-tune from the folder with `--config.init_from=<folder>`; measure it with
+`python -m jworld.evaluate --checkpoint <folder>`.
 """
 
 import argparse
@@ -22,11 +23,11 @@ from jworld.utils import errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of a training run")
-    parser.add_argument("--step", type=int, help="checkpoint to release; the newest by default")
+    parser.add_argument("--step", type=int, help="step of the checkpoint to release (default: the newest)")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write; must not exist")
     arguments = parser.parse_args()
     if arguments.output.exists():
-        raise errors.UserError(f"--output {arguments.output} exists: remove it or choose another folder")
+        raise errors.UserError(f"--output {arguments.output} exists already: remove it or choose another folder")
     config = run_config.load(arguments.run)
     model, step = runs.load_model(arguments.run, config, arguments.step)
     partial = arguments.output.with_name(arguments.output.name + ".partial")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs a command again while it ends as one that another start may help: neither 0 (done) nor 2 (a mistake).
+# Restarts a command until its exit code is 0 (done) or 2 (a user error).
 set -u
 if [[ ${1:-} == --help || $# -lt 2 ]]; then
   echo "usage: $0 RESTARTS COMMAND...
-Runs COMMAND, and again up to RESTARTS times while its exit code is neither 0 nor 2.
-SIGTERM goes on to COMMAND and is the last: it is not started again."
+Runs COMMAND, and restarts it up to RESTARTS times while its exit code is neither 0 nor 2.
+SIGTERM is forwarded to COMMAND, which is then not restarted."
   exit $(($# < 2 && 2))
 fi
 restarts=$1
@@ -14,7 +14,7 @@ trap 'stopped=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM INT
 for ((start = 0; ; start++)); do
   "$@" &
   child=$!
-  [[ -z $stopped ]] || kill -TERM "$child" 2>/dev/null # it came before `child` was known
+  [[ -z $stopped ]] || kill -TERM "$child" 2>/dev/null # the signal came before `child` was set
   wait "$child"
   code=$?
   # A signal to this script ends `wait`, not the command.

@@ -1,11 +1,11 @@
-"""Plan every published model of every recipe on some topologies and write the tables of docs/scaling.md.
+"""Plan every published model of every recipe on several topologies, and write the tables of docs/scaling.md.
 
     python scripts/scaling_table.py
     python scripts/scaling_table.py --recipe ar_mem:8b --topologies v5p-128 --remat
 
-A recipe names its published models in `PUBLISHED`, beside `VARIANTS`. Plans are kept as JSON in the folder of --plans
-and made once: after an interruption, or for another recipe, the same command does only what is missing. Every plan
-compiles a train step, which takes minutes; the package libtpu (extra `tpu`) is needed, a TPU is not.
+A recipe lists its published models in `PUBLISHED`. Plans are stored as JSON in the folder --plans, and existing ones
+are reused: after an interruption, or for another recipe, the same command makes only the missing plans. Every plan
+compiles a train step, which takes minutes. The package libtpu (extra `tpu`) is required; a TPU is not.
 """
 
 import argparse
@@ -27,33 +27,33 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scaling.md"
 TOPOLOGIES = ("v5e-64", "v5p-128", "v6e-256")
 REMAT_RECIPE, REMAT_TOPOLOGY = "ar_mem:8b", "v5p-128"
-#: What a recipe needs on a topology other than the one that its own values are for, by prefix of its name.
+#: (prefix of the recipe's name, topology) -> config changes that the recipe needs on this topology.
 CHANGES: dict[tuple[str, str], dict[str, int]] = {
     ("ar_mem:8b", "v5e-64"): {"optimizer.accumulate": 2},
     ("ar_mem:8b", "v6e-256"): {"mesh.sequence": 8},
-    # Eight GPUs and a batch of 4 in the original: on pods a sample has 8 chips, and every group of them one sample.
+    # Original: eight GPUs and a batch of 4. On pods, every group of 8 chips processes one sample.
     ("cosmos_video2world:", "v5e-64"): {"mesh.sequence": 8, "global_batch": 8},
     ("cosmos_video2world:", "v5p-128"): {"mesh.sequence": 8, "global_batch": 8},
     ("cosmos_video2world:", "v6e-256"): {"mesh.sequence": 8, "global_batch": 32},
-    # Eight GPUs with eight clips each in the original; two chips to a clip need a batch of half as many clips as chips,
-    # and the width, 1920, divides by no more than 128 chips.
+    # Original: eight GPUs with eight clips each. With two chips per clip, the batch is half the number of chips. The
+    # width, 1920, is divisible by at most 128 chips.
     ("matrix_", "v6e-256"): {"mesh.data": 2, "mesh.sequence": 2, "global_batch": 128},
-    # The original has a few GPUs with up to four samples each. The width of the vision tower, 1152, divides by no more
-    # than 128 chips.
+    # Original: a few GPUs with up to four samples each. The width of the vision tower, 1152, is divisible by at most
+    # 128 chips.
     ("theworld:", "v5e-64"): {"global_batch": 64},
     ("theworld:", "v5p-128"): {"global_batch": 64},
     ("theworld:", "v6e-256"): {"mesh.data": 2, "global_batch": 256},
-    # Four latent frames, which the sequence axis splits.
+    # The sequence axis splits the four latent frames.
     ("cosmos_video2world:2b_action", "v5e-64"): {"global_batch": 64},
     ("cosmos_video2world:2b_action", "v5p-128"): {"global_batch": 64},
     ("cosmos_video2world:2b_action", "v6e-256"): {"global_batch": 256},
 }
-#: Lines of the page between which a table stands.
+#: Table -> lines of the page before and after it.
 MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("models", "remat")}
 
 
 def published(configs: pathlib.Path) -> list[str]:
-    """ "ar_mem:8b" and so on: every published model of every recipe."""
+    """List every published model of every recipe, such as "ar_mem:8b"."""
     found = []
     for path in sorted(configs.glob("*.py")):
         found += [f"{path.stem}:{variant}" for variant in runpy.run_path(str(path)).get("PUBLISHED", ())]
@@ -61,13 +61,13 @@ def published(configs: pathlib.Path) -> list[str]:
 
 
 def changes_of(recipe: str, topology: str) -> dict[str, int]:
-    """The entry of `CHANGES` whose recipe is the longest beginning of this one's name."""
+    """Return the entry of `CHANGES` with the longest prefix of this recipe's name."""
     matching = [key for key in CHANGES if key[1] == topology and recipe.startswith(key[0])]
     return CHANGES[max(matching, key=lambda key: len(key[0]))] if matching else {}
 
 
 def one_plan(recipe: str, topology: str, remat: str | None, folder: pathlib.Path) -> Plan:
-    """From the folder, or made and put there."""
+    """Load a plan from the folder, or make it and store it there."""
     name = "_".join([recipe.replace(":", "-"), topology, *([remat] if remat else [])])
     path = folder / f"{name}.json"
     if path.is_file():
@@ -105,7 +105,7 @@ def model_row(recipe: str, topology: str, result: Plan | str) -> list[str]:
 
 
 def peak_text(result: Plan) -> str:
-    """The peak of a chip, or, of a program that the compiler refused, what it needs besides the state."""
+    """Return the peak memory of a chip, or a lower bound from the temporaries if the compilation failed."""
     if result.peak:
         return tables.size_text(result.peak)
     return "unknown" if result.temporaries is None else f"more than {tables.size_text(result.temporaries)}"
@@ -132,7 +132,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def replace(text: str, name: str, content: str) -> str:
     begin, end = MARKS[name]
     if begin not in text or end not in text:
-        raise errors.UserError(f"{PAGE} has no lines {begin} and {end}: put them where the table belongs")
+        raise errors.UserError(f"{PAGE}: the lines {begin} and {end} are missing: add them where the table belongs")
     return re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{content}\n{end}", text, flags=re.S)
 
 
@@ -153,10 +153,16 @@ REMAT_HEAD = ["remat", "peak of a chip", "activations and other temporaries", "p
 @errors.exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", nargs="*", help="recipe:variant; all published models by default")
-    parser.add_argument("--topologies", nargs="*", default=TOPOLOGIES, help="(default: %(default)s)")
-    parser.add_argument("--remat", action="store_true", help=f"also every remat policy of {REMAT_RECIPE}")
-    parser.add_argument("--plans", type=pathlib.Path, default=ROOT / "runs" / "plans", help="(default: %(default)s)")
+    add = parser.add_argument
+    add("--recipe", nargs="*", help="models as recipe:variant (default: all published models)")
+    add("--topologies", nargs="*", default=TOPOLOGIES, help=f"topologies (default: {' '.join(TOPOLOGIES)})")
+    add("--remat", action="store_true", help=f"also plan every remat policy of {REMAT_RECIPE}")
+    add(
+        "--plans",
+        type=pathlib.Path,
+        default=ROOT / "runs" / "plans",
+        help="folder of the plans as JSON (default: runs/plans of the checkout)",
+    )
     arguments = parser.parse_args()
     jobs = [
         (recipe, topology, None)
@@ -179,7 +185,7 @@ def main() -> None:
         page = replace(page, "remat", table(REMAT_HEAD, [remat_row(j[2], r) for j, r in rows if j[2] is not None]))
     with files.replacing(PAGE) as temporary:
         temporary.write_text(page)
-    console.print(f"wrote the tables into {PAGE}; plans are in {arguments.plans}")
+    console.print(f"wrote the tables to {PAGE}; the plans are in {arguments.plans}")
 
 
 if __name__ == "__main__":
