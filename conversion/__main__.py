@@ -126,7 +126,7 @@ def _add_weights(parser: argparse.ArgumentParser, *, output: str) -> None:
     )
     parser.add_argument(
         "--variant",
-        choices=families.VARIANTS,
+        choices=families.variants(),
         help="which published model it is: sets how it is sampled (default: by the name of the file or folder)",
     )
     parser.add_argument(

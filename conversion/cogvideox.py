@@ -1,13 +1,15 @@
-"""Keys of the CogVideoX transformer in diffusers, with The Matrix' control blocks and guidance embedding."""
+"""Keys of the CogVideoX transformer in diffusers, with The Matrix's control blocks and guidance embedding."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from conversion import cogvideox_config
+from conversion.base import KeyLayout
 from conversion.engine import TRANSPOSED, Rule, Shape, patch_kernel
 from conversion.hunyuan import linear, norm
 from jworld.models.cogvideox.config import CogVideoXConfig
 
-#: How the names of a file of adapters begin: they are those of a pipeline, of which the transformer is a part.
+#: Prefix of the names in a file of adapters, which belongs to a pipeline with the transformer as a part.
 ADAPTER_PREFIX = "transformer."
 
 
@@ -22,7 +24,7 @@ def _projections(source: str, target: str) -> list[Rule]:
 
 
 def rules(cfg: CogVideoXConfig) -> list[Rule]:
-    """The table of one model."""
+    """Return the key table of one model."""
     patch = patch_kernel((cfg.patch_size, cfg.patch_size))
     block, control = "transformer_blocks.{layer}", "control_blocks.{layer}"
     table = [
@@ -52,7 +54,7 @@ def rules(cfg: CogVideoXConfig) -> list[Rule]:
 
 
 def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Fields of `CogVideoXConfig` that the tensors' shapes tell: not the text's length, nor where control begins."""
+    """Return the fields of `CogVideoXConfig` that follow from shapes: neither text length nor control layers do."""
 
     def of(name: str, rank: int) -> Shape | None:
         shape = shapes.get(name)
@@ -75,3 +77,16 @@ def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     if text := of("patch_embed.text_proj.weight", 2):
         fields["text_dim"] = text[1]
     return fields
+
+
+LAYOUT = KeyLayout(
+    name="diffusers",
+    title=f"The Matrix and diffusers' {cogvideox_config.CLASS_NAME}",
+    marks=("patch_embed.text_proj.weight",),
+    rules=rules,
+    from_shapes=from_shapes,
+    from_config=cogvideox_config.from_config,
+    to_config=cogvideox_config.to_config,
+    limits=cogvideox_config.limits,
+    adapter_prefix=ADAPTER_PREFIX,
+)

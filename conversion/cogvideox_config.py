@@ -1,24 +1,25 @@
-"""The CogVideoX transformer's hyper-parameters in the words of config.json, and the stages of The Matrix."""
+"""The checkpoint family of The Matrix: its published stages, and CogVideoX's hyper-parameters in config.json."""
 
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from conversion import hyperparameters
+from conversion.base import Family, Runs
 from conversion.hyperparameters import Field
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.utils import errors
 
 CLASS_NAME = "CogVideoXTransformer3DModel"
-#: Stage whose weights they are -> recipe. CogVideoX-2B itself is what stage 1 begins with.
+#: Recipe by the stage that trained the weights. CogVideoX-2B itself is the base of stage 1.
 RECIPES = {
     "stage1": "matrix_lora.py:2b",
     "stage2": "matrix_control.py:2b",
     "stage3": "matrix_swin_dpm.py:2b",
-    # Their recipe wants a teacher; the weights are those of stage 3's network, sampled in fewer steps.
+    # The recipe of stage 4 needs a teacher. Its weights are those of stage 3's network, sampled in fewer steps.
     "stage4": "matrix_swin_dpm.py:2b",
 }
-#: `config.sample.rollout` of each, as far as it is not the recipe's.
+#: Values of `config.sample.rollout` by stage that differ from the recipe's.
 SAMPLING: dict[str, dict[str, Any]] = {
     **{stage: {} for stage in ("stage1", "stage2", "stage3")},
     "stage4": {"solver": "consistency", "num_steps": 4, "solver_steps": 40, "guidance": 1.0},
@@ -38,7 +39,7 @@ FIELDS = (
 )
 CONTROL = (Field("control_dim", "control_dim", hyperparameters.integer),)
 GUIDANCE = (Field("cond_proj_dim", "guidance_dim", hyperparameters.integer),)
-# Keys that say ours only together; the first layer may be layer 0.
+# Keys that give a hyper-parameter only together; the first layer may be layer 0.
 _HEAD, _CONTROL_LAYERS = "attention_head_dim", ("control_start_layer", "control_end_layer")
 FIXED = {
     "activation_fn": "gelu-approximate",
@@ -50,7 +51,7 @@ FIXED = {
     "use_learned_positional_embeddings": False,
     "use_rotary_positional_embeddings": False,
 }
-#: What the class reads besides, and what does not change its weights: sizes of the published training's videos.
+#: Other keys that the class reads, which do not change its weights: sizes of the published training's videos.
 OTHERS = {
     "_class_name": CLASS_NAME,
     "dropout": 0.0,
@@ -62,7 +63,7 @@ OTHERS = {
 
 
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of `CogVideoXConfig` that the config.json beside the weights tells; `where` names it in messages."""
+    """Return the fields of `CogVideoXConfig` in the config.json next to the weights; `where` is for messages."""
     values = hyperparameters.read(config, (*FIELDS, *CONTROL, *GUIDANCE), FIXED, where)
     head = hyperparameters.read(config, (Field(_HEAD, "head_dim", hyperparameters.integer),), {}, where)
     if head and "num_heads" in values:
@@ -76,7 +77,7 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def to_config(cfg: CogVideoXConfig) -> dict[str, Any]:
-    """Content of the config.json beside exported weights."""
+    """Return the config.json next to exported weights."""
     values = OTHERS | hyperparameters.write(cfg, FIELDS, FIXED) | {_HEAD: cfg.head_dim}
     if cfg.control_dim is not None:
         values |= hyperparameters.write(cfg, CONTROL, {})
@@ -87,12 +88,12 @@ def to_config(cfg: CogVideoXConfig) -> dict[str, Any]:
 
 
 def limits(cfg: CogVideoXConfig) -> list[str]:
-    """Why the class there cannot hold a model of these sizes."""
+    """Return why the class of the other program cannot hold a model of these sizes."""
     return [f"mlp_ratio is {cfg.mlp_ratio:g}, there always 4"] if cfg.mlp_ratio != 4 else []
 
 
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    """The stage that a path is, by the names of its folders; its tensors tell only whether there is control."""
+    """Return the stage of a path by the names of its folders; its tensors show only whether there is control."""
     named = [stage for stage in RECIPES if stage in str(path.absolute())]
     has_control = facts.get("control_dim") is not None
     fitting = [stage for stage in named if (stage != "stage1") == has_control]
@@ -100,14 +101,14 @@ def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """Fields of the model config, as far as known -> which network this is, in words."""
+    """Return a description of the network, given the known fields of its config."""
     if facts.get("control_dim") is not None:
         return "The Matrix (CogVideoX-2B with control blocks)"
     return "CogVideoX-2B, or stage 1 of The Matrix"
 
 
 def beside(path: pathlib.Path) -> list[str]:
-    """What lies in the same pipeline folder, and what to do with it."""
+    """Return the commands that use the other contents of the same pipeline folder."""
     folder = next((each for each in (path, *path.parents[:2]) if (each / "model_index.json").is_file()), None)
     if folder is None:
         return []
@@ -117,3 +118,17 @@ def beside(path: pathlib.Path) -> list[str]:
     if (folder / "text_encoder").is_dir():
         lines.append(f"its text encoder: --text-encoder t5-matrix:{folder}, for precompute and generate")
     return lines
+
+
+FAMILY = Family(
+    name="cogvideox",
+    describe=describe,
+    runs=Runs(
+        system="matrix",
+        recipe=RECIPES["stage1"],
+        variants=SAMPLING,
+        guess_variant=guess_variant,
+        recipes=RECIPES,
+    ),
+    beside=beside,
+)

@@ -1,9 +1,10 @@
-"""Keys of the CogVideoX autoencoder: The Matrix and diffusers use the same."""
+"""Keys of the CogVideoX autoencoder, the same in The Matrix and in diffusers."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from conversion import hyperparameters, vae_keys
+from conversion.base import Family, KeyLayout
 from conversion.engine import CONV2D, Rule, Shape
 from conversion.hyperparameters import Field
 from conversion.vae_keys import PIXEL3D, conv
@@ -24,7 +25,7 @@ FIXED = {"act_fn": "silu", "use_quant_conv": False, "use_post_quant_conv": False
 
 
 def _norm(coder: str, source: str, target: str) -> list[Rule]:
-    """The decoder's norms hold, beside the group norm, what the latents do to it."""
+    """Return the rules of a norm; those of the decoder also scale and shift by the latents."""
     if coder == "encoder":
         return [Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")]
     return [
@@ -46,7 +47,7 @@ def _residual(coder: str, source: str, target: str) -> list[Rule]:
 
 
 def rules(cfg: CogVideoXConfig) -> tuple[Rule, ...]:
-    """The table."""
+    """Return the key table."""
     table = []
     for coder, levels, sampler in (("encoder", "down_blocks", "downsamplers"), ("decoder", "up_blocks", "upsamplers")):
         level, ours = f"{coder}.{levels}.{{level}}", f"{coder}/levels/{{level}}"
@@ -62,7 +63,7 @@ def rules(cfg: CogVideoXConfig) -> tuple[Rule, ...]:
 
 
 def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Fields of `CogVideoXConfig` that the tensors' shapes tell: not the groups, nor the ratio in time."""
+    """Return the fields of `CogVideoXConfig` that follow from shapes: neither groups nor temporal ratio do."""
     levels = "encoder.down_blocks."
     names = [f"{levels}{number}.resnets.0.conv1.conv" for number in vae_keys.numbered(shapes, levels)]
     widths = [vae_keys.size(shapes, name, 0) for name in names]
@@ -75,17 +76,30 @@ def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """config.json -> fields of `CogVideoXConfig`."""
+    """Return the fields of `CogVideoXConfig` in a config.json."""
     return hyperparameters.read(config, FIELDS, FIXED, where) | vae_keys.scaling(config, where)
 
 
 def to_config(cfg: CogVideoXConfig) -> dict[str, Any]:
-    """Content of config.json."""
+    """Return the content of config.json."""
     blocks = {f"{way.lower()}_block_types": [f"CogVideoX{way}Block3D"] * len(cfg.widths) for way in ("Down", "Up")}
     values = hyperparameters.write(cfg, FIELDS, FIXED)
     return {"_class_name": CLASS_NAME} | blocks | values | vae_keys.to_scaling(cfg.normalisation)
 
 
 def limits(cfg: CogVideoXConfig) -> list[str]:
-    """What config.json cannot say of the latents."""
+    """Return what config.json cannot express about the latents."""
     return vae_keys.scaling_limits(cfg.normalisation)
+
+
+FAMILY = Family(name="cogvideox-vae", describe=lambda facts: "CogVideoX video autoencoder", autoencoder="cogvideox")
+LAYOUT = KeyLayout(
+    name="diffusers",
+    title=f"The Matrix and diffusers' {CLASS_NAME}",
+    marks=("decoder.mid_block.resnets.0.norm1.norm_layer.weight",),
+    rules=rules,
+    from_shapes=from_shapes,
+    from_config=from_config,
+    to_config=to_config,
+    limits=limits,
+)

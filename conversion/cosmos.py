@@ -1,34 +1,35 @@
-"""Original keys of Cosmos-Predict2: Video2World, its text2image, action-conditioned and multiview relatives.
+"""Original keys of Cosmos-Predict2: Video2World and its text2image, action-conditioned and multiview variants.
 
-A published file holds the weights under the prefix `net.`; a training checkpoint has their average beside them, under
-`net_ema.`.
+A published file holds the weights under the prefix `net.`. A training checkpoint also has their EMA, under `net_ema.`.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from conversion import cosmos_config
+from conversion.base import KeyLayout
 from conversion.engine import TRANSPOSED, Rule, Shape
 from jworld.models.cosmos.config import CosmosConfig
 
 WEIGHTS = "net."
 AVERAGE = "net_ema."
-#: Tensors of a file that are no weights: rotary tables, counters of the trainer, states of Transformer Engine.
+#: Tensors in a file that are not weights: rotary tables, counters of the trainer, states of Transformer Engine.
 IGNORED = re.compile(r"(.*\.)?(pos_embedder(_options\.\w+)?\.(seq|dim_\w+_range)|accum_\w+|.*_extra_state)")
 
-# Theirs -> ours, below a block.
+# Name in a block of the original -> name in our block.
 _ATTENTIONS = (("self_attn", "self_attention"), ("cross_attn", "cross_attention"))
 _PROJECTIONS = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("output_proj", "out"))
 _MODULATIONS = (("self_attn", "self_modulation"), ("cross_attn", "cross_modulation"), ("mlp", "mlp_modulation"))
 
 
 def matrix(source: str, target: str) -> Rule:
-    """nn.Linear without bias."""
+    """Return the rule of an nn.Linear without bias."""
     return Rule(source + ".weight", target + "/kernel", TRANSPOSED)
 
 
 def biased(source: str, target: str) -> list[Rule]:
-    """nn.Linear with bias."""
+    """Return the rules of an nn.Linear with bias."""
     return [matrix(source, target), Rule(source + ".bias", target + "/bias")]
 
 
@@ -54,7 +55,7 @@ def _blocks(cfg: CosmosConfig) -> list[Rule]:
 
 
 def rules(cfg: CosmosConfig, prefix: str = WEIGHTS) -> tuple[Rule, ...]:
-    """The table for a model of these sizes; `prefix` is `WEIGHTS`, `AVERAGE` or empty."""
+    """Return the key table for a model of these sizes; `prefix` is `WEIGHTS`, `AVERAGE` or empty."""
     table = [
         matrix("x_embedder.proj.1", "patch_in"),
         *biased("t_embedder.1.linear_1", "time/hidden"),
@@ -75,9 +76,9 @@ def rules(cfg: CosmosConfig, prefix: str = WEIGHTS) -> tuple[Rule, ...]:
 
 
 def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Hyper-parameters that the tensors' shapes tell; `shapes` may have either prefix or none.
+    """Return the hyper-parameters that follow from the tensors' shapes; names may have either prefix or none.
 
-    Nothing in a file tells the rotary scales. A patch is taken for 2 x 2, as in all published models.
+    The rotary scales follow from nothing in a file. Patches are assumed to be 2 x 2, as in all published models.
     """
     names = {name.removeprefix(WEIGHTS).removeprefix(AVERAGE): shape for name, shape in shapes.items()}
     sizes: dict[str, Any] = {}
@@ -111,8 +112,22 @@ def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _channels(output: Shape | None, patch: Shape | None, view_dim: int) -> dict[str, Any]:
-    """Latent channels, and which masks come on top; a model with one mask has that of the padding (text2image)."""
+    """Return latent channels and masks; a model with one mask has the padding mask (text2image)."""
     if output is None or patch is None:
         return {}
     masks = patch[1] // 4 - output[0] // 4 - view_dim
     return {"channels": output[0] // 4, "condition_mask": masks > 1, "padding_mask": masks > 0}
+
+
+LAYOUT = KeyLayout(
+    name="original",
+    title="Cosmos-Predict2",
+    marks=tuple(prefix + "x_embedder.proj.1.weight" for prefix in (WEIGHTS, AVERAGE, "")),
+    rules=rules,
+    from_shapes=from_shapes,
+    from_config=cosmos_config.from_config,
+    to_config=cosmos_config.to_config,
+    limits=cosmos_config.limits,
+    prefixes=(WEIGHTS, AVERAGE),
+    ignored=IGNORED,
+)

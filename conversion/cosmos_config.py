@@ -1,7 +1,7 @@
-"""Cosmos-Predict2's hyper-parameters in the words of its constructors, and its published models.
+"""Cosmos-Predict2's checkpoint family, its published models, and its hyper-parameters as its constructors name them.
 
-The original has no config.json: its sizes stand in `configs/base/config_video2world.py`. Exports have one beside them
-with the arguments of the class `MinimalV1LVGDiT`, from which an import knows what no tensor's shape tells.
+The original has no config.json; its sizes are in `configs/base/config_video2world.py`. Exports write one with the
+arguments of the class `MinimalV1LVGDiT`, so that an import can read what does not follow from any tensor's shape.
 """
 
 import pathlib
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import hyperparameters
+from conversion.base import Family, Runs
 from conversion.hyperparameters import Field
 from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
 
@@ -30,13 +31,13 @@ FIELDS = (
     Field("action_dim", "action_dim", hyperparameters.integer),
 )
 FIXED = {"patch_temporal": 1, "patch_spatial": 2, "pos_emb_cls": "rope3d"}
-# Keys that say ours only together.
+# Keys that give a hyper-parameter only together.
 _RATIOS = tuple(f"rope_{axis}_extrapolation_ratio" for axis in "thw")
 _SIZES = ("max_frames", "max_img_h", "max_img_w")
 
 
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Hyper-parameters that the config.json beside the weights tells; `where` names it in messages."""
+    """Return the hyper-parameters in the config.json next to the weights; `where` names it in messages."""
     ratios = tuple(Field(key, key, hyperparameters.number) for key in _RATIOS)
     sizes = tuple(Field(key, key, hyperparameters.integer) for key in _SIZES)
     parts = hyperparameters.read(config, (*FIELDS, *ratios, *sizes), FIXED, where)
@@ -48,7 +49,7 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def to_config(cfg: CosmosConfig) -> dict[str, Any]:
-    """Content of the config.json beside exported weights."""
+    """Return the config.json next to exported weights."""
     together = {
         "use_adaln_lora": cfg.modulation_rank is not None,
         "adaln_lora_dim": cfg.modulation_rank,
@@ -59,7 +60,7 @@ def to_config(cfg: CosmosConfig) -> dict[str, Any]:
 
 
 def limits(cfg: CosmosConfig) -> list[str]:
-    """Why the original program could not load a model of these sizes: its configs are those of the published ones."""
+    """Return why the original program cannot load a model of these sizes: it has only the published configs."""
     names = ("channels", "width", "num_heads", "num_layers", "mlp_ratio", "text_dim", "modulation_rank", "rope_scale")
     published = {name: CosmosConfig(**fields) for name, fields in PUBLISHED.items()}
     differing = {
@@ -70,16 +71,29 @@ def limits(cfg: CosmosConfig) -> list[str]:
 
 
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    """The published model whose values stand where a checkpoint of these sizes says nothing."""
+    """Return the published model whose values apply where a checkpoint of these sizes has none."""
     if facts.get("action_dim") is not None:
         return "2b_action"
     return "14b" if facts.get("width") == PUBLISHED["14b"]["width"] else "2b"
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """Fields of the model config, as far as known -> which network this is, in words."""
+    """Return a description of the network, given the known fields of its config."""
     if facts.get("views") is not None:
         return "Cosmos-Predict2 Video2World of several cameras"
     if facts.get("action_dim") is not None:
         return "Cosmos-Predict2 Video2World with actions"
     return "Cosmos-Predict2 " + ("Text2Image" if facts.get("condition_mask") is False else "Video2World")
+
+
+FAMILY = Family(
+    name="cosmos",
+    describe=describe,
+    runs=Runs(
+        system="cosmos",
+        recipe=RECIPES["2b"],
+        variants={name: {} for name in RECIPES},
+        guess_variant=guess_variant,
+        recipes=RECIPES,
+    ),
+)

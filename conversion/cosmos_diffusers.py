@@ -1,6 +1,6 @@
 """Keys of Cosmos-Predict2 in diffusers, class `CosmosTransformer3DModel` (as of diffusers 0.42).
 
-The class has no part for actions, views or learned positions: those models exist in the original layout alone. All
+The class has no part for actions, views or learned positions, so those models exist only in the original layout. All
 tensors are as in the original, under other names.
 """
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import cosmos, hyperparameters
+from conversion.base import KeyLayout
 from conversion.cosmos import matrix
 from conversion.engine import Rule, Shape
 from conversion.hyperparameters import Field
@@ -38,7 +39,7 @@ FIELDS = (
     Field("rope_scale", "rope_scale", _ratios),
     Field("concat_padding_mask", "padding_mask", hyperparameters.switch),
 )
-# Keys that say ours only together.
+# Keys that give a hyper-parameter only together.
 PARTS = (
     Field("in_channels", "inputs", hyperparameters.integer),
     Field("attention_head_dim", "head_dim", hyperparameters.integer),
@@ -49,7 +50,7 @@ FIXED = {
     "controlnet_block_every_n": None,
     "img_context_dim_in": None,
 }
-# What the class reads besides, and what does not change its weights.
+# Other keys that the class reads, which do not change its weights.
 OTHERS = {"_class_name": CLASS_NAME}
 
 
@@ -65,7 +66,7 @@ def _modulation(source: str, target: str) -> list[Rule]:
 
 
 def rules(cfg: CosmosConfig) -> tuple[Rule, ...]:
-    """The table; it is the same for all sizes."""
+    """Return the key table, which is the same for all sizes."""
     return (
         matrix("patch_embed.proj", "patch_in"),
         matrix("time_embed.t_embedder.linear_1", "time/hidden"),
@@ -84,7 +85,7 @@ def rules(cfg: CosmosConfig) -> tuple[Rule, ...]:
 
 
 def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Hyper-parameters that the tensors' shapes tell: by the shapes of the same tensors in the original layout."""
+    """Return the hyper-parameters that follow from the shapes, read as those of the original layout."""
     known = {
         "patch_embed.proj.weight": "x_embedder.proj.1.weight",
         "transformer_blocks.0.attn1.norm_q.weight": "blocks.0.self_attn.q_norm.weight",
@@ -98,9 +99,9 @@ def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Hyper-parameters that the config.json beside the weights tells; `where` names it in messages.
+    """Return the hyper-parameters in the config.json next to the weights; `where` names it in messages.
 
-    The class gets the frame rate as an argument, and its pipeline passes one; models published for Video2World are
+    The class takes a frame rate as an argument, and its pipeline passes one. Models published for Video2World were
     trained without, so `fps_modulation` stays off.
     """
     values = hyperparameters.read(config, FIELDS, FIXED, where)
@@ -121,10 +122,10 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def to_config(cfg: CosmosConfig) -> dict[str, Any]:
-    """Content of the config.json that diffusers reads beside exported weights.
+    """Return the config.json that diffusers reads next to exported weights.
 
     Raises:
-      UserError: the model has parts, or lacks parts, that make it no `CosmosTransformer3DModel`.
+      UserError: the model has parts that `CosmosTransformer3DModel` has not, or lacks parts of it.
     """
     wrong = [
         text
@@ -139,7 +140,18 @@ def to_config(cfg: CosmosConfig) -> dict[str, Any]:
     ]
     if wrong:
         raise errors.UserError(
-            f"this model is no {CLASS_NAME} of diffusers: {'; '.join(wrong)}; export it in the original layout"
+            f"this model is not a {CLASS_NAME} of diffusers: {'; '.join(wrong)}; export it in the original layout"
         )
     together = {"in_channels": cfg.channels + cfg.condition_mask, "attention_head_dim": cfg.head_dim}
     return OTHERS | hyperparameters.write(cfg, FIELDS, FIXED) | together
+
+
+LAYOUT = KeyLayout(
+    name="diffusers",
+    title=f"diffusers' {CLASS_NAME}",
+    marks=("time_embed.t_embedder.linear_1.weight",),
+    rules=rules,
+    from_shapes=from_shapes,
+    from_config=from_config,
+    to_config=to_config,
+)

@@ -1,9 +1,10 @@
-"""Original keys of HunyuanVideo-1.5 and of WorldPlay's action models (the latter add action_in and prope_proj)."""
+"""Original keys of HunyuanVideo-1.5 and of WorldPlay's action models, which add action_in and prope_proj."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from conversion import hunyuan_sizes, hyperparameters
+from conversion.base import KeyLayout
 from conversion.engine import TRANSPOSED, Rule, Shape, patch_kernel
 from conversion.hyperparameters import Field
 from jworld.models.hunyuan.config import HunyuanConfig
@@ -51,7 +52,7 @@ FIXED = {
     "use_meanflow": False,
     "vision_projection": "linear",
 }
-# What the program reads besides, and what does not change its weights.
+# Other keys that the program reads, which do not change its weights.
 OTHERS = {
     "_class_name": "HunyuanVideo_1_5_DiffusionTransformer",
     "attn_mode": "flash",
@@ -63,12 +64,12 @@ OTHERS = {
 
 
 def linear(source: str, target: str) -> list[Rule]:
-    """nn.Linear with bias."""
+    """Return the rules of an nn.Linear with bias."""
     return [Rule(source + ".weight", target + "/kernel", TRANSPOSED), Rule(source + ".bias", target + "/bias")]
 
 
 def norm(source: str, target: str) -> list[Rule]:
-    """nn.LayerNorm with weight and bias."""
+    """Return the rules of an nn.LayerNorm with weight and bias."""
     return [Rule(source + ".weight", target + "/scale"), Rule(source + ".bias", target + "/bias")]
 
 
@@ -107,7 +108,7 @@ def _refiner() -> list[Rule]:
 
 
 def rules(cfg: HunyuanConfig) -> tuple[Rule, ...]:
-    """The table for a model of these sizes."""
+    """Return the key table for a model of these sizes."""
     return (
         Rule("img_in.proj.weight", "patch_in/kernel", patch_kernel(cfg.patch_size)),
         Rule("img_in.proj.bias", "patch_in/bias"),
@@ -132,12 +133,12 @@ def rules(cfg: HunyuanConfig) -> tuple[Rule, ...]:
 
 
 def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Hyper-parameters that the tensors' shapes tell."""
+    """Return the hyper-parameters that follow from the tensors' shapes."""
     return hunyuan_sizes.from_shapes(shapes, NAMES)
 
 
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Hyper-parameters that the config.json beside the weights tells; `where` names it in messages."""
+    """Return the hyper-parameters in the config.json next to the weights; `where` names it in messages."""
     values = hyperparameters.read(config, FIELDS, FIXED, where)
     if config.get("glyph_byT5_v2") is False:
         values["glyph_dim"] = None
@@ -145,12 +146,24 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def to_config(cfg: HunyuanConfig) -> dict[str, Any]:
-    """Content of the config.json that the original program reads beside exported weights."""
+    """Return the config.json that the original program reads next to exported weights."""
     return OTHERS | hyperparameters.write(cfg, FIELDS, FIXED) | {"glyph_byT5_v2": cfg.glyph_dim is not None}
 
 
 def limits(cfg: HunyuanConfig) -> list[str]:
-    """Why the original program could not load a model of these sizes: its config.json has no key for them."""
+    """Return why the original program cannot load a model of these sizes: its config.json has no key for them."""
     return hunyuan_sizes.fixed_in_code(
         cfg, refiner_layers=2, mlp_ratio=4.0, glyph_dim=1472, glyph_hidden=2048, glyph_out=2048
     )
+
+
+LAYOUT = KeyLayout(
+    name="original",
+    title="HunyuanVideo-1.5 and HY-WorldPlay",
+    marks=("double_blocks.0.img_attn_q.weight", "cond_type_embedding.weight"),
+    rules=rules,
+    from_shapes=from_shapes,
+    from_config=from_config,
+    to_config=to_config,
+    limits=limits,
+)

@@ -1,14 +1,15 @@
 """Keys of HunyuanVideo-1.5 in diffusers, class `HunyuanVideo15Transformer3DModel` (as of diffusers 0.42).
 
-The class has no part for actions or cameras, and diffusers no other class that has: WorldPlay's action models exist in
-the original layout alone. Against that one, q, k, v of the text refiner are separate tensors, and the two halves of the
-last modulation stand in the other order.
+The class has no part for actions or cameras, and no other class of diffusers has one. So WorldPlay's action models
+exist only in the original layout. Compared with it, q, k, v of the text refiner are separate tensors, and the two
+halves of the last modulation are swapped.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from conversion import hunyuan_sizes, hyperparameters
+from conversion.base import KeyLayout
 from conversion.engine import SWAPPED, TRANSPOSED, TRANSPOSED_SWAPPED, Rule, Shape, patch_kernel
 from conversion.hunyuan import linear, norm
 from conversion.hyperparameters import Field
@@ -42,7 +43,7 @@ FIELDS = (
     Field("rope_axes_dim", "rope_dims", hyperparameters.triple),
     Field("rope_theta", "rope_theta", hyperparameters.number),
 )
-# Keys that say ours only together.
+# Keys that give a hyper-parameter only together.
 PARTS = (
     Field("in_channels", "inputs", hyperparameters.integer),
     Field("attention_head_dim", "head_dim", hyperparameters.integer),
@@ -50,12 +51,12 @@ PARTS = (
     Field("patch_size_t", "patch_time", hyperparameters.integer),
 )
 FIXED = {"qk_norm": "rms_norm", "use_meanflow": False}
-# What the class reads besides, and what does not change its weights.
+# Other keys that the class reads, which do not change its weights.
 OTHERS = {"_class_name": CLASS_NAME, "target_size": 640, "task_type": "i2v"}
 
 
 def _stream(suffix: str, target: str, attention: Mapping[str, str]) -> list[Rule]:
-    """One stream of all blocks; `attention` gives their name of query, key, value, out and the two norms."""
+    """Return the rules of one stream of all blocks; `attention` maps our names of its attention layers to theirs."""
     block = "transformer_blocks.{layer}."
     rules = linear(f"{block}norm1{suffix}.linear", f"blocks/{target}/modulation/linear")
     for ours in ("query", "key", "value", "out"):
@@ -111,7 +112,7 @@ def _refiner() -> list[Rule]:
 
 
 def rules(cfg: HunyuanConfig) -> tuple[Rule, ...]:
-    """The table for a model of these sizes."""
+    """Return the key table for a model of these sizes."""
     return (
         Rule("x_embedder.proj.weight", "patch_in/kernel", patch_kernel(cfg.patch_size)),
         Rule("x_embedder.proj.bias", "patch_in/bias"),
@@ -135,12 +136,12 @@ def rules(cfg: HunyuanConfig) -> tuple[Rule, ...]:
 
 
 def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Hyper-parameters that the tensors' shapes tell."""
+    """Return the hyper-parameters that follow from the tensors' shapes."""
     return hunyuan_sizes.from_shapes(shapes, NAMES)
 
 
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Hyper-parameters that the config.json beside the weights tells; `where` names it in messages."""
+    """Return the hyper-parameters in the config.json next to the weights; `where` names it in messages."""
     values = hyperparameters.read(config, FIELDS, FIXED, where)
     parts = hyperparameters.read(config, PARTS, {}, where)
     if {"channels", "inputs"} <= values.keys() | parts.keys() and parts["inputs"] != 2 * values["channels"] + 1:
@@ -156,10 +157,10 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def to_config(cfg: HunyuanConfig) -> dict[str, Any]:
-    """Content of the config.json that diffusers reads beside exported weights.
+    """Return the config.json that diffusers reads next to exported weights.
 
     Raises:
-      UserError: the model has parts, or lacks parts, that make it no `HunyuanVideo15Transformer3DModel`.
+      UserError: the model has parts that `HunyuanVideo15Transformer3DModel` has not, or lacks parts of it.
     """
     time, height, width = cfg.patch_size
     wrong = [
@@ -173,7 +174,7 @@ def to_config(cfg: HunyuanConfig) -> dict[str, Any]:
     ]
     if wrong:
         raise errors.UserError(
-            f"this model is no {CLASS_NAME} of diffusers: {'; '.join(wrong)}; export it in the original layout"
+            f"this model is not a {CLASS_NAME} of diffusers: {'; '.join(wrong)}; export it in the original layout"
         )
     together = {
         "in_channels": 2 * cfg.channels + 1,
@@ -185,5 +186,17 @@ def to_config(cfg: HunyuanConfig) -> dict[str, Any]:
 
 
 def limits(cfg: HunyuanConfig) -> list[str]:
-    """Why diffusers could not load a model of these sizes: its config.json has no key for them."""
+    """Return why diffusers cannot load a model of these sizes: its config.json has no key for them."""
     return hunyuan_sizes.fixed_in_code(cfg, mlp_ratio=4.0, glyph_hidden=2048, glyph_out=2048)
+
+
+LAYOUT = KeyLayout(
+    name="diffusers",
+    title=f"diffusers' {CLASS_NAME}",
+    marks=("cond_type_embed.weight", "image_embedder.linear_1.weight"),
+    rules=rules,
+    from_shapes=from_shapes,
+    from_config=from_config,
+    to_config=to_config,
+    limits=limits,
+)

@@ -11,14 +11,14 @@ from jworld.models.hunyuan.config import HunyuanConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Names:
-    """The tensors whose shapes tell the sizes, by their names in one layout.
+    """Names in one layout of the tensors whose shapes determine the sizes.
 
     Attributes:
       patch, head, mlp, text, glyph_in, glyph_out, vision: weights of the patch embedding, the norm of q in layer 0, the
         first linear layer of its MLP, the text embedding, the first two layers for glyphs and the first for the image.
-      glyph: how all names of the glyph projection start.
-      layers, refiner: how the names in a layer start, up to its number.
-      actions: parts of names that only WorldPlay's action models have; empty where the layout cannot hold them.
+      glyph: prefix of all names of the glyph projection.
+      layers, refiner: prefix of the names in a layer, up to its number.
+      actions: parts of names that only WorldPlay's action models have; empty if the layout does not support them.
     """
 
     patch: str
@@ -35,9 +35,9 @@ class Names:
 
 
 def from_shapes(shapes: Mapping[str, Shape], names: Names) -> dict[str, Any]:
-    """Fields of `HunyuanConfig` that the shapes tell; what they do not tell, or not plausibly, is left out.
+    """Return the fields of `HunyuanConfig` that follow from the shapes, without implausible ones.
 
-    Shapes tell neither rope_dims nor rope_theta, nor for which attention (chunk-causal or full) the weights are.
+    Neither rope_dims and rope_theta nor the kind of attention (chunk-causal or full) follow from shapes.
     """
     sizes: dict[str, Any] = {"actions": any(part in name for name in shapes for part in names.actions)}
     if layers := _count(shapes, names.layers):
@@ -65,7 +65,7 @@ def from_shapes(shapes: Mapping[str, Shape], names: Names) -> dict[str, Any]:
 
 
 def fixed_in_code(cfg: HunyuanConfig, **values: Any) -> list[str]:
-    """The fields of `cfg` that differ from the only values another program knows, each in words."""
+    """Return a sentence for each field of `cfg` that differs from the only value another program supports."""
     return [
         f"{name} is {getattr(cfg, name)}, always {value} there"
         for name, value in values.items()
@@ -79,11 +79,11 @@ def _sizes(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape | None:
 
 
 def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
-    """How many different numbers follow `prefix`; a number itself may be of any size in a file."""
+    """Count the different numbers that follow `prefix`; in a file, a number may have any size."""
     return len({name[len(prefix) :].split(".", 1)[0] for name in shapes if name.startswith(prefix)})
 
 
 def _ratio(hidden: int, width: int) -> float:
-    """The ratio whose product with `width`, cut to a whole number as in the model, is `hidden`."""
+    """Return the ratio whose product with `width`, truncated as in the model, is `hidden`."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

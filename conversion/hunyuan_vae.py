@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import hyperparameters, vae_keys
+from conversion.base import Family, KeyLayout
 from conversion.engine import GAMMA3D, Rule, Shape
 from conversion.hyperparameters import Field
 from conversion.vae_keys import PIXEL3D, conv
@@ -28,7 +29,7 @@ DIFFUSERS_FIELDS = (
     Field("temporal_compression_ratio", "temporal_ratio", hyperparameters.integer),
 )
 FIXED = {"downsample_match_channel": True, "upsample_match_channel": True}
-#: What the original's class asks for besides, as published: the size of tiles, and no shift.
+#: Other arguments of the original's class, as published: the size of tiles, and no shift.
 OTHERS: dict[str, Any] = {"sample_size": 256, "sample_tsize": 64, "shift_factor": None}
 
 
@@ -62,7 +63,7 @@ def _ends(coder: str) -> list[Rule]:
 
 
 def original(cfg: Hunyuan15Config) -> tuple[Rule, ...]:
-    """The table of the original layout."""
+    """Return the key table of the original layout."""
     rules = []
     for coder, levels, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
         level, ours = f"{coder}.{levels}.{{level}}", f"{coder}/levels/{{level}}"
@@ -78,7 +79,7 @@ def original(cfg: Hunyuan15Config) -> tuple[Rule, ...]:
 
 
 def diffusers(cfg: Hunyuan15Config) -> tuple[Rule, ...]:
-    """The table of diffusers' layout."""
+    """Return the key table of diffusers' layout."""
     rules = []
     for coder, levels, sampler in (("encoder", "down_blocks", "downsamplers"), ("decoder", "up_blocks", "upsamplers")):
         level, ours = f"{coder}.{levels}.{{level}}", f"{coder}/levels/{{level}}"
@@ -95,12 +96,12 @@ def diffusers(cfg: Hunyuan15Config) -> tuple[Rule, ...]:
 
 
 def original_from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Fields of `Hunyuan15Config` that the tensors' shapes tell."""
+    """Return the fields of `Hunyuan15Config` that follow from the tensors' shapes."""
     return _from_shapes(shapes, "encoder.down", "block", "downsample.conv.conv")
 
 
 def diffusers_from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Fields of `Hunyuan15Config` that the tensors' shapes tell."""
+    """Return the fields of `Hunyuan15Config` that follow from the tensors' shapes."""
     return _from_shapes(shapes, "encoder.down_blocks", "resnets", "downsamplers.0.conv.conv")
 
 
@@ -115,33 +116,58 @@ def _from_shapes(shapes: Mapping[str, Shape], levels: str, block: str, sampler: 
         blocks=len(vae_keys.numbered(shapes, f"{levels}.0.{block}.")),
         widths=tuple(widths) if all(widths) else (),
         spatial_ratio=2 ** len(halvings),
-        # A convolution makes an eighth of the channels where eight pixels move into them, else a quarter.
+        # A convolution has an eighth of the channels if eight pixels move into them, else a quarter.
         temporal_ratio=2 ** sum(width == 8 * moved for width, moved in halvings),
     )
 
 
 def original_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The original's config.json -> fields of `Hunyuan15Config`."""
+    """Return the fields of `Hunyuan15Config` in the original's config.json."""
     return hyperparameters.read(config, ORIGINAL_FIELDS, FIXED, where) | vae_keys.scaling(config, where)
 
 
 def diffusers_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """diffusers' config.json -> fields of `Hunyuan15Config`."""
+    """Return the fields of `Hunyuan15Config` in diffusers' config.json."""
     return hyperparameters.read(config, DIFFUSERS_FIELDS, FIXED, where) | vae_keys.scaling(config, where)
 
 
 def original_to_config(cfg: Hunyuan15Config) -> dict[str, Any]:
-    """Content of the original's config.json."""
+    """Return the content of the original's config.json."""
     values = hyperparameters.write(cfg, ORIGINAL_FIELDS, FIXED)
     return {"_class_name": "AutoencoderKLConv3D"} | OTHERS | values | vae_keys.to_scaling(cfg.normalisation)
 
 
 def diffusers_to_config(cfg: Hunyuan15Config) -> dict[str, Any]:
-    """Content of diffusers' config.json."""
+    """Return the content of diffusers' config.json."""
     values = hyperparameters.write(cfg, DIFFUSERS_FIELDS, FIXED)
     return {"_class_name": CLASS_NAME} | values | vae_keys.to_scaling(cfg.normalisation)
 
 
 def limits(cfg: Hunyuan15Config) -> list[str]:
-    """What config.json cannot say of the latents."""
+    """Return what config.json cannot express about the latents."""
     return vae_keys.scaling_limits(cfg.normalisation)
+
+
+FAMILY = Family(
+    name="hunyuan15-vae", describe=lambda facts: "HunyuanVideo-1.5 video autoencoder", autoencoder="hunyuan15"
+)
+ORIGINAL = KeyLayout(
+    name="original",
+    title="HunyuanVideo-1.5 and HY-WorldPlay",
+    marks=("decoder.mid.attn_1.norm.gamma",),
+    rules=original,
+    from_shapes=original_from_shapes,
+    from_config=original_from_config,
+    to_config=original_to_config,
+    limits=limits,
+)
+DIFFUSERS = KeyLayout(
+    name="diffusers",
+    title=f"diffusers' {CLASS_NAME}",
+    marks=("decoder.mid_block.attentions.0.proj_out.weight",),
+    rules=diffusers,
+    from_shapes=diffusers_from_shapes,
+    from_config=diffusers_from_config,
+    to_config=diffusers_to_config,
+    limits=limits,
+)

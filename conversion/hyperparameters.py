@@ -1,4 +1,4 @@
-"""Hyper-parameters in the words of another program's config.json: one table of fields reads and writes them."""
+"""Hyper-parameters in another program's config.json, read and written by one table of fields."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +9,12 @@ from jworld.utils import errors
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A key of their config.json that is one of our hyper-parameters.
+    """A key of the other program's config.json that is one of our hyper-parameters.
 
     Attributes:
-      theirs: the key there.
-      ours: the name of the hyper-parameter.
-      read: their value -> ours, None for a value of the wrong kind.
+      theirs: key in the config.json.
+      ours: name of our hyper-parameter.
+      read: value in the config.json -> our value, None for a value of the wrong kind.
     """
 
     theirs: str
@@ -41,16 +41,16 @@ def triple(value: Any) -> tuple[int, int, int] | None:
 
 
 def read(config: Mapping[str, Any], fields: Sequence[Field], fixed: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Their config.json -> our hyper-parameters, as far as it has them; keys in neither table are ignored.
+    """Return the hyper-parameters in another program's config.json; keys in neither table are ignored.
 
     Args:
       config: content of the file.
-      fields: what is read.
-      fixed: the only value of a key that our network has an equal of.
+      fields: keys to read.
+      fixed: keys for which our network supports only one value, and that value.
       where: the file, for messages.
 
     Raises:
-      UserError: one message for all values of the wrong kind and all values that our network has no equal of.
+      UserError: one message for all values of the wrong kind and all values that our network does not support.
     """
     values: dict[str, Any] = {}
     wrong: list[str] = []
@@ -60,7 +60,7 @@ def read(config: Mapping[str, Any], fields: Sequence[Field], fixed: Mapping[str,
             continue
         value = field.read(theirs)
         if value is None:
-            wrong.append(f"{field.theirs} is {theirs!r}, which is no size for it")
+            wrong.append(f"{field.theirs} is {theirs!r}, which is not a value of the right kind")
         elif values.setdefault(field.ours, value) != value:
             wrong.append(f"{field.theirs} is {theirs!r}, which contradicts {field.ours} {values[field.ours]}")
     for key, expected in fixed.items():
@@ -72,6 +72,6 @@ def read(config: Mapping[str, Any], fields: Sequence[Field], fixed: Mapping[str,
 
 
 def write(model: Any, fields: Sequence[Field], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `read`, for a model's config."""
+    """Return the entries of config.json for a model's config: the inverse of `read`."""
     values = {field.theirs: getattr(model, field.ours) for field in fields}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()} | dict(fixed)

@@ -1,9 +1,10 @@
 """Keys of TheWorld: Gemma-3, the projection of the world, and the autoencoder (`cosmos_vae`, names of diffusers).
 
-A checkpoint of the original holds what was trained and nothing else; its base are the published Gemma-3 and the
-autoencoder of Cosmos-Predict2. `from_base` finds the tensors of these under the names of a checkpoint.
+A checkpoint of the original holds only what was trained. Its base are the published Gemma-3 and the autoencoder of
+Cosmos-Predict2; `from_base` finds their tensors under the names of a checkpoint.
 """
 
+import functools
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import ml_collections
 
 from conversion import gemma3, gemma3_config, wan_vae
+from conversion.base import Family, KeyLayout, Runs
 from conversion.engine import TRANSPOSED, Rule, Shape
 from jworld.data.conversations.dataset import TOKENIZER_FILES
 from jworld.models.gemma3.config import Gemma3Config
@@ -24,19 +26,19 @@ PROJECTION = "world_projector.projection"
 STYLE = "transformers4"
 #: A second name of the autoencoder in a whole state, and the head, which is the embedding.
 IGNORED = re.compile(r"cosmos_vae_encoder\..*|(language_model\.|model\.)?lm_head\.weight")
-#: Files of the tokenizer and of the processor.
+#: Files of the tokenizer and of the image processor.
 CARRIED = TOKENIZER_FILES
 RECIPE, VARIANT = "theworld.py:projection", "theworld"
 
 
 def marks(style: str) -> tuple[str, ...]:
-    """Names of tensors that show a style."""
+    """Return names of tensors that identify a style."""
     vision = (gemma3.STYLES[style].vision + "post_layernorm.weight",)
     return (*vision, PROJECTION + ".weight", PROJECTION + ".0.weight") if style == STYLE else vision
 
 
 def rules(cfg: TheWorldConfig, style: str) -> tuple[Rule, ...]:
-    """The table for a model of these sizes; `style` is a key of `gemma3.STYLES`."""
+    """Return the key table for a model of these sizes; `style` is a key of `gemma3.STYLES`."""
     table = gemma3.rules(cfg.gemma, gemma3.STYLES[style])
     return table if cfg.world is None else (*table, *_projection(cfg.world), *_autoencoder(cfg.world))
 
@@ -59,7 +61,7 @@ def _autoencoder(world: WorldConfig) -> list[Rule]:
 
 
 def from_base(names: Iterable[str], style: str) -> dict[str, str]:
-    """Names of tensors of a base, Gemma-3 in any style or the autoencoder -> their names in a checkpoint of a style."""
+    """Return {name in a checkpoint of a style: name in a base}, which is Gemma-3 in any style or the autoencoder."""
     found: dict[str, str] = {}
     for name in names:
         own = gemma3.restyle(name, style) or (name if name.startswith((AUTOENCODER, PROJECTION)) else None)
@@ -71,12 +73,12 @@ def from_base(names: Iterable[str], style: str) -> dict[str, str]:
 
 
 def embedding(style: str) -> str:
-    """The tensor whose first rows may be all that a model has: the original cuts it to its tokenizer's length."""
+    """Return the name of the embedding, which the original cuts to the length of its tokenizer."""
     return gemma3.STYLES[style].text + "embed_tokens.weight"
 
 
 def from_shapes(shapes: Mapping[str, Shape], style: str) -> dict[str, Any]:
-    """Hyper-parameters that the tensors' shapes tell; those of the world begin with "world."."""
+    """Return the hyper-parameters that follow from shapes; those of the world begin with "world."."""
     facts = gemma3_config.from_shapes(shapes, gemma3.STYLES[style])
     codec = {name.removeprefix(AUTOENCODER): shape for name, shape in shapes.items() if name.startswith(AUTOENCODER)}
     matrix = shapes.get(PROJECTION + ".weight") or shapes.get(PROJECTION + ".0.weight")
@@ -99,11 +101,11 @@ def from_shapes(shapes: Mapping[str, Shape], style: str) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Hyper-parameters that a config.json of Gemma-3 or of TheWorld tells."""
+    """Return the hyper-parameters in a config.json of Gemma-3 or of TheWorld."""
     facts = gemma3_config.from_config(config, where)
     if config.get("model_type") != "the_world" or not config.get("enable_world", True):
         return facts
-    # The original's tokenizer has the brackets behind all others, and the embedding its length.
+    # The original's tokenizer has the brackets after all other tokens, and the embedding has its length.
     rows = config.get("text_config", {}).get("vocab_size")
     brackets = {"world.start_token": rows - 2, "world.end_token": rows - 1} if isinstance(rows, int) else {}
     compat = config.get("jworld_compat", "original")
@@ -116,26 +118,26 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def rows(config: Mapping[str, Any] | None) -> int | None:
-    """Of the embedding, by the config.json of a checkpoint; None where it does not say."""
+    """Return the rows of the embedding according to a checkpoint's config.json, None if it does not say."""
     found = ((config or {}).get("text_config") or {}).get("vocab_size")
     return found if isinstance(found, int) else None
 
 
 def to_config(cfg: TheWorldConfig) -> dict[str, Any]:
-    """Content of the config.json beside exported weights."""
+    """Return the config.json next to exported weights."""
     values = gemma3_config.to_config(cfg.gemma)
     world = cfg.world
     if world is None:
         return values
-    if world.codec:
+    if autoencoder := world.codec:
         raise errors.UserError(
-            f"the model reads its world through the codec {world.codec}, which the original does not know: there is no "
-            "config.json for it"
+            f"the model encodes its world with the autoencoder {autoencoder}, which the original does not support: "
+            "config.json cannot describe it"
         )
     if world.steps:
         raise errors.UserError(
-            f"the model sees {world.steps} predicted frames of the world (model.world.steps), which the original does "
-            "not know: there is no config.json for it"
+            f"the model receives {world.steps} predicted frames of the world (model.world.steps), which the original "
+            "does not support: config.json cannot describe it"
         )
     return values | {
         "architectures": ["TheWorld"],
@@ -148,13 +150,13 @@ def to_config(cfg: TheWorldConfig) -> dict[str, Any]:
         "freeze_gemma_vision": True,
         "freeze_gemma_language": True,
         "freeze_cosmos_vae": True,
-        # Not known there: the original would feed the autoencoder other pixels.
+        # Unknown to the original, which would feed the autoencoder other pixels.
         "jworld_compat": world.compat,
     }
 
 
 def trained_config(paths: Iterable[str]) -> dict[str, Any]:
-    """Which parts were frozen, by the paths of the parameters that were trained."""
+    """Return which parts were frozen, given the paths of the trained parameters."""
     trained = {path.split("/", 1)[0] for path in paths}
     return {
         "freeze_gemma_vision": "vision" not in trained,
@@ -164,24 +166,57 @@ def trained_config(paths: Iterable[str]) -> dict[str, Any]:
 
 
 def limits(cfg: TheWorldConfig) -> list[str]:
-    """Why the original would compute something else with these weights."""
+    """Return why the original would compute something else with these weights."""
     if cfg.world is None or cfg.world.original:
         return []
     return ["compat is '', there the autoencoder gets pixels in 0..255, and images are read causally"]
 
 
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    """There is one."""
+    """Return the only published model."""
     return VARIANT
 
 
 def fit(config: ml_collections.ConfigDict) -> None:
-    """Pictures have the sizes that the model reads."""
+    """Set the image sizes of the data to those of the model."""
     config.data.clip.image_size = config.model.get("image_size", Gemma3Config.image_size)
     world = config.model.get("world")
     config.data.clip.world_size = 0 if world is None else world.image_size
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """Fields of the model config, as far as known -> which network this is, in words."""
+    """Return a description of the network, given the known fields of its config."""
     return "Gemma-3" if facts.get("world", "") is None else "TheWorld (Gemma-3 with a world)"
+
+
+def _layout(style: str, title: str) -> KeyLayout:
+    return KeyLayout(
+        name=style,
+        title=title,
+        marks=marks(style),
+        rules=functools.partial(rules, style=style),
+        from_shapes=functools.partial(from_shapes, style=style),
+        from_config=from_config,
+        to_config=to_config,
+        limits=limits,
+        ignored=IGNORED,
+        from_base=functools.partial(from_base, style=style),
+        embedding=embedding(style),
+        rows=rows,
+        weights_name="model.safetensors",
+        carried=CARRIED,
+        trained_config=trained_config if style == STYLE else None,
+    )
+
+
+FAMILY = Family(
+    name="theworld",
+    describe=describe,
+    runs=Runs(system="theworld", recipe=RECIPE, variants={VARIANT: {}}, guess_variant=guess_variant, fit=fit),
+)
+LAYOUTS = (
+    _layout("hub", "the published Gemma-3"),
+    _layout("transformers4", "TheWorld and Gemma-3 of transformers 4"),
+    _layout("transformers5", "Gemma-3 of transformers 5"),
+    _layout("transformers5-saved", "Gemma-3 as transformers 5 saves it"),
+)

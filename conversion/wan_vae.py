@@ -1,9 +1,10 @@
-"""Keys of the Wan 2.1 autoencoder: of the original file (also Cosmos' tokenizer) and of diffusers."""
+"""Keys of the Wan 2.1 autoencoder: of the original file (also Cosmos's tokenizer) and of diffusers."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from conversion import hyperparameters, vae_keys
+from conversion.base import Family, KeyLayout
 from conversion.engine import CONV2D, GAMMA2D, GAMMA3D, Rule, Shape
 from conversion.hyperparameters import Field
 from conversion.vae_keys import PIXEL2D, PIXEL3D, conv
@@ -32,10 +33,10 @@ STATISTICS = (
     Field("latents_std", "std", vae_keys.numbers),
 )
 ORIGINAL_FIXED: dict[str, Any] = {"attn_scales": []}
-# The others are Wan 2.2.
+# Other values belong to Wan 2.2.
 DIFFUSERS_FIXED = {"attn_scales": [], "is_residual": False, "patch_size": None}
 
-#: Our names of a residual block's parts -> theirs.
+#: Our names of the parts of a residual block -> names of the other program.
 _ORIGINAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
 _ORIGINAL |= {"shortcut": "shortcut"}
 _DIFFUSERS = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"shortcut": "conv_shortcut"}
@@ -67,7 +68,7 @@ def _sampler(source: str, target: str) -> list[Rule]:
 
 
 def _levels(coder: str, target: str, blocks: int, levels: int, names: dict[str, str], nested: bool) -> list[Rule]:
-    """Blocks and samplers are counted through all levels; `nested` are those that count within their level."""
+    """Return the rules of all levels; blocks and samplers are numbered across levels, or per level with `nested`."""
     rules = []
     for level in range(levels):
         for place in range(blocks + 1):
@@ -83,7 +84,7 @@ def _levels(coder: str, target: str, blocks: int, levels: int, names: dict[str, 
 
 
 def original(cfg: WanConfig) -> tuple[Rule, ...]:
-    """The table of the original layout for an autoencoder of these sizes."""
+    """Return the key table of the original layout for an autoencoder of these sizes."""
     rules = [*conv("conv1", "moments", PIXEL3D), *conv("conv2", "latents", PIXEL3D)]
     for coder, levels, blocks in (("encoder", "downsamples", cfg.blocks), ("decoder", "upsamples", cfg.blocks + 1)):
         rules += [
@@ -99,7 +100,7 @@ def original(cfg: WanConfig) -> tuple[Rule, ...]:
 
 
 def diffusers(cfg: WanConfig) -> tuple[Rule, ...]:
-    """The table of diffusers' layout for an autoencoder of these sizes."""
+    """Return the key table of diffusers' layout for an autoencoder of these sizes."""
     count = len(cfg.multipliers)
     rules = [
         *conv("quant_conv", "moments", PIXEL3D),
@@ -120,12 +121,12 @@ def diffusers(cfg: WanConfig) -> tuple[Rule, ...]:
 
 
 def original_from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Fields of `WanConfig` that the tensors' shapes tell."""
+    """Return the fields of `WanConfig` that follow from the tensors' shapes."""
     return _from_shapes(shapes, "encoder.conv1", "conv2", "encoder.downsamples", "residual.6")
 
 
 def diffusers_from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Fields of `WanConfig` that the tensors' shapes tell."""
+    """Return the fields of `WanConfig` that follow from the tensors' shapes."""
     return _from_shapes(shapes, "encoder.conv_in", "post_quant_conv", "encoder.down_blocks", "conv2")
 
 
@@ -151,9 +152,10 @@ def _from_shapes(shapes: Mapping[str, Shape], first: str, latents: str, levels: 
 
 
 def original_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings of the original class -> fields of `WanConfig`.
+    """Return the fields of `WanConfig` in the settings of the original class.
 
-    The published file has none: a config.json with a class name, which may lie beside it, is that of the transformer.
+    The published file has no settings. If there is a config.json with a class name next to it, that is the
+    transformer's.
     """
     if "_class_name" in config:
         return {}
@@ -161,7 +163,7 @@ def original_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any
 
 
 def diffusers_from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """diffusers' config.json -> fields of `WanConfig`."""
+    """Return the fields of `WanConfig` in diffusers' config.json."""
     return _from_config(config, DIFFUSERS_FIELDS, DIFFUSERS_FIXED, where)
 
 
@@ -177,12 +179,12 @@ def _from_config(
 
 
 def original_to_config(cfg: WanConfig) -> dict[str, Any]:
-    """Arguments of the original class, and the statistics that its programs hold."""
+    """Return the arguments of the original class, and the statistics in its programs."""
     return hyperparameters.write(cfg, ORIGINAL_FIELDS, ORIGINAL_FIXED) | _statistics(cfg)
 
 
 def diffusers_to_config(cfg: WanConfig) -> dict[str, Any]:
-    """Content of diffusers' config.json."""
+    """Return the content of diffusers' config.json."""
     ratios = {"scale_factor_temporal": cfg.temporal_ratio, "scale_factor_spatial": cfg.spatial_ratio}
     values = hyperparameters.write(cfg, DIFFUSERS_FIELDS, DIFFUSERS_FIXED)
     return {"_class_name": CLASS_NAME} | values | ratios | _statistics(cfg)
@@ -192,5 +194,26 @@ def _statistics(cfg: WanConfig) -> dict[str, list[float]]:
     shift, scale = (
         values * (cfg.latent_channels // len(values)) for values in (cfg.normalisation.shift, cfg.normalisation.scale)
     )
-    # The deviation is published with few digits, and a reciprocal of its reciprocal may have more.
+    # Deviations are published with few digits, but the reciprocal of a reciprocal may have more.
     return {"latents_mean": list(shift), "latents_std": [float(f"{1 / value:.14g}") for value in scale]}
+
+
+FAMILY = Family(name="wan-vae", describe=lambda facts: "Wan 2.1 video autoencoder", autoencoder="wan")
+ORIGINAL = KeyLayout(
+    name="original",
+    title="Wan 2.1 and Cosmos-Predict2",
+    marks=("decoder.middle.0.residual.0.gamma",),
+    rules=original,
+    from_shapes=original_from_shapes,
+    from_config=original_from_config,
+    to_config=original_to_config,
+)
+DIFFUSERS = KeyLayout(
+    name="diffusers",
+    title=f"diffusers' {CLASS_NAME}",
+    marks=("decoder.mid_block.attentions.0.to_qkv.weight",),
+    rules=diffusers,
+    from_shapes=diffusers_from_shapes,
+    from_config=diffusers_from_config,
+    to_config=diffusers_to_config,
+)

@@ -1,13 +1,15 @@
-"""WorldPlay's published models: their tensors are named and shaped alike, but they are sampled differently."""
+"""WorldPlay's checkpoint family and published models, which share names and shapes but are sampled differently."""
 
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-#: Whose values stand wherever nothing else is said.
+from conversion.base import Family, Runs
+
+#: Recipe with the published values.
 RECIPE = "ar_mem.py:8b"
 _PUBLISHED = {"num_steps": 50, "shift": 5.0, "guidance": 6.0}
-#: `config.sample.rollout` of each.
+#: Values of `config.sample.rollout` by published model.
 VARIANTS: dict[str, dict[str, Any]] = {
     "ar": {"mode": "autoregressive", **_PUBLISHED},
     "rl": {"mode": "autoregressive", **_PUBLISHED},
@@ -19,13 +21,20 @@ _FOLDERS = {"ar_distilled_action_model": "distilled", "ar_rl_model": "rl", "bidi
 
 
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    """The published model that a path is, by the names of the download; the tensors tell only the base apart."""
+    """Return the published model of a path by the folder names of the download; only the base differs in tensors."""
     if facts.get("actions") is False:
         return "base"
     return next((variant for name, variant in _FOLDERS.items() if name in str(path.absolute())), "ar")
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """Fields of the model config, as far as known -> which network this is, in words."""
+    """Return a description of the network, given the known fields of its config."""
     name = "WorldPlay (HunyuanVideo-1.5 with actions and cameras)" if facts.get("actions") else "HunyuanVideo-1.5"
     return name + ("" if facts.get("glyph_dim", 0) is not None else ", without glyph input")
+
+
+FAMILY = Family(
+    name="worldplay",
+    describe=describe,
+    runs=Runs(system="worldplay", recipe=RECIPE, variants=VARIANTS, guess_variant=guess_variant),
+)

@@ -1,0 +1,105 @@
+"""Entries of the registry of checkpoint families: a family, its key layouts, and the runs that its weights become."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from conversion import sources
+from conversion.engine import Rule, Shape
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyLayout:
+    """One way in which the tensors of a family are named and laid out.
+
+    Attributes:
+      name: value of `--layout`.
+      title: the programs that use this layout, for messages.
+      marks: names of tensors that identify the layout: each file has at least one of them, other layouts have none.
+      rules: model config -> key table.
+      from_shapes: tensor shapes by name -> the fields of the model config that follow from them.
+      from_config: content of a downloaded config.json, its path for messages -> the fields that it sets. A `UserError`
+        lists the values that the network here does not support.
+      to_config: model config -> content of the config.json next to exported weights. A `UserError` says why a model
+        cannot be written in this layout.
+      limits: model config -> why the other program cannot load all of it or describe it; empty if it can.
+      prefixes: prefixes of the key table's names, and of EMA weights; files may also have neither.
+      ignored: names of tensors in a file that are not weights.
+      adapter_prefix: prefix of the names in a file of adapters (peft); None if the other program has no such file.
+      from_base: names of tensors in a base checkpoint -> {name in this layout: name there}; None if every checkpoint is
+        complete.
+      embedding: the tensor that may have more rows than the model; None without one.
+      rows: content of a config.json -> the model's rows of the embedding, or None if it does not say.
+      weights_name: name of the weights file in an exported folder.
+      carried: files next to the weights, such as those of a tokenizer, that import and export copy.
+      trained_config: paths of the parameters that a run trained -> additional entries of config.json if only those are
+        exported; None if the other program needs all weights.
+    """
+
+    name: str
+    title: str
+    marks: tuple[str, ...]
+    rules: Callable[[Any], Sequence[Rule]]
+    from_shapes: Callable[[Mapping[str, Shape]], dict[str, Any]]
+    from_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
+    to_config: Callable[[Any], dict[str, Any]]
+    limits: Callable[[Any], list[str]] = lambda model: []
+    prefixes: tuple[str, ...] = ()
+    ignored: re.Pattern[str] = re.compile(r"(?!)")
+    adapter_prefix: str | None = None
+    from_base: Callable[[Iterable[str]], dict[str, str]] | None = None
+    embedding: str | None = None
+    rows: Callable[[Mapping[str, Any] | None], int | None] = lambda config: None
+    weights_name: str = sources.WEIGHTS_NAME
+    carried: tuple[str, ...] = ()
+    trained_config: Callable[[Iterable[str]], dict[str, Any]] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runs:
+    """The conversion of a network's weights into a run of a system.
+
+    Attributes:
+      system: `config.system`.
+      recipe: file in configs/ and its variant, whose values apply unless a checkpoint or the user sets others.
+      variants: published model -> those values of `config.sample.rollout` that differ from the recipe's.
+      guess_variant: path of a checkpoint, fields that follow from its shapes -> the published model it may be.
+      recipes: recipes of published models that have their own.
+      fit: sets other values of a config that follow from its model.
+    """
+
+    system: str
+    recipe: str
+    variants: Mapping[str, Mapping[str, Any]]
+    guess_variant: Callable[[pathlib.Path, Mapping[str, Any]], str]
+    recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fit: Callable[[ml_collections.ConfigDict], None] = lambda config: None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """Checkpoints of one network in one or more layouts: the network of a system (`runs`) or an autoencoder.
+
+    Attributes:
+      name: value of `--family`.
+      describe: known fields of the model config -> a description of the network.
+      layouts: key layouts by name; the registry sets them.
+      runs: the runs that the weights become; None for autoencoders.
+      autoencoder: key of `jworld.models.autoencoders.files.NETWORKS`; None for the networks of systems.
+      beside: path of a checkpoint -> sentences about other contents of its folder.
+    """
+
+    name: str
+    describe: Callable[[Mapping[str, Any]], str]
+    layouts: Mapping[str, KeyLayout] = dataclasses.field(default_factory=dict)
+    runs: Runs | None = None
+    autoencoder: str | None = None
+    beside: Callable[[pathlib.Path], list[str]] = lambda path: []
+
+    def with_layouts(self, *layouts: KeyLayout) -> "Family":
+        """Return the family with these layouts."""
+        return dataclasses.replace(self, layouts={layout.name: layout for layout in layouts})
