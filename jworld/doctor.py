@@ -12,6 +12,7 @@ import pathlib
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,16 @@ import rich.console
 from jworld import systems
 from jworld.models.layers.attention import Request, backends
 from jworld.parallel import mesh
+from jworld.systems import recipes
 from jworld.systems.base import AnySystem, AttentionCall
-from jworld.utils import config as run_config
-from jworld.utils import errors, hardware
+from jworld.utils import arguments, errors, hardware
 
-_CONFIG = run_config.define_flag()
+DESCRIPTION = """Look at this machine before a run: devices, versions of libraries, and what usually goes wrong.
+
+With a recipe also: what its mesh makes of the devices, and which attention it will use and why. Nothing is written and
+nothing is trained. The exit code is 1 if something has to be mended."""
+
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 #: Plugins that bring an accelerator's compiler; each is present only with its extra.
 PLUGINS = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
@@ -34,13 +40,15 @@ TPU_DEVICES = (pathlib.Path("/dev/accel0"), pathlib.Path("/dev/vfio/0"))
 
 
 @errors.exit_on_user_error
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print what was found."""
-    argv = sys.argv if argv is None else argv
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    parser = arguments.Parser("python -m jworld.doctor", DESCRIPTION)
+    arguments.add_recipe(parser, required=False)
+    options = parser.parse(argv)
     config = None
-    if len(argv) > 1:
-        config = run_config.parse_flags(argv, _CONFIG, description=str(__doc__), names=("config",))
+    if options.config is not None or options.changes or options.list_keys:
+        config = recipes.from_options(options)
+    console = rich.console.Console(highlight=False, soft_wrap=True)
     _print(console, "versions", versions())
     _print(console, "devices", devices())
     problems = find_problems()

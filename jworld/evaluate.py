@@ -1,15 +1,14 @@
-"""python -m jworld.evaluate --checkpoint DIR: how good a trained model is on held-out data, beside simple baselines.
+"""python -m jworld.evaluate --checkpoint DIR: the quality of a trained model on held-out data.
 
 Prints a table and writes evaluation.json, evaluation.png and, of videos, evaluation_rollouts.png. What is measured is
 the choice of the checkpoint's system; the held-out loss is measured for all, unless a benchmark is named.
 python -m jworld.evaluate compare RESULT RESULT puts the accuracies of several evaluations side by side.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +23,8 @@ from jworld.data import pipeline
 from jworld.encoders import model_encoders
 from jworld.evaluation import accuracy, contact_sheets, results
 from jworld.parallel import startup
-from jworld.systems import runs
-from jworld.utils import compilation, errors, files
+from jworld.systems import recipes, runs
+from jworld.utils import arguments, compilation, errors, files
 from jworld.utils import config as run_config
 
 # The loss is noisy: this many batches, always the same ones with the same noise.
@@ -55,14 +54,16 @@ def evaluate(
     step: int | None = None,
     episodes_dir: str | None = None,
     records_dir: str | None = None,
+    changes: Mapping[str, str] | None = None,
     given: model_encoders.EncoderOverrides | None = None,
     console: rich.console.Console,
 ) -> dict[str, Any]:
-    """Measure, print and write; -> what evaluation.json holds.
+    """Measure, print and write; return what evaluation.json holds.
 
-    `episodes_dir` and `records_dir` replace the folders that the run's config names, `given` the places of encoders.
+    `changes` are new values for keys of the saved config, as text by dotted key. `episodes_dir` and `records_dir`
+    replace the folders that the config names, `given` the places of encoders.
     """
-    config = run_config.load(checkpoint)
+    config = recipes.change(run_config.load(checkpoint), changes or {})
     if episodes_dir is not None:
         config.data.recording.directory = episodes_dir
     if records_dir is not None:
@@ -130,7 +131,7 @@ def write(output: pathlib.Path, numbers: dict[str, Any], report: results.Report)
 
 
 def plot(report: results.Report) -> matplotlib.figure.Figure:
-    """The curves, and the bars beside them where there are any; or the accuracies."""
+    """Draw the curves, and the bars next to them if there are any, or the accuracies."""
     if report.scores:
         return accuracy.plot(report.scores, chance=report.chance)
     figure = matplotlib.figure.Figure(figsize=(9 if report.bars else 6, 4), layout="constrained")
@@ -148,10 +149,48 @@ def plot(report: results.Report) -> matplotlib.figure.Figure:
     return figure
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
-    return int(text)
+DESCRIPTION = """Measure a trained model on held-out episodes.
+
+Models that generate videos: PSNR of rollouts per chunk, compared with the repeated first frame and with left and right
+swapped; views that come back, with and without memory retrieval; and the held-out loss. Models that answer in text:
+accuracy on questions about held-out episodes, or on a benchmark.
+
+`compare RESULT RESULT ...` prints several evaluations side by side; see its own --help."""
+
+
+def make_parser() -> arguments.Parser:
+    """Return the parser of this command's options."""
+    parser = arguments.Parser("python -m jworld.evaluate", DESCRIPTION)
+    default = results.Options()
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="folder of a run, or of released weights")
+    add("--step", type=arguments.positive, help="training step of the checkpoint (default: the newest)")
+    add("--windows", type=arguments.positive, default=default.windows, help="rollouts along held-out episodes, at most")
+    add("--chunks", type=arguments.positive, default=default.chunks, help="chunks of each rollout")
+    add(
+        "--revisits",
+        type=arguments.positive,
+        help="scripted paths that turn away and back, for systems with memory on the embedded data "
+        f"(default: {results.REVISITS} if the system has such)",
+    )
+    add("--seed", type=int, default=default.seed, help="random seed for the noise")
+    add("--output", metavar="DIR", help="folder to write to (default: evaluation in the checkpoint's folder)")
+    add("--episodes", metavar="DIR", help="recorded episodes (default: those of the run's config)")
+    add("--records", metavar="DIR", help="records of the episodes (default: those of the run's config)")
+    arguments.add_changes(parser, default="as saved with the checkpoint")
+    add = parser.add_argument_group("models that answer in text").add_argument
+    add(
+        "--benchmark",
+        metavar="NAME",
+        help="questions, blink, spatial_rgpt or vsr (default: questions and loss)",
+    )
+    add("--data", metavar="PATH", help="files of the benchmark (default: none)")
+    add("--images", metavar="DIR", help="images of the benchmark, if they are separate files (default: none)")
+    add("--split", help="split of BLINK; the answers of test are not public (default: val)")
+    add("--limit", type=arguments.positive, help="largest number of questions, for BLINK per task (default: all)")
+    add("--batch", type=arguments.positive, help="questions that are answered at once (default: 16)")
+    model_encoders.add_arguments(parser, defaults=dict.fromkeys(model_encoders.FLAGS, "that of the records"))
+    return parser
 
 
 @errors.exit_on_user_error
@@ -160,66 +199,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv[:1] == ["compare"]:
         accuracy.main(argv[1:])
         return
-    parser = argparse.ArgumentParser(
-        prog="python -m jworld.evaluate",
-        description="Measure a trained model on held-out walks: PSNR of its rollouts per chunk beside the first frame "
-        "repeated and the same model with left and right swapped, views that come back with and without memory "
-        "retrieval, and the held-out loss. Models that answer in words: accuracy on questions about held-out walks, or "
-        "on a benchmark. `compare RESULT RESULT ...` puts several evaluations side by side.",
-    )
-    default = results.Options()
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder of a run, or of released weights")
-    parser.add_argument("--step", type=_positive, metavar="N", help="checkpoint to take; default: the newest")
-    parser.add_argument(
-        "--windows", type=_positive, default=default.windows, help="rollouts along recorded walks (default %(default)s)"
-    )
-    parser.add_argument(
-        "--chunks", type=_positive, default=default.chunks, help="chunks of each rollout (default %(default)s)"
-    )
-    parser.add_argument(
-        "--revisits",
-        type=_positive,
-        help="scripted walks that turn away and back; none on data of your own "
-        f"(default {results.REVISITS}, where the system has such)",
-    )
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the noise (default %(default)s)")
-    parser.add_argument("--output", metavar="DIR", help="folder to write to; default: evaluation/ in the checkpoint's")
-    parser.add_argument("--episodes", metavar="DIR", help="recorded episodes; default: those of the run's config")
-    parser.add_argument("--records", metavar="DIR", help="their records; default: those of the run's config")
-    parser.add_argument(
-        "--benchmark", metavar="NAME", help="of models that answer in words: questions, blink, spatial_rgpt or vsr"
-    )
-    parser.add_argument("--data", metavar="PATH", help="the benchmark's own files")
-    parser.add_argument("--images", metavar="DIR", help="its images, where they are files of their own")
-    parser.add_argument("--split", help="of BLINK (default val; the answers of test are hidden)")
-    parser.add_argument("--limit", type=_positive, help="questions at most, of BLINK per task (default all)")
-    parser.add_argument("--batch", type=_positive, help="questions that are asked at once (default 16)")
-    model_encoders.add_arguments(
-        parser, defaults=dict.fromkeys(model_encoders.FLAGS, "where it was when the records were made")
-    )
-    arguments = parser.parse_args(argv)
+    options = make_parser().parse(argv)
     startup.require_alone("python -m jworld.evaluate")
     compilation.use_cache()
-    checkpoint = pathlib.Path(arguments.checkpoint)
+    checkpoint = pathlib.Path(options.checkpoint)
     evaluate(
         checkpoint,
-        pathlib.Path(arguments.output) if arguments.output else checkpoint / "evaluation",
-        results.Options(
-            windows=arguments.windows,
-            chunks=arguments.chunks,
-            revisits=arguments.revisits,
-            seed=arguments.seed,
-            benchmark=arguments.benchmark,
-            data=arguments.data,
-            images=arguments.images,
-            split=arguments.split,
-            limit=arguments.limit,
-            batch=arguments.batch,
-        ),
-        step=arguments.step,
-        episodes_dir=arguments.episodes,
-        records_dir=arguments.records,
-        given=model_encoders.EncoderOverrides.from_arguments(arguments),
+        pathlib.Path(options.output) if options.output else checkpoint / "evaluation",
+        results.Options(**{field.name: getattr(options, field.name) for field in dataclasses.fields(results.Options)}),
+        step=options.step,
+        episodes_dir=options.episodes,
+        records_dir=options.records,
+        changes=options.changes,
+        given=model_encoders.EncoderOverrides.from_arguments(options),
         console=rich.console.Console(highlight=False, soft_wrap=True),
     )
 

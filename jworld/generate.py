@@ -1,19 +1,18 @@
 """python -m jworld.generate --checkpoint DIR --image first.png --prompt "..." --pose "w-3, right-4" --out out.mp4
 
-Rolls a trained model out from a first picture along a path of actions. Writes the video, what it was made with and how
-long that took (out.json), and with --sheet a picture of every chunk under its action (out.png). With --stream the video
-is a file that grows while it is made and can be watched meanwhile; no more than one chunk is in memory.
+Generates a video from a first image along a path of actions. Writes the video, what it was made with and how long that
+took (out.json), and with --sheet the images of every chunk under its action (out.png). With --stream the video is a
+file that grows while it is made and can be watched meanwhile; no more than one chunk is in memory.
 
 A model that answers in text, TheWorld, prints its answer to --prompt about --image as it comes.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,30 +29,32 @@ from jworld.encoders import model_encoders as encoders_lib
 from jworld.evaluation import contact_sheets, results
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
-from jworld.systems import generation, runs
+from jworld.systems import generation, recipes, runs
 from jworld.systems.base import TextSystem
-from jworld.utils import compilation, errors, files
+from jworld.utils import arguments, compilation, errors, files
 from jworld.utils import config as run_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to generate.
+    """A request for a video or an answer.
 
     Attributes:
       checkpoint: folder of a run, of released or of imported weights.
       step: the checkpoint of a run to take; None for the newest.
-      image: first picture, or a video whose last frames are continued; None for a model that needs none.
-      prompt: what the video shows.
-      pose: the actions of a model that is steered along a path; actions: those of one that is told control tokens;
-        None for a model without.
+      image: first image, or a video whose last frames are continued; None for a model that needs none.
+      prompt: caption of the video, or question.
+      pose: path, for a model that is steered along one.
+      actions: control tokens, for a model that is steered by them.
       windows: length of the video, for a model without actions.
-      seed: of the noise.
+      seed: random seed of the noise.
       encoders: folder with the encoders where the checkpoint's folder has none; None for its own.
       given: encoders by name, in place of those that a folder names.
-      settings: changes of the saved config, "key=value".
+      changes: new values for keys of the saved config, as text by dotted key.
       mesh: sizes of the mesh by axis.
-      out: the video to write; sheet: also write pictures of every chunk; stream: write frames as they are ready.
+      out: file to write.
+      sheet: also write the images of every chunk.
+      stream: write frames as they are ready.
     """
 
     checkpoint: pathlib.Path
@@ -67,7 +68,7 @@ class Request:
     step: int | None = None
     encoders: pathlib.Path | None = None
     given: encoders_lib.EncoderOverrides = dataclasses.field(default_factory=encoders_lib.EncoderOverrides)
-    settings: tuple[str, ...] = ()
+    changes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mesh: tuple[tuple[str, int], ...] = ()
     sheet: bool = False
     stream: bool = False
@@ -183,7 +184,7 @@ class TokenPrinter:
 
 @contextlib.contextmanager
 def frame_sink(request: Request, run: runs.Run, frames: list[np.ndarray]) -> Iterator[Callable[[np.ndarray], None]]:
-    """Where the frames of a chunk go when they are ready: into the video that grows, or behind `frames`."""
+    """Open the destination of the frames of a chunk: a video file that grows, or the list `frames`."""
     if not request.stream:
         yield frames.append
         return
@@ -196,7 +197,7 @@ def frame_sink(request: Request, run: runs.Run, frames: list[np.ndarray]) -> Ite
 
 
 def resolve(request: Request) -> ml_collections.ConfigDict:
-    """The saved config with every value that has a default written out, for one device or the mesh, and changed."""
+    """Return the saved config with all defaults written out, for one device or the mesh, and with the changes."""
     config = run_config.load(request.checkpoint)
     values = config.to_dict()
     for name, section in systems.create(config).sections().items():
@@ -205,25 +206,23 @@ def resolve(request: Request) -> ml_collections.ConfigDict:
             node = node.setdefault(key, {})
         node.update({key: _plain(value) for key, value in dataclasses.asdict(section).items()})
     values["mesh"] = dict.fromkeys(mesh_lib.AXIS_NAMES, 1) | dict(request.mesh)
-    for text in request.settings:
-        run_config.set_value(values, *run_config.parse_setting(text))
-    return ml_collections.ConfigDict(values).lock()
+    return recipes.change(ml_collections.ConfigDict(values), request.changes)
 
 
 def _plain(value: Any) -> Any:
-    """A dtype as its name, everything else as it is."""
+    """Return a dtype as its name, everything else as it is."""
     return value if isinstance(value, str | int | float | tuple | None) else jnp.dtype(value).name
 
 
 def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
-    """The mesh of the config on the first devices; the others stay idle."""
+    """Return the mesh of the config on the first devices; the others stay idle."""
     sizes = dict(config.mesh)
     count = int(np.prod(list(sizes.values())))
     return mesh_lib.make_mesh(**sizes, devices=jax.devices()[: count if count > 0 else None])
 
 
 def write(request: Request, rollout: results.Comparison | None, facts: dict[str, Any]) -> list[pathlib.Path]:
-    """Video, numbers and pictures, each complete or absent; -> their names. None: the video is there already."""
+    """Write video, numbers and images, each complete or absent; return their names. Without a rollout, only numbers."""
     out = request.out
     # The encoder chooses the format by the name's end.
     partial = out.with_name(f".{out.stem}.partial{out.suffix}")
@@ -248,86 +247,82 @@ def write(request: Request, rollout: results.Comparison | None, facts: dict[str,
 
 
 def parse_mesh(text: str) -> tuple[tuple[str, int], ...]:
-    """ "data=1,sequence=2" -> pairs of axis and size."""
+    """Parse "data=1,sequence=2" to pairs of axis and size."""
     pairs = [item.partition("=") for item in text.split(",")]
     for name, _, size in pairs:
         if name.strip() not in mesh_lib.AXIS_NAMES or not size.strip().isdecimal():
-            raise argparse.ArgumentTypeError(
-                f"{text!r}, expected axis=size with the axes {', '.join(mesh_lib.AXIS_NAMES)}, such as sequence=2"
-            )
+            raise ValueError(text)
     return tuple((name.strip(), int(size)) for name, _, size in pairs)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> Request:
-    parser = argparse.ArgumentParser(
-        prog="python -m jworld.generate",
-        description="Roll a trained model out: a first picture, a caption and, where the model takes one, a path in, a "
-        "video out. Or ask a model that answers in text (TheWorld): a picture and a question in, its answer printed as "
-        "it comes.",
-        epilog="How a path is written is the choice of the model's system. For WorldPlay 'w-3, right-4' walks 3 "
-        "latents forward and turns right for 4 (a latent is 4 frames): w, s, a, d walk, right, left, up, down turn, "
-        "and keys held together are joined as in w+right-4. With the first picture, which is a latent of its own, "
-        "the latents must fill whole chunks. The Matrix reads --actions 'D*3,DR*2,N': a control token for every latent "
-        "frame, with repeats: D drives, B goes back, N stays, each with L or R for a turn (D, DL, DR, B, BL, BR, N, "
-        "NL, NR).",
-    )
+DESCRIPTION = """Generate a video with a trained model, from an image, a caption and, where the model takes one, a path.
+
+A model that answers in text prints its answer to --prompt about --image, token by token."""
+EPILOG = """The model's system defines how a path is written.
+
+--pose 'w-3, right-4' moves 3 latents forward and turns right for 4 (a latent is 4 frames): w, s, a and d move; right,
+left, up and down turn; keys held together are joined as in w+right-4. The first image is a latent of its own, and all
+latents together must fill whole chunks.
+
+--actions 'D*3,DR*2,N' gives a control token for every latent frame, with repeats: D drives, B reverses, N stays, each
+also with L or R for a turn (D, DL, DR, B, BL, BR, N, NL, NR)."""
+
+
+def make_parser() -> arguments.Parser:
+    """Return the parser of this command's options."""
+    parser = arguments.Parser("python -m jworld.generate", DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add("--checkpoint", required=True, type=pathlib.Path, metavar="DIR", help="a run's folder, or one with weights")
+    add("--checkpoint", required=True, type=pathlib.Path, metavar="DIR", help="folder of a run, or one with weights")
     add(
         "--image",
         type=pathlib.Path,
         metavar="FILE",
-        help="first picture; its middle is taken. For a model that continues videos also an .mp4, of its last frames; "
-        "none for a model that makes clips of a caption alone",
+        help="first image, whose middle is taken; models that continue videos also take an .mp4 and continue its last "
+        "frames (default: none, for models that need a caption only)",
     )
-    add("--prompt", default="", help="caption of the video, or the question (default: none)")
-    add("--pose", help="path, such as a pose string or a JSON file of poses: see below; for models with actions")
-    add("--actions", metavar="TOKENS", help="control tokens such as 'D*3,DR*2,N': see below; for models told by them")
-    add("--windows", type=int, metavar="N", help="windows of a model without actions (default: one)")
+    add("--prompt", default="", help="caption of the video, or the question")
+    add("--pose", metavar="PATH", help="pose string or JSON file of poses, see below (default: none)")
+    add("--actions", metavar="TOKENS", help="control tokens, see below (default: none)")
+    add("--windows", type=arguments.positive, help="windows of a model without actions (default: 1)")
     add(
         "--out",
         type=pathlib.Path,
         default=Request.out,
-        metavar="FILE.mp4",
-        help="the video; FILE.json tells how it was made. Of a model that answers in text FILE.json, if any",
+        metavar="FILE",
+        help="video to write, FILE.mp4; FILE.json records how it was made. For a model that answers in text, FILE.json "
+        "(required for videos)",
     )
-    add("--sheet", action="store_true", help="also write FILE.png: every chunk's pictures under its action")
+    add("--sheet", action="store_true", help="also write FILE.png: the images of every chunk under its action")
     add(
         "--stream",
         action="store_true",
-        help="write frames as they are ready: FILE.mp4 can be watched while it grows, of any length in constant memory",
+        help="write frames as soon as they are ready, in constant memory; FILE.mp4 can be watched while it grows",
     )
-    add("--seed", type=int, default=Request.seed, help="of the noise (default %(default)s)")
-    add("--step", type=int, metavar="N", help="checkpoint to take (default: the newest)")
+    add("--seed", type=int, default=Request.seed, help="random seed for the noise")
+    add("--step", type=arguments.positive, help="training step of the checkpoint (default: the newest)")
     add(
         "--encoders",
         type=pathlib.Path,
         metavar="DIR",
-        help="folder of records whose autoencoder and encoders the model knows (default: those in the checkpoint's)",
+        help="folder of records with the model's autoencoder and encoders (default: those of the checkpoint)",
     )
     add(
         "--mesh",
-        type=parse_mesh,
+        type=arguments.checked("AXIS=INT,...", f"axis=size with axes {', '.join(mesh_lib.AXIS_NAMES)}", parse_mesh),
         default=(),
-        metavar="AXIS=N,...",
-        help="devices: sequence=2 splits every video over two, fsdp=2 the weights alone (default: one device)",
+        help="devices: sequence=2 splits a video over two, fsdp=2 only the weights (default: one device)",
     )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        dest="settings",
-        metavar="KEY=VALUE",
-        help="another value for a key of the checkpoint's config, such as sample.rollout.num_steps=4 or "
-        "model.dtype=bfloat16; may be given several times",
-    )
-    encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "as the folder of --encoders says"))
-    arguments = parser.parse_args(argv)
-    names = {field.name for field in dataclasses.fields(Request)} - {"given", "settings"}
+    arguments.add_changes(parser, default="as saved with the checkpoint", alias=True)
+    encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "that of --encoders"))
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Request:
+    options = make_parser().parse(argv)
+    names = {field.name for field in dataclasses.fields(Request)} - {"given"}
     return Request(
-        **{name: getattr(arguments, name) for name in names},
-        given=encoders_lib.EncoderOverrides.from_arguments(arguments),
-        settings=tuple(arguments.settings),
+        **{name: getattr(options, name) for name in names},
+        given=encoders_lib.EncoderOverrides.from_arguments(options),
     )
 
 

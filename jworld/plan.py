@@ -1,45 +1,42 @@
 """python -m jworld.plan --config=configs/ar_mem.py:8b --topology=v5p-128
 
-Tells what a recipe costs on a topology before anyone rents it: memory per chip, arithmetic, what the chips send to
-each other, and the time that a step takes at least. The train step is compiled for real, but no accelerator is needed
-and nothing is allocated. For a TPU topology this takes minutes, and the package libtpu (extra `tpu`).
+Estimates what a recipe costs on a topology before it is rented: memory per chip, arithmetic, communication between
+chips, and a lower bound on the time of a step. The train step is compiled for real, but no accelerator is needed and
+nothing is allocated. For a TPU topology this takes minutes, and the package libtpu (extra `tpu`).
 """
 
-import sys
+import argparse
+import pathlib
+from collections.abc import Sequence
 
 import ml_collections
 import rich.console
 import rich.progress
-from absl import flags
 
 from jworld.planning import launch, recommendations, search, tables, topologies
 from jworld.planning.plans import Plan
-from jworld.utils import config as run_config
-from jworld.utils import errors, files
+from jworld.systems import recipes
+from jworld.utils import arguments, errors, files
 
-_CONFIG = run_config.define_flag()
-_TOPOLOGY = flags.DEFINE_string("topology", "", f"What to plan for (required): {topologies.KNOWN}.")
-_SEARCH = flags.DEFINE_bool("search", False, "Try other meshes, accumulation and remat policies, and print the best.")
-_TRIES = flags.DEFINE_integer("tries", 8, "Compilations of a search, at most (default 8).", lower_bound=1)
-_JSON = flags.DEFINE_string("json", "", "Also write all numbers to this file.")
+DESCRIPTION = """Estimate what a recipe costs on a topology: memory per chip, arithmetic, communication between chips,
+and a lower bound on the time of a step.
+
+The train step is compiled for real, without an accelerator and without allocating anything. For a TPU topology this
+takes minutes and needs the package libtpu (extra tpu)."""
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
 
 @errors.exit_on_user_error
-def main(argv: list[str] | None = None) -> None:
-    config = run_config.parse_flags(
-        sys.argv if argv is None else argv,
-        _CONFIG,
-        description=str(__doc__),
-        names=("config", "topology", "search", "tries", "json"),
-    )
-    if not _TOPOLOGY.value:
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse_arguments(argv)
+    config = recipes.from_options(options)
+    if options.topology is None:
         raise errors.UserError(f"--topology is missing: name what to plan for; examples: {topologies.KNOWN}")
-    topology = topologies.parse(_TOPOLOGY.value)
+    topology = topologies.parse(options.topology)
     topologies.check_tools(topology)
-    if _SEARCH.value:
-        found = search_plans(config, topology)
+    if options.search:
+        found = search_plans(config, topology, tries=options.tries)
         tables.print_search(console, found)
         answer = [{"changes": entry.changes, **entry.plan.to_json()} for entry in found]
         best = found[0]
@@ -49,9 +46,20 @@ def main(argv: list[str] | None = None) -> None:
         tables.print_plan(console, plan)
         answer = [plan.to_json() | {"advice": recommendations.advise(config, plan)}]
         tables.print_advice(console, plan, recommendations.advise(config, plan))
-    if _JSON.value:
-        files.write_json(_JSON.value, answer if _SEARCH.value else answer[0])
-        console.print(f"all numbers are in {_JSON.value}")
+    if options.json is not None:
+        files.write_json(options.json, answer if options.search else answer[0])
+        console.print(f"all numbers are in {options.json}")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = arguments.Parser("python -m jworld.plan", DESCRIPTION)
+    arguments.add_recipe(parser)
+    add = parser.add_argument
+    add("--topology", metavar="NAME", help=f"what to plan for: {topologies.KNOWN} (required)")
+    add("--search", action="store_true", help="try other meshes, accumulation and remat policies, and print the best")
+    add("--tries", type=arguments.positive, default=8, help="largest number of compilations of a search")
+    add("--json", type=pathlib.Path, metavar="FILE", help="also write all numbers to this file (default: none)")
+    return parser.parse(argv)
 
 
 def one_plan(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Plan:
@@ -60,14 +68,14 @@ def one_plan(config: ml_collections.ConfigDict, topology: topologies.Topology) -
         return launch.run(config, topology)
 
 
-def search_plans(config: ml_collections.ConfigDict, topology: topologies.Topology) -> list[search.Found]:
+def search_plans(config: ml_collections.ConfigDict, topology: topologies.Topology, *, tries: int) -> list[search.Found]:
     """The plans of a search, best first.
 
     Raises:
       UserError: there is no mesh that the config fits.
     """
     with _progress() as bar:
-        task = bar.add_task("searching", total=_TRIES.value)
+        task = bar.add_task("searching", total=tries)
 
         def run(changed: ml_collections.ConfigDict, on: topologies.Topology) -> Plan:
             plan = launch.run(changed, on)
@@ -75,7 +83,7 @@ def search_plans(config: ml_collections.ConfigDict, topology: topologies.Topolog
             return plan
 
         found = search.search(
-            config, topology, run, tries=_TRIES.value, report=lambda text: bar.update(task, description=text)
+            config, topology, run, tries=tries, report=lambda text: bar.update(task, description=text)
         )
     if not found:
         raise errors.UserError(

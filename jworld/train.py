@@ -11,98 +11,78 @@ from collections.abc import Callable, Sequence
 
 import jax
 import rich.console
-from absl import flags
-from ml_collections import config_flags
 
 from jworld import systems
 from jworld.data import pipeline, records
 from jworld.evaluation import samples
 from jworld.parallel import axes, startup
-from jworld.systems import runs, training_job
+from jworld.systems import recipes, runs, training_job
 from jworld.systems.training_job import TrainingJob
 from jworld.training import checkpoints, hub, metrics, preemption, profiling, rates, step, watchdog
 from jworld.training import state as train_state
-from jworld.utils import compilation, errors, hardware
+from jworld.utils import arguments, compilation, errors, hardware
 from jworld.utils import config as run_config
 
-_CONFIG = run_config.define_flag()
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Folder of the run; default runs/<recipe>-<variant>. The same command again resumes the run in it."
-)
-_OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Delete the files of an earlier run in the workdir and start from step 0."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    None,
-    "Address (host:port) of process 0 in a multi-process run; detected automatically on TPU pods, GKE and SLURM.",
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num-processes", None, "Number of processes of a multi-process run; detected automatically in the same places."
-)
-_PROCESS_ID = flags.DEFINE_integer(
-    "process-id",
-    None,
-    "Rank of this process in a multi-process run, from 0; detected automatically in the same places.",
-)
-_DRY_RUN = flags.DEFINE_bool(
-    "dry-run", False, "Build everything abstractly, print parameters, batch and mesh, and stop."
-)
-_FROM_JSON = flags.DEFINE_string(
-    "from-json", "", "Print the recipe for a JSON training config of an original system, and stop."
-)
-_PROFILE = flags.DEFINE_string(
-    "profile", "", "Steps to trace, first:last, such as 10:15; the trace goes to <workdir>/profile for XProf."
-)
-_CACHE = flags.DEFINE_string(
-    "compilation-cache",
-    "",
-    "Folder of compiled programs, or off; default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/jworld/compilation.",
-)
+DESCRIPTION = """Train a model as a recipe describes, or resume the run in its folder.
+
+Makes the recipe's embedded data if absent, trains, and samples the trained model at the end. The same command again
+resumes an interrupted run."""
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
 
 @errors.exit_on_user_error
-def main(argv: list[str] | None = None) -> None:
-    arguments = sys.argv if argv is None else argv
-    if path := json_config(arguments):
-        print(systems.recipe_from_json(pathlib.Path(path)), end="")
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse_arguments(argv)
+    if options.from_json is not None:
+        print(systems.recipe_from_json(options.from_json), end="")
         return
-    config = run_config.parse_flags(
-        arguments,
-        _CONFIG,
-        description=str(__doc__),
-        names=(
-            "config",
-            "workdir",
-            "overwrite",
-            "dry-run",
-            "from-json",
-            "profile",
-            "compilation-cache",
-            "coordinator",
-            "num-processes",
-            "process-id",
-        ),
-    )
-    compilation.use_cache(_CACHE.value)
     # Mistakes in the config are reported before any device is touched.
-    job = TrainingJob.from_config(config, local_folder("--workdir", _WORKDIR.value or _default_workdir()))
-    profiling.parse_steps(_PROFILE.value)
-    if _DRY_RUN.value:
+    config = recipes.from_options(options)
+    compilation.use_cache(options.compilation_cache)
+    workdir = local_folder("--workdir", options.workdir or default_workdir(options.config))
+    job = TrainingJob.from_config(config, workdir, profile=profiling.parse_steps(options.profile))
+    if options.dry_run:
         console.print(training_job.describe(job))
         console.print("dry run: nothing was written; leave --dry-run out to train")
         return
-    with startup.processes(startup.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)):
-        run(job, overwrite=_OVERWRITE.value)
+    with startup.processes(startup.find(options.coordinator, options.num_processes, options.process_id)):
+        run(job, overwrite=options.overwrite)
 
 
-def json_config(arguments: Sequence[str]) -> str | None:
-    """Return the value of --from-json, which replaces --config."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--from-json")
-    return parser.parse_known_args(arguments[1:])[0].from_json
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = arguments.Parser("python -m jworld.train", DESCRIPTION)
+    arguments.add_recipe(parser)
+    add = parser.add_argument
+    add("--workdir", metavar="DIR", help="folder of the run (default: runs/RECIPE-VARIANT)")
+    add(
+        "--overwrite", action="store_true", help="delete the files of an earlier run in the workdir and start at step 0"
+    )
+    add("--dry-run", action="store_true", help="print parameters, batch and mesh without data and weights, and exit")
+    add(
+        "--from-json",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="print the recipe for a JSON training config of an original system, and exit (default: none)",
+    )
+    add(
+        "--profile",
+        default="",
+        metavar="FIRST:LAST",
+        help="steps to trace, such as 10:15; the trace is written to DIR/profile for XProf",
+    )
+    add(
+        "--compilation-cache",
+        default="",
+        metavar="DIR",
+        help="folder of compiled programs, or off (default: JAX_COMPILATION_CACHE_DIR or ~/.cache/jworld/compilation)",
+    )
+    group = parser.add_argument_group("multi-process runs").add_argument
+    detected = "detected on TPU pods, GKE and SLURM"
+    group("--coordinator", metavar="HOST:PORT", help=f"address of process 0 (default: {detected})")
+    group("--num-processes", type=int, help=f"number of processes (default: {detected})")
+    group("--process-id", type=int, help=f"rank of this process, from 0 (default: {detected})")
+    return parser.parse(argv)
 
 
 def local_folder(flag: str, name: str) -> pathlib.Path:
@@ -114,8 +94,9 @@ def local_folder(flag: str, name: str) -> pathlib.Path:
     return pathlib.Path(name)
 
 
-def _default_workdir() -> str:
-    recipe, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+def default_workdir(config: str) -> str:
+    """Return the folder of a run of "path/recipe.py:variant"."""
+    recipe, _, variant = config.partition(":")
     return f"runs/{pathlib.Path(recipe).stem}" + (f"-{variant}" if variant else "")
 
 
@@ -216,7 +197,7 @@ def open_log(job: TrainingJob, state: train_state.TrainState, *, on_step: Callab
         log=job.log,
         work=work,
         skip_limit=job.optimizer.config.skip_limit,
-        profile=profiling.parse_steps(_PROFILE.value),
+        profile=job.profile,
         on_step=on_step,
         config=job.config.to_dict(),
         console=console,

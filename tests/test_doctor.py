@@ -3,7 +3,6 @@
 import pathlib
 
 import pytest
-from absl import flags
 
 from jworld import doctor
 from jworld.utils import config as run_config
@@ -16,8 +15,7 @@ def load(variant: str = "") -> run_config.ml_collections.ConfigDict:
 
 
 def test_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
-    flags.FLAGS.unparse_flags()
-    doctor.main(["doctor"])
+    doctor.main([])
     out = capsys.readouterr().out
     assert "8 x cpu" in out
     assert "flax" in out
@@ -26,9 +24,9 @@ def test_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        doctor.main(["doctor", "--help"])
+        doctor.main(["--help"])
     assert ended.value.code == 0
-    assert "--config: Recipe" in capsys.readouterr().out
+    assert "--config RECIPE" in capsys.readouterr().out
 
 
 def test_a_recipe_on_this_machine() -> None:
@@ -61,7 +59,7 @@ def test_a_gpu_that_jax_does_not_see(
     driver.write_text("NVRM version: 570\n")
     monkeypatch.setattr(doctor, "DRIVER", driver)
     with pytest.raises(SystemExit) as ended:
-        doctor.main(["doctor"])
+        doctor.main([])
     assert ended.value.code == 1
     assert "there is an NVIDIA driver, but JAX runs on the CPU: install the GPU packages" in capsys.readouterr().out
 

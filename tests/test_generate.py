@@ -56,7 +56,7 @@ def test_video_pictures_and_numbers(
 ) -> None:
     folder = tmp_path / "new"
     began = time.time()
-    video = make(run, image, folder, "--sheet", "--seed", "7", "--set", "sample.rollout.num_steps=3")
+    video = make(run, image, folder, "--sheet", "--seed", "7", "--config.sample.rollout.num_steps=3")
     assert video.shape == (29, 24, 32, 3)
     assert sorted(path.name for path in folder.iterdir()) == ["out.json", "out.mp4", "out.png"]
     with PIL.Image.open(folder / "out.png") as sheet:
@@ -171,14 +171,21 @@ def test_encoders_may_lie_elsewhere(
             "--pose w-4 has 5 latents (the first frame is one), and 4 are made together: add 3 latents",
         ),
         (("--pose", "no.json"), "no.json cannot be read"),
-        (("--set", "sample.rollout.num_steps=four"), "found 'four', expected a whole number (it is 2 now)"),
-        (("--set", "sample.rollout.num_step=4"), "no key sample.rollout.num_step; did you mean 'num_steps'?"),
-        (("--set", "sampel.rollout=4"), "config has no key sampel; did you mean 'sample'?"),
-        (("--set", "sample.rollout=4"), "this is a section with the keys"),
-        (("--set", "sample.rollout.num_steps"), "expected key=value"),
-        (("--set", "sample.rollout.num_steps=0"), "num_steps is 0, must be at least 1"),
-        (("--set", "sample.rollout.mode=both"), "config.sample.rollout.mode: found 'both'"),
-        (("--set", "model.mlp_ratio=2.0"), "holds another model"),
+        (("--set", "sample.rollout.num_steps=four"), "expected an integer, got 'four' (it is 2)"),
+        (
+            ("--set", "sample.rollout.num_step=4"),
+            "config.sample.rollout.num_step: this config has no such key; did",
+        ),
+        (("--set", "sampel.rollout=4"), "config.sampel: this config has no such key; did you mean 'sample'?"),
+        (("--config.sample.rollout=4",), "config.sample.rollout is a section with the keys"),
+        (("--set", "sample.rollout.num_steps"), "expected KEY=VALUE"),
+        (("--config.sample.rollout.num_steps",), "--config.sample.rollout.num_steps: the value is missing"),
+        (("--config.sample.rollout.num_steps=0",), "num_steps is 0, must be at least 1"),
+        (
+            ("--set", "sample.rollout.mode=both"),
+            "mode: expected one of 'autoregressive', 'bidirectional', got 'both'",
+        ),
+        (("--config.model.mlp_ratio=2.0",), "holds another model"),
         (("--mesh", "sequence=3"), "the mesh has sequence=3, which does not divide"),
         (("--mesh", "fsdp=64"), "config.mesh is data=1, fsdp=64, sequence=1 = 64 devices"),
         (("--actions", "D*3"), "--actions D*3: this model reads --pose"),

@@ -86,24 +86,24 @@ class EncoderOverrides:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, defaults: Mapping[str, str]) -> None:
-    """The options that name encoders; `defaults` says by option what is used without it."""
+    """Add the options that name encoders; `defaults` holds what each is by default."""
     text, image = ", ".join(registry.TEXT_KINDS), ", ".join(registry.IMAGE_KINDS)
     helps = {
         "--autoencoder": ("PATH", "an autoencoder's file, or folder with autoencoder.safetensors"),
         TEXT.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {text}; or stored:FILE"),
-        GLYPH.flag: ("SPEC", "byt5-glyph:FOLDER, for the text that a picture shows; or none"),
+        GLYPH.flag: ("SPEC", "byt5-glyph:FOLDER, for text that is visible in the video; or none"),
         IMAGE.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {image}"),
     }
     group = parser.add_argument_group("encoders")
     for flag, (metavar, words) in helps.items():
         group.add_argument(flag, metavar=metavar, help=f"{words} (default: {defaults[flag]})")
     group.add_argument(
-        "--encoder-device", metavar="DEVICE", help="of text and image encoders (default: cuda where there is one)"
+        "--encoder-device", metavar="DEVICE", help="device of text and image encoders (default: cuda if there is one)"
     )
     group.add_argument(
         "--encoder-dtype",
         choices=torch_models.DTYPES,
-        help="of text and image encoders (default: what the published systems run them in)",
+        help="dtype of text and image encoders (default: as in the published system)",
     )
 
 

@@ -5,17 +5,13 @@ import dataclasses
 import difflib
 import json
 import pathlib
-import re
 import runpy
-import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from jworld.utils import errors, files, resources
 
@@ -46,35 +42,6 @@ RENAMED: dict[str, str] = {
 Section = TypeVar("Section")
 
 
-def define_flag() -> Any:
-    """The `--config=configs/recipe.py:variant` flag, with `--config.a.b=value` overrides; one for all commands."""
-    if "config" in flags.FLAGS:
-        return flags.FlagHolder(flags.FLAGS, flags.FLAGS["config"])
-    return config_flags.DEFINE_config_file(
-        "config", None, "Recipe: configs/<name>.py, or configs/<name>.py:<variant>; override with --config.a.b=value."
-    )
-
-
-def parse_flags(argv: Sequence[str], flag: Any, *, description: str, names: Sequence[str]) -> ml_collections.ConfigDict:
-    """Parse the command line; a wrong key, value or file is a `UserError`. --help prints the flags `names` and ends."""
-    if {"--help", "-help", "-h"} & set(argv[1:]):
-        print(description.strip() + "\n")
-        for name in names:
-            print(f"  --{name}: {flags.FLAGS[name].help}")
-        sys.exit(0)
-    _check_overrides(argv)
-    try:
-        rest = flags.FLAGS(list(argv))
-    except (flags.Error, TypeError, ValueError) as error:
-        raise errors.UserError(f"command line: {' '.join(str(error).split())} (see --help)") from error
-    if rest[1:]:
-        raise errors.UserError(f"command line: {rest[1]!r} is no flag: write --name=value (see --help)")
-    if flag.value is None:
-        raise errors.UserError("--config is missing: name a recipe, for example --config=configs/ar_mem.py")
-    check_sections(flag.value)
-    return flag.value
-
-
 def load_recipe(name: str) -> ml_collections.ConfigDict:
     """Return the config of `path/to/recipe.py` or `path/to/recipe.py:variant`.
 
@@ -99,27 +66,8 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
         raise errors.UserError(f"--config={name}: {error}") from error
 
 
-def _check_overrides(argv: Sequence[str]) -> None:
-    """Name a wrong recipe or key before the flag library does, in words that help."""
-    arguments = [re.sub("^--?", "", argument) for argument in argv[1:] if argument.startswith("-")]
-    names = [argument.partition("=")[2] for argument in arguments if argument.startswith("config=")]
-    if not names:
-        return
-    config = load_recipe(names[-1])
-    for argument in arguments:
-        if not argument.startswith("config."):
-            continue
-        node, passed = config, "config"
-        for key in argument.partition("=")[0].split(".")[1:]:
-            keys = list(node) if isinstance(node, ml_collections.ConfigDict) else []
-            if key not in keys:
-                near = difflib.get_close_matches(key, keys, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(keys) or 'none'}"
-                raise errors.UserError(f"{passed}.{key}: this recipe has no such key; {hint}")
-            node, passed = node[key], f"{passed}.{key}"
-
-
 def check_sections(config: ml_collections.ConfigDict) -> None:
+    """Raise a `UserError` if the top level of a config is not that of `SECTIONS`."""
     missing, unknown = [s for s in SECTIONS if s not in config], [s for s in config if s not in SECTIONS]
     if missing or unknown:
         raise errors.UserError(f"config: missing sections {missing}, unknown sections {unknown}, expected {SECTIONS}")

@@ -61,5 +61,5 @@ def test_help_describes_the_command() -> None:
         [sys.executable, "-m", "jworld.plan", "--help"], capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0
-    for word in ("before anyone rents it", "--topology", "v5p-128", "--search", "--json"):
+    for word in ("a lower bound on the time of a step", "--topology", "v5p-128", "--search", "--json"):
         assert word in result.stdout

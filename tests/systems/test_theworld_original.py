@@ -57,7 +57,7 @@ def test_a_printed_recipe_trains_as_the_original(tmp_path: pathlib.Path, capsys:
         hub_model_id="me/model",
         do_eval=True,
     )
-    train.main(["train", "--from-json", str(path)])
+    train.main(["--from-json", str(path)])
     printed = capsys.readouterr().out
     for note in ("do_eval = True: python -m jworld.evaluate", "wandb_project = 'mine'", "multiply it by theirs"):
         assert note in printed
