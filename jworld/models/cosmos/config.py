@@ -3,14 +3,11 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-
-from jworld.models.layers.attention import Implementation, check_implementation
-from jworld.models.layers.stack import REMAT_POLICIES
+from jworld.models.layers.config import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CosmosConfig:
+class CosmosConfig(TransformerConfig):
     """Hyper-parameters, by default of the published Video2World transformer of 2B parameters.
 
     Source: cosmos-predict2, `configs/base/config_video2world.py` and the classes `MiniTrainDIT`, `MinimalV1LVGDiT`,
@@ -19,7 +16,6 @@ class CosmosConfig:
     Attributes:
       channels: latent channels C of the video.
       patch_size: latent pixels (time, height, width) per token; time must be 1.
-      width: model width D.
       text_dim: width of the text encoder's states.
       text_width: width of cross-attention's context; if it differs from `text_dim`, a layer with GELU comes between.
       modulation_rank: inner width of the modulations (AdaLN-LoRA), which then share one more term made from the time;
@@ -34,9 +30,6 @@ class CosmosConfig:
       views: cameras with an embedding, or None for one camera without.
       view_dim: width of that embedding, which is concatenated to the input.
       view_frames: latent frames of one view.
-      dtype: activations and matrix products; norms, softmax, rotary tables, time and modulation stay float32.
-      remat: activations stored for the backward pass, a key of `REMAT_POLICIES`.
-      attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 
     channels: int = 16
@@ -58,14 +51,6 @@ class CosmosConfig:
     views: int | None = None
     view_dim: int = 7
     view_frames: int = 8
-    dtype: Any = jnp.bfloat16
-    param_dtype: Any = jnp.float32
-    remat: str = "attention"
-    attention: Implementation = "auto"
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.num_heads
 
     @property
     def rope_dims(self) -> tuple[int, int, int]:
@@ -85,8 +70,7 @@ class CosmosConfig:
         return time, height, width
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        super().__post_init__()
         if self.head_dim % 2 or self.head_dim < 12:
             raise ValueError(f"head size {self.head_dim} must be even and at least 12 for three rotary axes")
         if self.patch_size[0] != 1:
@@ -95,9 +79,6 @@ class CosmosConfig:
             raise ValueError(f"rope_scale {self.rope_scale} must be above 0")
         if self.action_dim is not None and self.modulation_rank is None:
             raise ValueError("action_dim needs a modulation_rank: actions add to the modulations' common term")
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")
-        check_implementation(self.attention)
 
 
 #: Sizes of the published Video2World models, by name.

@@ -2,19 +2,16 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
-import jax.numpy as jnp
-
-from jworld.models.layers.attention import Implementation, check_implementation
-from jworld.models.layers.stack import REMAT_POLICIES
+from jworld.models.layers.config import ComputeConfig
 
 #: Attention of a layer: to all earlier tokens, or to those of a window.
 Kind = Literal["sliding", "full"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gemma3Config:
+class Gemma3Config(ComputeConfig):
     """Hyper-parameters, by default of Gemma-3-4b-it.
 
     Source: the Gemma 3 report, https://arxiv.org/abs/2503.19786, and transformers 4.56 `models/gemma3`.
@@ -34,9 +31,6 @@ class Gemma3Config:
       image_tokens: tokens of one image, a square number.
       vision_width, vision_mlp_width, vision_layers, vision_heads: sizes of the vision tower.
       image_size, patch_size: side of an image and of a patch, in pixels.
-      dtype: activations and matrix products; norms, softmax, rotary tables and the loss stay float32.
-      remat: activations stored for the backward pass, a key of `REMAT_POLICIES`.
-      attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 
     vocabulary: int = 262208
@@ -63,10 +57,6 @@ class Gemma3Config:
     image_size: int = 896
     patch_size: int = 14
     vision_eps: float = 1e-6
-    dtype: Any = jnp.bfloat16
-    param_dtype: Any = jnp.float32
-    remat: str = "attention"
-    attention: Implementation = "auto"
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -84,6 +74,7 @@ class Gemma3Config:
         return self.patches // math.isqrt(self.image_tokens)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_heads % self.num_key_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_key_heads {self.num_key_heads}")
         if self.head_dim % 2:
@@ -100,6 +91,3 @@ class Gemma3Config:
                 f"image_tokens {self.image_tokens} must be a square whose side divides the {self.patches} patches of "
                 f"{self.patch_size} pixels along an image of {self.image_size}"
             )
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")
-        check_implementation(self.attention)

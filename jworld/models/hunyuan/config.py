@@ -1,16 +1,12 @@
 """Hyper-parameters of the HunyuanVideo-1.5 transformer, checked at initialization."""
 
 import dataclasses
-from typing import Any
 
-import jax.numpy as jnp
-
-from jworld.models.layers.attention import Implementation, check_implementation
-from jworld.models.layers.stack import REMAT_POLICIES
+from jworld.models.layers.config import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HunyuanConfig:
+class HunyuanConfig(TransformerConfig):
     """Hyper-parameters, by default of the published transformer: 8.33B parameters, 8.56B with actions and cameras.
 
     Source: the configuration of the published checkpoints, HY-WorldPlay and HunyuanVideo-1.5.
@@ -18,14 +14,10 @@ class HunyuanConfig:
     Attributes:
       channels: latent channels C of the video; the input has 2C + 1 (noisy, condition, mask).
       patch_size: latent pixels (time, height, width) per token; time must be 1.
-      width: model width D.
       rope_dims: channels of a head that encode time, height and width; they sum to the head size.
       text_dim, glyph_dim, vision_dim: widths of the conditioning encoders; glyph_dim None omits the glyph input.
       glyph_hidden, glyph_out: widths inside the glyph projection.
       actions: WorldPlay's action embedding and camera attention; False is the plain HunyuanVideo-1.5.
-      dtype: activations and matrix products; norms, softmax, rotary tables and modulation stay float32.
-      remat: activations stored for the backward pass, a key of `REMAT_POLICIES`.
-      attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 
     channels: int = 32
@@ -43,24 +35,12 @@ class HunyuanConfig:
     glyph_out: int = 2048
     vision_dim: int = 1152
     actions: bool = True
-    dtype: Any = jnp.bfloat16
-    param_dtype: Any = jnp.float32
-    remat: str = "attention"
-    attention: Implementation = "auto"
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.num_heads
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        super().__post_init__()
         if sum(self.rope_dims) != self.head_dim or any(dim % 2 for dim in self.rope_dims):
             raise ValueError(f"rope_dims {self.rope_dims} must be even and sum to the head size {self.head_dim}")
         if self.actions and self.head_dim % 4:
             raise ValueError(f"head size {self.head_dim} must be a multiple of 4 for the camera attention")
         if self.patch_size[0] != 1:
             raise ValueError(f"patch_size {self.patch_size} must have 1 in time: actions are per latent frame")
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")
-        check_implementation(self.attention)
