@@ -83,7 +83,7 @@ def test_measures_of_a_perfect_model():
     np.testing.assert_array_equal(frames, clip.frames)
     assert len(finished) == 2
     assert row["turning"] == [False, True]
-    assert row["psnr"][held_out.MODEL] == row["psnr"][held_out.CODEC] == [held_out.BEST_PSNR] * 2
+    assert row["psnr"][held_out.MODEL] == row["psnr"][held_out.AUTOENCODER] == [held_out.BEST_PSNR] * 2
     # The mirror image of walking straight ahead is the same walk; that of a turn is not.
     first, turned = row["psnr"][held_out.SWAPPED]
     assert first == held_out.BEST_PSNR

@@ -61,7 +61,7 @@ def make_run(directory: pathlib.Path) -> pathlib.Path:
         input=pathlib.Path(recording.directory),
         width=SIZE[0],
         height=SIZE[1],
-        codec=linear.LinearConfig(channels=CHANNELS, spatial_ratio=8),
+        linear=linear.LinearConfig(channels=CHANNELS, spatial_ratio=8),
         given=model_encoders.EncoderOverrides(text_encoder=f"hashed-words:{TEXT_DIM}"),
     )
     job.precompute(settings, config.data.records)

@@ -21,7 +21,7 @@ from jworld.utils import errors, indices
 
 STRIDE = actions.FRAMES_PER_LATENT
 #: What is measured: the model, the same told the mirror image of the walk, and the codec, its ceiling.
-MODEL, SWAPPED, CODEC = "model", "left and right swapped", "codec alone"
+MODEL, SWAPPED, AUTOENCODER = "model", "left and right swapped", "autoencoder alone"
 #: No picture of whole numbers comes closer to its source than rounding does: an error of 1/12 per value.
 BEST_PSNR = float(10 * np.log10(255**2 * 12))
 
@@ -107,14 +107,14 @@ def report(rows: Sequence[Mapping[str, Any]], shown: list[results.Comparison]) -
     """What was measured of some clips, part by part.
 
     Args:
-      rows: per clip, its "psnr" (dB of every part, by name: `MODEL`, what it is compared with, and `CODEC`, its
+      rows: per clip, its "psnr" (dB of every part, by name: `MODEL`, what it is compared with, and `AUTOENCODER`, its
         ceiling) and whatever else shall be written.
       shown: some of the videos.
     """
     names = list(rows[0]["psnr"])
     curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
     means = {name: float(np.mean(values)) for name, values in curves.items()}
-    gains = {name: means[MODEL] - means[name] for name in names if name not in (MODEL, CODEC)}
+    gains = {name: means[MODEL] - means[name] for name in names if name not in (MODEL, AUTOENCODER)}
     summary = [(f"gain over {name}", f"{value:+.2f} dB") for name, value in gains.items()]
     numbers = {"clips": len(rows), "psnr_per_part": curves, "psnr": means, "gains": gains, "per_clip": list(rows)}
     return results.Report(numbers=numbers, curves=curves, summary=summary, rollouts=shown)

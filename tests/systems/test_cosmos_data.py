@@ -1,4 +1,4 @@
-"""From the folders that Cosmos-Predict2 is post-trained on to batches of its published recipes, scaled down."""
+"""Cosmos-Predict2's training data: from folders of its input formats to batches of scaled-down published recipes."""
 
 import json
 import pathlib
@@ -26,11 +26,11 @@ from jworld.utils import config as run_config
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 SIZE: dict[str, Any] = {"width": 32, "height": 16, "fit": "stretch", "resampling": "bilinear"}
-CODEC = linear.LinearConfig(channels=16, spatial_ratio=8)
+LINEAR = linear.LinearConfig(channels=16, spatial_ratio=8)
 
 
 def recipe(variant: str, directory: pathlib.Path, **clip: Any) -> ml_collections.ConfigDict:
-    """A published recipe for latents of 2 x 4, with a global batch of 2."""
+    """Load a published recipe and scale it down to latents of 2 x 4 and a global batch of 2."""
     config = run_config.load_recipe(f"{RECIPES / 'cosmos_video2world.py'}:{variant}")
     with config.unlocked():
         config.global_batch = 2
@@ -42,7 +42,7 @@ def recipe(variant: str, directory: pathlib.Path, **clip: Any) -> ml_collections
 
 
 def first_batch(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
-    """As a training run gets it: what the system expects of the set is checked, too."""
+    """Return the first batch of a training run; the data set is checked against the system."""
     system = systems.create(config)
     batch = next(system.data.batches("train"))
     for name, spec in system.batch_spec(2).items():
@@ -56,13 +56,13 @@ def test_videos_with_pickled_embeddings(tmp_path: pathlib.Path, capsys: pytest.C
     for name in ("metas", "t5_xxl"):
         (raw / name).mkdir(parents=True)
     for name in "ab":
-        # One frame more than two clips.
+        # Two clips and one extra frame.
         tiny_videos.write(raw / "videos" / f"{name}.mp4", tiny_videos.numbered(19), fps=10)
         (raw / "metas" / f"{name}.txt").write_text("a red door\n")
         (raw / "t5_xxl" / f"{name}.pickle").write_bytes(pickle.dumps([states]))
     import_t5.main(["--input", str(raw)])
     given = EncoderOverrides(text_encoder=f"stored:{raw / 't5_xxl.safetensors'}", image_encoder="none")
-    settings = Settings(input=raw, format="cosmos", fps=10, frames=9, val_share=0.0, codec=CODEC, given=given, **SIZE)
+    settings = Settings(input=raw, format="cosmos", fps=10, frames=9, val_share=0.0, linear=LINEAR, given=given, **SIZE)
     summary = job.precompute(settings, tmp_path / "set")
     assert summary is not None
     assert summary.manifest["arrays"].keys() == {"latent", "image_cond", "prompt"}
@@ -72,11 +72,11 @@ def test_videos_with_pickled_embeddings(tmp_path: pathlib.Path, capsys: pytest.C
     expected[:3] = states
     np.testing.assert_array_equal(batch["text_states"], [expected, expected])
 
-    # Every frame is taken and stretched, not cut.
+    # Every frame is used, and stretched rather than cropped.
     frames = list(video.open_video(raw / "videos" / "a.mp4").frames())[:9]
-    pictures = [PIL.Image.fromarray(frame).resize((32, 16), PIL.Image.Resampling.BILINEAR) for frame in frames]
+    images = [PIL.Image.fromarray(frame).resize((32, 16), PIL.Image.Resampling.BILINEAR) for frame in frames]
     network = linear.LinearAutoencoder.load(tmp_path / "set" / records.AUTOENCODER_FILE)
-    latent = np.asarray(network.encode(np.stack([np.asarray(picture) for picture in pictures])[None]))[0]
+    latent = np.asarray(network.encode(np.stack([np.asarray(image) for image in images])[None]))[0]
     found = records.RecordSource(tmp_path / "set", "train")[0]["latent"].astype(np.float32)
     np.testing.assert_allclose(found, latent, rtol=1e-2, atol=1e-4)
     validate.main([str(tmp_path / "set")])
@@ -94,7 +94,7 @@ def test_recordings_of_a_robot(tmp_path: pathlib.Path) -> None:
     notes.write_text(json.dumps(facts | {"videos": [{"video_path": "videos/7/rgb.mp4"}], "texts": ["open it"]}))
     given = EncoderOverrides(text_encoder="none:6", image_encoder="none")
     settings = Settings(
-        input=raw, format="bridge", fps=5, frames=9, stride=1, val_share=0.0, codec=CODEC, given=given, **SIZE
+        input=raw, format="bridge", fps=5, frames=9, stride=1, val_share=0.0, linear=LINEAR, given=given, **SIZE
     )
     summary = job.precompute(settings, tmp_path / "set")
     assert summary is not None

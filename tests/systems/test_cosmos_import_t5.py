@@ -1,4 +1,4 @@
-"""Pickled embeddings of Cosmos-Predict2: read where they are arrays, refused where they are anything else."""
+"""Pickled embeddings of Cosmos-Predict2: arrays are read, anything else is refused."""
 
 import collections
 import pathlib
@@ -42,7 +42,7 @@ def test_embeddings_reach_the_stored_encoder(tmp_path, capsys, protocol):
 
 
 class Trap:
-    """Unpickling it leaves a file behind."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -51,12 +51,12 @@ class Trap:
         return (pathlib.Path.touch, (self.path,))
 
 
-def test_nothing_in_a_pickle_is_run(tmp_path):
+def test_nothing_in_a_pickle_is_executed(tmp_path):
     opened = tmp_path / "opened"
     pickle.loads(pickle.dumps([Trap(opened)]))
     opened.unlink()
     data_set(tmp_path, {"a": "a door"}, {"a": Trap(opened)})
-    with pytest.raises(UserError, match=r"a\.pickle: it asks for pathlib\..*, which no array needs: expected"):
+    with pytest.raises(UserError, match=r"a\.pickle: it names pathlib\..*, which no array needs: expected"):
         import_t5.import_embeddings(tmp_path, tmp_path / "out.safetensors")
     assert not opened.exists()
     assert not (tmp_path / "out.safetensors").exists()
@@ -68,8 +68,8 @@ def test_nothing_in_a_pickle_is_run(tmp_path):
         (pickle.dumps([states(3), states(3)]), "it holds something else"),
         (pickle.dumps(states(3)), "it holds something else"),
         (pickle.dumps([1.0]), "it holds something else"),
-        (pickle.dumps([collections.OrderedDict()]), r"it asks for collections\.OrderedDict"),
-        (pickle.dumps([np.float16(1)]), "it asks for numpy.*scalar"),
+        (pickle.dumps([collections.OrderedDict()]), r"it names collections\.OrderedDict"),
+        (pickle.dumps([np.float16(1)]), "it names numpy.*scalar"),
         (pickle.dumps([np.array([[{}]])]), "its array is of type 'O8'"),
         (pickle.dumps([np.zeros((2, 3), np.int64)]), "its array is of type 'i8'"),
         (pickle.dumps([np.zeros((2, 3), ">f2")]), "its array is of type 'f2'"),
@@ -95,7 +95,7 @@ def test_pickles_of_other_things(tmp_path, content, message):
         (
             {"a": "x", "b": "x"},
             {"a": states(2), "b": states(2, 1)},
-            r"b\.pickle is not .*a\.pickle, but both encode 'x'",
+            r"b\.pickle and .*a\.pickle differ, but both encode 'x'",
         ),
         ({"a": "x", "b": "y"}, {"a": states(2), "b": states(2, width=6)}, "different widths, 8 in .* and 6 in"),
     ],

@@ -1,4 +1,4 @@
-"""The Cosmos system: what a batch is, what a loss counts, windows that continue each other, meshes, refusals."""
+"""The Cosmos system: loss, windows that continue each other, meshes, refusals."""
 
 import importlib.util
 import pathlib
@@ -42,8 +42,8 @@ def make_config(variant: str = "tiny_action", **changes: Any) -> ml_collections.
     return config
 
 
-class Codec:
-    """Eight pixels of one row per latent pixel, four frames per latent: enough of an autoencoder for a session."""
+class TinyAutoencoder:
+    """A minimal autoencoder: 8 x 8 pixels per latent pixel, four frames per latent."""
 
     temporal_ratio = 4
 
@@ -63,7 +63,7 @@ class Fit:
 
 
 class Encoders:
-    autoencoder, fit = Codec(), Fit()
+    autoencoder, fit = TinyAutoencoder(), Fit()
 
     def prompt(self, prompt: str) -> dict[str, np.ndarray]:
         return {"text_states": np.full((2 + len(prompt) % 3, 16), 0.1 * len(prompt), np.float32)}
@@ -76,8 +76,8 @@ def make_session(system: Cosmos) -> Session:
 FRAME = np.random.default_rng(2).integers(0, 256, (16, 32, 3), dtype=np.uint8)
 
 
-def test_loss_counts_what_is_not_given_and_is_told_of_the_rest() -> None:
-    """Of a given frame the noise plays no part; text, motion and the other frames' noise do."""
+def test_loss_excludes_conditioning_frames_and_depends_on_all_inputs() -> None:
+    """The noise of conditioning frames does not change the loss; text, motion and the other frames' noise do."""
     system = Cosmos(make_config())
     model, batch = make_model(system), make_batch(system, 2)
     draws = objective.draw(jax.random.key(0), batch["latent"].shape, system.objective)
@@ -93,7 +93,7 @@ def test_loss_counts_what_is_not_given_and_is_told_of_the_rest() -> None:
     assert value(draws._replace(keep_text=jnp.array([False, True]))) != base
     assert value(motion=batch["motion"].at[0, 2].add(1.0)) != base
     total, metrics = loss(batch, draws)
-    # The mean over all frames against the mean over the five that are not given.
+    # The mean over all frames against the mean over the five predicted ones.
     assert float(total) == pytest.approx(10 * float(metrics["velocity_error"]) * 5 / 8, rel=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_draws_follow_the_config() -> None:
 
 
 def test_windows_continue_each_other() -> None:
-    """13 frames, then 12 new ones per window, told by motion, prompt and seed; given frames stay as they are."""
+    """There are 13 frames, then 12 new ones per window, which depend on motion, prompt and seed."""
     session = make_session(Cosmos(make_config()))
     motion = np.ones((3, 7), np.float32)
 
@@ -120,7 +120,7 @@ def test_windows_continue_each_other() -> None:
     first, second = roll()
     assert first.shape == (13, 16, 32, 3)
     assert second.shape == (12, 16, 32, 3)
-    np.testing.assert_array_equal(first[0], Codec().decode(Codec().encode(FRAME[None, None]))[0, 0])
+    np.testing.assert_array_equal(first[0], TinyAutoencoder().decode(TinyAutoencoder().encode(FRAME[None, None]))[0, 0])
     again = roll()
     np.testing.assert_array_equal(np.concatenate(again), np.concatenate([first, second]))
     other = roll(second=-motion)
@@ -135,14 +135,14 @@ def test_a_video_is_continued_from_its_last_five_frames() -> None:
     session = make_session(Cosmos(config))
     video = np.random.default_rng(3).integers(0, 256, (9, 16, 32, 3), dtype=np.uint8)
     session.reset(video, "a room")
-    made = [session.step(), session.step()]
-    assert [len(part) for part in made] == [13, 8]
-    kept = Codec().decode(Codec().encode(video[None, -5:]))[0]
-    np.testing.assert_array_equal(made[0][:5], kept)
+    parts = [session.step(), session.step()]
+    assert [len(part) for part in parts] == [13, 8]
+    kept = TinyAutoencoder().decode(TinyAutoencoder().encode(video[None, -5:]))[0]
+    np.testing.assert_array_equal(parts[0][:5], kept)
 
 
 def test_guidance_moves_away_from_the_negative_prompt() -> None:
-    """g of x + g (x - negative): 0 needs one text alone, and equal texts make any guidance the same."""
+    """In x + g (x - negative), g = 0 needs one text, and with equal texts every g gives the same result."""
     system = Cosmos(make_config(""))
     model = make_model(system)
     noise = jax.random.normal(jax.random.key(0), (4, *SIZE, CHANNELS))
@@ -183,8 +183,8 @@ def test_mesh_equals_one_device() -> None:
         np.testing.assert_allclose(np.asarray(one) / scale, np.asarray(eight) / scale, atol=2e-5)
 
 
-def test_paths_become_motions() -> None:
-    """A pose string is the camera's motion from latent to latent, in whole windows."""
+def test_pose_strings_become_motions() -> None:
+    """A pose string gives the camera's motion from latent to latent, in whole windows."""
     system = Cosmos(make_config())
     actions = system.controls("w-3, right-3", None)
     assert len(actions) == 2
@@ -200,10 +200,10 @@ def test_paths_become_motions() -> None:
     [
         ("tiny_action", "w-2", None, "2 motions, expected a multiple of the 3 of a window: add 1"),
         ("tiny_action", None, None, "--pose is missing"),
-        ("", "w-3", None, "knows no actions"),
+        ("", "w-3", None, "the model has no actions"),
     ],
 )
-def test_paths_that_do_not_fit(variant: str, pose: str | None, windows: int | None, message: str) -> None:
+def test_pose_strings_that_do_not_fit(variant: str, pose: str | None, windows: int | None, message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
         Cosmos(make_config(variant)).controls(pose, windows)
 
@@ -214,7 +214,7 @@ def test_paths_that_do_not_fit(variant: str, pose: str | None, windows: int | No
         ({"data.clip.actions": ""}, "config.data.clip.actions is '' but config.model.action_dim is 21"),
         ({"model.action_dim": 28}, "config.model.action_dim is 28, expected 21"),
         ({"sample.rollout.given_frames": 2}, "given_frames is 2, expected 1"),
-        ({"model.patch_size": (1, 3, 2)}, "no multiple of config.model.patch_size"),
+        ({"model.patch_size": (1, 3, 2)}, "expected multiples of config.model.patch_size"),
         ({"mesh.sequence": 3}, "config.mesh.sequence is 3"),
     ],
 )
@@ -229,14 +229,14 @@ def test_spans_of_windows() -> None:
         encoders = types.SimpleNamespace(autoencoder=autoencoder)
         return types.SimpleNamespace(encoders=encoders, clip=types.SimpleNamespace(window_frames=4), given_pixels=given)
 
-    assert evaluation.made_spans(session(1), 3) == [(1, 13), (13, 25), (25, 37)]
-    assert evaluation.made_spans(session(5), 2) == [(5, 13), (13, 21)]
+    assert evaluation.generated_spans(session(1), 3) == [(1, 13), (13, 25), (25, 37)]
+    assert evaluation.generated_spans(session(5), 2) == [(5, 13), (13, 21)]
     assert [evaluation.total_latents(session(5), windows) for windows in (1, 2)] == [4, 6]
 
 
 @pytest.mark.parametrize(("variant", "tokens"), [("2b", 84_480), ("2b_action", 4 * 30 * 40)])
 def test_published_recipes(variant: str, tokens: int) -> None:
-    """Tokens of a published clip, and operations of a step."""
+    """A published clip has the expected tokens, and a step the expected operations."""
     system = Cosmos(make_config(variant))
     assert system.step_tokens(1) == tokens
     assert system.step_flops(2) == 2 * system.step_flops(1) > 6 * 1.9e9 * tokens

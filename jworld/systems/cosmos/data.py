@@ -1,7 +1,7 @@
 """Cosmos-Predict2's training examples: the first latents of a clip, its caption and, for action models, its motion.
 
-Clips are cut to their length when records are made, because the first latent of a clip is one frame and all others are
-four: a window from the middle would begin with a latent that no first frame has.
+Clips are cut to their length when records are made. The first latent of a clip encodes one frame and all others encode
+four, so a window from the middle would lack a first latent.
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ from jworld.cameras import robots
 from jworld.data import pipeline
 from jworld.systems.worldplay.data import TextStore
 
-#: Numbers of one motion: translation, rotation, gripper.
+#: Size of one motion: translation (3), rotation (3), gripper (1).
 MOTION = 7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """What one training example shows of a clip (`config.data.clip`).
+    """The part of a clip in one training example (`config.data.clip`).
 
     Attributes:
       latent_size: height and width of the latents.
-      window_frames: latent frames of an example, the clip's first ones.
-      text_tokens: rows of the text; those behind a caption are zeros, which the model sees.
-      actions: "" for a model without; "poses" for the camera's motion from latent to latent; "motion" for the record's
-        own array of that name, [steps, 7] per pixel frame.
+      window_frames: latent frames of an example, counted from the start of the clip.
+      text_tokens: text tokens; a shorter caption is padded with zeros, which the model attends to.
+      actions: "" for a model without actions; "poses" for the camera's motion from latent to latent; "motion" for the
+        record's array of that name, [steps, 7] per pixel frame.
     """
 
     latent_size: tuple[int, int]
@@ -38,18 +38,22 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         if self.window_frames < 2:
-            raise ValueError(f"window_frames is {self.window_frames}, expected at least 2: one is given")
+            raise ValueError(f"window_frames is {self.window_frames}, expected at least 2: one conditions the others")
         if self.actions not in ("", "poses", "motion"):
             raise ValueError(f"actions is {self.actions!r}, expected '', 'poses' or 'motion'")
 
 
 class FirstFrames(grain.transforms.RandomMap):
-    """{"record": dict, "position": count} -> one example; draws nothing: dropout of the text is part of the step."""
+    """Transform from {"record": dict, "position": count} to one example.
+
+    Nothing is random here, because the loss drops the text.
+    """
 
     def __init__(self, clip: ClipConfig, *, text_store: TextStore) -> None:
         self._clip, self._text_store = clip, text_store
 
     def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, pipeline.Entry]:
+        """Return the example of `element`."""
         record, clip = element["record"], self._clip
         states = self._text_store.prompt(int(record["prompt"]))["text_states"][: clip.text_tokens]
         example: dict[str, pipeline.Entry] = {

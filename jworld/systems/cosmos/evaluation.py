@@ -1,8 +1,8 @@
-"""How close continuations of held-out clips come to what was recorded, beside simple baselines.
+"""Evaluation of continuations of held-out clips, compared with the recording and with simple baselines.
 
-PSNRs are in dB against the recorded frames at the model's size, per window; given frames are not counted. The baselines
-are the last given frame repeated, and, for an action model, the same model told the mirror image of the walk. The
-codec's own PSNR is the ceiling.
+PSNRs are in dB against the recorded frames at the model's size, per window, without the conditioning frames. The
+baselines are the last conditioning frame repeated and, for an action model, the model conditioned on mirrored motion.
+The PSNR of the autoencoder alone is the ceiling.
 """
 
 from typing import Any
@@ -18,25 +18,25 @@ from jworld.systems.cosmos.session import Session
 from jworld.utils import errors, indices
 
 REPEATED = "given frame repeated"
-#: Continuations that the contact sheet shows.
+#: Continuations on the contact sheet.
 SHOWN = 4
 
 
-def made_spans(session: Session, windows: int) -> list[tuple[int, int]]:
-    """First frame and end of what every window makes; each continues the last frames of the one before."""
+def generated_spans(session: Session, windows: int) -> list[tuple[int, int]]:
+    """Return first frame and end of the new frames of every window, which continues the previous window's last ones."""
     length = 1 + session.encoders.autoencoder.temporal_ratio * (session.clip.window_frames - 1)
     new = length - session.given_pixels
     return [(length + (i - 1) * new, length + i * new) for i in range(windows)]
 
 
 def total_latents(session: Session, windows: int) -> int:
-    """Latents of a recorded walk that `windows` windows need."""
-    end = made_spans(session, windows)[-1][1]
+    """Return the number of latents of a recorded episode that `windows` windows need."""
+    end = generated_spans(session, windows)[-1][1]
     return 1 + -(-(end - 1) // session.encoders.autoencoder.temporal_ratio)
 
 
-def told(session: Session, w2c: np.ndarray, windows: int) -> list[np.ndarray | None]:
-    """What the session is told of a walk's cameras [F, 4, 4], window by window."""
+def motion_per_window(session: Session, w2c: np.ndarray, windows: int) -> list[np.ndarray | None]:
+    """Return the session's actions for the cameras [F, 4, 4] of an episode: the motion of every window, or None."""
     if session.clip.actions != "poses":
         return [None] * windows
     motion = robots.camera_actions(w2c)
@@ -45,7 +45,7 @@ def told(session: Session, w2c: np.ndarray, windows: int) -> list[np.ndarray | N
 
 
 def roll_out(session: Session, clip: held_out.Clip, steps: list[np.ndarray | None], *, seed: int) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3] from the clip's first ones."""
+    """Generate frames uint8 [T, H, W, 3] that continue the clip's first ones."""
     session.reset(clip.frames[: session.given_pixels], clip.prompt, seed=seed)
     return np.concatenate([session.step(step) for step in steps])
 
@@ -56,12 +56,12 @@ def evaluate(
     """Measure a model on held-out clips, `options.chunks` windows each.
 
     Raises:
-      UserError: the clips are absent or shorter than that.
+      UserError: the clips are absent or too short.
     """
     if session.clip.actions == "motion":
         raise errors.UserError(
-            "the model is steered by recorded motion that held-out walks do not have: python -m jworld.generate shows "
-            "what it makes of a JSON file of actions"
+            "the model is steered by recorded motion, which held-out episodes do not have: use python -m "
+            "jworld.generate with a JSON file of actions"
         )
     lengths, load = held_out.held_out(config, session.encoders)
     latents = total_latents(session, options.chunks)
@@ -81,50 +81,61 @@ def evaluate(
 def measure(
     session: Session, clip: held_out.Clip, *, windows: int, seed: int
 ) -> tuple[dict[str, list[float]], np.ndarray]:
-    """PSNR per window of one clip, for the model and for what it is compared with; and the model's frames."""
-    made = {held_out.MODEL: roll_out(session, clip, told(session, clip.controls.w2c, windows), seed=seed)}
-    length = len(made[held_out.MODEL])
+    """Measure one clip.
+
+    Returns:
+      PSNR (dB) per window, for the model and for every baseline by name; and the model's frames.
+    """
+    motion = motion_per_window(session, clip.controls.w2c, windows)
+    videos = {held_out.MODEL: roll_out(session, clip, motion, seed=seed)}
+    length = len(videos[held_out.MODEL])
     if session.clip.actions:
         _, mirrored = actions.swap_left_right(clip.controls.action, clip.controls.w2c)
-        made[held_out.SWAPPED] = roll_out(session, clip, told(session, mirrored, windows), seed=seed)
+        motion = motion_per_window(session, mirrored, windows)
+        videos[held_out.SWAPPED] = roll_out(session, clip, motion, seed=seed)
     given = session.given_pixels
-    made[REPEATED] = np.broadcast_to(clip.frames[given - 1], (length, *clip.frames.shape[1:]))
-    codec = session.encoders.autoencoder
-    made[held_out.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0][:length]
-    spans = made_spans(session, windows)
-    values = {name: [held_out.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in made.items()}
-    return values, made[held_out.MODEL]
+    videos[REPEATED] = np.broadcast_to(clip.frames[given - 1], (length, *clip.frames.shape[1:]))
+    autoencoder = session.encoders.autoencoder
+    videos[held_out.AUTOENCODER] = autoencoder.decode(autoencoder.encode(clip.frames[None]))[0][:length]
+    spans = generated_spans(session, windows)
+    values = {name: [held_out.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in videos.items()}
+    return values, videos[held_out.MODEL]
 
 
 def compare(
     session: Session, clip: held_out.Clip, frames: np.ndarray, *, windows: int, title: str
 ) -> results.Comparison:
-    """Truth and continuation, ready to be drawn."""
+    """Return truth and continuation for a contact sheet."""
     chunks = [
         results.Chunk(
-            # The given frames are shown with the first window that continues them.
+            # The conditioning frames are shown with the first window.
             start=start if i else 0,
             stop=stop,
-            action="made" if i else "given, then made",
+            action="generated" if i else "given, then generated",
             psnr=held_out.psnr(clip.frames[start:stop], frames[start:stop]),
         )
-        for i, (start, stop) in enumerate(made_spans(session, windows))
+        for i, (start, stop) in enumerate(generated_spans(session, windows))
     ]
     return results.Comparison(title=title, truth=clip.frames[: len(frames)], prediction=frames, chunks=chunks)
 
 
 def sample(session: Session, config: ml_collections.ConfigDict) -> results.Comparison:
-    """Continue the first held-out clip for `config.sample.windows` windows, or as far as it is recorded."""
+    """Continue the first held-out clip for `config.sample.windows` windows, or for fewer if it is shorter.
+
+    Raises:
+      UserError: the clips are absent or too short.
+    """
     settings: Any = config.sample
     lengths, load = held_out.held_out(config, session.encoders)
     possible = [n for n in range(1, settings.windows + 1) if total_latents(session, n) <= max(lengths)]
     if not possible:
         raise errors.UserError(
-            f"the longest held-out clip has {max(lengths)} latents, expected {session.clip.window_frames}, those of a "
-            "window: make longer records"
+            f"the longest held-out clip has {max(lengths)} latents, expected at least {session.clip.window_frames} "
+            "for a window: make longer records"
         )
     latents = total_latents(session, possible[-1])
     index, start = held_out.choose_windows(lengths, latents=latents, windows=1)[0]
     clip = held_out.window(load(index), start=start, latents=latents)
-    frames = roll_out(session, clip, told(session, clip.controls.w2c, possible[-1]), seed=settings.seed)
+    motion = motion_per_window(session, clip.controls.w2c, possible[-1])
+    frames = roll_out(session, clip, motion, seed=settings.seed)
     return compare(session, clip, frames, windows=possible[-1], title="")

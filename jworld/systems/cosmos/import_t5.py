@@ -1,8 +1,7 @@
-"""python -m jworld.systems.cosmos.import_t5: pickled T5 embeddings of Cosmos-Predict2 -> a safetensors file.
+"""python -m jworld.systems.cosmos.import_t5: convert pickled T5 embeddings of Cosmos-Predict2 to a safetensors file.
 
-For data sets with videos/X.mp4, metas/X.txt and t5_xxl/X.pickle. `python -m jworld.precompute --text-embeddings` takes
-the file in place of a text encoder. Nothing in the pickles is run: only arrays are read, see
-`jworld.systems.cosmos.t5_pickles`.
+For data sets with videos/X.mp4, metas/X.txt and t5_xxl/X.pickle. `python -m jworld.precompute --text-embeddings` reads
+the file instead of running a text encoder. Nothing in the pickles is executed: see `jworld.systems.cosmos.t5_pickles`.
 """
 
 import argparse
@@ -25,13 +24,16 @@ FOLDER = "t5_xxl"
 def import_embeddings(
     directory: pathlib.Path, output: pathlib.Path, *, console: rich.console.Console | None = None
 ) -> dict[str, np.ndarray]:
-    """Write the embeddings of all captions to `output`; -> caption -> [tokens, width].
+    """Write the embeddings of all captions to `output`.
 
-    An empty caption is a row of zeros, as the original trains without text on zeros, unless a pickle says otherwise.
+    An empty caption without a pickle becomes a row of zeros, because the original replaces dropped text by zeros.
+
+    Returns:
+      Caption -> embedding [tokens, width].
 
     Raises:
-      UserError: a pickle is no array, has no caption, or contradicts that of the same caption; `output` is not
-        writable.
+      UserError: a pickle is not an array, has no caption, or differs from another one with the same caption; `output`
+        is not writable.
     """
     files = sorted((directory / FOLDER).glob("*.pickle"))
     if not files:
@@ -43,17 +45,17 @@ def import_embeddings(
         caption = items.read_text(meta)
         if caption is None:
             raise UserError(
-                f"{meta} is absent, expected the caption that {file} encodes: write it, or remove the latter"
+                f"{meta} is absent, expected the caption of {file}: write the caption, or remove the pickle"
             )
         caption, array = caption.strip(), t5_pickles.read(file)
         if caption not in states:
             states[caption], origins[caption] = array, file
         elif not np.array_equal(states[caption], array):
-            raise UserError(f"{file} is not {origins[caption]}, but both encode {caption[:80]!r}: make them again")
+            raise UserError(f"{file} and {origins[caption]} differ, but both encode {caption[:80]!r}: make both again")
     widths = {array.shape[1]: origins[caption] for caption, array in states.items()}
     if len(widths) > 1:
         found = " and ".join(f"{width} in {file}" for width, file in widths.items())
-        raise UserError(f"the embeddings are of different widths, {found}: make them with one encoder")
+        raise UserError(f"the embeddings have different widths, {found}: make them with one encoder")
     states.setdefault("", np.zeros((1, next(iter(widths))), np.float16))
     stored.write_embeddings(output, t5.FAMILY, states)
     return states
@@ -62,18 +64,21 @@ def import_embeddings(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jworld.systems.cosmos.import_t5",
-        description="Write the T5 embeddings of a Cosmos-Predict2 data set (t5_xxl/X.pickle, of the captions "
-        "metas/X.txt) to a safetensors file, for precompute --text-embeddings. Needed once; the pickles are never "
-        "opened again.",
+        description="Convert the T5 embeddings of a Cosmos-Predict2 data set (t5_xxl/X.pickle for the caption "
+        "metas/X.txt) to one safetensors file for precompute --text-embeddings. The pickles are not needed afterwards.",
     )
     parser.add_argument(
-        "--input", required=True, type=pathlib.Path, metavar="DIR", help=f"data set with metas/ and {FOLDER}/"
+        "--input",
+        required=True,
+        type=pathlib.Path,
+        metavar="DIR",
+        help=f"folder of the data set, with metas/ and {FOLDER}/ (required)",
     )
     parser.add_argument(
         "--output",
         type=pathlib.Path,
         metavar="FILE",
-        help=f"file to write, which is replaced (default: {FOLDER}.safetensors in the data set)",
+        help=f"file to write; an existing one is replaced (default: {FOLDER}.safetensors in the data set)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Cosmos-Predict2's training objective: rectified flow on the frames that are not given.
+"""Cosmos-Predict2's training objective: rectified flow on all frames but the conditioning ones.
 
 Source: cosmos-predict2 `models/video2world_model.py`.
 """
@@ -21,9 +21,10 @@ class ObjectiveConfig:
     """Values of the published post-training (`config.loss`).
 
     Attributes:
-      log_mean, log_std: of the noise level's logarithm, before it grows with the root of the number of frames.
+      log_mean, log_std: mean and deviation of the noise level's logarithm, before the level is multiplied by the root
+        of the number of frames.
       high_ratio: share of examples with a very high noise level.
-      given_frames: least and most latent frames that are given; drawn evenly per example.
+      given_frames: smallest and largest number of conditioning latent frames; drawn uniformly per example.
       text_dropout: share of examples whose text is all zeros.
     """
 
@@ -43,13 +44,13 @@ class ObjectiveConfig:
 
 
 class Draws(NamedTuple):
-    """Everything random in a loss.
+    """All random numbers of a loss.
 
     Attributes:
-      sigma: [B, 1] noise levels.
-      noise: [B, F, H, W, C] standard normal.
-      given: [B] int32 frames that are given.
-      keep_text: [B] bool.
+      sigma: noise levels [B, 1].
+      noise: standard normal [B, F, H, W, C].
+      given: number of conditioning frames, [B] int32.
+      keep_text: [B] bool; false where the text is replaced by zeros.
     """
 
     sigma: jax.Array
@@ -59,7 +60,7 @@ class Draws(NamedTuple):
 
 
 def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
-    """For latents of `shape` [B, F, H, W, C]."""
+    """Draw the random numbers of a loss of latents of `shape` [B, F, H, W, C]."""
     sigma_key, noise_key, given_key, text_key = jax.random.split(key, 4)
     batch, frames = shape[:2]
     return Draws(
@@ -73,7 +74,7 @@ def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
 
 
 def loss(model: CosmosTransformer, batch: Batch, draws: Draws) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Scalar float32 loss of the latents [B, F, H, W, C], and the mean error of the velocity on predicted frames."""
+    """Compute the scalar float32 loss, and the metric "velocity_error": the mean error on predicted frames."""
     clean = batch["latent"].astype(jnp.float32)
     mask = rectified_flow.given_mask(draws.given, clean.shape[1])
     text = batch["text_states"] * draws.keep_text[:, None, None].astype(batch["text_states"].dtype)

@@ -1,4 +1,4 @@
-"""Sampling of Cosmos-Predict2 in latent space: one window of frames from those that are given.
+"""Sampling of Cosmos-Predict2 in latent space: one window of frames from its conditioning frames.
 
 Source: cosmos-predict2 `pipelines/video2world.py`.
 """
@@ -16,14 +16,14 @@ from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How a window is sampled (`config.sample.rollout`).
+    """Settings of the sampler (`config.sample.rollout`).
 
     Attributes:
-      num_steps: solver steps; the network is asked once more at the end.
-      guidance: g of x + g (x - x_negative), which others call 1 + g; 0 leaves the negative prompt out.
-      negative_prompt: what the video should not be; "" stands for the zero states that training drops the text to.
-      given_frames: latent frames that a window continues: 1 (a picture) or 2 (five frames).
-      lowest, highest: noise levels.
+      num_steps: solver steps; the network is evaluated once more at the end.
+      guidance: scale g of classifier-free guidance x + g (x - x_negative), the usual scale less 1; 0 disables it.
+      negative_prompt: negative prompt of the guidance; "" uses the zeros that replace dropped text in training.
+      given_frames: latent frames that a window continues: 1 (an image) or 2 (five frames).
+      lowest, highest: range of noise levels.
     """
 
     num_steps: int = 35
@@ -41,12 +41,12 @@ class SampleConfig:
 
     @property
     def rows(self) -> int:
-        """Texts that a window needs: the prompt's, after the negative one where there is guidance."""
+        """Number of texts per window: the prompt, and the negative prompt before it if there is guidance."""
         return 1 if self.guidance == 0 else 2
 
 
 class WindowSampler:
-    """Compiled once: every window has the same shape, however many frames are given."""
+    """Sampler of windows, compiled once: all windows have the same shape for any number of conditioning frames."""
 
     def __init__(self, model: CosmosTransformer, sample: SampleConfig):
         self.model, self.sample = model, sample
@@ -56,24 +56,24 @@ class WindowSampler:
     def __call__(
         self, given: np.ndarray, text: jax.Array, noise: jax.Array | np.ndarray, motion: np.ndarray | None = None
     ) -> jax.Array:
-        """One window.
+        """Sample one window.
 
         Args:
-          given: [n, H, W, C] latents of the first frames.
-          text: [1, S, Dt] states of the prompt, or [2, S, Dt] with the negative prompt first.
-          noise: [F, H, W, C] standard normal.
-          motion: [steps, 7] of an action model.
+          given: conditioning latents [n, H, W, C], the first n frames of the window.
+          text: states of the prompt [1, S, Dt], or [2, S, Dt] with the negative prompt first.
+          noise: standard normal [F, H, W, C].
+          motion: motion [steps, 7] for an action model, else None.
 
         Returns:
-          [F, H, W, C] float32; the first n as given.
+          Latents [F, H, W, C] float32; the first n equal `given`.
         """
         if len(text) != self.sample.rows:
             raise ValueError(f"guidance {self.sample.guidance} needs text of batch {self.sample.rows}, got {len(text)}")
         frames = np.zeros(noise.shape, np.float32)
         frames[: len(given)] = given
         mask = (np.arange(len(frames)) < len(given)).astype(np.float32)
-        told = None if motion is None else jnp.asarray(motion)
-        return self._run(self.model, jnp.asarray(frames), jnp.asarray(mask), text, jnp.asarray(noise), told)
+        action = None if motion is None else jnp.asarray(motion)
+        return self._run(self.model, jnp.asarray(frames), jnp.asarray(mask), text, jnp.asarray(noise), action)
 
     def _window(
         self,

@@ -1,4 +1,4 @@
-"""A video in pixels, window by window: what `generate` and interactive front ends drive."""
+"""Step-by-step generation of a video in pixels, window by window."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from jworld.systems.cosmos.sampling import SampleConfig, WindowSampler
 
 
 class Session:
-    """First frames and prompt in, then a window of frames per step, which continues the last frames before it."""
+    """A `VideoSession`: each step generates a window, which continues the last frames of the previous one."""
 
     def __init__(self, model: CosmosTransformer, encoders: Encoders, *, sample: SampleConfig, clip: data.ClipConfig):
         self.encoders, self.sample, self.clip = encoders, sample, clip
@@ -21,13 +21,13 @@ class Session:
 
     @property
     def given_pixels(self) -> int:
-        """Pixel frames that a window continues."""
+        """Number of pixel frames that a window continues."""
         return 1 + self.encoders.autoencoder.temporal_ratio * (self.sample.given_frames - 1)
 
     def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0) -> None:
         """Start from an image uint8 [H, W, 3] of any size, or from the last frames of a video [T, H, W, 3].
 
-        A single image starts a video even where later windows continue more frames.
+        A single image can start a video even if later windows continue more frames.
         """
         frames = first_frame[None] if first_frame.ndim == 3 else first_frame
         kept = frames[-self.given_pixels :] if len(frames) >= self.given_pixels else frames[-1:]
@@ -36,9 +36,9 @@ class Session:
         self._text = self._states([self.sample.negative_prompt, prompt] if self.sample.rows == 2 else [prompt])
 
     def step(self, action: np.ndarray | None = None) -> np.ndarray:
-        """One window -> frames uint8 [T, H, W, 3]: all of the first one, later the new ones.
+        """Generate a window and return frames uint8 [T, H, W, 3]: all of the first window, the new ones of later ones.
 
-        `action` is what an action model is told of the window: [steps, 7] float32.
+        `action` is the motion of the window for an action model, [steps, 7] float32.
         """
         given = self.encoders.autoencoder.encode(self._given[None])[0]
         shape = (self.clip.window_frames, *self.clip.latent_size, given.shape[-1])
@@ -50,7 +50,10 @@ class Session:
         return new
 
     def _states(self, prompts: Sequence[str]) -> jax.Array:
-        """[B, S, Dt]: padded with zeros, which the model sees; an empty negative prompt is nothing but zeros."""
+        """Return text states [B, S, Dt], padded with zeros, which are not masked.
+
+        An empty negative prompt is all zeros.
+        """
         limit = self.clip.text_tokens
         rows = [self.encoders.prompt(prompt)["text_states"][:limit] for prompt in prompts]
         if len(prompts) == 2 and not prompts[0]:

@@ -55,7 +55,7 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
 
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
-        """See `SystemType`: records made from the layouts of its own data sets."""
+        """See `SystemType`: records made from one of Cosmos' input formats."""
         variant = VARIANTS.get(manifest["source"])
         if variant is None or "prompt" not in manifest["arrays"]:
             return None
@@ -63,7 +63,7 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
 
     @property
     def motion_steps(self) -> int:
-        """Motions that an action model is told of a window; 0 without actions."""
+        """Motions per window of an action model; 0 without actions."""
         return 0 if self.model_config.action_dim is None else self.model_config.action_dim // data.MOTION
 
     def _check_fit(self, sequence: int) -> None:
@@ -78,7 +78,7 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
         if clip.actions and self.sample.given_frames != 1:
             raise errors.UserError(
                 f"config.sample.rollout.given_frames is {self.sample.given_frames}, expected 1: a window of "
-                "an action model begins with one frame"
+                "an action model continues one frame"
             )
         if clip.actions == "poses" and model.action_dim != data.MOTION * (clip.window_frames - 1):
             raise errors.UserError(
@@ -86,14 +86,14 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
                 f"{data.MOTION} numbers for every latent of the window after the first"
             )
         if model.views is not None:
-            raise errors.UserError("config.model.views: training with several cameras is not supported, leave it None")
+            raise errors.UserError("config.model.views: training with several cameras is not supported: set it to None")
 
     def network(self, rngs: nnx.Rngs) -> CosmosTransformer:
         """See `LatentVideoSystem`."""
         return CosmosTransformer(self.model_config, rngs=rngs)
 
     def attention_calls(self) -> list[base.AttentionCall]:
-        """See `System`: the tokens of a window among themselves, and to the text."""
+        """See `System`: self-attention of a window, and cross-attention to the text."""
         model, tokens = self.model_config, self.clip.window_frames * self.tokens_per_frame
         return [
             base.AttentionCall(
@@ -108,7 +108,7 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
         ]
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
-        """What one training batch holds: name -> shape, dtype, logical axes."""
+        """See `System`."""
         clip, model = self.clip, self.model_config
         latent = (global_batch, clip.window_frames, *clip.latent_size, model.channels)
         states = (global_batch, clip.text_tokens, model.text_dim)
@@ -122,7 +122,7 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
         return specs
 
     def manifest_expectations(self) -> dict[str, Any]:
-        """What the manifest of a data set must say for this model: dotted key -> value."""
+        """See `LatentVideoSystem`."""
         clip = self.clip
         actions = {"": (), "poses": ("w2c",), "motion": ("motion",)}[clip.actions]
         return {
@@ -132,19 +132,18 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
         }
 
     def transform(self, store: text_stores.TextStore, global_batch: int) -> data.FirstFrames:
-        """Record -> training example."""
+        """See `LatentVideoSystem`."""
         return data.FirstFrames(self.clip, text_store=store)
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar float32 loss and further metrics; everything random comes from `key`."""
+        """See `System`."""
         assert isinstance(model, CosmosTransformer)
         return objective.loss(model, batch, objective.draw(key, batch["latent"].shape, self.objective))
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
-        """Useful floating-point operations of one training step, by the formula of `models/cosmos/flops.py`.
+        """See `System`; the formula is in `models/cosmos/flops.py`.
 
-        Forward and backward pass; recomputation and the optimizer are left out. Without `sizes` all weights count as
-        trained.
+        Forward and backward pass count; recomputation and the optimizer do not.
         """
         height, width = self.clip.latent_size
         sample = flops.forward_flops(
@@ -157,20 +156,20 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
         return global_batch * training(sample, trained_share(sizes))
 
     def controls(self, pose: str | None, windows: int | None) -> list[results.Action]:
-        """What `Session.step` is told, window by window.
+        """Return one action per window for `Session.step`.
 
         Args:
-          pose: for an action model a pose string, or the name of a JSON file with its own numbers; else None.
-          windows: how many windows a model without actions makes; None for one.
+          pose: for an action model a pose string, or the name of a JSON file with its motions; else None.
+          windows: number of windows of a model without actions; None for one.
 
         Raises:
-          UserError: the string or the file is not understood, or does not fill whole windows.
+          UserError: the string or the file is invalid, or does not fill whole windows.
         """
         if self.model_config.action_dim is None:
             if pose is not None:
                 raise errors.UserError(
-                    "--pose: the model knows no actions, it continues pictures by their caption: leave --pose out, and "
-                    "say with --windows how long the video is"
+                    "--pose: the model has no actions, it continues images by a caption: leave --pose out, and set "
+                    "the length of the video with --windows"
                 )
             return [results.Action(control=None, name=f"window {i + 1}") for i in range(windows or 1)]
         if pose is None:
@@ -188,17 +187,17 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
     def _from_pose(self, pose: str) -> np.ndarray:
         if self.clip.actions != "poses":
             raise errors.UserError(
-                f"--pose {pose}: the model was not trained on camera poses: give a JSON file with the list 'action' of "
-                f"its {data.MOTION} numbers per frame"
+                f"--pose {pose}: the model was not trained on camera poses: give a JSON file with 'action', a list of "
+                f"{data.MOTION} numbers per frame"
             )
         return robots.camera_actions(pose_strings.path(pose, self.units).w2c)
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
-        """A UserError where a mesh does not split the frames of a window into equal parts."""
+        """See `System`: the mesh must split the frames of a window into equal parts."""
         self._check_fit(mesh.shape["sequence"])
 
     def session(self, model: CosmosTransformer, encoders: Encoders) -> Session:
-        """A video, window by window."""
+        """See `VideoSystem`."""
         return Session(model, encoders, sample=self.sample, clip=self.clip)
 
     def make_sample(
@@ -215,12 +214,12 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
         options: results.Options,
         console: rich.console.Console,
     ) -> results.Report:
-        """PSNR of continuations of held-out clips."""
+        """See `System`: PSNR of continuations of held-out clips."""
         return evaluation.evaluate(self.session(model, encoders), config, options, console)
 
 
 def _from_file(path: pathlib.Path) -> np.ndarray:
-    """[steps, 7] from a JSON file {"action": [[...], ...]}, already scaled as in training."""
+    """Read motions [steps, 7], scaled as in training, from a JSON file {"action": [[...], ...]}."""
     try:
         values = np.asarray(json.loads(path.read_text())["action"], np.float32)
     except (OSError, ValueError, TypeError, KeyError) as error:

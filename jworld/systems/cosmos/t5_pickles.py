@@ -1,8 +1,8 @@
-"""Cosmos-Predict2's t5_xxl/X.pickle, read without running anything of what such a file may hold.
+"""Reader of Cosmos-Predict2's t5_xxl/X.pickle that executes nothing from the file.
 
-A pickle names functions and calls them; this reader knows only the four that numpy arrays are made with, and even those
-are stand-ins of its own, which keep their arguments. Any other name ends the reading. A file holds a list with one
-float16 array [tokens, width]. Source: cosmos-predict2, `scripts/get_t5_embeddings.py`.
+A pickle names functions and calls them. This reader accepts only the four names that NumPy arrays need, and replaces
+them by stand-ins that store their arguments. Any other name is an error. A file holds a list with one float16 array
+[tokens, width]. Source: cosmos-predict2, `scripts/get_t5_embeddings.py`.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ _DTYPES: dict[str, np.dtype] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
 
 
 class _Type:
-    """numpy.dtype(code, align, copy), of which the code counts, and then its state, of which the byte order does."""
+    """Stand-in for numpy.dtype(code, align, copy) and its state: stores the code and the byte order."""
 
     def __init__(self, code: Any, *rest: Any) -> None:
         self.code, self.order = code, "<"
@@ -28,7 +28,7 @@ class _Type:
 
 
 class _Array:
-    """What an array is made of: the class and shape of an empty one, and then its state."""
+    """Stand-in for an array, which is pickled as an empty array and its state: stores shape, dtype, order and bytes."""
 
     def __init__(self, *arguments: Any) -> None:
         self.shape: Any = None
@@ -49,7 +49,7 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
 
 def _allowed() -> dict[tuple[str, str], Callable[..., Any]]:
     names: dict[tuple[str, str], Callable[..., Any]] = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type}
-    for core in ("numpy.core", "numpy._core"):  # before and since numpy 2
+    for core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
         names[f"{core}.multiarray", "_reconstruct"] = _Array
         names[f"{core}.numeric", "_frombuffer"] = _from_buffer
     return names
@@ -60,15 +60,15 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in self._names:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no array needs")
         return self._names[module, name]
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-    """The embedding in a file, [tokens, width] float16 or float32.
+    """Read the embedding in a file, [tokens, width] float16 or float32.
 
     Raises:
-      UserError: the file holds, or asks for, anything but a list with one such array.
+      UserError: the file holds, or names, anything but a list with one such array.
     """
     try:
         with path.open("rb") as file:

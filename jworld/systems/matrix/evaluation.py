@@ -76,7 +76,7 @@ def measure(session: ClipSession, clip: held_out.Clip, *, seed: int, steered: bo
         made[name] = session.restore(clip.frames, choice, start=start)
     made[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
     codec = session.encoders.autoencoder
-    made[held_out.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
+    made[held_out.AUTOENCODER] = codec.decode(codec.encode(clip.frames[None]))[0]
     return made
 
 

@@ -130,7 +130,7 @@ def measure(session: StreamSession, clip: held_out.Clip, windows: int, *, seed: 
         for name, choice in told.items()
     }
     made[REPEATED] = whole(np.broadcast_to(clip.frames[first - 1], (stop - first, *clip.frames.shape[1:])))
-    made[held_out.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
+    made[held_out.AUTOENCODER] = codec.decode(codec.encode(clip.frames[None]))[0]
     return made
 
 

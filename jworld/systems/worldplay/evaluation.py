@@ -31,7 +31,7 @@ GAIN_CHUNKS = 4
 SHOWN = 4
 
 REPEATED = "first frame repeated"
-CURVES = (held_out.MODEL, REPEATED, held_out.SWAPPED, held_out.CODEC)
+CURVES = (held_out.MODEL, REPEATED, held_out.SWAPPED, held_out.AUTOENCODER)
 
 
 def evaluate(
@@ -78,7 +78,7 @@ def measure(
         advance()
     frames[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
     codec = session.encoders.autoencoder
-    frames[held_out.CODEC] = codec.decode(codec.encode(clip.frames[None]))[0]
+    frames[held_out.AUTOENCODER] = codec.decode(codec.encode(clip.frames[None]))[0]
     size = session.chunk_frames
     row = {
         "psnr": {name: held_out.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
