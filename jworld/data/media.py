@@ -1,4 +1,4 @@
-"""Images and videos of the user, read into arrays."""
+"""Readers of the user's images and videos."""
 
 import pathlib
 

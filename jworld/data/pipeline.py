@@ -1,7 +1,7 @@
-"""From records to batches: shuffled, transformed, split over processes, read ahead by threads, resumable.
+"""Data pipeline from records to batches: shuffled, transformed, split over processes, prefetched, resumable.
 
-Batch k is a pure function of the seed and k, whatever the number of processes: positions count through an endless
-sequence of shuffled epochs, every random choice of a transform is seeded by its position, and process p of n holds the
+Batch k is a pure function of the seed and k, independent of the number of processes. Positions count through an endless
+sequence of shuffled epochs, and every random choice of a transform is seeded by its position. Process p of n holds the
 p-th of n consecutive slices of the global batch's rows.
 """
 
@@ -19,7 +19,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Random access to records, each with its "index"."""
+    """Source of records by number, each with its "index"."""
 
     def __len__(self) -> int: ...
 
@@ -27,7 +27,7 @@ class Source(Protocol):
 
 
 class OrderedSource(Protocol):
-    """Records of an endless sequence of positions, which the source itself shuffles."""
+    """Source that assigns records to an endless sequence of positions, shuffled or not, by itself."""
 
     def __len__(self) -> int: ...
 
@@ -36,9 +36,9 @@ class OrderedSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Padded:
-    """An example's entry [length, ...] that ends in zeros, of which only `rows` [S, ...] are held, S <= length.
+    """An entry [length, ...] of an example that ends in zeros; only its first `rows` [S, ...], S <= length, are stored.
 
-    The zeros are made with the batch: examples of text would be mostly zeros, made and then copied.
+    The zeros are added when the batch is stacked, which saves a copy of mostly empty text arrays.
     """
 
     rows: np.ndarray
@@ -73,22 +73,27 @@ def make_dataset(
     num_threads: int = 2,
     prefetch: int = 4,
 ) -> "BatchIterator":
-    """Endless batches of this process, numpy, with exactly the arrays of `spec` plus "index" [B] int32.
+    """Return endless numpy batches of this process, with exactly the arrays of `spec` plus "index" [B] int32.
 
-    `transform` makes one example (one row of a batch) of {"record": dict, "position": int}. Positions count the
-    examples of the whole run over all processes: position // global_batch is the training step. The transform's
-    generator is seeded by `seed` and the position. `spec` describes the global batch. A source that orders its records
-    itself shuffles them, or not, by itself.
-
-    `shuffle=False` takes the records in order (a held-out loss: the same first batches from every fresh iterator). At
-    most `prefetch` batches are read ahead by `num_threads` threads; workers in processes of their own would copy every
-    batch once more and gain nothing for records that need no decoding.
+    Args:
+      source: records; an `OrderedSource` ignores `shuffle`.
+      transform: converts {"record": dict, "position": int} to one example, a row of a batch. Positions count the
+        examples of the run over all processes: position // global_batch is the training step. The transform's generator
+        is seeded by `seed` and the position.
+      spec: arrays of the global batch.
+      global_batch: examples per batch, over all processes.
+      seed: seed of the order and of the transform.
+      process_index, process_count: slice of the global batch that this process reads.
+      shuffle: False takes the records in order, so every new iterator gives the same first batches (held-out loss).
+      num_threads: threads that read ahead. Worker processes would copy every batch once more, without a gain for
+        records that need no decoding.
+      prefetch: batches to read ahead, at most.
     """
     if global_batch < 1 or global_batch % process_count:
         raise UserError(
             f"global_batch is {global_batch}, expected a multiple of the {process_count} processes: change global_batch"
         )
-    # The slice comes last, so that positions, and the seeds made of them, do not depend on the number of processes.
+    # Sliced last, so that positions and the seeds derived from them do not depend on the number of processes.
     dataset = _elements(source, seed=seed, shuffle=shuffle).random_map(transform)
     dataset = dataset.batch(global_batch // process_count, drop_remainder=True, batch_fn=stack)
     dataset = dataset[process_index::process_count]
@@ -98,7 +103,7 @@ def make_dataset(
 
 
 def _elements(source: Source | OrderedSource, *, seed: int, shuffle: bool) -> grain.MapDataset:
-    """{"record", "position"} of every position."""
+    """Return {"record", "position"} of every position."""
     at = getattr(source, "at", None)
     if at is not None:
         endless = grain.MapDataset.range(1).seed(seed).repeat(None)
@@ -110,7 +115,7 @@ def _elements(source: Source | OrderedSource, *, seed: int, shuffle: bool) -> gr
 
 
 class BatchIterator(Iterator[Batch]):
-    """Iterates over batches; every batch is checked against the spec. Batch k belongs to step k."""
+    """Iterator of batches that checks each one against the spec; batch k belongs to step k."""
 
     def __init__(
         self,
@@ -135,16 +140,16 @@ class BatchIterator(Iterator[Batch]):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-ready position: the next batch, and what makes the sequence of batches."""
+        """Return the position as JSON: the next batch, and the settings that determine the sequence of batches."""
         return {"next_batch": self._iterator.get_state()["next_index"], **self._identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `get_state`'s answer; `UserError` where it belongs to another sequence of batches."""
+        """Continue from a state of `get_state`; a `UserError` if it belongs to another sequence of batches."""
         for key, value in self._identity.items():
             if state.get(key) != value:
                 raise UserError(
                     f"data position of the checkpoint: {key} is {state.get(key)!r}, this run has {value!r}: resume "
-                    "with the data and settings that the run began with, or start in a new folder"
+                    "with the data and settings that the run started with, or use a new folder"
                 )
         if type(state.get("next_batch")) is not int or state["next_batch"] < 0:
             raise UserError(
@@ -155,7 +160,7 @@ class BatchIterator(Iterator[Batch]):
 
 
 def stack(examples: Sequence[Mapping[str, Entry]]) -> Batch:
-    """Rows -> arrays [B, ...]; `UserError` names the key whose rows differ."""
+    """Stack rows into arrays [B, ...]; the `UserError` names a key whose shapes differ."""
     batch = {}
     for name, first in examples[0].items():
         shape = np.shape(first)
@@ -164,7 +169,7 @@ def stack(examples: Sequence[Mapping[str, Entry]]) -> Batch:
                 found = f"of shape {list(np.shape(example[name]))}" if name in example else "missing"
                 raise UserError(
                     f"example of record {np.asarray(example['index'])}: '{name}' is {found}, expected {list(shape)} "
-                    "as in the other examples: every clip must give the same shapes"
+                    "as in the other examples: every clip must have the same shapes"
                 )
         if isinstance(first, Padded):
             batch[name] = _stack_padded([example[name] for example in examples])

@@ -1,4 +1,4 @@
-"""Batches of a run, as its config describes them."""
+"""Batches of a training run, built from its config."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ def batches(
     *,
     split: str,
 ) -> pipeline.BatchIterator:
-    """Return batches by `config.seed`, `config.global_batch` and `config.data`; held-out ones come in order."""
+    """Return batches by `config.seed`, `config.global_batch` and `config.data`; only split "train" is shuffled."""
     several = jax.process_count() > 1
     index, count = mesh_lib.batch_part(mesh_lib.make_mesh(**config.mesh)) if several else (0, 1)
     return pipeline.make_dataset(

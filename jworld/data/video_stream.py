@@ -1,4 +1,4 @@
-"""A video file that grows while its frames are made and can be played all along: a fragmented MP4."""
+"""Streaming video writer: a fragmented MP4 that can be played while it grows."""
 
 import contextlib
 import pathlib
@@ -12,9 +12,9 @@ from jworld.utils import errors
 
 
 class VideoStream:
-    """Frames go to the encoder as they come and into the file at once, so memory does not grow with the video.
+    """Writer that encodes frames as they arrive, so memory does not grow with the length of the video.
 
-    Every frame is a fragment of its own: what is in the file can be played, also when the writer was killed.
+    Every frame is its own fragment: the file can be played even if the writer was killed.
     """
 
     def __init__(self, path: str | pathlib.Path, *, fps: float):
@@ -38,9 +38,9 @@ class VideoStream:
         Raises:
           UserError: the file cannot be written.
         """
-        told = "" if self._process is None else self._finish()
-        if told:
-            raise self._failed(told)
+        reason = "" if self._process is None else self._finish()
+        if reason:
+            raise self._failed(reason)
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames uint8 [T, H, W, 3] (even H and W, always the same).
@@ -59,7 +59,7 @@ class VideoStream:
 
     def _start(self, height: int, width: int) -> subprocess.Popen[bytes]:
         source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(self._fps), "-i", "-"]
-        # Without look-ahead: a frame would wait in the encoder for dozens of later ones.
+        # No look-ahead: otherwise a frame waits in the encoder for dozens of later ones.
         coding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10", "-preset", "veryfast", "-tune", "zerolatency"]
         fragments = ["-g", str(max(round(self._fps), 1)), "-movflags", "empty_moov+default_base_moof+frag_every_frame"]
         flags = ["-hide_banner", "-loglevel", "error", "-probesize", "32", "-y"]
@@ -69,17 +69,17 @@ class VideoStream:
         )
 
     def _finish(self) -> str:
-        """Wait for the encoder -> what it complains of."""
+        """Wait for the encoder and return its error message, "" if it succeeded."""
         process, self._process = self._process, None
         assert process is not None
         assert process.stdin is not None
         assert process.stderr is not None
-        # An encoder that has ended tells why on its other pipe.
+        # A failed encoder has closed this pipe and printed the reason on the other one.
         with contextlib.suppress(OSError):
             process.stdin.close()
-        told = process.stderr.read().decode(errors="replace").strip()
+        message = process.stderr.read().decode(errors="replace").strip()
         process.stderr.close()
-        return " ".join(told.split()) or "the encoder failed" if process.wait() else ""
+        return " ".join(message.split()) or "the encoder failed" if process.wait() else ""
 
     def _failed(self, reason: str) -> errors.UserError:
         return errors.UserError(f"--out {self._path} could not be written ({reason}): give another name")

@@ -1,4 +1,4 @@
-"""The pipeline: batches depend on seed and step only, processes share them out, positions restore exactly."""
+"""Data pipeline: batches depend only on seed and step, processes divide them, positions restore exactly."""
 
 import json
 
@@ -52,7 +52,7 @@ def assert_same(left: list[pipeline.Batch], right: list[pipeline.Batch]) -> None
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_epochs_are_permutations_and_seeds_count():
+def test_epochs_are_permutations_that_depend_on_the_seed():
     batches = take(make(), 5)
     order = np.concatenate([batch["index"] for batch in batches])
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
@@ -65,7 +65,7 @@ def test_epochs_are_permutations_and_seeds_count():
     assert other.tolist() != order.tolist()
 
 
-def test_processes_share_the_batch_out():
+def test_processes_divide_the_batch():
     whole = take(make(), 6)
     parts = [take(make(process_index=i, process_count=2), 6) for i in range(2)]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*parts, strict=True)]
@@ -143,7 +143,7 @@ def test_batch_must_divide():
         make(process_count=3)
 
 
-def test_padded_rows_become_zeros_of_the_batch() -> None:
+def test_padded_rows_are_filled_with_zeros() -> None:
     rows = [np.arange(6.0).reshape(3, 2), np.zeros((0, 2)), np.ones((4, 2))]
     examples = [{"x": pipeline.Padded(row, 4), "index": np.int32(i)} for i, row in enumerate(rows)]
     batch = pipeline.stack(examples)["x"]

@@ -207,7 +207,7 @@ def test_same_input_same_files_and_a_complete_set_stays(raw, prepared, codec, tm
     assert job.precompute(episode_settings(raw), again.directory).clips == again.clips
     assert {path: path.stat().st_mtime_ns for path in again.directory.iterdir()} == times
     given = episode_settings(raw, given=EncoderOverrides(autoencoder=codec, text_encoder="hashed-words:16"))
-    with pytest.raises(UserError, match="was begun with autoencoder = "):
+    with pytest.raises(UserError, match="was started with autoencoder = "):
         job.precompute(given, again.directory)
     known = content(job.precompute(given, tmp_path / "given").directory)
     same = content(prepared.directory)
@@ -486,7 +486,7 @@ def test_episodes_that_disagree_with_their_manifest(tmp_path):
     manifest = json.loads(path.read_text())
     manifest["episodes"][0]["frames"] = 9
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="holds 13 frames, the manifest says 9"):
+    with pytest.raises(UserError, match="holds 13 frames, expected 9 by the manifest"):
         job.precompute(episode_settings(directory), tmp_path / "out")
     assert not (tmp_path / "out" / records.MANIFEST).exists()
 

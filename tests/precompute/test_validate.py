@@ -163,11 +163,11 @@ MIRRORED = np.diag([-1, 1, 1, 1])
         (changed("intrinsics", (0, 0, 1), 0.1), ["frame 0 are not of the form"]),
         (changed("intrinsics", (2, 2, 2), 0), ["frame 2 are not of the form"]),
         (changed("intrinsics", (1, 1, 1), 0), ["frame 1 have a focal length that is not positive"]),
-        (changed("intrinsics", (1, 0, 2), 320), ["frame 1 have a principal point outside the picture"]),
+        (changed("intrinsics", (1, 0, 2), 320), ["frame 1 have a principal point outside the image"]),
         (changed("action", 3, 81), ["'action' of latent frame 3 is 81, expected 0 to 80"]),
         (changed("action", 2, -1), ["'action' of latent frame 2 is -1"]),
-        (changed("action", 0, 1), ["'action' of latent frame 0 is 'yaw_right', its cameras say 'none'"]),
-        (changed("action", slice(1, 3), 0), [r"latent frame 1 \(and 1 more\) is 'none', its cameras say 'forward'"]),
+        (changed("action", 0, 1), ["'action' of latent frame 0 is 'yaw_right', expected 'none' by its cameras"]),
+        (changed("action", slice(1, 3), 0), [r"latent frame 1 \(and 1 more\) is 'none', expected 'forward' by"]),
         (
             changed("latent", 0, np.nan) | {"action": np.full(FRAMES, 99, np.int32)},
             ["'latent' has 24 of 120", "'action' of latent frame 0 .*99"],
@@ -262,7 +262,7 @@ def test_bad_prompts(good):
     found = validate.validate(good).findings
     assert [(f.record, f.name) for f in found] == [(1, "a room"), (2, "a hall"), (3, "never used")]
     assert found[0].reason == "'text_states' has 1 of 12 numbers that are NaN or infinite"
-    assert found[1].reason == "'glyph_states' has width 2, the manifest says 7"
+    assert found[1].reason == "'glyph_states' has width 2, expected 7 as in the manifest"
     assert found[2].reason.startswith("'text_states' has no tokens")
 
 
@@ -283,7 +283,7 @@ def test_notes(good):
     (good / "train9-00000-of-00001.arrow").write_bytes(b"")
     rewrite(good, episodes={"train": [f"clip_{i}" for i in range(5)], "val": ["clip_3"]})
     notes = validate.validate(good).notes
-    assert "1 names of clips stand in every split, for example 'clip_3'" in notes
+    assert "1 names of clips occur in every split, for example 'clip_3'" in notes
     assert "1 files are not in the manifest and are not read, for example train9-00000-of-00001.arrow" in notes
 
 

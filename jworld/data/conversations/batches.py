@@ -1,16 +1,16 @@
-"""Batches of conversations of similar length: few shapes, little padding.
+"""Batches of conversations of similar length, which keeps padding small and shapes few.
 
-A batch holds
+A batch has these arrays:
 
 | key | array |
 | --- | --- |
-| tokens | int32 [B, L], padded behind with `<pad>`; L is one of `ClipConfig.lengths` |
+| tokens | int32 [B, L], padded at the end with `<pad>`; L is one of `ClipConfig.lengths` |
 | mask | bool [B, L], False on the padding |
-| labels | int32 [B, L], see `chat`; `chat.IGNORED` where nothing is learnt |
-| pixel_values | uint8 [B, I, S, S, 3], for the vision tower; black where a conversation has fewer pictures |
-| world_pixels | uint8 [B, W, W, 3], its first picture, for the autoencoder; absent where `world_size` is 0 |
+| labels | int32 [B, L], see `chat`; `chat.IGNORED` where there is no loss |
+| pixel_values | uint8 [B, I, S, S, 3], for the vision tower; black if a conversation has fewer images |
+| world_pixels | uint8 [B, W, W, 3], its first image, for the autoencoder; absent if `world_size` is 0 |
 
-The brackets and tokens of the world are not in `tokens`: the model puts them behind the first one.
+`tokens` contains no world tokens: the model inserts them, with their brackets, after the first token.
 """
 
 import bisect
@@ -30,14 +30,15 @@ from jworld.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """What one example is (`config.data.clip`).
+    """Settings of one example (`config.data.clip`).
 
     Attributes:
-      lengths: the numbers of tokens that a batch may have, with the images' but without the world's; longer
+      lengths: sequence lengths that a batch may have, in tokens, with image tokens but without world tokens; longer
         conversations are left out.
-      images: pictures of a conversation, at most.
-      image_size, world_size: side of the square pictures for the vision tower and for the autoencoder, 0 for none.
-      labels: "answers", or "original" for what the original learns with the world switched off.
+      images: images per conversation, at most.
+      image_size: side of the square images for the vision tower, in pixels.
+      world_size: side of the square image for the autoencoder, in pixels; 0 for none.
+      labels: "answers", or "original" for the original's labels with the world switched off.
     """
 
     lengths: tuple[int, ...] = (512, 1024, 2048)
@@ -48,7 +49,7 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         if not self.lengths or list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < 1:
-            raise ValueError(f"lengths is {self.lengths}, expected positive numbers in rising order")
+            raise ValueError(f"lengths is {self.lengths}, expected positive numbers in increasing order")
         if min(self.images, self.image_size) < 1 or self.world_size < 0:
             raise ValueError("images and image_size must be at least 1, world_size at least 0")
 
@@ -58,7 +59,7 @@ class ClipConfig:
 
 
 def spec(clip: ClipConfig, global_batch: int) -> dict[str, records.ArraySpec]:
-    """What a batch holds."""
+    """Return the arrays of a global batch."""
     text = ((global_batch, clip.max_tokens), ("batch", None))
 
     def array(dtype: Any) -> records.ArraySpec:
@@ -77,11 +78,11 @@ def spec(clip: ClipConfig, global_batch: int) -> dict[str, records.ArraySpec]:
 
 
 class LengthOrder:
-    """Which conversation, padded to which length, stands at a position of the endless sequence of examples.
+    """Map from positions in the endless sequence of examples to conversations and padded lengths.
 
-    All examples of a batch get the same length, the smallest that fits; what does not fill a batch joins the next
-    longer ones, and what is left of the longest is passed over until the next epoch. `shuffle` draws a new order for
-    every epoch; without it, all epochs are the same.
+    All examples of a batch have the same length, the smallest that fits. Conversations that do not fill a batch join
+    the next longer ones; the rest of the longest ones is left out of the epoch. `shuffle` draws a new order for every
+    epoch; otherwise all epochs are equal.
     """
 
     def __init__(
@@ -96,20 +97,20 @@ class LengthOrder:
             count = int((self._bucket == number).sum()) + rests
             self._batches += count // global_batch
             rests = count % global_batch
-        # Fewer than one batch: they are repeated to fill it.
+        # Fewer conversations than one batch: they are repeated to fill it.
         self._is_small = self._batches == 0
         self._batches = max(self._batches, 1)
         self._epoch = functools.lru_cache(maxsize=4)(self._make_epoch)
 
     def __call__(self, position: int) -> tuple[int, int]:
-        """-> (conversation, length) of a position."""
+        """Return (conversation, length) of a position."""
         batch, row = divmod(position, self._batch)
         epoch, batch = divmod(batch, self._batches)
         rows, buckets = self._epoch(epoch if self._shuffle else 0)
         return int(rows[batch, row]), self._buckets[buckets[batch]]
 
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(conversations int64 [batches, B], bucket [batches]) of an epoch."""
+        """Return (conversations int64 [batches, B], buckets [batches]) of an epoch."""
         rng = np.random.default_rng([self._seed, epoch])
         order = rng.permutation(len(self._bucket)) if self._shuffle else np.arange(len(self._bucket))
         if self._is_small:
@@ -122,12 +123,12 @@ class LengthOrder:
             rows.append(own[:whole].reshape(-1, self._batch))
             buckets += [number] * len(rows[-1])
             rest = own[whole:]
-        place = rng.permutation(len(buckets)) if self._shuffle else np.arange(len(buckets))
-        return np.concatenate(rows)[place], np.array(buckets)[place]
+        batches = rng.permutation(len(buckets)) if self._shuffle else np.arange(len(buckets))
+        return np.concatenate(rows)[batches], np.array(buckets)[batches]
 
 
 class Examples:
-    """The record of every position: a conversation and the length that it is padded to."""
+    """Source of the conversation and padded length at every position (a `pipeline.OrderedSource`)."""
 
     def __init__(self, source: prepared.Source, order: LengthOrder) -> None:
         self._source, self._order = source, order
@@ -141,20 +142,20 @@ class Examples:
 
 
 class MakeExample(grain.transforms.RandomMap):
-    """Record -> one row of a batch; nothing is random."""
+    """Deterministic transform from a record to one row of a batch."""
 
     def __init__(self, clip: ClipConfig, tokenizer: chat.ChatTokenizer, source: prepared.Source) -> None:
         self._clip, self._tokenizer, self._root = clip, tokenizer, source.directory
 
     def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, pipeline.Entry]:
-        """element {"record": of `Examples`, "position"}."""
+        """Convert {"record": from `Examples`, "position"} to the arrays of a row."""
         record, clip = element["record"], self._clip
         row = record["conversation"]
         try:
             images = [image_files.read(place, self._root) for place in row.places]
         except ValueError as error:
             raise UserError(
-                f"conversation {row.name}: {error}: put it back, or remove {self._root} to look through all again"
+                f"conversation {row.name}: {error}: restore it, or remove {self._root} to check all conversations again"
             ) from error
         encoded = self._tokenizer.encode(row.turns, images=len(images), labels=clip.labels, single_turn=row.single_turn)
         padded = chat.pad([encoded], record["length"], pad_id=self._tokenizer.ids[chat.PAD])
@@ -166,7 +167,10 @@ class MakeExample(grain.transforms.RandomMap):
 
 
 def model_pixels(images: Sequence[PIL.Image.Image], clip: ClipConfig) -> dict[str, np.ndarray]:
-    """`pixel_values` [I, S, S, 3] and, with a world, `world_pixels` [W, W, 3], the first picture's; zeros for none."""
+    """Return `pixel_values` [I, S, S, 3] and, with a world, `world_pixels` [W, W, 3] of the first image, uint8.
+
+    Missing images are zeros.
+    """
     pixels = np.zeros((clip.images, clip.image_size, clip.image_size, 3), np.uint8)
     for number, image in enumerate(images):
         pixels[number] = image_files.resized(image, clip.image_size)

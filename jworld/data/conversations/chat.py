@@ -1,11 +1,11 @@
-"""Conversations as tokens: Gemma's chat format, image spans, and which tokens are learnt.
+"""Tokenization of conversations in Gemma's chat format, with image spans and labels.
 
-`<bos>`, then for every turn `<start_of_turn>ROLE\n TEXT <end_of_turn>\n`; an open prompt ends with
-`<start_of_turn>model\n`. Images stand before the first user's text, each as `\n\n<start_of_image>`, a fixed number of
-`<image_soft_token>`, `<end_of_image>\n\n` (transformers, processing_gemma3.py). The model puts the
-brackets of the world behind `<bos>`.
+A conversation is `<bos>`, then for every turn `<start_of_turn>ROLE\n TEXT <end_of_turn>\n`. An open prompt ends with
+`<start_of_turn>model\n`. Images precede the first user's text, each as `\n\n<start_of_image>`, a fixed number of
+`<image_soft_token>`, `<end_of_image>\n\n` (transformers, processing_gemma3.py). The model inserts the world tokens
+and their brackets after `<bos>`.
 
-Labels are the tokens themselves at their own places, `IGNORED` where nothing is learnt; the loss shifts them.
+Labels are the tokens at the same positions, `IGNORED` where there is no loss; the loss shifts them.
 """
 
 import dataclasses
@@ -16,9 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
-from jworld.utils import resources
+from jworld.utils import pretrained, resources
 from jworld.utils.errors import UserError
 
+#: Files that hold a tokenizer, in the order in which they are looked for in a folder.
+FILES = ("tokenizer.json", "tokenizer.model")
 IGNORED = -100
 
 PAD, EOS, BOS = "<pad>", "<eos>", "<bos>"
@@ -34,7 +36,7 @@ Span = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What one side says."""
+    """Text of one speaker."""
 
     role: Literal["user", "model"]
     text: str
@@ -42,9 +44,10 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """A conversation as text; `users` and `answers` are character spans of it.
+    """A conversation as text, with the character spans of user turns and answers.
 
-    A user's span goes from `<start_of_turn>` to `<end_of_turn>`, an answer's from its first letter to `<end_of_turn>`.
+    A user's span reaches from `<start_of_turn>` to `<end_of_turn>`, an answer's from its first letter to
+    `<end_of_turn>`.
     """
 
     text: str
@@ -53,21 +56,21 @@ class Rendered:
 
 
 def render(turns: Sequence[Turn], *, images: int, image_tokens: int, is_open: bool) -> Rendered:
-    """Write a conversation; an open one ends where the model begins to answer."""
-    picture = f"\n\n{START_OF_IMAGE}{IMAGE * image_tokens}{END_OF_IMAGE}\n\n"
-    text, pictures = BOS, picture * images
+    """Render a conversation as text; an open one ends where the model's answer begins."""
+    image = f"\n\n{START_OF_IMAGE}{IMAGE * image_tokens}{END_OF_IMAGE}\n\n"
+    text, pending_images = BOS, image * images
     users, answers = [], []
     for turn in turns:
         begin = len(text)
         text += f"{START_OF_TURN}{turn.role}\n"
         if turn.role == "user":
-            text, pictures = text + pictures, ""
-        said = len(text)
+            text, pending_images = text + pending_images, ""
+        content = len(text)
         text += turn.text.strip() + END_OF_TURN
         if turn.role == "user":
             users.append((begin, len(text)))
         else:
-            answers.append((said, len(text)))
+            answers.append((content, len(text)))
         text += "\n"
     if is_open:
         text += f"{START_OF_TURN}model\n"
@@ -76,22 +79,23 @@ def render(turns: Sequence[Turn], *, images: int, image_tokens: int, is_open: bo
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """tokens int32 [L], labels int32 [L]."""
+    """Tokens and labels of a conversation, int32 [L] each."""
 
     tokens: np.ndarray
     labels: np.ndarray
 
 
 class ChatTokenizer:
-    """A tokenizer and the number of tokens of an image.
+    """Tokenizer of conversations with images.
 
     Attributes:
-      ids: the numbers of the special tokens, those of the world's brackets among them.
-      vocab_size: with the brackets.
+      image_tokens: tokens per image.
+      ids: token ids of the special tokens, including the brackets of the world.
+      vocab_size: size of the vocabulary, including the brackets.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, *, image_tokens: int) -> None:
-        """Brackets that are missing are added at the end; `ValueError` where another special token is missing."""
+        """Add missing world brackets at the end; a `ValueError` if another special token is missing."""
         missing = [name for name in SPECIAL if tokenizer.token_to_id(name) is None]
         if missing:
             raise ValueError(f"it lacks the special tokens {', '.join(missing)}")
@@ -112,72 +116,88 @@ class ChatTokenizer:
         labels: Labels = "answers",
         single_turn: bool = False,
     ) -> Encoded:
-        """Write a conversation as tokens.
+        """Tokenize a conversation.
 
         Args:
-          labels: "answers" learns what the model says and `<end_of_turn>` after it; "original" what the original's
-            collator asks for: everything but the users' turns, or, of a `single_turn` conversation, everything after as
-            many tokens as its question has without the image (theworld/data.py).
+          labels: "answers" for a loss on the model's answers and the `<end_of_turn>` after each; "original" for the
+            labels of the original's collator (theworld/data.py): everything except the users' turns, or, in a
+            `single_turn` conversation, everything after as many tokens as its question has without the image.
 
         Raises:
           ValueError: a turn contains a special token.
         """
         for turn in turns:
             if found := [name for name in self.ids if name in turn.text]:
-                raise ValueError(f"the text contains {found[0]}, which means something else to the tokenizer")
+                raise ValueError(f"the text contains {found[0]}, which is a special token: remove it")
         rendered = render(turns, images=images, image_tokens=self.image_tokens, is_open=is_open)
         encoding = self._tokenizer.encode(rendered.text, add_special_tokens=False)
         tokens = np.array(encoding.ids, np.int32)
         starts = np.array([start for start, _ in encoding.offsets])
         if labels == "answers":
-            learnt = _inside(starts, rendered.answers)
+            has_loss = _inside(starts, rendered.answers)
         elif single_turn:
             question = render(turns[:1], images=0, image_tokens=0, is_open=True).text
             count = len(self._tokenizer.encode(question, add_special_tokens=False).ids)
-            learnt = np.arange(len(tokens)) >= count
+            has_loss = np.arange(len(tokens)) >= count
         else:
-            learnt = ~_inside(starts, rendered.users)
-        return Encoded(tokens, np.where(learnt, tokens, IGNORED).astype(np.int32))
+            has_loss = ~_inside(starts, rendered.users)
+        return Encoded(tokens, np.where(has_loss, tokens, IGNORED).astype(np.int32))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """What was said: the text before the end of the turn, without special tokens."""
-        kept = list(tokens)
+        """Return the text before the end of the turn, without special tokens."""
+        answer = list(tokens)
         for end in (self.ids[END_OF_TURN], self.ids[EOS]):
-            kept = kept[: kept.index(end)] if end in kept else kept
-        return self._tokenizer.decode(kept, skip_special_tokens=True).strip()
+            answer = answer[: answer.index(end)] if end in answer else answer
+        return self._tokenizer.decode(answer, skip_special_tokens=True).strip()
 
 
 def _inside(positions: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
-    """bool [L]: which of the positions lie in one of the spans."""
+    """Return bool [L]: whether each position lies in one of the spans."""
     found = np.zeros(len(positions), bool)
     for start, stop in spans:
         found |= (positions >= start) & (positions < stop)
     return found
 
 
+def find_file(path: str | pathlib.Path) -> pathlib.Path:
+    """Return the tokenizer file that `path` names: itself, or the first of `FILES` in a folder."""
+    path = resources.find(path)
+    if not path.is_dir():
+        return path
+    return next((path / name for name in FILES if (path / name).is_file()), path / FILES[0])
+
+
 def load(path: str | pathlib.Path, *, image_tokens: int) -> ChatTokenizer:
-    """The tokenizer of a tokenizer.json, or of a folder that has one, such as that of a published Gemma.
+    """Load a tokenizer file, or the one in a folder, such as a published Gemma.
 
     Raises:
-      UserError: there is none, it is damaged, or it lacks a special token.
+      UserError: the file is absent or damaged, or lacks a special token.
     """
-    path = resources.find(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
+    file = find_file(path)
     if not file.is_file():
         raise UserError(
             f"config.data.tokenizer: {file} is absent, expected the tokenizer.json of a published Gemma or the one in "
             "assets/tokenizer: correct the path"
         )
     try:
-        return ChatTokenizer(tokenizers.Tokenizer.from_file(str(file)), image_tokens=image_tokens)
+        return ChatTokenizer(read(file), image_tokens=image_tokens)
+    except UserError:
+        raise
     except Exception as error:  # the library's own exceptions have no common class
-        raise UserError(f"{file} is no tokenizer for conversations: {error}: give another config.data.tokenizer") from (
-            error
-        )
+        raise UserError(f"{file} is not a chat tokenizer: {error}: give another config.data.tokenizer") from error
+
+
+def read(file: pathlib.Path) -> tokenizers.Tokenizer:
+    """Read a tokenizer.json, or convert a tokenizer.model of SentencePiece with the config files next to it."""
+    if file.suffix == ".model":
+        tokenizer: tokenizers.Tokenizer = pretrained.load_tokenizer(file.parent).backend_tokenizer
+        return tokenizer
+    # Not AutoTokenizer, which returns the same tokens several seconds later.
+    return tokenizers.Tokenizer.from_file(str(file))
 
 
 def pad(encoded: Sequence[Encoded], length: int, *, pad_id: int) -> dict[str, np.ndarray]:
-    """Conversations of at most `length` tokens -> tokens, labels int32 [B, L] and mask bool [B, L], padded behind."""
+    """Pad conversations of at most `length` tokens at the end: tokens, labels int32 [B, L] and mask bool [B, L]."""
     shape = (len(encoded), length)
     tokens, labels = np.full(shape, pad_id, np.int32), np.full(shape, IGNORED, np.int32)
     mask = np.zeros(shape, bool)

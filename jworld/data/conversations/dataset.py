@@ -1,4 +1,4 @@
-"""Conversations as the data of a run: looked through or made once, then batches."""
+"""Conversations as training data of a run: prepared once, then read in batches."""
 
 import dataclasses
 import functools
@@ -14,12 +14,12 @@ from jworld.data import pipeline, records, training_data
 from jworld.data.conversations import batches, chat, formats, prepared, questions
 from jworld.data.recording import recorder
 from jworld.utils import config as run_config
-from jworld.utils import folder_lock, resources
+from jworld.utils import folder_lock
 from jworld.utils.errors import UserError
 
-#: The tokenizer itself, which a run cannot do without.
+#: The tokenizer file, which every run needs.
 TOKENIZER = "tokenizer.json"
-#: What may lie beside it: all that transformers makes a processor from.
+#: Files that may accompany it: everything from which transformers builds a processor.
 TOKENIZER_FILES = (
     TOKENIZER,
     "tokenizer.model",
@@ -36,21 +36,21 @@ TOKENIZER_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class RunEncoders:
-    """What sampling needs of a set of conversations; `fps` of no video."""
+    """Tokenizer for sampling; `fps` exists for the common interface, since there is no video."""
 
     tokenizer: chat.ChatTokenizer
     fps: float = 1.0
 
 
 class Conversations:
-    """Conversations in `config.data.records`: a `TrainingData`.
+    """Conversations in the folder `config.data.records` (a `systems.base.TrainingData`).
 
-    They are made there where they are absent: from `config.data.conversations`, or, of its format "questions", from
-    episodes that `config.data.recording` says how to record.
+    If absent, they are prepared from `config.data.conversations`. Its format "questions" makes them from episodes,
+    which `config.data.recording` describes.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, *, image_tokens: int) -> None:
-        """`image_tokens`: what the model makes of one picture."""
+        """Read the sections of the config; `image_tokens` is the number of the model's tokens per image."""
         data = config.data
         self._config = config
         self.set = run_config.section(formats.SetConfig, data.conversations, "data.conversations")
@@ -60,7 +60,7 @@ class Conversations:
         self._image_tokens = image_tokens
 
     def sections(self) -> dict[str, Any]:
-        """The parts of the config that are read here, by name, with every default filled in."""
+        """Return the config sections that are read here, by name, with every default filled in."""
         return {"data.conversations": self.set, "data.clip": self.clip, "data.questions": self.questions}
 
     @property
@@ -75,17 +75,16 @@ class Conversations:
         return prepared.Identity(prepared.file_hash(self._tokenizer_file()), self._image_tokens)
 
     def _tokenizer_file(self) -> pathlib.Path:
-        path = resources.find(self._config.data.tokenizer)
-        return path / TOKENIZER if path.is_dir() else path
+        return chat.find_file(self._config.data.tokenizer)
 
     def prepare(self) -> None:
-        """See `systems.base.TrainingData`."""
+        """Prepare the conversations; see `systems.base.TrainingData`."""
         if (self.directory / records.MANIFEST).is_file():
             return
-        # Before anything is recorded or read: it may be absent.
+        # Loaded first: a missing tokenizer must not be found after minutes of recording.
         tokenizer = self.tokenizer
         with folder_lock.making(self.directory):
-            # Another process may have made it meanwhile.
+            # Another process may have prepared them meanwhile.
             if not (self.directory / records.MANIFEST).is_file():
                 self._make(tokenizer)
 
@@ -120,12 +119,12 @@ class Conversations:
             console.print(f"{self.directory}: {line}")
 
     def source(self, split: str) -> prepared.Source:
-        """The conversations of a split that are short enough."""
-        self.tokenizer  # noqa: B018 - a missing one is told before the set that was made with it
+        """Return the conversations of a split that are short enough."""
+        self.tokenizer  # noqa: B018 - a missing tokenizer is reported before a missing set
         return prepared.Source(self.directory, split, self._identity(), max_tokens=self.clip.max_tokens)
 
     def batches(self, split: str) -> pipeline.BatchIterator:
-        """See `systems.base.TrainingData`."""
+        """Return the batches of a split; see `systems.base.TrainingData`."""
         source = self.source(split)
         if source.too_long:
             print(f"{source.too_long} conversations of split '{split}' have more than {self.clip.max_tokens} tokens")
@@ -142,36 +141,37 @@ class Conversations:
         return training_data.batches(config, batches.Examples(source, order), transform, spec, split=split)
 
     def keep(self, directory: pathlib.Path) -> None:
-        """See `systems.base.TrainingData`: the tokenizer, and what lies beside it for exports."""
+        """Copy the tokenizer and its accompanying files, for exports; see `systems.base.TrainingData`."""
         directory.mkdir(parents=True, exist_ok=True)
         file = self._tokenizer_file()
-        shutil.copyfile(file, directory / TOKENIZER)
         for name in TOKENIZER_FILES[1:]:
             if (file.parent / name).is_file():
                 shutil.copyfile(file.parent / name, directory / name)
+        if file.suffix == ".model":
+            # Converted once, so that sampling needs neither transformers nor SentencePiece.
+            chat.read(file).save(str(directory / TOKENIZER))
+        else:
+            shutil.copyfile(file, directory / TOKENIZER)
 
     def check_kept(self, directory: pathlib.Path) -> None:
-        """See `systems.base.TrainingData`: another tokenizer has other words."""
-        path = directory / TOKENIZER
-        if (
-            path.is_file()
-            and self._tokenizer_file().is_file()
-            and prepared.file_hash(path) != prepared.file_hash(self._tokenizer_file())
-        ):
+        """Refuse another tokenizer than the copied one; see `systems.base.TrainingData`."""
+        file = self._tokenizer_file()
+        path = directory / (file.name if file.suffix == ".model" else TOKENIZER)
+        if path.is_file() and file.is_file() and prepared.file_hash(path) != prepared.file_hash(file):
             raise UserError(
-                f"config.data.tokenizer: {self._tokenizer_file()} is another tokenizer than {path}, with which the "
-                "model was trained: give that one"
+                f"config.data.tokenizer: {file} differs from {path}, with which the model was trained: give that one"
             )
 
     def find_problem(self, directory: pathlib.Path) -> str:
-        """See `systems.base.TrainingData`."""
-        return "" if (directory / TOKENIZER).is_file() else f"{directory / TOKENIZER} is absent"
+        """Return why sampling cannot use the copied tokenizer, "" if it can; see `systems.base.TrainingData`."""
+        file = chat.find_file(directory)
+        return "" if file.is_file() else f"{file} is absent"
 
     def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> RunEncoders:
-        """See `systems.base.TrainingData`; a `UserError` where the user names encoders, which nothing would use."""
+        """Load the tokenizer; a `UserError` if the user names encoders, which nothing would use."""
         if given.flags():
             raise UserError(
-                f"{', '.join(given.flags())}: the checkpoint reads pictures by itself and knows no encoders: leave the "
-                "option out"
+                f"{', '.join(given.flags())}: the model of this checkpoint uses no external encoders: leave the option "
+                "out"
             )
-        return RunEncoders(chat.load(directory / TOKENIZER, image_tokens=self._image_tokens))
+        return RunEncoders(chat.load(directory, image_tokens=self._image_tokens))

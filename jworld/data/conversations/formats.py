@@ -1,9 +1,9 @@
-"""Published sets of conversations, listed without opening a picture.
+"""Readers of published sets of conversations, which do not open the images.
 
 | format | path | a row |
 | --- | --- | --- |
 | llava | JSON array or lines | `image` (a name or a list), `conversations` of `from` and `value` |
-| captions | a folder of .tar shards (webdataset) or of .parquet tables, or one of them | a picture and its caption |
+| captions | .tar shards (webdataset) or .parquet tables, a folder of them or one file | an image and its caption |
 | spatial_rgpt | JSON array or lines | `filename` (without suffix), `image_info` or `image`; see `spatial` |
 | vsr | JSON array or lines | `image` or `image_link`, `caption`, `label` |
 """
@@ -28,16 +28,16 @@ VSR_QUESTION = "Statement: {caption}\nAnswer (only '0' or '1'):"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SetConfig:
-    """Which conversations (`config.data.conversations`).
+    """Selection of conversations (`config.data.conversations`).
 
     Attributes:
-      format: one of `FORMATS`, or "questions" about recorded walks, which are made here.
-      path: see the table of this module; unused for questions.
-      images: the folder of the pictures that rows name.
-      question: what is asked of a picture that comes with a caption; {caption} in it stands for the caption of VSR.
-      draw_boxes: of SpatialRGPT, frame and name the regions in the picture.
-      limit: take so many rows at most; 0 takes all.
-      val_share: of the pictures whose conversations are held out.
+      format: one of `FORMATS`, or "questions" for generated questions about recorded episodes.
+      path: data to read, see the table of this module; unused for questions.
+      images: folder of the images that rows name.
+      question: user's question about an image with a caption; for VSR, {caption} in it is replaced by the caption.
+      draw_boxes: for SpatialRGPT, draw and label the regions in the image.
+      limit: number of rows to read, at most; 0 reads all.
+      val_share: share of the images whose conversations are held out, between 0 and 1.
     """
 
     format: str = "questions"
@@ -59,9 +59,15 @@ class SetConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """One conversation about pictures; `problem` says why it cannot be used, "" where it can.
+    """One conversation about images.
 
-    `single_turn`: the original reads it as one question with its answer, see `chat.ChatTokenizer.encode`.
+    Attributes:
+      name: its name in messages.
+      turns: alternating turns of user and model.
+      places: locations of its images.
+      single_turn: whether the original reads it as one question with its answer, see `chat.ChatTokenizer.encode`.
+      split: "train" or "val"; None to draw it from the image.
+      problem: why it cannot be used, "" if it can.
     """
 
     name: str
@@ -76,7 +82,7 @@ Rows = Iterator[Conversation]
 
 
 def read(config: SetConfig) -> Rows:
-    """Every conversation of a set, in its order."""
+    """Yield every conversation of a set, in order."""
     if not config.path:
         raise UserError(
             f"config.data.conversations.path is empty, expected the data of format {config.format!r}: set it"
@@ -117,7 +123,7 @@ def _captions(config: SetConfig) -> Rows:
     if not path.exists():
         raise UserError(f"config.data.conversations.path: {path} is absent: correct it")
     suffix = path.suffix if path.is_file() else ".parquet" if next(path.rglob("*.parquet"), None) else ".tar"
-    # A folder that img2dataset wrote has both: tables of addresses beside the shards of pictures.
+    # A folder written by img2dataset has both: tables of URLs, and shards of images.
     if suffix == ".parquet" and path.is_dir() and next(path.rglob("*.tar"), None):
         suffix = ".tar"
     for file in tables.files(path, suffix):
@@ -138,7 +144,7 @@ def _table(config: SetConfig, path: pathlib.Path) -> Rows:
     if image is None or caption is None:
         raise UserError(
             f"{path} has the columns {', '.join(names)}, expected one of {', '.join(_IMAGE_COLUMNS)} and one of "
-            f"{', '.join(_CAPTION_COLUMNS)}: fetch the pictures first, for example with img2dataset"
+            f"{', '.join(_CAPTION_COLUMNS)}: download the images first, for example with img2dataset"
         )
     for group, number, row in tables.rows(path, [caption]):
         place = {"parquet": str(path.absolute()), "group": group, "row": number, "column": image}
@@ -146,7 +152,7 @@ def _table(config: SetConfig, path: pathlib.Path) -> Rows:
 
 
 def _shard(config: SetConfig, path: pathlib.Path) -> Rows:
-    """Files of a tar archive that have one name up to the first dot belong together."""
+    """Yield the pairs of a tar archive: consecutive files with the same name up to the first dot are one row."""
     name, place, caption = "", None, None
     try:
         with tarfile.open(path) as archive:
@@ -164,35 +170,35 @@ def _shard(config: SetConfig, path: pathlib.Path) -> Rows:
                     content = archive.extractfile(member)
                     caption = _caption(suffix, content.read() if content else b"", caption)
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path} is no readable tar archive ({error}): fetch it again") from error
+        raise UserError(f"{path} is not a readable tar archive ({error}): download it again") from error
     if name:
         yield _shard_row(config, path, name, caption, place)
 
 
-def _caption(suffix: str, data: bytes, known: str | None) -> str | None:
-    """The text of NAME.txt, else that in NAME.json."""
+def _caption(suffix: str, data: bytes, previous: str | None) -> str | None:
+    """Return the text of NAME.txt, else the one in NAME.json."""
     try:
         if suffix == "txt":
             return data.decode()
         facts = json.loads(data)
-        return known or next((facts[key] for key in _CAPTION_COLUMNS if isinstance(facts.get(key), str)), None)
+        return previous or next((facts[key] for key in _CAPTION_COLUMNS if isinstance(facts.get(key), str)), None)
     except (ValueError, AttributeError):
-        return known
+        return previous
 
 
 def _shard_row(
     config: SetConfig, path: pathlib.Path, name: str, caption: str | None, place: image_files.ImageSource | None
 ) -> Conversation:
     name = f"{path.stem}/{name}"
-    return _pair(config, name, caption, place) if place else Conversation(name=name, problem="it has no picture")
+    return _pair(config, name, caption, place) if place else Conversation(name=name, problem="it has no image")
 
 
 def _spatial_rgpt(config: SetConfig) -> Rows:
-    stems = picture_stems(config)
+    stems = image_stems(config)
     for number, raw in enumerate(json_rows.read(pathlib.Path(config.path))):
         try:
             row = spatial.read_row(raw, number=number)
-            place = spatial_place(config, raw, stems)
+            place = spatial_image(config, raw, stems)
         except (ValueError, AttributeError) as error:
             yield Conversation(name=str(raw.get("id") or number), problem=str(error))
             continue
@@ -201,24 +207,24 @@ def _spatial_rgpt(config: SetConfig) -> Rows:
         yield Conversation(name=row.id, turns=row.turns, places=(place,), single_turn=False)
 
 
-def picture_stems(config: SetConfig) -> dict[str, pathlib.Path]:
-    """The pictures of `config.images` by their names without suffix."""
+def image_stems(config: SetConfig) -> dict[str, pathlib.Path]:
+    """Return the images in `config.images` by file name without suffix."""
     return {file.stem: file for file in _folder(config).iterdir() if file.suffix.lower() in image_files.SUFFIXES}
 
 
-def spatial_place(
+def spatial_image(
     config: SetConfig, raw: Mapping[str, Any], stems: Mapping[str, pathlib.Path]
 ) -> image_files.ImageSource:
-    """Where the picture of a row of SpatialRGPT lies; a `ValueError` where the row names none."""
+    """Return the location of the image of a SpatialRGPT row; a `ValueError` if the row names none."""
     if name := raw.get("filename"):
         if name not in stems:
-            raise ValueError(f"there is no picture {name} in {config.images}")
+            raise ValueError(f"{config.images} has no image {name}")
         return {"file": str(stems[name].absolute())}
     info = raw.get("image_info") or {}
     info = ast.literal_eval(info) if isinstance(info, str) else info
     name = info.get("file_path") or raw.get("image")
     if not isinstance(name, str):
-        raise ValueError("it names no picture: expected filename, image_info.file_path or image")
+        raise ValueError("it names no image: expected filename, image_info.file_path or image")
     return _below(config, name)
 
 
@@ -239,7 +245,7 @@ def _vsr(config: SetConfig) -> Rows:
 def _folder(config: SetConfig) -> pathlib.Path:
     folder = pathlib.Path(config.images)
     if not config.images or not folder.is_dir():
-        raise UserError(f"config.data.conversations.images is {config.images!r}, expected the folder of the pictures")
+        raise UserError(f"config.data.conversations.images is {config.images!r}, expected the folder of the images")
     return folder
 
 

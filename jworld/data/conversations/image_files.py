@@ -1,8 +1,8 @@
-"""The pictures of conversations: where they lie, and how they become the two inputs of a model.
+"""Images of conversations: their locations, and their conversion to the two image inputs of a model.
 
-A place is an object of JSON: {"file"} a picture file; {"tar", "offset", "size"} one in a tar archive; {"parquet",
-"group", "row", "column"} one in a table; {"array", "index"} one of a numpy file uint8 [N, H, W, 3]. "boxes" beside it
-are drawn on the picture. Files are absolute, or lie in the folder of the set.
+A location is a JSON object: {"file"} for an image file; {"tar", "offset", "size"} for one in a tar archive; {"parquet",
+"group", "row", "column"} for one in a table; {"array", "index"} for one in a numpy file uint8 [N, H, W, 3]. An
+additional key "boxes" lists boxes to draw on the image. Paths are absolute or relative to the folder of the set.
 """
 
 import functools
@@ -18,43 +18,43 @@ from jworld.data.conversations import spatial, tables
 
 ImageSource = Mapping[str, Any]
 
-#: What the original gives the autoencoder, whatever the picture's shape.
+#: Side of the original's input to the autoencoder, in pixels, for images of every shape.
 WORLD_SIZE = 512
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
-#: What pillow raises for files that are absent or damaged.
+#: Exceptions of Pillow for absent or damaged files.
 _BROKEN = (OSError, KeyError, IndexError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
 
 
 def read(place: ImageSource, root: pathlib.Path) -> PIL.Image.Image:
-    """The picture at a place, RGB, decoded.
+    """Read and decode an image, RGB.
 
     Raises:
-      ValueError: there is none, or it cannot be decoded.
+      ValueError: the image is absent or cannot be decoded.
     """
     try:
         image = _open(place, root).convert("RGB")
     except _BROKEN as error:
-        raise ValueError(f"the picture {describe(place)} cannot be read ({error})") from error
+        raise ValueError(f"the image {describe(place)} cannot be read ({error})") from error
     return spatial.draw_boxes(image, place["boxes"]) if place.get("boxes") else image
 
 
 def check(place: ImageSource, root: pathlib.Path) -> None:
-    """Decode a picture, small where its format can, to know that it is whole.
+    """Decode an image, at a small size if its format allows, to check that it is complete.
 
     Raises:
-      ValueError: as `read`.
+      ValueError: as in `read`.
     """
     try:
         image = _open(place, root)
         image.draft("RGB", (64, 64))
         image.load()
     except _BROKEN as error:
-        raise ValueError(f"the picture {describe(place)} cannot be read ({error})") from error
+        raise ValueError(f"the image {describe(place)} cannot be read ({error})") from error
 
 
 def describe(place: ImageSource) -> str:
-    """The place in a few words."""
+    """Describe a location in a few words."""
     kind = next((key for key in ("file", "tar", "parquet", "array") if key in place), None)
     if kind is None:
         return "nowhere"
@@ -77,7 +77,7 @@ def _open(place: ImageSource, root: pathlib.Path) -> PIL.Image.Image:
 
 
 def open_value(value: Any, root: pathlib.Path) -> PIL.Image.Image:
-    """A picture as published tables hold it: its bytes, {"bytes", "path"}, or the name of a file below `root`."""
+    """Open an image as stored in published tables: its bytes, {"bytes", "path"}, or the name of a file below `root`."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
@@ -93,5 +93,5 @@ def _array(path: str) -> np.ndarray:
 
 
 def resized(image: PIL.Image.Image, size: int) -> np.ndarray:
-    """RGB picture -> uint8 [size, size, 3], bilinear, its shape not kept: the original's way for both inputs."""
+    """Resize an image to uint8 [size, size, 3], bilinear, without its aspect ratio, as the original does."""
     return np.asarray(image.convert("RGB").resize((size, size), PIL.Image.Resampling.BILINEAR))

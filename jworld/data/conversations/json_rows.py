@@ -1,4 +1,4 @@
-"""The objects of a JSON array or of JSON lines, one after the other: published files are larger than memory."""
+"""Streaming reader of JSON arrays and JSON lines, for published files that are larger than memory."""
 
 import json
 import pathlib
@@ -11,10 +11,10 @@ _CHUNK = 1 << 20
 
 
 def read(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Every object of the file.
+    """Yield every object of the file.
 
     Raises:
-      UserError: it is absent, or not what it should be; rows before the damage have been given then.
+      UserError: the file is absent or malformed; the rows before the damage have been yielded.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -49,7 +49,7 @@ def _array(file: Any) -> Iterator[Any]:
             return
         try:
             value, end = decoder.raw_decode(text)
-            # A number at the end of a chunk may go on in the next.
+            # A number at the end of a chunk may continue in the next.
             if end < len(text) or ended:
                 yield value
                 text = text[end:]
@@ -60,5 +60,5 @@ def _array(file: Any) -> Iterator[Any]:
         chunk = file.read(_CHUNK)
         ended = not chunk
         if ended and not text:
-            raise ValueError("the array does not end")
+            raise ValueError("the array is not closed")
         text += chunk

@@ -1,7 +1,8 @@
-"""A set of conversations, looked through once: which can be used, how long they are, what is held out.
+"""Prepared sets of conversations: checked once, measured in tokens, and split into training and held-out parts.
 
-DIR/manifest.json; per split NAME.jsonl, a conversation a line, and NAME.npy, int64 [N, 2]: where each line begins and
-how many tokens its conversation has; unusable.txt names the others with the reason. Pictures stay where they are.
+A set is a folder with these files. SPLIT.jsonl has one conversation per line. SPLIT.npy, int64 [N, 2], has the byte
+offset of each line and the number of tokens of its conversation. unusable.txt lists the conversations that were left
+out, with reasons. manifest.json describes the set. Images are not copied.
 """
 
 import collections
@@ -31,7 +32,7 @@ _CHUNK, _THREADS = 1024, 16
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What the lengths of a set depend on: the hash of the tokenizer's file and the tokens of an image."""
+    """Inputs on which the token counts of a set depend: the hash of the tokenizer file and the tokens per image."""
 
     tokenizer: str
     image_tokens: int
@@ -52,12 +53,13 @@ def write(
     images: int,
     console: rich.console.Console,
 ) -> dict[str, Any]:
-    """Look through the conversations of `rows` and write what is usable into the folder; -> its manifest.
+    """Check the conversations in `rows`, write the usable ones into the folder, and return the manifest.
 
-    Pictures that rows name relatively lie in the folder already. At most `images` of them belong to a conversation.
+    Images with relative paths must already be in the folder. A conversation with more than `images` images is not
+    usable.
 
     Raises:
-      UserError: a split gets no conversation.
+      UserError: a split has no conversation.
     """
     counts: collections.Counter[str] = collections.Counter()
     reasons: list[str] = []
@@ -69,7 +71,7 @@ def write(
         (directory / "val.jsonl").open("wb") as val,
     ):
         outputs = {"train": train, "val": val}
-        tracked = rich.progress.track(rows, "looking through the conversations", console=console)
+        tracked = rich.progress.track(rows, "checking the conversations", console=console)
         for chunk in _chunks(tracked):
             problems = pool.map(lambda row: find_problem(row, directory, images=images), chunk)
             for row, problem in zip(chunk, problems, strict=True):
@@ -84,9 +86,9 @@ def write(
                 counts[split] += 1
     for split in records.SPLITS:
         if not counts[split]:
-            first = f"; {len(reasons)} cannot be used, the first is {reasons[0]}" if reasons else ""
+            first = f"; {len(reasons)} cannot be used, first {reasons[0]}" if reasons else ""
             raise UserError(
-                f"config.data.conversations: none of {sum(counts.values())} usable ones is of split '{split}'{first}: "
+                f"config.data.conversations: none of {sum(counts.values())} usable ones is in split '{split}'{first}: "
                 "give more of them, or another config.data.conversations.val_share"
             )
         np.save(directory / f"{split}.npy", np.array(index[split], np.int64))
@@ -110,13 +112,13 @@ def _chunks(rows: Iterable[formats.Conversation]) -> Iterator[list[formats.Conve
 
 
 def find_problem(row: formats.Conversation, root: pathlib.Path, *, images: int) -> str:
-    """Why a conversation cannot be learnt from; "" where it can."""
+    """Return why a conversation cannot be used, "" if it can."""
     if row.problem:
         return row.problem
     if not row.turns or row.turns[0].role != "user" or all(turn.role == "user" for turn in row.turns):
-        return "it does not go from a user's turn to an answer"
+        return "it does not start with a user's turn, or has no answer"
     if not 1 <= len(row.places) <= images:
-        return f"it has {len(row.places)} pictures, config.data.clip.images is {images}"
+        return f"it has {len(row.places)} images, config.data.clip.images is {images}"
     for place in row.places:
         try:
             image_files.check(place, root)
@@ -133,7 +135,7 @@ def _length(tokenizer: chat.ChatTokenizer, row: formats.Conversation) -> tuple[i
 
 
 def _split(row: formats.Conversation, val_share: float) -> str:
-    """By the picture: what is said of it elsewhere belongs to the same split."""
+    """Draw the split by a hash of the image's location, so that all conversations about one image share a split."""
     digest = hashlib.sha256(image_files.describe(row.places[0]).encode()).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_share * 2**64 else "train"
 
@@ -152,15 +154,15 @@ def _decode(line: bytes) -> formats.Conversation:
 
 
 def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
-    """The manifest of a set; a `UserError` where there is none."""
+    """Read the manifest of a set; a `UserError` if there is none."""
     path = directory / records.MANIFEST
     try:
         manifest = json.loads(path.read_text())
         found = manifest["format"], manifest["version"]
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: correct config.data.records, or train to make it") from error
+        raise UserError(f"{path} does not exist: correct config.data.records, or train to create it") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} describes no conversations: give another config.data.records") from error
+        raise UserError(f"{path} is not a manifest of conversations: give another config.data.records") from error
     if found != (FORMAT, VERSION):
         raise UserError(
             f"{path}: format is {found[0]!r} {found[1]!r}, expected {FORMAT!r} {VERSION}: remove the folder, or give "
@@ -170,20 +172,22 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
 
 
 class Source:
-    """Random access to the conversations of a split; `lengths` int64 [N] are their tokens.
+    """Random access to the conversations of a split that have at most `max_tokens` tokens.
 
-    Those of more than `max_tokens` tokens are left out; `too_long` counts them.
+    Attributes:
+      lengths: int64 [N], tokens of each conversation.
+      too_long: number of conversations that were left out.
     """
 
     def __init__(self, directory: pathlib.Path, split: str, identity: Identity, *, max_tokens: int) -> None:
         self.directory = directory
         self._path = directory / f"{split}.jsonl"
         manifest = read_manifest(directory)
-        known = Identity(manifest.get("tokenizer", ""), manifest.get("image_tokens", 0))
-        if known != identity:
+        stored = Identity(manifest.get("tokenizer", ""), manifest.get("image_tokens", 0))
+        if stored != identity:
             raise UserError(
-                f"{directory} was made with another tokenizer or for images of {known.image_tokens} tokens, the model "
-                f"has {identity.image_tokens}: remove the folder, or give another config.data.records"
+                f"{directory} was made with another tokenizer or for images of {stored.image_tokens} tokens, the "
+                f"model has {identity.image_tokens}: remove the folder, or give another config.data.records"
             )
         try:
             index = np.load(directory / f"{split}.npy")
@@ -210,7 +214,10 @@ class Source:
 
 
 def make(directory: pathlib.Path, fill: Any) -> dict[str, Any]:
-    """Make a set in a hidden folder that gets its name at the end; `fill(folder)` writes it and gives the manifest."""
+    """Create a set atomically, in a hidden folder that is renamed at the end; return its manifest.
+
+    `fill(folder)` writes the files and returns the manifest.
+    """
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -223,10 +230,8 @@ def make(directory: pathlib.Path, fill: Any) -> dict[str, Any]:
 
 
 def summary(manifest: dict[str, Any]) -> Sequence[str]:
-    """What was found, in lines for people."""
+    """Return lines for the user about the numbers of conversations."""
     lines = [f"{manifest['splits']['train']} conversations to train on, {manifest['splits']['val']} held out"]
     if manifest["unusable"]:
-        lines.append(
-            f"{manifest['unusable']} cannot be used, see {UNUSABLE}; the first: {manifest['first_unusable'][0]}"
-        )
+        lines.append(f"{manifest['unusable']} cannot be used, see {UNUSABLE}; first: {manifest['first_unusable'][0]}")
     return lines

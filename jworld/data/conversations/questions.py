@@ -1,14 +1,14 @@
-"""Questions about recorded walks, with answers that the cameras make certain.
+"""Generated questions about recorded episodes, with answers that follow from the camera poses.
 
-| kind | asked of two views of a walk | answers |
+| kind | question about two views of an episode | answers |
 | --- | --- | --- |
 | turn | did the camera turn left or right from the first to the second? | left, right |
 | distance | is the wall ahead nearer or farther in the second? | nearer, farther |
 | side | which view looks further to the left? | first, second |
 
-The two views stand side by side in one picture. For `turn` and `side` they are taken from almost the same place, and
-what they show overlaps. For `distance` the one place lies on the line of sight from the other: the same wall is ahead,
-so much nearer or farther. Every answer of a kind is right equally often.
+The two views are side by side in one image. For `turn` and `side` their positions are almost equal and their fields of
+view overlap. For `distance`, one position is on the line of sight from the other, so both show the same wall ahead at
+different distances. Both answers of a kind are equally frequent.
 """
 
 import dataclasses
@@ -45,11 +45,11 @@ PHRASES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
-#: Degrees of yaw between two views that still show some of the same wall, and are not too alike.
+#: Turn between two views that overlap but are not too similar, in degrees of yaw.
 _TURN = (12.0, 60.0)
-#: Units that the camera may have moved between those, and must have moved for `distance`.
+#: Distance between the cameras, in world units: the maximum for turns, and the range for `distance`.
 _SAME_PLACE, _WALKED = 0.4, (0.25, 3.0)
-#: What counts as no turn (degrees), and as no step aside (share of the way).
+#: Maximum turn (degrees) and maximum sideways motion (share of the distance) of a straight move.
 _STRAIGHT, _ASIDE = 0.2, 0.01
 #: Frames between two views, at most.
 _SPAN = 48
@@ -58,12 +58,12 @@ _SEAM = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionsConfig:
-    """Questions of the embedded set (`config.data.questions`).
+    """Settings of generated questions (`config.data.questions`).
 
     Attributes:
-      per_answer: questions of each kind and each answer from one episode, at most.
-      view_size: (width, height) of each of the two views.
-      seed: of the choice of views and phrases.
+      per_answer: questions per kind, answer and episode, at most.
+      view_size: (width, height) of each of the two views, in pixels.
+      seed: random seed for the choice of views and phrases.
     """
 
     per_answer: int = 12
@@ -79,7 +79,7 @@ class QuestionsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Frames `first` and `second` of an episode, the kind, and the right answer."""
+    """One question about frames `first` and `second` of an episode, with its kind and correct answer."""
 
     first: int
     second: int
@@ -88,44 +88,44 @@ class Question:
 
 
 def headings(w2c: np.ndarray) -> np.ndarray:
-    """Yaw in degrees, positive to the right, of cameras [T, 4, 4] -> [T]."""
+    """Return the yaw [T] of cameras w2c [T, 4, 4], in degrees, positive to the right."""
     return np.degrees(np.arctan2(w2c[:, 2, 0], w2c[:, 2, 2]))
 
 
 def turned(first: float | np.ndarray, second: float | np.ndarray) -> np.ndarray:
-    """Degrees to the right from one heading to another, the shorter way."""
+    """Return the turn from one heading to another, in degrees, positive to the right, at most 180."""
     return (np.asarray(second) - first + 180.0) % 360.0 - 180.0
 
 
 def find(w2c: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-    """All pairs of frames of a walk that have a certain answer: (kind, answer) -> int [N, 2]."""
+    """Find all pairs of frames of an episode with an unambiguous answer: (kind, answer) -> int [N, 2]."""
     yaw = headings(w2c)
-    centres = -np.einsum("tij,ti->tj", w2c[:, :3, :3], w2c[:, :3, 3])
+    centers = -np.einsum("tij,ti->tj", w2c[:, :3, :3], w2c[:, :3, 3])
     first, second = np.nonzero(np.triu(np.ones((len(w2c), len(w2c)), bool), 1))
     near = second - first <= _SPAN
     first, second = first[near], second[near]
     angle = turned(yaw[first], yaw[second])
-    # The way as the first camera sees it: x to the right, z ahead.
-    way = np.einsum("nij,nj->ni", w2c[first, :3, :3], centres[second] - centres[first])
+    # Displacement in the coordinates of the first camera: x to the right, z ahead.
+    way = np.einsum("nij,nj->ni", w2c[first, :3, :3], centers[second] - centers[first])
     distance = np.linalg.norm(way, axis=-1)
     turns = (distance <= _SAME_PLACE) & (np.abs(angle) >= _TURN[0]) & (np.abs(angle) <= _TURN[1])
     ahead = way[:, 2]
     straight = (np.abs(angle) <= _STRAIGHT) & (np.hypot(way[:, 0], way[:, 1]) <= _ASIDE * np.abs(ahead))
-    walks = straight & (np.abs(ahead) >= _WALKED[0]) & (np.abs(ahead) <= _WALKED[1])
+    moves = straight & (np.abs(ahead) >= _WALKED[0]) & (np.abs(ahead) <= _WALKED[1])
     pairs = np.stack([first, second], axis=1)
     return {
         ("turn", "left"): pairs[turns & (angle < 0)],
         ("turn", "right"): pairs[turns & (angle > 0)],
-        # Here the two frames may stand in either order: it is not asked what happened, but what is seen.
-        ("distance", "nearer"): np.concatenate([pairs[walks & (ahead > 0)], pairs[walks & (ahead < 0)][:, ::-1]]),
-        ("distance", "farther"): np.concatenate([pairs[walks & (ahead < 0)], pairs[walks & (ahead > 0)][:, ::-1]]),
+        # In both orders: these questions are about the views, not about the motion between them.
+        ("distance", "nearer"): np.concatenate([pairs[moves & (ahead > 0)], pairs[moves & (ahead < 0)][:, ::-1]]),
+        ("distance", "farther"): np.concatenate([pairs[moves & (ahead < 0)], pairs[moves & (ahead > 0)][:, ::-1]]),
         ("side", "first"): np.concatenate([pairs[turns & (angle > 0)], pairs[turns & (angle < 0)][:, ::-1]]),
         ("side", "second"): np.concatenate([pairs[turns & (angle < 0)], pairs[turns & (angle > 0)][:, ::-1]]),
     }
 
 
 def choose(w2c: np.ndarray, *, per_answer: int, rng: np.random.Generator) -> list[Question]:
-    """Some questions of a walk, as many with the one answer of a kind as with the other."""
+    """Draw questions about an episode, equally many for both answers of a kind."""
     found = find(w2c)
     chosen = []
     for kind, pair in ANSWERS.items():
@@ -138,7 +138,7 @@ def choose(w2c: np.ndarray, *, per_answer: int, rng: np.random.Generator) -> lis
 
 
 def side_by_side(first: np.ndarray, second: np.ndarray, *, size: tuple[int, int]) -> np.ndarray:
-    """Two frames uint8 [H, W, 3] in one picture, a dark seam between them."""
+    """Place two frames uint8 [H, W, 3] side by side in one image, with a dark seam between them."""
     width, height = size
     left, right = (images.resize(frame, width=width, height=height) for frame in (first, second))
     return np.concatenate([left, np.zeros((height, _SEAM, 3), np.uint8), right], axis=1)
@@ -147,15 +147,15 @@ def side_by_side(first: np.ndarray, second: np.ndarray, *, size: tuple[int, int]
 def make(
     output: pathlib.Path, directory: pathlib.Path, config: QuestionsConfig, *, console: rich.console.Console
 ) -> Iterator[formats.Conversation]:
-    """Ask about the episodes in `directory`; the pictures go to views-SPLIT.npy in `output`.
+    """Yield questions about the episodes in `directory`; their images are written to views-SPLIT.npy in `output`.
 
     Raises:
-      UserError: the episodes are absent, or no answer is certain.
+      UserError: the episodes are absent, or too short for any question.
     """
     entries = episodes.read_manifest(directory)["episodes"]
     for split in sorted({entry["split"] for entry in entries}):
         own = [entry["name"] for entry in entries if entry["split"] == split]
-        tracked = rich.progress.track(own, f"asking about the {split} episodes", console=console)
+        tracked = rich.progress.track(own, f"making questions about the {split} episodes", console=console)
         views, rows = _ask(directory, tracked, split, config)
         if not rows:
             raise UserError(
@@ -192,5 +192,5 @@ def _ask(
 
 
 def kind_of(name: str) -> str:
-    """The kind of question that a conversation of this name asks."""
+    """Return the kind of question from the name of its conversation."""
     return name.split("/")[1]

@@ -1,6 +1,6 @@
-"""SpatialRGPT: rows of OpenSpatialDataset (training) and SpatialRGPT-Bench -> turns that name the regions of an image.
+"""Rows of SpatialRGPT's OpenSpatialDataset (training) and SpatialRGPT-Bench, as turns that name image regions.
 
-The same region numbers, boxes and texts as the original (theworld/datasets/spatial_rgpt.py, bbox_utils.py).
+Region numbers, boxes and texts are those of the original (theworld/datasets/spatial_rgpt.py, bbox_utils.py).
 """
 
 import ast
@@ -18,16 +18,16 @@ from jworld.data.conversations import chat
 
 Box = tuple[float, float, float, float]
 
-#: What stands for a region in a question; the longer one is replaced first.
+#: Placeholders of a region in a question; the longer one is replaced first.
 _MARKS = ("<mask> <depth>", "<mask>")
 _REGION = re.compile(r"Region \[(\d+)\]")
 _THICKNESS, _FONT_SIZE = 3, 16
-_COLOURS = ("red", "lime", "blue", "yellow", "magenta", "cyan", "#FF8000", "#8000FF")
+_COLORS = ("red", "lime", "blue", "yellow", "magenta", "cyan", "#FF8000", "#8000FF")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpatialRow:
-    """One row: its turns, its distinct boxes (x1, y1, x2, y2) in pixels, and what kind of question it is."""
+    """One row: its turns, its distinct boxes (x1, y1, x2, y2) in pixels, and the kind of question."""
 
     id: str
     turns: tuple[chat.Turn, ...]
@@ -37,10 +37,10 @@ class SpatialRow:
 
 
 def read_row(raw: Mapping[str, Any], *, number: int) -> SpatialRow:
-    """A row of either data set; `number` names it where it has no id.
+    """Parse a row of either data set; `number` names it if it has no id.
 
     Raises:
-      ValueError: it has neither conversations nor a question, or a field is not what it should be.
+      ValueError: the row has neither conversations nor a question, or a malformed field.
     """
     boxes = [_box(box) for box in _literal(raw.get("bbox")) or []]
     regions = list(dict.fromkeys(boxes))
@@ -57,13 +57,13 @@ def read_row(raw: Mapping[str, Any], *, number: int) -> SpatialRow:
 
 
 def _literal(value: Any) -> Any:
-    """Published tables hold lists and objects as text."""
+    """Parse a list or object that a published table stores as text."""
     if not isinstance(value, str):
         return value
     try:
         return ast.literal_eval(value)
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{value[:40]!r} is no list and no object") from error
+        raise ValueError(f"{value[:40]!r} is neither a list nor an object") from error
 
 
 def _box(box: Any) -> Box:
@@ -91,9 +91,9 @@ def _turns(raw: Mapping[str, Any]) -> list[chat.Turn]:
 
 
 def _with_regions(turns: Iterable[chat.Turn], regions: Sequence[int]) -> tuple[chat.Turn, ...]:
-    """Number the regions: the k-th mark of the whole conversation is box k, equal boxes are one region.
+    """Number the regions: the k-th mark of the conversation is box k, and equal boxes are one region.
 
-    An answer counts the regions of the question before it, from 0.
+    An answer numbers the regions of the preceding question from 0.
     """
     marks = 0
     named: list[int] = []
@@ -110,18 +110,18 @@ def _with_regions(turns: Iterable[chat.Turn], regions: Sequence[int]) -> tuple[c
                     marks += 1
             text = text.replace("<depth>", "").strip()
         else:
-            text = _REGION.sub(functools.partial(_renumbered, known=tuple(named)), text)
+            text = _REGION.sub(functools.partial(_renumbered, regions=tuple(named)), text)
         written.append(chat.Turn(turn.role, text))
     return tuple(written)
 
 
-def _renumbered(match: re.Match[str], *, known: Sequence[int]) -> str:
+def _renumbered(match: re.Match[str], *, regions: Sequence[int]) -> str:
     number = int(match.group(1))
-    return f"Region [{known[number]}]" if number < len(known) else match.group()
+    return f"Region [{regions[number]}]" if number < len(regions) else match.group()
 
 
 def clamp_box(box: Sequence[float], width: int, height: int) -> list[float]:
-    """A box within the image, its corners in order, at least one pixel wide and high where the image goes on."""
+    """Clamp a box to the image and order its corners; it is at least one pixel wide and high, except at the edge."""
     left, right = sorted(max(0, min(width, x)) for x in (box[0], box[2]))
     top, bottom = sorted(max(0, min(height, y)) for y in (box[1], box[3]))
     return [
@@ -133,7 +133,7 @@ def clamp_box(box: Sequence[float], width: int, height: int) -> list[float]:
 
 
 def draw_boxes(image: PIL.Image.Image, boxes: Sequence[Sequence[float]]) -> PIL.Image.Image:
-    """A copy of the image with its regions framed and named, no name upon another where there is room."""
+    """Return a copy of the image with its regions framed and labeled; labels do not overlap if there is room."""
     image = image.convert("RGB")
     draw = PIL.ImageDraw.Draw(image)
     try:
@@ -143,18 +143,18 @@ def draw_boxes(image: PIL.Image.Image, boxes: Sequence[Sequence[float]]) -> PIL.
     used: list[Box] = []
     for number, box in enumerate(boxes):
         left, top, right, bottom = clamp_box(box, *image.size)
-        colour, name = _COLOURS[number % len(_COLOURS)], f"Region [{number}]"
-        draw.rectangle((left, top, right, bottom), outline=colour, width=_THICKNESS)
+        color, name = _COLORS[number % len(_COLORS)], f"Region [{number}]"
+        draw.rectangle((left, top, right, bottom), outline=color, width=_THICKNESS)
         x0, y0, x1, y1 = draw.textbbox((0, 0), name, font=font)
         place = _place((left, top, right, bottom), (x1 - x0, y1 - y0), used)
         used.append(place)
-        draw.rectangle(place, fill=colour)
+        draw.rectangle(place, fill=color)
         draw.text((place[0] - x0, place[1] - y0), name, fill="white", font=font)
     return image
 
 
 def _place(box: Box, size: tuple[float, float], used: Sequence[Box]) -> Box:
-    """Where the name of a box goes: the first of six places that is still free."""
+    """Return the rectangle of a box's label: the first of six positions that is still free."""
     (left, top, right, bottom), (width, height) = box, size
     corners = (
         (left, top - height),

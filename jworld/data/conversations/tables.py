@@ -1,4 +1,4 @@
-"""Parquet tables, read one group of rows at a time."""
+"""Reader of parquet tables, one row group at a time."""
 
 import functools
 import pathlib
@@ -15,22 +15,24 @@ def _open(path: str) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no readable parquet file ({error}): correct the path, or fetch it again") from error
+        raise UserError(
+            f"{path} is not a readable parquet file ({error}): correct the path, or download it again"
+        ) from error
 
 
 def columns(path: str | pathlib.Path) -> list[str]:
-    """The names of a table's columns."""
+    """Return the names of a table's columns."""
     return list(_open(str(path)).schema_arrow.names)
 
 
 def rows(path: str | pathlib.Path, names: list[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(group, row in the group, {column: value}) of every row, of these columns."""
+    """Yield (group, row in the group, {column: value}) of every row, for these columns."""
     table = _open(str(path))
     for group in range(table.num_row_groups):
         try:
             values = table.read_row_group(group, columns=names).to_pylist()
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: row group {group} is damaged ({error}): fetch the file again") from error
+            raise UserError(f"{path}: row group {group} is damaged ({error}): download the file again") from error
         for number, row in enumerate(values):
             yield group, number, row
 
@@ -41,12 +43,12 @@ def _column(path: str, group: int, column: str) -> Any:
 
 
 def cell(path: str, group: int, column: str, row: int) -> Any:
-    """One value of a table."""
+    """Return one value of a table."""
     return _column(path, group, column)[row].as_py()
 
 
 def files(path: pathlib.Path, suffix: str) -> list[pathlib.Path]:
-    """`path` itself, or the files below a folder that have this suffix; a `UserError` where there is none."""
+    """Return `path` itself if it is a file, else the files below it with this suffix; a `UserError` if none exist."""
     found = [path] if path.is_file() else sorted(path.rglob(f"*{suffix}"))
     if not found:
         raise UserError(f"{path} holds no {suffix} file, expected at least one: correct the path or the format")

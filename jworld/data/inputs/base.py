@@ -1,4 +1,4 @@
-"""The entry of an input format in the registry: its reader, and what `jworld.precompute` needs to know about it."""
+"""Registry entry of an input format: its reader, and its defaults for `jworld.precompute`."""
 
 import dataclasses
 import pathlib

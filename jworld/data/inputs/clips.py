@@ -167,8 +167,8 @@ def pick_frames(source: video.Video, *, fps: float | None, first: int = 0, repea
     if abs(own_rate / fps - 1) <= SAME_RATE and gaps.max() <= 1.5 * gaps.mean():
         return every
     slack = 1e-6 / fps  # on every machine the same choice for a time halfway between two frames
-    wanted = np.arange(int((times[-1] + slack) * fps) + 1) / fps
-    picks = np.searchsorted((times[1:] + times[:-1]) / 2, wanted - slack)
+    targets = np.arange(int((times[-1] + slack) * fps) + 1) / fps
+    picks = np.searchsorted((times[1:] + times[:-1]) / 2, targets - slack)
     repeated = len(picks) - len(np.unique(picks))
     if repeated and not repeat:
         raise UserError(

@@ -38,8 +38,8 @@ def _read_tracks(path: pathlib.Path, promised: int, frames: int) -> items.Tracks
             raise UserError(f"{path} lacks the key {key!r}: record the data set again")
     if not frames == promised == facts["frames"]:
         raise UserError(
-            f"{path.with_name('video.mp4')} holds {frames} frames, the manifest says {promised} and episode.json "
-            f"{facts['frames']}: record the data set again"
+            f"{path.with_name('video.mp4')} holds {frames} frames, expected {promised} by the manifest and "
+            f"{facts['frames']} by episode.json: record the data set again"
         )
     try:
         intrinsics = poses.intrinsics_matrices(facts["intrinsics"])

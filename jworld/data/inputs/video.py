@@ -81,7 +81,7 @@ class VideoFile:
         self.times = seconds - seconds[0]
 
     def frames(self) -> Generator[np.ndarray, None, None]:
-        """See `Video`."""
+        """Yield the frames, see `Video`."""
         # Every image has its own header: "P6\n<width> <height>\n255\n".
         command = _ffmpeg("-loglevel", "quiet", "-i", str(self.path), *_FRAMES)
         command += ["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
@@ -137,8 +137,8 @@ class VideoFile:
         # The last frame's own duration may be unknown, and the header's duration is printed with two decimals.
         if max(ends) + 1.5 * step + 0.02 < promised:
             raise UserError(
-                f"{self.path} decodes to {len(seconds)} frames ({max(ends):.2f} s), but its header says "
-                f"{promised:.2f} s: the file is truncated, copy it again"
+                f"{self.path} decodes to {len(seconds)} frames ({max(ends):.2f} s), expected "
+                f"{promised:.2f} s as in its header: the file is truncated, copy it again"
             )
 
 
@@ -159,7 +159,7 @@ class ImageFolder:
         self.size = first.shape[1], first.shape[0]
 
     def frames(self) -> Generator[np.ndarray, None, None]:
-        """See `Video`."""
+        """Yield the frames, see `Video`."""
         for file in self._files:
             frame = _open_image(file)
             _refuse_size(file, frame, self.size)

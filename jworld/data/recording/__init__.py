@@ -1,1 +1,1 @@
-"""Recorders of embedded data: two simulated worlds and the scripted explorer that walks through them."""
+"""Recording of episodes: two simulated worlds, and the scripted explorer that moves through them."""

@@ -1,9 +1,12 @@
-"""ViZDoom as a world: a real first-person game engine, driven along planned paths, with the engine's own camera poses.
+"""ViZDoom as a world: a first-person game engine that follows planned paths and reports its own camera poses.
 
-`vizdoom` is optional and imported when a world is made. Facts of the engine that the code leans on (measured, 1.3.2):
-pitch is a shear and stays 0; a positive turn delta turns right while the angle falls; a tic moves the player by its
-velocity after a thrust of 1/32 map unit per unit of movement delta (at most 50), then friction keeps 0.90625 of it;
-pictures are stretched vertically by 1.2.
+`vizdoom` is optional and imported when a world is created. The code relies on these facts (measured, version 1.3.2):
+
+- pitch is a shear and stays 0;
+- a positive turn delta turns right and decreases the angle;
+- a tic adds a thrust of 1/32 map unit per unit of movement delta (at most 50) to the player's velocity;
+- after the motion, friction multiplies the velocity by 0.90625;
+- images are stretched vertically by 1.2.
 """
 
 import contextlib
@@ -20,13 +23,13 @@ from PIL import Image
 from jworld.data.recording import explorer
 from jworld.utils import errors
 
-SCALE = 1 / 64  # units per map unit: the eye is 0.64 above the floor, one latent of walking is 0.25
-TICS = 3  # of the engine per frame
+SCALE = 1 / 64  # world units per map unit: the eye is 0.64 above the floor, walking covers 0.25 per latent frame
+TICS = 3  # engine tics per frame
 THRUST, MAX_THRUST, FRICTION = 1 / 32, 50, 0.90625
 FOCAL, STRETCH = 0.5, 1.2
 STEP_UP, HEADROOM = 24, 56  # a player cannot pass higher steps or lower openings (map units)
 RESOLUTIONS = ((160, 120), (256, 192), (320, 240), (400, 300), (512, 384), (640, 480), (800, 600), (1024, 768))
-SETTLE = 12  # tics after a jump until view height and position are at rest
+SETTLE = 12  # tics after a warp until view height and position are stable
 
 # Source name -> scenario, engine arguments, map, caption.
 LEVELS = {
@@ -41,12 +44,12 @@ LEVELS = {
 
 
 def available() -> bool:
-    """Whether the engine is installed."""
+    """Return whether the engine is installed."""
     return importlib.util.find_spec("vizdoom") is not None
 
 
 def engine() -> types.ModuleType:
-    """The module `vizdoom`; not installed: `UserError`."""
+    """Import the module `vizdoom`; a `UserError` if it is not installed."""
     if not available():
         raise errors.UserError(
             "source 'doom' needs the package vizdoom, which is not installed; "
@@ -56,16 +59,16 @@ def engine() -> types.ModuleType:
 
 
 class Doom:
-    """One level behind a `World`.
+    """One level of the game, as a `World`.
 
-    The level is the same for every seed, so held-out episodes are other walks through the same rooms.
+    The level is the same for every seed, so held-out episodes are different paths through the same rooms.
     """
 
     motion = explorer.Motion(step=4 * SCALE, turn=2.0, margin=22 * SCALE)
 
     def __init__(self, level: str, seed: int | list[int], *, width: int, height: int) -> None:
         self.width, self.height = width, height
-        # Rendered at 4:3 and larger, then cropped to the wanted shape and reduced: no aliasing, known intrinsics.
+        # Rendered at 4:3 and larger, then cropped and reduced: no aliasing, exact intrinsics.
         sizes = [size for size in RESOLUTIONS if size[0] >= 1.5 * width and size[1] >= 1.5 * height]
         self.resolution = sizes[0] if sizes else RESOLUTIONS[-1]
         if width > self.resolution[0] or height > self.resolution[1]:
@@ -74,7 +77,7 @@ class Doom:
             )
         self.crop = min(1.0, (width / height) / (4 / 3)), min(1.0, (4 / 3) / (width / height))
         self._caption = LEVELS[level][3]
-        # The engine leaves files in the working directory of its start and its settings at its end.
+        # The engine writes files to its working directory at start, and its settings at exit.
         self._folder = tempfile.TemporaryDirectory(prefix="jworld_doom_")
         engine_seed = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
         self._game = _start_game(level, engine_seed, self.resolution, self._folder.name)
@@ -85,12 +88,12 @@ class Doom:
         self._reachable = _reachable_points(state.game_variables[:2] * SCALE, self.walls, self.motion.margin)
 
     def start(self, rng: np.random.Generator) -> np.ndarray:
-        """A random pose among those that can be reached on foot."""
+        """Return a random reachable pose."""
         x, z = self._reachable[rng.integers(len(self._reachable))]
         return np.array([x, z, rng.uniform(-np.pi, np.pi)])
 
     def caption(self, poses: np.ndarray) -> str:
-        """The level in words."""
+        """Return the caption of the level."""
         return self._caption
 
     def close(self) -> None:
@@ -99,9 +102,9 @@ class Doom:
         self._folder.cleanup()
 
     def render(self, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """See `World.render`: plays the walk; the cameras are the engine's, not the plan."""
+        """Play the poses and render them, see `World.render`; the cameras are those of the engine, not the plan."""
         frames = np.empty((len(poses), self.height, self.width, 3), np.uint8)
-        seen = np.empty((len(poses), 4))
+        cameras = np.empty((len(poses), 4))
         jump = poses[0, :2] / SCALE
         self._game.send_game_command(f"warp {jump[0]:.0f} {jump[1]:.0f}")
         self._velocity = np.zeros(2)
@@ -112,19 +115,19 @@ class Doom:
             x, y, z, angle, pitch = self._camera()
             if pitch != 0:
                 raise RuntimeError(f"frame {i}: the camera's pitch is {pitch}, expected 0")
-            seen[i] = x * SCALE, -z * SCALE, y * SCALE, math.radians(90.0 - angle)
-        check_followed(poses, seen[:, [0, 2, 3]])
-        w2c = np.stack([explorer.world_to_camera(*camera) for camera in seen])
+            cameras[i] = x * SCALE, -z * SCALE, y * SCALE, math.radians(90.0 - angle)
+        check_followed(poses, cameras[:, [0, 2, 3]])
+        w2c = np.stack([explorer.world_to_camera(*camera) for camera in cameras])
         focal = FOCAL / self.crop[0], FOCAL * STRETCH * 4 / 3 / self.crop[1]
         return frames, w2c, np.tile([*focal, 0.5, 0.5], (len(poses), 1))
 
     def _camera(self) -> list[float]:
-        """x, y, z in map units, angle and pitch in degrees."""
-        # Asking for the whole state would copy the map's geometry each time.
+        """Return x, y, z in map units, angle and pitch in degrees."""
+        # Reading the whole state would copy the geometry of the map each time.
         return [self._game.get_game_variable(variable) for variable in self._variables]
 
     def _play(self, pose: np.ndarray, tics: int) -> None:
-        """Turn to and move to a pose in some tics, cancelling the player's inertia."""
+        """Turn and move to a pose within `tics`, canceling the player's inertia."""
         target = pose[:2] / SCALE
         for remaining in range(tics, 0, -1):
             x, y, _, angle, _ = self._camera()
@@ -140,7 +143,7 @@ class Doom:
             self._velocity = (np.array(self._camera()[:2]) - (x, y)) * FRICTION
 
     def _reduce(self, screen: np.ndarray) -> np.ndarray:
-        """The engine's picture, cropped and reduced to uint8 [height, width, 3]."""
+        """Crop and reduce the engine's image to uint8 [height, width, 3]."""
         (across, down), (crop_x, crop_y) = self.resolution, self.crop
         left, top = across * (1 - crop_x) / 2, down * (1 - crop_y) / 2
         image = Image.fromarray(screen)
@@ -148,10 +151,10 @@ class Doom:
         return np.asarray(image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=box))
 
 
-def check_followed(planned: np.ndarray, seen: np.ndarray) -> None:
-    """Raise where the engine's poses [T, 3] are not the planned ones: a turn that did not turn, a wall in the way."""
-    distance = np.linalg.norm(seen[:, :2] - planned[:, :2], axis=-1)
-    angle = np.abs((seen[:, 2] - planned[:, 2] + np.pi) % (2 * np.pi) - np.pi)
+def check_followed(planned: np.ndarray, actual: np.ndarray) -> None:
+    """Raise a `RuntimeError` if the engine's poses [T, 3] differ from the planned ones, for example at a wall."""
+    distance = np.linalg.norm(actual[:, :2] - planned[:, :2], axis=-1)
+    angle = np.abs((actual[:, 2] - planned[:, 2] + np.pi) % (2 * np.pi) - np.pi)
     if distance.max() > 0.03 or angle.max() > 0.002:
         raise RuntimeError(
             f"the engine left the planned path by {distance.max():.3f} units at frame {distance.argmax()} "
@@ -199,7 +202,7 @@ def _start_game(level: str, seed: int, resolution: tuple[int, int], folder: str)
 
 
 def _read_walls(state: Any) -> np.ndarray:
-    """All lines that stop a player, and squares round things, in map units [S, 2, 2]."""
+    """Return all lines that stop a player, and squares around things, in map units [S, 2, 2]."""
     lines: dict[tuple[float, ...], list[Any]] = {}
     for sector in state.sectors:
         for line in sector.lines:
@@ -219,23 +222,23 @@ def _read_walls(state: Any) -> np.ndarray:
 
 
 def _reachable_points(origin: np.ndarray, walls: np.ndarray, margin: float, spacing: float = 0.25) -> np.ndarray:
-    """Grid points [N, 2] that a walker from `origin` can reach, found by flooding; sorted."""
+    """Find the grid points [N, 2] that a player can reach from `origin` (flood fill), sorted."""
     first = tuple(round(float(c) / spacing) for c in origin)
     around = [(first[0] + i, first[1] + j) for i in range(-1, 2) for j in range(-1, 2)]
-    seen, frontier, reached = set(around), around, []
+    visited, frontier, reached = set(around), around, []
     while frontier:
         free = _clear_of(frontier, walls, margin, spacing)
         reached += free
         frontier = []
         for i, j in free:
-            for neighbour in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
-                if neighbour not in seen:
-                    seen.add(neighbour)
-                    frontier.append(neighbour)
+            for neighbor in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
+                if neighbor not in visited:
+                    visited.add(neighbor)
+                    frontier.append(neighbor)
     return np.array(sorted(reached)) * spacing
 
 
 def _clear_of(nodes: list[tuple[int, int]], walls: np.ndarray, margin: float, spacing: float) -> list[tuple[int, int]]:
-    """The grid nodes that keep the margin."""
+    """Return the grid nodes that keep the margin to every wall."""
     free = explorer.clearance(np.array(nodes) * spacing, walls) >= margin
     return [node for node, is_free in zip(nodes, free, strict=True) if is_free]

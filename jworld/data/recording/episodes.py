@@ -1,7 +1,7 @@
-"""Raw episodes: a video, the action and camera of every frame, and a caption, as files of one folder.
+"""Raw episodes on disk: a video, the action and camera of every frame, and a caption.
 
 A data set is `DIR/manifest.json` and one folder per episode with `video.mp4` and `episode.json`. Cameras are OpenCV
-world-to-camera matrices (x right, y down, z forward), intrinsics are normalised by the image size.
+world-to-camera matrices (x right, y down, z forward); intrinsics are divided by the image size.
 """
 
 import dataclasses
@@ -25,11 +25,18 @@ DIRECTIONS = ("forward", "backward", "left", "right", "yaw_left", "yaw_right")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One recorded walk of T frames.
+    """One recorded episode of T frames.
 
-    frames uint8 [T, H, W, 3]; actions: for each frame the keys that led to it, "none" or words of `DIRECTIONS` joined
-    by "+", held for the frames 4i-3..4i (frame 0 is "none"); w2c float64 [T, 4, 4]; intrinsics float64 [T, 4] as
-    (fx, fy, cx, cy) divided by the image size.
+    Attributes:
+      name: folder name, unique in the data set.
+      split: "train" or "val".
+      caption: text that describes the episode.
+      fps: frames per second.
+      frames: uint8 [T, H, W, 3].
+      actions: for each frame, the keys that led to it: "none" or words of `DIRECTIONS` joined by "+". They are held for
+        the frames 4i-3..4i; frame 0 has "none".
+      w2c: float64 [T, 4, 4].
+      intrinsics: float64 [T, 4], (fx, fy, cx, cy) divided by the image size.
     """
 
     name: str
@@ -43,7 +50,7 @@ class Episode:
 
 
 def write_episode(directory: str | pathlib.Path, episode: Episode) -> None:
-    """Write `directory/<name>/`; the folder appears under its name only when it is complete."""
+    """Write `directory/<name>/` atomically: the folder gets its name when it is complete."""
     folder = pathlib.Path(directory) / episode.name
     frames, height, width, _ = episode.frames.shape
     if len(episode.actions) != frames or len(episode.w2c) != frames or len(episode.intrinsics) != frames:
@@ -70,7 +77,7 @@ def write_episode(directory: str | pathlib.Path, episode: Episode) -> None:
 
 
 def read_episode(directory: str | pathlib.Path, name: str) -> Episode:
-    """Read the episode `name` of the data set in `directory`; a file that is absent or disagrees raises `UserError`."""
+    """Read an episode of the data set in `directory`; a `UserError` if a file is absent or inconsistent."""
     folder = pathlib.Path(directory) / name
     entries = [entry for entry in read_manifest(directory)["episodes"] if entry["name"] == name]
     if not entries:
@@ -84,8 +91,8 @@ def read_episode(directory: str | pathlib.Path, name: str) -> Episode:
     expected = tuple(_key(facts, key, folder / "episode.json") for key in ("frames", "height", "width"))
     if frames.shape[:3] != expected:
         raise errors.UserError(
-            f"{path} holds {frames.shape[0]} frames of {frames.shape[2]}x{frames.shape[1]}, episode.json says "
-            f"{expected[0]} of {expected[2]}x{expected[1]}; record the data set again"
+            f"{path} holds {frames.shape[0]} frames of {frames.shape[2]}x{frames.shape[1]}, expected "
+            f"{expected[0]} of {expected[2]}x{expected[1]} as in episode.json; record the data set again"
         )
     actions = _key(facts, "actions", folder / "episode.json")
     w2c = _numbers(facts, "w2c", (len(frames), 4, 4), folder / "episode.json")
@@ -134,7 +141,7 @@ def write_manifest(
 
 
 def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
-    """The manifest of a data set; absent, of another format or of another camera convention: `UserError`."""
+    """Read the manifest of a data set; a `UserError` if it is absent or has another format or camera convention."""
     path = pathlib.Path(directory) / MANIFEST
     if not path.is_file():
         raise errors.UserError(
@@ -158,7 +165,7 @@ def write_video(path: str | pathlib.Path, frames: np.ndarray, *, fps: float) -> 
     _, height, width, _ = frames.shape
     if width % 2 or height % 2:
         raise ValueError(f"video size {width}x{height} is not even")
-    # More than one thread, or the encoder's version strings, would make the bytes depend on the machine's load.
+    # With more threads the bytes would depend on the load of the machine, and with version strings on the encoder.
     bitexact = ["-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1"]
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
     coding = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10", "-preset", "veryfast"]
@@ -166,11 +173,11 @@ def write_video(path: str | pathlib.Path, frames: np.ndarray, *, fps: float) -> 
 
 
 def read_video(path: str | pathlib.Path) -> np.ndarray:
-    """All frames of a video, uint8 [T, H, W, 3]."""
+    """Read all frames of a video, uint8 [T, H, W, 3]."""
     if not pathlib.Path(path).is_file():
         raise errors.UserError(f"{path} is absent, expected the video of an episode; record the data set again")
     try:
-        # Every picture comes with its own header, so the size need not be known: "P6\n<width> <height>\n255\n".
+        # Every image has its own header with the size: "P6\n<width> <height>\n255\n".
         stream = _ffmpeg("-i", str(path), "-c:v", "ppm", "-f", "image2pipe", "-")
         header = b"\n".join(stream.split(b"\n", 3)[:3]) + b"\n"
         width, height = map(int, header.split()[1:3])
@@ -181,9 +188,9 @@ def read_video(path: str | pathlib.Path) -> np.ndarray:
 
 
 def _ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
-    """Run ffmpeg, with `data` as its input; -> its output.
+    """Run ffmpeg with `data` as its input and return its output.
 
-    Not through imageio_ffmpeg's readers and writers: their preexec_fn forks a process in which JAX runs threads.
+    The readers and writers of imageio_ffmpeg are avoided: their preexec_fn forks a process in which JAX runs threads.
     """
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", *arguments]
     return subprocess.run(command, input=data or b"", capture_output=True, check=True).stdout

@@ -1,7 +1,7 @@
-"""A scripted explorer: where to walk in a world of walls, what to hold down, where to look back.
+"""Scripted explorer: plans actions and poses in a world with walls, with frequent returns to earlier views.
 
-A world is known to the explorer by its walls alone. The floor plane has the axes x and z of the OpenCV convention seen
-from above; a pose is (x, z, yaw), yaw in radians, positive to the right, yaw 0 looks along +z.
+The explorer uses only the walls of a world. The floor plane has the axes x and z of the OpenCV convention. A pose is
+(x, z, yaw): yaw in radians, positive to the right, 0 along +z.
 """
 
 import dataclasses
@@ -10,13 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
-BLOCK = 4  # frames of one latent: an action is held for this many
-NEAR = 18  # steps of walking: a wall closer than this fills the view
+BLOCK = 4  # frames per latent frame, for which an action is held
+NEAR = 18  # walking steps; a wall closer than this fills the view
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Motion:
-    """What one frame of a held action does: `step` units of walking, `turn` degrees of yaw; `margin` to every wall."""
+    """Motion per frame of a held action: `step` world units, `turn` degrees of yaw; `margin` is kept to every wall."""
 
     step: float
     turn: float
@@ -24,30 +24,30 @@ class Motion:
 
 
 class World(Protocol):
-    """A world that can be explored and looked at."""
+    """A world that can be explored and rendered."""
 
     motion: Motion
     walls: np.ndarray  # float64 [S, 2, 2]: the end points (x, z) of every wall that stops a walker
 
     def start(self, rng: np.random.Generator) -> np.ndarray:
-        """A random free pose [3]."""
+        """Return a random free pose [3]."""
         ...
 
     def render(self, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Look from poses [T, 3] -> frames uint8 [T, H, W, 3], true w2c [T, 4, 4], intrinsics [T, 4]."""
+        """Render poses [T, 3] as frames uint8 [T, H, W, 3], with their true w2c [T, 4, 4] and intrinsics [T, 4]."""
         ...
 
     def caption(self, poses: np.ndarray) -> str:
-        """The walk in words."""
+        """Describe the views along the poses in words."""
         ...
 
     def close(self) -> None:
-        """Free what the world holds; it is not used after that."""
+        """Release the resources of the world, which is not used afterwards."""
         ...
 
 
 def world_to_camera(x: float, y: float, z: float, yaw: float) -> np.ndarray:
-    """w2c float64 [4, 4] of a level camera at (x, y, z)."""
+    """Return w2c float64 [4, 4] of a level camera at (x, y, z)."""
     sin, cos = math.sin(yaw), math.cos(yaw)
     rotation = np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
     w2c = np.eye(4)
@@ -57,7 +57,7 @@ def world_to_camera(x: float, y: float, z: float, yaw: float) -> np.ndarray:
 
 
 def clearance(points: np.ndarray, walls: np.ndarray) -> np.ndarray:
-    """Distance of points [N, 2] to the nearest of walls [S, 2, 2] -> [N]."""
+    """Return the distance [N] of points [N, 2] to the nearest of walls [S, 2, 2]."""
     start, along = walls[:, 0], walls[:, 1] - walls[:, 0]
     offset = points[:, None] - start
     share = np.clip((offset * along).sum(-1) / (along * along).sum(-1), 0.0, 1.0)
@@ -65,7 +65,7 @@ def clearance(points: np.ndarray, walls: np.ndarray) -> np.ndarray:
 
 
 def follow(pose: np.ndarray, action: str, motion: Motion) -> np.ndarray:
-    """The poses [4, 3] of the four frames that an action held from `pose` leads to, walls not considered."""
+    """Return the poses [4, 3] of the four frames after holding an action from `pose`, without regard to walls."""
     keys = action.split("+")
     turn = math.radians(motion.turn) * (("yaw_right" in keys) - ("yaw_left" in keys))
     ahead, aside = ("forward" in keys) - ("backward" in keys), ("right" in keys) - ("left" in keys)
@@ -81,7 +81,7 @@ def follow(pose: np.ndarray, action: str, motion: Motion) -> np.ndarray:
 
 
 def walkable(world: World, pose: np.ndarray) -> float:
-    """How far one can walk straight ahead from a pose, at most 120 steps."""
+    """Return the free distance straight ahead of a pose, in world units, at most 120 steps."""
     distances = np.arange(1, 41) * 3 * world.motion.step
     points = pose[:2] + distances[:, None] * [math.sin(pose[2]), math.cos(pose[2])]
     blocked = clearance(points, world.walls) < world.motion.margin
@@ -89,7 +89,7 @@ def walkable(world: World, pose: np.ndarray) -> float:
 
 
 def run_script(world: World, pose: np.ndarray, actions: list[str]) -> np.ndarray | None:
-    """Poses [1 + 4 * len(actions), 3] of a script of held actions, or None where a wall is in the way."""
+    """Return the poses [1 + 4 * len(actions), 3] of a script of held actions, or None if a wall is in the way."""
     poses = [pose[None]]
     for action in actions:
         path = follow(poses[-1][-1], action, world.motion)
@@ -100,11 +100,11 @@ def run_script(world: World, pose: np.ndarray, actions: list[str]) -> np.ndarray
 
 
 class Explorer:
-    """Walks for a given number of blocks: `actions` and `poses` grow by one block at a time.
+    """Random explorer that extends `actions` and `poses` block by block up to a given number of blocks.
 
-    Walks towards open space, turns both ways, sidesteps, waits, and often does something that brings the same view
-    back: it turns away and back, or walks out and back. A block that a wall would stop is never begun, so every label
-    is what really happened.
+    It walks toward open space, turns both ways, sidesteps and waits. It often returns to an earlier view: it turns away
+    and back, or walks out and back. A block that a wall would stop is never started, so every action label is the
+    actual motion.
     """
 
     def __init__(self, world: World, rng: np.random.Generator, *, blocks: int) -> None:
@@ -118,23 +118,23 @@ class Explorer:
             self.poses = world.start(rng)[None]
 
     def explore(self) -> tuple[np.ndarray, list[str]]:
-        """-> poses [1 + 4 * blocks, 3] and the action of every block."""
+        """Return poses [1 + 4 * blocks, 3] and the action of every block."""
         segments = (self.walk, self.look_away_and_back, self.walk_out_and_back, self.sidestep, self.turn, self.wait)
         chances = (0.58, 0.14, 0.11, 0.09, 0.04, 0.04)
         while len(self.actions) < self.blocks:
             if self.depth() < self.near:
                 self.face_open_space(180.0)
-            begun = len(self.actions)
+            before = len(self.actions)
             if clearance(self.poses[-1:, :2], self.world.walls)[0] < 0.7 * self.near:
-                self.walk()  # in a doorway or along a wall there is little to see
+                self.walk()  # views from a doorway or along a wall show little
             else:
                 segments[self.rng.choice(len(segments), p=chances)]()
-            if len(self.actions) == begun:
+            if len(self.actions) == before:
                 self.hold(self.shuffled("yaw_left", "yaw_right")[0], int(self.rng.integers(1, 4)))
         return self.poses, self.actions
 
     def hold(self, action: str, blocks: int) -> int:
-        """Hold an action for up to `blocks` blocks; -> how many were possible."""
+        """Hold an action for up to `blocks` blocks and return the number of blocks that were possible."""
         for done in range(blocks):
             path = follow(self.poses[-1], action, self.world.motion)
             blocked = clearance(path[:, :2], self.world.walls).min() < self.world.motion.margin
@@ -145,15 +145,15 @@ class Explorer:
         return blocks
 
     def depth(self, turn: float = 0.0) -> float:
-        """How far one can walk in the direction `turn` radians from straight ahead."""
+        """Return the free distance in the direction `turn` radians from straight ahead, in world units."""
         return walkable(self.world, self.poses[-1] + (0.0, 0.0, turn))
 
     def shuffled(self, first: str, second: str) -> tuple[str, str]:
-        """The two in random order."""
+        """Return the two in random order."""
         return (first, second) if self.rng.random() < 0.5 else (second, first)
 
     def face_open_space(self, limit: float) -> None:
-        """Turn to a heading within `limit` degrees, chosen at random with a liking for free depth."""
+        """Turn to a random heading within `limit` degrees; headings with more free distance are more likely."""
         per_block = BLOCK * self.world.motion.turn
         reach = int(limit / per_block)
         blocks = np.arange(-reach, reach + 1)
@@ -163,7 +163,7 @@ class Explorer:
         self.hold("yaw_right" if chosen > 0 else "yaw_left", abs(chosen))
 
     def walk(self) -> None:
-        """Go ahead, now and then in a curve, and steer round what is near."""
+        """Walk forward, sometimes in a curve, and steer around close walls."""
         if self.depth() < 1.5 * self.near:
             self.face_open_space(100.0)
         remaining = int(self.rng.integers(5, 15))
@@ -180,7 +180,7 @@ class Explorer:
             remaining -= length
 
     def look_away_and_back(self) -> None:
-        """Turn away by 45 to 120 degrees, perhaps wait or step aside and return, then turn back exactly."""
+        """Turn away by 45 to 120 degrees, sometimes wait or walk out and back, then turn back exactly."""
         per_block = BLOCK * self.world.motion.turn
         blocks = max(1, round(float(self.rng.uniform(45.0, 120.0)) / per_block))
         there, back = self.shuffled("yaw_left", "yaw_right")
@@ -196,19 +196,19 @@ class Explorer:
         self.hold(back, blocks)
 
     def walk_out_and_back(self) -> None:
-        """Go ahead (or back) some blocks and return to the same place."""
+        """Walk some blocks forward (or backward) and return to the same position."""
         there, back = ("forward", "backward") if self.depth() > 2 * self.near else ("backward", "forward")
         self.hold(back, self.hold(there, int(self.rng.integers(2, 6))))
 
     def sidestep(self) -> None:
-        """Strafe, half of the time with the way back."""
+        """Strafe, and return with probability one half."""
         there, back = self.shuffled("left", "right")
         done = self.hold(there, int(self.rng.integers(2, 5)))
         if self.rng.random() < 0.5:
             self.hold(back, done)
 
     def turn(self) -> None:
-        """Look for another way."""
+        """Turn toward open space."""
         self.face_open_space(120.0)
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""Record a data set of episodes from a simulated world, the same bytes for the same seed."""
+"""Recorder of episodes from a simulated world; the same seed gives the same bytes."""
 
 import concurrent.futures
 import contextlib
@@ -18,20 +18,23 @@ from jworld.utils import errors, folder_lock
 
 SOURCES = ("rooms", *doom.LEVELS, "auto")
 FPS = 16.0
-VAL_EVERY = 8  # one episode in so many is held out, on a map that no training episode uses
-# First word of the seed of a map or of a walk: the maps of the two splits never meet.
+VAL_EVERY = 8  # one of this many episodes is held out, on a map that no training episode uses
+# First word of the seed of a map or an episode, so that the two splits never share a map.
 TRAIN_MAP, VAL_MAP, WALK, SCRIPT = range(4)
 START_TRIES = 500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordingConfig:
-    """Raw episodes (`config.data.recording`).
+    """Settings of recorded episodes (`config.data.recording`).
 
     Attributes:
-      source: simulator to record from, or "" where the user brings the data.
+      source: simulator to record from, one of `SOURCES`; "" if the user provides the data.
       directory: folder of the raw episodes.
-      episodes, frames, image_size, seed: what is recorded; image_size is (width, height).
+      episodes: number of episodes, held-out ones included.
+      frames: frames per episode, 4k + 1.
+      image_size: (width, height) in pixels, even.
+      seed: random seed of maps and paths.
     """
 
     source: str = ""
@@ -42,7 +45,7 @@ class RecordingConfig:
     seed: int = 0
 
     def record(self) -> None:
-        """See `record`."""
+        """Record the episodes, see `record`."""
         width, height = self.image_size
         record(
             self.directory,
@@ -71,7 +74,7 @@ class Job:
 
 
 def resolve_source(source: str) -> str:
-    """ "auto" becomes doom where the engine is installed, else rooms with a line that says so."""
+    """Replace "auto" by doom if the engine is installed, else by rooms, and print a note then."""
     if source not in SOURCES:
         raise errors.UserError(f"source is {source!r}, expected one of {', '.join(SOURCES)}")
     if source != "auto":
@@ -85,7 +88,7 @@ def resolve_source(source: str) -> str:
 
 
 def make_world(source: str, map_seed: list[int], *, width: int, height: int) -> explorer.World:
-    """The simulated world of a source; `map_seed` chooses its map. Close it after use."""
+    """Create the simulated world of a source; `map_seed` determines its map. Close it after use."""
     if source in doom.LEVELS:
         return doom.Doom(source, map_seed, width=width, height=height)
     return rooms.Rooms(map_seed, width=width, height=height)
@@ -105,48 +108,48 @@ def record(
 ) -> dict[str, Any]:
     """Record a data set into `directory` and return its manifest.
 
-    `directory` must not exist, or hold this very data set (then nothing is done). `frames` is 4k + 1, `width` and
-    `height` are even. The episodes are recorded by `workers` processes (one per core) into a temporary folder that
-    gets its name at the end; neither their number nor their order changes a byte. While another process records into
+    `directory` must not exist, or already hold the same data set, which is then left unchanged. `frames` is 4k + 1;
+    `width` and `height` are even. `workers` processes (default: one per core) record the episodes into a temporary
+    folder that is renamed at the end. The bytes do not depend on their number or order. If another process records into
     `directory`, this one waits for it.
     """
     _check_request(episodes=episodes, frames=frames, width=width, height=height, seed=seed, fps=fps)
     source = resolve_source(source)
     directory = pathlib.Path(directory)
-    wanted = {"source": source, "seed": seed, "fps": fps, "width": width, "height": height}
-    whole = {**wanted, "episodes": episodes, "frames": frames}
+    settings = {"source": source, "seed": seed, "fps": fps, "width": width, "height": height}
+    whole = {**settings, "episodes": episodes, "frames": frames}
     if not _holds(directory, whole):
         with folder_lock.making(directory):
             # Another process may have recorded it meanwhile.
             if not _holds(directory, whole):
-                _record(directory, wanted, episodes=episodes, frames=frames, workers=workers)
+                _record(directory, settings, episodes=episodes, frames=frames, workers=workers)
     return episodes_lib.read_manifest(directory)
 
 
 def _record(
-    directory: pathlib.Path, wanted: dict[str, Any], *, episodes: int, frames: int, workers: int | None
+    directory: pathlib.Path, settings: dict[str, Any], *, episodes: int, frames: int, workers: int | None
 ) -> None:
-    """`wanted` is what a `Job` and the manifest have in common."""
+    """Record all episodes; `settings` are the common keys of a `Job` and the manifest."""
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     last = min(VAL_EVERY, episodes) - 1
     splits = ["val" if episodes > 1 and i % VAL_EVERY == last else "train" for i in range(episodes)]
-    jobs = [Job(directory=str(partial), index=i, split=splits[i], frames=frames, **wanted) for i in range(episodes)]
+    jobs = [Job(directory=str(partial), index=i, split=splits[i], frames=frames, **settings) for i in range(episodes)]
     workers = min(workers or os.cpu_count() or 1, episodes)
     context = multiprocessing.get_context("spawn")
     try:
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
             done = pool.map(record_episode, jobs)
-            entries = list(progress.track(done, f"recording {wanted['source']}", total=episodes))
-        episodes_lib.write_manifest(partial, episodes=entries, **wanted)
+            entries = list(progress.track(done, f"recording {settings['source']}", total=episodes))
+        episodes_lib.write_manifest(partial, episodes=entries, **settings)
         partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def record_episode(job: Job) -> dict[str, Any]:
-    """Explore, render and write one episode; -> its manifest entry."""
+    """Explore, render and write one episode; return its manifest entry."""
     map_seed = [VAL_MAP if job.split == "val" else TRAIN_MAP, job.seed, job.index]
     with contextlib.closing(make_world(job.source, map_seed, width=job.width, height=job.height)) as world:
         rng = np.random.default_rng([WALK, *map_seed])
@@ -159,10 +162,10 @@ def record_episode(job: Job) -> dict[str, Any]:
 def record_scripted(
     source: str, *, seed: int, actions: list[str], width: int, height: int, fps: float = FPS
 ) -> episodes_lib.Episode:
-    """Execute exactly `actions` (one word of keys per 4 frames) on the held-out map of `seed`, in memory.
+    """Record a scripted episode in memory: exactly `actions` (one per 4 frames) on the held-out map of `seed`.
 
-    The start is a random place from where no wall stops the script and, if one is found, from where both its first and
-    its last view are open. Frame 0 is the start, so the episode has 1 + 4 * len(actions) frames.
+    The start is a random position from which no wall stops the script. Starts with an open first and last view are
+    preferred. Frame 0 is the start, so the episode has 1 + 4 * len(actions) frames.
     """
     _check_request(episodes=1, frames=1 + explorer.BLOCK * len(actions), width=width, height=height, seed=seed, fps=fps)
     allowed = {"none", *episodes_lib.DIRECTIONS}
@@ -183,7 +186,7 @@ def record_scripted(
                 break
         if chosen is None:
             raise errors.UserError(
-                f"no place of {source} with seed {seed} lets {len(actions)} actions pass without a wall in the way "
+                f"no start position of {source} with seed {seed} allows {len(actions)} actions without hitting a wall "
                 f"({START_TRIES} tried); shorten the script or change the seed"
             )
         return _look(world, chosen, actions, name=f"scripted_{seed:05d}", split="val", fps=fps)
@@ -192,7 +195,7 @@ def record_scripted(
 def _look(
     world: explorer.World, poses: np.ndarray, actions: list[str], *, name: str, split: str, fps: float
 ) -> episodes_lib.Episode:
-    """The episode of a walk along poses [1 + 4 * len(actions), 3]."""
+    """Render an episode along poses [1 + 4 * len(actions), 3]."""
     frames, w2c, intrinsics = world.render(poses)
     return episodes_lib.Episode(
         name=name,
@@ -220,8 +223,8 @@ def _check_request(*, episodes: int, frames: int, width: int, height: int, seed:
         raise errors.UserError(f"fps is {fps}, expected 1 to 120")
 
 
-def _holds(directory: pathlib.Path, wanted: dict[str, Any]) -> bool:
-    """Whether the folder already is the wanted data set; `UserError` where it holds anything else."""
+def _holds(directory: pathlib.Path, expected: dict[str, Any]) -> bool:
+    """Return whether the folder holds the expected data set; a `UserError` if it holds anything else."""
     if directory.is_file():
         raise errors.UserError(f"{directory} is a file, expected a new folder; choose another output")
     if not directory.exists() or not any(directory.iterdir()):
@@ -231,7 +234,7 @@ def _holds(directory: pathlib.Path, wanted: dict[str, Any]) -> bool:
     manifest = episodes_lib.read_manifest(directory)
     entries = manifest["episodes"]
     found = {**manifest, "episodes": len(entries), "frames": entries[0]["frames"] if entries else 0}
-    for key, value in wanted.items():
+    for key, value in expected.items():
         if found.get(key) != value:
             raise errors.UserError(
                 f"{directory} holds a data set with {key} {found.get(key)!r}, expected {value!r}; "

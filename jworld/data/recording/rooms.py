@@ -1,6 +1,7 @@
-"""A small ray-cast world: flat coloured rooms joined by doors, a new map for every seed, exact pinhole cameras.
+"""A small ray-cast world: rooms with plain colored walls, joined by doors, with exact pinhole cameras.
 
-Nothing but numpy. Pictures are smooth on purpose (no texture, anti-aliased edges), so that a small model learns them.
+Every seed has its own map. Only numpy is needed. Images are smooth on purpose (no texture, anti-aliased edges), so that
+a small model can learn them.
 """
 
 import dataclasses
@@ -9,13 +10,13 @@ import numpy as np
 
 from jworld.data.recording import explorer
 
-FOCAL = 0.5  # of the image width: a horizontal field of view of 90 degrees
+FOCAL = 0.5  # focal length divided by the image width: a horizontal field of view of 90 degrees
 EYE = 1.0  # units from the eye to the floor and to the ceiling
 THICKNESS = 0.3
 DOOR = 1.5
 SUPERSAMPLING = 2
 
-# Name and colour (RGB) of the walls that face x, then of the walls that face z.
+# Name and color (RGB) of the walls that face x, then of the walls that face z.
 PALETTES = (
     (("red", (205, 50, 45)), ("golden", (230, 180, 60))),
     (("blue", (50, 80, 200)), ("sky-blue", (100, 190, 230))),
@@ -28,13 +29,13 @@ PALETTES = (
     (("magenta", (190, 40, 120)), ("mint", (140, 220, 175))),
 )
 FRAME = (70, 58, 50)
-# How light a wall is by the direction it faces: +x, -x, +z, -z.
+# Brightness of a wall by the direction that it faces: +x, -x, +z, -z.
 LIGHT = {(1, 0): 1.0, (-1, 0): 0.82, (0, 1): 0.94, (0, -1): 0.76}
 
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """A rectangle of floor and its palette."""
+    """A rectangle of floor with its palette."""
 
     x0: float
     x1: float
@@ -44,7 +45,7 @@ class Room:
 
 
 class Rooms:
-    """3 x 3 rooms of different sizes behind a `World`; the same seed gives the same map."""
+    """3 x 3 rooms of different sizes, as a `World`; the same seed gives the same map."""
 
     motion = explorer.Motion(step=0.06, turn=2.0, margin=0.35)
 
@@ -55,18 +56,18 @@ class Rooms:
         self.doors = _choose_doors(self.rooms, rng)
         segments = _build_walls(self.rooms, self.doors)
         self.walls = np.array([segment[0] for segment in segments])
-        self._colour = np.array([segment[1] for segment in segments], np.float32)
-        # Ends of a wall that are corners of its room are a little darker; ends at a door are not.
+        self._color = np.array([segment[1] for segment in segments], np.float32)
+        # Walls are darker at the corners of a room, but not at doors.
         self._is_corner = np.array([segment[2] for segment in segments])
 
     def start(self, rng: np.random.Generator) -> np.ndarray:
-        """A pose in some room, away from its walls."""
+        """Return a random pose, away from the walls of its room."""
         room = self.rooms[rng.integers(len(self.rooms))]
         x, z = rng.uniform(room.x0 + 0.8, room.x1 - 0.8), rng.uniform(room.z0 + 0.8, room.z1 - 0.8)
         return np.array([x, z, rng.uniform(-np.pi, np.pi)])
 
     def caption(self, poses: np.ndarray) -> str:
-        """Names the rooms in the order of the walk."""
+        """Name the rooms in the order of the visits."""
         visited: list[str] = []
         for x, z, _ in poses:
             for room in self.rooms:
@@ -77,10 +78,10 @@ class Rooms:
         return f"First-person view of plain coloured rooms: {', then '.join(visited)} walls."
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to release."""
 
     def render(self, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """See `World.render`; the camera's y is 0, the floor is at y = 1 and the ceiling at y = -1."""
+        """Render the poses, see `World.render`; the camera is at y = 0, the floor at y = 1, the ceiling at y = -1."""
         focal_y = FOCAL * self.width / self.height
         frames = np.empty((len(poses), self.height, self.width, 3), np.uint8)
         background = _background(self.height, focal_y)
@@ -90,23 +91,23 @@ class Rooms:
         return frames, w2c, np.tile([FOCAL, focal_y, 0.5, 0.5], (len(poses), 1))
 
     def _look(self, pose: np.ndarray, background: np.ndarray, focal: float) -> np.ndarray:
-        """One frame uint8 [H, W, 3] over background [2, H / 2, 3] (see `_background`); `focal` in pixels."""
-        depth, colour = self._cast(pose)
+        """Render one frame uint8 [H, W, 3] over background [2, H / 2, 3] (see `_background`); `focal` in pixels."""
+        depth, color = self._cast(pose)
         half = (EYE * focal / depth).astype(np.float32).reshape(self.width, SUPERSAMPLING)
-        colour = colour.reshape(self.width, SUPERSAMPLING, 3)
-        # The eye is half-way up, so the walls are the same above and below the horizon.
+        color = color.reshape(self.width, SUPERSAMPLING, 3)
+        # The eye is at half height, so the walls are symmetric above and below the horizon.
         rows = np.arange(self.height // 2, dtype=np.float32)[:, None]
         covered = [np.clip(half[:, k] - rows, 0.0, 1.0) / SUPERSAMPLING for k in range(SUPERSAMPLING)]
         uncovered = 1.0 - sum(covered)
         frame = np.empty((self.height, self.width, 3), np.uint8)
         for channel in range(3):
-            walls = sum(covered[k] * colour[:, k, channel] for k in range(SUPERSAMPLING)) + np.float32(0.5)
+            walls = sum(covered[k] * color[:, k, channel] for k in range(SUPERSAMPLING)) + np.float32(0.5)
             frame[self.height // 2 :, :, channel] = walls + uncovered * background[1, :, None, channel]
             frame[self.height // 2 - 1 :: -1, :, channel] = walls + uncovered * background[0, :, None, channel]
         return frame
 
     def _cast(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Depth along the optical axis [R] and wall colour [R, 3] for the R supersampled columns."""
+        """Return depth along the optical axis [R] and wall color [R, 3] for the R supersampled columns."""
         count = self.width * SUPERSAMPLING
         slope = ((np.arange(count) + 0.5) / count - 0.5) / FOCAL
         sin, cos = np.sin(pose[2]), np.cos(pose[2])
@@ -123,11 +124,11 @@ class Rooms:
         distances = np.stack([share, 1 - share], -1) * length[:, None]
         corner = np.where(self._is_corner[nearest], np.exp(-distances / 0.35), 0.0).sum(-1)
         light = (1 - 0.3 * corner) / (1 + 0.05 * depth * np.hypot(slope, 1.0))
-        return depth, (self._colour[nearest] * light[:, None]).astype(np.float32)
+        return depth, (self._color[nearest] * light[:, None]).astype(np.float32)
 
 
 def _background(height: int, focal_y: float) -> np.ndarray:
-    """Ceiling and floor, float32 [2, H / 2, 3] from the horizon outwards, darker with distance."""
+    """Return ceiling and floor, float32 [2, H / 2, 3] from the horizon outward, darker with distance."""
     nearness = np.clip((np.arange(height // 2) + 0.5) / height * focal_y * 4 / 3, 0.0, 1.0)[:, None]
     ceiling = np.array([120, 122, 130]) + nearness * np.array([85, 85, 80])
     floor = np.array([38, 38, 44]) + nearness * np.array([42, 40, 38])
@@ -146,7 +147,7 @@ def _floor_plan(rng: np.random.Generator) -> list[Room]:
 
 
 def _choose_doors(rooms: list[Room], rng: np.random.Generator) -> dict[tuple[int, int], float]:
-    """Doors (room, next room) -> centre: a random tree that joins all rooms, and a quarter of the other pairs."""
+    """Return doors, (room, next room) -> center: a random tree that joins all rooms, and a quarter of other pairs."""
     pairs = [(r, r + 1) for r in range(9) if r % 3 < 2] + [(r, r + 3) for r in range(6)]
     group = list(range(9))
     doors = {}
@@ -154,9 +155,9 @@ def _choose_doors(rooms: list[Room], rng: np.random.Generator) -> dict[tuple[int
         a, b = pairs[k]
         room = rooms[a]
         low, high = (room.z0, room.z1) if b == a + 1 else (room.x0, room.x1)
-        centre, extra = rng.uniform(low + 0.4 + DOOR / 2, high - 0.4 - DOOR / 2), rng.random() < 0.25
+        center, extra = rng.uniform(low + 0.4 + DOOR / 2, high - 0.4 - DOOR / 2), rng.random() < 0.25
         if group[a] != group[b] or extra:
-            doors[a, b] = float(centre)
+            doors[a, b] = float(center)
             group = [group[a] if g == group[b] else g for g in group]
     return doors
 
@@ -165,7 +166,7 @@ Segment = tuple[list[list[float]], np.ndarray, list[bool]]
 
 
 def _build_walls(rooms: list[Room], doors: dict[tuple[int, int], float]) -> list[Segment]:
-    """All wall segments: end points, colour, and which ends are corners of the room."""
+    """Return all wall segments: end points, color, and whether each end is a corner of the room."""
     segments: list[Segment] = []
     for r, room in enumerate(rooms):
         (_, facing_x), (_, facing_z) = PALETTES[room.palette]
@@ -176,13 +177,13 @@ def _build_walls(rooms: list[Room], doors: dict[tuple[int, int], float]) -> list
             ((0, -1), facing_z, room.z1, (room.x0, room.x1), (r, r + 3)),
         )
         for normal, rgb, at, (low, high), pair in sides:
-            colour = np.array(rgb) * LIGHT[normal]
+            color = np.array(rgb) * LIGHT[normal]
             if pair not in doors:
-                segments.append((_side(normal, at, low, high), colour, [True, True]))
+                segments.append((_side(normal, at, low, high), color, [True, True]))
                 continue
             edges = doors[pair] - DOOR / 2, doors[pair] + DOOR / 2
-            segments.append((_side(normal, at, low, edges[0]), colour, [True, False]))
-            segments.append((_side(normal, at, edges[1], high), colour, [False, True]))
+            segments.append((_side(normal, at, low, edges[0]), color, [True, False]))
+            segments.append((_side(normal, at, edges[1], high), color, [False, True]))
             if pair[0] == r:
                 for edge, facing in zip(edges, ((1, 1), (-1, -1)), strict=True):
                     along = (0, facing[1]) if normal[0] else (facing[0], 0)

@@ -1,4 +1,4 @@
-"""Is a set of records whole and sound, and what does it hold? Every record and encoded prompt is read once."""
+"""Validation and statistics of a set of records; every record and encoded prompt is read once."""
 
 import dataclasses
 import pathlib
@@ -21,7 +21,7 @@ REDRAWS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something bad: where (`record` counts through the split, or through the text store) and why."""
+    """A problem: its location (`record` counts through the split, or through the text store) and reason."""
 
     file: str
     record: int | None
@@ -35,7 +35,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a check found. `clips` are some of the good ones, spread over the set, by name."""
+    """Result of a check; `clips` are some valid records by name, evenly spread over the set."""
 
     manifest: dict[str, Any]
     findings: list[Finding]
@@ -47,7 +47,7 @@ class Result:
 
 
 class _Shard(records.RecordSource):
-    """The records of one shard: a `RecordSource` opens all shards of a split, or none where one is damaged."""
+    """Source of one shard's records; a `RecordSource` cannot open a split with a damaged shard."""
 
     def __init__(self, directory: pathlib.Path, split: str, manifest: dict[str, Any], number: int) -> None:
         shard = manifest["splits"][split][number]
@@ -67,11 +67,14 @@ def validate(
     check_autoencoder: Callable[[dict[str, Any]], None] = lambda manifest: None,
     console: rich.console.Console | None = None,
 ) -> Result:
-    """Check the set in `directory`; a folder that is none, or has no readable manifest, is a `UserError`.
+    """Check the set in `directory`; a folder without a readable manifest is a `UserError`.
 
-    `recorded_labels`: action labels need not be those of the cameras, which a manifest may say by itself. `keep` good
-    clips are kept for pictures; beyond them memory does not grow with the set. `check_autoencoder` raises a `UserError`
-    where the autoencoder of the manifest is not the one that it says.
+    Args:
+      directory: folder of the set.
+      recorded_labels: action labels may differ from those of the cameras; a manifest can also set this.
+      keep: number of valid clips to return for plots; otherwise memory does not grow with the set.
+      check_autoencoder: raises a `UserError` if the autoencoder differs from its entry in the manifest.
+      console: where to show progress.
     """
     directory = pathlib.Path(directory)
     manifest = records.read_manifest(directory)
@@ -87,7 +90,7 @@ def validate(
 
 
 class _Checker:
-    """The findings so far."""
+    """Checks of all files of a set, which collect findings and statistics."""
 
     def __init__(self, directory: pathlib.Path, manifest: dict[str, Any], *, recorded_labels: bool, keep: int) -> None:
         self._directory = directory
@@ -99,11 +102,11 @@ class _Checker:
         self._clips: dict[str, records.Record] = {}
         self.records = sum(len(clips) for clips in manifest["clips"].values())
         self.prompts = len(manifest["prompts"])
-        self._seen = 0
-        self._kept = set(indices.evenly(self.records, keep))
+        self._checked = 0
+        self._examples = set(indices.evenly(self.records, keep))
 
     def check_manifest(self, check_autoencoder: Callable[[dict[str, Any]], None]) -> None:
-        """What no record shows: conventions, and the autoencoder that made the latents."""
+        """Check what the manifest alone records: conventions, and the autoencoder of the latents."""
         manifest = self._manifest
         try:
             records.check_manifest(manifest, {}, path=self._directory)
@@ -144,7 +147,7 @@ class _Checker:
             source = _Shard(self._directory, split, self._manifest, number)
         except UserError as error:
             self._unreadable(shard, error, advance)
-            self._seen += shard["records"]
+            self._checked += shard["records"]
             return
         for i, name in enumerate(source.episodes):
             size = 0
@@ -160,10 +163,10 @@ class _Checker:
                 reasons = record_problems(record, recorded_labels=self._recorded_labels)
                 if not reasons:
                     self._statistics.add_record(split, source.clips[i], record)
-                    if self._seen in self._kept:
+                    if self._checked in self._examples:
                         self._clips[f"{split} {name}"] = record
             self._add(shard["file"], source.first + i, name, reasons)
-            self._seen += 1
+            self._checked += 1
             advance(size)
 
     def _add(self, file: str, record: int, name: str, reasons: Sequence[str]) -> None:
@@ -193,16 +196,16 @@ class _Checker:
             notes.append(f"{len(unused)} of {self.prompts} prompts are used by no clip: rows {shown}")
         names = [set(episodes) for episodes in self._manifest["episodes"].values()]
         if common := sorted(set.intersection(*names)) if len(names) > 1 else []:
-            notes.append(f"{len(common)} names of clips stand in every split, for example '{common[0]}'")
+            notes.append(f"{len(common)} names of clips occur in every split, for example '{common[0]}'")
         listed = {shard["file"] for shard in self._manifest["text"]}
         listed |= {shard["file"] for entries in self._manifest["splits"].values() for shard in entries}
-        if strange := sorted({path.name for path in self._directory.glob(f"*{shard_files.SUFFIX}*")} - listed):
-            notes.append(f"{len(strange)} files are not in the manifest and are not read, for example {strange[0]}")
+        if unlisted := sorted({path.name for path in self._directory.glob(f"*{shard_files.SUFFIX}*")} - listed):
+            notes.append(f"{len(unlisted)} files are not in the manifest and are not read, for example {unlisted[0]}")
         return notes
 
 
 def _reason(error: UserError, place: str) -> str:
-    """The error without the place that a finding names by itself."""
+    """Return the error message without the location, which the finding already names."""
     return str(error).removeprefix(place).removeprefix(":").strip()
 
 
@@ -211,19 +214,19 @@ def _bytes(record: records.Record) -> int:
 
 
 def prompt_problems(prompt: records.Record, manifest: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an encoded prompt of a set; one sentence each."""
+    """Return the problems of an encoded prompt, one sentence each."""
     problems = _not_finite(prompt)
     for key, encoder in (("text_states", "text_encoder"), ("glyph_states", "glyph_encoder")):
         found, width = prompt[key].shape[1] if key in prompt else 0, manifest[encoder].get("dim", 0)
         if found != width:
-            problems.append(f"'{key}' has width {found}, the manifest says {width}")
+            problems.append(f"'{key}' has width {found}, expected {width} as in the manifest")
     if not len(prompt["text_states"]) and manifest["text_encoder"].get("family") != records.NO_ENCODER:
         problems.append("'text_states' has no tokens, expected at least one")
     return problems
 
 
 def record_problems(record: records.Record, *, recorded_labels: bool = False) -> list[str]:
-    """What is wrong with the values of a record whose shapes and types are right; one sentence each."""
+    """Return the problems of the values of a record with correct shapes and dtypes, one sentence each."""
     problems = _not_finite(record)
     finite = not problems
     if finite and "w2c" in record:
@@ -246,7 +249,7 @@ def record_problems(record: records.Record, *, recorded_labels: bool = False) ->
 def _not_finite(record: records.Record) -> list[str]:
     problems = []
     for name, array in record.items():
-        # bfloat16 is no floating type for numpy's own test of kinds.
+        # numpy's kind of bfloat16 is "V", not "f".
         if array.dtype.kind not in "fV" or not array.size:
             continue
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
@@ -264,25 +267,25 @@ def _crooked_cameras(w2c: np.ndarray) -> list[str]:
 
 def _wrong_intrinsics(intrinsics: np.ndarray) -> list[str]:
     problems = []
-    focal, centre = intrinsics[:, (0, 1), (0, 1)], intrinsics[:, :2, 2]
+    focal, center = intrinsics[:, (0, 1), (0, 1)], intrinsics[:, :2, 2]
     rest = intrinsics[:, (0, 1, 2, 2, 2), (1, 0, 0, 1, 2)] - np.array([0, 0, 0, 0, 1], np.float32)
     form = np.abs(rest).max(axis=1) > TOLERANCE
     if form.any():
         problems.append(f"'intrinsics' of {_frames(form)} are not of the form fx 0 cx, 0 fy cy, 0 0 1")
     if (wrong := focal.min(axis=1) <= 0).any():
         problems.append(f"'intrinsics' of {_frames(wrong)} have a focal length that is not positive")
-    if (wrong := np.abs(centre - 0.5).max(axis=1) >= 0.5).any():
+    if (wrong := np.abs(center - 0.5).max(axis=1) >= 0.5).any():
         problems.append(
-            f"'intrinsics' of {_frames(wrong)} have a principal point outside the picture: divide them by its size"
+            f"'intrinsics' of {_frames(wrong)} have a principal point outside the image: divide them by the image size"
         )
     return problems
 
 
 def _foreign_labels(labels: np.ndarray, w2c: np.ndarray) -> list[str]:
-    """Labels that the cameras do not give.
+    """Return a problem if action labels differ from those of the cameras.
 
-    Labels are made before cameras are rounded to float32, and a motion at the edge of a class then falls on either
-    side: a label that any cameras with these rounded values have is right.
+    Labels are computed before cameras are rounded to float32, so a motion at the edge of a class can fall on either
+    side. A label is therefore correct if any cameras with these rounded values have it.
     """
 
     def of_cameras(w2c: np.ndarray) -> np.ndarray:
@@ -300,12 +303,12 @@ def _foreign_labels(labels: np.ndarray, w2c: np.ndarray) -> list[str]:
     first = wrong.argmax()
     found, expected = (actions.label_name(int(values[first])) for values in (labels, own))
     return [
-        f"'action' of {_frames(wrong)} is '{found}', its cameras say '{expected}': if the labels were recorded and not "
-        "made from the cameras, give --recorded-labels"
+        f"'action' of {_frames(wrong)} is '{found}', expected '{expected}' by its cameras: if the labels were recorded "
+        "and not computed from the cameras, give --recorded-labels"
     ]
 
 
 def _frames(wrong: np.ndarray) -> str:
-    """ "latent frame 3 (and 4 more)": the first and the number of the others."""
+    """Name the first wrong frame and the number of others: "latent frame 3 (and 4 more)"."""
     more = int(wrong.sum()) - 1
     return f"latent frame {wrong.argmax()}" + (f" (and {more} more)" if more else "")

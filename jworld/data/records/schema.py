@@ -1,18 +1,24 @@
-"""Training records: one clip is a flat dict of numpy arrays; shards of them and one manifest make a set.
+"""Training records: the schema of one clip, a flat dict of numpy arrays, and the manifest of a set.
 
 A record's payload has the layout of a safetensors file: the header's length (8 bytes, little-endian), a JSON header
-{name: {dtype, shape, data_offsets}}, the raw little-endian bytes. Shards are Arrow files, see
-`jworld.data.records.shard_files`, written under a temporary name and renamed when complete. Encoded prompts have shards
-of their own, see `jworld.data.records.text_store`.
+{name: {dtype, shape, data_offsets}}, and the raw little-endian bytes. Shards are Arrow files (see
+`jworld.data.records.shard_files`), written under a temporary name and renamed when complete. Encoded prompts have
+separate shards, see `jworld.data.records.text_store`.
 
-The manifest's `arrays` say which arrays every record of a set has, by dtype and shape; "F" is the number of latent
-frames of the clip. What they mean:
+The manifest's `arrays` list the dtype and shape of every array in a record. "F" stands for the number of latent frames
+of the clip, and T for its pixel frames.
 
-latent [F, H, W, C] and image_cond [1, H, W, C] (the first frame encoded alone), BF16, normalised; logvar [F, H, W, C]
-F16: log variance of the posterior whose mean is `latent`; w2c [F, 4, 4] and intrinsics [F, 3, 3] F32; action [F] I32:
-WorldPlay's labels; control [F] I32: what was pressed, counted in the manifest's `controls`; motion [T - 1, 7] F32: what
-a robot's hand did before each of the clip's T pixel frames but the first (see `jworld.cameras.robots`); vision_states
-[V, Dv] BF16; prompt [] I32: the row in the text store.
+| array | shape and dtype | content |
+| --- | --- | --- |
+| latent | [F, H, W, C] BF16 | normalized latents |
+| image_cond | [1, H, W, C] BF16 | normalized latent of the first frame, encoded alone |
+| logvar | [F, H, W, C] F16 | log variance of the posterior with mean `latent` |
+| w2c, intrinsics | [F, 4, 4], [F, 3, 3] F32 | cameras |
+| action | [F] I32 | WorldPlay's action labels |
+| control | [F] I32 | recorded controls, as indices into the manifest's `controls` |
+| motion | [T - 1, 7] F32 | motion of a robot's hand between frames, see `jworld.cameras.robots` |
+| vision_states | [V, Dv] BF16 | encoded first frame |
+| prompt | [] I32 | row in the text store |
 """
 
 import dataclasses
@@ -38,10 +44,10 @@ FORMAT, VERSION = "jworld-records", 4
 MANIFEST, AUTOENCODER_FILE = "manifest.json", "autoencoder.safetensors"
 CAMERA_CONVENTION = "opencv_w2c"
 SPLITS = ("train", "val")
-#: Family of an encoder that a data set does without.
+#: Family of an encoder that a data set does not use.
 NO_ENCODER = "none"
 
-# safetensors' names of the types that a record may hold.
+# Dtypes that a record may hold, by their names in safetensors.
 _DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype("<f2"),
@@ -54,7 +60,7 @@ _DTYPES: dict[str, np.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-# Stands for the number of latent frames in the shapes of a manifest.
+# Symbol of the number of latent frames in the shapes of a manifest.
 FRAMES = "F"
 
 _MANIFEST_KEYS: dict[str, type | tuple[type, ...]] = {
@@ -81,7 +87,7 @@ Record = dict[str, np.ndarray]
 class ArraySpec:
     """Shape, dtype and logical axes (one name or None per dimension) of one array of a batch.
 
-    `lengths`: what dimension 1 may be, where batches differ; `shape` has the largest.
+    `lengths` are the allowed sizes of dimension 1 if batches differ; `shape` has the largest.
     """
 
     shape: tuple[int, ...]
@@ -95,11 +101,11 @@ class ArraySpec:
 
 
 def encode_record(record: Mapping[str, np.ndarray]) -> bytes:
-    """Arrays by name -> payload."""
+    """Encode arrays by name as the payload of a record."""
     header: dict[str, Any] = {}
     buffers = []
     offset = 0
-    # Wide types first: every array then starts at a multiple of its item size.
+    # Wide dtypes first, so that every array starts at a multiple of its item size.
     for name in sorted(record, key=lambda name: (-record[name].dtype.itemsize, name)):
         array = record[name]
         if array.dtype not in _NAMES:
@@ -115,7 +121,11 @@ def encode_record(record: Mapping[str, np.ndarray]) -> bytes:
 
 
 def decode_record(payload: bytes | memoryview) -> Record:
-    """Payload -> read-only arrays by name that share its memory; `ValueError`, one sentence, for anything malformed."""
+    """Decode a payload as read-only arrays by name that share its memory.
+
+    Raises:
+      ValueError: the payload is malformed; the message is one sentence.
+    """
     if len(payload) < 8:
         raise ValueError(f"payload has {len(payload)} bytes, expected at least 8")
     (length,) = struct.unpack_from("<Q", payload)
@@ -126,10 +136,10 @@ def decode_record(payload: bytes | memoryview) -> Record:
     return {name: np.frombuffer(data[begin:end], dtype).reshape(shape) for name, dtype, shape, begin, end in arrays}
 
 
-# Clips of a set have few headers between them.
+# The clips of a set have few different headers.
 @functools.lru_cache(maxsize=64)
 def _arrays(text: bytes, size: int) -> tuple[tuple[str, np.dtype, tuple[int, ...], int, int], ...]:
-    """Name, dtype, shape, begin and end of the arrays that a header describes, in the `size` bytes behind it."""
+    """Parse a header: name, dtype, shape, begin and end of each array within the `size` bytes after the header."""
     try:
         header = json.loads(text)
     except ValueError as error:
@@ -166,7 +176,7 @@ def _offsets(name: str, entry: Any) -> tuple[int, int]:
 
 
 class RecordWriter:
-    """Writes the shards of one split; a context manager. `shards` is the manifest's entry once it is closed.
+    """Writer of the shards of one split, as a context manager; after closing, `shards` is the manifest's entry.
 
     with RecordWriter(directory, "train") as writer:
         writer.write(record)
@@ -198,7 +208,7 @@ class RecordWriter:
                 file.path.unlink(missing_ok=True)
 
     def write(self, record: Mapping[str, np.ndarray]) -> None:
-        """Append one record; a shard that is full is closed first."""
+        """Append one record; a full shard is closed first."""
         payload = encode_record(record)
         if self._files and self._files[-1].bytes + len(payload) > self._shard_bytes:
             self._files[-1].close()
@@ -223,9 +233,10 @@ def make_arrays(
     vision: tuple[int, int] | None = None,
     prompt: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """A manifest's `arrays`: latents [H, W, C] and image_cond always, the others where asked for.
+    """Return a manifest's `arrays`: latents [H, W, C] and image_cond always, the others on request.
 
-    `motions` are those of a robot's hand in one clip; `vision` is (tokens, width) of the states of the first frame.
+    `motions` is the number of motions of a robot's hand per clip; `vision` is (tokens, width) of the encoded first
+    frame.
     """
     chosen: dict[str, tuple[str, list[int | str]]] = {
         "latent": ("BF16", [FRAMES, *latent_shape]),
@@ -235,8 +246,8 @@ def make_arrays(
         chosen["logvar"] = ("F16", [FRAMES, *latent_shape])
     if cameras:
         chosen |= {"w2c": ("F32", [FRAMES, 4, 4]), "intrinsics": ("F32", [FRAMES, 3, 3])}
-    for name, wanted in (("action", action), ("control", control)):
-        if wanted:
+    for name, included in (("action", action), ("control", control)):
+        if included:
             chosen[name] = ("I32", [FRAMES])
     if motions:
         chosen["motion"] = ("F32", [motions, 7])
@@ -248,12 +259,12 @@ def make_arrays(
 
 
 def write_manifest(directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    """Write DIR/manifest.json, complete or not at all; format and version are added here."""
+    """Write DIR/manifest.json atomically, with format and version added."""
     files.write_json(pathlib.Path(directory) / MANIFEST, {"format": FORMAT, "version": VERSION, **manifest})
 
 
 def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
-    """DIR/manifest.json with every key that readers rely on checked; `UserError` names the key."""
+    """Read DIR/manifest.json and check every key that readers need; the `UserError` names the key."""
     path = pathlib.Path(directory) / MANIFEST
     if not path.is_file():
         raise UserError(f"{path} does not exist: make the data set with python -m jworld.precompute")
@@ -268,13 +279,13 @@ def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path}: version is {manifest.get('version')!r}, expected {VERSION}: make the data set again")
     for key, kind in _MANIFEST_KEYS.items():
         if not isinstance(manifest.get(key), kind):
-            raise UserError(f"{path}: key '{key}' is missing or of the wrong type: make the data set again")
+            raise UserError(f"{path}: key '{key}' is missing or has the wrong type: make the data set again")
     for name, entry in manifest["arrays"].items():
         if not _is_array_entry(entry):
             raise UserError(f"{path}: 'arrays.{name}' has no valid dtype and shape: make the data set again")
     prompts = len(manifest["prompts"])
     if prompts == 0 and "prompt" in manifest["arrays"]:
-        raise UserError(f"{path}: 'prompts' is empty, expected the negative one at least: make the data set again")
+        raise UserError(f"{path}: 'prompts' is empty, expected at least the negative prompt: make the data set again")
     if sum(shard["records"] for shard in manifest["text"]) != prompts:
         raise UserError(f"{path}: 'text' does not hold the {prompts} prompts: make the data set again")
     for split, shards in manifest["splits"].items():
@@ -292,11 +303,11 @@ def _is_array_entry(entry: Any) -> bool:
 
 
 def check_manifest(manifest: Mapping[str, Any], expected: Mapping[str, Any], *, path: str | pathlib.Path) -> None:
-    """Compare the manifest of the data set at `path` with what a model expects, or raise `UserError`.
+    """Compare the manifest of the data set at `path` with the values that a model expects; a `UserError` otherwise.
 
     `expected` maps dotted keys to values, e.g. {"autoencoder.hash": ..., "latent_shape": [6, 8, 32],
-    "text_encoder.dim": 64}; "arrays" are the names of those that the records must have. Latents of another autoencoder,
-    or normalised twice, would train silently wrong.
+    "text_encoder.dim": 64}; "arrays" lists the names of the arrays that records must have. Latents of another
+    autoencoder, or latents normalized twice, would train a wrong model without an error.
     """
     expected = {"autoencoder.normalised": True, **expected}
     if missing := [name for name in expected.pop("arrays", ()) if name not in manifest["arrays"]]:
@@ -320,10 +331,10 @@ def check_manifest(manifest: Mapping[str, Any], expected: Mapping[str, Any], *, 
 
 
 class RecordSource:
-    """Random access to the records of one split, in the manifest's order.
+    """Random access to the records of one split, in the order of the manifest.
 
-    `source[i]` is a checked record plus "index" (int32, i). A shard that is absent or corrupt, a missing or misshapen
-    key and a clip of fewer than `min_frames` latent frames end in a `UserError` that names the file and the record.
+    `source[i]` is a checked record plus "index" (int32, i). The `UserError` for an absent or corrupt shard, a missing
+    or misshapen array, or a clip of fewer than `min_frames` latent frames names the file and the record.
     """
 
     def __init__(self, directory: str | pathlib.Path, split: str, *, min_frames: int = 1) -> None:

@@ -1,7 +1,7 @@
-"""Files of encoded records: Arrow IPC files with one batch, which is one record and its digest, per record.
+"""Shard files of encoded records: Arrow IPC files with one record batch (payload and checksum) per record.
 
-A file is mapped into memory, so a record is bytes of the page cache: nothing is copied before the batch is made. Arrow
-has no checksums; every record has one of its own, which is compared whenever the record is read.
+Files are memory-mapped, so a record is not copied before its batch is stacked. Arrow has no checksums; every record has
+its own, which is compared at every read.
 """
 
 import functools
@@ -17,13 +17,13 @@ import xxhash
 from jworld.utils.errors import UserError, one_line
 
 SUFFIX = ".arrow"
-# Systems allow a process about 1000 open files; records and text have their own.
+# Operating systems allow about 1000 open files per process; records and text each use up to this number.
 MAX_OPEN_SHARDS = 256
 _SCHEMA = pa.schema([("payload", pa.large_binary()), ("xxh3_64", pa.uint64())])
 
 
 class RecordFile:
-    """One shard in the making, at a temporary path that its owner renames or removes after `close`."""
+    """Writer of one shard at a temporary path, which its owner renames or removes after `close`."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -33,7 +33,7 @@ class RecordFile:
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
 
     def write(self, payload: bytes) -> None:
-        """Append one encoded record; `UserError` where the disk is full."""
+        """Append one encoded record; a `UserError` if the disk is full."""
         columns = [pa.array([payload], pa.large_binary()), pa.array([xxhash.xxh3_64_intdigest(payload)], pa.uint64())]
         try:
             self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
@@ -43,7 +43,7 @@ class RecordFile:
         self.bytes += len(payload)
 
     def close(self) -> None:
-        """Complete the file; `UserError` where it does not hold what was written. A second call does nothing."""
+        """Complete the file; a `UserError` if it cannot be written completely. A second call does nothing."""
         try:
             if not self._file.closed:
                 self._writer.close()
@@ -57,13 +57,13 @@ class RecordFile:
 
 
 class _Shard:
-    """A mapped file; `OSError` or `pa.ArrowInvalid` where it is no shard."""
+    """A memory-mapped file; an `OSError` or `pa.ArrowInvalid` if it is not a shard."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         if self._reader.schema != _SCHEMA:
             raise pa.ArrowInvalid("it has other columns")
-        # Arrow does not promise that threads may share a reader; to find a record takes microseconds.
+        # Arrow does not guarantee that threads may share a reader; finding a record takes microseconds.
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -73,17 +73,17 @@ class _Shard:
         try:
             with self._lock:
                 row = self._reader.get_batch(index)
-            # The buffer of the bytes themselves: a scalar of Arrow's would be a copy.
+            # The buffer itself: an Arrow scalar would be a copy.
             payload, digest = memoryview(row["payload"].buffers()[2]), row["xxh3_64"][0].as_py()
         except (pa.ArrowException, OSError, IndexError, AttributeError, TypeError) as error:
             raise ValueError(one_line(error)) from error
         if xxhash.xxh3_64_intdigest(payload) != digest:
-            raise ValueError("its bytes do not have the checksum that was written with them")
+            raise ValueError("its bytes differ from the stored checksum")
         return payload
 
 
 class ShardReader:
-    """Random access to the payloads of several shards, counted through; of many shards only some are open at a time."""
+    """Random access to the payloads of several shards by a common index; only some shards are open at a time."""
 
     def __init__(self, paths: Sequence[pathlib.Path], counts: Sequence[int]) -> None:
         self._paths, self._counts = paths, counts
@@ -98,7 +98,7 @@ class ShardReader:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> memoryview:
-        """The payload, in the file's memory; `ValueError` where the record is corrupt."""
+        """Return the payload without a copy; a `ValueError` if the record is corrupt."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
@@ -110,7 +110,7 @@ class ShardReader:
 
 
 def open_shards(directory: pathlib.Path, shards: Sequence[Mapping[str, Any]]) -> ShardReader:
-    """A manifest's list of shards; `UserError` names one that is absent or corrupt."""
+    """Open a manifest's list of shards; the `UserError` names a shard that is absent or corrupt."""
     paths = [directory / shard["file"] for shard in shards]
     for path, shard in zip(paths, shards, strict=True):
         if not path.is_file():

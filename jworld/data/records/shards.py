@@ -1,10 +1,10 @@
-"""Sets of records that are written shard by shard: a command that was killed goes on where it was.
+"""Resumable writing of record sets, shard by shard.
 
-A shard holds consecutive items of one split, or encoded prompts. Its files get their names when they are complete, then
-its side file `DIR/.progress/<shard>.json` says what they hold: only a shard with a side file counts as written. The
-manifest comes last, and DIR/.progress goes. Nothing depends on when or how often the command was stopped, so the result
-is always the same. Several processes can write one set, each its part of the planned shards; the one that finds all of
-them written writes the manifest, and if two do, they write the same.
+A shard holds consecutive items of one split, or encoded prompts. Its files are renamed when complete. Then a side file
+`DIR/.progress/<shard>.json` records their content; only a shard with a side file counts as written. At the end the
+manifest is written and DIR/.progress is deleted. The result does not depend on when or how often the command was
+stopped. Several processes can write one set, each a part of the planned shards. The one that finds all of them written
+writes the manifest; if two do, they write the same bytes.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from jworld.utils import files
 from jworld.utils.errors import UserError
 
 PROGRESS, REQUEST, REPORT = ".progress", "request.json", "report.json"
-#: The split of shards that hold prompts alone.
+#: Split name of shards that hold only prompts.
 TEXT = "text"
 
 Loaded = TypeVar("Loaded")
@@ -35,7 +35,7 @@ Loaded = TypeVar("Loaded")
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Part `index` of the `count` parts of a split; `items` are positions in the caller's list."""
+    """Part `index` of the `count` parts of a split; `items` are indices into the caller's list."""
 
     split: str
     index: int
@@ -57,10 +57,16 @@ class Shard:
 
 @dataclasses.dataclass
 class Result:
-    """What a finished shard holds: its clips, the prompts that came with it, what was left out, and bytes per file.
+    """Content of a finished shard.
 
-    `psnr`: how well clips of it can be reconstructed (dB), as far as that was measured. `facts`: what its writer wants
-    to know of it when the set is finished.
+    Attributes:
+      episodes: name of each clip.
+      clips: latent frames of each clip.
+      prompts: prompts that were written with it.
+      skipped: items that were left out, with reasons.
+      files: bytes per file.
+      psnr: reconstruction quality of the measured clips, in dB.
+      facts: values that its writer needs when the set is finished.
     """
 
     episodes: list[str] = dataclasses.field(default_factory=list)
@@ -73,7 +79,7 @@ class Result:
 
 
 def plan(splits: Mapping[str, Sequence[int]], *, items_per_shard: int) -> list[Shard]:
-    """Cut the items of every split into shards, in order."""
+    """Divide the items of every split into shards, in order."""
     shards = []
     for split, items in splits.items():
         parts = [tuple(items[i : i + items_per_shard]) for i in range(0, len(items), items_per_shard)]
@@ -82,7 +88,7 @@ def plan(splits: Mapping[str, Sequence[int]], *, items_per_shard: int) -> list[S
 
 
 class ShardWriter:
-    """Writes one shard; a context manager. Its files and its side file appear when the body ends without an error."""
+    """Writer of one shard, as a context manager; its files and side file appear if the body ends without an error."""
 
     def __init__(self, directory: pathlib.Path, shard: Shard) -> None:
         self._directory = directory
@@ -110,7 +116,7 @@ class ShardWriter:
 
     @property
     def bytes(self) -> int:
-        """Written so far."""
+        """Bytes written so far."""
         return sum(file.bytes for file in self._files.values())
 
     def write(self, episode: str, record: records.Record) -> None:
@@ -125,12 +131,12 @@ class ShardWriter:
         self.result.prompts.append(name)
 
     def skip(self, item: str, reason: str) -> None:
-        """Note an item that is left out."""
+        """Record an item that is left out."""
         self.result.skipped.append({"item": item, "reason": reason})
 
     def _append(self, name: str, record: records.Record) -> None:
         if name not in self._files:
-            # The process id keeps two commands that were started by mistake from writing into one file.
+            # The process id separates the files of two commands that were started by mistake.
             path = self._directory / PROGRESS / f"{name}.{os.getpid()}.tmp"
             for left_over in path.parent.glob(f"{name}.*.tmp"):
                 left_over.unlink()
@@ -143,40 +149,40 @@ def _side_file(directory: pathlib.Path, shard: Shard) -> pathlib.Path:
 
 
 class Output:
-    """The folder of a set that is being written.
+    """Output folder of a set that is being written.
 
-    `request` is what makes the set: JSON values by name. A folder that was begun with another request, or that holds
-    other files, is refused with a `UserError`. `complete` says whether the set is there already.
+    `request` holds the settings that determine the set, as JSON values by name. A folder that was started with another
+    request, or that holds other files, is refused with a `UserError`. `complete` is True if the set already exists.
     """
 
     def __init__(self, directory: str | pathlib.Path, request: Mapping[str, Any]) -> None:
         self.directory = pathlib.Path(directory)
         self._request = json.loads(json.dumps(request))
         self.complete = (self.directory / records.MANIFEST).is_file()
-        begun = self.directory / PROGRESS / REQUEST
-        # Listed before it is asked who began: another process of the same command may be writing already.
-        strange = self.directory.exists() and any(path.name != PROGRESS for path in self.directory.iterdir())
+        request_file = self.directory / PROGRESS / REQUEST
+        # Listed before the request is checked: another process of the same command may start to write in between.
+        has_other_files = self.directory.exists() and any(path.name != PROGRESS for path in self.directory.iterdir())
         if self.complete:
             self._compare(records.read_manifest(self.directory).get("request", {}))
             shutil.rmtree(self.directory / PROGRESS, ignore_errors=True)
-        elif begun.is_file():
-            self._compare(json.loads(begun.read_text()))
-        elif strange:
+        elif request_file.is_file():
+            self._compare(json.loads(request_file.read_text()))
+        elif has_other_files:
             raise UserError(f"output folder {self.directory} holds other files: give another --output")
         else:
-            begun.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(begun, self._request)
+            request_file.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(request_file, self._request)
 
-    def _compare(self, begun: Mapping[str, Any]) -> None:
-        for key in sorted(begun.keys() | self._request.keys()):
-            if begun.get(key) != self._request.get(key):
+    def _compare(self, previous: Mapping[str, Any]) -> None:
+        for key in sorted(previous.keys() | self._request.keys()):
+            if previous.get(key) != self._request.get(key):
                 raise UserError(
-                    f"output folder {self.directory} was begun with {key} = {begun.get(key)!r}, this command has "
+                    f"output folder {self.directory} was started with {key} = {previous.get(key)!r}, this command has "
                     f"{self._request.get(key)!r}: repeat the first command or give another --output"
                 )
 
     def result(self, shard: Shard) -> Result | None:
-        """What a shard holds that is written and whole."""
+        """Return the content of a shard, None unless it is completely written."""
         try:
             result = Result(**json.loads(_side_file(self.directory, shard).read_text()))
             sizes = {name: (self.directory / name).stat().st_size for name in result.files}
@@ -185,7 +191,7 @@ class Output:
         return result if sizes == result.files else None
 
     def finished(self, shards: Sequence[Shard]) -> list[Result]:
-        """The results of those leading `shards` that are written and whole; what follows them has to be written."""
+        """Return the results of the leading `shards` that are completely written; the rest must be written."""
         results = []
         for shard in shards:
             result = self.result(shard)
@@ -195,7 +201,7 @@ class Output:
         return results
 
     def finish(self, shards: Sequence[Shard], results: Sequence[Result], manifest: Mapping[str, Any]) -> None:
-        """Write report and manifest of a set whose shards are all written."""
+        """Write the report and manifest of a set whose shards are all written."""
         parts = list(zip(shards, results, strict=True))
         whole: dict[str, Any] = {
             key: {split: [] for split in records.SPLITS} for key in ("splits", "clips", "episodes")
@@ -231,17 +237,17 @@ def write(
     title: str,
     console: rich.console.Console | None,
 ) -> list[Result]:
-    """Write those of `shards` that follow the finished ones, whose `results` are given; -> the results of all.
+    """Write the `shards` after the finished ones, whose `results` are given; return the results of all shards.
 
-    `load` reads an item and raises `UserError` for a bad one, which ends the work or, with `skip_errors`, is noted
-    under the item's `name`; `store` writes what was loaded of an item.
+    `load` reads an item and raises a `UserError` for a bad one. That ends the work, or, with `skip_errors`, is recorded
+    under the item's `name`. `store` writes a loaded item.
     """
     results = list(results)
     done = sum(len(shard.items) for shard in shards[: len(results)])
     size = sum(sum(result.files.values()) for result in results)
     total = sum(len(shard.items) for shard in shards)
     for shard in shards[len(results) :]:
-        # What comes after a shard that is written again may build on what it held before.
+        # Later shards may depend on the previous content of a shard that is written again.
         _side_file(output.directory, shard).unlink(missing_ok=True)
     with meter(title, total, done=done, size=size, console=console) as advance:
         for shard in shards[len(results) :]:
@@ -252,7 +258,8 @@ def write(
                         loaded = load(item)
                     except UserError as error:
                         if not skip_errors:
-                            raise UserError(f"{error}; --on-error skip leaves bad items out and lists them") from error
+                            hint = "give --on-error skip to leave out bad items and list them"
+                            raise UserError(f"{error}; {hint}") from error
                         writer.skip(name(item), str(error))
                     else:
                         store(writer, item, loaded)
@@ -262,7 +269,7 @@ def write(
 
 
 class Advance(Protocol):
-    """Counts one item that had so many bytes and pieces."""
+    """Callback that counts one item with its bytes and pieces."""
 
     def __call__(self, size: int, pieces: int = 1) -> None: ...
 
@@ -284,7 +291,7 @@ def meter(
     unit: str = "items",
     console: rich.console.Console | None,
 ) -> Iterator[Advance]:
-    """A progress bar over `total` items, with pieces (called `unit`) per second and gigabytes."""
+    """Show a progress bar over `total` items, with pieces (named `unit`) per second and gigabytes."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -332,6 +339,6 @@ class Summary:
 
     @property
     def amount(self) -> str:
-        """How much it is, in words."""
+        """Size of the set in words, for the user."""
         words = f"{statistics.duration(self.hours)} of video, {statistics.gigabytes(self.bytes)} GB"
         return f"{words}, {statistics.gigabytes(self.bytes / self.hours)} GB per hour of video" if self.hours else words

@@ -1,4 +1,4 @@
-"""What a set of records holds, counted record by record: nothing of a clip but sums is kept."""
+"""Statistics of a set of records, accumulated record by record in constant memory."""
 
 import collections
 import dataclasses
@@ -18,7 +18,7 @@ BAR = 30  # characters
 
 
 class ChannelMoments:
-    """Mean and standard deviation per channel of arrays [..., C] that come one after the other."""
+    """Running mean and standard deviation per channel of arrays [..., C]."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -26,7 +26,10 @@ class ChannelMoments:
         self._squares: np.ndarray = np.zeros(0)
 
     def add(self, values: np.ndarray) -> None:
-        """values [..., C], finite. Sums about the mean are merged, as the plain sum of squares would lose digits."""
+        """Add finite values [..., C].
+
+        Sums of squares about the mean are merged, since plain sums of squares would lose digits.
+        """
         rows = values.reshape(-1, values.shape[-1]).astype(np.float32)
         mean = rows.mean(axis=0, dtype=np.float64)
         squares = np.square(rows - mean.astype(np.float32)).sum(axis=0, dtype=np.float64)
@@ -41,18 +44,18 @@ class ChannelMoments:
 
     @property
     def mean(self) -> np.ndarray:
-        """[C] float64."""
+        """Mean per channel, float64 [C]."""
         return self._mean
 
     @property
     def std(self) -> np.ndarray:
-        """[C] float64."""
+        """Standard deviation per channel, float64 [C]."""
         return np.sqrt(self._squares / max(self.count, 1))
 
 
 @dataclasses.dataclass
 class Split:
-    """The good clips of one split: their lengths in latent frames, the frames of their videos, all bytes on disk."""
+    """Valid clips of one split: lengths in latent frames, number of video frames, and bytes of all files."""
 
     lengths: list[int] = dataclasses.field(default_factory=list)
     video_frames: int = 0
@@ -63,7 +66,7 @@ class Split:
 
 
 class Statistics:
-    """The statistics of the set in `directory`; give it the good records and prompts."""
+    """Statistics of the valid records and prompts of the set in `directory`."""
 
     def __init__(self, directory: pathlib.Path, manifest: Mapping[str, Any]) -> None:
         self._manifest = manifest
@@ -75,7 +78,7 @@ class Statistics:
         self.glyph_tokens: list[int] = []
 
     def add_record(self, split: str, frames: int, record: records.Record) -> None:
-        """Count a clip of so many latent frames; what the record does not hold is left out."""
+        """Count a clip of `frames` latent frames; arrays that the record lacks are left out."""
         self.splits[split].lengths.append(frames)
         self.splits[split].video_frames += (frames - 1) * self._manifest["temporal_ratio"] + 1
         if "latent" in record:
@@ -91,11 +94,11 @@ class Statistics:
         return split.video_frames / self._manifest["fps"] / 3600
 
     def action_names(self) -> dict[str, int]:
-        """Latent frames by action, the most frequent first."""
+        """Return the number of latent frames per action, the most frequent first."""
         return {actions.label_name(label): count for label, count in self.actions.most_common()}
 
     def numbers(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Return all statistics as JSON values."""
         return {
             "latent_shape": self._manifest["latent_shape"],
             "fps": self._manifest["fps"],
@@ -119,7 +122,7 @@ class Statistics:
         }
 
     def tables(self) -> list[rich.table.Table]:
-        """Clips, prompts, latents and actions, as far as the set has them."""
+        """Return tables of clips, prompts, latents and actions, as far as the set has them."""
         tables = [self._clips_table(), self._prompts_table()]
         if self.latents.count:
             tables.append(self._latents_table())
@@ -133,7 +136,7 @@ class Statistics:
             table.add_column(column, justify="right")
         rows = dict(self.splits)
         if len(rows) > 1:
-            rows["together"] = sum(self.splits.values(), Split())
+            rows["total"] = sum(self.splits.values(), Split())
         for name, split in rows.items():
             hours = self.hours(split)
             table.add_row(
@@ -161,7 +164,7 @@ class Statistics:
 
     def _latents_table(self) -> rich.table.Table:
         mean, std = self.latents.mean, self.latents.std
-        whole = f"all together {mean.mean():+.2f}±{np.sqrt(np.mean(std**2 + mean**2) - mean.mean() ** 2):.2f}"
+        whole = f"over all channels {mean.mean():+.2f}±{np.sqrt(np.mean(std**2 + mean**2) - mean.mean() ** 2):.2f}"
         title = f"latents by channel: mean±standard deviation, {whole}"
         table = rich.table.Table(title=title, show_header=False, box=None, padding=(0, 1, 0, 0))
         for first in range(0, len(mean), CHANNELS_PER_ROW):
@@ -186,7 +189,7 @@ def _size(directory: pathlib.Path, files: Sequence[Mapping[str, Any]]) -> int:
 
 
 def duration(hours: float) -> str:
-    """In the largest unit of which there is one."""
+    """Format a duration in hours, minutes or seconds, whichever is the largest unit with a value of at least 1."""
     for size, unit in ((1, "hours"), (60, "minutes")):
         if hours * size >= 1:
             return f"{hours * size:,.2f} {unit}"
@@ -194,7 +197,7 @@ def duration(hours: float) -> str:
 
 
 def gigabytes(size: float) -> str:
-    """Two decimals, or two digits of a number that would vanish."""
+    """Format bytes as gigabytes, with two decimals or, below 0.1, two digits."""
     size /= 1e9
     return f"{size:,.2f}" if size >= 0.1 else f"{size:.2g}"
 
@@ -206,7 +209,7 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
 
 
 def _range(values: Sequence[int]) -> str:
-    """Least, median and most in words."""
+    """Format minimum, maximum and median in words."""
     if not values:
         return "-"
     if min(values) == max(values):

@@ -1,9 +1,9 @@
-"""The text store of a data set, and the weight-free "hashed-words" text encoder.
+"""Text store of a data set, and the weight-free "hashed-words" text encoder.
 
-Many clips share a caption, and encoded text is larger than a short clip: it is stored once per distinct prompt, trimmed
-to its true length. Prompt i is record i of the shards that the manifest lists under "text": "text_states" [S_i, Dt]
-and, in sets with a glyph encoder, "glyph_states" [G_i, Dg] (the text to be drawn in the picture; may have no rows),
-bfloat16. Prompt 0 is the negative one.
+Many clips share a caption, and encoded text is larger than a short clip. So text is stored once per distinct prompt,
+trimmed to its true length. Prompt i is record i of the shards that the manifest lists under "text": "text_states"
+[S_i, Dt] and, in sets with a glyph encoder, "glyph_states" [G_i, Dg], bfloat16. Glyph states encode the text to draw in
+the image and may have no rows. Prompt 0 is the negative prompt.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ _KINDS = ("text_states", "glyph_states")
 
 
 def prompt_record(text_states: np.ndarray, glyph_states: np.ndarray | None = None) -> records.Record:
-    """The record of one prompt: [S, Dt] and, if there are any, [G, Dg], any float type -> bfloat16."""
+    """Make the record of one prompt from [S, Dt] and optionally [G, Dg] of any float dtype; stored as bfloat16."""
     states = zip(_KINDS, (text_states, glyph_states), strict=True)
     return {name: np.asarray(array, ml_dtypes.bfloat16) for name, array in states if array is not None}
 
 
 class TextStore:
-    """Random access to the encoded prompts of a data set; only those that are asked for are read."""
+    """Random access to the encoded prompts of a data set; only requested prompts are read."""
 
     def __init__(self, directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
         self._directory = pathlib.Path(directory)
@@ -41,7 +41,11 @@ class TextStore:
         return len(self._reader)
 
     def prompt(self, row: int, /) -> records.Record:
-        """{"text_states": [S_i, Dt], "glyph_states": [G_i, Dg] if any}, bfloat16; `UserError` for a corrupt row."""
+        """Return {"text_states": [S_i, Dt], "glyph_states": [G_i, Dg] if any}, bfloat16.
+
+        Raises:
+          UserError: the row is corrupt.
+        """
         name = f"text store of {self._directory}, prompt {row}"
         try:
             prompt = records.decode_record(self._reader[row])
@@ -54,11 +58,11 @@ class TextStore:
 
 
 def hashed_words(prompt: str, *, dim: int) -> np.ndarray:
-    """Prompt -> float32 [S, dim]: one token that is the same in every prompt, then one per lower-cased word.
+    """Encode a prompt as float32 [S, dim]: one token that is equal in all prompts, then one per lower-cased word.
 
-    A word's vector is drawn with unit variance from a generator seeded by the word. A stand-in for a language model
-    where none is installed: captions that differ are told apart, but the model must learn every word by itself. The
-    leading token means that the empty prompt, too, has something to attend to.
+    A word's vector is drawn with unit variance from a generator seeded by the word. This replaces a language model if
+    none is installed: captions remain distinguishable, but the model must learn the meaning of every word. The leading
+    token gives the empty prompt something to attend to.
     """
     words = ["", *re.findall(r"\w+", prompt.lower())]
     return np.stack([_word_vector(word, dim) for word in words])

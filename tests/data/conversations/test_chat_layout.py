@@ -1,4 +1,4 @@
-"""Prompts as tokens: the shipped tokenizer, what is learnt, mistakes that are refused."""
+"""Tokenization of conversations: layout, labels, the shipped tokenizer, and refused input."""
 
 import pathlib
 
@@ -23,7 +23,7 @@ def tokenizer() -> chat.ChatTokenizer:
     return chat.load(SHIPPED, image_tokens=3)
 
 
-def said(tokenizer: chat.ChatTokenizer, tokens: np.ndarray) -> str:
+def decode_raw(tokenizer: chat.ChatTokenizer, tokens: np.ndarray) -> str:
     raw = tokenizers.Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
     return raw.decode([int(token) for token in tokens], skip_special_tokens=False)
 
@@ -31,7 +31,7 @@ def said(tokenizer: chat.ChatTokenizer, tokens: np.ndarray) -> str:
 def test_layout(tokenizer: chat.ChatTokenizer) -> None:
     encoded = tokenizer.encode(TURNS, images=2, is_open=True)
     image = "\n\n<start_of_image>" + "<image_soft_token>" * 3 + "<end_of_image>\n\n"
-    assert said(tokenizer, encoded.tokens) == (
+    assert decode_raw(tokenizer, encoded.tokens) == (
         f"<bos><start_of_turn>user\n{image}{image}Did it turn left or right?<end_of_turn>\n"
         "<start_of_turn>model\nleft<end_of_turn>\n"
         "<start_of_turn>user\nAnd is the wall nearer?<end_of_turn>\n"
@@ -40,14 +40,14 @@ def test_layout(tokenizer: chat.ChatTokenizer) -> None:
     )
 
 
-def test_only_answers_are_learnt(tokenizer: chat.ChatTokenizer) -> None:
+def test_only_answers_have_labels(tokenizer: chat.ChatTokenizer) -> None:
     encoded = tokenizer.encode(TURNS, images=1)
-    learnt = encoded.labels != chat.IGNORED
-    assert said(tokenizer, encoded.tokens[learnt]) == "left<end_of_turn>yes, nearer<end_of_turn>"
-    np.testing.assert_array_equal(encoded.labels[learnt], encoded.tokens[learnt])
+    has_label = encoded.labels != chat.IGNORED
+    assert decode_raw(tokenizer, encoded.tokens[has_label]) == "left<end_of_turn>yes, nearer<end_of_turn>"
+    np.testing.assert_array_equal(encoded.labels[has_label], encoded.tokens[has_label])
 
 
-def test_answers_are_read_to_the_end_of_the_turn(tokenizer: chat.ChatTokenizer) -> None:
+def test_answers_are_decoded_to_the_end_of_the_turn(tokenizer: chat.ChatTokenizer) -> None:
     tokens = tokenizer.encode([chat.Turn("model", "the second")], images=0).tokens
     answer = tokens[list(tokens).index(tokenizer.ids[chat.START_OF_TURN]) + 3 :]
     assert tokenizer.decode([*answer, *answer]) == "the second"
@@ -64,12 +64,12 @@ def test_padding(tokenizer: chat.ChatTokenizer) -> None:
 
 def test_transformers_reads_the_shipped_tokenizer_alike(tokenizer: chat.ChatTokenizer) -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(SHIPPED)
+    reference = transformers.PreTrainedTokenizerFast.from_pretrained(SHIPPED)
     text = chat.render(TURNS, images=1, image_tokens=3, is_open=True).text + "Grüße, 42!"
-    assert theirs.bos_token_id == tokenizer.ids[chat.BOS] == 2
+    assert reference.bos_token_id == tokenizer.ids[chat.BOS] == 2
     raw = tokenizers.Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
-    assert theirs(text, add_special_tokens=False)["input_ids"] == raw.encode(text, add_special_tokens=False).ids
-    assert theirs.decode(raw.encode(text, add_special_tokens=False).ids) == text
+    assert reference(text, add_special_tokens=False)["input_ids"] == raw.encode(text, add_special_tokens=False).ids
+    assert reference.decode(raw.encode(text, add_special_tokens=False).ids) == text
 
 
 def test_text_with_special_tokens_is_refused(tokenizer: chat.ChatTokenizer) -> None:
@@ -82,7 +82,7 @@ def test_wrong_tokenizers_are_refused(tmp_path: pathlib.Path) -> None:
         chat.load(tmp_path, image_tokens=1)
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")
-    with pytest.raises(UserError, match="is no tokenizer for conversations"):
+    with pytest.raises(UserError, match="is not a chat tokenizer"):
         chat.load(path, image_tokens=1)
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(path))
     with pytest.raises(UserError, match="lacks the special tokens <pad>, <eos>"):

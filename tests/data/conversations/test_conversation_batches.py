@@ -1,4 +1,4 @@
-"""Batches of conversations: shapes, order, resuming, processes; the embedded questions from recording to batch."""
+"""Batches of conversations: shapes, order, resuming, processes, and generated questions from recording to batch."""
 
 import collections
 import json
@@ -44,33 +44,33 @@ def make_config(folder: pathlib.Path, **conversations: Any) -> ml_collections.Co
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> dataset.Conversations:
-    data = dataset.Conversations(make_config(tmp_path_factory.mktemp("asked")), image_tokens=4)
+def question_set(tmp_path_factory: pytest.TempPathFactory) -> dataset.Conversations:
+    data = dataset.Conversations(make_config(tmp_path_factory.mktemp("questions")), image_tokens=4)
     data.prepare()
     return data
 
 
-def test_questions_become_batches(asked: dataset.Conversations) -> None:
-    batch = next(asked.batches("train"))
+def test_questions_become_batches(question_set: dataset.Conversations) -> None:
+    batch = next(question_set.batches("train"))
     (length,) = {batch[name].shape[1] for name in ("tokens", "mask", "labels")}
     assert length in (48, 96)
     assert batch["pixel_values"].shape == (4, 1, 8, 8, 3)
     assert batch["world_pixels"].shape == (4, 16, 16, 3)
-    ids, source = asked.tokenizer.ids, asked.source("train")
+    ids, source = question_set.tokenizer.ids, question_set.source("train")
     for row, number in enumerate(batch["index"]):
         conversation = source[int(number)]
         tokens = batch["tokens"][row][batch["mask"][row]]
         assert (tokens == ids[chat.IMAGE]).sum() == 4
-        learnt = batch["labels"][row][batch["labels"][row] != chat.IGNORED]
-        assert asked.tokenizer.decode(learnt.tolist()) == conversation.turns[1].text
+        answer_tokens = batch["labels"][row][batch["labels"][row] != chat.IGNORED]
+        assert question_set.tokenizer.decode(answer_tokens.tolist()) == conversation.turns[1].text
         kind, answer = questions.kind_of(conversation.name), conversation.turns[1].text
         assert answer in questions.ANSWERS[kind]
 
 
-def test_splits_have_their_own_episodes_and_balanced_answers(asked: dataset.Conversations) -> None:
+def test_splits_have_their_own_episodes_and_balanced_answers(question_set: dataset.Conversations) -> None:
     names = {}
     for split in ("train", "val"):
-        source = asked.source(split)
+        source = question_set.source(split)
         rows = [source[i] for i in range(len(source))]
         names[split] = {row.name.split("/")[0] for row in rows}
         counts = collections.Counter((questions.kind_of(row.name), row.turns[1].text) for row in rows)
@@ -80,21 +80,23 @@ def test_splits_have_their_own_episodes_and_balanced_answers(asked: dataset.Conv
     assert not names["train"] & names["val"]
 
 
-def test_a_set_is_made_once_and_asks_for_its_tokenizer(asked: dataset.Conversations, tmp_path: pathlib.Path) -> None:
-    before = (asked.directory / "manifest.json").stat().st_mtime_ns
-    asked.prepare()
-    assert (asked.directory / "manifest.json").stat().st_mtime_ns == before
-    asked.keep(tmp_path)
-    asked.check_kept(tmp_path)
-    assert asked.find_problem(tmp_path) == ""
+def test_a_set_is_prepared_once_and_requires_its_tokenizer(
+    question_set: dataset.Conversations, tmp_path: pathlib.Path
+) -> None:
+    before = (question_set.directory / "manifest.json").stat().st_mtime_ns
+    question_set.prepare()
+    assert (question_set.directory / "manifest.json").stat().st_mtime_ns == before
+    question_set.keep(tmp_path)
+    question_set.check_kept(tmp_path)
+    assert question_set.find_problem(tmp_path) == ""
     (tmp_path / dataset.TOKENIZER).write_text("{}")
-    with pytest.raises(UserError, match="is another tokenizer than"):
-        asked.check_kept(tmp_path)
+    with pytest.raises(UserError, match=r"differs from .* with which the model was trained"):
+        question_set.check_kept(tmp_path)
     identity = prepared.Identity("other", 4)
     with pytest.raises(UserError, match="was made with another tokenizer"):
-        prepared.Source(asked.directory, "train", identity, max_tokens=96)
+        prepared.Source(question_set.directory, "train", identity, max_tokens=96)
     with pytest.raises(UserError, match="have more than 5 tokens"):
-        prepared.Source(asked.directory, "train", asked._identity(), max_tokens=5)
+        prepared.Source(question_set.directory, "train", question_set._identity(), max_tokens=5)
 
 
 def test_order_puts_similar_lengths_together() -> None:
@@ -102,19 +104,19 @@ def test_order_puts_similar_lengths_together() -> None:
     lengths = rng.integers(1, 33, 50)
     order = batches.LengthOrder(lengths, (8, 16, 32), global_batch=4, seed=1, shuffle=True)
     epoch = 50 // 4 * 4
-    seen = [order(position) for position in range(2 * epoch)]
-    for start in range(0, len(seen), 4):
-        rows, sizes = zip(*seen[start : start + 4], strict=True)
+    drawn = [order(position) for position in range(2 * epoch)]
+    for start in range(0, len(drawn), 4):
+        rows, sizes = zip(*drawn[start : start + 4], strict=True)
         assert len(set(sizes)) == 1
         assert max(lengths[list(rows)]) <= sizes[0]
-    first, second = ([row for row, _ in seen[i * epoch : (i + 1) * epoch]] for i in range(2))
+    first, second = ([row for row, _ in drawn[i * epoch : (i + 1) * epoch]] for i in range(2))
     assert len(set(first)) == len(set(second)) == epoch
     assert first != second
-    # No more padding than the rests of the shorter buckets make necessary.
-    wasted = [size > min(b for b in (8, 16, 32) if b >= lengths[row]) for row, size in seen[:epoch]]
+    # Only the remainders of shorter buckets are padded to a longer one.
+    wasted = [size > min(b for b in (8, 16, 32) if b >= lengths[row]) for row, size in drawn[:epoch]]
     assert sum(wasted) <= 2 * 3
     again = batches.LengthOrder(lengths, (8, 16, 32), global_batch=4, seed=1, shuffle=True)
-    assert [again(position) for position in (70, 3)] == [seen[70], seen[3]]
+    assert [again(position) for position in (70, 3)] == [drawn[70], drawn[3]]
 
 
 def test_fewer_conversations_than_a_batch_are_repeated() -> None:
@@ -122,20 +124,20 @@ def test_fewer_conversations_than_a_batch_are_repeated() -> None:
     assert [order(position) for position in range(5)] == [(0, 16), (1, 16), (0, 16), (1, 16), (0, 16)]
 
 
-def test_resumed_and_split_batches_are_the_same(asked: dataset.Conversations) -> None:
-    straight = asked.batches("train")
+def test_resumed_and_split_batches_are_the_same(question_set: dataset.Conversations) -> None:
+    straight = question_set.batches("train")
     expected = [next(straight) for _ in range(4)]
-    resumed = asked.batches("train")
+    resumed = question_set.batches("train")
     resumed.set_state({**straight.get_state(), "next_batch": 2})
     for batch in expected[2:]:
         np.testing.assert_equal(next(resumed), batch)
-    source = asked.source("train")
-    order = batches.LengthOrder(source.lengths, asked.clip.lengths, global_batch=4, seed=0, shuffle=True)
+    source = question_set.source("train")
+    order = batches.LengthOrder(source.lengths, question_set.clip.lengths, global_batch=4, seed=0, shuffle=True)
     halves = [
         pipeline.make_dataset(
             batches.Examples(source, order),
-            batches.MakeExample(asked.clip, asked.tokenizer, source),
-            batches.spec(asked.clip, 4),
+            batches.MakeExample(question_set.clip, question_set.tokenizer, source),
+            batches.spec(question_set.clip, 4),
             global_batch=4,
             seed=0,
             process_index=process,
@@ -158,7 +160,7 @@ def test_unusable_conversations_are_named_and_counted(
         PIL.Image.new("RGB", (9, 9)).save(tmp_path / "images" / f"{number}.png")
         rows.append({"id": f"row{number}", "image": f"{number}.png", "conversations": talk})
     rows[3]["image"] = "absent.png"
-    (tmp_path / "images" / "5.png").write_bytes(b"no picture")
+    (tmp_path / "images" / "5.png").write_bytes(b"not an image")
     rows[7]["conversations"] = talk[:1]
     rows[9]["conversations"] = [talk[0], {"from": "gpt", "value": "x <bos>"}]
     rows[11] = {"id": "row11", "image": ["0.png", "1.png"], "conversations": talk}
@@ -167,31 +169,31 @@ def test_unusable_conversations_are_named_and_counted(
     config.data.conversations.format = "llava"
     data = dataset.Conversations(config, image_tokens=4)
     data.prepare()
-    told = (data.directory / prepared.UNUSABLE).read_text().splitlines()
-    assert [line.split(":")[0] for line in told] == ["row3", "row5", "row7", "row9", "row11"]
+    lines = (data.directory / prepared.UNUSABLE).read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["row3", "row5", "row7", "row9", "row11"]
     for line, reason in zip(
-        told,
-        ("absent.png cannot be read", "5.png cannot be read", "does not go from", "contains <bos>", "has 2 pictures"),
+        lines,
+        ("absent.png cannot be read", "5.png cannot be read", "has no answer", "contains <bos>", "has 2 images"),
         strict=True,
     ):
         assert reason in line
-    assert "5 cannot be used, see unusable.txt; the first: row3" in capsys.readouterr().out
+    assert "5 cannot be used, see unusable.txt; first: row3" in capsys.readouterr().out
     assert len(data.source("train")) + len(data.source("val")) == 35
     batch = next(data.batches("val"))
     assert batch["tokens"].shape == (4, 48)
-    for picture in (tmp_path / "images").iterdir():
-        picture.unlink()
-    with pytest.raises(UserError, match=r"png cannot be read.*put it back"):
+    for image in (tmp_path / "images").iterdir():
+        image.unlink()
+    with pytest.raises(UserError, match=r"png cannot be read.*restore it"):
         next(data.batches("train"))
 
 
-def test_a_batch_of_another_length_is_refused(asked: dataset.Conversations) -> None:
-    source = asked.source("train")
+def test_a_batch_of_another_length_is_refused(question_set: dataset.Conversations) -> None:
+    source = question_set.source("train")
     order = batches.LengthOrder(source.lengths, (64,), global_batch=4, seed=0, shuffle=True)
-    transform = batches.MakeExample(asked.clip, asked.tokenizer, source)
-    config = make_config(asked.directory.parent)
+    transform = batches.MakeExample(question_set.clip, question_set.tokenizer, source)
+    config = make_config(question_set.directory.parent)
     wrong = training_data.batches(
-        config, batches.Examples(source, order), transform, batches.spec(asked.clip, 4), split="train"
+        config, batches.Examples(source, order), transform, batches.spec(question_set.clip, 4), split="train"
     )
     with pytest.raises(UserError, match=r"'tokens' is int32 \[4, 64\], the model expects int32 \[4, 96\]"):
         next(wrong)

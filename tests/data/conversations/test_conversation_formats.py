@@ -1,4 +1,4 @@
-"""The published formats, read from small files made here; what cannot be used is named."""
+"""Readers of published conversation formats, tested on small files; unusable rows carry their problem."""
 
 import io
 import json
@@ -14,20 +14,20 @@ from pyarrow import parquet
 from jworld.data.conversations import formats, image_files, json_rows
 from jworld.utils.errors import UserError
 
-COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250))
+COLORS = ((250, 10, 10), (10, 250, 10), (10, 10, 250))
 
 
-def png(colour: tuple[int, int, int]) -> bytes:
+def png(color: tuple[int, int, int]) -> bytes:
     file = io.BytesIO()
-    PIL.Image.new("RGB", (12, 8), colour).save(file, "PNG")
+    PIL.Image.new("RGB", (12, 8), color).save(file, "PNG")
     return file.getvalue()
 
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     (tmp_path / "images").mkdir()
-    for number, colour in enumerate(COLOURS):
-        (tmp_path / "images" / f"{number}.png").write_bytes(png(colour))
+    for number, color in enumerate(COLORS):
+        (tmp_path / "images" / f"{number}.png").write_bytes(png(color))
     return tmp_path
 
 
@@ -38,11 +38,11 @@ def rows(folder: pathlib.Path, format: str, data: Any, **options: Any) -> list[f
     return list(formats.read(config))
 
 
-def said(row: formats.Conversation) -> list[tuple[str, str]]:
+def turns(row: formats.Conversation) -> list[tuple[str, str]]:
     return [(turn.role, turn.text) for turn in row.turns]
 
 
-def colour(row: formats.Conversation) -> tuple[int, ...]:
+def pixel(row: formats.Conversation) -> tuple[int, ...]:
     (place,) = row.places
     return image_files.read(place, pathlib.Path("/nowhere")).getpixel((5, 4))  # type: ignore[return-value]
 
@@ -51,7 +51,7 @@ def test_llava(folder: pathlib.Path) -> None:
     talk = [
         {"from": "human", "value": "<image>\nWhat is it?"},
         {"from": "gpt", "value": "A wall."},
-        {"from": "human", "value": "Which colour?"},
+        {"from": "human", "value": "Which color?"},
         {"from": "gpt", "value": "Red."},
     ]
     data = [
@@ -61,13 +61,13 @@ def test_llava(folder: pathlib.Path) -> None:
         {"id": "d", "image": "0.png"},
     ]
     found = rows(folder, "llava", data)
-    assert said(found[0]) == [
+    assert turns(found[0]) == [
         ("user", "What is it?"),
         ("model", "A wall."),
-        ("user", "Which colour?"),
+        ("user", "Which color?"),
         ("model", "Red."),
     ]
-    assert colour(found[0]) == COLOURS[0]
+    assert pixel(found[0]) == COLORS[0]
     assert [(len(row.places), row.single_turn) for row in found[:2]] == [(1, False), (2, True)]
     assert [row.problem for row in found] == [
         "",
@@ -88,8 +88,8 @@ def test_vsr(folder: pathlib.Path) -> None:
     ]
     found = rows(folder, "vsr", data)
     question = "Statement: The wall is left.\nAnswer (only '0' or '1'):"
-    assert said(found[0]) == [("user", question), ("model", "1")]
-    assert colour(found[0]) == COLOURS[2]
+    assert turns(found[0]) == [("user", question), ("model", "1")]
+    assert pixel(found[0]) == COLORS[2]
     assert [row.turns[1].text for row in found[:2]] == ["1", "0"]
     assert found[2].problem
 
@@ -102,25 +102,25 @@ def test_spatial_rgpt(folder: pathlib.Path) -> None:
         {"filename": "7", "conversations": talk},
     ]
     found = rows(folder, "spatial_rgpt", data, draw_boxes=True)
-    assert said(found[0]) == [("user", "Is Region [0] red?"), ("model", "Region [0] is red.")]
+    assert turns(found[0]) == [("user", "Is Region [0] red?"), ("model", "Region [0] is red.")]
     assert not found[0].single_turn
     framed = image_files.read(found[0].places[0], folder)
-    assert (255, 0, 0) in [colour for _, colour in framed.getcolors() or []]
-    assert (said(found[1])[1], colour(found[1])) == (("model", "That."), COLOURS[2])
-    assert "there is no picture 7" in found[2].problem
+    assert (255, 0, 0) in [color for _, color in framed.getcolors() or []]
+    assert (turns(found[1])[1], pixel(found[1])) == (("model", "That."), COLORS[2])
+    assert "has no image 7" in found[2].problem
     plain = rows(folder, "spatial_rgpt", data)
-    assert colour(plain[0]) == COLOURS[1]
+    assert pixel(plain[0]) == COLORS[1]
 
 
 def test_webdataset(folder: pathlib.Path) -> None:
     path = folder / "00000.tar"
     with tarfile.open(path, "w") as archive:
         for name, data in (
-            ("0001.jpg", png(COLOURS[0])),
+            ("0001.jpg", png(COLORS[0])),
             ("0001.txt", b"a red wall"),
             ("0002.json", b'{"caption": "a green wall"}'),
-            ("0002.png", png(COLOURS[1])),
-            ("0003.png", png(COLOURS[1])),
+            ("0002.png", png(COLORS[1])),
+            ("0003.png", png(COLORS[1])),
             ("0004.txt", b"nothing"),
         ):
             member = tarfile.TarInfo(name)
@@ -132,27 +132,27 @@ def test_webdataset(folder: pathlib.Path) -> None:
         ("00000/0001", ""),
         ("00000/0002", ""),
         ("00000/0003", "it has no caption"),
-        ("00000/0004", "it has no picture"),
+        ("00000/0004", "it has no image"),
     ]
-    assert [said(row) for row in found[:2]] == [
+    assert [turns(row) for row in found[:2]] == [
         [("user", "What?"), ("model", "a red wall")],
         [("user", "What?"), ("model", "a green wall")],
     ]
-    assert [colour(row) for row in found[:2]] == list(COLOURS[:2])
+    assert [pixel(row) for row in found[:2]] == list(COLORS[:2])
 
 
 def test_parquet(folder: pathlib.Path) -> None:
     table = pyarrow.table(
         {
-            "image": [{"bytes": png(c), "path": None} for c in COLOURS],
+            "image": [{"bytes": png(c), "path": None} for c in COLORS],
             "text": ["a red wall", "a green wall", None],
         }
     )
     parquet.write_table(table, folder / "train.parquet", row_group_size=2)
     found = list(formats.read(formats.SetConfig(format="captions", path=str(folder))))
     assert [row.problem for row in found] == ["", "", "it has no caption"]
-    assert said(found[1]) == [("user", "Describe this image in detail."), ("model", "a green wall")]
-    assert [colour(row) for row in found[:2]] == list(COLOURS[:2])
+    assert turns(found[1]) == [("user", "Describe this image in detail."), ("model", "a green wall")]
+    assert [pixel(row) for row in found[:2]] == list(COLORS[:2])
     parquet.write_table(pyarrow.table({"url": ["x"], "text": ["y"]}), folder / "urls.parquet")
     with pytest.raises(UserError, match="has the columns url, text, expected one of image"):
         list(formats.read(formats.SetConfig(format="captions", path=str(folder / "urls.parquet"))))
@@ -165,13 +165,13 @@ def test_json_arrays_are_read_in_pieces(tmp_path: pathlib.Path, monkeypatch: pyt
     for text in (json.dumps(values), json.dumps(values, indent=2), "\n".join(map(json.dumps, values)) + "\n\n"):
         path.write_text(text)
         assert list(json_rows.read(path)) == values
-    for text, told in (
+    for text, message in (
         (json.dumps(values)[:-3], "not readable JSON"),
         ("[1]", "row 0 is a int"),
         ('{"a": 1}\n{', "not readable"),
     ):
         path.write_text(text)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             list(json_rows.read(path))
 
 
@@ -180,12 +180,12 @@ def test_mistakes(folder: pathlib.Path) -> None:
         list(json_rows.read(folder / "rows.json"))
     with pytest.raises(UserError, match="path is empty"):
         list(formats.read(formats.SetConfig(format="llava")))
-    with pytest.raises(UserError, match="expected the folder of the pictures"):
+    with pytest.raises(UserError, match="expected the folder of the images"):
         list(formats.read(formats.SetConfig(format="spatial_rgpt", path=str(folder / "x.json"))))
     with pytest.raises(ValueError, match="expected one of llava, captions, spatial_rgpt, vsr, questions"):
         formats.SetConfig(format="coco")
     broken = folder / "images" / "broken.png"
-    broken.write_bytes(png(COLOURS[0])[:50])
+    broken.write_bytes(png(COLORS[0])[:50])
     with pytest.raises(ValueError, match=r"broken.png cannot be read"):
         image_files.check({"file": str(broken)}, folder)
     with pytest.raises(ValueError, match=r"absent.png cannot be read"):

@@ -1,4 +1,4 @@
-"""A format is added by one registry entry: listing, settings, --help and records follow without any other change."""
+"""New formats: one registry entry is enough for listing, settings, --help and records."""
 
 import functools
 import json
@@ -53,14 +53,14 @@ DUMMY = Format(
 
 @pytest.fixture
 def dummy(monkeypatch: pytest.MonkeyPatch) -> Format:
-    """A format, present in the registry only."""
+    """Register a format that nothing else mentions."""
     monkeypatch.setitem(formats.FORMATS, DUMMY.name, DUMMY)
     return DUMMY
 
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Two videos at 10 frames/s, and a file that records their rate and origin."""
+    """Write two videos at 10 frames/s, and a file with their rate and source."""
     directory = tmp_path / "in"
     directory.mkdir()
     for name in "ab":
@@ -87,7 +87,7 @@ def test_records_follow_the_entry(dummy: Format, folder: pathlib.Path, tmp_path:
     assert source[0]["control"].dtype == np.int32
 
 
-def test_settings_on_the_command_line_win(dummy: Format, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_settings_override_the_defaults(dummy: Format, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     chosen = settings(folder, fps=5.0, frames=5, fit="crop", resampling="area")
     summary = job.precompute(chosen, tmp_path / "out")
     assert summary is not None
@@ -95,7 +95,7 @@ def test_settings_on_the_command_line_win(dummy: Format, folder: pathlib.Path, t
     assert (summary.manifest["fps"], fit["mode"], fit["resampling"]) == (5.0, "crop", "area")
 
 
-def test_the_command_offers_it(dummy: Format, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_format(dummy: Format, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         precompute.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""One walk written by hand (a step ahead, a turn to the right) through every format that has cameras or controls."""
+"""Cameras and controls of every format, tested with a hand-made path: a step forward, a turn to the right."""
 
 import json
 
@@ -24,7 +24,7 @@ def write_as_episodes(path, w2c) -> None:
     episode = episodes.Episode(
         name="walk",
         split="train",
-        caption="a walk",
+        caption="a path",
         fps=10.0,
         frames=tiny_videos.numbered(FRAMES),
         actions=WORDS,
@@ -32,13 +32,13 @@ def write_as_episodes(path, w2c) -> None:
         intrinsics=np.tile([0.5, 0.875, 0.5, 0.5], (FRAMES, 1)),
     )
     episodes.write_episode(path, episode)
-    entry = {"name": "walk", "split": "train", "frames": FRAMES, "caption": "a walk"}
+    entry = {"name": "walk", "split": "train", "frames": FRAMES, "caption": "a path"}
     episodes.write_manifest(path, source="rooms", seed=0, fps=10, width=32, height=24, episodes=[entry])
 
 
 def write_as_worldplay(path, w2c, *, entries=ENTRIES) -> None:
     tiny_videos.write(path / "videos" / "walk.mp4", tiny_videos.numbered(FRAMES))
-    # The order of the file counts, not the names.
+    # Frames follow the order in the file, not the names.
     names = [f"frame {9 - t}" for t in range(FRAMES)]
     frames = {name: {"w2c": m.tolist(), "intrinsic": PIXELS} for name, m in zip(names, w2c, strict=False)}
     (path / "pose.json").write_text(json.dumps(frames))
@@ -56,15 +56,15 @@ def read(name, path, **options) -> list[clips.Clip]:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_walk_arrives_with_the_right_signs(tmp_path, name):
+def test_motions_have_the_right_signs(tmp_path, name):
     WRITERS[name](tmp_path, np.linalg.inv(tiny_videos.walk()))
     (clip,) = read(name, tmp_path)
     assert clip.w2c.dtype == np.float64
 
-    # What the cameras see of a point 5 ahead of the first one: nearer after the step, on the left after the turn.
-    seen = clip.w2c @ np.array([0, 0, 5.0, 1])
-    np.testing.assert_allclose(seen[[0, 4]], [[0, 0, 5, 1], [0, 0, 4.8, 1]], atol=1e-8)
-    np.testing.assert_allclose(seen[8, 0], -4.8 * np.sin(4 * tiny_videos.TURN), atol=1e-8)
+    # A point 5 units ahead of the first camera: nearer after the step, on the left after the turn.
+    projected = clip.w2c @ np.array([0, 0, 5.0, 1])
+    np.testing.assert_allclose(projected[[0, 4]], [[0, 0, 5, 1], [0, 0, 4.8, 1]], atol=1e-8)
+    np.testing.assert_allclose(projected[8, 0], -4.8 * np.sin(4 * tiny_videos.TURN), atol=1e-8)
     # A point above the axis (y is down) stays above it.
     assert ((clip.w2c @ np.array([0, -1.0, 5, 1]))[:, 1] < -0.99).all()
     np.testing.assert_allclose(clip.w2c @ tiny_videos.walk(), np.tile(np.eye(4), (FRAMES, 1, 1)), atol=1e-8)
@@ -89,7 +89,7 @@ def test_cameras_follow_resampling_and_crop(tmp_path, name):
     np.testing.assert_allclose(clip.intrinsics, np.tile(expected, (5, 1, 1)), atol=1e-12)
 
 
-def test_action_files_are_read_as_the_labels_of_training_are(tmp_path):
+def test_action_files_give_the_labels_of_training(tmp_path):
     moves, views = ["", "W", "S", "WD", "WS", "WSA", "AD", "SA"], ["-", "LR", "LL", "LU", "LD"]
     entries = [{"move_action": move, "view_action": view} for move in moves for view in views]
     expected = [actions.labels_from_entries([entry] * 5, 2)[1] for entry in entries]
@@ -99,7 +99,7 @@ def test_action_files_are_read_as_the_labels_of_training_are(tmp_path):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_cameras_that_are_no_cameras(tmp_path, name):
+def test_invalid_cameras_are_refused(tmp_path, name):
     scaled, mirrored, broken = (np.linalg.inv(tiny_videos.walk()) for _ in range(3))
     scaled[5, :3, :3] *= 1.01
     mirrored[:, 0] *= -1
@@ -126,7 +126,7 @@ def test_cameras_of_another_number_of_frames(tmp_path):
         read("worldplay", tmp_path)
     write_as_episodes(tmp_path, w2c)
     tiny_videos.write(tmp_path / "walk" / "video.mp4", tiny_videos.numbered(7))
-    with pytest.raises(UserError, match=r"video\.mp4 holds 7 frames, the manifest says 9 and episode\.json 9"):
+    with pytest.raises(UserError, match=r"holds 7 frames, expected 9 by the manifest and 9 by episode\.json"):
         read("episodes", tmp_path)
 
 
@@ -160,15 +160,15 @@ def test_episode_files_that_are_refused(tmp_path, key):
     with pytest.raises(UserError, match=f"lacks the key '{key}'"):
         read("episodes", tmp_path)
     path.write_text(json.dumps(good | {key: good[key][:4] if key != "frames" else 4}))
-    with pytest.raises(UserError, match=rf"{'has 4 ' if key != 'frames' else 'episode.json 4'}"):
+    with pytest.raises(UserError, match=rf"{'has 4 ' if key != 'frames' else 'and 4 by episode.json'}"):
         read("episodes", tmp_path)
     path.write_text(json.dumps(good | {"actions": ["jump"] * FRAMES}))
     with pytest.raises(UserError, match="frame 0: action 'jump' is unknown"):
         read("episodes", tmp_path)
 
 
-def test_intrinsics_of_an_index_are_those_of_training(tmp_path):
-    """The clip's intrinsics equal `poses.normalise_intrinsics` of the pixels, whatever size the video has."""
+def test_intrinsics_do_not_depend_on_the_video_size(tmp_path):
+    """The clip's intrinsics equal `poses.normalise_intrinsics` of the pixels, for any size of the video."""
     write_as_worldplay(tmp_path, np.linalg.inv(tiny_videos.walk()))
     (clip,) = read("worldplay", tmp_path)
     np.testing.assert_array_equal(clip.intrinsics[3], poses.normalise_intrinsics(np.array(PIXELS)))

@@ -1,4 +1,4 @@
-"""Uniform clips: which frames are picked, how a video is cut, what a crop does to cameras, and memory."""
+"""Uniform clips: choice of frames, cutting, cameras after a crop, and memory."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ FIT = fitting.Fit(width=16, height=12, mode="stretch", resampling="area")
 
 
 class Timed:
-    """A video of which only the time stamps matter."""
+    """Video with time stamps and no frames."""
 
     path = pathlib.Path("a.mp4")
     size = (4, 4)
@@ -35,7 +35,7 @@ def steady(fps: float, frames: int) -> Timed:
     "source_fps, fps, expected",
     [
         (30, 10, [0, 3, 6, 9, 12, 15, 18]),
-        (30, 20, [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 18]),  # 1.5 and 4.5 lie in the middle: the earlier one
+        (30, 20, [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 18]),  # the earlier one of two equally near frames
         (25, 24, [*range(13), *range(14, 20)]),
         (24000 / 1001, 24, list(range(20))),
         (24, 24000 / 1001, list(range(20))),
@@ -49,23 +49,23 @@ def test_frames_nearest_in_time(source_fps, fps, expected):
 def test_frames_nearest_in_time_of_uneven_stamps():
     rng = np.random.default_rng(0)
     source = Timed(np.concatenate([[0], np.cumsum(rng.uniform(0.02, 0.05, 200))]))
-    wanted = np.arange(int(source.times[-1] * 8) + 1) / 8
-    nearest = [int(np.argmin(np.abs(source.times - time))) for time in wanted]
+    targets = np.arange(int(source.times[-1] * 8) + 1) / 8
+    nearest = [int(np.argmin(np.abs(source.times - time))) for time in targets]
     assert clips.pick_frames(source, fps=8).tolist() == nearest
 
 
-def test_equally_near_frames_are_decided_alike_everywhere():
+def test_ties_go_to_the_earlier_frame():
     picked = clips.pick_frames(steady(30, 9001), fps=20)
     np.testing.assert_array_equal(picked, np.arange(6001) * 3 // 2)
 
 
-def test_first_frame_begins_the_clock():
+def test_time_starts_at_the_first_frame():
     assert clips.pick_frames(steady(30, 14), fps=10, first=4).tolist() == [4, 7, 10, 13]
     assert clips.pick_frames(steady(30, 14), fps=None, first=12).tolist() == [12, 13]
     assert clips.pick_frames(steady(30, 14), fps=10, first=14).tolist() == []
 
 
-def test_frames_are_repeated_only_when_asked():
+def test_frames_are_repeated_only_on_request():
     with pytest.raises(UserError, match=r"a\.mp4 has 8 frames/s .* at 16 frames/s 9 of 19 frames .*--repeat-frames"):
         clips.pick_frames(steady(8, 10), fps=16)
     picked = clips.pick_frames(steady(8, 10), fps=16, repeat=True)
@@ -87,7 +87,7 @@ def video_file(tmp_path_factory):
 
 
 def item(path, **facts) -> items.Item:
-    return items.Item(**{"name": "a", "video": path, "split": "train", "caption": "grey", **facts})
+    return items.Item(**{"name": "a", "video": path, "split": "train", "caption": "gray", **facts})
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_cutting(video_file, options, expected):
         assert clip.frames.shape[1:] == (12, 16, 3)
         assert clip.frames.dtype == np.uint8
         assert clip.fps == pytest.approx(options.get("fps", 10), rel=1e-6)
-        assert (clip.item, clip.split, clip.caption, clip.controls) == ("a", "train", "grey", None)
+        assert (clip.item, clip.split, clip.caption, clip.controls) == ("a", "train", "gray", None)
 
 
 def test_tracks_follow_the_picked_frames(video_file):
@@ -157,7 +157,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path, stride):
     assert long < (1 if stride == 9 else 2) * clip_bytes + 12 * 48 * 64 * 3
 
 
-def test_what_cannot_be_cut_is_told(video_file, tmp_path):
+def test_unusable_videos_are_refused(video_file, tmp_path):
     with pytest.raises(UserError, match=r"a\.mp4 has 30 frames, 30 of them .* 10 frames/s, a clip needs 33"):
         list(clips.read_clips(item(video_file), config(frames=33)))
     with pytest.raises(UserError, match="2 of them from frame 28 on"):
@@ -202,7 +202,7 @@ def test_crop_covers_the_whole_image(size, scaled):
     assert fit.frame(frame).shape == (24, 36, 3)
 
 
-def test_crop_is_centred():
+def test_crop_is_centered():
     frame = np.zeros((24, 60, 3), np.uint8)
     frame[:, :12], frame[:, 12:48], frame[:, 48:] = 10, 100, 200
     assert (fitting.Fit(width=36, height=24).frame(frame) == 100).all()
@@ -210,8 +210,8 @@ def test_crop_is_centred():
 
 @pytest.mark.parametrize("resampling", fitting.RESAMPLINGS)
 @pytest.mark.parametrize("mode", fitting.MODES)
-def test_cameras_still_point_at_what_they_show(mode, resampling):
-    """A bright ball at a known place is drawn into a frame: after the fit the new intrinsics find it."""
+def test_intrinsics_match_the_fitted_image(mode, resampling):
+    """The new intrinsics project a point to the bright ball that was drawn at its position before the fit."""
     width, height = 160, 90
     point = np.array([0.3, -0.2, 2.0])  # to the right of the optical axis and above it
     pixels = np.array([[110.0, 0, 84.0], [0, 120.0, 43.0], [0, 0, 1]])
@@ -223,14 +223,14 @@ def test_cameras_still_point_at_what_they_show(mode, resampling):
     fit = fitting.Fit(width=50, height=62, mode=mode, resampling=resampling)
     fitted = fit.frame(frame)[..., 0].astype(np.float64)
     assert fitted.shape == (62, 50)
-    normalised = np.diag([1 / width, 1 / height, 1]) @ pixels
-    found = fit.intrinsics(normalised, (width, height))
+    relative = np.diag([1 / width, 1 / height, 1]) @ pixels
+    found = fit.intrinsics(relative, (width, height))
     expected = found @ point / depth * [50, 62, 1]
     rows, columns = np.indices(fitted.shape) + 0.5
     centroid = [(columns * fitted).sum() / fitted.sum(), (rows * fitted).sum() / fitted.sum()]
     np.testing.assert_allclose(centroid, expected[:2], atol=0.15)
     if mode == "stretch":
-        np.testing.assert_array_equal(found, normalised)
+        np.testing.assert_array_equal(found, relative)
     else:
         np.testing.assert_allclose(found[0, 0] / found[1, 1] * 50 / 62, 110 / 120, rtol=0.02)
 

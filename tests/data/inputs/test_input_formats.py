@@ -1,4 +1,4 @@
-"""What each format lists: names, captions, splits, problems of single items, and data sets that are no such format."""
+"""Listings of every format: names, captions, splits, problems of single items, and refused data sets."""
 
 import dataclasses
 import json
@@ -23,23 +23,23 @@ def touch(path, text: str = "") -> None:
 
 
 def facts(listing: items.Listing) -> dict[str, tuple[str, str | None]]:
-    """Name -> (caption, what is wrong); the order of the listing."""
+    """Return name -> (caption, problem) in the order of the listing."""
     return {item.name: (item.caption, item.problem) for item in listing.items}
 
 
-def test_videos_with_text_files_and_pictures(tmp_path):
+def test_videos_and_image_folders_with_text_files(tmp_path):
     for name in ("b.mp4", "a.webm", "sub/c.MOV", "sub/d.mkv"):
         touch(tmp_path / name)
         touch((tmp_path / name).with_suffix(".txt"), f" about {name}\n")
     touch(tmp_path / "frames" / "frame_0.png")
-    touch(tmp_path / "frames.txt", "pictures")
+    touch(tmp_path / "frames.txt", "images")
     for name in (".hidden.mp4", ".trash/e.mp4", "notes.pdf", "empty/readme.md"):
         touch(tmp_path / name)
     listing = formats.list_items("videos", tmp_path, options=items.ListOptions(frames_fps=8))
     assert facts(listing) == {
         "a": ("about a.webm", None),
         "b": ("about b.mp4", None),
-        "frames": ("pictures", None),
+        "frames": ("images", None),
         "sub/c": ("about sub/c.MOV", None),
         "sub/d": ("about sub/d.mkv", None),
     }
@@ -108,7 +108,7 @@ def test_folders_that_cannot_be_listed(tmp_path, files, message):
 
 
 class Trap:
-    """Unpickling it leaves a file behind."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -201,7 +201,7 @@ def test_matrix_lists_and_aligns_controls(tmp_path):
     plain, driven = listing.items
     (clip,) = clips.read_clips(driven, dataclasses.replace(CUT, fps=10))
     assert tiny_videos.numbers(clip.frames) == list(range(4, 21, 2))
-    # The sequence has 20 tokens for 30 frames: the last one goes on.
+    # The sequence has 20 tokens for 30 frames: the last one is held.
     expected = ["D", "D", "D", "DL", "DL", "DL", "N", "N", "N"]
     assert clip.controls == items.Controls(tuple(expected))
     assert clip.w2c is None
@@ -230,7 +230,7 @@ def test_matrix_entries_that_are_refused(tmp_path, entry, message):
         list(clips.read_clips(item, CUT))
 
 
-def test_index_files_that_are_none(tmp_path):
+def test_invalid_index_files_are_refused(tmp_path):
     for name, message in (("matrix", "has no list under the key 'list'"), ("worldplay", "holds a dict, expected a")):
         with pytest.raises(UserError, match=r"index\.json is absent"):
             formats.list_items(name, tmp_path / "index.json")
@@ -247,7 +247,7 @@ def test_root_of_relative_paths(tmp_path):
     assert item.video == tmp_path / "data" / "a.mp4"
 
 
-def test_two_videos_of_one_name_are_both_refused(tmp_path):
+def test_two_videos_with_the_same_name_are_refused(tmp_path):
     for name in ("a.mp4", "a.webm", "b.mp4"):
         touch(tmp_path / name)
         touch((tmp_path / name).with_suffix(".txt"), "text")
@@ -257,7 +257,7 @@ def test_two_videos_of_one_name_are_both_refused(tmp_path):
 
 
 def make_items(count: int) -> list[items.Item]:
-    return [items.Item(name=f"walk {i}", video=None) for i in range(count)]
+    return [items.Item(name=f"item {i}", video=None) for i in range(count)]
 
 
 def test_splits_by_name():
@@ -280,7 +280,7 @@ def test_a_bad_item_does_not_stop_the_others(tmp_path):
         touch(tmp_path / f"{name}.txt", name)
     path = tmp_path / "broken.mp4"
     path.write_bytes(path.read_bytes()[:-200])
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for index in range(9):
         PIL.Image.fromarray(tiny_videos.numbered()[index]).save(folder / f"{index}.png")
@@ -291,16 +291,16 @@ def test_a_bad_item_does_not_stop_the_others(tmp_path):
         except UserError as error:
             failed[item.name] = str(error)
     assert made == ["a@000000", "a@000009", "z@000000", "z@000009"]
-    assert list(failed) == ["broken", "pictures", "short"]
+    assert list(failed) == ["broken", "images", "short"]
     assert "is damaged" in failed["broken"]
-    assert "no caption" in failed["pictures"]
+    assert "no caption" in failed["images"]
     assert "a clip needs 9" in failed["short"]
     assert all(". " not in text and "\n" not in text for text in failed.values())
 
 
-def test_episodes_are_listed_as_their_manifest_says(tmp_path):
+def test_episodes_are_listed_from_their_manifest(tmp_path):
     entries = [
-        {"name": name, "split": split, "frames": 9, "caption": "a walk"}
+        {"name": name, "split": split, "frames": 9, "caption": "a path"}
         for name, split in (("b", "train"), ("a", "val"), ("c", "test"))
     ]
     episodes.write_manifest(tmp_path, source="rooms", seed=0, fps=10, width=32, height=24, episodes=entries)
@@ -312,12 +312,12 @@ def test_episodes_are_listed_as_their_manifest_says(tmp_path):
         formats.list_items("episodes", tmp_path / "a")
 
 
-def test_pictures_become_clips(tmp_path):
-    folder = tmp_path / "walk"
+def test_image_folders_become_clips(tmp_path):
+    folder = tmp_path / "path"
     folder.mkdir()
     for index, frame in enumerate(tiny_videos.numbered(12)):
         PIL.Image.fromarray(frame).save(folder / f"{index}.png")
-    touch(tmp_path / "walk.txt", "a walk")
+    touch(tmp_path / "path.txt", "a path")
     (item,) = formats.list_items("videos", tmp_path, options=items.ListOptions(frames_fps=30)).items
     (clip,) = clips.read_clips(item, dataclasses.replace(CUT, fps=15, frames=5))
     assert tiny_videos.numbers(clip.frames) == [0, 2, 4, 6, 8]

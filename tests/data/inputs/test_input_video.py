@@ -1,4 +1,4 @@
-"""Videos as streams: what is read of each container, and what is found damaged before any frame is used."""
+"""Videos as streams: every container, and detection of damage before any frame is used."""
 
 import itertools
 import subprocess
@@ -13,7 +13,7 @@ from jworld.utils.errors import UserError
 
 
 @pytest.mark.parametrize("suffix", video.VIDEO_SUFFIXES)
-def test_every_container_gives_every_frame_and_its_time(tmp_path, suffix):
+def test_all_frames_and_times_of_every_container(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     tiny_videos.write(path)
     opened = video.open_video(path)
@@ -26,7 +26,7 @@ def test_every_container_gives_every_frame_and_its_time(tmp_path, suffix):
     assert video.rate(opened) == pytest.approx(10, rel=1e-3)
 
 
-def test_a_sound_track_that_outlasts_the_frames_is_no_damage(tmp_path):
+def test_an_audio_track_may_be_longer_than_the_video(tmp_path):
     path = tmp_path / "a.mp4"
     tiny_videos.write(path)
     with_sound = tmp_path / "b.mp4"
@@ -35,7 +35,7 @@ def test_a_sound_track_that_outlasts_the_frames_is_no_damage(tmp_path):
     assert tiny_videos.numbers(video.open_video(with_sound).frames()) == list(range(30))
 
 
-def test_frames_that_a_cut_without_encoding_hides_are_not_counted(tmp_path):
+def test_frames_hidden_by_a_cut_without_encoding_are_not_counted(tmp_path):
     whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
     tiny_videos.write(whole, options=("-g", "10"))
     tiny_videos.ffmpeg("-ss", "1.5", "-i", str(whole), "-c", "copy", str(cut))
@@ -62,18 +62,18 @@ def test_times_of_a_variable_rate(tmp_path):
         (".webm", (), 0.97),
     ],
 )
-def test_a_file_that_is_cut_off_is_found(tmp_path, suffix, options, share):
+def test_truncated_files_are_refused(tmp_path, suffix, options, share):
     path = tmp_path / f"a{suffix}"
     noise = np.random.default_rng(0).integers(0, 256, (30, 24, 32, 3)).astype(np.uint8)
     tiny_videos.write(path, noise, options=options)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UserError, match=rf"a\{suffix} (is damaged|decodes to \d+ frames .* but its header says 3\.00)"):
+    with pytest.raises(UserError, match=rf"a\{suffix} (is damaged|decodes to \d+ frames .* expected 3\.00 s as in)"):
         video.open_video(path)
 
 
-def test_packets_that_are_missing_at_the_end_are_found_by_the_header(tmp_path, monkeypatch):
-    """A file cut exactly between two packets has no other sign than its promised duration."""
+def test_missing_packets_are_found_by_the_duration_in_the_header(tmp_path, monkeypatch):
+    """A file truncated exactly between two packets differs only in the duration of its header."""
     path = tmp_path / "a.mkv"
     tiny_videos.write(path)
     run = subprocess.run
@@ -84,11 +84,11 @@ def test_packets_that_are_missing_at_the_end_are_found_by_the_header(tmp_path, m
         return subprocess.CompletedProcess(command, 0, b"".join(lines[:-3]), done.stderr)
 
     monkeypatch.setattr(video.subprocess, "run", without_last_frames)
-    with pytest.raises(UserError, match=r"decodes to 27 frames \(2\.70 s\), but its header says 3\.00 s"):
+    with pytest.raises(UserError, match=r"decodes to 27 frames \(2\.70 s\), expected 3\.00 s as in its header"):
         video.open_video(path)
 
 
-def test_damage_in_the_middle_is_found(tmp_path):
+def test_damage_in_the_middle_is_refused(tmp_path):
     path = tmp_path / "a.mp4"
     noise = np.random.default_rng(0).integers(0, 256, (30, 24, 32, 3)).astype(np.uint8)
     tiny_videos.write(path, noise)
@@ -100,11 +100,11 @@ def test_damage_in_the_middle_is_found(tmp_path):
         video.open_video(path)
 
 
-def test_what_is_no_video(tmp_path):
+def test_invalid_videos_are_refused(tmp_path):
     path = tmp_path / "a.mp4"
     with pytest.raises(UserError, match=r"a\.mp4 is absent"):
         video.open_video(path)
-    path.write_text("no video")
+    path.write_text("not a video")
     with pytest.raises(UserError, match=r"a\.mp4 is damaged or not a video: 0 frames decode"):
         video.open_video(path)
     tiny_videos.write(path, tiny_videos.numbered(1))
@@ -137,7 +137,7 @@ def write_images(folder, frames, suffix=".png") -> None:
         PIL.Image.fromarray(frame).save(folder / f"frame_{index}{suffix}")
 
 
-def test_images_in_the_order_of_their_numbers(tmp_path):
+def test_images_are_in_the_order_of_their_numbers(tmp_path):
     write_images(tmp_path / "a", tiny_videos.numbered(12))
     opened = video.open_video(tmp_path / "a", frames_fps=4)
     assert tiny_videos.numbers(opened.frames()) == list(range(12))

@@ -1,4 +1,4 @@
-"""Raw episodes on disk: written, read back, and refused where they are broken."""
+"""Raw episodes on disk: round trip, and refusal of damaged ones."""
 
 import json
 
@@ -12,7 +12,7 @@ FRAMES = 9
 
 
 def smooth_video(frames: int = FRAMES, height: int = 48, width: int = 64) -> np.ndarray:
-    """A colour gradient that drifts, uint8 [T, H, W, 3]."""
+    """Make a drifting color gradient, uint8 [T, H, W, 3]."""
     t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij")
     return np.stack([2 * x + 4 * t, 3 * y + 20, x + y + 40], -1).astype(np.uint8)
 
@@ -47,13 +47,13 @@ def test_round_trip(directory):
     assert not list(directory.rglob("*.partial"))
 
 
-def test_video_bytes_depend_on_the_frames_alone(tmp_path):
+def test_video_bytes_depend_only_on_the_frames(tmp_path):
     for name in ("a.mp4", "b.mp4"):
         episodes.write_video(tmp_path / name, smooth_video(), fps=16.0)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
-def test_absent_data_set_is_told(tmp_path):
+def test_absent_data_set_is_reported(tmp_path):
     with pytest.raises(errors.UserError, match=r"manifest\.json is absent.*record_episodes"):
         episodes.read_manifest(tmp_path)
 
@@ -76,12 +76,12 @@ def test_foreign_manifest_is_refused(directory, key, value, message):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("frames", 13, "holds 9 frames of 64x48, episode.json says 13"),
+        ("frames", 13, "holds 9 frames of 64x48, expected 13 of 64x48 as in episode.json"),
         ("w2c", [[1.0]], r"w2c has shape \(1, 1\)"),
         ("actions", ["none"], "1 actions"),
     ],
 )
-def test_episode_that_disagrees_with_itself_is_refused(directory, key, value, message):
+def test_inconsistent_episode_is_refused(directory, key, value, message):
     path = directory / "episode_00000" / "episode.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(errors.UserError, match=message):

@@ -1,4 +1,4 @@
-"""The recorder on real recordings of both sources: cameras, labels, repeatability, errors."""
+"""Recordings of both sources: cameras, labels, repeatability, errors."""
 
 import contextlib
 import itertools
@@ -12,7 +12,7 @@ import pytest
 from jworld.data.recording import doom, episodes, explorer, recorder, rooms
 from jworld.utils import errors
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 SIZE = {"width": 96, "height": 72}
 
 
@@ -21,7 +21,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def relative(w2c: np.ndarray) -> np.ndarray:
-    """Camera 4(i+1) seen from camera 4i -> c2w [F - 1, 4, 4]."""
+    """Return the pose of camera 4(i+1) relative to camera 4i, c2w [F - 1, 4, 4]."""
     latents = w2c[::4]
     return np.stack([before @ np.linalg.inv(after) for before, after in itertools.pairwise(latents)])
 
@@ -40,7 +40,7 @@ def data_set(source, tmp_path_factory):
     return directory
 
 
-def test_labels_are_what_the_cameras_did(source, data_set):
+def test_labels_match_the_camera_motion(source, data_set):
     words = set()
     for name in ("episode_00000", "episode_00001"):
         episode = episodes.read_episode(data_set, name)
@@ -66,10 +66,10 @@ def test_actions_are_held_for_one_latent(data_set):
     assert all(len(set(actions[i : i + 4])) == 1 for i in range(1, len(actions), 4))
 
 
-def test_turning_right_moves_the_picture_left(source):
+def test_turning_right_moves_the_image_left(source):
     episode = recorder.record_scripted(source, seed=1, actions=["yaw_right"] * 2, **SIZE)
     before, after = (episode.frames[i].astype(float)[24:48].mean((0, 2)) for i in (0, 3))
-    # Six degrees near the centre of a 90 degree view are about 5 of 96 columns.
+    # Six degrees near the center of a 90 degree view are about 5 of 96 columns.
     errors_by_shift = {s: np.abs(after[30:66] - before[30 + s : 66 + s]).mean() for s in range(-15, 16)}
     assert 3 <= min(errors_by_shift, key=lambda shift: errors_by_shift[shift]) <= 7
 
@@ -82,7 +82,7 @@ def test_forward_is_along_the_optical_axis(source):
     assert np.abs(moves[:, :2, 3]).max() < 0.02
 
 
-def test_turning_away_and_back_shows_the_first_view_again(source):
+def test_turning_away_and_back_restores_the_first_view(source):
     script = ["yaw_left"] * 8 + ["yaw_right"] * 8
     episode = recorder.record_scripted(source, seed=5, actions=script, **SIZE)
     assert psnr(episode.frames[-1], episode.frames[0]) > 30
@@ -90,7 +90,7 @@ def test_turning_away_and_back_shows_the_first_view_again(source):
     np.testing.assert_allclose(episode.w2c[-1], episode.w2c[0], atol=0.02)
 
 
-def test_walking_out_and_back_shows_the_first_view_again(source):
+def test_walking_out_and_back_restores_the_first_view(source):
     episode = recorder.record_scripted(source, seed=6, actions=["forward"] * 4 + ["backward"] * 4, **SIZE)
     assert psnr(episode.frames[-1], episode.frames[0]) > 24
     np.testing.assert_allclose(episode.w2c[-1], episode.w2c[0], atol=0.02)
@@ -126,7 +126,7 @@ def test_wall_corners_project_to_their_columns():
                 column, row = 192 * (fx * right / ahead + cx), 144 * (fy * floor / ahead + cy)
                 if ahead < 0.5 or not 12 < column < 180 or row > 138:
                     continue
-                # Two walls of different colours meet in the column, and floor and wall in the row.
+                # Walls of different colors meet in this column; floor and wall meet in this row.
                 line = frame[72].astype(float)
                 assert np.abs(line[round(column) - 3] - line[round(column) + 2]).max() > 20
                 up = frame[:, round(column) - 4].astype(float)
@@ -139,7 +139,7 @@ def test_doom_floor_projects_to_its_row():
     pytest.importorskip("vizdoom")
     with contextlib.closing(doom.Doom("doom", 0, width=192, height=144)) as world:
         for distance in (80, 100, 120):
-            # In the north-west room, looking at its grey wall over the brown floor.
+            # In the north-west room, looking at its gray wall over the brown floor.
             pose = np.array([480 * doom.SCALE, (128 - distance) * doom.SCALE, 0.0])
             frames, w2c, intrinsics = world.render(pose[None])
             floor = w2c[0] @ (480 * doom.SCALE, 0.0, 128 * doom.SCALE, 1.0)
@@ -159,7 +159,7 @@ def test_rooms_differ_by_seed_and_motion_is_smooth():
     assert sum("forward" in action for action in actions) >= 12
 
 
-def test_exploration_comes_back():
+def test_exploration_returns():
     world = rooms.Rooms(0, width=16, height=16)
     actions = "".join(explorer.Explorer(world, np.random.default_rng(4), blocks=400).explore()[1])
     assert "yaw_left" * 6 + "yaw_right" * 6 in actions or "yaw_right" * 6 + "yaw_left" * 6 in actions
@@ -197,14 +197,14 @@ def test_missing_engine(monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_scripts_that_cannot_be_walked():
+def test_impossible_scripts_are_refused():
     with pytest.raises(errors.UserError, match="action is 'jump'"):
         recorder.record_scripted("rooms", seed=0, actions=["jump"], **SIZE)
-    with pytest.raises(errors.UserError, match="no place of rooms"):
+    with pytest.raises(errors.UserError, match="no start position of rooms"):
         recorder.record_scripted("rooms", seed=0, actions=["forward"] * 100, **SIZE)
 
 
-def test_a_turn_that_did_not_turn_is_noticed():
+def test_a_missing_turn_is_detected():
     planned = np.zeros((5, 3))
     planned[:, 2] = np.radians(2.0) * np.arange(5)
     doom.check_followed(planned, planned + np.array([0.0, 0.0, 2 * np.pi]))

@@ -1,4 +1,4 @@
-"""Record payloads, shards and manifests: round trips, and every malformed case refused by name."""
+"""Record payloads, shards and manifests: round trips, and errors that name each malformed case."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def test_unknown_dtype_is_not_written():
         records.encode_record({"z": np.zeros(2, complex)})
 
 
-def test_a_set_has_the_arrays_that_its_manifest_names(tmp_path):
+def test_records_have_the_arrays_of_the_manifest(tmp_path):
     row = make_record(0)
     names = ("latent", "image_cond", "prompt")
     write_set(tmp_path, [{name: row[name] for name in names}])
@@ -135,7 +135,7 @@ def test_source_reads_all_shards_in_order(tmp_path):
             np.testing.assert_array_equal(source[i][name], array)
 
 
-def test_a_source_can_be_sent_to_a_worker_process(tmp_path):
+def test_a_source_can_be_pickled(tmp_path):
     rows = [make_record(i) for i in range(3)]
     write_set(tmp_path, rows, shard_bytes=1)
     source = records.RecordSource(tmp_path, "train")
@@ -145,7 +145,7 @@ def test_a_source_can_be_sent_to_a_worker_process(tmp_path):
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/fd").exists(), reason="counts open files in /proc")
-def test_of_many_shards_few_are_open(tmp_path, monkeypatch):
+def test_few_of_many_shards_are_open(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_files, "MAX_OPEN_SHARDS", 3)
     rows = [make_record(i) for i in range(20)]
     manifest = write_set(tmp_path, rows, shard_bytes=1)
@@ -189,7 +189,7 @@ def test_corrupt_shards(tmp_path):
     write_set(tmp_path, [make_record(i) for i in range(3)])
     path = tmp_path / "train-00000-of-00001.arrow"
     good = path.read_bytes()
-    # Inside the second record: every record is a block of its own with a checksum.
+    # Inside the second record: every record has its own checksum.
     damaged = bytearray(good)
     damaged[good.index(records.encode_record(make_record(1))) + 500] ^= 0xFF
     path.write_bytes(damaged)
@@ -268,7 +268,7 @@ def test_manifest_of_another_model(tmp_path):
         records.check_manifest(manifest, {}, path=tmp_path)
 
 
-def test_a_full_disk_is_told_in_one_sentence():
+def test_a_full_disk_is_reported_in_one_sentence():
     file = shard_files.RecordFile(pathlib.Path("/dev/full"))
     with pytest.raises(UserError, match="/dev/full could not be written completely: is the disk full"):
         file.write(bytes(1000))

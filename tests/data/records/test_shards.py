@@ -1,4 +1,4 @@
-"""Sets written shard by shard: what is finished stays, what is not starts again, and the result is always the same."""
+"""Record sets written shard by shard: interrupted commands resume and give the same bytes."""
 
 import json
 import pathlib
@@ -44,7 +44,7 @@ def make_record(item: int) -> records.Record:
 
 
 class Work:
-    """Items are numbers; the first clip brings the only prompt. Some are bad, and at some the process ends."""
+    """Writer of numbered items: the first has the only prompt, some are bad, and one interrupts the process."""
 
     def __init__(self, *, bad: tuple[int, ...] = (), stop_at: int | None = None) -> None:
         self.bad, self.stop_at = bad, stop_at
@@ -89,7 +89,7 @@ def visible(directory: pathlib.Path) -> set[str]:
     return {path.name for path in directory.iterdir() if not path.name.startswith(".")}
 
 
-def test_the_plan_cuts_every_split_in_order():
+def test_the_plan_divides_every_split_in_order():
     assert [(shard.name, shard.items) for shard in PLAN] == [
         ("train-00000-of-00003", (0, 1)),
         ("train-00001-of-00003", (2, 3)),
@@ -98,7 +98,7 @@ def test_the_plan_cuts_every_split_in_order():
     ]
 
 
-def test_a_whole_set_is_read_as_it_was_written(tmp_path):
+def test_a_complete_set_is_read_as_written(tmp_path):
     summary = Work().run(tmp_path / "set")
     assert summary.clips == {"train": 5, "val": 2}
     assert summary.hours == pytest.approx(sum(4 * (2 + item) + 1 for item in range(7)) / 8 / 3600)
@@ -115,7 +115,7 @@ def test_a_whole_set_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 3, 4, 6])
-def test_an_interrupted_set_goes_on_and_ends_the_same(tmp_path, stop_at):
+def test_an_interrupted_set_resumes_with_the_same_result(tmp_path, stop_at):
     Work().run(tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         Work(stop_at=stop_at).run(tmp_path / "set")
@@ -132,7 +132,7 @@ def test_an_interrupted_set_goes_on_and_ends_the_same(tmp_path, stop_at):
     assert again.loaded == []
 
 
-def test_what_is_damaged_and_what_follows_is_written_again(tmp_path):
+def test_damaged_shards_and_later_ones_are_written_again(tmp_path):
     straight = tmp_path / "straight"
     Work().run(straight)
     with pytest.raises(KeyboardInterrupt):
@@ -146,7 +146,7 @@ def test_what_is_damaged_and_what_follows_is_written_again(tmp_path):
     assert content(tmp_path / "set") == content(straight)
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_files_of_a_killed_process_are_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Work(stop_at=3).run(tmp_path / "set")
     left = tmp_path / "set" / shards.PROGRESS / f"{PLAN[1].records_file}.1.tmp"
@@ -166,7 +166,7 @@ def test_a_kill_after_the_manifest_leaves_a_complete_set(tmp_path):
 
 
 def test_bad_items_stop_or_are_listed(tmp_path):
-    with pytest.raises(UserError, match="number 3 is bad; --on-error skip leaves bad items out"):
+    with pytest.raises(UserError, match="number 3 is bad; give --on-error skip to leave out bad items"):
         Work(bad=(3, 5, 6)).run(tmp_path / "set")
     assert PLAN[0].records_file in visible(tmp_path / "set")
     summary = Work(bad=(3, 5, 6)).run(tmp_path / "set", skip_errors=True)
@@ -182,11 +182,11 @@ def test_bad_items_stop_or_are_listed(tmp_path):
 def test_another_request_and_other_files_are_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Work(stop_at=3).run(tmp_path / "set")
-    match = r"was begun with seed = 3, this command has 4: repeat the first command or give another --output"
+    match = r"was started with seed = 3, this command has 4: repeat the first command or give another --output"
     with pytest.raises(UserError, match=match):
         shards.Output(tmp_path / "set", {**REQUEST, "seed": 4})
     Work().run(tmp_path / "set")
-    with pytest.raises(UserError, match=r"was begun with more = None, this command has 1"):
+    with pytest.raises(UserError, match=r"was started with more = None, this command has 1"):
         shards.Output(tmp_path / "set", {**REQUEST, "more": 1})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("")
@@ -194,8 +194,8 @@ def test_another_request_and_other_files_are_refused(tmp_path):
         shards.Output(tmp_path / "mine", REQUEST)
     assert visible(tmp_path / "mine") == {"letter.txt"}
     # A process that was killed before it wrote its request.
-    (tmp_path / "begun" / shards.PROGRESS).mkdir(parents=True)
-    assert not shards.Output(tmp_path / "begun", REQUEST).complete
+    (tmp_path / "started" / shards.PROGRESS).mkdir(parents=True)
+    assert not shards.Output(tmp_path / "started", REQUEST).complete
 
 
 def test_progress_counts_items_and_bytes(tmp_path):
@@ -210,5 +210,5 @@ def test_progress_counts_items_and_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("hours", "words"), [(1.5, "1.50 hours"), (0.5, "30.00 minutes"), (7.2 / 3600, "7.2 seconds"), (0, "0.0 seconds")]
 )
-def test_durations_never_vanish(hours, words):
+def test_durations_have_a_suitable_unit(hours, words):
     assert statistics.duration(hours) == words

@@ -1,4 +1,4 @@
-"""The text store over one and over several files, and the hashed-words encoder."""
+"""Text store with one and several files, and the hashed-words encoder."""
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +18,7 @@ def states(row: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_store(directory, rows_per_file: tuple[int, ...]) -> dict:
-    """Files named by their order; prompt i is `states(i)`."""
+    """Write numbered files in which prompt i is `states(i)`; return the manifest."""
     shards, row = [], 0
     for number, rows in enumerate(rows_per_file):
         with records.RecordWriter(directory, f"text-{number}") as writer:
@@ -30,7 +30,7 @@ def write_store(directory, rows_per_file: tuple[int, ...]) -> dict:
 
 
 @pytest.mark.parametrize("rows_per_file", [(5,), (1, 3, 1)])
-def test_rows_are_counted_through_all_files(tmp_path, rows_per_file):
+def test_rows_are_numbered_across_files(tmp_path, rows_per_file):
     manifest = write_store(tmp_path, rows_per_file)
     assert len(manifest["text"]) == len(rows_per_file)
     store = text_store.TextStore(tmp_path, manifest)

@@ -79,10 +79,10 @@ def _rows(path: pathlib.Path, images: str) -> Iterator[tuple[Mapping[str, Any], 
                 yield raw, {"parquet": str(file.absolute()), "group": group, "row": number, "column": "image"}
         return
     config = formats.SetConfig(format="spatial_rgpt", path=str(path), images=images)
-    stems = formats.picture_stems(config)
+    stems = formats.image_stems(config)
     for number, raw in enumerate(json_rows.read(path)):
         try:
-            yield raw, formats.spatial_place(config, raw, stems)
+            yield raw, formats.spatial_image(config, raw, stems)
         except ValueError as error:
             raise UserError(f"{path}: row {number}: {error}: correct it") from error
 

@@ -1,4 +1,4 @@
-"""Questions about walks: their truth from hand-made cameras, their balance, the same picture twice."""
+"""Generated questions about episodes: correct for hand-made cameras, balanced and deterministic."""
 
 import math
 
@@ -9,7 +9,7 @@ from jworld.data.recording import explorer, rooms
 
 
 def cameras(*poses: tuple[float, float, float]) -> np.ndarray:
-    """(x, z, yaw in degrees to the right) -> w2c."""
+    """Convert (x, z, yaw in degrees to the right) to w2c."""
     return np.stack([explorer.world_to_camera(x, 0.0, z, math.radians(yaw)) for x, z, yaw in poses])
 
 
@@ -39,31 +39,31 @@ def test_steps_ahead_and_back() -> None:
     assert found((0, 0, 90), (-1, 0, 90)) == {("distance", "farther"): [[0, 1]], ("distance", "nearer"): [[1, 0]]}
 
 
-def test_what_is_not_certain_is_not_asked() -> None:
-    assert found((0, 0, 0), (0.1, 1, 0)) == {}  # aside as well
-    assert found((0, 0, 0), (0, 1, 3)) == {}  # turned as well
-    assert found((0, 0, 0), (0, 0, 5)) == {}  # hardly turned
-    assert found((0, 0, 0), (0, 0, 100)) == {}  # nothing in common
-    assert found((0, 0, 0), (2, 0, 30)) == {}  # from elsewhere
+def test_ambiguous_pairs_give_no_questions() -> None:
+    assert found((0, 0, 0), (0.1, 1, 0)) == {}  # also moved sideways
+    assert found((0, 0, 0), (0, 1, 3)) == {}  # also turned
+    assert found((0, 0, 0), (0, 0, 5)) == {}  # turned too little
+    assert found((0, 0, 0), (0, 0, 100)) == {}  # no overlap
+    assert found((0, 0, 0), (2, 0, 30)) == {}  # from another position
 
 
-def test_distances_are_those_of_the_walls() -> None:
-    """The recorder's rooms know how far the wall ahead is."""
+def test_answers_agree_with_the_distances_of_walls() -> None:
+    """Compare answers with the ray-cast distance of the wall ahead."""
     world = rooms.Rooms([1, 2], width=16, height=12)
     poses, _ = explorer.Explorer(world, np.random.default_rng(0), blocks=60).explore()
     _, w2c, _ = world.render(poses)
-    seen = {"nearer": 0, "farther": 0}
+    counts = {"nearer": 0, "farther": 0}
     for question in questions.choose(w2c, per_answer=40, rng=np.random.default_rng(0)):
         if question.kind == "distance":
             first, second = (world._cast(poses[i])[0] for i in (question.first, question.second))
             ahead = len(first) // 2
             assert (second[ahead] < first[ahead]) == (question.answer == "nearer")
-            seen[question.answer] += 1
+            counts[question.answer] += 1
         else:
             turned = math.degrees((poses[question.second, 2] - poses[question.first, 2] + math.pi) % math.tau - math.pi)
             right = {"right": True, "left": False, "first": True, "second": False}[question.answer]
             assert (turned > 0) == right
-    assert seen["nearer"] == seen["farther"] > 0
+    assert counts["nearer"] == counts["farther"] > 0
 
 
 def test_answers_are_balanced_and_drawn_once() -> None:
@@ -78,9 +78,9 @@ def test_answers_are_balanced_and_drawn_once() -> None:
     assert chosen == questions.choose(w2c, per_answer=7, rng=np.random.default_rng(0))
 
 
-def test_two_views_in_one_picture() -> None:
+def test_two_views_in_one_image() -> None:
     first, second = np.full((12, 16, 3), 10, np.uint8), np.full((12, 16, 3), 20, np.uint8)
-    picture = questions.side_by_side(first, second, size=(8, 6))
-    assert picture.shape == (6, 20, 3)
-    assert picture[:, :8].tolist() == np.full((6, 8, 3), 10).tolist()
-    assert picture[:, -8:].tolist() == np.full((6, 8, 3), 20).tolist()
+    image = questions.side_by_side(first, second, size=(8, 6))
+    assert image.shape == (6, 20, 3)
+    assert image[:, :8].tolist() == np.full((6, 8, 3), 10).tolist()
+    assert image[:, -8:].tolist() == np.full((6, 8, 3), 20).tolist()
