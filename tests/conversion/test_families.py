@@ -1,4 +1,4 @@
-"""What the names, shapes and config.json of downloaded weights tell, and which of them are refused."""
+"""Names, shapes and config.json of downloaded weights: the hyper-parameters in them, and refused values."""
 
 import dataclasses
 import json
