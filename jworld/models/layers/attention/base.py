@@ -1,4 +1,4 @@
-"""What an attention backend offers, what a call asks of it, and the devices that a program is compiled for."""
+"""The entry of an attention backend in the registry, the request of one call, and the target of compilation."""
 
 import dataclasses
 from collections.abc import Callable
