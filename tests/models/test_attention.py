@@ -65,11 +65,11 @@ def visible(mask: Mask | None, queries: int, keys: int) -> np.ndarray:
 
 def dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | None, key_mask: jax.Array | None) -> jax.Array:
     """Compute attention by definition, with the whole matrix of queries and keys."""
-    seen = jnp.asarray(visible(mask, q.shape[1], k.shape[1]))[None, None]
+    allowed = jnp.asarray(visible(mask, q.shape[1], k.shape[1]))[None, None]
     if key_mask is not None:
-        seen = seen & key_mask[:, None, None, :]
+        allowed = allowed & key_mask[:, None, None, :]
     logits = jnp.einsum("bqnk,bsnk->bnqs", q, k) / np.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
+    weights = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
     return jnp.einsum("bnqs,bsnk->bqnk", weights, v)
 
 

@@ -263,5 +263,5 @@ def test_remat_policies_give_the_same_gradients() -> None:
     expected = gradients("none")
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
     for remat in ("attention", "full"):
-        for actual, wanted in zip(jax.tree.leaves(gradients(remat)), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(actual, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
+        for actual, reference in zip(jax.tree.leaves(gradients(remat)), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(actual, reference, atol=1e-5 * float(jnp.abs(reference).max()))

@@ -107,27 +107,29 @@ def test_only_adapters_train_on_a_mesh() -> None:
     """The state is created sharded; the bfloat16 base stays the same; all adapters change and have moments."""
     devices = mesh.make_mesh(data=1, fsdp=2, sequence=1, devices=jax.devices()[:2])
     optimizer = optimizers.make_optimizer(optimizers.OptimizerConfig(learning_rate=1e-2), steps=5)
-    graphdef, born, shardings = state.create_state(
+    graphdef, run_state, shardings = state.create_state(
         adapted(TINY, base_dtype="bfloat16"),
         trainable=state.path_filter(lora.TRAINABLE),
         optimizer=optimizer,
         key=jax.random.key(0),
         mesh=devices,
     )
-    paths = engine.parameter_shapes(born.params)
+    paths = engine.parameter_shapes(run_state.params)
     assert len(paths) == 2 * 10
-    assert {leaf.dtype for leaf in jax.tree.leaves(born.params)} == {jnp.dtype("float32")}
-    assert {leaf.dtype for leaf in jax.tree.leaves(born.frozen)} == {jnp.dtype("bfloat16")}
-    assert sum(leaf.size for leaf in jax.tree.leaves(born.opt_state)) <= 2 * sum(map(math.prod, paths.values())) + 4
+    assert {leaf.dtype for leaf in jax.tree.leaves(run_state.params)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(run_state.frozen)} == {jnp.dtype("bfloat16")}
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(run_state.opt_state)) <= 2 * sum(map(math.prod, paths.values())) + 4
+    )
     # Gates are zero-initialized and would hide the adapters.
     gates = jax.tree_util.tree_map_with_path(
-        lambda path, x: x + 0.3 if "modulation/linear" in state.leaf_name(path) else x, born.frozen
+        lambda path, x: x + 0.3 if "modulation/linear" in state.leaf_name(path) else x, run_state.frozen
     )
-    born = born.replace(frozen=gates)
-    query = born.params["blocks"]["self_attention"]["query"]["lora"]
+    run_state = run_state.replace(frozen=gates)
+    query = run_state.params["blocks"]["self_attention"]["query"]["lora"]
     assert query["a"][...].sharding.spec == PartitionSpec(None, ("fsdp", "sequence"), None)
     assert query["b"][...].sharding.spec == PartitionSpec(None, None, ("fsdp", "sequence"))
-    frozen, trained = (jax.tree.map(np.asarray, part) for part in (born.frozen, born.params))
+    frozen, trained = (jax.tree.map(np.asarray, part) for part in (run_state.frozen, run_state.params))
     batch = dict(zip(("video", "time", "text"), inputs()[:3], strict=True))
     shards = {name: axes.sharding(devices, ("batch", *[None] * (x.ndim - 1))) for name, x in batch.items()}
     run = step.make_train_step(graphdef, loss, optimizer, shardings=shardings, batch_shardings=shards, mesh=devices)
@@ -135,11 +137,11 @@ def test_only_adapters_train_on_a_mesh() -> None:
     with jax.set_mesh(devices):
         batch = {name: jax.device_put(x, shards[name]) for name, x in batch.items()}
         for _ in range(3):
-            born, metrics = run(born, batch, jax.random.key(0))
+            run_state, metrics = run(run_state, batch, jax.random.key(0))
             losses.append(float(metrics["loss"]))
     assert losses[2] < losses[0]
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, frozen, jax.tree.map(np.asarray, born.frozen))))
-    moved = jax.tree.map(lambda x, y: not np.array_equal(x, y), trained, jax.tree.map(np.asarray, born.params))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, frozen, jax.tree.map(np.asarray, run_state.frozen))))
+    moved = jax.tree.map(lambda x, y: not np.array_equal(x, y), trained, jax.tree.map(np.asarray, run_state.params))
     assert all(jax.tree.leaves(moved))
 
 

@@ -108,7 +108,7 @@ if __name__ == "__main__":
     if "--mistake" in sys.argv:
         sys.argv.remove("--mistake")
 
-        def fail(*_: Any) -> None:
+        def fail(*_: Any, **__: Any) -> None:
             raise errors.UserError("this host is out of order")
 
         training_job.check_encoders = fail
