@@ -1,6 +1,5 @@
 """Accuracies of models on tasks: as a table, as a bar chart, and those of several evaluations side by side."""
 
-import argparse
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from jworld.utils import errors, files
+from jworld.utils import arguments, errors, files
 
 #: Model -> task -> accuracy in percent.
 Scores = Mapping[str, Mapping[str, float]]
@@ -127,23 +126,19 @@ def _percent(base: float, value: float) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m jworld.evaluate compare",
-        description="Put the accuracies of several evaluations side by side: a table, comparison.json and a bar chart.",
+    parser = arguments.Parser(
+        "python -m jworld.evaluate compare",
+        "Print the accuracies of several evaluations side by side, and write them as comparison.json and a bar chart.",
+        prog=f"{arguments.program('python -m jworld.evaluate')} compare",
     )
-    parser.add_argument(
-        "results", nargs="+", metavar="RESULT", help="evaluation.json, or its folder; first the baseline"
-    )
-    parser.add_argument(
-        "--labels", nargs="+", metavar="NAME", help="names of the results; default: those of their folders"
-    )
-    parser.add_argument(
-        "--output", default="comparison", metavar="DIR", help="folder to write to (default %(default)s)"
-    )
-    arguments = parser.parse_args(argv)
-    paths = list(map(pathlib.Path, arguments.results))
+    add = parser.add_argument
+    add("results", nargs="+", metavar="RESULT", help="evaluation.json, or its folder; the first is the baseline")
+    add("--labels", nargs="+", metavar="NAME", help="names of the results (default: those of their folders)")
+    add("--output", default="comparison", metavar="DIR", help="folder to write to")
+    options = parser.parse(argv)
+    paths = list(map(pathlib.Path, options.results))
     console = rich.console.Console(highlight=False, soft_wrap=True)
-    compare(paths, arguments.labels or list(map(_label, paths)), pathlib.Path(arguments.output), console)
+    compare(paths, options.labels or list(map(_label, paths)), pathlib.Path(options.output), console)
 
 
 def _label(path: pathlib.Path) -> str:

@@ -1,8 +1,7 @@
 """python -m jworld.precompute: videos with captions, cameras and actions -> training records.
 
 Videos are brought to one size and frame rate, cut into clips and encoded; every distinct caption is encoded once. The
-work is cut into shards, which several processes can share; a command that was stopped goes on where it was when it is
-repeated.
+work is cut into shards, which several processes can share. The same command again resumes an interrupted run.
 """
 
 import argparse
@@ -23,125 +22,123 @@ from jworld.parallel import startup
 from jworld.precompute import job
 from jworld.precompute import settings as settings_lib
 from jworld.precompute.settings import Settings
-from jworld.utils import compilation
+from jworld.utils import arguments, compilation
 from jworld.utils.errors import UserError, exit_on_user_error
 
-EXAMPLES = f"""
+EPILOG = """formats:
+{formats}
 
 examples:
-  {job.COMMAND} --input data/mine --output data/mine-records
-  {job.COMMAND} --input clips --format videos --fps 24 --frames 77 --width 832 --height 480 \\
-      --autoencoder weights/hunyuan15-vae --text-encoder qwen2.5-vl:weights/qwen --output data/clips-records
-"""
+  {command} --input data/mine --output data/mine-records
+  {command} --input clips --format videos --fps 24 --frames 77 --width 832 --height 480 \\
+      --autoencoder weights/hunyuan15-vae --text-encoder qwen2.5-vl:weights/qwen --output data/clips-records"""
 
 
-def _add_videos(parser: argparse.ArgumentParser) -> None:
+def _add_videos(parser: arguments.Parser) -> None:
     add = parser.add_argument_group("videos").add_argument
-    add("--root", metavar="DIR", help="where relative paths of an index file start (default: its folder)")
-    add("--allow-missing-captions", action="store_true", help="videos without a caption get an empty one")
-    add("--frames-fps", type=float, metavar="X", help="pictures per second of folders of pictures")
+    add("--root", metavar="DIR", help="folder that relative paths of an index file start from (default: its folder)")
+    add("--allow-missing-captions", action="store_true", help="give videos without a caption an empty one")
+    add("--frames-fps", type=float, help="frame rate of folders of images, in Hz (default: none)")
     add(
         "--val-share",
         type=float,
         default=Settings.val_share,
-        metavar="X",
-        help="share of held-out videos where the format does not say which are (default %(default)s)",
+        help="share of held-out videos, if the format does not say which they are",
     )
     width, height = settings_lib.SIZE
-    add("--width", type=int, metavar="N", help=f"of the model's images (default: {width} with a linear codec)")
-    add("--height", type=int, metavar="N", help=f"of the model's images (default: {height} with a linear codec)")
+    add("--width", type=int, help=f"width of the model's images in pixels (default: {width} if fitted here)")
+    add("--height", type=int, help=f"height of the model's images in pixels (default: {height} if fitted here)")
     fits, resamplings = formats.describe_defaults("fit"), formats.describe_defaults("resampling")
-    add("--fit", choices=fitting.MODES, help=f"how frames get there (default: {fits})")
+    add("--fit", choices=fitting.MODES, help=f"how frames are brought to that size (default: {fits})")
     add("--resampling", choices=fitting.RESAMPLINGS, help=f"how pixels are averaged (default: {resamplings})")
     with_rate = ", ".join(name for name, entry in formats.FORMATS.items() if entry.read_fps)
-    add("--fps", type=float, metavar="X", help=f"frame rate of the clips (needed, except for {with_rate}: theirs)")
-    add("--frames", type=int, metavar="N", help="frames of a clip: 4k+1, such as 77 (default: a clip is a whole video)")
-    add("--stride", type=int, metavar="N", help="from the start of one clip to that of the next (default: --frames)")
+    add("--fps", type=float, help=f"frame rate of the clips, in Hz (required, except for {with_rate}: default theirs)")
+    add("--frames", type=int, help="frames of a clip, 4k+1, such as 77 (default: all frames of a video)")
+    add("--stride", type=int, help="frames from the start of one clip to the start of the next (default: --frames)")
     add(
         "--remainder",
         choices=clips.REMAINDERS,
         default=Settings.remainder,
-        help="frames after the last clip: left out, or a clip that overlaps the one before (default %(default)s)",
+        help="frames after the last clip: left out, or a clip that overlaps the one before",
     )
-    add("--repeat-frames", action="store_true", help="show frames twice in videos that have too few for --fps")
+    add("--repeat-frames", action="store_true", help="repeat frames of videos whose frame rate is below --fps")
 
 
-def _add_work(parser: argparse.ArgumentParser) -> None:
+def _add_work(parser: arguments.Parser) -> None:
     add = parser.add_argument_group("work").add_argument
     add(
         "--shard",
-        type=_shard,
-        metavar="I/N",
-        help="this is process I of N; all get the same command (default: as SLURM or JAX_PROCESS_ID say, else 0/1)",
+        type=arguments.checked("I/N", "I/N such as 0/4", _shard),
+        help="run as process I of N, all with the same command (default: by SLURM or JAX_PROCESS_ID, else 0/1)",
     )
     add(
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="at a bad video: stop, to go on when it is mended, or leave it out and list it in report.json, with exit "
-        "code 2 at the end (default %(default)s)",
+        help="at a bad video: stop, to resume when it is mended, or leave it out and list it in report.json, with exit "
+        "code 2 at the end",
     )
     add(
         "--items-per-shard",
         type=int,
         default=Settings.items_per_shard,
-        metavar="N",
-        help="videos per file: what a stop can cost (default %(default)s)",
+        help="videos per file, which is what an interruption can cost",
     )
-    add("--threads", type=int, metavar="N", help="videos that are read at once (default: as many as cores, at most 8)")
+    add("--threads", type=int, help="videos that are read at once (default: as many as cores, at most 8)")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=job.COMMAND,
-        description="Encode videos with captions, cameras and actions into training records.\nRepeat the same command "
-        "to go on after an interruption.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="formats:\n"
-        + "\n".join(f"  {name:10} {entry.help}" for name, entry in formats.FORMATS.items())
-        + EXAMPLES,
-    )
-    add = parser.add_argument
-    add("--input", required=True, type=pathlib.Path, metavar="PATH", help="folder of the videos, or index file")
-    add(
-        "--format",
-        choices=tuple(formats.FORMATS),
-        default=Settings.format,
-        help="how the videos are laid out, see below (default %(default)s)",
-    )
-    add("--output", required=True, type=pathlib.Path, metavar="DIR", help="folder for the records")
-    _add_videos(parser)
-    model_encoders.add_arguments(
-        parser,
-        defaults={
-            "--autoencoder": "a linear codec, fitted on the training videos",
-            model_encoders.TEXT.flag: settings_lib.TEXT_ENCODER,
-            model_encoders.GLYPH.flag: settings_lib.GLYPH_ENCODER,
-            model_encoders.IMAGE.flag: settings_lib.IMAGE_ENCODER,
-        },
-    )
-    add("--text-embeddings", metavar="FILE", help="safetensors file with the encoded captions, for a text encoder")
+def _add_autoencoder(parser: arguments.Parser) -> None:
+    add = parser.add_argument_group("autoencoder").add_argument
     add(
         "--autoencoder-dtype",
         choices=("float32", "bfloat16"),
-        help="what an autoencoder computes in (default: what its file says)",
+        help="dtype of an autoencoder's activations (default: that of its file)",
     )
-    add("--keep-posterior", action="store_true", help="keep the log variance of latents, for training that draws them")
+    add("--keep-posterior", action="store_true", help="store the log variance of latents, for training that samples")
     add(
         "--spatial-ratio",
         type=int,
         default=settings_lib.LINEAR.spatial_ratio,
         choices=(8, 16),
-        help="of the fitted codec: pixels per latent, each way (default %(default)s)",
+        help="pixels per latent, each way, of the fitted autoencoder",
     )
     add(
         "--channels",
         type=int,
         default=settings_lib.LINEAR.channels,
-        metavar="N",
-        help="of the fitted codec: channels of a latent (default %(default)s)",
+        help="channels of a latent of the fitted autoencoder",
     )
-    add("--seed", type=int, default=0, help="of the patches that the codec is fitted on (default %(default)s)")
+    add("--seed", type=int, default=0, help="random seed for the patches that the autoencoder is fitted on")
+
+
+def _parser() -> arguments.Parser:
+    described = "\n".join(f"  {name:10} {entry.help}" for name, entry in formats.FORMATS.items())
+    parser = arguments.Parser(
+        job.COMMAND,
+        "Encode videos with captions, cameras and actions into training records. The same command again resumes an "
+        "interrupted run.",
+        epilog=EPILOG.format(formats=described, command=arguments.program(job.COMMAND)),
+    )
+    add = parser.add_argument
+    add("--input", required=True, type=pathlib.Path, help="folder of the videos, or index file")
+    add("--format", choices=tuple(formats.FORMATS), default=Settings.format, help="layout of the videos, see below")
+    add("--output", required=True, type=pathlib.Path, metavar="DIR", help="folder for the records")
+    add(
+        "--text-embeddings",
+        metavar="FILE",
+        help="safetensors file with encoded captions, instead of a text encoder (default: none)",
+    )
+    _add_videos(parser)
+    model_encoders.add_arguments(
+        parser,
+        defaults={
+            "--autoencoder": "a linear one, fitted on the training videos",
+            model_encoders.TEXT.flag: settings_lib.TEXT_ENCODER,
+            model_encoders.GLYPH.flag: settings_lib.GLYPH_ENCODER,
+            model_encoders.IMAGE.flag: settings_lib.IMAGE_ENCODER,
+        },
+    )
+    _add_autoencoder(parser)
     _add_work(parser)
     return parser
 
@@ -149,29 +146,29 @@ def _parser() -> argparse.ArgumentParser:
 def _shard(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected I/N such as 0/4")
+        raise ValueError(text)
     return int(index), int(count)
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
-    given = model_encoders.EncoderOverrides.from_arguments(arguments)
-    if arguments.text_embeddings is not None:
-        given = _with_embeddings(given, arguments.text_embeddings)
+def _settings(options: argparse.Namespace) -> Settings:
+    given = model_encoders.EncoderOverrides.from_arguments(options)
+    if options.text_embeddings is not None:
+        given = _with_embeddings(given, options.text_embeddings)
     names = (
         *("input", "format", "allow_missing_captions", "frames_fps", "width", "height", "fit", "resampling", "fps"),
         *("frames", "stride", "remainder", "repeat_frames", "val_share", "items_per_shard"),
         *("autoencoder_dtype", "keep_posterior", "seed"),
     )
     return Settings(
-        root=None if arguments.root is None else pathlib.Path(arguments.root),
+        root=None if options.root is None else pathlib.Path(options.root),
         given=given,
-        linear=linear.LinearConfig(channels=arguments.channels, spatial_ratio=arguments.spatial_ratio),
-        **{name: getattr(arguments, name) for name in names},
+        linear=linear.LinearConfig(channels=options.channels, spatial_ratio=options.spatial_ratio),
+        **{name: getattr(options, name) for name in names},
     )
 
 
 def _with_embeddings(given: model_encoders.EncoderOverrides, file: str) -> model_encoders.EncoderOverrides:
-    """The file in the place of a text encoder and, if it has states of glyphs, of a glyph encoder."""
+    """Use the file in place of a text encoder and, if it has glyph states, of a glyph encoder."""
     if given.text_encoder is not None:
         raise UserError(f"--text-encoder {given.text_encoder} and --text-embeddings {file}: give one of them")
     spec = f"{stored.KIND}:{file}"
@@ -180,7 +177,7 @@ def _with_embeddings(given: model_encoders.EncoderOverrides, file: str) -> model
 
 
 def next_command(summary: shards.Summary) -> str:
-    """Return the command that trains on the set, or the one that shows it where no recipe fits."""
+    """Return the command that trains on the set, or the one that validates it if no recipe fits."""
     show = shlex.join(["python", "-m", "jworld.precompute.validate", str(summary.directory)])
     return systems.train_command(summary.manifest, summary.directory) or show
 
@@ -204,20 +201,20 @@ def _print_summary(summary: shards.Summary, console: rich.console.Console) -> No
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = _parser().parse_args(argv)
+    options = _parser().parse(argv)
     compilation.use_cache()
     console = rich.console.Console()
     summary = job.precompute(
-        _settings(arguments),
-        arguments.output,
-        shard=arguments.shard or startup.part(),
-        skip_errors=arguments.on_error == "skip",
-        threads=arguments.threads,
+        _settings(options),
+        options.output,
+        shard=options.shard or startup.part(),
+        skip_errors=options.on_error == "skip",
+        threads=options.threads,
         console=console,
     )
     if summary is None:
         console.print(
-            f"this process's part of {arguments.output} is written; the set is complete when the others are done",
+            f"this process's part of {options.output} is written; the set is complete when the others are done",
             soft_wrap=True,
             highlight=False,
         )

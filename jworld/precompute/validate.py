@@ -1,11 +1,9 @@
-"""python -m jworld.precompute.validate DIR: is a set of records whole and sound, and what does it hold?
+"""python -m jworld.precompute.validate DIR: checks and statistics of a set of records.
 
 Reads every record and every encoded prompt once, lists all that are bad, and prints statistics of the others. With
-`--plot` it also draws them. Of this room only the program knows autoencoders: the checks and pictures that it puts
-together do not.
+`--plot` it also draws them.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import textwrap
@@ -19,7 +17,7 @@ from jworld.data import records
 from jworld.data.records import checks
 from jworld.encoders import autoencoders, model_encoders
 from jworld.precompute import plots
-from jworld.utils import files, indices
+from jworld.utils import arguments, files, indices
 from jworld.utils.errors import UserError, exit_on_user_error
 
 COMMAND = "python -m jworld.precompute.validate"
@@ -32,7 +30,7 @@ def validate(
     keep: int = 0,
     console: rich.console.Console | None = None,
 ) -> checks.Result:
-    """`checks.validate`, which also finds an autoencoder that is there and not the one of the manifest."""
+    """Validate a set as `checks.validate` does, including its autoencoder if that is available."""
 
     def check_autoencoder(manifest: dict[str, Any]) -> None:
         if not model_encoders.find_autoencoder_problem(directory, manifest):
@@ -50,7 +48,7 @@ def validate(
 def _decode(
     directory: pathlib.Path, manifest: Mapping[str, Any], clips: Mapping[str, records.Record]
 ) -> dict[str, dict[int, np.ndarray]]:
-    """Some frames of some clips by title and caption; none where the autoencoder is not at hand."""
+    """Decode some frames of some clips, by title and caption; {} if the autoencoder is not available."""
     shown = [(title, record) for title, record in clips.items() if "latent" in record]
     if not shown or model_encoders.find_autoencoder_problem(directory, manifest):
         return {}
@@ -65,8 +63,10 @@ def _decode(
 
 
 def decode_some(autoencoder: autoencoders.Autoencoder, latents: np.ndarray) -> dict[int, np.ndarray]:
-    """Some frames uint8 [H, W, 3] of a clip [F, H', W', C], by their number; decoded as a stream, which needs little
-    memory however long the clip is."""
+    """Decode some frames uint8 [H, W, 3] of a clip [F, H', W', C], by frame number.
+
+    The clip is decoded as a stream, so memory does not grow with its length.
+    """
     stream, frames, end = autoencoder.stream(), {}, 0
     shown = set(indices.evenly(len(latents), plots.FRAMES))
     for i in range(len(latents)):
@@ -103,43 +103,40 @@ def _print(result: checks.Result, console: rich.console.Console) -> None:
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Check every record and encoded prompt of a data set, list what is bad, and print statistics. Ends "
-        "with exit code 2 if anything is bad.",
+    parser = arguments.Parser(
+        COMMAND,
+        "Check every record and encoded prompt of a data set, list what is bad, and print statistics. The exit code is "
+        "2 if anything is bad.",
     )
-    parser.add_argument("directory", metavar="DIR", help="folder of records, as python -m jworld.precompute writes it")
-    parser.add_argument("--plot", metavar="OUT_DIR", help="also draw camera paths, actions, latents and decoded frames")
-    parser.add_argument("--json", metavar="FILE", help="also write what was found and the statistics to this file")
-    parser.add_argument(
-        "--recorded-labels",
-        action="store_true",
-        help="action labels were recorded and may differ from those of the cameras",
-    )
-    arguments = parser.parse_args(argv)
-    directory = pathlib.Path(arguments.directory)
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="folder of records, as python -m jworld.precompute writes it")
+    add("--plot", metavar="DIR", help="also draw camera paths, actions, latents and decoded frames (default: none)")
+    add("--json", metavar="FILE", help="also write findings and statistics to this file (default: none)")
+    add("--recorded-labels", action="store_true", help="accept action labels that differ from those of the cameras")
+    options = parser.parse(argv)
+    directory = pathlib.Path(options.directory)
     console = rich.console.Console(highlight=False)
     result = validate(
         directory,
-        recorded_labels=arguments.recorded_labels,
-        keep=plots.CLIPS if arguments.plot else 0,
+        recorded_labels=options.recorded_labels,
+        keep=plots.CLIPS if options.plot else 0,
         console=console,
     )
     _print(result, console)
-    if arguments.json:
-        _write_json(pathlib.Path(arguments.json), directory, result)
-        console.print(f"wrote {arguments.json}", soft_wrap=True)
-    if arguments.plot:
+    if options.json:
+        _write_json(pathlib.Path(options.json), directory, result)
+        console.print(f"wrote {options.json}", soft_wrap=True)
+    if options.plot:
         videos = _decode(directory, result.manifest, result.clips)
-        pictures = plots.draw(result.statistics, result.clips, videos)
-        for path in plots.write(pathlib.Path(arguments.plot), pictures):
+        figures = plots.draw(result.statistics, result.clips, videos)
+        for path in plots.write(pathlib.Path(options.plot), pictures):
             console.print(f"wrote {path}", soft_wrap=True)
-        if plots.THUMBNAILS not in pictures:
+        if plots.THUMBNAILS not in figures:
             console.print("no decoded frames: jworld has no decoder for these latents", soft_wrap=True)
     whole = f"{result.records} records and {result.prompts} prompts"
     if result.findings:
-        places = {(finding.file, finding.record) for finding in result.findings}
-        raise UserError(f"{directory}: {len(places)} bad among {whole}, listed above: make the set again")
+        locations = {(finding.file, finding.record) for finding in result.findings}
+        raise UserError(f"{directory}: {len(locations)} bad among {whole}, listed above: make the set again")
     console.print(f"all {whole} are good", soft_wrap=True)
 
 

@@ -4,7 +4,6 @@ For data sets with videos/X.mp4, metas/X.txt and t5_xxl/X.pickle. `python -m jwo
 the file instead of running a text encoder. Nothing in the pickles is executed: see `jworld.systems.cosmos.t5_pickles`.
 """
 
-import argparse
 import pathlib
 import shlex
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import rich.progress
 from jworld.data.inputs import items
 from jworld.encoders import stored, t5
 from jworld.systems.cosmos import t5_pickles
+from jworld.utils import arguments
 from jworld.utils.errors import UserError, exit_on_user_error
 
 FOLDER = "t5_xxl"
@@ -61,20 +61,15 @@ def import_embeddings(
     return states
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jworld.systems.cosmos.import_t5",
-        description="Convert the T5 embeddings of a Cosmos-Predict2 data set (t5_xxl/X.pickle for the caption "
-        "metas/X.txt) to one safetensors file for precompute --text-embeddings. The pickles are not needed afterwards.",
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(
+        "python -m jworld.systems.cosmos.import_t5",
+        "Convert the T5 embeddings of a Cosmos-Predict2 data set (t5_xxl/X.pickle for the caption metas/X.txt) to one "
+        "safetensors file for precompute --text-embeddings. The pickles are not needed afterwards.",
     )
-    parser.add_argument(
-        "--input",
-        required=True,
-        type=pathlib.Path,
-        metavar="DIR",
-        help=f"folder of the data set, with metas/ and {FOLDER}/ (required)",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--input", required=True, type=pathlib.Path, metavar="DIR", help=f"data set, with metas/ and {FOLDER}/")
+    add(
         "--output",
         type=pathlib.Path,
         metavar="FILE",
@@ -85,13 +80,13 @@ def _parser() -> argparse.ArgumentParser:
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = _parser().parse_args(argv)
-    output = arguments.output or arguments.input / f"{FOLDER}.safetensors"
+    options = _parser().parse(argv)
+    output = options.output or options.input / f"{FOLDER}.safetensors"
     console = rich.console.Console()
-    states = import_embeddings(arguments.input, output, console=console)
+    states = import_embeddings(options.input, output, console=console)
     width = next(iter(states.values())).shape[1]
     console.print(f"wrote {output}: {len(states)} captions, {width} wide", soft_wrap=True, highlight=False)
-    command = ["python", "-m", "jworld.precompute", "--format", "cosmos", "--input", str(arguments.input)]
+    command = ["python", "-m", "jworld.precompute", "--format", "cosmos", "--input", str(options.input)]
     command += ["--text-embeddings", str(output), "--help"]
     console.print(f"next: {shlex.join(command)}", soft_wrap=True, highlight=False, markup=False)
 

@@ -1,9 +1,8 @@
-"""python -m jworld.systems.matrix.encode_controls: the driving tokens of The Matrix -> a file of control vectors.
+"""python -m jworld.systems.matrix.encode_controls: encode the driving tokens of The Matrix into control vectors.
 
 `config.data.clip.control_states` names the file. Source: The Matrix, `stage2/training/control_encoder`.
 """
 
-import argparse
 import pathlib
 from collections.abc import Sequence
 
@@ -14,24 +13,24 @@ import safetensors.numpy
 from jworld.cameras import driving
 from jworld.encoders import registry, sources, torch_models
 from jworld.systems.matrix import data
-from jworld.utils import files, pretrained
+from jworld.utils import arguments, files, pretrained
 from jworld.utils.errors import exit_on_user_error
 
 _PARTS = ("text_encoder", "tokenizer")
 _KIND = "clip"
-#: What the published model was trained with.
+#: The encoder of the published model.
 PUBLISHED = "openai/clip-vit-large-patch14"
 
 
 def encode(source: str, options: registry.Options) -> np.ndarray:
-    """float32 [10, D]: the projected text features of `driving.SENTENCES`, not normalised.
+    """Return the projected text features of `driving.SENTENCES`, float32 [10, D], not normalized.
 
     Args:
       source: folder or hub id of a CLIP model.
-      options: how it runs.
+      options: device and dtype of the encoder.
 
     Raises:
-      UserError: it is absent or no CLIP model, or the extra "torch" is not installed.
+      UserError: the model is absent or is not a CLIP model, or the extra "torch" is not installed.
     """
     torch = torch_models.require("torch")
     folder = sources.open_folder(source, parts=_PARTS)
@@ -54,28 +53,28 @@ def encode(source: str, options: registry.Options) -> np.ndarray:
     return states
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jworld.systems.matrix.encode_controls",
-        description="Write the control vectors of The Matrix' driving tokens: CLIP's text features of a sentence for "
-        "each, and of no control. The tiny recipes need no such file.",
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(
+        "python -m jworld.systems.matrix.encode_controls",
+        "Write the control vectors of The Matrix' driving tokens: CLIP's text features of a sentence for each token, "
+        "and of no control. The tiny recipes do not need this file.",
     )
     add = parser.add_argument
-    add("--encoder", default=PUBLISHED, metavar="FOLDER", help="folder or hub id of CLIP (default: %(default)s)")
+    add("--encoder", default=PUBLISHED, metavar="SPEC", help="folder or hub id of CLIP")
     add("--output", required=True, type=pathlib.Path, metavar="FILE", help="file to write, which is replaced")
-    add("--encoder-device", metavar="DEVICE", help="where the encoder runs (default: cuda where there is one)")
-    add("--encoder-dtype", choices=torch_models.DTYPES, help="what it runs in (default: float32)")
+    add("--encoder-device", metavar="DEVICE", help="device of the encoder (default: cuda if there is one)")
+    add("--encoder-dtype", choices=torch_models.DTYPES, help="dtype of the encoder (default: float32)")
     return parser
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = _parser().parse_args(argv)
+    options = _parser().parse(argv)
     console = rich.console.Console(soft_wrap=True, highlight=False)
-    options = registry.Options(dtype=arguments.encoder_dtype, device=arguments.encoder_device)
+    run_with = registry.Options(dtype=options.encoder_dtype, device=options.encoder_device)
     with console.status("encoding the sentences"):
-        states = encode(arguments.encoder, options)
-    output: pathlib.Path = arguments.output
+        states = encode(options.encoder, run_with)
+    output: pathlib.Path = options.output
     output.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(output) as partial:
         safetensors.numpy.save_file({data.CONTROL_STATES: states}, partial)

@@ -21,6 +21,7 @@ from jworld.data.records import shards, text_store
 from jworld.encoders import glyph, qwen, siglip
 from jworld.models.autoencoders import linear
 from jworld.systems.worldplay import published_files
+from jworld.utils import arguments
 from jworld.utils.errors import UserError, exit_on_user_error
 
 COMMAND = "python -m jworld.systems.worldplay.import_data"
@@ -107,7 +108,7 @@ def import_worldplay(
     skip_errors: bool = False,
     console: rich.console.Console | None = None,
 ) -> shards.Summary:
-    """Write the records of all clips to `output`, or go on where an earlier call was stopped.
+    """Write the records of all clips to `output`, or resume an interrupted earlier call.
 
     `val_count` clips, spread over the index, become the held-out split. `skip_errors` leaves bad clips out and lists
     them in report.json; otherwise the first one is a `UserError`.
@@ -249,46 +250,43 @@ def _size_settings(sizes: published_files.Sizes) -> dict[str, Any]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Convert WorldPlay's published training data (an index of .pt latents, pose and action files) to "
-        "records, once. Repeat the same command to go on after an interruption. Needs PyTorch: "
-        'pip install "jworld[torch]".',
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(
+        COMMAND,
+        "Convert WorldPlay's published training data (an index of .pt latents, pose and action files) to records. The "
+        'same command again resumes an interrupted run. Needs PyTorch: pip install "jworld[torch]".',
     )
     add = parser.add_argument
-    needed: dict[str, Any] = {"required": True, "metavar": "FILE"}
-    add("--index", **needed, help="index.json: list of {latent_path, pose_path, action_path}")
-    add("--negative-prompt", **needed, help="the encoded negative prompt, hunyuan_neg_prompt.pt")
-    add("--negative-glyph", **needed, help="its glyph states, hunyuan_neg_byt5_prompt.pt")
-    add("--output", metavar="DIR", help="folder for the records; needed, except with --validate")
-    add("--validate", action="store_true", help="only check every clip and list all bad ones; writes nothing")
+    add("--index", required=True, metavar="FILE", help="index.json, a list of {latent_path, pose_path, action_path}")
+    add("--negative-prompt", required=True, metavar="FILE", help="encoded negative prompt, hunyuan_neg_prompt.pt")
+    add("--negative-glyph", required=True, metavar="FILE", help="its glyph states, hunyuan_neg_byt5_prompt.pt")
+    add("--output", metavar="DIR", help="folder for the records (required without --validate)")
+    add("--validate", action="store_true", help="check every clip, list all bad ones, and write nothing")
     held_out = parser.add_mutually_exclusive_group()
-    shown = "(default %(default)s)"
     held_out.add_argument(
-        "--val-count", type=int, default=0, metavar="N", help=f"clips to hold out, spread evenly over the index {shown}"
+        "--val-count", type=int, default=0, help="number of clips to hold out, spread evenly over the index"
     )
-    held_out.add_argument("--val-fraction", type=float, metavar="X", help="the same as a share of all clips")
-    add("--items-per-shard", type=int, default=32, metavar="N", help=f"clips per file: what a stop can cost {shown}")
-    add("--fps", type=float, default=24.0, metavar="X", help=f"frames per second of the videos {shown}")
-    add("--min-frames", type=int, default=24, metavar="N", help=f"fewest latents of a clip: the model's window {shown}")
+    held_out.add_argument("--val-fraction", type=float, help="share of clips to hold out (default: none)")
+    add("--items-per-shard", type=int, default=32, help="clips per file, which is what an interruption can cost")
+    add("--fps", type=float, default=24.0, help="frame rate of the videos, in Hz")
+    add("--min-frames", type=int, default=24, help="fewest latent frames of a clip: the model's window")
     add(
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="at a bad clip: stop, or leave it out and list it in report.json, with exit code 2 at the end " + shown,
+        help="at a bad clip: stop, or leave it out and list it in report.json, with exit code 2 at the end",
     )
     return parser
 
 
-def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    if not arguments.validate and not arguments.output:
-        parser.error("--output DIR is needed (or --validate, which writes nothing)")
+def _check(parser: arguments.Parser, options: argparse.Namespace) -> None:
+    if not options.validate and not options.output:
+        parser.error("--output DIR is missing (or --validate, which writes nothing)")
     for option in ("items_per_shard", "fps", "min_frames"):
-        if getattr(arguments, option) <= 0:
-            parser.error(f"--{option.replace('_', '-')} is {getattr(arguments, option)}, expected more than 0")
-    if arguments.val_fraction is not None and not 0 <= arguments.val_fraction < 1:
-        parser.error(f"--val-fraction is {arguments.val_fraction}, expected a share from 0 to below 1")
+        if getattr(options, option) <= 0:
+            parser.error(f"--{option.replace('_', '-')} is {getattr(options, option)}, expected more than 0")
+    if options.val_fraction is not None and not 0 <= options.val_fraction < 1:
+        parser.error(f"--val-fraction is {options.val_fraction}, expected a share from 0 to below 1")
 
 
 def _print_validation(published: Published, console: rich.console.Console) -> None:
@@ -309,9 +307,9 @@ def _print_summary(summary: shards.Summary, published: Published, console: rich.
         highlight=False,
     )
     if published.sizes is not None:
-        arguments = train_command(summary.manifest, summary.directory)
-        assert arguments is not None
-        command = shlex.join(["python", "-m", "jworld.train", *arguments])
+        flags = train_command(summary.manifest, summary.directory)
+        assert flags is not None
+        command = shlex.join(["python", "-m", "jworld.train", *flags])
         console.print(f"next: {command}", soft_wrap=True, highlight=False, markup=False)
     if summary.skipped:
         report = summary.directory / shards.REPORT
@@ -322,32 +320,32 @@ def _print_summary(summary: shards.Summary, published: Published, console: rich.
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
-    arguments = parser.parse_args(argv)
-    _check(parser, arguments)
+    options = parser.parse(argv)
+    _check(parser, options)
     console = rich.console.Console()
     published = open_published(
-        arguments.index,
-        arguments.negative_prompt,
-        arguments.negative_glyph,
-        min_frames=arguments.min_frames,
+        options.index,
+        options.negative_prompt,
+        options.negative_glyph,
+        min_frames=options.min_frames,
         channels=CHANNELS,
-        skip_errors=arguments.validate or arguments.on_error == "skip",
+        skip_errors=options.validate or options.on_error == "skip",
     )
-    if arguments.validate:
+    if options.validate:
         _print_validation(published, console)
         return
-    items, val_count = len(published.entries), arguments.val_count
-    if arguments.val_fraction is not None:
-        val_count = round(arguments.val_fraction * items)
+    items, val_count = len(published.entries), options.val_count
+    if options.val_fraction is not None:
+        val_count = round(options.val_fraction * items)
     if not 0 <= val_count < items:
         raise UserError(f"--val-count is {val_count}, expected 0 to {items - 1}: the index has {items} clips")
     summary = import_worldplay(
         published,
-        arguments.output,
+        options.output,
         val_count=val_count,
-        items_per_shard=arguments.items_per_shard,
-        fps=arguments.fps,
-        skip_errors=arguments.on_error == "skip",
+        items_per_shard=options.items_per_shard,
+        fps=options.fps,
+        skip_errors=options.on_error == "skip",
         console=console,
     )
     _print_summary(summary, published, console)
