@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "solver_steps": 40,
         "guidance": (6.0, 6.0),
         "distance": "huber",
+        "huber_c": 1e-3,
         "target": "student",
         "teacher_dtype": "float32",
     }

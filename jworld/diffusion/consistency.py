@@ -15,9 +15,6 @@ import numpy as np
 from jworld.diffusion import v_prediction
 from jworld.diffusion.v_prediction import NUM_TIMESTEPS
 
-#: Constant c of the pseudo-Huber distance (arXiv 2310.14189).
-HUBER_C = 1e-3
-
 
 class Coefficients(NamedTuple):
     """Coefficients of x at the edge = skip * x_t + out * x_0."""
@@ -74,7 +71,10 @@ def renoise(
     return v_prediction.add_noise(edge_state, noise, ratio)
 
 
-def distance(online: jax.Array, target: jax.Array, kind: str) -> jax.Array:
-    """Return the scalar mean distance; `kind` is "huber" (pseudo-Huber) or "l2"."""
+def distance(online: jax.Array, target: jax.Array, kind: str, huber_c: float) -> jax.Array:
+    """Return the scalar mean distance.
+
+    `kind` is "huber" (pseudo-Huber with the constant `huber_c`, arXiv 2310.14189) or "l2".
+    """
     squared = jnp.square(online - target)
-    return jnp.mean(squared if kind == "l2" else jnp.sqrt(squared + HUBER_C**2) - HUBER_C)
+    return jnp.mean(squared if kind == "l2" else jnp.sqrt(squared + huber_c**2) - huber_c)

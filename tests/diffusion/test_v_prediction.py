@@ -83,5 +83,5 @@ def test_jumps_of_one_trajectory_meet(phases: int) -> None:
         return online, consistency.jump(earlier, oracle(earlier, clean, b), ALPHAS, times - 25, phases)
 
     online, target = jumps(clean, noise)
-    assert float(consistency.distance(online, target, "l2")) < 1e-9
-    assert float(consistency.distance(online, target + 0.1, "huber")) > 0.05
+    assert float(consistency.distance(online, target, "l2", 1e-3)) < 1e-9
+    assert float(consistency.distance(online, target + 0.1, "huber", 1e-3)) > 0.05

@@ -134,7 +134,10 @@ def _consistency_loss(case: golden_cases.GoldenCase) -> float:
         for name in ("student.", "teacher.")
     }
     how = objective.Distillation(
-        phases=args["num_noise_groups"] * args["lcm_multiplier"], stride=args["k"], guidance=args["guidance_scale"]
+        phases=args["num_noise_groups"] * args["lcm_multiplier"],
+        stride=args["k"],
+        guidance=args["guidance_scale"],
+        huber_c=args["huber_c"],
     )
     example, draws = _example(inputs), _draws(inputs)
     null = jnp.asarray(inputs["null_encoder_hidden_states"])

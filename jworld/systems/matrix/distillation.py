@@ -1,4 +1,4 @@
-"""Stage 4 of The Matrix: a student learns in one evaluation what its frozen teacher does in many."""
+"""Stage 4 of The Matrix: distillation of a frozen teacher into a student that needs few evaluations."""
 
 import dataclasses
 
@@ -18,18 +18,18 @@ TEACHER = "teacher"
 TRAINABLE = f"(?!{TEACHER}/).*"
 
 
-#: What a student is compared with, and in how many steps: `compared`.
+#: Samplers that an evaluation compares: see `compared`.
 MANY_STEPS, UNDISTILLED, STUDENT, STUDENT_TWICE = (
     "teacher in many steps",
     "teacher in few steps",
     "student",
-    ("student in twice the steps"),
+    "student in twice the steps",
 )
 OF_TEACHER = (MANY_STEPS, UNDISTILLED)
 
 
 class StudentTeacher(CogVideoXTransformer):
-    """A student with its teacher: the same network, without a guidance embedding."""
+    """A student and its frozen teacher, the same network without a guidance embedding."""
 
     def __init__(self, cfg: CogVideoXConfig, *, teacher_dtype: str, rngs: nnx.Rngs):
         super().__init__(cfg, rngs=rngs)
@@ -39,7 +39,7 @@ class StudentTeacher(CogVideoXTransformer):
 
 
 def compared(sample: SampleConfig, cfg: objective.ObjectiveConfig) -> dict[str, SampleConfig]:
-    """How the teacher and its student sample where they are compared, by name."""
+    """Return the sampler settings of teacher and student for a comparison, by name."""
     few = max(sample.groups, sample.num_steps)
     solved = dataclasses.replace(
         sample, solver="ddim", spacing="trailing", guidance=sum(cfg.guidance) / 2, num_steps=cfg.solver_steps
@@ -60,9 +60,15 @@ def loss(
     cfg: objective.ObjectiveConfig,
     alphas: np.ndarray,
 ) -> jax.Array:
-    """Scalar float32; `target` maps the earlier points of trajectories: the student itself or an average of it.
+    """Compute the scalar float32 loss.
 
-    `batch` has "null_states", the text of the empty prompt, besides what `objective.example_of` reads.
+    Args:
+      model: student and teacher.
+      target: the model that maps the earlier points of trajectories: the student, or its EMA.
+      batch: inputs of `objective.example_of`, and "null_states", the text states of the empty prompt.
+      key: source of all randomness.
+      cfg: the objective.
+      alphas: [1000], of the noise schedule.
     """
     time_key, noise_key, guidance_key = jax.random.split(key, 3)
     example = objective.example_of(batch)
@@ -78,7 +84,7 @@ def loss(
     draws = objective.Draws(timestep, jax.random.normal(noise_key, example.latents.shape))
     least, most = cfg.guidance
     guidance = jax.random.uniform(guidance_key, (count,), minval=least, maxval=most)
-    how = objective.Distillation(cfg.phases, cfg.stride, guidance[:, None, None, None, None], cfg.distance)
+    how = objective.Distillation(cfg.phases, cfg.stride, guidance[:, None, None, None, None], cfg.distance, cfg.huber_c)
     path = objective.teacher_step(model.teacher, example, batch["null_states"], draws, alphas, how)
-    told = guidance if model.cfg.guidance_dim is not None else None
-    return objective.consistency_loss(model, target, example, path, alphas, how, guidance=told)
+    embedded = guidance if model.cfg.guidance_dim is not None else None
+    return objective.consistency_loss(model, target, example, path, alphas, how, guidance=embedded)

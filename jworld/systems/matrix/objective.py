@@ -1,4 +1,4 @@
-"""What each stage of The Matrix learns: v of whole clips, of sliding windows, and jumps to the edges of phases.
+"""Training objectives of The Matrix' stages: v of whole clips, v of sliding windows, and jumps to the edges of phases.
 
 Sources: The Matrix `stage{1,2,3}/training/trainer.py`. Stage 4 has no public trainer: see `consistency_loss`.
 """
@@ -19,21 +19,22 @@ Batch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is learnt (`config.loss`).
+    """Values of the training objective (`config.loss`).
 
     Attributes:
-      kind: "clip", v of clips that have one time (stages 1 and 2); "windows", v of sliding windows (stage 3);
-        "consistency", jumps to the edges of phases (stage 4).
-      snr_shift: divides the ratio of signal and noise at every time; CogVideoX-2B has 3, and 1 is none. Latents that
-        shine through most noise want more.
+      kind: "clip" for v of clips with one timestep (stages 1 and 2), "windows" for v of sliding windows (stage 3),
+        "consistency" for jumps to the edges of phases (stage 4).
+      snr_shift: divisor of the signal-to-noise ratio at every timestep: 3 for CogVideoX-2B, 1 for none. Latents that
+        remain visible under strong noise need a larger one.
       groups: noise groups of a window.
-      phases_per_group: parts of a group's range of times, each of which stage 4 learns to cross in one jump.
-      solver_steps: steps that the teacher of stage 4 takes from noise to clean.
-      guidance: least and most of the teacher's scale of guidance on the text, drawn evenly per example.
-      distance: "huber" (pseudo-Huber) or "l2", between the ends of two jumps.
-      target: whose jump from the later point a student's must meet: its own ("student") or that of its averaged weights
-        ("average", which `config.optimizer` must keep).
-      teacher_dtype: of the teacher's frozen weights.
+      phases_per_group: parts of a group's range of timesteps, each of which stage 4 learns to cross in one jump.
+      solver_steps: steps of the stage 4 teacher from pure noise to clean.
+      guidance: smallest and largest guidance scale of the teacher; drawn uniformly per example.
+      distance: distance between the ends of two jumps: "huber" (pseudo-Huber) or "l2".
+      huber_c: constant c of the pseudo-Huber distance, above 0: distances well below it count as squares.
+      target: model whose jump from the earlier point is the target: "student", or "average" for its EMA, which
+        `config.optimizer` must enable.
+      teacher_dtype: dtype of the teacher's frozen weights.
     """
 
     kind: Literal["clip", "windows", "consistency"] = "clip"
@@ -43,39 +44,42 @@ class ObjectiveConfig:
     solver_steps: int = 40
     guidance: tuple[float, float] = (6.0, 6.0)
     distance: Literal["huber", "l2"] = "huber"
+    huber_c: float = 1e-3
     target: Literal["student", "average"] = "student"
     teacher_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.snr_shift <= 0:
             raise ValueError(f"snr_shift is {self.snr_shift}, expected a number above 0")
+        if not 0 < self.huber_c < float("inf"):
+            raise ValueError(f"huber_c is {self.huber_c}, expected a number above 0")
         for name, parts in (("groups", self.groups), ("groups * phases_per_group", self.phases)):
             if v_prediction.NUM_TIMESTEPS % parts:
                 raise ValueError(f"{name} is {parts}, expected a divisor of {v_prediction.NUM_TIMESTEPS}")
         if v_prediction.NUM_TIMESTEPS % self.solver_steps or self.solver_steps < 2 * self.phases:
             raise ValueError(
-                f"solver_steps is {self.solver_steps}, expected a divisor of {v_prediction.NUM_TIMESTEPS} of which "
-                f"each of the {self.phases} phases has two at least"
+                f"solver_steps is {self.solver_steps}, expected a divisor of {v_prediction.NUM_TIMESTEPS} with at "
+                f"least two steps in each of the {self.phases} phases"
             )
 
     @property
     def phases(self) -> int:
-        """Of all times."""
+        """Number of phases over all timesteps."""
         return self.groups * self.phases_per_group
 
     @property
     def stride(self) -> int:
-        """Times that the teacher crosses in a step."""
+        """Timesteps per step of the teacher."""
         return v_prediction.NUM_TIMESTEPS // self.solver_steps
 
 
 class Example(NamedTuple):
-    """What a model is told of a batch of clips.
+    """Clean latents of a batch of clips, and their conditioning.
 
     Attributes:
-      latents: [B, F, H, W, C] clean.
-      text: [B, L, text_dim] states, padding included.
-      control: [B, F, control_dim], or None for a model without control.
+      latents: clean latents [B, F, H, W, C].
+      text: text states [B, L, text_dim], padding included.
+      control: control vectors [B, F, control_dim], or None for a model without control.
     """
 
     latents: jax.Array
@@ -84,11 +88,11 @@ class Example(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """Everything random in a loss.
+    """All random numbers of a loss.
 
     Attributes:
-      timestep: [B] one time per clip (stages 1 and 2) or [B, F] one per frame (3 and 4), 0..999.
-      noise: [B, F, H, W, C] standard normal.
+      timestep: one per clip, [B] (stages 1 and 2), or one per frame, [B, F] (stages 3 and 4); 0 to 999.
+      noise: standard normal [B, F, H, W, C].
     """
 
     timestep: jax.Array
@@ -96,7 +100,10 @@ class Draws(NamedTuple):
 
 
 def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
-    """For latents of `shape` [B, F, H, W, C]; the frames of windows are one given and `cfg.groups` of equal size."""
+    """Draw timesteps and noise for latents of `shape` [B, F, H, W, C].
+
+    The frames of a window are one context frame and `cfg.groups` groups of equal size.
+    """
     time_key, noise_key = jax.random.split(key)
     batch, frames = shape[:2]
     if cfg.kind == "windows":
@@ -107,14 +114,14 @@ def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
 
 
 def example_of(batch: Batch) -> Example:
-    """A batch as `Matrix.batch_spec` describes it."""
+    """Return the example in a batch of `Matrix.batch_spec`."""
     return Example(batch["latent"].astype(jnp.float32), batch["text_states"], batch.get("control"))
 
 
 def velocity_loss(model: CogVideoXTransformer, example: Example, draws: Draws, alphas: np.ndarray) -> jax.Array:
-    """Stages 1 to 3: the scalar squared error of x_0 over 1 - a, which is that of v.
+    """Compute the loss of stages 1 to 3: the squared error of x_0 divided by 1 - a, which is the squared error of v.
 
-    With times per frame the first frame is the given one and does not count.
+    With timesteps per frame the first frame is the context frame and does not count.
     """
     a = v_prediction.at(alphas, draws.timestep)
     noisy = v_prediction.add_noise(example.latents, draws.noise, a)
@@ -124,23 +131,25 @@ def velocity_loss(model: CogVideoXTransformer, example: Example, draws: Draws, a
 
 
 class Distillation(NamedTuple):
-    """How a consistency model is taught.
+    """Settings of a consistency distillation.
 
     Attributes:
-      phases: of the 1000 times.
-      stride: times between the two points of a trajectory that the student must map to one.
+      phases: number of phases of the 1000 timesteps.
+      stride: timesteps between two points of a trajectory that the student must map to the same point.
       guidance: scale of the teacher's classifier-free guidance, a number or [B, 1, 1, 1, 1].
       distance: "huber" or "l2".
+      huber_c: constant of the pseudo-Huber distance.
     """
 
     phases: int
     stride: int
     guidance: float | jax.Array
     distance: str = "huber"
+    huber_c: float = 1e-3
 
 
 class Trajectory(NamedTuple):
-    """Two points of the teacher's trajectories and their times, [B, F, ...] each."""
+    """Two points of the teacher's trajectories and their timesteps, [B, F, ...] each."""
 
     noisy: jax.Array
     timestep: jax.Array
@@ -156,20 +165,24 @@ def teacher_step(
     alphas: np.ndarray,
     how: Distillation,
 ) -> Trajectory:
-    """Noisy windows, and where the guided teacher's ODE leads them `how.stride` times on.
+    """Make noisy windows, and move them by `how.stride` timesteps along the ODE of the guided teacher.
 
     Args:
-      null_text: [B, L, text_dim] states of the empty prompt.
-      draws: the first frame's time is 0: it is given and stays as it is; all others are at `how.stride` or later, and
-        no stride leaves its phase.
+      teacher: the frozen teacher.
+      example: clean windows.
+      null_text: text states of the empty prompt, [B, L, text_dim].
+      draws: timesteps and noise. The timestep of the context frame is 0, and it does not change. All other timesteps
+        are at least `how.stride`, and no stride leaves its phase.
+      alphas: [1000], of the noise schedule.
+      how: settings of the distillation.
     """
     a = v_prediction.at(alphas, draws.timestep)
     noisy = v_prediction.add_noise(example.latents, draws.noise, a)
     earlier = jnp.maximum(draws.timestep - how.stride, 0)
     text = jnp.concatenate([null_text, example.text])
     x, timestep, control = jax.tree.map(lambda y: jnp.concatenate([y, y]), (noisy, draws.timestep, example.control))
-    without, told = jnp.split(teacher(x, text, timestep, control=control), 2)
-    v = without + how.guidance * (told - without)
+    unconditional, conditional = jnp.split(teacher(x, text, timestep, control=control), 2)
+    v = unconditional + how.guidance * (conditional - unconditional)
     clean = v_prediction.clean_from_velocity(noisy, v, a)
     reached = v_prediction.ddim_step(noisy, clean, a, v_prediction.at(alphas, earlier))
     is_given = jnp.arange(noisy.shape[1])[None, :, None, None, None] == 0
@@ -177,7 +190,10 @@ def teacher_step(
 
 
 def embedded_guidance(scale: jax.Array) -> jax.Array:
-    """What the guidance embedding is of: the scale less one, as in latent consistency models (arXiv 2310.04378)."""
+    """Return the input of the guidance embedding: the scale less 1, as in latent consistency models.
+
+    Source: arXiv 2310.04378.
+    """
     return scale - 1
 
 
@@ -191,14 +207,19 @@ def consistency_loss(
     *,
     guidance: jax.Array | None = None,
 ) -> jax.Array:
-    """Stage 4: both points of a trajectory must be mapped to one point at the edge of their phase.
+    """Compute the loss of stage 4: both points of a trajectory must be mapped to the same edge of their phase.
 
-    The original publishes the sampler of stage 4 and no trainer. This is phased consistency distillation
-    (arXiv 2405.18407) with the sampler's own jump; an oracle that knows every trajectory has loss zero.
+    The original publishes the sampler of stage 4 but no trainer. This is phased consistency distillation (arXiv
+    2405.18407) with the sampler's jump. A student that follows every trajectory exactly has loss zero.
 
     Args:
-      target: the student itself or an average of it; no gradient passes it.
-      guidance: [B] the teacher's guidance scale, for a student with a guidance embedding.
+      student: the model that trains.
+      target: the student or its EMA; no gradient flows through it.
+      example: clean windows.
+      path: two points of the teacher's trajectories.
+      alphas: [1000], of the noise schedule.
+      how: settings of the distillation.
+      guidance: the teacher's guidance scales [B], for a student with a guidance embedding.
     """
     embedded = None if guidance is None else embedded_guidance(guidance)
 
@@ -207,5 +228,5 @@ def consistency_loss(
         return consistency.jump(x, v, alphas, timestep, how.phases)[:, 1:]
 
     online = jumped(student, path.noisy, path.timestep)
-    wanted = jax.lax.stop_gradient(jumped(target, path.earlier, path.earlier_timestep))
-    return consistency.distance(online, wanted, how.distance)
+    expected = jax.lax.stop_gradient(jumped(target, path.earlier, path.earlier_timestep))
+    return consistency.distance(online, expected, how.distance, how.huber_c)
