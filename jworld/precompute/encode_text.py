@@ -14,7 +14,6 @@ import rich.progress
 from jworld.data.inputs import items
 from jworld.encoders import registry, stored, torch_models
 from jworld.utils import arguments
-from jworld.utils import arguments as arguments_lib
 from jworld.utils.errors import UserError, exit_on_user_error
 
 _BATCH = 8
@@ -76,6 +75,7 @@ def _parser() -> arguments.Parser:
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     options = _parser().parse(argv)
     prompts = collect(options.prompt, options.input)
     run_with = registry.Options(dtype=options.encoder_dtype, device=options.encoder_device)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encode(registry.load_text_encoder(options.text_encoder, run_with), prompts, options.output, console=console)
     console.print(f"wrote {options.output}: {len(prompts)} prompts", soft_wrap=True, highlight=False)
     console.print(
-        f"next: give it to jworld.precompute as --text-embeddings {options.output}, or to jworld.generate as "
+        f"next: use it with jworld.precompute as --text-embeddings {options.output}, or with jworld.generate as "
         f"--text-encoder stored:{options.output}",
         soft_wrap=True,
         highlight=False,

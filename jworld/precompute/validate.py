@@ -1,7 +1,7 @@
-"""python -m jworld.precompute.validate DIR: checks and statistics of a set of records.
+"""The command `python -m jworld.precompute.validate DIR`: validation and statistics of a set of records.
 
-Reads every record and every encoded prompt once, lists all that are bad, and prints statistics of the others. With
-`--plot` it also draws them.
+It reads every record and encoded prompt once, lists the bad ones, and prints statistics of the others. With `--plot` it
+also draws them.
 """
 
 import dataclasses
@@ -103,6 +103,7 @@ def _print(result: checks.Result, console: rich.console.Console) -> None:
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = arguments.Parser(
         COMMAND,
         "Check every record and encoded prompt of a data set, list what is bad, and print statistics. The exit code is "
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.plot:
         videos = _decode(directory, result.manifest, result.clips)
         figures = plots.draw(result.statistics, result.clips, videos)
-        for path in plots.write(pathlib.Path(options.plot), pictures):
+        for path in plots.write(pathlib.Path(options.plot), figures):
             console.print(f"wrote {path}", soft_wrap=True)
         if plots.THUMBNAILS not in figures:
             console.print("no decoded frames: jworld has no decoder for these latents", soft_wrap=True)
