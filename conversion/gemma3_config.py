@@ -1,5 +1,6 @@
-"""Gemma-3's hyper-parameters in the words of transformers, of version 4 and of version 5."""
+"""Hyper-parameters of Gemma-3 in the config.json of transformers, versions 4 and 5."""
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from conversion.gemma3 import Names
 from conversion.hyperparameters import Field
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.layers import stack
-from jworld.utils import errors
+from jworld.utils import errors, pretrained
 
 _TEXT = (
     Field("hidden_size", "width", hyperparameters.integer),
@@ -29,6 +30,7 @@ _TEXT_FIXED = {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
     "tie_word_embeddings": True,
+    "use_bidirectional_attention": False,
 }
 _VISION = (
     Field("hidden_size", "vision_width", hyperparameters.integer),
@@ -43,10 +45,9 @@ _VISION_FIXED = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3, "vision_u
 _WHOLE = (
     Field("mm_tokens_per_image", "image_tokens", hyperparameters.integer),
     Field("image_token_index", "image_token", hyperparameters.integer),
-    Field("image_token_id", "image_token", hyperparameters.integer),
 )
 _KINDS = {"sliding_attention": "sliding", "full_attention": "full"}
-#: Ours -> theirs of the rotary settings of a kind of layer: base and factor.
+#: Kind of layer in transformers -> our names of its rotary base and factor.
 _ROPE = {
     "full_attention": ("rope_theta", "rope_factor"),
     "sliding_attention": ("local_rope_theta", "local_rope_factor"),
@@ -54,45 +55,66 @@ _ROPE = {
 
 
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Hyper-parameters that a config.json tells, the vocabulary not: files may have more rows than it says."""
-    text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
-    return {
-        **hyperparameters.read(text, _TEXT, _TEXT_FIXED, where),
-        **hyperparameters.read(vision, _VISION, _VISION_FIXED, where),
-        **hyperparameters.read(config, _WHOLE, {}, where),
-        **_rotary(text, where),
-        **_pattern(text, where),
-    }
+    """Return the hyper-parameters in a config.json, without the vocabulary: files may have more rows.
+
+    transformers reads the file. It knows the keys of both versions and the values of keys that are left out. A section
+    that the file does not have, text or vision, sets nothing.
+    """
+    sections = [name for name in ("text_config", "vision_config") if config.get(name)]
+    if not sections:
+        return {}
+    whole = _read(config, where)
+    facts = hyperparameters.read(whole, _WHOLE, {}, where)
+    if "vision_config" in sections:
+        facts |= hyperparameters.read(whole["vision_config"], _VISION, _VISION_FIXED, where)
+    if "text_config" in sections:
+        text = whole["text_config"]
+        facts |= hyperparameters.read(text, _TEXT, _TEXT_FIXED, where) | _rotary(text, where) | _pattern(text, where)
+    return facts
+
+
+def _read(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the config with every key of version 5."""
+    config = copy.deepcopy(dict(config))
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        # Version 5 refuses 256.0, which earlier exports have, and reads the older key "type" as no scaling at all.
+        scale, scaling = text.get("query_pre_attn_scalar"), text.get("rope_scaling")
+        if isinstance(scale, float):
+            text["query_pre_attn_scalar"] = _whole(scale)
+        if isinstance(scaling, dict) and "type" in scaling:
+            scaling.setdefault("rope_type", scaling.pop("type"))
+    try:
+        with pretrained.quiet() as transformers:
+            values: dict[str, Any] = transformers.Gemma3Config.from_dict(config).to_dict()
+    except Exception as error:  # the library's own exceptions have no common class
+        reason = pretrained.describe(error)
+        raise errors.UserError(f"{where} is not a config of Gemma-3 ({reason}): download the file again") from error
+    return values
+
+
+def _whole(number: float) -> float:
+    """Return a whole number as an integer, as config files have it."""
+    return int(number) if number.is_integer() else number
 
 
 def _rotary(text: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Version 5 has a table per kind of layer, version 4 three keys."""
-    tables = text.get("rope_parameters")
-    if tables is None:
-        tables = {
-            "full_attention": {"rope_theta": text.get("rope_theta"), **(text.get("rope_scaling") or {})},
-            "sliding_attention": {"rope_theta": text.get("rope_local_base_freq")},
-        }
-        if "rope_theta" not in text:
-            return {}
+    """Return the rotary settings of both kinds of layers."""
     values: dict[str, Any] = {}
     for theirs, (base, factor) in _ROPE.items():
-        table = tables.get(theirs) or {}
-        kind = table.get("rope_type", table.get("type", "default"))
+        table = text["rope_parameters"][theirs]
+        kind = table["rope_type"]
         if kind not in ("default", "linear"):
             raise errors.UserError(
-                f"{where}: the rotary positions of {theirs} are scaled by {kind!r}, here only 'linear' is known"
+                f"{where}: the rotary positions of {theirs} are scaled by {kind!r}, expected 'linear' or 'default'"
             )
-        if table.get("rope_theta") is not None:
-            values[base] = float(table["rope_theta"])
-            values[factor] = float(table.get("factor", 1.0)) if kind == "linear" else 1.0
+        values[base] = float(table["rope_theta"])
+        values[factor] = float(table["factor"]) if kind == "linear" else 1.0
     return values
 
 
 def _pattern(text: Mapping[str, Any], where: str) -> dict[str, Any]:
-    layers, every = text.get("layer_types"), text.get("sliding_window_pattern", text.get("_sliding_window_pattern"))
-    if layers is None:
-        return {} if every is None else {"pattern": (*("sliding",) * (every - 1), "full")}
+    layers = text["layer_types"]
     if unknown := sorted(set(layers) - _KINDS.keys()):
         raise errors.UserError(f"{where}: layer_types has {', '.join(unknown)}, expected {' or '.join(_KINDS)}")
     kinds = tuple(_KINDS[layer] for layer in layers)
@@ -100,10 +122,11 @@ def _pattern(text: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def to_config(cfg: Gemma3Config) -> dict[str, Any]:
-    """Content of the config.json beside exported weights, which both versions read."""
+    """Return the config.json of exported weights, which both versions read."""
     if cfg.local_rope_factor != 1:
         raise errors.UserError(
-            f"config.model.local_rope_factor is {cfg.local_rope_factor}: the files of this layout cannot say it"
+            f"config.model.local_rope_factor is {cfg.local_rope_factor}, expected 1: the config.json of this layout "
+            "has no key for it"
         )
     theirs = {ours: name for name, ours in _KINDS.items()}
     scaling = {"factor": cfg.rope_factor, "rope_type": "linear"} if cfg.rope_factor != 1 else None
@@ -111,6 +134,7 @@ def to_config(cfg: Gemma3Config) -> dict[str, Any]:
         "model_type": "gemma3_text",
         "vocab_size": cfg.vocabulary,
         **hyperparameters.write(cfg, _TEXT, _TEXT_FIXED),
+        "query_pre_attn_scalar": _whole(cfg.query_scale),
         "rope_theta": cfg.rope_theta,
         "rope_local_base_freq": cfg.local_rope_theta,
         "rope_scaling": scaling,
@@ -130,7 +154,7 @@ def to_config(cfg: Gemma3Config) -> dict[str, Any]:
 
 
 def from_shapes(shapes: Mapping[str, Shape], names: Names) -> dict[str, Any]:
-    """Hyper-parameters that the tensors' shapes tell."""
+    """Return the hyper-parameters that follow from the tensors' shapes."""
 
     def of(name: str) -> Shape:
         return shapes.get(name, ())
@@ -150,8 +174,8 @@ def from_shapes(shapes: Mapping[str, Shape], names: Names) -> dict[str, Any]:
     found["vision_layers"] = len(vae_keys.numbered(shapes, names.vision + "encoder.layers."))
     if patch := of(names.vision + "embeddings.patch_embedding.weight"):
         found |= {"vision_width": patch[0], "patch_size": patch[-1]}
-        if places := of(names.vision + "embeddings.position_embedding.weight"):
-            found["image_size"] = math.isqrt(places[0]) * patch[-1]
+        if positions := of(names.vision + "embeddings.position_embedding.weight"):
+            found["image_size"] = math.isqrt(positions[0]) * patch[-1]
     if mlp := of(encoder + "mlp.fc1.weight"):
         found["vision_mlp_width"] = mlp[0]
     return vae_keys.known(**found)

@@ -75,7 +75,9 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
                 truncation_side="right",
             )
     except Exception as error:  # the libraries' own exceptions have no common class
-        raise UserError(f"tokenizer in {folder} cannot be read ({_reason(error)}): download the model again") from error
+        raise UserError(
+            f"tokenizer in {folder} cannot be read ({describe(error)}): download the model again"
+        ) from error
 
 
 def load_image_processor(folder: pathlib.Path, *, size: int) -> Any:
@@ -97,7 +99,7 @@ def load_image_processor(folder: pathlib.Path, *, size: int) -> Any:
             )
         shape = image_values(processor, np.zeros((1, 2 * size, size, 3), np.uint8)).shape[2:]
     except Exception as error:  # as above
-        raise UserError(f"{path} is not usable ({_reason(error)}): {fix}") from error
+        raise UserError(f"{path} is not usable ({describe(error)}): {fix}") from error
     if shape != (size, size):
         raise UserError(f"{path} makes images of {shape[1]}x{shape[0]} pixels, expected {size}x{size}: {fix}")
     for key in ("do_resize", "do_rescale", "do_normalize"):
@@ -122,5 +124,8 @@ def _require_sentencepiece(folder: pathlib.Path) -> None:
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def describe(error: Exception) -> str:
+    """Return the first sentence of an error, for messages of one line."""
+    first, *rest = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+    # A check of config fields gives the field in the first line and the reason, after its class, in the second.
+    return rest[0].split(": ", 1)[-1] if rest and first.endswith(":") else first
