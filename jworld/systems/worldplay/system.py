@@ -23,7 +23,7 @@ from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.models.layers.attention import ChunkCausal
 from jworld.models.layers.flops import Sizes, trained_share, training
 from jworld.systems import adapters, base
-from jworld.systems.worldplay import data, evaluation, import_data, objective, rollout
+from jworld.systems.worldplay import data, evaluation, matching_recipe, objective, rollout
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession
 from jworld.systems.worldplay.latents import LatentSession, MemoryConfig, SampleConfig
@@ -70,7 +70,7 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
         """See `SystemType`: records with cameras, actions, a first image and captions."""
-        return import_data.train_command(manifest, directory)
+        return matching_recipe.train_command(manifest, directory)
 
     @property
     def evaluation_flags(self) -> frozenset[str]:
