@@ -9,7 +9,7 @@ from flax import nnx
 
 from jworld import systems
 from jworld.models.layers import lora
-from jworld.systems.runs import load_params
+from jworld.systems import runs
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
 from jworld.utils import errors
@@ -71,7 +71,7 @@ def load_initial(
         added, _ = nnx.split_state(shapes, lambda path, _: path in adapters, ...)
         added = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), added)
         abstract = nnx.merge_state(abstract, added)
-    params, _ = load_params(directory, abstract)
+    params, _ = runs.load_params(directory, abstract)
     notes = []
     if adapters:
         model = nnx.merge(graphdef, params)

@@ -1,4 +1,4 @@
-"""From The Matrix' index file to batches of its recipes, scaled down."""
+"""The Matrix' training data: from its index file to batches of scaled-down recipes."""
 
 import json
 import pathlib
@@ -22,21 +22,21 @@ from jworld.systems.matrix import data
 from jworld.utils import config as run_config
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"
-CODEC = linear.LinearConfig(channels=16, spatial_ratio=8)
-#: Of every frame of a video of 10 frames per second.
+LINEAR = linear.LinearConfig(channels=16, spatial_ratio=8)
+#: Tokens of every frame of a video with 10 frames per second.
 TOKENS = ["N"] * 2 + ["D"] * 8 + ["DL"] * 8 + ["BR"] * 6
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Two clips of a drive, which is used from frame 2 on, at its own frame rate."""
+    """Two clips of a drive from frame 2 on, at the video's frame rate."""
     raw = tmp_path_factory.mktemp("matrix")
     tiny_videos.write(raw / "clips" / "drive.mp4", fps=10)
     entry = {"path": "clips/drive.mp4", "caption": "a road", "control_signal_seq": ",".join(TOKENS)}
     (raw / "index.json").write_text(json.dumps({"list": [entry | {"valid_frame_idx": 2}]}))
     given = EncoderOverrides(text_encoder="hashed-words:6", image_encoder="none")
     settings = Settings(
-        input=raw, format="matrix", fps=10, frames=9, val_share=0.0, codec=CODEC, given=given, width=32, height=16
+        input=raw, format="matrix", fps=10, frames=9, val_share=0.0, linear=LINEAR, given=given, width=32, height=16
     )
     summary = job.precompute(settings, raw / "records")
     assert summary is not None
@@ -45,7 +45,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def recipe(name: str, directory: pathlib.Path, **clip: Any) -> ml_collections.ConfigDict:
-    """A published recipe for latents of 2 x 4, with a global batch of 3."""
+    """Load a published recipe and scale it down to latents of 2 x 4 and a global batch of 3."""
     config = run_config.load_recipe(str(RECIPES / name))
     with config.unlocked():
         config.global_batch = 3
@@ -60,7 +60,7 @@ def recipe(name: str, directory: pathlib.Path, **clip: Any) -> ml_collections.Co
 
 
 def first_batch(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
-    """As a training run gets it: what the system expects of the set is checked, too."""
+    """Return the first batch of a training run; the data set is checked against the system."""
     system = systems.create(config)
     batch = next(system.data.batches("train"))
     for name, spec in system.batch_spec(3).items():
@@ -91,7 +91,7 @@ def test_batches_of_a_stage_with_control(directory: pathlib.Path) -> None:
 def test_batches_of_captions_alone(directory: pathlib.Path) -> None:
     batch = first_batch(recipe("matrix_lora.py:2b", directory))
     assert batch.keys() == {"latent", "text_states", "index"}
-    # "a road" has three tokens with the first one, which every prompt has; the others are zeros.
+    # "a road" has three tokens: a start token, which every prompt has, and two words. The others are zeros.
     assert (batch["text_states"][:, :3] != 0).any(axis=-1).all()
     assert (batch["text_states"][:, 3:] == 0).all()
     dropped = first_batch(recipe("matrix_lora.py:2b", directory, text_dropout=1.0))
@@ -117,7 +117,7 @@ def test_latents_are_drawn_from_the_posterior() -> None:
     np.testing.assert_allclose(drawn.astype(np.float32).std(axis=(1, 2, 3)), [0.5, 3, 0.5], rtol=0.1)
 
 
-def test_labels_of_walks_become_controls() -> None:
+def test_labels_of_episodes_become_controls() -> None:
     clip = data.ClipConfig(latent_size=(2, 2), window_frames=3, controls="labels", control_dropout=0.5)
     table = data.control_table("", 8)
     transform = data.TakeLatents(clip, text_store=Texts(), text_tokens=4, table=table)
@@ -128,16 +128,16 @@ def test_labels_of_walks_become_controls() -> None:
         "index": np.int32(0),
     }
     rng = np.random.default_rng(0)
-    told = table[[driving.TOKENS.index(token) for token in ("N", "D", "DR")]]
+    expected = table[[driving.TOKENS.index(token) for token in ("N", "D", "DR")]]
     drawn = [transform.random_map({"record": record, "position": 0}, rng)["control"] for _ in range(200)]
-    is_told = [bool((control == told).all()) for control in drawn]
+    is_expected = [bool((control == expected).all()) for control in drawn]
     is_null = [bool((control == table[-1]).all()) for control in drawn]
-    assert all(a != b for a, b in zip(is_told, is_null, strict=True))
-    assert 60 < sum(is_told) < 140
+    assert all(a != b for a, b in zip(is_expected, is_null, strict=True))
+    assert 60 < sum(is_expected) < 140
 
 
-def test_windows_of_a_stream_begin_anywhere_behind_the_first_latent() -> None:
-    """Latents, controls and the empty prompt's text belong together; the first latent, one frame, is never there."""
+def test_windows_of_a_stream_start_anywhere_after_the_first_latent() -> None:
+    """Latents and controls match, and the first latent, one frame, never occurs."""
     clip = data.ClipConfig(latent_size=(1, 1), window_frames=3, start="middle", controls="tokens", control_dropout=0.0)
     assert clip.least_latents == 4
     table = data.control_table("", 8)

@@ -1,4 +1,4 @@
-"""Stage 4 of The Matrix: an oracle has no loss, the teacher stays as it is, and what the options change."""
+"""Stage 4 of The Matrix: an oracle has loss zero, the teacher does not change, and the effect of options."""
 
 import pathlib
 from typing import Any
@@ -23,26 +23,26 @@ from jworld.utils import errors
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "matrix_scm.py"
 ALPHAS = v_prediction.alphas_cumprod()
-#: [B, F, H, W, C]: the given frame, and two groups of two.
+#: [B, F, H, W, C]: one context frame, and two groups of two frames.
 SHAPE = (3, 5, 2, 2, 4)
 
 
 class Oracle(nnx.Module):
-    """Knows the clean latents and the noise of every trajectory."""
+    """A model that returns the exact v, from the clean latents and the noise of every trajectory."""
 
     def __init__(self, clean: jax.Array, noise: jax.Array, scale: float = 1.0):
         self.cfg = type("Config", (), {"guidance_dim": None})()
         self.clean, self.noise, self.scale = nnx.data(clean), nnx.data(noise), scale
 
     def __call__(self, x: jax.Array, text: jax.Array, timestep: jax.Array, **_: Any) -> jax.Array:
-        # Guidance asks for the same clips twice, one set behind the other.
+        # For guidance the batch has all clips twice, one copy after the other.
         copies = (len(timestep) // len(self.clean), 1, 1, 1, 1)
         clean, noise = jnp.tile(self.clean, copies), jnp.tile(self.noise, copies)
         return self.scale * v_prediction.velocity(clean, noise, v_prediction.at(ALPHAS, timestep))
 
 
 def oracle_loss(how: objective.Distillation, timestep: jax.Array, *, scale: float = 1.0) -> float:
-    """Of a student that is right up to `scale`, with a teacher that is right."""
+    """Return the loss of a student whose v is exact times `scale`, with an exact teacher."""
     clean, noise = (jax.random.normal(jax.random.key(i), SHAPE) for i in range(2))
     example = objective.Example(clean, jnp.zeros((3, 1, 1)), None)
     teacher: Any = Oracle(clean, noise)
@@ -53,13 +53,13 @@ def oracle_loss(how: objective.Distillation, timestep: jax.Array, *, scale: floa
 
 
 @pytest.mark.parametrize(("groups", "parts", "steps"), [(2, 1, 40), (2, 5, 40), (4, 1, 50)])
-def test_an_oracle_has_no_loss_at_any_time(groups: int, parts: int, steps: int) -> None:
+def test_an_oracle_has_loss_zero_at_any_time(groups: int, parts: int, steps: int) -> None:
     stride = 1000 // steps
     how = objective.Distillation(groups * parts, stride, 1.0, "l2")
     size = 4 // groups
     for key in range(8):
         times = windows.sample_timesteps(jax.random.key(key), 3, groups, size, phases_per_group=parts, lowest=stride)
-        # No step of the teacher leaves the phase that it begins in.
+        # No step of the teacher leaves its phase.
         np.testing.assert_array_equal(
             consistency.edge(times[:, 1:], how.phases), consistency.edge(times[:, 1:] - stride, how.phases)
         )
@@ -69,7 +69,7 @@ def test_an_oracle_has_no_loss_at_any_time(groups: int, parts: int, steps: int) 
 
 
 def make_config(variant: str = "", **changes: Any) -> ml_collections.ConfigDict:
-    """The recipe with a model of a few thousand parameters."""
+    """Load the recipe with a model of a few thousand parameters."""
     config = run_config.load_recipe(f"{RECIPE}:{variant}" if variant else str(RECIPE))
     with config.unlocked():
         sizes = {"channels": 4, "width": 32, "num_heads": 2, "num_layers": 1, "time_dim": 16, "text_dim": 8}
@@ -81,7 +81,7 @@ def make_config(variant: str = "", **changes: Any) -> ml_collections.ConfigDict:
 
 
 class Training:
-    """A few steps of a recipe on random batches, on some devices."""
+    """Training of a recipe for a few steps on random batches."""
 
     def __init__(self, config: ml_collections.ConfigDict, sizes: tuple[int, int, int] = (1, 1, 1)):
         self.system: Any = systems.create(config)
@@ -98,7 +98,7 @@ class Training:
             mesh=self.mesh,
             key=jax.random.key(0),
         )
-        # No weight at zero, and the teacher is what the student was.
+        # No weight is zero, and the teacher equals the initial student.
         rng = np.random.default_rng(0)
         drawn = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32), state.params)
         student = dict(nnx.to_flat_state(drawn))
@@ -135,20 +135,20 @@ def flat(state: nnx.State) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_the_student_learns_and_the_teacher_stays() -> None:
     training = Training(make_config())
-    before, taught = flat(training.state.frozen), flat(training.state.params)
-    assert {name.removeprefix("teacher/") for name in before} == set(taught)
+    before, initial = flat(training.state.frozen), flat(training.state.params)
+    assert {name.removeprefix("teacher/") for name in before} == set(initial)
     assert all(name.startswith("teacher/") for name in before)
     training.run(2)
     for name, value in flat(training.state.frozen).items():
         np.testing.assert_array_equal(value, before[name])
-    changed = {name for name, value in flat(training.state.params).items() if (value != taught[name]).any()}
-    # A bias of the keys is the same for all keys and makes no difference.
-    assert {name for name in taught if name not in changed} <= {"control_blocks/attention/key_norm/bias"}
+    changed = {name for name, value in flat(training.state.params).items() if (value != initial[name]).any()}
+    # The bias of the keys is the same for all keys and has no effect.
+    assert {name for name in initial if name not in changed} <= {"control_blocks/attention/key_norm/bias"}
 
 
 @pytest.mark.slow
-def test_a_target_of_averaged_weights_and_a_told_guidance() -> None:
-    """The first loss is the same, for the average begins as the weights; then the targets differ."""
+def test_an_ema_target_and_a_guidance_embedding() -> None:
+    """The first loss is the same, because the EMA starts as the weights; then the targets differ."""
     runs_of = {
         name: Training(make_config("tiny_average", **{"loss.target": name, "optimizer.ema_decay": 0.95})).run(3)
         for name in ("student", "average")
@@ -164,14 +164,14 @@ def test_a_target_of_averaged_weights_and_a_told_guidance() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, 4])
 def test_devices_do_not_change_the_steps(stage: int) -> None:
-    """Tokens of a frame over `sequence`, weights over `fsdp`, batch over `data`."""
+    """Tokens of a frame are split over `sequence`, weights over `fsdp`, the batch over `data`."""
     make = {3: windows_config, 4: make_config}[stage]
     losses = [Training(make(**{"data.clip.latent_size": (4, 2)}), sizes).run(3) for sizes in ((1, 1, 1), (2, 2, 2))]
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
 
 
 def windows_config(**changes: Any) -> ml_collections.ConfigDict:
-    """Of stage 3, whose model has no teacher."""
+    """Make a config of stage 3, whose model has no teacher."""
     config = run_config.load_recipe(str(RECIPE.with_name("matrix_swin_dpm.py")))
     with config.unlocked():
         config.model.update(make_config().model)
@@ -181,7 +181,7 @@ def windows_config(**changes: Any) -> ml_collections.ConfigDict:
     return config
 
 
-def test_the_teacher_and_the_student_begin_as_what_was_read(
+def test_teacher_and_student_start_from_the_loaded_weights(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = Matrix(make_config("tiny_guidance", **{"loss.teacher_dtype": "bfloat16"}))
@@ -222,12 +222,12 @@ def test_few_steps_are_compared_with_many() -> None:
     [
         ({"init_from": ""}, "config.init_from is empty, expected a run of stage 3"),
         ({"optimizer.trainable": ".*"}, "which trains the teacher too"),
-        ({"loss.target": "average", "optimizer.ema_decay": 0.0}, "the optimizer keeps none"),
-        ({"loss.guidance": (1.0, 3.0)}, "the student cannot be told which scale was drawn"),
-        ({"loss.solver_steps": 4}, "of which each of the 4 phases has two at least"),
+        ({"loss.target": "average", "optimizer.ema_decay": 0.0}, "which needs EMA weights"),
+        ({"loss.guidance": (1.0, 3.0)}, "the student has no guidance embedding"),
+        ({"loss.solver_steps": 4}, "at least two steps in each of the 4 phases"),
         ({"loss.phases_per_group": 3}, "groups \\* phases_per_group is 12"),
     ],
 )
-def test_contradictions_are_told(changes: dict[str, Any], message: str) -> None:
+def test_contradictions_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
         Matrix(make_config(**changes))

@@ -1,4 +1,4 @@
-"""Control vectors of the driving tokens: text features of sentences, one by one, and the file that recipes name."""
+"""Control vectors of the driving tokens: text features of sentences, and the file that recipes name."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A whole CLIP model with a few thousand random weights, whose tokens are letters."""
+    """A CLIP model with a few thousand random weights, whose tokens are letters."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("clip")
     letters = sorted({letter for sentence in driving.SENTENCES.values() for letter in sentence.lower()} - {" "})
@@ -41,7 +41,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_vectors_are_the_features_of_each_sentence(
     clip: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "made" / "controls.safetensors"
+    file = tmp_path / "folder" / "controls.safetensors"
     encode_controls.main(["--encoder", str(clip), "--output", str(file), "--encoder-device", "cpu"])
     assert f"--config.data.clip.control_states={file}" in capsys.readouterr().out
     table = data.control_table(str(file), 12)

@@ -1,4 +1,4 @@
-"""The Matrix' endless stream: what a window is told, what it starts from, and that nothing grows as it goes on."""
+"""The Matrix' endless stream: conditioning of a window, its start, and constant memory."""
 
 import collections
 import gc
@@ -25,7 +25,7 @@ CHANNELS, SIZE = 4, (2, 4)
 
 
 def make_config(recipe: str, **changes: Any) -> ml_collections.ConfigDict:
-    """A recipe's config with a model of a few thousand parameters."""
+    """Load a recipe with a model of a few thousand parameters."""
     config = run_config.load_recipe(f"{RECIPES / recipe}")
     with config.unlocked():
         sizes = {"channels": CHANNELS, "width": 32, "num_heads": 2, "num_layers": 2, "time_dim": 16, "text_dim": 8}
@@ -38,21 +38,21 @@ def make_config(recipe: str, **changes: Any) -> ml_collections.ConfigDict:
 
 
 class Stream:
-    """Notes the last ones that it is given."""
+    """A decoder that records its last inputs."""
 
     def __init__(self) -> None:
-        self.seen: collections.deque[np.ndarray] = collections.deque(maxlen=8)
+        self.inputs: collections.deque[np.ndarray] = collections.deque(maxlen=8)
 
     def step(self, latents: np.ndarray) -> np.ndarray:
-        """One frame for the first latent of all, four for each other."""
+        """Return one frame for the first latent of all, and four for every other one."""
         frames = np.round(127 + 30 * latents[..., :3]).clip(0, 255).astype(np.uint8).repeat(4, axis=0)
-        frames = frames[3:] if not self.seen else frames
-        self.seen.append(latents)
+        frames = frames[3:] if not self.inputs else frames
+        self.inputs.append(latents)
         return frames
 
 
-class Codec:
-    """One row of pixels per latent pixel."""
+class TinyAutoencoder:
+    """A minimal autoencoder: one pixel per latent pixel."""
 
     temporal_ratio = 4
 
@@ -71,7 +71,7 @@ class Fit:
 
 class Encoders:
     def __init__(self) -> None:
-        self.autoencoder, self.fit = Codec(), Fit()
+        self.autoencoder, self.fit = TinyAutoencoder(), Fit()
 
     def prompt(self, prompt: str) -> dict[str, np.ndarray]:
         return {"text_states": np.full((1 + len(prompt) % 3, 8), 0.1 + 0.1 * len(prompt), np.float32)}
@@ -94,8 +94,8 @@ def session(system: Matrix) -> streaming.StreamSession:
 
 
 @pytest.fixture
-def listened() -> Iterator[list[str]]:
-    """Names of what JAX compiles meanwhile."""
+def compilations() -> Iterator[list[str]]:
+    """Names of JAX's compilation events."""
     events: list[str] = []
 
     def listen(event: str, start_time: float, end_time: float, **_: str | int) -> None:
@@ -107,62 +107,66 @@ def listened() -> Iterator[list[str]]:
     jax.monitoring.unregister_event_time_span_listener(listen)
 
 
-PICTURE = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 
 
-def test_500_windows_take_the_memory_and_programs_of_one(session: streaming.StreamSession, listened: list[str]) -> None:
+def test_500_windows_need_the_memory_and_programs_of_one(
+    session: streaming.StreamSession, compilations: list[str]
+) -> None:
     def live() -> tuple[int, int]:
         gc.collect()
         arrays = jax.live_arrays()
         return len(arrays), sum(array.nbytes for array in arrays)
 
-    session.reset(PICTURE, "rooms")
+    session.reset(IMAGE, "rooms")
     for _ in range(10):
         session.step("DR")
-    listened.clear()
+    compilations.clear()
     before = live()
     for i in range(500):
         frames = session.step(driving.TOKENS[i % 9])
         assert frames.shape == (4, *SIZE, 3)
     assert live() == before
-    assert not listened
+    assert not compilations
 
 
-def test_a_held_key_reaches_the_screen_after_the_groups(session: streaming.StreamSession) -> None:
-    """It is told of the noisiest frames; the frames before them only feel them in attention."""
+def test_a_held_key_applies_to_the_frames_that_enter(session: streaming.StreamSession) -> None:
+    """Only the noisiest frames are conditioned on it."""
     assert session.delay == 4
-    session.reset(PICTURE, "rooms")
+    session.reset(IMAGE, "rooms")
     assert session._tokens == ("N",) * 5
     session.step("DL")
     session.step("DL")
     session.step("B")
     assert session._tokens == ("N", "N", "DL", "DL", "B")
-    session.reset(np.stack([PICTURE] * 9), "rooms")
+    session.reset(np.stack([IMAGE] * 9), "rooms")
     assert session._tokens == ("D",) * 5
 
 
-def test_a_script_tells_every_frame_its_own_token(session: streaming.StreamSession) -> None:
+def test_every_frame_of_a_script_has_its_own_token(session: streaming.StreamSession) -> None:
     actions = streaming.script(driving.parse("D*2,DR,N"), session.sample)
     assert [action.name for action in actions] == ["D", "D", "DR", "N"]
-    told = [action.control.tokens for action in actions]
-    assert told[0] == ("D", "D", "D", "DR", "N")
-    assert told[1] == ("D", "D", "DR", "N", "N")
-    assert told[3] == ("DR", "N", "N", "N", "N")
+    tokens = [action.control.tokens for action in actions]
+    assert tokens[0] == ("D", "D", "D", "DR", "N")
+    assert tokens[1] == ("D", "D", "DR", "N", "N")
+    assert tokens[3] == ("DR", "N", "N", "N", "N")
     pairs = sampling.SampleConfig(mode="stream", window_frames=2, groups=2)
-    with pytest.raises(errors.UserError, match="--actions has 3 latents, and 2 are made together: add 1 latents"):
+    with pytest.raises(
+        errors.UserError, match="--actions has 3 latents, expected a multiple of 2, a window: add 1 latents"
+    ):
         streaming.script(("D", "D", "D"), pairs)
 
 
-def test_what_the_stream_shows_depends_on_picture_prompt_actions_and_seed(session: streaming.StreamSession) -> None:
-    def made(picture: np.ndarray = PICTURE, prompt: str = "rooms", action: str = "D", seed: int = 0) -> np.ndarray:
-        session.reset(picture, prompt, seed=seed)
+def test_the_stream_depends_on_image_prompt_actions_and_seed(session: streaming.StreamSession) -> None:
+    def generated(image: np.ndarray = IMAGE, prompt: str = "rooms", action: str = "D", seed: int = 0) -> np.ndarray:
+        session.reset(image, prompt, seed=seed)
         return np.concatenate([session.advance(action) for _ in range(5)])
 
-    base = made()
-    np.testing.assert_array_equal(made(), base)
-    for other in (made(PICTURE[::-1]), made(prompt="mazes!"), made(action="DL"), made(seed=1)):
+    base = generated()
+    np.testing.assert_array_equal(generated(), base)
+    for other in (generated(IMAGE[::-1]), generated(prompt="mazes!"), generated(action="DL"), generated(seed=1)):
         assert np.abs(other - base).max() > 1e-3
-    session.reset(PICTURE, "rooms")
+    session.reset(IMAGE, "rooms")
     changed = [session.advance("D")]
     session.describe("mazes!")
     changed += [session.advance("D") for _ in range(4)]
@@ -170,7 +174,7 @@ def test_what_the_stream_shows_depends_on_picture_prompt_actions_and_seed(sessio
     assert np.abs(np.concatenate(changed[1:]) - base[1:]).max() > 1e-3
 
 
-def test_the_decoder_sees_the_clip_before_the_stream_and_then_every_latent_once(
+def test_the_decoder_receives_the_clip_before_the_stream_and_then_every_latent_once(
     session: streaming.StreamSession,
 ) -> None:
     video = np.random.default_rng(2).integers(0, 256, (30, *SIZE, 3), dtype=np.uint8)
@@ -178,14 +182,14 @@ def test_the_decoder_sees_the_clip_before_the_stream_and_then_every_latent_once(
     assert session.start_frames == 21
     latents = session.encoders.autoencoder.encode(video[None, -21:])[0]
     first = session.step("D")
-    seen = session.encoders.autoencoder.last.seen  # type: ignore[attr-defined]
-    # A clip's first latent, the given one, and what was made.
-    np.testing.assert_array_equal(seen[0][:2], latents[:2])
-    assert len(seen[0]) == 3
+    inputs = session.encoders.autoencoder.last.inputs  # type: ignore[attr-defined]
+    # A clip's first latent, the context frame, and the generated latent.
+    np.testing.assert_array_equal(inputs[0][:2], latents[:2])
+    assert len(inputs[0]) == 3
     session.step("D")
-    assert [len(part) for part in seen] == [3, 1]
+    assert [len(part) for part in inputs] == [3, 1]
     np.testing.assert_array_equal(
-        first, np.round(127 + 30 * seen[0][2:, ..., :3]).clip(0, 255).astype(np.uint8).repeat(4, 0)
+        first, np.round(127 + 30 * inputs[0][2:, ..., :3]).clip(0, 255).astype(np.uint8).repeat(4, 0)
     )
 
 
@@ -193,13 +197,13 @@ def test_an_even_number_of_latents_reaches_the_decoder_whole_and_an_odd_one_in_p
     session = make_session(system)
     for count, parts in ((2, [2]), (4, [4]), (3, [2, 1]), (5, [2, 2, 1])):
         session._before, session._decoder = None, Stream()  # type: ignore[assignment]
-        session._decoder.seen.append(np.zeros(0))  # type: ignore[attr-defined]
+        session._decoder.inputs.append(np.zeros(0))  # type: ignore[attr-defined]
         assert len(session.decode(np.zeros((count, *SIZE, CHANNELS), np.float32))) == 4 * count
-        assert [len(part) for part in session._decoder.seen][1:] == parts  # type: ignore[attr-defined]
+        assert [len(part) for part in session._decoder.inputs][1:] == parts  # type: ignore[attr-defined]
 
 
-def test_guidance_on_the_control_goes_away_from_no_control(system: Matrix) -> None:
-    """What the control changes counts scale times: once as without guidance, and twice more."""
+def test_guidance_on_the_control_moves_away_from_no_control(system: Matrix) -> None:
+    """With scale 3 the effect of the control counts three times."""
     model, table = make_model(system, scale=0.3), system.control_table()
     assert table is not None
     rng = np.random.default_rng(3)
@@ -212,8 +216,8 @@ def test_guidance_on_the_control_goes_away_from_no_control(system: Matrix) -> No
     plain = sampling.SampleConfig()
 
     def velocities(model: Any) -> list[jax.Array]:
-        def velocity(told: sampling.Conditions, sample: sampling.SampleConfig = plain) -> jax.Array:
-            return sampling.guided_velocity(model, x, told, times, 2.0, sample)
+        def velocity(conditions: sampling.Conditions, sample: sampling.SampleConfig = plain) -> jax.Array:
+            return sampling.guided_velocity(model, x, conditions, times, 2.0, sample)
 
         guided = velocity(
             sampling.Conditions(text, control, jnp.asarray(table[-1])), sampling.SampleConfig(control_guidance=3.0)
@@ -232,11 +236,11 @@ def test_guidance_on_the_control_goes_away_from_no_control(system: Matrix) -> No
     [
         ({"sample.rollout.num_steps": 6}, "num_steps is 6, expected a multiple of the 4 groups"),
         ({"data.clip.window_frames": 8}, "window_frames is 8, expected one more than a multiple"),
-        ({"sample.rollout.mode": "clip", "sample.rollout.solver": "consistency"}, "which makes streams"),
+        ({"sample.rollout.mode": "clip", "sample.rollout.solver": "consistency"}, "which generates streams"),
         ({"loss.groups": 7}, "groups is 7, expected a divisor of 1000"),
     ],
 )
-def test_contradictions_are_told(changes: dict[str, Any], message: str) -> None:
+def test_contradictions_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
         Matrix(make_config("matrix_swin_dpm.py", **changes))
 
@@ -246,16 +250,16 @@ def test_contradictions_are_told(changes: dict[str, Any], message: str) -> None:
     [
         ("D*3,U", None, "found 'U', expected <token>"),
         ("D*0", None, r"found 'D\*0'"),
-        (None, None, "the model is steered: give --actions"),
+        (None, None, "the model needs driving tokens: give --actions"),
         ("D", 3, "and no --windows"),
     ],
 )
-def test_bad_actions_are_told(system: Matrix, actions: str | None, windows: int | None, message: str) -> None:
+def test_bad_actions_are_reported(system: Matrix, actions: str | None, windows: int | None, message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
         system.controls(actions, windows)
 
 
-def test_the_stream_needs_a_picture(system: Matrix) -> None:
+def test_the_stream_needs_an_image(system: Matrix) -> None:
     assert system.steering == "--actions"
     with pytest.raises(errors.UserError, match="--image is missing"):
         generation.find_start(None, needed=system.needs_image)

@@ -1,4 +1,4 @@
-"""The Matrix' first two stages: what a loss is told, clips of captions and controls, meshes, recipes, refusals."""
+"""The Matrix' first two stages: loss, clips from captions and controls, meshes, recipes, refusals."""
 
 import pathlib
 from typing import Any
@@ -42,8 +42,8 @@ def make_config(recipe: str = "matrix_control.py", **changes: Any) -> ml_collect
     return config
 
 
-class Codec:
-    """Eight pixels of one row per latent pixel, four frames per latent: enough of an autoencoder for a session."""
+class TinyAutoencoder:
+    """A minimal autoencoder: 8 x 8 pixels per latent pixel, four frames per latent."""
 
     temporal_ratio = 4
 
@@ -58,7 +58,7 @@ class Codec:
 
 
 class Encoders:
-    autoencoder = Codec()
+    autoencoder = TinyAutoencoder()
 
     def prompt(self, prompt: str) -> dict[str, np.ndarray]:
         states = np.random.default_rng(len(prompt)).standard_normal((4, 16))
@@ -69,10 +69,10 @@ def make_session(system: Matrix) -> ClipSession:
     return system.session(make_model(system), Encoders())  # type: ignore[arg-type]
 
 
-def test_the_recipe_says_how_much_noise_hides() -> None:
+def test_the_recipe_sets_the_signal_to_noise_ratio() -> None:
     for shift in (1.0, 3.0, 12.0):
         alphas = Matrix(make_config(**{"loss.snr_shift": shift})).alphas
-        # Signal over noise of the published schedule, which has 3, but for the step to zero at its end.
+        # The published schedule has shift 3; its last steps go to zero and are left out.
         ratio, published = (a[:500] / (1 - a[:500]) for a in (alphas, v_prediction.alphas_cumprod()))
         np.testing.assert_allclose(ratio * shift, published * 3, rtol=0.1)
     with pytest.raises(errors.UserError, match=r"config\.loss.*snr_shift is 0\.0"):
@@ -81,40 +81,40 @@ def test_the_recipe_says_how_much_noise_hides() -> None:
         assert make_config(f"matrix_{stage}.py:2b").loss.snr_shift == 3.0
 
 
-def test_a_clip_is_made_of_caption_controls_and_seed() -> None:
+def test_a_clip_depends_on_caption_controls_and_seed() -> None:
     session = make_session(Matrix(make_config()))
-    told = Controls(("D", "D", "DR"))
+    controls = Controls(("D", "D", "DR"))
 
-    def clip(prompt: str = "a room", seed: int = 0, told: Controls = told) -> np.ndarray:
+    def clip(prompt: str = "a room", seed: int = 0, controls: Controls = controls) -> np.ndarray:
         session.reset(None, prompt, seed=seed)
-        return session.step(told)
+        return session.step(controls)
 
     first = clip()
     assert first.shape == (9, 16, 32, 3)
     np.testing.assert_array_equal(clip(), first)
     # The last token is held.
-    np.testing.assert_array_equal(clip(told=Controls(("D", "D", "DR", "N"))), first)
-    np.testing.assert_array_equal(clip(told=Controls(("DR",))), clip(told=Controls(("DR", "DR", "DR"))))
-    for other in (clip("another room"), clip(seed=1), clip(told=Controls(("DL",)))):
+    np.testing.assert_array_equal(clip(controls=Controls(("D", "D", "DR", "N"))), first)
+    np.testing.assert_array_equal(clip(controls=Controls(("DR",))), clip(controls=Controls(("DR", "DR", "DR"))))
+    for other in (clip("another room"), clip(seed=1), clip(controls=Controls(("DL",)))):
         assert (other != first).any()
     session.reset(None, "a room")
-    again = [session.step(told), session.step(told)]
+    again = [session.step(controls), session.step(controls)]
     np.testing.assert_array_equal(again[0], first)
     assert (again[1] != first).any()
 
 
 def test_restoring_begins_at_the_noise_of_its_step() -> None:
-    """From the last step almost nothing is left to do: a model that says v = 0 scales what it was given."""
+    """The sampler receives the clean latents, with the noise of the step that it starts from."""
     system = Matrix(make_config(**{"sample.rollout.num_steps": 50}))
     session = make_session(system)
     frames = np.random.default_rng(3).integers(0, 256, (9, 16, 32, 3), dtype=np.uint8)
     sampled = {}
-    session._sampler = lambda initial, told, noise, *, start: sampled.setdefault(start, np.asarray(initial))  # type: ignore[assignment]
+    session._sampler = lambda initial, conditions, noise, *, start: sampled.setdefault(start, np.asarray(initial))  # type: ignore[assignment]
     for start in (0, 49):
         session.reset(None, "a room")
         session.restore(frames, Controls(("D",)), start=start)
-    clean = Codec().encode(frames[None])
-    # Times 999, where nothing is left, and 19 of 1000.
+    clean = TinyAutoencoder().encode(frames[None])
+    # Timestep 999, where no signal is left, and timestep 19.
     assert abs(np.corrcoef(sampled[0].ravel(), clean.ravel())[0, 1]) < 0.2
     a = system.alphas[19]
     noise = (sampled[49] - np.sqrt(a) * clean) / np.sqrt(1 - a)
@@ -135,7 +135,7 @@ def test_draws_follow_the_config() -> None:
 
 @pytest.mark.slow
 def test_mesh_equals_one_device() -> None:
-    """Examples, weights and tokens are split over 8 devices: the same loss and gradient, with a time per frame."""
+    """With examples, weights and tokens split over 8 devices, loss and gradient are the same."""
     system = Matrix(make_config(**{"loss.kind": "windows", "loss.groups": 2}))
     graphdef, params = nnx.split(make_model(system))
     batch = make_batch(system, 4)
@@ -152,7 +152,7 @@ def test_mesh_equals_one_device() -> None:
         actual = jax.jit(step)(placed, split)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]))
     for one, eight in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
-        # That of a key norm's bias is zero up to rounding: it adds the same to every logit.
+        # The gradient of a key norm's bias is zero up to rounding: the bias adds the same to every logit.
         scale = float(jnp.abs(one).max()) + 1e-3 * largest
         np.testing.assert_allclose(np.asarray(one) / scale, np.asarray(eight) / scale, atol=2e-5)
 
@@ -161,13 +161,13 @@ def test_the_control_adapter_starts_without_effect_and_alone_has_gradients() -> 
     system = Matrix(make_config())
     model = make_model(system)
 
-    def born() -> list[jax.Array]:
+    def initial_modulation() -> list[jax.Array]:
         with nnx.use_eager_sharding(False):
             modulation = system.init(nnx.Rngs(0)).control_blocks.norm.modulation.linear
         return [modulation.kernel[...], modulation.bias[...]]
 
-    # The compiler leaves all other parameters out.
-    kernel, bias = jax.jit(born)()
+    # The compiler removes all other parameters.
+    kernel, bias = jax.jit(initial_modulation)()
     assert not kernel.any()
     assert not bias.any()
     place = model.control_blocks.norm.modulation.linear
@@ -203,11 +203,16 @@ def test_tokens_of_a_clip() -> None:
 @pytest.mark.parametrize(
     ("recipe", "actions", "windows", "message"),
     [
-        ("matrix_control.py", "D*3", None, "3 latents, but a clip has 3 with the first one: leave 1 out"),
+        (
+            "matrix_control.py",
+            "D*3",
+            None,
+            "has 3 latents, expected at most 2, a clip without its first latent: remove 1",
+        ),
         ("matrix_control.py", "D,X", None, "found 'X', expected"),
         ("matrix_control.py", None, None, "--actions is missing"),
-        ("matrix_control.py", "D", 2, "one clip as a whole"),
-        ("matrix_lora.py:base", "D", None, "knows no control"),
+        ("matrix_control.py", "D", 2, "the model generates single clips"),
+        ("matrix_lora.py:base", "D", None, "the model has no control"),
     ],
 )
 def test_controls_that_do_not_fit(recipe: str, actions: str | None, windows: int | None, message: str) -> None:
@@ -219,7 +224,7 @@ def test_controls_that_do_not_fit(recipe: str, actions: str | None, windows: int
     ("changes", "message"),
     [
         ({"data.clip.controls": ""}, "controls is '' but config.model.control_dim is 16"),
-        ({"model.patch_size": 3}, "no multiple of config.model.patch_size"),
+        ({"model.patch_size": 3}, "expected multiples of config.model.patch_size"),
         ({"mesh.sequence": 3}, "config.mesh.sequence is 3"),
         ({"data.clip.control_dropout": 1.5}, "control_dropout is 1.5"),
         ({"loss.kind": "windows"}, "one more than a multiple of config.loss.groups 4"),
@@ -231,7 +236,7 @@ def test_configs_that_contradict_themselves(changes: dict[str, Any], message: st
         Matrix(make_config(**changes))
 
 
-def test_a_stage_wants_the_one_before(tmp_path: pathlib.Path) -> None:
+def test_a_stage_needs_the_previous_one(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.UserError, match=r"absent has no config\.json.*make that run first"):
         check_folders(make_config(init_from=str(tmp_path / "absent")), tmp_path / "run")
     check_folders(make_config("matrix_lora.py:base"), tmp_path / "run")
@@ -249,7 +254,7 @@ def check_folders(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> N
     ],
 )
 def test_published_recipes(recipe: str, total: int, trained: int) -> None:
-    """Numbers of parameters, tokens of a published clip, and operations of a step."""
+    """Recipes have the published numbers of parameters, tokens of a clip, and operations of a step."""
     config = make_config(recipe)
     system = systems.create(config)
     with nnx.use_eager_sharding(False):

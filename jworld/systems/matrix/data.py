@@ -1,7 +1,7 @@
 """The Matrix' training examples: some latents of a clip, its caption, and a control vector per latent frame.
 
-The first latent of a clip is one frame and all others are four: whole clips begin with such a latent, and records are
-cut to their length when they are made. A window of an endless stream comes from the middle of a video.
+The first latent of a clip encodes one frame and all others encode four. Whole clips begin with such a latent, so
+records are cut to their length when they are made. A window of an endless stream comes from the middle of a video.
 """
 
 import dataclasses
@@ -20,26 +20,26 @@ from jworld.data.records import text_store as text_stores
 from jworld.systems.worldplay.data import NEGATIVE_PROMPT
 from jworld.utils.errors import UserError
 
-#: The array of a file of control vectors: one row per token of `driving.TOKENS`, and behind them that of no control.
+#: Array in a file of control vectors: one row per token of `driving.TOKENS`, followed by the row for no control.
 CONTROL_STATES = "control_states"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """What one training example shows of a clip (`config.data.clip`).
+    """The part of a clip in one training example (`config.data.clip`).
 
     Attributes:
       latent_size: height and width of the latents.
       window_frames: latent frames of an example.
-      start: "first", those with which the clip begins; "middle", from anywhere behind its first latent, as the windows
-        of a stream are, which have no first frame.
-      controls: "" for a model without; "tokens" for the driving tokens of the records, "labels" for those that the
-        action labels of the records stand for.
+      start: "first" for the first latents of the clip; "middle" for a random window after the first latent, like the
+        windows of a stream, which have no first frame.
+      controls: "" for a model without control; "tokens" for the driving tokens of the records; "labels" for driving
+        tokens derived from the action labels of the records.
       control_states: file with the vectors of the tokens, written by `python -m jworld.systems.matrix.encode_controls`;
         "" for random vectors.
       text_dropout: share of examples whose text is the negative prompt.
-      control_dropout: share of examples that are told of no control.
-      posterior: latents are drawn from the autoencoder's posterior, which records made with --keep-posterior have.
+      control_dropout: share of examples with the vector for no control.
+      posterior: draw latents from the autoencoder's posterior; the records must be made with --keep-posterior.
     """
 
     latent_size: tuple[int, int]
@@ -58,21 +58,21 @@ class ClipConfig:
 
     @property
     def least_latents(self) -> int:
-        """That a clip must have."""
+        """Smallest number of latents of a clip."""
         return self.window_frames + (self.start == "middle")
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """What a record must have."""
+        """Names of the arrays that a record must have."""
         controls = {"": (), "tokens": ("control",), "labels": ("action",)}[self.controls]
         return ("latent", "prompt", *controls, *(("logvar",) if self.posterior else ()))
 
 
 def control_table(path: str, dim: int) -> np.ndarray:
-    """float32 [10, dim]: the vectors of `driving.TOKENS`, then that of no control.
+    """Load the control vectors: float32 [10, dim], one row per token of `driving.TOKENS`, then the row for no control.
 
     Raises:
-      UserError: the file is absent or damaged, or its vectors are of another width.
+      UserError: the file is absent or damaged, or its vectors have another width.
     """
     if not path:
         return np.stack([text_stores.hashed_words(token, dim=dim)[-1] for token in (*driving.TOKENS, driving.NULL)])
@@ -92,11 +92,11 @@ def control_table(path: str, dim: int) -> np.ndarray:
 
 
 class TakeLatents(grain.transforms.RandomMap):
-    """{"record": dict, "position": count} -> one example.
+    """Transform from {"record": dict, "position": count} to one example.
 
-    latent [F, H, W, C], text_states [S, Dt], with controls control [F, control_dim] float32, and where it is asked for
-    null_states [S, Dt], the negative prompt. Drawn are where a window begins, dropout of text and control, and latents
-    of the posterior.
+    An example has latent [F, H, W, C] and text_states [S, Dt]. With controls it has control [F, control_dim] float32,
+    and with `null_states` the negative prompt as null_states [S, Dt]. Random are the start of a window, dropout of text
+    and control, and latents drawn from the posterior.
     """
 
     def __init__(
@@ -108,11 +108,20 @@ class TakeLatents(grain.transforms.RandomMap):
         table: np.ndarray | None,
         null_states: bool = False,
     ) -> None:
-        """`table` as of `control_table`, None without controls; texts have `text_tokens` rows, the last ones zeros."""
+        """Set up the transform.
+
+        Args:
+          clip: the part of a clip to use.
+          text_store: embeddings of the prompts.
+          text_tokens: length that texts are padded to with zeros.
+          table: result of `control_table`; None without controls.
+          null_states: add the negative prompt.
+        """
         self._clip, self._text_store, self._text_tokens, self._table = clip, text_store, text_tokens, table
         self._null_states = null_states
 
     def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, pipeline.Entry]:
+        """Return the example of `element`."""
         record, frames = element["record"], slice(self._clip.window_frames)
         if self._clip.start == "middle":
             first = int(rng.integers(1, len(record["latent"]) - self._clip.window_frames + 1))

@@ -1,9 +1,9 @@
-"""How well a model that makes clips of captions knows held-out ones: clips restored from almost pure noise.
+"""Evaluation of models that generate clips from captions: held-out clips are restored from almost pure noise.
 
-A clip made of noise alone has nothing to be compared with. So a recorded clip is noised until next to nothing is left
-of it, and sampling goes on from there. PSNRs are in dB against the recorded frames at the model's size, for equal parts
-of the clip. The baselines are the first frame repeated, and, for a model with control, the same model told the mirror
-image of the walk. The codec's own PSNR is the ceiling.
+A clip sampled from pure noise has no truth to be compared with. So noise is added to a recorded clip until almost
+nothing of it is left, and sampling continues from there. PSNRs are in dB against the recorded frames at the model's
+size, for equal parts of the clip. The baselines are the first frame repeated and, for a model with control, the model
+with mirrored tokens. The PSNR of the autoencoder alone is the ceiling.
 """
 
 import itertools
@@ -21,14 +21,14 @@ from jworld.systems.matrix.session import ClipSession, Controls
 from jworld.utils import indices
 
 REPEATED = "first frame repeated"
-#: Share of the sampler's steps that are left out: restoring begins behind them.
+#: Share of the sampler's steps that are skipped; restoring starts after them.
 NOISED_TO = 0.25
-#: Clips that the contact sheet shows.
+#: Clips on the contact sheet.
 SHOWN = 4
 
 
-def told(clip: held_out.Clip, *, steered: bool) -> Controls | None:
-    """A recorded clip's driving tokens, for a model with control."""
+def recorded_controls(clip: held_out.Clip, *, steered: bool) -> Controls | None:
+    """Return the driving tokens of a recorded clip for a model with control, else None."""
     return Controls(driving.from_labels(clip.controls.action)) if steered else None
 
 
@@ -51,37 +51,39 @@ def evaluate(
     shown_at = indices.evenly(len(chosen), SHOWN)
     for i, (index, first) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         clip = held_out.window(load(index), start=first, latents=session.latents)
-        made = measure(session, clip, seed=options.seed + i, steered=steered)
+        videos = restored(session, clip, seed=options.seed + i, steered=steered)
         spans = parts(len(clip.frames), options.chunks)
-        values = {name: [held_out.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in made.items()}
+        values = {
+            name: [held_out.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in videos.items()
+        }
         rows.append({"clip": clip.name, "first_latent": first, "psnr": values})
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * first}, restored"
             shown.append(
-                compare(clip, made[held_out.MODEL], values[held_out.MODEL], spans, steered=steered, title=title)
+                compare(clip, videos[held_out.MODEL], values[held_out.MODEL], spans, steered=steered, title=title)
             )
     return held_out.report(rows, shown)
 
 
-def measure(session: ClipSession, clip: held_out.Clip, *, seed: int, steered: bool) -> dict[str, np.ndarray]:
-    """A clip as the model restores it, and what that is compared with: frames uint8 [T, H, W, 3] by name."""
+def restored(session: ClipSession, clip: held_out.Clip, *, seed: int, steered: bool) -> dict[str, np.ndarray]:
+    """Restore a clip with the model; return it and the baselines, frames uint8 [T, H, W, 3] by name."""
     start = round(NOISED_TO * session.sample.num_steps)
-    controls = told(clip, steered=steered)
+    controls = recorded_controls(clip, steered=steered)
     choices: dict[str, Controls | None] = {held_out.MODEL: controls}
     if controls is not None:
         choices[held_out.SWAPPED] = Controls(driving.mirrored(controls.tokens))
-    made = {}
+    videos = {}
     for name, choice in choices.items():
         session.reset(None, clip.prompt, seed=seed)
-        made[name] = session.restore(clip.frames, choice, start=start)
-    made[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
-    codec = session.encoders.autoencoder
-    made[held_out.AUTOENCODER] = codec.decode(codec.encode(clip.frames[None]))[0]
-    return made
+        videos[name] = session.restore(clip.frames, choice, start=start)
+    videos[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
+    autoencoder = session.encoders.autoencoder
+    videos[held_out.AUTOENCODER] = autoencoder.decode(autoencoder.encode(clip.frames[None]))[0]
+    return videos
 
 
 def parts(frames: int, count: int) -> list[tuple[int, int]]:
-    """First frame and end of `count` parts of a clip that are as equal as can be."""
+    """Return first frame and end of `count` nearly equal parts of a clip."""
     bounds = np.linspace(0, frames, count + 1).round().astype(int).tolist()
     return list(itertools.pairwise(bounds))
 
@@ -95,22 +97,23 @@ def compare(
     steered: bool,
     title: str,
 ) -> results.Comparison:
-    """Recorded and made clip in parts, ready to be drawn, each with what was told in it."""
+    """Return recorded and generated clip for a contact sheet, in parts that name their driving tokens."""
     tokens = driving.from_labels(clip.controls.action)
     chunks = []
     for (start, stop), value in zip(spans, psnr, strict=True):
-        # Latent i holds the frames 4i - 3 to 4i; that of latent 0 says nothing of a motion.
-        heard = tokens[max(-(-start // held_out.STRIDE), 1) : -(-(stop - 1) // held_out.STRIDE) + 1]
+        # Latent i holds the frames 4i - 3 to 4i; the token of latent 0 describes no motion.
+        part = tokens[max(-(-start // held_out.STRIDE), 1) : -(-(stop - 1) // held_out.STRIDE) + 1]
         chunks.append(
-            results.Chunk(start=start, stop=stop, action=driving.named(heard) if steered else "caption", psnr=value)
+            results.Chunk(start=start, stop=stop, action=driving.named(part) if steered else "caption", psnr=value)
         )
     return results.Comparison(title=title, truth=clip.frames, prediction=frames, chunks=chunks)
 
 
 def sample(session: ClipSession, config: ml_collections.ConfigDict, *, steered: bool) -> results.Comparison:
-    """A clip made of the caption, and the controls, of a recorded one.
+    """Generate a clip from the caption, and the controls, of a recorded one.
 
-    That is `config.sample.actions` on a held-out map, or, on data of the user's own, the first held-out clip.
+    The recorded clip is `config.sample.actions` on a held-out map. For the user's own data it is the first held-out
+    clip.
     """
     settings: Any = config.sample
     recording = held_out.recording_config(config)
@@ -123,6 +126,6 @@ def sample(session: ClipSession, config: ml_collections.ConfigDict, *, steered: 
         index, first = held_out.choose_windows(lengths, latents=session.latents, windows=1)[0]
         clip = held_out.window(load(index), start=first, latents=session.latents)
     session.reset(None, clip.prompt, seed=settings.seed)
-    frames = session.step(told(clip, steered=steered))
+    frames = session.step(recorded_controls(clip, steered=steered))
     spans = parts(len(frames), min(4, session.latents - 1))
     return compare(clip, frames, [None] * len(spans), spans, steered=steered, title=clip.prompt)

@@ -1,4 +1,4 @@
-"""Clips in pixels, each made as a whole of a caption: what `generate` and front ends drive in stages 1 and 2."""
+"""Generation of clips in pixels, each as a whole from a caption, for stages 1 and 2."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,24 +16,24 @@ from jworld.systems.matrix.sampling import ClipSampler, Conditions, SampleConfig
 
 
 class Controls(NamedTuple):
-    """What a model with control is told: a driving token per latent frame; the last one is held."""
+    """Input of a model with control: a driving token per latent frame; the last one is held."""
 
     tokens: tuple[str, ...]
 
 
-class Encoded:
-    """Prompts and driving tokens -> what the network reads of them."""
+class ConditionEncoder:
+    """Encoder of prompts and driving tokens into the network's conditioning."""
 
     def __init__(
         self, encoders: Encoders, cfg: CogVideoXConfig, sample: SampleConfig, table: np.ndarray | None
     ) -> None:
-        """`table` as of `data.matrix.control_table`; None for a model without control."""
+        """Set up the encoder; `table` is from `data.control_table`, None for a model without control."""
         self._encoders, self._cfg, self._sample, self._table = encoders, cfg, sample, table
 
     def text(self, prompt: str) -> jax.Array:
-        """[1, L, Dt], or [2, L, Dt] with the negative prompt first where there is guidance.
+        """Return text states [1, L, Dt], or [2, L, Dt] with the negative prompt first if there is guidance.
 
-        Cut, or filled with zeros, to the length that the model's positions begin after.
+        They are cropped or padded with zeros to the model's `text_tokens`.
         """
         limit = self._cfg.text_tokens
         prompts = [prompt] if self._sample.guidance == 1 else ["", prompt]
@@ -41,7 +41,7 @@ class Encoded:
         return jnp.stack([np.pad(row, ((0, limit - len(row)), (0, 0))) for row in rows])
 
     def conditions(self, text: jax.Array, tokens: Sequence[str]) -> Conditions:
-        """Of what `text` gave and of F tokens, which a model without control is not told."""
+        """Return the conditioning for a result of `text` and F driving tokens, which need a model with control."""
         if self._table is None:
             return Conditions(text, None)
         control = jnp.asarray(self._table[[driving.TOKENS.index(token) for token in tokens]])[None]
@@ -49,7 +49,7 @@ class Encoded:
 
 
 class ClipSession:
-    """Prompt in, then a clip per step."""
+    """A `VideoSession` whose steps each generate a whole clip of the prompt."""
 
     def __init__(
         self,
@@ -61,29 +61,38 @@ class ClipSession:
         table: np.ndarray | None,
         alphas: np.ndarray,
     ):
-        """`shape` is F, H, W, C of a clip's latents; `table` as of `data.matrix.control_table`."""
+        """Open a session.
+
+        Args:
+          model: network of stage 1 or 2.
+          encoders: encoders of its data.
+          sample: settings of the sampler.
+          shape: F, H, W, C of a clip's latents.
+          table: result of `data.control_table`; None for a model without control.
+          alphas: [1000], of the noise schedule.
+        """
         self.encoders, self.sample, self.shape, self._alphas = encoders, sample, shape, alphas
-        self._encoded = Encoded(encoders, model.cfg, sample, table)
+        self._condition_encoder = ConditionEncoder(encoders, model.cfg, sample, table)
         self._sampler = ClipSampler(model, sample, alphas)
 
     @property
     def latents(self) -> int:
-        """Latent frames of a clip."""
+        """Number of latent frames of a clip."""
         return self.shape[0]
 
     def reset(self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0) -> None:
-        """Set the caption. The model makes clips of text alone: a first frame is not used."""
+        """Set the caption. The model generates clips from text alone, so `first_frame` is not used."""
         self._seed, self._clips = seed, 0
-        self._text = self._encoded.text(prompt)
+        self._text = self._condition_encoder.text(prompt)
 
     def step(self, action: Controls | None = None) -> np.ndarray:
-        """One clip -> frames uint8 [1 + 4 (F - 1), H, W, 3]."""
+        """Generate a clip, uint8 [1 + 4 (F - 1), H, W, 3]."""
         return self._decoded(self._sample(self._noise(0), action, start=0))
 
     def restore(self, frames: np.ndarray, action: Controls | None, *, start: int) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of a clip, noised as at step `start` of sampling, as sampling goes on from there.
+        """Add noise to a clip uint8 [T, H, W, 3] up to step `start` of sampling, and sample from there.
 
-        How a clip can be compared with a recorded one: what is left of that in the noise says which one it is.
+        The remaining signal determines the clip, so that the result can be compared with the recording.
         """
         clean = jnp.asarray(self.encoders.autoencoder.encode(frames[None]), jnp.float32)
         a = v_prediction.at(self._alphas, self.sample.timesteps()[start : start + 1])
@@ -91,13 +100,13 @@ class ClipSession:
 
     def _sample(self, initial: jax.Array, action: Controls | None, *, start: int) -> jax.Array:
         tokens = () if action is None else driving.filled(action.tokens, self.latents)
-        told = self._encoded.conditions(self._text, tokens)
-        latents = self._sampler(initial, told, lambda i: self._noise(1 + i), start=start)
+        conditions = self._condition_encoder.conditions(self._text, tokens)
+        latents = self._sampler(initial, conditions, lambda i: self._noise(1 + i), start=start)
         self._clips += 1
         return latents
 
     def _noise(self, number: int) -> jax.Array:
-        """Standard normal [1, F, H, W, C]: of the start (0), or of a step (from 1)."""
+        """Return standard normal noise [1, F, H, W, C]: `number` is 0 for the start, and from 1 on for the steps."""
         key = jax.random.fold_in(jax.random.key(self._seed), self._clips)
         return jax.random.normal(jax.random.fold_in(key, number), (1, *self.shape))
 

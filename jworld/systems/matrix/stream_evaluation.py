@@ -1,9 +1,9 @@
-"""How well a stream goes on along held-out walks (stages 3 and 4), and how close a student comes to its teacher.
+"""Evaluation of streams on held-out episodes (stages 3 and 4), and the distance of a student from its teacher.
 
-A stream starts from a recorded clip, noised as the first window is, and is told the walk's driving tokens. What its
-window k shows was noisier at the start the larger k is; from the last noise group on it is made of noise alone. PSNRs
-are in dB against the recorded frames at the model's size, per window. The baselines are the last given frame repeated
-and the same model told the mirror image of the walk. The codec's own PSNR is the ceiling.
+A stream starts from a recorded clip, with the noise of the first window, and is conditioned on the episode's driving
+tokens. The frames of window k start with more noise the larger k is; after the last noise group they start as pure
+noise. PSNRs are in dB against the recorded frames at the model's size, per window. The baselines are the last given
+frame repeated, and the model with mirrored tokens. The PSNR of the autoencoder alone is the ceiling.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from jworld.systems.matrix.streaming import StreamSession
 from jworld.utils import indices
 
 REPEATED = "given frame repeated"
-#: Streams that the contact sheet shows.
+#: Streams on the contact sheet.
 SHOWN = 4
 TO_TEACHER = "PSNR to the teacher in many steps"
 
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """How far a stream is from that of the teacher in many steps, with the same noise.
+    """Distance between a stream and the stream of the teacher in many steps, with the same noise.
 
     Attributes:
-      psnr: per window, dB.
-      latents: per window, error in latent space as a share of the norm of the teacher's.
+      psnr: PSNR per window, in dB.
+      latents: error in latent space per window, divided by the norm of the teacher's latents.
     """
 
     psnr: list[float]
@@ -43,30 +43,30 @@ class Distance:
 
 
 def total_latents(session: StreamSession, windows: int) -> int:
-    """Latents of a recorded walk that `windows` windows are compared with."""
+    """Return the number of latents of a recorded episode that `windows` windows are compared with."""
     ratio = session.encoders.autoencoder.temporal_ratio
     start = 1 + (session.start_frames - 1) // ratio
     return max(start, session.first_latent + session.sample.window_frames * windows)
 
 
 def spans(session: StreamSession, windows: int) -> list[tuple[int, int]]:
-    """First frame and end, in the recorded clip, of what every window emits."""
+    """Return first frame and end, in the recorded clip, of the frames that every window emits."""
     ratio, size = session.encoders.autoencoder.temporal_ratio, session.sample.window_frames
     first = ratio * (session.first_latent - 1) + 1
     return [(first + ratio * size * i, first + ratio * size * (i + 1)) for i in range(windows)]
 
 
 def steps(session: StreamSession, tokens: Sequence[str], windows: int) -> list[Controls]:
-    """The tokens of a clip's latents -> what the session is told, window by window."""
+    """Return the session's action for every window, from the tokens of a clip's latents."""
     size, frames = session.sample.window_frames, session.window_frames
-    known = driving.filled(tokens[session.first_latent - 1 :], size * windows + frames)
-    return [Controls(known[size * i : size * i + frames]) for i in range(windows)]
+    filled = driving.filled(tokens[session.first_latent - 1 :], size * windows + frames)
+    return [Controls(filled[size * i : size * i + frames]) for i in range(windows)]
 
 
-def roll_out(session: StreamSession, clip: held_out.Clip, told: list[Controls], *, seed: int) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3] of all windows, from the clip's first frames on."""
+def roll_out(session: StreamSession, clip: held_out.Clip, actions: list[Controls], *, seed: int) -> np.ndarray:
+    """Generate the frames of all windows, uint8 [T, H, W, 3], from the clip's first frames."""
     session.reset(clip.frames[: session.start_frames], clip.prompt, seed=seed)
-    return np.concatenate([session.step(controls) for controls in told])
+    return np.concatenate([session.step(controls) for controls in actions])
 
 
 def evaluate(
@@ -78,18 +78,18 @@ def evaluate(
     teacher: StreamSession | None = None,
     students: Mapping[str, StreamSession] = types.MappingProxyType({}),
 ) -> results.Report:
-    """Measure a model on held-out walks, `options.chunks` windows each.
+    """Measure a model on held-out episodes, `options.chunks` windows each.
 
     Args:
-      session: the model.
-      config: of its run.
-      options: how much.
-      console: for the progress.
-      teacher: of a student, in many steps.
-      students: what is compared with it, by name.
+      session: session of the model.
+      config: config of its run.
+      options: amount of data.
+      console: console for the progress bar.
+      teacher: session of a student's teacher in many steps.
+      students: sessions to compare with the teacher, by name.
 
     Raises:
-      UserError: the walks are absent or too short.
+      UserError: the episodes are absent or too short.
     """
     windows = options.chunks
     lengths, load = held_out.held_out(config, session.encoders)
@@ -99,10 +99,10 @@ def evaluate(
     rows, shown = [], []
     for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         clip = held_out.window(load(index), start=start, latents=latents)
-        made = measure(session, clip, windows, seed=options.seed + i)
+        videos = generated(session, clip, windows, seed=options.seed + i)
         values = {
             name: [held_out.psnr(clip.frames[a:b], video[a:b]) for a, b in spans(session, windows)]
-            for name, video in made.items()
+            for name, video in videos.items()
         }
         row: dict[str, Any] = {"clip": clip.name, "first_latent": start, "psnr": values}
         if teacher is not None:
@@ -111,48 +111,49 @@ def evaluate(
         rows.append(row)
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * start}"
-            shown.append(compare(session, clip, made[held_out.MODEL], windows, title=title))
+            shown.append(compare(session, clip, videos[held_out.MODEL], windows, title=title))
     return _report(rows, shown)
 
 
-def measure(session: StreamSession, clip: held_out.Clip, windows: int, *, seed: int) -> dict[str, np.ndarray]:
-    """The model's video of a walk and what that is compared with, each with the clip's frames, by name."""
+def generated(session: StreamSession, clip: held_out.Clip, windows: int, *, seed: int) -> dict[str, np.ndarray]:
+    """Return the model's video of an episode and the baselines by name, each after the clip's first frames."""
     tokens = driving.from_labels(clip.controls.action)
     first, stop = spans(session, windows)[0][0], spans(session, windows)[-1][1]
-    codec = session.encoders.autoencoder
+    autoencoder = session.encoders.autoencoder
 
     def whole(emitted: np.ndarray) -> np.ndarray:
         return np.concatenate([clip.frames[:first], emitted])
 
-    told = {held_out.MODEL: tokens, held_out.SWAPPED: driving.mirrored(tokens)}
-    made = {
+    choices = {held_out.MODEL: tokens, held_out.SWAPPED: driving.mirrored(tokens)}
+    videos = {
         name: whole(roll_out(session, clip, steps(session, choice, windows), seed=seed))
-        for name, choice in told.items()
+        for name, choice in choices.items()
     }
-    made[REPEATED] = whole(np.broadcast_to(clip.frames[first - 1], (stop - first, *clip.frames.shape[1:])))
-    made[held_out.AUTOENCODER] = codec.decode(codec.encode(clip.frames[None]))[0]
-    return made
+    videos[REPEATED] = whole(np.broadcast_to(clip.frames[first - 1], (stop - first, *clip.frames.shape[1:])))
+    videos[held_out.AUTOENCODER] = autoencoder.decode(autoencoder.encode(clip.frames[None]))[0]
+    return videos
 
 
 def distances(
     teacher: StreamSession, students: Mapping[str, StreamSession], clip: held_out.Clip, windows: int, *, seed: int
 ) -> dict[str, Distance]:
-    """How far each of `students` is from the teacher: all start from the same clip with the same noise."""
-    told = steps(teacher, driving.from_labels(clip.controls.action), windows)
+    """Measure the distance of each of `students` from the teacher; all start from the same clip and noise."""
+    actions = steps(teacher, driving.from_labels(clip.controls.action), windows)
 
     def roll(session: StreamSession) -> tuple[np.ndarray, list[np.ndarray]]:
         session.reset(clip.frames[: session.start_frames], clip.prompt, seed=seed)
-        latents = [session.advance(controls) for controls in told]
+        latents = [session.advance(controls) for controls in actions]
         return session.decode(np.concatenate(latents)), latents
 
-    truth, wanted = roll(teacher)
+    truth, expected = roll(teacher)
     parts = np.arange(windows + 1) * len(truth) // windows
     found = {}
     for name, session in students.items():
         frames, latents = roll(session)
         psnr = [held_out.psnr(truth[a:b], frames[a:b]) for a, b in itertools.pairwise(parts)]
         errors = [
-            float(np.linalg.norm(got - want) / np.linalg.norm(want)) for got, want in zip(latents, wanted, strict=True)
+            float(np.linalg.norm(actual - target) / np.linalg.norm(target))
+            for actual, target in zip(latents, expected, strict=True)
         ]
         found[name] = Distance(psnr, errors)
     return found
@@ -161,8 +162,8 @@ def distances(
 def compare(
     session: StreamSession, clip: held_out.Clip, frames: np.ndarray, windows: int, *, title: str
 ) -> results.Comparison:
-    """Recorded and made frames of what the windows emit, each with the tokens of its frames, ready to be drawn."""
-    told = steps(session, driving.from_labels(clip.controls.action), windows)
+    """Return recorded and generated frames of all windows for a contact sheet, with the tokens of each window."""
+    actions = steps(session, driving.from_labels(clip.controls.action), windows)
     bounds = spans(session, windows)
     first = bounds[0][0]
     chunks = [
@@ -172,14 +173,14 @@ def compare(
             action=driving.named(controls.tokens[1 : 1 + session.sample.window_frames]),
             psnr=held_out.psnr(clip.frames[a:b], frames[a:b]),
         )
-        for (a, b), controls in zip(bounds, told, strict=True)
+        for (a, b), controls in zip(bounds, actions, strict=True)
     ]
     part = slice(first, bounds[-1][1])
     return results.Comparison(title=title, truth=clip.frames[part], prediction=frames[part], chunks=chunks)
 
 
 def sample(session: StreamSession, config: ml_collections.ConfigDict) -> results.Comparison:
-    """A stream along `config.sample.actions` on a held-out map, or, on data of the user's own, a held-out walk."""
+    """Generate a stream along `config.sample.actions` on a held-out map, or along a held-out episode of user data."""
     settings: Any = config.sample
     recording = held_out.recording_config(config)
     script = driving.parse(settings.actions)
@@ -196,8 +197,8 @@ def sample(session: StreamSession, config: ml_collections.ConfigDict) -> results
         raise ValueError(f"a clip of {clip.latents} latents is shorter than the first window")
     tokens = driving.from_labels(clip.controls.action)
     emitted = roll_out(session, clip, steps(session, tokens, windows), seed=settings.seed)
-    made = np.concatenate([clip.frames[: spans(session, 1)[0][0]], emitted])
-    return compare(session, clip, made, windows, title="")
+    frames = np.concatenate([clip.frames[: spans(session, 1)[0][0]], emitted])
+    return compare(session, clip, frames, windows, title="")
 
 
 def _report(rows: list[dict[str, Any]], shown: list[results.Comparison]) -> results.Report:

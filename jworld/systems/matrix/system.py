@@ -1,7 +1,8 @@
 """The Matrix: model, batch, loss and session of all four stages from one config.
 
-The stages are one network: stage 1 trains adapters on it, stage 2 the control blocks, stage 3 everything, on windows
-whose frames have times of their own. `config.optimizer.trainable` says what trains, `config.loss.kind` what is learnt.
+All stages share one network. Stage 1 trains adapters, stage 2 the control blocks, and stage 3 all parameters on windows
+with a timestep per frame. Stage 4 distills the result. `config.optimizer.trainable` selects the parameters that train,
+`config.loss.kind` the objective.
 """
 
 import pathlib
@@ -62,7 +63,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
 
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
-        """See `SystemType`: records made from the layout of its own data set."""
+        """See `SystemType`: records made from The Matrix' input format."""
         arrays = manifest["arrays"]
         if manifest["source"] != "matrix" or "prompt" not in arrays:
             return None
@@ -71,17 +72,17 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
 
     @property
     def sample_name(self) -> str:
-        """What a run shows at its end."""
+        """See `System`."""
         return self.sample.mode
 
     @property
     def needs_image(self) -> bool:
-        """A stream goes on from a picture; a clip is made of a caption alone."""
+        """See `VideoSystem`: a stream continues an image, a clip is generated from a caption alone."""
         return self.sample.mode == "stream"
 
     @property
     def distils(self) -> bool:
-        """Whether there is a teacher (stage 4)."""
+        """True for stage 4, which has a teacher."""
         return self.objective.kind == "consistency"
 
     @property
@@ -109,24 +110,24 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
             )
 
     def _check_distillation(self, config: ml_collections.ConfigDict) -> None:
-        """What stage 4 asks of the rest of the config."""
+        """Raise a `UserError` if other sections of the config do not fit stage 4."""
         if not config.init_from:
-            raise errors.UserError("config.init_from is empty, expected a run of stage 3: it becomes the teacher")
+            raise errors.UserError("config.init_from is empty, expected a run of stage 3, which becomes the teacher")
         if re.fullmatch(config.optimizer.trainable, f"{distillation.TEACHER}/patch_in/kernel"):
             raise errors.UserError(
                 f"config.optimizer.trainable is {config.optimizer.trainable!r}, which trains the teacher too: "
                 f"set it to {distillation.TRAINABLE!r}"
             )
-        averages = config.optimizer.get("ema_decay", 0) or config.optimizer.get("ema_rate", 0)
-        if self.loss_takes_ema and not averages:
+        has_ema = config.optimizer.get("ema_decay", 0) or config.optimizer.get("ema_rate", 0)
+        if self.loss_takes_ema and not has_ema:
             raise errors.UserError(
-                "config.loss.target is 'average', but the optimizer keeps none: set config.optimizer.ema_decay, "
-                "such as to 0.95"
+                "config.loss.target is 'average', which needs EMA weights: set config.optimizer.ema_decay, for example "
+                "to 0.95"
             )
         if (self.model_config.guidance_dim is None) and self.objective.guidance[0] != self.objective.guidance[1]:
             raise errors.UserError(
-                f"config.loss.guidance is {self.objective.guidance}, but the student cannot be told which scale was "
-                "drawn: set config.model.guidance_dim, such as to 512, or make both scales equal"
+                f"config.loss.guidance is {self.objective.guidance}, but the student has no guidance embedding: set "
+                "config.model.guidance_dim, for example to 512, or make both scales equal"
             )
 
     def network(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
@@ -155,7 +156,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         return distillation.StudentTeacher(self.model_config, teacher_dtype=self.objective.teacher_dtype, rngs=rngs)
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
-        """What one training batch holds: name -> shape, dtype, logical axes."""
+        """See `System`."""
         clip, model = self.clip, self.model_config
         latent = (global_batch, clip.window_frames, *clip.latent_size, model.channels)
         states = (global_batch, model.text_tokens, model.text_dim)
@@ -171,7 +172,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         return specs
 
     def manifest_expectations(self) -> dict[str, Any]:
-        """What the manifest of a data set must say for this model: dotted key -> value."""
+        """See `LatentVideoSystem`."""
         return {
             "arrays": self.clip.arrays,
             "latent_shape": [*self.clip.latent_size, self.model_config.channels],
@@ -180,7 +181,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         }
 
     def transform(self, store: text_stores.TextStore, global_batch: int) -> data.TakeLatents:
-        """Record -> training example."""
+        """See `LatentVideoSystem`."""
         return data.TakeLatents(
             self.clip,
             text_store=store,
@@ -190,21 +191,20 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         )
 
     def control_table(self) -> np.ndarray | None:
-        """See `data.matrix.control_table`; None for a model without control."""
+        """Return `data.control_table` of the config, or None for a model without control."""
         dim = self.model_config.control_dim
         return None if dim is None else data.control_table(self.clip.control_states, dim)
 
     def loss(
         self, model: nnx.Module, batch: objective.Batch, key: jax.Array, ema_model: nnx.Module | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar float32 loss and further metrics; everything random comes from `key`.
-
-        `ema_model` is the model with EMA weights, where `loss_takes_ema`.
-        """
+        """See `System`; `ema_model` is the model with EMA weights if `loss_takes_ema`."""
         assert isinstance(model, CogVideoXTransformer)
         if self.distils:
             if not isinstance(model, distillation.StudentTeacher):
-                raise errors.UserError("the weights have no teacher, so nothing can be learnt or measured of its loss")
+                raise errors.UserError(
+                    "the weights have no teacher, which the loss of stage 4 needs: choose a checkpoint of stage 4"
+                )
             target = model if ema_model is None else ema_model
             assert isinstance(target, CogVideoXTransformer)
             return distillation.loss(model, target, batch, key, self.objective, self.alphas), {}
@@ -212,11 +212,10 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         return objective.velocity_loss(model, objective.example_of(batch), draws, self.alphas), {}
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
-        """Useful floating-point operations of one training step, by the formula of `models/cogvideox/flops.py`.
+        """See `System`; the formula is in `models/cogvideox/flops.py`.
 
-        Forward and backward pass; recomputation and the optimizer are left out. Without `sizes` all weights count as
-        trained. A student has three passes without a gradient besides: two of its teacher, for guidance, and one of the
-        target.
+        Forward and backward pass count; recomputation and the optimizer do not. Stage 4 adds three passes without a
+        gradient: two of the teacher, for guidance, and one of the target.
         """
         height, width = self.clip.latent_size
         sample = flops.forward_flops(
@@ -231,53 +230,53 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         return global_batch * (training(sample, trained) + 3 * self.distils * sample.total)
 
     def controls(self, actions: str | None, windows: int | None) -> list[results.Action]:
-        """What `Session.step` is told.
+        """Return one action per session step.
 
         Args:
-          actions: for a model with control the driving tokens of the latents after the first, such as "D*3,DR*2"; the
-            last one is held. Else None. Of a stream those of all latents.
-          windows: None or 1: a clip is made as a whole; only a stream without control can be told how long it is.
+          actions: driving tokens for a model with control, such as "D*3,DR*2", else None. A clip has a token for every
+            latent after the first, and the last one is held. A stream has a token for every latent.
+          windows: number of windows of a stream without control; None or 1 for other models.
 
         Raises:
-          UserError: the tokens are not understood, or are more than a clip has or no whole windows of a stream.
+          UserError: the tokens are invalid, too many for a clip, or do not fill whole windows of a stream.
         """
         if self.sample.mode == "stream":
             return self._stream_controls(actions, windows)
         if windows not in (None, 1):
-            raise errors.UserError(f"--windows is {windows}, but the model makes one clip as a whole: leave it out")
+            raise errors.UserError(f"--windows is {windows}, but the model generates single clips: leave it out")
         if self.model_config.control_dim is None:
             if actions is not None:
                 raise errors.UserError(
-                    "--actions: the model knows no control, it makes clips of a caption: leave it out, or take a "
+                    "--actions: the model has no control, it generates clips from a caption: leave it out, or choose a "
                     "checkpoint of stage 2"
                 )
             return [results.Action(control=None, name="clip")]
         if actions is None:
-            raise errors.UserError("--actions is missing: the model is steered, such as by --actions 'D*3,DR*2'")
+            raise errors.UserError("--actions is missing: the model needs driving tokens, such as --actions 'D*3,DR*2'")
         tokens, latents = driving.parse(actions), self.clip.window_frames
         if len(tokens) >= latents:
             raise errors.UserError(
-                f"--actions {actions} has {len(tokens)} latents, but a clip has {latents} with the first one: leave "
-                f"{len(tokens) + 1 - latents} out"
+                f"--actions {actions} has {len(tokens)} latents, expected at most {latents - 1}, a clip without its "
+                f"first latent: remove {len(tokens) + 1 - latents}"
             )
-        told = driving.filled((tokens[0], *tokens), latents)
-        return [results.Action(control=Controls(told), name=driving.named(told[1:]))]
+        filled = driving.filled((tokens[0], *tokens), latents)
+        return [results.Action(control=Controls(filled), name=driving.named(filled[1:]))]
 
     def _stream_controls(self, actions: str | None, windows: int | None) -> list[results.Action]:
         if self.model_config.control_dim is None:
             if actions is not None:
-                raise errors.UserError("--actions: the model knows no control: leave it out, and give --windows")
+                raise errors.UserError("--actions: the model has no control: leave it out, and give --windows")
             return [results.Action(control=Controls(()), name=f"window {i + 1}") for i in range(windows or 1)]
         if actions is None or windows is not None:
-            raise errors.UserError("the model is steered: give --actions, such as 'D*6,DR*2', and no --windows")
+            raise errors.UserError("the model needs driving tokens: give --actions 'D*6,DR*2', and no --windows")
         return streaming.script(driving.parse(actions), self.sample)
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
-        """A UserError where a mesh does not split the tokens of a frame into equal parts."""
+        """See `System`: the mesh must split the tokens of a frame into equal parts."""
         self._check_fit(mesh.shape["sequence"])
 
     def session(self, model: CogVideoXTransformer, encoders: Encoders) -> ClipSession | streaming.StreamSession:
-        """Clips of captions, or an endless stream, as `config.sample.rollout.mode` says."""
+        """See `VideoSystem`: clips or an endless stream, by `config.sample.rollout.mode`."""
         return (
             self._stream(model, encoders, self.sample) if self.sample.mode == "stream" else self._clips(model, encoders)
         )
@@ -302,7 +301,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
     def make_sample(
         self, model: CogVideoXTransformer, encoders: Encoders, config: ml_collections.ConfigDict
     ) -> results.Comparison:
-        """A clip or stream made of a held-out caption and its controls, beside what was recorded there."""
+        """See `System`: a clip or stream with the caption and controls of a held-out recording."""
         if self.sample.mode == "stream":
             return stream_evaluation.sample(self._stream(model, encoders, self.sample), config)
         return evaluation.sample(self._clips(model, encoders), config, steered=bool(self.clip.controls))
@@ -315,7 +314,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         options: results.Options,
         console: rich.console.Console,
     ) -> results.Report:
-        """PSNR of held-out clips restored from noise, or of streams; of a student also how close its teacher is."""
+        """See `System`: PSNR of restored clips or of streams, and for a student the distance from its teacher."""
         if self.sample.mode == "clip":
             clips = self._clips(model, encoders)
             return evaluation.evaluate(clips, config, options, console, steered=bool(self.clip.controls))
