@@ -24,7 +24,7 @@ from jworld.encoders import model_encoders
 from jworld.evaluation import accuracy, contact_sheets, results
 from jworld.parallel import startup
 from jworld.systems import recipes, runs
-from jworld.utils import arguments, compilation, errors, files
+from jworld.utils import arguments, compilation, errors, files, resources
 from jworld.utils import config as run_config
 
 # The loss is noisy: this many batches, always the same ones with the same noise.
@@ -202,10 +202,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = make_parser().parse(argv)
     startup.require_alone("python -m jworld.evaluate")
     compilation.use_cache()
-    checkpoint = pathlib.Path(options.checkpoint)
+    given, checkpoint = pathlib.Path(options.checkpoint), resources.find(options.checkpoint)
+    # Nothing is written into the folder of weights that come with jworld.
+    folder = checkpoint if checkpoint == given else pathlib.Path(given.name)
     evaluate(
         checkpoint,
-        pathlib.Path(options.output) if options.output else checkpoint / "evaluation",
+        pathlib.Path(options.output) if options.output else folder / "evaluation",
         results.Options(**{field.name: getattr(options, field.name) for field in dataclasses.fields(results.Options)}),
         step=options.step,
         episodes_dir=options.episodes,

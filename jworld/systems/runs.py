@@ -30,7 +30,7 @@ from jworld.training import optimizers, weights
 from jworld.training import state as train_state
 from jworld.training.checkpoints import Checkpoints
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, resources
 
 CHECKPOINTS, ENCODERS, SAMPLES = "checkpoints", "encoders", "samples"
 #: Weights outside a checkpoint, as in the starter folder.
@@ -137,6 +137,7 @@ def load(
     Raises:
       UserError: something is missing or damaged, or does not fit the model.
     """
+    directory = resources.find(directory)
     config = run_config.load(directory) if config is None else config
     system = systems.create(config)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh

@@ -19,7 +19,7 @@ from jworld.systems.base import AnySystem
 from jworld.training import checkpoints, hub, metrics, optimizers
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, resources
 
 #: A resumed run may have other values here: they do not change what is computed.
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "sample.", "data.threads", "data.prefetch", "model.remat")
@@ -110,7 +110,7 @@ def check_folders(job: TrainingJob, *, overwrite: bool) -> None:
         _check_workdir(job.config, job.workdir)
     initial = job.config.init_from
     starts = overwrite or not (job.workdir / runs.CHECKPOINTS).is_dir()
-    if starts and initial and not (pathlib.Path(initial) / run_config.FILE_NAME).is_file():
+    if starts and initial and not (resources.find(initial) / run_config.FILE_NAME).is_file():
         raise errors.UserError(
             f"config.init_from: {initial} has no {run_config.FILE_NAME}, so no weights to start from: make "
             "that run first (the recipe's first lines name it), or name others with --config.init_from"
@@ -129,7 +129,7 @@ def _check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
 
 def check_encoders(job: TrainingJob, *, overwrite: bool) -> None:
     """Raise a `UserError` if the weights to resume or start from belong to other encoders than the data set's."""
-    for folder in (job.workdir, pathlib.Path(job.config.init_from)):
+    for folder in (job.workdir, resources.find(job.config.init_from)):
         encoders = folder / runs.ENCODERS
         if (encoders / records.MANIFEST).is_file() and not (overwrite and folder == job.workdir):
             job.system.data.check_kept(encoders)
@@ -164,7 +164,7 @@ def start(
         if job.config.init_from:
             message(f"starting from the weights in {job.config.init_from}")
             params, more = initial_weights.load_initial(
-                pathlib.Path(job.config.init_from), params, copies=job.system.copies, parts=parts
+                resources.find(job.config.init_from), params, copies=job.system.copies, parts=parts
             )
             notes += more
         trained, frozen = nnx.split_state(params, job.trainable, ...)
