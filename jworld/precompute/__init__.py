@@ -1,1 +1,1 @@
-"""From folders of videos to training records: the parts of `python -m jworld.precompute`."""
+"""Precomputation of training records from folders of videos: the command and its library."""

@@ -1,7 +1,7 @@
-"""python -m jworld.precompute: videos with captions, cameras and actions -> training records.
+"""The command `python -m jworld.precompute`: encodes videos with captions, cameras and actions as training records.
 
-Videos are brought to one size and frame rate, cut into clips and encoded; every distinct caption is encoded once. The
-work is cut into shards, which several processes can share. The same command again resumes an interrupted run.
+Videos are resampled to one size and frame rate, cut into clips and encoded; every distinct caption is encoded once. The
+work is divided into shards, which several processes can share. The same command again resumes an interrupted run.
 """
 
 import argparse
@@ -36,30 +36,30 @@ examples:
 
 def _add_videos(parser: arguments.Parser) -> None:
     add = parser.add_argument_group("videos").add_argument
-    add("--root", metavar="DIR", help="folder that relative paths of an index file start from (default: its folder)")
+    add("--root", metavar="DIR", help="base folder of the relative paths in an index file (default: its folder)")
     add("--allow-missing-captions", action="store_true", help="give videos without a caption an empty one")
     add("--frames-fps", type=float, help="frame rate of folders of images, in Hz (default: none)")
     add(
         "--val-share",
         type=float,
         default=Settings.val_share,
-        help="share of held-out videos, if the format does not say which they are",
+        help="share of held-out videos, from 0 to 1, if the format has no splits",
     )
     width, height = settings_lib.SIZE
-    add("--width", type=int, help=f"width of the model's images in pixels (default: {width} if fitted here)")
-    add("--height", type=int, help=f"height of the model's images in pixels (default: {height} if fitted here)")
+    add("--width", type=int, help=f"width of the images in pixels (default: {width} with a linear autoencoder)")
+    add("--height", type=int, help=f"height of the images in pixels (default: {height} with a linear autoencoder)")
     fits, resamplings = formats.describe_defaults("fit"), formats.describe_defaults("resampling")
     add("--fit", choices=fitting.MODES, help=f"how frames are brought to that size (default: {fits})")
-    add("--resampling", choices=fitting.RESAMPLINGS, help=f"how pixels are averaged (default: {resamplings})")
+    add("--resampling", choices=fitting.RESAMPLINGS, help=f"filter that resizes frames (default: {resamplings})")
     with_rate = ", ".join(name for name, entry in formats.FORMATS.items() if entry.read_fps)
-    add("--fps", type=float, help=f"frame rate of the clips, in Hz (required, except for {with_rate}: default theirs)")
+    add("--fps", type=float, help=f"frame rate of the clips, in Hz (required, except for {with_rate}: as recorded)")
     add("--frames", type=int, help="frames of a clip, 4k+1, such as 77 (default: all frames of a video)")
     add("--stride", type=int, help="frames from the start of one clip to the start of the next (default: --frames)")
     add(
         "--remainder",
         choices=clips.REMAINDERS,
         default=Settings.remainder,
-        help="frames after the last clip: left out, or a clip that overlaps the one before",
+        help="frames after the last whole clip: drop them, or shift a last clip so that it ends with the video",
     )
     add("--repeat-frames", action="store_true", help="repeat frames of videos whose frame rate is below --fps")
 
@@ -75,16 +75,16 @@ def _add_work(parser: arguments.Parser) -> None:
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="at a bad video: stop, to resume when it is mended, or leave it out and list it in report.json, with exit "
+        help="at a bad video: stop, and resume when it is repaired; or skip it, list it in report.json and exit with "
         "code 2 at the end",
     )
     add(
         "--items-per-shard",
         type=int,
         default=Settings.items_per_shard,
-        help="videos per file, which is what an interruption can cost",
+        help="videos per file; an interruption loses the work on at most one file per process",
     )
-    add("--threads", type=int, help="videos that are read at once (default: as many as cores, at most 8)")
+    add("--threads", type=int, help="videos to read at once (default: number of CPU cores, at most 8)")
 
 
 def _add_autoencoder(parser: arguments.Parser) -> None:
@@ -94,28 +94,32 @@ def _add_autoencoder(parser: arguments.Parser) -> None:
         choices=("float32", "bfloat16"),
         help="dtype of an autoencoder's activations (default: that of its file)",
     )
-    add("--keep-posterior", action="store_true", help="store the log variance of latents, for training that samples")
+    add(
+        "--keep-posterior",
+        action="store_true",
+        help="store the log variance of latents, for training that samples latents",
+    )
     add(
         "--spatial-ratio",
         type=int,
         default=settings_lib.LINEAR.spatial_ratio,
         choices=(8, 16),
-        help="pixels per latent, each way, of the fitted autoencoder",
+        help="pixels per latent in each direction, for a fitted linear autoencoder",
     )
     add(
         "--channels",
         type=int,
         default=settings_lib.LINEAR.channels,
-        help="channels of a latent of the fitted autoencoder",
+        help="channels of a latent, for a fitted linear autoencoder",
     )
-    add("--seed", type=int, default=0, help="random seed for the patches that the autoencoder is fitted on")
+    add("--seed", type=int, default=0, help="random seed for the patches that a linear autoencoder is fitted on")
 
 
 def _parser() -> arguments.Parser:
     described = "\n".join(f"  {name:10} {entry.help}" for name, entry in formats.FORMATS.items())
     parser = arguments.Parser(
         job.COMMAND,
-        "Encode videos with captions, cameras and actions into training records. The same command again resumes an "
+        "Encode videos with captions, cameras and actions as training records. The same command again resumes an "
         "interrupted run.",
         epilog=EPILOG.format(formats=described, command=arguments.program(job.COMMAND)),
     )
@@ -132,7 +136,7 @@ def _parser() -> arguments.Parser:
     model_encoders.add_arguments(
         parser,
         defaults={
-            "--autoencoder": "a linear one, fitted on the training videos",
+            "--autoencoder": "a linear autoencoder, fitted on the training videos",
             model_encoders.TEXT.flag: settings_lib.TEXT_ENCODER,
             model_encoders.GLYPH.flag: settings_lib.GLYPH_ENCODER,
             model_encoders.IMAGE.flag: settings_lib.IMAGE_ENCODER,
@@ -201,6 +205,7 @@ def _print_summary(summary: shards.Summary, console: rich.console.Console) -> No
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     options = _parser().parse(argv)
     compilation.use_cache()
     console = rich.console.Console()
@@ -214,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if summary is None:
         console.print(
-            f"this process's part of {options.output} is written; the set is complete when the others are done",
+            f"the part of this process is written to {options.output}; other processes have not finished theirs",
             soft_wrap=True,
             highlight=False,
         )

@@ -1,4 +1,4 @@
-"""The embedded data sets: recorded and encoded on the user's machine the first time a recipe asks for them."""
+"""Built-in data sets: recorded and encoded when a recipe first needs them."""
 
 import dataclasses
 import pathlib
@@ -17,14 +17,14 @@ from jworld.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodingConfig:
-    """How raw episodes become records (`config.data.encoding`).
+    """Settings of the encoding of raw episodes as records (`config.data.encoding`).
 
     Attributes:
-      image_size: (width, height) of the model's images.
-      spatial_ratio: pixels per latent, each way.
-      autoencoder: file of a codec to use as it is; "" fits one on the training split.
-      whitening: of that one, see `linear.fit`.
-      clip_frames: frames of the clips that episodes are cut into; 0 leaves them whole.
+      image_size: (width, height) of the model's images, in pixels.
+      spatial_ratio: pixels per latent in each direction.
+      autoencoder: file of a linear autoencoder; "" fits one on the training split.
+      whitening: whitening of a fitted autoencoder, 0 (none) to 1, see `linear.fit`.
+      clip_frames: frames per clip; 0 for whole episodes.
     """
 
     image_size: tuple[int, int] = (64, 48)
@@ -40,7 +40,7 @@ def ensure(
     """Make the records in `output` unless they exist.
 
     Raises:
-      UserError: they are absent and `recording.source` is "", or recording or encoding fails.
+      UserError: the records are absent and `recording.source` is "", or recording or encoding fails.
     """
     if (pathlib.Path(output) / records.MANIFEST).is_file():
         return

@@ -71,8 +71,8 @@ class Work:
         bad = [item for item in self._items if item.problem is not None]
         if bad and not self._skip_errors:
             raise UserError(
-                f"{bad[0].problem} ({len(bad)} of {len(self._items)} videos have a problem); --on-error skip leaves "
-                "bad videos out and lists them"
+                f"{bad[0].problem} ({len(bad)} of {len(self._items)} videos have a problem); give --on-error skip to "
+                "leave out bad videos and list them"
             )
         if not any(item.split == "train" for item in self._items):
             raise UserError(
@@ -126,7 +126,7 @@ class Work:
         if len(written) == len(results):
             output.finish([*text_plan, *plan], written, self._manifest(maker, written[: len(text_plan)], written))
         elif (output.directory / records.MANIFEST).is_file():
-            output.complete = True  # another process was faster
+            output.complete = True  # another process has written the manifest
 
     def _write_records(self, output: shards.Output, mine: Sequence[shards.Shard], maker: record_writer.Maker) -> None:
         missing = [shard for shard in mine if output.result(shard) is None]
@@ -172,7 +172,8 @@ class Work:
                         count += 1
                 except UserError as error:
                     if not self._skip_errors:
-                        raise UserError(f"{error}; --on-error skip leaves bad videos out and lists them") from error
+                        hint = "give --on-error skip to leave out bad videos and list them"
+                        raise UserError(f"{error}; {hint}") from error
                 advance(0, count)
 
     def _maker(self, autoencoder: Autoencoder, rows: dict[str, int]) -> record_writer.Maker:

@@ -1,4 +1,4 @@
-"""Records of latents as the data of a run: checked against the model, made where a recipe says how."""
+"""Records of latents as training data of a run: created if the recipe describes how, and checked against the model."""
 
 import pathlib
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ from jworld.utils.errors import UserError
 
 
 class LatentRecords:
-    """Records (`config.data.records`), recorded and encoded here where `config.data.recording` names a source.
+    """Records in `config.data.records`; recorded and encoded on first use if `config.data.recording` names a source.
 
     Attributes:
-      expected: what the manifest must say: dotted key -> value.
+      expected: values that the manifest must have, by dotted key.
     """
 
     def __init__(
@@ -35,10 +35,15 @@ class LatentRecords:
         min_frames: int,
         fps: float,
     ) -> None:
-        """`transform` makes examples of records with their text store and the global batch, `spec` describes them.
+        """Read the sections of the config.
 
-        Clips of fewer than `min_frames` latent frames are refused. `fps` is the frame rate of videos where no data set
-        states one.
+        Args:
+          config: the run's config.
+          expected: values that the manifest must have, by dotted key.
+          spec: arrays of a batch.
+          transform: (text store, global batch) -> transform from records to examples.
+          min_frames: latent frames that every clip must have.
+          fps: frame rate of generated videos if no data set records one.
         """
         self._config = config
         self._recording = run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
@@ -47,7 +52,7 @@ class LatentRecords:
         self.expected = expected
 
     def prepare(self) -> None:
-        """See `systems.base.TrainingData`."""
+        """Make the records if they are absent, see `systems.base.TrainingData`."""
         model = self._config.model
         demo_data.ensure(
             self._config.data.records,
@@ -58,7 +63,7 @@ class LatentRecords:
         )
 
     def batches(self, split: str) -> pipeline.BatchIterator:
-        """See `systems.base.TrainingData`."""
+        """Return the batches of a split, see `systems.base.TrainingData`."""
         directory = pathlib.Path(self._config.data.records)
         source = records.RecordSource(directory, split, min_frames=self._min_frames)
         records.check_manifest(source.manifest, self.expected, path=directory)
@@ -66,31 +71,31 @@ class LatentRecords:
         return training_data.batches(self._config, source, transform, self._spec, split=split)
 
     def keep(self, directory: pathlib.Path) -> None:
-        """See `systems.base.TrainingData`."""
+        """Copy the manifest and the encoders, see `systems.base.TrainingData`."""
         encoders_lib.copy(pathlib.Path(self._config.data.records), directory)
 
     def check_kept(self, directory: pathlib.Path) -> None:
-        """See `systems.base.TrainingData`: another autoencoder speaks another language."""
+        """Refuse records with latents of another autoencoder, see `systems.base.TrainingData`."""
         if (directory / records.MANIFEST).is_file():
-            known, path = records.read_manifest(directory)["autoencoder"], self._config.data.records
-            expected = {f"autoencoder.{key}": known[key] for key in ("family", "hash") if key in known}
+            stored, path = records.read_manifest(directory)["autoencoder"], self._config.data.records
+            expected = {f"autoencoder.{key}": stored[key] for key in ("family", "hash") if key in stored}
             records.check_manifest(records.read_manifest(path), expected, path=path)
 
     def find_problem(self, directory: pathlib.Path) -> str:
-        """See `systems.base.TrainingData`."""
+        """Return why the encoders cannot be opened, see `systems.base.TrainingData`."""
         return encoders_lib.find_problem(directory, records.read_manifest(directory))
 
     def encoders(self, directory: pathlib.Path, *, given: EncoderOverrides, mesh: jax.sharding.Mesh) -> Encoders:
-        """See `systems.base.TrainingData`."""
-        # What a model generates does not depend on what else the records hold.
+        """Open the encoders, see `systems.base.TrainingData`."""
+        # Generation does not depend on the other arrays of the records.
         expected = {key: value for key, value in self.expected.items() if key != "arrays"}
         if (directory / records.MANIFEST).is_file():
             records.check_manifest(records.read_manifest(directory), expected, path=directory)
             return encoders_lib.open_set(directory, given=given, mesh=mesh)
         if given == EncoderOverrides(options=given.options):
             raise UserError(
-                f"{directory} has no {records.MANIFEST}, so nothing says which autoencoder and encoders the model "
-                "knows: name a folder of records made for it with --encoders, or all of them with --autoencoder, "
-                "--text-encoder, --image-encoder and, if it reads glyphs, --glyph-encoder"
+                f"{directory} has no {records.MANIFEST}, so the model's autoencoder and encoders are unknown: name a "
+                "folder of records made for the model with --encoders, or all of them with --autoencoder, "
+                "--text-encoder, --image-encoder and, if it uses glyphs, --glyph-encoder"
             )
         return encoders_lib.open_given(given, expected, fps=self._fps, mesh=mesh)

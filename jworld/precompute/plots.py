@@ -1,4 +1,4 @@
-"""Pictures of a set of records: camera paths from above, how often each action occurs, latents, decoded frames."""
+"""Plots of a set of records: camera paths from above, frequencies of actions, latents, decoded frames."""
 
 import math
 import pathlib
@@ -26,9 +26,9 @@ CAMERAS, ACTIONS, LATENTS, THUMBNAILS = "cameras.png", "actions.png", "latents.p
 def draw(
     statistics: Statistics, clips: Mapping[str, records.Record], videos: Mapping[str, Mapping[int, np.ndarray]]
 ) -> dict[str, matplotlib.figure.Figure]:
-    """The pictures by file name, those that there is something for.
+    """Draw the plots for which there is data, by file name.
 
-    `clips` are some records of the set and `videos` decoded frames uint8 [H, W, 3] by their number, both by title.
+    `clips` are some records of the set, and `videos` are decoded frames uint8 [H, W, 3] by frame number; both by title.
     """
     figures = {}
     paths = {title: record["w2c"] for title, record in clips.items() if "w2c" in record}
@@ -44,7 +44,7 @@ def draw(
 
 
 def write(directory: pathlib.Path, figures: Mapping[str, matplotlib.figure.Figure]) -> list[pathlib.Path]:
-    """Each picture as a file of `directory`, complete or absent."""
+    """Write each figure atomically to a file in `directory`, and return the paths."""
     paths = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def write(directory: pathlib.Path, figures: Mapping[str, matplotlib.figure.Figur
 
 
 def draw_cameras(paths: Mapping[str, np.ndarray]) -> matplotlib.figure.Figure:
-    """Where the cameras w2c [F, 4, 4] of each clip go, seen from above in the axes of its first one."""
+    """Draw the paths of the cameras w2c [F, 4, 4] of each clip from above, in the axes of its first camera."""
     columns = min(COLUMNS, len(paths))
     rows = math.ceil(len(paths) / columns)
     figure = matplotlib.figure.Figure(figsize=(3.2 * columns + 0.8, 3.3 * rows + 0.7), layout="constrained")
@@ -67,7 +67,7 @@ def draw_cameras(paths: Mapping[str, np.ndarray]) -> matplotlib.figure.Figure:
         panel.set_axis_off()
     c2w = {title: poses.invert_rigid(poses.relative_to_first(w2c)) for title, w2c in paths.items()}
     extents = {title: np.ptp(path[:, (0, 2), 3], axis=0).max() for title, path in c2w.items()}
-    # A camera that hardly moves would be shown at the scale of its rounding errors.
+    # Otherwise a camera at rest would be drawn at the scale of its rounding errors.
     least = max(extents.values()) / LARGEST_ZOOM or 1.0
     for panel, (title, path) in zip(panels.flat, c2w.items(), strict=False):
         lines = _draw_path(panel, path, extent=max(extents[title], least))
@@ -76,22 +76,22 @@ def draw_cameras(paths: Mapping[str, np.ndarray]) -> matplotlib.figure.Figure:
         panel.set_ylabel("z, forward")
     for column in range(columns):
         panels[(len(paths) - 1 - column) // columns, column].set_xlabel("x, right")
-    figure.suptitle("Cameras from above: dot = start, arrows = view, colour = time", fontsize=11)
+    figure.suptitle("Cameras from above: dot = start, arrows = view, color = time", fontsize=11)
     figure.colorbar(lines, ax=panels, label="share of the clip", shrink=0.5, aspect=30)
     return figure
 
 
 def _draw_path(panel: matplotlib.axes.Axes, c2w: np.ndarray, *, extent: float) -> matplotlib.collections.LineCollection:
-    places, views = c2w[:, (0, 2), 3], c2w[:, (0, 2), 2]
-    shares = np.linspace(0, 1, len(places))
-    segments = np.stack([places[:-1], places[1:]], axis=1)
+    positions, views = c2w[:, (0, 2), 3], c2w[:, (0, 2), 2]
+    shares = np.linspace(0, 1, len(positions))
+    segments = np.stack([positions[:-1], positions[1:]], axis=1)
     lines = matplotlib.collections.LineCollection(list(segments), cmap="viridis", linewidths=2, clim=(0, 1))
     lines.set_array(shares[1:])
     panel.add_collection(lines)
-    shown = np.unique(np.linspace(0, len(places) - 1, ARROWS).round().astype(int))
-    middle, half = (places.max(axis=0) + places.min(axis=0)) / 2, 0.68 * extent
+    shown = np.unique(np.linspace(0, len(positions) - 1, ARROWS).round().astype(int))
+    middle, half = (positions.max(axis=0) + positions.min(axis=0)) / 2, 0.68 * extent
     panel.quiver(
-        *places[shown].T,
+        *positions[shown].T,
         *views[shown].T,
         shares[shown],
         cmap="viridis",
@@ -101,7 +101,7 @@ def _draw_path(panel: matplotlib.axes.Axes, c2w: np.ndarray, *, extent: float) -
         scale=8 / extent,
         width=0.008,
     )
-    panel.plot(*places[0], "o", color="tab:red", markersize=6, zorder=1.5)
+    panel.plot(*positions[0], "o", color="tab:red", markersize=6, zorder=1.5)
     panel.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), aspect="equal")
     panel.grid(alpha=0.3)
     panel.tick_params(labelsize=8)
@@ -109,7 +109,7 @@ def _draw_path(panel: matplotlib.axes.Axes, c2w: np.ndarray, *, extent: float) -
 
 
 def draw_actions(counts: Mapping[str, int]) -> matplotlib.figure.Figure:
-    """Latent frames by the name of their action, the most frequent on top."""
+    """Draw the number of latent frames per action, the most frequent on top."""
     names, values = list(counts), list(counts.values())
     figure = matplotlib.figure.Figure(figsize=(8, 1.4 + 0.28 * len(names)), layout="constrained")
     panel = figure.subplots()
@@ -123,7 +123,7 @@ def draw_actions(counts: Mapping[str, int]) -> matplotlib.figure.Figure:
 
 
 def draw_latents(mean: np.ndarray, std: np.ndarray) -> matplotlib.figure.Figure:
-    """Mean [C] and standard deviation [C] by channel, beside those of the noise that a model starts from."""
+    """Draw mean [C] and standard deviation [C] per channel, with those of standard normal noise for comparison."""
     figure = matplotlib.figure.Figure(figsize=(10, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     channels = np.arange(len(mean))
@@ -132,7 +132,7 @@ def draw_latents(mean: np.ndarray, std: np.ndarray) -> matplotlib.figure.Figure:
         panel.axhline(expected, color="tab:red", linestyle="--", linewidth=1)
         panel.set_ylabel(name)
         panel.grid(axis="y", alpha=0.3)
-    # Means that are next to nothing should look so.
+    # A fixed minimum range keeps small means visually small.
     above.set_ylim(min(-0.5, 1.1 * mean.min()), max(0.5, 1.1 * mean.max()))
     above.set_title("Latents by channel; dashed: standard noise", fontsize=11)
     below.set_xlabel("channel")
@@ -140,7 +140,7 @@ def draw_latents(mean: np.ndarray, std: np.ndarray) -> matplotlib.figure.Figure:
 
 
 def draw_thumbnails(videos: Mapping[str, Mapping[int, np.ndarray]]) -> matplotlib.figure.Figure:
-    """Frames of clips uint8 [H, W, 3] by their number, one clip below the other."""
+    """Draw frames uint8 [H, W, 3] of clips by frame number, one row per clip."""
     height, width = next(iter(next(iter(videos.values())).values())).shape[:2]
     size = (2 * FRAMES, (2 * height / width + 0.5) * len(videos))
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")

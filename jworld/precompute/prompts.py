@@ -1,4 +1,4 @@
-"""The text of a data set: every distinct prompt encoded once, by whichever process its shard belongs to."""
+"""Encoding of the text of a data set: every distinct prompt once, in shards that processes share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +16,13 @@ _BATCH = 32
 
 
 def collect(listed: Sequence[items.Item]) -> list[str]:
-    """The prompts in the order of their rows: the negative one, then as they first occur, training videos first."""
+    """Return the prompts in the order of their rows: the negative one, then training and held-out captions."""
     captions = [item.caption for split in records.SPLITS for item in listed if item.split == split]
     return list(dict.fromkeys(["", *captions]))
 
 
 def plan(prompts: Sequence[str]) -> list[shards.Shard]:
+    """Divide the prompts into shards."""
     return shards.plan({shards.TEXT: range(len(prompts))}, items_per_shard=PROMPTS_PER_SHARD)
 
 
@@ -34,7 +35,7 @@ def write(
     *,
     console: rich.console.Console | None,
 ) -> None:
-    """Encode those of this process's shards that are not written; the encoders are opened only if there is one."""
+    """Encode the missing shards among those of this process; encoders are opened only if a shard is missing."""
     missing = [shard for shard in mine if output.result(shard) is None]
     if not missing:
         return
@@ -64,7 +65,7 @@ def write(
 
 
 def facts(results: Sequence[shards.Result]) -> dict[str, Any]:
-    """What a manifest says of the encoders that wrote the text shards; without any, that there were none."""
+    """Return the manifest's entries of the encoders that wrote the text shards; those of no encoder without shards."""
     if not results:
         none = weightless.NoText(0).manifest_entry()
         return {role.key: none for role in (model_encoders.TEXT, model_encoders.GLYPH)}
@@ -72,6 +73,6 @@ def facts(results: Sequence[shards.Result]) -> dict[str, Any]:
         if result.facts != results[0].facts:
             raise UserError(
                 f"shards of text were encoded by different encoders, {results[0].facts} and {result.facts}: give all "
-                "processes the same folders, remove the output and begin again"
+                "processes the same folders, remove the output and start again"
             )
     return results[0].facts

@@ -1,4 +1,4 @@
-"""Clips of several videos, read ahead by threads: decoding and resizing take longer than most encoders."""
+"""Prefetching of clips by threads, since decoding and resizing take longer than most encoders."""
 
 import concurrent.futures
 import queue
@@ -12,7 +12,7 @@ _POLL = 0.1  # seconds
 
 
 class ReadAhead:
-    """Reads items in their order, `threads` of them at a time, each at most two clips ahead; a context manager.
+    """Reader of `threads` items at a time, in order and at most two clips ahead per item, as a context manager.
 
     with ReadAhead(items, cut, threads=4) as reader:
         for position in range(len(items)):
@@ -35,7 +35,7 @@ class ReadAhead:
         self._pool.shutdown(cancel_futures=True)
 
     def read(self, position: int) -> Iterator[clips.Clip]:
-        """The clips of one item; its errors are raised here. To be called for every position once, in order."""
+        """Yield the clips of one item, or raise its error; must be called once for every position, in order."""
         for item in self._items[len(self._queues) : position + self._threads]:
             self._queues.append(queue.Queue(maxsize=1))
             self._pool.submit(self._produce, item, self._queues[-1])
@@ -56,7 +56,7 @@ class ReadAhead:
         self._put(target, last)
 
     def _put(self, target: queue.Queue[clips.Clip | Exception | None], value: clips.Clip | Exception | None) -> bool:
-        """False when nobody wants it any more."""
+        """Put a value into the queue; return False if the reader was closed."""
         while not self._stop.is_set():
             try:
                 target.put(value, timeout=_POLL)

@@ -1,4 +1,4 @@
-"""The settings of a data set: everything that determines its records, checked before anything is read."""
+"""Settings that determine the records of a data set, checked before anything is read."""
 
 import dataclasses
 import pathlib
@@ -8,7 +8,7 @@ from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.models.autoencoders.linear import FAMILY, LinearConfig
 from jworld.utils.errors import UserError
 
-#: What the tiny recipes use: image size (width, height), linear autoencoder, encoders.
+#: Defaults of the tiny recipes: image size (width, height), linear autoencoder, encoders.
 SIZE = (64, 48)
 LINEAR = LinearConfig(channels=96, spatial_ratio=16)
 TEXT_ENCODER, GLYPH_ENCODER, IMAGE_ENCODER = "hashed-words:64", "none", "thumbnail"
@@ -16,7 +16,7 @@ TEXT_ENCODER, GLYPH_ENCODER, IMAGE_ENCODER = "hashed-words:64", "none", "thumbna
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of a data set. None leaves a choice to the format or to the autoencoder.
+    """Settings of a data set; None leaves a choice to the format or to the autoencoder.
 
     Attributes:
       input: path of the videos, as `format` expects it.

@@ -1,4 +1,4 @@
-"""Records made from clips: batches go through the autoencoder, records one by one into their shard."""
+"""Conversion of clips to records: batches are encoded together, and records are written to their shard."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,8 @@ class Maker:
                     count += 1
             except UserError as error:
                 if not skip_errors:
-                    raise UserError(f"{error}; --on-error skip leaves bad videos out and lists them") from error
+                    hint = "give --on-error skip to leave out bad videos and list them"
+                    raise UserError(f"{error}; {hint}") from error
                 writer.skip(item.name, str(error))
             if len(waiting) == self.batch or position == listed[-1][0]:
                 self._write(writer, waiting, measure=measure)
@@ -146,5 +147,5 @@ class Maker:
 
 
 def control_numbers(controls: items.Controls, tokens: Sequence[str]) -> np.ndarray:
-    """Return the places in `tokens` of the words of T frames, int32 [T]."""
+    """Return the indices in `tokens` of the words of T frames, int32 [T]."""
     return np.array([tokens.index(word) for word in controls.words], np.int32)

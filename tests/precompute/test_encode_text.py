@@ -1,4 +1,4 @@
-"""Prompts encoded once, for machines without the encoder."""
+"""Encoding of prompts for machines without the text encoder."""
 
 import ml_dtypes
 import numpy as np

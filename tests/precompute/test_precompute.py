@@ -1,4 +1,4 @@
-"""From videos to records: contents by format, the same files however they are made, and bad videos."""
+"""Precomputation of records: contents by format, equal files after interruptions and in parts, and bad videos."""
 
 import dataclasses
 import json
@@ -35,9 +35,9 @@ from jworld.utils.errors import UserError
 
 FRAMES = 13
 SIZE: dict[str, Any] = {"width": 32, "height": 24}
-CODEC = linear.LinearConfig(channels=24, spatial_ratio=8)
+LINEAR = linear.LinearConfig(channels=24, spatial_ratio=8)
 WORDS = ["none", *["forward"] * 6, *["yaw_right"] * 12]
-# A robot's hand that turns about z and goes where it points to; its gripper closes.
+# A robot's hand that turns about z and moves forward, while its gripper closes.
 HAND = np.stack([*np.zeros((5, 19)), np.radians(3.0) * np.arange(19), np.ones(19)], axis=1)
 HAND[1:, 0] = np.cumsum(0.01 * np.cos(HAND[:-1, 5]))
 HAND[1:, 1] = np.cumsum(0.01 * np.sin(HAND[:-1, 5]))
@@ -45,14 +45,14 @@ GRIPPER = np.linspace(1, 0.1, 19)
 
 
 def wall(index: int, frames: int = FRAMES) -> np.ndarray:
-    """uint8 [T, 48, 64, 3]: a textured wall that shifts sideways."""
+    """Make a textured wall that shifts sideways, uint8 [T, 48, 64, 3]."""
     generator = np.random.default_rng(index)
     texture = generator.integers(0, 256, (6, 20, 3)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     return np.stack([texture[:, 2 * t : 2 * t + 64] for t in range(frames)])
 
 
 def turning(frames: int = FRAMES) -> np.ndarray:
-    """w2c [T, 4, 4] of a camera that turns right by 8 degrees per latent."""
+    """Return w2c [T, 4, 4] of a camera that turns right by 8 degrees per latent."""
     angles = np.radians(2.0) * np.arange(frames)
     w2c = np.tile(np.eye(4), (frames, 1, 1))
     w2c[:, 0, 0] = w2c[:, 2, 2] = np.cos(angles)
@@ -61,7 +61,7 @@ def turning(frames: int = FRAMES) -> np.ndarray:
 
 
 def write_episodes(directory: pathlib.Path, splits: list[str]) -> None:
-    walks = [
+    recorded = [
         episodes.Episode(
             name=f"episode_{index:05d}",
             split=split,
@@ -74,14 +74,14 @@ def write_episodes(directory: pathlib.Path, splits: list[str]) -> None:
         )
         for index, split in enumerate(splits)
     ]
-    for walk in walks:
-        episodes.write_episode(directory, walk)
-    entries = [{"name": w.name, "split": w.split, "frames": FRAMES, "caption": w.caption} for w in walks]
+    for episode in recorded:
+        episodes.write_episode(directory, episode)
+    entries = [{"name": e.name, "split": e.split, "frames": FRAMES, "caption": e.caption} for e in recorded]
     episodes.write_manifest(directory, source="rooms", seed=0, fps=8.0, width=64, height=48, episodes=entries)
 
 
 def write_videos(folder: pathlib.Path, form: str, names: str = "abc") -> pathlib.Path:
-    """Videos of 19 frames at 10 frames/s; -> what to give as --input."""
+    """Write videos of 19 frames at 10 frames/s and return the path for --input."""
     below = {"videos": "", "cosmos": "videos"}.get(form, "clips")
     listed = []
     for index, name in enumerate(names):
@@ -106,7 +106,7 @@ def write_videos(folder: pathlib.Path, form: str, names: str = "abc") -> pathlib
             view = [{"move_action": "W" if w == "forward" else "", "view_action": "LL"} for w in WORDS]
             (folder / f"{name}_actions.json").write_text(json.dumps(dict(enumerate(view))))
             paths = {"video_path": path, "pose_path": f"{name}.json"}
-            # The last video has no actions: its labels are those of the cameras.
+            # The last video has no actions, so its labels follow from the cameras.
             recorded = {} if index == len(names) - 1 else {"action_path": f"{name}_actions.json"}
             listed.append({**paths, **recorded, "caption": caption})
     if listed:
@@ -123,7 +123,7 @@ def raw(tmp_path_factory) -> pathlib.Path:
 
 def episode_settings(raw: pathlib.Path, **changes: Any) -> Settings:
     return Settings(
-        **{"input": raw, **SIZE, "linear": CODEC, "given": EncoderOverrides(text_encoder="hashed-words:16"), **changes}
+        **{"input": raw, **SIZE, "linear": LINEAR, "given": EncoderOverrides(text_encoder="hashed-words:16"), **changes}
     )
 
 
@@ -133,14 +133,14 @@ def prepared(raw, tmp_path_factory) -> shards.Summary:
 
 
 @pytest.fixture(scope="module")
-def codec(prepared) -> str:
+def autoencoder_path(prepared) -> str:
     return str(prepared.directory / records.AUTOENCODER_FILE)
 
 
-def video_settings(folder: pathlib.Path, codec: str, **changes: Any) -> Settings:
-    """Clips of 9 frames at 5 frames/s, one per video."""
+def video_settings(folder: pathlib.Path, autoencoder_path: str, **changes: Any) -> Settings:
+    """Return settings for clips of 9 frames at 5 frames/s, one per video."""
     common: dict[str, Any] = {"format": "videos", **SIZE, "fps": 5, "frames": 9, "val_share": 0.0}
-    return Settings(**{"input": folder, **common, "given": EncoderOverrides(autoencoder=codec), **changes})
+    return Settings(**{"input": folder, **common, "given": EncoderOverrides(autoencoder=autoencoder_path), **changes})
 
 
 def cut_of(manifest: dict[str, Any]) -> clips.CutConfig:
@@ -151,7 +151,7 @@ def content(directory: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_episodes_and_a_fitted_codec(raw, prepared):
+def test_episodes_and_a_fitted_autoencoder(raw, prepared):
     assert prepared.clips == {"train": 3, "val": 1}
     output = prepared.directory
     names = {"manifest.json", "report.json", "autoencoder.safetensors"}
@@ -161,13 +161,13 @@ def test_episodes_and_a_fitted_codec(raw, prepared):
     network = linear.LinearAutoencoder.load(output / records.AUTOENCODER_FILE)
     train = records.RecordSource(output, "train", min_frames=4)
     assert train.episodes == ["episode_00000", "episode_00001", "episode_00002"]
-    walk = episodes.read_episode(raw, "episode_00001")
-    frames = images.resize(walk.frames, **SIZE)
+    episode = episodes.read_episode(raw, "episode_00001")
+    frames = images.resize(episode.frames, **SIZE)
     record = train[1]
     expected = np.asarray(network.encode(frames[None])[0])
     np.testing.assert_allclose(record["latent"].astype(np.float32), expected, rtol=1e-2, atol=1e-5)
     np.testing.assert_array_equal(record["image_cond"], record["latent"][:1])
-    np.testing.assert_allclose(record["w2c"], walk.w2c[[0, 4, 8, 12]], atol=1e-6)
+    np.testing.assert_allclose(record["w2c"], episode.w2c[[0, 4, 8, 12]], atol=1e-6)
     np.testing.assert_allclose(record["intrinsics"][2], [[0.5, 0, 0.5], [0, 0.7, 0.5], [0, 0, 1]], atol=1e-6)
     assert [actions.label_name(label) for label in record["action"]] == ["none"] + ["yaw_right"] * 3
     assert record["vision_states"].shape == (12, 12)
@@ -182,14 +182,14 @@ def test_episodes_and_a_fitted_codec(raw, prepared):
     decoded = linear.to_uint8(network.decode(network.encode(held_out[None])))[0]
     assert manifest["reconstruction_psnr"] == pytest.approx(linear.psnr(held_out, np.asarray(decoded)), abs=0.1)
     assert (manifest["fps"], manifest["source"], manifest["action_labels"]) == (8.0, "rooms", "cameras")
-    other = linear.fit([walk.frames], network.config, seed=0)
+    other = linear.fit([episode.frames], network.config, seed=0)
     with pytest.raises(UserError, match=r"autoencoder\.hash"):
         records.check_manifest(manifest, {"autoencoder.hash": other.hash()}, path=output)
 
 
 @pytest.mark.slow
 def test_an_even_number_of_latents_is_measured(raw, tmp_path):
-    """CogVideoX's autoencoder makes 16 frames of 4 latents of 13 frames."""
+    """CogVideoX's autoencoder decodes the 4 latents of 13 frames to 16 frames."""
     folder = tiny_autoencoders.save(tmp_path / "vae", "cogvideox")
     settings = episode_settings(raw, given=EncoderOverrides(autoencoder=str(folder), text_encoder="hashed-words:16"))
     manifest = records.read_manifest(job.precompute(settings, tmp_path / "set").directory)
@@ -200,18 +200,18 @@ def test_an_even_number_of_latents_is_measured(raw, tmp_path):
     assert manifest["reconstruction_psnr"] == pytest.approx(linear.psnr(held_out, decoded[3:]), abs=0.1)
 
 
-def test_same_input_same_files_and_a_complete_set_stays(raw, prepared, codec, tmp_path):
+def test_equal_input_gives_equal_files_and_a_complete_set_is_unchanged(raw, prepared, autoencoder_path, tmp_path):
     again = job.precompute(episode_settings(raw), tmp_path / "again")
     assert content(again.directory) == content(prepared.directory)
     times = {path: path.stat().st_mtime_ns for path in again.directory.iterdir()}
     assert job.precompute(episode_settings(raw), again.directory).clips == again.clips
     assert {path: path.stat().st_mtime_ns for path in again.directory.iterdir()} == times
-    given = episode_settings(raw, given=EncoderOverrides(autoencoder=codec, text_encoder="hashed-words:16"))
+    given = episode_settings(raw, given=EncoderOverrides(autoencoder=autoencoder_path, text_encoder="hashed-words:16"))
     with pytest.raises(UserError, match="was started with autoencoder = "):
         job.precompute(given, again.directory)
-    known = content(job.precompute(given, tmp_path / "given").directory)
+    expected = content(job.precompute(given, tmp_path / "given").directory)
     same = content(prepared.directory)
-    assert {name for name in same if same[name] != known[name]} == {records.MANIFEST}
+    assert {name for name in same if same[name] != expected[name]} == {records.MANIFEST}
 
 
 COMMON = {"latent", "image_cond", "vision_states", "prompt"}
@@ -225,14 +225,14 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("form", ARRAYS)
-def test_every_format(tmp_path, codec, form):
-    settings = video_settings(write_videos(tmp_path / "in", form), codec, format=form, val_share=0.3)
+def test_every_format(tmp_path, autoencoder_path, form):
+    settings = video_settings(write_videos(tmp_path / "in", form), autoencoder_path, format=form, val_share=0.3)
     summary = job.precompute(settings, tmp_path / "set")
     manifest = summary.manifest
     assert manifest["arrays"].keys() == ARRAYS[form]
     assert manifest["request"]["cut"] == manifest["cut"]
     assert (manifest["cut"]["fit"]["mode"], manifest["cut"]["frames"], manifest["fps"]) == ("crop", 9, 5)
-    network = linear.LinearAutoencoder.load(codec)
+    network = linear.LinearAutoencoder.load(autoencoder_path)
     cut = cut_of(manifest)
     found = {}
     for split in summary.clips:
@@ -252,7 +252,7 @@ def test_every_format(tmp_path, codec, form):
             # Frames 0, 8 and 16 of the video, which has 10 frames/s.
             assert [manifest["controls"][number] for number in record["control"]] == ["D", "DL", "DL"]
         if form == "bridge":
-            # From one frame to the next but one of the video: its clips have half of its frame rate.
+            # Motions span two frames of the video, since clips have half its frame rate.
             ahead = 0.01 * (1 + np.cos(np.radians(3))), 0.01 * np.sin(np.radians(3))
             moved = [20 * ahead[0], 20 * ahead[1], 0, 0, 0, 20 * np.radians(6)]
             np.testing.assert_allclose(record["motion"][:, :6], np.tile(moved, (8, 1)), atol=1e-6)
@@ -263,9 +263,11 @@ def test_every_format(tmp_path, codec, form):
             assert [actions.label_name(label) for label in record["action"]] == recorded
 
 
-def test_clips_of_one_video_and_encoders_that_are_left_out(tmp_path, codec):
-    given = EncoderOverrides(autoencoder=codec, text_encoder="none", image_encoder="none")
-    settings = video_settings(write_videos(tmp_path / "in", "videos", "a"), codec, fps=10, stride=5, given=given)
+def test_clips_of_one_video_without_text_and_image_encoders(tmp_path, autoencoder_path):
+    given = EncoderOverrides(autoencoder=autoencoder_path, text_encoder="none", image_encoder="none")
+    settings = video_settings(
+        write_videos(tmp_path / "in", "videos", "a"), autoencoder_path, fps=10, stride=5, given=given
+    )
     summary = job.precompute(settings, tmp_path / "set")
     assert summary.manifest["episodes"]["train"] == ["a@000000", "a@000005", "a@000010"]
     assert summary.hours == pytest.approx(3 * 9 / 10 / 3600)
@@ -275,11 +277,11 @@ def test_clips_of_one_video_and_encoders_that_are_left_out(tmp_path, codec):
     assert not list((tmp_path / "set").glob("text-*"))
 
 
-def test_a_network_and_its_posterior(tmp_path, codec):
+def test_a_network_and_its_posterior(tmp_path, autoencoder_path):
     folder = tiny_autoencoders.save(tmp_path / "wan", "wan")
     small: dict[str, Any] = {"width": 16, "height": 12, "keep_posterior": True, "autoencoder_dtype": "float32"}
     given = EncoderOverrides(autoencoder=str(folder))
-    settings = video_settings(write_videos(tmp_path / "in", "videos"), codec, given=given, **small)
+    settings = video_settings(write_videos(tmp_path / "in", "videos"), autoencoder_path, given=given, **small)
     summary = job.precompute(settings, tmp_path / "set")
     assert summary.manifest["autoencoder"]["dtype"] == "float32"
     assert summary.manifest["autoencoder"]["source"] == str(folder / "autoencoder.safetensors")
@@ -298,13 +300,15 @@ def test_a_network_and_its_posterior(tmp_path, codec):
     np.testing.assert_allclose(mean + np.exp(0.5 * logvar) * noise, expected, atol=2e-2 * np.abs(expected).max())
     assert np.abs(np.exp(0.5 * logvar) * noise).mean() > 0.1 * np.abs(expected).mean()
     with pytest.raises(UserError, match="has no posterior"):
-        job.precompute(dataclasses.replace(settings, given=EncoderOverrides(autoencoder=codec)), tmp_path / "other")
+        job.precompute(
+            dataclasses.replace(settings, given=EncoderOverrides(autoencoder=autoencoder_path)), tmp_path / "other"
+        )
     sizes = dataclasses.replace(settings, width=None, height=None)
     with pytest.raises(UserError, match="give --width and --height"):
         job.precompute(sizes, tmp_path / "other")
 
 
-def test_own_embeddings(tmp_path, codec):
+def test_embeddings_from_a_file(tmp_path, autoencoder_path):
     folder = write_videos(tmp_path / "in", "videos")
     prompts = ["", "wall 0", "wall 1"]
     states = {f"text_states.{i}": np.full((i + 1, 6), i, np.float32) for i in range(3)}
@@ -312,7 +316,14 @@ def test_own_embeddings(tmp_path, codec):
     path = tmp_path / "states.safetensors"
     metadata = {"family": "t5", "prompts": json.dumps(prompts)}
     safetensors.numpy.save_file(states, path, metadata=metadata)
-    options = ["--fps=5", "--frames=9", "--width=32", "--height=24", f"--autoencoder={codec}", "--val-share=0"]
+    options = [
+        "--fps=5",
+        "--frames=9",
+        "--width=32",
+        "--height=24",
+        f"--autoencoder={autoencoder_path}",
+        "--val-share=0",
+    ]
     command = [f"--input={folder}", "--format=videos", f"--output={tmp_path / 'set'}", f"--text-embeddings={path}"]
     precompute.main([*command, *options])
     manifest = records.read_manifest(tmp_path / "set")
@@ -326,9 +337,9 @@ def test_own_embeddings(tmp_path, codec):
         precompute.main([*command, *options, "--text-encoder=none"])
 
 
-def test_the_parts_of_two_processes_are_the_whole(tmp_path, codec):
+def test_the_parts_of_two_processes_equal_one_run(tmp_path, autoencoder_path):
     folder = write_videos(tmp_path / "in", "videos", "abcdefg")
-    settings = video_settings(folder, codec, items_per_shard=2, val_share=0.4)
+    settings = video_settings(folder, autoencoder_path, items_per_shard=2, val_share=0.4)
     whole = job.precompute(settings, tmp_path / "whole")
     assert min(whole.clips.values()) > 0
     assert job.precompute(settings, tmp_path / "parts", shard=(1, 2)) is None
@@ -338,7 +349,7 @@ def test_the_parts_of_two_processes_are_the_whole(tmp_path, codec):
     parts = job.precompute(settings, tmp_path / "parts", shard=(0, 2))
     assert parts.clips == whole.clips
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
-    # Other numbers of processes go on where these were stopped.
+    # Another number of processes resumes the work of the stopped ones.
     assert job.precompute(settings, tmp_path / "three", shard=(2, 3)) is None
     job.precompute(settings, tmp_path / "three", shard=(0, 1))
     assert content(tmp_path / "three") == content(tmp_path / "whole")
@@ -350,9 +361,16 @@ def test_the_parts_of_two_processes_are_the_whole(tmp_path, codec):
     assert not (tmp_path / "more").exists()
 
 
-def test_two_processes_at_once(tmp_path, codec):
+def test_two_processes_at_once(tmp_path, autoencoder_path):
     folder = write_videos(tmp_path / "in", "videos", "abcde")
-    argv = [f"--input={folder}", "--format=videos", f"--autoencoder={codec}", "--fps=5", "--frames=9", "--val-share=0"]
+    argv = [
+        f"--input={folder}",
+        "--format=videos",
+        f"--autoencoder={autoencoder_path}",
+        "--fps=5",
+        "--frames=9",
+        "--val-share=0",
+    ]
     argv += ["--width=32", "--height=24", "--items-per-shard=1"]
     parts = [
         commands.start("jworld.precompute", *argv, f"--output={tmp_path / 'parts'}", f"--shard={i}/2") for i in range(2)
@@ -380,9 +398,16 @@ precompute.main({argv!r})
 """
 
 
-def test_a_killed_command_goes_on(tmp_path, codec):
+def test_a_killed_command_resumes(tmp_path, autoencoder_path):
     folder = write_videos(tmp_path / "in", "videos", "abcde")
-    argv = [f"--input={folder}", "--format=videos", f"--autoencoder={codec}", "--fps=5", "--frames=9", "--val-share=0"]
+    argv = [
+        f"--input={folder}",
+        "--format=videos",
+        f"--autoencoder={autoencoder_path}",
+        "--fps=5",
+        "--frames=9",
+        "--val-share=0",
+    ]
     argv += ["--width=32", "--height=24", "--items-per-shard=2"]
     precompute.main([*argv, f"--output={tmp_path / 'whole'}"])
     output = tmp_path / "killed"
@@ -390,22 +415,29 @@ def test_a_killed_command_goes_on(tmp_path, codec):
         code = KILLED.format(root=str(commands.ROOT), method=method, at=at, argv=[*argv, f"--output={output}"])
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=os.environ)
         assert done.returncode == -signal.SIGKILL, done.stderr
-        seen = {path.name.split("-")[0] for path in output.iterdir()} - {records.AUTOENCODER_FILE}
-        assert seen == left
-    kept = output / "train-00000-of-00003.arrow"
-    assert [path.name for path in output.glob("train-*")] == [kept.name]
-    written = kept.stat().st_mtime_ns
+        found = {path.name.split("-")[0] for path in output.iterdir()} - {records.AUTOENCODER_FILE}
+        assert found == left
+    complete = output / "train-00000-of-00003.arrow"
+    assert [path.name for path in output.glob("train-*")] == [complete.name]
+    written = complete.stat().st_mtime_ns
     precompute.main([*argv, f"--output={output}"])
-    assert kept.stat().st_mtime_ns == written
+    assert complete.stat().st_mtime_ns == written
     assert content(output) == content(tmp_path / "whole")
 
 
-def test_a_bad_video_stops_the_command_until_it_is_mended(tmp_path, codec, capsys):
+def test_a_bad_video_stops_the_command_until_it_is_repaired(tmp_path, autoencoder_path, capsys):
     folder = write_videos(tmp_path / "in", "videos", "abcd")
     good = (folder / "c.mp4").read_bytes()
     (folder / "c.mp4").write_bytes(good[: len(good) // 2])
     tiny_videos.write(folder / "d.mp4", wall(0, 7))
-    argv = [f"--input={folder}", "--format=videos", f"--autoencoder={codec}", "--fps=5", "--frames=9", "--val-share=0"]
+    argv = [
+        f"--input={folder}",
+        "--format=videos",
+        f"--autoencoder={autoencoder_path}",
+        "--fps=5",
+        "--frames=9",
+        "--val-share=0",
+    ]
     argv += ["--width=32", "--height=24", "--items-per-shard=2"]
     skipped, output = tmp_path / "skipped", tmp_path / "set"
 
@@ -416,14 +448,14 @@ def test_a_bad_video_stops_the_command_until_it_is_mended(tmp_path, codec, capsy
         captured = capsys.readouterr()
         return captured.out + captured.err
 
-    told = fails(f"--output={output}")
-    assert "c.mp4 is damaged or not a video" in told
-    assert "--on-error skip" in told
+    printed = fails(f"--output={output}")
+    assert "c.mp4 is damaged or not a video" in printed
+    assert "--on-error skip" in printed
     assert not (output / records.MANIFEST).exists()
     assert (output / "train-00000-of-00002.arrow").exists()
-    told = fails(f"--output={skipped}", "--on-error=skip")
-    assert f"{skipped}: 2 train, 0 val clips" in told
-    assert f"left out 2 bad videos, see {skipped / 'report.json'}" in told
+    printed = fails(f"--output={skipped}", "--on-error=skip")
+    assert f"{skipped}: 2 train, 0 val clips" in printed
+    assert f"left out 2 bad videos, see {skipped / 'report.json'}" in printed
     report = json.loads((skipped / shards.REPORT).read_text())
     assert report["items"] == 4
     assert [item["item"] for item in report["skipped"]] == ["c", "d"]
@@ -439,10 +471,10 @@ def test_a_bad_video_stops_the_command_until_it_is_mended(tmp_path, codec, capsy
     assert f"next: python -m jworld.precompute.validate {output}" in printed
 
 
-def test_a_video_without_caption_is_found_before_anything_is_done(tmp_path, codec):
+def test_a_video_without_caption_is_found_first(tmp_path, autoencoder_path):
     folder = write_videos(tmp_path / "in", "videos")
     (folder / "b.txt").unlink()
-    settings = video_settings(folder, codec)
+    settings = video_settings(folder, autoencoder_path)
     with pytest.raises(UserError, match=r"b\.mp4 has no caption.*1 of 3 videos.*--on-error skip"):
         job.precompute(settings, tmp_path / "set")
     assert not (tmp_path / "set").exists()
@@ -459,8 +491,8 @@ def refuse(tmp_path: pathlib.Path, settings: dict[str, Any], match: str) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_settings(raw, codec, tmp_path):
-    common: dict[str, Any] = {"input": raw, **SIZE, "linear": CODEC}
+def test_wrong_settings(raw, autoencoder_path, tmp_path):
+    common: dict[str, Any] = {"input": raw, **SIZE, "linear": LINEAR}
     refuse(tmp_path, {**common, "input": tmp_path / "absent"}, "manifest.json is absent")
     refuse(tmp_path, {**common, "width": 36}, "image size is 36x24, expected multiples of the spatial ratio 8")
     refuse(tmp_path, {**common, "width": None}, "give both --width and --height")
@@ -479,7 +511,7 @@ def test_wrong_settings(raw, codec, tmp_path):
         job.precompute(Settings(**common), tmp_path / "file" / "set")
 
 
-def test_episodes_that_disagree_with_their_manifest(tmp_path):
+def test_episodes_that_differ_from_their_manifest(tmp_path):
     directory = tmp_path / "raw"
     write_episodes(directory, ["train", "val"])
     path = directory / episodes.MANIFEST
@@ -491,9 +523,9 @@ def test_episodes_that_disagree_with_their_manifest(tmp_path):
     assert not (tmp_path / "out" / records.MANIFEST).exists()
 
 
-def test_encoders_that_differ_between_processes(tmp_path, codec, monkeypatch):
+def test_encoders_that_differ_between_processes(tmp_path, autoencoder_path, monkeypatch):
     monkeypatch.setattr(job.prompts, "PROMPTS_PER_SHARD", 1)
-    settings = video_settings(write_videos(tmp_path / "in", "videos"), codec)
+    settings = video_settings(write_videos(tmp_path / "in", "videos"), autoencoder_path)
     job.precompute(settings, tmp_path / "set", shard=(0, 2))
     for path in (tmp_path / "set" / shards.PROGRESS).glob("text-*.json"):
         result = json.loads(path.read_text())
@@ -512,15 +544,15 @@ def test_videos_of_another_rate_than_the_set(raw, tmp_path):
         job.precompute(episode_settings(tmp_path / "raw"), tmp_path / "out")
 
 
-def test_batches_over_the_devices_change_nothing(tmp_path, codec):
-    """Four clips of two lengths: seven places of the last batches are empty."""
+def test_batches_over_the_devices_change_nothing(tmp_path, autoencoder_path):
+    """Four clips of two lengths leave seven rows of the last batches empty."""
     folder = write_videos(tmp_path / "in", "videos", "abcd")
     tiny_videos.write(folder / "b.mp4", wall(1, 15))
-    settings = video_settings(folder, codec, frames=None)
+    settings = video_settings(folder, autoencoder_path, frames=None)
     job.precompute(settings, tmp_path / "set")
     source = records.RecordSource(tmp_path / "set", "train")
     assert source.clips == [3, 2, 3, 3]
-    autoencoder = autoencoders.load(codec)
+    autoencoder = autoencoders.load(autoencoder_path)
     cut = cut_of(source.manifest)
     for i, item in enumerate(formats.list_items("videos", folder, val_share=0).items):
         (clip,) = clips.read_clips(item, cut)

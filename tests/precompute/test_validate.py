@@ -1,4 +1,4 @@
-"""Validation of a data set: every fault is found and named, statistics agree with numpy, pictures show the set."""
+"""Validation of record sets: every fault is found and named, statistics agree with numpy, plots are drawn."""
 
 import json
 import pathlib
@@ -21,13 +21,13 @@ FRAMES, RATIO, SIZE, TEXT_DIM, GLYPH_DIM = 5, 8, (24, 16), 6, 7
 PROMPTS = ("", "a room", "a hall", "never used")
 
 
-def make_codec() -> linear.LinearAutoencoder:
+def make_autoencoder() -> linear.LinearAutoencoder:
     video = np.random.default_rng(0).integers(0, 256, (17, SIZE[1], SIZE[0], 3)).astype(np.uint8)
     return linear.fit([video], linear.LinearConfig(channels=4, spatial_ratio=RATIO), seed=0)
 
 
-def walk(frames: int, step: float = 0.1) -> np.ndarray:
-    """w2c of a walk straight on."""
+def straight(frames: int, step: float = 0.1) -> np.ndarray:
+    """Return w2c [frames, 4, 4] of a camera that moves straight ahead."""
     w2c = np.tile(np.eye(4), (frames, 1, 1))
     w2c[:, 2, 3] = -step * np.arange(frames)
     return w2c
@@ -40,7 +40,7 @@ def make_record(seed: int, *, frames: int = FRAMES, prompt: int = 1) -> records.
     return {
         "latent": latent,
         "image_cond": latent[:1],
-        "w2c": walk(frames).astype(np.float32),
+        "w2c": straight(frames).astype(np.float32),
         "intrinsics": np.tile(np.array([[0.6, 0, 0.5], [0, 0.8, 0.5], [0, 0, 1]], np.float32), (frames, 1, 1)),
         "action": np.array([0] + [forward] * (frames - 1), np.int32),
         "vision_states": generator.normal(size=(12, 12)).astype(ml_dtypes.bfloat16),
@@ -53,10 +53,10 @@ def prompt_states(row: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_set(directory: pathlib.Path, rows: dict[str, list[records.Record]], *, per_shard: int = 2) -> dict:
-    """Splits in shards of `per_shard` records; clip lengths are what the manifest says, whatever a record holds."""
+    """Write splits in shards of `per_shard` records and return the manifest, whose clip lengths are all FRAMES."""
     directory.mkdir(exist_ok=True)
-    codec = make_codec()
-    codec.save(directory / records.AUTOENCODER_FILE)
+    autoencoder = make_autoencoder()
+    autoencoder.save(directory / records.AUTOENCODER_FILE)
     with records.RecordWriter(directory, "text") as text_writer:
         for row in range(len(PROMPTS)):
             text_writer.write(text_store.prompt_record(*prompt_states(row)))
@@ -72,7 +72,7 @@ def write_set(directory: pathlib.Path, rows: dict[str, list[records.Record]], *,
         "arrays": records.make_arrays(
             (SIZE[1] // RATIO, SIZE[0] // RATIO, 4), cameras=True, action=True, vision=(12, 12), prompt=True
         ),
-        "autoencoder": codec.manifest_entry(),
+        "autoencoder": autoencoder.manifest_entry(),
         "latent_shape": [SIZE[1] // RATIO, SIZE[0] // RATIO, 4],
         "temporal_ratio": 4,
         "fps": 8.0,
@@ -187,10 +187,10 @@ def test_recorded_labels_may_differ_but_must_exist():
     assert "is 81" in checks.record_problems(changed("action", 1, 81), recorded_labels=True)[0]
 
 
-def test_labels_at_the_edge_of_a_class_are_right_on_either_side():
+def test_labels_at_the_edge_of_a_class_are_valid_on_either_side():
     threshold = actions.TRAINING_MIN_TRANSLATION
-    # Steps just above the threshold that rounding the far-off positions to float32 puts below it.
-    w2c = walk(200, threshold * (1 + 1e-9))
+    # Steps just above the threshold, which fall below it when large positions are rounded to float32.
+    w2c = straight(200, threshold * (1 + 1e-9))
     w2c[:, 2, 3] -= 50
     labels = actions.labels_from_poses(w2c, min_translation=threshold)
     rounded = w2c.astype(np.float32)
@@ -288,8 +288,8 @@ def test_notes(good):
 
 
 def test_command_line(good, tmp_path, capsys):
-    report, pictures = tmp_path / "reports" / "report.json", tmp_path / "pictures"
-    validate.main([str(good), "--json", str(report), "--plot", str(pictures)])
+    report, folder = tmp_path / "reports" / "report.json", tmp_path / "plots"
+    validate.main([str(good), "--json", str(report), "--plot", str(folder)])
     printed = capsys.readouterr().out
     assert "all 6 records and 4 prompts are good" in printed
     assert "forward" in printed
@@ -297,10 +297,10 @@ def test_command_line(good, tmp_path, capsys):
     assert content["good"] is True
     assert content["statistics"]["splits"]["val"]["clips"] == 1
     names = {plots.CAMERAS, plots.ACTIONS, plots.LATENTS, plots.THUMBNAILS}
-    assert {path.name for path in pictures.iterdir()} == names
-    for path in pictures.iterdir():
-        with PIL.Image.open(path) as picture:
-            assert np.asarray(picture.convert("L")).std() > 1, path
+    assert {path.name for path in folder.iterdir()} == names
+    for path in folder.iterdir():
+        with PIL.Image.open(path) as image:
+            assert np.asarray(image.convert("L")).std() > 1, path
 
     rewrite(good, autoencoder={"family": "unknown", "normalised": True})
     validate.main([str(good), "--plot", str(tmp_path / "others")])
@@ -325,19 +325,21 @@ def test_command_line_with_bad_records(tmp_path, capsys):
 
 
 def test_cameras_are_drawn_from_above():
-    figure = plots.draw_cameras({"a walk": walk(9).astype(np.float32), "a rest": walk(9, 0).astype(np.float32)})
+    figure = plots.draw_cameras(
+        {"moving": straight(9).astype(np.float32), "at rest": straight(9, 0).astype(np.float32)}
+    )
     panels = {panel.get_title(): panel for panel in figure.axes}
-    segments = panels["a walk"].collections[0].get_segments()
+    segments = panels["moving"].collections[0].get_segments()
     np.testing.assert_allclose(segments[0][0], [0, 0], atol=1e-6)
     np.testing.assert_allclose(segments[-1][1], [0, 0.8], atol=1e-6)
-    # Not zoomed into nothing.
-    assert np.ptp(panels["a rest"].get_xlim()) > 0.1
+    # The axes of a camera at rest have a minimum extent.
+    assert np.ptp(panels["at rest"].get_xlim()) > 0.1
 
 
 def test_thumbnails_are_frames_of_the_clip():
-    codec = make_codec()
+    autoencoder = make_autoencoder()
     video = np.random.default_rng(1).integers(0, 256, (1, 33, SIZE[1], SIZE[0], 3)).astype(np.uint8)
-    opened = autoencoders.Autoencoder(codec)
+    opened = autoencoders.Autoencoder(autoencoder)
     latents = opened.encode(video)
     frames = validate.decode_some(opened, latents[0])
     assert list(frames) == [0, 4, 12, 16, 24, 32]
