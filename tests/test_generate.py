@@ -1,4 +1,4 @@
-"""python -m jworld.generate on a tiny model: what it writes, what changes it, and what it refuses."""
+"""python -m jworld.generate on a tiny model: its files, its options and user errors."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def image(run: pathlib.Path) -> pathlib.Path:
-    """A recorded frame."""
+    """Write a recorded frame."""
     path = run.parent / "first.png"
     frame = episodes.read_episode(run.parent / "episodes", "episode_00007").frames[0]
     PIL.Image.fromarray(frame).save(path)
@@ -40,7 +40,7 @@ def arguments(run: pathlib.Path, image: pathlib.Path, out: pathlib.Path, *extra:
 
 
 def make(run: pathlib.Path, image: pathlib.Path, folder: pathlib.Path, *extra: str) -> np.ndarray:
-    """The video's frames."""
+    """Generate a video and return its frames."""
     out = folder / "out.mp4"
     generate.main(arguments(run, image, out, *extra))
     return episodes.read_video(out).astype(int)
@@ -51,7 +51,7 @@ def plain(run: pathlib.Path, image: pathlib.Path, tmp_path_factory: pytest.TempP
     return make(run, image, tmp_path_factory.mktemp("plain"))
 
 
-def test_video_pictures_and_numbers(
+def test_video_contact_sheet_and_numbers(
     run: pathlib.Path, image: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "new"
@@ -81,9 +81,9 @@ def test_video_pictures_and_numbers(
     assert 0 < timings["chunk_p50_seconds"] <= timings["chunk_p95_seconds"]
     assert timings["frames_per_second"] == pytest.approx(29 / sum(timings["chunk_seconds"]))
     assert timings["load_seconds"] + timings["compile_seconds"] + sum(timings["chunk_seconds"]) < time.time() - began
-    told = capsys.readouterr().out
-    assert f"wrote {folder / 'out.png'}" in told
-    assert "29 frames" in told
+    printed = capsys.readouterr().out
+    assert f"wrote {folder / 'out.png'}" in printed
+    assert "29 frames" in printed
 
 
 def test_the_same_request_makes_the_same_video(
@@ -97,7 +97,7 @@ def test_the_same_request_makes_the_same_video(
 def test_a_stream_is_the_same_video(
     run: pathlib.Path, image: pathlib.Path, plain: np.ndarray, tmp_path: pathlib.Path
 ) -> None:
-    """The encoder works without look-ahead, so the pictures are not the same to the last bit."""
+    """Streams are encoded without look-ahead, so the frames differ slightly."""
     video = make(run, image, tmp_path, "--stream")
     assert video.shape == plain.shape
     assert np.abs(video - plain).mean() < 5
@@ -137,7 +137,7 @@ def test_guidance_and_the_bidirectional_mode(run: pathlib.Path, image: pathlib.P
 def test_a_file_of_poses_is_a_path(
     run: pathlib.Path, image: pathlib.Path, plain: np.ndarray, tmp_path: pathlib.Path
 ) -> None:
-    """The path of the pose string, with the intrinsics in pixels of an image of 320 x 240."""
+    """A file of poses gives the same video as the pose string; its intrinsics are in pixels of 320 x 240."""
     units = runs.load(run).system.units
     c2w = poses.invert_rigid(pose_strings.path("w-3, w+right-4", units).w2c)
     intrinsics = [[160, 0, 160], [0, 160, 120], [0, 0, 1]]
@@ -146,7 +146,7 @@ def test_a_file_of_poses_is_a_path(
     assert np.abs(make(run, image, tmp_path, "--pose", str(file)) - plain).mean() < 0.01
 
 
-def test_encoders_may_lie_elsewhere(
+def test_encoders_in_another_folder(
     run: pathlib.Path,
     image: pathlib.Path,
     plain: np.ndarray,
@@ -165,7 +165,7 @@ def test_encoders_may_lie_elsewhere(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--pose", "w-3, jump-4"), "pose string item 'jump-4' is not understood"),
+        (("--pose", "w-3, jump-4"), "pose string item 'jump-4' is invalid"),
         (
             ("--pose", "w-4"),
             "--pose w-4 has 5 latents (the first frame is one), and 4 are made together: add 3 latents",
@@ -196,7 +196,7 @@ def test_encoders_may_lie_elsewhere(
         (("--checkpoint", "nowhere"), "nowhere/config.json is missing"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(
+def test_mistakes_end_with_one_sentence(
     extra: tuple[str, ...],
     message: str,
     run: pathlib.Path,
@@ -214,11 +214,11 @@ def test_mistakes_are_told_in_one_sentence(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_picture_is_given_where_one_is_needed(image: pathlib.Path) -> None:
+def test_a_first_image_is_required_or_refused(image: pathlib.Path) -> None:
     assert generation.find_start(None, needed=False) is None
-    picture = generation.find_start(image, needed=True)
-    assert picture is not None
-    assert picture.ndim == 3
+    array = generation.find_start(image, needed=True)
+    assert array is not None
+    assert array.ndim == 3
     for path, needed, message in ((None, True, "--image is missing"), (image, False, "from a caption alone")):
         with pytest.raises(errors.UserError, match=message):
             generation.find_start(path, needed=needed)
@@ -232,16 +232,16 @@ def test_the_command(run: pathlib.Path, image: pathlib.Path, tmp_path: pathlib.P
     assert (tmp_path / "out.mp4").stat().st_size > 0
 
 
-def test_help_says_how_to_write_a_path(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_paths(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         generate.main(["--help"])
     assert exit_info.value.code == 0
-    told = capsys.readouterr().out
-    assert "w+right-4" in told
-    assert "--mesh" in told
+    printed = capsys.readouterr().out
+    assert "w+right-4" in printed
+    assert "--mesh" in printed
 
 
-def test_compiling_is_told_apart() -> None:
+def test_compile_time_is_separate() -> None:
     with compilation.CompileTimes() as times:
         began = time.time()
         jax.jit(lambda x: jnp.tanh(x) * 3.25 + 0.875)(jnp.ones(7)).block_until_ready()
@@ -250,7 +250,7 @@ def test_compiling_is_told_apart() -> None:
         ended = time.time()
     assert 0 < times.seconds(began, ended) <= compiled - began
     assert times.seconds(compiled, ended) == 0
-    # Spans that lie inside each other, or apart.
+    # Nested, overlapping and separate spans.
     times._spans = [(10, 14), (11, 12), (13, 16), (20, 21)]
     assert times.seconds(0, 100) == 7
     assert times.seconds(12, 15) == 3
