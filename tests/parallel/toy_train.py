@@ -20,10 +20,7 @@ import toy  # noqa: E402
 
 from jworld import systems, train  # noqa: E402
 from jworld.data import records, training_data  # noqa: E402
-from jworld.systems import (
-    base,  # noqa: E402
-    training_job,  # noqa: E402
-)
+from jworld.systems import base, training_job  # noqa: E402
 from jworld.utils import errors  # noqa: E402
 
 FRAMES, RECORDS = 8, 64
