@@ -94,23 +94,22 @@ class Optimizer:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[..., Any]:
-    """Return the learning rate as a function of the number of updates; decaying schedules end at `steps`."""
+    """Return the learning rate as a function of the number of updates; decaying schedules end at `steps`.
+
+    A run that is shorter than its warm-up ends within it.
+    """
     peak, warmup = config.learning_rate, config.warmup_steps
-    decay_steps = steps - warmup
+    end = max(steps, warmup + 1)
+    decay_steps = end - warmup
     if config.schedule == "constant":
         return optax.constant_schedule(peak)
-    if config.schedule != "constant_with_warmup" and decay_steps < 1:
-        raise errors.UserError(
-            f"config.optimizer.warmup_steps is {warmup}, but the run has only {steps} steps: "
-            f"the schedule {config.schedule!r} needs fewer warm-up steps than steps"
-        )
     match config.schedule:
         case "constant_with_warmup":
             after = [optax.constant_schedule(peak)]
         case "linear":
             after = [optax.linear_schedule(peak, 0.0, decay_steps)]
         case "linear_with_min_lr" | "cosine_with_min_lr":
-            cycle = schedules.Cycle(warmup, steps, config.start_lr_ratio * peak, peak, config.min_lr_ratio * peak)
+            cycle = schedules.Cycle(warmup, end, config.start_lr_ratio * peak, peak, config.min_lr_ratio * peak)
             return schedules.cycles([cycle], "linear" if config.schedule.startswith("linear") else "cosine")
         case "polynomial":
             after = [optax.polynomial_schedule(peak, 1e-7, config.power, decay_steps)]

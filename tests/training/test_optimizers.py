@@ -50,9 +50,14 @@ def test_a_wrong_section_is_refused(section: dict[str, Any], message: str) -> No
         optimizers.OptimizerConfig(**section)
 
 
-def test_warmup_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(errors.UserError, match=r"config\.optimizer\.warmup_steps is 10, but the run has only 5 steps"):
-        optimizers.make_schedule(optimizers.OptimizerConfig(schedule="linear", warmup_steps=10), 5)
+@pytest.mark.parametrize("name", [name for name in optimizers.SCHEDULES if name != "constant"])
+@pytest.mark.parametrize("steps", [5, 10])
+def test_a_run_may_end_within_its_warmup(name: str, steps: int) -> None:
+    schedule = optimizers.make_schedule(
+        optimizers.OptimizerConfig(schedule=name, learning_rate=2.0, warmup_steps=10, num_cycles=2), steps
+    )
+    rates = [float(schedule(jnp.int32(step))) for step in range(steps + 1)]
+    np.testing.assert_allclose(rates, 0.2 * np.arange(steps + 1), atol=1e-6)
 
 
 def state(arrays: dict[str, np.ndarray], names: dict[str, tuple[str | None, ...] | None]) -> nnx.State:
