@@ -28,34 +28,57 @@ DTYPES = ("bfloat16", "float32")
 class OptimizerConfig:
     """Settings of the optimizer (`config.optimizer`).
 
-    0 disables clip_norm, skip_norm, ema_decay, ema_rate and skip_limit.
+    0 disables clip_norm, skip_norm, skip_limit, ema_decay and ema_rate.
+
+    Attributes:
+      name: "adamw" or "muon".
+      trainable: regular expression of the paths of trained parameters; the rest is frozen.
+      learning_rate: largest learning rate.
+      schedule: course of the learning rate, one of `SCHEDULES`.
+      warmup_steps: steps of the warm-up, from 0 or start_lr_ratio to the largest learning rate.
+      start_lr_ratio: start of the warm-up of *_with_min_lr, as a share of learning_rate.
+      min_lr_ratio: end of the decay of *_with_min_lr, as a share of learning_rate.
+      num_cycles: cycles of cosine_with_restarts.
+      power: power of polynomial.
+      weight_decay: decoupled weight decay.
+      b1, b2: decay rates of the moments of AdamW.
+      eps: added to the root of AdamW's second moment.
+      momentum: momentum of Muon.
+      newton_schulz_steps: iterations of Muon's orthogonalization.
+      newton_schulz_dtype: dtype of these iterations, "bfloat16" or "float32".
+      clip_norm: largest global norm of the gradients.
+      skip_norm: global norm from which on a step does not change the weights.
+      skip_limit: skipped steps in a row after which the run stops.
+      ema_decay: decay of the EMA of the weights, over about 1 / (1 - decay) updates.
+      ema_rate: instead, a power-law EMA over this share of all updates so far (EDM2).
+      accumulate: microbatches per step (gradient accumulation).
 
     Raises:
       UserError: a value out of range.
     """
 
     name: str = "adamw"
-    trainable: str = ".*"  # regular expression of the paths of trained parameters; the rest is frozen
+    trainable: str = ".*"
     learning_rate: float = 1e-4
     schedule: str = "constant"
     warmup_steps: int = 0
-    start_lr_ratio: float = 0.0  # linear_with_min_lr, cosine_with_min_lr: start of the warm-up
-    min_lr_ratio: float = 0.0  # the same: end of the decay
-    num_cycles: int = 1  # cosine_with_restarts
-    power: float = 1.0  # polynomial
+    start_lr_ratio: float = 0.0
+    min_lr_ratio: float = 0.0
+    num_cycles: int = 1
+    power: float = 1.0
     weight_decay: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    momentum: float = 0.95  # muon
-    newton_schulz_steps: int = 5  # muon
-    newton_schulz_dtype: str = "bfloat16"  # muon
-    clip_norm: float = 0.0  # global norm
-    skip_norm: float = 0.0  # a step with a global norm at or above it does not change the weights
-    skip_limit: int = 0  # stop after so many skipped steps in a row
-    ema_decay: float = 0.0  # EMA of the weights over about 1 / (1 - decay) updates
-    ema_rate: float = 0.0  # instead: power-law EMA over this share of all updates so far (EDM2)
-    accumulate: int = 1  # gradient accumulation: microbatches per step
+    momentum: float = 0.95
+    newton_schulz_steps: int = 5
+    newton_schulz_dtype: str = "bfloat16"
+    clip_norm: float = 0.0
+    skip_norm: float = 0.0
+    skip_limit: int = 0
+    ema_decay: float = 0.0
+    ema_rate: float = 0.0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         for key, allowed in (("name", NAMES), ("schedule", SCHEDULES), ("newton_schulz_dtype", DTYPES)):
