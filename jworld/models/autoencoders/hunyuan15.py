@@ -32,9 +32,10 @@ class Hunyuan15Config(network.AutoencoderConfig):
 
     Attributes:
       widths: of each level of the encoder; from level to level the size halves until the ratios are reached.
+      spatial_ratio: pixels per latent, in height and in width.
+      temporal_ratio: frames per latent frame after the first.
       attention: context of the middle's attention: "frame" (WorldPlay), or "causal", this and all earlier latent
-        frames,
-        which needs chunk=None and does not stream.
+        frames, which needs chunk=None and does not stream.
     """
 
     latent_channels: int = 32

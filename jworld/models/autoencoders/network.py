@@ -41,7 +41,9 @@ class AutoencoderConfig(abc.ABC):
       blocks: residual blocks per level of the encoder; a level of the decoder has one more.
       normalisation: from the encoder's latents to the returned ones.
       chunk: latent frames computed at once, which bounds memory; None processes a clip in one piece.
+      image_channels: color channels of a frame.
       dtype: activations and convolutions; norms, softmax and latents are float32.
+      param_dtype: weights.
     """
 
     latent_channels: int

@@ -14,14 +14,15 @@ class CogVideoXConfig(TransformerConfig):
     Attributes:
       channels: latent channels C.
       patch_size: latent pixels per token in height and width; one latent frame in time.
+      mlp_ratio: inner width of an MLP, as a multiple of D.
       time_dim: width of the time embedding.
       text_dim, text_tokens: width and number of the text encoder's states; positions of the video begin after them.
       spatial_scale, temporal_scale: divisors of the positions in the sinusoids.
+      norm_eps: epsilon of the norms.
       control_dim: width of a control vector, one per latent frame; None for a model without control.
       control_layers: first layer that a control block follows, and the layer after the last one.
       guidance_dim: width of an embedded guidance scale added to the time, for a student distilled with guidance; None
-        for
-        none, as published.
+        for none, as published.
     """
 
     channels: int = 16

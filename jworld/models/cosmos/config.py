@@ -16,6 +16,7 @@ class CosmosConfig(TransformerConfig):
     Attributes:
       channels: latent channels C of the video.
       patch_size: latent pixels (time, height, width) per token; time must be 1.
+      mlp_ratio: inner width of an MLP, as a multiple of D.
       text_dim: width of the text encoder's states.
       text_width: width of cross-attention's context; if it differs from `text_dim`, a layer with GELU comes between.
       modulation_rank: inner width of the modulations (AdaLN-LoRA), which then share one more term made from the time;

@@ -20,8 +20,10 @@ class Gemma3Config(ComputeConfig):
       vocabulary: rows V of the embedding, which is also the head.
       width: model width D.
       mlp_width: inner width of the gated MLP.
+      num_layers: layers of the language model.
       num_heads, num_key_heads: heads of queries, and of keys and values; the first is a multiple of the second.
       head_dim: channels of a head, independent of D.
+      eps: epsilon of the norms.
       pattern: kinds of attention, repeated over the layers.
       window: tokens that a "sliding" layer attends to, including the token itself.
       query_scale: attention logits are divided by its square root.
@@ -31,6 +33,7 @@ class Gemma3Config(ComputeConfig):
       image_tokens: tokens of one image, a square number.
       vision_width, vision_mlp_width, vision_layers, vision_heads: sizes of the vision tower.
       image_size, patch_size: side of an image and of a patch, in pixels.
+      vision_eps: epsilon of the norms of the vision tower.
     """
 
     vocabulary: int = 262208

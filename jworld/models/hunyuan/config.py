@@ -14,7 +14,10 @@ class HunyuanConfig(TransformerConfig):
     Attributes:
       channels: latent channels C of the video; the input has 2C + 1 (noisy, condition, mask).
       patch_size: latent pixels (time, height, width) per token; time must be 1.
+      mlp_ratio: inner width of an MLP, as a multiple of D.
       rope_dims: channels of a head that encode time, height and width; they sum to the head size.
+      rope_theta: base of the rotary frequencies.
+      refiner_layers: layers that refine the text states.
       text_dim, glyph_dim, vision_dim: widths of the conditioning encoders; glyph_dim None omits the glyph input.
       glyph_hidden, glyph_out: widths inside the glyph projection.
       actions: WorldPlay's action embedding and camera attention; False is the plain HunyuanVideo-1.5.

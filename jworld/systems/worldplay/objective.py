@@ -25,6 +25,8 @@ class ObjectiveConfig:
     Attributes:
       shift: moves training times towards noise.
       weighting: distribution of times, see `flow_matching.sample_unit_times`.
+      logit_mean, logit_std: normal distribution of the logits of times, for "logit_normal".
+      mode_scale: width of the distribution "mode".
       memory_times: inclusive range of the noise (t of 1000) on the memory of a memory sample.
     """
 
