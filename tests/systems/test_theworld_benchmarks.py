@@ -1,4 +1,4 @@
-"""The benchmarks on small files made here, answered by a stand-in for a model."""
+"""Benchmarks on small generated files, answered by a fake model."""
 
 import io
 import json
@@ -29,11 +29,11 @@ def shade(image: PIL.Image.Image) -> int:
 
 
 class Fake:
-    """Answers by a function of the first image's shade and the prompt; keeps what it was asked."""
+    """A model that answers by a function of the first image's shade and the prompt, and records its questions."""
 
-    def __init__(self, say: Callable[[int, str], str]) -> None:
-        self.say = say
-        self.asked: list[tuple[list[int], str]] = []
+    def __init__(self, answer: Callable[[int, str], str]) -> None:
+        self.answer = answer
+        self.questions: list[tuple[list[int], str]] = []
         self.batches: list[int] = []
 
     def __call__(
@@ -41,8 +41,8 @@ class Fake:
     ) -> list[str]:
         self.batches.append(len(prompts))
         self.max_tokens = max_tokens
-        self.asked += [(list(map(shade, own)), prompt) for own, prompt in zip(images, prompts, strict=True)]
-        return [self.say(shade(own[0]), prompt) for own, prompt in zip(images, prompts, strict=True)]
+        self.questions += [(list(map(shade, own)), prompt) for own, prompt in zip(images, prompts, strict=True)]
+        return [self.answer(shade(own[0]), prompt) for own, prompt in zip(images, prompts, strict=True)]
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def test_blink(blink_folder: pathlib.Path) -> None:
     model = Fake(lambda number, prompt: f"It is {'ABC'[number]}" if "0?" in prompt else "the red one")
     outcome = benchmarks.run(benchmark, model, batch=2, console=CONSOLE, title="fake")
     assert model.batches == [2, 2, 2]
-    assert model.asked[0] == ([1, 90], "Question: Which 0?\nA) red\nB) green\nC) blue\nAnswer:")
-    assert [len(images) for images, _ in model.asked[2:5]] == [1, 1, 1]
+    assert model.questions[0] == ([1, 90], "Question: Which 0?\nA) red\nB) green\nC) blue\nAnswer:")
+    assert [len(images) for images, _ in model.questions[2:5]] == [1, 1, 1]
     assert outcome.tasks["Relative_Depth"] == {
         "accuracy": pytest.approx(200 / 3),
         "correct": 2,
@@ -93,7 +93,7 @@ def test_blink_without_answers(blink_folder: pathlib.Path, tmp_path: pathlib.Pat
     path = blink_folder / "Jigsaw" / "test-00000-of-00001.parquet"
     table = {"question": ["?"], "choices": [["a", "b"]], "answer": ["hidden"], "image_1": [{"bytes": png(0)}]}
     parquet.write_table(pyarrow.table(table), path)
-    with pytest.raises(UserError, match="the split test are hidden, take val"):
+    with pytest.raises(UserError, match="the split test has no answers, use val"):
         blink.load(blink_folder, split="test", limit=0, images=4)
 
 
@@ -111,7 +111,7 @@ def test_vsr(tmp_path: pathlib.Path) -> None:
     benchmark = vsr.load(path, tmp_path, limit=0)
     model = Fake(lambda number, prompt: ["0", "That is true.", "", "no idea"][number])
     outcome = benchmarks.run(benchmark, model, batch=3, console=CONSOLE, title="fake")
-    assert model.asked[0][1].endswith("\n\nStatement: c0\nAnswer (only '1' or '0'):")
+    assert model.questions[0][1].endswith("\n\nStatement: c0\nAnswer (only '1' or '0'):")
     assert [(row["parsed"], row["score"]) for row in outcome.rows] == [("0", 1.0), ("1", 1.0), ("0", 0.0)]
     assert outcome.tasks["VSR"]["accuracy"] == pytest.approx(200 / 3)
     assert list(outcome.skipped) == ["2"]
@@ -119,7 +119,7 @@ def test_vsr(tmp_path: pathlib.Path) -> None:
     assert model.batches == [3, 3]
 
 
-def test_unread_answers_are_wrong(tmp_path: pathlib.Path) -> None:
+def test_unparsed_answers_are_wrong(tmp_path: pathlib.Path) -> None:
     outcome = benchmarks.run(
         vsr.load(vsr_files(tmp_path), tmp_path, limit=2), Fake(lambda *_: "?"), batch=2, console=CONSOLE, title="fake"
     )
@@ -154,7 +154,7 @@ def test_spatial_rgpt_by_rules(tmp_path: pathlib.Path) -> None:
     benchmark = spatial_bench.load(spatial_table(tmp_path), "", limit=0)
     model = Fake(lambda number, prompt: SPATIAL[number][4])
     outcome = benchmarks.run(benchmark, model, batch=4, console=CONSOLE, title="fake")
-    assert model.asked[0][1] == "Is Region [0] left of Region [1]?"
+    assert model.questions[0][1] == "Is Region [0] left of Region [1]?"
     assert [row["score"] for row in outcome.rows] == [row[5] for row in SPATIAL]
     for row, expected in zip(outcome.rows, SPATIAL, strict=True):
         assert row.get("relative_error") == pytest.approx(expected[6])
@@ -168,16 +168,18 @@ def test_spatial_rgpt_by_rules(tmp_path: pathlib.Path) -> None:
 
 
 def test_spatial_rgpt_by_a_judge(tmp_path: pathlib.Path) -> None:
-    asked: list[str] = []
+    received: list[str] = []
 
     def judge(prompts: Sequence[str]) -> list[str]:
-        asked.extend(prompts)
+        received.extend(prompts)
         return ["1", "0", "2.0 2.1", "[1.2, 2.4]", "none", "0.5 0.5"]
 
     benchmark = spatial_bench.load(spatial_table(tmp_path), "", limit=0, judge=judge)
     outcome = benchmarks.run(benchmark, Fake(lambda *_: "so"), batch=8, console=CONSOLE, title="fake")
     assert [row["score"] for row in outcome.rows] == [1.0, 0.0, 1.0, 0.0, 0.0, 1.0]
-    assert all(f"Given answer: {row['prediction']}" in prompt for row, prompt in zip(outcome.rows, asked, strict=True))
+    assert all(
+        f"Given answer: {row['prediction']}" in prompt for row, prompt in zip(outcome.rows, received, strict=True)
+    )
 
 
 def test_relative_errors_of_lengths() -> None:

@@ -1,4 +1,4 @@
-"""The report of a benchmark, from the options to the files, and evaluations side by side."""
+"""The report of a benchmark, from options to files, and the comparison of evaluations."""
 
 import io
 import json
@@ -19,8 +19,8 @@ from jworld.systems.theworld.evaluation import questions, report
 from jworld.utils.errors import UserError
 
 
-class Walks:
-    """Four questions of two kinds about one picture each; the second picture is absent."""
+class Episodes:
+    """Four questions of two kinds about one image each; the second image is absent."""
 
     answers = ("left", "right", "nearer", "farther")
 
@@ -42,41 +42,41 @@ class Walks:
 
 @pytest.fixture
 def data(tmp_path: pathlib.Path) -> Any:
-    source = Walks(tmp_path)
+    source = Episodes(tmp_path)
     return types.SimpleNamespace(
         set=formats.SetConfig(), clip=batches.ClipConfig(), source=lambda split: {"val": source}[split]
     )
 
 
-def knowing(images: list[list[PIL.Image.Image]], prompts: list[str], *, max_tokens: int) -> list[str]:
-    return [f"It is {Walks.answers[own[0].getpixel((0, 0))[0]]}, not another" for own in images]  # type: ignore[index]
+def answer_right(images: list[list[PIL.Image.Image]], prompts: list[str], *, max_tokens: int) -> list[str]:
+    return [f"It is {Episodes.answers[own[0].getpixel((0, 0))[0]]}, not another" for own in images]  # type: ignore[index]
 
 
-def guessing(images: list[list[PIL.Image.Image]], prompts: list[str], *, max_tokens: int) -> list[str]:
+def guess(images: list[list[PIL.Image.Image]], prompts: list[str], *, max_tokens: int) -> list[str]:
     return ["right of nearer, left of farther"] * len(prompts)
 
 
-def run(asked: Any, **options: Any) -> reports.Report:
+def run(conversations: Any, **options: Any) -> reports.Report:
     console = rich.console.Console(file=io.StringIO())
-    answers: Any = {"with world": knowing, "without": guessing}
-    return report.evaluate(answers, asked, reports.Options(**options), console)
+    answers: Any = {"with world": answer_right, "without": guess}
+    return report.evaluate(answers, conversations, reports.Options(**options), console)
 
 
-def test_questions_about_walks(data: Any) -> None:
-    made = run(data, batch=3)
-    assert made.scores == {
+def test_questions_about_episodes(data: Any) -> None:
+    result = run(data, batch=3)
+    assert result.scores == {
         "with world": {"turn": 100.0, "distance": 100.0},
         "without": {"turn": 0.0, "distance": 50.0},
     }
-    assert made.chance == 50.0
-    assert list(made.numbers["left_out"]) == ["episode_00007/turn/1-9"]
-    assert ("questions", "3") in made.summary
-    assert [row["parsed"] for row in made.numbers["answers"]["without"]] == ["right", "nearer", "nearer"]
-    json.dumps(made.numbers, allow_nan=False)
+    assert result.chance == 50.0
+    assert list(result.numbers["left_out"]) == ["episode_00007/turn/1-9"]
+    assert ("questions", "3") in result.summary
+    assert [row["parsed"] for row in result.numbers["answers"]["without"]] == ["right", "nearer", "nearer"]
+    json.dumps(result.numbers, allow_nan=False)
     assert run(data, limit=2).numbers["tasks"]["with world"]["turn"]["total"] == 1
 
 
-def test_an_answer_without_a_choice_says_nothing(data: Any) -> None:
+def test_an_answer_without_a_choice_is_not_parsed(data: Any) -> None:
     benchmark = questions.load(data.source("val"), limit=0)
     example = benchmark.examples[0]
     assert [benchmark.read(example, text) for text in ("", "up", "Right, then left", "LEFT")] == [
@@ -88,14 +88,14 @@ def test_an_answer_without_a_choice_says_nothing(data: Any) -> None:
 
 
 def test_files_and_comparison(data: Any, tmp_path: pathlib.Path) -> None:
-    made = run(data)
+    result = run(data)
     console = rich.console.Console(file=io.StringIO(), width=120)
-    for table in evaluate.tables(made):
+    for table in evaluate.tables(result):
         console.print(table)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     for part in ("50.0 (-50.0)", "100.0", "chance", "mean", "left out"):
         assert part in printed
-    paths = evaluate.write(tmp_path / "a" / "evaluation", made.numbers, made)
+    paths = evaluate.write(tmp_path / "a" / "evaluation", result.numbers, result)
     assert [path.name for path in paths] == ["evaluation.json", "evaluation.png"]
     assert PIL.Image.open(paths[1]).size[0] > 500
     gemma = {"scores": {"answers": {"turn": 40.0, "distance": 80.0, "side": 1.0}}, "chance": 50.0}

@@ -1,4 +1,4 @@
-"""Training configs of the original as recipes."""
+"""Translation of the original's training configs into recipes."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ def written(folder: pathlib.Path, **values: Any) -> pathlib.Path:
 
 
 def trains(pattern: str) -> list[str]:
-    """Which of the parts of a model a pattern trains."""
+    """Return the parts of a model that a pattern trains."""
     paths = {
         "world": ("world", "output", "kernel"),
         "vision": ("vision", "blocks", "kernel"),
@@ -59,7 +59,11 @@ def test_a_printed_recipe_trains_as_the_original(tmp_path: pathlib.Path, capsys:
     )
     train.main(["--from-json", str(path)])
     printed = capsys.readouterr().out
-    for note in ("do_eval = True: python -m jworld.evaluate", "wandb_project = 'mine'", "multiply it by theirs"):
+    for note in (
+        "do_eval = True: python -m jworld.evaluate",
+        "wandb_project = 'mine'",
+        "multiply it by the number of devices",
+    ):
         assert note in printed
     (tmp_path / "recipe.py").write_text(printed)
     config = run_config.load_recipe(str(tmp_path / "recipe.py"))
@@ -74,7 +78,7 @@ def test_a_printed_recipe_trains_as_the_original(tmp_path: pathlib.Path, capsys:
     assert (config.checkpoint.interval, config.log.wandb) == (50, "online")
 
 
-def test_world_steps_are_those_that_the_original_names(tmp_path: pathlib.Path) -> None:
+def test_world_steps_are_translated(tmp_path: pathlib.Path) -> None:
     found = original.translate(original.read(written(tmp_path, num_world_steps=4, max_steps=10)))
     assert found.config.model.world.steps == 4
     assert any("num_world_steps = 4" in note and "model.world.predictor" in note for note in found.notes)
@@ -84,7 +88,7 @@ def test_world_steps_are_those_that_the_original_names(tmp_path: pathlib.Path) -
     assert trains(found.config.optimizer.trainable) == ["world"]
 
 
-def test_what_is_frozen(tmp_path: pathlib.Path) -> None:
+def test_frozen_parts(tmp_path: pathlib.Path) -> None:
     found = original.translate(original.read(written(tmp_path, num_samples=1000)))
     assert trains(found.config.optimizer.trainable) == ["world"]
     assert found.config.steps == 188  # 3 epochs of 1000 in batches of 16
@@ -99,11 +103,11 @@ def test_what_is_frozen(tmp_path: pathlib.Path) -> None:
 
 
 def test_mistakes(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(UserError, match="knows no key 'learning_rat'"):
+    with pytest.raises(UserError, match="the original has no key 'learning_rat'"):
         original.read(written(tmp_path, learning_rat=1))
     with pytest.raises(UserError, match="batch_size is 'two'"):
         original.read(written(tmp_path, batch_size="two"))
     with pytest.raises(UserError, match="dataset_name is 'custom', expected one of datacomp, vsr"):
         original.translate(original.read(written(tmp_path, dataset_name="custom")))
-    with pytest.raises(UserError, match="is no JSON config"):
+    with pytest.raises(UserError, match="is not a JSON config"):
         original.read(tmp_path / "absent.json")

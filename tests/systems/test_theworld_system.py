@@ -1,4 +1,4 @@
-"""TheWorld: what each recipe trains, the fused sequence, the loss in chunks, answers with and without the cache."""
+"""TheWorld: trained parameters, the fused sequence, the loss in chunks, answers with and without the KV cache."""
 
 import io
 import json
@@ -42,8 +42,8 @@ ENCODER = 53_595_872 + 1_056
         ("full", PROJECTION + LANGUAGE + VISION + ENCODER),
     ],
 )
-def test_what_a_recipe_trains(variant: str, trained: int) -> None:
-    """By the original's arithmetic; all that is frozen is bfloat16, all that is trained float32."""
+def test_trained_parameters_of_recipes(variant: str, trained: int) -> None:
+    """Counts are the original's; frozen parameters are bfloat16, trained ones float32."""
     config = run_config.load_recipe(f"configs/theworld.py:{variant}")
     system = systems.create(config)
     with nnx.use_eager_sharding(False):
@@ -76,7 +76,7 @@ def test_sizes_of_the_projections(layout: Any, architecture: Any, count: int) ->
 
 
 def test_compat_is_one_value() -> None:
-    """With it the projection ends in a GELU, as published checkpoints do."""
+    """With compat the projection ends in a GELU, as in published checkpoints."""
     assert WorldConfig().projection == "mlp_no_final_gelu"
     assert WorldConfig(compat="original").projection == "mlp"
     assert WorldConfig(compat="original", architecture="linear").projection == "linear"
@@ -97,14 +97,14 @@ def system() -> Any:
 def model(system: Any) -> TheWorld:
     with nnx.use_eager_sharding(False):
         model = nnx.jit(lambda: system.init(nnx.Rngs(0)))()
-    # A new projector is zero: images would say nothing.
+    # A new projector is zero, so images would have no effect.
     kernel = model.projector.linear.kernel
     kernel.set_value(0.05 * jax.random.normal(jax.random.key(1), kernel.shape))
     return model
 
 
 @pytest.fixture(scope="module")
-def kept() -> dataset.RunEncoders:
+def encoders() -> dataset.RunEncoders:
     return dataset.RunEncoders(chat.load("assets/tokenizer", image_tokens=16))
 
 
@@ -113,18 +113,18 @@ def image(seed: int) -> PIL.Image.Image:
 
 
 def test_labels_of_a_fused_sequence() -> None:
-    """Ours are the answers' alone; the original learns every token, and its brackets."""
+    """Our loss covers the answers; the original's covers every token and the brackets."""
     cfg: dict[str, Any] = {"latent_channels": 3, "layout": "channel", "start_token": 7, "end_token": 8}
     tokens, labels = jnp.array([[2, 5, 6, 0]]), jnp.array([[-100, -100, 6, -100]])
     mask = tokens > 0
-    ours = objective.fused_labels(tokens, labels, mask, WorldConfig(**cfg))
-    assert ours.tolist() == [[-100, *[-100] * 5, -100, 6, -100]]
+    answers = objective.fused_labels(tokens, labels, mask, WorldConfig(**cfg))
+    assert answers.tolist() == [[-100, *[-100] * 5, -100, 6, -100]]
     original = objective.fused_labels(tokens, labels, mask, WorldConfig(compat="original", **cfg))
     assert original.tolist() == [[2, 7, -100, -100, -100, 8, 5, 6, -100]]
 
 
-def test_no_logits_of_a_whole_sequence(model: TheWorld) -> None:
-    """The loss in chunks is the loss, gradients too, and no array has a number for every token and word."""
+def test_the_loss_in_chunks(model: TheWorld) -> None:
+    """Loss and gradients equal those of the whole sequence, but no array has the logits of all tokens."""
     states = jax.random.normal(jax.random.key(0), (2, 50, 128))
     targets = jax.random.randint(jax.random.key(1), (2, 50), 0, 491).at[:, :20].set(objective.IGNORED)
 
@@ -148,24 +148,26 @@ def test_no_logits_of_a_whole_sequence(model: TheWorld) -> None:
 
 
 @pytest.mark.slow
-def test_answers_by_the_batch_and_by_the_token(system: Any, model: TheWorld, kept: dataset.RunEncoders) -> None:
-    """The same words, however far the prompts are padded; without its world the model reads another sequence."""
-    answers, session = system.answers(model, kept), system.session(model, kept)
-    asked = ["Did the camera turn left or right?", "Is the wall ahead nearer or farther in the second view?"]
-    said = answers([[image(0)], [image(1)]], asked, max_tokens=system.sample.max_tokens)
-    session.reset([np.asarray(image(0))], asked[0])
+def test_answers_by_the_batch_and_by_the_token(system: Any, model: TheWorld, encoders: dataset.RunEncoders) -> None:
+    """Answers do not depend on padding, and the world adds its tokens to the sequence."""
+    answers, session = system.answers(model, encoders), system.session(model, encoders)
+    questions = ["Did the camera turn left or right?", "Is the wall ahead nearer or farther in the second view?"]
+    texts = answers([[image(0)], [image(1)]], questions, max_tokens=system.sample.max_tokens)
+    session.reset([np.asarray(image(0))], questions[0])
     tokens = list(iter(session.step, None))
     assert 0 < len(tokens) <= system.sample.max_tokens
-    assert kept.tokenizer.decode(tokens) == said[0]
-    batch = system.prompts(kept)([[image(0)]], asked[:1])
+    assert encoders.tokenizer.decode(tokens) == texts[0]
+    batch = system.prompts(encoders)([[image(0)]], questions[:1])
     fused = model.fuse(batch["tokens"], batch["mask"], None, model.latents(batch["world_pixels"]))
     assert fused.embeds.shape[1] == batch["tokens"].shape[1] + 16 + 2
 
 
-def test_the_cache_tells_what_the_whole_sequence_tells(system: Any, model: TheWorld, kept: dataset.RunEncoders) -> None:
-    """With a world, an image and a window shorter than either: step by step as all at once."""
-    batch = system.prompts(kept)([[image(0)]], ["Did the camera turn left or right?"])
-    session = system.session(model, kept)
+def test_decoding_with_the_kv_cache_equals_the_whole_sequence(
+    system: Any, model: TheWorld, encoders: dataset.RunEncoders
+) -> None:
+    """The sequence has a world and an image, both longer than the attention window."""
+    batch = system.prompts(encoders)([[image(0)]], ["Did the camera turn left or right?"])
+    session = system.session(model, encoders)
     session.reset([np.asarray(image(0))], "Did the camera turn left or right?")
     tokens, logits = [], []
     for _ in range(6):
@@ -184,30 +186,30 @@ def test_the_cache_tells_what_the_whole_sequence_tells(system: Any, model: TheWo
 
 
 @pytest.mark.slow
-def test_a_benchmark_is_asked_with_and_without_the_world(
-    system: Any, model: TheWorld, kept: dataset.RunEncoders, tmp_path: pathlib.Path
+def test_a_benchmark_runs_with_and_without_the_world(
+    system: Any, model: TheWorld, encoders: dataset.RunEncoders, tmp_path: pathlib.Path
 ) -> None:
     rows = [{"image": f"{i}.png", "caption": f"The wall is {i}.", "label": i % 2} for i in range(3)]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for i in range(3):
         image(i).save(tmp_path / f"{i}.png")
     options = results.Options(benchmark="vsr", data=str(tmp_path / "test.jsonl"), images=str(tmp_path), batch=2)
-    report = system.evaluate(model, kept, None, options, rich.console.Console(file=io.StringIO()))
+    report = system.evaluate(model, encoders, None, options, rich.console.Console(file=io.StringIO()))
     assert list(report.scores) == ["with world", "without"]
     assert [table.columns[0].header for table in evaluate.tables(report)] == ["accuracy in %", ""]
     for name, frames in (("with world", 1), ("without", 0)):
         found = report.numbers["answers"][name]
-        answers = system.answers(model, kept, frames=frames)
+        answers = system.answers(model, encoders, frames=frames)
         prompts = [row["prompt"] for row in found]
-        said = [answers([[image(i)]] * 2, [prompts[i]] * 2, max_tokens=vsr.MAX_TOKENS)[0] for i in range(3)]
-        assert [row["prediction"] for row in found] == said
-    said = [[row["prediction"] for row in rows] for rows in report.numbers["answers"].values()]
-    assert said[0] != said[1]
+        texts = [answers([[image(i)]] * 2, [prompts[i]] * 2, max_tokens=vsr.MAX_TOKENS)[0] for i in range(3)]
+        assert [row["prediction"] for row in found] == texts
+    predictions = [[row["prediction"] for row in rows] for rows in report.numbers["answers"].values()]
+    assert predictions[0] != predictions[1]
 
 
 @pytest.mark.slow
-def test_what_one_stage_freezes_the_next_may_train(tmp_path: pathlib.Path) -> None:
-    """A run keeps its frozen weights in bfloat16; a run that starts from it has what it trains in float32."""
+def test_a_stage_can_train_what_the_previous_one_froze(tmp_path: pathlib.Path) -> None:
+    """A run stores frozen weights in bfloat16; a run that starts from it trains them in float32."""
     config = run_config.load_recipe("configs/theworld.py")
     with config.unlocked():
         config.model.update({"num_layers": 1, "vision_layers": 1, "frozen_dtype": "bfloat16"})

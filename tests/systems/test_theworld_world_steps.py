@@ -1,4 +1,4 @@
-"""World steps of TheWorld: what is predicted, where its tokens stand, what trains, where the weights come from."""
+"""World steps of TheWorld: predicted frames, order of their tokens, trained parameters, origin of the weights."""
 
 import math
 import pathlib
@@ -46,7 +46,7 @@ PROJECTION, ALL, COSMOS_2B = 6_599_680, 4_433_415_523, 1_956_413_440
 
 
 def make_config(steps: int = STEPS) -> ml_collections.ConfigDict:
-    """`configs/theworld.py` with one layer of everything."""
+    """Load `configs/theworld.py` with one layer per network."""
     config = run_config.load_recipe("configs/theworld.py")
     with config.unlocked():
         sizes = {"width": 48, "mlp_width": 64, "num_layers": 1, "pattern": ("full",), "num_heads": 2, "head_dim": 16}
@@ -60,7 +60,7 @@ def make_config(steps: int = STEPS) -> ml_collections.ConfigDict:
 
 
 def make(config: ml_collections.ConfigDict) -> TheWorld:
-    """Random weights, and the codec as it is."""
+    """Make a model with random weights and the linear autoencoder of the starter."""
     model = make_model(systems.create(config))
     model.autoencoder = LinearAutoencoder.load(config.model.world.codec)
     return model
@@ -78,54 +78,54 @@ def model() -> TheWorld:
 
 @pytest.fixture(scope="module")
 def batch(system: Any) -> dict[str, jax.Array]:
-    """Two rows: a question that is not learnt, an answer that is, and padding."""
+    """A batch of two rows: a question without labels, an answer with labels, and padding."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(20, 490, (2, 40), np.int32)
     tokens[:, 5:21] = 7
     mask = np.arange(40) < np.array([[40], [33]])
-    learnt = mask & (np.arange(40) >= 30)
+    has_loss = mask & (np.arange(40) >= 30)
     return {
         "tokens": jnp.asarray(np.where(mask, tokens, 0)),
         "mask": jnp.asarray(mask),
-        "labels": jnp.asarray(np.where(learnt, tokens, objective.IGNORED)),
+        "labels": jnp.asarray(np.where(has_loss, tokens, objective.IGNORED)),
         "pixel_values": jnp.asarray(rng.integers(0, 256, (2, 1, 64, 64, 3), np.uint8)),
         "world_pixels": jnp.asarray(rng.integers(0, 256, (2, 64, 64, 3), np.uint8)),
     }
 
 
 @pytest.fixture(scope="module")
-def seen(model: TheWorld, batch: dict[str, jax.Array]) -> jax.Array:
+def latents(model: TheWorld, batch: dict[str, jax.Array]) -> jax.Array:
     return jax.jit(world_steps.world_latents)(model, batch["world_pixels"])
 
 
-# What is predicted
+# Predicted frames
 
 
-def test_frames_are_those_of_the_cosmos_port(model: TheWorld, batch: dict[str, jax.Array], seen: jax.Array) -> None:
-    """Frame by frame what its own sampler makes of each picture alone, with a whole empty text."""
-    assert seen.shape == (2, 1 + STEPS, 4, 4, 96)
+def test_frames_are_those_of_the_cosmos_port(model: TheWorld, batch: dict[str, jax.Array], latents: jax.Array) -> None:
+    """Every frame equals the result of the Cosmos sampler for each image alone, with an empty text of full length."""
+    assert latents.shape == (2, 1 + STEPS, 4, 4, 96)
     first = model.autoencoder.encode(batch["world_pixels"].astype(jnp.float32)[:, None] / 127.5 - 1)
-    np.testing.assert_allclose(seen[:, :1], first, atol=1e-6)
+    np.testing.assert_allclose(latents[:, :1], first, atol=1e-6)
     sampler = WindowSampler(model.predictor, SampleConfig(num_steps=4, guidance=0.0))
     noise = world_steps.start_noise(1 + STEPS, 4, 4, 96)[0]
     for row in range(2):
         expected = sampler(np.asarray(first[row]), jnp.zeros((1, 32, 16)), noise)
-        error = jnp.linalg.norm(seen[row] - expected) / jnp.linalg.norm(expected)
+        error = jnp.linalg.norm(latents[row] - expected) / jnp.linalg.norm(expected)
         assert error < 1e-5
-    # A text of rows that say something is another video: the comparison sees the text.
+    # Another text gives another video, so the comparison depends on the text.
     other = sampler(np.asarray(first[1]), jnp.ones((1, 32, 16)), noise)
-    assert jnp.linalg.norm(seen[1] - other) / jnp.linalg.norm(other) > 1e-2
+    assert jnp.linalg.norm(latents[1] - other) / jnp.linalg.norm(other) > 1e-2
 
 
-def test_one_frame_is_the_picture(model: TheWorld, batch: dict[str, jax.Array], seen: jax.Array) -> None:
+def test_one_frame_is_the_image(model: TheWorld, batch: dict[str, jax.Array], latents: jax.Array) -> None:
     np.testing.assert_array_equal(
         world_steps.world_latents(model, batch["world_pixels"], 1), model.latents(batch["world_pixels"])
     )
-    assert jnp.linalg.norm(seen[:, 1] - seen[:, 2]) > 1e-2 * jnp.linalg.norm(seen[:, 1])
+    assert jnp.linalg.norm(latents[:, 1] - latents[:, 2]) > 1e-2 * jnp.linalg.norm(latents[:, 1])
 
 
-def test_published_checkpoints_read_other_latents_than_the_predictor() -> None:
-    """With `compat` the first frame is as it was there, and what is predicted from a sound one as the encoder says."""
+def test_published_checkpoints_use_other_latents_than_the_predictor() -> None:
+    """With `compat` the first frame is the original's, but the prediction starts from correctly normalized latents."""
     config = make_config()
     with config.unlocked():
         sizes = {"autoencoder_width": 4, "autoencoder_multipliers": (1, 1), "autoencoder_blocks": 1}
@@ -154,15 +154,15 @@ def test_published_checkpoints_read_other_latents_than_the_predictor() -> None:
 # The sequence
 
 
-def test_frames_stand_one_behind_the_other(model: TheWorld, batch: dict[str, jax.Array], seen: jax.Array) -> None:
-    """Each frame's tokens with the frame's own vector; fewer frames leave the last ones out and nothing else."""
+def test_frames_follow_each_other(model: TheWorld, batch: dict[str, jax.Array], latents: jax.Array) -> None:
+    """Each frame's tokens have the frame's temporal vector; with fewer frames only the last ones are missing."""
     tokens, mask = batch["tokens"], batch["mask"]
-    fused, fewer = (model.fuse(tokens, mask, None, seen[:, :frames]) for frames in (1 + STEPS, 1))
+    fused, fewer = (model.fuse(tokens, mask, None, latents[:, :frames]) for frames in (1 + STEPS, 1))
     assert fused.embeds.shape[1] == 40 + 2 + (1 + STEPS) * TOKENS == 40 + 2 + model.config.world.tokens
     layers = model.world.hidden, model.world.output
     (w0, b0), (w1, b1) = ((np.asarray(x.kernel[...]), np.asarray(x.bias[...])) for x in layers)
     for frame in range(1 + STEPS):
-        hidden = np.asarray(seen[:, frame].reshape(2, TOKENS, 96)) @ w0 + b0
+        hidden = np.asarray(latents[:, frame].reshape(2, TOKENS, 96)) @ w0 + b0
         gelu = np.array([x / 2 * (1 + math.erf(x / math.sqrt(2))) for x in hidden.ravel()]).reshape(hidden.shape)
         expected = gelu @ w1 + b1 + np.asarray(model.world.temporal[frame])
         first = 2 + frame * TOKENS
@@ -174,7 +174,7 @@ def test_frames_stand_one_behind_the_other(model: TheWorld, batch: dict[str, jax
 
 
 @pytest.fixture(scope="module")
-def learnt(system: Any, model: TheWorld, batch: dict[str, jax.Array]) -> Any:
+def trained(system: Any, model: TheWorld, batch: dict[str, jax.Array]) -> Any:
     """(loss, metrics), gradients of all parameters, and log probabilities [B, L', V] of the whole sequence."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
@@ -192,19 +192,19 @@ def learnt(system: Any, model: TheWorld, batch: dict[str, jax.Array]) -> Any:
     return both(params)
 
 
-def test_the_same_tokens_are_learnt(learnt: Any, batch: dict[str, jax.Array]) -> None:
-    """Those of the answers, each told by what stands before it in the longer sequence."""
-    (loss, metrics), _, told = learnt
+def test_the_loss_covers_the_same_tokens(trained: Any, batch: dict[str, jax.Array]) -> None:
+    """It covers the tokens of the answers, each predicted from the token before it in the longer sequence."""
+    (loss, metrics), _, predicted = trained
     labels, shift = np.asarray(batch["labels"]), 2 + (1 + STEPS) * TOKENS
     rows, places = np.nonzero(labels != objective.IGNORED)
-    expected = -np.mean(np.asarray(told)[rows, places + shift - 1, labels[rows, places]])
+    expected = -np.mean(np.asarray(predicted)[rows, places + shift - 1, labels[rows, places]])
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    assert metrics["learnt_tokens"] == len(rows) == 13
+    assert metrics["loss_tokens"] == len(rows) == 13
 
 
-def test_the_predictor_does_not_learn(learnt: Any) -> None:
-    """The vector of every frame does, and the projection."""
-    gradients = learnt[1]
+def test_the_predictor_does_not_train(trained: Any) -> None:
+    """The temporal vector of every frame does, and the projection."""
+    gradients = trained[1]
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradients["predictor"]))
     assert np.all(np.any(np.asarray(gradients["world"]["temporal"][...]), axis=1))
     assert np.any(gradients["world"]["hidden"]["kernel"][...])
@@ -212,7 +212,7 @@ def test_the_predictor_does_not_learn(learnt: Any) -> None:
 
 @pytest.mark.slow
 def test_a_mesh_does_not_change_the_step(system: Any) -> None:
-    """Predicted, learnt and updated on eight devices as on one."""
+    """Eight devices give the same loss and update as one."""
     config, rng = make_config(), np.random.default_rng(0)
     optimizer = optimizers.make_optimizer(optimizers.OptimizerConfig(warmup_steps=0), steps=2)
     trainable = train_state.path_filter(config.optimizer.trainable)
@@ -240,11 +240,11 @@ def test_a_mesh_does_not_change_the_step(system: Any) -> None:
     assert np.any(found[0][1])
 
 
-# Parameters and where they come from
+# Parameters and their origin
 
 
-def test_what_trains_at_published_size() -> None:
-    """One vector more per frame; the predictor is frozen in bfloat16."""
+def test_trained_parameters_at_published_size() -> None:
+    """There is one more vector per frame; the predictor is frozen in bfloat16."""
     config = run_config.load_recipe("configs/theworld.py:projection")
     with config.unlocked():
         config.model.world.steps = 4
@@ -257,14 +257,14 @@ def test_what_trains_at_published_size() -> None:
     assert counts == [PROJECTION + 5 * 2560, ALL - PROJECTION + COSMOS_2B]
     assert {leaf.dtype for leaf in jax.tree.leaves(frozen)} == {jnp.dtype("bfloat16")}
     assert system.model_config.world.tokens == 5 * 4096
-    # By hand: five passes of the network over five frames of 32 x 32 tokens are less than 2 P per token and pass.
+    # Computed by hand: five passes over five frames of 32 x 32 tokens, with less than 2 P operations per token.
     before = systems.create(run_config.load_recipe("configs/theworld.py:projection"))
     longer = system.step_flops(1) - before.step_flops(1)
     assert longer > 5 * 5 * 1024 * 2 * 0.75 * COSMOS_2B
 
 
 def write_run(folder: pathlib.Path, config: ml_collections.ConfigDict, model: nnx.Module) -> pathlib.Path:
-    """Released weights."""
+    """Write a folder of released weights."""
     folder.mkdir()
     run_config.save(config, folder)
     weights.save(nnx.state(model, nnx.Param), folder / runs.WEIGHTS, np.float32)
@@ -280,8 +280,8 @@ def write_predictor(folder: pathlib.Path, **values: Any) -> CosmosTransformer:
     return network
 
 
-def test_a_stage_with_steps_begins_as_one_without_ended(tmp_path: pathlib.Path, batch: dict[str, jax.Array]) -> None:
-    """Weights of the former stage, those of the predictor from its own folder, whose sizes the config then tells."""
+def test_a_stage_with_steps_starts_from_one_without(tmp_path: pathlib.Path, batch: dict[str, jax.Array]) -> None:
+    """Weights come from the former stage, those and the sizes of the predictor from its folder."""
     before_config = make_config(steps=0)
     before = make(before_config)
     former = write_run(tmp_path / "former", before_config, before)
@@ -309,13 +309,13 @@ def test_a_stage_with_steps_begins_as_one_without_ended(tmp_path: pathlib.Path, 
         np.testing.assert_array_equal(leaf, other.astype(jnp.bfloat16))
     model = nnx.merge(graphdef, params)
     first = before.latents(batch["world_pixels"])
-    wanted = before.fuse(batch["tokens"], batch["mask"], None, first)
+    reference = before.fuse(batch["tokens"], batch["mask"], None, first)
     found = model.fuse(batch["tokens"], batch["mask"], None, first)
-    np.testing.assert_allclose(found.embeds, wanted.embeds, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.embeds, reference.embeds, rtol=1e-5, atol=1e-5)
 
 
 def test_without_steps_nothing_is_read() -> None:
-    """No folder, no parameters."""
+    """There is no folder to read, and there are no parameters."""
     config = run_config.load_recipe("configs/theworld.py")
     with config.unlocked():
         config.model.world.predictor = "nowhere"
@@ -339,7 +339,7 @@ def test_without_steps_nothing_is_read() -> None:
         ({}, {"model.world.steps": -1}, "steps is -1"),
     ],
 )
-def test_what_does_not_fit(network: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+def test_values_that_do_not_fit(network: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     config = make_config()
     with config.unlocked():
         config.model.predictor = NETWORK | network
@@ -362,7 +362,7 @@ def test_folders_without_a_predictor(tmp_path: pathlib.Path) -> None:
 
 
 def test_latents_of_another_autoencoder(tmp_path: pathlib.Path) -> None:
-    """The data set that the predictor knows tells; the same codec is the same hash."""
+    """The manifest in the predictor's run has the hash of its autoencoder."""
     write_predictor(tmp_path / "cosmos")
     kept = tmp_path / "cosmos" / runs.ENCODERS
     kept.mkdir()
@@ -381,10 +381,10 @@ def test_latents_of_another_autoencoder(tmp_path: pathlib.Path) -> None:
         systems.create(config)
 
 
-def test_the_original_has_no_place_for_them() -> None:
+def test_the_original_has_no_world_steps() -> None:
     config = run_config.load_recipe("configs/theworld.py:projection")
     with config.unlocked():
         config.model.world.steps = 4
         config.model.predictor = {}
-    with pytest.raises(UserError, match="sees 4 predicted frames of the world"):
+    with pytest.raises(UserError, match="receives 4 predicted frames of the world"):
         theworld.to_config(systems.create(config).model_config)

@@ -1,4 +1,4 @@
-"""Answers of TheWorld: prompts and images in, tokens out, in compiled programs of few shapes."""
+"""Answers of TheWorld to prompts about images, with few compiled programs."""
 
 import dataclasses
 import functools
@@ -20,10 +20,10 @@ from jworld.utils import errors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How answers are made (`config.sample.rollout`).
+    """Settings of answers (`config.sample.rollout`).
 
     Attributes:
-      max_tokens: tokens of an answer, at most.
+      max_tokens: largest number of tokens of an answer.
       prompt_multiple: prompts are padded to a multiple of this many tokens, so that few programs are compiled.
     """
 
@@ -37,7 +37,7 @@ class SampleConfig:
 
 @functools.partial(jax.jit, static_argnames=("steps", "frames"))
 def prefill(model: TheWorld, batch: dict[str, jax.Array], *, steps: int, frames: int) -> decoding.State:
-    """Read prompts that are padded behind; see `answer`."""
+    """Run the prefill of right-padded prompts; the arguments are those of `answer`."""
     latents = world_steps.world_latents(model, batch["world_pixels"], frames) if frames else None
     pixels = vision_values(batch["pixel_values"]) if "pixel_values" in batch else None
     fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
@@ -49,7 +49,7 @@ def prefill(model: TheWorld, batch: dict[str, jax.Array], *, steps: int, frames:
 
 @functools.partial(jax.jit, donate_argnums=2)
 def step(model: TheWorld, tokens: jax.Array, state: decoding.State) -> decoding.State:
-    """The state after the tokens [B]; the given one is consumed."""
+    """Run a decode step with the tokens [B]; `state` is donated."""
     return decoding.step(model.language, tokens, state)
 
 
@@ -57,34 +57,34 @@ def step(model: TheWorld, tokens: jax.Array, state: decoding.State) -> decoding.
 def answer(
     model: TheWorld, batch: dict[str, jax.Array], *, steps: int, ends: tuple[int, ...], frames: int
 ) -> jax.Array:
-    """The likeliest answers, [B, steps] int32; behind an end token there are more of it.
+    """Decode answers greedily: [B, steps] int32, filled up with the end token.
 
     Args:
-      model: its world may be left unused.
+      model: the model; its world is not used if `frames` is 0.
       batch: tokens and mask [B, L] of open prompts; pixel_values [B, I, S, S, 3] and world_pixels [B, W, W, 3].
-      steps: tokens, at most.
+      steps: largest number of tokens.
       ends: tokens that end an answer.
-      frames: of the world that the model reads: 0 for none, 1 for the image alone, or all that it was trained with.
+      frames: latent frames of the world to use: 0 for none, 1 for the image alone, at most those of training.
     """
     state = prefill(model, batch, steps=steps, frames=frames)
     return decoding.greedy(model.language, state, steps=steps, ends=ends)
 
 
 def ends(tokenizer: chat.ChatTokenizer) -> tuple[int, ...]:
-    """The tokens that end an answer."""
+    """Return the tokens that end an answer."""
     return tokenizer.ids[chat.EOS], tokenizer.ids[chat.END_OF_TURN]
 
 
 def all_frames(model: TheWorld) -> int:
-    """Latent frames of the model's world; 0 without a world."""
+    """Return the number of latent frames of the model's world; 0 without a world."""
     return 0 if model.config.world is None else model.config.world.frames
 
 
 class Prompts:
-    """Questions about images as a batch that the model reads.
+    """Preprocessing of questions about images into a batch of model inputs.
 
     Attributes:
-      tokenizer, clip: of the model's data.
+      tokenizer, clip: those of the model's data.
       multiple: prompts are padded to a multiple of this many tokens.
     """
 
@@ -92,38 +92,38 @@ class Prompts:
         self.tokenizer, self.clip, self.multiple = tokenizer, clip, multiple
 
     def __call__(self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str]) -> dict[str, jax.Array]:
-        """tokens and mask [B, L], and where there are images pixel_values and world_pixels, see `answer`.
+        """Return tokens and mask [B, L], and with images also pixel_values and world_pixels; see `answer`.
 
         Raises:
-          ValueError: a prompt cannot be asked, or has more images than the model was trained with.
+          ValueError: a prompt is invalid, or has more images than the model was trained with.
         """
         if max(map(len, images)) > self.clip.images:
-            raise ValueError(f"{max(map(len, images))} pictures are given, expected {self.clip.images} at most")
+            raise ValueError(f"{max(map(len, images))} images, expected at most {self.clip.images}")
         encoded = [
-            self.tokenizer.encode([chat.Turn("user", prompt)], images=len(seen), is_open=True)
-            for seen, prompt in zip(images, prompts, strict=True)
+            self.tokenizer.encode([chat.Turn("user", prompt)], images=len(own), is_open=True)
+            for own, prompt in zip(images, prompts, strict=True)
         ]
         length = math.ceil(max(len(one.tokens) for one in encoded) / self.multiple) * self.multiple
         batch = chat.pad(encoded, length, pad_id=self.tokenizer.ids[chat.PAD])
         del batch["labels"]
         if any(images):
-            rows = [batches.model_pixels(seen, self.clip) for seen in images]
+            rows = [batches.model_pixels(own, self.clip) for own in images]
             batch |= {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return {name: jnp.asarray(value) for name, value in batch.items()}
 
 
 class Answers:
-    """Answers prompts about images, a batch at a time, greedily: an `evaluation.benchmarks.Answer`."""
+    """Greedy answers to batches of prompts about images: an `evaluation.benchmarks.Answer`."""
 
     def __init__(self, model: TheWorld, prompts: Prompts, *, frames: int | None = None):
-        """`frames` of the world: all, or 1 for the image alone, or 0 to leave it out, as if the model had none."""
+        """Set up answers with `frames` latent frames of the world: None for all, 1 for the image alone, 0 for none."""
         self.model, self.prompts = model, prompts
         self._frames = all_frames(model) if frames is None else frames
 
     def __call__(
         self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str], *, max_tokens: int
     ) -> list[str]:
-        """One text of at most `max_tokens` tokens for each of the prompts and its images."""
+        """Answer each prompt about its images, in at most `max_tokens` tokens."""
         tokenizer, batch = self.prompts.tokenizer, self.prompts(images, prompts)
         frames = self._frames if "world_pixels" in batch else 0
         tokens = answer(self.model, batch, steps=max_tokens, ends=ends(tokenizer), frames=frames)
@@ -131,25 +131,22 @@ class Answers:
 
 
 class Session:
-    """One conversation: images and a prompt in, then a token per step, until the answer ends.
-
-    Every token costs the same: keys and values of all tokens before it are kept, in arrays of fixed shapes.
-    """
+    """A `TextSession`: each step decodes a token, with a KV cache of fixed shape."""
 
     def __init__(self, model: TheWorld, prompts: Prompts, *, max_tokens: int):
         self.model, self.prompts, self.max_tokens = model, prompts, max_tokens
         self._ends = ends(prompts.tokenizer)
 
     def reset(self, images: Sequence[np.ndarray], prompt: str) -> None:
-        """Start from pictures uint8 [H, W, 3] of any size, the first of which is the world's, and a question.
+        """Start from images uint8 [H, W, 3] of any size, the first of which is that of the world, and a question.
 
         Raises:
-          UserError: there are more pictures than the model was trained with, or the prompt cannot be asked.
+          UserError: there are more images than the model was trained with, or the prompt is invalid.
         """
         try:
             batch = self.prompts([[PIL.Image.fromarray(image) for image in images]], [prompt])
         except ValueError as error:
-            raise errors.UserError(f"--prompt cannot be asked: {error}") from error
+            raise errors.UserError(f"--prompt is not valid for this model: {error}") from error
         frames = all_frames(self.model) if images else 0
         self._state = prefill(self.model, batch, steps=self.max_tokens, frames=frames)
         self._count, self._over = 0, False
@@ -159,7 +156,7 @@ class Session:
         return self.prompts.tokenizer.decode(list(tokens))
 
     def step(self) -> int | None:
-        """The next token of the answer; None when it is over."""
+        """Return the next token of the answer; None at its end."""
         if self._over or self._count == self.max_tokens:
             return None
         token = int(jnp.argmax(self._state.logits[0]))

@@ -1,4 +1,4 @@
-"""TheWorld's training objective: the next token, on answers, or on everything as in the original.
+"""TheWorld's training objective: next-token prediction, on answers, or on all tokens as in the original.
 
 Source: theworld `modeling/theworld.py`, and the loss of transformers 4.56 `models/gemma3`.
 """
@@ -27,7 +27,7 @@ class ObjectiveConfig:
     """Values of the loss (`config.loss`).
 
     Attributes:
-      chunk: tokens per sample whose logits are held at once.
+      chunk: tokens per sample whose logits are in memory at once.
     """
 
     chunk: int = 256
@@ -38,7 +38,7 @@ class ObjectiveConfig:
 
 
 class Score(NamedTuple):
-    """Sums over the tokens that are learnt, float32 scalars: cross entropy, right answers, and how many there are."""
+    """Sums over the tokens of the loss, float32 scalars: cross entropy, right predictions, and number of tokens."""
 
     entropy: jax.Array
     right: jax.Array
@@ -46,10 +46,10 @@ class Score(NamedTuple):
 
 
 def score(model: TextModel, states: jax.Array, targets: jax.Array, *, chunk: int) -> Score:
-    """How well states [B, L, D] tell the targets [B, L], `IGNORED` among them.
+    """Score the prediction of targets [B, L], which may be `IGNORED`, from states [B, L, D].
 
-    No more than the logits of `chunk` tokens per sample exist at once, forward and backward. A chunk is every n-th
-    token, so that a sequence that is split over devices stays so.
+    At most the logits of `chunk` tokens per sample exist at once, forward and backward. A chunk is every n-th token, so
+    that a sequence that is sharded over devices stays sharded.
     """
     batch, length, width = states.shape
     parts = math.ceil(length / chunk)
@@ -60,12 +60,12 @@ def score(model: TextModel, states: jax.Array, targets: jax.Array, *, chunk: int
     @jax.checkpoint
     def body(sums: Score, part: tuple[jax.Array, jax.Array]) -> tuple[Score, None]:
         logits, labels = model.logits(part[0]), part[1]
-        learnt = labels != IGNORED
-        chosen = jnp.take_along_axis(logits, jnp.where(learnt, labels, 0)[..., None], axis=-1)[..., 0]
-        entropy = jnp.where(learnt, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
-        right = learnt & (chosen >= jnp.max(logits, axis=-1))
+        counted = labels != IGNORED
+        chosen = jnp.take_along_axis(logits, jnp.where(counted, labels, 0)[..., None], axis=-1)[..., 0]
+        entropy = jnp.where(counted, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
+        right = counted & (chosen >= jnp.max(logits, axis=-1))
         return jax.tree.map(
-            jnp.add, sums, Score(*(jnp.sum(x, dtype=jnp.float32) for x in (entropy, right, learnt)))
+            jnp.add, sums, Score(*(jnp.sum(x, dtype=jnp.float32) for x in (entropy, right, counted)))
         ), None
 
     zero = jnp.zeros((), jnp.float32)
@@ -74,9 +74,10 @@ def score(model: TextModel, states: jax.Array, targets: jax.Array, *, chunk: int
 
 
 def fused_labels(tokens: jax.Array, labels: jax.Array, mask: jax.Array, world: WorldConfig | None) -> jax.Array:
-    """Labels of the fused sequence at their own places, [B, L'], `IGNORED` on padding.
+    """Return the labels of the fused sequence, [B, L'], aligned with its tokens and `IGNORED` on padding.
 
-    The original learns every token of a sequence with a world, its brackets too, whatever the labels say.
+    With `compat` the loss covers every token of a sequence with a world and its brackets, for all labels, as in the
+    original.
     """
     if world is None:
         return jnp.where(mask, labels, IGNORED)
@@ -86,28 +87,29 @@ def fused_labels(tokens: jax.Array, labels: jax.Array, mask: jax.Array, world: W
 
 
 def loss(model: TheWorld, batch: Batch, cfg: ObjectiveConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`latent_loss` of a batch, as the system's `batch_spec` describes it."""
+    """Compute `latent_loss` of a batch of the system's `batch_spec`."""
     pixels = vision_values(batch["pixel_values"])
     return latent_loss(model, batch, pixels, latents_of(model, batch), cfg)
 
 
 def latents_of(model: TheWorld, batch: Batch) -> jax.Array | None:
-    """What the model sees of the world: latents [B, F, H', W', C]; None where it has none."""
+    """Return the latents of the world [B, F, H', W', C], or None for a model without a world."""
     return None if model.config.world is None else world_steps.world_latents(model, batch["world_pixels"])
 
 
 def latent_loss(
     model: TheWorld, batch: Batch, pixels: jax.Array, latents: jax.Array | None, cfg: ObjectiveConfig
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean cross entropy of the tokens that are learnt, float32, the share of them that is right, and their number.
+    """Compute the mean cross entropy of the tokens with labels, float32.
 
-    Accumulation over microbatches is a mean over all of their tokens.
+    The metrics are the share of right predictions, and the number of tokens. Gradient accumulation weights microbatches
+    by that number.
 
     Args:
       model: with or without a world.
       batch: tokens, mask and labels [B, L].
-      pixels: [B, I, H, W, 3] in -1..1.
-      latents: as of `latents_of`.
+      pixels: images [B, I, H, W, 3] in -1..1.
+      latents: result of `latents_of`.
       cfg: values of the loss.
     """
     world = model.config.world
@@ -116,12 +118,12 @@ def latent_loss(
     states = model.language(fused.embeds, mask=fused.mask, images=fused.images)
     sums = score(model.language, *_predictions(states, labels, world), chunk=cfg.chunk)
     count = jnp.maximum(sums.total, 1)
-    metrics = {"accuracy": sums.right / count, "learnt_tokens": sums.total, step.WEIGHT: sums.total}
+    metrics = {"accuracy": sums.right / count, "loss_tokens": sums.total, step.WEIGHT: sums.total}
     return sums.entropy / count, metrics
 
 
 def _predictions(states: jax.Array, labels: jax.Array, world: WorldConfig | None) -> tuple[jax.Array, jax.Array]:
-    """States and the labels that they are to tell; between the brackets of the world there is nothing to learn."""
+    """Return states and the labels that they predict, without the positions between the brackets of the world."""
     if world is None:
         return states[:, :-1], labels[:, 1:]
     last = 1 + world.tokens

@@ -1,4 +1,4 @@
-"""The original's training configs (JSON, python/theworld/config.py) as recipes of this program."""
+"""Translation of the original's training configs (JSON, python/theworld/config.py) into recipes."""
 
 import dataclasses
 import json
@@ -69,52 +69,52 @@ DEFAULTS: dict[str, Any] = {
     "hub_private_repo": False,
 }
 
-#: What is said of keys that have no counterpart, where they are given a value of their own.
+#: Notes on keys without a counterpart, printed if their value differs from the default.
 _NOTES = {
-    "num_world_steps": "the original reads it nowhere; here they are predicted by model.world.predictor",
-    "max_world_steps": "the original reads it nowhere",
-    "use_gradient_checkpointing": "model.remat is on whatever it says",
+    "num_world_steps": "the original does not use it; here model.world.predictor predicts the steps",
+    "max_world_steps": "the original does not use it",
+    "use_gradient_checkpointing": "model.remat is always on",
     "save_safetensors": "python -m conversion export writes safetensors",
     "output_dir": "give --workdir",
-    "eval_steps": "python -m jworld.evaluate measures, when it is called",
-    "eval_batch_size": "python -m jworld.evaluate measures, when it is called",
-    "do_eval": "python -m jworld.evaluate measures, when it is called",
+    "eval_steps": "python -m jworld.evaluate measures a run",
+    "eval_batch_size": "python -m jworld.evaluate measures a run",
+    "do_eval": "python -m jworld.evaluate measures a run",
     "wandb_project": "the project is jworld, the run is named after the workdir",
     "wandb_run_name": "the project is jworld, the run is named after the workdir",
     "log_to_tensorboard": "TensorBoard is always on",
-    "pin_memory": "nothing to set",
-    "persistent_workers": "nothing to set",
-    "prefetch_factor": "data.prefetch counts batches",
-    "eval_dataset_path": "data.conversations.val_share holds out",
-    "streaming": "conversations are read from the disk as they are used",
-    "hf_token": "set HF_TOKEN",
-    "model_name": "import those weights and name the folder in init_from",
-    "cosmos_model_name": "import those weights and name the folder in init_from",
+    "pin_memory": "there is no such setting",
+    "persistent_workers": "there is no such setting",
+    "prefetch_factor": "set data.prefetch, in batches",
+    "eval_dataset_path": "set data.conversations.val_share, the held-out share",
+    "streaming": "conversations are always read from disk during training",
+    "hf_token": "set the environment variable HF_TOKEN",
+    "model_name": "import those weights and set init_from to their folder",
+    "cosmos_model_name": "import those weights and set init_from to their folder",
 }
 _FORMATS = {"datacomp": "captions", "vsr": "vsr", "llava_pretrain": "llava", "spatial_rgpt": "spatial_rgpt"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
-    """A recipe's config, and what there is to know about it, in sentences."""
+    """A recipe's config, and notes on it for the user."""
 
     config: ml_collections.ConfigDict
     notes: list[str]
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """All keys of a JSON config, with the defaults of those that it leaves out.
+    """Read all keys of a JSON config, with the original's defaults for absent ones.
 
     Raises:
-      UserError: the file is absent, no JSON object, or has a key that the original does not know.
+      UserError: the file is absent, is not a JSON object, or has a key or a type that the original does not have.
     """
     try:
         values = json.loads(path.read_text())
         given = {key: value for key, value in values.items() if not key.startswith("_")}
     except (OSError, ValueError, AttributeError) as error:
-        raise errors.UserError(f"--from-json: {path} is no JSON config ({error}): correct it") from error
+        raise errors.UserError(f"--from-json: {path} is not a JSON config ({error}): correct it") from error
     if unknown := sorted(given.keys() - DEFAULTS.keys()):
-        raise errors.UserError(f"--from-json: {path}: the original knows no key {unknown[0]!r}: correct it")
+        raise errors.UserError(f"--from-json: {path}: the original has no key {unknown[0]!r}: correct it")
     for key, value in given.items():
         default = DEFAULTS[key]
         number = isinstance(default, int | float) and not isinstance(default, bool)
@@ -122,15 +122,18 @@ def read(path: pathlib.Path) -> dict[str, Any]:
             isinstance(value, int | float) and not isinstance(value, bool) if number else type(value) is type(default)
         )
         if default is not None and not fits:
-            raise errors.UserError(f"--from-json: {path}: {key} is {value!r}, expected such as {default!r}: correct it")
+            raise errors.UserError(
+                f"--from-json: {path}: {key} is {value!r}, expected a {type(default).__name__} such as {default!r}: "
+                "correct it"
+            )
     return {**DEFAULTS, **given}
 
 
 def translate(values: Mapping[str, Any]) -> Translation:
-    """The recipe that does what the original does with these keys, on one device.
+    """Return a recipe that trains on one device as the original does with these keys.
 
     Raises:
-      UserError: the original itself could not train so.
+      UserError: the original could not train with these keys.
     """
     config = run_config.load_recipe(f"{RECIPE}:projection")
     notes = [f"{key} = {values[key]!r}: {note}" for key, note in _NOTES.items() if values[key] != DEFAULTS[key]]
@@ -148,7 +151,7 @@ def translate(values: Mapping[str, Any]) -> Translation:
             config.checkpoint.hub.private = values["hub_private_repo"]
         if values["resume_from_checkpoint"]:
             config.init_from = values["resume_from_checkpoint"]
-            notes.append("resume_from_checkpoint: import those weights first and name their folder in init_from")
+            notes.append("resume_from_checkpoint: import those weights first and set init_from to their folder")
     return Translation(config, notes)
 
 
@@ -160,7 +163,7 @@ def _model(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None
         "vision": not values["freeze_gemma_vision"],
         "projector": not values["freeze_gemma_vision"],
         "language": not values["freeze_gemma_language"],
-        # The decoder gets no gradient.
+        # The decoder has no gradient.
         "autoencoder/(encoder|moments)": not values["freeze_cosmos_vae"],
     }
     trained = [part for part, is_trained in parts.items() if is_trained]
@@ -187,14 +190,14 @@ def _optimizer(config: ml_collections.ConfigDict, values: Mapping[str, Any], not
     config.optimizer.weight_decay = float(values["weight_decay"])
     config.optimizer.warmup_steps = values["warmup_steps"]
     config.optimizer.clip_norm = float(values["max_grad_norm"])
-    notes.append("global_batch is that of one device: multiply it by theirs")
+    notes.append("global_batch is for one device: multiply it by the number of devices")
     if values["max_steps"] is not None:
         config.steps = values["max_steps"]
     elif values["num_samples"] is not None:
         config.steps = max(1, math.ceil(values["num_samples"] * values["num_epochs"] / config.global_batch))
     else:
         epochs = values["num_epochs"]
-        notes.append(f"steps: {epochs} epochs are {epochs} * conversations / global_batch: set it")
+        notes.append(f"steps: set it to {epochs} * conversations / global_batch, for {epochs} epochs")
 
 
 def _data(config: ml_collections.ConfigDict, values: Mapping[str, Any], notes: list[str]) -> None:
@@ -213,19 +216,19 @@ def _data(config: ml_collections.ConfigDict, values: Mapping[str, Any], notes: l
         "val_share": 0.01,
     }
     if not values["train_dataset_path"]:
-        notes.append(f"data.conversations.path: name the files of {name} on this machine")
+        notes.append(f"data.conversations.path: set it to the files of {name} on this machine")
     longest = values["max_seq_length"]
     config.data.clip.lengths = (*(length for length in config.data.clip.lengths if length < longest), longest)
 
 
 def recipe(path: pathlib.Path) -> str:
-    """The text of a recipe that trains as the original does with a JSON config."""
+    """Return the text of a recipe that trains as the original does with a JSON config."""
     found = translate(read(path))
     values = pprint.pformat(found.config.to_dict(), width=110, sort_dicts=False)
     notes = "\n".join(f"  {note}" for note in found.notes)
     return (
-        f'"""TheWorld as {path.name} of the original trains it.\n\n{notes}\n\n'
-        "model.world.compat = 'original' keeps what published checkpoints depend on; '' is the sound choice.\n"
+        f'"""TheWorld with the training config {path.name} of the original.\n\n{notes}\n\n'
+        "model.world.compat = 'original' is for published checkpoints; use '' for new models.\n"
         '"""\n\nimport ml_collections\n\n\n'
         'def get_config(variant: str = "") -> ml_collections.ConfigDict:\n'
         f"    return ml_collections.ConfigDict(VALUES).lock()\n\n\nVALUES = {values}\n"

@@ -1,4 +1,4 @@
-"""TheWorld: Gemma-3 that reads the world; model, batch, loss and session from one config."""
+"""TheWorld: Gemma-3 with world tokens; model, batch, loss and session from one config."""
 
 import pathlib
 from typing import ClassVar
@@ -25,7 +25,7 @@ from jworld.systems.theworld.evaluation import report
 from jworld.training import state as train_state
 from jworld.utils import errors, indices
 
-#: Keys of `config.model` that are no fields of Gemma-3.
+#: Keys of `config.model` that are not fields of Gemma-3.
 _OTHER = ("world", "lora", "frozen_dtype", world_steps.PREDICTOR)
 
 
@@ -82,7 +82,7 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
 
     @property
     def clip(self) -> batches.ClipConfig:
-        """What one example is."""
+        """Settings of an example."""
         return self.data.clip
 
     def _check_fit(self) -> None:
@@ -102,7 +102,7 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
             )
 
     def init(self, rngs: nnx.Rngs) -> TheWorldModel:
-        """The model; parameters that do not train are of `config.model.frozen_dtype`, where that says one."""
+        """See `System`; parameters that do not train get `config.model.frozen_dtype`, if set."""
         model = adapters.adapted(TheWorldModel(self.model_config, rngs=rngs), self.lora, rngs=rngs)
         if self._frozen_dtype is not None:
             is_trained = train_state.path_filter(self._trainable)
@@ -112,46 +112,46 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
         return model
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
-        """What one training batch holds: name -> shape, dtype, logical axes."""
+        """See `System`."""
         return batches.spec(self.clip, global_batch)
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar float32 loss and further metrics; nothing is random."""
+        """See `System`; nothing is random."""
         assert isinstance(model, TheWorldModel)
         return objective.loss(model, batch, self.objective)
 
     @property
     def fused_tokens(self) -> int:
-        """Tokens of the longest sequence that the language model reads, world and brackets among them."""
+        """Tokens of the longest sequence of the language model, including the world and its brackets."""
         world = self.model_config.world
         return self.clip.max_tokens + (0 if world is None else world.tokens + 2)
 
     def step_tokens(self, global_batch: int) -> int:
-        """Tokens in one training step, if all sequences are of the longest."""
+        """See `System`; all sequences count with the largest length."""
         return global_batch * self.fused_tokens
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
-        """Useful floating-point operations of one training step, by the formula of `models/gemma3/flops.py`.
+        """See `System`; the formula is in `models/gemma3/flops.py`.
 
-        Forward and backward pass of sequences of the longest; recomputation, the autoencoder and the optimizer are left
-        out. The predictor of world steps has forward passes alone, and so has the vision tower where it is not
-        trained. Without `sizes` all other weights count as trained.
+        All sequences count with the largest length. Forward and backward pass count; recomputation, the autoencoder and
+        the optimizer do not. The predictor of world steps, and a vision tower that does not train, have only forward
+        passes.
         """
         gemma, clip = self.model_config.gemma, self.clip
         text = flops.text_flops(gemma, tokens=self.fused_tokens, predictions=clip.max_tokens)
-        image, seen = flops.vision_flops(gemma), trained_share(sizes, "vision")
-        images = clip.images * (training(image, seen) if seen else image.total)
+        image, trained = flops.vision_flops(gemma), trained_share(sizes, "vision")
+        images = clip.images * (training(image, trained) if trained else image.total)
         return global_batch * (training(text, trained_share(sizes, "language")) + images + self._prediction_flops())
 
     def _prediction_flops(self) -> float:
-        """Of the world steps of one picture."""
+        """Return the operations of the world steps of one image."""
         world, predictor = self.model_config.world, self.model_config.predictor
         if world is None or predictor is None:
             return 0.0
         one = cosmos_flops.forward_flops(
             predictor, frames=world.frames, height=world.side, width=world.side, text_tokens=1
         )
-        # The solver asks once more at the end.
+        # The solver evaluates the network once more at the end.
         return (world.predictor_steps + 1) * one.total
 
     def attention_calls(self) -> list[base.AttentionCall]:
@@ -182,15 +182,15 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
         return [*calls, vision]
 
     def prompts(self, encoders: RunEncoders) -> answering.Prompts:
-        """Questions as the model reads them."""
+        """Return the preprocessing of questions."""
         return answering.Prompts(encoders.tokenizer, clip=self.clip, multiple=self.sample.prompt_multiple)
 
     def session(self, model: TheWorldModel, encoders: RunEncoders) -> answering.Session:
-        """A conversation about images."""
+        """See `TextSystem`."""
         return answering.Session(model, self.prompts(encoders), max_tokens=self.sample.max_tokens)
 
     def answers(self, model: TheWorldModel, encoders: RunEncoders, *, frames: int | None = None) -> answering.Answers:
-        """Answers by the batch, from all `frames` of the world, or 1 for the image alone, or 0 without the world."""
+        """See `TextSystem`; `frames` of the world are used: None for all, 1 for the image alone, 0 for none."""
         return answering.Answers(model, self.prompts(encoders), frames=frames)
 
     def make_sample(
@@ -217,9 +217,9 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
         options: results.Options,
         console: rich.console.Console,
     ) -> results.Report:
-        """Accuracy on questions about held-out walks, or on a benchmark.
+        """See `System`: accuracy on questions about held-out episodes, or on a benchmark.
 
-        A model with a world answers also without, one with world steps also with the image alone.
+        A model with a world also answers without it, and one with world steps also with the image alone.
         """
         world = self.model_config.world
         if world is None:

@@ -1,6 +1,6 @@
 """World steps: latent frames that a frozen Cosmos Video2World network predicts from the image.
 
-Source: the idea is in theworld's documentation; its program has none.
+Source: theworld's documentation describes them; its code does not have them.
 """
 
 import pathlib
@@ -23,35 +23,38 @@ from jworld.training import state as train_state
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
-#: Name of the network among the model's parts, and of its hyper-parameters in `config.model`.
+#: Name of the network in the model, and of its hyper-parameters in `config.model`.
 PREDICTOR = "predictor"
-#: What a run keeps of its data's encoders.
+#: Subfolder of a run with the encoders of its data.
 _ENCODERS = "encoders"
 
 
 def world_latents(model: TheWorld, pixels: jax.Array, frames: int | None = None) -> jax.Array:
-    """Images uint8 [B, H, W, 3] -> latents [B, F, H', W', C] float32: the image and what is predicted from it.
+    """Encode images uint8 [B, H, W, 3] and predict future frames: latents [B, F, H', W', C] float32.
 
-    Without text, with the same noise for every image: an image always shows the same, whatever else is in the batch.
-    Nothing behind the image has a gradient.
+    The prediction has no text, and the same noise for every image. So it depends only on the image, not on the rest of
+    the batch. Predicted frames have no gradient.
 
     Args:
-      model: with a world.
-      pixels: 0..255.
-      frames: 1 for the image alone, and nothing is predicted; None for all.
+      model: model with a world.
+      pixels: images, 0..255.
+      frames: 1 for the image alone, without a prediction; None for all.
     """
-    world, seen = model.config.world, model.latents(pixels)
+    world, image = model.config.world, model.latents(pixels)
     assert world is not None
     if world.steps == 0 or frames == 1:
-        return seen
-    future = predict(model, model.sound_latents(pixels) if world.original else seen)[:, 1:]
+        return image
+    future = predict(model, model.sound_latents(pixels) if world.original else image)[:, 1:]
     if world.original and isinstance(model.autoencoder, WanAutoencoder):
         future = model.autoencoder.config.normalisation.invert(future)
-    return jnp.concatenate([seen, future], axis=1)
+    return jnp.concatenate([image, future], axis=1)
 
 
 def predict(model: TheWorld, first: jax.Array) -> jax.Array:
-    """Normalised latents [B, 1, H, W, C] of images -> [B, 1 + steps, H, W, C] float32, the first as it was."""
+    """Predict normalized latents [B, 1 + steps, H, W, C] float32 from those of images, [B, 1, H, W, C].
+
+    The first frame is unchanged.
+    """
     world, cfg = model.config.world, model.config.predictor
     assert world is not None
     assert cfg is not None
@@ -60,7 +63,7 @@ def predict(model: TheWorld, first: jax.Array) -> jax.Array:
     shape = (batch, world.frames, *frame)
     mask = jnp.broadcast_to(jnp.arange(world.frames) < 1, shape[:2]).astype(jnp.float32)
     given = rectified_flow.ConditioningFrames(jnp.broadcast_to(first, shape), mask)
-    # All rows of an empty text are zero: one says what many say.
+    # All tokens of an empty text are zero, so one token gives the same attention output as many.
     text = jnp.zeros((batch, 1, cfg.text_dim))
 
     def network(video: jax.Array, time: jax.Array) -> jax.Array:
@@ -70,12 +73,12 @@ def predict(model: TheWorld, first: jax.Array) -> jax.Array:
         return rectified_flow.denoise(network, x, sigma, given)
 
     noise = jnp.broadcast_to(start_noise(world.frames, *frame), shape)
-    made = adams_bashforth.sample(denoise, noise, adams_bashforth.noise_levels(world.predictor_steps))
-    return jax.lax.stop_gradient(made)
+    predicted = adams_bashforth.sample(denoise, noise, adams_bashforth.noise_levels(world.predictor_steps))
+    return jax.lax.stop_gradient(predicted)
 
 
 def start_noise(frames: int, height: int, width: int, channels: int) -> jax.Array:
-    """[1, F, H, W, C] standard normal, always the same."""
+    """Return constant standard normal noise [1, F, H, W, C]."""
     return jax.random.normal(jax.random.key(0, impl="threefry2x32"), (1, frames, height, width, channels))
 
 
@@ -83,10 +86,10 @@ def start_noise(frames: int, height: int, width: int, channels: int) -> jax.Arra
 
 
 def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with `config.model.predictor`, which it has where the predictor's folder was read before.
+    """Return the config with `config.model.predictor`, which is read from the predictor's folder if absent.
 
     Raises:
-      UserError: as `read`.
+      UserError: see `read`.
     """
     world = config.model.get("world")
     if not world or not world.get("steps") or PREDICTOR in config.model:
@@ -98,31 +101,31 @@ def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def read(world: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters of the network in the folder `world["predictor"]`, by its config.json.
+    """Read the hyper-parameters of the network in the folder `world["predictor"]` from its config.json.
 
     Raises:
-      UserError: the folder has none, or holds another system, or one that speaks of another autoencoder's latents.
+      UserError: the folder has no config, is a run of another system, or predicts latents of another autoencoder.
     """
     key, name = "config.model.world.predictor", world.get("predictor", "")
     folder = pathlib.Path(name)
     if not name or not (folder / run_config.FILE_NAME).is_file():
         raise errors.UserError(
             f"{key}: {name or 'no folder'} has no {run_config.FILE_NAME}, but config.model.world.steps is "
-            f"{world['steps']}: train or import a Cosmos Video2World first and name its folder (docs/theworld.md, "
-            "World steps)"
+            f"{world['steps']}: train or import a Cosmos Video2World model and set {key} to its folder "
+            "(docs/theworld.md, World steps)"
         )
     config = run_config.load(folder)
     if config.system != "cosmos":
         raise errors.UserError(f"{key}: {folder} holds a model of {config.system!r}, expected one of 'cosmos'")
     if (folder / _ENCODERS / records.MANIFEST).is_file():
         found = records.read_manifest(folder / _ENCODERS)["autoencoder"]
-        codec = world.get("codec")
-        expected = LinearAutoencoder.load(codec).manifest_entry() if codec else {"family": WanAutoencoder.family}
-        told = ("family", "hash") if codec else ("family",)
-        if any(found.get(name) != expected[name] for name in told):
+        linear = world.get("codec")
+        expected = LinearAutoencoder.load(linear).manifest_entry() if linear else {"family": WanAutoencoder.family}
+        compared = ("family", "hash") if linear else ("family",)
+        if any(found.get(name) != expected[name] for name in compared):
             raise errors.UserError(
                 f"{key}: {folder} predicts latents of the autoencoder {_describe(found)}, but the world's is "
-                f"{_describe(expected)}: name a predictor that was trained with that"
+                f"{_describe(expected)}: choose a predictor that was trained with it"
             )
     return ml_collections.ConfigDict(adapters.network(config)).to_dict()
 
@@ -132,7 +135,7 @@ def _describe(entry: dict[str, Any]) -> str:
 
 
 def section(config: ml_collections.ConfigDict, world: WorldConfig | None) -> CosmosConfig | None:
-    """The network's hyper-parameters, checked against the world; None without world steps.
+    """Return the network's hyper-parameters, checked against the world, or None without world steps.
 
     Raises:
       UserError: they contradict each other.
@@ -148,12 +151,12 @@ def section(config: ml_collections.ConfigDict, world: WorldConfig | None) -> Cos
         )
     if cfg.action_dim is not None or cfg.views is not None:
         raise errors.UserError(
-            f"{where}: it needs actions or several cameras (action_dim {cfg.action_dim}, views {cfg.views}), but there "
-            "is one picture and no action: name a predictor without"
+            f"{where}: it needs actions or several cameras (action_dim {cfg.action_dim}, views {cfg.views}), but the "
+            "input is one image: choose a predictor without them"
         )
     if any(world.side % patch for patch in cfg.patch_size[1:]):
         raise errors.UserError(
-            f"{where}: its patches are of {cfg.patch_size[1:]} latents, which do not divide the {world.side} along a "
+            f"{where}: its patches have {cfg.patch_size[1:]} latents, which do not divide the {world.side} along a "
             "side of config.model.world.image_size: choose another size"
         )
     sequence = config.mesh.sequence
@@ -165,6 +168,6 @@ def section(config: ml_collections.ConfigDict, world: WorldConfig | None) -> Cos
     if train_state.path_filter(config.optimizer.trainable)((PREDICTOR, "patch_in", "kernel"), None):
         raise errors.UserError(
             f"config.optimizer.trainable is {config.optimizer.trainable!r}, which trains the predictor too, but it has "
-            f"no gradient: leave it out, such as with '(?!{PREDICTOR}/).*'"
+            f"no gradient: exclude it, for example with '(?!{PREDICTOR}/).*'"
         )
     return cfg

@@ -1,1 +1,1 @@
-"""How well a model answers questions about images: the published benchmarks, and questions about recorded walks."""
+"""Benchmarks of answers to questions about images: published ones, and questions about recorded episodes."""

@@ -1,6 +1,6 @@
-"""What a model's or a judge's words mean, read as the original's scripts read them.
+"""Parsers of answers and of judges' replies, equal to those of the original's scripts.
 
-evaluate_blink.py, evaluate_vsr.py, evaluation/spatial_metrics.py, evaluation/metrics.py, compare_results.py.
+Sources: evaluate_blink.py, evaluate_vsr.py, evaluation/spatial_metrics.py, evaluation/metrics.py, compare_results.py.
 """
 
 import json
@@ -22,15 +22,16 @@ _SUCCESS_RATES = (10, 25, 50)
 
 
 def blink_prompt(question: str, choices: Sequence[str]) -> str:
-    """The question with its choices by letter."""
+    """Return the question followed by its choices with letters."""
     lines = [f"{chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices)]
     return "\n".join([f"Question: {question}", *lines, "Answer:"])
 
 
 def blink_choice(text: str, choices: Sequence[str]) -> str:
-    """The letter that an answer chooses, "A" where it chooses none.
+    """Return the letter that an answer chooses, "A" if there is none.
 
-    The first that is found: the letter alone; the letter in front; "answer is X"; a choice in words; any such letter.
+    The first match decides: the letter alone, the letter at the start, "answer is X", a choice in words, any such
+    letter.
     """
     text = text.strip()
     if len(text) == 1 and text.upper() in LETTERS:
@@ -46,31 +47,31 @@ def blink_choice(text: str, choices: Sequence[str]) -> str:
 
 
 def is_yes(text: str) -> bool:
-    """A judge's yes; anything else is a no."""
+    """Return whether a judge's reply is a yes; anything else is a no."""
     return text.strip().lower().startswith("yes")
 
 
 def is_one(text: str) -> bool:
-    """A judge's 1: the first 0 or 1 in the text decides."""
+    """Return whether a judge's reply is 1; the first 0 or 1 in the text decides."""
     digit = re.search("[01]", text)
     return digit is not None and digit.group() == "1"
 
 
 def two_numbers(text: str) -> tuple[float, float] | None:
-    """A judge's (answer, response) in metres: the first two numbers of the text."""
+    """Return a judge's (answer, response) in meters: the first two numbers of the text."""
     found = _NUMBER.findall(text)
     return (float(found[0]), float(found[1])) if len(found) >= 2 else None
 
 
 def relative_error(truth: float, response: float) -> float:
-    """Of a length; infinite where the true one is not positive and the response another than 0."""
+    """Return the relative error of a length; infinite if the true one is not positive and the response is not 0."""
     if truth > 0:
         return abs(response - truth) / truth
     return 0.0 if response == 0 else float("inf")
 
 
 def vsr_digit(text: str) -> int | None:
-    """0 or 1: the first lone digit, else the first word that says so."""
+    """Return 0 or 1: the first lone digit, else the value of the first word that means true or false."""
     if digit := re.search(r"\b[01]\b", text):
         return int(digit.group())
     words = re.findall("[a-z]+", text.lower())
@@ -78,11 +79,11 @@ def vsr_digit(text: str) -> int | None:
 
 
 def spatial_accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Numbers of SpatialRGPT-Bench.
+    """Compute the metrics of SpatialRGPT-Bench.
 
     Args:
-      rows: each with `score` (1 is right), and `qa_type`, `qa_category` and, of quantitative ones, `relative_error`
-        where they are known.
+      rows: each with `score` (1 is right), and optionally `qa_type`, `qa_category` and, if quantitative,
+        `relative_error`.
     """
     right = sum(row.get("score", 0.0) == 1.0 for row in rows)
     return {
@@ -104,7 +105,7 @@ def _mean_scores(rows: Iterable[Mapping[str, Any]], key: str) -> dict[str, float
 
 
 def _quantitative(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Success rates count over all rows, the mean error over those that could be read."""
+    """Compute success rates over all rows, and the mean error over rows whose answer was parsed."""
     if not rows:
         return {}
     errors = [row["relative_error"] for row in rows if row.get("relative_error") is not None]
@@ -120,9 +121,9 @@ def _quantitative(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def choice_accuracy(lines: Iterable[str]) -> dict[str, Any]:
-    """Accuracy of JSON lines with `parsed_choice` and `ground_truth`; lines without both are skipped and counted.
+    """Compute the accuracy of JSON lines with `parsed_choice` and `ground_truth`.
 
-    A letter is right where the truth begins with it.
+    Lines without both are skipped and counted. A letter is right if the truth begins with it.
     """
     total = correct = skipped = 0
     for line in filter(None, map(str.strip, lines)):
@@ -142,5 +143,5 @@ def choice_accuracy(lines: Iterable[str]) -> dict[str, Any]:
 
 
 def change(baseline: float, value: float) -> tuple[float, float]:
-    """How much more than the baseline: absolute, and in percent of it (0 where that is 0)."""
+    """Return the difference from the baseline: absolute, and in percent of it (0 if the baseline is 0)."""
     return value - baseline, (value - baseline) / baseline * 100 if baseline > 0 else 0.0

@@ -1,4 +1,4 @@
-"""A benchmark: examples that a model answers, and how its answers are read and counted."""
+"""Benchmarks: examples that a model answers, and the parsing and scoring of its answers."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,12 @@ import rich.progress
 
 
 class Answer(Protocol):
-    """Answers prompts about images, a batch at a time, greedily."""
+    """A function that answers a batch of prompts about images greedily."""
 
     def __call__(
         self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str], *, max_tokens: int
     ) -> list[str]:
-        """One text of at most `max_tokens` tokens for each of the prompts and its images."""
+        """Answer each prompt about its images, in at most `max_tokens` tokens."""
         ...
 
 
@@ -24,9 +24,9 @@ class Example:
     """A question.
 
     Attributes:
-      load: opens its images; a `ValueError` where one cannot be read.
-      choices: what it offers, if anything.
-      facts: what else the score needs, ready for JSON.
+      load: function that opens its images; raises a `ValueError` if one cannot be read.
+      choices: possible answers, if any.
+      facts: further values for the score, ready for JSON.
     """
 
     name: str
@@ -38,20 +38,20 @@ class Example:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-#: An example with its answer: name, task, prompt, truth, prediction, parsed, score (1 is right), and facts.
+#: An example and its answer: name, task, prompt, truth, prediction, parsed, score (1 is right), and facts.
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Questions and their score.
+    """Questions and their scoring.
 
     Attributes:
-      max_tokens: of an answer.
-      read: what an answer means, None where it means nothing.
-      judge: sets the score of all rows where being equal to the truth is not the point.
-      measure: rows of a task -> its numbers, `accuracy` (percent), `correct` and `total` among them.
-      chance: the accuracy of guessing, in percent; None where there is none.
+      max_tokens: largest number of tokens of an answer.
+      read: parser of an answer; None if it cannot be parsed.
+      judge: function that sets the score of all rows, for benchmarks that do not compare with the truth.
+      measure: function from the rows of a task to its metrics, including `accuracy` (percent), `correct` and `total`.
+      chance: accuracy of guessing, in percent; None if undefined.
     """
 
     name: str
@@ -65,7 +65,13 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """rows with their scores; the numbers of each task; why examples were left out, by name."""
+    """Results of a benchmark.
+
+    Attributes:
+      rows: rows with their scores.
+      tasks: metrics of each task.
+      skipped: name of each skipped example -> reason.
+    """
 
     rows: list[Row]
     tasks: dict[str, dict[str, Any]]
@@ -73,37 +79,37 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """Percent, the mean over the tasks."""
+        """Accuracy in percent, the mean over the tasks."""
         return sum(task["accuracy"] for task in self.tasks.values()) / len(self.tasks)
 
 
 def accuracy(rows: Sequence[Row]) -> dict[str, Any]:
-    """The plain numbers of a task."""
+    """Compute the accuracy of a task."""
     right = sum(row["score"] == 1.0 for row in rows)
     unread = sum(row["parsed"] is None for row in rows)
     return {"accuracy": 100 * right / len(rows), "correct": right, "total": len(rows), "unparsed": unread}
 
 
 def run(benchmark: Benchmark, answer: Answer, *, batch: int, console: rich.console.Console, title: str) -> Outcome:
-    """Ask everything, `batch` questions at a time; the last batch is filled up, so that all have one shape."""
+    """Run a benchmark, `batch` questions at a time; the last batch is filled up, so that all have the same shape."""
     rows: list[Row] = []
     skipped: dict[str, str] = {}
     starts = range(0, len(benchmark.examples), batch)
     for start in rich.progress.track(starts, f"{benchmark.name}: {title}", console=console):
-        asked: list[tuple[Example, list[PIL.Image.Image]]] = []
+        loaded: list[tuple[Example, list[PIL.Image.Image]]] = []
         for example in benchmark.examples[start : start + batch]:
             try:
-                asked.append((example, example.load()))
+                loaded.append((example, example.load()))
             except ValueError as error:
                 skipped[example.name] = str(error)
-        if asked:
-            filled = [*asked, *[asked[-1]] * (batch - len(asked))]
-            said = answer(
+        if loaded:
+            filled = [*loaded, *[loaded[-1]] * (batch - len(loaded))]
+            texts = answer(
                 [images for _, images in filled],
                 [example.prompt for example, _ in filled],
                 max_tokens=benchmark.max_tokens,
             )
-            rows += [_row(benchmark, example, text) for (example, _), text in zip(asked, said, strict=False)]
+            rows += [_row(benchmark, example, text) for (example, _), text in zip(loaded, texts, strict=False)]
     if benchmark.judge is not None:
         benchmark.judge(rows)
     tasks: dict[str, list[Row]] = {}

@@ -1,8 +1,8 @@
-"""BLINK: which of some choices is right about one or several images.
+"""BLINK: multiple-choice questions about one or several images.
 
-A folder per task with the published tables, such as DIR/Relative_Depth/val-00000-of-00001.parquet, columns image_1 to
-image_4, question, choices, answer. The prompt and what an answer means are the original's (scripts/evaluate_blink.py);
-it shows the first image alone, here all are shown. Its test split hides the answers.
+There is a folder per task with the published tables, such as DIR/Relative_Depth/val-00000-of-00001.parquet. The columns
+are image_1 to image_4, question, choices, answer. Prompt and parsing are the original's (scripts/evaluate_blink.py).
+The original uses only the first image; here all are used. The test split hides the answers.
 """
 
 import functools
@@ -23,7 +23,7 @@ _NEEDED = ("question", "choices", "answer")
 
 
 def load(directory: pathlib.Path, *, split: str, limit: int, images: int) -> benchmarks.Benchmark:
-    """All tasks of a folder, `limit` questions of each at most (0: all), `images` images of each question at most.
+    """Load all tasks of a folder, at most `limit` questions per task (0: all) and `images` images per question.
 
     Raises:
       UserError: there is no table, it has other columns, or the answers are hidden.
@@ -33,7 +33,7 @@ def load(directory: pathlib.Path, *, split: str, limit: int, images: int) -> ben
         files.setdefault(path.parent.name, []).append(path)
     if not files:
         raise UserError(
-            f"{directory} holds no table of BLINK, expected Relative_Depth/{split}-00000-of-00001.parquet or the like: "
+            f"{directory} holds no table of BLINK, expected for example Relative_Depth/{split}-00000-of-00001.parquet: "
             "correct --data"
         )
     examples = []
@@ -50,14 +50,14 @@ def _task(path: pathlib.Path, task: str, images: int) -> list[benchmarks.Example
     names = tables.columns(path)
     if missing := [name for name in (*_NEEDED, _IMAGES[0]) if name not in names]:
         raise UserError(f"{path} has no column {missing[0]}, expected a table of BLINK: fetch it again")
-    shown = [name for name in _IMAGES if name in names][:images]
+    columns = [name for name in _IMAGES if name in names][:images]
     examples = []
     for group, number, row in tables.rows(path, list(_NEEDED)):
         letter = str(row["answer"]).strip().strip("()").upper()
         if letter not in answers.LETTERS or not letter:
             raise UserError(
-                f"{path}: the answer of row {number} is {row['answer']!r}, expected a letter: the answers of the split "
-                "test are hidden, take val"
+                f"{path}: the answer of row {number} is {row['answer']!r}, expected a letter: the split test has no "
+                "answers, use val"
             )
         examples.append(
             benchmarks.Example(
@@ -66,14 +66,14 @@ def _task(path: pathlib.Path, task: str, images: int) -> list[benchmarks.Example
                 prompt=answers.blink_prompt(row["question"], row["choices"]),
                 truth=letter,
                 choices=tuple(row["choices"]),
-                load=functools.partial(_images, path, group, number, shown),
+                load=functools.partial(_images, path, group, number, columns),
             )
         )
     return examples
 
 
 def _images(path: pathlib.Path, group: int, row: int, columns: Sequence[str]) -> list[PIL.Image.Image]:
-    """The images of a row; columns that are empty are passed over."""
+    """Read the images of a row; empty columns are skipped."""
     values = [(column, tables.cell(str(path), group, column, row)) for column in columns]
     places = [{"parquet": str(path), "group": group, "row": row, "column": column} for column, value in values if value]
     return [image_files.read(place, pathlib.Path.cwd()) for place in places]
@@ -84,13 +84,13 @@ def _read(example: benchmarks.Example, text: str) -> str:
 
 
 def measure(rows: Sequence[benchmarks.Row]) -> dict[str, Any]:
-    """Accuracy, F1 (percent) and the confusion matrix `[truth][prediction]` over the letters that occur."""
+    """Compute accuracy, F1 (percent) and the confusion matrix `[truth][prediction]` over the letters that occur."""
     letters = sorted({row["truth"] for row in rows} | {row["parsed"] for row in rows})
     matrix = np.zeros((len(letters), len(letters)), int)
     for row in rows:
         matrix[letters.index(row["truth"]), letters.index(row["parsed"])] += 1
-    right, truths, said = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    f1 = 2 * right / np.maximum(truths + said, 1)
+    right, truths, predictions = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    f1 = 2 * right / np.maximum(truths + predictions, 1)
     return {
         **benchmarks.accuracy(rows),
         "f1_macro": 100 * float(f1.mean()),

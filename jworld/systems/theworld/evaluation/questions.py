@@ -1,4 +1,4 @@
-"""The embedded benchmark: questions about held-out walks, see `jworld.data.conversations.questions`."""
+"""The embedded benchmark: questions about held-out episodes, see `jworld.data.conversations.questions`."""
 
 import functools
 
@@ -10,7 +10,7 @@ MAX_TOKENS = 8
 
 
 def load(source: prepared.Source, *, limit: int) -> benchmarks.Benchmark:
-    """The questions of a split, `limit` at most (0: all), spread over it."""
+    """Load the questions of a split, at most `limit` (0: all), spread evenly over it."""
     rows = [source[number] for number in indices.evenly(len(source), limit or len(source))]
     examples = [
         benchmarks.Example(
@@ -24,7 +24,7 @@ def load(source: prepared.Source, *, limit: int) -> benchmarks.Benchmark:
         for row in rows
     ]
     return benchmarks.Benchmark(
-        name="questions about held-out walks",
+        name="questions about held-out episodes",
         examples=examples,
         max_tokens=MAX_TOKENS,
         read=_read,
@@ -34,7 +34,7 @@ def load(source: prepared.Source, *, limit: int) -> benchmarks.Benchmark:
 
 
 def _read(example: benchmarks.Example, text: str) -> str | None:
-    """The choice that is named first."""
+    """Return the choice that the text names first, or None."""
     places = {choice: text.lower().find(choice) for choice in example.choices}
     named = {choice: place for choice, place in places.items() if place >= 0}
     return min(named, key=lambda choice: named[choice]) if named else None

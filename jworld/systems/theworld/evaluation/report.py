@@ -1,4 +1,4 @@
-"""A benchmark asked of one model in several ways, such as with and without its world."""
+"""Evaluation of one model in several modes, such as with and without its world, on a benchmark."""
 
 import pathlib
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from jworld.utils import errors
 
 QUESTIONS, BLINK, SPATIAL, VSR = "questions", "blink", "spatial_rgpt", "vsr"
 NAMES = (QUESTIONS, BLINK, SPATIAL, VSR)
-#: Questions that are asked at once.
+#: Questions per batch.
 BATCH = 16
 
 
 def load(data: dataset.Conversations, options: results.Options) -> benchmarks.Benchmark:
-    """The benchmark that the options name.
+    """Load the benchmark that the options name.
 
     Raises:
-      UserError: there is none of that name, or its data are absent.
+      UserError: there is no such benchmark, or its data are absent.
     """
     name, limit = options.benchmark or QUESTIONS, options.limit or 0
     if name not in NAMES:
@@ -28,12 +28,12 @@ def load(data: dataset.Conversations, options: results.Options) -> benchmarks.Be
     if name == QUESTIONS:
         if data.set.format != "questions":
             raise errors.UserError(
-                f"--benchmark: the run was trained on {data.set.format!r}, not on questions about walks: name one of "
-                f"{', '.join(NAMES[1:])}, with --data"
+                f"--benchmark: the run was trained on {data.set.format!r}, not on questions about episodes: choose one "
+                f"of {', '.join(NAMES[1:])}, with --data"
             )
         return questions.load(data.source("val"), limit=limit)
     if options.data is None:
-        raise errors.UserError(f"--data is missing: name the data of --benchmark {name} (docs/theworld.md)")
+        raise errors.UserError(f"--data is missing: give the data of --benchmark {name} (docs/theworld.md)")
     path = pathlib.Path(options.data)
     if not path.exists():
         raise errors.UserError(f"--data: {path} is absent: correct it")
@@ -42,7 +42,7 @@ def load(data: dataset.Conversations, options: results.Options) -> benchmarks.Be
     if name == SPATIAL:
         return spatial_bench.load(path, options.images or "", limit=limit)
     if options.images is None:
-        raise errors.UserError("--images is missing: name the folder of VSR's images")
+        raise errors.UserError("--images is missing: give the folder of VSR's images")
     return vsr.load(path, pathlib.Path(options.images), limit=limit)
 
 
@@ -52,7 +52,7 @@ def evaluate(
     options: results.Options,
     console: rich.console.Console,
 ) -> results.Report:
-    """Ask a benchmark of every one of `answers`, which are named by how they answer."""
+    """Run a benchmark with each of `answers`, by name of the mode."""
     benchmark = load(data, options)
     batch = options.batch or BATCH
     outcomes = {
@@ -61,7 +61,7 @@ def evaluate(
     }
     skipped = next(iter(outcomes.values())).skipped
     if len(skipped) == len(benchmark.examples):
-        raise errors.UserError(f"no image of {benchmark.name} can be read, the first: {next(iter(skipped.values()))}")
+        raise errors.UserError(f"no image of {benchmark.name} can be read; the first: {next(iter(skipped.values()))}")
     summary = [("benchmark", benchmark.name), ("questions", str(len(benchmark.examples) - len(skipped)))]
     if skipped:
         name, reason = next(iter(skipped.items()))

@@ -1,8 +1,8 @@
 """SpatialRGPT-Bench: free answers about regions of an image, scored by rules or by a judge.
 
-Rows as published, in a parquet table with its images, or in JSON lines with the folder of the images. The rules read a
-yes or no, the first region that is named, or a length with its unit; the published numbers come from judges that are
-language models, which are told the same in words (SpatialRGPT, Tables 12 and 13).
+Rows are as published, in a parquet table with images, or in JSON lines with a folder of images. The rules parse a yes
+or no, the first region that is named, or a length with its unit. The published scores come from language models as
+judges, whose prompts describe the same rules (SpatialRGPT, Tables 12 and 13).
 """
 
 import functools
@@ -19,7 +19,7 @@ MAX_TOKENS = 128
 #: Prompts -> a judge's replies.
 Judge = Callable[[Sequence[str]], Sequence[str]]
 
-_METRES = {
+_METERS = {
     "m": 1.0,
     "meter": 1.0,
     "metre": 1.0,
@@ -42,16 +42,17 @@ _POLARITY = {"yes": "yes", "indeed": "yes", "correct": "yes", "no": "no", "not":
 def load(
     path: pathlib.Path, images: str, *, limit: int, judge: Judge | None = None, draw_boxes: bool = True
 ) -> benchmarks.Benchmark:
-    """The questions of a table or a file, `limit` at most (0: all).
+    """Load the questions of a table or a file, at most `limit` (0: all).
 
     Args:
-      path: a .parquet file or a folder of such, or JSON lines.
-      images: the folder of the images of JSON lines.
-      judge: scores the answers; None: by rules.
-      draw_boxes: show the regions in the images, which the questions call by number.
+      path: a .parquet file, a folder of such files, or JSON lines.
+      images: folder of the images of JSON lines.
+      limit: largest number of questions; 0 for all.
+      judge: function that replies to prompts about answers; None scores by rules.
+      draw_boxes: draw the regions, which the questions refer to by number, into the images.
 
     Raises:
-      UserError: the file is none of these, or a row has no question or no answer.
+      UserError: the file has another format, or a row has no question or no answer.
     """
     examples: list[benchmarks.Example] = []
     for raw, place in _rows(path, images):
@@ -108,7 +109,7 @@ def _example(
 
 
 def judge_rows(rows: Sequence[benchmarks.Row], *, judge: Judge | None) -> None:
-    """Set `score`, and of quantitative rows `relative_error`."""
+    """Set `score`, and `relative_error` in quantitative rows."""
     if judge is None:
         for row in rows:
             _by_rules(row)
@@ -123,12 +124,12 @@ def judge_rows(rows: Sequence[benchmarks.Row], *, judge: Judge | None) -> None:
 
 
 def judge_prompt(row: benchmarks.Row) -> str:
-    """What a judge is asked about an answer."""
+    """Return the prompt for a judge of an answer."""
     facts = f"Question: {row['prompt']}\nRight answer: {row['truth']}\nGiven answer: {row['prediction']}\n\n"
     if row["qa_type"] == "quantitative":
         return (
-            "Convert both answers to metres. 1 inch is 0.0254 metres, 1 foot 0.3048 metres, 1 centimetre 0.01 metres.\n"
-            f"{facts}Reply with two numbers only, in metres: that of the right answer, then that of the given answer:"
+            "Convert both answers to meters. 1 inch is 0.0254 meters, 1 foot 0.3048 meters, 1 centimeter 0.01 meters.\n"
+            f"{facts}Reply with two numbers only, in meters: that of the right answer, then that of the given answer:"
         )
     return (
         "Judge whether the given answer says the same as the right one.\n"
@@ -138,8 +139,8 @@ def judge_prompt(row: benchmarks.Row) -> str:
 
 def _by_rules(row: benchmarks.Row) -> None:
     if row["qa_type"] == "quantitative":
-        truth, said = length(row["truth"]), length(row["prediction"])
-        _score_lengths(row, None if truth is None or said is None else (truth, said))
+        truth, prediction = length(row["truth"]), length(row["prediction"])
+        _score_lengths(row, None if truth is None or prediction is None else (truth, prediction))
         return
     meant = _meaning(row["truth"])
     row["score"] = float(meant is not None and meant == _meaning(row["prediction"]))
@@ -151,17 +152,17 @@ def _score_lengths(row: benchmarks.Row, lengths: tuple[float, float] | None) -> 
 
 
 def length(text: str) -> float | None:
-    """The first length of a text, in metres."""
+    """Return the first length of a text, in meters."""
     for number, unit in _LENGTH.findall(text):
         unit = unit.lower()
-        factor = _METRES.get(unit, _METRES.get(unit.removesuffix("s")))
+        factor = _METERS.get(unit, _METERS.get(unit.removesuffix("s")))
         if factor is not None:
             return float(number) * factor
     return None
 
 
 def _meaning(text: str) -> str | None:
-    """A yes or no in the first words, else the number of the first region that is named."""
+    """Return a yes or no in the first words, else the number of the first region that is named."""
     for word in re.findall("[a-z]+", text.lower())[:3]:
         if word in _POLARITY:
             return _POLARITY[word]
@@ -170,6 +171,6 @@ def _meaning(text: str) -> str | None:
 
 
 def measure(rows: Sequence[benchmarks.Row]) -> dict[str, Any]:
-    """The original's numbers, with the accuracy in percent."""
+    """Compute the original's metrics, with the accuracy in percent."""
     numbers = answers.spatial_accuracy(rows)
     return {**numbers, "accuracy": 100 * numbers["accuracy"]}

@@ -1,6 +1,6 @@
-"""VSR: is a statement about an image true? JSON lines as published, with the folder of the images.
+"""VSR: statements about images that are true or false. JSON lines as published, with a folder of images.
 
-Answers are read as the original's scripts/vsr/evaluate_vsr.py reads them; one that says neither counts as wrong.
+Answers are parsed like in the original's scripts/vsr/evaluate_vsr.py; one without a verdict counts as wrong.
 """
 
 import functools
@@ -20,7 +20,7 @@ QUESTION = (
 
 
 def load(path: pathlib.Path, images: pathlib.Path, *, limit: int) -> benchmarks.Benchmark:
-    """The statements of a file, `limit` at most (0: all); rows that cannot be used are a `UserError`."""
+    """Load the statements of a file, at most `limit` (0: all); unusable rows raise a `UserError`."""
     config = formats.SetConfig(format="vsr", path=str(path), images=str(images), question=QUESTION, limit=limit)
     examples = [_example(row, path) for row in formats.read(config)]
     if not examples:
@@ -45,7 +45,7 @@ def _example(row: formats.Conversation, path: pathlib.Path) -> benchmarks.Exampl
 
 
 def open_images(row: formats.Conversation, root: pathlib.Path = pathlib.Path(".")) -> list[PIL.Image.Image]:
-    """The pictures of a conversation; a `ValueError` where one cannot be read."""
+    """Read the images of a conversation; a `ValueError` if one cannot be read."""
     return [image_files.read(place, root) for place in row.places]
 
 
