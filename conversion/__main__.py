@@ -1,10 +1,10 @@
-"""python -m conversion: weights of the PyTorch programs in and out.
+"""Import and export of weights of the original PyTorch programs.
 
-import   a PyTorch checkpoint -> a folder that jworld trains on and generates from, or an autoencoder's file
-fuse     the same of a checkpoint and a file of adapters (LoRA), which are added to its matrices
-export   what import wrote, or a run -> safetensors, .pt or .pth under the original keys
-inspect  what a checkpoint, a folder or a file is, in a table
-verify   what import wrote against the checkpoint that it came from
+import   convert a PyTorch checkpoint to a folder for training and sampling, or to an autoencoder's file
+fuse     import a checkpoint with the adapters (LoRA) of a separate file merged
+export   write imported weights or a run as safetensors, .pt or .pth with the original keys
+inspect  describe a checkpoint, a folder or a file in a table
+verify   compare imported weights with the original checkpoint
 """
 
 import argparse
@@ -26,7 +26,7 @@ console = rich.console.Console(highlight=False, soft_wrap=True)
 @errors.exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
-    # Weights go from file to file: an accelerator stays free for who needs it.
+    # Conversion needs no accelerator and leaves it free for other processes.
     jax.config.update("jax_platforms", "cpu")
     run: Callable[[argparse.Namespace], None] = arguments.run
     run(arguments)
@@ -40,14 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_fuse(commands)
     _add_export(commands)
-    inspect = _add(commands, "inspect", _inspect, "Say what a checkpoint or what import wrote is, without loading it.")
-    inspect.add_argument("source", type=pathlib.Path, help="file or folder as downloaded, or of jworld")
+    inspect = _add(commands, "inspect", _inspect, "Describe a checkpoint or weights of jworld, without loading them.")
+    inspect.add_argument("source", type=pathlib.Path, help="downloaded file or folder, or weights of jworld")
     inspect.add_argument("--step", type=int, help="step of a run (default: the newest)")
-    verify = _add(commands, "verify", _verify, "Compare every element of weights with the checkpoint they came from.")
-    verify.add_argument(
-        "directory", type=pathlib.Path, metavar="dir", help="folder or file that import wrote, or a run"
-    )
-    verify.add_argument("source", type=pathlib.Path, help="file or folder as downloaded")
+    verify = _add(commands, "verify", _verify, "Compare every element of weights with the original checkpoint.")
+    verify.add_argument("directory", type=pathlib.Path, metavar="dir", help="output of import, or folder of a run")
+    verify.add_argument("source", type=pathlib.Path, help="downloaded file or folder")
     verify.add_argument("--step", type=int, help="step of a run (default: the newest)")
     return parser
 
@@ -65,25 +63,25 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         commands,
         "import",
         _import,
-        "Write the weights of a PyTorch checkpoint and the config to use them with: a folder or, for a video "
-        "autoencoder (families *-vae), one file. Sizes come from the tensors, from the config.json beside them, from a "
-        "recipe and from --set; they must agree.",
+        "Convert a PyTorch checkpoint to a folder with weights and config or, for a video autoencoder (families "
+        "*-vae), to one file. Sizes follow from the tensors, the config.json next to them, a recipe and --set; these "
+        "sources must agree.",
     )
     parser.add_argument(
         "source",
         type=pathlib.Path,
-        help="a .safetensors file, the index of a sharded one, a .pt or .pth file, or the folder as downloaded",
+        help="a .safetensors file, the index of a sharded set, a .pt or .pth file, or the downloaded folder",
     )
     parser.set_defaults(adapters=None)
-    _add_weights(parser, output="folder to create; for an autoencoder also the name of a .safetensors file")
+    _add_weights(parser, output="folder to create, or the name of a .safetensors file for an autoencoder")
     parser.add_argument(
-        "--ema", action="store_true", help="take the averaged weights of a training checkpoint that has both"
+        "--ema", action="store_true", help="use the EMA weights of a training checkpoint with both kinds"
     )
     parser.add_argument(
         "--lora-alpha",
         type=float,
         metavar="X",
-        help="adapters (LoRA) in the checkpoint are merged with the factor X / rank (default: their rank)",
+        help="alpha of the adapters (LoRA) in the checkpoint, merged with the factor X / rank (default: their rank)",
     )
 
 
@@ -92,27 +90,27 @@ def _add_fuse(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         commands,
         "fuse",
         _import,
-        "Import a PyTorch checkpoint with a file of adapters (LoRA in the layout of diffusers and peft) added to its "
-        "matrices: W + X / rank B A, in float32. `export` then writes the fused checkpoint in the original's layout. A "
-        "run that was trained here needs none of this: training and export add its adapters by themselves.",
+        "Import a PyTorch checkpoint and merge the adapters of a separate file (LoRA in the layout of diffusers and "
+        "peft): W + X / rank B A, in float32. `export` then writes the fused checkpoint in the original's layout. "
+        "Runs of jworld do not need this command: training and export merge their adapters.",
     )
-    parser.add_argument("source", type=pathlib.Path, help="the checkpoint, a file or folder as downloaded")
-    parser.add_argument("adapters", type=pathlib.Path, help="such as pytorch_lora_weights.safetensors")
+    parser.add_argument("source", type=pathlib.Path, help="the checkpoint, a downloaded file or folder")
+    parser.add_argument("adapters", type=pathlib.Path, help="adapter file, such as pytorch_lora_weights.safetensors")
     _add_weights(parser, output="folder to create")
     parser.add_argument(
-        "--lora-alpha", type=float, metavar="X", help="the alpha that they were trained with (default: their rank)"
+        "--lora-alpha", type=float, metavar="X", help="alpha that the adapters were trained with (default: their rank)"
     )
     parser.set_defaults(ema=False)
 
 
 def _add_weights(parser: argparse.ArgumentParser, *, output: str) -> None:
-    """What every import takes."""
-    parser.add_argument("--family", choices=sorted(families.FAMILIES), help="kind of checkpoint (default: found out)")
+    """Add the options of every import."""
+    parser.add_argument("--family", choices=sorted(families.FAMILIES), help="kind of checkpoint (default: detected)")
     parser.add_argument("--output", required=True, type=pathlib.Path, metavar="PATH", help=output)
     parser.add_argument(
         "--config",
         metavar="RECIPE",
-        help="recipe that the weights must fit and whose other values to use, as configs/ar_mem.py:8b "
+        help="recipe that the weights must match and that sets all other values, such as configs/ar_mem.py:8b "
         "(default: the published values)",
     )
     parser.add_argument(
@@ -121,32 +119,34 @@ def _add_weights(parser: argparse.ArgumentParser, *, output: str) -> None:
         default=[],
         metavar="KEY=VALUE",
         dest="settings",
-        help="one value of the config, as model.rope_dims=16,56,56, or of an autoencoder, as attention=causal; may be "
-        "repeated",
+        help="value of the config, such as model.rope_dims=16,56,56, or of an autoencoder, such as attention=causal; "
+        "may be repeated",
     )
     parser.add_argument(
         "--variant",
         choices=families.variants(),
-        help="which published model it is: sets how it is sampled (default: by the name of the file or folder)",
+        help="published model, which sets how it is sampled (default: by the name of the file or folder)",
     )
     parser.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="regular expression of tensor names that may be unexpected (left out) or missing (start new)",
+        help="regular expression of tensor names that may be unexpected (ignored) or missing (newly initialized); may "
+        "be repeated",
     )
     parser.add_argument(
-        "--dtype", choices=importing.DTYPES, help="store in this type (default: the file's; not for autoencoders)"
+        "--dtype", choices=importing.DTYPES, help="dtype to store (default: that of the file; not for autoencoders)"
     )
     parser.add_argument(
         "--base",
         action="append",
         default=[],
         metavar="PATH",
-        help="checkpoint that has what the source lacks, as Gemma-3 and an autoencoder for TheWorld; may be repeated",
+        help="checkpoint with the tensors that the source lacks, such as Gemma-3 and an autoencoder for TheWorld; may "
+        "be repeated",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier import wrote")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output of an earlier import")
 
 
 def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -154,13 +154,13 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         commands,
         "export",
         _export,
-        "Write weights under the keys of the program they came from, with its config.json.",
+        "Write weights with the keys of the original program, and its config.json.",
     )
     parser.add_argument(
         "directory",
         type=pathlib.Path,
         metavar="dir",
-        help="folder or file that import wrote, or a run, whose averaged weights are taken",
+        help="output of import, or folder of a run, whose EMA weights are used if it has them",
     )
     parser.add_argument(
         "--output",
@@ -170,18 +170,18 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="folder to create, or a .safetensors, .pt or .pth file",
     )
     layouts = sorted({layout for family in families.FAMILIES.values() for layout in family.layouts})
-    parser.add_argument("--layout", choices=layouts, help="whose keys (default: those it was imported from)")
+    parser.add_argument("--layout", choices=layouts, help="layout of the keys (default: that of the import)")
     parser.add_argument(
-        "--adapters", action="store_true", help="only the adapters of a run with model.lora, in the layout of peft"
+        "--adapters", action="store_true", help="write only the adapters of a run with model.lora, in peft's layout"
     )
-    parser.add_argument("--dtype", choices=importing.DTYPES, help="write in this type (default: as stored)")
+    parser.add_argument("--dtype", choices=importing.DTYPES, help="dtype to write (default: the stored dtype)")
     parser.add_argument("--step", type=int, help="step of a run (default: the newest)")
     parser.add_argument(
         "--trained",
         action="store_true",
-        help="of a run, write only what it trained, as TheWorld's own checkpoints (default: everything)",
+        help="write only the parameters that a run trained, as in TheWorld's own checkpoints (default: all)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output of an earlier export")
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -208,25 +208,23 @@ def _import(arguments: argparse.Namespace) -> None:
         f"imported {record['tensors']:,} tensors, {record['parameters']:,} parameters ({record['dtype']}, checksum "
         f"{record['checksum']}) to {arguments.output} in {seconds:.1f} s, {plan.size / seconds / 1e6:.0f} MB/s"
     )
-    what, names = plan.family.describe({}), plan.published
+    description, names = plan.family.describe({}), plan.published
     if plan.config is not None:
         facts = {key: plan.config.model[key] for key in plan.config.model}
-        what = f"{plan.family.describe(facts)}, sampled as {plan.variant} (--variant)"
+        description = f"{plan.family.describe(facts)}, sampled as {plan.variant} (--variant)"
         names = [f"model.{name}" for name in plan.published]
-    console.print(what)
+    console.print(description)
     if plan.source.rank is not None:
         alpha = arguments.lora_alpha or plan.source.rank
-        console.print(
-            f"adapters of rank {plan.source.rank} are merged, with the factor {alpha:g} / rank (--lora-alpha)"
-        )
+        console.print(f"merged adapters of rank {plan.source.rank} with the factor {alpha:g} / rank (--lora-alpha)")
     for text, listed in (
-        ("published values, which nothing in the checkpoint tells", names),
-        ("left out, as allowed", plan.ignored),
-        ("not in the checkpoint, so new, as allowed", plan.initial),
+        ("published values, not given by the checkpoint", names),
+        ("ignored, as allowed", plan.ignored),
+        ("not in the checkpoint and newly initialized, as allowed", plan.initial),
     ):
         if listed:
             console.print(f"{text}: {', '.join(listed)}")
-    for line in plan.family.beside(arguments.source):
+    for line in plan.family.folder_notes(arguments.source):
         console.print(line)
     console.print(f"next: python -m conversion verify {arguments.output} {arguments.source}")
     if plan.config is None:
@@ -258,7 +256,7 @@ def _export(arguments: argparse.Namespace) -> None:
         console.print(f"that program cannot load these sizes: {'; '.join(summary.limits)}")
     first = summary.files[0]
     if arguments.adapters:
-        console.print(f"next: python -m conversion fuse CHECKPOINT {first} --output DIR, or load it beside the base")
+        console.print(f"next: python -m conversion fuse CHECKPOINT {first} --output DIR, or load it with the base")
         return
     written = first if first.suffix in torch_files.SUFFIXES else first.parent
     console.print(f"next: python -m conversion verify {arguments.directory} {written}")
@@ -275,7 +273,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     summary = verifying.verify(arguments.directory, arguments.source, step=arguments.step, console=console)
     console.print(
         f"equal: {summary.tensors:,} tensors, {summary.parameters:,} parameters, checksum {summary.checksum}"
-        + (f"; left out at the import: {', '.join(summary.ignored)}" if summary.ignored else "")
+        + (f"; ignored by the import: {', '.join(summary.ignored)}" if summary.ignored else "")
     )
 
 

@@ -1,4 +1,4 @@
-"""Video autoencoders: their configs from what is known of a checkpoint, and files of jworld's own with the weights."""
+"""Video autoencoders: configs from a checkpoint's hyper-parameters, and jworld's own files with the weights."""
 
 import dataclasses
 import json
@@ -17,14 +17,14 @@ from jworld.data import records
 from jworld.models.autoencoders import files, network
 from jworld.utils import errors
 
-#: Header entry of an imported file: what the import noted.
+#: Header entry of an imported file: the record of the import.
 _RECORD = "import"
 _FILE = np.dtype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a network's weights are the parameters of."""
+    """Network that weights belong to."""
 
     family: families.Family
     model_config: Any
@@ -40,37 +40,38 @@ def resolve(
     downloaded: tuple[str, Mapping[str, Any]] | None,
     settings: Mapping[str, Any],
 ) -> tuple[Target, list[str]]:
-    """The network with these hyper-parameters, and those that nothing but the published values tells.
+    """Return the network with these hyper-parameters, and the names of those that only the published values set.
 
     Args:
       family: the network.
-      shapes: hyper-parameters that the tensors tell.
-      downloaded: the path of the config.json beside them and the hyper-parameters that it tells.
+      shapes: hyper-parameters that follow from the tensors' shapes.
+      downloaded: path of the config.json next to the tensors, and its hyper-parameters.
       settings: fields of the network's config by name.
 
     Raises:
-      UserError: two places contradict each other, there is no such field, or the values do not make a network.
+      UserError: two sources contradict each other, a field does not exist, or the values are not those of a network.
     """
     config_type = files.NETWORKS[family.autoencoder or ""][1]
     published = config_type()
-    given = {name.removeprefix("model."): value for name, value in settings.items()}
-    given = {name: _checked(published, name, value) for name, value in given.items()}
-    told = {"the tensors' shapes": shapes, "--set": given}
+    values = {name.removeprefix("model."): value for name, value in settings.items()}
+    values = {name: _checked(published, name, value) for name, value in values.items()}
+    claims = {"the tensors' shapes": shapes, "--set": values}
     if downloaded is not None:
-        told[downloaded[0]] = downloaded[1]
-    facts = resolving.agreed(told)
+        claims[downloaded[0]] = downloaded[1]
+    facts = resolving.agreed(claims)
     fields = [field for field in dataclasses.fields(config_type) if field.metadata != network.HOW_ONLY]
     try:
         config = config_type(**facts)
     except errors.UserError as error:
         raise errors.UserError(
-            f"the weights make no {family.name}: {error}: give other values with --set, or in a config.json beside them"
+            f"these sizes do not make a {family.name}: {error}: set other values with --set, or in a config.json next "
+            "to the weights"
         ) from error
     return Target(family, config), [field.name for field in fields if field.name not in facts]
 
 
 def _checked(published: network.AutoencoderConfig, name: str, value: Any) -> Any:
-    """A value of a field, which must be of the kind of the published one."""
+    """Return the value of a field, which must have the type of the published value."""
     choices = [field.name for field in dataclasses.fields(published) if field.name != "normalisation"]
     if name not in choices:
         raise errors.UserError(f"--set {name}: there is no such key; expected one of {', '.join(choices)}")
@@ -85,7 +86,7 @@ def _checked(published: network.AutoencoderConfig, name: str, value: Any) -> Any
 
 
 def find_file(path: pathlib.Path) -> pathlib.Path | None:
-    """The autoencoder's file that `path` is, or that the folder `path` holds; None if there is none."""
+    """Return the autoencoder's file at `path` or in the folder `path`; None if there is none."""
     file = path / records.AUTOENCODER_FILE if path.is_dir() else path
     if file.suffix != ".safetensors" or not file.is_file():
         return None
@@ -97,37 +98,37 @@ def find_file(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def read_header(path: pathlib.Path) -> tuple[families.Family, Target, dict[str, Any] | None]:
-    """Family, network and the note of the import, None for a file that was not imported.
+    """Return the family, the network and the record of the import; the record is None for other files.
 
     Raises:
-      UserError: it is no network's file.
+      UserError: the file is not that of a network.
     """
     name, config = files.read_config(path)
     if config is None:
-        raise errors.UserError(f"{path} is the linear codec of a data set, which no other program has")
+        raise errors.UserError(f"{path} is a linear autoencoder, which no other program can load")
     family = families.of_autoencoder(name)
     with safetensors.safe_open(path, framework="numpy") as opened:
-        note = opened.metadata().get(_RECORD)
-    return family, Target(family, config), None if note is None else json.loads(note)
+        record = opened.metadata().get(_RECORD)
+    return family, Target(family, config), None if record is None else json.loads(record)
 
 
 def write_file(
     path: pathlib.Path, target: Target, arrays: Mapping[str, store.LazyArray], record: Mapping[str, Any]
 ) -> None:
-    """Write a file that `files.load` opens, in float32; one parameter after the other, some rows at a time.
+    """Write a file that `files.load` opens, in float32, one parameter after the other and some rows at a time.
 
     Args:
       path: the file.
       target: the network.
       arrays: every parameter by its path.
-      record: what to note of the import.
+      record: record of the import.
     """
     dtypes = {name: str(array.dtype) for name, array in arrays.items() if array.dtype != _FILE}
-    note = {_RECORD: json.dumps({**record, "dtypes": dtypes}, sort_keys=True)}
+    entry = {_RECORD: json.dumps({**record, "dtypes": dtypes}, sort_keys=True)}
     header = files.header(target.family.autoencoder or "", target.model_config)
     with path.open("wb") as file:
         described = {name: (array.shape, _FILE) for name, array in arrays.items()}
-        offsets = tensor_files.write_header(file, described, header | note)
+        offsets = tensor_files.write_header(file, described, header | entry)
         for name, array in arrays.items():
             row = math.prod(array.shape[1:]) * _FILE.itemsize
             for band in array.bands():

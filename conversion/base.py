@@ -24,8 +24,8 @@ class KeyLayout:
       from_shapes: tensor shapes by name -> the fields of the model config that follow from them.
       from_config: content of a downloaded config.json, its path for messages -> the fields that it sets. A `UserError`
         lists the values that the network here does not support.
-      to_config: model config -> content of the config.json next to exported weights. A `UserError` says why a model
-        cannot be written in this layout.
+      to_config: model config -> content of the config.json next to exported weights. A `UserError` has
+        the reason why a model cannot be written in this layout.
       limits: model config -> why the other program cannot load all of it or describe it; empty if it can.
       prefixes: prefixes of the key table's names, and of EMA weights; files may also have neither.
       ignored: names of tensors in a file that are not weights.
@@ -36,6 +36,8 @@ class KeyLayout:
       rows: content of a config.json -> the model's rows of the embedding, or None if it does not say.
       weights_name: name of the weights file in an exported folder.
       carried: files next to the weights, such as those of a tokenizer, that import and export copy.
+      companions: model config, folder of the carried files -> name and content of further files that the other program
+        needs next to exported weights.
       trained_config: paths of the parameters that a run trained -> additional entries of config.json if only those are
         exported; None if the other program needs all weights.
     """
@@ -56,6 +58,7 @@ class KeyLayout:
     rows: Callable[[Mapping[str, Any] | None], int | None] = lambda config: None
     weights_name: str = sources.WEIGHTS_NAME
     carried: tuple[str, ...] = ()
+    companions: Callable[[Any, pathlib.Path], Mapping[str, str]] = lambda model, folder: {}
     trained_config: Callable[[Iterable[str]], dict[str, Any]] | None = None
 
 
@@ -90,7 +93,7 @@ class Family:
       layouts: key layouts by name; the registry sets them.
       runs: the runs that the weights become; None for autoencoders.
       autoencoder: key of `jworld.models.autoencoders.files.NETWORKS`; None for the networks of systems.
-      beside: path of a checkpoint -> sentences about other contents of its folder.
+      folder_notes: path of a checkpoint -> sentences about other contents of its folder.
     """
 
     name: str
@@ -98,7 +101,7 @@ class Family:
     layouts: Mapping[str, KeyLayout] = dataclasses.field(default_factory=dict)
     runs: Runs | None = None
     autoencoder: str | None = None
-    beside: Callable[[pathlib.Path], list[str]] = lambda path: []
+    folder_notes: Callable[[pathlib.Path], list[str]] = lambda path: []
 
     def with_layouts(self, *layouts: KeyLayout) -> "Family":
         """Return the family with these layouts."""

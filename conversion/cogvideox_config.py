@@ -107,7 +107,7 @@ def describe(facts: Mapping[str, Any]) -> str:
     return "CogVideoX-2B, or stage 1 of The Matrix"
 
 
-def beside(path: pathlib.Path) -> list[str]:
+def folder_notes(path: pathlib.Path) -> list[str]:
     """Return the commands that use the other contents of the same pipeline folder."""
     folder = next((each for each in (path, *path.parents[:2]) if (each / "model_index.json").is_file()), None)
     if folder is None:
@@ -130,5 +130,5 @@ FAMILY = Family(
         guess_variant=guess_variant,
         recipes=RECIPES,
     ),
-    beside=beside,
+    folder_notes=folder_notes,
 )

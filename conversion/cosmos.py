@@ -13,7 +13,7 @@ from conversion.engine import TRANSPOSED, Rule, Shape
 from jworld.models.cosmos.config import CosmosConfig
 
 WEIGHTS = "net."
-AVERAGE = "net_ema."
+EMA = "net_ema."
 #: Tensors in a file that are not weights: rotary tables, counters of the trainer, states of Transformer Engine.
 IGNORED = re.compile(r"(.*\.)?(pos_embedder(_options\.\w+)?\.(seq|dim_\w+_range)|accum_\w+|.*_extra_state)")
 
@@ -55,7 +55,7 @@ def _blocks(cfg: CosmosConfig) -> list[Rule]:
 
 
 def rules(cfg: CosmosConfig, prefix: str = WEIGHTS) -> tuple[Rule, ...]:
-    """Return the key table for a model of these sizes; `prefix` is `WEIGHTS`, `AVERAGE` or empty."""
+    """Return the key table for a model of these sizes; `prefix` is `WEIGHTS`, `EMA` or empty."""
     table = [
         matrix("x_embedder.proj.1", "patch_in"),
         *biased("t_embedder.1.linear_1", "time/hidden"),
@@ -80,7 +80,7 @@ def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
     The rotary scales follow from nothing in a file. Patches are assumed to be 2 x 2, as in all published models.
     """
-    names = {name.removeprefix(WEIGHTS).removeprefix(AVERAGE): shape for name, shape in shapes.items()}
+    names = {name.removeprefix(WEIGHTS).removeprefix(EMA): shape for name, shape in shapes.items()}
     sizes: dict[str, Any] = {}
 
     def of(name: str, rank: int) -> Shape | None:
@@ -122,12 +122,12 @@ def _channels(output: Shape | None, patch: Shape | None, view_dim: int) -> dict[
 LAYOUT = KeyLayout(
     name="original",
     title="Cosmos-Predict2",
-    marks=tuple(prefix + "x_embedder.proj.1.weight" for prefix in (WEIGHTS, AVERAGE, "")),
+    marks=tuple(prefix + "x_embedder.proj.1.weight" for prefix in (WEIGHTS, EMA, "")),
     rules=rules,
     from_shapes=from_shapes,
     from_config=cosmos_config.from_config,
     to_config=cosmos_config.to_config,
     limits=cosmos_config.limits,
-    prefixes=(WEIGHTS, AVERAGE),
+    prefixes=(WEIGHTS, EMA),
     ignored=IGNORED,
 )

@@ -1,7 +1,7 @@
-"""Key tables: which tensor of a PyTorch checkpoint lies where in a model's parameters, in both directions.
+"""Key tables: the position of every tensor of a PyTorch checkpoint in a model's parameters, in both directions.
 
-A table is a sequence of rules. `plan` unfolds it for one model into the place of every tensor; importing reads a slice
-of a parameter from the tensors that hold it, exporting asks a parameter for the tensors that it holds.
+A table is a sequence of rules. `plan` expands it for one model to the placement of every tensor. Importing reads a
+slice of a parameter from its tensors; exporting takes the tensors from a parameter.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ from jworld.utils import errors
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
 _BAND = 16
-#: (tensor's name, box) -> that box of the tensor.
+#: (name of a tensor, index) -> this part of the tensor.
 Read = Callable[[str, Index], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one PyTorch tensor (the source) lies in ours (the target).
+    """Mapping of a PyTorch tensor (the source) to our array (the target).
 
     Attributes:
-      axes: for each axis of the target the source axes that are merged into it, in order; empty: the same axes.
-      inner: sizes of the merged source axes except the first one of each group, in the order of `axes`: what the
-        target's shape alone does not tell.
-      halves_swapped: the halves of the target's last axis stand in the other order in the source.
+      axes: for each axis of the target, the source axes that are merged into it, in order; empty for the same axes.
+      inner: sizes of the merged source axes except the first of each group, in the order of `axes`. They do not follow
+        from the target's shape.
+      halves_swapped: True if the source has the halves of the target's last axis in the other order.
     """
 
     axes: tuple[tuple[int, ...], ...] = ()
@@ -38,7 +38,7 @@ class Layout:
     halves_swapped: bool = False
 
     def source_shape(self, shape: Shape) -> Shape:
-        """The source's shape for a target of `shape`."""
+        """Return the source's shape for a target of `shape`."""
         if not self.axes:
             return shape
         sizes: dict[int, int] = {}
@@ -47,16 +47,16 @@ class Layout:
             sizes |= {axis: next(inner) for axis in rest}
             merged = math.prod(sizes[axis] for axis in rest)
             if size % merged:
-                raise ValueError(f"an axis of {size} is no multiple of the merged sizes {self.inner}")
+                raise ValueError(f"an axis of {size} is not a multiple of the merged sizes {self.inner}")
             sizes[first] = size // merged
         return tuple(sizes[axis] for axis in range(len(sizes)))
 
     def to_target(self, tensor: np.ndarray) -> np.ndarray:
-        """Source -> target, a view where that is possible."""
+        """Convert source to target, as a view if possible."""
         return self._swap(self._arrange(tensor))
 
     def to_source(self, value: np.ndarray) -> np.ndarray:
-        """Target -> source, the inverse of `to_target`."""
+        """Convert target to source, the inverse of `to_target`."""
         value = self._swap(value)
         if not self.axes:
             return value
@@ -65,7 +65,7 @@ class Layout:
         return value.reshape([sizes[axis] for axis in order]).transpose(np.argsort(order))
 
     def read(self, read: Callable[[Index], np.ndarray], shape: Shape, index: Index) -> np.ndarray:
-        """The part `index` of the target of `shape`; `read` is asked for the boxes of the source that it needs."""
+        """Return the part `index` of the target of `shape`; `read` returns parts of the source."""
         if not self.halves_swapped:
             return self._read(read, shape, index)
         half, last = shape[-1] // 2, index[-1]
@@ -83,7 +83,7 @@ class Layout:
         box = [slice(0, size) for size in sizes]
         cut = []
         for span, (first, *rest) in zip(index, self.axes, strict=True):
-            # A span of a merged axis lies within these whole rows of its first source axis.
+            # A span of a merged axis is within these whole rows of its first source axis.
             merged = math.prod(sizes[axis] for axis in rest)
             row = span.start // merged
             box[first] = slice(row, -(-span.stop // merged))
@@ -103,35 +103,38 @@ class Layout:
 IDENTITY = Layout()
 #: nn.Linear weight [out, in] -> kernel [in, out].
 TRANSPOSED = Layout(((1,), (0,)))
-#: Convolution [O, I, l], [O, I, h, w], [O, I, t, h, w] -> the spatial axes first, then I, O.
+#: Convolution [O, I, l], [O, I, h, w], [O, I, t, h, w] -> spatial axes first, then I, O.
 CONV1D = Layout(((2,), (1,), (0,)))
 CONV2D = Layout(((2,), (3,), (1,), (0,)))
 CONV3D = Layout(((2,), (3,), (4,), (1,), (0,)))
 #: Norm weight with trailing axes of 1, [C, 1, 1] and [C, 1, 1, 1] -> [C].
 GAMMA2D = Layout(((0, 1, 2),), (1, 1))
 GAMMA3D = Layout(((0, 1, 2, 3),), (1, 1, 1))
-#: The same vector or linear layer with the halves of its outputs exchanged: (scale, shift) -> (shift, scale).
+#: Vector or linear layer with the halves of its outputs exchanged: (scale, shift) -> (shift, scale).
 SWAPPED = Layout(halves_swapped=True)
 TRANSPOSED_SWAPPED = Layout(((1,), (0,)), halves_swapped=True)
 
 
 def patch_kernel(patch: Shape) -> Layout:
-    """Convolution with kernel = stride = `patch`, [O, I, *patch] -> kernel of the equal linear layer, [I*prod, O]."""
+    """Return the layout of a patch convolution (kernel = stride = `patch`) as a linear layer.
+
+    [O, I, *patch] -> [I * prod(patch), O].
+    """
     return Layout(((1, *range(2, 2 + len(patch))), (0,)), patch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One row of a key table.
+    """Row of a key table.
 
-    `source` and `target` are templates: `{name}` stands for a number that both sides share, and `{layer}`, in the
-    source alone, is the index on the leading axis of a stacked parameter.
+    `source` and `target` are templates: `{name}` is a number that is the same on both sides. `{layer}`, only in the
+    source, is the index on the leading axis of a stacked parameter.
 
     Attributes:
-      source: the tensor's name, as `double_blocks.{layer}.img_mod.linear.weight`.
-      target: the parameter's path, as `blocks/image/modulation/linear/kernel`.
-      layout: how the tensor lies in the parameter (in one layer of it).
-      part: (i, n): the tensor is the i-th of n equal parts of the parameter's last axis, as q of a fused qkv.
+      source: name of the tensor, such as `double_blocks.{layer}.img_mod.linear.weight`.
+      target: path of the parameter, such as `blocks/image/modulation/linear/kernel`.
+      layout: layout of the tensor in the parameter (in one layer of it).
+      part: (i, n): the tensor is the i-th of n equal parts of the parameter's last axis, such as q of a fused qkv.
     """
 
     source: str
@@ -142,9 +145,14 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class TensorPlacement:
-    """Where one tensor lies: in the parameter `path`, of one layer of it or whole (None), a part of the last axis.
+    """Position of one tensor in a parameter.
 
-    `shape` is that of the tensor in our layout; `start` is its first element on the parameter's last axis.
+    Attributes:
+      path: path of the parameter.
+      layer: index on the leading axis of a stacked parameter; None without one.
+      layout: layout of the tensor.
+      shape: shape of the tensor in our layout.
+      start: index of its first element on the parameter's last axis.
     """
 
     path: str
@@ -158,14 +166,14 @@ class TensorPlacement:
         return self.layout.source_shape(self.shape)
 
     def take(self, parameter: np.ndarray) -> np.ndarray:
-        """The tensor, in its PyTorch layout, out of the whole parameter."""
+        """Return the tensor, in its PyTorch layout, from the whole parameter."""
         value = parameter if self.layer is None else parameter[self.layer]
         if self.shape:
             value = value[..., self.start : self.start + self.shape[-1]]
         return self.layout.to_source(value)
 
     def copy_into(self, block: np.ndarray, index: Index, read: Callable[[Index], np.ndarray]) -> None:
-        """Read what this tensor holds of the part `index` of the parameter into `block`, an array of that part."""
+        """Copy this tensor's elements in the part `index` of the parameter to `block`, an array of that part."""
         if self.layer is not None:
             if not index[0].start <= self.layer < index[0].stop:
                 return
@@ -181,10 +189,10 @@ class TensorPlacement:
 
 
 def plan(shapes: Mapping[str, Shape], rules: Sequence[Rule]) -> dict[str, TensorPlacement]:
-    """The place of every tensor that a model with these parameters (path -> shape) has in this table.
+    """Return the placement of every tensor of a model with these parameters (path -> shape) by this table.
 
     Raises:
-      ValueError: the table gives a tensor two places or a place two tensors.
+      ValueError: the table maps a tensor to two positions, or two tensors to one.
     """
     places: dict[str, TensorPlacement] = {}
     taken: set[tuple[str, int | None, int]] = set()
@@ -220,7 +228,7 @@ def _unfold(rule: Rule, path: str, shape: Shape, numbers: dict[str, str]) -> Ite
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A tensor (or a parameter without one) that keeps a file from filling a model exactly once."""
+    """Tensor, or parameter without one, that makes a file differ from a model."""
 
     kind: Literal["missing", "unexpected", "misshapen", "non-finite", "mixed"]
     name: str
@@ -233,7 +241,7 @@ class Problem:
 def problems(
     found: Mapping[str, Shape], shapes: Mapping[str, Shape], places: Mapping[str, TensorPlacement]
 ) -> list[Problem]:
-    """What keeps the tensors `found` (name -> shape) from filling the parameters `shapes` (path -> shape)."""
+    """List the differences between the tensors `found` (name -> shape) and the parameters `shapes` (path -> shape)."""
     listed = [Problem("unexpected", name) for name in found if name not in places]
     filled = dict.fromkeys(shapes, 0)
     for name, place in places.items():
@@ -250,7 +258,7 @@ def problems(
 
 
 def check(listed: Sequence[Problem], where: str, advice: str) -> None:
-    """Raise the one error that lists every problem of the file `where`, if there is any, and says what to do."""
+    """Raise one `UserError` with all problems of the file `where` and the advice, if there are any."""
     if listed:
         raise errors.UserError(
             f"{where}: {len(listed)} tensors do not fit the model: {'; '.join(map(str, listed))}: {advice}"
@@ -260,9 +268,9 @@ def check(listed: Sequence[Problem], where: str, advice: str) -> None:
 def read_block(
     places: Mapping[str, TensorPlacement], index: Index, dtype: np.dtype, read: Read, block: np.ndarray | None = None
 ) -> np.ndarray:
-    """The part `index` of a parameter from the tensors in `places`, which are all of this parameter.
+    """Return the part `index` of a parameter from its tensors, `places`.
 
-    Where there are tensors missing, `block` holds the values to keep.
+    If tensors are missing, `block` has the values to use instead.
     """
     if block is None:
         block = np.empty([span.stop - span.start for span in index], dtype)
@@ -274,7 +282,7 @@ def read_block(
 def import_tensors(
     tensors: Mapping[str, np.ndarray], abstract: nnx.State, rules: Sequence[Rule]
 ) -> dict[str, np.ndarray]:
-    """Tensors in memory, by original name -> numpy arrays by our parameter path, stacked parameters whole.
+    """Convert tensors in memory, by original name, to numpy arrays by our parameter path.
 
     Raises:
       UserError: one message that lists every unexpected, misshapen, non-finite and missing tensor.
@@ -296,38 +304,38 @@ def import_tensors(
 
 
 def places_of(places: Mapping[str, TensorPlacement], path: str) -> dict[str, TensorPlacement]:
-    """The tensors of one parameter."""
+    """Return the tensors of one parameter."""
     return {name: place for name, place in places.items() if place.path == path}
 
 
 def copy(target: np.ndarray, value: np.ndarray) -> None:
-    """target[...] = value, fast where that transposes."""
+    """Assign target[...] = value, fast if the copy transposes."""
     if value.ndim < 2 or value.flags.c_contiguous:
         target[...] = value
         return
-    # Narrow bands stay within the cache: five to eight times as fast for elements of two bytes.
+    # Narrow bands stay in the processor's cache: five to eight times as fast for elements of two bytes.
     for start in range(0, value.shape[-1], _BAND):
         target[..., start : start + _BAND] = value[..., start : start + _BAND]
 
 
 def finite(array: np.ndarray) -> bool:
-    """True if no element is NaN or infinite."""
+    """Return True if no element is NaN or infinite."""
     with np.errstate(invalid="ignore"):  # the comparison of a bfloat16 NaN warns
         return bool(np.isfinite(array).all())
 
 
 def parameter_shapes(abstract: nnx.State) -> dict[str, Shape]:
-    """Path -> shape of every parameter of a model's (abstract) state."""
+    """Return path -> shape for every parameter of a model's (abstract) state."""
     return {"/".join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(abstract)}
 
 
 def whole(shape: Shape) -> Index:
-    """The index of everything."""
+    """Return the index of a whole array."""
     return tuple(slice(0, size) for size in shape)
 
 
 def to_state(abstract: nnx.State, arrays: Mapping[str, np.ndarray]) -> nnx.State:
-    """Arrays by path -> a state with the structure of `abstract`, in the parameters' dtypes."""
+    """Make a state with the structure and dtypes of `abstract` from arrays by path."""
     leaves: list[tuple[Any, Any]] = []
     for path, leaf in nnx.to_flat_state(abstract):
         value = arrays["/".join(map(str, path))]

@@ -1,4 +1,4 @@
-"""Export: jworld's weights -> files under the keys of another program, parameter by parameter."""
+"""Export of jworld's weights to files with the keys of another program, parameter by parameter."""
 
 import contextlib
 import dataclasses
@@ -21,14 +21,14 @@ from jworld.utils import errors
 
 #: Bytes of tensors above which the file is split.
 MAX_FILE = 5_000_000_000
-#: What diffusers calls a file of adapters.
+#: Name of an adapter file in diffusers.
 ADAPTERS_NAME = "pytorch_lora_weights.safetensors"
 _NUMBER = re.compile(r"(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor to write: where its values lie in the model, and its bytes in the file."""
+    """Tensor to write: its placement in the model and its dtype in the file."""
 
     name: str
     place: engine.TensorPlacement
@@ -41,7 +41,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What an export wrote; `limits` says why the other program cannot load it all the same."""
+    """Result of an export; `limits` has the reasons why the other program cannot load it."""
 
     files: Sequence[pathlib.Path]
     layout: families.KeyLayout
@@ -63,23 +63,23 @@ def export_weights(
     max_file: int = MAX_FILE,
     console: rich.console.Console | None = None,
 ) -> Summary:
-    """Write weights under the keys of another program, and its config.json.
+    """Write weights with the keys of another program, and its config.json.
 
     Args:
-      path: of an imported folder, a run, a released folder or an autoencoder; of a run the averaged weights, where it
-        has them, with adapters merged.
+      path: an imported folder, a run, a released folder or an autoencoder. The EMA weights of a run are used if it has
+        them; adapters are merged.
       output: a folder to create, or the name of a .safetensors, .pt or .pth file; the latter two are never split.
-      layout: a key of the family's layouts; None for that of the import, else the first one.
-      dtype: one of `importing.DTYPES`, None to keep the stored one.
-      step: of a run, None for the newest.
-      trained: write only what the run trained, where the other program keeps it so.
-      overwrite: replace what an earlier export wrote.
-      max_file: bytes of tensors above which there are several files and an index.
-      console: shows the progress.
+      layout: a key of the family's layouts; None for that of the import, or the first one without an import.
+      dtype: one of `importing.DTYPES`; None for the stored dtype.
+      step: step of a run; None for the newest.
+      trained: write only the parameters that the run trained, if the layout supports it.
+      overwrite: replace the output of an earlier export.
+      max_file: bytes of tensors above which the output is split into several files and an index.
+      console: console for the progress bar.
 
     Raises:
-      UserError: the weights are incomplete, damaged or not finite; the model has no place in the layout; `output`
-        exists or cannot be written. Nothing is left behind.
+      UserError: the weights are incomplete, damaged or not finite; the layout does not support the model; `output`
+        exists or cannot be written. No partial output remains.
     """
     weights = folders.open_weights(path, step)
     layouts = weights.family.layouts
@@ -97,15 +97,19 @@ def export_weights(
     if torch_file:
         torch_files.require()
     parts = [tensors] if torch_file else split(tensors, max_file)
-    beside = weights.path / runs.ENCODERS
-    carried = [name for name in keys.carried if (beside / name).is_file()]
+    encoders = weights.path / runs.ENCODERS
+    companions = keys.companions(model, encoders)
+    carried = [name for name in keys.carried if (encoders / name).is_file() or name in companions]
     names = [*carried, *_names(output, len(parts), keys.weights_name), "config.json"]
     if output.suffix in outputs.FILES and weights.path.absolute() in (output.absolute(), output.absolute().parent):
-        raise errors.UserError(f"--output {output}: lies in the folder of the weights: choose another place")
+        raise errors.UserError(f"--output {output}: is in the folder of the weights: choose another folder")
     with outputs.destination(output, names, _is_export, overwrite=overwrite) as (folder, files):
         outputs.check_space(output, (1 + torch_file) * sum(tensor.size for tensor in tensors))
         for name in carried:
-            shutil.copyfile(beside / name, folder / name)
+            if name in companions:
+                (folder / name).write_text(companions[name], encoding="utf-8")
+            else:
+                shutil.copyfile(encoders / name, folder / name)
         shards = dict(zip([folder / name for name in names[len(carried) :]], parts, strict=False))
         _write(weights, shards, console)
         if torch_file:
@@ -134,19 +138,19 @@ def export_adapters(
     overwrite: bool = False,
     console: rich.console.Console | None = None,
 ) -> Summary:
-    """Write the adapters of a run alone, in the layout of diffusers and peft; arguments as of `export_weights`.
+    """Write only the adapters of a run, in the layout of diffusers and peft; arguments as in `export_weights`.
 
     Raises:
-      UserError: there are none, the layout has no files of adapters, they are damaged or not finite; `output` exists
-        or cannot be written. Nothing is left behind.
+      UserError: the run has no adapters, the layout has no adapter files, or the adapters are damaged or not finite;
+        `output` exists or cannot be written. No partial output remains.
     """
     weights = folders.Adapters(path, step)
     layouts = {name: each for name, each in weights.family.layouts.items() if each.adapter_prefix is not None}
     keys = layouts.get(layout or next(iter(layouts), ""))
     if keys is None:
         raise errors.UserError(
-            f"{path}: weights of {weights.family.name} have no files of adapters alone: leave --adapters out, then "
-            "they are merged"
+            f"{path}: weights of {weights.family.name} have no separate adapter files: leave --adapters out to export "
+            "merged weights"
         )
     shapes = {name: leaf.shape for name, leaf in weights.arrays.items()}
     table = keys.rules(weights.target.model_config)
@@ -165,17 +169,17 @@ def export_adapters(
 
 
 def _trained(weights: folders.Weights, keys: families.KeyLayout, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Those of the parameters that a run trained, from all of them."""
+    """Select the tensors of the parameters that a run trained."""
     if keys.trained_config is None:
-        raise errors.UserError(f"--trained: files in the layout of {keys.title} hold everything: leave it out")
+        raise errors.UserError(f"--trained: files in the layout of {keys.title} are always complete: leave it out")
     if not isinstance(weights, folders.Folder):
-        raise errors.UserError(f"--trained: {weights.path} is no run: leave it out")
+        raise errors.UserError(f"--trained: {weights.path} is not a run: leave it out")
     pattern = re.compile(weights.config.optimizer.trainable)
     return [tensor for tensor in tensors if pattern.fullmatch(tensor.place.path)]
 
 
 def _is_export(output: pathlib.Path) -> bool:
-    """True for a folder with an export in it and nothing else."""
+    """Return True for a folder that contains only an export."""
     suffixes = (".safetensors", sources.INDEX_SUFFIX)
     others = {
         "config.json",
@@ -186,7 +190,7 @@ def _is_export(output: pathlib.Path) -> bool:
 
 
 def _tensors(weights: folders.Weights, rules: Sequence[engine.Rule], dtype: str | None) -> list[Tensor]:
-    """All tensors of the model, whose parameters are complete."""
+    """List all tensors of the model, after a check that its parameters are complete."""
     expected = {
         path: leaf.shape
         for path, leaf in importing.abstract_params(weights.target).items()
@@ -195,7 +199,7 @@ def _tensors(weights: folders.Weights, rules: Sequence[engine.Rule], dtype: str 
     found = {path: leaf.shape for path, leaf in weights.arrays.items()}
     if found != expected:
         wrong = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
-        raise errors.UserError(f"{weights.path}: its weights are not those of its config: {', '.join(wrong)}")
+        raise errors.UserError(f"{weights.path}: its weights do not match its config: {', '.join(wrong)}")
     places = engine.plan(expected, rules)
     engine.check(
         engine.problems({name: place.source_shape for name, place in places.items()}, expected, places),
@@ -209,12 +213,12 @@ def _tensors(weights: folders.Weights, rules: Sequence[engine.Rule], dtype: str 
 
 
 def _natural(name: str) -> list[Any]:
-    """Layer 10 after layer 9."""
+    """Return a sort key that puts layer 10 after layer 9."""
     return [int(part) if part.isdigit() else part for part in _NUMBER.split(name)]
 
 
 def split(tensors: Sequence[Tensor], max_file: int) -> list[list[Tensor]]:
-    """Tensors in order -> groups of at most `max_file` bytes, or of one tensor."""
+    """Split tensors, in order, into groups of at most `max_file` bytes, or of one tensor."""
     parts: list[list[Tensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -227,7 +231,7 @@ def split(tensors: Sequence[Tensor], max_file: int) -> list[list[Tensor]]:
 
 
 def _names(output: pathlib.Path, count: int, usual: str) -> list[str]:
-    """File names: one, or the shards and their index."""
+    """Return the file names: one file, or the shards and their index."""
     whole = output.name if output.suffix in outputs.FILES else usual
     if count == 1:
         return [whole]
@@ -239,7 +243,7 @@ def _names(output: pathlib.Path, count: int, usual: str) -> list[str]:
 def _write(
     weights: folders.Weights, parts: Mapping[pathlib.Path, Sequence[Tensor]], console: rich.console.Console | None
 ) -> None:
-    """Headers first; then every parameter is read once, and its tensors are written to their places in the files."""
+    """Write the headers, then read every parameter once and write its tensors to their offsets in the files."""
     with contextlib.ExitStack() as stack, outputs.progress(console) as bar:
         targets: dict[str, list[tuple[Tensor, BinaryIO, int]]] = {}
         for path, tensors in parts.items():

@@ -1,4 +1,4 @@
-"""Weights that jworld wrote (imported, of a run, released, an autoencoder's), read one parameter at a time."""
+"""Reader of jworld's weights (imported, of a run, released, of an autoencoder), one parameter at a time."""
 
 import abc
 import json
@@ -24,50 +24,50 @@ _DOWN, _UP = "/lora/a", "/lora/b"
 
 
 def is_folder(path: pathlib.Path) -> bool:
-    """True for a folder that jworld wrote, which has weights and the config of a run."""
+    """Return True for a folder of jworld, which has weights and the config of a run."""
     holders = (runs.WEIGHTS, runs.IMPORTED, runs.CHECKPOINTS)
     if not any((path / name).exists() for name in holders):
         return False
     try:
-        # Other programs name their files config.json and model.safetensors, too.
+        # Other programs also use the file names config.json and model.safetensors.
         return "system" in json.loads((path / run_config.FILE_NAME).read_text())
     except (OSError, ValueError, TypeError):
         return False
 
 
 def is_ours(path: pathlib.Path) -> bool:
-    """True for what `open_weights` opens."""
+    """Return True for paths that `open_weights` opens."""
     return is_folder(path) or autoencoders.find_file(path) is not None
 
 
 def open_weights(path: pathlib.Path, step: int | None = None) -> "Weights":
-    """Open a folder of weights, an autoencoder's file, or the folder with one.
+    """Open a folder of weights, an autoencoder's file, or the folder with such a file.
 
     Raises:
-      UserError: it is neither, or something is missing or damaged.
+      UserError: it is none of these, or something is missing or damaged.
     """
     if is_folder(path):
         return Folder(path, step)
     file = autoencoders.find_file(path)
     if file is None:
         raise errors.UserError(
-            f"{path} is no folder of jworld's weights, nor an autoencoder's file: name one that "
-            "`python -m conversion import` or a training run wrote"
+            f"{path} is not a folder of jworld's weights or an autoencoder's file: give the output of "
+            "`python -m conversion import` or of a training run"
         )
     return AutoencoderFile(file)
 
 
 class Weights(abc.ABC):
-    """Weights and what is known of them.
+    """Weights with their metadata.
 
     Attributes:
       path: the folder or the file.
-      family: of the network.
-      target: the system or autoencoder that they are the parameters of.
-      record: what the import noted, None for weights that were trained here.
-      step: of a run, else None.
+      family: family of the network.
+      target: the system or autoencoder that the weights belong to.
+      record: record of the import; None for weights trained with jworld.
+      step: step of a run; None for other weights.
       arrays: path of every parameter -> shape and dtype.
-      files: those that hold the weights.
+      files: files that contain the weights.
       checksums: path -> dtype, shape and checksum of every parameter read so far.
     """
 
@@ -83,10 +83,10 @@ class Weights(abc.ABC):
         self.checksums: dict[str, dict[str, Any]] = {}
 
     def read(self, path: str) -> np.ndarray:
-        """One parameter.
+        """Read one parameter.
 
         Raises:
-          UserError: it is not what was written.
+          UserError: its checksum differs from the one that was written.
         """
         array = self._read(path)
         dtype = str(array.dtype)
@@ -100,7 +100,7 @@ class Weights(abc.ABC):
 
 
 class AutoencoderFile(Weights):
-    """One of `jworld.models.autoencoders.files`: float32, which says of what type an imported parameter was."""
+    """File of `jworld.models.autoencoders.files`: float32, with the original dtype of every imported parameter."""
 
     def __init__(self, path: pathlib.Path):
         super().__init__()
@@ -118,12 +118,12 @@ class AutoencoderFile(Weights):
 
 
 class Folder(Weights):
-    """A run, an imported or a released folder; of a run the averaged weights, where it has them.
+    """Run, imported folder or released folder; the EMA weights of a run are used if it has them.
 
-    Adapters (`jworld.models.layers.lora`) are merged into their kernels and are no parameters of their own.
+    Adapters (`jworld.models.layers.lora`) are merged into their kernels and not listed as parameters.
 
     Attributes:
-      config: of the run.
+      config: config of the run.
       adapted: paths of the layers with an adapter.
     """
 
@@ -157,9 +157,10 @@ class Folder(Weights):
         with checkpoints.Checkpoints(directory, create=False) as manager:
             steps = manager.steps()
         if not steps or (step is not None and step not in steps):
+            if not steps:
+                raise errors.UserError(f"{directory} has no checkpoint: choose another run, or train this one first")
             raise errors.UserError(
-                f"{directory} holds {'no step' if step is None else f'no step {step}'}, "
-                f"but {', '.join(map(str, steps)) or 'none at all'}: choose another with --step"
+                f"{directory} has no step {step}, expected one of {', '.join(map(str, steps))}: choose another --step"
             )
         self.step = steps[-1] if step is None else step
         name = "ema" if (directory / str(self.step) / "ema").is_dir() else "params"
@@ -178,7 +179,7 @@ class Folder(Weights):
         return self._readers[path].read(path)
 
     def read(self, path: str) -> np.ndarray:
-        """As in `Weights`, compared with the checksums that were written, if any, and then adapters merged."""
+        """Read one parameter as in `Weights`, compare it with its stored checksum, if any, and merge its adapter."""
         array, layer = self._checked(path), path.removesuffix("/kernel")
         if layer == path or layer not in self.adapted:
             return array
@@ -192,17 +193,19 @@ class Folder(Weights):
             found = self.checksums if self.record else checksums.tree_checksums({path: array})
             if found[path] != self._written.get(path):
                 raise errors.UserError(
-                    f"the weights in {self.path} are damaged: {path} is not what was written; "
-                    "write that folder again, or put it back from a copy"
+                    f"the weights in {self.path} are damaged: the checksum of {path} differs; "
+                    "write that folder again, or restore it from a copy"
                 )
         return array
 
 
 class Adapters(Folder):
-    """The adapters of a run alone; their factor alpha / rank, which no file of adapters tells, is in the second matrix.
+    """Adapters of a run, without the base weights.
+
+    Their factor alpha / rank, which adapter files do not contain, is multiplied into the second matrix.
 
     Raises:
-      UserError: there are none.
+      UserError: the run has no adapters.
     """
 
     def __init__(self, directory: pathlib.Path, step: int | None = None):

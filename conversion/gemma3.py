@@ -1,4 +1,4 @@
-"""Keys of Gemma-3 with its vision tower: the published files, and three ways in which transformers names them.
+"""Key tables of Gemma-3 with its vision tower, for the published files and three naming styles of transformers.
 
 Source: the key tables of transformers 4.56 and 5.x, `models/gemma3`.
 """
@@ -12,24 +12,24 @@ from jworld.models.gemma3.config import Gemma3Config
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """How the keys of the three parts begin."""
+    """Prefixes of the keys of the three parts."""
 
     text: str
     vision: str
     projector: str
 
 
-#: Layout -> names.
+#: Layout -> prefixes.
 STYLES = {
     "hub": Names("language_model.model.", "vision_tower.vision_model.", "multi_modal_projector."),
     "transformers4": Names("model.language_model.", "model.vision_tower.vision_model.", "model.multi_modal_projector."),
     "transformers5": Names("model.language_model.", "model.vision_tower.", "model.multi_modal_projector."),
     "transformers5-saved": Names("language_model.model.", "vision_tower.", "multi_modal_projector."),
 }
-#: The head in old files, equal to the embedding.
+#: Output heads in old files, equal to the embedding.
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 
-#: How keys of the vision tower go on: some styles put a word more between.
+#: Beginning of the vision tower's keys after the prefix; some styles insert one more word.
 _VISION_BEGINS = re.compile(r"(embeddings|encoder|post_layernorm)\.")
 # Theirs -> ours, below a layer.
 _TEXT_MATRICES = (
@@ -59,7 +59,7 @@ _VISION_NORMS = (("layer_norm1", "attention_norm"), ("layer_norm2", "mlp_norm"))
 
 
 def rules(cfg: Gemma3Config, names: Names) -> tuple[Rule, ...]:
-    """The table for a model of these sizes in one of the styles."""
+    """Return the key table of a model of these sizes in one of the styles."""
     layer, encoder = names.text + "layers.{layer}", names.vision + "encoder.layers.{layer}"
     patch = patch_kernel((cfg.patch_size, cfg.patch_size))
     return (
@@ -82,18 +82,18 @@ def rules(cfg: Gemma3Config, names: Names) -> tuple[Rule, ...]:
         ),
         Rule(names.vision + "post_layernorm.weight", "vision/norm/scale"),
         Rule(names.vision + "post_layernorm.bias", "vision/norm/bias"),
-        # Stored as it multiplies, unlike the weights of linear layers.
+        # Stored as [in, out], unlike the weights of linear layers.
         Rule(names.projector + "mm_input_projection_weight", "projector/linear/kernel"),
         Rule(names.projector + "mm_soft_emb_norm.weight", "projector/norm/scale"),
     )
 
 
 def restyle(name: str, style: str) -> str | None:
-    """A tensor's name of any style in another; None for one that belongs to no part of Gemma-3."""
-    wanted = STYLES[style]
+    """Convert a tensor's name from any style to `style`; None for a name that is not of Gemma-3."""
+    target = STYLES[style]
     for part in ("text", "vision", "projector"):
         for names in STYLES.values():
             rest = name.removeprefix(getattr(names, part))
             if rest != name and (part != "vision" or _VISION_BEGINS.match(rest)):
-                return getattr(wanted, part) + rest
+                return getattr(target, part) + rest
     return None

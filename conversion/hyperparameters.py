@@ -65,7 +65,7 @@ def read(config: Mapping[str, Any], fields: Sequence[Field], fixed: Mapping[str,
             wrong.append(f"{field.theirs} is {theirs!r}, which contradicts {field.ours} {values[field.ours]}")
     for key, expected in fixed.items():
         if key in config and config[key] != expected:
-            wrong.append(f"{key} is {config[key]!r}, this network exists here only with {expected!r}")
+            wrong.append(f"{key} is {config[key]!r}, only {expected!r} is supported")
     if wrong:
         raise errors.UserError(f"{where}: {'; '.join(wrong)}")
     return values

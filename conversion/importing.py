@@ -1,4 +1,4 @@
-"""Import: a PyTorch checkpoint -> a folder with a config and one Orbax checkpoint, or the file of an autoencoder."""
+"""Import of a PyTorch checkpoint to a folder with a config and an Orbax checkpoint, or to an autoencoder's file."""
 
 import collections
 import contextlib
@@ -31,7 +31,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Target(Protocol):
-    """What weights are the parameters of: a system or an autoencoder."""
+    """System or autoencoder that weights belong to."""
 
     @property
     def model_config(self) -> Any: ...
@@ -41,16 +41,16 @@ class Target(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the user says of an import besides the file.
+    """Options of an import.
 
     Attributes:
-      family: a key of `families.FAMILIES`, None to look at all.
-      recipe: a recipe that the weights must fit.
-      settings: "key=value" of single values of the config.
-      variant: the published model (a key of the family's variants), None to go by the file's name.
+      family: a key of `families.FAMILIES`; None to detect it.
+      recipe: a recipe that the weights must match.
+      settings: single values of the config as "key=value".
+      variant: the published model (a key of the family's variants); None to derive it from the file's name.
       allow: regular expressions of tensors that may be missing or unexpected.
-      dtype: one of `DTYPES`, None to keep the file's.
-      selection: which of the file's weights.
+      dtype: one of `DTYPES`; None for the file's dtype.
+      selection: selection of the file's weights.
     """
 
     family: str | None = None
@@ -64,18 +64,19 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """An import that fits, before any data is read.
+    """Checked import, before any data is read.
 
     Attributes:
       source: the tensors.
-      target: what the weights are of.
-      config: of the run that they become; None for an autoencoder.
-      variant: the published model whose sampling it has; None for an autoencoder.
-      published: hyper-parameters that nothing but the published values tells.
+      target: the system or autoencoder of the weights.
+      config: config of the resulting run; None for an autoencoder.
+      variant: the published model whose sampling settings apply; None for an autoencoder.
+      published: hyper-parameters that only the published values set.
       params: path -> shape and dtype on disk of every parameter.
-      places: path -> the tensors of that parameter.
-      selection: which of the file's weights, and of which bases.
-      ignored, initial: the exceptions that were allowed: tensors without a place, and places without a tensor.
+      places: path -> the tensors of this parameter.
+      selection: selection of the file's weights and of base checkpoints.
+      ignored: allowed tensors that the model does not have.
+      initial: allowed tensors that the file does not have.
     """
 
     family: families.Family
@@ -93,12 +94,12 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
+        """Size on disk in bytes."""
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self.params.values())
 
 
 def make_plan(opened: sources.Source, options: Options) -> Plan:
-    """Compare the headers of a file with the model that they, and the options, describe.
+    """Compare the headers of a file with the model that headers and options describe.
 
     Raises:
       UserError: the hyper-parameters are contradictory or incomplete; or one message that lists every missing,
@@ -140,8 +141,8 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     params, mixed = _with_dtypes(params, places, source, options.dtype)
     if family.autoencoder and (other := {str(leaf.dtype) for leaf in params.values()} - set(DTYPES)):
         raise errors.UserError(f"{where}: has tensors of {', '.join(sorted(other))}, expected {', '.join(DTYPES)}")
-    base = "" if layout.from_base is None else "name what it was trained from with --base, "
-    engine.check([*listed, *mixed], where, f"{base}give the model's sizes with --set, or allow exceptions with --allow")
+    base = "" if layout.from_base is None else "give the checkpoints that it was trained from with --base, "
+    engine.check([*listed, *mixed], where, f"{base}set the model's sizes with --set, or allow exceptions with --allow")
     ignored = [problem.name for problem in allowed if problem.kind == "unexpected"]
     initial = [problem.name for problem in allowed if problem.kind == "missing"]
     return Plan(
@@ -152,7 +153,7 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
 def _with_rows(
     options: Options, opened: sources.Source, layout: families.KeyLayout, settings: Mapping[str, Any]
 ) -> selecting.Selection:
-    """The selection with as many rows of the embedding as the model has, where something says how many."""
+    """Return the selection with the number of embedding rows of the model, if it is known."""
     if layout.embedding is None or options.selection.rows is not None:
         return options.selection
     rows = settings.get("model.vocabulary")
@@ -162,15 +163,15 @@ def _with_rows(
 
 
 def _check_autoencoder(family: families.Family, options: Options) -> None:
-    given = {"--config": options.recipe, "--variant": options.variant, "--dtype": options.dtype}
-    if wrong := [option for option, value in given.items() if value is not None]:
+    values = {"--config": options.recipe, "--variant": options.variant, "--dtype": options.dtype}
+    if wrong := [option for option, value in values.items() if value is not None]:
         raise errors.UserError(
             f"{', '.join(wrong)}: not for an autoencoder ({family.name}), whose file is always float32: leave it out"
         )
 
 
 def abstract_params(target: Target) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path -> shape and dtype of a model's parameters."""
+    """Return path -> shape and dtype for a model's parameters."""
     with nnx.use_eager_sharding(False):
         params = nnx.state(nnx.eval_shape(lambda: target.init(nnx.Rngs(0))), nnx.Param)
     return {
@@ -182,11 +183,11 @@ def abstract_params(target: Target) -> dict[str, jax.ShapeDtypeStruct]:
 def _without_allowed(
     listed: Sequence[engine.Problem], allow: Sequence[str]
 ) -> tuple[list[engine.Problem], list[engine.Problem]]:
-    """(problems, those that `allow` makes none)."""
+    """Split problems into those that remain and those that `allow` permits."""
     try:
         patterns = [re.compile(pattern) for pattern in allow]
     except re.error as error:
-        raise errors.UserError(f"--allow {error.pattern!r}: is no regular expression ({error})") from error
+        raise errors.UserError(f"--allow {error.pattern!r}: is not a regular expression ({error})") from error
     allowed = [
         problem
         for problem in listed
@@ -201,7 +202,7 @@ def _with_dtypes(
     source: sources.Source,
     dtype: str | None,
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], list[engine.Problem]]:
-    """The parameters in the dtype that they are stored in, and those whose tensors disagree on it."""
+    """Return the parameters in the dtype to store, and problems of parameters with tensors of several dtypes."""
     counts = collections.Counter(info.dtype for info in source.tensors.values())
     usual = counts.most_common(1)[0][0]
     stored, mixed = {}, []
@@ -216,11 +217,11 @@ def _with_dtypes(
 
 
 class _Reader:
-    """Reads one parameter of a plan from its tensors, as a checkpoint asks for it.
+    """Reader of one parameter of a plan from its tensors, for the writer of a checkpoint.
 
     Attributes:
-      sums: checksums of the rows so far.
-      non_finite: tensors with NaN or infinite values, so far.
+      sums: checksums of the rows read so far.
+      non_finite: tensors read so far that have NaN or infinite values.
     """
 
     def __init__(self, plan: Plan, path: str, advance: Callable[[int], None]):
@@ -232,16 +233,16 @@ class _Reader:
         self.non_finite: set[str] = set()
 
     def read(self, index: engine.Index) -> np.ndarray:
-        """Some rows, from the slices of the tensors that hold them."""
+        """Read some rows from slices of the tensors."""
         dtype = self._leaf.dtype
-        kept = None if self._initial is None else self._initial()[index].astype(dtype)
-        block = engine.read_block(self._places, index, dtype, self._read, kept)
+        initial = None if self._initial is None else self._initial()[index].astype(dtype)
+        block = engine.read_block(self._places, index, dtype, self._read, initial)
         self.sums.append(np.asarray(weights.row_sums(block, str(dtype))))
         self._advance(block.nbytes)
         return block
 
     def entry(self) -> dict[str, Any]:
-        """Dtype, shape and checksum of what was read."""
+        """Return the dtype, shape and checksum of the rows read."""
         checksum = int(weights.total(np.concatenate(self.sums)))
         return {"dtype": str(self._leaf.dtype), "shape": list(self._leaf.shape), "checksum": checksum}
 
@@ -254,7 +255,7 @@ class _Reader:
 
 
 def _initial(plan: Plan, path: str) -> np.ndarray:
-    """The values with which the model itself starts; the compiler leaves out all other parameters."""
+    """Return the model's initial values of a parameter; the compiler removes all other parameters."""
 
     @jax.jit
     def init(key: jax.Array) -> jax.Array:
@@ -273,12 +274,13 @@ def import_weights(
     overwrite: bool = False,
     console: rich.console.Console | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
-    """Write `output` from the tensors in `origin`; -> what was imported, and the record of it.
+    """Write `output` from the tensors in `origin`; -> (plan of the import, record of the import).
 
-    `output` is the folder of a run or, for an autoencoder, its file or the folder for that.
+    `output` is the folder of a run or, for an autoencoder, its file or the folder for the file.
 
     Raises:
-      UserError: as `make_plan`; a tensor is not finite; `output` exists or cannot be written. Nothing is left behind.
+      UserError: as in `make_plan`; a tensor is not finite; `output` exists or cannot be written. No partial output
+        remains.
     """
     with sources.open_source(origin) as source:
         plan = make_plan(source, options)
@@ -296,7 +298,7 @@ def import_weights(
                 store.save(partial / runs.IMPORTED, arrays)
             names = sorted(name for reader in readers.values() for name in reader.non_finite)
             non_finite = [engine.Problem("non-finite", name) for name in names]
-            engine.check(non_finite, str(origin), "get the file again, or choose another --dtype")
+            engine.check(non_finite, str(origin), "download the file again, or choose another --dtype")
             written = {path: reader.entry() for path, reader in readers.items()}
             record |= {"checksum": total_checksum(written), "arrays": written}
             if plan.config is not None:
@@ -307,7 +309,7 @@ def import_weights(
 
 
 def _carry(plan: Plan, folder: pathlib.Path) -> None:
-    """Copy what belongs to the weights and is none of them; of several checkpoints the first that has a file."""
+    """Copy the files that belong to the weights, each from the first checkpoint that has it."""
     origins = [file.parent for file in plan.source.files[:1]]
     origins += [path if path.is_dir() else path.parent for path in map(pathlib.Path, plan.selection.bases)]
     for name in plan.layout.carried:
@@ -319,7 +321,7 @@ def _carry(plan: Plan, folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _destination(plan: Plan, output: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-    """The folder to fill or, for an autoencoder, the file to write."""
+    """Yield the folder to fill or, for an autoencoder, the file to write."""
     if plan.config is not None:
         outputs.check_output(output, overwrite, is_ours=(output / runs.IMPORT_RECORD).is_file())
         with outputs.new_folder(output) as partial:
@@ -352,5 +354,5 @@ def _record(plan: Plan) -> dict[str, Any]:
 
 
 def total_checksum(written: Mapping[str, Mapping[str, Any]]) -> str:
-    """One number for all parameters: equal for equal paths, shapes, dtypes and bits, however they were laid out."""
+    """Return one checksum for all parameters: equal for equal paths, shapes, dtypes and bits in any layout."""
     return f"{zlib.crc32(json.dumps(written, sort_keys=True).encode()):08x}"

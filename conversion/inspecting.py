@@ -1,4 +1,4 @@
-"""Inspect: what a file or folder of weights is, from its headers alone."""
+"""Description of a file or folder of weights from its headers."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ from jworld.models.autoencoders.latents import Normalisation
 
 
 def inspect(path: pathlib.Path, *, step: int | None = None) -> dict[str, str]:
-    """What is in `path`, a PyTorch checkpoint or weights of jworld: title of a row -> text.
+    """Describe `path`, a PyTorch checkpoint or weights of jworld; -> title of a row -> text.
 
     Raises:
       UserError: it is neither, or damaged.
@@ -33,8 +33,8 @@ def _inspect_source(path: pathlib.Path) -> dict[str, str]:
             "kind": layout.title,
             **_network(family, layout.name, facts),
             **_tensors((info.shape, info.dtype) for info in source.tensors.values()),
-            **({"averaged weights": "beside them, for import --ema"} if source.has_average else {}),
-            **({"adapters": f"of rank {source.rank}, which import merges"} if source.rank else {}),
+            **({"EMA weights": "also in the file, for import --ema"} if source.has_ema else {}),
+            **({"adapters": f"rank {source.rank}, merged by import"} if source.rank else {}),
             **_files(source.files),
         }
 
@@ -47,7 +47,7 @@ def _inspect_weights(path: pathlib.Path, step: int | None) -> dict[str, str]:
         kind = f"jworld, imported from {record['source']}" + (f" ({record['variant']})" if record["variant"] else "")
     elif weights.step is not None:
         kind = f"jworld, step {weights.step} of a run"
-    layout = record["layout"] if record else "none, its own"
+    layout = record["layout"] if record else "jworld's own"
     shapes = {name: leaf.shape for name, leaf in weights.arrays.items()}
     places = engine.plan(shapes, family.layouts[record["layout"]].rules(model)) if record else {}
     hidden = ("dtype", "param_dtype") if family.autoencoder else resolving.FREE
@@ -62,8 +62,8 @@ def _inspect_weights(path: pathlib.Path, step: int | None) -> dict[str, str]:
 
 
 def _network(family: families.Family, layout: str, facts: Mapping[str, Any]) -> dict[str, str]:
-    named = {"num_layers": "layers", "num_heads": "heads"}
-    rows = {named.get(key, key): _text(value) for key, value in sorted(_flat(facts).items())}
+    titles = {"num_layers": "layers", "num_heads": "heads"}
+    rows = {titles.get(key, key): _text(value) for key, value in sorted(_flat(facts).items())}
     first = ("layers", "width", "heads")
     return {
         "family": family.name,
@@ -75,7 +75,7 @@ def _network(family: families.Family, layout: str, facts: Mapping[str, Any]) -> 
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts of a config by dotted names."""
+    """Flatten a config to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in facts.items():
         if dataclasses.is_dataclass(value) and not isinstance(value, Normalisation):

@@ -1,21 +1,21 @@
-"""Keys of LoRA adapters as peft writes them: beside the wrapped layers of a model, or alone in a file of their own."""
+"""Keys of LoRA adapters in peft's format, within a model's checkpoint or in a separate file."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from conversion.engine import TRANSPOSED, Rule
 
-#: What peft calls an adapter when it gets no name.
+#: Default name of an adapter in peft.
 DEFAULT = "default"
 
 
 def rules(table: Sequence[Rule], paths: Iterable[str], *, adapter: str = DEFAULT) -> tuple[Rule, ...]:
-    """A model's key table with its adapters: a wrapped layer's own tensors lie below `base_layer`.
+    """Return a model's key table with its adapters; the base tensors of an adapted layer are below `base_layer`.
 
     Args:
-      table: of the model without adapters.
-      paths: of the adapted model's parameters.
-      adapter: name of the adapter in the keys; empty where they have none.
+      table: key table of the model without adapters.
+      paths: paths of the adapted model's parameters.
+      adapter: name of the adapter in the keys; empty if the keys have none.
     """
     table, adapted = list(table), _adapted(table, paths)
     return (*(_wrapped(rule) if rule in adapted else rule for rule in table), *_pairs(adapted, adapter))
@@ -24,13 +24,13 @@ def rules(table: Sequence[Rule], paths: Iterable[str], *, adapter: str = DEFAULT
 def adapter_rules(
     table: Sequence[Rule], paths: Iterable[str], *, prefix: str = "", adapter: str = ""
 ) -> tuple[Rule, ...]:
-    """The table of a file that holds the adapters alone; its names are those of `rules` after `prefix`."""
+    """Return the key table of a separate adapter file; its names are those of `rules` after `prefix`."""
     pairs = _pairs(_adapted(table, paths), adapter)
     return tuple(Rule(prefix + rule.source, rule.target, rule.layout) for rule in pairs)
 
 
 def _adapted(table: Iterable[Rule], paths: Iterable[str]) -> list[Rule]:
-    """Rules of kernels and biases of layers that have an adapter."""
+    """Select the rules of kernels and biases of layers with an adapter."""
     layers = {path.removesuffix("/lora/a") for path in paths if path.endswith("/lora/a")}
 
     def has_adapter(rule: Rule) -> bool:
@@ -47,7 +47,7 @@ def _wrapped(rule: Rule) -> Rule:
 
 
 def _pairs(adapted: Iterable[Rule], adapter: str) -> Iterator[Rule]:
-    """A [rank, in] and B [out, rank] of each layer."""
+    """Yield the rules of A [rank, in] and B [out, rank] of each layer."""
     name = f".{adapter}" if adapter else ""
     for rule in adapted:
         if rule.target.endswith("/kernel"):

@@ -1,4 +1,4 @@
-"""What conversions write: complete or not at all, never over somebody else's files; and how they show progress."""
+"""Output files of conversions, written completely or not at all and never over other files; and the progress bar."""
 
 import contextlib
 import pathlib
@@ -11,12 +11,12 @@ import rich.progress
 from conversion import torch_files
 from jworld.utils import errors
 
-#: Suffixes of files with weights; any other name is that of a folder.
+#: Suffixes of files with weights; any other name is a folder.
 FILES = (".safetensors", *torch_files.SUFFIXES)
 
 
 def progress(console: rich.console.Console | None) -> rich.progress.Progress:
-    """A bar in bytes."""
+    """Make a progress bar in bytes."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -29,13 +29,13 @@ def progress(console: rich.console.Console | None) -> rich.progress.Progress:
 
 
 def check_output(output: pathlib.Path, overwrite: bool, *, is_ours: bool) -> None:
-    """An existing folder is replaced only when asked for, and only if it holds what would be written again."""
+    """Raise a `UserError` unless `output` is new or empty, or may be overwritten and is an earlier output of ours."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
         raise errors.UserError(f"--output {output} exists already: choose another folder, or give --overwrite")
     if not is_ours:
-        raise errors.UserError(f"--output {output} holds files of something else: choose another folder")
+        raise errors.UserError(f"--output {output} contains other files: choose another folder")
 
 
 def check_space(output: pathlib.Path, needed: int) -> None:
@@ -48,7 +48,7 @@ def check_space(output: pathlib.Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def partial_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `output` to fill, which disappears when the block ends: its files are moved out before."""
+    """Yield a temporary folder next to `output`, removed at the end of the block; the caller moves its files out."""
     partial = output.with_name(f".{output.name}.partial")
     made = [parent for parent in partial.parents if not parent.exists()]
     shutil.rmtree(partial, ignore_errors=True)
@@ -57,18 +57,18 @@ def partial_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
         yield partial
     except OSError as error:
         raise errors.UserError(
-            f"{output} could not be written ({error}): free some space, or choose another"
+            f"{output} could not be written ({error}): free some space, or choose another --output"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in made:
-            with contextlib.suppress(OSError):  # unless it holds the output
+            with contextlib.suppress(OSError):  # unless it contains the output
                 parent.rmdir()
 
 
 @contextlib.contextmanager
 def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to fill, which becomes `output` in one step when the block ends well, and else disappears."""
+    """Yield a folder to fill, which is renamed to `output` if the block succeeds and removed otherwise."""
     with partial_folder(output) as partial:
         yield partial
         if output.exists():
@@ -80,10 +80,10 @@ def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
 def destination(
     output: pathlib.Path, names: Sequence[str], is_ours: Callable[[pathlib.Path], bool], *, overwrite: bool
 ) -> Iterator[tuple[pathlib.Path, list[pathlib.Path]]]:
-    """(folder to write `names` into, where these files end up when the block ends well).
+    """Yield a folder to write `names` to, and the final paths of these files if the block succeeds.
 
-    `output` is a folder to create, or a file with a suffix of `FILES`, and then the others lie beside it; `is_ours`
-    says whether a folder may be replaced.
+    `output` is a folder to create, or a file with a suffix of `FILES`; then the other files are next to it. `is_ours`
+    returns True for a folder that may be replaced.
     """
     if output.suffix not in FILES:
         check_output(output, overwrite, is_ours=output.is_dir() and is_ours(output))
@@ -91,8 +91,8 @@ def destination(
             yield partial, [output / name for name in names]
         return
     target = output.absolute().parent
-    if not overwrite and (there := [name for name in names if (target / name).exists()]):
-        raise errors.UserError(f"{target / there[0]} exists already: choose another folder, or give --overwrite")
+    if not overwrite and (existing := [name for name in names if (target / name).exists()]):
+        raise errors.UserError(f"{target / existing[0]} exists already: choose another folder, or give --overwrite")
     with partial_folder(output) as partial:
         yield partial, [target / name for name in names]
         for name in names:

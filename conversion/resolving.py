@@ -1,4 +1,4 @@
-"""The config of imported weights: hyper-parameters from every place that tells them, which must agree."""
+"""Config of imported weights, from all sources of hyper-parameters, which must agree."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,22 +11,22 @@ from jworld import systems
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
-#: Beside this package in a checkout; an installed package comes without.
+#: Recipes of a checkout, next to this package.
 _RECIPES = pathlib.Path(__file__).parents[1] / "configs"
-#: How a network is computed, and not what it is: no place contradicts another about these.
+#: Settings of the computation and not of the network, in which sources may differ.
 FREE = ("dtype", "param_dtype", "frozen_dtype", "remat", "attention")
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """["model.rope_dims=16,56,56"] -> {"model.rope_dims": (16, 56, 56)}.
+    """Parse settings, such as ["model.rope_dims=16,56,56"] to {"model.rope_dims": (16, 56, 56)}.
 
     Raises:
-      UserError: not of this form, or two values for one key.
+      UserError: a setting is not of this form, or a key has two values.
     """
     values: dict[str, Any] = {}
     for key, value in map(run_config.parse_setting, settings):
         if values.setdefault(key, value) != value:
-            raise errors.UserError(f"--set {key}: given twice, as {values[key]!r} and {value!r}")
+            raise errors.UserError(f"--set {key}: found two values, {values[key]!r} and {value!r}: give one")
     return values
 
 
@@ -39,34 +39,34 @@ def resolve(
     settings: Mapping[str, Any],
     variant: str,
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """The config of a run with these weights, and the hyper-parameters that nothing but the published values tells.
+    """Return the config of a run with these weights, and the hyper-parameters that only the published values set.
 
     Args:
-      runs: what the weights become.
-      shapes: hyper-parameters that the tensors tell.
-      downloaded: the path of the config.json beside them and the hyper-parameters that it tells.
-      recipe: a recipe that the weights must fit, and whose other values to use.
+      runs: the runs that the weights become.
+      shapes: hyper-parameters that follow from the tensors' shapes.
+      downloaded: path of the config.json next to the tensors, and its hyper-parameters.
+      recipe: a recipe that the weights must match, and that sets all other values.
       settings: single values by dotted key.
       variant: a key of `runs.variants`.
 
     Raises:
-      UserError: two places contradict each other, a value is missing, or the values do not make a model.
+      UserError: two sources contradict each other, a value is missing, or the values are not those of a model.
     """
     config = _base_config(runs, recipe, runs.recipes.get(variant, runs.recipe))
-    told: dict[str, Mapping[str, Any]] = {"the tensors' shapes": shapes}
+    claims: dict[str, Mapping[str, Any]] = {"the tensors' shapes": shapes}
     if downloaded is not None:
-        told[downloaded[0]] = downloaded[1]
+        claims[downloaded[0]] = downloaded[1]
     if recipe is not None:
-        told[f"--config={recipe}"] = {key: value for key, value in _flat(config.model).items() if key not in FREE}
+        claims[f"--config={recipe}"] = {key: value for key, value in _flat(config.model).items() if key not in FREE}
     model_settings = {key.removeprefix("model."): settings[key] for key in settings if key.startswith("model.")}
-    told["--set"] = {key: value for key, value in model_settings.items() if key not in FREE}
-    facts = agreed(told, "model.")
+    claims["--set"] = {key: value for key, value in model_settings.items() if key not in FREE}
+    facts = agreed(claims, "model.")
     free = {key: value for key, value in model_settings.items() if key in FREE}
     with config.unlocked():
         if "world" in facts and any(key.startswith("world.") for key in facts):
             raise errors.UserError(
-                "the model is to have a world, but the checkpoint has no autoencoder: name one with --base, or a "
-                "recipe without a world"
+                "the model has world tokens, but the checkpoint has no autoencoder: give one with --base, or a recipe "
+                "without a world"
             )
         published = [key for key in _flat(config.model) if key not in facts and key not in FREE]
         if facts.get("world", "") is None:
@@ -84,13 +84,13 @@ def resolve(
     except errors.UserError as error:
         unknown = [key for key in published if key in str(error)]
         keys = " ".join(f"--set model.{key}=..." for key in unknown) or "--set key=value"
-        told_by = f"nothing tells {' and '.join(unknown)} of these weights, " if unknown else ""
-        raise errors.UserError(f"the weights make no model: {error}: {told_by}give {keys}") from error
+        reason = f"no source gives {' and '.join(unknown)} of these weights, " if unknown else ""
+        raise errors.UserError(f"these sizes do not make a model: {error}: {reason}give {keys}") from error
     return config.lock(), published
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested sections as dotted keys."""
+    """Flatten nested sections to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         inner = _flat(value) if isinstance(value, ml_collections.ConfigDict) else None
@@ -99,13 +99,13 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assign(section: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
-    """The inverse of `_flat`, into what is there."""
+    """Set values by dotted keys, the inverse of `_flat`."""
     for key, value in values.items():
         *parents, name = key.split(".")
         node = section
         for parent in parents:
             node = node[parent]
-        # None, where a whole section is not wanted.
+        # None removes a whole section.
         if name in node and isinstance(node[name], ml_collections.ConfigDict):
             del node[name]
         node[name] = value
@@ -114,8 +114,8 @@ def _assign(section: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
 def _base_config(runs: families.Runs, recipe: str | None, published: str) -> ml_collections.ConfigDict:
     if recipe is None and not _RECIPES.is_dir():
         raise errors.UserError(
-            f"{_RECIPES} is absent, where the published values are (configs/{published}): "
-            "run this in a checkout of jworld, or name a recipe with --config"
+            f"{_RECIPES} does not exist, which has the published values (configs/{published}): "
+            "run this in a checkout of jworld, or give a recipe with --config"
         )
     config = run_config.load_recipe(recipe or f"{_RECIPES / published}")
     run_config.check_sections(config)
@@ -126,31 +126,35 @@ def _base_config(runs: families.Runs, recipe: str | None, published: str) -> ml_
     with config.unlocked():
         config.init_from = ""
         if "lora" in config.model:
-            # Of a file with adapters these are merged.
+            # Adapters of an imported file are merged.
             del config.model["lora"]
             config.optimizer.trainable = ".*"
         if recipe is None:
-            # Weights run on whatever devices there are; the published training run's mesh is none of their own.
+            # The mesh of the published training run does not apply: imported weights use all available devices.
             config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
     return config
 
 
-def agreed(told: Mapping[str, Mapping[str, Any]], prefix: str = "") -> dict[str, Any]:
-    """What all places together tell, each of which tells hyper-parameters by name (with a prefix in messages).
+def agreed(claims: Mapping[str, Mapping[str, Any]], prefix: str = "") -> dict[str, Any]:
+    """Combine the hyper-parameters of several sources.
+
+    Args:
+      claims: source -> hyper-parameters by name.
+      prefix: prefix of the names in messages.
 
     Raises:
       UserError: one message with every contradiction.
     """
     facts: dict[str, Any] = {}
-    teller: dict[str, str] = {}
+    origin: dict[str, str] = {}
     contradictions = []
-    for place, values in told.items():
+    for source, values in claims.items():
         for key, value in values.items():
             value = tuple(value) if isinstance(value, list) else value
             if key not in facts:
-                facts[key], teller[key] = value, place
+                facts[key], origin[key] = value, source
             elif facts[key] != value:
-                contradictions.append(f"{prefix}{key} is {facts[key]!r} by {teller[key]}, but {value!r} by {place}")
+                contradictions.append(f"{prefix}{key} is {facts[key]!r} by {origin[key]}, but {value!r} by {source}")
     if contradictions:
         raise errors.UserError(f"{'; '.join(contradictions)}: correct the wrong one, or leave it out")
     return facts

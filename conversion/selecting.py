@@ -1,8 +1,7 @@
-"""The tensors of one model among those of a file, under the names of its key table.
+"""Selection of one model's tensors from a file, with the names of its key table.
 
-Training checkpoints hold weights and their average under two prefixes, buffers and counters that are no weights, and,
-where adapters were trained (LoRA in peft's layout), the adapters beside the matrices that they change, or in a file of
-their own.
+Training checkpoints contain weights and EMA weights with two prefixes, and buffers and counters that are not weights.
+Adapters (LoRA in peft's layout) are in the same file as the matrices that they change, or in a separate file.
 """
 
 import dataclasses
@@ -15,20 +14,20 @@ from conversion import families, sources
 from jworld.utils import errors
 
 _BASE, _DOWN, _UP = ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"
-# In a file of their own.
+# In a separate file.
 _DOWN_ALONE, _UP_ALONE = ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which of a file's weights to take.
+    """Options that select weights of a file.
 
     Attributes:
-      average: the averaged ones, where the file has both.
-      lora_alpha: adapters count alpha / rank; None for a factor of 1, as in the original's recipes.
-      adapters: path of a file of adapters to merge into the weights.
-      bases: paths of checkpoints that have what the file lacks.
-      rows: of the embedding, the first ones; None for all.
+      average: use the EMA weights of a file with both kinds.
+      lora_alpha: adapters are multiplied by alpha / rank; None for a factor of 1, as in the original's recipes.
+      adapters: path of an adapter file to merge into the weights.
+      bases: paths of checkpoints with the tensors that are missing in the file.
+      rows: number of embedding rows to use, from the first; None for all.
     """
 
     average: bool = False
@@ -40,7 +39,7 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
-    """The two matrices of an adapter: names of tensors, and where these are."""
+    """Matrices of an adapter: their source and the names of both tensors."""
 
     source: sources.Source
     down: str
@@ -48,19 +47,20 @@ class _Pair:
 
 
 class Selected(sources.Source):
-    """One model's tensors of another source, which stays to be closed; adapters are merged into their matrices.
+    """Tensors of one model in another source, with adapters merged into their matrices.
 
-    A file without an average gives the weights that it has. Adapters that do not fit are a `UserError`.
+    The caller still closes the other source. A file without EMA weights gives its only weights. Adapters of other
+    shapes are a `UserError`.
 
     Attributes:
-      has_average: the file has averaged weights beside the others.
-      rank: of the adapters, None without.
+      has_ema: True if the file also has EMA weights.
+      rank: rank of the adapters; None without adapters.
     """
 
     def __init__(self, source: sources.Source, layout: families.KeyLayout, selection: Selection) -> None:
         super().__init__(source.path, source.config, ())
         self.files = source.files
-        names, self.has_average = _names(source.tensors, layout, selection)
+        names, self.has_ema = _names(source.tensors, layout, selection)
         self._source, self._alpha = source, selection.lora_alpha
         self._merged: dict[str, _Pair] = {}
         self.rank: int | None = None
@@ -81,7 +81,7 @@ class Selected(sources.Source):
         self._trim(layout, selection.rows)
 
     def read(self, name: str, index: sources.Index | None = None) -> np.ndarray:
-        """As of any source; a merged matrix is computed in float32."""
+        """Read a tensor as from any source; a merged matrix is computed in float32."""
         if name in self._bases or index is None:
             index = tuple(index or (slice(0, size) for size in self.tensors[name].shape))
         if name in self._bases:
@@ -98,35 +98,35 @@ class Selected(sources.Source):
         return (value.astype(np.float32) + np.float32(factor) * (b @ a)).astype(value.dtype)
 
     def _add_base(self, path: pathlib.Path, layout: families.KeyLayout) -> None:
-        """Every tensor of another checkpoint that neither the file nor an earlier base has."""
+        """Add the tensors of another checkpoint that neither the file nor an earlier base has."""
         if layout.from_base is None:
-            raise errors.UserError(f"--base {path}: checkpoints of {layout.title} hold everything: leave --base out")
+            raise errors.UserError(f"--base {path}: checkpoints of {layout.title} are complete: leave --base out")
         opened = sources.open_source(path)
         self._source.adopt(opened)
         found = layout.from_base(opened.tensors)
         if not found:
-            raise errors.UserError(f"--base {path}: has no tensor of this model: name another checkpoint")
+            raise errors.UserError(f"--base {path}: has no tensor of this model: give another checkpoint")
         for name, inside in found.items():
             if name not in self._names and name not in self._bases:
                 self._bases[name] = (opened, inside)
 
     def _trim(self, layout: families.KeyLayout, rows: int | None) -> None:
-        """Leave the last rows of the embedding out, which no token of the model uses."""
+        """Remove the last rows of the embedding, which no token of the model uses."""
         info = self.tensors.get(layout.embedding or "")
         if layout.embedding is None or info is None or rows is None:
             return
         if rows > info.shape[0]:
             raise errors.UserError(
-                f"{self.path}: the embedding has {info.shape[0]} rows, but the model {rows}: name files that have as "
-                f"many, such as those of gemma-3-4b-it, or give --set model.vocabulary={info.shape[0]} and, with a "
-                "world, numbers below it as model.world.start_token and model.world.end_token"
+                f"{self.path}: the embedding has {info.shape[0]} rows, but the model {rows}: give files with enough "
+                f"rows, such as those of gemma-3-4b-it, or give --set model.vocabulary={info.shape[0]} and, with a "
+                "world, lower numbers for model.world.start_token and model.world.end_token"
             )
         self.tensors[layout.embedding] = sources.TensorInfo((rows, *info.shape[1:]), info.dtype)
 
     def _add_file(self, path: pathlib.Path, layout: families.KeyLayout) -> None:
-        """Adapters of every matrix that a file of its own has some for."""
+        """Add the adapters of a separate file."""
         if layout.adapter_prefix is None:
-            raise errors.UserError(f"{path}: adapters in a file of their own are not known of {layout.title}")
+            raise errors.UserError(f"{path}: adapter files are not supported for the layout of {layout.title}")
         opened = sources.open_source(path)
         self._source.adopt(opened)
         unknown = set(opened.tensors)
@@ -138,7 +138,7 @@ class Selected(sources.Source):
         if unknown or not opened.tensors:
             first = ", ".join(sorted(unknown)[:3])
             raise errors.UserError(
-                f"{path}: {len(unknown)} of {len(opened.tensors)} tensors are no adapters of {self.path}"
+                f"{path}: {len(unknown)} of {len(opened.tensors)} tensors are not adapters of {self.path}"
                 + (f", such as {first}" if first else "")
                 + f"; expected pairs {layout.adapter_prefix}<matrix>{_DOWN_ALONE} and {_UP_ALONE}"
             )
@@ -149,16 +149,16 @@ class Selected(sources.Source):
         if len(matrix) != 2 or down[1:] != matrix[1:] or up[:1] != matrix[:1] or (up[1:] != down[:1]) or not down[0]:
             raise errors.UserError(
                 f"{pair.source.path}: the adapters of {name} {list(matrix)} have shapes {list(down)} and {list(up)}, "
-                "expected [rank, columns] and [rows, rank]: the file is of something else"
+                "expected [rank, columns] and [rows, rank]: the file belongs to another model"
             )
         self._merged[name] = pair
         self.rank = down[0]
 
 
 def check(selected: Selected, selection: Selection) -> None:
-    """A `UserError` where a file has not what was asked for."""
-    if selection.average and not selected.has_average:
-        raise errors.UserError(f"{selected.path}: has no averaged weights beside others: leave --ema out")
+    """Raise a `UserError` if the file lacks the selected EMA weights or adapters."""
+    if selection.average and not selected.has_ema:
+        raise errors.UserError(f"{selected.path}: has no separate EMA weights: leave --ema out")
     if selection.lora_alpha is not None and selected.rank is None:
         raise errors.UserError(f"{selected.path}: has no adapters: leave --lora-alpha out")
 
@@ -166,7 +166,7 @@ def check(selected: Selected, selection: Selection) -> None:
 def _names(
     found: Mapping[str, sources.TensorInfo], layout: families.KeyLayout, selection: Selection
 ) -> tuple[dict[str, str], bool]:
-    """Name in the key table -> name in the file, and whether that has both kinds of weights."""
+    """Map names in the key table to names in the file; -> (names, whether the file has both kinds of weights)."""
     present = [prefix for prefix in layout.prefixes if any(name.startswith(prefix) for name in found)]
     chosen = "" if not present else present[-1] if selection.average else present[0]
     others = tuple(prefix for prefix in present if prefix != chosen)
@@ -174,6 +174,6 @@ def _names(
     names = {}
     for name in found:
         if not layout.ignored.fullmatch(name) and not name.startswith(others):
-            # What has no prefix in a file of prefixed names is none of the model's tensors, and keeps its name.
+            # In a file with prefixes, a tensor without one is not of the model; it keeps its name.
             names[usual + name.removeprefix(chosen) if name.startswith(chosen) else name] = name
     return names, len(present) > 1

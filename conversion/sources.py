@@ -1,8 +1,8 @@
-"""Tensors of files as downloaded: listed without reading them, then read slice by slice.
+"""Tensors of downloaded files, listed without reading them and then read slice by slice.
 
-The safetensors format is read here and not by its library, whose numpy side knows neither bfloat16 nor float8, and
-whose error messages do not say what to do. Files are untrusted: nothing is allocated by a number that they contain
-before that number was checked against their size, and an index cannot reach outside its folder.
+The safetensors format is read here because its library supports neither bfloat16 nor float8 for numpy, and its error
+messages give no advice. Files are untrusted: every number in a file is checked against the file's size before it
+determines an allocation. An index cannot refer to files outside its folder.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 _MAX_HEADER = 100_000_000  # the format's own limit
 _MAX_AXES = 32
 _MAX_SIZE = 1 << 56
-_BLOCK = 64 << 20  # bytes read at a time where rows are read to be cut
+_BLOCK = 64 << 20  # bytes read at a time if only parts of rows are needed
 _STATES = "_extra_state"
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -48,7 +48,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
-# What numpy cannot take from torch directly: viewed as integers of the same size.
+# dtypes of torch without a counterpart in numpy, which are viewed as integers of the same size.
 _TORCH_VIEWS = {
     "torch.bfloat16": ("int16", ml_dtypes.bfloat16),
     "torch.float8_e4m3fn": ("uint8", ml_dtypes.float8_e4m3fn),
@@ -60,14 +60,14 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """What a file says of a tensor."""
+    """Shape and dtype of a tensor in a file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
 
 class _File(Protocol):
-    """One opened file with tensors."""
+    """Open file with tensors."""
 
     path: pathlib.Path
     tensors: dict[str, TensorInfo]
@@ -78,13 +78,13 @@ class _File(Protocol):
 
 
 class Source:
-    """Tensors of one or more files; use as a context manager, which closes them.
+    """Tensors of one or more files; use it as a context manager, which closes the files.
 
     Attributes:
-      path: the file or folder as it was named.
+      path: the file or folder that was opened.
       files: the files with tensors.
-      config: content of the config.json beside the weights, None without one.
-      tensors: every tensor's shape and dtype by name.
+      config: content of the config.json next to the weights; None without one.
+      tensors: shape and dtype of every tensor by name.
     """
 
     def __init__(self, path: pathlib.Path, config: dict[str, Any] | None, parts: Sequence[_File]) -> None:
@@ -96,9 +96,9 @@ class Source:
         self.tensors: dict[str, TensorInfo] = {name: part.tensors[name] for name, part in self._part_of.items()}
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
-        """A tensor, or the part of it that slices with step 1 select (axes left out are whole), as a new array.
+        """Read a tensor, or the part that slices with step 1 select, as a new array; omitted axes are whole.
 
-        From safetensors only the selected rows of the first axis are read from disk.
+        Only the selected rows of the first axis are read from a safetensors file.
         """
         shape = self.tensors[name].shape
         bounds = tuple(index or ()) + (slice(None),) * (len(shape) - len(index or ()))
@@ -112,7 +112,7 @@ class Source:
             part.close()
 
     def adopt(self, other: "Source") -> None:
-        """Close another source with this one."""
+        """Close another source together with this one."""
         self._parts = (*self._parts, *other._parts)
 
     def __enter__(self) -> Self:
@@ -127,11 +127,11 @@ class Source:
 def open_source(path: str | pathlib.Path) -> Source:
     """Open a safetensors file, a sharded set by its index, a .pt/.pth/.bin file, or a folder with one of these.
 
-    In a folder an index goes before single files, diffusion_pytorch_model.safetensors before other names, and the
-    sub-folder transformer/ is looked into last.
+    In a folder, an index is preferred to single files, and diffusion_pytorch_model.safetensors to other names. The
+    sub-folder transformer/ is searched last.
 
     Raises:
-      UserError: nothing to read there, more than one choice, or a malformed file.
+      UserError: there are no weights, there is more than one choice, or a file is malformed.
     """
     path = pathlib.Path(path)
     weights = _find_weights(path)
@@ -154,7 +154,7 @@ def _find_weights(path: pathlib.Path) -> pathlib.Path:
         [name for name in names if name.endswith(TORCH_SUFFIXES)],
     ):
         if len(found) > 1:
-            raise errors.UserError(f"{path}: has {len(found)} files of weights ({_list(found)}); name one of them")
+            raise errors.UserError(f"{path}: has {len(found)} files of weights ({_list(found)}); give one of them")
         if found:
             return path / found[0]
     if (path / "transformer").is_dir():
@@ -193,7 +193,7 @@ def _open_file(path: pathlib.Path) -> _File:
 
 
 def _open_sharded(path: pathlib.Path) -> list[_File]:
-    """The files that an index names, checked to hold exactly the tensors that it says."""
+    """Open the files of an index, after a check that they contain exactly the tensors that it lists."""
     listed = _read_json(path).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise errors.UserError(f"{path}: not an index of shards; expected weight_map, tensor name -> file name")
@@ -202,10 +202,10 @@ def _open_sharded(path: pathlib.Path) -> list[_File]:
         inside = pathlib.PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name or "\0" in name:
             raise errors.UserError(
-                f"{path}: names the file {_shown(name)} outside its folder; shards lie beside the index"
+                f"{path}: lists the file {_shown(name)} outside its folder; shards must be next to the index"
             )
-        if not os.path.isfile(path.parent / name):  # where pathlib would raise for a name that is too long
-            raise errors.UserError(f"{path}: names {_shown(name)}, which is not there; download that shard too")
+        if not os.path.isfile(path.parent / name):  # pathlib would raise for a name that is too long
+            raise errors.UserError(f"{path}: lists {_shown(name)}, which does not exist; download that shard, too")
     parts: list[_File] = []
     try:
         for name in names:
@@ -228,7 +228,7 @@ def _check_shards(path: pathlib.Path, listed: Mapping[str, str], parts: Mapping[
             raise errors.UserError(
                 f"{path}: tensor {_shown(name)} is in two shards, {_list(files)}; keep one set of files"
             )
-    for wrong, what in (
+    for wrong, mistake in (
         (
             [name for name, file in listed.items() if holders.get(name) != [file]],
             "lists tensors that their shards lack",
@@ -236,11 +236,11 @@ def _check_shards(path: pathlib.Path, listed: Mapping[str, str], parts: Mapping[
         ([name for name in holders if name not in listed], "does not list tensors of its shards"),
     ):
         if wrong:
-            raise errors.UserError(f"{path}: {what}: {_list(wrong)}; index and shards are not of one download")
+            raise errors.UserError(f"{path}: {mistake}: {_list(wrong)}; index and shards are from different downloads")
 
 
 class _SafetensorsFile:
-    """A safetensors file: 8 bytes header length, JSON header, then the tensors without gaps."""
+    """Safetensors file: 8 bytes of header length, JSON header, then the tensors without gaps."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -278,7 +278,7 @@ class _SafetensorsFile:
             count = os.preadv(self._file.fileno(), [buffer], offset)
             if not count:
                 raise errors.UserError(
-                    f"{self.path}: became shorter while it was read; start again with the whole file"
+                    f"{self.path}: became shorter during reading; start again with the complete file"
                 )
             buffer, offset = buffer[count:], offset + count
 
@@ -287,7 +287,7 @@ class _SafetensorsFile:
 
 
 def _read_header(path: pathlib.Path, file: BinaryIO) -> tuple[dict[str, Any], int, int]:
-    """Header entries of the tensors, position of the first tensor's bytes, number of bytes from there."""
+    """Read the header; -> (entries of the tensors, offset of the first tensor, number of bytes from there)."""
     size, start = os.fstat(file.fileno()).st_size, file.read(len(_LFS_POINTER))
     _refuse_pointer(path, start)
     if size < 8:
@@ -295,7 +295,7 @@ def _read_header(path: pathlib.Path, file: BinaryIO) -> tuple[dict[str, Any], in
     length = int.from_bytes(start[:8], "little")
     if length > min(_MAX_HEADER, size - 8):
         raise errors.UserError(
-            f"{path}: not a safetensors file, or cut short: its header would have {length} bytes, the file has {size}"
+            f"{path}: not a safetensors file, or incomplete: its header would have {length} bytes, the file has {size}"
         )
     file.seek(8)
     try:
@@ -303,7 +303,7 @@ def _read_header(path: pathlib.Path, file: BinaryIO) -> tuple[dict[str, Any], in
     except (ValueError, RecursionError) as error:
         raise errors.UserError(f"{path}: not a safetensors file: its header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
-        raise errors.UserError(f"{path}: not a safetensors file: its header is no JSON object")
+        raise errors.UserError(f"{path}: not a safetensors file: its header is not a JSON object")
     header.pop("__metadata__", None)
     return header, 8 + length, size - 8 - length
 
@@ -317,7 +317,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
-    """Header entry -> tensor, offset of its bytes; shape, dtype and number of bytes agree."""
+    """Parse and check a header entry; -> (tensor, offset of its bytes)."""
     tensor = f"{path}: tensor {_shown(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise errors.UserError(f"{tensor} is not described by dtype, shape and data_offsets; the file is damaged")
@@ -337,7 +337,7 @@ def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
     if needed != offsets[1] - offsets[0]:
         raise errors.UserError(
             f"{tensor} of shape {_shown(shape)} and dtype {entry['dtype']} needs {needed} bytes, "
-            f"but {offsets[1] - offsets[0]} are given to it; the file is damaged"
+            f"but has {offsets[1] - offsets[0]}; the file is damaged"
         )
     return TensorInfo(tuple(shape), dtype), offsets[0]
 
@@ -347,19 +347,19 @@ def _is_sizes(values: Any) -> bool:
 
 
 def _check_offsets(path: pathlib.Path, entries: Mapping[str, tuple[TensorInfo, int]], data_size: int) -> None:
-    """The tensors must cover the data exactly, each byte once."""
+    """Raise a `UserError` unless the tensors cover every byte of the data exactly once."""
     position, before = 0, "the header"
     spans = sorted(
         (offset, offset + math.prod(info.shape) * info.dtype.itemsize, name) for name, (info, offset) in entries.items()
     )
     for begin, end, name in spans:
         if begin != position:
-            what = "overlaps" if begin < position else "leaves a gap after"
-            raise errors.UserError(f"{path}: tensor {_shown(name)} {what} {before}; the file is damaged")
+            mistake = "overlaps" if begin < position else "leaves a gap after"
+            raise errors.UserError(f"{path}: tensor {_shown(name)} {mistake} {before}; the file is damaged")
         position, before = end, _shown(name)
     if position > data_size:
         raise errors.UserError(
-            f"{path}: cut short: its tensors need {position} bytes, {data_size} are there; download it again"
+            f"{path}: incomplete: its tensors need {position} bytes, the file has {data_size}; download it again"
         )
     if position < data_size:
         raise errors.UserError(f"{path}: has {data_size - position} bytes after its last tensor; the file is damaged")
@@ -368,12 +368,12 @@ def _check_offsets(path: pathlib.Path, entries: Mapping[str, tuple[TensorInfo, i
 def _refuse_pointer(path: pathlib.Path, start: bytes) -> None:
     if start.startswith(_LFS_POINTER):
         raise errors.UserError(
-            f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` where it came from"
+            f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
         )
 
 
 class _TorchFile:
-    """A file of torch.save, mapped into memory and unpickled by torch's restricted reader."""
+    """File of torch.save, memory-mapped and unpickled by torch's restricted reader."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -401,21 +401,21 @@ def _load_torch(path: pathlib.Path) -> Any:
     except ImportError as error:
         raise errors.UserError(f'{path}: reading this needs PyTorch: pip install "jworld[torch]"') from error
     try:
-        # In-memory bytes are what older Transformer Engine keeps its states in.
+        # Older versions of Transformer Engine store their states as io.BytesIO.
         with torch.serialization.safe_globals([io.BytesIO]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises whatever its unpickler or zip reader meets in a foreign file
+    except Exception as error:  # torch's unpickler and zip reader raise many types for foreign files
         reason = str(error).strip().split("\n")[0][:200]
         raise errors.UserError(
-            f"{path}: PyTorch cannot read it as weights alone ({type(error).__name__}: {reason}); "
+            f"{path}: PyTorch cannot load it with weights_only=True ({type(error).__name__}: {reason}); "
             "save it as safetensors, or again with torch.save(model.state_dict(), ...) of PyTorch 1.6 or later"
         ) from error
 
 
 def _tensor_dict(path: pathlib.Path, content: Any) -> dict[str, Any]:
-    """The dict of tensors that a file is, or that it has under exactly one of its keys ("state_dict", "model", ...).
+    """Return the dict of tensors in a file, at the top level or under exactly one key ("state_dict", "model", ...).
 
-    Left out of it are the states of Transformer Engine's layers, which may be tensors, bytes or nothing.
+    The states of Transformer Engine's layers, which may be tensors, bytes or None, are dropped.
     """
     if isinstance(content, dict):
         content = {key: value for key, value in content.items() if not str(key).endswith(_STATES)}
@@ -425,7 +425,7 @@ def _tensor_dict(path: pathlib.Path, content: Any) -> dict[str, Any]:
     if len(inner) != 1:
         keys = _list([str(key) for key in content]) if isinstance(content, dict) else type(content).__name__
         raise errors.UserError(
-            f"{path}: expected a dict of tensors, or one dict of tensors under one key; "
+            f"{path}: expected a dict of tensors, or exactly one dict of tensors under a key; "
             f"found {len(inner)} of them in {keys}"
         )
     return dict(content[inner[0]])
@@ -445,19 +445,21 @@ def _torch_info(path: pathlib.Path, name: str, tensor: Any) -> TensorInfo:
     import torch
 
     if tensor.layout != torch.strided:
-        raise errors.UserError(f"{path}: tensor {_shown(name)} is not stored densely ({tensor.layout}); save it dense")
+        raise errors.UserError(
+            f"{path}: tensor {_shown(name)} is not dense ({tensor.layout}); save it as a dense tensor"
+        )
     view = _TORCH_VIEWS.get(str(tensor.dtype))
     try:
         dtype = np.dtype(str(tensor.dtype).removeprefix("torch.")) if view is None else np.dtype(view[1])
     except TypeError as error:
         raise errors.UserError(
-            f"{path}: tensor {_shown(name)} has the dtype {tensor.dtype}, which is unknown"
+            f"{path}: tensor {_shown(name)} has the dtype {tensor.dtype}, which is not supported"
         ) from error
     return TensorInfo(tuple(tensor.shape), dtype)
 
 
 def _shown(value: Any) -> str:
-    """A value from a file, fit for a terminal: quoted, at most 80 characters."""
+    """Return a value from a file as safe text for a terminal: quoted, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

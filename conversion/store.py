@@ -1,7 +1,7 @@
-"""One Orbax checkpoint, written and read one parameter at a time: never the whole model in memory.
+"""Orbax checkpoint, written and read one parameter at a time, so that the whole model is never in memory.
 
-The checkpoint is an ordinary one, which Orbax restores onto any mesh, every device from the chunks that it needs. Only
-its writing is special: a leaf of the tree is the promise of an array, and no array ever exists as a whole.
+The format is the usual one: Orbax restores the checkpoint onto any mesh, and every device reads only the chunks that it
+needs. For writing, the leaves of the tree are lazy arrays, which are read some rows at a time.
 """
 
 import asyncio
@@ -22,20 +22,20 @@ from etils import epath
 from jworld.training import storage, weights
 from jworld.utils import errors
 
-#: Bytes of a chunk on disk: a mesh reads its shards as whole chunks.
+#: Bytes of a chunk on disk; shards are read as whole chunks.
 _CHUNK = 4 << 20
 #: Bytes of the rows that are read together.
 _BAND = 64 << 20
-#: Bytes that are written at the same time.
-_UNDER_WAY = 128 << 20
+#: Bytes of concurrent writes.
+_PENDING = 128 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array that is read when it is written, some rows of its first axis at a time.
+    """Array that is read only during writing, some rows of its first axis at a time.
 
     Attributes:
-      read: index of these rows (and of the other axes, whole) -> their values.
+      read: index of rows, with whole other axes -> their values.
     """
 
     shape: tuple[int, ...]
@@ -44,16 +44,16 @@ class LazyArray:
 
     @property
     def row_size(self) -> int:
-        """Bytes of a row."""
+        """Size of a row in bytes."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def band(self) -> int:
-        """Rows that are read together."""
+        """Number of rows that are read together."""
         return min(self.shape[0], max(1, _BAND // self.row_size))
 
     def bands(self) -> Iterator[tuple[slice, ...]]:
-        """What to read, in order."""
+        """Yield the indexes to read, in order."""
         if not self.shape:
             yield ()
             return
@@ -63,7 +63,7 @@ class LazyArray:
 
 
 class _LazyHandler(ocp.type_handlers.TypeHandler):
-    """Writes lazy arrays in turn, in the format of Orbax's own arrays."""
+    """Handler that writes lazy arrays one after the other, in the format of Orbax's own arrays."""
 
     def typestr(self) -> str:
         return "jax.Array"
@@ -77,7 +77,7 @@ class _LazyHandler(ocp.type_handlers.TypeHandler):
     async def serialize(
         self, values: Sequence[LazyArray], infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> Sequence[Any]:
-        # Together, for what is made durable in turn takes many times as long.
+        # Created together: syncing them to disk one by one takes many times as long.
         stores = await asyncio.gather(*map(_create, values, infos))
         writes = _Writes()
         for value, store in zip(values, stores, strict=True):
@@ -88,7 +88,7 @@ class _LazyHandler(ocp.type_handlers.TypeHandler):
 
 
 class _Writes:
-    """Writes under way: many together make few files, but all of them hold memory."""
+    """Pending writes: many concurrent writes make fewer files, but each of them uses memory."""
 
     def __init__(self) -> None:
         self._futures: list[Any] = []
@@ -97,7 +97,7 @@ class _Writes:
     async def add(self, store: Any, data: np.ndarray) -> None:
         self._futures.append(store.write(data, can_reference_source_data_indefinitely=True))
         self._bytes += data.nbytes
-        if self._bytes >= _UNDER_WAY:
+        if self._bytes >= _PENDING:
             await self.finish()
 
     async def finish(self) -> None:
@@ -107,7 +107,7 @@ class _Writes:
 
 
 async def _create(array: LazyArray, info: Any) -> Any:
-    """A new array on disk, whose chunks never reach over two large rows or two bands."""
+    """Create an array on disk, with chunks that never span two large rows or two bands."""
     await info.await_path_creation()
     chunk = () if not array.shape else (1 if array.row_size >= _CHUNK else array.band, *array.shape[1:])
     spec = ocp.type_handlers.get_json_tspec_write(
@@ -123,17 +123,17 @@ async def _create(array: LazyArray, info: Any) -> Any:
 
 
 def save(directory: pathlib.Path, arrays: Mapping[str, LazyArray]) -> None:
-    """Write arrays, named by "/"-joined paths, as one checkpoint; one after the other, row after row.
+    """Write arrays, by "/"-joined paths, as one checkpoint, one array after the other.
 
     Raises:
       UserError: the disk is full.
     """
     storage.install()
-    # The handler of jax.Array is registered for its absence would be logged as a warning; no leaf is one.
+    # Without a handler of jax.Array, Orbax would log a warning; no leaf is one.
     registry = ocp.type_handlers.create_type_handler_registry(
         (LazyArray, _LazyHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
-    # Weights hardly shrink, and uncompressed ones are written and restored twice as fast.
+    # Compression hardly reduces weights; without it they are written and restored twice as fast.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     try:
         with ocp.Checkpointer(handler) as checkpointer:
@@ -145,19 +145,19 @@ def save(directory: pathlib.Path, arrays: Mapping[str, LazyArray]) -> None:
 
 
 class Stored:
-    """A checkpoint on disk: shapes and dtypes of its arrays, which are read one at a time.
+    """Checkpoint on disk, with shapes and dtypes of its arrays, which are read one at a time.
 
     Attributes:
       arrays: path -> shape and dtype.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: the checkpoint is missing or damaged.
     """
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory.absolute()
         self._ahead: dict[str, np.ndarray] = {}
-        # The handler itself: items of a run's checkpoints have less metadata than the checkpointer looks for.
+        # The handler is used directly: items of a run's checkpoints lack metadata that the checkpointer needs.
         self._handler = ocp.PyTreeCheckpointHandler()
         with self._damage():
             tree = self._handler.metadata(epath.Path(self.directory)).tree
@@ -171,17 +171,17 @@ class Stored:
         }
 
     def read(self, path: str) -> np.ndarray:
-        """One array, whole; small ones are read together with those that follow.
+        """Read one whole array; small arrays are read together with the next ones.
 
         Raises:
-          UserError: it is damaged.
+          UserError: the array is damaged.
         """
         if path not in self._ahead:
             self._ahead = self._read(self._following(path))
         return self._ahead.pop(path)
 
     def _following(self, path: str) -> list[str]:
-        """`path` and those behind it, while they fit into the memory of a band."""
+        """Return `path` and the paths after it, as many as fit into a band."""
         paths = list(self.arrays)
         chosen, size = [path], self._size(path)
         for other in paths[paths.index(path) + 1 :]:
@@ -213,5 +213,5 @@ class Stored:
             reason = errors.one_line(error)
             raise errors.UserError(
                 f"the weights in {self.directory} are damaged or missing ({type(error).__name__}: {reason}); "
-                "write that folder again, or put it back from a copy"
+                "write that folder again, or restore it from a copy"
             ) from error

@@ -1,6 +1,6 @@
-"""Writing safetensors files whose tensors come one at a time: the header first, then every tensor at its place.
+"""Writer of safetensors files one tensor at a time: the header first, then every tensor at its offset.
 
-Their library writes tensors that are all in memory, and in numpy not those in bfloat16.
+The safetensors library needs all tensors in memory, and does not support bfloat16 for numpy.
 """
 
 import json
@@ -19,7 +19,7 @@ _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F
 def write_header(
     file: BinaryIO, tensors: Mapping[str, tuple[Shape, np.dtype]], metadata: Mapping[str, str]
 ) -> dict[str, int]:
-    """Write the header of a file with these tensors; -> where in the file each one's bytes belong."""
+    """Write the header of a file with these tensors; -> offset of every tensor's bytes in the file."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offsets = {}
     position = 0
@@ -36,7 +36,7 @@ def write_header(
 
 
 def write_at(file: BinaryIO, value: np.ndarray, offset: int) -> None:
-    """Write the elements of an array."""
+    """Write the elements of an array at an offset in bytes."""
     rest = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
     while len(rest):
         count = os.pwrite(file.fileno(), rest, offset)

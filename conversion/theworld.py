@@ -1,7 +1,7 @@
 """Keys of TheWorld: Gemma-3, the projection of the world, and the autoencoder (`cosmos_vae`, names of diffusers).
 
-A checkpoint of the original holds only what was trained. Its base are the published Gemma-3 and the autoencoder of
-Cosmos-Predict2; `from_base` finds their tensors under the names of a checkpoint.
+A checkpoint of the original contains only the trained tensors. Its bases are the published Gemma-3 and the autoencoder
+of Cosmos-Predict2; `from_base` maps their tensors to the names of a checkpoint.
 """
 
 import functools
@@ -15,6 +15,7 @@ import ml_collections
 from conversion import gemma3, gemma3_config, wan_vae
 from conversion.base import Family, KeyLayout, Runs
 from conversion.engine import TRANSPOSED, Rule, Shape
+from jworld.data.conversations import processor
 from jworld.data.conversations.dataset import TOKENIZER_FILES
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
@@ -80,11 +81,11 @@ def embedding(style: str) -> str:
 def from_shapes(shapes: Mapping[str, Shape], style: str) -> dict[str, Any]:
     """Return the hyper-parameters that follow from shapes; those of the world begin with "world."."""
     facts = gemma3_config.from_shapes(shapes, gemma3.STYLES[style])
-    codec = {name.removeprefix(AUTOENCODER): shape for name, shape in shapes.items() if name.startswith(AUTOENCODER)}
+    own = {name.removeprefix(AUTOENCODER): shape for name, shape in shapes.items() if name.startswith(AUTOENCODER)}
     matrix = shapes.get(PROJECTION + ".weight") or shapes.get(PROJECTION + ".0.weight")
-    if not codec and matrix is None:
+    if not own and matrix is None:
         return facts | {"world": None}
-    told = wan_vae.diffusers_from_shapes(codec)
+    sizes = wan_vae.diffusers_from_shapes(own)
     renamed = {
         "latent_channels": "latent_channels",
         "channels": "autoencoder_width",
@@ -92,9 +93,9 @@ def from_shapes(shapes: Mapping[str, Shape], style: str) -> dict[str, Any]:
         "blocks": "autoencoder_blocks",
         "time_levels": "autoencoder_time_levels",
     }
-    facts |= {f"world.{ours}": told[theirs] for theirs, ours in renamed.items() if theirs in told}
-    if matrix is not None and "latent_channels" in told:
-        facts["world.layout"] = "spatial" if matrix[1] == told["latent_channels"] else "channel"
+    facts |= {f"world.{ours}": sizes[theirs] for theirs, ours in renamed.items() if theirs in sizes}
+    if matrix is not None and "latent_channels" in sizes:
+        facts["world.layout"] = "spatial" if matrix[1] == sizes["latent_channels"] else "channel"
     if PROJECTION + ".weight" in shapes:
         facts["world.architecture"] = "linear"
     return facts
@@ -172,6 +173,11 @@ def limits(cfg: TheWorldConfig) -> list[str]:
     return ["compat is '', there the autoencoder gets pixels in 0..255, and images are read causally"]
 
 
+def companions(cfg: TheWorldConfig, folder: pathlib.Path) -> dict[str, str]:
+    """Return the files of Gemma's processor that the tokenizer's folder lacks."""
+    return processor.files(folder, image_size=cfg.gemma.image_size, image_tokens=cfg.gemma.image_tokens)
+
+
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
     """Return the only published model."""
     return VARIANT
@@ -205,6 +211,7 @@ def _layout(style: str, title: str) -> KeyLayout:
         rows=rows,
         weights_name="model.safetensors",
         carried=CARRIED,
+        companions=companions,
         trained_config=trained_config if style == STYLE else None,
     )
 

@@ -1,6 +1,6 @@
-"""Writing the files of torch.save: a dict of plain tensors, which torch.load reads with weights_only=True.
+"""Writer of torch.save files: a dict of plain tensors, which torch.load reads with weights_only=True.
 
-The tensors come from a safetensors file that is mapped into memory, so that they need none of their own.
+The tensors are memory-mapped from a safetensors file, so that they are not copied.
 """
 
 import json
@@ -12,17 +12,17 @@ from jworld.utils import errors
 
 SUFFIXES = (".pt", ".pth")
 _BFLOAT16 = "BF16"
-# bfloat16 is unknown to numpy: its bits are taken as integers.
+# numpy has no bfloat16: its bits are read as integers.
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, _BFLOAT16: np.int16}
 
 
 def require() -> None:
-    """A `UserError` where PyTorch is absent."""
+    """Raise a `UserError` if PyTorch is not installed."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise errors.UserError(
-            f'writing {" or ".join(SUFFIXES)} needs PyTorch: pip install "jworld[torch]", or name a .safetensors file'
+            f'writing {" or ".join(SUFFIXES)} needs PyTorch: pip install "jworld[torch]", or give a .safetensors file'
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Verify: every element of jworld's weights against the PyTorch checkpoint that they came from."""
+"""Comparison of every element of jworld's weights with the original PyTorch checkpoint."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from jworld.utils import errors
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What was compared and found equal."""
+    """Summary of the tensors that were compared and are equal."""
 
     tensors: int
     parameters: int
@@ -25,10 +25,10 @@ class Summary:
 def verify(
     directory: pathlib.Path, path: pathlib.Path, *, step: int | None = None, console: rich.console.Console | None = None
 ) -> Summary:
-    """Compare the weights in `directory` with the checkpoint `path`, bit for bit in the dtype they are stored in.
+    """Compare the weights in `directory` with the checkpoint `path`, bit for bit in the stored dtype.
 
     Raises:
-      UserError: they differ, with the names of all tensors that do; one of them is damaged, or of another model.
+      UserError: tensors differ (the message lists all of them), one side is damaged, or the models differ.
     """
     weights = folders.open_weights(directory, step)
     record = weights.record or {}
@@ -40,7 +40,7 @@ def verify(
         found = {name: info.shape for name, info in source.tensors.items()}
         exceptions = [*record.get("ignored", []), *record.get("initial", [])]
         listed = [problem for problem in engine.problems(found, shapes, places) if problem.name not in exceptions]
-        engine.check(listed, str(path), f"{directory} was made of another checkpoint")
+        engine.check(listed, str(path), f"{directory} was imported from another checkpoint")
         different = []
         with outputs.progress(console) as bar:
             sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in weights.arrays.items()}
@@ -53,7 +53,7 @@ def verify(
                 bar.advance(task, sizes[parameter])
     if different:
         raise errors.UserError(
-            f"{len(different)} of {len(found)} tensors of {path} are not those in {directory}: {', '.join(different)}"
+            f"{len(different)} of {len(found)} tensors of {path} differ from {directory}: {', '.join(different)}"
         )
     return Summary(
         len(places.keys() & found.keys()),

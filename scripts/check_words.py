@@ -34,6 +34,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("tests/models/autoencoders/test_autoencoder_networks.py", "normalisation"): "a key of saved autoencoder files",
     ("scripts/make_tokenizer.py", "behind"): "text that the released tokenizer was trained on",
     ("scripts/make_tokenizer.py", "colour"): "text that the released tokenizer was trained on",
+    ("tests/conversion/test_autoencoders_cli.py", "normalisation"): "a key of saved autoencoder files",
 }
 
 HEADLESS = "What|How|Which|Where|Whether|When|Why|Who|Of"

@@ -1,4 +1,4 @@
-"""Downloads as users have them, made of the golden cases, for tests of the conversion."""
+"""Downloaded checkpoints made from the golden cases, for tests of the conversion."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 
 WORLDPLAY = pathlib.Path(golden_cases.__file__).parent / "golden" / "worldplay"
-#: What neither the shapes nor the config of the small cases tell: programs in float32, to compare with the golden ones.
+#: Settings of the small cases: float32, to compare with the golden outputs.
 SETTINGS = ("model.dtype=float32",)
 
 
@@ -27,12 +27,12 @@ def case(name: str) -> golden_cases.GoldenCase:
 
 
 def download(directory: pathlib.Path, name: str, *, config: bool = True) -> pathlib.Path:
-    """`directory` with the weights of a golden case and the config.json of its program, under their usual names."""
+    """Fill `directory` with the weights of a golden case and the config.json of its program, with the usual names."""
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(case(name).path / "weights.safetensors", directory / sources.WEIGHTS_NAME)
     if config:
-        told = case(name).config
-        values = told["constructor"] if "constructor" in told else told["transformer_config"]
+        settings = case(name).config
+        values = settings["constructor"] if "constructor" in settings else settings["transformer_config"]
         (directory / "config.json").write_text(json.dumps(values))
     return directory
 
@@ -40,24 +40,24 @@ def download(directory: pathlib.Path, name: str, *, config: bool = True) -> path
 def autoencoder(
     directory: pathlib.Path, case: golden_cases.GoldenCase, *, config: bool = True, **changes: Any
 ) -> pathlib.Path:
-    """`directory` with the weights of an autoencoder's golden case and, with changes, the config.json of its class."""
+    """Fill `directory` with the weights of an autoencoder's golden case and its config.json with changes."""
     directory.mkdir(parents=True)
     shutil.copy(case.path / "weights.safetensors", directory / sources.WEIGHTS_NAME)
     if config:
         statistics = {name: case.config[name] for name in ("latents_mean", "latents_std") if name in case.config}
-        told = case.config.get("constructor") or case.config["model"]
-        (directory / "config.json").write_text(json.dumps(told | statistics | changes))
+        values = case.config.get("constructor") or case.config["model"]
+        (directory / "config.json").write_text(json.dumps(values | statistics | changes))
     return directory
 
 
 def rewrite(directory: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> pathlib.Path:
-    """A file with other tensors in the place of the one there."""
+    """Replace the weights file by one with other tensors."""
     safetensors.numpy.save_file(dict(tensors), directory / sources.WEIGHTS_NAME)
     return directory
 
 
 def contents(path: pathlib.Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Dtype, shape and bytes of every tensor of a checkpoint."""
+    """Return dtype, shape and bytes of every tensor of a checkpoint."""
     with sources.open_source(path) as source:
         return {
             name: (str(info.dtype), info.shape, source.read(name).tobytes()) for name, info in source.tensors.items()
@@ -69,10 +69,10 @@ def as_bfloat16(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def published(path: pathlib.Path, *, layers: int, actions: bool = True) -> tuple[int, int]:
-    """Write layers of the published model in bfloat16, all zero, which take no room on the disk.
+    """Write layers of the published model in bfloat16 as a sparse file of zeros.
 
     Returns:
-      Bytes of all tensors, and of the largest ones that are stacked.
+      Bytes of all tensors, and of the largest stacked parameter.
     """
     cfg = HunyuanConfig(num_layers=layers, actions=actions)
     with nnx.use_eager_sharding(False):
@@ -84,7 +84,7 @@ def published(path: pathlib.Path, *, layers: int, actions: bool = True) -> tuple
 
 
 def headers_only(path: pathlib.Path, places: Mapping[str, engine.TensorPlacement]) -> int:
-    """Write these tensors in bfloat16, all zero, which take no room on the disk; -> their bytes."""
+    """Write these tensors in bfloat16 as a sparse file of zeros; -> their size in bytes."""
     header, position = {}, 0
     for name, place in places.items():
         end = position + 2 * math.prod(place.shape)

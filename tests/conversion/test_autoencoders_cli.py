@@ -1,4 +1,4 @@
-"""`python -m conversion` for video autoencoders: every layout to a file of ours and back, sizes, settings, mistakes."""
+"""`python -m conversion` for video autoencoders: round trips of every layout, sizes, settings, mistakes."""
 
 import json
 import pathlib
@@ -38,7 +38,7 @@ def run(*arguments: object) -> None:
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one sentence on stderr of a command that ends with exit code 2."""
+    """Return the one sentence on stderr of a command that ends with exit code 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         run(*arguments)
@@ -50,7 +50,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """NAME/ as downloaded and NAME.safetensors imported, of every case."""
+    """Make a folder with NAME/ as downloaded and NAME.safetensors as imported for every case."""
     folder = tmp_path_factory.mktemp("autoencoders")
     for name in CASES:
         run("import", download(folder / name, name), "--output", folder / f"{name}.safetensors")
@@ -61,7 +61,7 @@ def config(path: pathlib.Path) -> Any:
     return files.read_config(path)[1]
 
 
-# There and back
+# Round trips
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,8 +73,8 @@ def test_import_and_export_is_bit_exact(
     assert "cannot load" not in capsys.readouterr().out
     with sources.open_source(tmp_path / "out") as exported, sources.open_source(folder / name) as original:
         layout = families.detect(exported.tensors, name)[1]
-        told = (layout.from_config(source.config or {}, name) for source in (exported, original))
-        assert next(told) | {"normalisation": None} == next(told) | {"normalisation": None}
+        fields = (layout.from_config(source.config or {}, name) for source in (exported, original))
+        assert next(fields) | {"normalisation": None} == next(fields) | {"normalisation": None}
     run("verify", folder / f"{name}.safetensors", tmp_path / "out")
     tensors = golden_cases.GoldenCase(GOLDEN / CASES[name]).weights
     assert f"equal: {len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} param" in capsys.readouterr().out
@@ -103,7 +103,7 @@ def test_the_file_opens_with_its_config_and_weights(
 
 @pytest.mark.parametrize("name", ["wan", "hunyuan15", "worldplay"])
 def test_other_layouts(folder: pathlib.Path, name: str, tmp_path: pathlib.Path) -> None:
-    """Through the layout that the case is not in, the same file comes back; its config.json tells the same."""
+    """A round trip through the other layout restores the same file and config."""
     file = folder / f"{name}.safetensors"
     layout = "diffusers" if name == "worldplay" else "original"
     run("export", file, "--layout", layout, "--output", tmp_path / "other")
@@ -114,11 +114,11 @@ def test_other_layouts(folder: pathlib.Path, name: str, tmp_path: pathlib.Path) 
 
 
 def test_torch_files(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As Wan's original is distributed: no config.json, so that sizes come from the shapes."""
+    """Wan's original is distributed without config.json, so that sizes follow from the shapes."""
     run("export", folder / "wan.safetensors", "--layout", "original", "--output", tmp_path / "other")
     tensors = safetensors.numpy.load_file(tmp_path / "other" / sources.WEIGHTS_NAME)
     (tmp_path / "alone").mkdir()
-    # Where the published file lies, config.json is the transformer's.
+    # The config.json next to the published file is the transformer's.
     (tmp_path / "alone" / "config.json").write_text('{"_class_name": "WanModel", "dim": 1536}')
     for folder_name in ("alone", "other"):
         torch.save(
@@ -128,10 +128,10 @@ def test_torch_files(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytes
     assert config(tmp_path / "again.safetensors") == config(folder / "wan.safetensors")
     assert converted.contents(tmp_path / "again.safetensors") == converted.contents(folder / "wan.safetensors")
     message = mistake(capsys, "import", tmp_path / "alone", "--output", tmp_path / "lone.safetensors")
-    assert "normalisation.shift has 16 numbers, expected 1 or 4" in message
+    assert "shift has 16 numbers, expected 1 or 4" in message
 
 
-def test_half_precision_is_kept(tmp_path: pathlib.Path) -> None:
+def test_half_precision_is_preserved(tmp_path: pathlib.Path) -> None:
     source = download(tmp_path / "half", "wan")
     tensors = golden_cases.GoldenCase(GOLDEN / CASES["wan"]).weights
     halves = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
@@ -152,15 +152,15 @@ def test_half_precision_is_kept(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "untold"),
+    ("name", "unknown"),
     [("hunyuan15", set()), ("worldplay", set()), ("cogvideox", {"groups", "eps", "temporal_ratio"}), ("wan", set())],
 )
-def test_shapes_tell_the_sizes(folder: pathlib.Path, name: str, untold: set[str]) -> None:
+def test_shapes_determine_the_sizes(folder: pathlib.Path, name: str, unknown: set[str]) -> None:
     with sources.open_source(folder / name) as source:
         layout = families.detect(source.tensors, name)[1]
         facts = layout.from_shapes({tensor: info.shape for tensor, info in source.tensors.items()})
-        told = layout.from_config(source.config or {}, name)
-    assert facts == {key: value for key, value in told.items() if key not in untold | {"normalisation"}}
+        expected = layout.from_config(source.config or {}, name)
+    assert facts == {key: value for key, value in expected.items() if key not in unknown | {"normalisation"}}
 
 
 def test_without_config_json_the_rest_is_published(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +168,7 @@ def test_without_config_json_the_rest_is_published(tmp_path: pathlib.Path, capsy
     assert "must be multiples of the 32 groups" in mistake(capsys, "import", source, "--output", tmp_path / "out")
     run("import", source, "--output", tmp_path / "out", "--set", "groups=4", "--set", "double_lone_frame=false")
     printed = capsys.readouterr().out
-    assert "nothing in the checkpoint tells: normalisation, chunk, temporal_ratio, eps\n" in printed
+    assert "not given by the checkpoint: normalisation, chunk, temporal_ratio, eps\n" in printed
     found = config(tmp_path / "out" / records.AUTOENCODER_FILE)
     assert (found.groups, found.double_lone_frame, found.normalisation.scale) == (4, False, (1.15258426,))
 
@@ -215,7 +215,7 @@ def test_inspect(
     [
         (["import", "{}/wan", "--output", "{}/wan.safetensors"], "exists already"),
         (["import", "{}/wan", "--output", "{}/cogvideox"], "exists already"),
-        (["import", "{}/wan", "--output", "{}/cogvideox", "--overwrite"], "holds files of something else"),
+        (["import", "{}/wan", "--output", "{}/cogvideox", "--overwrite"], "contains other files"),
         (["import", "{}/wan", "--output", "{}/out", "--family", "cogvideox-vae"], "not weights of a known network"),
         (["import", "{}/wan", "--output", "{}/out", "--dtype", "bfloat16"], "--dtype: not for an autoencoder"),
         (["import", "{}/wan", "--output", "{}/out", "--variant", "ar"], "--variant: not for an autoencoder"),
@@ -230,8 +230,8 @@ def test_inspect(
             ["export", "{}/cogvideox.safetensors", "--output", "{}/out", "--layout", "original"],
             "--layout is 'original'",
         ),
-        (["export", "{}/wan.safetensors", "--output", "{}/wan.safetensors", "--overwrite"], "lies in the folder of"),
-        (["export", "{}/wan", "--output", "{}/out"], "is no folder of jworld's weights"),
+        (["export", "{}/wan.safetensors", "--output", "{}/wan.safetensors", "--overwrite"], "is in the folder of"),
+        (["export", "{}/wan", "--output", "{}/out"], "is not a folder of jworld's weights"),
         (["verify", "{}/wan.safetensors", "{}/hunyuan15"], "not weights of a known network"),
         (["verify", "{}/hunyuan15.safetensors", "{}/worldplay"], "tensors do not fit the model"),
     ],
@@ -249,12 +249,12 @@ def test_mistakes_end_in_one_sentence(
     [
         ({"base_dim": 16}, "channels is 8 by the tensors' shapes, but 16 by"),
         ({"decoder_base_dim": 16}, "decoder_base_dim is 16, which contradicts channels 8"),
-        ({"is_residual": True}, "is_residual is True, this network exists here only with False"),
+        ({"is_residual": True}, "is_residual is True, only False is supported"),
         ({"dim_mult": 4}, "dim_mult is 4"),
         ({"temperal_downsample": [1, 0]}, "temperal_downsample is [1, 0]"),
         ({"latents_std": None}, "only one of latents_mean and latents_std"),
         ({"latents_std": ["1"]}, "latents_std is ['1']"),
-        ({"latents_std": [1.0], "latents_mean": [0.0, 0.0]}, "normalisation.shift has 2 numbers, expected 1 or 4"),
+        ({"latents_std": [1.0], "latents_mean": [0.0, 0.0]}, "shift has 2 numbers, expected 1 or 4"),
     ],
 )
 def test_config_json_that_does_not_fit(
@@ -292,16 +292,16 @@ def test_verify_names_what_differs(
     assert "encoder.conv_in.bias" in message
 
 
-def test_the_linear_codec_has_no_other_program(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_linear_autoencoder_cannot_be_exported(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     linear.fit([clip], linear.LinearConfig(channels=2), seed=0).save(tmp_path / records.AUTOENCODER_FILE)
-    assert "is the linear codec" in mistake(capsys, "export", tmp_path, "--output", tmp_path / "out")
+    assert "is a linear autoencoder" in mistake(capsys, "export", tmp_path, "--output", tmp_path / "out")
 
 
 def test_normalisation_by_channel_has_no_place_in_some_programs(
     folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As autoencoders that were trained here have it."""
+    """Autoencoders trained with jworld are normalized per channel."""
     model: Any = files.load(folder / "hunyuan15.safetensors")
     normalisation = type(model.config.normalisation)(shift=(0.0,) * 4, scale=(1.0, 2.0, 3.0, 4.0))
     model.config = type(model.config)(**{**vars(model.config), "normalisation": normalisation})

@@ -1,4 +1,4 @@
-"""The commands of `python -m conversion`: what they print, and one sentence for every mistake."""
+"""The commands of `python -m conversion`: their output, and one sentence for every mistake."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ ACTION, BASE = "transformer_ar_train", "transformer_plain"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """download/ar_rl_model of an action model, base/ of a plain one, and imported/ of the first."""
+    """Make download/ar_rl_model with an action model, base/ with a plain one, and imported/ from the first."""
     folder = tmp_path_factory.mktemp("cli")
     converted.download(folder / "download" / "ar_rl_model", ACTION)
     converted.download(folder / "base", BASE)
@@ -31,7 +31,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one sentence on stderr of a command that ends with exit code 2."""
+    """Return the one sentence on stderr of a command that ends with exit code 2."""
     with pytest.raises(SystemExit) as ended:
         conversion.main([str(argument) for argument in arguments])
     assert ended.value.code == 2
@@ -41,8 +41,8 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return lines[0]
 
 
-def test_there_and_back_as_a_user_does(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """In a process of its own, on the downloaded file itself and with the module's name."""
+def test_round_trip_on_the_command_line(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Run the module in its own process, on the downloaded file itself."""
     file = folder / "base" / "diffusion_pytorch_model.safetensors"
     result = commands.run("conversion", "import", str(file), "--output", str(tmp_path / "imported"))
     assert result.returncode == 0, result.stderr
@@ -110,8 +110,8 @@ def test_inspect_reads_headers_alone(
             "width is 64 by the tensors' shapes",
         ),
         (["import", "{}/base", "--output", "{}/base/config.json/out"], "could not be written"),
-        (["export", "{}/base", "--output", "{}/out"], "is no folder of jworld's weights"),
-        (["export", "{}/none", "--output", "{}/out"], "is no folder of jworld's weights"),
+        (["export", "{}/base", "--output", "{}/out"], "is not a folder of jworld's weights"),
+        (["export", "{}/none", "--output", "{}/out"], "is not a folder of jworld's weights"),
         (["inspect", "{}"], "no weights in this folder"),
         (["verify", "{}/imported", "{}/base"], "missing action_in.mlp.0.weight"),
         (["verify", "{}/imported", "{}/imported"], "no weights in this folder"),

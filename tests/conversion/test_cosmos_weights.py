@@ -1,4 +1,4 @@
-"""Cosmos-Predict2's checkpoints in and out: both layouts, training checkpoints, adapters, published sizes."""
+"""Import and export of Cosmos-Predict2's checkpoints: both layouts, training checkpoints, adapters, published sizes."""
 
 import json
 import pathlib
@@ -68,11 +68,11 @@ def output_error(directory: pathlib.Path, golden: golden_cases.GoldenCase, outpu
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The same weights in both layouts, as downloaded and imported."""
-    folder, told = tmp_path_factory.mktemp("cosmos"), case("diffusers_parity")
-    kwargs, config = told.config["model_kwargs"], told.config["diffusers_config"]
-    import_weights(download(folder / "original", told.path / "weights.safetensors", kwargs), folder / "a")
-    import_weights(download(folder / "diffusers", told.path / "weights_diffusers.safetensors", config), folder / "b")
+    """Make a folder with the same weights in both layouts, as downloaded and as imported."""
+    folder, golden = tmp_path_factory.mktemp("cosmos"), case("diffusers_parity")
+    kwargs, config = golden.config["model_kwargs"], golden.config["diffusers_config"]
+    import_weights(download(folder / "original", golden.path / "weights.safetensors", kwargs), folder / "a")
+    import_weights(download(folder / "diffusers", golden.path / "weights_diffusers.safetensors", config), folder / "b")
     return folder
 
 
@@ -88,11 +88,11 @@ def test_both_layouts_are_the_same_model_with_the_golden_output(folder: pathlib.
 
 def test_what_the_other_programs_get(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     torch = pytest.importorskip("torch")
-    told = case("diffusers_parity")
+    golden = case("diffusers_parity")
     summary = exporting.export_weights(folder / "b", tmp_path / "iter_000000500.pt", layout="original")
     assert [file.name for file in summary.files] == ["iter_000000500.pt", "config.json"]
     content = torch.load(tmp_path / "iter_000000500.pt", weights_only=True)
-    expected = {name: value for name, value in told.weights.items() if not cosmos.IGNORED.fullmatch(name)}
+    expected = {name: value for name, value in golden.weights.items() if not cosmos.IGNORED.fullmatch(name)}
     assert type(content) is dict
     assert content.keys() == {f"net.{name}" for name in expected}
     for name, value in expected.items():
@@ -100,7 +100,7 @@ def test_what_the_other_programs_get(folder: pathlib.Path, tmp_path: pathlib.Pat
         np.testing.assert_array_equal(content[f"net.{name}"].numpy(), value)
     assert verifying.verify(folder / "b", tmp_path / "iter_000000500.pt").tensors == len(expected)
     again = plan(tmp_path / "iter_000000500.pt")
-    # Of all values the config.json beside it tells what the shapes do not, but for the two that all models share.
+    # config.json gives the values that do not follow from shapes, except for two that all models share.
     assert again.config is not None
     assert (again.config.model.rope_scale, set(again.published)) == ((20 / 24, 3.0, 2.0), {"action_dim", "patch_size"})
     half = exporting.export_weights(folder / "a", tmp_path / "half.pth", dtype="bfloat16", overwrite=True)
@@ -109,12 +109,12 @@ def test_what_the_other_programs_get(folder: pathlib.Path, tmp_path: pathlib.Pat
 
     exporting.export_weights(folder / "a", tmp_path / "transformer", layout="diffusers")
     weights = safetensors.numpy.load_file(tmp_path / "transformer" / sources.WEIGHTS_NAME)
-    golden = safetensors.numpy.load_file(told.path / "weights_diffusers.safetensors")
+    reference = safetensors.numpy.load_file(golden.path / "weights_diffusers.safetensors")
     assert {name: value.tobytes() for name, value in weights.items()} == {
-        name: value.tobytes() for name, value in golden.items()
+        name: value.tobytes() for name, value in reference.items()
     }
     config = json.loads((tmp_path / "transformer" / "config.json").read_text())
-    assert config.items() >= told.config["diffusers_config"].items()
+    assert config.items() >= golden.config["diffusers_config"].items()
 
 
 @pytest.mark.parametrize("average", [False, True])
@@ -130,15 +130,15 @@ def test_a_training_checkpoint_has_two_sets_of_weights(tmp_path: pathlib.Path, a
     if average:
         exporting.export_weights(tmp_path / "imported", tmp_path / "out.pt")
         assert verifying.verify(tmp_path / "imported", tmp_path / "out.pt").tensors == 27
-        assert inspecting.inspect(ITERATION)["averaged weights"] == "beside them, for import --ema"
+        assert inspecting.inspect(ITERATION)["EMA weights"] == "also in the file, for import --ema"
 
 
 def test_adapters_are_merged(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    told = case("lora")
-    source = download(tmp_path / "lora", told.path / "weights.safetensors", told.config["model_kwargs"])
-    assert inspecting.inspect(source)["adapters"].startswith("of rank 4")
-    import_weights(source, tmp_path / "merged", lora_alpha=told.config["lora_alpha"])
-    assert output_error(tmp_path / "merged", told, "output_with_lora") < golden_cases.DEFAULT_TOLERANCE
+    golden = case("lora")
+    source = download(tmp_path / "lora", golden.path / "weights.safetensors", golden.config["model_kwargs"])
+    assert inspecting.inspect(source)["adapters"].startswith("rank 4")
+    import_weights(source, tmp_path / "merged", lora_alpha=golden.config["lora_alpha"])
+    assert output_error(tmp_path / "merged", golden, "output_with_lora") < golden_cases.DEFAULT_TOLERANCE
     # A part of a matrix is merged like the whole.
     with sources.open_source(source) as opened:
         selected = selecting.Selected(opened, LAYOUTS["original"], selecting.Selection(lora_alpha=8))
@@ -158,16 +158,16 @@ def test_adapters_are_merged(folder: pathlib.Path, tmp_path: pathlib.Path) -> No
 
     with pytest.raises(errors.UserError, match="has no adapters: leave --lora-alpha out"):
         plan(folder / "original", selection=selecting.Selection(lora_alpha=8))
-    with pytest.raises(errors.UserError, match="no averaged weights beside others: leave --ema out"):
+    with pytest.raises(errors.UserError, match="no separate EMA weights: leave --ema out"):
         plan(source, selection=selecting.Selection(average=True))
-    broken = dict(told.weights)
+    broken = dict(golden.weights)
     broken["blocks.0.mlp.layer1.lora_A.default.weight"] = np.zeros((4, 5), np.float32)
     with pytest.raises(errors.UserError, match=r"adapters of net\.blocks\.0\.mlp\.layer1\.weight"):
         plan(converted.rewrite(source, broken))
 
 
 def test_tensors_that_have_no_place(tmp_path: pathlib.Path) -> None:
-    """Counters, rotary tables and states are left out by name; anything else counts, and nothing is used twice."""
+    """Counters, rotary tables and states are ignored by name; any other tensor is an error, and none is used twice."""
     weights = {f"net.{name}": value for name, value in case("diffusers_parity").weights.items()}
     source = download(tmp_path / "x", case("diffusers_parity").path / "weights.safetensors")
     states = {"net.blocks.0.self_attn.attn_op._extra_state": np.zeros(3, np.uint8)}
@@ -184,7 +184,7 @@ def test_tensors_that_have_no_place(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name, count", [("2b", 1_956_413_440), ("14b", 14_265_285_632)])
 def test_published_sizes(tmp_path: pathlib.Path, name: str, count: int, layout: str) -> None:
-    """Headers alone: the sizes are known again, and nothing but the published recipe says the rotary scales."""
+    """Headers alone determine the sizes; only the published recipe gives the rotary scales."""
     cfg = CosmosConfig(**PUBLISHED[name])
     with nnx.use_eager_sharding(False):
         model = nnx.eval_shape(lambda: CosmosTransformer(cfg, rngs=nnx.Rngs(0)))
@@ -203,7 +203,7 @@ def test_published_sizes(tmp_path: pathlib.Path, name: str, count: int, layout: 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"patch_spatial": 4}, "patch_spatial is 4, this network exists here only with 2"),
+        ({"patch_spatial": 4}, "patch_spatial is 4, only 2 is supported"),
         ({"out_channels": 4}, "out_channels is 4, which contradicts channels 8"),
         ({"model_channels": "64", "concat_padding_mask": 1}, "model_channels is '64'.*concat_padding_mask is 1"),
         ({"rope_t_extrapolation_ratio": 0}, "rope_t_extrapolation_ratio is 0"),
@@ -225,22 +225,26 @@ def test_variants() -> None:
 
 
 def test_adapters_of_a_run_are_merged_at_export(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """The folder of a run with adapters, made of the golden case, becomes what the original's merged weights are."""
-    told = case("lora")
-    source = download(tmp_path / "lora", told.path / "weights.safetensors", told.config["model_kwargs"])
-    import_weights(source, tmp_path / "merged", lora_alpha=told.config["lora_alpha"])
+    """A run with the adapters of the golden case is exported as the original's merged weights."""
+    golden = case("lora")
+    source = download(tmp_path / "lora", golden.path / "weights.safetensors", golden.config["model_kwargs"])
+    import_weights(source, tmp_path / "merged", lora_alpha=golden.config["lora_alpha"])
     config = run_config.load(tmp_path / "merged")
     targets = r"blocks/(self|cross)_attention/(query|key|value|out)", r"blocks/mlp/(up|down)"
     with config.unlocked():
-        config.model.lora = {"targets": targets, "rank": told.config["lora_rank"], "alpha": told.config["lora_alpha"]}
+        config.model.lora = {
+            "targets": targets,
+            "rank": golden.config["lora_rank"],
+            "alpha": golden.config["lora_alpha"],
+        }
         config.optimizer.trainable = lora.TRAINABLE
     released = tmp_path / "released"
     released.mkdir()
     run_config.save(config.lock(), released)
     params = importing.abstract_params(systems.create(run_config.load(released)))
     shapes = {path: leaf.shape for path, leaf in params.items()}
-    rules = lora_keys.rules(LAYOUTS["original"].rules(parity.config_of(told)), shapes)
-    tensors = {f"net.{name}": value for name, value in told.weights.items() if not cosmos.IGNORED.fullmatch(name)}
+    rules = lora_keys.rules(LAYOUTS["original"].rules(parity.config_of(golden)), shapes)
+    tensors = {f"net.{name}": value for name, value in golden.weights.items() if not cosmos.IGNORED.fullmatch(name)}
     places = engine.plan(shapes, rules)
     arrays = {
         path: engine.read_block(

@@ -1,4 +1,4 @@
-"""Layouts in both directions and by slices, and what a key table makes of a file's tensors."""
+"""Layouts in both directions and by slices, and key tables applied to a file's tensors."""
 
 import itertools
 
@@ -9,7 +9,7 @@ import pytest
 from conversion import engine
 from conversion.engine import Layout, Rule
 
-#: Layout, shape of the tensor, and the independent way to our array.
+#: Layout, shape of the tensor, and an independent conversion to our array.
 LAYOUTS = {
     "identity": (engine.IDENTITY, (6, 4), lambda x: x),
     "vector": (engine.IDENTITY, (8,), lambda x: x),
@@ -36,7 +36,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Layout, np.ndarray, np.ndarray
     return layout, tensor, convert(tensor)
 
 
-def test_layout_there_and_back(case: tuple[Layout, np.ndarray, np.ndarray]) -> None:
+def test_layout_round_trip(case: tuple[Layout, np.ndarray, np.ndarray]) -> None:
     layout, tensor, ours = case
     assert layout.source_shape(ours.shape) == tensor.shape
     np.testing.assert_array_equal(layout.to_target(tensor), ours)
@@ -44,7 +44,7 @@ def test_layout_there_and_back(case: tuple[Layout, np.ndarray, np.ndarray]) -> N
 
 
 def test_any_slice_is_read_from_the_slices_that_hold_it(case: tuple[Layout, np.ndarray, np.ndarray]) -> None:
-    """Every box of a small array; what is read from the tensor is never more than the rows of the box need."""
+    """Any part of a small array is exact; no more of the tensor is read than the rows of the part need."""
     layout, tensor, ours = case
     spans = [[slice(a, b) for a, b in itertools.combinations(range(size + 1), 2)] for size in ours.shape]
     boxes = list(itertools.product(*spans))
@@ -105,7 +105,7 @@ def test_parameters_are_made_of_their_tensors_and_give_them_back() -> None:
     whole = block("blocks/qkv/kernel", *engine.whole(SHAPES["blocks/qkv/kernel"]))
     expected = [np.concatenate([found[f"blocks.{i}.{name}.weight"].T for name in "qkv"], axis=1) for i in range(3)]
     np.testing.assert_array_equal(whole, expected)
-    # A shard: of two layers some inputs, and outputs of q and k alone.
+    # A shard: some inputs of two layers, and only outputs of q and k.
     part = (slice(1, 3), slice(1, 3), slice(2, 7))
     np.testing.assert_array_equal(block("blocks/qkv/kernel", *part), whole[part])
     assert block("scalar") == found["scalar"]
@@ -139,7 +139,7 @@ def test_problems_name_every_tensor_and_every_parameter_without_a_key() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_not_finite_is_seen_in_every_dtype(dtype: type) -> None:
+def test_non_finite_values_are_found_in_every_dtype(dtype: type) -> None:
     array = np.ones(10, dtype)
     assert engine.finite(array)
     for value in (np.nan, np.inf, -np.inf):

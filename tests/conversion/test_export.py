@@ -1,4 +1,4 @@
-"""Export: the bytes that were imported, in both layouts and in several files; of a run the averaged weights."""
+"""Export: the bytes that were imported, in both layouts and in several files; the EMA weights of a run."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ OPTIONS = importing.Options(settings=converted.SETTINGS)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Downloads and imported folders: action/ in original keys and bfloat16, diffusers/ in those of diffusers."""
+    """Make downloads and imported folders: action/ in original keys and bfloat16, diffusers/ in those of diffusers."""
     folder = tmp_path_factory.mktemp("export")
     source = converted.download(folder / "action-download", ACTION)
     converted.rewrite(source, converted.as_bfloat16(converted.case(ACTION).weights))
@@ -44,11 +44,11 @@ def test_import_and_export_is_bit_exact(folder: pathlib.Path, tmp_path: pathlib.
     summary = exporting.export_weights(folder / name, tmp_path / "out")
     assert converted.contents(tmp_path / "out") == converted.contents(folder / f"{name}-download")
     assert [file.name for file in summary.files] == [sources.WEIGHTS_NAME, "config.json"]
-    # Their config tells what ours knows: importing needs nothing else, and nothing contradicts it.
-    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    # The exported config.json is complete and consistent: importing needs nothing else.
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
     original = json.loads((folder / f"{name}-download" / "config.json").read_text())
-    assert {key: told[key] for key in original.keys() & told.keys() if key not in ("attn_mode", "target_size")} == {
-        key: original[key] for key in original.keys() & told.keys() if key not in ("attn_mode", "target_size")
+    assert {key: config[key] for key in original.keys() & config.keys() if key not in ("attn_mode", "target_size")} == {
+        key: original[key] for key in original.keys() & config.keys() if key not in ("attn_mode", "target_size")
     }
     with sources.open_source(tmp_path / "out") as source:
         again = importing.make_plan(source, importing.Options())
@@ -109,12 +109,12 @@ def test_other_dtype(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     }
 
 
-# What is exported
+# Exported weights
 
 
 @pytest.fixture(scope="module")
 def run(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A run of the model in action/, which trains the image stream alone and averages: steps 1 and 2."""
+    """Make a run of the model in action/ that trains only the image stream, with EMA: steps 1 and 2."""
     run = tmp_path_factory.mktemp("run")
     config = run_config.load(folder / "action").copy_and_resolve_references()
     with config.unlocked():
@@ -140,15 +140,15 @@ def run(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathl
 
 
 @pytest.mark.parametrize("step, added", [(None, 2000), (1, 1000)])
-def test_of_a_run_the_averaged_weights(run: pathlib.Path, tmp_path: pathlib.Path, step: int | None, added: int) -> None:
+def test_ema_weights_of_a_run(run: pathlib.Path, tmp_path: pathlib.Path, step: int | None, added: int) -> None:
     exporting.export_weights(run, tmp_path / "out", step=step)
     found = converted.contents(tmp_path / "out")
     assert found.keys() == converted.case(ACTION).weights.keys()
     values = {name: np.frombuffer(data, np.float32) for name, (_, _, data) in found.items()}
     assert all(len(set(value)) == 1 for value in values.values())
     for name, value in values.items():
-        averaged = "double_blocks" in name and ".img_" in name and "prope" not in name
-        assert (value[0] > added) == averaged, name
+        has_ema = "double_blocks" in name and ".img_" in name and "prope" not in name
+        assert (value[0] > added) == has_ema, name
     # The text stream is frozen, and the same in every layer.
     assert values["double_blocks.0.txt_attn_k.bias"][0] == values["double_blocks.1.txt_attn_k.bias"][0]
 
@@ -176,7 +176,7 @@ def test_released_weights(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert converted.contents(tmp_path / "out") == converted.contents(folder / "action-download")
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def test_layouts_that_cannot_hold_the_model(
     assert not list(tmp_path.iterdir())
 
 
-def test_steps_that_are_not_there(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(errors.UserError, match="holds no step 7, but 1, 2: choose another with --step"):
+def test_steps_that_do_not_exist(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.UserError, match="has no step 7, expected one of 1, 2: choose another --step"):
         exporting.export_weights(run, tmp_path / "out", step=7)
 
 
@@ -209,9 +209,9 @@ def test_only_an_earlier_export_is_replaced(folder: pathlib.Path, tmp_path: path
         exporting.export_weights(folder / "diffusers", output, overwrite=True, dtype="bfloat16")
         assert {dtype for dtype, _, _ in converted.contents(output).values()} == {"bfloat16"}
     assert sorted(path.name for path in file.parent.iterdir()) == ["config.json", "weights.safetensors"]
-    with pytest.raises(errors.UserError, match="holds files of something else"):
+    with pytest.raises(errors.UserError, match="contains other files"):
         exporting.export_weights(folder / "diffusers", folder / "action", overwrite=True)
-    with pytest.raises(errors.UserError, match="lies in the folder of the weights"):
+    with pytest.raises(errors.UserError, match="is in the folder of the weights"):
         exporting.export_weights(folder / "action", folder / "action" / "weights.safetensors", overwrite=True)
 
 
@@ -231,7 +231,7 @@ def test_damaged_weights_are_not_exported(folder: pathlib.Path, tmp_path: pathli
     damaged = bytearray(largest.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     largest.write_bytes(damaged)
-    with pytest.raises(errors.UserError, match="is not what was written"):
+    with pytest.raises(errors.UserError, match=r"the checksum of .* differs"):
         exporting.export_weights(tmp_path / "action", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["action"]
 
@@ -256,6 +256,6 @@ def test_verify_names_every_tensor_that_differs(folder: pathlib.Path, tmp_path: 
     assert "transformer_blocks.1.attn.to_k.weight" in str(error.value)
 
 
-def test_verify_sees_another_model(folder: pathlib.Path) -> None:
+def test_verify_refuses_another_model(folder: pathlib.Path) -> None:
     with pytest.raises(errors.UserError, match="tensors do not fit the model: "):
         verifying.verify(folder / "action", folder / "diffusers-download")

@@ -22,7 +22,7 @@ WORLDPLAY = families.FAMILIES["worldplay"]
 ORIGINAL, DIFFUSERS = WORLDPLAY.layouts["original"], WORLDPLAY.layouts["diffusers"]
 BASE = HunyuanConfig(actions=False)
 
-#: config.json of the published transformer, its `_class_name` and version aside.
+#: config.json of the published transformer, without `_class_name` and version.
 PUBLISHED: dict[str, Any] = {
     "attn_mode": "flash",
     "attn_param": None,
@@ -87,15 +87,15 @@ def shapes_of(cfg: HunyuanConfig, layout: families.KeyLayout) -> dict[str, engin
 
 
 @pytest.mark.parametrize("name", ["transformer_ar_train", "transformer_bidirectional", "transformer_plain"])
-def test_shapes_tell_all_sizes_of_the_original(name: str) -> None:
+def test_shapes_determine_all_sizes_of_the_original(name: str) -> None:
     case = golden_cases.GoldenCase(GOLDEN / name)
     shapes = {name: weight.shape for name, weight in case.weights.items()}
     assert families.detect(shapes, "x") == (WORLDPLAY, ORIGINAL)
     expected = dataclasses.asdict(parity.config_of(case))
-    told = ORIGINAL.from_shapes(shapes)
-    assert told == {key: expected[key] for key in told}
-    # rotary options and options of a run have no weights, everything else can be seen
-    assert expected.keys() - told.keys() == {
+    found = ORIGINAL.from_shapes(shapes)
+    assert found == {key: expected[key] for key in found}
+    # Rotary options and options of a run have no weights; everything else follows from shapes.
+    assert expected.keys() - found.keys() == {
         "rope_dims",
         "rope_theta",
         "dtype",
@@ -117,13 +117,13 @@ def test_shapes_tell_all_sizes_of_the_original(name: str) -> None:
         {"refiner_layers": 3, "num_layers": 2, "mlp_ratio": 2.5, "glyph_hidden": 6, "glyph_out": 10},
     ],
 )
-def test_shapes_tell_all_sizes(layout: families.KeyLayout, changes: dict[str, Any]) -> None:
+def test_shapes_determine_all_sizes(layout: families.KeyLayout, changes: dict[str, Any]) -> None:
     cfg = dataclasses.replace(BASE, **changes)
     shapes = shapes_of(cfg, layout)
     assert families.detect(shapes, "x") == (WORLDPLAY, layout)
-    told = layout.from_shapes(shapes)
-    assert dataclasses.replace(cfg, **told) == cfg
-    assert told.keys() > changes.keys() - {"rope_dims"}
+    found = layout.from_shapes(shapes)
+    assert dataclasses.replace(cfg, **found) == cfg
+    assert found.keys() > changes.keys() - {"rope_dims"}
 
 
 def test_a_ratio_that_no_float_hits_exactly() -> None:
@@ -143,7 +143,7 @@ def test_variants() -> None:
     assert WORLDPLAY.describe({}) == "HunyuanVideo-1.5"
 
 
-def test_shapes_of_a_damaged_file_tell_what_they_can() -> None:
+def test_shapes_of_a_damaged_file_are_read_as_far_as_possible() -> None:
     shapes = {"img_in.proj.weight": (8, 3), "double_blocks.0.img_attn_q_norm.weight": (0,)}
     shapes |= {"double_blocks.99999999999999999999.x": (1,), "byt5_in.fc1.weight": (4,)}
     assert ORIGINAL.from_shapes(shapes) == {"actions": False, "num_layers": 2}
@@ -159,7 +159,7 @@ def test_shapes_of_a_damaged_file_tell_what_they_can() -> None:
             r"^x: not weights of a known network: .*img_attn_q.*found 2 tensors, first 'model.a'",
         ),
         ([], None, "found 0 tensors$"),
-        # HunyuanVideo 1.0 shares most of its names, in both layouts
+        # HunyuanVideo 1.0 shares most of its names, in both layouts.
         (["img_in.proj.weight", "double_blocks.0.img_attn_qkv.weight"], None, "not weights of a known network"),
         (["x_embedder.proj.weight", "transformer_blocks.0.attn.to_q.weight"], "worldplay", "looked for"),
         (["cond_type_embed.weight", "cond_type_embedding.weight"], None, "at once"),
@@ -175,8 +175,8 @@ def test_names_of_other_things(names: list[str], family: str | None, message: st
     "layout, config", [(ORIGINAL, PUBLISHED), (DIFFUSERS, PUBLISHED_DIFFUSERS)], ids=["original", "diffusers"]
 )
 def test_published_config(layout: families.KeyLayout, config: dict[str, Any]) -> None:
-    told = layout.from_config(config | {"_diffusers_version": "0.36.0", "some_new_key": [1]}, "x")
-    assert HunyuanConfig(**told) == HunyuanConfig()
+    found = layout.from_config(config | {"_diffusers_version": "0.36.0", "some_new_key": [1]}, "x")
+    assert HunyuanConfig(**found) == HunyuanConfig()
     assert {key: value for key, value in layout.to_config(BASE).items() if key != "_class_name"} == config
     assert layout.limits(BASE) == []
 
@@ -190,8 +190,8 @@ def test_class_names() -> None:
 def test_configs_go_out_and_come_back(layout: families.KeyLayout) -> None:
     cfg = dataclasses.replace(BASE, patch_size=(1, 2, 2), width=96, num_heads=6, rope_dims=(4, 6, 6), rope_theta=100.0)
     cfg = dataclasses.replace(cfg, channels=3, num_layers=5, mlp_ratio=2.5, text_dim=7, vision_dim=9)
-    told = layout.from_config(json.loads(json.dumps(layout.to_config(cfg))), "x")
-    assert dataclasses.replace(BASE, **told) == cfg
+    found = layout.from_config(json.loads(json.dumps(layout.to_config(cfg))), "x")
+    assert dataclasses.replace(BASE, **found) == cfg
 
 
 def test_config_without_glyphs() -> None:
@@ -204,7 +204,7 @@ def test_config_without_glyphs() -> None:
 @pytest.mark.parametrize(
     "layout, changes, message",
     [
-        (ORIGINAL, {"mm_single_blocks_depth": 40}, "^x: mm_single_blocks_depth is 40, .* only with 0$"),
+        (ORIGINAL, {"mm_single_blocks_depth": 40}, "^x: mm_single_blocks_depth is 40, only 0 is supported$"),
         (ORIGINAL, {"guidance_embed": True, "use_meanflow": True}, "guidance_embed is True.*use_meanflow is True"),
         (ORIGINAL, {"qk_norm_type": "layer"}, "qk_norm_type is 'layer'"),
         (ORIGINAL, {"out_channels": 16}, "out_channels is 16, which contradicts channels 32"),
@@ -223,7 +223,7 @@ def test_configs_of_other_networks(layout: families.KeyLayout, changes: dict[str
         layout.from_config(config, "x")
 
 
-def test_partial_configs_tell_what_they_have() -> None:
+def test_partial_configs() -> None:
     assert ORIGINAL.from_config({"rope_theta": 256, "out_channels": None}, "x") == {"rope_theta": 256.0}
     assert DIFFUSERS.from_config({"patch_size": 2, "attention_head_dim": 4}, "x") == {}
 
@@ -236,7 +236,7 @@ def test_partial_configs_tell_what_they_have() -> None:
         ({"patch_size": (1, 2, 1)}, "patch_size .* is not square"),
     ],
 )
-def test_models_that_diffusers_has_not(changes: dict[str, Any], message: str) -> None:
+def test_models_that_diffusers_does_not_support(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         DIFFUSERS.to_config(dataclasses.replace(BASE, **changes))
 
@@ -254,7 +254,7 @@ def test_sizes_that_the_other_programs_fix_in_their_code() -> None:
 
 
 def test_a_downloaded_diffusers_folder(tmp_path: pathlib.Path) -> None:
-    """From the folder that diffusers saves to every parameter of our model, with nothing given by hand."""
+    """The folder that diffusers saves determines every parameter of our model, without settings."""
     case = golden_cases.GoldenCase(GOLDEN / "transformer_diffusers_masks")
     folder = tmp_path / "transformer"
     folder.mkdir()

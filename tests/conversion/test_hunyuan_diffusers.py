@@ -43,8 +43,8 @@ def digest(shapes: dict[str, engine.Shape]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-# Digests are those of state_dict() of diffusers 0.42.1's class, built on torch's meta device with these sizes; the
-# numbers of the original are those of HunyuanVideo-1.5's and HY-WorldPlay's classes.
+# Digests of state_dict() of diffusers 0.42.1's class, built on torch's meta device with these sizes. The numbers of the
+# original are from HunyuanVideo-1.5's and HY-WorldPlay's classes.
 @pytest.mark.parametrize(
     "layout, cfg, tensors, parameters, names",
     [
@@ -73,7 +73,7 @@ def test_tables_name_every_tensor_once(
     ids=["diffusers", "original", "action"],
 )
 def test_tables_are_bijections(layout: str, cfg: HunyuanConfig) -> None:
-    """Every element of every parameter has a number of its own: out and back none is lost, doubled or moved."""
+    """Every element of every parameter has its own number: a round trip loses, doubles or moves none."""
     ours = parameter_shapes(cfg)
     places = engine.plan(ours, LAYOUTS[layout].rules(cfg))
     parameters, start = {}, 0
@@ -92,7 +92,7 @@ def test_tables_are_bijections(layout: str, cfg: HunyuanConfig) -> None:
 
 
 def test_the_same_weights_in_both_layouts() -> None:
-    """The original's tensors against what diffusers makes of them, above all where that is more than a new name."""
+    """The original's tensors are compared with those of diffusers, above all where more than the name differs."""
     case = golden_cases.GoldenCase(GOLDEN / "transformer_plain")
     cfg = parity.config_of(case)
     ours, original = parameter_shapes(cfg), case.weights

@@ -1,4 +1,4 @@
-"""Import: what is written, what golden outputs it gives on any mesh, and everything that is refused."""
+"""Import: the files written, golden outputs on any mesh, and errors."""
 
 import json
 import pathlib
@@ -39,7 +39,7 @@ def import_case(source: pathlib.Path, output: pathlib.Path, **options: Any) -> d
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """download/ and imported/ of an action model; base-download/ and base/ of a plain one of the same sizes."""
+    """Make download/ and imported/ of an action model, base-download/ and base/ of a plain one of the same sizes."""
     folder = tmp_path_factory.mktemp("import")
     import_case(converted.download(folder / "download", ACTION), folder / "imported")
     import_case(converted.download(folder / "base-download", BASE), folder / "base")
@@ -52,7 +52,7 @@ def plan(source: pathlib.Path, **options: Any) -> importing.Plan:
 
 
 def abstract(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.GraphDef, nnx.State]:
-    """The model of a folder without memory; its parameters lie as training on that mesh, or one device, lays them."""
+    """Return the abstract model of a folder, with the shardings of training on that mesh or on one device."""
     mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
     system = systems.create(run_config.load(directory))
     with jax.set_mesh(mesh), nnx.logical_axis_rules(axes.RULES):
@@ -74,7 +74,7 @@ def golden_error(model: HunyuanTransformer, case: golden_cases.GoldenCase) -> fl
     return golden_cases.relative_error(output, parity.channels_last(case.outputs["output"]))
 
 
-# What is written
+# Files written
 
 
 @pytest.mark.parametrize("data, fsdp", [(1, 1), (4, 2)])
@@ -90,7 +90,7 @@ def test_imported_weights_give_the_golden_output_on_any_mesh(folder: pathlib.Pat
     assert golden_error(model, converted.case(ACTION)) < golden_cases.DEFAULT_TOLERANCE
 
 
-def test_the_record_says_what_was_imported(folder: pathlib.Path) -> None:
+def test_the_record_describes_the_import(folder: pathlib.Path) -> None:
     record = runs.import_record(folder / "imported")
     tensors = converted.case(ACTION).weights
     assert record["tensors"] == len(tensors)
@@ -102,22 +102,22 @@ def test_the_record_says_what_was_imported(folder: pathlib.Path) -> None:
 
 def test_the_config_has_the_sizes_of_the_weights_and_else_the_published_values(folder: pathlib.Path) -> None:
     config = run_config.load(folder / "imported")
-    told = converted.case(ACTION).config["constructor"]
-    assert config.model.width == told["hidden_size"]
-    assert tuple(config.model.rope_dims) == tuple(told["rope_dim_list"])
+    constructor = converted.case(ACTION).config["constructor"]
+    assert config.model.width == constructor["hidden_size"]
+    assert tuple(config.model.rope_dims) == tuple(constructor["rope_dim_list"])
     assert config.model.actions
     assert config.data.clip.window_frames == 24
     assert dict(config.mesh) == {"data": 1, "fsdp": -1, "sequence": 1}
     assert not run_config.load(folder / "base").model.actions
 
 
-def test_stored_dtype_is_the_files_or_the_one_asked_for(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_stored_dtype_is_that_of_the_file_or_the_option(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     source = converted.download(tmp_path / "download", BASE)
     tensors = converted.case(BASE).weights
     converted.rewrite(source, converted.as_bfloat16(tensors))
     narrow = import_case(source, tmp_path / "narrow")
     assert narrow["dtype"] == "bfloat16"
-    # Cast here or by whoever made the file: the same bits, so the same checksum.
+    # A cast during the import or before gives the same bits, so the same checksum.
     cast = import_case(folder / "base-download", tmp_path / "cast", dtype="bfloat16")
     assert cast["checksum"] == narrow["checksum"]
     _, params = abstract(tmp_path / "narrow")
@@ -143,8 +143,8 @@ def test_damage_after_the_import_is_noticed(folder: pathlib.Path, tmp_path: path
 
 def test_contradictions_name_both_places_and_values(tmp_path: pathlib.Path) -> None:
     source = converted.download(tmp_path, ACTION)
-    told = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(told | {"heads_num": 8}))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"heads_num": 8}))
     with pytest.raises(errors.UserError) as error:
         plan(source, settings=["model.width=128", "model.rope_theta=100"], recipe="configs/ar_mem.py:8b")
     message = str(error.value)
@@ -154,9 +154,9 @@ def test_contradictions_name_both_places_and_values(tmp_path: pathlib.Path) -> N
     assert f"model.rope_theta is 256.0 by {source}/config.json, but 100 by --set" in message
 
 
-def test_what_nothing_tells_is_asked_for(tmp_path: pathlib.Path) -> None:
+def test_a_size_that_no_source_gives_is_an_error(tmp_path: pathlib.Path) -> None:
     source = converted.download(tmp_path, ACTION, config=False)
-    with pytest.raises(errors.UserError, match=r"nothing tells rope_dims .* give --set model\.rope_dims=\.\.\."):
+    with pytest.raises(errors.UserError, match=r"no source gives rope_dims .* give --set model\.rope_dims=\.\.\."):
         plan(source)
     planned = plan(source, settings=["model.rope_dims=4,6,6"])
     assert planned.published == ["rope_theta"]
@@ -190,7 +190,7 @@ def test_a_recipe_gives_all_other_values(tmp_path: pathlib.Path) -> None:
         ("model.widht=64", "config.model.widht: unknown key"),
         ("model.remat=sometimes", "remat is 'sometimes'"),
         ("model.rope_dims=4,6", "rope_dims: found (4, 6), expected a list of 3"),
-        ("optimiser.name=muon", "config has no key optimiser; did you mean 'optimizer'?"),
+        ("optimiser.name=muon", "did you mean 'optimizer'?"),
         ("optimizer.learning_rat=1", "did you mean 'learning_rate'?"),
         ("steps=many", "found 'many', expected a whole number (it is 200000 now)"),
         ("system=matrices", "config.system is 'matrices'"),
@@ -239,7 +239,7 @@ def test_published_values_need_a_checkout(tmp_path: pathlib.Path, monkeypatch: p
     source = converted.download(tmp_path, ACTION)
     monkeypatch.setattr(resolving, "_RECIPES", tmp_path / "configs")
     with pytest.raises(
-        errors.UserError, match=r"configs is absent.*run this in a checkout of jworld, or name a recipe"
+        errors.UserError, match=r"configs does not exist.*run this in a checkout of jworld, or give a recipe"
     ):
         plan(source)
 
@@ -258,7 +258,7 @@ def test_variants_are_settings_of_the_system(tmp_path: pathlib.Path) -> None:
     [("ar_distilled_action_model", 1905, 8_557_933_856), ("transformer/480p_i2v", 1793, 8_326_608_160)],
 )
 def test_published_models_need_no_setting(tmp_path: pathlib.Path, folder: str, tensors: int, parameters: int) -> None:
-    """Headers of their 17 GB; what no shape tells is the published value, of which the recipe is another witness."""
+    """Headers of the 17 GB files suffice; other sizes are published values, which the recipe confirms."""
     directory = tmp_path / folder
     directory.mkdir(parents=True)
     actions = folder == "ar_distilled_action_model"
@@ -275,7 +275,7 @@ def test_published_models_need_no_setting(tmp_path: pathlib.Path, folder: str, t
 
 
 def spoiled() -> dict[str, np.ndarray]:
-    """One tensor missing, one unexpected, one misshapen."""
+    """Return tensors of which one is missing, one unexpected and one misshapen."""
     tensors = dict(converted.case(ACTION).weights)
     del tensors["double_blocks.1.img_attn_prope_proj.weight"]
     tensors["guidance_in.mlp.0.weight"] = np.zeros((4, 4), np.float32)
@@ -328,14 +328,14 @@ def test_deliberate_exceptions(tmp_path: pathlib.Path) -> None:
     assert sorted(record["initial"]) == missing
     _, params = abstract(tmp_path / "imported")
     loaded, _ = runs.load_params(tmp_path / "imported", params)
-    # The model starts its camera outputs at zero; the layer that is in the file stays what it is.
+    # The model initializes its camera outputs to zero; the layer in the file keeps its values.
     kernel = loaded["blocks"]["camera_out"]["kernel"][...]
     np.testing.assert_array_equal(kernel[0], tensors["double_blocks.0.img_attn_prope_proj.weight"].T)
     np.testing.assert_array_equal(kernel[1], 0)
 
 
 def test_patterns_are_checked(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(errors.UserError, match=r"--allow '\(': is no regular expression"):
+    with pytest.raises(errors.UserError, match=r"--allow '\(': is not a regular expression"):
         plan(converted.download(tmp_path, ACTION), allow=["("])
 
 
@@ -356,7 +356,7 @@ def test_other_families_are_not_looked_for(tmp_path: pathlib.Path) -> None:
         plan(source, family="worldplay")
 
 
-# Where it is written
+# Output folders
 
 
 def test_only_an_earlier_import_is_replaced(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -370,12 +370,12 @@ def test_only_an_earlier_import_is_replaced(folder: pathlib.Path, tmp_path: path
     assert sorted(path.name for path in output.iterdir()) == ["config.json", "import.json", "weights"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(errors.UserError, match="holds files of something else"):
+    with pytest.raises(errors.UserError, match="contains other files"):
         importing.import_weights(folder / "base-download", tmp_path / "mine", options, overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_full_disk_is_told_before_it_is_full(
+def test_a_full_disk_is_reported_before_writing(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
@@ -388,7 +388,7 @@ def test_a_full_disk_is_told_before_it_is_full(
 
 
 def start(directory: pathlib.Path, **model: Any) -> tuple[train_state.TrainState, str]:
-    """The state with which training starts from the weights in `directory`, and what it prints."""
+    """Return the initial training state from the weights in `directory`, and the printed text."""
     config = run_config.load(directory).copy_and_resolve_references()
     with config.unlocked():
         config.init_from = str(directory)
@@ -423,7 +423,7 @@ def test_training_starts_from_all_imported_weights(folder: pathlib.Path) -> None
 
 
 def test_training_of_actions_starts_from_a_base_without_them(folder: pathlib.Path) -> None:
-    """What the base lacks starts as the reference says: without any effect."""
+    """Parameters that the base lacks are initialized without effect, as in the reference."""
     state, printed = start(folder / "base", actions=True)
     params, tensors = flat(state.params), converted.case(BASE).weights
     new = ["action/hidden/bias", "action/hidden/kernel", "action/output/bias", "action/output/kernel"]

@@ -41,7 +41,7 @@ DUMMY = KeyLayout(
 
 @pytest.fixture
 def dummy(monkeypatch: pytest.MonkeyPatch) -> KeyLayout:
-    """A third layout of WorldPlay, present in the registry only."""
+    """Register a third layout of WorldPlay."""
     family = families.FAMILIES["worldplay"]
     changed = family.with_layouts(*family.layouts.values(), DUMMY)
     monkeypatch.setitem(families.FAMILIES, family.name, changed)
@@ -53,7 +53,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-def test_every_command_knows_it(dummy: KeyLayout, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_supports_it(
+    dummy: KeyLayout, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Import in the original layout; export, inspect, import, verify and export back in the dummy layout."""
     download = converted.download(tmp_path / "download", CASE)
     run(capsys, "import", download, "--output", tmp_path / "first", "--set", *converted.SETTINGS)
@@ -84,9 +86,11 @@ def test_a_family_is_one_entry(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same network under another name, with published models of its own."""
-    known = families.FAMILIES["worldplay"].runs
-    assert known is not None
-    own = dataclasses.replace(known, variants={"toy": {"num_steps": 3}}, guess_variant=lambda path, facts: "toy")
+    worldplay_runs = families.FAMILIES["worldplay"].runs
+    assert worldplay_runs is not None
+    own = dataclasses.replace(
+        worldplay_runs, variants={"toy": {"num_steps": 3}}, guess_variant=lambda path, facts: "toy"
+    )
     family = Family(name="toys", describe=lambda facts: "a toy network", runs=own).with_layouts(DUMMY)
     monkeypatch.setitem(families.FAMILIES, family.name, family)
     assert "toy" in families.variants()
@@ -98,7 +102,7 @@ def test_a_family_is_one_entry(
     assert "a toy network, sampled as toy" in run(capsys, "import", download, *arguments)
     assert runs.import_record(tmp_path / "imported")["family"] == "toys"
     config = json.loads((tmp_path / "imported" / "config.json").read_text())
-    assert (config["system"], config["sample"]["rollout"]["num_steps"]) == (known.system, 3)
+    assert (config["system"], config["sample"]["rollout"]["num_steps"]) == (worldplay_runs.system, 3)
 
 
 def test_tensors_of_two_layouts_in_one_file_are_refused(dummy: KeyLayout) -> None:

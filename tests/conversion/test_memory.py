@@ -1,4 +1,4 @@
-"""How much memory an import takes, on a checkpoint larger than that."""
+"""Peak memory of an import, on a checkpoint larger than that."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import commands
 import converted
 import pytest
 
-# Not getrusage: its peak begins with that of the process that started this one.
+# Not getrusage: its peak includes that of the parent process.
 MEASURED = """
 import pathlib, re, sys
 from conversion.__main__ import main
@@ -22,7 +22,7 @@ print("peak kB:", re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status
 @pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").is_file(), reason="the peak is read from Linux's /proc")
 def test_an_import_never_holds_the_model(tmp_path: pathlib.Path) -> None:
-    """Peak below 1.3 times the largest stacked group and 1 GiB."""
+    """The peak is below 1.3 times the largest stacked group plus 1 GiB."""
     source, output = tmp_path / "model.safetensors", tmp_path / "imported"
     total, group = converted.published(source, layers=6)
     assert total > 2e9
@@ -41,7 +41,7 @@ def test_an_import_never_holds_the_model(tmp_path: pathlib.Path) -> None:
         stored = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
         assert stored > total
     finally:
-        # Gigabytes, which pytest would keep for a while.
+        # pytest would keep these gigabytes for the next sessions.
         for file in tmp_path.rglob("*"):
             if file.is_file():
                 file.unlink()

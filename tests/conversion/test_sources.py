@@ -1,4 +1,4 @@
-"""Files as downloaded: what is read, slice by slice, and what is refused with which sentence."""
+"""Downloaded files: reading slice by slice, and errors in one sentence."""
 
 import json
 import pathlib
@@ -81,13 +81,13 @@ def test_slices(single: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str
         np.testing.assert_array_equal(source.read(name, index), ARRAYS[name][index], strict=True)
 
 
-def test_steps_are_no_slices_of_files(single: pathlib.Path) -> None:
+def test_slices_with_steps_are_refused(single: pathlib.Path) -> None:
     with sources.open_source(single) as source, pytest.raises(ValueError, match="step 1"):
         source.read("a.weight", (slice(0, 6, 2),))
 
 
 def test_only_the_selected_rows_are_read(single: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row range stays readable when every byte behind it is gone."""
+    """A range of rows is readable without the bytes after it."""
     with sources.open_source(single) as source:
         header = 8 + int.from_bytes(single.read_bytes()[:8], "little")
         order = sorted(json.loads(single.read_bytes()[8:header]).items(), key=lambda item: item[0])
@@ -138,7 +138,7 @@ def test_a_sharded_set(tmp_path: pathlib.Path) -> None:
 
 
 def test_shards_may_be_links(tmp_path: pathlib.Path) -> None:
-    """As in the download cache of the Hugging Face hub."""
+    """Shards are links in the download cache of the Hugging Face hub."""
     shards(tmp_path / "blobs", GOOD_MAP, GOOD_FILES)
     (tmp_path / "snapshot").mkdir()
     for file in (tmp_path / "blobs").iterdir():
@@ -148,7 +148,7 @@ def test_shards_may_be_links(tmp_path: pathlib.Path) -> None:
 
 
 def test_folders(tmp_path: pathlib.Path) -> None:
-    """transformer/ of a downloaded pipeline, the usual name before another precision, the config beside."""
+    """In a pipeline's folder, transformer/ is found, the usual file name preferred, and config.json read."""
     folder = tmp_path / "transformer"
     folder.mkdir()
     for name in (sources.WEIGHTS_NAME, "diffusion_pytorch_model.fp16.safetensors"):
@@ -171,7 +171,7 @@ def test_torch_files(tmp_path: pathlib.Path, key: str | None) -> None:
 
 
 class _Foreign:
-    """An object that a restricted reader must not build."""
+    """Class that a restricted unpickler must not instantiate."""
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ class _Foreign:
         ({"model": {"a": torch.ones(1)}, "ema": {"a": torch.ones(1)}}, "found 2 of them in 'model', 'ema'"),
         ({"a": torch.ones(1), "lr": 0.1}, "found 0 of them"),
         ([torch.ones(1)], "found 0 of them in list"),
-        ({"a": torch.ones(2).to_sparse()}, "tensor 'a' is not stored densely"),
-        ({"a": torch.ones(2), "b": _Foreign()}, "as weights alone"),
+        ({"a": torch.ones(2).to_sparse()}, "tensor 'a' is not dense"),
+        ({"a": torch.ones(2), "b": _Foreign()}, "with weights_only=True"),
     ],
 )
 def test_torch_files_of_other_things(tmp_path: pathlib.Path, content: Any, message: str) -> None:
@@ -197,9 +197,9 @@ def test_torch_files_without_torch(tmp_path: pathlib.Path, monkeypatch: pytest.M
         sources.open_source(tmp_path / "x.pt")
 
 
-def test_torch_files_that_are_none(tmp_path: pathlib.Path) -> None:
+def test_invalid_torch_files(tmp_path: pathlib.Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"<!DOCTYPE html>")
-    with pytest.raises(UserError, match="cannot read it as weights alone"):
+    with pytest.raises(UserError, match="cannot load it with weights_only=True"):
         sources.open_source(tmp_path / "x.pt")
     (tmp_path / "x.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
     with pytest.raises(UserError, match="git lfs pull"):
@@ -209,17 +209,17 @@ def test_torch_files_that_are_none(tmp_path: pathlib.Path) -> None:
 F4 = 1 << 40
 MALFORMED: dict[str, tuple[bytes | dict[str, Any], bytes, str]] = {
     "header_not_json": (b"{nonsense", b"", "header is not valid JSON"),
-    "header_no_object": (b"[1, 2]", b"", "header is no JSON object"),
+    "header_no_object": (b"[1, 2]", b"", "header is not a JSON object"),
     "header_too_deep": (b"[" * 200_000, b"", "header is not valid JSON"),
     "repeated_name": (b'{"a": {}, "a": {}}', b"", "'a' occurs twice"),
     "no_description": ({"a": {"dtype": "F32"}}, b"", "'a' is not described by dtype, shape and data_offsets"),
     "overlap": ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12), "'b' overlaps 'a'"),
     "gap": ({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12), "'b' leaves a gap after 'a'"),
     "gap_at_start": ({"a": entry([1], 4, 8)}, bytes(8), "'a' leaves a gap after the header"),
-    "cut_short": ({"a": entry([4], 0, 16)}, bytes(12), "need 16 bytes, 12 are there"),
-    "bytes_behind": ({"a": entry([1], 0, 4)}, bytes(5), "1 bytes after its last tensor"),
-    "shape_misfit": ({"a": entry([3], 0, 8)}, bytes(8), r"'a' of shape \[3\] and dtype F32 needs 12 bytes, but 8"),
-    "huge": ({"a": entry([F4, 4], 0, 16 * F4)}, bytes(16), f"need {16 * F4} bytes, 16 are there"),
+    "cut_short": ({"a": entry([4], 0, 16)}, bytes(12), "need 16 bytes, the file has 12"),
+    "bytes_after": ({"a": entry([1], 0, 4)}, bytes(5), "1 bytes after its last tensor"),
+    "shape_misfit": ({"a": entry([3], 0, 8)}, bytes(8), r"'a' of shape \[3\] and dtype F32 needs 12 bytes, but has 8"),
+    "huge": ({"a": entry([F4, 4], 0, 16 * F4)}, bytes(16), f"need {16 * F4} bytes, the file has 16"),
     "absurd": ({"a": entry([F4] * 30, 0, 8)}, bytes(8), "expected at most 32 sizes that a file can hold"),
     "absurd_and_empty": ({"a": entry([0, F4, F4], 0, 0)}, b"", "expected at most 32 sizes that a file can hold"),
     "many_axes": ({"a": entry([1] * 33, 0, 4)}, bytes(4), "expected at most 32 sizes"),
@@ -239,10 +239,10 @@ def test_malformed_safetensors(tmp_path: pathlib.Path, case: str) -> None:
     path = write(tmp_path / "x.safetensors", header, data)
     with pytest.raises(UserError, match=message) as caught:
         sources.open_source(path)
-    told = str(caught.value)
-    assert told.startswith(f"{path}: ")
-    assert "\n" not in told
-    assert len(told) < len(str(path)) + 300
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert "\n" not in text
+    assert len(text) < len(str(path)) + 300
 
 
 @pytest.mark.parametrize(
@@ -252,11 +252,11 @@ def test_malformed_safetensors(tmp_path: pathlib.Path, case: str) -> None:
         (b"1234", "has 4 bytes, too few"),
         ((100).to_bytes(8, "little") + b"{}", "its header would have 100 bytes, the file has 10"),
         ((1 << 62).to_bytes(8, "little") + b"{}", "its header would have"),
-        (b"<!DOCTYPE html><html>", "not a safetensors file, or cut short"),
+        (b"<!DOCTYPE html><html>", "not a safetensors file, or incomplete"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "Git LFS pointer.*git lfs pull"),
     ],
 )
-def test_files_that_are_no_safetensors(tmp_path: pathlib.Path, content: bytes, message: str) -> None:
+def test_files_in_other_formats(tmp_path: pathlib.Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -276,11 +276,11 @@ def test_header_length_is_bounded(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     "weight_map, files, message",
     [
-        (GOOD_MAP | {"c.steps": "three.safetensors"}, GOOD_FILES, "names 'three.safetensors', which is not there"),
+        (GOOD_MAP | {"c.steps": "three.safetensors"}, GOOD_FILES, "lists 'three.safetensors', which does not exist"),
         (GOOD_MAP | {"c.steps": "../one.safetensors"}, GOOD_FILES, "'../one.safetensors' outside its folder"),
         (GOOD_MAP | {"c.steps": "x/../../one.safetensors"}, GOOD_FILES, "outside its folder"),
         (GOOD_MAP | {"c.steps": "/etc/passwd"}, GOOD_FILES, "'/etc/passwd' outside its folder"),
-        (GOOD_MAP | {"c.steps": "x" * 5000}, GOOD_FILES, "which is not there"),
+        (GOOD_MAP | {"c.steps": "x" * 5000}, GOOD_FILES, "which does not exist"),
         (GOOD_MAP | {"c.steps": "\0"}, GOOD_FILES, "outside its folder"),
         (GOOD_MAP | {"b.kernel": "one.safetensors"}, GOOD_FILES, "their shards lack: 'b.kernel'"),
         (GOOD_MAP | {"e.more": "one.safetensors"}, GOOD_FILES, "their shards lack: 'e.more'"),
@@ -307,7 +307,7 @@ def test_malformed_indexes(
     assert len(str(caught.value)) < len(str(index)) + 300
 
 
-def test_index_that_is_no_json(tmp_path: pathlib.Path) -> None:
+def test_index_that_is_not_json(tmp_path: pathlib.Path) -> None:
     index = shards(tmp_path, GOOD_MAP, GOOD_FILES)
     for content, message in (
         (b"[]", "holds a list"),
@@ -333,7 +333,7 @@ def test_nothing_to_read_or_too_much(tmp_path: pathlib.Path) -> None:
         sources.open_source(tmp_path)
 
 
-def test_config_that_is_no_json(single: pathlib.Path) -> None:
+def test_config_that_is_not_json(single: pathlib.Path) -> None:
     (single.parent / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: not a JSON file"):
         sources.open_source(single)

@@ -1,4 +1,4 @@
-"""Gemma-3 in every style of names, with more rows than the model, and TheWorld over its bases."""
+"""Gemma-3 in every naming style, with more rows than the model, and TheWorld with its base checkpoints."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ GOLDEN = golden_cases.DEFAULT_ROOT / "theworld"
 
 @pytest.fixture
 def gemma(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A small published Gemma-3 as downloaded."""
+    """Make a small Gemma-3 in the published layout, as downloaded."""
     case = golden_cases.GoldenCase(GOLDEN / "gemma3_text")
     folder = tmp_path / "gemma"
     folder.mkdir()
@@ -32,7 +32,7 @@ def gemma(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_every_style_in_and_out(gemma: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """One import; each style's export holds the same tensors by its own names, and the files beside them."""
+    """Each style's export has the same tensors with its own names, and the files of the tokenizer."""
     ours = tmp_path / "ours"
     conversion.main(["import", str(gemma), "--output", str(ours)])
     original = converted.contents(gemma)
@@ -71,23 +71,25 @@ def test_fewer_rows_than_the_model_has_are_refused(gemma: pathlib.Path, tmp_path
 def test_a_checkpoint_without_its_base_is_refused(tmp_path: pathlib.Path) -> None:
     weights = {"world_projector.projection.0.weight": np.zeros((32, 16), np.float32)}
     safetensors.numpy.save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(errors.UserError, match=r"missing .*cosmos_vae.*: name what it was trained from with --base"):
+    with pytest.raises(
+        errors.UserError, match=r"missing .*cosmos_vae.*: give the checkpoints that it was trained from with --base"
+    ):
         importing.import_weights(tmp_path, tmp_path / "ours", importing.Options())
 
 
-def test_both_versions_tell_the_same_config() -> None:
+def test_both_versions_give_the_same_config() -> None:
     """Version 5 has a table of rotary settings per kind of layer."""
-    told = golden_cases.GoldenCase(GOLDEN / "gemma3_text").config
-    text = dict(told["text_config"])
+    config = golden_cases.GoldenCase(GOLDEN / "gemma3_text").config
+    text = dict(config["text_config"])
     old = {name: text.pop(name) for name in ("rope_theta", "rope_local_base_freq", "rope_scaling")}
     text["rope_parameters"] = {
         "full_attention": {"rope_theta": old["rope_theta"], **old["rope_scaling"]},
         "sliding_attention": {"rope_type": "default", "rope_theta": old["rope_local_base_freq"]},
     }
-    facts = theworld.from_config(told, "v4")
-    assert theworld.from_config(told | {"text_config": text}, "v5") == facts
+    facts = theworld.from_config(config, "v4")
+    assert theworld.from_config(config | {"text_config": text}, "v5") == facts
     assert facts["pattern"] == Gemma3Config().pattern
     assert (facts["rope_theta"], facts["rope_factor"], facts["local_rope_factor"]) == (1e6, 8.0, 1.0)
     text["rope_parameters"]["full_attention"]["rope_type"] = "yarn"
     with pytest.raises(errors.UserError, match="full_attention are scaled by 'yarn'"):
-        theworld.from_config(told | {"text_config": text}, "v5")
+        theworld.from_config(config | {"text_config": text}, "v5")
