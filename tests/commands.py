@@ -1,4 +1,4 @@
-"""Run the project's commands as a user does, on a model and a data set small enough for tests."""
+"""Runs of the project's commands, with a model and a data set small enough for tests."""
 
 import json
 import os
@@ -18,7 +18,7 @@ MODEL = (
 
 
 def train_arguments(folder: pathlib.Path, *extra: str, workdir: str = "run") -> list[str]:
-    """Arguments of a run on recorded rooms in `folder`: 8 short episodes, 2 layers of width 32, 12 steps."""
+    """Return the arguments of a run on recorded rooms in `folder`: 8 short episodes, 2 layers of width 32, 12 steps."""
     return [
         "--config=configs/ar_mem.py:rooms",
         f"--workdir={folder / workdir}",
@@ -62,7 +62,7 @@ def start(module: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-#: Imports a module once, which takes longer than all that a refused command does, and calls its main in forks.
+#: Program that imports a module once and calls its main in forks: the import takes longer than a refused command.
 _IN_FORKS = """
 import importlib, json, os, sys, traceback
 
@@ -91,7 +91,7 @@ for line in sys.stdin:
 def run_in_forks(
     module: str, calls: list[list[str]], folder: pathlib.Path, **environment: str
 ) -> list[subprocess.CompletedProcess[str]]:
-    """What `run` gives for each of several argument lists, for the price of one import; outputs lie in `folder`."""
+    """Return the results of `run` for several argument lists with a single import; `folder` receives the outputs."""
     folder.mkdir(parents=True)
     requests = [
         {"arguments": arguments, "stdout": str(folder / f"{i}.out"), "stderr": str(folder / f"{i}.err")}
@@ -119,7 +119,7 @@ def run_in_forks(
 
 
 def one_sentence(result: subprocess.CompletedProcess[str]) -> str:
-    """The error that a command ended with: exit code 2 and one line, never a traceback."""
+    """Return the error of a command that ended with exit code 2 and one line, without traceback."""
     assert result.returncode == 2, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert "Traceback" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -1,4 +1,4 @@
-"""What every test sees: CPU, 8 virtual devices, full float32 matmuls, compiled programs kept between runs."""
+"""Settings of all tests: CPU, 8 virtual devices, full float32 matmuls, compiled programs cached between runs."""
 
 import os
 import pathlib
@@ -8,7 +8,7 @@ TESTS = pathlib.Path(__file__).parent
 
 # Before the first import of jax; commands started as subprocesses inherit the same settings.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most programs run once: what takes time is compiling them.
+# Most programs run once, so that compilation dominates the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".pytest_cache" / "jax"))
@@ -19,7 +19,7 @@ import pytest  # noqa: E402
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line per golden case, and one that names the kinds which wait for a part not yet built."""
+    """Print one line per golden case, and one with the pending kinds."""
     reports = [r for key in ("passed", "failed") for r in terminalreporter.stats.get(key, []) if r.when == "call"]
     properties = [dict(report.user_properties) for report in reports if hasattr(report, "user_properties")]
     lines = sorted(p["parity"] for p in properties if "parity" in p)

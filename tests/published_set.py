@@ -1,4 +1,4 @@
-"""Files in the format of WorldPlay's published data. Writing them needs PyTorch."""
+"""Writer of files in the format of WorldPlay's published data; needs PyTorch."""
 
 import json
 import pathlib
@@ -23,14 +23,14 @@ def save_pt(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def save_poses(path: pathlib.Path, w2c: np.ndarray, intrinsics: np.ndarray) -> None:
-    # Names that sort in another order than that of the file, which is what counts.
+    # The names sort differently from the order in the file, which is the one to use.
     names = [f"frame {len(w2c) - i}" for i in range(len(w2c))]
     entries = [{"w2c": e.tolist(), "intrinsic": k.tolist()} for e, k in zip(w2c, intrinsics, strict=True)]
     path.write_text(json.dumps(dict(zip(names, entries, strict=True))))
 
 
 def text(seed: int, *, size: dict[str, Any] = SIZE) -> dict[str, np.ndarray]:
-    """Encoded prompt `seed`, padded; glyph text in every second prompt only."""
+    """Make the encoded prompt `seed`, padded, with glyph text in every second prompt."""
     generator = np.random.default_rng(1000 + seed)
     tokens, glyphs = size["tokens"], size["glyphs"]
     length, glyph_length = 2 + seed % (tokens - 2), (seed % 2) * (1 + seed % (glyphs - 1))
@@ -51,7 +51,7 @@ def latents(seed: int, frames: int, *, size: dict[str, Any] = SIZE) -> dict[str,
 
 
 def cameras(seed: int, video_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """A walk forward that turns right; w2c [T, 4, 4] and intrinsics [T, 3, 3] in pixels of an image of 832x480."""
+    """Make a camera path forward and to the right: w2c [T, 4, 4], intrinsics [T, 3, 3] in pixels of 832x480 images."""
     angle = np.radians(0.5 + seed % 3) * np.arange(video_frames)
     c2w = np.tile(np.eye(4), (video_frames, 1, 1))
     c2w[:, 0, 0] = c2w[:, 2, 2] = np.cos(angle)
@@ -62,7 +62,7 @@ def cameras(seed: int, video_frames: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save_negative(folder: pathlib.Path, states: dict[str, np.ndarray]) -> tuple[pathlib.Path, pathlib.Path]:
-    """The two files of the negative prompt."""
+    """Write the two files of the negative prompt."""
     prompt, glyph = folder / NAMES[0], folder / NAMES[1]
     save_pt(prompt, {f"negative_{key}": states[key] for key in ("prompt_embeds", "prompt_mask")})
     save_pt(glyph, {key: states[key] for key in ("byt5_text_states", "byt5_text_mask")})
@@ -72,7 +72,7 @@ def save_negative(folder: pathlib.Path, states: dict[str, np.ndarray]) -> tuple[
 def save_clip(
     folder: pathlib.Path, name: str, seed: int, frames: int, *, prompt: int, size: dict[str, Any] = SIZE
 ) -> dict:
-    """One clip's files; -> its item of the index, with relative paths."""
+    """Write the files of one clip; -> its item of the index, with relative paths."""
     save_pt(folder / f"{name}.pt", {**latents(seed, frames, size=size), **text(prompt, size=size)})
     save_poses(folder / f"{name}.json", *cameras(seed, 4 * frames - 3))
     return {"latent_path": f"{name}.pt", "pose_path": f"{name}.json"}
@@ -81,7 +81,7 @@ def save_clip(
 def write_set(
     folder: pathlib.Path, clips: int, *, frames: int = 4, prompts: int = 3, size: dict[str, Any] = SIZE
 ) -> None:
-    """Clips of `frames` and more latents under so many distinct prompts, the index, and the negative prompt."""
+    """Write clips of at least `frames` latents with so many distinct prompts, the index and the negative prompt."""
     folder.mkdir(parents=True, exist_ok=True)
     items = [save_clip(folder, f"clip_{i}", i, frames + i % 3, prompt=i * i % prompts, size=size) for i in range(clips)]
     (folder / "index.json").write_text(json.dumps(items))

@@ -1,4 +1,4 @@
-"""The doctor: what it prints, what it finds, and its exit codes."""
+"""The doctor: its output, the problems that it finds, and its exit codes."""
 
 import pathlib
 
@@ -52,7 +52,7 @@ def test_a_mesh_that_does_not_fit() -> None:
     assert "config.mesh is data=1, fsdp=5, sequence=4 = 20 devices, but there are 8" in problems[0]
 
 
-def test_a_gpu_that_jax_does_not_see(
+def test_a_gpu_that_jax_does_not_find(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     driver = tmp_path / "version"

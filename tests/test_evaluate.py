@@ -1,4 +1,4 @@
-"""The evaluation command: windows, measures on made-up data, files, and mistakes that it refuses."""
+"""The evaluation command: windows, measures on synthetic data, files and user errors."""
 
 import json
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     return tiny_run.make_run(tmp_path_factory.getbasetemp() / "tiny_run")
 
 
-def test_windows_cover_walks_and_their_length():
+def test_windows_cover_episodes_and_their_length():
     assert held_out.choose_windows([61, 61], latents=16, windows=6) == [
         *((0, 0), (0, 22), (0, 45)),
         *((1, 0), (1, 22), (1, 45)),
@@ -31,8 +31,8 @@ def test_windows_cover_walks_and_their_length():
     assert held_out.choose_windows([8, 16, 17], latents=16, windows=9) == [(1, 0), (2, 0), (2, 1)]
 
 
-def test_windows_longer_than_the_walks_are_refused():
-    with pytest.raises(UserError, match="longest of 2 held-out walks has 20 latents, expected at least 24"):
+def test_windows_longer_than_the_episodes_are_refused():
+    with pytest.raises(UserError, match=r"longest of 2 held-out \w+ has 20 latents, expected at least 24"):
         held_out.choose_windows([20, 12], latents=24, windows=4)
 
 
@@ -43,7 +43,7 @@ def test_turning_chunks():
 
 
 class PerfectSession:
-    """Answers with the truth when told the true walk, with black when told another; its codec loses nothing."""
+    """Session that returns the recorded frames for the recorded actions, else black ones; lossless autoencoder."""
 
     chunk_frames = 4
 
@@ -57,8 +57,8 @@ class PerfectSession:
     def step(self, controls):
         first, self.latent = self.latent, self.latent + self.chunk_frames
         start, stop = max(4 * first - 3, 0), 4 * self.latent - 3
-        known = (controls.action == self.clip.controls.action[first : self.latent]).all()
-        return self.clip.frames[start:stop] * np.uint8(known)
+        right = (controls.action == self.clip.controls.action[first : self.latent]).all()
+        return self.clip.frames[start:stop] * np.uint8(right)
 
     def encode(self, frames):
         return frames
@@ -84,7 +84,7 @@ def test_measures_of_a_perfect_model():
     assert len(finished) == 2
     assert row["turning"] == [False, True]
     assert row["psnr"][held_out.MODEL] == row["psnr"][held_out.AUTOENCODER] == [held_out.BEST_PSNR] * 2
-    # The mirror image of walking straight ahead is the same walk; that of a turn is not.
+    # Mirrored, a straight motion stays the same; a turn does not.
     first, turned = row["psnr"][held_out.SWAPPED]
     assert first == held_out.BEST_PSNR
     assert turned == held_out.psnr(clip.frames[13:], 0 * clip.frames[13:])
@@ -116,8 +116,8 @@ def test_command_writes_everything(folder, tmp_path, capsys):
     assert 0 < numbers["held_out_loss"] < 100
     for name in FILES[1:]:
         assert name in printed
-        with PIL.Image.open(output / name) as picture:
-            assert picture.width > 500
+        with PIL.Image.open(output / name) as sheet:
+            assert sheet.width > 500
     assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
 
 
@@ -137,33 +137,33 @@ def test_data_of_ones_own_has_no_revisits(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["--episodes=absent"], "python scripts/record_episodes.py --source rooms --episodes 8 --frames 61"),
         (["--records=absent"], "absent"),
         (["--chunks=9"], "expected at least 36"),
     ],
 )
-def test_missing_data_ends_with_one_sentence(folder, tmp_path, capsys, arguments, told):
+def test_missing_data_ends_with_one_sentence(folder, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_:
         evaluate.main([f"--checkpoint={folder}", f"--output={tmp_path / 'out'}", *arguments])
     assert exit_.value.code == 2
     error = capsys.readouterr().err.strip()
-    assert told in error
+    assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_wrong_number_and_help(capsys):
-    for arguments, code, told in ((["--checkpoint=x", "--windows=0"], 2, "'0'"), (["--help"], 0, "--revisits")):
+    for arguments, code, part in ((["--checkpoint=x", "--windows=0"], 2, "'0'"), (["--help"], 0, "--revisits")):
         with pytest.raises(SystemExit) as exit_:
             evaluate.main(arguments)
         assert exit_.value.code == code
         captured = capsys.readouterr()
-        assert told in captured.out + captured.err
+        assert part in captured.out + captured.err
 
 
-def test_unwritable_output_is_told(tmp_path):
+def test_unwritable_output_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     report = results.Report(numbers={}, curves={"model": [1.0]}, bars={}, bars_title="", summary=[], rollouts=[])
     with pytest.raises(UserError, match="give another --output"):

@@ -1,4 +1,4 @@
-"""The launchers: what they print with --dry-run, and what they run where the real programs are stood in for."""
+"""The launchers: their output with --dry-run, and their commands run with fake programs."""
 
 import os
 import pathlib
@@ -50,7 +50,7 @@ def dry_run(script: str, *arguments: str) -> str:
 
 
 def stand_in(folder: pathlib.Path, name: str, body: str) -> None:
-    """A program of this name for a script to find first."""
+    """Write a fake program of this name, which a script finds first."""
     file = folder / name
     file.write_text(f"#!/usr/bin/env bash\n{body}\n")
     file.chmod(0o755)
@@ -94,7 +94,7 @@ def test_slurm_script(tmp_path: pathlib.Path) -> None:
     assert printed.startswith("mkdir -p logs\nsbatch --partition=x --account=y <<'EOF'\n#!/bin/bash\n#SBATCH ")
     for line in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--requeue", "--signal=TERM@120"):
         assert f"#SBATCH {line}\n" in printed
-    # The same script as sbatch gets it, run with a job step that ends with some exit code.
+    # The script that sbatch receives, run with a job step that ends with several exit codes.
     stand_in(tmp_path, "sbatch", f'cat > {tmp_path}/job.sh; echo "$@" > {tmp_path}/options')
     result = run(
         "launch_slurm.sh",
@@ -205,7 +205,7 @@ def test_run_until_done(tmp_path: pathlib.Path, codes: str, starts: int) -> None
     assert result.returncode == int(codes.split()[starts - 1])
 
 
-def test_run_until_done_hands_sigterm_on(tmp_path: pathlib.Path) -> None:
+def test_run_until_done_forwards_sigterm(tmp_path: pathlib.Path) -> None:
     stand_in(tmp_path, "work", "trap 'echo saved; exit 75' TERM; echo up; while :; do sleep 0.1; done")
     process = subprocess.Popen(
         [SCRIPTS / "run_until_done.sh", "5", tmp_path / "work"],
@@ -215,12 +215,12 @@ def test_run_until_done_hands_sigterm_on(tmp_path: pathlib.Path) -> None:
     )
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
-    printed, told = process.communicate(timeout=20)
-    assert (process.returncode, printed, told) == (75, "saved\n", "")
+    printed, errors = process.communicate(timeout=20)
+    assert (process.returncode, printed, errors) == (75, "saved\n", "")
 
 
 def test_ssh_runs_until_all_are_done_and_stops_all(tmp_path: pathlib.Path) -> None:
-    """`ssh` is stood in for by a shell here, the interpreter by one that waits for SIGTERM."""
+    """`ssh` is replaced by a shell, the interpreter by one that waits for SIGTERM."""
     stand_in(tmp_path, "ssh", 'while [[ $1 == -o ]]; do shift 2; done; exec bash -c "$2"')
     stand_in(tmp_path, "python", "trap 'echo saved; exit 75' TERM; echo \"up $@\"; while :; do sleep 0.1; done")
     port = str(20000 + os.getpid() % 10000)

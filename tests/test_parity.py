@@ -1,4 +1,4 @@
-"""Numbers of the original systems: every golden case below the root runs the check of its kind."""
+"""Parity with the original systems: every golden case below the root runs the check of its kind."""
 
 from collections.abc import Callable
 
@@ -33,3 +33,5 @@ def test_golden_case(case: golden_cases.GoldenCase, record_property: Callable[[s
     tolerance, reason = TOLERANCES.get(kind, (golden_cases.DEFAULT_TOLERANCE, ""))
     record_property("parity", f"{kind:38s} {case.path.name:38s} {error:.2e}")
     assert error < tolerance, f"relative error {error:.2e}, tolerance {tolerance:.0e} {reason}"
+    unread = case.unread()
+    assert not unread, f"the check of {kind} does not read {', '.join(unread)} of {case.path / 'config.json'}"

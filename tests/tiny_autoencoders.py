@@ -1,4 +1,4 @@
-"""Video autoencoders of a few thousand random weights: 4x4 pixels and 4 frames per latent."""
+"""Video autoencoders with a few thousand random weights: 4x4 pixels and 4 frames per latent."""
 
 import functools
 import pathlib
@@ -34,7 +34,7 @@ def make(family: str, *, seed: int = 0) -> network.VideoAutoencoder:
 
 
 def save(folder: pathlib.Path, family: str, *, seed: int = 0) -> pathlib.Path:
-    """An autoencoder's folder, as it is imported."""
+    """Write an autoencoder's folder, as an import does."""
     folder.mkdir(parents=True)
     files.save(make(family, seed=seed), folder / "autoencoder.safetensors")
     return folder

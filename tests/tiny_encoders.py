@@ -1,4 +1,4 @@
-"""The text and image encoders of WorldPlay with a few thousand random weights, in the layouts of the published ones."""
+"""Text and image encoders of WorldPlay with a few thousand random weights, in the published layouts."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ TEXT_DIM, GLYPH_DIM, VISION_DIM, VISION_TOKENS = 16, 8, 12, 4
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _IMAGE_SIZE, _PATCH = 28, 14
 _BYTES = 384  # of byT5's vocabulary
-_COLOURS, _FONTS = {"white": 0, "black": 1}, {"en-Anton-Regular": 0}
+_COLORS, _FONTS = {"white": 0, "black": 1}, {"en-Anton-Regular": 0}
 
 
 def save(folder: pathlib.Path) -> dict[str, str]:
@@ -41,10 +41,10 @@ def _save_qwen(folder: pathlib.Path) -> pathlib.Path:
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
     )
     transformers.Qwen2_5_VLTextModel(config).save_pretrained(folder)
-    # Byte-level BPE without merges: every byte is a token, written as a letter that can be seen.
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in seen]
-    letters = {byte: chr(byte) for byte in seen} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    # Byte-level BPE without merges: every byte is a token, written as a printable letter.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
     _write(folder / "vocab.json", {letters[byte]: byte for byte in range(256)})
     (folder / "merges.txt").write_text("#version: 0.2\n")
     special = {str(256 + i): {"content": name, "special": True} for i, name in enumerate(_SPECIAL)}
@@ -54,13 +54,13 @@ def _save_qwen(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _save_glyph(folder: pathlib.Path) -> pathlib.Path:
-    added = len(_COLOURS) + len(_FONTS)
+    added = len(_COLORS) + len(_FONTS)
     config = transformers.T5Config(
         vocab_size=_BYTES + added, d_model=GLYPH_DIM, d_kv=4, d_ff=16, num_layers=1, num_heads=2
     )
     weights = transformers.T5EncoderModel(config).get_encoder().state_dict()
     _write(folder / glyph.CONFIG, config.to_dict() | {"vocab_size": _BYTES})
-    _write(folder / glyph.COLOURS, _COLOURS)
+    _write(folder / glyph.COLORS, _COLORS)
     _write(folder / glyph.FONTS, _FONTS)
     (folder / glyph.WEIGHTS).parent.mkdir(parents=True)
     state = {f"{glyph.WEIGHTS_PREFIX}{name}": value for name, value in weights.items()}

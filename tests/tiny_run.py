@@ -1,4 +1,4 @@
-"""A run folder of a tiny random model on ray-cast rooms, made by the real pieces, for tests of what opens one."""
+"""Run folder of a tiny random model on ray-cast rooms, for tests of the commands that open one."""
 
 import importlib.util
 import pathlib
@@ -24,7 +24,7 @@ FRAMES, CHANNELS, TEXT_DIM = 61, 8, 16
 
 
 def make_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
-    """`configs/ar_mem.py:rooms` with a model of a few thousand parameters and data in `directory`."""
+    """Load `configs/ar_mem.py:rooms` with a model of a few thousand parameters and data in `directory`."""
     spec = importlib.util.spec_from_file_location("ar_mem", RECIPE)
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
@@ -48,7 +48,7 @@ def make_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def make_run(directory: pathlib.Path) -> pathlib.Path:
-    """Episodes, records and the folder of a run with random weights; -> that folder. Made once per `directory`."""
+    """Make episodes, records and the folder of a run with random weights, once per `directory`; -> the folder."""
     run = directory / "run"
     if run.is_dir():
         return run
@@ -71,7 +71,7 @@ def make_run(directory: pathlib.Path) -> pathlib.Path:
     with nnx.use_eager_sharding(False):
         abstract = nnx.state(nnx.eval_shape(lambda: systems.create(config).init(nnx.Rngs(0))), nnx.Param)
     noise = np.random.default_rng(0)
-    # Noise everywhere: new weights have gates of zero, which would hide the controls.
+    # Noise in all weights: gates are initialized to zero, which would hide the controls.
     params = jax.tree.map(lambda x: 0.2 * noise.standard_normal(x.shape, np.float32), abstract)
     weights.save(params, run / runs.WEIGHTS, np.float32)
     return run

@@ -9,7 +9,7 @@ from flax import nnx
 
 
 def make_model(system: Any, *, scale: float = 0.2) -> Any:
-    """The system's network with no weight at zero: zero modulations would hide times, actions and control."""
+    """Make the system's network without zero weights: zero modulations would hide times, actions and control."""
     with nnx.use_eager_sharding(False):
         graphdef, params = nnx.split(nnx.eval_shape(lambda: system.init(nnx.Rngs(0))))
     rng = np.random.default_rng(0)
@@ -18,7 +18,7 @@ def make_model(system: Any, *, scale: float = 0.2) -> Any:
 
 
 def make_batch(system: Any, rows: int) -> dict[str, jax.Array]:
-    """Random numbers of the shapes that the system trains on."""
+    """Draw random numbers in the shapes that the system trains on."""
     rng = np.random.default_rng(1)
     return {
         name: jnp.asarray(rng.standard_normal(spec.shape), spec.dtype) for name, spec in system.batch_spec(rows).items()

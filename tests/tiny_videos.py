@@ -1,4 +1,4 @@
-"""Videos of a few frames whose grey level tells the number of each frame, and cameras written by hand."""
+"""Short videos with the frame number as gray level, and cameras written by hand."""
 
 import math
 import pathlib
@@ -8,19 +8,19 @@ import imageio_ffmpeg
 import numpy as np
 
 WIDTH, HEIGHT, FRAMES = 32, 24, 30
-LEVELS = 8  # grey levels between one frame and the next: more than the coding loses
+LEVELS = 8  # gray levels between consecutive frames, more than the compression loses
 
 STEP, TURN = 0.05, math.radians(1)
 
 
 def numbered(frames: int = FRAMES, *, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """uint8 [T, H, W, 3], frame t of one grey."""
-    grey = (np.arange(frames) * LEVELS % 256).astype(np.uint8)
-    return np.broadcast_to(grey[:, None, None, None], (frames, height, width, 3)).copy()
+    """Make uint8 [T, H, W, 3]; each frame has one gray level."""
+    gray = (np.arange(frames) * LEVELS % 256).astype(np.uint8)
+    return np.broadcast_to(gray[:, None, None, None], (frames, height, width, 3)).copy()
 
 
 def numbers(frames: np.ndarray) -> list[int]:
-    """The numbers of numbered frames [T, H, W, 3]."""
+    """Return the numbers of numbered frames [T, H, W, 3]."""
     return [round(float(frame.mean()) / LEVELS) for frame in frames]
 
 
@@ -31,7 +31,7 @@ def ffmpeg(*arguments: str, data: bytes | None = None) -> None:
 
 
 def write(path: pathlib.Path, frames: np.ndarray | None = None, *, fps: float = 10, options: tuple = ()) -> None:
-    """A video file; the suffix says the container."""
+    """Write a video file; its suffix selects the container."""
     frames = numbered() if frames is None else frames
     path.parent.mkdir(parents=True, exist_ok=True)
     size = f"{frames.shape[2]}x{frames.shape[1]}"
@@ -42,8 +42,8 @@ def write(path: pathlib.Path, frames: np.ndarray | None = None, *, fps: float = 
     ffmpeg(*source, *coding, "-pix_fmt", "yuv420p", *options, str(path), data=frames.tobytes())
 
 
-def walk(frames: int = 9) -> np.ndarray:
-    """Camera-to-world poses [T, 4, 4] by hand: ahead along z up to frame 4, then turning right (z towards x)."""
+def camera_path(frames: int = 9) -> np.ndarray:
+    """Return camera-to-world poses [T, 4, 4]: ahead along z up to frame 4, then turning right (z towards x)."""
     c2w = np.tile(np.eye(4), (frames, 1, 1))
     for t in range(frames):
         angle = TURN * max(t - 4, 0)

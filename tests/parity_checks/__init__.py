@@ -1,4 +1,4 @@
-"""One module per part, found by name; each offers CHECKS (kind -> check).
+"""Parity checks, one module per part; each module defines CHECKS (kind -> check).
 
-Where 1e-4 does not fit, TOLERANCES (kind -> (value, reason)) of the same module says why.
+Tolerances other than 1e-4 are in TOLERANCES (kind -> (value, reason)) of the same module.
 """

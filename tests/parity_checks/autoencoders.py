@@ -1,4 +1,4 @@
-"""Video autoencoders: encoding and decoding whole, in chunks, as a stream and in tiles, and what layers give inside."""
+"""Video autoencoders: encoding and decoding whole, in chunks, as a stream and in tiles, and outputs of layers."""
 
 import dataclasses
 import pathlib
@@ -27,7 +27,7 @@ Arrays = dict[str, Any]
 
 
 def load(case: golden_cases.GoldenCase, **fields: Any) -> Any:
-    """The autoencoder that the command imports from the case's weights, and exports again as they were."""
+    """Import the case's weights with the command, check that an export restores them, and load the autoencoder."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         source = converted.autoencoder(folder / "source", case)
@@ -39,19 +39,19 @@ def load(case: golden_cases.GoldenCase, **fields: Any) -> Any:
 
 
 def encoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: str = "") -> Arrays:
-    """moments_T* of all inputs video_T*, and the same normalised."""
+    """Compute moments_T* of all inputs video_T*, and the normalized latents."""
     results = {}
     for name in inputs:
         if found := re.fullmatch(r"video_(T\d+)", name):
             moments = jax.jit(_moments, static_argnames="tiling")(model, channels_last(inputs[name]))
             results[f"{prefix}moments_{found[1]}"] = moments
-            normalised = model.config.normalisation.apply(jnp.split(moments, 2, axis=-1)[0])
-            results |= {f"{prefix}{kind}_{found[1]}": normalised for kind in ("latents", "model_latents")}
+            normalized = model.config.normalisation.apply(jnp.split(moments, 2, axis=-1)[0])
+            results |= {f"{prefix}{kind}_{found[1]}": normalized for kind in ("latents", "model_latents")}
     return results
 
 
 def decoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: str = "", **options: Any) -> Arrays:
-    """decoded_L* of all inputs latent_L*."""
+    """Compute decoded_L* of all inputs latent_L*."""
     results = {}
     for name in inputs:
         if found := re.fullmatch(r"latent_(L\d+)", name):
@@ -60,7 +60,7 @@ def decoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: s
 
 
 def inside(case: golden_cases.GoldenCase) -> list[tuple[str, str]]:
-    """The runs whose intermediates the case holds: their prefix (enc_T9, dec_L3) and the name of their input."""
+    """List the runs with recorded intermediates: their prefix (enc_T9, dec_L3) and the name of their input."""
     found = {match[0] for name in case.outputs if (match := re.match(r"(enc_T|dec_L)\d+(?=\.)", name))}
     return [(prefix, prefix.replace("enc_", "video_").replace("dec_", "latent_")) for prefix in sorted(found)]
 
@@ -74,10 +74,10 @@ def in_tiles(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], tiling: 
 
 
 def decode(
-    model: VideoAutoencoder, latents: np.ndarray, *, normalised: bool = False, tiling: Tiling | None = None
+    model: VideoAutoencoder, latents: np.ndarray, *, normalized: bool = False, tiling: Tiling | None = None
 ) -> jax.Array:
-    """Most cases give latents that are not normalised."""
-    latents = latents if normalised else np.asarray(model.config.normalisation.apply(latents))
+    """Decode latents; most cases have latents that are not normalized."""
+    latents = latents if normalized else np.asarray(model.config.normalisation.apply(latents))
     return jax.jit(type(model).decode, static_argnames="tiling")(model, latents, tiling=tiling)
 
 
@@ -87,7 +87,7 @@ def _moments(model: VideoAutoencoder, video: jax.Array, tiling: Tiling | None = 
 
 @jax.jit
 def layer_outputs(coder: Coder, x: jax.Array, latents: jax.Array | None = None) -> Arrays:
-    """What every layer gives at the start of a video, by its path in the coder."""
+    """Return the output of every layer at the start of a video, by its path in the coder."""
     middle = [(f"middle/{i}", layer) for i, layer in enumerate(coder.middle)]
     levels: list[tuple[str, Any]] = []
     for i, level in enumerate(coder.levels):
@@ -104,7 +104,7 @@ def layer_outputs(coder: Coder, x: jax.Array, latents: jax.Array | None = None) 
 def error(
     case: golden_cases.GoldenCase, actual: Arrays, *, cached: Callable[[str], bool] = lambda name: False
 ) -> float:
-    """The largest error over all outputs of the case; of a cache only as many frames as theirs holds."""
+    """Return the largest error over all outputs of the case; caches are cut to the frames of the recorded ones."""
     expected = {name: channels_last(value) for name, value in case.outputs.items()}
     for name in filter(cached, expected):
         actual[name] = actual[name][:, -expected[name].shape[1] :]
@@ -112,7 +112,7 @@ def error(
 
 
 def longest(inputs: Mapping[str, np.ndarray]) -> Arrays:
-    """The longest of the videos and of the latents."""
+    """Return the longest video and the longest latents."""
     names = [name for name in inputs if re.fullmatch(r"(video_T|latent_L)\d+", name)]
     chosen = {max((n for n in names if n.startswith(kind)), key=lambda n: inputs[n].shape[2]) for kind in ("v", "l")}
     return {name: inputs[name] for name in chosen}
@@ -128,10 +128,10 @@ def shorter(inputs: Mapping[str, np.ndarray]) -> Arrays:
 def _wan(case: golden_cases.GoldenCase) -> float:
     inputs, original = case.inputs, "dim" in case.config["constructor"]
     model = load(case)
-    actual = encoded(model, longest(inputs)) | decoded(model, longest(inputs), normalised=original)
-    # However a clip is cut into chunks, the results are the same.
+    actual = encoded(model, longest(inputs)) | decoded(model, longest(inputs), normalized=original)
+    # The results do not depend on the chunks of a clip.
     model.config = dataclasses.replace(model.config, chunk=None)
-    actual |= encoded(model, shorter(inputs)) | decoded(model, shorter(inputs), normalised=original)
+    actual |= encoded(model, shorter(inputs)) | decoded(model, shorter(inputs), normalized=original)
     if "tiling" in case.config:
         tiling = case.config["tiling"]
         actual |= in_tiles(
@@ -150,7 +150,7 @@ def _wan(case: golden_cases.GoldenCase) -> float:
 
 
 def _wan_stream(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
-    """Decoding one latent frame per call: frames, and the caches named in the case."""
+    """Decode one latent frame per call; -> frames, and the caches in the case."""
     count = sum(bool(re.fullmatch(r"stream_step\d+\.frames", name)) for name in case.outputs)
     latents = channels_last(case.inputs[f"latent_L{count}"])
     step = jax.jit(WanAutoencoder.decode_step)
@@ -164,7 +164,7 @@ def _wan_stream(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
 
 
 def _wan_slot(cache: Any, name: list[str], places: int) -> jax.Array:
-    """Their cache of the decoder's module `name` in ours; a level has `places` modules."""
+    """Return our cache of the original decoder's module `name`; a level has `places` modules."""
     if name[0] == "middle":
         return cache[1 + int(name[1])][name[3] == "6"]
     if name[0] == "upsamples":
@@ -175,7 +175,7 @@ def _wan_slot(cache: Any, name: list[str], places: int) -> jax.Array:
 
 
 def _wan_layers(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
-    """The first chunk's intermediates under the names of the original."""
+    """Return the first chunk's intermediates with the names of the original."""
     results: Arrays = {}
     for prefix, name in inside(case):
         x, coder = jnp.asarray(channels_last(case.inputs[name])), model.encoder
@@ -208,7 +208,7 @@ def _hunyuan15(case: golden_cases.GoldenCase) -> float:
         model = load(case)
         actual |= _hunyuan15_stream(case, model)
         actual |= encoded(model, longest(inputs), "cached_") | decoded(model, longest(inputs), "cached_")
-        # One latent frame is all that attention sees, however a clip is cut.
+        # Attention covers one latent frame, independent of the chunks of a clip.
         model.config = dataclasses.replace(model.config, chunk=None)
         actual |= encoded(model, shorter(inputs), "cached_") | decoded(model, shorter(inputs), "cached_")
     if "tiling" in case.config:
@@ -238,14 +238,14 @@ def _worldplay(case: golden_cases.GoldenCase, model: Hunyuan15Autoencoder) -> fl
 
 
 def _hunyuan15_stream(case: golden_cases.GoldenCase, model: Hunyuan15Autoencoder) -> Arrays:
-    """The caches after decoding the first frames of the second longest latents, one at a time."""
+    """Return the caches after decoding the first frames of the second longest latents, one at a time."""
     lengths = sorted(int(name[8:]) for name in case.inputs if name.startswith("latent_L"))
     latents = model.config.normalisation.apply(channels_last(case.inputs[f"latent_L{lengths[-2]}"]))
     step = jax.jit(Hunyuan15Autoencoder.decode_step)
     cache, results = None, {}
     for i in range(latents.shape[1]):
         _, cache = step(model, latents[:, i : i + 1], cache)
-        # Their slots are counted in the order of the convolutions, as the leaves of ours are.
+        # The original counts slots in the order of the convolutions, as the leaves of our cache.
         results |= {f"cache_after_step{i}.slot{n}": slot for n, slot in enumerate(jax.tree.leaves(cache))}
     return results
 
@@ -256,7 +256,7 @@ def _hunyuan15_layers(prefix: str, coder: Coder, x: np.ndarray) -> Arrays:
     results = {}
     for path, value in layer_outputs(coder, x).items():
         if coder.decoder and path == "conv_in":
-            # Theirs is before the input is added.
+            # The original value does not include the added input.
             value = value - np.repeat(x, value.shape[-1] // x.shape[-1], axis=-1)
         name = re.sub(r"levels/(\d+)/blocks/\d+", way[0] + r"\1_blocks", path)
         name = re.sub(r"levels/(\d+)/sampler", way[0] + r"\1_" + way[1], name)
@@ -293,7 +293,7 @@ def _cogvideox(case: golden_cases.GoldenCase) -> float:
             actual |= _cogvideox_layers(prefix, outputs)
             normed = model.decoder.middle[0].norm1(outputs["conv_in"], jnp.asarray(x))
             actual[f"{prefix}.mid_block.resnets.0.norm1"] = normed
-    # Where one chunk suffices the single pass is the chunked one.
+    # If one chunk suffices, the single pass equals the chunked one.
     actual |= {f"single_pass_{name}": value for name, value in actual.items()}
     model.config = dataclasses.replace(config, chunk=None)
     chunk = config.chunk or 0
@@ -316,7 +316,7 @@ def _cogvideox_layers(prefix: str, outputs: Arrays) -> Arrays:
 
 
 def _streamed(model: CogVideoXAutoencoder, latents: np.ndarray, lengths: Sequence[int]) -> list[jax.Array]:
-    """The frames of consecutive calls that get so many latents each."""
+    """Return the frames of consecutive calls with these numbers of latents."""
     step = jax.jit(CogVideoXAutoencoder.decode_step)
     cache, start, frames = None, 0, []
     for length in lengths:
@@ -348,7 +348,7 @@ def _cogvideox_matrix(case: golden_cases.GoldenCase) -> float:
     actual = {
         "posterior_mean": posterior.mean,
         "posterior_logvar": posterior.logvar,
-        "decoded": decode(model, latents, normalised=True),
+        "decoded": decode(model, latents, normalized=True),
         "stream_decoded": jnp.concatenate(frames, axis=1),
     }
     actual |= {f"stream.{sum(lengths[:i])}": part for i, part in enumerate(frames)}

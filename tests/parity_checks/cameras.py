@@ -1,4 +1,4 @@
-"""Checks of the camera functions against the originals' numbers."""
+"""Camera functions: projective encoding, memory selection and pose strings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from jworld.utils.errors import UserError
 
 
 def prope_qkv(case: golden_cases.GoldenCase) -> float:
-    """Transformed q, k, v, the attention over them and the transformed output; with and without intrinsics."""
+    """Compare transformed q, k, v, their attention and the transformed output, with and without intrinsics."""
     frames = case.config["cameras"]
 
     def to_frames(x: np.ndarray) -> jax.Array:
@@ -40,7 +40,7 @@ def prope_qkv(case: golden_cases.GoldenCase) -> float:
 
 
 def memory_selection(case: golden_cases.GoldenCase) -> float:
-    """Selected frames exactly; distances and overlaps up to two points on the edge of a view."""
+    """Compare selected frames exactly, and distances and overlaps up to two points on the edge of a view."""
     config, w2c, points = case.config, case.inputs["w2c"], case.inputs["points_local"]
     sizes = {"temporal_context": config["temporal_context_size"], "chunk": config["pred_latent_size"]}
     visible = memory.points_in_view(points)
@@ -66,7 +66,7 @@ def memory_selection(case: golden_cases.GoldenCase) -> float:
 
 
 def pose_strings_check(case: golden_cases.GoldenCase) -> float:
-    """Paths, labels and key timelines of pose strings and explicit motions; invalid strings must be refused."""
+    """Compare paths, labels and key timelines of pose strings and explicit motions; invalid strings must be refused."""
     cases = case.json("cases")
     errors = []
     for entry in cases["pose_strings"]:

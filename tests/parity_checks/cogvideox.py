@@ -1,4 +1,4 @@
-"""The Matrix: forward passes of the CogVideoX transformer in the form of each stage."""
+"""The Matrix: forward passes of the CogVideoX transformer in each stage."""
 
 import golden_cases
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def filled(cfg: CogVideoXConfig, weights: dict[str, np.ndarray]) -> CogVideoXTra
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
-    """[B, F, C, H, W] -> [B, F, H, W, C]."""
+    """Transpose [B, F, C, H, W] -> [B, F, H, W, C]."""
     return np.moveaxis(x, 2, -1)
 
 

@@ -1,4 +1,4 @@
-"""Cosmos-Predict2: the transformer in each of its forms, its rotary angles and its action labels."""
+"""Cosmos-Predict2: the transformer in all variants, its rotary angles and its action labels."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def config_of(case: golden_cases.GoldenCase) -> CosmosConfig:
         text_width=constructor["crossattn_emb_channels"],
         modulation_rank=constructor["adaln_lora_dim"] if constructor["use_adaln_lora"] else None,
         rope_scale=tuple(constructor[f"rope_{axis}_extrapolation_ratio"] for axis in "thw"),
-        # The multiview class does not hand the switch on: it is on there whatever the case says.
+        # The multiview class ignores the switch and always modulates.
         fps_modulation=multiview or constructor["rope_enable_fps_modulation"],
         max_size=(constructor["max_frames"], constructor["max_img_h"], constructor["max_img_w"]),
         absolute_positions=constructor["extra_per_block_abs_pos_emb"],
@@ -53,7 +53,7 @@ def config_of(case: golden_cases.GoldenCase) -> CosmosConfig:
 
 
 def weights_of(case: golden_cases.GoldenCase) -> dict[str, np.ndarray]:
-    """The case's own weights, or those of the case that it shares them with."""
+    """Return the case's own weights, or those of the case that it refers to."""
     path = case.path / "weights.safetensors"
     shared = case if path.exists() else golden_cases.GoldenCase(case.path.parent / case.config["weights_of"])
     return {name: value for name, value in shared.weights.items() if not cosmos.IGNORED.fullmatch(name)}
@@ -72,12 +72,12 @@ def load_model(case: golden_cases.GoldenCase, **changes: Any) -> CosmosTransform
 
 
 def channels_last(x: np.ndarray) -> jax.Array:
-    """[..., C, F, H, W] -> [..., F, H, W, C]."""
+    """Transpose [..., C, F, H, W] -> [..., F, H, W, C]."""
     return jnp.asarray(np.moveaxis(x, -4, -1))
 
 
 def given_frames(inputs: Mapping[str, np.ndarray], index: Any = ...) -> jax.Array | None:
-    """The condition mask as [B, F]: all pixels of a frame have one value."""
+    """Return the condition mask as [B, F]: all pixels of a frame have one value."""
     if CONDITION not in inputs:
         return None
     mask = inputs[CONDITION][index]
@@ -118,11 +118,11 @@ def _transformer(case: golden_cases.GoldenCase) -> float:
 
 
 def _diffusers(case: golden_cases.GoldenCase) -> float:
-    """The same weights in both layouts; with a frame rate the class of diffusers is a model with fps modulation."""
+    """Compare both layouts of the same weights; with a frame rate, diffusers' class modulates by fps."""
     weights = golden_cases.safetensors.numpy.load_file(case.path / "weights_diffusers.safetensors")
-    told = cosmos_diffusers.from_config(case.config["diffusers_config"], case.name)
-    seen = cosmos_diffusers.from_shapes({name: value.shape for name, value in weights.items()})
-    cfg = CosmosConfig(**(seen | told), dtype=jnp.float32)
+    fields = cosmos_diffusers.from_config(case.config["diffusers_config"], case.name)
+    sizes = cosmos_diffusers.from_shapes({name: value.shape for name, value in weights.items()})
+    cfg = CosmosConfig(**(sizes | fields), dtype=jnp.float32)
     assert cfg == config_of(case)
     assert cosmos_diffusers.to_config(cfg).items() >= case.config["diffusers_config"].items()
     model, inputs = fill(cfg, weights, cosmos_diffusers.rules(cfg)), model_inputs(case.inputs)
@@ -137,7 +137,7 @@ def _diffusers(case: golden_cases.GoldenCase) -> float:
     return golden_cases.largest_error(outputs, {name: channels_last(x) for name, x in case.outputs.items()})
 
 
-#: Their names of layers -> ours.
+#: Names of layers in the original -> our names.
 LORA_TARGETS = {
     "q_proj": ".*_attention/query",
     "k_proj": ".*_attention/key",
@@ -166,7 +166,7 @@ def load_adapted_model(case: golden_cases.GoldenCase) -> CosmosTransformer:
 
 
 def _lora(case: golden_cases.GoldenCase) -> float:
-    """With adapters, with them in the kernels, and without."""
+    """Compare outputs with adapters, with adapters merged into the kernels, and without adapters."""
     model, inputs = load_adapted_model(case), model_inputs(case.inputs)
     _, trained = nnx.split(model)
     trained, _ = nnx.split_state(trained, path_filter(lora.TRAINABLE), ...)
@@ -192,7 +192,7 @@ def _rotary(case: golden_cases.GoldenCase) -> float:
     def actual(inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         outputs = {}
         for entry in case.config["entries"]:
-            # Width and heads only set the size of a head here.
+            # Width and heads determine only the size of a head here.
             cfg = CosmosConfig(
                 width=entry["head_dim"],
                 num_heads=1,

@@ -21,7 +21,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def network(model: CosmosTransformer, inputs: Arrays, given: jax.Array | None) -> rectified_flow.Network:
-    """The model as a function of video and time, with the text and masks of the case."""
+    """Return the model as a function of video and time, with the text and masks of the case."""
     text = jnp.asarray(inputs["crossattn_emb"])
     padding = jnp.asarray(inputs["padding_mask"])[:, 0] if "padding_mask" in inputs else None
     return lambda video, time: networks.forward(model, CosmosInputs(video, time, text, given, padding))
@@ -34,7 +34,7 @@ def _denoise(case: golden_cases.GoldenCase) -> float:
     assert mask is not None
     given = rectified_flow.ConditioningFrames(frames, mask, case.config["sigma_conditional"])
     level, levels = jnp.asarray(inputs["sigma_B"]), jnp.asarray(inputs["sigma_B_T"])
-    # Name -> noisy video, noise levels, given frames as the network sees them, and as the prediction keeps them.
+    # Name -> noisy video, noise levels, context frames in the network's input, and in the prediction.
     calls = {
         "video": (noisy, level, given, given),
         "video_per_frame_sigma": (noisy, levels, given, given),
@@ -42,12 +42,12 @@ def _denoise(case: golden_cases.GoldenCase) -> float:
         "image": (noisy[:, :1], level, None, None),
     }
     outputs: dict[str, Any] = {}
-    for name, (video, sigma, seen, kept) in calls.items():
-        predict = network(model, inputs, None if seen is None else mask)
-        scaled, time = rectified_flow.network_inputs(video, sigma, seen)
-        clean = rectified_flow.clean_from_velocity(predict(scaled, time), video, sigma, kept)
-        if seen is kept:
-            np.testing.assert_array_equal(clean, rectified_flow.denoise(predict, video, sigma, kept))
+    for name, (video, sigma, given_in, given_out) in calls.items():
+        predict = network(model, inputs, None if given_in is None else mask)
+        scaled, time = rectified_flow.network_inputs(video, sigma, given_in)
+        clean = rectified_flow.clean_from_velocity(predict(scaled, time), video, sigma, given_out)
+        if given_in is given_out:
+            np.testing.assert_array_equal(clean, rectified_flow.denoise(predict, video, sigma, given_out))
         outputs |= {f"{name}.net_input": scaled, f"{name}.x0": clean}
         outputs[f"{name}.eps"] = rectified_flow.noise_from_clean(clean, video, sigma)
         outputs[f"{name}.net_timesteps"] = time
@@ -161,11 +161,11 @@ def _cycles(values: Mapping[str, Any]) -> list[schedules.Cycle]:
 
 
 def _optimizer(config: Mapping[str, Any]) -> optimizers.Optimizer:
-    """The case's optimizer as the section of a recipe: rates are relative to the peak there.
+    """Convert the case's optimizer to a recipe's section, with rates relative to the peak.
 
-    The case's clip_grad_norm is left out, since it has no effect there: the original hands its clipping function a
-    generator of parameters, which is exhausted once the norm is measured, so no gradient is scaled. The moments that
-    the case holds are those of unclipped gradients.
+    The case's clip_grad_norm is ignored because it has no effect. The original passes a generator of parameters to its
+    clipping function; measuring the norm exhausts it, so that no gradient is scaled. The recorded moments are those of
+    unclipped gradients.
     """
     ((warmup, length, start, peak, end),) = _cycles(config["lr_schedule"])
     section = config["optimizer"]
@@ -185,7 +185,7 @@ def _optimizer(config: Mapping[str, Any]) -> optimizers.Optimizer:
 
 
 def _train_steps(case: golden_cases.GoldenCase) -> float:
-    """Whole steps of the training program; parameters relative to how far they have moved."""
+    """Compare whole training steps; errors of parameters are relative to their distance from the start."""
     config, inputs = case.config, case.inputs
     model, optimizer = networks.load_model(case), _optimizer(config)
     devices = mesh.make_mesh(data=1, fsdp=1, sequence=1, devices=jax.devices()[:1])
@@ -203,7 +203,7 @@ def _train_steps(case: golden_cases.GoldenCase) -> float:
         "mask": networks.given_frames(inputs),
         "crossattn_emb": inputs["crossattn_emb"],
     }
-    graphdef, born, shardings = state.create_state(
+    graphdef, created, shardings = state.create_state(
         lambda rngs: CosmosTransformer(model.cfg, rngs=rngs),
         trainable=nnx.Param,
         optimizer=optimizer,
@@ -212,8 +212,8 @@ def _train_steps(case: golden_cases.GoldenCase) -> float:
     )
     start = networks.weights_of(case)
     rules = cosmos.rules(model.cfg, prefix="")
-    arrays = engine.import_tensors(start, born.params, rules)
-    train_state = state.replace_params(born, engine.to_state(born.params, arrays))
+    arrays = engine.import_tensors(start, created.params, rules)
+    train_state = state.replace_params(created, engine.to_state(created.params, arrays))
     replicated = NamedSharding(devices, PartitionSpec())
     run = step.make_train_step(
         graphdef,
@@ -248,7 +248,7 @@ def _is_adam(part: Any) -> bool:
 
 
 def _tree_error(case: golden_cases.GoldenCase, prefix: str, tree: nnx.State, start: Arrays) -> float:
-    """Error of all tensors together; of weights (net, net_ema) relative to the distance from the start."""
+    """Return the error of all tensors together; for weights (net, net_ema) relative to the distance from the start."""
     arrays = {"/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(tree)}
     places, pairs = _places(case, tree), []
     for name, expected in case.outputs.items():
@@ -257,8 +257,8 @@ def _tree_error(case: golden_cases.GoldenCase, prefix: str, tree: nnx.State, sta
             own = places[tensor].take(arrays[places[tensor].path])
             origin = start[tensor] if prefix.startswith("net") else 0.0
             pairs.append((np.ravel(own - origin), np.ravel(expected - origin)))
-    actual, wanted = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    return golden_cases.relative_error(actual, wanted)
+    actual, expected = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return golden_cases.relative_error(actual, expected)
 
 
 CHECKS = {

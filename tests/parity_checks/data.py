@@ -1,4 +1,4 @@
-"""Check of the reader and of the sample logic against items of the original data set."""
+"""WorldPlay's data: the reader and the sampling of clips, compared with items of the original data set."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ STATES = ("latent", "image_cond", "vision_states", "prompt_embed", "byt5_text_st
 
 
 class ScriptedGenerator:
-    """Stands in for numpy's generator: gives the draws that the original's generator gave."""
+    """Replacement of numpy's generator that returns the draws of the original's generator."""
 
     def __init__(self, draws: list[float], current: int | None) -> None:
         self._draws, self._current = list(draws), current
@@ -39,7 +39,7 @@ class ScriptedGenerator:
 
 
 class Prompts:
-    """The negative prompt and the item's own one."""
+    """Text store with the negative prompt and the item's own prompt."""
 
     def __init__(self, inputs: dict[str, np.ndarray]) -> None:
         self._inputs = inputs
@@ -59,7 +59,7 @@ def channels_last(x: np.ndarray) -> np.ndarray:
 
 
 def make_record(case: golden_cases.GoldenCase, *, uses_action_json: bool) -> dict[str, Any]:
-    """The training record that the case's files amount to."""
+    """Make the training record of the case's files."""
     inputs, latents = case.inputs, case.config["latent_frames"]
     w2c = inputs["pose_w2c"][:: actions.FRAMES_PER_LATENT][:latents]
     if uses_action_json:
@@ -79,10 +79,10 @@ def make_record(case: golden_cases.GoldenCase, *, uses_action_json: bool) -> dic
 
 
 def dataset_item(case: golden_cases.GoldenCase) -> float:
-    """Every item from the original's random draws. Text is compared where its mask is set; `i2v_mask` is all ones.
+    """Compare every item for the original's random draws. Text is compared where its mask is set; `i2v_mask` is ones.
 
-    Twice: from arrays in memory, in the precision of the case, and (with PyTorch) from files that went through the
-    import, which stores latents and states as bfloat16.
+    Items are made twice: from arrays in memory, in the precision of the case, and, with PyTorch, from imported files,
+    which store latents and states as bfloat16.
     """
     clips = {kind: make_record(case, uses_action_json=kind) for kind in _kinds_of_labels(case)}
     errors = [_largest_error(case, clips, Prompts(case.inputs))]
@@ -92,9 +92,9 @@ def dataset_item(case: golden_cases.GoldenCase) -> float:
 
 
 def from_files(case: golden_cases.GoldenCase) -> float:
-    """The items from published files: written, imported to records, read.
+    """Compare the items from published files, which are written, imported to records and read.
 
-    Records hold latents and states in bfloat16: there the items must be equal to the rounded original.
+    Records store latents and states in bfloat16, so these must equal the rounded original.
     """
     with tempfile.TemporaryDirectory() as folder:
         output = _imported(case, pathlib.Path(folder))
@@ -105,12 +105,12 @@ def from_files(case: golden_cases.GoldenCase) -> float:
 
 
 def _kinds_of_labels(case: golden_cases.GoldenCase) -> list[bool]:
-    """Whether labels come from the action json: the values that the case's items have."""
+    """Return the values of `uses_action_json` in the case's items."""
     return sorted({item["uses_action_json"] for item in case.config["items"].values()})
 
 
 def _imported(case: golden_cases.GoldenCase, folder: pathlib.Path) -> pathlib.Path:
-    """The case's inputs as published files, imported; -> the folder of records."""
+    """Write the case's inputs as published files and import them; -> the folder of records."""
     inputs = case.inputs
     negative = {name.removeprefix("negative_"): x for name, x in inputs.items() if name.startswith("negative_")}
     clip = {name: x for name, x in inputs.items() if name in {"latent", "image_cond", "vision_states", *negative}}
@@ -176,7 +176,7 @@ def _example(
 
 
 def _as_original(example: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The example under the original's names and layouts; text at positions that the mask hides is not compared."""
+    """Convert an example to the original's names and layouts; masked text is not compared."""
     prompt, glyph = example["text_mask"][:, None], example["glyph_mask"][:, None]
     return {
         "latent": np.moveaxis(example["latent"], -1, 0),

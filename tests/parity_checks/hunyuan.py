@@ -1,4 +1,4 @@
-"""Transformers: forward passes of the HunyuanVideo-1.5 network in each of its modes."""
+"""HunyuanVideo-1.5: forward passes of the transformer in all modes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -42,8 +42,8 @@ def load_model(case: golden_cases.GoldenCase, **changes: object) -> HunyuanTrans
 
 def load_diffusers_model(case: golden_cases.GoldenCase) -> HunyuanTransformer:
     shapes = {name: weight.shape for name, weight in case.weights.items()}
-    told = hunyuan_diffusers.from_config(case.config["transformer_config"], case.name)
-    cfg = HunyuanConfig(**(hunyuan_diffusers.from_shapes(shapes) | told), dtype=jnp.float32)
+    fields = hunyuan_diffusers.from_config(case.config["transformer_config"], case.name)
+    cfg = HunyuanConfig(**(hunyuan_diffusers.from_shapes(shapes) | fields), dtype=jnp.float32)
     return _filled(cfg, case.weights, hunyuan_diffusers.rules(cfg))
 
 
@@ -55,7 +55,7 @@ def _filled(cfg: HunyuanConfig, weights: dict[str, np.ndarray], rules: Sequence[
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
-    """[B, C, F, H, W] -> [B, F, H, W, C]."""
+    """Transpose [B, C, F, H, W] -> [B, F, H, W, C]."""
     return np.moveaxis(x, 1, -1)
 
 
@@ -102,7 +102,7 @@ def _diffusers(case: golden_cases.GoldenCase) -> float:
         glyph_mask=jnp.asarray(inputs["encoder_attention_mask_2"], bool),
         vision_mask=jnp.ones(vision.shape[:2], bool),
     )
-    # Image states of zero are diffusers' sign of a model that gets no image.
+    # diffusers treats image states of zero as a call without image.
     without_image = text._replace(vision=jnp.zeros_like(vision), vision_mask=jnp.zeros(vision.shape[:2], bool))
     forward = nnx.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
     model = load_diffusers_model(case)

@@ -29,7 +29,7 @@ def _alphas(case: golden_cases.GoldenCase) -> np.ndarray:
 
 
 def _solve(case: golden_cases.GoldenCase, rows: np.ndarray, stride: int, prefix: str) -> dict[str, Any]:
-    """States after every step of both solvers; row i [..., frames or nothing] has the times of step i."""
+    """Compute the states after every step of both solvers; row i [..., optional frames] has the times of step i."""
     alphas, inputs = _alphas(case), case.inputs
     actual: dict[str, Any] = {}
     for solver in ("ddim", "dpm"):
@@ -97,7 +97,7 @@ def _scheduler_swin(case: golden_cases.GoldenCase) -> float:
 
 
 def _gradients(model: CogVideoXTransformer, loss: Any, names: list[str], trainable: str = ".*") -> dict[str, Any]:
-    """The loss, the gradients by their original names, and the norm of all that train."""
+    """Return the loss, the gradients by their original names, and the norm of all trained gradients."""
     places = engine.plan(engine.parameter_shapes(nnx.state(model)), cogvideox.rules(model.cfg))
     graphdef, params, frozen = nnx.split(model, train_state.path_filter(trainable), ...)
     value, grads = jax.jit(jax.value_and_grad(lambda params: loss(nnx.merge(graphdef, params, frozen))))(params)
@@ -120,7 +120,7 @@ def _velocity_loss(case: golden_cases.GoldenCase) -> float:
     alphas, inputs = _alphas(case), case.inputs
     example, draws, model = _example(inputs), _draws(inputs), load_model(case)
     names = case.config["args"]["grads"]
-    # Stage 2 trains the control adapter alone; stage 3 everything.
+    # Stage 2 trains only the control adapter; stage 3 trains everything.
     trainable = ".*control.*" if all("control" in name for name in names) else ".*"
     actual = _gradients(model, lambda model: objective.velocity_loss(model, example, draws, alphas), names, trainable)
     return golden_cases.largest_error(actual, {name: case.outputs[name] for name in actual if name in case.outputs})
@@ -159,7 +159,7 @@ def _consistency_loss(case: golden_cases.GoldenCase) -> float:
 
 
 def _lora(case: golden_cases.GoldenCase) -> float:
-    """The model and its adapters, each under the names of its file: adapters beside the kernels, in them, and off."""
+    """Compare a model with separate adapters, with adapters merged into the kernels, and without adapters."""
     cfg, args, inputs = config_of(case), case.config["args"], case.inputs
     adapters = lora.LoRAConfig(
         targets=("blocks/attention/(query|key|value|out)",), rank=args["rank"], alpha=args["lora_alpha"]
@@ -195,7 +195,7 @@ def _lora(case: golden_cases.GoldenCase) -> float:
 
 
 def _control(case: golden_cases.GoldenCase) -> jax.Array:
-    """[1, tokens, control_dim]."""
+    """Return the control states, [1, tokens, control_dim]."""
     rows = [TOKENS.index(token) for token in case.config["args"]["control_signal"].split(",")]
     return jnp.asarray(case.inputs["control_table"][rows])[None]
 

@@ -1,4 +1,4 @@
-"""Parity of the optimizers with the original systems' updates."""
+"""Optimizers: updates of the original systems."""
 
 from typing import Any
 
@@ -10,17 +10,16 @@ from jworld.training import muon
 
 
 def to_kernel(x: np.ndarray) -> np.ndarray:
-    """The original's [out, in, ...] as [..., in, out]; a vector stays."""
+    """Transpose the original's [out, in, ...] to [..., in, out]; a vector is unchanged."""
     return x.transpose(*range(2, x.ndim), 1, 0) if x.ndim >= 2 else x
 
 
 def check(case: Any) -> float:
-    """Muon from the case's gradients: largest error of a parameter after any step.
+    """Run Muon on the case's gradients; -> largest error of a parameter after any step.
 
-    float32: relative to the norm of the distance that the parameter has moved since the start, which is far
-    stricter than relative to the parameter. bfloat16: the rounding of the original's iteration cannot be
-    repeated on other hardware and its notes allow 0.1 * lr per element, so the largest absolute error over
-    that allowance, times 1e-4: it passes below 1e-4 exactly if every element is within the allowance.
+    In float32 the error is relative to the parameter's distance from the start, which is far stricter than relative to
+    the parameter. In bfloat16 the rounding of the original's iteration cannot be repeated on other hardware, and its
+    notes allow 0.1 * lr per element. The result is then the largest absolute error over that allowance, times 1e-4.
     """
     config = case.config
     bfloat16 = "bfloat16 cast removed" not in config["notes"]

@@ -1,4 +1,4 @@
-"""Gemma-3 and TheWorld: logits and what lies before them, generated tokens, losses and gradients."""
+"""Gemma-3 and TheWorld: intermediate outputs, logits, generated tokens, losses and gradients."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ from jworld.systems.theworld import objective
 from jworld.training.state import path_filter
 from jworld.utils import config
 
-#: Their name of a way to name tensors -> ours.
+#: Name of a key style in the golden cases -> our name.
 STYLES = {"hub": "hub", "v4": "transformers4", "v5": "transformers5-saved"}
 
 
@@ -67,7 +67,7 @@ def config_of(case: golden_cases.GoldenCase) -> Gemma3Config:
 
 
 def fill(model: Any, weights: Mapping[str, np.ndarray], rules: Any) -> Any:
-    """The module that `model` makes, with these weights."""
+    """Build the module that `model` makes, with these weights."""
     with nnx.use_eager_sharding(False):
         graphdef, state = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(0))))
         return nnx.merge(graphdef, engine.to_state(state, engine.import_tensors(weights, state, rules)))
@@ -80,7 +80,7 @@ def load(case: golden_cases.GoldenCase, **changes: Any) -> Gemma3:
 
 
 def by_rows(cfg: Gemma3Config, tokens: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Images [N, 3, H, W] in the order of the tokens -> [B, I, H, W, 3], zeros where a row has fewer."""
+    """Group images [N, 3, H, W], in the order of the tokens, to [B, I, H, W, 3], padded with zeros."""
     counts = (tokens == cfg.image_token).sum(axis=1) // cfg.image_tokens
     rows = np.zeros((len(tokens), max(counts), cfg.image_size, cfg.image_size, 3), np.float32)
     images = iter(np.moveaxis(pixels, 1, -1))
@@ -91,7 +91,7 @@ def by_rows(cfg: Gemma3Config, tokens: np.ndarray, pixels: np.ndarray) -> np.nda
 
 
 def _inside(model: Gemma3, embeds: jax.Array, mask: jax.Array, images: jax.Array | None) -> dict[str, jax.Array]:
-    """What layers give, one after the other."""
+    """Return the outputs of the layers, in order."""
     text, outputs = model.language, {}
     x, contexts = text.start(embeds, mask, None, images)
     graphdef, layers = nnx.split(text.layers)
@@ -147,7 +147,7 @@ def _forward(case: golden_cases.GoldenCase) -> float:
 
 
 def _generate(case: golden_cases.GoldenCase) -> float:
-    """Tokens exactly, and the logits of every step: with the cache, and all over again without."""
+    """Compare tokens exactly, and the logits of every step with the KV cache and recomputed without it."""
     model, inputs = load(case), case.inputs
     expected, steps = case.outputs["generated"], case.config["max_new_tokens"]
     mask = jnp.asarray(inputs["attention_mask"]) == 1
@@ -166,11 +166,11 @@ def _generate(case: golden_cases.GoldenCase) -> float:
         _, logits = jax.lax.scan(follow, state, tokens.T)
         later = jnp.ones_like(tokens, bool)
         whole = jnp.concatenate([embeds, text.embed(tokens)], axis=1)
-        seen = jnp.concatenate([mask, later], axis=1)
+        visible = jnp.concatenate([mask, later], axis=1)
         again = text(
             whole,
-            mask=seen,
-            positions=jnp.cumsum(seen, axis=1) - 1,
+            mask=visible,
+            positions=jnp.cumsum(visible, axis=1) - 1,
             images=dataclasses.replace(images, tokens=jnp.concatenate([images.tokens, ~later], axis=1)),
         )
         return tokens, jnp.moveaxis(logits, 0, 1), text.logits(again[:, mask.shape[1] - 1 : -1])
@@ -181,17 +181,17 @@ def _generate(case: golden_cases.GoldenCase) -> float:
 
 
 def world_of(case: golden_cases.GoldenCase) -> WorldConfig:
-    told, vae = case.config, case.config["vae_config"]
+    fields, vae = case.config, case.config["vae_config"]
     return WorldConfig(
         compat="original",
-        layout=told["world_projection_mode"],
-        architecture=told["projection_architecture"],
+        layout=fields["world_projection_mode"],
+        architecture=fields["projection_architecture"],
         latent_channels=vae["z_dim"],
         autoencoder_width=vae["base_dim"],
         autoencoder_multipliers=tuple(vae["dim_mult"]),
         autoencoder_blocks=vae["num_res_blocks"],
-        start_token=told["sow_token_id"],
-        end_token=told["eow_token_id"],
+        start_token=fields["sow_token_id"],
+        end_token=fields["eow_token_id"],
     )
 
 
@@ -201,7 +201,7 @@ def load_world(case: golden_cases.GoldenCase) -> TheWorld:
 
 
 def batch_of(case: golden_cases.GoldenCase, cfg: Gemma3Config) -> dict[str, jax.Array]:
-    """Of the system, but that the images of the prompt are floats already: the case has no bytes of them."""
+    """Make the system's batch, with the prompt's images as floats: the case has no uint8 images."""
     inputs = case.inputs
     pixels = by_rows(cfg, inputs["input_ids"], inputs["pixel_values"])
     images = [PIL.Image.fromarray(inputs[f"image_{i}"]) for i in range(len(inputs["input_ids"]))]
@@ -216,7 +216,7 @@ def batch_of(case: golden_cases.GoldenCase, cfg: Gemma3Config) -> dict[str, jax.
 
 def _world(case: golden_cases.GoldenCase) -> float:
     model = load_world(case)
-    batch, keep = batch_of(case, model.cfg), case.outputs.get("position_index", slice(None))
+    batch, positions = batch_of(case, model.cfg), case.outputs.get("position_index", slice(None))
     latents = jax.jit(TheWorld.latents)(model, batch.pop("world_pixels"))
     cfg = objective.ObjectiveConfig(chunk=16)
     graphdef, trained, rest = nnx.split(model, path_filter("world/.*"), ...)
@@ -237,10 +237,10 @@ def _world(case: golden_cases.GoldenCase) -> float:
             "world_tokens": model.world.tokens(latents)[:, 0],
             "world_embeds": model.world(latents),
             "image_features": model.image_features(pixels[:, :1]),
-            "fused_embeds": (fused.embeds * fused.mask[..., None])[:, keep],
+            "fused_embeds": (fused.embeds * fused.mask[..., None])[:, positions],
             "fused_attention_mask": fused.mask,
-            "final_norm": (states * fused.mask[..., None])[:, keep],
-            "logits": (model.language.logits(states) * fused.mask[..., None])[:, keep],
+            "final_norm": (states * fused.mask[..., None])[:, positions],
+            "logits": (model.language.logits(states) * fused.mask[..., None])[:, positions],
             "logits_without_images": plain * without.mask[..., None],
             "labels_used": objective.fused_labels(batch["tokens"], batch["labels"], batch["mask"], model.config.world)
             * fused.mask,
@@ -263,13 +263,13 @@ def _world(case: golden_cases.GoldenCase) -> float:
 
 
 def _preprocess(case: golden_cases.GoldenCase) -> float:
-    """Pictures of every mode, resized and as both encoders read them; every 37th row of the world's."""
-    shown = [PIL.Image.fromarray(case.inputs[f"image_{i}"]).convert("RGB") for i in range(len(case.inputs))]
-    seen = np.stack([image_files.resized(image, case.config["siglip_size"]) for image in shown])
-    world = np.stack([image_files.resized(image, image_files.WORLD_SIZE) for image in shown])[:, ::37]
+    """Compare images of every mode, resized and as inputs of both encoders; every 37th row of the world's images."""
+    images = [PIL.Image.fromarray(case.inputs[f"image_{i}"]).convert("RGB") for i in range(len(case.inputs))]
+    resized = np.stack([image_files.resized(image, case.config["siglip_size"]) for image in images])
+    world = np.stack([image_files.resized(image, image_files.WORLD_SIZE) for image in images])[:, ::37]
     values = world_values(jnp.asarray(world), original=True).astype(jnp.bfloat16)
     outputs = {
-        "pixel_values": np.moveaxis(vision_values(jnp.asarray(seen)), -1, 1),
+        "pixel_values": np.moveaxis(vision_values(jnp.asarray(resized)), -1, 1),
         "vae_resized_uint8": world,
         "vae_input_bf16_rows": np.moveaxis(np.asarray(values, np.float32), -1, 1),
     }
@@ -277,7 +277,7 @@ def _preprocess(case: golden_cases.GoldenCase) -> float:
 
 
 def _checkpoint(case: golden_cases.GoldenCase) -> float:
-    """A checkpoint over its base, imported by the command; exported again it is what it was."""
+    """Import a checkpoint with its base by the command, compare outputs, and check that an export restores it."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         checkpoint, base = case.path / "checkpoint", folder / "base"
@@ -291,8 +291,10 @@ def _checkpoint(case: golden_cases.GoldenCase) -> float:
         conversion.main(["import", str(checkpoint), "--base", str(base), "--output", str(ours), *options])
         conversion.main(["export", str(ours), "--trained", "--output", str(exported)])
         assert converted.contents(exported) == converted.contents(checkpoint)
-        written, told = (json.loads((path / "config.json").read_text()) for path in (exported, checkpoint))
-        assert written.items() >= {key: told[key] for key in told if key.startswith(("freeze_", "world_"))}.items()
+        written, original = (json.loads((path / "config.json").read_text()) for path in (exported, checkpoint))
+        assert (
+            written.items() >= {key: original[key] for key in original if key.startswith(("freeze_", "world_"))}.items()
+        )
         model, _ = runs.load_model(ours, config.load(ours))
     assert isinstance(model, TheWorld)
     batch = batch_of(case, model.cfg)

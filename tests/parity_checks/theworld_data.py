@@ -1,4 +1,4 @@
-"""Checks of TheWorld's data and evaluation: prompt layout, labels, conversion of rows, parsers, metrics."""
+"""TheWorld's data and evaluation: prompt layout, labels, conversion of rows, parsers, metrics."""
 
 import json
 import math
@@ -19,7 +19,7 @@ SPECIAL = ("<unk>", *chat.SPECIAL)
 
 
 def make_tokenizer(config: dict[str, Any]) -> chat.ChatTokenizer:
-    """The case's greedy longest-match tokenizer."""
+    """Make the case's greedy longest-match tokenizer."""
     vocab = {name: i for i, name in enumerate(config["vocab"])}
     model = tokenizers.models.WordPiece(
         vocab, unk_token="<unk>", continuing_subword_prefix="", max_input_chars_per_word=1_000_000
@@ -31,7 +31,7 @@ def make_tokenizer(config: dict[str, Any]) -> chat.ChatTokenizer:
 
 
 def labels(case: golden_cases.GoldenCase) -> float:
-    """Token ids, the collator's labels, brackets, fused layout, SpatialRGPT rows: all exactly."""
+    """Compare token ids, the collator's labels, brackets, fused layout and SpatialRGPT rows exactly."""
     config = case.config
     tokenizer = make_tokenizer(config)
     found = {"sow": tokenizer.ids[chat.START_OF_WORLD], "eow": tokenizer.ids[chat.END_OF_WORLD]}
@@ -41,8 +41,8 @@ def labels(case: golden_cases.GoldenCase) -> float:
         errors += _batch_errors(tokenizer, batch)
     for number, entry in enumerate(config["spatial"]):
         row = spatial.read_row(entry["raw"], number=number)
-        said = [{"role": _role(turn), "content": turn.text} for turn in row.turns]
-        errors += [said != entry["messages"], row.id != entry["id"]]
+        messages = [{"role": _role(turn), "content": turn.text} for turn in row.turns]
+        errors += [messages != entry["messages"], row.id != entry["id"]]
         errors += [row.qa_type != entry["qa_type"], row.qa_category != entry["qa_category"]]
     return float(sum(errors))
 
@@ -52,7 +52,7 @@ def _role(turn: chat.Turn) -> str:
 
 
 def _rendered(entry: dict[str, Any]) -> str:
-    """As the template leaves it: an image is its opening token alone."""
+    """Render an entry as the template does: an image is only its opening token."""
     (message,) = entry["messages"]
     texts = [part["text"] for part in message["content"] if part["type"] == "text"]
     images = sum(part["type"] == "image" for part in message["content"])
@@ -97,18 +97,18 @@ def _batch_errors(tokenizer: chat.ChatTokenizer, batch: dict[str, Any]) -> list[
         (found["labels"], batch["labels"]),
         (np.delete(fused, inside, axis=1), batch["injected_input_ids"]),
         (np.delete(fused_mask, inside, axis=1), batch["injected_attention_mask"]),
-        # The case numbers the world's tokens from -1 down.
+        # The case numbers the world's tokens -1, -2, ...
         (fused, np.where(layout < 0, -1, layout)),
         (fused_mask, batch["fused_attention_mask"]),
     ]
     errors = [not np.array_equal(mine, theirs) for mine, theirs in pairs]
-    # Padding has labels there, which the mask takes away.
+    # Padding has labels in the case, which the mask removes.
     theirs = np.where(fused_mask, batch["fused_labels"], chat.IGNORED)
     return [*errors, not np.array_equal(labels, theirs)]
 
 
 def eval_parse(case: golden_cases.GoldenCase) -> float:
-    """Parsers exactly, metrics as numbers."""
+    """Compare parsers exactly, and metrics up to rounding."""
     config = case.config
     wrong = [answers.blink_choice(e["text"], e["choices"]) != e["out"] for e in config["blink_parse_choice"]]
     for entry in config["blink_prompt"]:
@@ -118,7 +118,7 @@ def eval_parse(case: golden_cases.GoldenCase) -> float:
     wrong += [answers.is_one(e["text"]) != e["out"] for e in config["qualitative"]]
     wrong += [list(answers.two_numbers(e["text"]) or (None, None)) != e["out"] for e in config["quantitative"]]
     wrong += [answers.vsr_digit(e["text"]) != e["out"] for e in config["vsr_parse"]]
-    # Evaluation takes the training batch's size there, which the original fills in when it starts.
+    # The original sets the evaluation batch size to that of training at start-up.
     wrong.append(config["training_config_defaults"] != {**original.DEFAULTS, "eval_batch_size": 4})
     wrong += [spatial.clamp_box(*e["in"]) != e["out"] for e in config["clamp_bbox"]]
     lines = [line if isinstance(line, str) else json.dumps(line) for line in config["accuracy"]["lines"]]
@@ -131,7 +131,7 @@ def eval_parse(case: golden_cases.GoldenCase) -> float:
 
 
 def _equal(found: Any, expected: Any) -> bool:
-    """The same structure, numbers up to rounding."""
+    """Return True for equal structures, with numbers equal up to rounding."""
     if isinstance(expected, dict):
         return found.keys() == expected.keys() and all(_equal(found[key], expected[key]) for key in expected)
     if isinstance(expected, list):

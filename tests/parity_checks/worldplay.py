@@ -37,7 +37,7 @@ def _loss(case: golden_cases.GoldenCase) -> float:
     config, inputs, expected = case.config, case.inputs, case.outputs
     batch = _batch(inputs, bool(config["select_window_out_flag"]))
     num_chunks = inputs["u"].size
-    # The last chunk has no memory time; its place is never read.
+    # The last chunk has no memory time; its value is never read.
     memory_times = np.append(1000 - inputs["memory_idx"], 0).reshape(1, num_chunks)
     draws = objective.Draws(
         jnp.asarray(inputs["u"]).reshape(1, num_chunks),

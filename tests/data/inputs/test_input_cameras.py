@@ -57,7 +57,7 @@ def read(name, path, **options) -> list[clips.Clip]:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_motions_have_the_right_signs(tmp_path, name):
-    WRITERS[name](tmp_path, np.linalg.inv(tiny_videos.walk()))
+    WRITERS[name](tmp_path, np.linalg.inv(tiny_videos.camera_path()))
     (clip,) = read(name, tmp_path)
     assert clip.w2c.dtype == np.float64
 
@@ -67,7 +67,7 @@ def test_motions_have_the_right_signs(tmp_path, name):
     np.testing.assert_allclose(projected[8, 0], -4.8 * np.sin(4 * tiny_videos.TURN), atol=1e-8)
     # A point above the axis (y is down) stays above it.
     assert ((clip.w2c @ np.array([0, -1.0, 5, 1]))[:, 1] < -0.99).all()
-    np.testing.assert_allclose(clip.w2c @ tiny_videos.walk(), np.tile(np.eye(4), (FRAMES, 1, 1)), atol=1e-8)
+    np.testing.assert_allclose(clip.w2c @ tiny_videos.camera_path(), np.tile(np.eye(4), (FRAMES, 1, 1)), atol=1e-8)
 
     labels = actions.labels_from_poses(clip.w2c[::4], min_translation=actions.TRAINING_MIN_TRANSLATION)
     assert labels.tolist() == [0, 9, 1]
@@ -78,7 +78,7 @@ def test_motions_have_the_right_signs(tmp_path, name):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_cameras_follow_resampling_and_crop(tmp_path, name):
-    w2c = np.linalg.inv(tiny_videos.walk())
+    w2c = np.linalg.inv(tiny_videos.camera_path())
     WRITERS[name](tmp_path, w2c)
     (clip,) = read(name, tmp_path, fps=5, frames=5, fit=fitting.Fit(width=12, height=12))
     assert tiny_videos.numbers(clip.frames) == [0, 2, 4, 6, 8]
@@ -100,7 +100,7 @@ def test_action_files_give_the_labels_of_training(tmp_path):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_invalid_cameras_are_refused(tmp_path, name):
-    scaled, mirrored, broken = (np.linalg.inv(tiny_videos.walk()) for _ in range(3))
+    scaled, mirrored, broken = (np.linalg.inv(tiny_videos.camera_path()) for _ in range(3))
     scaled[5, :3, :3] *= 1.01
     mirrored[:, 0] *= -1
     broken[7, 0, 3] = np.nan
@@ -117,7 +117,7 @@ def test_invalid_cameras_are_refused(tmp_path, name):
 
 
 def test_cameras_of_another_number_of_frames(tmp_path):
-    w2c = np.linalg.inv(tiny_videos.walk())
+    w2c = np.linalg.inv(tiny_videos.camera_path())
     write_as_worldplay(tmp_path, w2c[:8])
     with pytest.raises(UserError, match=r"pose\.json has 8 poses, the video decodes to 9 frames"):
         read("worldplay", tmp_path)
@@ -143,7 +143,7 @@ def test_cameras_of_another_number_of_frames(tmp_path):
     ],
 )
 def test_pose_files_that_are_refused(tmp_path, change, message):
-    write_as_worldplay(tmp_path, np.linalg.inv(tiny_videos.walk()))
+    write_as_worldplay(tmp_path, np.linalg.inv(tiny_videos.camera_path()))
     frames = json.loads((tmp_path / "pose.json").read_text())
     frames["frame 9"] = change
     (tmp_path / "pose.json").write_text(json.dumps(frames))
@@ -153,7 +153,7 @@ def test_pose_files_that_are_refused(tmp_path, change, message):
 
 @pytest.mark.parametrize("key", ["frames", "actions", "w2c", "intrinsics"])
 def test_episode_files_that_are_refused(tmp_path, key):
-    write_as_episodes(tmp_path, np.linalg.inv(tiny_videos.walk()))
+    write_as_episodes(tmp_path, np.linalg.inv(tiny_videos.camera_path()))
     path = tmp_path / "walk" / "episode.json"
     good = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in good.items() if name != key}))
@@ -169,6 +169,6 @@ def test_episode_files_that_are_refused(tmp_path, key):
 
 def test_intrinsics_do_not_depend_on_the_video_size(tmp_path):
     """The clip's intrinsics equal `poses.normalise_intrinsics` of the pixels, for any size of the video."""
-    write_as_worldplay(tmp_path, np.linalg.inv(tiny_videos.walk()))
+    write_as_worldplay(tmp_path, np.linalg.inv(tiny_videos.camera_path()))
     (clip,) = read("worldplay", tmp_path)
     np.testing.assert_array_equal(clip.intrinsics[3], poses.normalise_intrinsics(np.array(PIXELS)))
