@@ -1,4 +1,4 @@
-"""Video autoencoders as compiled programs that take and give arrays of numpy, whichever family they are of."""
+"""Video autoencoders of all families as compiled programs with numpy inputs and outputs."""
 
 import functools
 import pathlib
@@ -18,10 +18,10 @@ from jworld.utils import resources
 
 
 class Network(Protocol):
-    """What the linear codec and the networks have in common; see `network.VideoAutoencoder`."""
+    """Interface of the linear autoencoder and the networks; see `network.VideoAutoencoder`."""
 
     family: ClassVar[str]
-    #: The latent of the first frame is the same whatever follows it.
+    #: Whether the latent of the first frame is independent of later frames.
     first_frame_alone: ClassVar[bool]
     config: Any
 
@@ -39,12 +39,12 @@ class Network(Protocol):
 
 
 class Latents(NamedTuple):
-    """Videos as latents, normalised, float32.
+    """Normalized latents of videos, float32.
 
     Attributes:
       latent: [B, F, H', W', C], the posterior's mean.
       image_cond: [B, 1, H', W', C], the first frame encoded alone.
-      logvar: [B, F, H', W', C], log variance of the normalised latents, where it was asked for.
+      logvar: [B, F, H', W', C], log variance of the normalized latents; None unless requested.
     """
 
     latent: np.ndarray
@@ -55,11 +55,11 @@ class Latents(NamedTuple):
 class Autoencoder:
     """An autoencoder whose programs are compiled once per shape.
 
-    Its batches are spread over the mesh, one local device by default, where they divide.
+    Batches are sharded over the mesh (default: one local device) if their size divides.
 
     Attributes:
-      network: linear codec or network, its weights on every device of the mesh.
-      source: the file or folder that it came from.
+      network: linear autoencoder or neural network, replicated over the devices of the mesh.
+      source: file or folder that it was loaded from; None if it was not loaded.
     """
 
     def __init__(self, network: Network, *, mesh: jax.sharding.Mesh | None = None, source: str | None = None):
@@ -84,7 +84,7 @@ class Autoencoder:
 
     @property
     def has_posterior(self) -> bool:
-        """Whether its latents have a variance."""
+        """True if its latents have a variance."""
         return isinstance(self.network, VideoAutoencoder)
 
     @functools.cached_property
@@ -92,35 +92,35 @@ class Autoencoder:
         return self.network.hash()
 
     def manifest_entry(self) -> dict[str, Any]:
-        """What a data set's manifest says of its autoencoder; `source` where it is no file of the data set's own."""
-        own = self.source is None or self.family == linear.FAMILY
-        return self.network.manifest_entry() | ({} if own else {"source": self.source})
+        """Return the entry of a manifest; it has `source` unless the autoencoder is stored with the data set."""
+        stored_with_set = self.source is None or self.family == linear.FAMILY
+        return self.network.manifest_entry() | ({} if stored_with_set else {"source": self.source})
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """[F, H', W', C] of a video; `UserError` where its sizes do not fit."""
+        """Return [F, H', W', C] of a video; a `UserError` if its sizes do not fit."""
         return self.network.latent_shape(frames, height, width)
 
     def encode_clips(self, video: np.ndarray, *, posterior: bool = False) -> Latents:
-        """Video uint8 [B, T, H, W, 3] -> all that a record holds of it."""
+        """Encode videos uint8 [B, T, H, W, 3] as the latents that records store."""
         with jax.set_mesh(self._mesh):
             latents = _encode_clips(self.network, self._placed(video), posterior=posterior)
         return jax.device_get(latents)
 
     def encode(self, video: np.ndarray) -> np.ndarray:
-        """Video uint8 [B, T, H, W, 3] -> normalised latents [B, F, H', W', C] float32."""
+        """Encode videos uint8 [B, T, H, W, 3] as normalized latents [B, F, H', W', C] float32."""
         return self.encode_clips(video).latent
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Normalised latents [B, F, H', W', C] -> video uint8 [B, T, H, W, 3]."""
+        """Decode normalized latents [B, F, H', W', C] to videos uint8 [B, T, H, W, 3]."""
         with jax.set_mesh(self._mesh):
             return np.asarray(_decode(self.network, self._placed(latents)))
 
     def stream(self) -> "Stream":
-        """A video that is decoded as its latents come."""
+        """Start a video that is decoded latent by latent."""
         return Stream(self)
 
     def decode_step(self, latents: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
-        """The next latents [B, f, H', W', C] -> their frames uint8 [B, t, H, W, 3]; `cache` None starts a video."""
+        """Decode the next latents [B, f, H', W', C] to frames uint8 [B, t, H, W, 3]; `cache` None starts a video."""
         with jax.set_mesh(self._mesh):
             video, cache = _decode_step(self.network, self._placed(latents), cache)
         return np.asarray(video), cache
@@ -132,14 +132,14 @@ class Autoencoder:
 
 
 class Stream:
-    """One video; what its decoder must remember stays on the devices."""
+    """Streaming decoder of one video, whose cache stays on the devices."""
 
     def __init__(self, autoencoder: Autoencoder):
         self._autoencoder = autoencoder
         self._cache: Any = None
 
     def step(self, latents: np.ndarray) -> np.ndarray:
-        """The next latents [f, H', W', C] -> their frames uint8 [t, H, W, 3]."""
+        """Decode the next latents [f, H', W', C] to frames uint8 [t, H, W, 3]."""
         video, self._cache = self._autoencoder.decode_step(latents[None], self._cache)
         return video[0]
 
@@ -151,7 +151,7 @@ def _encode_clips(network: Any, video: jax.Array, *, posterior: bool) -> Latents
         normalisation = network.config.normalisation
         found = network.posterior(video)
         latent = normalisation.apply(found.mean)
-        # The bounds are those within which samples are drawn; scaled latents have a scaled deviation.
+        # The bounds are those of sampling; the scale of the latents also scales their deviation.
         logvar = jnp.clip(found.logvar, -30.0, 20.0) + 2 * jnp.log(jnp.abs(jnp.array(normalisation.scale)))
     else:
         latent = network.encode(video)
@@ -175,11 +175,11 @@ def load(path: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, dty
 
     Args:
       path: file, or folder with autoencoder.safetensors.
-      mesh: where the weights go, all of them to each device; one local device by default.
-      dtype: of a network's activations, instead of what its file says.
+      mesh: devices to which the weights are replicated (default: one local device).
+      dtype: dtype of a network's activations (default: the one in its file).
 
     Raises:
-      UserError: the file is absent or damaged, or is no autoencoder.
+      UserError: the file is absent, damaged, or not an autoencoder.
     """
     path = resources.find(pathlib.Path(path).expanduser()).absolute()
     if path.is_dir():

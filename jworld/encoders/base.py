@@ -1,4 +1,4 @@
-"""What every encoder of prompts or of first frames offers, and what a data set's manifest says of it."""
+"""Interfaces of the encoders of prompts and first frames, and their entries in manifests."""
 
 import abc
 import dataclasses
@@ -10,11 +10,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a manifest says of an encoder; a field that is None has no meaning for it and is left out.
+    """Entry of an encoder in a manifest; fields that are None are left out.
 
-    `kind` and `source` open the encoder again, as "kind:source" (kind "stored": with `read_embeddings`). `family` says
-    which model's states these are, `dim` their width and `tokens` how many rows one prompt has at most (an image:
-    exactly). `hash` tells two sets of weights apart, `dtype` is what they were run in.
+    Attributes:
+      kind: with `source`, opens the encoder as "kind:source"; "stored" is for files of `read_embeddings`.
+      family: model that computes the states.
+      dim: width of the states.
+      tokens: rows per image, or per prompt at most.
+      source: folder, hub id or file of the encoder.
+      hash: identifies the weights.
+      dtype: dtype of the computation.
     """
 
     kind: str
@@ -27,7 +32,7 @@ class Entry:
 
 
 class Encoder:
-    """Something that a manifest can name."""
+    """Base class of encoders, with their manifest entry."""
 
     entry: Entry
 
@@ -40,20 +45,21 @@ class Encoder:
         return self.entry.dim
 
     def manifest_entry(self) -> dict[str, Any]:
+        """Return the entry as JSON."""
         return {key: value for key, value in dataclasses.asdict(self.entry).items() if value is not None}
 
 
 class TextEncoder(Encoder, abc.ABC):
-    """Prompts -> states."""
+    """Encoder of prompts."""
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
-        """Per prompt float32 [S_i, D], S_i its true length: what is left out is padding that no model attends to."""
+        """Encode prompts, each as float32 [S_i, D]; its length S_i excludes padding that no model attends to."""
 
 
 class ImageEncoder(Encoder, abc.ABC):
-    """Images -> states."""
+    """Encoder of images."""
 
     @abc.abstractmethod
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] of any size -> float32 [B, V, D]."""
+        """Encode images uint8 [B, H, W, 3] of any size as float32 [B, V, D]."""

@@ -1,6 +1,6 @@
-"""ByT5 with the Glyph-SDXL-v2 weights: encodes the text that a picture shows, which a prompt puts in quotes.
+"""ByT5 with the Glyph-SDXL-v2 weights, an encoder of the quoted texts of a prompt that the video should show.
 
-The folder is the originals' `text_encoder`: byt5-small/config.json beside Glyph-SDXL-v2/{assets, checkpoints}.
+Its folder is the originals' `text_encoder`, with byt5-small/config.json and Glyph-SDXL-v2/{assets, checkpoints}.
 """
 
 import json
@@ -19,38 +19,38 @@ from jworld.utils.errors import UserError
 FAMILY = "byt5-glyph"
 TOKENS = 256
 CONFIG = "byt5-small/config.json"
-COLOURS = "Glyph-SDXL-v2/assets/color_idx.json"
+COLORS = "Glyph-SDXL-v2/assets/color_idx.json"
 FONTS = "Glyph-SDXL-v2/assets/multilingual_10-lang_idx.json"
 WEIGHTS = "Glyph-SDXL-v2/checkpoints/byt5_model.pt"
 WEIGHTS_PREFIX = "module.text_tower.encoder."
 _FIX = (
     "put google/byt5-small into byt5-small/ and Glyph-SDXL-v2 (modelscope.cn, AI-ModelScope/Glyph-SDXL-v2) into "
-    "Glyph-SDXL-v2/ of the folder that byt5-glyph is given"
+    "Glyph-SDXL-v2/ of the folder of byt5-glyph"
 )
-# As at inference. WorldPlay's preprocessor finds straight quotes only.
+# As in inference; WorldPlay's preprocessor finds only straight quotes.
 _QUOTED = re.compile('"(.*?)"|“(.*?)”')
 
 
 def quoted_texts(prompt: str) -> list[str]:
-    """The parts of a prompt within straight or curly double quotes on one line, in order, each once."""
+    """Return the distinct parts of a prompt in straight or curly double quotes on one line, in order."""
     return list(dict.fromkeys(straight or curly for straight, curly in _QUOTED.findall(prompt)))
 
 
 def format_texts(texts: Sequence[str]) -> str:
-    """What ByT5 reads; the published systems name neither colour nor font."""
+    """Format texts as input of ByT5, without colors and fonts as in the published systems."""
     return "".join(f'Text "{text}". ' for text in texts)
 
 
-def special_tokens(colours: dict[str, int], fonts: dict[str, int]) -> list[str]:
-    """Names of the added tokens in the order of their embeddings: colours by number, then fonts by language."""
+def special_tokens(colors: dict[str, int], fonts: dict[str, int]) -> list[str]:
+    """Return the added tokens in the order of their embeddings: colors by number, then fonts by language."""
     return [
-        *(f"<color-{index}>" for index in range(len(colours))),
+        *(f"<color-{index}>" for index in range(len(colors))),
         *(f"<{name[:2]}-font-{index}>" for name, index in fonts.items()),
     ]
 
 
 class Glyph(base.TextEncoder):
-    """The encoder half of byT5-small. A prompt without quotes has no rows, and is not run."""
+    """Encoder of byT5-small; a prompt without quotes has no rows."""
 
     def __init__(self, source: str, options: torch_models.Options) -> None:
         self._batch_size = options.batch_size
@@ -58,14 +58,14 @@ class Glyph(base.TextEncoder):
         folder = _local_folder(source)
         sources.check_model_type(folder / "byt5-small", expected=("t5",), kind=FAMILY)
         self._tokenizer = pretrained.library().ByT5Tokenizer()
-        colours, fonts = _read_index(folder / COLOURS), _read_index(folder / FONTS)
-        self._tokenizer.add_tokens(special_tokens(colours, fonts), special_tokens=True)
+        colors, fonts = _read_index(folder / COLORS), _read_index(folder / FONTS)
+        self._tokenizer.add_tokens(special_tokens(colors, fonts), special_tokens=True)
         self._model = _load_encoder(folder, rows=len(self._tokenizer), dtype=dtype).to(self._device)
         self.entry = base.Entry(
             kind=FAMILY,
             family=FAMILY,
             source=source,
-            hash=sources.hash_files(folder, (CONFIG, COLOURS, FONTS, WEIGHTS)),
+            hash=sources.hash_files(folder, (CONFIG, COLORS, FONTS, WEIGHTS)),
             dtype=dtype,
             tokens=TOKENS,
             dim=self._model.config.d_model,
@@ -92,16 +92,16 @@ class Glyph(base.TextEncoder):
 
 
 def _local_folder(source: str) -> pathlib.Path:
-    """Glyph-SDXL-v2 and byT5-small come from two places, so there is no one hub id for this encoder."""
+    """Find the local folder; there is no hub id, since Glyph-SDXL-v2 and byT5-small have separate repositories."""
     folder = sources.part(pathlib.Path(source).expanduser(), "text_encoder")
-    for name in (CONFIG, COLOURS, FONTS, WEIGHTS):
+    for name in (CONFIG, COLORS, FONTS, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is absent: {_FIX}")
     return folder
 
 
 def _read_index(path: pathlib.Path) -> dict[str, int]:
-    """{name: number}."""
+    """Read a JSON object {name: number}."""
     index = sources.read_json(path, fix=_FIX)
     for name, number in index.items():
         if type(number) is not int:
@@ -110,7 +110,7 @@ def _read_index(path: pathlib.Path) -> dict[str, int]:
 
 
 def _load_encoder(folder: pathlib.Path, *, rows: int, dtype: str) -> Any:
-    """The encoder of byt5-small's config with `rows` embeddings, every weight from the checkpoint."""
+    """Build the encoder of byt5-small's config with `rows` embeddings, and load every weight from the checkpoint."""
     torch, transformers = torch_models.require("torch"), pretrained.library()
     state = _read_checkpoint(folder / WEIGHTS)
     config = transformers.T5Config.from_pretrained(folder / "byt5-small", vocab_size=rows)
@@ -132,7 +132,7 @@ def _load_encoder(folder: pathlib.Path, *, rows: int, dtype: str) -> Any:
 
 
 def _read_checkpoint(path: pathlib.Path) -> dict[str, Any]:
-    """Weights of the encoder by their names in it."""
+    """Read the encoder's weights, by name within the encoder."""
     torch = torch_models.require("torch")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

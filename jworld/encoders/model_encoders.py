@@ -1,7 +1,7 @@
-"""What turns a user's first frame and prompt into a model's inputs: the encoders that its data set was made with.
+"""Encoders of a model, which convert first frames and prompts to its inputs as its data set was made.
 
-A data set's manifest says of each encoder its family, what tells its weights apart, and where it came from. What is
-small, the linear codec, lies beside the manifest; what is big stays where it is, or where the user says it is now.
+A data set's manifest records the family, hash and source of each encoder. The linear autoencoder is small and stored
+next to the manifest. Large encoders are opened from their source, or from another path that the user gives.
 """
 
 import argparse
@@ -25,13 +25,13 @@ NONE = records.NO_ENCODER
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Role:
-    """What a text or image encoder is for.
+    """Role of a text or image encoder.
 
     Attributes:
-      key: in a manifest.
-      flag: the option that names it.
-      words: its name in a sentence.
-      identity: entries of a manifest that tell two apart.
+      key: its key in a manifest.
+      flag: command-line option that names it.
+      words: its name in messages.
+      identity: keys of a manifest entry that identify an encoder.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Role:
 
     @property
     def attribute(self) -> str:
-        """In `EncoderOverrides`."""
+        """Name of the attribute of `EncoderOverrides`."""
         return self.flag.removeprefix("--").replace("-", "_")
 
 
@@ -60,9 +60,9 @@ class EncoderOverrides:
     """Encoders that the user names; None leaves the choice to a manifest.
 
     Attributes:
-      autoencoder: file of a linear codec or folder of a network.
+      autoencoder: file of a linear autoencoder, or folder of a network.
       text_encoder, glyph_encoder, image_encoder: "KIND:SOURCE", see `load`.
-      options: how text and image encoders run.
+      options: dtype and device of text and image encoders.
     """
 
     autoencoder: str | None = None
@@ -73,23 +73,23 @@ class EncoderOverrides:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> "EncoderOverrides":
-        """What `add_arguments` added."""
+        """Read the options of `add_arguments`."""
         names = ("autoencoder", *(role.attribute for role in (TEXT, GLYPH, IMAGE)))
         options = registry.Options(dtype=arguments.encoder_dtype, device=arguments.encoder_device)
         return cls(**{name: getattr(arguments, name) for name in names}, options=options)
 
     def flags(self) -> list[str]:
-        """The options that the user gave."""
+        """Return the command-line options that set these values."""
         values = {flag: getattr(self, flag.removeprefix("--").replace("-", "_")) for flag in FLAGS}
         values |= {"--encoder-device": self.options.device, "--encoder-dtype": self.options.dtype}
         return [flag for flag, value in values.items() if value is not None]
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, defaults: Mapping[str, str]) -> None:
-    """Add the options that name encoders; `defaults` holds what each is by default."""
+    """Add the options that name encoders; `defaults` describes the default of each for help."""
     text, image = ", ".join(registry.TEXT_KINDS), ", ".join(registry.IMAGE_KINDS)
     helps = {
-        "--autoencoder": ("PATH", "an autoencoder's file, or folder with autoencoder.safetensors"),
+        "--autoencoder": ("PATH", "file of an autoencoder, or folder with autoencoder.safetensors"),
         TEXT.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {text}; or stored:FILE"),
         GLYPH.flag: ("SPEC", "byt5-glyph:FOLDER, for text that is visible in the video; or none"),
         IMAGE.flag: ("SPEC", f"KIND:FOLDER or KIND:HUB-ID, KIND one of {image}"),
@@ -109,13 +109,15 @@ def add_arguments(parser: argparse.ArgumentParser, *, defaults: Mapping[str, str
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The encoders of a model, open.
+    """Opened encoders of a model.
 
     Attributes:
-      autoencoder: pixels to latents and back.
-      text, glyph, images: of prompts, of the text in them that a picture shows, of first frames; None without.
-      fit: how a picture is brought to the model's size.
-      fps: frame rate of the model's videos.
+      autoencoder: encodes and decodes videos.
+      text: encodes prompts; None without.
+      glyph: encodes the quoted texts of prompts; None without.
+      images: encodes first frames; None without.
+      fit: resizing and cropping of images to the model's size.
+      fps: frame rate of the model's videos, in frames per second.
     """
 
     autoencoder: autoencoders.Autoencoder
@@ -131,19 +133,19 @@ class Encoders:
         return self.fit.width, self.fit.height
 
     def image(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8 [H, W, 3] of any size -> its latent [1, h, w, C] and vision states [V, Dv], float32."""
+        """Encode an image uint8 [H, W, 3] of any size: latent [1, h, w, C] and vision states [V, Dv], float32."""
         frame = self.fit.frame(frame)
         states = None if self.images is None else self.images.encode(frame[None])[0]
         return self.autoencoder.encode(frame[None, None])[0], states
 
     def prompt(self, prompt: str) -> dict[str, np.ndarray]:
-        """What a text store holds of a prompt: text_states [S, Dt] and glyph_states [G, Dg], float32."""
+        """Encode a prompt as in a text store: text_states [S, Dt] and glyph_states [G, Dg], float32."""
         found = {"text_states": self.text, "glyph_states": self.glyph}
         return {name: encoder.encode([prompt])[0] for name, encoder in found.items() if encoder is not None}
 
 
 def check(role: Role, spec: str) -> None:
-    """A `UserError` where no encoder of this role has such a name."""
+    """Raise a `UserError` if no encoder of this role has the name in `spec`."""
     kind = spec.partition(":")[0]
     kinds = registry.IMAGE_KINDS if role is IMAGE else (*registry.TEXT_KINDS, stored.KIND)
     if kind not in kinds:
@@ -151,9 +153,9 @@ def check(role: Role, spec: str) -> None:
 
 
 def load(role: Role, spec: str, options: registry.Options) -> Any:
-    """The text or image encoder that "KIND:SOURCE" names, or None for "none".
+    """Load the text or image encoder "KIND:SOURCE"; "none" gives None.
 
-    "stored:FILE" are the states in a file, "none:WIDTH" no states of such a width.
+    "stored:FILE" reads states from a file; "none:WIDTH" gives states of this width without rows.
     """
     check(role, spec)
     kind, _, source = spec.partition(":")
@@ -168,7 +170,7 @@ def load(role: Role, spec: str, options: registry.Options) -> Any:
 
 
 def copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copy the manifest of a data set and the codec beside it, all that is small of its encoders."""
+    """Copy the manifest of a data set and its linear autoencoder, if it has one."""
     target.mkdir(parents=True, exist_ok=True)
     for name in (records.AUTOENCODER_FILE, records.MANIFEST):
         if (source / name).is_file():
@@ -178,17 +180,17 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
 def open_set(
     directory: str | pathlib.Path, *, given: EncoderOverrides | None = None, mesh: jax.sharding.Mesh | None = None
 ) -> Encoders:
-    """The encoders of a folder of records, or of what `copy` wrote.
+    """Open the encoders of a folder of records, or of a folder written by `copy`.
 
     Raises:
-      UserError: one is absent, or `given` names another one than the manifest.
+      UserError: an encoder is absent, or one in `given` differs from the manifest.
     """
     directory, given = pathlib.Path(directory), given or EncoderOverrides()
     manifest = records.read_manifest(directory)
     if problem := find_problem(directory, manifest, given):
         raise UserError(problem)
     width, height = manifest["image_size"]
-    # Imported latents do not say how pictures were cut: as the published pipelines do.
+    # Manifests of imported latents do not record the fit: use that of the published pipelines.
     fit = manifest.get("cut", {}).get("fit", {"width": width, "height": height})
     text, glyph, images = (_reopen(role, manifest[role.key], given, directory) for role in (TEXT, GLYPH, IMAGE))
     return Encoders(
@@ -204,16 +206,16 @@ def open_set(
 def open_given(
     given: EncoderOverrides, expected: Mapping[str, Any], *, fps: float, mesh: jax.sharding.Mesh | None = None
 ) -> Encoders:
-    """The encoders that the user names for a model without a data set.
+    """Open the encoders that the user names, for a model without a data set.
 
     Args:
-      given: names all that the model needs.
+      given: names of all encoders that the model needs.
       expected: `manifest_expectations` of the model's system.
-      fps: frame rate of the model's videos.
-      mesh: where the autoencoder goes.
+      fps: frame rate of the model's videos, in frames per second.
+      mesh: devices of the autoencoder.
 
     Raises:
-      UserError: one is absent or does not fit the model.
+      UserError: an encoder is absent or does not fit the model.
     """
     needed = {
         role: {key.split(".")[1]: value for key, value in expected.items() if key.startswith(f"{role.key}.")}
@@ -224,7 +226,7 @@ def open_given(
     missing = ["--autoencoder PATH"] if given.autoencoder is None else []
     missing += [f"{role.flag} SPEC" for role in needed if needed[role] and getattr(given, role.attribute) is None]
     if missing:
-        raise UserError(f"no folder says which encoders the model knows: give {', '.join(missing)}")
+        raise UserError(f"the model's encoders are not recorded in a folder: give {', '.join(missing)}")
     assert given.autoencoder is not None
     autoencoder = autoencoders.load(given.autoencoder, mesh=mesh)
     height, width, channels = expected["latent_shape"]
@@ -254,10 +256,10 @@ def open_autoencoder(
     given: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> autoencoders.Autoencoder:
-    """The autoencoder of the latents in `directory`, or `given` where that is the same one.
+    """Open the autoencoder of the latents in `directory`, from `given` if that is not None.
 
     Raises:
-      UserError: it is absent, or another one.
+      UserError: the autoencoder is absent, or differs from the manifest.
     """
     entry = manifest["autoencoder"]
     if given is None:
@@ -278,7 +280,7 @@ def open_autoencoder(
 def check_latents(
     manifest: Mapping[str, Any], autoencoder: autoencoders.Autoencoder, *, path: str | pathlib.Path
 ) -> None:
-    """A `UserError` where the latents of the set at `path` are known to be of another autoencoder."""
+    """Raise a `UserError` if the latents of the set at `path` were made with another autoencoder."""
     own = autoencoder.manifest_entry()
     expected = {f"autoencoder.{key}": own[key] for key in ("family", "hash") if key in manifest["autoencoder"]}
     records.check_manifest(manifest, expected, path=path)
@@ -287,9 +289,9 @@ def check_latents(
 def find_problem(
     directory: str | pathlib.Path, manifest: Mapping[str, Any], given: EncoderOverrides | None = None
 ) -> str:
-    """Which encoder of the manifest in `directory` is not there, in one sentence; "" where all are.
+    """Return a sentence about an encoder of the manifest that is absent, "" if all are available.
 
-    Nothing is loaded. Those that are `given` are taken for good.
+    Nothing is loaded. Encoders in `given` are assumed to be valid.
     """
     given = given or EncoderOverrides()
     if given.autoencoder is None and (problem := find_autoencoder_problem(directory, manifest)):
@@ -299,33 +301,33 @@ def find_problem(
         if getattr(given, role.attribute) is not None or is_none(entry):
             continue
         if "kind" not in entry:
-            return _nowhere(directory, role.words, entry["family"], f"{role.flag} {entry['family']}:FOLDER")
-        if _is_gone(entry.get("source", "")):
+            return _unknown_source(directory, role.words, entry["family"], f"{role.flag} {entry['family']}:FOLDER")
+        if _is_absent(entry.get("source", "")):
             return _moved(directory, role.words, entry, f"{role.flag} {entry['kind']}:FOLDER")
     return ""
 
 
 def find_autoencoder_problem(directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> str:
-    """The same of the autoencoder alone."""
+    """Return the same as `find_problem` for the autoencoder only."""
     entry = manifest["autoencoder"]
     if entry["family"] == linear.FAMILY:
         path = pathlib.Path(directory) / records.AUTOENCODER_FILE
-        return "" if path.is_file() else f"{path} is absent: put it back, or give --autoencoder FILE"
+        return "" if path.is_file() else f"{path} is absent: restore it, or give --autoencoder FILE"
     if "source" not in entry:
-        return _nowhere(directory, "autoencoder", entry["family"], "--autoencoder FOLDER")
-    if _is_gone(entry["source"]):
+        return _unknown_source(directory, "autoencoder", entry["family"], "--autoencoder FOLDER")
+    if _is_absent(entry["source"]):
         return _moved(directory, "autoencoder", entry, "--autoencoder FOLDER")
     return ""
 
 
-def _is_gone(source: str) -> bool:
-    """Hub ids are no absolute paths."""
+def _is_absent(source: str) -> bool:
+    """Return whether a source is an absent local path; hub ids are not absolute paths."""
     path = pathlib.Path(source)
     return path.is_absolute() and not path.exists()
 
 
-def _nowhere(directory: str | pathlib.Path, words: str, family: str, fix: str) -> str:
-    return f"{directory} does not say where its {words} (family {family}) is: give {fix}"
+def _unknown_source(directory: str | pathlib.Path, words: str, family: str, fix: str) -> str:
+    return f"{directory} does not record the source of its {words} (family {family}): give {fix}"
 
 
 def _moved(directory: str | pathlib.Path, words: str, entry: Mapping[str, Any], fix: str) -> str:
@@ -333,7 +335,7 @@ def _moved(directory: str | pathlib.Path, words: str, entry: Mapping[str, Any], 
 
 
 def _reopen(role: Role, entry: Mapping[str, Any], given: EncoderOverrides, directory: pathlib.Path) -> Any:
-    """The encoder that a manifest's entry names, or the given one where that is the same."""
+    """Open the encoder of a manifest's entry, from `given` if the user names one."""
     _refuse_unused(role, given, used=not is_none(entry))
     if is_none(entry):
         return None
@@ -341,7 +343,7 @@ def _reopen(role: Role, entry: Mapping[str, Any], given: EncoderOverrides, direc
     options = dataclasses.replace(given.options, dtype=given.options.dtype or entry.get("dtype"))
     opened = load(role, spec or f"{entry['kind']}:{entry.get('source', '')}", options)
     found = _entry(opened)
-    # States in a file and the encoder that made them have hashes of different things.
+    # The hash of a file of states differs from the hash of the encoder that made them.
     same_kind = stored.KIND not in (entry.get("kind"), found.get("kind")) or entry.get("kind") == found.get("kind")
     keys = [key for key in role.identity if same_kind or key != "hash"]
     _compare(f"{role.flag} {spec}" if spec else f"the {role.words} of {directory}", found, entry, keys)
@@ -351,11 +353,11 @@ def _reopen(role: Role, entry: Mapping[str, Any], given: EncoderOverrides, direc
 def _refuse_unused(role: Role, given: EncoderOverrides, *, used: bool) -> None:
     spec = getattr(given, role.attribute)
     if not used and spec is not None:
-        raise UserError(f"{role.flag} is {spec}, but the model knows no {role.words}: leave the option out")
+        raise UserError(f"{role.flag} is {spec}, but the model has no {role.words}: leave the option out")
 
 
 def is_none(entry: Mapping[str, Any]) -> bool:
-    """Whether a manifest's entry says that there is no encoder."""
+    """Return whether a manifest's entry records that there is no encoder."""
     return entry["family"] == NONE and not entry["dim"]
 
 

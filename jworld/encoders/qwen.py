@@ -1,7 +1,7 @@
-"""Qwen2.5-VL as HunyuanVideo-1.5 and WorldPlay use it: the prompt in a chat, states of an inner layer, the chat's
-head cut off.
+"""Qwen2.5-VL text encoder of HunyuanVideo-1.5 and WorldPlay.
 
-Only the language model is loaded, from a folder of the whole model or of the language model alone.
+The prompt is put into a chat template; the states are those of an inner layer, without the rows before the prompt. Only
+the language model is loaded, from a folder of the whole model or of the language model.
 """
 
 import pathlib
@@ -16,11 +16,11 @@ from jworld.utils.errors import UserError
 
 FAMILY = "qwen2.5-vl"
 TOKENS = 1000
-# Counted from the end: the last is after the final norm, this one is two layers before and has no norm.
+# Index of the layer: the last state (-1) is after the final norm; this one is two layers earlier, without a norm.
 HIDDEN_STATE = -3
 
-# The published system prompt for videos (`hyvideo/models/text_encoders`): its source text is broken over indented
-# lines, and the indentation is a part of what the model was trained with.
+# The published system prompt for videos (`hyvideo/models/text_encoders`). Its source has indented continuation lines,
+# and the model was trained with that indentation.
 _GAP = " " * 9
 SYSTEM_PROMPT = _GAP.join(
     (
@@ -37,7 +37,7 @@ USER_MARKER = f"{CHAT_START}user\n"
 
 
 def chat(prompt: str) -> str:
-    """A prompt in the model's chat format; the empty prompt is one space."""
+    """Format a prompt in the model's chat format; the empty prompt becomes one space."""
     return (
         f"{CHAT_START}system\n{SYSTEM_PROMPT}<|im_end|>\n"
         f"{USER_MARKER}{prompt or ' '}<|im_end|>\n"
@@ -60,7 +60,7 @@ class Qwen(base.TextEncoder):
             dtype=dtype,
             device=self._device,
             unneeded=r"(model\.)?visual\.|lm_head\.",
-            # Names of newer files; "model." alone, the published files' prefix, is known to the class.
+            # Names in newer files; the class itself handles "model.", the prefix of the published files.
             key_mapping={r"^(model\.)?language_model\.": ""},
         )
         self._start = _find_start(self._tokenizer, folder)
@@ -75,13 +75,13 @@ class Qwen(base.TextEncoder):
         )
 
     def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
-        """The kept rows begin with the prompt and include the tokens that close the chat, if they fit."""
+        """Encode prompts; rows start at the prompt and include the tokens that end the chat, if they fit."""
         torch = torch_models.require("torch")
         states: list[np.ndarray] = []
         for batch in torch_models.batches(prompts, self._batch_size):
             tokens = self._tokenizer(
                 [chat(prompt) for prompt in batch],
-                # A causal model's states do not depend on what follows: the longest prompt of the batch decides.
+                # A causal model's states do not depend on padding at the end, so the longest prompt sets the length.
                 padding="longest",
                 max_length=self._start + TOKENS,
                 truncation=True,
@@ -101,14 +101,14 @@ class Qwen(base.TextEncoder):
 
 
 def _find_start(tokenizer: Any, folder: pathlib.Path) -> int:
-    """Index of the first token of the prompt in a chat."""
+    """Return the index of the first token of the prompt in a chat."""
     ids, marker, start = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chat(""), USER_MARKER, CHAT_START)
     )
     ends = [end for end in range(len(marker), len(ids)) if ids[end - len(marker) : end] == marker]
     if len(start) != 1 or not ends:
         raise UserError(
-            f"tokenizer in {folder} makes {len(start)} tokens of {CHAT_START}, expected 1 that it finds again in a "
-            "chat: give the folder of Qwen2.5-VL"
+            f"tokenizer in {folder} makes {len(start)} tokens of {CHAT_START}, expected 1 that also occurs in a chat: "
+            "give the folder of Qwen2.5-VL"
         )
     return ends[0]

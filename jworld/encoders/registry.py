@@ -1,4 +1,4 @@
-"""Encoders of prompts and first frames, by the names that commands and manifests use: "KIND" or "KIND:SOURCE"."""
+"""Registry of the encoders of prompts and first frames, by their names: "KIND" or "KIND:SOURCE"."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,12 +32,12 @@ IMAGE_KINDS = tuple(_IMAGE)
 
 
 def load_text_encoder(spec: str, options: Options | None = None) -> TextEncoder:
-    """`spec` is "KIND:FOLDER" or "KIND:HUB-ID"; "hashed-words:WIDTH" and "none:WIDTH" need no model."""
+    """Load "KIND:FOLDER" or "KIND:HUB-ID"; "hashed-words:WIDTH" and "none:WIDTH" need no model."""
     return _load(spec, _TEXT, "text encoder", options)
 
 
 def load_image_encoder(spec: str, options: Options | None = None) -> ImageEncoder:
-    """`spec` is "siglip:FOLDER" or "siglip:HUB-ID"; "thumbnail" and "none:WIDTH" need no model."""
+    """Load "siglip:FOLDER" or "siglip:HUB-ID"; "thumbnail" and "none:WIDTH" need no model."""
     return _load(spec, _IMAGE, "image encoder", options)
 
 

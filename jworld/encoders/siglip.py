@@ -1,4 +1,4 @@
-"""The SigLIP vision tower of FLUX.1-Redux, as HunyuanVideo-1.5 and WorldPlay use it: last hidden state, no mask."""
+"""SigLIP vision tower of FLUX.1-Redux, the image encoder of HunyuanVideo-1.5 and WorldPlay (last hidden state)."""
 
 import numpy as np
 
@@ -10,7 +10,10 @@ _PARTS = ("image_encoder", "feature_extractor")
 
 
 class Siglip(base.ImageEncoder):
-    """SigLIP, from a flat folder or from one with image_encoder/ and feature_extractor/; the published: [729, 1152]."""
+    """SigLIP encoder, from a flat folder or one with image_encoder/ and feature_extractor/.
+
+    The states of the published model are [729, 1152] per image.
+    """
 
     def __init__(self, source: str, options: torch_models.Options) -> None:
         self._batch_size = options.batch_size

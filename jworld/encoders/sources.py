@@ -1,6 +1,6 @@
-"""Where an encoder's files are: a local folder or a repository of the Hugging Face hub, flat or in parts.
+"""Files of encoders in local folders or Hugging Face repositories.
 
-A flat folder holds config, weights and tokenizer together; a diffusers pipeline keeps them in sub-folders, the parts
+A flat folder holds config, weights and tokenizer together. A diffusers pipeline has sub-folders, the parts
 ("text_encoder", "tokenizer").
 """
 
@@ -19,7 +19,7 @@ _HASHED_BYTES = 2**20
 
 
 def open_folder(source: str, *, parts: Sequence[str] = ()) -> pathlib.Path:
-    """The folder that `source` names; of a hub repository, only what `needed` names is downloaded."""
+    """Return the local folder of `source`, or download the `needed` files of a hub repository."""
     folder = pathlib.Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -30,7 +30,7 @@ def open_folder(source: str, *, parts: Sequence[str] = ()) -> pathlib.Path:
     try:
         names = hub.list_repo_files(source)
         return pathlib.Path(hub.snapshot_download(source, allow_patterns=needed(names, parts)))
-    except Exception as error:  # of whichever network library the hub's client uses
+    except Exception as error:  # exceptions depend on the network library of the hub's client
         cached = _cached(hub, source)
         if cached is not None:
             return cached
@@ -42,7 +42,7 @@ def open_folder(source: str, *, parts: Sequence[str] = ()) -> pathlib.Path:
 
 
 def _cached(hub: Any, source: str) -> pathlib.Path | None:
-    """An earlier download, for machines that cannot reach the hub."""
+    """Return an earlier download, for machines that cannot reach the hub."""
     try:
         return pathlib.Path(hub.snapshot_download(source, local_files_only=True))
     except (OSError, ValueError):
@@ -50,12 +50,12 @@ def _cached(hub: Any, source: str) -> pathlib.Path | None:
 
 
 def part(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The sub-folder `name`, or the folder itself where it is flat."""
+    """Return the sub-folder `name`, or the folder itself if it is flat."""
     return folder / name if (folder / name).is_dir() else folder
 
 
 def needed(names: Iterable[str], parts: Sequence[str] = ()) -> list[str]:
-    """Of all files of a folder those that an encoder is made of, in order: no second format of the same weights."""
+    """Select the files of an encoder from those of a folder, sorted, with the weights in one format only."""
     names = list(names)
     chosen = [name for name in names if name.count("/") == 1 and name.split("/")[0] in parts]
     chosen = chosen or [name for name in names if "/" not in name]
@@ -64,14 +64,17 @@ def needed(names: Iterable[str], parts: Sequence[str] = ()) -> list[str]:
 
 
 def fingerprint(folder: pathlib.Path, *, parts: Sequence[str] = ()) -> str:
-    """Hash of what an encoder is made of (see `hash_files`)."""
+    """Return the hash of an encoder's files (see `hash_files`)."""
     found = [*folder.glob("*"), *folder.glob("*/*")]
     names = [path.relative_to(folder).as_posix() for path in found if path.is_file()]
     return hash_files(folder, needed(names, parts))
 
 
 def hash_files(folder: pathlib.Path, names: Sequence[str]) -> str:
-    """SHA-256 of each file's name, size, first and last MiB: weights of many GB are told apart without reading them."""
+    """Return the SHA-256 of each file's name, size, first and last MiB.
+
+    This distinguishes weights of many GB without reading them completely.
+    """
     digest = hashlib.sha256()
     for name in names:
         path = folder / name
@@ -85,7 +88,7 @@ def hash_files(folder: pathlib.Path, names: Sequence[str]) -> str:
 
 
 def read_json(path: pathlib.Path, *, fix: str) -> dict[str, Any]:
-    """The object in a JSON file; `fix` ends the error's sentence."""
+    """Read the object in a JSON file; `fix` ends the sentence of an error."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -98,7 +101,7 @@ def read_json(path: pathlib.Path, *, fix: str) -> dict[str, Any]:
 
 
 def check_model_type(folder: pathlib.Path, *, expected: Sequence[str], kind: str) -> None:
-    """`UserError` unless the folder's config.json is of one of the model types that `kind` can run."""
+    """Raise a `UserError` unless the folder's config.json has one of the `expected` model types of `kind`."""
     config = read_json(folder / "config.json", fix=f"give {kind} the folder of a downloaded model")
     found = config.get("model_type")
     if found not in expected:

@@ -1,9 +1,9 @@
-"""Text states that a user brings along, in place of an encoder: one safetensors file.
+"""Text states in a safetensors file, in place of an encoder.
 
-Its metadata has "family", the encoder that made the states (such as "qwen2.5-vl"), and "prompts", a JSON list of
-strings. Prompt i has the tensor "text_states.i" [S_i, D] and, if any prompt has one, "glyph_states.i" [G_i, Dg] (states
-of the text to be drawn in the picture, by "byt5-glyph"; no rows where there is none). Floats of 16 or 32 bits, padding
-trimmed. The file holds nothing else.
+The metadata has "family", the encoder of the states (such as "qwen2.5-vl"), and "prompts", a JSON list of strings.
+Prompt i has the tensor "text_states.i" [S_i, D] and, if any prompt has one, "glyph_states.i" [G_i, Dg]. Glyph states,
+by "byt5-glyph", encode the text to draw in the image and may have no rows. Tensors are floats of 16 or 32 bits without
+padding. The file has no other tensors.
 """
 
 import json
@@ -24,7 +24,7 @@ _DTYPES = ("F16", "BF16", "F32")
 
 
 class StoredText(base.TextEncoder):
-    """Looks states up; a prompt without any is a `UserError`."""
+    """Text encoder that looks up stored states; a prompt without states is a `UserError`."""
 
     def __init__(self, path: pathlib.Path, file: safetensors.safe_open, prompts: Sequence[str], name: str) -> None:
         self._path, self._file, self._name = path, file, name
@@ -33,7 +33,7 @@ class StoredText(base.TextEncoder):
         dim = shapes[0][1]
         for row, shape in enumerate(shapes):
             if shape[1] != dim:
-                raise UserError(f"{path}: '{name}.{row}' is {shape[1]} wide, expected {dim} as '{name}.0' is")
+                raise UserError(f"{path}: '{name}.{row}' is {shape[1]} wide, expected {dim} as for '{name}.0'")
         self.entry = base.Entry(
             kind=KIND,
             family=glyph.FAMILY if name == _GLYPHS else file.metadata()["family"],
@@ -47,7 +47,7 @@ class StoredText(base.TextEncoder):
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
         if missing:
             raise UserError(
-                f"{self._path} has no states for prompt {missing[0]!r} ({len(missing)} such): add them, the prompts of "
+                f"{self._path} has no states for prompt {missing[0]!r} ({len(missing)} such): add them; the prompts of "
                 "a data set are all its captions and the empty one"
             )
         return [self._read(f"{self._name}.{self._rows[prompt]}") for prompt in prompts]
@@ -69,7 +69,7 @@ class StoredText(base.TextEncoder):
 
 
 def read_embeddings(path: str | pathlib.Path) -> tuple[StoredText, StoredText | None]:
-    """The text states of a file, and its glyph states if it has them."""
+    """Read the text states of a file, and its glyph states or None."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"text embeddings {path} are absent: give a safetensors file")
@@ -93,12 +93,12 @@ def write_embeddings(path: str | pathlib.Path, family: str, states: Mapping[str,
     """Write a file of text states.
 
     Args:
-      path: the file, which is replaced.
-      family: the encoder that made the states.
-      states: by prompt, [tokens, width], floats of 16 or 32 bits.
+      path: file to write or replace.
+      family: encoder of the states.
+      states: [tokens, width] by prompt, floats of 16 or 32 bits.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     path = pathlib.Path(path)
     metadata = {"family": family, "prompts": json.dumps(list(states))}
@@ -122,5 +122,5 @@ def _read_prompts(path: pathlib.Path, metadata: dict[str, str]) -> list[str]:
         raise UserError(f"{path}: metadata 'prompts' is not a list of one or more strings: write it again")
     if len(set(prompts)) < len(prompts):
         twice = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
-        raise UserError(f"{path}: prompt {twice!r} stands twice in metadata 'prompts': write each once")
+        raise UserError(f"{path}: prompt {twice!r} occurs twice in metadata 'prompts': write each once")
     return prompts

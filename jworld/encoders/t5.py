@@ -1,7 +1,7 @@
-"""T5 text encoders: the two padding rules of the published systems.
+"""T5 text encoders with the two padding rules of the published systems.
 
-The Matrix pads every prompt and passes no attention mask, so that padding takes part and is kept; Cosmos-Predict2
-masks it. Both take the last hidden state.
+The Matrix pads every prompt without an attention mask, so padding is attended to and part of the states.
+Cosmos-Predict2 masks padding. Both use the last hidden state.
 """
 
 import dataclasses
@@ -18,7 +18,13 @@ _PARTS = ("text_encoder", "tokenizer")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How many tokens a prompt has at most, the final one included, and whether padding is attended to and kept."""
+    """Padding rule of a system.
+
+    Attributes:
+      kind: name of the encoder.
+      tokens: maximum number of tokens of a prompt, including the final one.
+      keeps_padding: whether padding is attended to and part of the states.
+    """
 
     kind: str
     tokens: int
@@ -32,7 +38,7 @@ COSMOS = Rule(kind="t5-cosmos", tokens=512, keeps_padding=False)
 
 
 class T5(base.TextEncoder):
-    """The encoder of a T5 model, from a flat folder or from a pipeline with text_encoder/ and tokenizer/."""
+    """Encoder of a T5 model, from a flat folder or from a pipeline with text_encoder/ and tokenizer/."""
 
     def __init__(self, source: str, rule: Rule, options: torch_models.Options) -> None:
         self._rule = rule
@@ -61,7 +67,7 @@ class T5(base.TextEncoder):
         for batch in torch_models.batches(prompts, self._batch_size):
             tokens = self._tokenizer(
                 list(batch),
-                # Masked padding changes nothing: the longest prompt of the batch decides.
+                # Masked padding has no effect, so the longest prompt of the batch sets the length.
                 padding="max_length" if self._rule.keeps_padding else "longest",
                 max_length=self._rule.tokens,
                 truncation=True,

@@ -1,4 +1,4 @@
-"""PyTorch models of `transformers` as encoders: imported when one is asked for, loaded strictly."""
+"""PyTorch models of `transformers` as encoders: imported on first use, loaded strictly."""
 
 import dataclasses
 import importlib
@@ -19,7 +19,13 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How an encoder runs; None leaves the dtype to the published system and the device to what the machine has."""
+    """Settings for running an encoder.
+
+    Attributes:
+      dtype: dtype of weights and activations; None for that of the published system.
+      device: torch device; None for the GPU if available, else the CPU.
+      batch_size: prompts or images per batch.
+    """
 
     dtype: str | None = None
     device: str | None = None
@@ -33,7 +39,7 @@ class Options:
 
 
 def require(name: str) -> Any:
-    """A module of the extra "torch"."""
+    """Import a module of the extra "torch"; a `UserError` if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -43,7 +49,7 @@ def require(name: str) -> Any:
 
 
 def resolve_device(options: Options) -> str:
-    """The device of the options, or the GPU, or the CPU."""
+    """Return the device of the options; by default the GPU if available, else the CPU."""
     torch = require("torch")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -63,14 +69,14 @@ def load_model(
     unneeded: str = "",
     key_mapping: dict[str, str] | None = None,
 ) -> Any:
-    """A model of `transformers` with every weight taken from `folder`, ready to encode.
+    """Load a model of `transformers` for inference, with every weight from `folder`.
 
-    `unneeded`: pattern that the start of a weight's name must match to be left out; any other weight without a place,
-    and any place without a weight, is an error (`transformers` itself would draw the missing ones at random).
+    Weights whose names start with a match of the pattern `unneeded` are left out. Any other unknown weight, and any
+    missing one, is an error; `transformers` itself would initialize missing weights at random.
     """
     torch = require("torch")
     try:
-        # The report of weights that were left out is replaced by the check below.
+        # The report of unused weights is replaced by the check below.
         with pretrained.quiet() as transformers:
             model, report = getattr(transformers, class_name).from_pretrained(
                 folder,
@@ -88,7 +94,7 @@ def load_model(
 
 
 def check_names(where: pathlib.Path, *, missing: Sequence[str], unknown: Sequence[str]) -> None:
-    """`UserError` that names one weight that is missing or has no place."""
+    """Raise a `UserError` that names one missing or unknown weight, if there is one."""
     for names, what in ((missing, "lacks"), (unknown, "has no place for")):
         if names:
             raise UserError(
@@ -97,13 +103,13 @@ def check_names(where: pathlib.Path, *, missing: Sequence[str], unknown: Sequenc
 
 
 def batches(items: Sequence[Any] | np.ndarray, size: int) -> Iterator[Any]:
-    """`items` in slices of at most `size`."""
+    """Yield slices of `items` of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def valid_rows(hidden: Any, lengths: Sequence[int], *, start: int = 0) -> list[np.ndarray]:
-    """Tensor [B, S, D] -> per item the rows from `start` to its length, float32."""
+    """Convert a tensor [B, S, D] to float32 arrays with the rows from `start` to the length of each item."""
     array = hidden.float().cpu().numpy()
     states = [rows[start:length].copy() for rows, length in zip(array, lengths, strict=True)]
     check_finite(states, hidden.dtype)
@@ -111,6 +117,6 @@ def valid_rows(hidden: Any, lengths: Sequence[int], *, start: int = 0) -> list[n
 
 
 def check_finite(states: Sequence[np.ndarray], dtype: Any) -> None:
-    """`UserError` where a number was too large for the dtype that the model ran in."""
+    """Raise a `UserError` if a value overflowed in the dtype of the model."""
     if not all(np.isfinite(rows).all() for rows in states):
         raise UserError(f"encoder states in {dtype} are not finite: choose another encoder dtype, such as float32")

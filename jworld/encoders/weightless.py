@@ -1,4 +1,4 @@
-"""Encoders that need no weights: none at all, and the stand-ins of `jworld.data` behind the common interface."""
+"""Encoders without weights: none at all, and the simple ones of `jworld.data`, with the common interface."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ NONE_FAMILY = records.NO_ENCODER
 
 
 class NoText(base.TextEncoder):
-    """No states for any prompt: rows of width `dim`, none of them."""
+    """Text encoder whose states have width `dim` and no rows."""
 
     def __init__(self, dim: int) -> None:
         self.entry = base.Entry(kind=NONE_FAMILY, family=NONE_FAMILY, source=str(dim), dim=dim, tokens=0)
@@ -23,7 +23,7 @@ class NoText(base.TextEncoder):
 
 
 class HashedWords(base.TextEncoder):
-    """`jworld.data.records.text_store.hashed_words`."""
+    """Text encoder `jworld.data.records.text_store.hashed_words`."""
 
     def __init__(self, dim: int) -> None:
         family = text_store.HASHED_WORDS_FAMILY
@@ -34,7 +34,7 @@ class HashedWords(base.TextEncoder):
 
 
 class NoImage(base.ImageEncoder):
-    """No states for any image: rows of width `dim`, none of them."""
+    """Image encoder whose states have width `dim` and no rows."""
 
     def __init__(self, dim: int) -> None:
         self.entry = base.Entry(kind=NONE_FAMILY, family=NONE_FAMILY, source=str(dim), dim=dim, tokens=0)
@@ -44,7 +44,7 @@ class NoImage(base.ImageEncoder):
 
 
 class Thumbnail(base.ImageEncoder):
-    """`jworld.data.images.thumbnail_tokens`."""
+    """Image encoder `jworld.data.images.thumbnail_tokens`."""
 
     def __init__(self) -> None:
         family = thumbnails.THUMBNAIL_FAMILY

@@ -1,4 +1,4 @@
-"""Tiny randomly initialised models in the folder layouts of the published ones."""
+"""Tiny randomly initialized models in the folder layouts of the published ones."""
 
 import sys
 
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def sentence_pieces(tmp_path_factory):
-    """A folder with spiece.model and the config files of a published T5 tokenizer."""
+    """Folder with spiece.model and the config files of a published T5 tokenizer."""
     sentencepiece = pytest.importorskip("sentencepiece")
     folder = tmp_path_factory.mktemp("spiece")
     corpus = ["a quiet room with a red door", "turn left and walk to the window", "the fox jumps over the dog"] * 20
@@ -40,5 +40,5 @@ def sentence_pieces(tmp_path_factory):
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    """As on a machine where the extra "torch" is not installed."""
+    """Simulate a machine without the extra "torch"."""
     monkeypatch.setitem(sys.modules, "torch", None)

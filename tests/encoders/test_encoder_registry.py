@@ -10,7 +10,7 @@ from jworld.encoders import registry, sources
 from jworld.utils.errors import UserError
 
 
-def test_encoders_without_weights_are_those_of_the_data_room():
+def test_encoders_without_weights():
     words = registry.load_text_encoder("hashed-words:8")
     np.testing.assert_array_equal(words.encode(["", "a b"])[1], text_store.hashed_words("a b", dim=8))
     assert words.manifest_entry() == {"kind": "hashed-words", "family": "hashed-words", "source": "8", "dim": 8}
@@ -29,7 +29,7 @@ def test_none_has_no_rows():
     assert registry.load_image_encoder("none:1152").encode(frames).shape == (2, 0, 1152)
 
 
-def test_specs_that_make_no_sense_are_refused():
+def test_invalid_specs_are_refused():
     with pytest.raises(UserError, match=r"text encoder 'clip' is unknown: choose one of qwen2.5-vl, t5-matrix"):
         registry.load_text_encoder("clip:/models/clip")
     with pytest.raises(UserError, match="image encoder 't5-cosmos' is unknown: choose one of siglip, thumbnail, none"):
@@ -78,7 +78,7 @@ PIPELINE = [
 ]
 
 
-def test_only_what_an_encoder_is_made_of_is_needed():
+def test_only_the_files_of_an_encoder_are_needed():
     assert sources.needed(PIPELINE, ("text_encoder", "tokenizer")) == [
         "text_encoder/config.json",
         "text_encoder/model-00001-of-00002.safetensors",
@@ -98,7 +98,7 @@ def test_only_what_an_encoder_is_made_of_is_needed():
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The hub's client, with its two functions recorded and without a network."""
+    """The hub's client without a network; calls of its two functions are recorded."""
     client = pytest.importorskip("huggingface_hub")
     calls = []
 
@@ -136,11 +136,11 @@ def test_a_hub_id_is_downloaded_or_taken_from_the_cache(hub, monkeypatch, tmp_pa
     calls.clear()
     monkeypatch.setattr(client, "list_repo_files", lambda name: PIPELINE)
     assert sources.open_folder("THUDM/CogVideoX-2b", parts=("text_encoder", "tokenizer")) == tmp_path
-    wanted = sources.needed(PIPELINE, ("text_encoder", "tokenizer"))
-    assert calls == [("download", "THUDM/CogVideoX-2b", {"allow_patterns": wanted})]
+    expected = sources.needed(PIPELINE, ("text_encoder", "tokenizer"))
+    assert calls == [("download", "THUDM/CogVideoX-2b", {"allow_patterns": expected})]
 
 
-def test_the_fingerprint_is_of_weights_and_config_alone(tmp_path):
+def test_the_fingerprint_covers_only_weights_and_config(tmp_path):
     write_json(tmp_path / "config.json", {"model_type": "t5"})
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(3 * 2**20))

@@ -1,4 +1,4 @@
-"""ByT5 for glyph texts: quotes, the added tokens and the checkpoint, against T5 run on hand-built bytes."""
+"""ByT5 for glyph texts: quotes, added tokens and checkpoint, compared with T5 on hand-made tokens."""
 
 import json
 import os
@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 FLOAT32 = registry.Options(dtype="float32", device="cpu", batch_size=2)
 WIDTH = 24
-COLOURS = {"white": 0, "black": 1, "red": 2}
+COLORS = {"white": 0, "black": 1, "red": 2}
 FONTS = {"en-Montserrat-Regular": 0, "en-Anton-Regular": 1, "cn-HelloFont": 0, "kr-Jua": 0}
 ADDED = 7
 BYTES = 384
@@ -45,12 +45,12 @@ def test_quoted_texts(prompt, expected):
     assert glyph.quoted_texts(prompt) == expected
 
 
-def test_texts_are_named_one_after_another():
+def test_texts_are_listed_in_order():
     assert glyph.format_texts(["OPEN", "Caf\u00e9"]) == 'Text "OPEN". Text "Caf\u00e9". '
 
 
-def test_special_tokens_are_colours_then_fonts_by_language():
-    assert glyph.special_tokens(COLOURS, FONTS) == [
+def test_special_tokens_are_colors_then_fonts_by_language():
+    assert glyph.special_tokens(COLORS, FONTS) == [
         "<color-0>",
         "<color-1>",
         "<color-2>",
@@ -71,14 +71,14 @@ def model():
 
 
 def state_dict(model):
-    """The encoder's weights under the names of the published checkpoint."""
+    """Return the encoder's weights with the names of the published checkpoint."""
     return {f"module.text_tower.encoder.{name}": value for name, value in model.get_encoder().state_dict().items()}
 
 
 def save(folder, model, checkpoint):
     config = model.config.to_dict() | {"vocab_size": BYTES, "architectures": ["T5ForConditionalGeneration"]}
     write_json(folder / "byt5-small" / "config.json", config)
-    write_json(folder / glyph.COLOURS, COLOURS)
+    write_json(folder / glyph.COLORS, COLORS)
     write_json(folder / glyph.FONTS, FONTS)
     (folder / glyph.WEIGHTS).parent.mkdir(parents=True)
     torch.save(checkpoint, folder / glyph.WEIGHTS)
@@ -166,13 +166,13 @@ PREFIX = "module.text_tower.encoder."
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda f, m: (f / glyph.COLOURS).unlink(), "color_idx.json is absent: put google/byt5-small into"),
+        (lambda f, m: (f / glyph.COLORS).unlink(), "color_idx.json is absent: put google/byt5-small into"),
         (lambda f, m: (f / glyph.WEIGHTS).unlink(), "byt5_model.pt is absent"),
         (lambda f, m: (f / glyph.CONFIG).unlink(), "byt5-small/config.json is absent"),
         (lambda f, m: write_json(f / glyph.FONTS, ["en-A"]), "10-lang_idx.json holds a list, expected an object"),
         (lambda f, m: write_json(f / glyph.FONTS, {"en-A": "0"}), "'en-A' is \"0\", expected a whole number"),
         (
-            lambda f, m: write_json(f / glyph.COLOURS, {**COLOURS, "blue": 3}),
+            lambda f, m: write_json(f / glyph.COLORS, {**COLORS, "blue": 3}),
             r"embed_tokens.weight is \[391, 24\], expected \[392, 24\]",
         ),
         (lambda f, m: save_weights(f, m, lambda s: s.popitem()), "byt5_model.pt lacks weight '.*' "),
@@ -192,7 +192,7 @@ def test_a_damaged_folder_is_named(model, folder, damage, message):
         registry.load_text_encoder(f"byt5-glyph:{folder}", FLOAT32)
 
 
-def test_another_model_in_the_place_of_byt5_is_refused(folder):
+def test_another_model_than_byt5_is_refused(folder):
     path = folder / glyph.CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "mt5"}))
     with pytest.raises(UserError, match="has model_type 'mt5', byt5-glyph expects 't5'"):

@@ -1,4 +1,4 @@
-"""The encoders of a data set: opened again from where they were, from elsewhere, or not at all."""
+"""Encoders of a data set: opened from their source, from another path, or refused."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def fit(seed: int = 0) -> linear.LinearAutoencoder:
 
 
 def write_manifest(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
-    """A set without records, whose latents are of a linear codec that lies beside it."""
+    """Write a set without records, with the linear autoencoder of its latents."""
     folder.mkdir()
     fit().save(folder / records.AUTOENCODER_FILE)
     size = {"width": 32, "height": 24, "mode": "stretch", "resampling": "area"}
@@ -48,7 +48,7 @@ def write_manifest(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
 
 
 def network_manifest(folder: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
-    """The same with latents of a network in `source`."""
+    """Write a set without records whose latents are from a network in `source`."""
     entry = tiny_autoencoders.make("wan").manifest_entry() | {"source": str(source / "autoencoder.safetensors")}
     sizes = {"image_size": [16, 12], "latent_shape": [3, 4, 16]}
     return write_manifest(folder, autoencoder=entry, **sizes)
@@ -69,27 +69,27 @@ def test_encoders_without_weights(tmp_path):
     np.testing.assert_array_equal(prompt["text_states"], text_store.hashed_words("a red door", dim=5))
 
 
-def test_only_what_is_small_is_copied(tmp_path):
+def test_only_small_files_are_copied(tmp_path):
     network = tiny_autoencoders.save(tmp_path / "vae", "wan")
     folder = network_manifest(tmp_path / "set", network)
     (folder / records.AUTOENCODER_FILE).unlink()
-    model_encoders.copy(folder, tmp_path / "kept")
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == [records.MANIFEST]
-    manifest = records.read_manifest(tmp_path / "kept")
-    assert model_encoders.find_problem(tmp_path / "kept", manifest) == ""
-    assert model_encoders.open_set(tmp_path / "kept").autoencoder.family == "wan"
+    model_encoders.copy(folder, tmp_path / "copied")
+    assert [path.name for path in (tmp_path / "copied").iterdir()] == [records.MANIFEST]
+    manifest = records.read_manifest(tmp_path / "copied")
+    assert model_encoders.find_problem(tmp_path / "copied", manifest) == ""
+    assert model_encoders.open_set(tmp_path / "copied").autoencoder.family == "wan"
 
     network.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"the autoencoder of .*kept came from .*, which is absent: give --autoencoder"):
-        model_encoders.open_set(tmp_path / "kept")
+    with pytest.raises(UserError, match=r"the autoencoder of .*copied came from .*, which is absent: give --aut"):
+        model_encoders.open_set(tmp_path / "copied")
     given = EncoderOverrides(autoencoder=str(tmp_path / "moved"))
-    assert model_encoders.open_set(tmp_path / "kept", given=given).autoencoder.family == "wan"
+    assert model_encoders.open_set(tmp_path / "copied", given=given).autoencoder.family == "wan"
     other = tiny_autoencoders.save(tmp_path / "other", "wan", seed=1)
     with pytest.raises(UserError, match=r"--autoencoder .*other has hash '.*', expected '.*': give the one"):
-        model_encoders.open_set(tmp_path / "kept", given=EncoderOverrides(autoencoder=str(other)))
+        model_encoders.open_set(tmp_path / "copied", given=EncoderOverrides(autoencoder=str(other)))
     with pytest.raises(UserError, match=r"--autoencoder .*set.* has family 'linear', expected 'wan'"):
         model_encoders.open_set(
-            tmp_path / "kept", given=EncoderOverrides(autoencoder=str(write_manifest(tmp_path / "set2")))
+            tmp_path / "copied", given=EncoderOverrides(autoencoder=str(write_manifest(tmp_path / "set2")))
         )
 
 
@@ -101,18 +101,24 @@ QWEN = {"kind": "qwen2.5-vl", "family": "qwen2.5-vl", "dim": 5, "hash": "abc"}
     [
         (
             {"text_encoder": {"family": "qwen2.5-vl", "dim": 5}},
-            r"does not say where its text encoder .*--text-encoder q",
+            r"does not record the source of its text encoder .*--text-encoder q",
         ),
         ({"text_encoder": QWEN | {"source": "/absent/qwen"}}, r"text encoder of .* came from /absent/qwen, which is"),
-        ({"vision_encoder": {"family": "siglip", "tokens": 3, "dim": 4}}, "where its image encoder .*--image-encoder"),
+        (
+            {"vision_encoder": {"family": "siglip", "tokens": 3, "dim": 4}},
+            "of its image encoder .*--image-encoder",
+        ),
         (
             {"glyph_encoder": {"family": "byt5-glyph", "dim": 4}},
-            "where its glyph encoder .*--glyph-encoder byt5-glyph:",
+            "source of its glyph encoder .*--glyph-encoder byt5-glyph:",
         ),
-        ({"autoencoder": {"family": "hunyuan15", "normalised": True}}, "where its autoencoder .*give --autoencoder"),
+        (
+            {"autoencoder": {"family": "hunyuan15", "normalised": True}},
+            "of its autoencoder .*give --autoencoder",
+        ),
     ],
 )
-def test_encoders_that_are_not_there_are_named_with_their_option(tmp_path, changes, message):
+def test_absent_encoders_are_named_with_their_option(tmp_path, changes, message):
     folder = write_manifest(tmp_path / "set", **changes)
     with pytest.raises(UserError, match=message):
         model_encoders.open_set(folder)
@@ -125,19 +131,19 @@ def test_given_encoders_must_be_those_of_the_model(tmp_path):
         model_encoders.open_set(folder, given=EncoderOverrides(text_encoder="hashed-words:6"))
     with pytest.raises(UserError, match="--image-encoder none has family 'none', expected 'thumbnail'"):
         model_encoders.open_set(folder, given=EncoderOverrides(image_encoder="none"))
-    with pytest.raises(UserError, match="the model knows no glyph encoder: leave the option out"):
+    with pytest.raises(UserError, match="the model has no glyph encoder: leave the option out"):
         model_encoders.open_set(folder, given=EncoderOverrides(glyph_encoder="byt5-glyph:x"))
     with pytest.raises(UserError, match="no image encoder 'clip', choose one of siglip"):
         model_encoders.open_set(folder, given=EncoderOverrides(image_encoder="clip:x"))
     (folder / records.AUTOENCODER_FILE).unlink()
-    with pytest.raises(UserError, match=r"autoencoder\.safetensors is absent: put it back, or give --autoencoder"):
+    with pytest.raises(UserError, match=r"autoencoder\.safetensors is absent: restore it, or give --autoencoder"):
         model_encoders.open_set(folder)
     fit(1).save(folder / records.AUTOENCODER_FILE)
     with pytest.raises(UserError, match=r"the autoencoder of .* has hash"):
         model_encoders.open_set(folder)
 
 
-def test_states_in_a_file_are_of_the_encoder_that_made_them(tmp_path):
+def test_states_in_a_file_replace_their_encoder(tmp_path):
     import safetensors.numpy
 
     path = tmp_path / "states.safetensors"
@@ -155,21 +161,21 @@ def test_states_in_a_file_are_of_the_encoder_that_made_them(tmp_path):
 def test_a_model_without_a_data_set(tmp_path):
     network = tiny_autoencoders.save(tmp_path / "vae", "wan")
     given = {"autoencoder": str(network), "text_encoder": "hashed-words:5", "image_encoder": "thumbnail"}
-    opened = model_encoders.open_given(EncoderOverrides(**given), EXPECTED)
-    assert (opened.image_size, opened.fps, opened.fit.mode) == ((16, 12), model_encoders.FPS, "crop")
+    opened = model_encoders.open_given(EncoderOverrides(**given), EXPECTED, fps=24.0)
+    assert (opened.image_size, opened.fps, opened.fit.mode) == ((16, 12), 24.0, "crop")
     assert opened.glyph is None
     for changes, expected, message in (
         ({"autoencoder": None, "image_encoder": None}, {}, "give --autoencoder PATH, --image-encoder SPEC"),
         ({}, {"glyph_encoder.dim": 4}, "give --glyph-encoder SPEC"),
-        ({"glyph_encoder": "none:4"}, {}, "the model knows no glyph encoder"),
+        ({"glyph_encoder": "none:4"}, {}, "the model has no glyph encoder"),
         ({}, {"latent_shape": [3, 4, 32]}, r"--autoencoder .* has channels 16, expected 32"),
         ({"text_encoder": "hashed-words:6"}, {}, "--text-encoder hashed-words:6 has dim 6, expected 5"),
         ({}, {"vision_encoder.tokens": 3}, "--image-encoder thumbnail has tokens 12, expected 3"),
     ):
         with pytest.raises(UserError, match=message):
-            model_encoders.open_given(EncoderOverrides(**{**given, **changes}), EXPECTED | expected)
+            model_encoders.open_given(EncoderOverrides(**{**given, **changes}), EXPECTED | expected, fps=24.0)
     glyphs = model_encoders.open_given(
-        EncoderOverrides(**given, glyph_encoder="none:4"), EXPECTED | {"glyph_encoder.dim": 4}
+        EncoderOverrides(**given, glyph_encoder="none:4"), EXPECTED | {"glyph_encoder.dim": 4}, fps=24.0
     )
     assert glyphs.prompt('a "sign"')["glyph_states"].shape == (0, 4)
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: chat, crop, layer and mask, against the whole model run on hand-built tokens."""
+"""Qwen2.5-VL: chat, crop, layer and mask, compared with the whole model on hand-made tokens."""
 
 import json
 import shutil
@@ -28,10 +28,10 @@ SYSTEM = (
 
 
 def byte_letters():
-    """The letter that byte-level BPE writes for each byte."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in kept]
-    return {byte: chr(byte) for byte in kept} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    """Return the letter of byte-level BPE for each byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 LETTERS = byte_letters()
@@ -39,7 +39,7 @@ VOCABULARY = {LETTERS[byte]: byte for byte in range(256)}
 
 
 def token_ids(text):
-    """Without merges every byte is its own token; special tokens follow them."""
+    """Tokenize a text; without merges every byte is one token, and special tokens follow the bytes."""
     for i, name in enumerate(SPECIAL):
         text = text.replace(name, chr(0xE000 + i))
     ids = []
@@ -65,7 +65,7 @@ def model():
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
-            # Layers that change their input strongly show a wrong layer or mask.
+            # Large weights, so that a wrong layer or mask changes the states clearly.
             "initializer_range": 0.3,
         },
         vision_config={
@@ -82,7 +82,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory):
-    """Config, weights and tokenizer of the whole model, vision and all."""
+    """Folder with config, weights and tokenizer of the whole model, including vision."""
     folder = tmp_path_factory.mktemp("qwen")
     model.save_pretrained(folder)
     save_tokenizer(folder)
@@ -103,7 +103,7 @@ def encoder(folder):
 
 
 def hidden_states(model, ids):
-    """All hidden states of a chat, padded as the published pipeline pads it: to 1000 tokens after its head."""
+    """Return all hidden states of a chat, padded as in the published pipeline: to 1000 tokens after its head."""
     length = len(chat_ids("")[0]) + 1000
     padded = torch.tensor([ids + [256] * (length - len(ids))])
     mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids))])
@@ -119,7 +119,7 @@ def test_the_system_prompt_keeps_its_runs_of_nine_spaces():
     )
 
 
-def test_the_chat_is_what_a_chat_template_makes(folder):
+def test_the_chat_equals_a_chat_template(folder):
     pytest.importorskip("jinja2")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     template = (
@@ -133,13 +133,13 @@ def test_the_chat_is_what_a_chat_template_makes(folder):
     assert tokenizer(qwen.chat("a {red} door"))["input_ids"] == ids["input_ids"]
 
 
-def test_states_are_of_the_third_layer_from_the_end_after_the_chats_head(model, encoder):
+def test_states_are_from_the_third_layer_from_the_end(model, encoder):
     for prompt, rows in zip(PROMPTS, encoder.encode(PROMPTS), strict=True):
-        head, kept = chat_ids(prompt)
-        states = hidden_states(model, head + kept)
-        expected = [layer[len(head) : len(head) + len(kept)] for layer in states]
+        head, tail = chat_ids(prompt)
+        states = hidden_states(model, head + tail)
+        expected = [layer[len(head) : len(head) + len(tail)] for layer in states]
         assert rows.dtype == np.float32
-        assert rows.shape == (len(kept), WIDTH)
+        assert rows.shape == (len(tail), WIDTH)
         np.testing.assert_allclose(rows, expected[-3], rtol=1e-4, atol=1e-4)
         for other in (-1, -2, -4):
             assert np.abs(rows - expected[other]).max() > 0.1
@@ -153,19 +153,19 @@ def test_the_empty_prompt_is_one_space(encoder):
 def test_a_long_prompt_is_cut_after_a_thousand_tokens(model, encoder):
     prompt = "walk to the window " * 100
     (rows,) = encoder.encode([prompt])
-    head, kept = chat_ids(prompt)
+    head, tail = chat_ids(prompt)
     assert rows.shape == (1000, WIDTH)
-    expected = hidden_states(model, head + kept[:1000])[-3][len(head) :]
+    expected = hidden_states(model, head + tail[:1000])[-3][len(head) :]
     np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_batch_gives_what_each_prompt_gives_alone(encoder):
+def test_a_batch_equals_single_prompts(encoder):
     for prompt, rows in zip(PROMPTS, encoder.encode(PROMPTS), strict=True):
         np.testing.assert_allclose(rows, encoder.encode([prompt])[0], rtol=1e-4, atol=1e-4)
 
 
 def with_names(folder, target, rename):
-    """A copy whose weights have other names; None leaves one out."""
+    """Copy a folder with renamed weights; None leaves a weight out."""
     shutil.copytree(folder, target)
     weights = safetensors_torch.load_file(folder / "model.safetensors")
     renamed = {rename(name): value for name, value in weights.items() if rename(name)}
@@ -183,16 +183,16 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_layout_of_the_weights_is_the_same_encoder(folder, encoder, tmp_path, name):
+def test_every_layout_of_the_weights_gives_the_same_encoder(folder, encoder, tmp_path, name):
     copy = with_names(folder, tmp_path / "copy", NAMES[name])
     found = registry.load_text_encoder(f"qwen2.5-vl:{copy}", FLOAT32).encode(PROMPTS[:1])[0]
     np.testing.assert_array_equal(found, encoder.encode(PROMPTS[:1])[0])
 
 
-def test_the_language_model_alone_and_a_flat_config_are_the_same_encoder(model, folder, encoder, tmp_path):
+def test_a_language_model_and_a_flat_config_give_the_same_encoder(model, folder, encoder, tmp_path):
     model.model.language_model.save_pretrained(tmp_path / "text")
     save_tokenizer(tmp_path / "text")
-    # The published config.json has the language model's sizes at its top.
+    # The published config.json has the language model's sizes at its top level.
     flat = shutil.copytree(folder, tmp_path / "flat")
     config = json.loads((flat / "config.json").read_text())
     config |= config.pop("text_config") | {"model_type": "qwen2_5_vl"}
@@ -214,7 +214,7 @@ def test_the_manifest_entry_and_the_published_dtype(folder):
     np.testing.assert_array_equal(rows, rows.astype(np.float16))
 
 
-def test_weights_under_unknown_names_are_not_drawn_at_random(folder, tmp_path):
+def test_weights_with_unknown_names_are_refused(folder, tmp_path):
     copy = with_names(folder, tmp_path / "copy", lambda n: "other." + n)
     with pytest.raises(UserError, match=r"lacks weight 'embed_tokens.weight' \(50 such\)"):
         registry.load_text_encoder(f"qwen2.5-vl:{copy}", FLOAT32)

@@ -1,4 +1,4 @@
-"""SigLIP against the classes of transformers."""
+"""SigLIP, compared with the classes of transformers."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Text embeddings that a user brings along."""
+"""Text states in a file, in place of an encoder."""
 
 import json
 
@@ -85,7 +85,7 @@ def test_states_that_are_not_finite_are_refused(tmp_path):
         (STATES, {"prompts": '{"a": 1}'}, "is not a list of one or more strings"),
         (STATES, {"prompts": "[]"}, "is not a list of one or more strings"),
         (STATES, {"prompts": '["", 1, "b"]'}, "is not a list of one or more strings"),
-        (STATES, {"prompts": '["", "b", "b"]'}, "prompt 'b' stands twice"),
+        (STATES, {"prompts": '["", "b", "b"]'}, "prompt 'b' occurs twice"),
         (STATES, {"prompts": '["", "b", "c", "d"]'}, "lacks 'text_states.3' .* names 4 prompts"),
         (STATES, {"prompts": '["", "b"]'}, "'text_states.2' .* belongs to no prompt"),
         ({**STATES, "other": np.zeros(1)}, {}, "'other' .* belongs to no prompt"),

@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def folder(model, sentence_pieces, tmp_path_factory):
-    """Flat, as google-t5/t5-11b: the whole model with its decoder."""
+    """Flat folder as of google-t5/t5-11b: the whole model with its decoder."""
     folder = tmp_path_factory.mktemp("t5")
     shutil.copytree(sentence_pieces, folder, dirs_exist_ok=True)
     model.save_pretrained(folder)
@@ -55,7 +55,7 @@ def run(model, ids, *, length, masked):
         return model.get_encoder()(input_ids=padded, attention_mask=mask).last_hidden_state[0].numpy()
 
 
-def test_matrix_lets_padding_take_part_and_keeps_it(model, folder, token_ids):
+def test_matrix_attends_to_padding_and_keeps_it(model, folder, token_ids):
     encoder = registry.load_text_encoder(f"t5-matrix:{folder}", FLOAT32)
     states = encoder.encode(PROMPTS)
     for prompt, rows in zip(PROMPTS, states, strict=True):
@@ -67,7 +67,7 @@ def test_matrix_lets_padding_take_part_and_keeps_it(model, folder, token_ids):
         assert np.abs(rows[: len(ids)] - masked).max() > 0.01
 
 
-def test_cosmos_masks_padding_and_leaves_it_out(model, folder, token_ids):
+def test_cosmos_masks_padding_and_drops_it(model, folder, token_ids):
     encoder = registry.load_text_encoder(f"t5-cosmos:{folder}", FLOAT32)
     for prompt, rows in zip(PROMPTS, encoder.encode(PROMPTS), strict=True):
         ids = token_ids(prompt, 512)
@@ -90,14 +90,14 @@ def test_a_long_prompt_is_cut_and_still_ends_with_the_final_token(model, folder,
 
 
 @pytest.mark.parametrize("rule", [t5.MATRIX, t5.COSMOS])
-def test_a_batch_gives_what_each_prompt_gives_alone(folder, rule):
+def test_a_batch_equals_single_prompts(folder, rule):
     encoder = t5.T5(str(folder), rule, registry.Options(dtype="float32", device="cpu", batch_size=3))
     for prompt, rows in zip(PROMPTS, encoder.encode(PROMPTS), strict=True):
         np.testing.assert_allclose(rows, encoder.encode([prompt])[0], rtol=1e-4, atol=1e-5)
     assert encoder.encode([]) == []
 
 
-def test_a_pipeline_folder_is_the_same_encoder(model, folder, sentence_pieces, tmp_path):
+def test_a_pipeline_folder_gives_the_same_encoder(model, folder, sentence_pieces, tmp_path):
     shutil.copytree(sentence_pieces, tmp_path / "tokenizer")
     encoder_only = transformers.T5EncoderModel(model.config)
     encoder_only.load_state_dict(
@@ -110,7 +110,7 @@ def test_a_pipeline_folder_is_the_same_encoder(model, folder, sentence_pieces, t
     np.testing.assert_array_equal(pipeline.encode(PROMPTS[:1])[0], flat.encode(PROMPTS[:1])[0])
 
 
-def test_weights_in_the_older_format_are_read_and_code_in_them_is_not_run(model, folder, copied):
+def test_weights_in_the_older_format_are_read_without_running_code(model, folder, copied):
     (copied / "model.safetensors").unlink()
     torch.save(model.state_dict(), copied / "pytorch_model.bin")
     expected = registry.load_text_encoder(f"t5-cosmos:{folder}", FLOAT32).encode(PROMPTS)
@@ -127,7 +127,7 @@ def test_weights_in_the_older_format_are_read_and_code_in_them_is_not_run(model,
     assert not (copied / "owned").exists()
 
 
-def test_the_manifest_tells_the_rules_and_the_weights_apart(folder, copied):
+def test_the_manifest_distinguishes_rules_and_weights(folder, copied):
     def entry(kind, where):
         return registry.load_text_encoder(f"{kind}:{where}", FLOAT32).manifest_entry()
 
