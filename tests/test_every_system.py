@@ -1,4 +1,4 @@
-"""Every command on every registered system: it works, or it refuses in one sentence."""
+"""Every command on every registered system: success, or one sentence of error."""
 
 import dataclasses
 import pathlib
@@ -24,7 +24,7 @@ LATENTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A recipe of a system, the settings that make it small, and what `generate` needs besides the checkpoint."""
+    """Recipe of a system, settings for a small size, and arguments of `generate` in addition to the checkpoint."""
 
     recipe: str
     settings: tuple[str, ...]
@@ -108,7 +108,7 @@ def recipe(name: str) -> str:
 
 
 def arguments(name: str, folder: pathlib.Path) -> list[str]:
-    """Arguments of a run of one step."""
+    """Return the arguments of a run of one step."""
     return [
         f"--config=configs/{CASES[name].recipe}",
         f"--workdir={folder / 'run'}",

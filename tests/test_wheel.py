@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and the commands of an installation in a folder of its own."""
+"""The wheel: its contents, and the commands of an installation in an empty folder."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ import jworld
 from jworld.systems import runs
 
 ROOT = pathlib.Path(__file__).parents[1]
-#: What a build reads, as in a fresh clone.
+#: Files that a build reads, as in a fresh clone.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "jworld", "conversion", "configs", "assets", "scripts")
 LARGEST = 20e6
 
@@ -31,7 +31,7 @@ SMALL_DATA = (
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The wheel of this checkout, built without a network."""
+    """Build the wheel of this checkout without a network."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in SOURCES:
@@ -48,11 +48,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def python(wheel: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The interpreter of an environment with the wheel and, through a path file, the dependencies of this one."""
+    """Make an environment with the wheel and, through a path file, the present dependencies; -> its interpreter."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     interpreter = folder / "bin" / "python"
-    # Lines of a path file are not read for path files of their own: the editable installation stays out.
+    # Path files in the listed folders are not read, so the editable installation is not found.
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", f"--python={interpreter}", "install", "--quiet")
@@ -66,7 +66,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def run(folder: pathlib.Path, *command: str | pathlib.Path) -> str:
-    """Run a command in `folder` on one device; return what it printed."""
+    """Run a command in `folder` on one device and return its output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     result = subprocess.run(
@@ -108,7 +108,7 @@ def test_the_installation_is_used(python: pathlib.Path, empty: pathlib.Path) -> 
 
 
 def test_a_recipe_of_the_wheel(python: pathlib.Path, empty: pathlib.Path) -> None:
-    """One that stands on others, and one of the user's, which counts more."""
+    """A shipped recipe that loads another one works, and a recipe of the user takes precedence."""
     listed = run(empty, python, "-m", "jworld.train", "--config=configs/matrix_scm.py:2b", "--config.list")
     assert "consistency" in listed
     own = empty / "mine" / "configs" / "ar_mem.py"
