@@ -1,1 +1,1 @@
-"""What systems share when they measure a model: results, accuracy tables, contact sheets, held-out clips."""
+"""Evaluation code that systems share: results, accuracy tables, contact sheets, held-out episodes."""

@@ -1,4 +1,4 @@
-"""Accuracies of models on tasks: as a table, as a bar chart, and those of several evaluations side by side."""
+"""Accuracies of models on tasks: tables, bar charts, and the comparison of several evaluations."""
 
 import json
 import pathlib
@@ -18,13 +18,13 @@ MEAN = "mean"
 
 
 def tasks_of(scores: Scores) -> list[str]:
-    """The tasks that all models have, in the order of the first."""
+    """Return the tasks that all models have, in the order of the first model."""
     first, *others = scores.values()
     return [task for task in first if all(task in other for other in others)]
 
 
 def with_mean(scores: Scores) -> dict[str, dict[str, float]]:
-    """The common tasks, and their mean where they are several."""
+    """Return the accuracies on common tasks, and their mean if there are several tasks."""
     tasks = tasks_of(scores)
     chosen = {name: {task: own[task] for task in tasks} for name, own in scores.items()}
     if len(tasks) > 1:
@@ -33,7 +33,7 @@ def with_mean(scores: Scores) -> dict[str, dict[str, float]]:
 
 
 def table(scores: Scores, *, chance: float | None) -> rich.table.Table:
-    """Accuracy in percent, a row per task; the models after the first with their gain over it, in points."""
+    """Return a table of accuracies in percent by task, with gains over the first model in percentage points."""
     scores = with_mean(scores)
     columns = [*scores, *(["chance"] if chance is not None else [])]
     drawn = rich.table.Table("accuracy in %", *columns)
@@ -46,27 +46,27 @@ def table(scores: Scores, *, chance: float | None) -> rich.table.Table:
 
 
 def plot(scores: Scores, *, chance: float | None) -> matplotlib.figure.Figure:
-    """A group of bars per task, a bar per model, and a line for guessing."""
+    """Draw a group of bars per task with a bar per model, and a line for chance."""
     scores = with_mean(scores)
     tasks = list(next(iter(scores.values())))
     figure = matplotlib.figure.Figure(figsize=(max(6.0, 1.2 * len(tasks) + 2), 4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(scores)
     for number, (name, own) in enumerate(scores.items()):
-        places = np.arange(len(tasks)) + (number - (len(scores) - 1) / 2) * width
-        bars = axes.bar(places, [own[task] for task in tasks], width, label=name)
+        positions = np.arange(len(tasks)) + (number - (len(scores) - 1) / 2) * width
+        bars = axes.bar(positions, [own[task] for task in tasks], width, label=name)
         axes.bar_label(bars, fmt="%.0f", fontsize=8)
     if chance is not None:
         axes.axhline(chance, color="tab:gray", linestyle="--", linewidth=1, label="chance")
-    turned = max(map(len, tasks)) > 12
-    axes.set_xticks(range(len(tasks)), tasks, rotation=30 if turned else 0, ha="right" if turned else "center")
+    rotate = max(map(len, tasks)) > 12
+    axes.set_xticks(range(len(tasks)), tasks, rotation=30 if rotate else 0, ha="right" if rotate else "center")
     axes.set(ylabel="accuracy (%)", ylim=(0, 105))
     figure.legend(loc="outside upper center", ncols=min(4, len(scores) + 1))
     return figure
 
 
 def read(path: pathlib.Path, label: str) -> tuple[dict[str, dict[str, float]], Any]:
-    """({model: {task: accuracy}}, chance) of an evaluation.json, its models named after `label`."""
+    """Read ({model: {task: accuracy}}, chance) from an evaluation.json; models are named after `label`."""
     path = path / "evaluation.json" if path.is_dir() else path
     try:
         numbers = json.loads(path.read_text())
@@ -75,17 +75,17 @@ def read(path: pathlib.Path, label: str) -> tuple[dict[str, dict[str, float]], A
         return dict(zip(names, found.values(), strict=True)), numbers.get("chance")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.UserError(
-            f"{path} holds no accuracies ({error!r}): give what python -m jworld.evaluate --benchmark wrote"
+            f"{path} holds no accuracies ({error!r}): give a result of python -m jworld.evaluate --benchmark"
         ) from error
 
 
 def compare(
     paths: Sequence[pathlib.Path], labels: Sequence[str], output: pathlib.Path, console: rich.console.Console
 ) -> dict[str, Any]:
-    """Print the table, write comparison.json and comparison.png; -> what the former holds. The first is the baseline.
+    """Compare results with the first one: print a table, write comparison.json and comparison.png, return the former.
 
     Raises:
-      UserError: a file holds no accuracies, they have no task in common, or there are other numbers of labels.
+      UserError: a file holds no accuracies, the results have no task in common, or the labels do not match them.
     """
     if len(labels) != len(paths) or len(set(labels)) != len(labels):
         raise errors.UserError(
@@ -126,6 +126,7 @@ def _percent(base: float, value: float) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Run the command `python -m jworld.evaluate compare`."""
     parser = arguments.Parser(
         "python -m jworld.evaluate compare",
         "Print the accuracies of several evaluations side by side, and write them as comparison.json and a bar chart.",
@@ -142,6 +143,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _label(path: pathlib.Path) -> str:
-    """The run's folder."""
+    """Return the name of the run's folder."""
     folder = path if path.is_dir() else path.parent
     return folder.resolve().parent.name if folder.name == "evaluation" else folder.resolve().name

@@ -1,4 +1,4 @@
-"""Pictures of rollouts: contact sheets, and videos with the truth above the prediction."""
+"""Images of rollouts: contact sheets, and videos with the truth above the prediction."""
 
 import math
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ import PIL.ImageFont
 from jworld.data import images
 from jworld.evaluation.results import Chunk, Comparison
 
-PICTURE_WIDTH = 112  # one picture of a sheet is at least so wide, and at most twice that
+IMAGE_WIDTH = 112  # minimum width of an image in a sheet, in pixels; the maximum is twice that
 VIDEO_WIDTH = 256
 FRAMES_PER_CHUNK = 4
 CHUNKS_PER_ROW = 4
-LINE = 20  # height of a line of text
-SIDE = 76  # width of the column that names the strips
-GAP, SEAM = 10, 2  # between chunks, between pictures
+LINE = 20  # height of a line of text, in pixels
+SIDE = 76  # width of the column with the names of the strips, in pixels
+GAP, SEAM = 10, 2  # pixels between chunks, between images
 BACKGROUND, INK = (24, 24, 28), (235, 235, 235)
 FONT = PIL.ImageFont.load_default(13)
 
 
 def contact_sheet(comparisons: Sequence[Comparison]) -> PIL.Image.Image:
-    """One below the other: per chunk its action, some of its frames, the true ones above where there are any."""
+    """Draw comparisons below each other: action and some frames of every chunk, with true frames above if available."""
     rows = []
     for comparison in comparisons:
         if comparison.title:
@@ -33,14 +33,17 @@ def contact_sheet(comparisons: Sequence[Comparison]) -> PIL.Image.Image:
 
 
 def video(comparison: Comparison) -> np.ndarray:
-    """uint8 [T, H', W', 3]: truth above prediction, each under a line of text, enlarged to 256 pixels or more."""
+    """Make a video uint8 [T, H', W', 3] with truth above prediction, each under a line of text.
+
+    Frames are enlarged to a width of at least 256 pixels.
+    """
     assert comparison.truth is not None
     factor = math.ceil(VIDEO_WIDTH / comparison.truth.shape[2])
     width = factor * comparison.truth.shape[2]
     frames = []
     for chunk in comparison.chunks:
         above = _text(f"recorded: {chunk.action}", width)
-        below = _text("made of the same" if chunk.psnr is None else f"predicted: {_decibels(chunk)}", width)
+        below = _text("generated" if chunk.psnr is None else f"predicted: {_decibels(chunk)}", width)
         for i in range(chunk.start, chunk.stop):
             pair = (above, _enlarged(comparison.truth[i], factor), below, _enlarged(comparison.prediction[i], factor))
             frames.append(np.concatenate(pair))
@@ -48,16 +51,16 @@ def video(comparison: Comparison) -> np.ndarray:
 
 
 def _strips(comparison: Comparison) -> dict[str, np.ndarray]:
-    """The videos to show, by the name at their side."""
+    """Return the videos to show, by name."""
     if comparison.truth is None:
         return {"generated": comparison.prediction}
     return {"recorded": comparison.truth, "predicted": comparison.prediction}
 
 
 def _rows(comparison: Comparison) -> list[np.ndarray]:
-    """The chunks in rows that wrap, with a gap below each."""
+    """Draw the chunks in rows that wrap, with a gap below each row."""
     strips = _strips(comparison)
-    height = len(_picture(comparison.prediction[0]))
+    height = len(_scaled(comparison.prediction[0]))
     names = np.concatenate([_text("", SIDE), *(_text(name, SIDE, height) for name in strips)])
     rows = []
     for first in range(0, len(comparison.chunks), CHUNKS_PER_ROW):
@@ -69,7 +72,7 @@ def _rows(comparison: Comparison) -> list[np.ndarray]:
 
 
 def _block(videos: Sequence[np.ndarray], chunk: Chunk) -> np.ndarray:
-    """One chunk: a line of text above its strips of pictures."""
+    """Draw one chunk: a line of text above its strips of images."""
     shown = np.linspace(chunk.start, chunk.stop - 1, FRAMES_PER_CHUNK).round().astype(int)
     strips = [_strip(frames[shown]) for frames in videos]
     text = f"frames {chunk.start}-{chunk.stop - 1}: {chunk.action}"
@@ -79,17 +82,17 @@ def _block(videos: Sequence[np.ndarray], chunk: Chunk) -> np.ndarray:
 
 
 def _strip(frames: np.ndarray) -> np.ndarray:
-    pictures = [_picture(frame) for frame in frames]
-    gap = _text("", SEAM, pictures[0].shape[0])
-    return np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
+    shown = [_scaled(frame) for frame in frames]
+    gap = _text("", SEAM, shown[0].shape[0])
+    return np.concatenate([part for image in shown for part in (image, gap)][:-1], axis=1)
 
 
-def _picture(frame: np.ndarray) -> np.ndarray:
-    """A frame as wide as a sheet can use it."""
+def _scaled(frame: np.ndarray) -> np.ndarray:
+    """Scale a frame to the width of a sheet's images."""
     height, width = frame.shape[:2]
-    if width <= 2 * PICTURE_WIDTH:
-        return _enlarged(frame, math.ceil(PICTURE_WIDTH / width))
-    return images.resize(frame, width=2 * PICTURE_WIDTH, height=round(height * 2 * PICTURE_WIDTH / width))
+    if width <= 2 * IMAGE_WIDTH:
+        return _enlarged(frame, math.ceil(IMAGE_WIDTH / width))
+    return images.resize(frame, width=2 * IMAGE_WIDTH, height=round(height * 2 * IMAGE_WIDTH / width))
 
 
 def _decibels(chunk: Chunk) -> str:
@@ -97,18 +100,17 @@ def _decibels(chunk: Chunk) -> str:
 
 
 def _text(text: str, width: int, height: int = LINE) -> np.ndarray:
-    """uint8 [height, width, 3] with the text at its top left."""
+    """Draw a text at the top left of an image uint8 [height, width, 3]."""
     image = PIL.Image.new("RGB", (width, height), BACKGROUND)
     PIL.ImageDraw.Draw(image).text((4, 2), text, INK, FONT)
     return np.asarray(image)
 
 
 def _enlarged(frame: np.ndarray, factor: int) -> np.ndarray:
-    """Every pixel repeated: one sees what the model made and not what smoothing made of it."""
+    """Enlarge a frame by repeating pixels, so that no smoothing hides the model's output."""
     return frame.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _below_each_other(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    width = max(picture.shape[1] for picture in pictures)
-    wide = [np.concatenate([p, _text("", width - p.shape[1], len(p))], axis=1) for p in pictures]
-    return np.concatenate(wide)
+def _below_each_other(rows: Sequence[np.ndarray]) -> np.ndarray:
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([np.concatenate([row, _text("", width - row.shape[1], len(row))], axis=1) for row in rows])

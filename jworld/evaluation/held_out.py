@@ -1,4 +1,4 @@
-"""Walks: recorded videos with their cameras, as the truth that a model's videos are compared with."""
+"""Held-out episodes with their cameras, which are the ground truth for a model's videos."""
 
 import dataclasses
 import functools
@@ -20,14 +20,14 @@ from jworld.utils import config as run_config
 from jworld.utils import errors, indices
 
 STRIDE = actions.FRAMES_PER_LATENT
-#: What is measured: the model, the same told the mirror image of the walk, and the codec, its ceiling.
+#: Names of measurements: the model, the model with mirrored controls, and the autoencoder as the upper bound.
 MODEL, SWAPPED, AUTOENCODER = "model", "left and right swapped", "autoencoder alone"
-#: No picture of whole numbers comes closer to its source than rounding does: an error of 1/12 per value.
+#: PSNR of rounding to integers, whose mean squared error is 1/12: the upper bound for uint8 images.
 BEST_PSNR = float(10 * np.log10(255**2 * 12))
 
 
 class Controls(NamedTuple):
-    """What the user does during f latents: action labels [f], w2c [f, 4, 4], normalised intrinsics [f, 3, 3]."""
+    """Controls of f latents: action labels [f], w2c [f, 4, 4], intrinsics [f, 3, 3] divided by the image size."""
 
     action: np.ndarray
     w2c: np.ndarray
@@ -36,7 +36,7 @@ class Controls(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A recorded walk of F latents: frames uint8 [1 + 4 (F - 1), H, W, 3] of the model's size, prompt, controls."""
+    """A recorded episode of F latents: frames uint8 [1 + 4 (F - 1), H, W, 3] of the model's size, prompt, controls."""
 
     name: str
     frames: np.ndarray
@@ -49,7 +49,7 @@ class Clip:
 
 
 def from_episode(episode: episodes.Episode, encoders: Encoders) -> Clip:
-    """A raw episode, resized to the model's size; latent i has the camera of frame 4i."""
+    """Make a clip from a raw episode, resized to the model's size; latent i has the camera of frame 4i."""
     w2c = episode.w2c[::STRIDE]
     size = (episode.frames.shape[2], episode.frames.shape[1])
     controls = Controls(
@@ -62,7 +62,7 @@ def from_episode(episode: episodes.Episode, encoders: Encoders) -> Clip:
 
 
 def from_record(source: records.RecordSource, index: int, encoders: Encoders) -> Clip:
-    """A training record: its decoded latents are the truth, its labels and cameras the controls."""
+    """Make a clip from a record: its decoded latents are the truth, its labels and cameras the controls."""
     record = source[index]
     frames = encoders.autoencoder.decode(record["latent"].astype(np.float32)[None])[0]
     return Clip(
@@ -74,7 +74,7 @@ def from_record(source: records.RecordSource, index: int, encoders: Encoders) ->
 
 
 def window(clip: Clip, *, start: int, latents: int) -> Clip:
-    """`latents` latents of a clip from latent `start`, told as a walk of its own: the first camera is the origin."""
+    """Return `latents` latents of a clip from latent `start` as a new clip; its first camera is the origin."""
     part = slice(start, start + latents)
     action, w2c, intrinsics = (np.asarray(values)[part] for values in clip.controls)
     action = action.astype(np.int32)
@@ -88,27 +88,27 @@ def window(clip: Clip, *, start: int, latents: int) -> Clip:
 
 
 def chunk_frames(latents: int, size: int) -> list[tuple[int, int]]:
-    """First frame and end of every chunk of `size` latents: the first latent is one frame, the others are four."""
+    """Return (first frame, end) of every chunk of `size` latents; latent 0 has one frame, the others have four."""
     return [(max(STRIDE * (i - 1) + 1, 0), STRIDE * (i + size - 1) + 1) for i in range(0, latents, size)]
 
 
 def psnr(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """PSNR (dB) of uint8 arrays of one shape, at most `BEST_PSNR`."""
+    """Return the PSNR in dB of uint8 arrays of equal shape, at most `BEST_PSNR`."""
     return min(linear.psnr(truth, prediction), BEST_PSNR)
 
 
 def chunk_psnr(truth: np.ndarray, prediction: np.ndarray, size: int) -> list[float]:
-    """PSNR (dB) of every chunk of `size` latents of two videos; frame 0 was given and is not counted."""
+    """Return the PSNR in dB of every chunk of `size` latents, without frame 0, which is an input of the model."""
     spans = chunk_frames(1 + (len(truth) - 1) // STRIDE, size)
     return [psnr(truth[max(start, 1) : stop], prediction[max(start, 1) : stop]) for start, stop in spans]
 
 
 def report(rows: Sequence[Mapping[str, Any]], shown: list[results.Comparison]) -> results.Report:
-    """What was measured of some clips, part by part.
+    """Summarize the measurements of clips, part by part.
 
     Args:
-      rows: per clip, its "psnr" (dB of every part, by name: `MODEL`, what it is compared with, and `AUTOENCODER`, its
-        ceiling) and whatever else shall be written.
+      rows: per clip, "psnr" (dB of every part, by name: `MODEL`, its baselines, and `AUTOENCODER`, the upper bound) and
+        other values to write.
       shown: some of the videos.
     """
     names = list(rows[0]["psnr"])
@@ -121,18 +121,19 @@ def report(rows: Sequence[Mapping[str, Any]], shown: list[results.Comparison]) -
 
 
 def recording_config(config: ml_collections.ConfigDict) -> recorder.RecordingConfig:
+    """Return the section `config.data.recording`."""
     return run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
 
 
 def scripted_clip(recording: recorder.RecordingConfig, encoders: Encoders, script: Sequence[str], *, seed: int) -> Clip:
-    """The truth of a script on a held-out map of the source that the run was recorded from."""
+    """Record a script on a held-out map of the source of the run's data."""
     width, height = recording.image_size
     episode = recorder.record_scripted(recording.source, seed=seed, actions=list(script), width=width, height=height)
     return window(from_episode(episode, encoders), start=0, latents=1 + len(script))
 
 
 def held_out(config: ml_collections.ConfigDict, encoders: Encoders) -> tuple[list[int], Callable[[int], Clip]]:
-    """(latents of every held-out walk, function that loads one): raw episodes, or records where there are none."""
+    """Return (latents of every held-out episode, function that loads one), from raw episodes or else from records."""
     recording = recording_config(config)
     if not recording.source:
         source = records.RecordSource(config.data.records, "val")
@@ -142,7 +143,7 @@ def held_out(config: ml_collections.ConfigDict, encoders: Encoders) -> tuple[lis
     _require_episodes(recording)
     entries = [entry for entry in episodes.read_manifest(directory)["episodes"] if entry["split"] == "val"]
 
-    @functools.lru_cache(maxsize=1)  # the windows of a walk follow each other
+    @functools.lru_cache(maxsize=1)  # the windows of an episode are consecutive
     def load(index: int) -> Clip:
         return from_episode(episodes.read_episode(directory, entries[index]["name"]), encoders)
 
@@ -161,21 +162,21 @@ def _require_episodes(recording: recorder.RecordingConfig) -> None:
 
 
 def choose_windows(lengths: Sequence[int], *, latents: int, windows: int) -> list[tuple[int, int]]:
-    """At most `windows` pairs (walk, first latent), spread evenly over all walks and along each.
+    """Choose at most `windows` pairs (episode, first latent), evenly over all episodes and within each.
 
-    `lengths` are the latents of the walks; a window needs `latents` of them.
+    `lengths` are the latents of the episodes; a window has `latents` of them.
     """
     long_enough = [i for i, length in enumerate(lengths) if length >= latents]
     if not long_enough:
         raise errors.UserError(
-            f"the longest of {len(lengths)} held-out walks has {max(lengths, default=0)} latents, expected at least "
+            f"the longest of {len(lengths)} held-out episodes has {max(lengths, default=0)} latents, expected at least "
             f"{latents}: evaluate fewer --chunks or record longer episodes"
         )
     picked = indices.evenly(len(long_enough), windows)
-    walks = [long_enough[i] for i in picked]
+    episode_indices = [long_enough[i] for i in picked]
     chosen = []
-    for position, walk in enumerate(walks):
-        share = windows // len(walks) + (position < windows % len(walks))
-        starts = np.unique(np.linspace(0, lengths[walk] - latents, share).astype(int))
-        chosen += [(walk, int(start)) for start in starts]
+    for position, episode in enumerate(episode_indices):
+        share = windows // len(picked) + (position < windows % len(picked))
+        starts = np.unique(np.linspace(0, lengths[episode] - latents, share).astype(int))
+        chosen += [(episode, int(start)) for start in starts]
     return chosen

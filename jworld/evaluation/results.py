@@ -1,4 +1,4 @@
-"""What a rollout or an evaluation hands over to be written, printed and drawn."""
+"""Results of rollouts and evaluations, to be written, printed and drawn."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Action:
-    """One step of a rollout: what the session is told, and its name for people."""
+    """One step of a rollout: the control that the session receives, and its name for the user."""
 
     control: Any
     name: str
@@ -16,7 +16,7 @@ class Action:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Frames `start` to `stop` of a rollout, what was done in them, and how close they come to the truth (dB)."""
+    """Frames `start` to `stop` of a rollout, with their action and PSNR in dB."""
 
     start: int
     stop: int
@@ -26,9 +26,13 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A predicted video beside the recorded one, if there is one, in chunks that cover all frames.
+    """A predicted video and the recorded one, if there is one, in chunks that cover all frames.
 
-    prediction, truth: uint8 [T, H, W, 3].
+    Attributes:
+      title: text above the video.
+      prediction: uint8 [T, H, W, 3].
+      chunks: parts of the video.
+      truth: uint8 [T, H, W, 3] or None.
     """
 
     title: str
@@ -49,15 +53,19 @@ REVISITS = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How much to evaluate.
+    """Options of an evaluation; None leaves a value to the system.
 
     Attributes:
-      windows: rollouts along recorded held-out walks, at most.
-      chunks: chunks of each.
-      revisits: scripted walks that turn away and back; None: `REVISITS`, where a system has such.
-      seed: of the noise.
-      benchmark, data, images, split, limit, batch: of systems that answer in words, which questions, from where, how
-        many of them and how many at once; None is the system's choice.
+      windows: rollouts along recorded held-out episodes, at most.
+      chunks: chunks per rollout.
+      revisits: scripted episodes that turn away and back; None for `REVISITS`, if the system has them.
+      seed: random seed for the noise.
+      benchmark: questions for systems that answer in text.
+      data: file or folder of the questions.
+      images: folder of their images.
+      split: split of the questions.
+      limit: number of questions, at most.
+      batch: questions per batch.
     """
 
     windows: int = 24
@@ -72,23 +80,24 @@ class Options:
     batch: int | None = None
 
     def optional(self) -> dict[str, int | str | None]:
-        """Return the options that only some systems use, None where the user left them out."""
+        """Return the options that only some systems use; None if not set."""
         names = ("revisits", "benchmark", "data", "images", "split", "limit", "batch")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a system measured of a model.
+    """Measurements of a model by its system.
 
     Attributes:
-      numbers: everything, ready for JSON.
-      curves: PSNR per chunk (dB) of the model and of what it is compared with.
-      bars: further PSNRs (dB), of what `bars_title` says.
-      summary: pairs of what was measured and its value in words.
+      numbers: all values, as JSON.
+      summary: (name, value) pairs for the user.
+      curves: PSNR per chunk in dB, of the model and its baselines.
+      bars: further PSNRs in dB, by name.
+      bars_title: title of `bars`.
       rollouts: some of the videos.
-      scores, chance: of systems that answer in words, instead of curves, bars and rollouts: way of answering -> task ->
-        accuracy, and that of guessing, in percent.
+      scores: accuracy in percent of systems that answer in text: way of answering -> task -> accuracy.
+      chance: accuracy of guessing, in percent.
     """
 
     numbers: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Samples of a finished run as files."""
+"""Writer of samples of a finished run."""
 
 import pathlib
 
@@ -12,12 +12,12 @@ def write(samples: results.Comparison | results.Answers, folder: pathlib.Path, n
 
     Args:
       samples: what to write.
-      folder: made if absent.
-      name: of the files, without suffix.
-      fps: frame rate of the video.
+      folder: output folder, created if absent.
+      name: file name without suffix.
+      fps: frame rate of the video, in frames per second.
 
     Returns:
-      Lines for the user: what the samples show, and the files.
+      Lines for the user about the samples and the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(samples, results.Answers):
