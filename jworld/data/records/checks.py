@@ -215,7 +215,7 @@ def _bytes(record: records.Record) -> int:
 
 def prompt_problems(prompt: records.Record, manifest: Mapping[str, Any]) -> list[str]:
     """Return the problems of an encoded prompt, one sentence each."""
-    problems = _not_finite(prompt)
+    problems = _finite_problems(prompt)
     for key, encoder in (("text_states", "text_encoder"), ("glyph_states", "glyph_encoder")):
         found, width = prompt[key].shape[1] if key in prompt else 0, manifest[encoder].get("dim", 0)
         if found != width:
@@ -227,13 +227,13 @@ def prompt_problems(prompt: records.Record, manifest: Mapping[str, Any]) -> list
 
 def record_problems(record: records.Record, *, recorded_labels: bool = False) -> list[str]:
     """Return the problems of the values of a record with correct shapes and dtypes, one sentence each."""
-    problems = _not_finite(record)
+    problems = _finite_problems(record)
     finite = not problems
     if finite and "w2c" in record:
-        problems += _crooked_cameras(record["w2c"])
+        problems += _camera_problems(record["w2c"])
     rigid = not problems
     if finite and "intrinsics" in record:
-        problems += _wrong_intrinsics(record["intrinsics"])
+        problems += _intrinsics_problems(record["intrinsics"])
     if "action" in record:
         labels = record["action"]
         outside = (labels < 0) | (labels >= actions.NUM_LABELS)
@@ -242,11 +242,11 @@ def record_problems(record: records.Record, *, recorded_labels: bool = False) ->
                 f"'action' of {_frames(outside)} is {labels[outside.argmax()]}, expected 0 to {actions.NUM_LABELS - 1}"
             )
         elif rigid and "w2c" in record and not recorded_labels:
-            problems += _foreign_labels(labels, record["w2c"])
+            problems += _label_problems(labels, record["w2c"])
     return problems
 
 
-def _not_finite(record: records.Record) -> list[str]:
+def _finite_problems(record: records.Record) -> list[str]:
     problems = []
     for name, array in record.items():
         # numpy's kind of bfloat16 is "V", not "f".
@@ -258,14 +258,14 @@ def _not_finite(record: records.Record) -> list[str]:
     return problems
 
 
-def _crooked_cameras(w2c: np.ndarray) -> list[str]:
+def _camera_problems(w2c: np.ndarray) -> list[str]:
     wrong = ~poses.are_rigid(w2c)
     if not wrong.any():
         return []
     return [f"'w2c' of {_frames(wrong)} is not rigid: expected rotation and translation, last row 0 0 0 1"]
 
 
-def _wrong_intrinsics(intrinsics: np.ndarray) -> list[str]:
+def _intrinsics_problems(intrinsics: np.ndarray) -> list[str]:
     problems = []
     focal, center = intrinsics[:, (0, 1), (0, 1)], intrinsics[:, :2, 2]
     rest = intrinsics[:, (0, 1, 2, 2, 2), (1, 0, 0, 1, 2)] - np.array([0, 0, 0, 0, 1], np.float32)
@@ -281,7 +281,7 @@ def _wrong_intrinsics(intrinsics: np.ndarray) -> list[str]:
     return problems
 
 
-def _foreign_labels(labels: np.ndarray, w2c: np.ndarray) -> list[str]:
+def _label_problems(labels: np.ndarray, w2c: np.ndarray) -> list[str]:
     """Return a problem if action labels differ from those of the cameras.
 
     Labels are computed before cameras are rounded to float32, so a motion at the edge of a class can fall on either
