@@ -25,14 +25,16 @@ def monte_carlo_points(num_points: int, seed: int, radius: float = RADIUS) -> np
     azimuth = 2 * np.pi * rng.random(num_points)
     polar = np.arccos(1 - 2 * rng.random(num_points))
     x, y = np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth)
-    return (distance[:, None] * np.stack([x, y, np.cos(polar)], axis=-1)).astype(np.float32)
+    points: np.ndarray = distance[:, None] * np.stack([x, y, np.cos(polar)], axis=-1)
+    return points.astype(np.float32)
 
 
 def points_in_view(points: np.ndarray) -> np.ndarray:
     """Select the points [P, 3] in view of a camera at the origin looking along +z: [Q, 3] float64."""
     points = np.asarray(points, np.float64)
     yaw, pitch = _direction_degrees(points)
-    return points[(np.abs(yaw) < HALF_FOV_DEGREES[0]) & (np.abs(pitch) < HALF_FOV_DEGREES[1])]
+    visible: np.ndarray = points[(np.abs(yaw) < HALF_FOV_DEGREES[0]) & (np.abs(pitch) < HALF_FOV_DEGREES[1])]
+    return visible
 
 
 def overlap(current: np.ndarray, history: np.ndarray, visible: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
@@ -50,7 +52,8 @@ def overlap(current: np.ndarray, history: np.ndarray, visible: np.ndarray, *, ra
     in_view = np.abs(_wrap(point_yaw - yaw[:, None])) < HALF_FOV_DEGREES[0]
     in_view &= np.abs(_wrap(point_pitch - pitch[:, None])) < HALF_FOV_DEGREES[1]
     in_view &= np.sum(offsets**2, axis=-1) < radius**2
-    return in_view.mean(axis=-1)
+    shares: np.ndarray = in_view.mean(axis=-1)
+    return shares
 
 
 def candidate_distances(

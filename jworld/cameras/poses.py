@@ -15,7 +15,8 @@ def are_rigid(matrices: np.ndarray) -> np.ndarray:
     rotation = matrices[..., :3, :3]
     error = np.abs(rotation @ rotation.swapaxes(-1, -2) - np.eye(3)).max(axis=(-1, -2))
     error = np.maximum(error, np.abs(matrices[..., 3, :] - [0, 0, 0, 1]).max(axis=-1))
-    return (error <= RIGID_TOLERANCE) & (np.linalg.det(rotation) > 0)
+    rigid: np.ndarray = (error <= RIGID_TOLERANCE) & (np.linalg.det(rotation) > 0)
+    return rigid
 
 
 def invert_rigid(matrices: np.ndarray) -> np.ndarray:
@@ -43,7 +44,8 @@ def steps(w2c: np.ndarray) -> np.ndarray:
 def relative_to_first(w2c: np.ndarray) -> np.ndarray:
     """Express a path in the axes of its first camera, which becomes the identity: w2c [F, 4, 4] -> [F, 4, 4]."""
     w2c = np.asarray(w2c, np.float64)
-    return w2c @ invert_rigid(w2c[0])
+    relative: np.ndarray = w2c @ invert_rigid(w2c[0])
+    return relative
 
 
 def intrinsics_matrices(parameters: np.ndarray) -> np.ndarray:

@@ -45,4 +45,5 @@ def camera_actions(w2c: np.ndarray, *, scale: Sequence[float] = BRIDGE_SCALE) ->
 
 def _scaled(translation: np.ndarray, turn: np.ndarray, gripper: np.ndarray, scale: Sequence[float]) -> np.ndarray:
     actions = np.concatenate([translation, turn, gripper.reshape(-1, 1)], axis=1)
-    return (actions * np.asarray(scale)).astype(np.float32)
+    scaled: np.ndarray = actions * np.asarray(scale)
+    return scaled.astype(np.float32)

@@ -94,18 +94,19 @@ def make_dataset(
             f"global_batch is {global_batch}, expected a multiple of the {process_count} processes: change global_batch"
         )
     # Sliced last, so that positions and the seeds derived from them do not depend on the number of processes.
-    dataset = _elements(source, seed=seed, shuffle=shuffle).random_map(transform)
-    dataset = dataset.batch(global_batch // process_count, drop_remainder=True, batch_fn=stack)
-    dataset = dataset[process_index::process_count]
-    iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
+    elements = _elements(source, seed=seed, shuffle=shuffle)
+    examples: grain.MapDataset[Mapping[str, Entry]] = elements.random_map(transform)
+    batches = examples.batch(global_batch // process_count, drop_remainder=True, batch_fn=stack)
+    batches = batches[process_index::process_count]
+    iterator = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
     identity = {"seed": seed, "global_batch": global_batch, "records": len(source), "shuffle": shuffle}
     return BatchIterator(iter(iterator), spec, process_count=process_count, identity=identity)
 
 
-def _elements(source: Source | OrderedSource, *, seed: int, shuffle: bool) -> grain.MapDataset:
+def _elements(source: Source | OrderedSource, *, seed: int, shuffle: bool) -> grain.MapDataset[dict[str, Any]]:
     """Return {"record", "position"} of every position."""
-    at = getattr(source, "at", None)
-    if at is not None:
+    if hasattr(source, "at"):
+        at = source.at
         endless = grain.MapDataset.range(1).seed(seed).repeat(None)
         return endless.map_with_index(lambda position, _: {"record": at(position), "position": position})
     dataset = grain.MapDataset.source(source).seed(seed)

@@ -22,7 +22,8 @@ def noise_levels(steps: int, *, lowest: float = 0.002, highest: float = 80.0, or
     """Return [steps + 1] float64 levels from highest to lowest, evenly spaced in their `order`-th root."""
     ramp = np.linspace(0.0, 1.0, steps + 1)
     first, last = highest ** (1 / order), lowest ** (1 / order)
-    return (first + ramp * (last - first)) ** order
+    levels: np.ndarray = (first + ramp * (last - first)) ** order
+    return levels
 
 
 def step_weights(sigmas: np.ndarray) -> np.ndarray:

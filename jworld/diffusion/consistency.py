@@ -26,7 +26,8 @@ class Coefficients(NamedTuple):
 def sampling_timesteps(steps: int, *, solver_steps: int) -> np.ndarray:
     """Return [steps] int32, noisiest first: evenly chosen among the `solver_steps` times of the distilled solver."""
     solver = (NUM_TIMESTEPS // solver_steps) * np.arange(solver_steps, 0, -1) - 1
-    return solver[np.floor(np.linspace(0, solver_steps, steps, endpoint=False)).astype(int)].astype(np.int32)
+    chosen: np.ndarray = solver[np.floor(np.linspace(0, solver_steps, steps, endpoint=False)).astype(int)]
+    return chosen.astype(np.int32)
 
 
 def edge(timestep: jax.Array | np.ndarray, phases: int) -> jax.Array:

@@ -22,7 +22,8 @@ def alphas_cumprod(*, beta_start: float = 0.00085, beta_end: float = 0.012, snr_
     alphas = np.cumprod(1 - betas)
     alphas = alphas / (snr_shift + (1 - snr_shift) * alphas)
     root = np.sqrt(alphas)
-    return np.square((root - root[-1]) * root[0] / (root[0] - root[-1]))
+    rescaled: np.ndarray = np.square((root - root[-1]) * root[0] / (root[0] - root[-1]))
+    return rescaled
 
 
 def at(alphas: np.ndarray, timestep: jax.Array | np.ndarray) -> jax.Array:

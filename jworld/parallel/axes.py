@@ -41,14 +41,16 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrain an activation's layout by logical axis; a no-op outside a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(names))
+    constrained: jax.Array = jax.lax.with_sharding_constraint(x, partition_spec(names))
+    return constrained
 
 
 def constrain_if_divisible(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrain as `constrain` does, but replicate a dimension that its mesh axes do not divide."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, dividing_spec(x.shape, *names))
+    constrained: jax.Array = jax.lax.with_sharding_constraint(x, dividing_spec(x.shape, *names))
+    return constrained
 
 
 def dividing_spec(shape: tuple[int, ...], *names: str | None) -> PartitionSpec:

@@ -56,7 +56,8 @@ class Ring:
             for i, target in enumerate(targets)
             for rank in range(self.stride)
         ]
-        return jax.lax.ppermute(x, self.axis, pairs)
+        received: jax.Array = jax.lax.ppermute(x, self.axis, pairs)
+        return received
 
     def turn(self, x: jax.Array) -> jax.Array:
         """Send to the next position."""
@@ -117,6 +118,10 @@ class _Block(NamedTuple):
 # The axis of query rows is second to last, as in [B, N, L, K]. A state is (largest logit, sum, output) of the online
 # softmax (https://arxiv.org/abs/1805.02867), or the gradients of the rows of q and of a block's k and v.
 Arrays = tuple[jax.Array, ...]
+#: Carries of the loops over turns. Forward: k, v and the states of the rows of q. Backward: k, v, the gradients of the
+#: rows of q, and the gradients of k and v.
+States = tuple[jax.Array, jax.Array, list[Arrays]]
+Gradients = tuple[jax.Array, jax.Array, list[jax.Array], list[Arrays]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -137,7 +142,7 @@ def _forward(ring: Ring, x: Operands) -> tuple[jax.Array, tuple[Operands, jax.Ar
                 states[i] = jax.lax.cond(_any_visible(stops, block, ring.width), run, lambda state: state, states[i])
         return states
 
-    def step(carry: tuple, turn: jax.Array) -> tuple[tuple, None]:
+    def step(carry: States, turn: jax.Array) -> tuple[States, None]:
         k, v, states = carry
         k, v = ring.turn(k), ring.turn(v)
         return (k, v, update(states, _blocks(ring, x, k, v, turn))), None
@@ -168,7 +173,7 @@ def _backward(ring: Ring, saved: tuple[Operands, jax.Array, jax.Array], d_out: j
     def zeros(blocks: list[_Block]) -> list[Arrays]:
         return [(jnp.zeros(b.k.shape, jnp.float32), jnp.zeros(b.v.shape, jnp.float32)) for b in blocks]
 
-    def step(carry: tuple, turn: jax.Array) -> tuple[tuple, None]:
+    def step(carry: Gradients, turn: jax.Array) -> tuple[Gradients, None]:
         k, v, dq, grads = carry
         k, v, grads = jax.tree.map(ring.turn, (k, v, grads))
         update(dq, _blocks(ring, x, k, v, turn), grads)
@@ -243,7 +248,8 @@ def _attend_block(q: jax.Array, stops: jax.Array, block: _Block, width: int | No
         return new_top, total * shrink + jnp.sum(weights, axis=-1), acc * shrink[..., None] + new
 
     count = _part_count(q, block)
-    return jax.tree.map(_joined, jax.lax.map(part, _in_parts((q, stops, state), count)))
+    new_state: Arrays = jax.tree.map(_joined, jax.lax.map(part, _in_parts((q, stops, state), count)))
+    return new_state
 
 
 def _pull_block(given: Arrays, stops: jax.Array, block: _Block, width: int | None, state: Arrays) -> Arrays:

@@ -1,6 +1,7 @@
 """Counts of the matrix products and convolutions of a traced function, with loop bodies once or per iteration."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jax.extend import core as jax_core
@@ -52,13 +53,15 @@ def count(jaxpr: Any) -> Products:
 
 
 def _dot(equation: Any) -> float:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    contracted: Sequence[int] = equation.params["dimension_numbers"][0][0]
+    left: tuple[int, ...] = equation.invars[0].aval.shape
+    out: tuple[int, ...] = equation.outvars[0].aval.shape
+    return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution(equation: Any) -> float:
-    kernel = equation.invars[1].aval.shape
-    dimensions = equation.params["dimension_numbers"].rhs_spec
+    kernel: tuple[int, ...] = equation.invars[1].aval.shape
+    out: tuple[int, ...] = equation.outvars[0].aval.shape
     # rhs_spec: output channels, input channels of one group, then spatial dimensions.
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[axis] for axis in dimensions[1:])
+    dimensions: Sequence[int] = equation.params["dimension_numbers"].rhs_spec
+    return 2.0 * math.prod(out) * math.prod(kernel[axis] for axis in dimensions[1:])

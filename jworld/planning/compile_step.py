@@ -61,7 +61,7 @@ def _traffic(executable: Any, mesh: dict[str, int]) -> dict[str, Any]:
 def peak_bytes(memory: Any) -> int:
     """Return the peak memory of a program from `compiled.memory_analysis()`, in bytes."""
     # The state is donated: old and new state share memory and count once.
-    return (
+    return int(
         memory.argument_size_in_bytes
         + memory.temp_size_in_bytes
         + memory.output_size_in_bytes

@@ -16,11 +16,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from flax import nnx
 
 from jworld.training import checksums, storage
 from jworld.training import state as train_state
-from jworld.utils import errors
+from jworld.utils import errors, nnx_types
 
 TrainState = train_state.TrainState
 
@@ -189,7 +188,7 @@ class Checkpoints:
                 f"{problem}; it was set aside: the same command continues from the previous step"
             ) from error
 
-    def restore_params(self, abstract: nnx.State, step: int | None = None) -> nnx.State:
+    def restore_params(self, abstract: nnx_types.State, step: int | None = None) -> nnx_types.State:
         """Restore the weights for inference: the EMA weights if the checkpoint has them, else the parameters.
 
         Raises:
@@ -199,9 +198,10 @@ class Checkpoints:
         name = "ema" if (self.directory / str(step) / "ema").is_dir() else "params"
         with self._damage(step):
             items, _ = self._restore_items(step, {name: abstract})
-        return items[name]
+        params: nnx_types.State = items[name]
+        return params
 
-    def restore_frozen(self, abstract: nnx.State) -> nnx.State:
+    def restore_frozen(self, abstract: nnx_types.State) -> nnx_types.State:
         """Restore the frozen parameters; returns `abstract` itself if it has none.
 
         Raises:
@@ -220,7 +220,8 @@ class Checkpoints:
                 f"the frozen parameters in {self.directory / FROZEN} are damaged, missing or of another model: "
                 f"{_reason(error)}; put that folder back from a copy, or start again with another --workdir"
             ) from error
-        return restored.state
+        frozen: nnx_types.State = restored.state
+        return frozen
 
     def _restore_items(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         written = self._manager.restore(
@@ -298,7 +299,7 @@ class Checkpoints:
         path = self.directory / FROZEN / "0"
         return path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
 
-    def _save_frozen(self, frozen: nnx.State) -> None:
+    def _save_frozen(self, frozen: nnx_types.State) -> None:
         options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
         with ocp.CheckpointManager(self.directory / FROZEN, options=options) as manager:
             args = ocp.args.Composite(

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from jworld.utils import nnx_types
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 EPSILON = 1e-7
 LAYER_AXIS = "layer"
@@ -35,10 +37,11 @@ def is_stacked(leaf: Any) -> bool:
 
 def is_matrix(leaf: Any) -> bool:
     """Return whether one layer of this parameter has at least two dimensions: Muon updates those, AdamW the rest."""
-    return _value(leaf).ndim - is_stacked(leaf) >= 2
+    ndim: int = _value(leaf).ndim
+    return ndim - is_stacked(leaf) >= 2
 
 
-def check_named(params: nnx.State) -> None:
+def check_named(params: nnx_types.State) -> None:
     """Require logical axis names for every parameter of two dimensions or more.
 
     Raises:

@@ -138,7 +138,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[..., Any]:
             after = [optax.polynomial_schedule(peak, 1e-7, config.power, decay_steps)]
         case "cosine_with_restarts":
             length = decay_steps / config.num_cycles
-            after = [optax.cosine_decay_schedule(peak, length)] * config.num_cycles
+            # optax divides by the number of steps, which may be a fraction, although it declares an int.
+            after = [optax.cosine_decay_schedule(peak, length)] * config.num_cycles  # type: ignore[arg-type]
             boundaries = [warmup + round(length * i) for i in range(config.num_cycles)]
             return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), *after], boundaries)
         case _:
@@ -152,6 +153,7 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> Optimizer:
     Clipping, skipping, EMA and gradient accumulation are not in the transformation: the train step needs their numbers.
     """
     schedule = make_schedule(config, steps)
+    transform: optax.GradientTransformation
     if config.name == "adamw":
         transform = optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
     else:

@@ -28,7 +28,7 @@ def cycles(parts: Sequence[Cycle], shape: Literal["linear", "cosine"] = "linear"
     """
 
     def value(count: jax.Array | int) -> jax.Array:
-        result = jnp.float32(parts[-1].end)
+        result: jax.Array = jnp.float32(parts[-1].end)
         begin = sum(cycle.length for cycle in parts)
         for cycle in reversed(parts):
             finish, begin = begin, begin - cycle.length

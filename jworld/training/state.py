@@ -1,5 +1,6 @@
 """State of a run: created sharded, and described without memory for checkpoints and dry runs."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jworld.parallel import axes
 from jworld.training import optimizers
-from jworld.utils import errors
+from jworld.utils import errors, nnx_types
 
 InitModel = Callable[[nnx.Rngs], nnx.Module]
 PathFilter = Callable[[tuple[Any, ...], Any], bool]
@@ -27,10 +28,10 @@ class TrainState:
     """
 
     step: jax.Array
-    params: nnx.State
-    frozen: nnx.State
+    params: nnx_types.State
+    frozen: nnx_types.State
     opt_state: Any
-    ema: nnx.State | None
+    ema: nnx_types.State | None
     skipped: jax.Array
     skipped_in_row: jax.Array
 
@@ -84,7 +85,7 @@ def leaf_name(path: Any) -> str:
 
 def abstract_state(
     init_model: InitModel, *, trainable: Any, optimizer: optimizers.Optimizer, mesh: Mesh, rules: Any = axes.RULES
-) -> tuple[nnx.GraphDef, TrainState, TrainState]:
+) -> tuple[nnx_types.GraphDef, TrainState, TrainState]:
     """Return (graph definition, state of ShapeDtypeStructs with their sharding, shardings); allocates nothing.
 
     The graph definition merges `(params, frozen)` into the model.
@@ -111,7 +112,7 @@ def create_state(
     key: jax.Array,
     mesh: Mesh,
     rules: Any = axes.RULES,
-) -> tuple[nnx.GraphDef, TrainState, TrainState]:
+) -> tuple[nnx_types.GraphDef, TrainState, TrainState]:
     """Return (graph definition, state at step 0, shardings).
 
     Every leaf is computed on its own devices, without a host copy.
@@ -124,7 +125,7 @@ def create_state(
     return graphdef, state, shardings
 
 
-def sizes(params: nnx.State, frozen: nnx.State) -> dict[str, tuple[int, int]]:
+def sizes(params: nnx_types.State, frozen: nnx_types.State) -> dict[str, tuple[int, int]]:
     """Count trained and all weights, by the first name of their paths."""
     found: dict[str, tuple[int, int]] = {}
     for part, is_trained in ((params, True), (frozen, False)):
@@ -135,8 +136,8 @@ def sizes(params: nnx.State, frozen: nnx.State) -> dict[str, tuple[int, int]]:
     return found
 
 
-def replace_params(state: TrainState, params: nnx.State, frozen: nnx.State | None = None) -> TrainState:
+def replace_params(state: TrainState, params: nnx_types.State, frozen: nnx_types.State | None = None) -> TrainState:
     """Replace the initial weights of `state`; the EMA starts from them too, in separate buffers."""
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     frozen = state.frozen if frozen is None else frozen
-    return state.replace(params=params, frozen=frozen, ema=ema)  # type: ignore[attr-defined]
+    return dataclasses.replace(state, params=params, frozen=frozen, ema=ema)

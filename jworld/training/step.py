@@ -1,7 +1,8 @@
 """One training step: gradients, clipping, the skip rule, the update, the EMA."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import einops
 import jax
@@ -12,14 +13,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jworld.training import optimizers, schedules
 from jworld.training import state as train_state
-from jworld.utils import errors
+from jworld.utils import errors, nnx_types
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainState = train_state.TrainState
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 #: (trained parameters, other weights of the model, batch, key) -> (loss, metrics), gradients.
-GradFn = Callable[[nnx.State, Any, Batch, jax.Array], tuple[tuple[jax.Array, Metrics], nnx.State]]
+GradFn = Callable[[nnx_types.State, Any, Batch, jax.Array], tuple[tuple[jax.Array, Metrics], nnx_types.State]]
 
 CLIP_EPSILON = 1e-6
 #: Entry of the loss's metrics for a mean whose number of terms differs between microbatches, such as tokens: that
@@ -42,8 +43,10 @@ def _microbatches(batch: Batch, count: int, batch_shardings: Mapping[str, NamedS
                 f"config.optimizer.accumulate is {count}, which does not divide the batch of {x.shape[0]}"
             )
         x = einops.rearrange(x, "(b m) ... -> m b ...", m=count)
-        sharding = batch_shardings[name]
-        return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec)))
+        rows = batch_shardings[name]
+        sharding = NamedSharding(rows.mesh, PartitionSpec(None, *rows.spec))
+        parts: jax.Array = jax.lax.with_sharding_constraint(x, sharding)
+        return parts
 
     return {name: split(name, x) for name, x in batch.items()}
 
@@ -55,8 +58,8 @@ def _accumulated(grad_fn: GradFn, count: int, batch_shardings: Mapping[str, Name
     """
 
     def mean(
-        params: nnx.State, others: Any, batch: Batch, key: jax.Array
-    ) -> tuple[tuple[jax.Array, Metrics], nnx.State]:
+        params: nnx_types.State, others: Any, batch: Batch, key: jax.Array
+    ) -> tuple[tuple[jax.Array, Metrics], nnx_types.State]:
         pieces = _microbatches(batch, count, batch_shardings)
 
         def body(carry: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
@@ -70,18 +73,22 @@ def _accumulated(grad_fn: GradFn, count: int, batch_shardings: Mapping[str, Name
         shapes = jax.eval_shape(grad_fn, params, others, first, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (total, weights), _ = jax.lax.scan(body, (zeros, jnp.zeros(())), (pieces, jnp.arange(count)))
-        return jax.tree.map(lambda x: (x / jnp.maximum(weights, 1)).astype(x.dtype), total)
+        means: tuple[tuple[jax.Array, Metrics], nnx_types.State] = jax.tree.map(
+            lambda x: (x / jnp.maximum(weights, 1)).astype(x.dtype), total
+        )
+        return means
 
     return mean
 
 
-def _update(state: TrainState, grads: nnx.State, norm: jax.Array, optimizer: optimizers.Optimizer) -> TrainState:
+def _update(state: TrainState, grads: nnx_types.State, norm: jax.Array, optimizer: optimizers.Optimizer) -> TrainState:
     config = optimizer.config
     if config.clip_norm:
         coefficient = jnp.minimum(1.0, config.clip_norm / (norm + CLIP_EPSILON))
         grads = jax.tree.map(lambda g: g * coefficient.astype(g.dtype), grads)
     updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    # optax declares the union of all trees; the result has the structure of the parameters.
+    params = cast(nnx_types.State, optax.apply_updates(state.params, updates))
     ema = state.ema
     if ema is not None:
         updates_made = state.step - state.skipped
@@ -91,19 +98,17 @@ def _update(state: TrainState, grads: nnx.State, norm: jax.Array, optimizer: opt
             # Warm-up: with the full decay, the initial weights would dominate for 1/(1 - decay) steps.
             decay = jnp.minimum(config.ema_decay, (1 + updates_made) / (10 + updates_made))
         ema = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), ema, params)
-    return state.replace(  # type: ignore[attr-defined]
-        params=params, opt_state=opt_state, ema=ema, skipped_in_row=jnp.zeros_like(state.skipped_in_row)
+    return dataclasses.replace(
+        state, params=params, opt_state=opt_state, ema=ema, skipped_in_row=jnp.zeros_like(state.skipped_in_row)
     )
 
 
 def _skip(state: TrainState) -> TrainState:
-    return state.replace(  # type: ignore[attr-defined]
-        skipped=state.skipped + 1, skipped_in_row=state.skipped_in_row + 1
-    )
+    return dataclasses.replace(state, skipped=state.skipped + 1, skipped_in_row=state.skipped_in_row + 1)
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef,
+    graphdef: nnx_types.GraphDef,
     loss_fn: LossFn,
     optimizer: optimizers.Optimizer,
     *,
@@ -125,7 +130,7 @@ def make_train_step(
     config = optimizer.config
     ceiling = config.skip_norm or float("inf")
 
-    def loss_of(params: nnx.State, others: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss_of(params: nnx_types.State, others: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         frozen, ema = others
         ema_model = [nnx.merge(graphdef, ema, frozen)] if loss_takes_ema else []
         return loss_fn(nnx.merge(graphdef, params, frozen), batch, key, *ema_model)
@@ -144,7 +149,7 @@ def make_train_step(
         # a constant term that overflows has a finite gradient.
         usable = (norm < ceiling) & jnp.isfinite(loss)
         new = jax.lax.cond(usable, lambda s: _update(s, grads, norm, optimizer), _skip, state)
-        new = new.replace(step=state.step + 1)
+        new = dataclasses.replace(new, step=state.step + 1)
         own_metrics.pop(WEIGHT, None)
         metrics = own_metrics | {
             "loss": loss,

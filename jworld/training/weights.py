@@ -12,14 +12,13 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 from etils import epath
-from flax import nnx
 
 from jworld.training import checksums, storage
 from jworld.training import state as train_state
-from jworld.utils import errors, files
+from jworld.utils import errors, files, nnx_types
 
 
-def save(params: nnx.State, path: pathlib.Path, dtype: np.dtype | type) -> None:
+def save(params: nnx_types.State, path: pathlib.Path, dtype: np.dtype | type) -> None:
     """Write every leaf, cast to `dtype`, under its path."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     arrays = {train_state.leaf_name(name): np.asarray(leaf).astype(dtype) for name, leaf in leaves}
@@ -27,7 +26,7 @@ def save(params: nnx.State, path: pathlib.Path, dtype: np.dtype | type) -> None:
         safetensors.numpy.save_file(arrays, temporary)
 
 
-def load(path: pathlib.Path, abstract: nnx.State) -> nnx.State:
+def load(path: pathlib.Path, abstract: nnx_types.State) -> nnx_types.State:
     """Load a file of `save` into the shapes, dtypes and shardings of `abstract`.
 
     Raises:
@@ -37,16 +36,19 @@ def load(path: pathlib.Path, abstract: nnx.State) -> nnx.State:
         with safetensors.safe_open(path, framework="numpy") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _check(path, abstract, found)
-            return jax.tree_util.tree_map_with_path(
+            params: nnx_types.State = jax.tree_util.tree_map_with_path(
                 lambda name, leaf: _placed(file.get_tensor(train_state.leaf_name(name)), leaf), abstract
             )
+            return params
     except FileNotFoundError as error:
         raise errors.UserError(f"{path} is missing: name a folder with weights, or train from scratch") from error
     except safetensors.SafetensorError as error:
         raise errors.UserError(f"{path} is damaged ({error}): download the file again") from error
 
 
-def restore(directory: pathlib.Path, abstract: nnx.State, entries: Mapping[str, Mapping[str, Any]]) -> nnx.State:
+def restore(
+    directory: pathlib.Path, abstract: nnx_types.State, entries: Mapping[str, Mapping[str, Any]]
+) -> nnx_types.State:
     """Restore an Orbax checkpoint whose leaves are named by path into the shapes, dtypes and shardings of `abstract`.
 
     Args:
@@ -77,7 +79,8 @@ def restore(directory: pathlib.Path, abstract: nnx.State, entries: Mapping[str, 
         ) from error
     found = {train_state.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     _check_sums(directory, found, entries)
-    return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in names])
+    params: nnx_types.State = jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in names])
+    return params
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def _placed(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
 
-def _check(path: pathlib.Path, abstract: nnx.State, found: dict[str, tuple[int, ...]]) -> None:
+def _check(path: pathlib.Path, abstract: nnx_types.State, found: dict[str, tuple[int, ...]]) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(abstract)
     expected = {train_state.leaf_name(name): leaf.shape for name, leaf in leaves}
     problems = [f"missing {name}" for name in expected.keys() - found.keys()]

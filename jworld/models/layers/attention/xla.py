@@ -43,7 +43,7 @@ def attention(
         else:
             outputs.append(_in_parts(*arguments, band, rows=max(max_logits // (per_pair * arguments[1].shape[1]), 1)))
     out = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
-    named: jax.Array = checkpoint_name(out, OUTPUT_NAME)  # type: ignore[no-untyped-call]
+    named: jax.Array = checkpoint_name(out, OUTPUT_NAME)
     return named
 
 
