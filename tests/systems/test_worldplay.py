@@ -1,4 +1,4 @@
-"""WorldPlay: what its loss counts, what it draws, its training on meshes, and what its config refuses."""
+"""WorldPlay: loss, random numbers, training on meshes, refused configs."""
 
 import copy
 import fractions
@@ -31,7 +31,7 @@ Batch = dict[str, np.ndarray]
 
 
 def make_config() -> ml_collections.ConfigDict:
-    """Windows of two chunks of 2x2 latents, two layers of width 32."""
+    """Make a config with windows of two chunks of 2x2 latents, and two layers of width 32."""
     config = copy.deepcopy(tiny_run.make_config(pathlib.Path("unused")))
     with config.unlocked():
         config.global_batch = BATCH
@@ -58,7 +58,7 @@ def system() -> WorldPlay:
 
 
 def randomized(params: Any) -> Any:
-    """No weight at zero: zero gates would hide the blocks."""
+    """Add noise to all weights, because zero gates would hide the blocks."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: jax.device_put(np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), x.sharding), params
@@ -73,7 +73,7 @@ def split_model() -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def make_batch(seed: int) -> Batch:
-    """Random values in the shapes of `batch_spec`; every second sample is a memory sample."""
+    """Make random values in the shapes of `batch_spec`; every second sample is a memory sample."""
     rng = np.random.default_rng(seed)
     batch = {}
     for name, entry in system().batch_spec(BATCH).items():
@@ -104,7 +104,7 @@ def loss_of(params: nnx.State, batch: objective.Batch, draws: objective.Draws) -
 
 
 def pair(seed: int = 0) -> tuple[Batch, objective.Draws]:
-    """A memory sample and a window sample, latents in float32, and their draws."""
+    """Make a memory sample and a window sample, with float32 latents, and their draws."""
     batch = {name: value[:2] for name, value in make_batch(seed).items()}
     batch["latent"] = batch["latent"].astype(np.float32)
     draws = objective.draw(jax.random.key(seed), batch["latent"].shape, CHUNK, objective.ObjectiveConfig())
@@ -112,7 +112,7 @@ def pair(seed: int = 0) -> tuple[Batch, objective.Draws]:
 
 
 def only(row: int, batch: Batch, draws: objective.Draws) -> tuple[Batch, objective.Draws]:
-    """One sample, twice: the mean of two equal losses is the loss."""
+    """Return one sample twice, so that the mean is its loss."""
     return jax.tree.map(lambda x: np.stack([x[row]] * 2), (batch, draws))
 
 
@@ -125,7 +125,7 @@ def test_loss_is_the_mean_over_samples() -> None:
 
 
 def test_memory_samples_count_the_last_chunk_only() -> None:
-    """Another target behind the same noisy input: clean + sigma * d and noise - (1 - sigma) * d."""
+    """Clean + sigma * d and noise - (1 - sigma) * d have the same noisy input and another target."""
     params = split_model()[1]
     batch, draws = pair()
     times = objective.chunk_timesteps(draws, jnp.asarray(batch["is_memory"]), 3.0)
@@ -133,7 +133,7 @@ def test_memory_samples_count_the_last_chunk_only() -> None:
     rng = np.random.default_rng(3)
 
     def change(frames: slice) -> list[float]:
-        """By how much the loss of each sample moves with the target of `frames`."""
+        """Return the change in each sample's loss with the target of `frames`."""
         d = np.zeros_like(batch["latent"])
         d[:, frames] = rng.normal(size=d[:, frames].shape)
         moved = batch | {"latent": batch["latent"] + sigma * d}
@@ -211,7 +211,7 @@ def test_no_key_serves_two_draws(weighting: str, monkeypatch: pytest.MonkeyPatch
 
 @functools.cache
 def trained(sizes: tuple[int, int, int]) -> tuple[nnx.State, nnx.State]:
-    """Parameters before and after five steps."""
+    """Train for five steps; return the parameters before and after."""
     data, fsdp, sequence = sizes
     count = data * fsdp * sequence
     devices = mesh.make_mesh(data=data, fsdp=fsdp, sequence=sequence, devices=jax.devices()[:count])
@@ -250,7 +250,7 @@ def test_a_mesh_trains_like_one_device(sizes: tuple[int, int, int]) -> None:
         assert np.abs(b - start).max() > 1e-4
 
 
-# What configs refuse
+# Refused configs
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_mesh_trains_like_one_device(sizes: tuple[int, int, int]) -> None:
         ({"patch_size": (2, 1, 1)}, "must have 1 in time"),
     ],
 )
-def test_a_model_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+def test_invalid_model_configs(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HunyuanConfig(**changes)
 
@@ -273,7 +273,7 @@ def test_a_model_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     ("key", "value", "message"),
     [
         ("model.wdith", 3, "config.model.wdith: unknown key"),
-        ("model.width", "wide", "config.model.width: found 'wide', expected int"),
+        ("model.width", "wide", "config.model.width: found 'wide', expected an integer"),
         ("model.width", 33, "config.model: width 33 is not a multiple of num_heads 2"),
         ("model.remat", "some", "config.model: remat is 'some'"),
         ("data.clip.window_frames", 9, "window_frames is 9, expected a multiple of chunk_frames 4"),
@@ -290,7 +290,7 @@ def test_a_model_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         ("data.clip.memory_points", 0, "memory_points is 0"),
     ],
 )
-def test_a_config_that_cannot_be(key: str, value: Any, message: str) -> None:
+def test_invalid_configs(key: str, value: Any, message: str) -> None:
     config = make_config()
     *path, name = key.split(".")
     with config.unlocked():
@@ -303,7 +303,7 @@ def test_a_config_that_cannot_be(key: str, value: Any, message: str) -> None:
 
 
 def test_a_mesh_that_splits_no_chunk_is_refused() -> None:
-    """Heads need not divide: two of them are fine for four devices."""
+    """The number of heads does not matter: two heads run on four devices."""
     system().check_sampling(mesh.make_mesh(fsdp=2, sequence=4))
     with pytest.raises(errors.UserError, match="sequence=8, which does not divide the 4 latent frames"):
         system().check_sampling(mesh.make_mesh(sequence=8))

@@ -14,7 +14,7 @@ RECIPE = str(pathlib.Path(__file__).parents[2] / "configs" / "ar_mem.py")
 
 
 def lines(layers: int) -> int:
-    """Lines of the lowered train step, optimizer and average included; nothing is compiled."""
+    """Count the lines of the lowered train step with optimizer and EMA, without compiling it."""
     config = run_config.load_recipe(RECIPE)
     with config.unlocked():
         config.model.update({"num_layers": layers, "remat": "attention"})

@@ -1,4 +1,4 @@
-"""Operations and tokens of a WorldPlay training step: by formula, by XLA's count, and as published."""
+"""Operations and tokens of a WorldPlay training step: by formula, by XLA's count, and at published size."""
 
 import pathlib
 
@@ -16,7 +16,7 @@ RECIPE = str(pathlib.Path(__file__).parents[2] / "configs" / "ar_mem.py")
 def test_step_flops_agree_with_xla(batch: int) -> None:
     config = run_config.load_recipe(RECIPE)
     with config.unlocked():
-        # XLA counts the body of a scan once whatever its length, and element-wise work, which fades with the width.
+        # XLA counts the body of a scan only once, and also element-wise work, whose share decreases with the width.
         config.model.update({"width": 512, "num_layers": 1, "rope_dims": (32, 48, 48), "channels": 16})
         config.data.clip.update({"latent_size": (8, 8), "text_tokens": 40, "vision_tokens": 32})
     system = systems.create(config)
@@ -34,9 +34,9 @@ def test_step_flops_agree_with_xla(batch: int) -> None:
 
 
 def test_the_published_model() -> None:
-    """24 latents of 30x52: 0.22 PFLOP of products with weights, 0.72 of attention; three times that to train.
+    """A forward pass of 24 latents of 30x52 needs 0.22 PFLOP for weights and 0.72 for attention, text included.
 
-    The text side adds its share to the attention.
+    Training needs three times that.
     """
     system = systems.create(run_config.load_recipe(f"{RECIPE}:8b"))
     assert system.step_tokens(1) == 37_440

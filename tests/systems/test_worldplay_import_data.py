@@ -1,4 +1,4 @@
-"""From published files to records by command: contents, bad clips, and a command that is killed."""
+"""Import of published files: contents of records, bad clips, and a killed command."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def exit_code(argv: list[str]) -> object:
     return stopped.value.code
 
 
-def test_records_hold_what_the_files_hold(
+def test_records_equal_the_files(
     published: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "set with space"
@@ -108,7 +108,7 @@ def test_sizes_of_the_published_model_fit_its_recipe(
         assert (example[name].shape, example[name].dtype) == (spec.shape[1:], spec.dtype), name
 
 
-def test_items_of_the_original_come_out_of_files() -> None:
+def test_files_give_the_items_of_the_original() -> None:
     assert parity.from_files(golden_cases.GoldenCase(GOLDEN)) < 1e-6
 
 
@@ -137,14 +137,14 @@ def test_that_check_notices_wrong_records(
 REASONS = {
     "short.pt": "short.pt: 'latent' has 3 frames, expected at least 4",
     "gone.pt": "gone.pt does not exist",
-    "large.pt": "large.pt has latents 2x4x32, 2 vision tokens of 9, text of 5, glyphs of 7; the first clip",
-    "still.pt": "still.json has 0 poses, the 4 latent frames of its clip need 13",
+    "large.pt": "large.pt has latents 2x4x32, 2 vision tokens of 9, text of 5, glyphs of 7, expected latents",
+    "still.pt": "still.json has 0 poses, expected at least 13 for the 4 latent frames of the clip",
 }
 
 
 @pytest.fixture
 def with_bad_clips(published: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy whose index has four bad clips, each in its own way; the first item is one of them."""
+    """A copy whose index has four clips with different problems; the first item is one of them."""
     folder = tmp_path / "bad"
     shutil.copytree(published, folder)
     short = published_set.save_clip(folder, "short", 50, 3, prompt=1)
@@ -171,7 +171,7 @@ def test_validate_lists_all_bad_clips_and_writes_nothing(
     assert content(with_bad_clips.parent) == before
 
 
-def test_where_no_clip_is_good_validate_still_lists_them(
+def test_validate_lists_the_problems_if_all_clips_are_bad(
     with_bad_clips: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = with_bad_clips / "index.json"
@@ -179,7 +179,7 @@ def test_where_no_clip_is_good_validate_still_lists_them(
     assert exit_code(arguments(with_bad_clips, None, "--validate")) == 2
     assert "1 of 1 clips are bad" in capsys.readouterr().out
     assert exit_code(arguments(with_bad_clips, tmp_path / "set", "--on-error=skip")) == 2
-    assert "none of its clips can be used: --validate says why" in capsys.readouterr().err
+    assert "none of its clips can be used: see the reasons with --validate" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 
@@ -201,14 +201,14 @@ def test_bad_clips_stop_the_import_or_are_left_out(
     for item in report["skipped"]:
         assert item["reason"].startswith(f"{with_bad_clips}/{REASONS[item['item']]}")
     assert records.RecordSource(output, "train").episodes == [f"clip_{i}.pt" for i in range(CLIPS)]
-    # The complete set says the same again.
+    # For the complete data set the exit code is the same.
     assert exit_code(skip) == 2
 
 
 @pytest.mark.parametrize(
     "extra, message",
     [
-        ([], "--output DIR is needed"),
+        ([], "--output DIR is missing"),
         (["--output=x", "--items-per-shard=0"], "--items-per-shard is 0, expected more than 0"),
         (["--output=x", "--val-fraction=1"], "--val-fraction is 1.0"),
         (["--output=x", f"--val-count={CLIPS}"], f"--val-count is {CLIPS}, expected 0 to {CLIPS - 1}"),
@@ -229,7 +229,7 @@ def test_prompts_of_other_encoders_are_refused(
     prompt, _ = published_set.save_negative(tmp_path, published_set.text(1, size={**published_set.SIZE, "text": 8}))
     argv = [*arguments(published, tmp_path / "set"), "--negative-prompt", str(prompt)]
     assert exit_code(argv) == 2
-    assert r"hold states of widths (8, 7), the prompts of the clips have (5, 7)" in capsys.readouterr().err
+    assert r"hold states of widths (8, 7), expected (5, 7) like the prompts of the clips" in capsys.readouterr().err
     swapped = [*arguments(published, tmp_path / "set"), "--negative-glyph", str(prompt)]
     assert exit_code(swapped) == 2
     assert "the tensor 'byt5_text_states' is missing" in capsys.readouterr().err
@@ -244,12 +244,12 @@ def test_held_out_clips_are_spread_evenly(items: int, held_out: int) -> None:
     assert held_out == 0 or gaps.max() - gaps.min() <= 1
 
 
-def test_a_killed_import_goes_on_and_ends_the_same(published: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_killed_import_resumes_with_the_same_result(published: pathlib.Path, tmp_path: pathlib.Path) -> None:
     options = ("--items-per-shard=3", "--val-fraction=0.2")
     import_data.main(arguments(published, tmp_path / "straight", *options))
     folder = tmp_path / "published"
     shutil.copytree(published, folder)
-    # The process waits for this file for ever, in the middle of the second shard.
+    # The process blocks on this file in the middle of the second shard.
     poses = folder / "clip_5.json"
     good = poses.read_bytes()
     poses.unlink()

@@ -1,4 +1,4 @@
-"""The reader of published files: contents, and one sentence for everything that can be wrong with them."""
+"""The reader of published files: contents, and one error message for each possible problem."""
 
 import json
 import pathlib
@@ -52,7 +52,7 @@ def test_a_clip_is_read_channels_last_with_every_fourth_camera(entry: published_
     assert clip.sizes == published_files.Sizes((2, 3, 32), (2, 9), 5, 7)
 
 
-def test_prompts_are_told_apart_by_content(tmp_path: pathlib.Path) -> None:
+def test_prompts_are_distinguished_by_content(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("torch")
     states = published_set.text(3)
     paths = published_set.save_negative(tmp_path, states)
@@ -132,12 +132,12 @@ def with_nan(x: np.ndarray) -> np.ndarray:
         ("latent", lambda x: x[:, :16], "'latent' has 16 channels, expected 32"),
         ("latent", lambda x: x[:, :, :3], "'latent' has 3 frames, expected at least 4"),
         ("latent", with_nan, "'latent' has NaN or infinite"),
-        ("latent", lambda x: np.ones(x.shape, np.int32), r"'latent' is torch\.int32, expected a type of floats"),
+        ("latent", lambda x: np.ones(x.shape, np.int32), r"'latent' is torch\.int32, expected a floating-point dtype"),
         ("image_cond", lambda x: np.tile(x, (1, 1, 2, 1, 1)), r"'image_cond' is \[2, 2, 3, 32\] .*expected \[1, 2"),
         ("image_cond", lambda x: x[..., :2], r"'image_cond' is \[1, 2, 2, 32\]"),
         ("vision_states", lambda x: x[0], r"'vision_states' is \[2, 9\], expected \[1, tokens, width\]"),
         ("vision_states", lambda x: x[:, :0], r"'vision_states' is \[1, 0, 9\]"),
-        ("prompt_mask", lambda x: x[:, :-1], "'prompt_mask' has 5 tokens, expected 6 as of 'prompt_embeds'"),
+        ("prompt_mask", lambda x: x[:, :-1], "'prompt_mask' has 5 tokens, expected 6 like 'prompt_embeds'"),
         ("prompt_mask", lambda x: x[:, ::-1], "'prompt_mask' is not ones followed by zeros"),
         ("prompt_mask", lambda x: 2 * x, "'prompt_mask' is not ones followed by zeros"),
         ("prompt_mask", lambda x: 0 * x, "'prompt_mask' marks no token"),
@@ -157,7 +157,7 @@ def test_wrong_tensors(
         read(entry, min_frames=4)
 
 
-def test_values_that_a_mask_hides_may_be_anything(entry: published_files.Entry) -> None:
+def test_masked_values_are_not_checked(entry: published_files.Entry) -> None:
     arrays = {**published_set.latents(1, FRAMES), **published_set.text(3)}
     hidden = with_nan(arrays["prompt_embeds"])
     published_set.save_pt(
@@ -166,7 +166,7 @@ def test_values_that_a_mask_hides_may_be_anything(entry: published_files.Entry) 
     assert read(entry).prompt.glyph_states.shape == (0, 7)
 
 
-def test_files_that_are_no_pt_files(entry: published_files.Entry) -> None:
+def test_files_that_are_not_pt_files(entry: published_files.Entry) -> None:
     import torch
 
     whole = entry.latent.read_bytes()
@@ -175,7 +175,7 @@ def test_files_that_are_no_pt_files(entry: published_files.Entry) -> None:
         with pytest.raises(UserError, match=r"clip\.pt is not a readable \.pt file \(.+\): download") as caught:
             read(entry)
         assert "\n" not in str(caught.value)
-    # Code in a .pt file is not run.
+    # Code in a .pt file is not executed.
     torch.save({"latent": pathlib.PurePosixPath("x")}, entry.latent)
     with pytest.raises(UserError, match=r"clip\.pt is not a readable \.pt file"):
         read(entry)
@@ -188,7 +188,7 @@ def test_files_that_are_no_pt_files(entry: published_files.Entry) -> None:
 
 
 def matrix(**changes: Any) -> list[list[Any]]:
-    """A unit matrix with elements "ij" replaced."""
+    """Return a unit matrix with the elements eij replaced."""
     values: list[list[Any]] = np.eye(4 if changes.pop("size", 4) == 4 else 3).tolist()
     for place, value in changes.items():
         values[int(place[1])][int(place[2])] = value
@@ -201,7 +201,7 @@ CAMERA = [[400, 0, 416], [0, 420, 240], [0, 0, 1]]
 @pytest.mark.parametrize(
     "frame, pose, message",
     [
-        (16, None, "has 16 poses, the 5 latent frames of its clip need 17"),
+        (16, None, "has 16 poses, expected at least 17 for the 5 latent frames"),
         (8, 3, "frame 8 has no 'w2c'"),
         (8, {"w2c": matrix()}, "frame 8 has no 'intrinsic'"),
         (8, {"w2c": matrix(size=3), "intrinsic": CAMERA}, "'w2c' of frame 8 is not a 4x4 matrix"),

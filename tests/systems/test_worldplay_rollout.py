@@ -1,4 +1,4 @@
-"""WorldPlay's rollouts: fixed shapes, kept keys against none, what a chunk looks at, meshes, bounded memory."""
+"""WorldPlay's rollouts: fixed shapes, the KV cache, context frames, meshes, constant memory."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ BOTH = pytest.mark.parametrize("kind", [AutoregressiveSession, BidirectionalSess
 
 @functools.cache
 def split_model(cfg: HunyuanConfig = CONFIG) -> tuple[nnx.GraphDef, nnx.State]:
-    """No weight at zero: zero gates would hide the blocks."""
+    """Make a model without zero weights, because zero gates would hide the blocks."""
     with nnx.use_eager_sharding(False):
         graphdef, params = nnx.split(nnx.eval_shape(lambda: HunyuanTransformer(cfg, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
@@ -70,16 +70,16 @@ def text_of(rows: int) -> TextInputs:
 
 
 def roll(session: LatentSession, chunks: int, turn: str = "right") -> np.ndarray:
-    """Walks ahead, turns until it looks back, and so retrieves."""
+    """Move ahead and turn until the camera looks back, so that frames are retrieved."""
     session.reset(np.ones((1, *SIZE, CHANNELS), np.float32), text_of(1 if session.sample.guidance == 1 else 2), seed=5)
     frames = chunks * session.chunk_frames
     path = pose_strings.path(f"w-{frames // 2 - 1}, {turn}-{frames - frames // 2}", pose_strings.Units(turn=10))
-    made = []
+    parts = []
     for start in range(0, frames, session.chunk_frames):
         part = slice(start, start + session.chunk_frames)
-        made.append(session.step(Controls(path.action[part], path.w2c[part], path.intrinsics[part])))
+        parts.append(session.step(Controls(path.action[part], path.w2c[part], path.intrinsics[part])))
     assert session.num_frames == frames
-    return np.concatenate(made)
+    return np.concatenate(parts)
 
 
 def relative(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -87,7 +87,7 @@ def relative(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 class Compilations:
-    """Counts what XLA compiles, or fetches compiled, while it is entered."""
+    """A counter of XLA compilations, including those read from the compilation cache."""
 
     def __enter__(self) -> "Compilations":
         self.count = 0
@@ -104,7 +104,7 @@ class Compilations:
 @BOTH
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_rollout_of_any_length_compiles_once(kind: type[LatentSession], guidance: float) -> None:
-    """The first chunk has no past, the second one does; from then on nothing is compiled."""
+    """The first chunk has no context, the second one does; after that nothing is compiled."""
     session = make_session(kind, guidance=guidance)
     with Compilations() as first:
         short = roll(session, 2)
@@ -117,8 +117,8 @@ def test_a_rollout_of_any_length_compiles_once(kind: type[LatentSession], guidan
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_kept_keys_change_nothing(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a pass over text, past frames and chunk together in every denoising step."""
+def test_the_kv_cache_does_not_change_results(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference runs text, context frames and chunk together in every denoising step."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import rollout as benchmark
 
@@ -128,11 +128,11 @@ def test_kept_keys_change_nothing(guidance: float, monkeypatch: pytest.MonkeyPat
 
 
 @BOTH
-def test_padding_is_neither_seen_nor_counted(kind: type[LatentSession]) -> None:
+def test_padding_has_no_effect(kind: type[LatentSession]) -> None:
     expected = roll(make_session(kind), 3)
-    roomy = make_session(kind)
-    roomy.context_frames += CHUNK
-    assert relative(roll(roomy, 3), expected) < 1e-5
+    padded = make_session(kind)
+    padded.context_frames += CHUNK
+    assert relative(roll(padded, 3), expected) < 1e-5
 
 
 def test_the_bidirectional_parity_check_notices_visible_padding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,25 +148,25 @@ def test_the_bidirectional_parity_check_notices_visible_padding(monkeypatch: pyt
 
 
 @BOTH
-def test_what_is_seen_fits_and_begins_with_the_first_chunk(kind: type[LatentSession]) -> None:
+def test_context_frames_fit_and_start_with_the_first_chunk(kind: type[LatentSession]) -> None:
     rng = np.random.default_rng(1)
     session = make_session(kind)
-    session._w2c = latents.Growing((4, 4), np.float64)
+    session._w2c = latents.GrowingArray((4, 4), np.float64)
     moves = [pose_strings.Motion(forward=a, yaw=b) for a, b in rng.normal(size=(159, 2))]
     session._w2c.append(pose_strings.path_from_c2w(pose_strings.trajectory(moves)).w2c)
     sizes = set()
     for current in range(0, 160, session.chunk_frames):
-        seen = session.select(current)
-        sizes.add(len(seen))
-        assert seen == sorted(set(seen))
-        assert max(seen, default=-1) == current - 1
-        assert len(seen) <= session.context_frames
-        assert seen[:CHUNK] == list(range(CHUNK))[:current]
+        selected = session.select(current)
+        sizes.add(len(selected))
+        assert selected == sorted(set(selected))
+        assert max(selected, default=-1) == current - 1
+        assert len(selected) <= session.context_frames
+        assert selected[:CHUNK] == list(range(CHUNK))[:current]
     assert max(sizes) == session.context_frames
 
 
 @BOTH
-def test_without_retrieval_the_latest_frames_are_seen(kind: type[LatentSession]) -> None:
+def test_without_retrieval_the_latest_frames_are_selected(kind: type[LatentSession]) -> None:
     session = make_session(kind, retrieve=False)
     assert session.select(0) == []
     assert session.select(8) == list(range(8))
@@ -192,14 +192,14 @@ def test_memory_does_not_grow_with_the_rollout() -> None:
     assert session.num_frames == 200 * CHUNK
 
 
-def test_a_growing_array_keeps_its_rows_and_copies_each_a_few_times() -> None:
-    growing, rooms = latents.Growing((2,), np.int32), set()
+def test_a_growing_array_keeps_its_rows_and_rarely_copies_them() -> None:
+    growing, buffers = latents.GrowingArray((2,), np.int32), set()
     for i in range(500):
         growing.append(np.array([[i, -i]]))
-        rooms.add(id(growing._room))
+        buffers.add(id(growing._buffer))
     np.testing.assert_array_equal(growing.rows, np.stack([np.arange(500), -np.arange(500)], axis=1))
-    assert len(rooms) < 12
-    assert len(growing._room) < 4 * 500
+    assert len(buffers) < 12
+    assert len(growing._buffer) < 4 * 500
 
 
 def on_mesh(sizes: tuple[int, int, int], cfg: HunyuanConfig = CONFIG) -> tuple[Any, HunyuanTransformer]:
@@ -221,7 +221,7 @@ def on_mesh(sizes: tuple[int, int, int], cfg: HunyuanConfig = CONFIG) -> tuple[A
         (BidirectionalSession, (2, 2, 2), 1.0),
     ],
 )
-def test_a_mesh_makes_the_same_video(kind: type[LatentSession], sizes: tuple[int, int, int], guidance: float) -> None:
+def test_a_mesh_gives_the_same_video(kind: type[LatentSession], sizes: tuple[int, int, int], guidance: float) -> None:
     expected = roll(make_session(kind, guidance=guidance), 2)
     devices, model = on_mesh(sizes)
     with jax.set_mesh(devices):
@@ -229,7 +229,7 @@ def test_a_mesh_makes_the_same_video(kind: type[LatentSession], sizes: tuple[int
     assert relative(actual, expected) < 1e-5
 
 
-def test_kept_keys_are_split_over_the_mesh() -> None:
+def test_the_kv_cache_is_sharded() -> None:
     devices, model = on_mesh((1, 1, 4))
     session = make_session(AutoregressiveSession, model=model)
     with jax.set_mesh(devices):
@@ -253,7 +253,7 @@ def test_guidance_needs_its_text(guidance: float, rows: int) -> None:
         session.reset(np.ones((1, *SIZE, CHANNELS), np.float32), text_of(rows))
 
 
-def test_controls_are_of_one_chunk() -> None:
+def test_controls_must_be_one_chunk() -> None:
     session = make_session(BidirectionalSession)
     session.reset(np.ones((1, *SIZE, CHANNELS), np.float32), text_of(1))
     path = pose_strings.path("w-3")

@@ -88,7 +88,7 @@ def test_a_clip_without_a_chunk_after_the_window_gives_window_samples() -> None:
         assert (indices[-4:].tolist(), is_memory) == ([16, 17, 18, 19], True)
 
 
-def test_an_example_shows_the_chosen_frames_with_centred_cameras_and_padded_text() -> None:
+def test_an_example_has_the_chosen_frames_with_relative_cameras_and_padded_text() -> None:
     record = clip()
     indices = np.array([0, 1, 2, 3, 40, 41, 42, 43])
     clip_config = data.ClipConfig(**SETTINGS)

@@ -1,4 +1,4 @@
-"""Rollouts beside the recorded truth: controls of a walk, scripts, chunks, pictures, and what a run's end writes."""
+"""Rollouts compared with recordings: controls of an episode, scripts, chunks, images, and samples of a run."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from jworld.data.recording import episodes
 from jworld.evaluation import contact_sheets, held_out, results, samples
 from jworld.systems import runs
 from jworld.systems.worldplay import rollout
-from jworld.systems.worldplay.session import centre_crop
+from jworld.systems.worldplay.session import center_crop
 from jworld.utils.errors import UserError
 
 
@@ -39,7 +39,7 @@ def clip(run):
     )
 
 
-def test_script_is_read_in_order():
+def test_script_is_parsed_in_order():
     assert rollout.parse_script("forward*2, forward+yaw_left,none*4", chunk_frames=4) == [
         *["forward"] * 2,
         "forward+yaw_left",
@@ -48,10 +48,10 @@ def test_script_is_read_in_order():
 
 
 @pytest.mark.parametrize(
-    "script, told", [("jump*3", "yaw_right"), ("forward*x", "forward"), ("forward*0", "forward"), ("", "none")]
+    "script, action", [("jump*3", "yaw_right"), ("forward*x", "forward"), ("forward*0", "forward"), ("", "none")]
 )
-def test_script_with_a_bad_token_is_refused_with_the_allowed_actions(script, told):
-    with pytest.raises(UserError, match=rf"config\.sample\.actions: found .*{told}"):
+def test_script_with_a_bad_token_is_refused_with_the_allowed_actions(script, action):
+    with pytest.raises(UserError, match=rf"config\.sample\.actions: found .*{action}"):
         rollout.parse_script(script, chunk_frames=4)
 
 
@@ -64,7 +64,7 @@ def test_chunks_cover_every_frame_once():
     assert held_out.chunk_frames(12, 4) == [(0, 13), (13, 29), (29, 45)]
 
 
-def test_window_is_a_walk_of_its_own(clip):
+def test_window_starts_at_its_first_camera(clip):
     part = held_out.window(clip, start=5, latents=8)
     np.testing.assert_array_equal(part.frames, clip.frames[20:49])
     np.testing.assert_allclose(part.controls.w2c[0], np.eye(4), atol=1e-6)
@@ -77,7 +77,7 @@ def test_window_is_a_walk_of_its_own(clip):
     np.testing.assert_array_equal(part.controls.action[1:], clip.controls.action[6:13])
 
 
-def test_clip_of_an_episode_tells_what_its_record_tells(run, clip):
+def test_clip_of_an_episode_equals_its_record(run, clip):
     source = records.RecordSource(run.config.data.records, "val")
     coded = held_out.from_record(source, 0, run.encoders)
     assert coded.name == clip.name
@@ -96,7 +96,7 @@ def test_labels_of_a_clip_are_the_recorded_actions(run, clip):
     ]
 
 
-def test_rollout_is_repeatable_and_obeys_the_controls(session, clip):
+def test_rollout_is_repeatable_and_depends_on_the_controls(session, clip):
     part = held_out.window(clip, start=0, latents=8)
     first, again, mirrored = (
         rollout.roll_out(session, part.frames[0], part.prompt, controls, seed=3)
@@ -108,7 +108,7 @@ def test_rollout_is_repeatable_and_obeys_the_controls(session, clip):
     assert (first != mirrored).any()
 
 
-def test_held_keys_are_the_path_that_they_walk(session, clip):
+def test_held_keys_equal_a_pose_string(session, clip):
     path = pose_strings.path("w+right-7", session.units)
     controls = rollout.Controls(path.action, path.w2c, path.intrinsics)
     expected = rollout.roll_out(session, clip.frames[0], clip.prompt, controls, seed=3)
@@ -117,13 +117,13 @@ def test_held_keys_are_the_path_that_they_walk(session, clip):
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (90, 64), (48, 100), (11, 7)])
-def test_the_middle_of_a_picture_is_taken(height, width):
+def test_center_crop(height, width):
     rows, columns = np.mgrid[:height, :width]
-    kept = centre_crop(np.stack([rows, columns, rows], axis=-1), 32, 24)
-    assert kept.shape[0] / kept.shape[1] == pytest.approx(24 / 32, abs=0.1)
-    assert kept.shape[0] == height or kept.shape[1] == width
+    cropped = center_crop(np.stack([rows, columns, rows], axis=-1), 32, 24)
+    assert cropped.shape[0] / cropped.shape[1] == pytest.approx(24 / 32, abs=0.1)
+    assert cropped.shape[0] == height or cropped.shape[1] == width
     for axis, size in ((0, height), (1, width)):
-        first, last = kept[..., axis].min(), kept[..., axis].max()
+        first, last = cropped[..., axis].min(), cropped[..., axis].max()
         assert abs(first - (size - 1 - last)) <= 1
 
 
@@ -143,7 +143,7 @@ def test_chunk_psnr_of_known_errors():
     assert off_by_ten == pytest.approx(20 * np.log10(25.5), abs=1e-6)
 
 
-def test_chunks_are_named_by_what_is_done_in_them(clip):
+def test_chunks_are_named_by_their_actions(clip):
     labels = [actions.label_from_name(name) for name in ("none", *["forward"] * 4, *["yaw_right"] * 3)]
     part = held_out.window(clip, start=0, latents=8)
     part = dataclasses.replace(part, controls=part.controls._replace(action=np.array(labels)))
@@ -166,7 +166,7 @@ def test_sheet_wraps_long_rollouts():
     short, long = (np.asarray(contact_sheets.contact_sheet([make_comparison(chunks)])) for chunks in (4, 6))
     assert short.shape[1] == long.shape[1]
     assert short.shape[0] - contact_sheets.LINE == (long.shape[0] - contact_sheets.LINE) / 2
-    # 16 pictures of twice the size, predicted all white.
+    # 16 images of twice the size, predicted all white.
     assert (short == 255).all(axis=-1).sum() == 16 * 96 * 128
 
 
@@ -178,7 +178,7 @@ def test_sheet_of_a_generated_video_has_one_strip_in_each_row():
     assert (short == 255).all(axis=-1).sum() == 16 * 96 * 128
 
 
-def test_sheet_shows_large_pictures_smaller():
+def test_sheet_downscales_large_images():
     frames = np.full((13, 480, 832, 3), 255, np.uint8)
     chunk = results.Chunk(start=0, stop=13, action="forward")
     sheet = np.asarray(contact_sheets.contact_sheet([results.Comparison(title="", prediction=frames, chunks=[chunk])]))

@@ -1,4 +1,4 @@
-"""Rollout of the autoregressive model, with the keys of text and past frames kept while a chunk is denoised.
+"""Rollout of the autoregressive model, with a KV cache of text and context frames for all steps of a chunk.
 
 Source: HY-WorldPlay `hyvideo/pipelines/worldplay_video_pipeline.py`, `_ar_rollout_inner`.
 """
@@ -17,20 +17,20 @@ from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig
 
 @functools.partial(jax.jit, static_argnames="context_tokens")
 def start_cache(model: HunyuanTransformer, text: TextInputs, *, context_tokens: int) -> Cache:
-    """Keys of the text, once per rollout, and behind them room for those of the past: none of it is seen yet."""
+    """Build the KV cache for a rollout: the text entries, followed by masked space for context frames."""
     own = model.text_cache(text, jnp.zeros(text.text.shape[0]))
-    # Text keys serve both branches of the image stream.
+    # Both branches of the image stream use the text entries.
     branches = 2 if model.cfg.actions else 1
 
-    def roomy(x: jax.Array) -> jax.Array:
+    def extended(x: jax.Array) -> jax.Array:
         x = jnp.tile(x, (1, 1, 1, branches, 1))
         return _split_heads(jnp.pad(x, [(0, 0), (0, 0), (0, context_tokens), (0, 0), (0, 0)]))
 
-    return Cache(jax.tree.map(roomy, own.layers), jnp.pad(own.mask, [(0, 0), (0, context_tokens)]))
+    return Cache(jax.tree.map(extended, own.layers), jnp.pad(own.mask, [(0, 0), (0, context_tokens)]))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "context_tokens"), donate_argnames="cache")
-def remember(
+def cache_context(
     model: HunyuanTransformer,
     cache: Cache,
     image: np.ndarray,
@@ -40,9 +40,9 @@ def remember(
     cfg: SampleConfig,
     context_tokens: int,
 ) -> Cache:
-    """`cache` with the keys of the frames `context` and their latents `past` in the place of earlier ones.
+    """Replace the context entries of `cache` by those of the frames `context` with the latents `past`.
 
-    Once per chunk; the memory of the old cache becomes that of the new one.
+    This runs once per chunk and donates the old cache.
     """
     text_tokens = cache.mask.shape[1] - context_tokens
     text = Cache(jax.tree.map(lambda x: x[:, :, :text_tokens], cache.layers), cache.mask[:, :text_tokens])
@@ -60,7 +60,7 @@ def remember(
 def denoise_chunk(
     model: HunyuanTransformer, cache: Cache, noise: jax.Array, image: np.ndarray, chunk: Frames, *, cfg: SampleConfig
 ) -> jax.Array:
-    """Noise [f, H, W, C] -> clean latents of the frames `chunk`; every denoising step reads the same keys."""
+    """Denoise [f, H, W, C] to clean latents of the frames `chunk`; all denoising steps share the KV cache."""
     rows = cache.mask.shape[0]
 
     def velocity(x: jax.Array, time: jax.Array) -> jax.Array:
@@ -70,12 +70,12 @@ def denoise_chunk(
 
 
 def _split_heads(x: jax.Array) -> jax.Array:
-    """Keys [layers, B, L, heads, K] stay on a mesh as attention wants them."""
+    """Shard cache entries [layers, B, L, heads, K] over the mesh as attention needs them."""
     return constrain_if_divisible(x, None, "batch", None, "attention_heads", None)
 
 
 class AutoregressiveSession(LatentSession):
-    """One training chunk per step."""
+    """A `LatentSession` that denoises one training chunk per step."""
 
     training_chunks = 1
 
@@ -83,14 +83,14 @@ class AutoregressiveSession(LatentSession):
         _, height, width = self.model.cfg.patch_size
         size = self._image.shape[1] * self._image.shape[2] // (height * width)
         self._context_tokens = self.context_frames * size
-        # The keys of an earlier rollout make room for the new ones.
+        # Free the cache of an earlier rollout first.
         self._cache: Cache | None = None
         self._cache = start_cache(self.model, text, context_tokens=self._context_tokens)
 
     def _denoise(self, noise: jax.Array, past: np.ndarray, context: Frames, chunk: Frames) -> jax.Array:
         assert self._cache is not None
         if context.valid.any():
-            self._cache = remember(
+            self._cache = cache_context(
                 self.model,
                 self._cache,
                 self._image,

@@ -1,4 +1,4 @@
-"""Rollout of the bidirectional model: past frames, chunk and text go through the model together at every step.
+"""Rollout of the bidirectional model: every step runs the model on text, context frames and chunk together.
 
 Source: HY-WorldPlay `hyvideo/pipelines/worldplay_video_pipeline.py`, `bi_rollout`.
 """
@@ -26,21 +26,21 @@ def denoise_chunk(
     *,
     cfg: SampleConfig,
 ) -> jax.Array:
-    """Noise [f, H, W, C] -> clean latents of the frames `chunk`; `past`, those of `context`, stay as they are."""
+    """Denoise [f, H, W, C] to clean latents of the frames `chunk`, given the latents `past` of the frames `context`."""
     rows = text.text.shape[0]
     frames = Frames(*(jnp.concatenate(pair) for pair in zip(context, chunk, strict=True)))
 
     def velocity(x: jax.Array, time: jax.Array) -> jax.Array:
         times = jnp.concatenate([jnp.full(len(past), cfg.context_time), jnp.full(len(x), time)])
         inputs = frame_inputs(frames, jnp.concatenate([past, x]), image, times, rows)
-        # The text, too, is told the time, so that nothing of it can be kept from step to step.
+        # The text is conditioned on the time too, so its keys and values cannot be cached.
         return model(inputs, text, jnp.full(rows, time), chunk_frames=None)[:, len(past) :]
 
     return denoise(velocity, noise, cfg)
 
 
 class BidirectionalSession(LatentSession):
-    """Four training chunks per step."""
+    """A `LatentSession` that denoises four training chunks per step."""
 
     training_chunks = 4
 

@@ -1,7 +1,7 @@
-"""WorldPlay's training samples: which latent frames of a clip one example shows, and what the model is told with them.
+"""WorldPlay's training samples: the latent frames of an example, and their conditioning.
 
-Source: HY-WorldPlay's `ar_camera_hunyuan_w_mem_dataset.py`. An example has `window_frames` latents: either the clip's
-first ones, or a memory sample: a chunk drawn anywhere in the clip, after the past frames that it may look at.
+An example has `window_frames` latents. They are either the clip's first ones, or a memory sample: a random chunk of the
+clip after its context frames. Source: HY-WorldPlay's `ar_camera_hunyuan_w_mem_dataset.py`.
 """
 
 import dataclasses
@@ -24,24 +24,24 @@ class TextStore(Protocol):
     """Encoded prompts: row 0 is the negative one; rows are trimmed to their true length."""
 
     def prompt(self, row: int, /) -> Mapping[str, np.ndarray]:
-        """text_states [S, Dt] and glyph_states [G, Dg] of one row."""
+        """Return text_states [S, Dt] and glyph_states [G, Dg] of one row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """What one training example shows of a clip (`config.data.clip`).
+    """The part of a clip in one training example (`config.data.clip`).
 
     Attributes:
       latent_size: height and width of the latents.
       window_frames: latent frames of an example.
       chunk_frames: latent frames that are denoised together.
-      memory_frames: past frames that a chunk sees; they and one chunk fill the window.
-      temporal_context: the latest of them; the others are the clip's first chunk and retrieved chunks.
+      memory_frames: context frames of a chunk; they and one chunk fill the window.
+      temporal_context: number of latest context frames; the others are the clip's first chunk and retrieved chunks.
       memory_probability: share of memory samples.
       memory_points: Monte-Carlo points of memory selection.
       text_dropout: share of examples whose text is the negative prompt.
-      text_tokens, glyph_tokens, vision_tokens: limits of the text side; glyph_tokens 0 without glyph input.
-      curriculum: (first step, latent frames of a clip in use) pairs.
+      text_tokens, glyph_tokens, vision_tokens: limits of the conditioning tokens; glyph_tokens is 0 without glyphs.
+      curriculum: pairs (first step, latent frames of a clip in use).
     """
 
     latent_size: tuple[int, int]
@@ -84,7 +84,7 @@ class ClipConfig:
         first_steps = [first_step for first_step, _ in self.curriculum]
         if not first_steps or first_steps[0] != 0 or first_steps != sorted(set(first_steps)):
             raise ValueError(
-                f"the curriculum's first steps are {first_steps}, expected increasing numbers that begin with 0"
+                f"the curriculum's first steps are {first_steps}, expected increasing numbers that start with 0"
             )
         if shortest := [max_frames for _, max_frames in self.curriculum if max_frames < self.window_frames]:
             raise ValueError(
@@ -93,16 +93,19 @@ class ClipConfig:
 
 
 def max_frames_at(step: int, curriculum: Curriculum) -> int:
-    """How many latents of a clip are in use at `step`: the value of the last (first_step, max_frames) not after it."""
+    """Return the number of latents of a clip in use at `step`, from the last (first_step, max_frames) not after it."""
     return [max_frames for first_step, max_frames in curriculum if first_step <= step][-1]
 
 
 def sample_indices(
     rng: np.random.Generator, clip: ClipConfig, *, w2c: np.ndarray, max_frames: int, points: np.ndarray
 ) -> tuple[np.ndarray, bool]:
-    """Draw one example of a clip: (sorted indices [window_frames] into its latents, is it a memory sample).
+    """Draw one example of a clip with cameras w2c [F, 4, 4], F >= window_frames.
 
-    w2c [F, 4, 4] with F >= window_frames. Clips that reach no chunk beyond the window give window samples only.
+    A clip without a whole chunk after the window has no memory samples.
+
+    Returns:
+      Sorted indices [window_frames] of the clip's latents, and whether it is a memory sample.
     """
     chunk, window_frames = clip.chunk_frames, clip.window_frames
     length = min(max_frames, len(w2c)) // chunk * chunk
@@ -128,7 +131,7 @@ def build_example(
     is_memory: bool,
     text: Mapping[str, np.ndarray],
 ) -> dict[str, pipeline.Entry]:
-    """The batch entries of one example, without the batch axis; cameras are relative to the clip's first one.
+    """Return the batch entries of one example, without the batch axis; cameras are relative to the clip's first one.
 
     `text` is a row of the text store.
     """
@@ -154,10 +157,10 @@ def build_example(
 
 
 class SampleWindow(grain.transforms.RandomMap):
-    """Record -> example; every draw comes from the generator that Grain seeds per position.
+    """Transform from {"record": dict, "position": count over all processes} to the entries of `build_example`.
 
-    element {"record": dict, "position": count over all processes} -> the entries of `build_example`.
-    The curriculum's step is position // global_batch.
+    All randomness comes from the generator that Grain seeds per position. The curriculum's step is position //
+    global_batch.
     """
 
     def __init__(self, clip: ClipConfig, *, points: np.ndarray, text_store: TextStore, global_batch: int) -> None:
@@ -165,6 +168,7 @@ class SampleWindow(grain.transforms.RandomMap):
         self._text_store, self._global_batch = text_store, global_batch
 
     def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, pipeline.Entry]:
+        """Return the example of `element`."""
         record = element["record"]
         max_frames = max_frames_at(element["position"] // self._global_batch, self._clip.curriculum)
         prompt = NEGATIVE_PROMPT if rng.random() < self._clip.text_dropout else int(record["prompt"])
@@ -176,7 +180,7 @@ class SampleWindow(grain.transforms.RandomMap):
 
 
 def padded(states: np.ndarray, tokens: int, key: str) -> tuple[pipeline.Padded, np.ndarray]:
-    """states [S, D] -> ([tokens, D] with zeros at the end, bool [tokens] true where a token is)."""
+    """Pad states [S, D] with zeros to [tokens, D], and return them with their mask, bool [tokens]."""
     if len(states) > tokens:
         raise UserError(f"{key} is {tokens}, but a prompt has {len(states)}: raise {key} or precompute shorter prompts")
     return pipeline.Padded(states, tokens), np.arange(tokens) < len(states)

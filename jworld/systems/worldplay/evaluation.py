@@ -1,9 +1,9 @@
-"""How good a WorldPlay model is: rollouts along held-out walks beside simple baselines, and revisited views.
+"""Evaluation of WorldPlay: rollouts along held-out episodes, compared with simple baselines, and revisited views.
 
-PSNRs are in dB against the recorded frames at the model's size, averaged over the walks; the given first frame is not
-counted. The baselines are the first frame repeated, and the same model told the mirror image of the walk. The codec's
-own PSNR is the ceiling. A revisit turns right (by 11 latents where 4 are made together), waits for one and turns back:
-how well the last latent shows the first view again, with memory retrieval and without.
+PSNRs are in dB against the recorded frames at the model's size, averaged over episodes, without the given first frame.
+The baselines are the first frame repeated, and the model with mirrored controls. The PSNR of the autoencoder alone is
+the ceiling. A revisit turns right (for 11 latents if a chunk has 4), waits for one latent and turns back. It measures
+how well the last latent shows the first view again, with and without memory retrieval.
 """
 
 import collections
@@ -23,11 +23,11 @@ from jworld.systems.worldplay import rollout
 from jworld.systems.worldplay.session import Session
 from jworld.utils import indices
 
-#: A revisit has so many latents, or the next multiple of those that are made together.
+#: Latents of a revisit, rounded up to whole chunks.
 REVISIT_LATENTS = 24
-#: The gain over the repeated first frame is told for so many chunks.
+#: Number of first chunks over which the gain over the repeated first frame is averaged.
 GAIN_CHUNKS = 4
-#: Rollouts that the contact sheet shows.
+#: Rollouts on the contact sheet.
 SHOWN = 4
 
 REPEATED = "first frame repeated"
@@ -41,10 +41,10 @@ def evaluate(
     options: results.Options,
     console: rich.console.Console,
 ) -> results.Report:
-    """Measure a model on the held-out walks of its config; `latest_only` is its session without retrieval.
+    """Measure a model on the held-out episodes of its config; `latest_only` is its session without retrieval.
 
     Raises:
-      UserError: the walks are absent or shorter than `options.chunks`.
+      UserError: the episodes are absent or shorter than `options.chunks`.
     """
     recording = held_out.recording_config(config)
     latents = options.chunks * session.chunk_frames
@@ -71,14 +71,18 @@ def evaluate(
 def measure(
     session: Session, clip: held_out.Clip, *, seed: int, advance: Callable[[], None]
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """PSNR per chunk of one walk, for the model and for what it is compared with; and the model's frames."""
+    """Measure one episode.
+
+    Returns:
+      PSNR (dB) per chunk, for the model and every baseline by name; and the model's frames.
+    """
     frames = {}
     for name, controls in ((held_out.MODEL, clip.controls), (held_out.SWAPPED, rollout.swapped(clip.controls))):
         frames[name] = rollout.roll_out(session, clip.frames[0], clip.prompt, controls, seed=seed)
         advance()
     frames[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
-    codec = session.encoders.autoencoder
-    frames[held_out.AUTOENCODER] = codec.decode(codec.encode(clip.frames[None]))[0]
+    autoencoder = session.encoders.autoencoder
+    frames[held_out.AUTOENCODER] = autoencoder.decode(autoencoder.encode(clip.frames[None]))[0]
     size = session.chunk_frames
     row = {
         "psnr": {name: held_out.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
@@ -88,7 +92,7 @@ def measure(
 
 
 def turning_chunks(labels: np.ndarray, size: int) -> list[bool]:
-    """Of every chunk of `size` labels: whether the camera turns left or right in at least half of them."""
+    """Return for every chunk of `size` labels whether the camera turns left or right in at least half of them."""
     turns = np.array([any(actions.label_to_flags(int(label))[1][:2]) for label in labels])
     return [bool(chunk.mean() >= 0.5) for chunk in turns.reshape(-1, size)]
 
@@ -102,7 +106,7 @@ def measure_revisits(
     seed: int,
     advance: Callable[[], None],
 ) -> dict[str, list[float]]:
-    """PSNR of the last latent's frames of `count` scripted walks, with retrieval and without."""
+    """Measure the PSNR (dB) of the last latent's frames of `count` revisits, with and without retrieval."""
     values = collections.defaultdict(list)
     script = revisit_script(session.chunk_frames)
     for i in range(count):
@@ -115,7 +119,7 @@ def measure_revisits(
 
 
 def revisit_script(chunk_frames: int) -> list[str]:
-    """Turning right, waiting and turning back: the actions of all latents but the first."""
+    """Return the actions of all latents but the first: turn right, wait, turn back."""
     latents = -(-REVISIT_LATENTS // chunk_frames) * chunk_frames
     turns = latents // 2 - 1
     return [*["yaw_right"] * turns, *["none"] * (latents - 1 - 2 * turns), *["yaw_left"] * turns]
@@ -132,10 +136,10 @@ def _report(
     curves = {name: values.mean(axis=0).tolist() for name, values in psnr.items()}
     bars = {name: float(np.mean(values)) for name, values in returns.items()}
     chunks = min(GAIN_CHUNKS, len(curves[held_out.MODEL]))
-    told = "no chunk turns" if swap_gap is None else f"{swap_gap:+.2f} dB"
+    swap_text = "no chunk turns" if swap_gap is None else f"{swap_gap:+.2f} dB"
     summary = [
         (f"gain over the repeated first frame, first {chunks} chunks", f"{gain:+.2f} dB"),
-        (f"gain over swapped controls, {gaps.size} turning chunks", told),
+        (f"gain over swapped controls, {gaps.size} turning chunks", swap_text),
     ]
     for name, value in bars.items():
         summary.append((f"view after turning away and back, {name}", f"{value:.2f} dB"))

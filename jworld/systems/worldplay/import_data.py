@@ -1,6 +1,6 @@
 """python -m jworld.systems.worldplay.import_data: convert WorldPlay's published data to records.
 
-The set is written shard by shard; a command that was stopped, however, goes on where it was when it is repeated.
+The data set is written shard by shard. The same command again resumes an interrupted run.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from jworld.utils import arguments
 from jworld.utils.errors import UserError, exit_on_user_error
 
 COMMAND = "python -m jworld.systems.worldplay.import_data"
-# The published autoencoder: HunyuanVideo-1.5's.
+# Sizes of HunyuanVideo-1.5's autoencoder, which the published latents come from.
 CHANNELS, SPATIAL_RATIO = 32, 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """The clips of an index, the negative prompt, and the sizes of the first good clip, which all others must have."""
+    """The clips of an index, the negative prompt, and the sizes of the first valid clip, which all others must have."""
 
     index: pathlib.Path
     entries: list[published_files.Entry]
@@ -40,13 +40,13 @@ class Published:
     channels: int
 
     def load(self, item: int) -> published_files.Clip:
-        """One clip, checked; `UserError` says what is wrong with it."""
+        """Read and check one clip; a `UserError` describes a problem."""
         entry = self.entries[item]
         clip = published_files.read_clip(entry, channels=self.channels, min_frames=self.min_frames)
         if self.sizes is not None and clip.sizes != self.sizes:
             raise UserError(
-                f"{entry.latent} has {clip.sizes}; the first clip of the index has {self.sizes}: import clips of "
-                "another size as a set of their own"
+                f"{entry.latent} has {clip.sizes}, expected {self.sizes} like the first clip of the index: import "
+                "clips of another size as a separate data set"
             )
         return clip
 
@@ -60,7 +60,7 @@ def open_published(
     channels: int,
     skip_errors: bool,
 ) -> Published:
-    """Read index and negative prompt; the first clip (with `skip_errors`, the first good one) sets the sizes."""
+    """Read index and negative prompt; the first clip, or the first valid one with `skip_errors`, sets the sizes."""
     entries = published_files.read_index(index)
     negative = published_files.read_negative(negative_prompt, negative_glyph)
     sizes = None
@@ -74,14 +74,14 @@ def open_published(
     widths = (negative.text_states.shape[1], negative.glyph_states.shape[1])
     if sizes is not None and widths != (sizes.text, sizes.glyph):
         raise UserError(
-            f"{negative_prompt} and {negative_glyph} hold states of widths {widths}, the prompts of the clips have "
-            f"{(sizes.text, sizes.glyph)}: give the negative prompt of the same encoders"
+            f"{negative_prompt} and {negative_glyph} hold states of widths {widths}, expected "
+            f"{(sizes.text, sizes.glyph)} like the prompts of the clips: give the negative prompt of the same encoders"
         )
     return Published(pathlib.Path(index), entries, negative, sizes, min_frames, channels)
 
 
 def validate(published: Published, console: rich.console.Console | None = None) -> list[str]:
-    """Check every clip and write nothing; -> what is wrong, one sentence per bad clip."""
+    """Check every clip without writing; return one sentence per bad clip."""
     bad = []
     with shards.meter("checking", len(published.entries), console=console) as advance:
         for item, entry in enumerate(published.entries):
@@ -105,13 +105,22 @@ def import_worldplay(
     skip_errors: bool = False,
     console: rich.console.Console | None = None,
 ) -> shards.Summary:
-    """Write the records of all clips to `output`, or resume an interrupted earlier call.
+    """Write the records of all clips to `output`, or resume an interrupted call.
 
-    `val_count` clips, spread over the index, become the held-out split. `skip_errors` leaves bad clips out and lists
-    them in report.json; otherwise the first one is a `UserError`.
+    Args:
+      published: the clips.
+      output: folder for the records.
+      val_count: number of held-out clips, spread evenly over the index.
+      items_per_shard: clips per file.
+      fps: frame rate of the videos, in Hz.
+      skip_errors: leave bad clips out and list them in report.json.
+      console: console for the progress bar.
+
+    Raises:
+      UserError: a clip is bad, or all clips are with `skip_errors`; `output` is not writable.
     """
     if published.sizes is None:
-        raise UserError(f"index {published.index}: none of its clips can be used: --validate says why")
+        raise UserError(f"index {published.index}: none of its clips can be used: see the reasons with --validate")
     request = {
         "command": COMMAND,
         "index_sha256": hashlib.sha256(published.index.read_bytes()).hexdigest(),
@@ -130,13 +139,14 @@ def import_worldplay(
             folder.finish(plan, results, _manifest(published.sizes, fps))
     except OSError as error:
         raise UserError(
-            f"{output} could not be written ({error}): free some space and repeat the command, or give another --output"
+            f"{output} could not be written ({error}): free some space and run the command again, or give another "
+            "--output"
         ) from error
     return shards.Summary.read(output)
 
 
 def split_items(items: int, val_count: int) -> dict[str, list[int]]:
-    """Items of the training and of the held-out split; the held-out ones are spread evenly."""
+    """Return the items of the training and the held-out split; held-out items are spread evenly."""
     val = [i for i in range(items) if (i + 1) * val_count // items > i * val_count // items]
     return {"train": sorted(set(range(items)) - set(val)), "val": val}
 
@@ -150,7 +160,7 @@ def _write(
     console: rich.console.Console | None,
 ) -> list[shards.Result]:
     results = output.finished(plan)
-    # Rows of the text store, in the order in which prompts first occur; row 0 is the negative one.
+    # Rows of the text store in the order of first use; row 0 is the negative prompt.
     rows = {key: row for row, key in enumerate(key for result in results for key in result.prompts)}
 
     def row(writer: shards.ShardWriter, prompt: published_files.Prompt) -> int:
@@ -178,7 +188,7 @@ def _write(
 
 
 def make_record(clip: published_files.Clip, *, prompt: int) -> records.Record:
-    """The training record of a clip whose text is row `prompt` of the text store."""
+    """Return the training record of a clip whose text is row `prompt` of the text store."""
     return {
         "latent": clip.latent,
         "image_cond": clip.image_cond,

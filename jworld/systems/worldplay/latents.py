@@ -1,4 +1,4 @@
-"""Rollouts in latent space: what both models share. One chunk per call, after the past frames that it may look at.
+"""Rollouts in latent space, for both models: one chunk per call, with its context frames.
 
 Source: HY-WorldPlay `hyvideo/pipelines/worldplay_video_pipeline.py`.
 """
@@ -25,15 +25,15 @@ Array = np.ndarray | jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How to roll out (`config.sample.rollout`).
+    """Settings of a rollout (`config.sample.rollout`).
 
     Attributes:
-      mode: which model the weights are. The autoregressive one continues one training chunk at a time, with the keys
-        of text and past kept; the bidirectional one continues four at a time, all tokens looking at each other.
-      num_steps: denoising steps per chunk; few-step distilled weights take 4.
-      shift: of the sampling times.
-      guidance: classifier-free guidance on the text; 1 runs the conditional model only, as distilled weights want.
-      context_time: diffusion time under which clean past latents are shown to the model.
+      mode: kind of the model. "autoregressive" denoises one training chunk at a time, with a KV cache of text and
+        context frames; "bidirectional" denoises four chunks at a time, with full attention.
+      num_steps: denoising steps per chunk; few-step distilled weights need 4.
+      shift: shift of the sampling times.
+      guidance: scale of classifier-free guidance on the text; 1 disables it, as distilled weights need.
+      context_time: diffusion time (t of 1000) of the clean context frames.
     """
 
     mode: Literal["autoregressive", "bidirectional"] = "autoregressive"
@@ -49,12 +49,12 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """Which past frames a chunk sees: the first chunk, retrieved chunks and the latest `temporal_context` frames.
+    """Context frames of a chunk: the first chunk, retrieved chunks and the latest `temporal_context` frames.
 
     Attributes:
       chunk_frames: latent frames per training chunk.
-      memory_frames: past frames in all.
-      temporal_context: the latest of them.
+      memory_frames: number of all context frames.
+      temporal_context: number of latest context frames.
     """
 
     chunk_frames: int = 4
@@ -68,11 +68,11 @@ class MemoryConfig:
 
 
 class Frames(NamedTuple):
-    """Some latent frames of a rollout, as the model is told of them.
+    """Conditioning of some latent frames of a rollout.
 
     Attributes:
-      number: [F] int32, which frames of the rollout they are.
-      position: [F] int32, where in time the model sees them.
+      number: index in the rollout, [F] int32.
+      position: position in time for the model, [F] int32.
       valid: [F] bool, False for padding.
       action, w2c, intrinsics: see `Controls`.
     """
@@ -86,17 +86,22 @@ class Frames(NamedTuple):
 
 
 def frame_inputs(frames: Frames, latents: Array, image: Array, times: jax.Array | float, rows: int) -> FrameInputs:
-    """The same frames for each of `rows` texts.
+    """Return the model's inputs for the same frames with each of `rows` texts.
 
-    latents [F, H, W, C], image [1, H, W, C] of the first frame, times [F] or one for all.
+    Args:
+      frames: conditioning of the frames.
+      latents: [F, H, W, C].
+      image: latent of the first frame, [1, H, W, C].
+      times: times [F], or one for all frames.
+      rows: number of texts.
     """
-    known = objective.condition_video(jnp.asarray(image)[None], frames.number == 0)[0]
+    condition = objective.condition_video(jnp.asarray(image)[None], frames.number == 0)[0]
 
     def repeated(x: Array) -> jax.Array:
         return jnp.broadcast_to(x, (rows, *x.shape))
 
     return FrameInputs(
-        repeated(jnp.concatenate([latents.astype(jnp.float32), known], axis=-1)),
+        repeated(jnp.concatenate([latents.astype(jnp.float32), condition], axis=-1)),
         repeated(jnp.broadcast_to(jnp.asarray(times, jnp.float32), frames.number.shape)),
         repeated(frames.action),
         repeated(frames.w2c),
@@ -107,9 +112,9 @@ def frame_inputs(frames: Frames, latents: Array, image: Array, times: jax.Array 
 
 
 def denoise(velocity: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array, cfg: SampleConfig) -> jax.Array:
-    """Noise [f, H, W, C] -> clean latents, float32.
+    """Denoise [f, H, W, C] to clean latents, float32.
 
-    `velocity` of (latents [f, H, W, C], time) has one row, or two: without and with the text, for guidance.
+    `velocity` maps (latents [f, H, W, C], time) to one row, or for guidance to two: without and with the text.
     """
     sigmas = flow_matching.sampling_sigmas(cfg.num_steps, cfg.shift)
 
@@ -125,35 +130,37 @@ def denoise(velocity: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Ar
 
 @functools.partial(jax.jit, static_argnames="shape")
 def draw_noise(key: jax.Array, chunk: int, shape: tuple[int, ...]) -> jax.Array:
-    """The noise of one chunk of a rollout, of whatever length that becomes."""
+    """Draw the noise of one chunk, which does not depend on the length of the rollout."""
     return jax.random.normal(jax.random.fold_in(key, chunk), shape)
 
 
-class Growing:
-    """One array that grows by rows; its room doubles, so that a row is copied a constant number of times."""
+class GrowingArray:
+    """An array that grows by rows; its buffer doubles, so appending a row takes constant time on average."""
 
     def __init__(self, shape: tuple[int, ...], dtype: type) -> None:
-        self._room: np.ndarray = np.empty((1, *shape), dtype)
+        self._buffer: np.ndarray = np.empty((1, *shape), dtype)
         self._count = 0
 
     @property
     def rows(self) -> np.ndarray:
-        return self._room[: self._count]
+        """All rows."""
+        return self._buffer[: self._count]
 
     def append(self, rows: np.ndarray) -> None:
+        """Append rows at the end."""
         needed = self._count + len(rows)
-        if needed > len(self._room):
-            room = np.empty((2 * needed, *self._room.shape[1:]), self._room.dtype)
-            room[: self._count] = self.rows
-            self._room = room
-        self._room[self._count : needed] = rows
+        if needed > len(self._buffer):
+            larger = np.empty((2 * needed, *self._buffer.shape[1:]), self._buffer.dtype)
+            larger[: self._count] = self.rows
+            self._buffer = larger
+        self._buffer[self._count : needed] = rows
         self._count = needed
 
 
 class LatentSession(abc.ABC):
-    """A rollout in latent space. Shapes are fixed, so each of its programs compiles once for any length.
+    """A rollout in latent space. Shapes are fixed, so every program compiles once for any length.
 
-    Past frames are kept on the host, because retrieval may need any of them; device memory does not grow.
+    Past frames are stored on the host, because retrieval may need any of them; device memory does not grow.
     """
 
     #: Training chunks that are denoised together.
@@ -168,11 +175,19 @@ class LatentSession(abc.ABC):
         points: np.ndarray,
         retrieve: bool = True,
     ):
-        """`points` are the Monte-Carlo points of memory selection; `retrieve=False` shows only the latest frames."""
+        """Open a session.
+
+        Args:
+          model: the network.
+          sample: settings of the rollout.
+          memory_config: numbers of context frames.
+          points: Monte-Carlo points of memory selection.
+          retrieve: retrieve context frames by camera; False uses only the latest frames.
+        """
         self.model, self.sample, self.memory, self.points = model, sample, memory_config, points
         self.retrieve = retrieve
         self.chunk_frames = self.training_chunks * memory_config.chunk_frames
-        # Each training chunk retrieves for itself; the first chunk and the latest frames are common to all.
+        # Each training chunk retrieves its own frames; the first chunk and the latest frames are common to all.
         retrieved = memory_config.memory_frames - memory_config.temporal_context - memory_config.chunk_frames
         self.context_frames = memory_config.memory_frames + (self.training_chunks - 1) * retrieved
 
@@ -180,9 +195,9 @@ class LatentSession(abc.ABC):
         """Start from a first frame.
 
         Args:
-          image_latent: [1, H, W, C] latent of the first frame.
-          text: batch 1, or batch 2 [unconditional, conditional] where guidance is not 1.
-          seed: of the noise.
+          image_latent: latent of the first frame, [1, H, W, C].
+          text: batch of 1, or with guidance a batch of 2 (unconditional, conditional).
+          seed: random seed for the noise.
         """
         expected = 1 if self.sample.guidance == 1 else 2
         rows = text.text.shape[0]
@@ -190,26 +205,26 @@ class LatentSession(abc.ABC):
             raise ValueError(f"guidance {self.sample.guidance} needs text of batch {expected}, got {rows}")
         self._image = np.asarray(image_latent, np.float32)
         self._key = jax.random.key(seed)
-        self._latents = Growing(self._image.shape[1:], np.float32)
-        self._action = Growing((), np.int32)
-        self._w2c = Growing((4, 4), np.float64)
-        self._intrinsics = Growing((3, 3), np.float32)
+        self._latents = GrowingArray(self._image.shape[1:], np.float32)
+        self._action = GrowingArray((), np.int32)
+        self._w2c = GrowingArray((4, 4), np.float64)
+        self._intrinsics = GrowingArray((3, 3), np.float32)
         self._begin(text)
 
     @property
     def num_frames(self) -> int:
-        """Latent frames generated so far."""
+        """Number of latent frames generated so far."""
         return len(self._latents.rows)
 
     @property
     def last_w2c(self) -> np.ndarray:
-        """[4, 4] float64: the camera of the latest frame."""
+        """Camera of the latest frame, [4, 4] float64."""
         return self._w2c.rows[-1]
 
     def step(self, controls: Controls, noise: np.ndarray | None = None) -> np.ndarray:
-        """One chunk: controls for `chunk_frames` latent frames -> latents [chunk_frames, H, W, C] float32.
+        """Generate a chunk from the controls of its frames: latents [chunk_frames, H, W, C] float32.
 
-        Poses are world-to-camera in one world for the whole rollout. `noise` replaces the seeded draw.
+        Poses are world-to-camera, in one world for the whole rollout. `noise` replaces the seeded draw.
         """
         if len(controls.action) != self.chunk_frames:
             raise ValueError(f"controls of {len(controls.action)} latents, expected {self.chunk_frames}")
@@ -228,7 +243,7 @@ class LatentSession(abc.ABC):
         return latents
 
     def select(self, current: int) -> list[int]:
-        """Sorted indices of the past frames that the chunk at frame `current`, whose poses are known, looks at."""
+        """Return the sorted indices of the context frames of the chunk at frame `current`, whose poses are set."""
         if not self.retrieve:
             return list(range(max(current - self.memory.memory_frames, 0), current))
         chosen: set[int] = set()
@@ -246,14 +261,14 @@ class LatentSession(abc.ABC):
         return sorted(index for index in chosen if index < current)
 
     def _context(self, selected: list[int]) -> tuple[np.ndarray, Frames]:
-        """The selected frames and their latents, padded to `context_frames` with masked copies of frame 0."""
+        """Return the latents and conditioning of the selected frames, padded to `context_frames` by masked frames."""
         padded = np.zeros(self.context_frames, np.int64)
         padded[: len(selected)] = selected
         past = self._latents.rows if selected else np.zeros_like(self._image)
         return past[padded], self._frames(padded, valid=len(selected))
 
     def _frames(self, numbers: np.ndarray, *, first_position: int = 0, valid: int | None = None) -> Frames:
-        """What the model is told of frames of the rollout; only the first `valid` of them count."""
+        """Return the conditioning of frames of the rollout; those after the first `valid` are padding."""
         order = np.arange(len(numbers), dtype=np.int32)
         return Frames(
             number=numbers.astype(np.int32),
@@ -266,11 +281,11 @@ class LatentSession(abc.ABC):
 
     @abc.abstractmethod
     def _begin(self, text: TextInputs) -> None:
-        """Prepare what every chunk needs of the text."""
+        """Prepare the text inputs that all chunks share."""
 
     @abc.abstractmethod
     def _denoise(self, noise: jax.Array, past: np.ndarray, context: Frames, chunk: Frames) -> jax.Array:
-        """Noise [f, H, W, C] -> clean latents of a chunk.
+        """Denoise [f, H, W, C] to clean latents of a chunk.
 
-        `past` are the latents of `context`, the frames it may look at; padded, in the first chunk nothing but padding.
+        `past` are the latents of the padded context frames `context`; for the first chunk all of them are padding.
         """

@@ -12,9 +12,9 @@ RECIPE_SIZES = published_files.Sizes(latent=(30, 52, 32), vision=(729, 1152), te
 
 
 def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
-    """Return the arguments that train on a data set, or None if it lacks what the system needs.
+    """Return the arguments that train on a data set, or None if it lacks arrays that the system needs.
 
-    Sets with a linear autoencoder fit the tiny recipe. Others get the published one, with the sizes that differ.
+    Data sets with a linear autoencoder fit the tiny recipe. Others fit the published one, with their sizes as changes.
     """
     if not {"w2c", "action", "vision_states", "prompt"} <= manifest["arrays"].keys():
         return None

@@ -1,4 +1,4 @@
-"""WorldPlay's training objective: per-chunk times, low noise on memory, loss on the last chunk of a memory sample.
+"""WorldPlay's training objective: a time per chunk, low noise on memory, loss on the last chunk of memory samples.
 
 Source: HY-WorldPlay `trainer/training/ar_hunyuan_mem_training_pipeline.py`.
 """
@@ -20,14 +20,14 @@ Batch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Values of the published launch script.
+    """Values of the published launch script (`config.loss`).
 
     Attributes:
-      shift: moves training times towards noise.
+      shift: shift of the training times towards noise.
       weighting: distribution of times, see `flow_matching.sample_unit_times`.
       logit_mean, logit_std: normal distribution of the logits of times, for "logit_normal".
       mode_scale: width of the distribution "mode".
-      memory_times: inclusive range of the noise (t of 1000) on the memory of a memory sample.
+      memory_times: inclusive range of times (t of 1000) of the context frames of a memory sample.
     """
 
     shift: float = 3.0
@@ -45,12 +45,12 @@ class ObjectiveConfig:
 
 
 class Draws(NamedTuple):
-    """Everything random in one loss.
+    """All random numbers of a loss.
 
     Attributes:
-      u: [B, n] in [0, 1), one time per chunk before the shift.
-      memory_times: [B, n] integer times that replace those of memory chunks.
-      noise: like the latents.
+      u: times per chunk before the shift, [B, n] in [0, 1).
+      memory_times: integer times [B, n] that replace those of memory chunks.
+      noise: standard normal, in the shape of the latents.
     """
 
     u: jax.Array
@@ -59,7 +59,7 @@ class Draws(NamedTuple):
 
 
 def draw(key: jax.Array, shape: tuple[int, ...], chunk_frames: int, cfg: ObjectiveConfig) -> Draws:
-    """Random values for latents of `shape` [B, F, H, W, C]."""
+    """Draw the random numbers of a loss of latents of `shape` [B, F, H, W, C]."""
     key_u, key_memory, key_noise = jax.random.split(key, 3)
     chunks = (shape[0], shape[1] // chunk_frames)
     u = flow_matching.sample_unit_times(
@@ -76,23 +76,26 @@ def draw(key: jax.Array, shape: tuple[int, ...], chunk_frames: int, cfg: Objecti
 
 
 def chunk_timesteps(draws: Draws, is_memory: jax.Array, shift: float) -> jax.Array:
-    """[B, n] float32: sampled times, and those of the memory in every chunk but the last of a memory sample."""
+    """Return the times of chunks, [B, n] float32; all but the last chunk of a memory sample have memory times."""
     times = flow_matching.training_timesteps(draws.u, shift)
     in_memory = is_memory[:, None] & (jnp.arange(times.shape[1]) < times.shape[1] - 1)
     return jnp.where(in_memory, draws.memory_times.astype(jnp.float32), times)
 
 
 def condition_video(image: jax.Array, is_first: jax.Array | np.ndarray) -> jax.Array:
-    """Condition and mask channels [B, F, H, W, C + 1]: the image and ones in the video's frame 0, zeros elsewhere.
+    """Return condition and mask channels [B, F, H, W, C + 1]: image and ones in the first frame, zeros elsewhere.
 
-    image [B, 1, H, W, C], latents of the first frame; is_first [F] bool.
+    Args:
+      image: latents of the first frame, [B, 1, H, W, C].
+      is_first: [F] bool.
     """
     image = image.astype(jnp.float32)
-    known = jnp.concatenate([image, jnp.ones_like(image[..., :1])], axis=-1)
-    return jnp.where(jnp.asarray(is_first)[:, None, None, None], known, 0)
+    condition = jnp.concatenate([image, jnp.ones_like(image[..., :1])], axis=-1)
+    return jnp.where(jnp.asarray(is_first)[:, None, None, None], condition, 0)
 
 
 def text_inputs(batch: Batch) -> TextInputs:
+    """Return the text inputs in a batch."""
     return TextInputs(
         text=batch["text_states"],
         text_mask=batch["text_mask"],
@@ -105,14 +108,14 @@ def text_inputs(batch: Batch) -> TextInputs:
 def loss(
     model: HunyuanTransformer, batch: Batch, draws: Draws, *, chunk_frames: int, shift: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean over samples of the masked mean squared error of the velocity, float32.
+    """Compute the mean over samples of the masked mean squared error of the velocity, float32.
 
     Args:
-      model: predicts noise - clean.
-      batch: as in `WorldPlay.batch_spec`.
-      draws: the random values.
+      model: model that predicts noise - clean.
+      batch: arrays of `WorldPlay.batch_spec`.
+      draws: the random numbers.
       chunk_frames: latent frames per chunk.
-      shift: of the training times.
+      shift: shift of the training times.
     """
     clean = batch["latent"].astype(jnp.float32)
     B, F = clean.shape[:2]
@@ -121,7 +124,7 @@ def loss(
     noisy = flow_matching.add_noise(clean, draws.noise, sigma)
     video = jnp.concatenate([noisy, condition_video(batch["image_cond"], np.arange(F) == 0)], axis=-1)
     frames = FrameInputs(video, times, batch["action"], batch["w2c"], batch["intrinsics"])
-    # The text side of the autoregressive model always gets time 0, so that one text pass serves a whole rollout.
+    # The text of the autoregressive model always has time 0, so its KV cache is valid for a whole rollout.
     predicted = model(frames, text_inputs(batch), jnp.zeros(B), chunk_frames=chunk_frames)
     per_frame = jnp.mean(jnp.square(predicted - (draws.noise - clean)), axis=(2, 3, 4))
     counted = ~batch["is_memory"][:, None] | (jnp.arange(F) >= F - chunk_frames)

@@ -1,9 +1,9 @@
-"""Reader of the data that WorldPlay's trainer takes: an index, and per clip a .pt file, a pose file and maybe actions.
+"""Reader of WorldPlay's training data: an index, and per clip a .pt file, a pose file and optionally an action file.
 
-Format: HY-WorldPlay's `ar_camera_hunyuan_w_mem_dataset.py`. The index is a JSON list of objects with `latent_path`,
-`pose_path` and, where actions were recorded, `action_path`, relative to its folder. A .pt file holds a dict of tensors
-with a leading axis 1; pose and action files hold one entry per video frame, in the order of the file. Everything that
-is read is checked, and what is wrong raises a `UserError` that names the file.
+The index is a JSON list of objects with `latent_path`, `pose_path` and optionally `action_path`, relative to its
+folder. A .pt file holds a dict of tensors with a leading axis of size 1. Pose and action files hold one entry per video
+frame, in order. All values are checked; a wrong one raises a `UserError` that names the file. Source: HY-WorldPlay's
+`ar_camera_hunyuan_w_mem_dataset.py`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jworld.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One object of the index; `name` is its latent_path as written there."""
+    """An object of the index; `name` is its latent_path as in the index."""
 
     name: str
     latent: pathlib.Path
@@ -48,7 +48,7 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What all clips of a set share: latent (H, W, C), vision (tokens, width), and the widths of the text states."""
+    """Sizes that all clips of a data set share: latent (H, W, C), vision (tokens, width), widths of the text states."""
 
     latent: tuple[int, int, int]
     vision: tuple[int, int]
@@ -66,8 +66,17 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One clip, channels last: latent [F, H, W, C], image_cond [1, H, W, C], vision_states [V, Dv], all bfloat16;
-    w2c [F, 4, 4] and intrinsics [F, 3, 3] in pixels, float64; action int32 [F]."""
+    """One clip, channels last.
+
+    Attributes:
+      latent: [F, H, W, C] bfloat16.
+      image_cond: [1, H, W, C] bfloat16.
+      vision_states: [V, Dv] bfloat16.
+      prompt: encoded caption.
+      w2c: [F, 4, 4] float64.
+      intrinsics: [F, 3, 3] float64, in pixels.
+      action: [F] int32.
+    """
 
     latent: np.ndarray
     image_cond: np.ndarray
@@ -79,6 +88,7 @@ class Clip:
 
     @property
     def sizes(self) -> Sizes:
+        """Sizes of the arrays."""
         _, height, width, channels = self.latent.shape
         tokens, dim = self.vision_states.shape
         text, glyph = self.prompt.text_states.shape[1], self.prompt.glyph_states.shape[1]
@@ -86,7 +96,7 @@ class Clip:
 
 
 def read_index(path: str | pathlib.Path) -> list[Entry]:
-    """The entries of an index file; that their files exist is seen when a clip is read."""
+    """Read the entries of an index file; the files of an entry are checked when its clip is read."""
     path = pathlib.Path(path)
     content = _read_json(path, list, "a list of objects with latent_path and pose_path")
     if not content:
@@ -108,7 +118,7 @@ def read_index(path: str | pathlib.Path) -> list[Entry]:
 
 
 def read_negative(prompt_path: str | pathlib.Path, glyph_path: str | pathlib.Path) -> Prompt:
-    """The negative prompt's two files."""
+    """Read the two files of the negative prompt."""
     prompt_file, glyph_file = _PtFile(prompt_path), _PtFile(glyph_path)
     return Prompt(
         prompt_file.text("negative_prompt_embeds", "negative_prompt_mask"),
@@ -119,20 +129,20 @@ def read_negative(prompt_path: str | pathlib.Path, glyph_path: str | pathlib.Pat
 def read_clip(entry: Entry, *, channels: int, min_frames: int) -> Clip:
     """Read and check one clip of latents with `channels` channels and at least `min_frames` frames.
 
-    Labels come from the action file where the entry has one, else from the poses.
+    Labels come from the action file if the entry has one, else from the poses.
     """
     file = _PtFile(entry.latent)
     latent, image_cond = file.video("latent", channels), file.video("image_cond", channels)
     frames = len(latent)
     if frames < min_frames:
         raise UserError(
-            f"{entry.latent}: 'latent' has {frames} frames, expected at least {min_frames}: leave the clip out or give "
+            f"{entry.latent}: 'latent' has {frames} frames, expected at least {min_frames}: remove the clip or lower "
             "--min-frames"
         )
     if image_cond.shape != (1, *latent.shape[1:]):
         raise UserError(
             f"{entry.latent}: 'image_cond' is {list(image_cond.shape)} as [frames, height, width, channels], expected "
-            f"{[1, *latent.shape[1:]]} as of 'latent': encode the clip again"
+            f"{[1, *latent.shape[1:]]} like 'latent': encode the clip again"
         )
     prompt = Prompt(
         file.text("prompt_embeds", "prompt_mask"),
@@ -147,23 +157,23 @@ def read_clip(entry: Entry, *, channels: int, min_frames: int) -> Clip:
 
 
 def read_poses(path: pathlib.Path, num_latents: int) -> tuple[np.ndarray, np.ndarray]:
-    """w2c [F, 4, 4] and intrinsics [F, 3, 3] in pixels of the latents: latent i has the camera of video frame 4i."""
+    """Read w2c [F, 4, 4] and intrinsics [F, 3, 3] in pixels; latent i has the camera of video frame 4i."""
     entries = list(_read_json(path, dict, "an object with one entry per video frame").values())
     needed = actions.FRAMES_PER_LATENT * (num_latents - 1) + 1
     if len(entries) < needed:
         raise UserError(
-            f"{path} has {len(entries)} poses, the {num_latents} latent frames of its clip need {needed}: give the "
-            "poses of the whole clip"
+            f"{path} has {len(entries)} poses, expected at least {needed} for the {num_latents} latent frames of the "
+            "clip: give the poses of the whole clip"
         )
     picked = range(0, needed, actions.FRAMES_PER_LATENT)
     w2c = np.stack([_matrix(path, entries[i], i, "w2c", 4) for i in picked])
     intrinsics = np.stack([_matrix(path, entries[i], i, "intrinsic", 3) for i in picked])
-    crooked = ~poses.are_rigid(w2c)
-    if crooked.any():
-        frame = picked[int(crooked.argmax())]
+    not_rigid = ~poses.are_rigid(w2c)
+    if not_rigid.any():
+        frame = picked[int(not_rigid.argmax())]
         raise UserError(
-            f"{path}: 'w2c' of frame {frame} is not rigid (a rotation, a translation and the row 0 0 0 1): give "
-            "world-to-camera matrices without scale"
+            f"{path}: 'w2c' of frame {frame} is not rigid, expected a rotation, a translation and the row 0 0 0 1: "
+            "give world-to-camera matrices without scale"
         )
     parameters = intrinsics[:, (0, 1, 0, 1), (0, 1, 2, 2)]
     if (parameters <= 0).any():
@@ -173,7 +183,7 @@ def read_poses(path: pathlib.Path, num_latents: int) -> tuple[np.ndarray, np.nda
 
 
 def read_actions(path: pathlib.Path, num_latents: int) -> np.ndarray:
-    """Labels int32 [F] of an action file; latent i has the action of video frame 4i, latent 0 none."""
+    """Read the labels int32 [F] of an action file; latent i has the action of video frame 4i, latent 0 none."""
     entries = list(_read_json(path, dict, "an object with one entry per video frame").values())
     for frame, entry in enumerate(entries):
         if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
@@ -211,7 +221,7 @@ def _matrix(path: pathlib.Path, entry: Any, frame: int, key: str, size: int) -> 
 
 
 class _PtFile:
-    """The dict of tensors in one .pt file, mapped into memory: only what is asked for is read."""
+    """The dict of tensors in a .pt file, mapped into memory: only requested tensors are read."""
 
     def __init__(self, path: str | pathlib.Path) -> None:
         try:
@@ -233,7 +243,7 @@ class _PtFile:
             )
 
     def video(self, key: str, channels: int) -> np.ndarray:
-        """[1, C, F, H, W] -> bfloat16 [F, H, W, C]."""
+        """Return a tensor [1, C, F, H, W] as bfloat16 [F, H, W, C]."""
         tensor = self._tensor(key, "C", "F", "H", "W")
         if len(tensor) != channels:
             raise UserError(
@@ -243,15 +253,15 @@ class _PtFile:
         return self._bfloat16(key, tensor.permute(1, 2, 3, 0))
 
     def tokens(self, key: str) -> np.ndarray:
-        """[1, V, D] -> bfloat16 [V, D]."""
+        """Return a tensor [1, V, D] as bfloat16 [V, D]."""
         return self._bfloat16(key, self._tensor(key, "tokens", "width"))
 
     def text(self, states_key: str, mask_key: str, *, may_be_empty: bool = False) -> np.ndarray:
-        """[1, S, D] with a mask [1, S] -> bfloat16 [true length, D]."""
+        """Return a tensor [1, S, D] with a mask [1, S] as bfloat16 [true length, D]."""
         states, mask = self._tensor(states_key, "tokens", "width"), self._tensor(mask_key, "tokens")
         if len(states) != len(mask):
             raise UserError(
-                f"{self._path}: '{mask_key}' has {len(mask)} tokens, expected {len(states)} as of '{states_key}': "
+                f"{self._path}: '{mask_key}' has {len(mask)} tokens, expected {len(states)} like '{states_key}': "
                 "encode the prompt again"
             )
         length = int((mask != 0).sum())
@@ -266,7 +276,7 @@ class _PtFile:
         return self._bfloat16(states_key, states[:length])
 
     def _tensor(self, key: str, *axes: str) -> Any:
-        """The tensor without its leading axis, of which there must be one entry."""
+        """Return a tensor without its leading axis, which must have size 1."""
         tensor = self._content.get(key)
         if not isinstance(tensor, self._torch.Tensor):
             raise UserError(f"{self._path}: the tensor '{key}' is missing: encode it again")
@@ -278,7 +288,9 @@ class _PtFile:
 
     def _bfloat16(self, key: str, tensor: Any) -> np.ndarray:
         if not tensor.is_floating_point():
-            raise UserError(f"{self._path}: '{key}' is {tensor.dtype}, expected a type of floats: encode it again")
+            raise UserError(
+                f"{self._path}: '{key}' is {tensor.dtype}, expected a floating-point dtype: encode it again"
+            )
         if not bool(self._torch.isfinite(tensor).all()):
             raise UserError(f"{self._path}: '{key}' has NaN or infinite numbers: encode it again")
         stored = tensor.to(self._torch.bfloat16).contiguous()

@@ -1,4 +1,4 @@
-"""Recorded walks as the truth of a rollout: what to tell the model, and how to compare what it answers."""
+"""Rollouts along recorded episodes, and their comparison with the recording."""
 
 from typing import Any
 
@@ -15,49 +15,49 @@ from jworld.utils import errors
 
 
 def swapped(controls: Controls) -> Controls:
-    """The same walk with left and right exchanged."""
+    """Exchange left and right in the controls of an episode."""
     action, w2c = actions.swap_left_right(controls.action, controls.w2c)
     return controls._replace(action=action, w2c=w2c)
 
 
 def roll_out(session: Session, first_frame: np.ndarray, prompt: str, controls: Controls, *, seed: int) -> np.ndarray:
-    """Controls of F latents, whole chunks -> frames uint8 [1 + 4 (F - 1), H, W, 3]."""
+    """Generate frames uint8 [1 + 4 (F - 1), H, W, 3] from the controls of F latents, in whole chunks."""
     chunks = split(controls, session.chunk_frames)
     session.reset(first_frame, prompt, seed=seed)
     return np.concatenate([session.step(chunk) for chunk in chunks])
 
 
 def split(controls: Controls, size: int) -> list[Controls]:
-    """Controls of F latents in chunks of `size`."""
+    """Split the controls of F latents into chunks of `size`."""
     count = len(controls.action)
     if count % size:
-        raise ValueError(f"{count} latents are no multiple of chunks of {size}")
+        raise ValueError(f"{count} latents are not a multiple of chunks of {size}")
     return [Controls(*(values[i : i + size] for values in controls)) for i in range(0, count, size)]
 
 
 def action_names(labels: np.ndarray) -> str:
-    """What is done in one chunk, in words; label 0 of the first latent of all, none, is to be left out."""
+    """Return the actions of a chunk in words; leave out the label of the rollout's first latent, which is 0 (none)."""
     return ", ".join(dict.fromkeys(actions.label_name(int(label)) for label in labels))
 
 
 def compare(clip: held_out.Clip, prediction: np.ndarray, size: int, *, title: str = "") -> results.Comparison:
-    """Truth and prediction in chunks of `size` latents, ready to be drawn."""
+    """Return truth and prediction in chunks of `size` latents for a contact sheet."""
     values = held_out.chunk_psnr(clip.frames, prediction, size)
     chunks = []
     for i, (start, stop) in enumerate(held_out.chunk_frames(clip.latents, size)):
-        # The label of latent 0 is none, whatever follows.
+        # The label of latent 0 is always none.
         names = action_names(clip.controls.action[max(size * i, 1) : size * (i + 1)])
         chunks.append(results.Chunk(start=start, stop=stop, action=names, psnr=values[i]))
     return results.Comparison(title=title, truth=clip.frames, prediction=prediction, chunks=chunks)
 
 
 def parse_script(script: str, *, chunk_frames: int) -> list[str]:
-    """ "forward*6,yaw_right*9" -> the action of every latent after the first; with it they are whole chunks.
+    """Parse a script such as "forward*6,yaw_right*9" into the action of every latent after the first.
 
-    `chunk_frames` latents are made together.
+    With the first latent, they must fill whole chunks of `chunk_frames` latents.
 
     Raises:
-      UserError: an unknown action, a number that is none, or a length that does not fit.
+      UserError: an action is unknown, a count is not a positive integer, or the length does not fit.
     """
     allowed = ("none", *episodes.DIRECTIONS)
     expected = f"expected <action>*<latents> with an action of {', '.join(allowed)}, or several joined by '+'"
@@ -71,14 +71,14 @@ def parse_script(script: str, *, chunk_frames: int) -> list[str]:
         steps += [action] * (int(count) if star else 1)
     if (len(steps) + 1) % chunk_frames:
         raise errors.UserError(
-            f"config.sample.actions has {len(steps)} latents, and {len(steps) + 1} with the first frame is no multiple "
-            f"of the {chunk_frames} that are made together: add {-(len(steps) + 1) % chunk_frames} latents"
+            f"config.sample.actions has {len(steps)} latents, {len(steps) + 1} with the first frame, expected a "
+            f"multiple of {chunk_frames}, a chunk: add {-(len(steps) + 1) % chunk_frames} latents"
         )
     return steps
 
 
 def sample(session: Session, config: ml_collections.ConfigDict) -> results.Comparison:
-    """Roll out `config.sample`: its script on a held-out map, or, on data of the user's own, a held-out walk."""
+    """Generate the sample of `config.sample`: its script on a held-out map, or a held-out episode of user data."""
     settings: Any = config.sample
     script = parse_script(settings.actions, chunk_frames=session.chunk_frames)
     recording = held_out.recording_config(config)

@@ -1,4 +1,4 @@
-"""A rollout in pixels: what `generate` and interactive front ends drive."""
+"""Step-by-step generation of a rollout in pixels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from jworld.systems.worldplay.latents import LatentSession
 
 
 class Session:
-    """First frame and prompt in, then actions in and frames out, chunk by chunk, for as long as one likes."""
+    """A `VideoSession`: each step generates a chunk of frames."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Session:
         clip: data.ClipConfig,
         units: pose_strings.Units = pose_strings.PUBLISHED,
     ):
-        """`clip` has the limits of the text side, `units` say what a held key does."""
+        """Open a session; `clip` has the limits of text tokens, `units` the motion of a held key."""
         self.latents, self.encoders, self.clip, self.units = latents, encoders, clip, units
 
     @property
@@ -35,12 +35,12 @@ class Session:
         return self.latents.chunk_frames
 
     def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0) -> None:
-        """Start from an image uint8 [H, W, 3] of any size; of another shape than the model's, its middle is taken.
+        """Start from an image uint8 [H, W, 3] of any size, or from the last frame of a video [T, H, W, 3].
 
-        Of a video [T, H, W, 3] it is the last frame.
+        The image is cropped around its center to the model's aspect ratio.
         """
         first_frame = first_frame[-1] if first_frame.ndim == 4 else first_frame
-        image_latent, vision = self.encoders.image(centre_crop(first_frame, *self.encoders.image_size))
+        image_latent, vision = self.encoders.image(center_crop(first_frame, *self.encoders.image_size))
         assert vision is not None
         prompts = [prompt] if self.latents.sample.guidance == 1 else ["", prompt]
         rows = [self.encoders.prompt(text) for text in prompts]
@@ -51,9 +51,9 @@ class Session:
         self._decoder = self.encoders.autoencoder.stream()
 
     def step(self, action: Controls | str) -> np.ndarray:
-        """One chunk -> frames uint8 [T, H, W, 3]: 1 + 4 (f - 1) in the first chunk, 4 f afterwards.
+        """Generate a chunk, uint8 [T, H, W, 3]: 1 + 4 (f - 1) frames in the first chunk, then 4 f.
 
-        `action` is where the camera is in each latent, or the keys held meanwhile: "w", "w+right", "none".
+        `action` has the camera of each latent, or the keys that are held during the chunk: "w", "w+right", "none".
         """
         controls = self._held(action) if isinstance(action, str) else action
         return self._decoder.step(self.latents.step(controls))
@@ -64,7 +64,7 @@ class Session:
         return Controls(path.action, path.w2c, path.intrinsics)
 
     def _padded(self, rows: Sequence[Mapping[str, np.ndarray]], kind: str) -> tuple[jax.Array, jax.Array]:
-        """States [B, S, D] and mask [B, S] of encoded prompts; what is beyond the limit is left out."""
+        """Return states [B, S, D] and mask [B, S] of encoded prompts, cropped or padded to the limit of tokens."""
         limit = f"{kind}_tokens"
         tokens = getattr(self.clip, limit)
         padded = [data.padded(row[f"{kind}_states"][:tokens], tokens, limit) for row in rows]
@@ -72,10 +72,10 @@ class Session:
         return jnp.asarray(batch["states"]), jnp.asarray(batch["mask"])
 
 
-def centre_crop(frame: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The largest middle part of an image [H, W, 3] that has the shape of width x height; made smaller nowhere."""
+def center_crop(frame: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Crop an image [H, W, 3] around its center to the aspect ratio of width x height, without resizing."""
     rows, columns = frame.shape[:2]
     scale = min(columns / width, rows / height)
-    kept_rows, kept_columns = round(height * scale), round(width * scale)
-    top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
-    return frame[top : top + kept_rows, left : left + kept_columns]
+    crop_rows, crop_columns = round(height * scale), round(width * scale)
+    top, left = (rows - crop_rows) // 2, (columns - crop_columns) // 2
+    return frame[top : top + crop_rows, left : left + crop_columns]

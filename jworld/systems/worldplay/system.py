@@ -30,7 +30,7 @@ from jworld.systems.worldplay.latents import LatentSession, MemoryConfig, Sample
 from jworld.systems.worldplay.session import Session
 from jworld.utils import errors
 
-# Seed of the Monte-Carlo points of memory selection; the points are a constant of the method, not of a run.
+#: Seed of the Monte-Carlo points of memory selection, which are a constant of the method and not of a run.
 POINTS_SEED = 0
 
 SESSIONS: dict[str, type[LatentSession]] = {
@@ -79,7 +79,7 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
 
     @property
     def chunk_frames(self) -> int:
-        """Latent frames that a rollout makes together."""
+        """Latent frames that a rollout denoises together."""
         return SESSIONS[self.sample.mode].training_chunks * self.clip.chunk_frames
 
     def _check_fit(self, sequence: int) -> None:
@@ -118,7 +118,7 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
         ]
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
-        """What one training batch holds: name -> shape, dtype, logical axes."""
+        """See `System`."""
         clip, model = self.clip, self.model_config
         F, size = clip.window_frames, (*clip.latent_size, model.channels)
 
@@ -143,7 +143,7 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
         return specs
 
     def manifest_expectations(self) -> dict[str, Any]:
-        """What the manifest of a data set must say for this model: dotted key -> value."""
+        """See `LatentVideoSystem`."""
         clip, model = self.clip, self.model_config
         return {
             "arrays": ("latent", "image_cond", "w2c", "intrinsics", "action", "vision_states", "prompt"),
@@ -155,21 +155,20 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
         }
 
     def transform(self, store: text_stores.TextStore, global_batch: int) -> data.SampleWindow:
-        """Record -> training example."""
+        """See `LatentVideoSystem`."""
         return data.SampleWindow(self.clip, points=self.points(), text_store=store, global_batch=global_batch)
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar float32 loss and further metrics; everything random comes from `key`."""
+        """See `System`."""
         assert isinstance(model, HunyuanTransformer)
         chunk = self.clip.chunk_frames
         draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
         return objective.loss(model, batch, draws, chunk_frames=chunk, shift=self.objective.shift)
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
-        """Useful floating-point operations of one training step, by the formula of `models/hunyuan/flops.py`.
+        """See `System`; the formula is in `models/hunyuan/flops.py`.
 
-        Forward and backward pass, padding of the text included; recomputation and the optimizer are left out. Without
-        `sizes` all weights count as trained.
+        Forward and backward pass count, with the padding of the text; recomputation and the optimizer do not.
         """
         clip = self.clip
         sample = flops.forward_flops(
@@ -184,20 +183,20 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
         return global_batch * training(sample, trained_share(sizes))
 
     def controls(self, pose: str | None, windows: int | None) -> list[results.Action]:
-        """A pose string, or the name of a JSON file of poses -> what `Session.step` is told, chunk by chunk.
+        """Return one action per chunk for `Session.step`, from a pose string or the name of a JSON file of poses.
 
         Raises:
-          UserError: the string or the file is not understood, or its latents are no whole chunks.
+          UserError: the string or the file is invalid, or its latents do not fill whole chunks.
         """
         if pose is None or windows is not None:
-            raise errors.UserError("the model is steered: give --pose, such as --pose 'w-3, right-4', and no --windows")
+            raise errors.UserError("the model needs a camera path: give --pose 'w-3, right-4', and no --windows")
         is_file = pose.endswith(".json")
         path = trajectories.read(pathlib.Path(pose)) if is_file else pose_strings.path(pose, self.units)
         latents, size = len(path.action), self.chunk_frames
         if latents % size:
             raise errors.UserError(
-                f"--pose {pose} has {latents} latents (the first frame is one), and {size} are made together: "
-                f"add {-latents % size} latents"
+                f"--pose {pose} has {latents} latents (the first frame is one), expected a multiple of {size}, a "
+                f"chunk: add {-latents % size} latents"
             )
         chunks = rollout.split(Controls(path.action, path.w2c, path.intrinsics), size)
         return [
@@ -206,16 +205,16 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
         ]
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
-        """A UserError where a mesh does not split the frames of a chunk into equal parts."""
+        """See `System`: the mesh must split the frames of a chunk into equal parts."""
         sequence = mesh.shape["sequence"]
         if self.chunk_frames % sequence:
             raise errors.UserError(
-                f"the mesh has sequence={sequence}, which does not divide the {self.chunk_frames} latent frames that "
-                f"are made together: choose a divisor of {self.chunk_frames}"
+                f"the mesh has sequence={sequence}, which does not divide the {self.chunk_frames} latent frames of a "
+                "chunk: choose a divisor of it"
             )
 
     def session(self, model: HunyuanTransformer, encoders: Encoders, *, retrieve: bool = True) -> Session:
-        """A rollout, chunk by chunk; `retrieve=False` turns memory retrieval off."""
+        """See `VideoSystem`; `retrieve=False` disables memory retrieval."""
         latents = SESSIONS[self.sample.mode](
             model, sample=self.sample, memory_config=self.memory, points=self.points(), retrieve=retrieve
         )
@@ -235,9 +234,10 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
         options: results.Options,
         console: rich.console.Console,
     ) -> results.Report:
-        """WorldPlay's measures on held-out walks."""
+        """See `System`: PSNR of rollouts along held-out episodes, and of revisits."""
         latest_only = self.session(model, encoders, retrieve=False)
         return evaluation.evaluate(self.session(model, encoders), latest_only, config, options, console)
 
     def points(self) -> np.ndarray:
+        """Return the Monte-Carlo points of memory selection."""
         return memory.monte_carlo_points(self.clip.memory_points, POINTS_SEED)
