@@ -1,9 +1,9 @@
 """python -m jworld.doctor
 python -m jworld.doctor --config=configs/ar_mem.py:8b
 
-Looks at this machine before a run does: devices, versions of the libraries, what the mesh of a recipe makes of the
-devices, which attention it will use and why, and what usually goes wrong. Nothing is written, nothing is trained.
-Exit code 1 where something was found that has to be mended.
+Checks this machine before a run: devices, versions of libraries, frequent problems, and for a recipe its mesh and its
+attention backends with the reasons. Nothing is written and nothing is trained. The exit code is 1 if there is a
+problem.
 """
 
 import importlib.metadata
@@ -26,10 +26,10 @@ from jworld.systems import recipes
 from jworld.systems.base import AnySystem, AttentionCall
 from jworld.utils import arguments, errors, hardware
 
-DESCRIPTION = """Look at this machine before a run: devices, versions of libraries, and what usually goes wrong.
+DESCRIPTION = """Check this machine before a run: devices, versions of libraries, and frequent problems.
 
-With a recipe also: what its mesh makes of the devices, and which attention it will use and why. Nothing is written and
-nothing is trained. The exit code is 1 if something has to be mended."""
+With a recipe, also check its mesh on these devices, and show its attention backends with the reasons. Nothing is
+written and nothing is trained. The exit code is 1 if there is a problem."""
 
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -41,7 +41,7 @@ TPU_DEVICES = (pathlib.Path("/dev/accel0"), pathlib.Path("/dev/vfio/0"))
 
 @errors.exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print what was found."""
+    """Run the checks, print the results, and exit with 1 if there is a problem."""
     parser = arguments.Parser("python -m jworld.doctor", DESCRIPTION)
     arguments.add_recipe(parser, required=False)
     options = parser.parse(argv)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def versions() -> list[tuple[str, str]]:
-    """Python and the packages that a run stands on."""
+    """Return the versions of Python and of the packages that a run uses."""
     rows = [("python", platform.python_version())]
     for name in (*PACKAGES, *PLUGINS):
         version = _version(name)
@@ -75,7 +75,7 @@ def versions() -> list[tuple[str, str]]:
 
 
 def devices() -> list[tuple[str, str]]:
-    """What JAX sees."""
+    """Return platform, devices and number of processes of JAX."""
     found = jax.devices()
     chip = hardware.of_device(found[0])
     peak = f", {chip.flops / 1e12:,.0f} TFLOP/s and {chip.memory_bytes / 2**30:,.0f} GiB each" if chip else ""
@@ -87,31 +87,31 @@ def devices() -> list[tuple[str, str]]:
 
 
 def find_problems() -> list[str]:
-    """What usually goes wrong, in words that say what to do."""
+    """Return frequent problems of this machine, each with its fix."""
     problems = []
     backend = jax.default_backend()
     jax_version, jaxlib_version = _version("jax"), _version("jaxlib")
     if jax_version and jaxlib_version and jax_version.split(".")[:2] != jaxlib_version.split(".")[:2]:
-        problems.append(f"jax {jax_version} does not go with jaxlib {jaxlib_version}: pip install -U jax jaxlib")
+        problems.append(f"jax {jax_version} is not compatible with jaxlib {jaxlib_version}: pip install -U jax jaxlib")
     if backend == "cpu" and (DRIVER.exists() or shutil.which("nvidia-smi")):
         problems.append(
             "there is an NVIDIA driver, but JAX runs on the CPU: install the GPU packages with "
-            '`pip install -e ".[cuda]"`, and unset JAX_PLATFORMS if it says cpu'
+            '`pip install -e ".[cuda]"`, and unset JAX_PLATFORMS if it is cpu'
         )
     if backend == "cpu" and any(path.exists() for path in TPU_DEVICES):
         problems.append(
             "there is a TPU, but JAX runs on the CPU: install the TPU package with "
-            '`pip install -e ".[tpu]"`, and look for another process that holds the TPU'
+            '`pip install -e ".[tpu]"`, and stop other processes that use the TPU'
         )
     if importlib.util.find_spec("jax_cuda12_plugin") and importlib.util.find_spec("jax_cuda13_plugin"):
-        problems.append("the plugins of CUDA 12 and CUDA 13 are both installed: pip uninstall one of them")
+        problems.append("the JAX plugins of CUDA 12 and CUDA 13 are both installed: pip uninstall one of them")
     if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        problems.append("JAX_ENABLE_X64 is on: float64 makes every step slow, unset it")
+        problems.append("JAX_ENABLE_X64 is on, which makes every step slow: unset it")
     return problems
 
 
 def examine(config: ml_collections.ConfigDict) -> tuple[list[tuple[str, str]], list[str]]:
-    """What a recipe does on this machine, and what it cannot do."""
+    """Return facts about a recipe on this machine, and its problems."""
     rows, problems = [], []
     try:
         sizes = mesh.make_mesh(**config.mesh.to_dict())
@@ -128,7 +128,7 @@ def attention(system: AnySystem, sequence: int) -> list[tuple[str, str]]:
     """Return the backend of every attention of a training step on these devices, and the reason."""
     calls = system.attention_calls()
     if not calls:
-        return [("attention", "no backend to choose: the network has no attention over tokens")]
+        return [("attention", "no backend is chosen: the network has no attention over tokens")]
     return [(f"attention, {call.name}", describe(call, sequence)) for call in calls]
 
 

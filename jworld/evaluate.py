@@ -1,8 +1,8 @@
-"""python -m jworld.evaluate --checkpoint DIR: the quality of a trained model on held-out data.
+"""python -m jworld.evaluate --checkpoint DIR: measure a trained model on held-out data.
 
-Prints a table and writes evaluation.json, evaluation.png and, of videos, evaluation_rollouts.png. What is measured is
-the choice of the checkpoint's system; the held-out loss is measured for all, unless a benchmark is named.
-python -m jworld.evaluate compare RESULT RESULT puts the accuracies of several evaluations side by side.
+Prints a table and writes evaluation.json, evaluation.png and, for videos, evaluation_rollouts.png. The checkpoint's
+system defines the measures. The held-out loss is measured for all systems, unless a benchmark is named.
+python -m jworld.evaluate compare RESULT RESULT prints the accuracies of several evaluations side by side.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from jworld.systems import recipes, runs
 from jworld.utils import arguments, compilation, errors, files, resources
 from jworld.utils import config as run_config
 
-# The loss is noisy: this many batches, always the same ones with the same noise.
+# The loss is noisy: it is averaged over this many batches, always the same ones with the same noise.
 LOSS_BATCHES = 8
 LOSS_SEED = 0
 
 
 def held_out_loss(run: runs.Run, batches: pipeline.BatchIterator) -> float:
-    """Mean training loss over some batches."""
+    """Compute the mean training loss over `LOSS_BATCHES` batches."""
 
     @nnx.jit
     def loss(model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
@@ -58,10 +58,21 @@ def evaluate(
     given: model_encoders.EncoderOverrides | None = None,
     console: rich.console.Console,
 ) -> dict[str, Any]:
-    """Measure, print and write; return what evaluation.json holds.
+    """Measure a model, print tables and write the results.
 
-    `changes` are new values for keys of the saved config, as text by dotted key. `episodes_dir` and `records_dir`
-    replace the folders that the config names, `given` the places of encoders.
+    Args:
+      checkpoint: folder of a run, or of released weights.
+      output: folder for the results.
+      options: amount of data and options of systems.
+      step: training step of the checkpoint (default: the newest).
+      episodes_dir: folder of episodes that replaces that of the config.
+      records_dir: folder of records that replaces that of the config.
+      changes: new values for keys of the saved config, as text by dotted key.
+      given: encoders that replace those of the records.
+      console: console for tables and progress bars.
+
+    Returns:
+      Contents of evaluation.json.
     """
     config = recipes.change(run_config.load(checkpoint), changes or {})
     if episodes_dir is not None:
@@ -73,9 +84,9 @@ def evaluate(
     unused = [flag for flag, value in chosen.items() if value is not None and flag not in run.system.evaluation_flags]
     if unused:
         raise errors.UserError(
-            f"{', '.join(unused)}: mean nothing for a checkpoint of the system {config.system!r}: leave the option out"
+            f"{', '.join(unused)}: not used for a checkpoint of the system {config.system!r}: leave the option out"
         )
-    # A published benchmark is asked also of weights whose own data are not at hand.
+    # A published benchmark does not need the data that the weights were trained on.
     batches = None
     if options.benchmark is None:
         run.system.data.check_kept(checkpoint / runs.ENCODERS)
@@ -100,7 +111,7 @@ def evaluate(
 
 
 def tables(report: results.Report) -> list[rich.table.Table]:
-    """PSNR per chunk or accuracy per task, and what the report sums up."""
+    """Return tables of the PSNR per chunk or the accuracy per task, and of the summary."""
     summary = rich.table.Table(show_header=False)
     for row in report.summary:
         summary.add_row(*row)
@@ -114,7 +125,7 @@ def tables(report: results.Report) -> list[rich.table.Table]:
 
 
 def write(output: pathlib.Path, numbers: dict[str, Any], report: results.Report) -> list[pathlib.Path]:
-    """Numbers, plot and, where there are any, rollouts as files of `output`, each complete or absent."""
+    """Write numbers, plot and, if there are any, rollouts to `output`, each file complete or absent."""
     names = ("evaluation.json", "evaluation.png", *(["evaluation_rollouts.png"] if report.rollouts else []))
     paths = [output / name for name in names]
     try:

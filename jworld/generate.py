@@ -1,10 +1,10 @@
 """python -m jworld.generate --checkpoint DIR --image first.png --prompt "..." --pose "w-3, right-4" --out out.mp4
 
-Generates a video from a first image along a path of actions. Writes the video, what it was made with and how long that
-took (out.json), and with --sheet the images of every chunk under its action (out.png). With --stream the video is a
-file that grows while it is made and can be watched meanwhile; no more than one chunk is in memory.
+Generates a video from a first image along a path of actions. Writes the video, its settings and timings (out.json), and
+with --sheet the images of every chunk with its action (out.png). With --stream the video file can be watched while it
+grows, and at most one chunk is in memory.
 
-A model that answers in text, TheWorld, prints its answer to --prompt about --image as it comes.
+A model that answers in text prints its answer to --prompt about --image token by token.
 """
 
 import contextlib
@@ -41,20 +41,20 @@ class Request:
 
     Attributes:
       checkpoint: folder of a run, of released or of imported weights.
-      step: the checkpoint of a run to take; None for the newest.
-      image: first image, or a video whose last frames are continued; None for a model that needs none.
+      step: training step of the checkpoint; None for the newest.
+      image: first image, or a video whose last frames are continued; None for a model that needs a caption only.
       prompt: caption of the video, or question.
-      pose: path, for a model that is steered along one.
-      actions: control tokens, for a model that is steered by them.
-      windows: length of the video, for a model without actions.
-      seed: random seed of the noise.
-      encoders: folder with the encoders where the checkpoint's folder has none; None for its own.
-      given: encoders by name, in place of those that a folder names.
+      pose: camera path, for models steered by --pose.
+      actions: control tokens, for models steered by --actions.
+      windows: length of the video, for models without actions.
+      seed: random seed for the noise.
+      encoders: folder with the encoders; None for those of the checkpoint.
+      given: encoders that replace those of the folder.
       changes: new values for keys of the saved config, as text by dotted key.
       mesh: sizes of the mesh by axis.
       out: file to write.
       sheet: also write the images of every chunk.
-      stream: write frames as they are ready.
+      stream: write frames as soon as they are ready.
     """
 
     checkpoint: pathlib.Path
@@ -75,16 +75,19 @@ class Request:
 
 
 def generate(request: Request, config: ml_collections.ConfigDict, console: rich.console.Console) -> dict[str, Any]:
-    """Roll out with the resolved config and write; -> what the JSON file holds.
+    """Generate a video with the resolved config, and write it.
+
+    Returns:
+      Contents of the JSON file.
 
     Raises:
-      UserError: something that is asked for is missing, damaged, or does not fit the model.
+      UserError: an input is missing, damaged, or does not fit the model.
     """
     if request.out.suffix != ".mp4":
         found = "missing" if request.out == Request.out else request.out
         raise errors.UserError(f"--out is {found}, expected a name that ends in .mp4")
     if request.stream and request.sheet:
-        raise errors.UserError("--sheet needs all frames at the end, --stream keeps none: leave one of them out")
+        raise errors.UserError("--sheet needs all frames at the end, but --stream stores none: leave one of them out")
     system = generation.video_system(systems.create(config), config)
     image = generation.find_start(request.image, needed=system.needs_image)
     steering = generation.steering(system, pose=request.pose, actions=request.actions)
@@ -138,10 +141,13 @@ def generate(request: Request, config: ml_collections.ConfigDict, console: rich.
 
 
 def answer(request: Request, config: ml_collections.ConfigDict, console: rich.console.Console) -> dict[str, Any]:
-    """Ask a model that answers in text, print the answer token by token, and write it to `request.out` if given.
+    """Answer in text: print the answer token by token, and write it to `request.out` if given.
+
+    Returns:
+      Contents of the JSON file.
 
     Raises:
-      UserError: there is no question, a flag is of a model that generates videos, or the files do not fit.
+      UserError: there is no question, a flag is for models that generate videos, or the files do not fit.
     """
     for flag, value in (("--pose", request.pose), ("--actions", request.actions), ("--windows", request.windows)):
         if value is not None:
@@ -169,7 +175,7 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
 
 
 class TokenPrinter:
-    """Print the text that each token adds; a letter may need more than one token."""
+    """A printer of the text that each token adds; a letter may need more than one token."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], console: rich.console.Console):
         self._decode, self._console, self._tokens = decode, console, list[int]()
@@ -184,7 +190,7 @@ class TokenPrinter:
 
 @contextlib.contextmanager
 def frame_sink(request: Request, run: runs.Run, frames: list[np.ndarray]) -> Iterator[Callable[[np.ndarray], None]]:
-    """Open the destination of the frames of a chunk: a video file that grows, or the list `frames`."""
+    """Open the destination of a chunk's frames: a growing video file, or the list `frames`."""
     if not request.stream:
         yield frames.append
         return
@@ -197,7 +203,7 @@ def frame_sink(request: Request, run: runs.Run, frames: list[np.ndarray]) -> Ite
 
 
 def resolve(request: Request) -> ml_collections.ConfigDict:
-    """Return the saved config with all defaults written out, for one device or the mesh, and with the changes."""
+    """Return the saved config with all defaults, the mesh of the request (one device by default) and its changes."""
     config = run_config.load(request.checkpoint)
     values = config.to_dict()
     for name, section in systems.create(config).sections().items():
@@ -215,16 +221,19 @@ def _plain(value: Any) -> Any:
 
 
 def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
-    """Return the mesh of the config on the first devices; the others stay idle."""
+    """Make the mesh of the config on the first devices; the others stay idle."""
     sizes = dict(config.mesh)
     count = int(np.prod(list(sizes.values())))
     return mesh_lib.make_mesh(**sizes, devices=jax.devices()[: count if count > 0 else None])
 
 
 def write(request: Request, rollout: results.Comparison | None, facts: dict[str, Any]) -> list[pathlib.Path]:
-    """Write video, numbers and images, each complete or absent; return their names. Without a rollout, only numbers."""
+    """Write video, numbers and images, or only the numbers without a rollout; return their names.
+
+    Each file is complete or absent.
+    """
     out = request.out
-    # The encoder chooses the format by the name's end.
+    # The video encoder chooses the format by the suffix.
     partial = out.with_name(f".{out.stem}.partial{out.suffix}")
     paths = [out, out.with_suffix(".json")]
     try:
@@ -247,7 +256,7 @@ def write(request: Request, rollout: results.Comparison | None, facts: dict[str,
 
 
 def parse_mesh(text: str) -> tuple[tuple[str, int], ...]:
-    """Parse "data=1,sequence=2" to pairs of axis and size."""
+    """Parse "data=1,sequence=2" into pairs of axis and size."""
     pairs = [item.partition("=") for item in text.split(",")]
     for name, _, size in pairs:
         if name.strip() not in mesh_lib.AXIS_NAMES or not size.strip().isdecimal():
@@ -255,7 +264,7 @@ def parse_mesh(text: str) -> tuple[tuple[str, int], ...]:
     return tuple((name.strip(), int(size)) for name, _, size in pairs)
 
 
-DESCRIPTION = """Generate a video with a trained model, from an image, a caption and, where the model takes one, a path.
+DESCRIPTION = """Generate a video with a trained model from an image, a caption and, for some models, a path of actions.
 
 A model that answers in text prints its answer to --prompt about --image, token by token."""
 EPILOG = """The model's system defines how a path is written.

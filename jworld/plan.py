@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_arguments(argv)
     config = recipes.from_options(options)
     if options.topology is None:
-        raise errors.UserError(f"--topology is missing: name what to plan for; examples: {topologies.KNOWN}")
+        raise errors.UserError(f"--topology is missing: name a topology, for example {topologies.KNOWN}")
     topology = topologies.parse(options.topology)
     topologies.check_tools(topology)
     if options.search:
@@ -55,7 +55,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments.Parser("python -m jworld.plan", DESCRIPTION)
     arguments.add_recipe(parser)
     add = parser.add_argument
-    add("--topology", metavar="NAME", help=f"what to plan for: {topologies.KNOWN} (required)")
+    add("--topology", metavar="NAME", help=f"topology to plan for: {topologies.KNOWN} (required)")
     add("--search", action="store_true", help="try other meshes, accumulation and remat policies, and print the best")
     add("--tries", type=arguments.positive, default=8, help="largest number of compilations of a search")
     add("--json", type=pathlib.Path, metavar="FILE", help="also write all numbers to this file (default: none)")
@@ -69,7 +69,7 @@ def one_plan(config: ml_collections.ConfigDict, topology: topologies.Topology) -
 
 
 def search_plans(config: ml_collections.ConfigDict, topology: topologies.Topology, *, tries: int) -> list[search.Found]:
-    """The plans of a search, best first.
+    """Search for plans and return them, best first.
 
     Raises:
       UserError: there is no mesh that the config fits.

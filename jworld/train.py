@@ -86,7 +86,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def local_folder(flag: str, name: str) -> pathlib.Path:
-    """Return `name` as a path; a `UserError` refuses addresses of buckets, which would become folder names."""
+    """Return `name` as a path; a `UserError` if it is the address of a bucket, which would become a folder name."""
     if "://" in name:
         raise errors.UserError(
             f"{flag} is {name}, expected a folder, mounted on every host: mount the bucket, as docs/pods.md shows"
@@ -106,7 +106,7 @@ def run(job: TrainingJob, *, overwrite: bool) -> None:
     In multi-process runs only process 0 prints, writes shared files and prepares data, and nothing is sampled.
     """
     console.quiet = jax.process_index() != 0
-    job.mesh  # noqa: B018 - a mesh that does not fit is reported before data are made
+    job.mesh  # noqa: B018 - report a mesh that does not fit before making data
     training_job.check_folders(job, overwrite=overwrite)
     startup.once(job.system.data.prepare)
     dataset = job.system.data.batches("train")
@@ -128,7 +128,7 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
     )
     graphdef, state, shardings = training_job.start(job, dataset, manager, message=console.print)
     if jax.process_index() == 0:
-        # What the other commands need, once config, data and weights are known to be good.
+        # Other commands need these files; config, data and weights are valid at this point.
         run_config.save(config, job.workdir)
         job.system.data.keep(job.workdir / runs.ENCODERS)
     batch_shardings = {name: axes.sharding(job.mesh, entry.axes) for name, entry in job.spec.items()}
@@ -159,7 +159,7 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
                 uploads.saved(number, is_last=last)
             if stopped:
                 manager.wait()
-                log.message(f"stopped after step {number} as asked; the same command resumes there")
+                log.message(f"stopped after step {number} on request; the same command resumes there")
                 return number == config.steps
     log.message(f"trained {config.steps} steps, {log.summary}; checkpoints, logs and config are in {job.workdir}")
     return True
@@ -176,7 +176,7 @@ def to_devices(
 
 
 def open_uploads(job: TrainingJob, *, message: Callable[[str], None]) -> hub.Uploads:
-    """Open the uploads of this run, which process 0 makes."""
+    """Open the uploads of this run; only process 0 uploads."""
     settings = job.hub if jax.process_index() == 0 else hub.HubConfig()
     return hub.Uploads(settings, job.workdir / runs.CHECKPOINTS, hub.uploader(settings, job.workdir), message=message)
 

@@ -66,4 +66,4 @@ def test_a_gpu_that_jax_does_not_find(
 
 def test_versions_that_do_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", {"jax": "0.10.2", "jaxlib": "0.9.1"}.get)
-    assert any("jax 0.10.2 does not go with jaxlib 0.9.1" in problem for problem in doctor.find_problems())
+    assert any("jax 0.10.2 is not compatible with jaxlib 0.9.1" in problem for problem in doctor.find_problems())

@@ -132,7 +132,7 @@ def test_doctor(tmp_path: pathlib.Path) -> None:
         attention = systems.create(run_config.load_recipe(recipe(name))).attention_calls()
         for call in attention:
             assert f"attention, {call.name}" in result.stdout
-        assert attention or "no backend to choose" in result.stdout
+        assert attention or "no backend is chosen" in result.stdout
 
 
 @SYSTEMS

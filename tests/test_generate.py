@@ -186,7 +186,7 @@ def test_encoders_in_another_folder(
         (("--mesh", "sequence=3"), "the mesh has sequence=3, which does not divide"),
         (("--mesh", "fsdp=64"), "config.mesh is data=1, fsdp=64, sequence=1 = 64 devices"),
         (("--actions", "D*3"), "--actions D*3: this model is steered by --pose"),
-        (("--stream", "--sheet"), "--sheet needs all frames at the end, --stream keeps none"),
+        (("--stream", "--sheet"), "--sheet needs all frames at the end, but --stream stores none"),
         (("--out", "video.avi"), "expected a name that ends in .mp4"),
         (("--image", "no.png"), "--image no.png cannot be read"),
         (("--image", str(tiny_run.RECIPE)), "cannot be read"),
