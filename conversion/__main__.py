@@ -18,47 +18,45 @@ import rich.console
 import rich.table
 
 from conversion import exporting, families, importing, inspecting, selecting, torch_files, verifying
-from jworld.utils import errors
+from jworld.utils import arguments, errors
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
 
 @errors.exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = _parser().parse_args(argv)
+    options = _parser().parse(argv)
     # Conversion needs no accelerator and leaves it free for other processes.
     jax.config.update("jax_platforms", "cpu")
-    run: Callable[[argparse.Namespace], None] = arguments.run
-    run(arguments)
+    run: Callable[[argparse.Namespace], None] = options.run
+    run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m conversion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser("python -m conversion", "Import, export and compare weights of the PyTorch programs.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_import(commands)
     _add_fuse(commands)
     _add_export(commands)
     inspect = _add(commands, "inspect", _inspect, "Describe a checkpoint or weights of jworld, without loading them.")
     inspect.add_argument("source", type=pathlib.Path, help="downloaded file or folder, or weights of jworld")
-    inspect.add_argument("--step", type=int, help="step of a run (default: the newest)")
+    inspect.add_argument("--step", type=int, help="training step of a run (default: the newest)")
     verify = _add(commands, "verify", _verify, "Compare every element of weights with the original checkpoint.")
     verify.add_argument("directory", type=pathlib.Path, metavar="dir", help="output of import, or folder of a run")
     verify.add_argument("source", type=pathlib.Path, help="downloaded file or folder")
-    verify.add_argument("--step", type=int, help="step of a run (default: the newest)")
+    verify.add_argument("--step", type=int, help="training step of a run (default: the newest)")
     return parser
 
 
 def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: object, text: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text)
+    commands: "argparse._SubParsersAction[arguments.Parser]", name: str, run: object, text: str, *, summary: str = ""
+) -> arguments.Parser:
+    parser = commands.add_parser(name, help=summary or text[0].lower() + text[1:].rstrip("."), description=text)
     parser.set_defaults(run=run)
     return parser
 
 
-def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_import(commands: "argparse._SubParsersAction[arguments.Parser]") -> None:
     parser = _add(
         commands,
         "import",
@@ -66,6 +64,7 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "Convert a PyTorch checkpoint to a folder with weights and config or, for a video autoencoder (families "
         "*-vae), to one file. Sizes follow from the tensors, the config.json next to them, a recipe and --set; these "
         "sources must agree.",
+        summary="convert a PyTorch checkpoint to weights and config for training and sampling",
     )
     parser.add_argument(
         "source",
@@ -80,30 +79,30 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument(
         "--lora-alpha",
         type=float,
-        metavar="X",
-        help="alpha of the adapters (LoRA) in the checkpoint, merged with the factor X / rank (default: their rank)",
+        help="alpha of the adapters (LoRA) in the checkpoint, merged with alpha / rank (default: their rank)",
     )
 
 
-def _add_fuse(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_fuse(commands: "argparse._SubParsersAction[arguments.Parser]") -> None:
     parser = _add(
         commands,
         "fuse",
         _import,
         "Import a PyTorch checkpoint and merge the adapters of a separate file (LoRA in the layout of diffusers and "
-        "peft): W + X / rank B A, in float32. `export` then writes the fused checkpoint in the original's layout. "
+        "peft): W + alpha / rank B A, in float32. `export` then writes the fused checkpoint in the original's layout. "
         "Runs of jworld do not need this command: training and export merge their adapters.",
+        summary="import a checkpoint with the adapters (LoRA) of a separate file merged",
     )
     parser.add_argument("source", type=pathlib.Path, help="the checkpoint, a downloaded file or folder")
     parser.add_argument("adapters", type=pathlib.Path, help="adapter file, such as pytorch_lora_weights.safetensors")
     _add_weights(parser, output="folder to create")
     parser.add_argument(
-        "--lora-alpha", type=float, metavar="X", help="alpha that the adapters were trained with (default: their rank)"
+        "--lora-alpha", type=float, help="alpha that the adapters were trained with (default: their rank)"
     )
     parser.set_defaults(ema=False)
 
 
-def _add_weights(parser: argparse.ArgumentParser, *, output: str) -> None:
+def _add_weights(parser: arguments.Parser, *, output: str) -> None:
     """Add the options of every import."""
     parser.add_argument("--family", choices=sorted(families.FAMILIES), help="kind of checkpoint (default: detected)")
     parser.add_argument("--output", required=True, type=pathlib.Path, metavar="PATH", help=output)
@@ -113,14 +112,15 @@ def _add_weights(parser: argparse.ArgumentParser, *, output: str) -> None:
         help="recipe that the weights must match and that sets all other values, such as configs/ar_mem.py:8b "
         "(default: the published values)",
     )
+    arguments.add_changes(parser, default="as in the recipe")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         dest="settings",
-        help="value of the config, such as model.rope_dims=16,56,56, or of an autoencoder, such as attention=causal; "
-        "may be repeated",
+        help="value for an autoencoder, such as attention=causal; may be repeated. Also the old form of "
+        "--config.KEY=VALUE, accepted until the next release",
     )
     parser.add_argument(
         "--variant",
@@ -149,12 +149,13 @@ def _add_weights(parser: argparse.ArgumentParser, *, output: str) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the output of an earlier import")
 
 
-def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_export(commands: "argparse._SubParsersAction[arguments.Parser]") -> None:
     parser = _add(
         commands,
         "export",
         _export,
         "Write weights with the keys of the original program, and its config.json.",
+        summary="write weights with the keys of the original program",
     )
     parser.add_argument(
         "directory",
@@ -175,7 +176,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--adapters", action="store_true", help="write only the adapters of a run with model.lora, in peft's layout"
     )
     parser.add_argument("--dtype", choices=importing.DTYPES, help="dtype to write (default: the stored dtype)")
-    parser.add_argument("--step", type=int, help="step of a run (default: the newest)")
+    parser.add_argument("--step", type=int, help="training step of a run (default: the newest)")
     parser.add_argument(
         "--trained",
         action="store_true",
@@ -184,29 +185,29 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--overwrite", action="store_true", help="replace the output of an earlier export")
 
 
-def _import(arguments: argparse.Namespace) -> None:
+def _import(options: argparse.Namespace) -> None:
     began = time.perf_counter()
-    options = importing.Options(
-        family=arguments.family,
-        recipe=arguments.config,
-        settings=arguments.settings,
-        variant=arguments.variant,
-        allow=arguments.allow,
-        dtype=arguments.dtype,
+    chosen = importing.Options(
+        family=options.family,
+        recipe=options.config,
+        settings=[f"{key}={text}" for key, text in options.changes.items()],
+        variant=options.variant,
+        allow=options.allow,
+        dtype=options.dtype,
         selection=selecting.Selection(
-            average=arguments.ema,
-            lora_alpha=arguments.lora_alpha,
-            adapters=None if arguments.adapters is None else str(arguments.adapters),
-            bases=tuple(arguments.base),
+            average=options.ema,
+            lora_alpha=options.lora_alpha,
+            adapters=None if options.adapters is None else str(options.adapters),
+            bases=tuple(options.base),
         ),
     )
     plan, record = importing.import_weights(
-        arguments.source, arguments.output, options, overwrite=arguments.overwrite, console=console
+        options.source, options.output, chosen, overwrite=options.overwrite, console=console
     )
     seconds = time.perf_counter() - began
     console.print(
         f"imported {record['tensors']:,} tensors, {record['parameters']:,} parameters ({record['dtype']}, checksum "
-        f"{record['checksum']}) to {arguments.output} in {seconds:.1f} s, {plan.size / seconds / 1e6:.0f} MB/s"
+        f"{record['checksum']}) to {options.output} in {seconds:.1f} s, {plan.size / seconds / 1e6:.0f} MB/s"
     )
     description, names = plan.family.describe({}), plan.published
     if plan.config is not None:
@@ -215,7 +216,7 @@ def _import(arguments: argparse.Namespace) -> None:
         names = [f"model.{name}" for name in plan.published]
     console.print(description)
     if plan.source.rank is not None:
-        alpha = arguments.lora_alpha or plan.source.rank
+        alpha = options.lora_alpha or plan.source.rank
         console.print(f"merged adapters of rank {plan.source.rank} with the factor {alpha:g} / rank (--lora-alpha)")
     for text, listed in (
         ("published values, not given by the checkpoint", names),
@@ -224,28 +225,28 @@ def _import(arguments: argparse.Namespace) -> None:
     ):
         if listed:
             console.print(f"{text}: {', '.join(listed)}")
-    for line in plan.family.folder_notes(arguments.source):
+    for line in plan.family.folder_notes(options.source):
         console.print(line)
-    console.print(f"next: python -m conversion verify {arguments.output} {arguments.source}")
+    console.print(f"next: python -m conversion verify {options.output} {options.source}")
     if plan.config is None:
-        console.print(f"      python -m jworld.precompute --autoencoder {arguments.output} --help")
+        console.print(f"      python -m jworld.precompute --autoencoder {options.output} --help")
     else:
-        console.print(f"      python -m jworld.generate --checkpoint {arguments.output} --help")
+        console.print(f"      python -m jworld.generate --checkpoint {options.output} --help")
 
 
-def _export(arguments: argparse.Namespace) -> None:
+def _export(options: argparse.Namespace) -> None:
     export: Callable[..., exporting.Summary] = exporting.export_weights
-    if arguments.adapters:
+    if options.adapters:
         export = exporting.export_adapters
-    elif arguments.trained:
+    elif options.trained:
         export = functools.partial(export, trained=True)
     summary = export(
-        arguments.directory,
-        arguments.output,
-        layout=arguments.layout,
-        dtype=arguments.dtype,
-        step=arguments.step,
-        overwrite=arguments.overwrite,
+        options.directory,
+        options.output,
+        layout=options.layout,
+        dtype=options.dtype,
+        step=options.step,
+        overwrite=options.overwrite,
         console=console,
     )
     console.print(
@@ -255,22 +256,22 @@ def _export(arguments: argparse.Namespace) -> None:
     if summary.limits:
         console.print(f"that program cannot load these sizes: {'; '.join(summary.limits)}")
     first = summary.files[0]
-    if arguments.adapters:
+    if options.adapters:
         console.print(f"next: python -m conversion fuse CHECKPOINT {first} --output DIR, or load it with the base")
         return
     written = first if first.suffix in torch_files.SUFFIXES else first.parent
-    console.print(f"next: python -m conversion verify {arguments.directory} {written}")
+    console.print(f"next: python -m conversion verify {options.directory} {written}")
 
 
-def _inspect(arguments: argparse.Namespace) -> None:
-    table = rich.table.Table("", str(arguments.source), show_header=True)
-    for title, text in inspecting.inspect(arguments.source, step=arguments.step).items():
+def _inspect(options: argparse.Namespace) -> None:
+    table = rich.table.Table("", str(options.source), show_header=True)
+    for title, text in inspecting.inspect(options.source, step=options.step).items():
         table.add_row(title, text)
     console.print(table)
 
 
-def _verify(arguments: argparse.Namespace) -> None:
-    summary = verifying.verify(arguments.directory, arguments.source, step=arguments.step, console=console)
+def _verify(options: argparse.Namespace) -> None:
+    summary = verifying.verify(options.directory, options.source, step=options.step, console=console)
     console.print(
         f"equal: {summary.tensors:,} tensors, {summary.parameters:,} parameters, checksum {summary.checksum}"
         + (f"; ignored by the import: {', '.join(summary.ignored)}" if summary.ignored else "")

@@ -1,6 +1,6 @@
 """Config of imported weights, from all sources of hyper-parameters, which must agree."""
 
-import pathlib
+import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +8,10 @@ import ml_collections
 
 from conversion import families
 from jworld import systems
+from jworld.systems import recipes
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, resources
 
-#: Recipes of a checkout, next to this package.
-_RECIPES = pathlib.Path(__file__).parents[1] / "configs"
 #: Settings of the computation and not of the network, in which sources may differ.
 FREE = ("dtype", "param_dtype", "frozen_dtype", "remat", "attention")
 
@@ -24,10 +23,24 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
       UserError: a setting is not of this form, or a key has two values.
     """
     values: dict[str, Any] = {}
-    for key, value in map(run_config.parse_setting, settings):
+    for key, value in map(_parse_setting, settings):
         if values.setdefault(key, value) != value:
             raise errors.UserError(f"--set {key}: found two values, {values[key]!r} and {value!r}: give one")
     return values
+
+
+def _parse_setting(text: str) -> tuple[str, Any]:
+    """Parse "a.b=1,2" to ("a.b", (1, 2)); a value that is not a Python literal is text."""
+    key, equals, value = text.partition("=")
+    key, value = key.strip().removeprefix("config."), value.strip()
+    if not equals or not key:
+        raise errors.UserError(f"--set {text}: expected KEY=VALUE, such as model.rope_dims=16,56,56")
+    if value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    try:
+        return key, run_config.as_tuple(ast.literal_eval(value))
+    except (SyntaxError, ValueError):
+        return key, value
 
 
 def resolve(
@@ -74,11 +87,8 @@ def resolve(
         _assign(config.model, {**facts, **free})
         config.sample.rollout.update(runs.variants[variant])
         runs.fit(config)
-    values = config.to_dict()
-    for key, value in settings.items():
-        if not key.startswith("model."):
-            run_config.set_value(values, key, value)
-    config = ml_collections.ConfigDict(values)
+    others = {key: str(value) for key, value in settings.items() if not key.startswith("model.")}
+    config = recipes.change(config, others)
     try:
         systems.create(config)
     except errors.UserError as error:
@@ -86,7 +96,7 @@ def resolve(
         keys = " ".join(f"--set model.{key}=..." for key in unknown) or "--set key=value"
         reason = f"no source gives {' and '.join(unknown)} of these weights, " if unknown else ""
         raise errors.UserError(f"these sizes do not make a model: {error}: {reason}give {keys}") from error
-    return config.lock(), published
+    return config, published
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,12 +122,7 @@ def _assign(section: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
 
 
 def _base_config(runs: families.Runs, recipe: str | None, published: str) -> ml_collections.ConfigDict:
-    if recipe is None and not _RECIPES.is_dir():
-        raise errors.UserError(
-            f"{_RECIPES} does not exist, which has the published values (configs/{published}): "
-            "run this in a checkout of jworld, or give a recipe with --config"
-        )
-    config = run_config.load_recipe(recipe or f"{_RECIPES / published}")
+    config = run_config.load_recipe(recipe or str(resources.root() / "configs" / published))
     run_config.check_sections(config)
     if config.system != runs.system:
         raise errors.UserError(

@@ -128,17 +128,16 @@ def test_train_and_generate(python: pathlib.Path, empty: pathlib.Path) -> None:
     assert (empty / "runs" / "ar_mem" / runs.SAMPLES / "rollout.mp4").is_file()
     first = empty / "first.png"
     PIL.Image.fromarray(np.full((48, 64, 3), 127, np.uint8)).save(first)
-    options = ("--image", first, "--pose", "w-3", "--config.sample.rollout.num_steps=1")
-    for checkpoint in ("runs/ar_mem", "assets/starter"):
-        out = empty / f"{checkpoint.replace('/', '-')}.mp4"
-        run(empty, python, "-m", "jworld.generate", "--checkpoint", checkpoint, *options, "--out", out)
-        assert out.stat().st_size > 0
+    options = ("--image", first, "--pose", "w-3", "--config.sample.rollout.num_steps=1", "--out", "out.mp4")
+    run(empty, python, "-m", "jworld.generate", "--checkpoint", "assets/starter", *options)
+    assert (empty / "out.mp4").stat().st_size > 0
+    # What is shipped is read in place.
     assert not (empty / "assets").exists()
 
 
 @pytest.mark.slow
 def test_conversion(python: pathlib.Path, empty: pathlib.Path) -> None:
-    source = converted.download(empty / "download", "transformer_base")
+    source = converted.download(empty / "download", "transformer_plain")
     settings = [part for setting in converted.SETTINGS for part in ("--set", setting)]
     run(empty, python, "-m", "conversion", "import", source, "--output", "imported", *settings)
     run(empty, python, "-m", "conversion", "export", "imported", "--output", "exported")

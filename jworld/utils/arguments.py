@@ -81,28 +81,26 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
             **options,
         )
-        self._takes_changes = False
         self._positionals.title = "arguments"
         self.add_argument("-h", "--help", action="help", help="show this help and exit")
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse `argv`, by default the arguments of this process.
 
-        With `add_changes`, `changes` of the result holds the texts of --config.a.b by key.
+        If the parser or its chosen subparser has `add_changes`, `changes` holds the texts of --config.a.b by key.
 
         Raises:
           UserError: an option is unknown, missing or has an impossible value.
         """
-        arguments = list(sys.argv[1:] if argv is None else argv)
-        changes: dict[str, str] = {}
-        if self._takes_changes:
-            arguments, changes = split_changes(arguments)
+        arguments, changes = split_changes(sys.argv[1:] if argv is None else argv)
         options, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error(self._unknown(unknown[0]))
-        if self._takes_changes:
+        if hasattr(options, "changes"):
             older = dict(map(_setting, getattr(options, "settings", None) or []))
             options.changes = older | changes
+        elif changes:
+            self.error(f"there is no option --config.{next(iter(changes))}")
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -131,8 +129,8 @@ def add_recipe(parser: Parser, *, required: bool = True) -> None:
 
 def add_changes(parser: Parser, *, default: str, alias: bool = False) -> None:
     """Add `--config.a.b=value`; with `alias` also its old form `--set a.b=value`."""
-    parser._takes_changes = True
-    # Shown in the help alone: `parse` takes the changes out before anything is parsed.
+    parser.set_defaults(changes={})
+    # Only shown in the help: `parse` takes the changes out before anything is parsed.
     parser.add_argument(
         "--config.KEY",
         metavar="VALUE",

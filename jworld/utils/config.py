@@ -1,6 +1,5 @@
 """Run configurations: recipes with `get_config(variant)`, whose values are checked before any device is touched."""
 
-import ast
 import dataclasses
 import difflib
 import json
@@ -8,7 +7,7 @@ import pathlib
 import runpy
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import ml_collections
@@ -98,58 +97,6 @@ def section(cls: type[Section], values: Mapping[str, Any], name: str) -> Section
         return cls(**chosen)
     except ValueError as error:
         raise errors.UserError(f"config.{name}: {error}") from error
-
-
-def set_value(values: dict[str, Any], key: str, value: Any) -> None:
-    """Give one dotted key of a resolved config a new value; the type of a value does not change.
-
-    Raises:
-      UserError: there is no such key, or the value is of another type.
-    """
-    *parents, name = key.split(".")
-    node: Any = values
-    for depth, part in enumerate((*parents, name)):
-        keys = list(node) if isinstance(node, dict) else []
-        if part not in keys:
-            near = difflib.get_close_matches(part, keys, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys there are {', '.join(keys) or 'none'}"
-            raise errors.UserError(f"--set {key}: config has no key {'.'.join(key.split('.')[: depth + 1])}; {hint}")
-        if depth < len(parents):
-            node = node[part]
-    node[name] = _converted(value, node[name], key)
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """ "model.rope_dims=16,56,56" -> ("model.rope_dims", (16, 56, 56)); a value that is no Python literal is text."""
-    key, equals, value = text.partition("=")
-    key, value = key.strip().removeprefix("config."), value.strip()
-    if not equals or not key:
-        raise errors.UserError(f"--set {text}: expected key=value, such as sample.rollout.num_steps=4")
-    if value.lower() in ("true", "false"):
-        return key, value.lower() == "true"
-    try:
-        return key, as_tuple(ast.literal_eval(value))
-    except (SyntaxError, ValueError):
-        return key, value
-
-
-def _converted(new: Any, old: Any, key: str) -> Any:
-    """`new` as a value of the type of `old`."""
-    kinds: dict[type, tuple[str, Callable[[Any], bool]]] = {
-        str: ("a word", lambda x: not isinstance(x, tuple)),
-        bool: ("True or False", lambda x: isinstance(x, bool)),
-        int: ("a whole number", lambda x: isinstance(x, int) and not isinstance(x, bool)),
-        float: ("a number", lambda x: isinstance(x, int | float) and not isinstance(x, bool)),
-        tuple: ("a list such as 1,2", lambda x: isinstance(x, tuple)),
-        list: ("a list such as 1,2", lambda x: isinstance(x, tuple)),
-        type(None): ("any value", lambda x: True),
-    }
-    if type(old) not in kinds:
-        raise errors.UserError(f"--set {key}: this is a section with the keys {', '.join(old)}; set one of them")
-    expected, fits = kinds[type(old)]
-    if not fits(new):
-        raise errors.UserError(f"--set {key}: found {new!r}, expected {expected} (it is {old!r} now)")
-    return type(old)(new) if isinstance(old, str | float) else new
 
 
 def save(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:

@@ -33,14 +33,6 @@ def write_config(directory: pathlib.Path, rollout: dict[str, Any]) -> None:
     (directory / run_config.FILE_NAME).write_text(json.dumps(values))
 
 
-def test_values_keep_their_types() -> None:
-    values: dict[str, Any] = {"a": {"x": 1.5, "size": (2, 3), "name": "n", "on": False, "none": None}}
-    for text in ("a.x=2", "a.size=4, 5", "config.a.name=7", "a.on=true", "a.none=8"):
-        run_config.set_value(values, *run_config.parse_setting(text))
-    assert values == {"a": {"x": 2.0, "size": (4, 5), "name": "7", "on": True, "none": 8}}
-    assert isinstance(values["a"]["x"], float)
-
-
 def test_a_section_becomes_a_dataclass() -> None:
     values = ml_collections.ConfigDict({"width": 3, "rate": 1, "sizes": [1, 2]})
     assert run_config.section(Section, values, "model") == Section(width=3, rate=1.0, sizes=(1, 2))

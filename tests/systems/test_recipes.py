@@ -1,0 +1,84 @@
+"""Configs of commands: every key can be set, and every key is listed with its meaning."""
+
+import pathlib
+import runpy
+
+import ml_collections
+import pytest
+
+from jworld import systems
+from jworld.systems import recipes
+from jworld.utils import config as run_config
+from jworld.utils import errors
+
+FILES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+NAMES = [f"configs/{file.name}:{variant}" for file in FILES for variant in runpy.run_path(str(file))["VARIANTS"]]
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+    config = run_config.load_recipe(name)
+    with config.unlocked():
+        if config.model.get("world", {}).get("steps"):
+            # Otherwise the config of another run, which is not there, is a part of this one.
+            config.model.world.steps = 0
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_has_a_meaning(name: str) -> None:
+    config = load(name)
+    found = {key.name: key for key in recipes.keys(config, config, {})}
+    assert [key.name for key in found.values() if not key.meaning] == []
+    assert {"seed", "mesh.fsdp", "optimizer.eps", "checkpoint.hub.repo", "log.interval"} <= found.keys()
+    # What the recipe lists is there with its value.
+    for name in ("steps", "optimizer.learning_rate"):
+        section, _, key = name.rpartition(".")
+        assert found[name].value == (config[section] if section else config)[key]
+        assert found[name].source == "recipe"
+
+
+def test_keys_that_the_recipe_does_not_list() -> None:
+    config = load("configs/ar_mem.py")
+    assert "logit_std" not in config.loss
+    assert "hub" not in config.checkpoint
+    changes = {"loss.logit_std": "2", "checkpoint.hub.repo": "a/b", "model.lora.targets": "blocks/.*", "seed": "5"}
+    changes |= {"model.lora.rank": "2", "optimizer.trainable": ".*lora.*"}
+    changed = recipes.change(config, changes)
+    assert systems.create(changed).sections()["loss"].logit_std == 2.0
+    assert (changed.checkpoint.hub.repo, changed.seed) == ("a/b", 5)
+    assert changed.model.lora.to_dict() == {"targets": ("blocks/.*",), "rank": 2}
+    found = {key.name: key for key in recipes.keys(changed, config, changes)}
+    assert (found["loss.logit_std"].value, found["loss.logit_std"].source) == (2.0, "command line")
+    assert (found["loss.logit_mean"].source, found["loss.shift"].source) == ("default", "recipe")
+    assert found["model.lora.alpha"].value == 16.0
+
+
+def test_types_of_sections_that_only_the_changes_make_right() -> None:
+    """The recipe alone names a folder that does not exist, so it does not make a system."""
+    config = run_config.load_recipe("configs/theworld.py:tiny_steps")
+    with pytest.raises(errors.UserError):
+        systems.create(config)
+    changed = recipes.change(config, {"model.world.steps": "0", "loss.chunk": "7", "model.eps": "0.5"})
+    assert (changed.loss.chunk, changed.model.eps) == (7, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss.logit_sdt": "2"}, r"config\.loss\.logit_sdt: this config has no such key; did you mean 'logit_std'\?"),
+        ({"data.encodings.x": "2"}, r"config\.data\.encodings: this config has no such key; did you mean 'encoding'\?"),
+        ({"model.width": "wide"}, r"config\.model\.width: expected an integer, got 'wide' \(it is 144\)"),
+        ({"sample.rollout.mode": "both"}, r"expected one of 'autoregressive', 'bidirectional', got 'both'"),
+    ],
+)
+def test_mistakes(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(errors.UserError, match=message):
+        recipes.change(load("configs/ar_mem.py"), changes)
+
+
+def test_a_saved_config_has_lists(tmp_path: pathlib.Path) -> None:
+    run_config.save(load("configs/ar_mem.py"), tmp_path)
+    changed = recipes.change(
+        run_config.load(tmp_path), {"model.rope_dims": "4,4,4", "data.recording.image_size": "8,6"}
+    )
+    assert (changed.model.rope_dims, changed.data.recording.image_size) == ((4, 4, 4), (8, 6))
