@@ -38,10 +38,10 @@ def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def recipe_from_json(path: pathlib.Path) -> str:
-    """Return the recipe that does what a JSON training config of an original system describes.
+    """Return the recipe for a JSON training config of an original system.
 
     Raises:
-      UserError: no system has such a config, or a value has no counterpart here.
+      UserError: no system has such a config, or a value has no counterpart in a recipe.
     """
     for system in REGISTRY.values():
         if (recipe := system.recipe_from_json(path)) is not None:

@@ -1,7 +1,7 @@
 """Protocols of a system, as commands call it, and base classes with what systems share.
 
-A system is one object built from a run's config. `System` is what training, evaluation and planning call. `VideoSystem`
-and `TextSystem` add what `generate` and interactive front ends call. `SystemType` is what the registry holds.
+A system is one object built from a run's config. Training, evaluation and planning call the members of `System`;
+`generate` and interactive front ends also those of `VideoSystem` or `TextSystem`. The registry holds `SystemType`s.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from jworld.utils import config as run_config
 from jworld.utils import errors
 
 Batch = Mapping[str, jax.Array]
-#: A system's model, and what it samples with: its encoders.
+#: Types of a system's model, and of the encoders that it samples with.
 Model = TypeVar("Model", bound=nnx.Module)
 RunEncoders = TypeVar("RunEncoders")
 OpenedEncoders = TypeVar("OpenedEncoders", covariant=True)
@@ -355,7 +355,7 @@ class LatentVideoSystem(BaseSystem[Model, Encoders], Generic[Model, Clip]):
         raise NotImplementedError
 
     def manifest_expectations(self) -> dict[str, Any]:
-        """Return what the manifest of a data set must have for this model: dotted key -> value."""
+        """Return the values that the manifest of a data set must have for this model, by dotted key."""
         raise NotImplementedError
 
     def transform(self, store: text_store.TextStore, global_batch: int) -> grain.transforms.RandomMap:

@@ -191,7 +191,7 @@ def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None =
 def _as_stored(directory: pathlib.Path, abstract: nnx.State) -> nnx.State:
     """Return `abstract` with the dtypes of the run's checkpoint.
 
-    They differ if one stage freezes, and stores in a smaller dtype, what the next one trains.
+    They differ if one stage freezes parameters, and stores them in a smaller dtype, and the next one trains them.
     """
     init = systems.create(run_config.load(directory)).init
     with nnx.use_eager_sharding(False):

@@ -21,7 +21,7 @@ from jworld.training import state as train_state
 from jworld.utils import config as run_config
 from jworld.utils import errors, resources
 
-#: A resumed run may have other values here: they do not change what is computed.
+#: Keys whose values a resumed run may change, because they do not affect the computation.
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "sample.", "data.threads", "data.prefetch", "model.remat")
 
 State = train_state.TrainState

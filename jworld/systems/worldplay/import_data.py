@@ -240,7 +240,7 @@ def _parser() -> arguments.Parser:
         "--val-count", type=int, default=0, help="number of clips to hold out, spread evenly over the index"
     )
     held_out.add_argument("--val-fraction", type=float, help="share of clips to hold out (default: none)")
-    add("--items-per-shard", type=int, default=32, help="clips per file, which is what an interruption can cost")
+    add("--items-per-shard", type=int, default=32, help="clips per file; a resumed run repeats at most one file")
     add("--fps", type=float, default=24.0, help="frame rate of the videos, in Hz")
     add("--min-frames", type=int, default=24, help="fewest latent frames of a clip: the model's window")
     add(
