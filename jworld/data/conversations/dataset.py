@@ -11,7 +11,7 @@ import ml_collections
 import rich.console
 
 from jworld.data import pipeline, records, training_data
-from jworld.data.conversations import batches, chat, formats, prepared, questions
+from jworld.data.conversations import batches, chat, formats, prepared, processor, questions
 from jworld.data.recording import recorder
 from jworld.utils import config as run_config
 from jworld.utils import folder_lock
@@ -79,6 +79,7 @@ class Conversations:
 
     def prepare(self) -> None:
         """Prepare the conversations; see `systems.base.TrainingData`."""
+        processor.check(self._tokenizer_file().parent, image_size=self.clip.image_size)
         if (self.directory / records.MANIFEST).is_file():
             return
         # Loaded first: a missing tokenizer must not be found after minutes of recording.
@@ -164,8 +165,8 @@ class Conversations:
 
     def find_problem(self, directory: pathlib.Path) -> str:
         """Return why sampling cannot use the copied tokenizer, "" if it can; see `systems.base.TrainingData`."""
-        file = chat.find_file(directory)
-        return "" if file.is_file() else f"{file} is absent"
+        found = any((directory / name).is_file() for name in chat.FILES)
+        return "" if found else f"{directory / TOKENIZER} is absent"
 
     def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> RunEncoders:
         """Load the tokenizer; a `UserError` if the user names encoders, which nothing would use."""

@@ -89,7 +89,8 @@ def open_value(value: Any, root: pathlib.Path) -> PIL.Image.Image:
 
 @functools.lru_cache(maxsize=8)
 def _array(path: str) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
+    stored: np.ndarray = np.load(path, mmap_mode="r")
+    return stored
 
 
 def resized(image: PIL.Image.Image, size: int) -> np.ndarray:

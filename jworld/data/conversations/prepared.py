@@ -13,7 +13,7 @@ import itertools
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     """Read the manifest of a set; a `UserError` if there is none."""
     path = directory / records.MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text())
         found = manifest["format"], manifest["version"]
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: correct config.data.records, or train to create it") from error
@@ -213,7 +213,7 @@ class Source:
             return _decode(file.readline())
 
 
-def make(directory: pathlib.Path, fill: Any) -> dict[str, Any]:
+def make(directory: pathlib.Path, fill: Callable[[pathlib.Path], dict[str, Any]]) -> dict[str, Any]:
     """Create a set atomically, in a hidden folder that is renamed at the end; return its manifest.
 
     `fill(folder)` writes the files and returns the manifest.

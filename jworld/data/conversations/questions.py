@@ -89,7 +89,8 @@ class Question:
 
 def headings(w2c: np.ndarray) -> np.ndarray:
     """Return the yaw [T] of cameras w2c [T, 4, 4], in degrees, positive to the right."""
-    return np.degrees(np.arctan2(w2c[:, 2, 0], w2c[:, 2, 2]))
+    yaw: np.ndarray = np.degrees(np.arctan2(w2c[:, 2, 0], w2c[:, 2, 2]))
+    return yaw
 
 
 def turned(first: float | np.ndarray, second: float | np.ndarray) -> np.ndarray:

@@ -4,13 +4,17 @@ import json
 import pathlib
 import shutil
 
+import golden_cases
 import numpy as np
 import PIL.Image
+import pytest
 import transformers
 from test_conversation_batches import SHIPPED, make_config
 
+from conversion import __main__ as conversion
 from conversion import theworld
-from jworld.data.conversations import batches, chat, dataset
+from jworld.data.conversations import batches, chat, dataset, processor
+from jworld.utils.errors import UserError
 
 SPECIAL = {"image_token": chat.IMAGE, "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
 
@@ -55,3 +59,59 @@ def test_a_run_copies_the_files_of_the_processor(tmp_path: pathlib.Path) -> None
     first = tokens.index(data.tokenizer.ids[chat.IMAGE])
     assert tokens[first : first + 5] == ours[start : start + 5]
     assert tokens.count(data.tokenizer.ids[chat.IMAGE]) == 4
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"size": {"height": 16, "width": 16}}, "makes images of 16x16 pixels, expected 8x8"),
+        ({"resample": 3}, "prepares images in another way than the model is trained with"),
+        ({"image_mean": [0.4, 0.5, 0.5]}, "prepares images in another way than the model is trained with"),
+        (
+            {
+                "do_pan_and_scan": True,
+                "pan_and_scan_min_crop_size": 2,
+                "pan_and_scan_max_num_crops": 4,
+                "pan_and_scan_min_ratio_to_activate": 1.2,
+            },
+            "prepares images in another way than the model is trained with",
+        ),
+        ({"do_normalize": False}, "do_normalize is False, expected true"),
+    ],
+)
+def test_other_pixels_than_the_models_are_refused(tmp_path: pathlib.Path, change: dict, message: str) -> None:
+    """Refused before anything is recorded, and accepted without the change."""
+    path = processor_folder(tmp_path / "given") / "preprocessor_config.json"
+    config = make_config(tmp_path)
+    config.data.tokenizer = str(path.parent)
+    processor.check(path.parent, image_size=8)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=f"^{path} {message}|^{path}: {message}"):
+        dataset.Conversations(config, image_tokens=4).prepare()
+    assert not (tmp_path / "conversations").exists()
+
+
+def test_exports_of_a_run_with_the_shipped_tokenizer_open_as_a_processor(tmp_path: pathlib.Path) -> None:
+    """The shipped tokenizer has no processor: an export adds its files, and keeps the tokenizer's own."""
+    case = golden_cases.GoldenCase(golden_cases.DEFAULT_ROOT / "theworld" / "gemma3_text")
+    given, exported = tmp_path / "given", tmp_path / "exported"
+    shutil.copytree(SHIPPED, given)
+    shutil.copy(case.path / "weights.safetensors", given / "model.safetensors")
+    (given / "config.json").write_text(json.dumps(case.config))
+    conversion.main(["import", str(given), "--output", str(tmp_path / "ours")])
+    conversion.main(["export", str(tmp_path / "ours"), "--output", str(exported)])
+    conversion.main(["export", str(tmp_path / "ours"), "--output", str(exported), "--overwrite"])
+    assert (exported / "tokenizer.json").read_bytes() == (SHIPPED / "tokenizer.json").read_bytes()
+    added = json.loads((exported / "tokenizer_config.json").read_text())
+    own = json.loads((SHIPPED / "tokenizer_config.json").read_text())
+    assert own.items() <= added.items()
+    theirs = transformers.AutoProcessor.from_pretrained(exported)
+    size, tokens = case.config["vision_config"]["image_size"], case.config["mm_tokens_per_image"]
+    processor.check(exported, image_size=size)
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8))
+    found = theirs(images=image, text="<bos><start_of_image>first?", return_tensors="np", add_special_tokens=False)
+    assert found["pixel_values"].shape == (1, 3, size, size)
+    tokenizer = chat.load(exported, image_tokens=tokens)
+    text = f"<bos>\n\n<start_of_image>{chat.IMAGE * tokens}<end_of_image>\n\nfirst?"
+    assert found["input_ids"][0].tolist() == chat.read(exported / "tokenizer.json").encode(text).ids
+    assert theirs.tokenizer.image_token_id == tokenizer.ids[chat.IMAGE]
