@@ -28,6 +28,7 @@ import rich.table
 
 from jworld.models.layers.attention import Causal, ChunkCausal, Mask, Prefix, SlidingWindow, attention, backends
 from jworld.parallel import mesh
+from jworld.utils import arguments as command_line
 
 Arrays = tuple[jax.Array, ...]
 Run = Callable[[], Any]
@@ -224,7 +225,7 @@ def print_tables(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Formatter)
     masks = ("full", "chunk_causal", "causal", "prefix", "window")
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--masks", choices=masks, nargs="+", default=masks, help="masks to measure (default: all)")

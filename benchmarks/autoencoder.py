@@ -29,6 +29,7 @@ import torch_comparison
 from flax import nnx
 
 from jworld.models.autoencoders import files
+from jworld.utils import arguments as command_line
 
 METHODS = ("encode", "decode")
 #: Autoencoder family -> class of diffusers.
@@ -172,7 +173,7 @@ def _narrow(text: str) -> tuple[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Formatter)
     add, default = parser.add_argument, "(default: %(default)s)"
     families = tuple(files.NETWORKS)
     add("--families", nargs="+", choices=families, default=families, help="autoencoders to measure (default: all)")

@@ -44,6 +44,7 @@ import rich.progress
 import rich.table
 
 from jworld.systems.worldplay import data
+from jworld.utils import arguments as command_line
 
 READERS, CACHES = ("threads", "processes", "pt", "parquet"), ("warm", "cold")
 NEEDS = {"pt": "torch", "parquet": "pyarrow"}
@@ -235,7 +236,7 @@ def hardware() -> dict[str, Any]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Formatter)
     add, default = parser.add_argument, "(default: %(default)s)"
     latent = "latent frames, height, width and channels (default: 24 30 52 32)"
     layouts = data_readers.LAYOUTS

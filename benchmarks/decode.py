@@ -30,6 +30,7 @@ from flax import nnx
 from jworld.models.gemma3 import decoding, flops
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.gemma3.text import TextModel
+from jworld.utils import arguments as command_line
 from jworld.utils import hardware
 
 VERSIONS = ("cached", "recomputed")
@@ -197,7 +198,7 @@ def print_table(rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Formatter)
     for name, default, text in (
         ("layers", 8, "layers of the language model"),
         ("width", 512, "model width; the MLP is four times as wide"),
@@ -210,13 +211,13 @@ def main() -> None:
         ("recomputed", 8, "tokens to decode without the KV cache"),
         ("repeats", 3, "calls to time; the fastest counts"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)")
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text}")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="batch sizes to measure (default: 1 4)")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="dtype of weights and activations (default: %(default)s)",
+        help="dtype of weights and activations",
     )
     parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
     arguments = parser.parse_args()

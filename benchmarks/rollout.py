@@ -41,6 +41,7 @@ from jworld.models.layers.stack import scan_layers
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.latents import Controls, Frames, LatentSession, SampleConfig, frame_inputs
 from jworld.systems.worldplay.system import WorldPlay
+from jworld.utils import arguments as command_line
 from jworld.utils import config as run_config
 
 VERSIONS = ("chunk", "recomputed")
@@ -272,7 +273,7 @@ def print_table(rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Formatter)
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--size", choices=("tiny", "middle"), default="tiny", help=f"model size {default}")
     add("--chunks", type=int, default=8, help=f"chunks of the rollout {default}")

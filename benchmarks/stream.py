@@ -31,6 +31,7 @@ from jworld.parallel import mesh
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.streaming import StreamSession
 from jworld.systems.matrix.system import Matrix
+from jworld.utils import arguments as command_line
 from jworld.utils import config as run_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -97,8 +98,8 @@ def print_table(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=50, help="windows to time (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Formatter)
+    parser.add_argument("--windows", type=int, default=50, help="windows to time")
     parser.add_argument(
         "--window-frames", type=int, nargs="+", default=[2], help="latent frames of a group (default: 2)"
     )

@@ -28,6 +28,7 @@ import rich.table
 
 from jworld.planning import compile_step, program
 from jworld.training import state as train_state
+from jworld.utils import arguments as command_line
 from jworld.utils import config as run_config
 from jworld.utils import errors, hardware
 
@@ -196,7 +197,7 @@ def print_table(numbers: dict[str, Any]) -> None:
 
 @errors.exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Formatter)
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--size", choices=("tiny", "middle"), default="tiny", help=f"small model, on one device {default}")
     add("--config", help="recipe instead of --size, such as configs/ar_mem.py:8b, on all devices")

@@ -30,6 +30,7 @@ from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
+from jworld.utils import arguments as command_line
 
 METHODS = ("forward", "training")
 COMMON: dict[str, Any] = {"dtype": jnp.float32, "remat": "none"}
@@ -171,7 +172,7 @@ def _latent(text: str) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Formatter)
     add, default, names = parser.add_argument, "(default: %(default)s)", tuple(NETWORKS)
     add("--networks", nargs="+", choices=names, default=names, help="networks to measure (default: all)")
     add("--narrow", type=int, default=2, help=f"divisor of the published width and number of heads {default}")

@@ -4,7 +4,6 @@ Byte-level BPE, which encodes any text, trained on the questions about recorded 
 The result is deterministic. With `tokenizer_config.json`, transformers' AutoTokenizer loads the folder.
 """
 
-import argparse
 import json
 import pathlib
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import tokenizers
 
 from jworld.data.conversations import chat, questions
 from jworld.data.recording import rooms
+from jworld.utils import arguments
 
 VOCABULARY = 512
 UNKNOWN = "<unk>"
@@ -50,9 +50,9 @@ def make() -> tokenizers.Tokenizer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--output", default="assets/tokenizer", help="folder to write (default: %(default)s)")
-    output = pathlib.Path(parser.parse_args().output)
+    parser = arguments.Parser("python scripts/make_tokenizer.py", str(__doc__).splitlines()[0])
+    parser.add_argument("--output", default="assets/tokenizer", help="folder to write")
+    output = pathlib.Path(parser.parse().output)
     output.mkdir(parents=True, exist_ok=True)
     make().save(str(output / "tokenizer.json"))
     config = {

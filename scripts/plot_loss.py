@@ -3,24 +3,23 @@
 python scripts/plot_loss.py runs/ar_mem-starter --output docs/starter_loss.png
 """
 
-import argparse
 import pathlib
 
 import matplotlib.figure
 
 from jworld.training import metrics
-from jworld.utils import errors
+from jworld.utils import arguments, errors
 
 
 @errors.exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.Parser("python scripts/plot_loss.py", str(__doc__))
     parser.add_argument("runs", type=pathlib.Path, nargs="+", help="folders of training runs")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="PNG file to write")
-    arguments = parser.parse_args()
+    options = parser.parse()
     figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for run in arguments.runs:
+    for run in options.runs:
         if not (run / metrics.FILE).is_file():
             raise errors.UserError(f"{run / metrics.FILE} does not exist: give the folder of a training run")
         rows = [row for row in metrics.read(run) if row["loss_mean"] is not None]
@@ -28,8 +27,8 @@ def main() -> None:
     axes.set(xlabel="step", ylabel="training loss (velocity, mean squared error)", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(arguments.output, dpi=110)
-    print(f"wrote {arguments.output}")
+    figure.savefig(options.output, dpi=110)
+    print(f"wrote {options.output}")
 
 
 if __name__ == "__main__":

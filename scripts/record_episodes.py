@@ -3,12 +3,11 @@
 The same seed gives the same bytes. One of eight episodes is held out for validation.
 """
 
-import argparse
 import pathlib
 import time
 
 from jworld.data.recording import recorder
-from jworld.utils import errors
+from jworld.utils import arguments, errors
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -22,7 +21,7 @@ def parse_size(text: str) -> tuple[int, int]:
 @errors.exit_on_user_error
 def main() -> None:
     """Record episodes as set on the command line, and print the next command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = arguments.Parser("python scripts/record_episodes.py", str(__doc__))
     parser.add_argument(
         "--source",
         default="auto",
@@ -32,30 +31,30 @@ def main() -> None:
     )
     parser.add_argument("--episodes", type=int, default=64, help="number of episodes")
     parser.add_argument("--frames", type=int, default=241, help="frames per episode, 4k + 1")
-    parser.add_argument("--size", default="192x144", metavar="WxH", help="image size in pixels, even numbers")
+    parser.add_argument("--size", default="192x144", metavar="WIDTHxHEIGHT", help="image size in pixels, even numbers")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the maps and the motion")
-    parser.add_argument("--workers", type=int, help="processes, None for one per core; no effect on the data")
+    parser.add_argument("--workers", type=int, help="processes; no effect on the data (default: one per core)")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/episodes"), help="folder to write")
-    arguments = parser.parse_args()
-    width, height = parse_size(arguments.size)
+    options = parser.parse()
+    width, height = parse_size(options.size)
     start = time.perf_counter()
     manifest = recorder.record(
-        arguments.output,
-        source=arguments.source,
-        episodes=arguments.episodes,
-        frames=arguments.frames,
+        options.output,
+        source=options.source,
+        episodes=options.episodes,
+        frames=options.frames,
         width=width,
         height=height,
-        seed=arguments.seed,
-        workers=arguments.workers,
+        seed=options.seed,
+        workers=options.workers,
     )
     entries = manifest["episodes"]
     held_out = sum(entry["split"] == "val" for entry in entries)
     print(
-        f"{arguments.output}: {len(entries)} episodes of {arguments.frames} frames at {width}x{height} "
+        f"{options.output}: {len(entries)} episodes of {options.frames} frames at {width}x{height} "
         f"from {manifest['source']} ({held_out} held out), {time.perf_counter() - start:.0f} s"
     )
-    print(f"next: python -m jworld.precompute --input {arguments.output} --output {arguments.output}-records")
+    print(f"next: python -m jworld.precompute --input {options.output} --output {options.output}-records")
 
 
 if __name__ == "__main__":

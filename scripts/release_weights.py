@@ -6,7 +6,6 @@ Fine-tune from the folder with `--config.init_from=<folder>`; measure it with
 `python -m jworld.evaluate --checkpoint <folder>`.
 """
 
-import argparse
 import pathlib
 import shutil
 
@@ -15,31 +14,31 @@ from flax import nnx
 
 from jworld.systems import runs
 from jworld.training import weights
+from jworld.utils import arguments, errors
 from jworld.utils import config as run_config
-from jworld.utils import errors
 
 
 @errors.exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.Parser("python scripts/release_weights.py", str(__doc__))
     parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of a training run")
     parser.add_argument("--step", type=int, help="step of the checkpoint to release (default: the newest)")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write; must not exist")
-    arguments = parser.parse_args()
-    if arguments.output.exists():
-        raise errors.UserError(f"--output {arguments.output} exists already: remove it or choose another folder")
-    config = run_config.load(arguments.run)
-    model, step = runs.load_model(arguments.run, config, arguments.step)
-    partial = arguments.output.with_name(arguments.output.name + ".partial")
+    options = parser.parse()
+    if options.output.exists():
+        raise errors.UserError(f"--output {options.output} exists already: remove it or choose another folder")
+    config = run_config.load(options.run)
+    model, step = runs.load_model(options.run, config, options.step)
+    partial = options.output.with_name(options.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     run_config.save(config, partial)
-    shutil.copytree(arguments.run / runs.ENCODERS, partial / runs.ENCODERS)
+    shutil.copytree(options.run / runs.ENCODERS, partial / runs.ENCODERS)
     weights.save(nnx.state(model, nnx.Param), partial / runs.WEIGHTS, np.float16)
-    partial.rename(arguments.output)
-    size = (arguments.output / runs.WEIGHTS).stat().st_size
-    print(f"wrote the weights of step {step} to {arguments.output} ({size / 1e6:.1f} MB)")
-    print(f"next: python -m jworld.evaluate --checkpoint {arguments.output}")
+    partial.rename(options.output)
+    size = (options.output / runs.WEIGHTS).stat().st_size
+    print(f"wrote the weights of step {step} to {options.output} ({size / 1e6:.1f} MB)")
+    print(f"next: python -m jworld.evaluate --checkpoint {options.output}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ are reused: after an interruption, or for another recipe, the same command makes
 compiles a train step, which takes minutes. The package libtpu (extra `tpu`) is required; a TPU is not.
 """
 
-import argparse
 import json
 import pathlib
 import re
@@ -20,8 +19,8 @@ import rich.progress
 
 from jworld.planning import launch, recommendations, tables, topologies
 from jworld.planning.plans import Plan, roofline
+from jworld.utils import arguments, errors, files
 from jworld.utils import config as run_config
-from jworld.utils import errors, files
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scaling.md"
@@ -152,10 +151,10 @@ REMAT_HEAD = ["remat", "peak of a chip", "activations and other temporaries", "p
 
 @errors.exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.Parser("python scripts/scaling_table.py", str(__doc__))
     add = parser.add_argument
     add("--recipe", nargs="*", help="models as recipe:variant (default: all published models)")
-    add("--topologies", nargs="*", default=TOPOLOGIES, help=f"topologies (default: {' '.join(TOPOLOGIES)})")
+    add("--topologies", nargs="*", default=TOPOLOGIES, help="topologies")
     add("--remat", action="store_true", help=f"also plan every remat policy of {REMAT_RECIPE}")
     add(
         "--plans",
@@ -163,29 +162,29 @@ def main() -> None:
         default=ROOT / "runs" / "plans",
         help="folder of the plans as JSON (default: runs/plans of the checkout)",
     )
-    arguments = parser.parse_args()
+    options = parser.parse()
     jobs = [
         (recipe, topology, None)
-        for recipe in arguments.recipe or published(ROOT / "configs")
-        for topology in arguments.topologies
+        for recipe in options.recipe or published(ROOT / "configs")
+        for topology in options.topologies
     ]
-    jobs += [("ar_mem:8b", REMAT_TOPOLOGY, remat) for remat in recommendations.REMAT_ORDER] if arguments.remat else []
+    jobs += [("ar_mem:8b", REMAT_TOPOLOGY, remat) for remat in recommendations.REMAT_ORDER] if options.remat else []
     results: list[Plan | str] = []
     console = rich.console.Console(highlight=False, soft_wrap=True)
     for recipe, topology, remat in rich.progress.track(jobs, "planning", console=console):
         try:
-            results.append(one_plan(recipe, topology, remat, arguments.plans))
+            results.append(one_plan(recipe, topology, remat, options.plans))
         except errors.UserError as error:
             results.append(str(error))
             console.print(f"{recipe} on {topology}: {error}")
     rows = list(zip(jobs, results, strict=True))
     page = PAGE.read_text()
     page = replace(page, "models", table(MODEL_HEAD, [model_row(j[0], j[1], r) for j, r in rows if j[2] is None]))
-    if arguments.remat:
+    if options.remat:
         page = replace(page, "remat", table(REMAT_HEAD, [remat_row(j[2], r) for j, r in rows if j[2] is not None]))
     with files.replacing(PAGE) as temporary:
         temporary.write_text(page)
-    console.print(f"wrote the tables to {PAGE}; the plans are in {arguments.plans}")
+    console.print(f"wrote the tables to {PAGE}; the plans are in {options.plans}")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 def _filled(paragraph: str, width: int) -> str:
     """Return a paragraph in lines of `width`; one that is laid out by hand stays as it is."""
-    by_hand = "\n " in paragraph
+    by_hand = paragraph.startswith(" ") or "\n " in paragraph
     return paragraph if by_hand else textwrap.fill(" ".join(paragraph.split()), width)
 
 
