@@ -52,7 +52,7 @@ def resolve(
       UserError: two sources contradict each other, a field does not exist, or the values are not those of a network.
     """
     config_type = files.NETWORKS[family.autoencoder or ""][1]
-    published = config_type()
+    published: network.AutoencoderConfig = config_type()
     values = {name.removeprefix("model."): value for name, value in settings.items()}
     values = {name: _checked(published, name, value) for name, value in values.items()}
     claims = {"the tensors' shapes": shapes, "--set": values}
@@ -61,7 +61,7 @@ def resolve(
     facts = resolving.agreed(claims)
     fields = [field for field in dataclasses.fields(config_type) if field.metadata != network.HOW_ONLY]
     try:
-        config = config_type(**facts)
+        config: network.AutoencoderConfig = config_type(**facts)
     except errors.UserError as error:
         raise errors.UserError(
             f"these sizes do not make a {family.name}: {error}: set other values with --set, or in a config.json next "

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 
-from jworld.utils import errors
+from jworld.utils import errors, nnx_types
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
@@ -280,7 +280,7 @@ def read_block(
 
 
 def import_tensors(
-    tensors: Mapping[str, np.ndarray], abstract: nnx.State, rules: Sequence[Rule]
+    tensors: Mapping[str, np.ndarray], abstract: nnx_types.State, rules: Sequence[Rule]
 ) -> dict[str, np.ndarray]:
     """Convert tensors in memory, by original name, to numpy arrays by our parameter path.
 
@@ -324,7 +324,7 @@ def finite(array: np.ndarray) -> bool:
         return bool(np.isfinite(array).all())
 
 
-def parameter_shapes(abstract: nnx.State) -> dict[str, Shape]:
+def parameter_shapes(abstract: nnx_types.State) -> dict[str, Shape]:
     """Return path -> shape for every parameter of a model's (abstract) state."""
     return {"/".join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(abstract)}
 
@@ -334,7 +334,7 @@ def whole(shape: Shape) -> Index:
     return tuple(slice(0, size) for size in shape)
 
 
-def to_state(abstract: nnx.State, arrays: Mapping[str, np.ndarray]) -> nnx.State:
+def to_state(abstract: nnx_types.State, arrays: Mapping[str, np.ndarray]) -> nnx_types.State:
     """Make a state with the structure and dtypes of `abstract` from arrays by path."""
     leaves: list[tuple[Any, Any]] = []
     for path, leaf in nnx.to_flat_state(abstract):

@@ -95,5 +95,5 @@ def restyle(name: str, style: str) -> str | None:
         for names in STYLES.values():
             rest = name.removeprefix(getattr(names, part))
             if rest != name and (part != "vision" or _VISION_BEGINS.match(rest)):
-                return getattr(target, part) + rest
+                return f"{getattr(target, part)}{rest}"
     return None

@@ -260,7 +260,8 @@ def _initial(plan: Plan, path: str) -> np.ndarray:
     @jax.jit
     def init(key: jax.Array) -> jax.Array:
         params = nnx.to_flat_state(nnx.state(plan.target.init(nnx.Rngs(key)), nnx.Param))
-        return next(leaf[...] for keys, leaf in params if "/".join(map(str, keys)) == path)
+        value: jax.Array = next(leaf[...] for keys, leaf in params if "/".join(map(str, keys)) == path)
+        return value
 
     with nnx.use_eager_sharding(False):
         return np.asarray(init(jax.random.key(0 if plan.config is None else plan.config.seed)))

@@ -389,7 +389,8 @@ class _TorchFile:
             import torch
 
             tensor = tensor.view(getattr(torch, view[0]))
-        return tensor.numpy().view(info.dtype).copy()
+        array: np.ndarray = tensor.numpy().view(info.dtype)
+        return array.copy()
 
     def close(self) -> None:
         self._tensors = {}

@@ -62,7 +62,7 @@ class LazyArray:
             yield (rows, *(slice(0, size) for size in self.shape[1:]))
 
 
-class _LazyHandler(ocp.type_handlers.TypeHandler):
+class _LazyHandler(ocp.type_handlers.TypeHandler):  # type: ignore[misc]  # Orbax has no types.
     """Handler that writes lazy arrays one after the other, in the format of Orbax's own arrays."""
 
     def typestr(self) -> str:
@@ -193,7 +193,7 @@ class Stored:
 
     def _size(self, path: str) -> int:
         array = self.arrays[path]
-        return math.prod(array.shape) * array.dtype.itemsize
+        return int(math.prod(array.shape) * array.dtype.itemsize)
 
     def _read(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
         keys = {path: "/".join(self._keys[path]) for path in paths}

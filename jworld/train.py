@@ -160,7 +160,7 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
             if stopped:
                 manager.wait()
                 log.message(f"stopped after step {number} on request; the same command resumes there")
-                return number == config.steps
+                return bool(number == config.steps)
     log.message(f"trained {config.steps} steps, {log.summary}; checkpoints, logs and config are in {job.workdir}")
     return True
 

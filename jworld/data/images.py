@@ -20,7 +20,8 @@ def resize(frames: np.ndarray, *, width: int, height: int) -> np.ndarray:
     *lead, old_height, old_width, channels = frames.shape
     if old_height % height == 0 and old_width % width == 0:
         blocks = frames.reshape(*lead, height, old_height // height, width, old_width // width, channels)
-        return np.rint(blocks.mean(axis=(-4, -2), dtype=np.float32)).astype(np.uint8)
+        means: np.ndarray = np.rint(blocks.mean(axis=(-4, -2), dtype=np.float32))
+        return means.astype(np.uint8)
     flat = frames.reshape(-1, *frames.shape[-3:])
     small = [PIL.Image.fromarray(frame).resize((width, height), PIL.Image.Resampling.BOX) for frame in flat]
     return np.stack([np.asarray(image) for image in small]).reshape(*lead, height, width, 3)

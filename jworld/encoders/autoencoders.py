@@ -66,7 +66,7 @@ class Autoencoder:
         self.source = source
         self._mesh = mesh_lib.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
         graphdef, state = nnx.split(network)
-        self.network: Any = nnx.merge(graphdef, jax.device_put(state, axes.sharding(self._mesh, ())))
+        self.network: Network = nnx.merge(graphdef, jax.device_put(state, axes.sharding(self._mesh, ())))
 
     @property
     def family(self) -> str:
@@ -75,12 +75,12 @@ class Autoencoder:
     @property
     def spatial_ratio(self) -> int:
         """Pixels per latent, in height and in width."""
-        return self.network.config.spatial_ratio
+        return int(self.network.config.spatial_ratio)
 
     @property
     def temporal_ratio(self) -> int:
         """Frames per latent after the first."""
-        return self.network.config.temporal_ratio
+        return int(self.network.config.temporal_ratio)
 
     @property
     def has_posterior(self) -> bool:
@@ -104,7 +104,8 @@ class Autoencoder:
         """Encode videos uint8 [B, T, H, W, 3] as the latents that records store."""
         with jax.set_mesh(self._mesh):
             latents = _encode_clips(self.network, self._placed(video), posterior=posterior)
-        return jax.device_get(latents)
+        on_host: Latents = jax.device_get(latents)
+        return on_host
 
     def encode(self, video: np.ndarray) -> np.ndarray:
         """Encode videos uint8 [B, T, H, W, 3] as normalized latents [B, F, H', W', C] float32."""
@@ -128,7 +129,8 @@ class Autoencoder:
     def _placed(self, batch: np.ndarray) -> jax.Array:
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         names = ("batch",) if len(batch) % shards == 0 else ()
-        return jax.device_put(batch, axes.sharding(self._mesh, names))
+        placed: jax.Array = jax.device_put(batch, axes.sharding(self._mesh, names))
+        return placed
 
 
 class Stream:
@@ -141,13 +143,15 @@ class Stream:
     def step(self, latents: np.ndarray) -> np.ndarray:
         """Decode the next latents [f, H', W', C] to frames uint8 [t, H, W, 3]."""
         video, self._cache = self._autoencoder.decode_step(latents[None], self._cache)
-        return video[0]
+        frames: np.ndarray = video[0]
+        return frames
 
 
 @functools.partial(jax.jit, static_argnames="posterior")
-def _encode_clips(network: Any, video: jax.Array, *, posterior: bool) -> Latents:
+def _encode_clips(network: Network, video: jax.Array, *, posterior: bool) -> Latents:
     logvar = None
     if posterior:
+        assert isinstance(network, VideoAutoencoder)
         normalisation = network.config.normalisation
         found = network.posterior(video)
         latent = normalisation.apply(found.mean)
@@ -160,12 +164,12 @@ def _encode_clips(network: Any, video: jax.Array, *, posterior: bool) -> Latents
 
 
 @jax.jit
-def _decode(network: Any, latents: jax.Array) -> jax.Array:
+def _decode(network: Network, latents: jax.Array) -> jax.Array:
     return linear.to_uint8(network.decode(latents))
 
 
 @jax.jit
-def _decode_step(network: Any, latents: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+def _decode_step(network: Network, latents: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
     video, cache = network.decode_step(latents, cache)
     return linear.to_uint8(video), cache
 

@@ -1,7 +1,7 @@
 """Registry of the encoders of prompts and first frames, by their names: "KIND" or "KIND:SOURCE"."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from jworld.data import images
 from jworld.data.records import text_store
@@ -12,6 +12,7 @@ ImageEncoder = base.ImageEncoder
 Options = torch_models.Options
 TextEncoder = base.TextEncoder
 read_embeddings = stored.read_embeddings
+Encoder = TypeVar("Encoder")
 
 _TEXT: dict[str, Callable[[str, Options], TextEncoder]] = {
     qwen.FAMILY: qwen.Qwen,
@@ -41,7 +42,9 @@ def load_image_encoder(spec: str, options: Options | None = None) -> ImageEncode
     return _load(spec, _IMAGE, "image encoder", options)
 
 
-def _load(spec: str, table: dict[str, Callable[[str, Options], Any]], what: str, options: Options | None) -> Any:
+def _load(
+    spec: str, table: dict[str, Callable[[str, Options], Encoder]], what: str, options: Options | None
+) -> Encoder:
     kind, _, source = spec.partition(":")
     if kind not in table:
         raise UserError(f"{what} '{kind}' is unknown: choose one of {', '.join(table)}")

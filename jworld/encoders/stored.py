@@ -54,7 +54,8 @@ class StoredText(base.TextEncoder):
 
     def _checked_shape(self, name: str) -> list[int]:
         tensor = self._file.get_slice(name)
-        shape, dtype = tensor.get_shape(), tensor.get_dtype()
+        shape: list[int] = tensor.get_shape()
+        dtype = tensor.get_dtype()
         if len(shape) != 2 or dtype not in _DTYPES:
             raise UserError(
                 f"{self._path}: '{name}' is {dtype} {shape}, expected [tokens, width] of {', '.join(_DTYPES)}"
@@ -62,7 +63,7 @@ class StoredText(base.TextEncoder):
         return shape
 
     def _read(self, name: str) -> np.ndarray:
-        states = self._file.get_tensor(name).astype(np.float32)
+        states: np.ndarray = self._file.get_tensor(name).astype(np.float32)
         if not np.isfinite(states).all():
             raise UserError(f"{self._path}: '{name}' has values that are not finite: encode this prompt again")
         return states

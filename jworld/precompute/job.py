@@ -105,7 +105,7 @@ class Work:
     def write(self, output: shards.Output, index: int, count: int) -> None:
         """Write the shards of process `index` of `count`, and the manifest if all shards of all processes exist."""
         autoencoder = self._autoencoder or self._fitted(output)
-        if autoencoder.family == linear.FAMILY:
+        if isinstance(autoencoder.network, linear.LinearAutoencoder):
             autoencoder.network.save(output.directory / records.AUTOENCODER_FILE)
         texts = prompts.collect(self._items) if self._has_text else []
         text_plan = prompts.plan(texts)

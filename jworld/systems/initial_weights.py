@@ -12,10 +12,10 @@ from jworld.models.layers import lora
 from jworld.systems import runs
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, nnx_types
 
 
-def load_parts(initial: nnx.State, parts: Mapping[str, pathlib.Path]) -> nnx.State:
+def load_parts(initial: nnx_types.State, parts: Mapping[str, pathlib.Path]) -> nnx_types.State:
     """Replace some parts of `initial` by weights of other runs; see `load_initial`.
 
     Args:
@@ -30,8 +30,8 @@ def load_parts(initial: nnx.State, parts: Mapping[str, pathlib.Path]) -> nnx.Sta
 
 
 def load_initial(
-    directory: pathlib.Path, initial: nnx.State, *, copies: Sequence[str] = (), parts: Collection[str] = ()
-) -> tuple[nnx.State, list[str]]:
+    directory: pathlib.Path, initial: nnx_types.State, *, copies: Sequence[str] = (), parts: Collection[str] = ()
+) -> tuple[nnx_types.State, list[str]]:
     """Load the weights in `directory` to start training from.
 
     Parameters that the folder's model lacks, by its own config, keep their values in `initial`. So an action model
@@ -85,7 +85,7 @@ def load_initial(
     return nnx.merge_state(params, copied, kept), notes
 
 
-def _copies(parts: nnx.State, params: nnx.State) -> nnx.State:
+def _copies(parts: nnx_types.State, params: nnx_types.State) -> nnx_types.State:
     """Return `parts` with values from `params`, cast to the dtypes of `parts`.
 
     A path in `params` is the path in `parts` without its first word.

@@ -30,7 +30,7 @@ from jworld.training import optimizers, weights
 from jworld.training import state as train_state
 from jworld.training.checkpoints import Checkpoints
 from jworld.utils import config as run_config
-from jworld.utils import errors, resources
+from jworld.utils import errors, nnx_types, resources
 
 CHECKPOINTS, ENCODERS, SAMPLES = "checkpoints", "encoders", "samples"
 #: Weights outside a checkpoint, as in the starter folder.
@@ -169,7 +169,9 @@ def load_model(
     return nnx.merge(graphdef, params), found
 
 
-def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, int | None]:
+def load_params(
+    directory: pathlib.Path, abstract: nnx_types.State, step: int | None = None
+) -> tuple[nnx_types.State, int | None]:
     """Load all parameters of a run, or of released or imported weights, in the layout of `abstract`.
 
     Returns:
@@ -188,7 +190,7 @@ def load_params(directory: pathlib.Path, abstract: nnx.State, step: int | None =
     return jax.tree.map(lambda x, target: x.astype(target.dtype), params, abstract), found
 
 
-def _as_stored(directory: pathlib.Path, abstract: nnx.State) -> nnx.State:
+def _as_stored(directory: pathlib.Path, abstract: nnx_types.State) -> nnx_types.State:
     """Return `abstract` with the dtypes of the run's checkpoint.
 
     They differ if one stage freezes parameters, and stores them in a smaller dtype, and the next one trains them.
@@ -212,7 +214,7 @@ def import_record(directory: pathlib.Path) -> dict[str, Any]:
     """
     path = directory / IMPORT_RECORD
     try:
-        record = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text())
         record["arrays"].items()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise errors.UserError(f"{path} is missing or damaged ({error}): import the weights again") from error

@@ -19,7 +19,7 @@ from jworld.systems.base import AnySystem
 from jworld.training import checkpoints, hub, metrics, optimizers
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
-from jworld.utils import errors, resources
+from jworld.utils import errors, nnx_types, resources
 
 #: Keys whose values a resumed run may change, because they do not affect the computation.
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "sample.", "data.threads", "data.prefetch", "model.remat")
@@ -141,7 +141,7 @@ def start(
     manager: checkpoints.Checkpoints,
     *,
     message: Callable[[str], object],
-) -> tuple[nnx.GraphDef, State, State]:
+) -> tuple[nnx_types.GraphDef, State, State]:
     """Return graph definition, state and shardings: restored, started from `config.init_from`, or drawn at random."""
     if manager.latest_step() is not None:
         return _restore(job, dataset, manager, message=message)
@@ -180,7 +180,7 @@ def _restore(
     manager: checkpoints.Checkpoints,
     *,
     message: Callable[[str], object],
-) -> tuple[nnx.GraphDef, State, State]:
+) -> tuple[nnx_types.GraphDef, State, State]:
     graphdef, abstract, shardings = train_state.abstract_state(
         job.system.init_training, trainable=job.trainable, optimizer=job.optimizer, mesh=job.mesh
     )

@@ -4,6 +4,7 @@
 iterator's position) and `checksums`. `<directory>/frozen/0/` holds the frozen parameters, written once.
 """
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -145,8 +146,9 @@ class Checkpoints:
         step = self._existing(step)
         with self._damage(step):
             items, data = self._restore_items(step, _items(abstract))
-        restored = abstract.replace(  # type: ignore[attr-defined]
-            params=items["params"], ema=items.get("ema"), frozen=self.restore_frozen(abstract.frozen), **items["rest"]
+        frozen = self.restore_frozen(abstract.frozen)
+        restored = dataclasses.replace(
+            abstract, params=items["params"], ema=items.get("ema"), frozen=frozen, **items["rest"]
         )
         self._restored = step
         return restored, data

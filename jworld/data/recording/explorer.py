@@ -61,7 +61,8 @@ def clearance(points: np.ndarray, walls: np.ndarray) -> np.ndarray:
     start, along = walls[:, 0], walls[:, 1] - walls[:, 0]
     offset = points[:, None] - start
     share = np.clip((offset * along).sum(-1) / (along * along).sum(-1), 0.0, 1.0)
-    return np.sqrt(((offset - share[..., None] * along) ** 2).sum(-1)).min(1)
+    nearest: np.ndarray = np.sqrt(((offset - share[..., None] * along) ** 2).sum(-1)).min(1)
+    return nearest
 
 
 def follow(pose: np.ndarray, action: str, motion: Motion) -> np.ndarray:

@@ -331,7 +331,7 @@ class Summary:
     def hours(self) -> float:
         lengths = [frames for clips in self.manifest["clips"].values() for frames in clips]
         frames = sum((length - 1) * self.manifest["temporal_ratio"] + 1 for length in lengths)
-        return frames / self.manifest["fps"] / 3600
+        return float(frames / self.manifest["fps"] / 3600)
 
     @property
     def bytes(self) -> int:

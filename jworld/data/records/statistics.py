@@ -91,7 +91,8 @@ class Statistics:
         self.glyph_tokens.append(len(prompt.get("glyph_states", ())))
 
     def hours(self, split: Split) -> float:
-        return split.video_frames / self._manifest["fps"] / 3600
+        fps: float = self._manifest["fps"]
+        return split.video_frames / fps / 3600
 
     def action_names(self) -> dict[str, int]:
         """Return the number of latent frames per action, the most frequent first."""

@@ -100,7 +100,8 @@ class ChannelNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         length = jnp.sqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True))
         scale = self.scale[...].astype(jnp.float32) * x.shape[-1] ** 0.5
-        return (wide / jnp.maximum(length, 1e-12) * scale).astype(x.dtype)
+        scaled: jax.Array = wide / jnp.maximum(length, 1e-12) * scale
+        return scaled.astype(x.dtype)
 
 
 class ResidualBlock(nnx.Module):
@@ -192,7 +193,9 @@ class Coder(nnx.Module):
 
 
 def normed(norm: Any, x: jax.Array, latents: jax.Array | None) -> jax.Array:
-    return norm(x) if latents is None else norm(x, latents)
+    """Normalize x, conditioned on latents if there are any."""
+    result: jax.Array = norm(x) if latents is None else norm(x, latents)
+    return result
 
 
 def group_mean(x: jax.Array, channels: int) -> jax.Array:

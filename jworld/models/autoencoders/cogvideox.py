@@ -50,7 +50,7 @@ class CogVideoXConfig(network.AutoencoderConfig):
 
     @property
     def spatial_ratio(self) -> int:
-        return 2 ** (len(self.widths) - 1)
+        return int(2 ** (len(self.widths) - 1))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +97,8 @@ class GroupNorm(nnx.GroupNorm):
         super().__init__(channels, dtype=jnp.float32, use_fast_variance=False, **kwargs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        return super().__call__(x).astype(x.dtype)
+        normed: jax.Array = super().__call__(x)
+        return normed.astype(x.dtype)
 
 
 class LatentNorm(nnx.Module):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jworld.utils import files as whole_files
 from jworld.utils.errors import UserError
 
 #: Family -> (class, class of its config).
-NETWORKS: dict[str, tuple[Any, Any]] = {
+NETWORKS: dict[str, tuple[Callable[..., network.VideoAutoencoder], type[Any]]] = {
     autoencoder.family: (autoencoder, config)
     for autoencoder, config in (
         (WanAutoencoder, WanConfig),
@@ -74,7 +75,8 @@ def load(path: str | pathlib.Path, **settings: Any) -> linear.LinearAutoencoder 
             (keys, leaf.replace(jnp.asarray(file.get_tensor(name), leaf.dtype)))
             for name, (keys, leaf) in leaves.items()
         ]
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+    model: network.VideoAutoencoder = nnx.merge(graphdef, nnx.from_flat_state(filled))
+    return model
 
 
 def read_config(path: str | pathlib.Path, **settings: Any) -> tuple[str, network.AutoencoderConfig | None]:

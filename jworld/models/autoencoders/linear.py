@@ -18,7 +18,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import einops
 import jax
@@ -31,6 +31,8 @@ from flax import nnx
 
 from jworld.utils import files, resources
 from jworld.utils.errors import UserError
+
+Video = TypeVar("Video", np.ndarray, jax.Array)
 
 FAMILY = "linear"
 _WEIGHTS = ("basis", "mean", "scale", "std")
@@ -272,7 +274,7 @@ def fit(
     for clip in clips:
         frames = {"first": clip, "group": clip[1:]}
         for kind, step in steps.items():
-            patches = _to_patches(frames[kind], step, config.spatial_ratio).reshape(-1, moments[kind].total.size)
+            patches = einops.rearrange(_to_patches(frames[kind], step, config.spatial_ratio), "... p -> (...) p")
             if len(patches) > patches_per_clip:
                 patches = patches[generator.choice(len(patches), patches_per_clip, replace=False)]
             moments[kind].add(to_float(patches))
@@ -295,10 +297,11 @@ def to_float(video: Any) -> Any:
     return video.astype(np.float32)
 
 
-def to_uint8(video: Any) -> Any:
+def to_uint8(video: Video) -> Video:
     """Convert floats in [-1, 1] to uint8 0..255, rounded."""
-    xp = video.__array_namespace__()
-    return xp.clip(xp.round((video.astype(np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    xp: Any = video.__array_namespace__()
+    result: Video = xp.clip(xp.round((video.astype(np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    return result
 
 
 def psnr(reference: np.ndarray, video: np.ndarray) -> float:

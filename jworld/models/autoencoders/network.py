@@ -85,7 +85,7 @@ class VideoAutoencoder(nnx.Module):
     decoder: Coder
 
     @property
-    def moments_bias(self) -> nnx.Param:
+    def moments_bias(self) -> nnx.Param[jax.Array]:
         """Bias [2C] of the layer that outputs mean and log variance."""
         return self.encoder.head.conv.bias
 
@@ -232,7 +232,8 @@ def in_pieces(
         y, cache = step(piece(i), cache)
         return jax.lax.dynamic_update_slice_in_dim(out, y, start + i * frames, axis=1), cache
 
-    return jax.lax.fori_loop(0, count, body, (out, cache))
+    filled: tuple[jax.Array, Cache] = jax.lax.fori_loop(0, count, body, (out, cache))
+    return filled
 
 
 def constrain_video(x: jax.Array) -> jax.Array:
@@ -242,4 +243,6 @@ def constrain_video(x: jax.Array) -> jax.Array:
 
 def settings(config: AutoencoderConfig) -> dict[str, Any]:
     """Return the config as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda dtype: jnp.dtype(dtype).name))
+    text = json.dumps(dataclasses.asdict(config), default=lambda dtype: jnp.dtype(dtype).name)
+    values: dict[str, Any] = json.loads(text)
+    return values

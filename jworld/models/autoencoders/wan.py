@@ -48,11 +48,11 @@ class WanConfig(network.AutoencoderConfig):
 
     @property
     def spatial_ratio(self) -> int:
-        return 2 ** (len(self.multipliers) - 1)
+        return int(2 ** (len(self.multipliers) - 1))
 
     @property
     def temporal_ratio(self) -> int:
-        return 2 ** sum(self.time_levels)
+        return int(2 ** sum(self.time_levels))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +85,7 @@ class WanAutoencoder(network.VideoAutoencoder):
         self.decoder = _decoder(config, style, rngs)
 
     @property
-    def moments_bias(self) -> nnx.Param:
+    def moments_bias(self) -> nnx.Param[jax.Array]:
         bias = self.moments.bias
         assert bias is not None
         return bias

@@ -21,6 +21,7 @@ from jworld.models.layers.norms import layer_norm
 from jworld.models.layers.patches import from_patches, to_patches
 from jworld.models.layers.stack import layer_range, scan_layers, stack
 from jworld.parallel.axes import constrain
+from jworld.utils import nnx_types
 
 
 class ControlEmbedding(nnx.Module):
@@ -136,7 +137,7 @@ class CogVideoXTransformer(nnx.Module):
         """Run the layers that a control block follows."""
         graphdef, params = nnx.split(self.control_blocks)
 
-        def layer(block: JointBlock, carry: Streams, control_params: nnx.State) -> tuple[Streams, None]:
+        def layer(block: JointBlock, carry: Streams, control_params: nnx_types.State) -> tuple[Streams, None]:
             video, text = carry
             video, text = block(video, text, time)
             return (nnx.merge(graphdef, control_params)(video, control, time), text), None

@@ -71,7 +71,7 @@ class PositionTables(nnx.Module):
     def __init__(self, cfg: CosmosConfig, *, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(0.02)
 
-        def table(size: int) -> nnx.Param:
+        def table(size: int) -> nnx.Param[jax.Array]:
             return nnx.Param(normal(rngs.params(), (size, cfg.width), cfg.param_dtype), out_sharding=(None, "embed"))
 
         self.time, self.height, self.width = (table(size) for size in cfg.max_patches)

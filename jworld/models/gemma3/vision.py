@@ -69,7 +69,8 @@ class VisionTower(nnx.Module):
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x), None), self.embed(pixels), remat=self.cfg.remat)
-        return self.norm(x).astype(self.cfg.dtype)
+        normed: jax.Array = self.norm(x)
+        return normed.astype(self.cfg.dtype)
 
 
 class Projector(nnx.Module):

@@ -110,7 +110,8 @@ class VisionProjection(nnx.Module):
 
     def __call__(self, states: jax.Array) -> jax.Array:
         x = gelu_exact(self.linear1(self.norm_in(states).astype(self.linear1.dtype)))
-        return self.norm_out(self.linear2(x)).astype(self.linear2.dtype)
+        projected: jax.Array = self.norm_out(self.linear2(x))
+        return projected.astype(self.linear2.dtype)
 
 
 class TextEncoder(nnx.Module):

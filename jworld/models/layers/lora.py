@@ -54,7 +54,7 @@ class LoRAConfig:
 class Adapter(nnx.Module):
     """Adapter x [..., I] -> (alpha / rank) x A B [..., O]; parameters float32, products in the layer's dtype."""
 
-    def __init__(self, kernel: nnx.Param, cfg: LoRAConfig, *, rngs: nnx.Rngs):
+    def __init__(self, kernel: nnx.Param[jax.Array], cfg: LoRAConfig, *, rngs: nnx.Rngs):
         """Create A and B for the layer's `kernel` [..., I, O].
 
         They take its leading axes and are sharded along I and O.

@@ -65,4 +65,5 @@ def extrapolated_theta(ratio: float, dim: int, theta: float = 10_000.0) -> float
 
     Source: NTK-aware scaling, as in YaRN, https://arxiv.org/abs/2309.00071, section 3.1.
     """
-    return theta * ratio ** (dim / (dim - 2))
+    stretch: float = ratio ** (dim / (dim - 2))
+    return theta * stretch

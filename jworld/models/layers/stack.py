@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import einops
 import jax
@@ -11,6 +11,11 @@ from flax import nnx
 from jax import ad_checkpoint
 
 from jworld.models.layers.attention import OUTPUT_NAME, backends
+from jworld.utils import nnx_types
+
+Layer = TypeVar("Layer", bound=nnx.Module)
+Carry = TypeVar("Carry")
+Out = TypeVar("Out")
 
 
 def _attention_only(decision: Any) -> Callable[..., Any]:
@@ -33,26 +38,32 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
-def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> Any:
+def stack(make: Callable[[nnx.Rngs], Layer], count: int, rngs: nnx.Rngs) -> Layer:
     """Build `count` modules as one, every leaf with a leading [count] axis of logical name "layer"."""
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layer"})
-    def build(rngs: nnx.Rngs) -> nnx.Module:
+    def build(rngs: nnx.Rngs) -> Layer:
         return make(rngs)
 
-    return build(rngs)
+    stacked: Layer = build(rngs)
+    return stacked
 
 
-def layer_range(stacked: Any, start: int, stop: int) -> Any:
+def layer_range(stacked: Layer, start: int, stop: int) -> Layer:
     """Return the layers `start` to `stop` of a result of `stack`."""
     graphdef, params = nnx.split(stacked)
     return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[start:stop], params))
 
 
 def scan_layers(
-    stacked: Any, body: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, per_layer: Any = None, *, remat: str
-) -> tuple[Any, Any]:
+    stacked: Layer,
+    body: Callable[[Layer, Carry, Any], tuple[Carry, Out]],
+    carry: Carry,
+    per_layer: Any = None,
+    *,
+    remat: str,
+) -> tuple[Carry, Out]:
     """Run `carry` through the layers.
 
     Args:
@@ -67,7 +78,7 @@ def scan_layers(
     """
     graphdef, params = nnx.split(stacked)
 
-    def step(carry: Any, xs: Any) -> tuple[Any, Any]:
+    def step(carry: Carry, xs: tuple[nnx_types.State, Any]) -> tuple[Carry, Out]:
         layer_params, inputs = xs
         return body(nnx.merge(graphdef, layer_params), carry, inputs)
 
@@ -82,8 +93,13 @@ def period(kinds: Sequence[Any]) -> int:
 
 
 def scan_kinds(
-    stacked: Any, kinds: Sequence[Any], body: Callable[[Any, Any, Any, jax.Array], Any], carry: Any, *, remat: str
-) -> Any:
+    stacked: Layer,
+    kinds: Sequence[Any],
+    body: Callable[[Layer, Carry, Any, jax.Array], Carry],
+    carry: Carry,
+    *,
+    remat: str,
+) -> Carry:
     """Run `scan_layers` over equal layers of different kinds, such as sliding and full attention.
 
     Return the last carry.
@@ -101,13 +117,13 @@ def scan_kinds(
     length = period(kinds)
     counts = {kind: list(kinds[:length]).count(kind) for kind in kinds}
 
-    def pattern(carry: Any, part: Any, kinds: Sequence[Any], repetition: Any) -> Any:
+    def pattern(carry: Carry, part: nnx_types.State, kinds: Sequence[Any], repetition: Any) -> Carry:
         start = 0
         for kind, run in itertools.groupby(kinds):
             stop = start + len(list(run))
             before = list(kinds[:start]).count(kind) + repetition * counts[kind]
 
-            def step(layer: Any, carry: Any, number: jax.Array, kind: Any = kind) -> tuple[Any, None]:
+            def step(layer: Layer, carry: Carry, number: jax.Array, kind: Any = kind) -> tuple[Carry, None]:
                 return body(layer, carry, kind, number), None
 
             layers = nnx.merge(graphdef, jax.tree.map(lambda leaf, a=start, b=stop: leaf[a:b], part))
@@ -122,7 +138,7 @@ def scan_kinds(
             lambda leaf: einops.rearrange(leaf[:whole], "(r l) ... -> r l ...", r=repetitions), params
         )
 
-        def group(carry: Any, xs: Any) -> tuple[Any, None]:
+        def group(carry: Carry, xs: tuple[nnx_types.State, jax.Array]) -> tuple[Carry, None]:
             return pattern(carry, xs[0], kinds[:length], xs[1]), None
 
         carry, _ = jax.lax.scan(group, carry, (groups, jnp.arange(repetitions)))

@@ -94,7 +94,7 @@ class FrameFiles:
 
     def name(self, split: str, number: int) -> str:
         """Return the name of a video."""
-        return self.manifest["videos"][split][number]["name"]
+        return str(self.manifest["videos"][split][number]["name"])
 
     def read(self, split: str, number: int) -> np.ndarray:
         """Return the frames of a video, uint8 [T, H, W, 3], mapped into memory: only the used part is read."""
@@ -102,7 +102,7 @@ class FrameFiles:
         path = self.directory / entry["file"]
         width, height = self.image_size
         try:
-            frames = np.load(path, mmap_mode="r")
+            frames: np.ndarray = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} is absent or damaged ({error}): remove {self.directory} and train again"

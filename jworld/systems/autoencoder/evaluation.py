@@ -142,7 +142,9 @@ def fit_linear(
 
 def round_trip(autoencoder: linear.LinearAutoencoder, video: np.ndarray) -> np.ndarray:
     """Encode and decode a video, uint8 [T, H, W, 3]."""
-    return np.asarray(linear.to_uint8(autoencoder.decode(autoencoder.encode(jnp.asarray(video[None])))))[0]
+    decoded = linear.to_uint8(autoencoder.decode(autoencoder.encode(jnp.asarray(video[None]))))
+    frames: np.ndarray = np.asarray(decoded)[0]
+    return frames
 
 
 def _compare(

@@ -1,6 +1,7 @@
 """The autoencoder system: a video autoencoder of any family, trained from scratch on the frames of videos."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -124,7 +125,9 @@ class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
         return evaluation.evaluate(model, self.data.open(), options, console)
 
 
-def _network(section: ml_collections.ConfigDict) -> tuple[Any, network.AutoencoderConfig]:
+def _network(
+    section: ml_collections.ConfigDict,
+) -> tuple[Callable[..., network.VideoAutoencoder], network.AutoencoderConfig]:
     """Return class and config of the network that `config.model` describes.
 
     The normalization of latents is the identity here; it is measured after training.

@@ -45,7 +45,7 @@ class Session:
         key = jax.random.fold_in(jax.random.key(self._seed), self._windows)
         latents = self._sampler(given, self._text, jax.random.normal(key, shape), action)
         video = self.encoders.autoencoder.decode(np.asarray(latents)[None])[0]
-        new = video[len(self._given) :] if self._windows else video
+        new: np.ndarray = video[len(self._given) :] if self._windows else video
         self._given, self._windows = video[-self.given_pixels :], self._windows + 1
         return new
 

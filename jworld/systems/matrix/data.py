@@ -149,4 +149,6 @@ class TakeLatents(grain.transforms.RandomMap):
         return pipeline.Padded(states, self._text_tokens)
 
     def _tokens(self, record: Mapping[str, Any]) -> np.ndarray:
-        return record["control"] if self._clip.controls == "tokens" else driving.INDEX_OF_LABEL[record["action"]]
+        stored = self._clip.controls == "tokens"
+        tokens: np.ndarray = record["control"] if stored else driving.INDEX_OF_LABEL[record["action"]]
+        return tokens

@@ -48,7 +48,7 @@ def encode(source: str, options: registry.Options) -> np.ndarray:
     sentences = [driving.SENTENCES[token] for token in (*driving.TOKENS, driving.NULL)]
     tokens = tokenizer(sentences, padding=True, return_tensors="pt").to(device)
     with torch.inference_mode():
-        states = model(**tokens).text_embeds.float().cpu().numpy()
+        states: np.ndarray = model(**tokens).text_embeds.float().cpu().numpy()
     torch_models.check_finite([states], model.dtype)
     return states
 

@@ -111,4 +111,5 @@ class ClipSession:
         return jax.random.normal(jax.random.fold_in(key, number), (1, *self.shape))
 
     def _decoded(self, latents: jax.Array) -> np.ndarray:
-        return self.encoders.autoencoder.decode(np.asarray(latents))[0]
+        video: np.ndarray = self.encoders.autoencoder.decode(np.asarray(latents))[0]
+        return video

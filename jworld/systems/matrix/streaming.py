@@ -136,7 +136,8 @@ class StreamSession:
         conditions = self._condition_encoder.conditions(self._text, self._tokens)
         emitted = sampler.step(conditions, step_noise, new_noise)
         self._steps += 1
-        return np.asarray(emitted)[0]
+        latent: np.ndarray = np.asarray(emitted)[0]
+        return latent
 
 
 @functools.partial(jax.jit, static_argnames="shape")

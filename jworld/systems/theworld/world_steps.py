@@ -127,7 +127,8 @@ def read(world: dict[str, Any]) -> dict[str, Any]:
                 f"{key}: {folder} predicts latents of the autoencoder {_describe(found)}, but the world's is "
                 f"{_describe(expected)}: choose a predictor that was trained with it"
             )
-    return ml_collections.ConfigDict(adapters.network(config)).to_dict()
+    values: dict[str, Any] = ml_collections.ConfigDict(adapters.network(config)).to_dict()
+    return values
 
 
 def _describe(entry: dict[str, Any]) -> str:

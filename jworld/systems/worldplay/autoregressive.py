@@ -99,4 +99,5 @@ class AutoregressiveSession(LatentSession):
                 cfg=self.sample,
                 context_tokens=self._context_tokens,
             )
-        return denoise_chunk(self.model, self._cache, noise, self._image, chunk, cfg=self.sample)
+        latents: jax.Array = denoise_chunk(self.model, self._cache, noise, self._image, chunk, cfg=self.sample)
+        return latents

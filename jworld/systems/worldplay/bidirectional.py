@@ -48,4 +48,6 @@ class BidirectionalSession(LatentSession):
         self._text = text
 
     def _denoise(self, noise: jax.Array, past: np.ndarray, context: Frames, chunk: Frames) -> jax.Array:
-        return denoise_chunk(self.model, self._text, noise, self._image, past, context, chunk, cfg=self.sample)
+        inputs = (noise, self._image, past, context, chunk)
+        latents: jax.Array = denoise_chunk(self.model, self._text, *inputs, cfg=self.sample)
+        return latents

@@ -219,7 +219,8 @@ class LatentSession(abc.ABC):
     @property
     def last_w2c(self) -> np.ndarray:
         """Camera of the latest frame, [4, 4] float64."""
-        return self._w2c.rows[-1]
+        w2c: np.ndarray = self._w2c.rows[-1]
+        return w2c
 
     def step(self, controls: Controls, noise: np.ndarray | None = None) -> np.ndarray:
         """Generate a chunk from the controls of its frames: latents [chunk_frames, H, W, C] float32.

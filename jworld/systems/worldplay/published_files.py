@@ -294,4 +294,5 @@ class _PtFile:
         if not bool(self._torch.isfinite(tensor).all()):
             raise UserError(f"{self._path}: '{key}' has NaN or infinite numbers: encode it again")
         stored = tensor.to(self._torch.bfloat16).contiguous()
-        return stored.view(self._torch.int16).numpy().view(ml_dtypes.bfloat16)
+        bits: np.ndarray = stored.view(self._torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)

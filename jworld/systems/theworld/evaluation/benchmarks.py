@@ -80,7 +80,7 @@ class Outcome:
     @property
     def accuracy(self) -> float:
         """Accuracy in percent, the mean over the tasks."""
-        return sum(task["accuracy"] for task in self.tasks.values()) / len(self.tasks)
+        return float(sum(task["accuracy"] for task in self.tasks.values()) / len(self.tasks))
 
 
 def accuracy(rows: Sequence[Row]) -> dict[str, Any]:
