@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: demo test test-slow lint format docs clean
+.PHONY: demo test test-slow lint format docs wheel clean
 
 demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate it
 	$(BIN)/python -m jworld.train --config=configs/ar_mem.py
@@ -30,8 +30,12 @@ format: .venv/.test
 docs: .venv/.docs  ## the documentation as a site in site/; a broken link or anchor fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+wheel: .venv/bin/python  ## dist/jworld-*.whl, with recipes, tokenizer and starter weights
+	rm -rf build
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
 clean:  ## remove what demo and test made, except data and runs
-	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
