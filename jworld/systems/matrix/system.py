@@ -20,7 +20,6 @@ from flax import nnx
 from jworld.cameras import driving
 from jworld.data import records
 from jworld.data.records import text_store as text_stores
-from jworld.diffusion import v_prediction
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
 from jworld.models.cogvideox import flops
@@ -55,9 +54,9 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         self.clip = self.read(data.ClipConfig, "data.clip")
         self.sample = self.read(SampleConfig, "sample.rollout")
         self.patch = (self.model_config.patch_size, self.model_config.patch_size)
-        self.alphas = v_prediction.alphas_cumprod(snr_shift=self.objective.snr_shift)
+        self.alphas = self.objective.alphas_cumprod()
         self._check_fit(config.mesh.sequence)
-        if self.distils:
+        if self.distills:
             self._check_distillation(config)
         self.open_records(min_frames=self.clip.least_latents)
 
@@ -81,14 +80,14 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         return self.sample.mode == "stream"
 
     @property
-    def distils(self) -> bool:
+    def distills(self) -> bool:
         """True for stage 4, which has a teacher."""
         return self.objective.kind == "consistency"
 
     @property
     def loss_takes_ema(self) -> bool:
         """See `System`."""
-        return self.distils and self.objective.target == "average"
+        return self.distills and self.objective.target == "average"
 
     def _check_fit(self, sequence: int) -> None:
         model, clip = self.model_config, self.clip
@@ -151,7 +150,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
 
     def init_training(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
         """See `System`."""
-        if not self.distils:
+        if not self.distills:
             return self.init(rngs)
         return distillation.StudentTeacher(self.model_config, teacher_dtype=self.objective.teacher_dtype, rngs=rngs)
 
@@ -167,7 +166,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         if model.control_dim is not None:
             shape = (global_batch, clip.window_frames, model.control_dim)
             specs["control"] = records.ArraySpec(shape, np.float32, ("batch", None, None))
-        if self.distils:
+        if self.distills:
             specs["null_states"] = specs["text_states"]
         return specs
 
@@ -187,7 +186,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
             text_store=store,
             text_tokens=self.model_config.text_tokens,
             table=self.control_table(),
-            null_states=self.distils,
+            null_states=self.distills,
         )
 
     def control_table(self) -> np.ndarray | None:
@@ -200,7 +199,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `System`; `ema_model` is the model with EMA weights if `loss_takes_ema`."""
         assert isinstance(model, CogVideoXTransformer)
-        if self.distils:
+        if self.distills:
             if not isinstance(model, distillation.StudentTeacher):
                 raise errors.UserError(
                     "the weights have no teacher, which the loss of stage 4 needs: choose a checkpoint of stage 4"
@@ -227,7 +226,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
             frame_times=self.objective.kind != "clip",
         )
         trained = trained_share(sizes, *(name for name in sizes or () if name not in self.copies))
-        return global_batch * (training(sample, trained) + 3 * self.distils * sample.total)
+        return global_batch * (training(sample, trained) + 3 * self.distills * sample.total)
 
     def controls(self, actions: str | None, windows: int | None) -> list[results.Action]:
         """Return one action per session step.
