@@ -35,11 +35,10 @@ def write(path: pathlib.Path, frames: np.ndarray | None = None, *, fps: float = 
     frames = numbered() if frames is None else frames
     path.parent.mkdir(parents=True, exist_ok=True)
     size = f"{frames.shape[2]}x{frames.shape[1]}"
-    coding = (
-        ["-c:v", "libvpx", "-crf", "4", "-b:v", "1M"] if path.suffix == ".webm" else ["-c:v", "libx264", "-crf", "1"]
-    )
+    codecs = {".webm": ["-c:v", "libvpx", "-crf", "4", "-b:v", "1M", "-pix_fmt", "yuv420p"], ".gif": ["-c:v", "gif"]}
+    coding = codecs.get(path.suffix, ["-c:v", "libx264", "-crf", "1", "-pix_fmt", "yuv420p"])
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
-    ffmpeg(*source, *coding, "-pix_fmt", "yuv420p", *options, str(path), data=frames.tobytes())
+    ffmpeg(*source, *coding, *options, str(path), data=frames.tobytes())
 
 
 def camera_path(frames: int = 9) -> np.ndarray:
