@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import einops
 import numpy as np
 import PIL.Image
 
@@ -28,7 +29,7 @@ def check(folder: pathlib.Path, *, image_size: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (image_size + 1, 3 * image_size, 3), np.uint8)
     theirs = pretrained.image_values(processor, image[None])
     ours = image_files.resized(PIL.Image.fromarray(image), image_size).astype(np.float32) / 127.5 - 1
-    if len(theirs) != 1 or not np.allclose(theirs[0], np.moveaxis(ours, -1, 0), atol=1e-5):
+    if len(theirs) != 1 or not np.allclose(theirs[0], einops.rearrange(ours, "h w c -> c h w"), atol=1e-5):
         raise UserError(
             f"{path} prepares images in another way than the model is trained with, expected a bilinear resize to "
             f"{image_size}x{image_size} pixels (resample 2, no pan and scan) and values in -1..1 (mean and standard "

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
 
@@ -51,11 +52,11 @@ def score(model: TextModel, states: jax.Array, targets: jax.Array, *, chunk: int
     At most the logits of `chunk` tokens per sample exist at once, forward and backward. A chunk is every n-th token, so
     that a sequence that is sharded over devices stays sharded.
     """
-    batch, length, width = states.shape
+    length = states.shape[1]
     parts = math.ceil(length / chunk)
     padding = [(0, 0), (0, parts * math.ceil(length / parts) - length)]
-    states = jnp.pad(states, [*padding, (0, 0)]).reshape(batch, -1, parts, width)
-    targets = jnp.pad(targets, padding, constant_values=IGNORED).reshape(batch, -1, parts)
+    states, targets = jnp.pad(states, [*padding, (0, 0)]), jnp.pad(targets, padding, constant_values=IGNORED)
+    chunks = tuple(einops.rearrange(x, "b (l part) ... -> part b l ...", part=parts) for x in (states, targets))
 
     @jax.checkpoint
     def body(sums: Score, part: tuple[jax.Array, jax.Array]) -> tuple[Score, None]:
@@ -69,7 +70,7 @@ def score(model: TextModel, states: jax.Array, targets: jax.Array, *, chunk: int
         ), None
 
     zero = jnp.zeros((), jnp.float32)
-    sums, _ = jax.lax.scan(body, Score(zero, zero, zero), (jnp.moveaxis(states, 2, 0), jnp.moveaxis(targets, 2, 0)))
+    sums, _ = jax.lax.scan(body, Score(zero, zero, zero), chunks)
     return sums
 
 
