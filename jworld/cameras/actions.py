@@ -5,6 +5,7 @@ Source: HY-WorldPlay, `ar_camera_hunyuan_w_mem_dataset.py` and `hyvideo/generate
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.spatial.transform
@@ -37,7 +38,10 @@ _CLASS_FLAGS: tuple[Flags, ...] = (
     (False, True, False, True),
 )
 _CLASS_OF = {flags: index for index, flags in enumerate(_CLASS_FLAGS)}
-_VIEW_KEYS = {"LR": "yaw_right", "LL": "yaw_left", "LU": "pitch_up", "LD": "pitch_down"}
+#: Words of a recorded action: letters of `move_action`, and values of `view_action`.
+MOVES = {"W": "forward", "S": "backward", "D": "right", "A": "left"}
+VIEWS = {"LR": "yaw_right", "LL": "yaw_left", "LU": "pitch_up", "LD": "pitch_down"}
+_MOVE_KEY, _VIEW_KEY = "move_action", "view_action"
 
 
 def flags_to_label(translation: Sequence[bool], rotation: Sequence[bool]) -> int:
@@ -109,26 +113,65 @@ def labels_from_poses(
     return np.array([flags_to_label(*flags) for flags in zip(translation, rotation, strict=True)], np.int32)
 
 
-def labels_from_entries(entries: Sequence[Mapping[str, str]], num_latents: int) -> np.ndarray:
+def labels_from_entries(entries: Sequence[Any], num_latents: int) -> np.ndarray:
     """Convert an action JSON to labels, int32 [num_latents].
 
-    Each entry is one video frame with the keys `move_action` (W, S, A, D) and `view_action`. Latent i uses entry 4i,
-    latent 0 has label 0; opposite letters cancel.
+    Each entry is one video frame, see `label_from_entry`. Latent i uses entry 4i, latent 0 has label 0.
+
+    Raises:
+      UserError: there are too few entries, or one of those in use is not valid.
     """
     needed = FRAMES_PER_LATENT * (num_latents - 1) + 1
     if len(entries) < needed:
         raise UserError(f"the action list has {len(entries)} frames; {num_latents} latents need {needed}")
     labels = np.zeros(num_latents, np.int32)
     for latent in range(1, num_latents):
-        entry = entries[FRAMES_PER_LATENT * latent]
-        if missing := {"move_action", "view_action"} - entry.keys():
-            raise UserError(f"frame {FRAMES_PER_LATENT * latent} of the action list lacks the keys {sorted(missing)}")
-        w, s, d, a = (letter in entry["move_action"] for letter in "WSDA")
-        view = _VIEW_KEYS.get(entry["view_action"])
-        labels[latent] = flags_to_label(
-            (w and not s, s and not w, d and not a, a and not d), [view == r for r in ROTATIONS]
-        )
+        frame = FRAMES_PER_LATENT * latent
+        labels[latent] = label_from_entry(entries[frame], f"frame {frame}")
     return labels
+
+
+def label_from_entry(entry: Any, where: str) -> int:
+    """Convert one entry of an action JSON to a label; `where` begins its errors.
+
+    An entry is an object. `move_action` has letters of `MOVES`, and opposite ones cancel; `view_action` is a key of
+    `VIEWS`. Both may also be null, "none", or without a letter. Other keys are not read.
+
+    Raises:
+      UserError: the entry is not an object, lacks a key, or has an unknown word.
+    """
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{where} is {entry!r:.60}, expected an object with '{_MOVE_KEY}' and '{_VIEW_KEY}'")
+    if missing := [key for key in (_MOVE_KEY, _VIEW_KEY) if key not in entry]:
+        raise UserError(f"{where} lacks the key '{missing[0]}', expected '{_MOVE_KEY}' and '{_VIEW_KEY}'")
+    w, s, d, a = (letter in _letters(entry[_MOVE_KEY], where) for letter in MOVES)
+    view = entry[_VIEW_KEY]
+    if not _is_none(view) and (not isinstance(view, str) or view not in VIEWS):
+        raise UserError(
+            f"{where}: '{_VIEW_KEY}' is {view!r:.60}, expected one of {', '.join(VIEWS)}, or none for no turn"
+        )
+    turn = VIEWS.get(view) if isinstance(view, str) else None
+    return flags_to_label(
+        (w and not s, s and not w, d and not a, a and not d), [turn == rotation for rotation in ROTATIONS]
+    )
+
+
+def _is_none(value: Any) -> bool:
+    """Return whether a recorded value means no action: null, "none", or a text such as "-" without any letter."""
+    return value is None or (isinstance(value, str) and (value.lower() == "none" or not any(map(str.isalnum, value))))
+
+
+def _letters(move: Any, where: str) -> str:
+    """Return the letters of a `move_action`, which is a text or a list of texts."""
+    text = "".join(move) if isinstance(move, list) and all(isinstance(part, str) for part in move) else move
+    if _is_none(text):
+        return ""
+    unknown = [] if not isinstance(text, str) else [each for each in text if each.isalnum() and each not in MOVES]
+    if unknown or not isinstance(text, str):
+        found = f" (found {unknown[0]!r})" if unknown else ""
+        hint = ": letters are upper case" if isinstance(text, str) and set(text.upper()) <= {*MOVES, *" +,"} else ""
+        raise UserError(f"{where}: '{_MOVE_KEY}' is {move!r:.60}{found}, expected letters of {', '.join(MOVES)}{hint}")
+    return text
 
 
 def swap_left_right(labels: np.ndarray, w2c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

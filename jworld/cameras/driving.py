@@ -1,9 +1,10 @@
 """The nine driving tokens of The Matrix: gear and turn, one token per latent frame.
 
-Source: The Matrix, `stage2/training/dataset.py` and `journee/utils/control_signal.py`.
+Source: The Matrix, `stage2/training/dataset.py`, `stage2/inference.py` and `journee/utils/control_signal.py`.
 """
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,21 +31,68 @@ SENTENCES = {
 }
 
 
-def parse(text: str) -> tuple[str, ...]:
-    """Parse "D*3,DR*2,N" to ("D", "D", "D", "DR", "DR", "N").
+#: Most tokens of a text: more than an hour of video at 16 frames per second.
+MAX_TOKENS = 25_000
+#: Tokens of the random control of the original's programs.
+RANDOM_TOKENS = ("D", "DR", "DL")
+#: Every random token is held at least this long; then the probability of a change grows by `_CHANGE` per token.
+_HELD, _CHANGE = 2, 0.2
+
+
+def parse(text: str, *, random_tokens: int | None = None) -> tuple[str, ...]:
+    """Parse "D*3,DR*2,N" to ("D", "D", "D", "DR", "DR", "N"), or "random*6" to six tokens of `random_control`.
+
+    "random:7*6" draws them with the seed 7. `random_tokens` is the number of tokens of "random" alone; None needs one.
 
     Raises:
-      UserError: an unknown token or an invalid number.
+      UserError: an unknown token, an invalid number, or more than `MAX_TOKENS` tokens.
     """
+    if match := re.fullmatch(r"\s*random(?::(\d{1,9}))?\s*(?:\*\s*([1-9]\d{0,9})\s*)?", text):
+        count = int(match[2]) if match[2] else random_tokens
+        if count is None:
+            raise UserError(f"actions {text!r}: expected the number of latents, as in 'random*32'")
+        _check_count(count, text)
+        return random_control(count, seed=int(match[1] or 0))
     tokens: list[str] = []
     for word in text.split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*(?:\*\s*([1-9]\d*)\s*)?", word)
+        match = re.fullmatch(r"\s*(\w+)\s*(?:\*\s*([1-9]\d{0,9})\s*)?", word)
         if match is None or match[1] not in TOKENS:
             raise UserError(
-                f"actions {text!r}: found {word.strip()!r}, expected <token>*<latents> with a token of "
-                f"{', '.join(TOKENS)}, as in 'D*3,DR*2,N'"
+                f"actions {shortened(text)!r}: found {shortened(word.strip())!r}, expected <token>*<latents> with a "
+                f"token of {', '.join(TOKENS)}, as in 'D*3,DR*2,N', or random*<latents>"
             )
-        tokens += [match[1]] * int(match[2] or 1)
+        count = int(match[2] or 1)
+        _check_count(len(tokens) + count, text)
+        tokens += [match[1]] * count
+    return tuple(tokens)
+
+
+def _check_count(count: int, text: str) -> None:
+    if count > MAX_TOKENS:
+        raise UserError(
+            f"actions {shortened(text)!r} have {count:,} or more latents, expected at most {MAX_TOKENS:,}: shorten them"
+        )
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a text for an error."""
+    return textwrap.shorten(text, 60, placeholder="...") if " " in text else text[:60] + "..." * (len(text) > 60)
+
+
+def random_control(count: int, *, seed: int) -> tuple[str, ...]:
+    """Draw tokens as the original's programs do without a control: mostly straight on, with some turns.
+
+    It begins with D. From D it changes to DR or DL, and from those back to D.
+    """
+    rng = np.random.default_rng(seed)
+    tokens: list[str] = []
+    token, held = RANDOM_TOKENS[0], 0
+    while len(tokens) < count:
+        if held >= _HELD and rng.random() < _CHANGE * (held - _HELD + 1):
+            token = RANDOM_TOKENS[int(rng.integers(1, 3))] if token == RANDOM_TOKENS[0] else RANDOM_TOKENS[0]
+            held = 0
+        tokens.append(token)
+        held += 1
     return tuple(tokens)
 
 

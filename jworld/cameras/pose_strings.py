@@ -2,7 +2,7 @@
 
 Grammar and motions are those of HY-WorldPlay's `hyvideo/generate.py` and `generate_custom_trajectory.py`. Every item is
 `action-duration`, the duration in latents (a fraction is cut off), and the path begins with the identity pose. Not in
-the original: keys held together, as in "w+right-3".
+the original: keys held together, as in "w+right-3", and standing still, as in "none-3".
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ from jworld.cameras import actions, poses
 from jworld.utils.errors import UserError
 
 ORBIT_RADIUS = 1.0
+#: Most latents of a path: more than an hour of video at 24 frames per second.
+MAX_LATENTS = 25_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +84,9 @@ def parse(text: str) -> list[tuple[str, float]]:
     """Parse a pose string into (action, duration) pairs.
 
     Raises:
-      UserError: with the first invalid item and the allowed actions.
+      UserError: with the first invalid item and the allowed actions, or the path is longer than `MAX_LATENTS`.
     """
-    commands = []
+    commands, latents = [], 1
     for item in (part.strip() for part in text.split(",")):
         if not item:
             continue
@@ -93,11 +95,17 @@ def parse(text: str) -> list[tuple[str, float]]:
             (duration,) = (float(value) for value in durations)
         except ValueError:
             duration = math.nan
-        if not _is_action(action) or not math.isfinite(duration):
+        if not (action == NO_KEY or _is_action(action)) or not math.isfinite(duration):
             raise UserError(
                 f"pose string item '{item}' is invalid: expected action-duration, such as w-3, with an action "
-                f"among {', '.join(MOTIONS)}, or several that do not oppose each other joined as in w+right-3, and the "
-                "number of latents as duration"
+                f"among {', '.join(MOTIONS)}, several that do not oppose each other joined as in w+right-3, or "
+                f"{NO_KEY} to stand still, and the number of latents as duration"
+            )
+        latents += int(duration)
+        if latents > MAX_LATENTS:
+            raise UserError(
+                f"pose string item '{item}' makes a path of {latents:,} latents, expected at most {MAX_LATENTS:,}: "
+                "shorten it"
             )
         commands.append((action, duration))
     return commands
@@ -158,6 +166,17 @@ def path_from_c2w(c2w: np.ndarray, *, units: Units = PUBLISHED, third_person: bo
 def path(text: str, units: Units = PUBLISHED) -> CameraPath:
     """Convert a pose string to the control of its 1 + sum(durations) latents."""
     return path_from_c2w(trajectory(motions(text, units)), units=units)
+
+
+def resized(path: CameraPath, latents: int) -> CameraPath:
+    """Return the path with `latents` latents: cut at its end, or standing still after it."""
+    kept = min(latents, len(path.action))
+    extra = latents - kept
+    return CameraPath(
+        w2c=np.concatenate([path.w2c[:kept], np.repeat(path.w2c[kept - 1 : kept], extra, axis=0)]),
+        intrinsics=np.concatenate([path.intrinsics[:kept], np.repeat(path.intrinsics[kept - 1 : kept], extra, axis=0)]),
+        action=np.concatenate([path.action[:kept], np.zeros(extra, path.action.dtype)]),
+    )
 
 
 def held(action: str, latents: int, units: Units = PUBLISHED, *, after: np.ndarray | None) -> CameraPath:

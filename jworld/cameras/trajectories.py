@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 
 from jworld.cameras import pose_strings, poses
-from jworld.utils.errors import UserError
+from jworld.utils.errors import UserError, one_line
 
 POSE, INTRINSICS = "extrinsic", "K"
+
+
+def is_file(pose: str) -> bool:
+    """Return whether the value of --pose names a JSON file and is not a pose string."""
+    return pose.lower().endswith(".json")
 
 
 def read(path: pathlib.Path) -> pose_strings.CameraPath:
@@ -54,8 +59,8 @@ def _entries(path: pathlib.Path) -> dict[str, Any]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a pose string or a file of poses") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): write the poses again") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({one_line(error)}): write the poses again") from error
     if not isinstance(entries, dict) or not entries or not all(isinstance(x, dict) for x in entries.values()):
         raise UserError(
             f"{path} is not a table of poses, expected one entry per latent: "
@@ -69,7 +74,7 @@ def _matrix(entry: dict[str, Any], key: str, shape: tuple[int, int], where: str)
         raise UserError(f"{where} lacks the key '{key}': every latent needs '{POSE}' and '{INTRINSICS}'")
     try:
         matrix = np.asarray(entry[key], np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         matrix = np.empty(0)
     if matrix.shape != shape or not np.isfinite(matrix).all():
         raise UserError(

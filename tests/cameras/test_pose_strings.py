@@ -1,4 +1,5 @@
 import pathlib
+import time
 
 import golden_cases
 import numpy as np
@@ -35,7 +36,9 @@ def test_a_path_has_one_pose_per_latent() -> None:
         "w+w-1",
         "left+right-1",
         "w+-1",
-        "none-1",
+        "none+w-1",
+        "stay-1",
+        "w-1e400",
     ],
 )
 def test_the_bad_item_and_the_allowed_actions_are_named(item: str) -> None:
@@ -43,6 +46,32 @@ def test_the_bad_item_and_the_allowed_actions_are_named(item: str) -> None:
         pose_strings.parse(f"a-1, {item}, s-2")
     assert f"'{item}'" in str(error.value)
     assert "w, s, d, a, right, left, up, down" in str(error.value)
+
+
+def test_standing_still_has_a_word() -> None:
+    path = pose_strings.path("w-1, none-3, right-1")
+    assert [actions.label_name(label) for label in path.action] == ["none", "forward", *["none"] * 3, "yaw_right"]
+    np.testing.assert_array_equal(path.w2c[1:5], [path.w2c[1]] * 4)
+    assert pose_strings.key_timeline("none-1").tolist() == [[0, 0, 0, 0]] * 5
+
+
+@pytest.mark.parametrize("text", ["w-1000000", "w-1e300", "w-24999, none-1", ", ".join(["w-1000"] * 25)])
+def test_a_path_has_at_most_so_many_latents(text: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"makes a path of [\d,]+ latents, expected at most 25,000: shorten it"):
+        pose_strings.path(text)
+    assert time.monotonic() - started < 1
+    assert len(pose_strings.parse("w-24999")) == 1
+
+
+def test_resized_paths_stand_still_or_end_early() -> None:
+    path = pose_strings.path("w-2, right-1")
+    longer, shorter = pose_strings.resized(path, 6), pose_strings.resized(path, 2)
+    np.testing.assert_array_equal(longer.w2c, path.w2c[[0, 1, 2, 3, 3, 3]])
+    assert longer.action.tolist() == [*path.action, 0, 0]
+    assert longer.intrinsics.shape == (6, 3, 3)
+    np.testing.assert_array_equal(shorter.w2c, path.w2c[:2])
+    assert shorter.action.tolist() == path.action[:2].tolist()
 
 
 def test_keys_held_together_add_their_motions() -> None:

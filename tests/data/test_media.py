@@ -11,7 +11,6 @@ from jworld.data import media
 from jworld.data.inputs import video
 from jworld.utils.errors import UserError
 
-
 numbers = tiny_videos.numbers
 
 

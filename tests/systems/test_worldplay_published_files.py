@@ -81,12 +81,31 @@ def test_actions_come_from_their_file(entry: published_files.Entry, tmp_path: pa
     save(frames[:-1])
     with pytest.raises(UserError, match=r"actions\.json: the action list has 16 frames; 5 latents need 17"):
         read(with_actions)
-    save([*frames[:7], ["W"], *frames[8:]])
-    with pytest.raises(UserError, match=r"actions\.json: frame 7 is not an object with 'move_action'"):
-        read(with_actions)
-    save([*frames[:8], {"move_action": "W"}, *frames[9:]])
-    with pytest.raises(UserError, match=r"actions\.json: frame 8 of the action list lacks the keys \['view_action'\]"):
-        read(with_actions)
+    # Only frames in use are read, and only the two keys.
+    frames[7], frames[8] = ["W"], {"move_action": "", "view_action": None, "frame": 8, "keys": ["w"]}
+    save(frames)
+    assert [actions.label_name(label) for label in read(with_actions).action] == names
+
+
+@pytest.mark.parametrize(
+    "frame, message",
+    [
+        (["W"], r"frame 8 is \['W'\], expected an object"),
+        ({"move_action": "W"}, r"frame 8 lacks the key 'view_action'"),
+        ({"move_action": "wd", "view_action": "LR"}, r"frame 8: 'move_action' is 'wd' \(found 'w'\).*upper case"),
+        (
+            {"move_action": "W", "view_action": "turn_left"},
+            r"frame 8: 'view_action' is 'turn_left', expected one of LR",
+        ),
+    ],
+)
+def test_wrong_actions(entry: published_files.Entry, tmp_path: pathlib.Path, frame: Any, message: str) -> None:
+    path = tmp_path / "actions.json"
+    frames: list[Any] = [{"move_action": "", "view_action": ""} for _ in range(VIDEO_FRAMES)]
+    frames[8] = frame
+    path.write_text(json.dumps({str(i): each for i, each in enumerate(frames)}))
+    with pytest.raises(UserError, match=r"actions\.json: " + message):
+        read(published_files.Entry(entry.name, entry.latent, entry.pose, path))
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,14 @@ Source: `ar_camera_hunyuan_w_mem_dataset.py`; the index has `video_path` for its
 
 import functools
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
-from jworld.cameras import poses
+import numpy as np
+
+from jworld.cameras import actions, poses
 from jworld.data.inputs import items
 from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
-
-_VIEWS = {"LR": "yaw_right", "LL": "yaw_left", "LU": "pitch_up", "LD": "pitch_down"}
-_MOVES = (("W", "S", "forward"), ("S", "W", "backward"), ("D", "A", "right"), ("A", "D", "left"))
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
@@ -54,10 +52,7 @@ def _item(entry: Any, number: int, index: pathlib.Path, root: pathlib.Path) -> i
 
 
 def _read_tracks(cameras: pathlib.Path, controls: pathlib.Path | None, frames: int) -> items.Tracks:
-    entries = _frame_entries(cameras, frames, "poses", ("w2c", "intrinsic"))
-    w2c, pixels = items.check_cameras(
-        [entry["w2c"] for entry in entries], [entry["intrinsic"] for entry in entries], frames=frames, path=cameras
-    )
+    w2c, pixels = _read_cameras(cameras, frames)
     if (pixels[:, :2, 2] <= 0).any():
         raise UserError(
             f"{cameras}: the principal point is {pixels[:, :2, 2].min():g} pixels, expected half the image size: "
@@ -70,34 +65,32 @@ def _read_tracks(cameras: pathlib.Path, controls: pathlib.Path | None, frames: i
 def _read_controls(path: pathlib.Path | None, frames: int) -> items.Controls | None:
     if path is None:
         return None
-    entries = _frame_entries(path, frames, "actions", ("move_action", "view_action"))
-    return items.check_directions([_words(entry) for entry in entries], frames=frames, path=path)
+    entries = _frame_entries(path, frames, "actions")
+    labels = [actions.label_from_entry(entry, f"{path}: entry {name!r}") for name, entry in entries.items()]
+    return items.Controls(tuple(map(actions.label_name, labels)))
 
 
-def _frame_entries(path: pathlib.Path, frames: int, what: str, keys: tuple[str, str]) -> list[Mapping[str, Any]]:
-    value = items.read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, expected an object with one entry per frame")
-    entries = list(value.values())
-    if len(entries) != frames:
-        raise items.count_error(path, what, len(entries), frames)
-    for name, entry in value.items():
-        absent = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+def _read_cameras(path: pathlib.Path, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return w2c [T, 4, 4] and intrinsics [T, 3, 3] in pixels."""
+    entries = _frame_entries(path, frames, "poses")
+    for name, entry in entries.items():
+        absent = [key for key in ("w2c", "intrinsic") if not isinstance(entry, dict) or key not in entry]
         if absent:
             hint = ""
             if isinstance(entry, dict) and "extrinsic" in entry:
                 hint = ": files for generation (extrinsic and K, camera-to-world, one entry per latent) do not fit here"
-            raise UserError(f"{path}: entry {name!r} lacks the key {absent[0]!r}, expected {' and '.join(keys)}{hint}")
-    return entries
+            raise UserError(f"{path}: entry {name!r} lacks the key {absent[0]!r}, expected w2c and intrinsic{hint}")
+    matrices = [[entry[key] for entry in entries.values()] for key in ("w2c", "intrinsic")]
+    return items.check_cameras(matrices[0], matrices[1], frames=frames, path=path)
 
 
-def _words(entry: Mapping[str, Any]) -> str:
-    """Return the words of an entry as `actions.labels_from_entries` reads it: opposite letters cancel out."""
-    move = str(entry["move_action"])
-    words = [word for letter, opposite, word in _MOVES if letter in move and opposite not in move]
-    if entry["view_action"] in _VIEWS:
-        words.append(_VIEWS[entry["view_action"]])
-    return "+".join(words) or "none"
+def _frame_entries(path: pathlib.Path, frames: int, what: str) -> dict[str, Any]:
+    value = items.read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, expected an object with one entry per frame")
+    if len(value) != frames:
+        raise items.count_error(path, what, len(value), frames)
+    return value
 
 
 FORMAT = Format(

@@ -7,7 +7,7 @@ import pytest
 import tiny_videos
 
 from jworld.cameras import actions, poses
-from jworld.data.inputs import clips, fitting, formats, worldplay
+from jworld.data.inputs import clips, fitting, formats
 from jworld.data.recording import episodes
 from jworld.utils.errors import UserError
 
@@ -90,12 +90,36 @@ def test_cameras_follow_resampling_and_crop(tmp_path, name):
 
 
 def test_action_files_give_the_labels_of_training(tmp_path):
-    moves, views = ["", "W", "S", "WD", "WS", "WSA", "AD", "SA"], ["-", "LR", "LL", "LU", "LD"]
-    entries = [{"move_action": move, "view_action": view} for move in moves for view in views]
+    moves, views = ["", "W", "S", "WD", "WS", "WSA", "AD", "SA", ["W", "A"], None], ["-", "LR", "LL", "LU", "LD", None]
+    entries = [{"move_action": move, "view_action": view, "frame": 7} for move in moves for view in views]
     expected = [actions.labels_from_entries([entry] * 5, 2)[1] for entry in entries]
-    found = [actions.label_from_name(worldplay._words(entry)) for entry in entries]
-    assert found == expected
-    assert len(set(found)) == 30  # six different moves with five views
+    for i in range(0, len(entries), FRAMES):
+        part = entries[i : i + FRAMES]
+        write_as_worldplay(tmp_path, np.linalg.inv(tiny_videos.camera_path()), entries=(part + ENTRIES)[:FRAMES])
+        (clip,) = read("worldplay", tmp_path)
+        found = [actions.label_from_name(word) for word in clip.controls.words[: len(part)]]
+        assert found == expected[i : i + FRAMES]
+    assert len(set(expected)) == 35  # seven different moves with five views
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"move_action": "w", "view_action": "LR"}, r"'move_action' is 'w' \(found 'w'\), expected .*upper case"),
+        ({"move_action": "W", "view_action": "lr"}, r"'view_action' is 'lr', expected one of LR, LL, LU, LD"),
+        ({"move_action": "W", "view_action": "RIGHT"}, r"'view_action' is 'RIGHT'"),
+        ({"move_action": "jump", "view_action": ""}, r"'move_action' is 'jump' \(found 'j'\)"),
+        ({"move_action": 3, "view_action": ""}, r"'move_action' is 3, expected letters of W, S, D, A"),
+        ({"move_action": "W", "view_action": 3}, r"'view_action' is 3"),
+        ({"move_action": "W"}, r"lacks the key 'view_action'"),
+        (["W"], r"is \['W'\], expected an object with 'move_action' and 'view_action'"),
+    ],
+)
+def test_unknown_actions_are_named(tmp_path, entry, message):
+    entries = [*ENTRIES[:4], entry, *ENTRIES[5:]]
+    write_as_worldplay(tmp_path, np.linalg.inv(tiny_videos.camera_path()), entries=entries)
+    with pytest.raises(UserError, match=rf"action\.json: entry '4'.* {message}"):
+        read("worldplay", tmp_path)
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -1,0 +1,38 @@
+"""Lengths of paths and scripts: generation goes by whole chunks or windows, and a user's path may end within one."""
+
+from typing import Literal, get_args
+
+from jworld.utils.errors import UserError
+
+#: Value of --length: "pad" fills the last chunk, "cut" leaves out what fills no chunk.
+Length = Literal["pad", "cut"]
+LENGTHS: tuple[str, ...] = get_args(Length)
+
+
+def whole(count: int, size: int, length: str | None, *, where: str, unit: str, chunk: str) -> int:
+    """Return the number of steps to use of `count`: a positive multiple of `size`.
+
+    Args:
+      count: steps of the path.
+      size: steps of a chunk.
+      length: one of LENGTHS, or None to refuse steps that do not fill whole chunks.
+      where: flag and value of the path, for errors.
+      unit: name of the steps, in the plural.
+      chunk: name of a chunk.
+
+    Raises:
+      UserError: the steps do not fill whole chunks, or "cut" leaves none.
+    """
+    if length not in (None, *LENGTHS):
+        raise UserError(f"--length is {length!r}, expected one of {', '.join(LENGTHS)}")
+    missing = -count % size if count else size
+    if not missing:
+        return count
+    if length == "pad":
+        return count + missing
+    if length == "cut" and count > size:
+        return count // size * size
+    raise UserError(
+        f"{where} has {count} {unit}, expected a multiple of {size}, a {chunk}: add {missing}, or give --length pad"
+        + ("" if count < size else " or --length cut")
+    )
