@@ -126,7 +126,7 @@ MISTAKES = [
     (("--config.model.width=wide",), ("config.model.width", "wide")),
     (("--config.log.interval=0",), ("config.log", "interval is 0")),
     (("--profile=10",), ("--profile", "first:last")),
-    (("--config.mesh.data=3",), ("config.mesh", "3 devices", "1 are there")),
+    (("--config.mesh.data=3",), ("config.mesh", "3 devices", "there are 1")),
     (("--config.data.clip.window_frames=15",), ("window_frames is 15", "multiple of chunk_frames 4")),
     (
         ("--config.data.recording.source=", "--config.data.records=nowhere", "--workdir=NEW"),
