@@ -23,6 +23,7 @@ import rich.console
 import rich.progress
 
 from jworld import systems
+from jworld.cameras import lengths
 from jworld.data import media, video_stream
 from jworld.data.recording import episodes
 from jworld.encoders import model_encoders as encoders_lib
@@ -47,6 +48,7 @@ class Request:
       pose: camera path, for models steered by --pose.
       actions: control tokens, for models steered by --actions.
       windows: length of the video, for models without actions.
+      length: what to do with a path that ends within a chunk: "pad", "cut", or None to refuse it.
       seed: random seed for the noise.
       encoders: folder with the encoders; None for those of the checkpoint.
       given: encoders that replace those of the folder.
@@ -64,6 +66,7 @@ class Request:
     pose: str | None = None
     actions: str | None = None
     windows: int | None = None
+    length: str | None = None
     seed: int = 0
     step: int | None = None
     encoders: pathlib.Path | None = None
@@ -83,7 +86,7 @@ def generate(request: Request, config: ml_collections.ConfigDict, console: rich.
     Raises:
       UserError: an input is missing, damaged, or does not fit the model.
     """
-    if request.out.suffix != ".mp4":
+    if request.out.suffix.lower() != ".mp4":
         found = "missing" if request.out == Request.out else request.out
         raise errors.UserError(f"--out is {found}, expected a name that ends in .mp4")
     if request.stream and request.sheet:
@@ -91,7 +94,7 @@ def generate(request: Request, config: ml_collections.ConfigDict, console: rich.
     system = generation.video_system(systems.create(config), config)
     image = generation.find_start(request.image, needed=system.needs_image)
     steering = generation.steering(system, pose=request.pose, actions=request.actions)
-    actions = system.controls(steering, request.windows)
+    actions = system.controls(steering, request.windows, request.length)
     mesh = make_mesh(config)
     system.check_sampling(mesh)
     began = time.time()
@@ -270,11 +273,12 @@ A model that answers in text prints its answer to --prompt about --image, token 
 EPILOG = """The model's system defines how a path is written.
 
 --pose 'w-3, right-4' moves 3 latents forward and turns right for 4 (a latent is 4 frames): w, s, a and d move; right,
-left, up and down turn; keys held together are joined as in w+right-4. The first image is a latent of its own, and all
-latents together must fill whole chunks.
+left, up and down turn; none stands still; keys held together are joined as in w+right-4. The first image is a latent
+of its own, and all latents together must fill whole chunks; --length pads or cuts them. A JSON file has camera poses,
+or for a robot its actions.
 
 --actions 'D*3,DR*2,N' gives a control token for every latent frame, with repeats: D drives, B reverses, N stays, each
-also with L or R for a turn (D, DL, DR, B, BL, BR, N, NL, NR)."""
+also with L or R for a turn (D, DL, DR, B, BL, BR, N, NL, NR). 'random*32' or 'random:SEED*32' draws 32 tokens."""
 
 
 def make_parser() -> arguments.Parser:
@@ -293,6 +297,12 @@ def make_parser() -> arguments.Parser:
     add("--pose", metavar="PATH", help="pose string or JSON file of poses, see below (default: none)")
     add("--actions", metavar="TOKENS", help="control tokens, see below (default: none)")
     add("--windows", type=arguments.positive, help="windows of a model without actions (default: 1)")
+    add(
+        "--length",
+        choices=lengths.LENGTHS,
+        help="for a path that ends within a chunk: pad it (cameras stand still, the last token is held) or cut its end "
+        "(default: refuse it)",
+    )
     add(
         "--out",
         type=pathlib.Path,

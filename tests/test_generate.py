@@ -146,6 +146,31 @@ def test_a_file_of_poses_is_a_path(
     assert np.abs(make(run, image, tmp_path, "--pose", str(file)) - plain).mean() < 0.01
 
 
+def test_paths_that_end_within_a_chunk(
+    run: pathlib.Path,
+    image: pathlib.Path,
+    plain: np.ndarray,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file of 9 poses for chunks of 4; the suffixes of files may be upper case."""
+    units = runs.load(run).system.units
+    c2w = poses.invert_rigid(pose_strings.path("w-3, w+right-4, right-1", units).w2c)
+    file, out = tmp_path / "POSES.JSON", tmp_path / "OUT.MP4"
+    entry = {"K": [[160, 0, 160], [0, 160, 120], [0, 0, 1]]}
+    file.write_text(json.dumps({str(i): entry | {"extrinsic": x.tolist()} for i, x in enumerate(c2w)}))
+    with pytest.raises(SystemExit):
+        generate.main(arguments(run, image, out, "--pose", str(file)))
+    assert "add 3, or give --length pad or --length cut" in capsys.readouterr().err
+    generate.main(arguments(run, image, out, "--pose", str(file), "--length", "cut"))
+    assert "the last 1 fill no chunk of 4 and are left out" in capsys.readouterr().err
+    assert np.abs(episodes.read_video(out).astype(int) - plain).mean() < 0.01
+    padded = make(run, image, tmp_path, "--pose", "w-3, w+right-4, right-1", "--length=pad")
+    assert "has 9 latents (the first frame is one): 3 are added to fill a chunk of 4" in capsys.readouterr().err
+    still = make(run, image, tmp_path, "--pose", "w-3, w+right-4, right-1, none-3")
+    np.testing.assert_array_equal(padded, still)
+
+
 def test_encoders_in_another_folder(
     run: pathlib.Path,
     image: pathlib.Path,

@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+from jworld.utils import notes
 from jworld.utils.errors import UserError
 
 #: Value of --length: "pad" fills the last chunk, "cut" leaves out what fills no chunk.
@@ -10,7 +11,7 @@ LENGTHS: tuple[str, ...] = get_args(Length)
 
 
 def whole(count: int, size: int, length: str | None, *, where: str, unit: str, chunk: str) -> int:
-    """Return the number of steps to use of `count`: a positive multiple of `size`.
+    """Return the number of steps to use of `count`: a positive multiple of `size`. A change is noted to the user.
 
     Args:
       count: steps of the path.
@@ -29,8 +30,10 @@ def whole(count: int, size: int, length: str | None, *, where: str, unit: str, c
     if not missing:
         return count
     if length == "pad":
+        notes.note(f"{where} has {count} {unit}: {missing} are added to fill a {chunk} of {size}")
         return count + missing
     if length == "cut" and count > size:
+        notes.note(f"{where} has {count} {unit}: the last {count % size} fill no {chunk} of {size} and are left out")
         return count // size * size
     raise UserError(
         f"{where} has {count} {unit}, expected a multiple of {size}, a {chunk}: add {missing}, or give --length pad"

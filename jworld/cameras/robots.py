@@ -92,6 +92,21 @@ def read_motions(path: pathlib.Path) -> Motions:
     return Motions(_scaled(rows[:, :3], rows[:, 3:6], gripper[1:], BRIDGE_SCALE), is_annotation=True)
 
 
+def describe(motions: Motions) -> str:
+    """Return how the numbers of a file were read, for the user."""
+    if motions.is_annotation:
+        return f"translations and rotations times {BRIDGE_SCALE[0]:g}, gripper from {GRIPPER!r}, as in Bridge"
+    return f"{ACTION!r} is used as it is, so it must be scaled as in training"
+
+
+def resized(values: np.ndarray, count: int) -> np.ndarray:
+    """Return actions [N, 7] as [count, 7]: cut at their end, or standing still with the gripper as it is."""
+    kept = values[:count]
+    still = np.zeros((count - len(kept), ACTION_SIZE), values.dtype)
+    still[:, -1] = values[-1, -1]
+    return np.concatenate([kept, still])
+
+
 def _read_object(path: pathlib.Path) -> Mapping[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))

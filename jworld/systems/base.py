@@ -76,10 +76,19 @@ class TrainingData(Protocol[OpenedEncoders]):
         """Raise a `UserError` if this data set does not fit a model whose run stored `directory`."""
 
     def find_problem(self, directory: pathlib.Path) -> str:
-        """Return the reason, in one sentence, that `encoders` cannot open `directory`; "" if it can."""
+        """Return the reason, in one sentence, that no sample can be made with `directory`; "" if one can."""
 
-    def encoders(self, directory: pathlib.Path, *, given: EncoderOverrides, mesh: jax.sharding.Mesh) -> OpenedEncoders:
-        """Open what `keep` stored in `directory`; `given` are encoders named by the user, `mesh` is the model's."""
+    def encoders(
+        self, directory: pathlib.Path, *, given: EncoderOverrides, mesh: jax.sharding.Mesh, stored: bool = False
+    ) -> OpenedEncoders:
+        """Open what `keep` stored in `directory`.
+
+        Args:
+          directory: folder of a run, or of records.
+          given: encoders named by the user.
+          mesh: that of the model.
+          stored: use the states that the user's own data set stores, so that text and image encoders may be absent.
+        """
 
 
 class VideoSession(Protocol):
@@ -194,8 +203,11 @@ class VideoSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
     def needs_image(self) -> bool:
         """True if a generated video continues an image or a video."""
 
-    def controls(self, steering: str | None, windows: int | None) -> list[results.Action]:
-        """Parse the value of the steering flag and the number of windows into one action per session step."""
+    def controls(self, steering: str | None, windows: int | None, length: str | None = None) -> list[results.Action]:
+        """Parse the value of the steering flag and the number of windows into one action per session step.
+
+        `length` is "pad" or "cut" for a path that ends within a chunk, which None refuses; see `cameras.lengths`.
+        """
 
     def session(self, model: Model, encoders: RunEncoders) -> VideoSession:
         """Open a session."""

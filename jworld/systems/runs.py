@@ -75,6 +75,7 @@ class Run:
         pose: str | None = None,
         actions: str | None = None,
         windows: int | None = None,
+        length: str | None = None,
         seed: int = 0,
     ) -> np.ndarray:
         """Generate a video, as `python -m jworld.generate` does.
@@ -85,6 +86,7 @@ class Run:
           pose: path of the camera, such as "w-3, right-4", for systems steered by --pose.
           actions: control tokens, such as "D*3,DR*2", for systems steered by --actions.
           windows: length of the video for models that are not steered (default: 1).
+          length: "pad" or "cut" for a path that ends within a chunk (default: refused).
           seed: random seed for the noise.
 
         Returns:
@@ -95,7 +97,7 @@ class Run:
         """
         system = generation.video_system(self.system, self.config)
         start = generation.find_start(image, needed=system.needs_image)
-        steps = system.controls(generation.steering(system, pose=pose, actions=actions), windows)
+        steps = system.controls(generation.steering(system, pose=pose, actions=actions), windows, length)
         frames: list[np.ndarray] = []
         generation.roll_out(
             self.session(), steps, mesh=self.mesh, image=start, prompt=prompt, seed=seed, take=frames.append
@@ -122,6 +124,7 @@ def load(
     encoders: pathlib.Path | None = None,
     given: EncoderOverrides | None = None,
     training: bool = False,
+    stored: bool = False,
 ) -> Run:
     """Open a run's folder, or a folder of released or imported weights; EMA weights are preferred.
 
@@ -133,6 +136,7 @@ def load(
       encoders: folder of records, or a run's `encoders/` (default: that of the folder).
       given: encoders that replace those of the folder, or are used if it names none.
       training: load the model for training, with its teacher if it has one.
+      stored: use the states that a data set of the user stores, so that text and image encoders may be absent.
 
     Raises:
       UserError: something is missing or damaged, or does not fit the model.
@@ -142,7 +146,7 @@ def load(
     system = systems.create(config)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     kept = directory / ENCODERS if encoders is None else encoders
-    opened = system.data.encoders(kept, given=given or EncoderOverrides(), mesh=mesh)
+    opened = system.data.encoders(kept, given=given or EncoderOverrides(), mesh=mesh, stored=stored)
     # Released and imported weights have no teacher.
     training = training and (directory / CHECKPOINTS).is_dir()
     model, found = load_model(directory, config, step, mesh=mesh, training=training)

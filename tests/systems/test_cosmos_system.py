@@ -1,6 +1,7 @@
 """The Cosmos system: loss, windows that continue each other, meshes, refusals."""
 
 import importlib.util
+import json
 import pathlib
 import types
 from typing import Any
@@ -195,10 +196,34 @@ def test_pose_strings_become_motions() -> None:
     np.testing.assert_allclose(turning[3:6], [0, 20 * np.deg2rad(8.0), 0], atol=1e-5)
 
 
+def test_annotations_of_recordings_become_motions(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the original: the first six numbers times 20, the continuous gripper, the end without a window cut."""
+    system, rng = Cosmos(make_config()), np.random.default_rng(0)
+    actions, gripper = rng.uniform(-0.02, 0.02, (7, 7)), rng.uniform(0, 1, 8)
+    path = tmp_path / "7.JSON"
+    path.write_text(json.dumps({"action": actions.tolist(), "continuous_gripper_state": gripper.tolist()}))
+    windows = [action.control for action in system.controls(str(path), None)]
+    expected = np.concatenate([20 * actions[:, :6], gripper[1:, None]], axis=1)
+    np.testing.assert_allclose(np.concatenate(windows), expected[:6], rtol=1e-6)
+    said = capsys.readouterr().err
+    assert "translations and rotations times 20, gripper from 'continuous_gripper_state'" in said
+    assert "has 7 motions: the last 1 fill no window of 3 and are left out" in said
+    padded = np.concatenate([action.control for action in system.controls(str(path), None, "pad")])
+    np.testing.assert_allclose(padded[6:], [expected[6], *[[0] * 6 + [gripper[-1]]] * 2], rtol=1e-6)
+    path.write_text(json.dumps({"action": actions[:6].tolist()}))
+    same = np.concatenate([action.control for action in system.controls(str(path), None)])
+    np.testing.assert_allclose(same, actions[:6], rtol=1e-6)
+    assert "'action' is used as it is, so it must be scaled as in training" in capsys.readouterr().err
+    path.write_text(json.dumps({"action": actions[:2].tolist(), "continuous_gripper_state": gripper[:3].tolist()}))
+    with pytest.raises(errors.UserError, match=r"has 2 motions, expected .*add 1, or give --length pad$"):
+        system.controls(str(path), None)
+
+
 @pytest.mark.parametrize(
     ("variant", "pose", "windows", "message"),
     [
-        ("tiny_action", "w-2", None, "2 motions, expected a multiple of the 3 of a window: add 1"),
+        ("tiny_action", "w-2", None, "2 motions, expected a multiple of 3, a window: add 1, or give --length pad$"),
+        ("tiny_action", "w-4", None, "4 motions, .*: add 2, or give --length pad or --length cut$"),
         ("tiny_action", None, None, "--pose is missing"),
         ("", "w-3", None, "the model has no actions"),
     ],

@@ -1,6 +1,7 @@
 """The Matrix' endless stream: conditioning of a window, its start, and constant memory."""
 
 import collections
+import dataclasses
 import gc
 import pathlib
 from collections.abc import Iterator
@@ -257,6 +258,30 @@ def test_contradictions_are_reported(changes: dict[str, Any], message: str) -> N
 def test_bad_actions_are_reported(system: Matrix, actions: str | None, windows: int | None, message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
         system.controls(actions, windows)
+
+
+def test_tokens_counted_as_in_the_original(system: Matrix, capsys: pytest.CaptureFixture[str]) -> None:
+    """One token more than whole windows: the first one belongs to the given frame."""
+    sample = dataclasses.replace(system.sample, window_frames=4)
+    ours = streaming.script(driving.parse("DR*4,N*28"), sample)
+    assert capsys.readouterr().err == ""
+    theirs = streaming.script(driving.parse("D,DR*4,N*28"), sample)
+    assert "has 33 tokens: the first one belongs to the given frame, as in the original" in capsys.readouterr().err
+    assert len(theirs) == len(ours) == 8
+    assert theirs[0].control.tokens[0] == "D"
+    assert theirs[0].control.tokens[1:] == ours[0].control.tokens[1:]
+    assert theirs[1:] == ours[1:]
+    assert len(system.controls("random*8", None)) == 8 // system.sample.window_frames
+
+
+def test_streams_that_end_within_a_window(system: Matrix) -> None:
+    size = 3
+    sample = dataclasses.replace(system.sample, window_frames=size)
+    with pytest.raises(errors.UserError, match=r"has 5 latents, expected a multiple of 3, a window: add 1, or give"):
+        streaming.script(("D",) * 5, sample)
+    padded = streaming.script((*["D"] * 4, "N"), sample, "pad")
+    assert [action.name for action in padded] == ["D*3", "D, N*2"]
+    assert [action.name for action in streaming.script((*["D"] * 4, "N"), sample, "cut")] == ["D*3"]
 
 
 def test_the_stream_needs_an_image(system: Matrix) -> None:

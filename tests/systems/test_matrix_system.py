@@ -200,14 +200,28 @@ def test_tokens_of_a_clip() -> None:
     assert Matrix(make_config("matrix_lora.py:base")).controls(None, None)[0].control is None
 
 
+def test_tokens_of_a_clip_counted_as_in_the_original(capsys: pytest.CaptureFixture[str]) -> None:
+    """The original's tokens count the first latent."""
+    system = Matrix(make_config())
+    (action,) = system.controls("D,DR,DL", None)
+    assert action.control == Controls(("D", "DR", "DL"))
+    assert "has 3 tokens for 3 latents: the first one belongs to the first latent" in capsys.readouterr().err
+    (action,) = system.controls("D,DR,DL,N", None, "cut")
+    assert action.control == Controls(("D", "DR", "DL"))
+    assert "those after the 3 latents are left out" in capsys.readouterr().err
+    (action,) = system.controls("random:1", None)
+    assert action.control == Controls(("D", "D", "D"))
+
+
 @pytest.mark.parametrize(
     ("recipe", "actions", "windows", "message"),
     [
         (
             "matrix_control.py",
-            "D*3",
+            "D*4",
             None,
-            "has 3 latents, expected at most 2, a clip without its first latent: remove 1",
+            "has 4 latents, expected at most 2, a clip without its first latent, or 3 with it: remove 2, or give "
+            "--length cut",
         ),
         ("matrix_control.py", "D,X", None, "found 'X', expected"),
         ("matrix_control.py", None, None, "--actions is missing"),

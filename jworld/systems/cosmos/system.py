@@ -1,6 +1,5 @@
 """The Cosmos-Predict2 Video2World system: model, batch, loss and session from one config."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from jworld.cameras import pose_strings, robots
+from jworld.cameras import lengths, pose_strings, robots, trajectories
 from jworld.data import records
 from jworld.data.records import text_store as text_stores
 from jworld.encoders.model_encoders import Encoders
@@ -25,7 +24,7 @@ from jworld.systems import adapters, base
 from jworld.systems.cosmos import data, evaluation, objective
 from jworld.systems.cosmos.sampling import SampleConfig
 from jworld.systems.cosmos.session import Session
-from jworld.utils import errors
+from jworld.utils import errors, notes
 
 #: Input format of a data set -> the variant of the recipe that trains on its records.
 VARIANTS = {"cosmos": "2b", "bridge": "2b_action"}
@@ -155,15 +154,16 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
         )
         return global_batch * training(sample, trained_share(sizes))
 
-    def controls(self, pose: str | None, windows: int | None) -> list[results.Action]:
+    def controls(self, pose: str | None, windows: int | None, length: str | None = None) -> list[results.Action]:
         """Return one action per window for `Session.step`.
 
         Args:
           pose: for an action model a pose string, or the name of a JSON file with its motions; else None.
           windows: number of windows of a model without actions; None for one.
+          length: see `VideoSystem`. The end of a recording's annotation that fills no window is always cut.
 
         Raises:
-          UserError: the string or the file is invalid, or does not fill whole windows.
+          UserError: the string or the file is invalid, or does not fill whole windows and `length` is None.
         """
         if self.model_config.action_dim is None:
             if pose is not None:
@@ -174,23 +174,24 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
             return [results.Action(control=None, name=f"window {i + 1}") for i in range(windows or 1)]
         if pose is None:
             raise errors.UserError("--pose is missing: the model is steered by actions, such as --pose 'w-3, right-4'")
-        values = _from_file(pathlib.Path(pose)) if pose.endswith(".json") else self._from_pose(pose)
-        steps = self.motion_steps
-        if len(values) == 0 or len(values) % steps:
-            raise errors.UserError(
-                f"--pose {pose} has {len(values)} motions, expected a multiple of the {steps} of a window: add "
-                f"{-len(values) % steps or steps}"
-            )
-        parts = values.reshape(-1, steps, data.MOTION)
+        values, steps = self._motions(pose), self.motion_steps
+        if values.is_annotation and length is None:
+            length = "cut" if len(values.values) >= steps else None
+        count = lengths.whole(len(values.values), steps, length, where=f"--pose {pose}", unit="motions", chunk="window")
+        parts = robots.resized(values.values, count).reshape(-1, steps, data.MOTION)
         return [results.Action(control=part, name=f"window {i + 1}") for i, part in enumerate(parts)]
 
-    def _from_pose(self, pose: str) -> np.ndarray:
+    def _motions(self, pose: str) -> robots.Motions:
+        if trajectories.is_file(pose):
+            motions = robots.read_motions(pathlib.Path(pose))
+            notes.note(f"--pose {pose}: {robots.describe(motions)}")
+            return motions
         if self.clip.actions != "poses":
             raise errors.UserError(
                 f"--pose {pose}: the model was not trained on camera poses: give a JSON file with 'action', a list of "
                 f"{data.MOTION} numbers per frame"
             )
-        return robots.camera_actions(pose_strings.path(pose, self.units).w2c)
+        return robots.Motions(robots.camera_actions(pose_strings.path(pose, self.units).w2c), is_annotation=False)
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
         """See `System`: the mesh must split the frames of a window into equal parts."""
@@ -216,16 +217,3 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
     ) -> results.Report:
         """See `System`: PSNR of continuations of held-out clips."""
         return evaluation.evaluate(self.session(model, encoders), config, options, console)
-
-
-def _from_file(path: pathlib.Path) -> np.ndarray:
-    """Read motions [steps, 7], scaled as in training, from a JSON file {"action": [[...], ...]}."""
-    try:
-        values = np.asarray(json.loads(path.read_text())["action"], np.float32)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise errors.UserError(
-            f"--pose {path} cannot be read ({error}): give a JSON file with 'action', a list of lists"
-        ) from error
-    if values.ndim != 2 or values.shape[1] != data.MOTION:
-        raise errors.UserError(f"--pose {path}: 'action' has shape {list(values.shape)}, expected [N, {data.MOTION}]")
-    return values

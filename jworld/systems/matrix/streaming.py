@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jworld.cameras import driving
+from jworld.cameras import driving, lengths
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.systems.matrix import sampling
 from jworld.systems.matrix.session import ConditionEncoder, Controls
-from jworld.utils import errors
+from jworld.utils import notes
 
 #: Tokens of the frames of the first window, which no action describes: for an image, and for a video.
 STANDING, DRIVING = "N", "D"
@@ -52,9 +52,14 @@ class StreamSession:
             the first latent of a clip, which encodes one frame instead of four.
         """
         self.encoders, self.sample, self.shape = encoders, sample, shape
-        self._mid_clip = mid_clip
+        self._mid_clip, self._is_steered = mid_clip, table is not None
         self._condition_encoder = ConditionEncoder(encoders, model.cfg, sample, table)
         self._sampler = sampling.StreamSampler(model, sample, alphas)
+
+    @property
+    def is_steered(self) -> bool:
+        """True if the model has control tokens."""
+        return self._is_steered
 
     @property
     def window_frames(self) -> int:
@@ -87,7 +92,7 @@ class StreamSession:
         stream generates them again, from `first_latent` on.
         """
         given = first_frame[None] if first_frame.ndim == 3 else first_frame[-self.start_frames :]
-        frames = np.stack([self.encoders.fit.frame(frame) for frame in given])
+        frames = np.stack([self.encoders.resize(frame) for frame in given])
         still = np.repeat(frames[:1], self.start_frames - len(frames), axis=0)
         latents = self.encoders.autoencoder.encode(np.concatenate([still, frames])[None])
         count = self._sampler.frames
@@ -146,23 +151,27 @@ def draw(key: jax.Array, number: int, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.normal(jax.random.fold_in(key, number), shape)
 
 
-def script(tokens: tuple[str, ...], sample: sampling.SampleConfig) -> list[results.Action]:
+def script(tokens: tuple[str, ...], sample: sampling.SampleConfig, length: str | None = None) -> list[results.Action]:
     """Return the action of every step of a stream, from the tokens of all latent frames that it emits.
 
     A script is known in advance, unlike live key presses. So every frame has its own token as soon as it enters the
-    window.
+    window. One token more than whole windows is the original's counting: the first belongs to the given frame.
 
     Raises:
-      UserError: the tokens do not fill whole windows.
+      UserError: the tokens do not fill whole windows and `length` is None, see `cameras.lengths`.
     """
     size, frames = sample.window_frames, 1 + sample.groups * sample.window_frames
-    if len(tokens) % size:
-        raise errors.UserError(
-            f"--actions has {len(tokens)} latents, expected a multiple of {size}, a window: add "
-            f"{-len(tokens) % size} latents"
+    first = tokens[0]
+    if len(tokens) > size > 1 and len(tokens) % size == 1:
+        notes.note(
+            f"--actions has {len(tokens)} tokens: the first one belongs to the given frame, as in the original, and "
+            f"the stream has {len(tokens) - 1} latents"
         )
+        tokens = tokens[1:]
+    count = lengths.whole(len(tokens), size, length, where="--actions", unit="latents", chunk="window")
+    tokens = driving.filled(tokens, count)
     # The first frame of a window precedes those that it emits.
-    padded = driving.filled((tokens[0], *tokens), len(tokens) + frames)
+    padded = driving.filled((first, *tokens), len(tokens) + frames)
     return [
         results.Action(control=Controls(padded[k : k + frames]), name=driving.named(tokens[k : k + size]))
         for k in range(0, len(tokens), size)

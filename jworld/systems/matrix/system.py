@@ -30,7 +30,7 @@ from jworld.systems import adapters, base
 from jworld.systems.matrix import data, distillation, evaluation, objective, stream_evaluation, streaming
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
-from jworld.utils import errors
+from jworld.utils import errors, notes
 
 #: The recipes that train on records of the system's own format, without and with control tokens.
 RECIPES = ("configs/matrix_lora.py:2b", "configs/matrix_control.py:2b")
@@ -228,19 +228,21 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         trained = trained_share(sizes, *(name for name in sizes or () if name not in self.copies))
         return global_batch * (training(sample, trained) + 3 * self.distills * sample.total)
 
-    def controls(self, actions: str | None, windows: int | None) -> list[results.Action]:
+    def controls(self, actions: str | None, windows: int | None, length: str | None = None) -> list[results.Action]:
         """Return one action per session step.
 
         Args:
           actions: driving tokens for a model with control, such as "D*3,DR*2", else None. A clip has a token for every
-            latent after the first, and the last one is held. A stream has a token for every latent.
+            latent after the first, and the last one is held; with as many tokens as latents, the first one belongs to
+            the first latent, as in the original. A stream has a token for every latent.
           windows: number of windows of a stream without control; None or 1 for other models.
+          length: see `VideoSystem`.
 
         Raises:
           UserError: the tokens are invalid, too many for a clip, or do not fill whole windows of a stream.
         """
         if self.sample.mode == "stream":
-            return self._stream_controls(actions, windows)
+            return self._stream_controls(actions, windows, length)
         if windows not in (None, 1):
             raise errors.UserError(f"--windows is {windows}, but the model generates single clips: leave it out")
         if self.model_config.control_dim is None:
@@ -251,24 +253,40 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
                 )
             return [results.Action(control=None, name="clip")]
         if actions is None:
-            raise errors.UserError("--actions is missing: the model needs driving tokens, such as --actions 'D*3,DR*2'")
-        tokens, latents = driving.parse(actions), self.clip.window_frames
-        if len(tokens) >= latents:
             raise errors.UserError(
-                f"--actions {actions} has {len(tokens)} latents, expected at most {latents - 1}, a clip without its "
-                f"first latent: remove {len(tokens) + 1 - latents}"
+                "--actions is missing: the model needs driving tokens, such as --actions 'D*3,DR*2' or --actions random"
             )
-        filled = driving.filled((tokens[0], *tokens), latents)
+        filled = self._clip_tokens(actions, length)
         return [results.Action(control=Controls(filled), name=driving.named(filled[1:]))]
 
-    def _stream_controls(self, actions: str | None, windows: int | None) -> list[results.Action]:
+    def _clip_tokens(self, actions: str, length: str | None) -> tuple[str, ...]:
+        """Return the tokens of all latents of a clip."""
+        latents = self.clip.window_frames
+        tokens, shown = driving.parse(actions, random_tokens=latents - 1), driving.shortened(actions)
+        if length == "cut" and len(tokens) > latents:
+            notes.note(f"--actions {shown} has {len(tokens)} tokens: those after the {latents} latents are left out")
+            tokens = tokens[:latents]
+        if len(tokens) > latents:
+            raise errors.UserError(
+                f"--actions {shown} has {len(tokens)} latents, expected at most {latents - 1}, a clip without its "
+                f"first latent, or {latents} with it: remove {len(tokens) + 1 - latents}, or give --length cut"
+            )
+        if len(tokens) == latents:
+            notes.note(
+                f"--actions {shown} has {latents} tokens for {latents} latents: the first one belongs to the first "
+                "latent, as in the original"
+            )
+            return tokens
+        return driving.filled((tokens[0], *tokens), latents)
+
+    def _stream_controls(self, actions: str | None, windows: int | None, length: str | None) -> list[results.Action]:
         if self.model_config.control_dim is None:
             if actions is not None:
                 raise errors.UserError("--actions: the model has no control: leave it out, and give --windows")
             return [results.Action(control=Controls(()), name=f"window {i + 1}") for i in range(windows or 1)]
         if actions is None or windows is not None:
             raise errors.UserError("the model needs driving tokens: give --actions 'D*6,DR*2', and no --windows")
-        return streaming.script(driving.parse(actions), self.sample)
+        return streaming.script(driving.parse(actions), self.sample, length)
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
         """See `System`: the mesh must split the tokens of a frame into equal parts."""

@@ -11,7 +11,7 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from jworld.cameras import memory, pose_strings, trajectories
+from jworld.cameras import lengths, memory, pose_strings, trajectories
 from jworld.data import records
 from jworld.data.records import text_store as text_stores
 from jworld.encoders.model_encoders import Encoders
@@ -62,6 +62,7 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
             chunk_frames=self.clip.chunk_frames,
             memory_frames=self.clip.memory_frames,
             temporal_context=self.clip.temporal_context,
+            view=self.clip.view,
         )
         rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
@@ -182,22 +183,19 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
         )
         return global_batch * training(sample, trained_share(sizes))
 
-    def controls(self, pose: str | None, windows: int | None) -> list[results.Action]:
+    def controls(self, pose: str | None, windows: int | None, length: str | None = None) -> list[results.Action]:
         """Return one action per chunk for `Session.step`, from a pose string or the name of a JSON file of poses.
 
         Raises:
-          UserError: the string or the file is invalid, or its latents do not fill whole chunks.
+          UserError: the string or the file is invalid, or its latents do not fill whole chunks and `length` is None.
         """
         if pose is None or windows is not None:
             raise errors.UserError("the model needs a camera path: give --pose 'w-3, right-4', and no --windows")
-        is_file = pose.endswith(".json")
+        is_file = trajectories.is_file(pose)
         path = trajectories.read(pathlib.Path(pose)) if is_file else pose_strings.path(pose, self.units)
-        latents, size = len(path.action), self.chunk_frames
-        if latents % size:
-            raise errors.UserError(
-                f"--pose {pose} has {latents} latents (the first frame is one), expected a multiple of {size}, a "
-                f"chunk: add {-latents % size} latents"
-            )
+        size, unit = self.chunk_frames, "latents (the first frame is one)"
+        latents = lengths.whole(len(path.action), size, length, where=f"--pose {pose}", unit=unit, chunk="chunk")
+        path = pose_strings.resized(path, latents)
         chunks = rollout.split(Controls(path.action, path.w2c, path.intrinsics), size)
         return [
             results.Action(control=chunk, name=rollout.action_names(chunk.action[int(i == 0) :]))
@@ -240,4 +238,4 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
 
     def points(self) -> np.ndarray:
         """Return the Monte-Carlo points of memory selection."""
-        return memory.monte_carlo_points(self.clip.memory_points, POINTS_SEED)
+        return memory.monte_carlo_points(self.clip.memory_points, POINTS_SEED, self.clip.memory_radius)
