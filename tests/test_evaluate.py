@@ -50,7 +50,7 @@ class PerfectSession:
     def __init__(self, clip: held_out.Clip):
         self.clip, self.encoders, self.autoencoder = clip, self, self
 
-    def reset(self, first_frame, prompt, *, seed):
+    def reset(self, first_frame, prompt, *, seed, first=None):
         np.testing.assert_array_equal(first_frame, self.clip.frames[0])
         self.latent = 0
 
@@ -130,8 +130,13 @@ def test_data_of_ones_own_has_no_revisits(folder, tmp_path):
         (clone / part.name).symlink_to(part)
     (clone / run_config.FILE_NAME).unlink()
     run_config.save(config, clone)
-    evaluate.main([f"--checkpoint={clone}", "--windows=1", "--chunks=2", f"--output={tmp_path / 'out'}"])
+    # A key that the saved config does not list.
+    assert "context_time" not in config.sample.rollout
+    changes = ("--config.sample.rollout.num_steps=1", "--config.sample.rollout.context_time=7")
+    evaluate.main([f"--checkpoint={clone}", "--windows=1", "--chunks=2", f"--output={tmp_path / 'out'}", *changes])
     numbers = json.loads((tmp_path / "out" / FILES[0]).read_text())
+    rollout = numbers["config"]["sample"]["rollout"]
+    assert (rollout["num_steps"], rollout["context_time"]) == (1, 7.0)
     assert numbers["revisit_psnr"] == {}
     assert numbers["windows"] == 1
 
@@ -142,6 +147,8 @@ def test_data_of_ones_own_has_no_revisits(folder, tmp_path):
         (["--episodes=absent"], "python scripts/record_episodes.py --source rooms --episodes 8 --frames 61"),
         (["--records=absent"], "absent"),
         (["--chunks=9"], "expected at least 36"),
+        (["--config.sample.rollout.num_step=1"], "this config has no such key; did you mean 'num_steps'?"),
+        (["--config.sample.rollout.num_steps=0"], "num_steps is 0"),
     ],
 )
 def test_missing_data_ends_with_one_sentence(folder, tmp_path, capsys, arguments, message):
