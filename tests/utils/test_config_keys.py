@@ -11,7 +11,7 @@ from jworld.utils import config_keys, errors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base:
-    """What two sections share.
+    """Fields of two sections.
 
     Attributes:
       width: inner width, which
