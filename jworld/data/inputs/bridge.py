@@ -1,8 +1,8 @@
 """Format "bridge": videos of a robot arm with the state of its hand in every frame, as in the Bridge data set.
 
-annotation/SPLIT/X.json are objects with these keys: `state` (per frame x, y, z, roll, pitch, yaw of the hand, and
-optionally more), `continuous_gripper_state` (a number per frame), `videos` (a list of objects with `video_path`, one
-per camera; the first is used) and `texts` (a list of captions; the first is used).
+annotation/SPLIT/X.json, or annotations/X.json without splits, are objects with these keys: `state` (per frame x, y, z,
+roll, pitch, yaw of the hand, and optionally more), `continuous_gripper_state` (a number per frame), `videos` (a list of
+objects with `video_path`, one per camera; the first is used) and `texts` (captions; the first is used).
 
 Source: cosmos-predict2, `data/action_conditioned/action_conditioned_dataset.py`.
 """
@@ -18,28 +18,39 @@ from jworld.data.inputs import items
 from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
+#: Folders of annotations: the data set's, with a folder per split, and that of the original's guide.
+FOLDERS = ("annotation", "annotations")
 #: Numbers of a pose of the hand: position and angles.
 PLACE = 6
 
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
-    """List DIR with annotation/train/ and annotation/val/; video paths are relative to DIR or `options.root`."""
-    folder = path / "annotation"
-    files = {split: sorted((folder / split).glob("*.json")) for split in records.SPLITS}
-    if not any(files.values()):
+    """List DIR with annotations; video paths are relative to DIR or `options.root`."""
+    found = {name: _files(path / name) for name in FOLDERS}
+    used = [name for name, files in found.items() if any(files.values())]
+    if not used:
         raise UserError(
-            f"{folder} holds no train/*.json or val/*.json, expected one per recording: give its parent folder"
+            f"{path} holds no {FOLDERS[0]}/train/*.json, {FOLDERS[0]}/val/*.json or {FOLDERS[1]}/*.json, expected one "
+            "per recording: give the folder above them"
         )
-    notes = []
+    if len(used) > 1:
+        raise UserError(f"{path} holds recordings in {' and in '.join(used)}, expected one of them: move one away")
+    folder, notes = path / used[0], []
     if any((folder / "test").glob("*.json")):
         notes.append(f"{folder / 'test'} is ignored: a data set has the splits {' and '.join(records.SPLITS)}")
     root = options.root or path
-    listed = [_item(file, split, root) for split in records.SPLITS for file in files[split]]
+    listed = [_item(file, split, root) for split, files in found[used[0]].items() for file in files]
     return items.finish(listed, notes, source=folder, options=options)
 
 
-def _item(file: pathlib.Path, split: str, root: pathlib.Path) -> items.Item:
-    name = f"{split}/{file.stem}"
+def _files(folder: pathlib.Path) -> dict[str | None, list[pathlib.Path]]:
+    """Return the annotations of a folder by split; those without a split have the key None."""
+    places: dict[str | None, pathlib.Path] = {None: folder} | {split: folder / split for split in records.SPLITS}
+    return {split: sorted(place.glob("*.json")) for split, place in places.items()}
+
+
+def _item(file: pathlib.Path, split: str | None, root: pathlib.Path) -> items.Item:
+    name = f"{split}/{file.stem}" if split else file.stem
     try:
         facts = items.read_json(file)
     except UserError as error:
@@ -48,17 +59,20 @@ def _item(file: pathlib.Path, split: str, root: pathlib.Path) -> items.Item:
     first = videos[0] if isinstance(videos, list) and videos else None
     video = items.entry_texts(first, ("video_path",))["video_path"]
     if not video:
-        problem = f"{file}: the first entry of 'videos' has no text under 'video_path': correct the file"
-        return items.Item(name=name, video=file, split=split, problem=problem)
+        reason = f"{file}: the first entry of 'videos' has no text under 'video_path': correct the file"
+        return items.Item(name=name, video=file, split=split, problem=reason)
     texts = facts.get("texts")
-    caption = texts[0] if isinstance(texts, list) and texts and isinstance(texts[0], str) else ""
+    caption = texts[0] if isinstance(texts, list) and texts else texts or ""
+    wrong = not isinstance(caption, str)
+    problem = f"{file}: 'texts' is {texts!r:.60}, expected a list of captions: correct the file" if wrong else None
     return items.Item(
         name=name,
         video=root / video,
-        caption=caption,
+        caption="" if wrong else caption,
         split=split,
         hand=file,
         read_tracks=functools.partial(_read_tracks, file),
+        problem=problem,
     )
 
 
@@ -80,7 +94,7 @@ def _read_tracks(path: pathlib.Path, frames: int) -> items.Tracks:
 def _numbers(facts: Any, key: str, path: pathlib.Path) -> np.ndarray:
     try:
         array = np.asarray(facts[key], np.float64)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{path}: '{key}' is missing or has entries that are not numbers ({error}): correct the file"
         ) from error
@@ -93,6 +107,7 @@ def _numbers(facts: Any, key: str, path: pathlib.Path) -> np.ndarray:
 
 FORMAT = Format(
     name="bridge",
-    help="annotation/train/NAME.json with state and continuous_gripper_state of a robot arm per frame, videos, texts",
+    help="annotation/train/NAME.json or annotations/NAME.json with state and continuous_gripper_state of a robot arm "
+    "per frame, videos, texts",
     list_items=list_items,
 )

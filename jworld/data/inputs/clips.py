@@ -14,6 +14,7 @@ from jworld.data.inputs import fitting, items, video
 from jworld.utils.errors import UserError
 
 REMAINDERS = ("drop", "shift")
+SHORT_VIDEOS = ("refuse", "stretch")
 # Treats 29.97 as 30, where resampling would repeat one frame in a thousand.
 SAME_RATE = 0.01
 
@@ -32,6 +33,8 @@ class CutConfig:
       remainder: frames after the last whole clip: "drop" discards them, "shift" adds a clip that ends with the video
         and overlaps the previous one.
       repeat_frames: repeat frames of a video that has too few for `fps`; otherwise it is refused.
+      short_videos: a video that is shorter than a clip: "refuse" makes it an error, "stretch" spreads its frames evenly
+        over one clip and repeats some, which slows it down, as The Matrix does.
       temporal_ratio: frames per latent of the autoencoder.
     """
 
@@ -41,6 +44,7 @@ class CutConfig:
     stride: int | None = None
     remainder: str = "drop"
     repeat_frames: bool = False
+    short_videos: str = "refuse"
     temporal_ratio: int = 4
 
     def __post_init__(self) -> None:
@@ -58,6 +62,8 @@ class CutConfig:
             raise UserError(f"frame rate is {self.fps}, expected a positive number: change --fps")
         if self.remainder not in REMAINDERS:
             raise UserError(f"remainder is {self.remainder!r}, expected one of {', '.join(REMAINDERS)}")
+        if self.short_videos not in SHORT_VIDEOS:
+            raise UserError(f"short_videos is {self.short_videos!r}, expected one of {', '.join(SHORT_VIDEOS)}")
 
     def manifest_entry(self) -> dict[str, Any]:
         """Return the settings as JSON."""
@@ -124,13 +130,7 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
     source = video.open_video(item.video, frames_fps=item.frames_fps)
     tracks = item.read_tracks(len(source.times))
     fps = config.fps or video.rate(source)
-    picks = pick_frames(source, fps=config.fps, first=item.first_frame, repeat=config.repeat_frames)
-    length, starts = config.length(len(picks)), config.starts(len(picks))
-    if not starts:
-        raise UserError(
-            f"{item.video} has {len(source.times)} frames, {len(picks)} of them from frame {item.first_frame} on at "
-            f"{fps:g} frames/s, a clip needs {length}: remove the video or give a smaller --frames"
-        )
+    picks, length, starts = _plan(source, item, config, fps)
     for start, frames in _cut(source, picks, starts, length, config.fit):
         chosen = picks[start : start + length]
         yield Clip(
@@ -149,6 +149,27 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
             hand=None if tracks.hand is None else tracks.hand[chosen],
         )
         del frames
+
+
+def _plan(source: video.Video, item: items.Item, config: CutConfig, fps: float) -> tuple[np.ndarray, int, list[int]]:
+    """Return the numbers of the frames at the clips' rate, the length of a clip, and the starts of the clips."""
+    first = item.first_frame
+    picks = pick_frames(source, fps=config.fps, first=first, repeat=config.repeat_frames)
+    length = config.length(len(picks))
+    if len(picks) < length and item.moves_back:
+        # The latest start from which a clip fits.
+        fitting_starts = np.flatnonzero(source.times[-1] - source.times >= (length - 1) / fps - 1e-6 / fps)
+        first = int(fitting_starts[-1]) if len(fitting_starts) else 0
+        picks = pick_frames(source, fps=config.fps, first=first, repeat=config.repeat_frames)
+    if len(picks) < length and config.short_videos == "stretch":
+        return np.rint(np.linspace(0, len(source.times) - 1, length)).astype(np.int64), length, [0]
+    starts = config.starts(len(picks))
+    if not starts:
+        raise UserError(
+            f"{item.video} has {len(source.times)} frames, {len(picks)} of them from frame {first} on at {fps:g} "
+            f"frames/s, a clip needs {length}: remove the video, give a smaller --frames, or --short-videos stretch"
+        )
+    return picks, length, starts
 
 
 def pick_frames(source: video.Video, *, fps: float | None, first: int = 0, repeat: bool = False) -> np.ndarray:

@@ -23,14 +23,14 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
         meta = path / "metas" / f"{file.stem}.txt"
         caption = items.read_text(meta)
         problem = None
-        if caption is None and options.require_captions:
+        if caption is None and options.require_captions and not options.prompt.strip():
             problem = (
-                f"{meta} is absent, expected the caption of {file.name}: write it, or give --allow-missing-captions "
-                "to use an empty text"
+                f"{meta} is absent, expected the caption of {file.name}: write it, give --prompt TEXT for all videos "
+                "without a caption, or --allow-missing-captions to use an empty text"
             )
         listed.append(items.Item(name=file.stem, video=file, caption=caption or "", problem=problem))
     notes = []
-    if any((path / "t5_xxl").glob("*.pickle")):
+    if not options.stored_text and any((path / "t5_xxl").glob("*.pickle")):
         notes.append(
             f"{path / 't5_xxl'} holds pickled text embeddings, which are not opened: --text-encoder encodes the "
             "captions of metas/ again; to use the embeddings, give --text-embeddings with the file that "

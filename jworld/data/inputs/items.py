@@ -12,7 +12,8 @@ import numpy as np
 
 from jworld.cameras import actions, poses
 from jworld.data import records
-from jworld.utils.errors import UserError
+from jworld.data.inputs import placeholders
+from jworld.utils.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Item:
       cameras, controls, hand: the files that `read_tracks` opens.
       frames_fps: frames per second of a folder of images.
       first_frame: number of the first frame to use.
+      moves_back: begin earlier than `first_frame` if no clip fits after it, as late as one fits.
       read_tracks: number of frames of the video -> its tracks; a `UserError` if the files disagree with the video.
       problem: why the item cannot be used, found while listing; opening it raises this sentence as `UserError`.
     """
@@ -77,6 +79,7 @@ class Item:
     hand: pathlib.Path | None = None
     frames_fps: float | None = None
     first_frame: int = 0
+    moves_back: bool = False
     read_tracks: Callable[[int], Tracks] = no_tracks
     problem: str | None = None
 
@@ -95,13 +98,17 @@ class ListOptions:
 
     Attributes:
       require_captions: an item without a caption has a problem; otherwise its caption is empty.
+      prompt: caption of the items without one.
       frames_fps: frames per second of folders of images.
       root: base of the relative paths in an index file; None for the folder of the index file.
+      stored_text: captions are encoded already, in a file that the user names.
     """
 
     require_captions: bool = True
+    prompt: str = ""
     frames_fps: float | None = None
     root: pathlib.Path | None = None
+    stored_text: bool = False
 
 
 def with_splits(items: Iterable[Item], val_share: float) -> list[Item]:
@@ -120,8 +127,11 @@ def _hash(name: str) -> int:
 
 
 def finish(items: Iterable[Item], notes: Sequence[str], *, source: pathlib.Path, options: ListOptions) -> Listing:
-    """Sort items by name and mark wrong names, splits and captions as problems; no items at all is a `UserError`."""
-    ordered = sorted(items, key=lambda item: (item.name, str(item.video), item.first_frame))
+    """Sort items by name and mark wrong names, splits and captions as problems; no items at all is a `UserError`.
+
+    A video that is listed several times gets the names NAME, NAME#2, NAME#3.
+    """
+    ordered = sorted(_numbered(items), key=lambda item: (item.name, str(item.video), item.first_frame))
     if not ordered:
         raise UserError(f"{source} holds no videos, expected at least one: give another folder or --format")
     places = collections.defaultdict(list)
@@ -135,10 +145,26 @@ def finish(items: Iterable[Item], notes: Sequence[str], *, source: pathlib.Path,
             problem = f"{len(places[item.name])} videos have the name {item.name!r} ({found}): rename all but one"
         if problem is None and item.split not in (None, *records.SPLITS):
             problem = f"{item.video}: split is {item.split!r}, expected one of {', '.join(records.SPLITS)}: correct it"
-        if problem is None and options.require_captions and not item.caption.strip():
-            problem = f"{item.video} has no caption: write one, or give --allow-missing-captions to use an empty text"
-        checked.append(dataclasses.replace(item, caption=item.caption.strip(), problem=problem))
+        caption = item.caption.strip() or options.prompt.strip()
+        if problem is None and options.require_captions and not caption:
+            problem = (
+                f"{item.video} has no caption: write one, give --prompt TEXT for all videos without a caption, or "
+                "--allow-missing-captions to use an empty text"
+            )
+        checked.append(dataclasses.replace(item, caption=caption, problem=problem))
     return Listing(checked, list(notes))
+
+
+def _numbered(items: Iterable[Item]) -> list[Item]:
+    """Return the items with a number in the names of those that are listed again with the same video."""
+    seen: collections.Counter[tuple[str, pathlib.Path]] = collections.Counter()
+    numbered = []
+    for item in items:
+        key = item.name, item.video
+        seen[key] += 1
+        again = seen[key] > 1 and item.problem is None
+        numbered.append(dataclasses.replace(item, name=f"{item.name}#{seen[key]}") if again else item)
+    return numbered
 
 
 def check_cameras(w2c: Any, intrinsics: Any, *, frames: int, path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +177,7 @@ def check_cameras(w2c: Any, intrinsics: Any, *, frames: int, path: pathlib.Path)
     for name, value, size in (("w2c", w2c, 4), ("intrinsics", intrinsics, 3)):
         try:
             array = np.asarray(value, np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path}: {name} are not matrices of numbers ({error}): correct the file") from error
         if array.ndim and len(array) != frames:
             raise count_error(path, "poses", len(array), frames)
@@ -200,8 +226,10 @@ def read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is absent: add it or correct the path") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}): correct it") from error
+    except (OSError, ValueError, RecursionError) as error:
+        if placeholder := placeholders.find(path):
+            raise UserError(f"{path} {placeholder}") from error
+        raise UserError(f"{path} is not readable JSON ({one_line(error)}): correct it") from error
 
 
 def read_text(path: pathlib.Path) -> str | None:
@@ -220,9 +248,27 @@ def index_file(path: pathlib.Path) -> pathlib.Path:
 
 
 def entry_texts(entry: Any, keys: Sequence[str]) -> dict[str, str]:
-    """Return the texts under these keys of one entry of an index, "" for those that are missing."""
+    """Return the texts under these keys of one entry of an index, "" for those that are missing or no texts."""
     facts = entry if isinstance(entry, dict) else {}
     return {key: facts[key] if isinstance(facts.get(key), str) else "" for key in keys}
+
+
+def find_wrong_text(entry: Any, keys: Sequence[str], where: str) -> str | None:
+    """Return a sentence about the first key whose value is neither a text nor null; None if there is none."""
+    facts = entry if isinstance(entry, dict) else {}
+    for key in keys:
+        if not isinstance(facts.get(key), str | None):
+            return f"{where}: {key!r} is {facts[key]!r:.60}, expected a text: correct it"
+    return None
+
+
+def unread_keys(entries: Iterable[Any], known: Sequence[str], index: pathlib.Path) -> list[str]:
+    """Return a note about keys of the entries of an index that nothing reads; [] if there are none."""
+    found = dict.fromkeys(key for entry in entries if isinstance(entry, dict) for key in entry if key not in known)
+    if not found:
+        return []
+    shown = ", ".join(map(repr, list(found)[:5])) + (", ..." if len(found) > 5 else "")
+    return [f"{index}: the keys {shown} are not read; this format has {', '.join(known)}"]
 
 
 def broken_entry(index: pathlib.Path, number: int, key: str) -> Item:

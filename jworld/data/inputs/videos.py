@@ -74,6 +74,8 @@ def _read_table(folder: pathlib.Path) -> dict[str, _Row]:
         facts = items.entry_texts(row, ("video", "caption", "split"))
         if not facts["video"] or not isinstance(row, Mapping) or "caption" not in row:
             raise UserError(f"{path}: row {number} is {row!r}, expected the keys video and caption: correct it")
+        if wrong := items.find_wrong_text(row, ("video", "caption", "split"), f"{path}: row {number}"):
+            raise UserError(wrong)
         if facts["video"] in rows:
             raise UserError(f"{path}: row {number} is the second one for {facts['video']!r}: remove one of them")
         rows[facts["video"]] = _Row(facts["caption"], facts["split"] or None)
@@ -93,13 +95,13 @@ def _read_rows(path: pathlib.Path) -> list[Any]:
         return list(csv.DictReader(io.StringIO(text)))
     try:
         return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON in every line ({error}): correct it") from error
 
 
 FORMAT = Format(
     name="videos",
-    help="any folder of mp4, webm, mkv or mov files or of sub-folders of images; captions in NAME.txt or "
-    "captions.json, .jsonl or .csv",
+    help="any folder of videos (mp4, webm, mkv, mov, m4v, avi, gif) or of sub-folders of images; captions in NAME.txt "
+    "or in captions.json, .jsonl or .csv",
     list_items=list_items,
 )

@@ -18,6 +18,8 @@ from jworld.data.inputs import items
 from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
+_KEYS = ("video_path", "pose_path", "action_path", "caption", "split")
+
 
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
     """List DIR with index.json, or the index itself; paths are relative to the index's folder or `options.root`.
@@ -30,11 +32,11 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
         raise UserError(f"{index} holds a {type(entries).__name__}, expected a list of objects with video_path")
     root = options.root or index.parent
     listed = [_item(entry, number, index, root) for number, entry in enumerate(entries)]
-    return items.finish(listed, [], source=index, options=options)
+    return items.finish(listed, items.unread_keys(entries, _KEYS, index), source=index, options=options)
 
 
 def _item(entry: Any, number: int, index: pathlib.Path, root: pathlib.Path) -> items.Item:
-    facts = items.entry_texts(entry, ("video_path", "pose_path", "action_path", "caption", "split"))
+    facts = items.entry_texts(entry, _KEYS)
     missing = [key for key in ("video_path", "pose_path") if not facts[key]]
     if missing:
         return items.broken_entry(index, number, missing[0])
@@ -47,6 +49,7 @@ def _item(entry: Any, number: int, index: pathlib.Path, root: pathlib.Path) -> i
         split=facts["split"] or None,
         cameras=cameras,
         controls=controls,
+        problem=items.find_wrong_text(entry, _KEYS, f"{index}: entry {number}"),
         read_tracks=functools.partial(_read_tracks, cameras, controls),
     )
 

@@ -136,6 +136,7 @@ def test_cosmos(tmp_path):
     assert "metas/c.txt is absent, expected the caption of c.mp4" in found["c"][1]
     assert len(listing.notes) == 1
     assert "--text-encoder" in listing.notes[0]
+    assert formats.list_items("cosmos", tmp_path, options=items.ListOptions(stored_text=True)).notes == []
     assert not opened.exists()
     with pytest.raises(UserError, match=r"expected videos/X\.mp4"):
         formats.list_items("cosmos", tmp_path / "videos")
@@ -162,8 +163,36 @@ def test_bridge_lists_both_splits(tmp_path):
     assert "'videos' has no text under 'video_path'" in novideo.problem
     assert "is not readable JSON" in broken.problem
     assert "test is ignored" in listing.notes[0]
-    with pytest.raises(UserError, match=r"annotation holds no train/\*\.json"):
+    with pytest.raises(UserError, match=r"holds no annotation/train/\*\.json, .* or annotations/\*\.json"):
         formats.list_items("bridge", tmp_path / "annotation")
+
+
+def test_bridge_without_splits_as_in_the_guide(tmp_path):
+    """annotations/*.json, whose splits are drawn by their names."""
+    for i in range(12):
+        annotation(tmp_path / "annotations" / f"{i}.json", texts="open the drawer" if i else None)
+    annotation(tmp_path / "annotations" / "bad.json", texts=[3])
+    listing = formats.list_items("bridge", tmp_path, val_share=0.5).items
+    assert sorted(item.name for item in listing) == sorted([*map(str, range(12)), "bad"])
+    assert {item.split for item in listing} == {"train", "val"}
+    by_name = {item.name: item for item in listing}
+    assert by_name["3"].caption == "open the drawer"
+    assert by_name["3"].read_tracks(3).hand.shape == (3, 7)
+    assert "0.json" in str(by_name["0"].hand)
+    assert "has no caption" in by_name["0"].problem
+    assert "bad.json: 'texts' is [3], expected a list of captions" in by_name["bad"].problem
+    annotation(tmp_path / "annotation" / "train" / "7.json")
+    with pytest.raises(UserError, match="recordings in annotation and in annotations, expected one of them"):
+        formats.list_items("bridge", tmp_path)
+
+
+def test_deep_json_and_pointers_are_refused(tmp_path):
+    touch(tmp_path / "index.json", "[" * 100_000)
+    with pytest.raises(UserError, match=r"index\.json is not readable JSON"):
+        formats.list_items("matrix", tmp_path)
+    touch(tmp_path / "index.json", "version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match=r"index\.json is a Git LFS pointer"):
+        formats.list_items("worldplay", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +243,17 @@ def test_matrix_lists_and_aligns_controls(tmp_path):
     [
         ({"caption": "x"}, "entry 0 has no text under the key 'path'"),
         ("text", "entry 0 has no text under the key 'path'"),
-        ({"path": "a.mp4", "caption": "x", "valid_frame_idx": "3"}, r"valid_frame_idx of a\.mp4 is '3'"),
+        ({"path": "a.mp4", "caption": "x", "valid_frame_idx": "3"}, r"\(a\.mp4\): 'valid_frame_idx' is '3', expected"),
+        ({"path": "a.mp4", "caption": "x", "valid_frame_idx": -1}, "'valid_frame_idx' is -1, expected a frame number"),
+        ({"path": "a.mp4", "caption": "x", "valid_frame_idx": float("nan")}, "'valid_frame_idx' is nan"),
+        ({"path": "a.mp4", "caption": "x", "valid_frame_idx": True}, "'valid_frame_idx' is True"),
         ({"path": "a.mp4", "caption": "x", "control_signal_seq": "D,DX"}, "has the token 'DX', expected one of D, DL"),
-        ({"path": "a.mp4", "caption": "x", "control_signal_seq": ",".join("D" * 31)}, "31 control tokens .* 30 frames"),
+        ({"path": "a.mp4", "caption": "x", "control_signal_seq": ["D", 3]}, r"'control_signal_seq' is \['D', 3\], exp"),
+        ({"path": "a.mp4", "caption": "x", "control_signal_seq": 7}, "'control_signal_seq' is 7, expected tokens"),
+        ({"path": "a.mp4", "caption": "x", "control_signal_seq": {"0": "D"}}, r"'control_signal_seq' is \{'0': 'D'\}"),
+        ({"path": "a.mp4", "caption": "x", "control_signal_seq": "D,,D"}, "has the token '', expected one of D"),
+        ({"path": "a.mp4", "caption": ["x"]}, r"entry 0 \(a\.mp4\): 'caption' is \['x'\], expected a text"),
+        ({"path": "a.mp4", "caption": "x", "split": 1}, "'split' is 1, expected a text"),
         ({"path": "b.mp4", "caption": "x"}, r"b\.mp4 is absent"),
         ({"path": "a.mp4", "caption": "x", "split": "test"}, "split is 'test', expected one of train, val"),
         ({"path": "a.mp4", "caption": " "}, r"a\.mp4 has no caption"),
@@ -228,6 +265,84 @@ def test_matrix_entries_that_are_refused(tmp_path, entry, message):
     (item,) = formats.list_items("matrix", tmp_path).items
     with pytest.raises(UserError, match=message):
         list(clips.read_clips(item, CUT))
+
+
+def test_matrix_rows_as_the_original_reads_them(tmp_path):
+    """Lists of tokens, tokens beyond the end, late starts, `10.0` as an index, null, and a file listed twice."""
+    tiny_videos.write(tmp_path / "a.mp4", fps=10)
+    tokens = ["D"] * 10 + ["DL"] * 10 + ["N"] * 20
+    row = {"path": "a.mp4", "caption": "x"}
+    matrix_index(
+        tmp_path,
+        row | {"control_signal_seq": tokens, "valid_frame_idx": 10.0},
+        row | {"control_signal_seq": ",".join(tokens) + ",", "valid_frame_idx": 28},
+        row | {"control_signal_seq": " D , DL", "valid_frame_idx": 40, "caption": "late"},
+        row | {"control_signal_seq": None, "valid_frame_idx": None},
+        row | {"caption": "y"},
+    )
+    listing = formats.list_items("matrix", tmp_path)
+    found = {item.name: list(clips.read_clips(item, dataclasses.replace(CUT, fps=5))) for item in listing.items}
+    assert list(found) == ["a", "a#2", "a+000010", "a+000028", "a+000040"]
+    assert [item.caption for item in listing.items] == ["x", "y", "x", "x", "late"]
+    frames = {name: tiny_videos.numbers(part[0].frames) for name, part in found.items()}
+    assert frames["a+000010"] == list(range(10, 27, 2))
+    # Moved back to the latest start from which a clip fits.
+    assert frames["a+000028"] == frames["a+000040"] == list(range(13, 30, 2))
+    assert found["a"][0].controls is found["a#2"][0].controls is None
+    assert found["a+000010"][0].controls.words == ("DL",) * 5 + ("N",) * 4
+    assert found["a+000028"][0].controls.words == tuple(tokens[13:30:2])
+    assert found["a+000040"][0].controls.words == ("DL",) * 9
+
+
+def test_short_videos_can_be_stretched_as_in_the_original(tmp_path):
+    tiny_videos.write(tmp_path / "a.mp4", tiny_videos.numbered(7), fps=10)
+    matrix_index(tmp_path, {"path": "a.mp4", "caption": "x", "control_signal_seq": "D,D,D,DL,N,N,N"})
+    (item,) = formats.list_items("matrix", tmp_path).items
+    with pytest.raises(UserError, match="a clip needs 9: remove the video, give a smaller --frames, or --short-videos"):
+        list(clips.read_clips(item, dataclasses.replace(CUT, fps=10)))
+    (clip,) = clips.read_clips(item, dataclasses.replace(CUT, fps=10, short_videos="stretch"))
+    expected = np.round(np.linspace(0, 6, 9)).astype(int)
+    assert tiny_videos.numbers(clip.frames) == expected.tolist()
+    assert clip.controls.words == tuple(np.array(["D", "D", "D", "DL", "N", "N", "N"])[expected])
+
+
+def test_tokens_per_latent_are_warned_about(tmp_path, capsys):
+    tiny_videos.write(tmp_path / "a.mp4", fps=10)
+    matrix_index(tmp_path, {"path": "a.mp4", "caption": "x", "control_signal_seq": "D,DL,N,N,N,N,N,N"})
+    (item,) = formats.list_items("matrix", tmp_path).items
+    (clip, *_) = clips.read_clips(item, CUT)
+    assert clip.controls.words[:3] == ("D", "DL", "N")
+    assert "has 8 tokens for 30 frames, expected one per video frame; the last one is held" in capsys.readouterr().err
+
+
+def test_keys_that_are_not_read_are_noted(tmp_path):
+    matrix_index(tmp_path, {"path": "a.mp4", "caption": "x", "control_signals": "D"}, {"path": "b.mp4", "weight": 2})
+    (note,) = formats.list_items("matrix", tmp_path).notes
+    assert (
+        "the keys 'control_signals', 'weight' are not read; this format has path, caption, control_signal_seq" in note
+    )
+    entry = {"video_path": "a.mp4", "pose_path": "a.json", "caption": "x", "action_path": ["a.json"]}
+    touch(tmp_path / "w" / "index.json", json.dumps([entry, {**entry, "action_path": None}]))
+    listing = formats.list_items("worldplay", tmp_path / "w")
+    assert listing.notes == []
+    assert "entry 0: 'action_path' is ['a.json'], expected a text" in listing.items[0].problem
+    assert listing.items[1].problem is None
+
+
+def test_one_prompt_for_videos_without_captions(tmp_path):
+    for name in "ab":
+        touch(tmp_path / "videos" / f"{name}.mp4")
+        touch(tmp_path / f"{name}.mp4")
+    touch(tmp_path / "metas" / "a.txt", "its own")
+    touch(tmp_path / "a.txt", "its own")
+    options = items.ListOptions(prompt=" A video of sks teal robot. ")
+    expected = {"a": ("its own", None), "b": ("A video of sks teal robot.", None)}
+    assert facts(formats.list_items("cosmos", tmp_path, options=options)) == expected
+    (tmp_path / "videos").rename(tmp_path / "v")
+    found = facts(formats.list_items("videos", tmp_path, options=options))
+    assert {name: found[name] for name in "ab"} == expected
+    with pytest.raises(UserError, match="give --prompt TEXT for all videos without a caption"):
+        list(clips.read_clips(formats.list_items("videos", tmp_path).items[1], CUT))
 
 
 def test_invalid_index_files_are_refused(tmp_path):
