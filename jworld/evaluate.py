@@ -79,7 +79,7 @@ def evaluate(
         config.data.recording.directory = episodes_dir
     if records_dir is not None:
         config.data.records = records_dir
-    run = runs.load(checkpoint, step, config=config, given=given, training=True)
+    run = runs.load(checkpoint, step, config=config, given=given, training=True, stored=True)
     chosen = {f"--{name}": value for name, value in options.optional().items()} | {"--episodes": episodes_dir}
     unused = [flag for flag, value in chosen.items() if value is not None and flag not in run.system.evaluation_flags]
     if unused:

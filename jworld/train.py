@@ -209,8 +209,13 @@ def show(job: TrainingJob) -> None:
     if problem := job.system.data.find_problem(job.workdir / runs.ENCODERS):
         console.print(f"no {job.system.sample_name}: {problem}")
         return
-    run = runs.load(job.workdir)
-    made = run.system.make_sample(run.model, run.encoders, run.config)
+    try:
+        run = runs.load(job.workdir, stored=True)
+        made = run.system.make_sample(run.model, run.encoders, run.config)
+    except errors.UserError as error:
+        # The run itself ended well.
+        console.print(f"no {job.system.sample_name}: {error}")
+        return
     for line in samples.write(made, job.workdir / runs.SAMPLES, job.system.sample_name, fps=run.encoders.fps):
         console.print(line, markup=False)
 

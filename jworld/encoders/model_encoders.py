@@ -16,6 +16,7 @@ import numpy as np
 
 from jworld.data import records
 from jworld.data.inputs import fitting
+from jworld.data.records import text_store
 from jworld.encoders import autoencoders, base, registry, stored, torch_models, weightless
 from jworld.models.autoencoders import linear
 from jworld.utils.errors import UserError
@@ -107,6 +108,23 @@ def add_arguments(parser: argparse.ArgumentParser, *, defaults: Mapping[str, str
     )
 
 
+class StoredPrompts:
+    """Encoded prompts of a data set, by their keys in its manifest; the empty prompt is the negative one, row 0."""
+
+    def __init__(self, directory: str | pathlib.Path) -> None:
+        """Open the text store of a folder of records."""
+        manifest = records.read_manifest(directory)
+        self._rows = {key: row for row, key in reversed(list(enumerate(manifest["prompts"])))} | {"": 0}
+        self._store = text_store.TextStore(directory, manifest)
+
+    def __contains__(self, prompt: str) -> bool:
+        return prompt in self._rows
+
+    def __getitem__(self, prompt: str) -> dict[str, np.ndarray]:
+        """Return the arrays of a row of the store, float32."""
+        return {name: states.astype(np.float32) for name, states in self._store.prompt(self._rows[prompt]).items()}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoders:
     """Opened encoders of a model.
@@ -118,6 +136,7 @@ class Encoders:
       images: encodes first frames; None without.
       fit: resizing and cropping of images to the model's size.
       fps: frame rate of the model's videos, in frames per second.
+      stored: encoded prompts of the data set, used before `text` and `glyph`; None without.
     """
 
     autoencoder: autoencoders.Autoencoder
@@ -126,20 +145,30 @@ class Encoders:
     images: base.ImageEncoder | None
     fit: fitting.Fit
     fps: float
+    stored: StoredPrompts | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
         return self.fit.width, self.fit.height
 
+    def resize(self, frame: np.ndarray) -> np.ndarray:
+        """Scale an image uint8 [H, W, 3] to cover the model's size, and crop it around its center.
+
+        Data sets whose episodes have the model's aspect ratio stretch them instead, which is the same for such images.
+        """
+        return dataclasses.replace(self.fit, mode="crop").frame(frame)
+
     def image(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Encode an image uint8 [H, W, 3] of any size: latent [1, h, w, C] and vision states [V, Dv], float32."""
-        frame = self.fit.frame(frame)
+        frame = self.resize(frame)
         states = None if self.images is None else self.images.encode(frame[None])[0]
         return self.autoencoder.encode(frame[None, None])[0], states
 
     def prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """Encode a prompt as in a text store: text_states [S, Dt] and glyph_states [G, Dg], float32."""
+        if self.stored is not None and prompt in self.stored:
+            return self.stored[prompt]
         found = {"text_states": self.text, "glyph_states": self.glyph}
         return {name: encoder.encode([prompt])[0] for name, encoder in found.items() if encoder is not None}
 
@@ -178,21 +207,33 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def open_set(
-    directory: str | pathlib.Path, *, given: EncoderOverrides | None = None, mesh: jax.sharding.Mesh | None = None
+    directory: str | pathlib.Path,
+    *,
+    given: EncoderOverrides | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    prompts: StoredPrompts | None = None,
 ) -> Encoders:
     """Open the encoders of a folder of records, or of a folder written by `copy`.
+
+    With `prompts`, text and image encoders may be absent: held-out clips bring their own states.
 
     Raises:
       UserError: an encoder is absent, or one in `given` differs from the manifest.
     """
     directory, given = pathlib.Path(directory), given or EncoderOverrides()
     manifest = records.read_manifest(directory)
-    if problem := find_problem(directory, manifest, given):
+    problem = find_autoencoder_problem(directory, manifest) if given.autoencoder is None else ""
+    if problem := problem or ("" if prompts else find_problem(directory, manifest, given)):
         raise UserError(problem)
     width, height = manifest["image_size"]
     # Manifests of imported latents do not record the fit: use that of the published pipelines.
     fit = manifest.get("cut", {}).get("fit", {"width": width, "height": height})
-    text, glyph, images = (_reopen(role, manifest[role.key], given, directory) for role in (TEXT, GLYPH, IMAGE))
+    text, glyph, images = (
+        None
+        if prompts and find_role_problem(role, manifest[role.key], given, directory)
+        else _reopen(role, manifest[role.key], given, directory)
+        for role in (TEXT, GLYPH, IMAGE)
+    )
     return Encoders(
         autoencoder=open_autoencoder(directory, manifest, given=given.autoencoder, mesh=mesh),
         text=text,
@@ -200,6 +241,7 @@ def open_set(
         images=images,
         fit=fitting.Fit(**fit),
         fps=manifest["fps"],
+        stored=prompts,
     )
 
 
@@ -296,14 +338,20 @@ def find_problem(
     given = given or EncoderOverrides()
     if given.autoencoder is None and (problem := find_autoencoder_problem(directory, manifest)):
         return problem
-    for role in (TEXT, GLYPH, IMAGE):
-        entry = manifest[role.key]
-        if getattr(given, role.attribute) is not None or is_none(entry):
-            continue
-        if "kind" not in entry:
-            return _unknown_source(directory, role.words, entry["family"], f"{role.flag} {entry['family']}:FOLDER")
-        if _is_absent(entry.get("source", "")):
-            return _moved(directory, role.words, entry, f"{role.flag} {entry['kind']}:FOLDER")
+    problems = (find_role_problem(role, manifest[role.key], given, directory) for role in (TEXT, GLYPH, IMAGE))
+    return next(filter(None, problems), "")
+
+
+def find_role_problem(
+    role: Role, entry: Mapping[str, Any], given: EncoderOverrides, directory: str | pathlib.Path
+) -> str:
+    """Return the same as `find_problem` for one text or image encoder, whose entry of the manifest is `entry`."""
+    if getattr(given, role.attribute) is not None or is_none(entry):
+        return ""
+    if "kind" not in entry:
+        return _unknown_source(directory, role.words, entry["family"], f"{role.flag} {entry['family']}:FOLDER")
+    if _is_absent(entry.get("source", "")):
+        return _moved(directory, role.words, entry, f"{role.flag} {entry['kind']}:FOLDER")
     return ""
 
 

@@ -34,18 +34,53 @@ class Controls(NamedTuple):
     intrinsics: np.ndarray
 
 
+class FirstImage(NamedTuple):
+    """States of a clip's first frame as records store them: latent [1, h, w, C], vision states [V, Dv] or None."""
+
+    latent: np.ndarray
+    vision: np.ndarray | None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A recorded episode of F latents: frames uint8 [1 + 4 (F - 1), H, W, 3] of the model's size, prompt, controls."""
+    """A recorded episode of F latents.
+
+    Attributes:
+      name: name of the episode.
+      frames: uint8 [1 + 4 (F - 1), H, W, 3] of the model's size.
+      prompt: caption, or its key in the text store of the data set.
+      controls: actions and cameras, if they were recorded.
+      tokens: recorded driving tokens [F], as indices into the manifest's `controls`, if there are any.
+      motion: recorded motion [4 (F - 1), 7] of a robot's hand, if there is any.
+      first: stored states of the first frame, if the clip starts where its record does.
+    """
 
     name: str
     frames: np.ndarray
     prompt: str
-    controls: Controls
+    controls: Controls | None = None
+    tokens: np.ndarray | None = None
+    motion: np.ndarray | None = None
+    first: FirstImage | None = None
 
     @property
     def latents(self) -> int:
-        return len(self.controls.action)
+        """Latent frames F."""
+        return 1 + (len(self.frames) - 1) // STRIDE
+
+    @property
+    def camera_controls(self) -> Controls:
+        """The controls of a clip of a model that needs them.
+
+        Raises:
+          UserError: no cameras or actions were recorded.
+        """
+        if self.controls is None:
+            raise errors.UserError(
+                f"the held-out clip {self.name} has no cameras and actions, which the model needs: make the records "
+                "from a format that has them"
+            )
+        return self.controls
 
 
 def from_episode(episode: episodes.Episode, encoders: Encoders) -> Clip:
@@ -62,28 +97,41 @@ def from_episode(episode: episodes.Episode, encoders: Encoders) -> Clip:
 
 
 def from_record(source: records.RecordSource, index: int, encoders: Encoders) -> Clip:
-    """Make a clip from a record: its decoded latents are the truth, its labels and cameras the controls."""
+    """Make a clip from a record: its decoded latents are the truth, and the arrays that it has are the conditioning."""
     record = source[index]
     frames = encoders.autoencoder.decode(record["latent"].astype(np.float32)[None])[0]
+    prompts, vision = source.manifest["prompts"], record.get("vision_states")
+    has_cameras = {"action", "w2c", "intrinsics"} <= record.keys()
     return Clip(
         name=source.episodes[index],
         frames=frames,
-        prompt=source.manifest["prompts"][int(record["prompt"])],
-        controls=Controls(record["action"], record["w2c"], record["intrinsics"]),
+        prompt=prompts[int(record["prompt"])] if "prompt" in record else "",
+        controls=Controls(record["action"], record["w2c"], record["intrinsics"]) if has_cameras else None,
+        tokens=record.get("control"),
+        motion=record.get("motion"),
+        first=FirstImage(
+            record["image_cond"].astype(np.float32), None if vision is None else vision.astype(np.float32)
+        ),
     )
 
 
 def window(clip: Clip, *, start: int, latents: int) -> Clip:
     """Return `latents` latents of a clip from latent `start` as a new clip; its first camera is the origin."""
-    part = slice(start, start + latents)
-    action, w2c, intrinsics = (np.asarray(values)[part] for values in clip.controls)
-    action = action.astype(np.int32)
-    action[0] = 0
+    part, moves = slice(start, start + latents), slice(STRIDE * start, STRIDE * (start + latents - 1))
+    controls = None
+    if clip.controls is not None:
+        action, w2c, intrinsics = (np.asarray(values)[part] for values in clip.controls)
+        action = action.astype(np.int32)
+        action[0] = 0
+        controls = Controls(action, poses.relative_to_first(w2c).astype(np.float32), intrinsics.astype(np.float32))
     return Clip(
         name=clip.name,
         frames=clip.frames[STRIDE * start : STRIDE * (start + latents - 1) + 1],
         prompt=clip.prompt,
-        controls=Controls(action, poses.relative_to_first(w2c).astype(np.float32), intrinsics.astype(np.float32)),
+        controls=controls,
+        tokens=None if clip.tokens is None else clip.tokens[part],
+        motion=None if clip.motion is None else clip.motion[moves],
+        first=clip.first if start == 0 else None,
     )
 
 
@@ -161,10 +209,12 @@ def _require_episodes(recording: recorder.RecordingConfig) -> None:
         )
 
 
-def choose_windows(lengths: Sequence[int], *, latents: int, windows: int) -> list[tuple[int, int]]:
+def choose_windows(
+    lengths: Sequence[int], *, latents: int, windows: int, starts_only: bool = False
+) -> list[tuple[int, int]]:
     """Choose at most `windows` pairs (episode, first latent), evenly over all episodes and within each.
 
-    `lengths` are the latents of the episodes; a window has `latents` of them.
+    `lengths` are the latents of the episodes; a window has `latents` of them. With `starts_only`, all start at 0.
     """
     long_enough = [i for i, length in enumerate(lengths) if length >= latents]
     if not long_enough:
@@ -176,7 +226,7 @@ def choose_windows(lengths: Sequence[int], *, latents: int, windows: int) -> lis
     episode_indices = [long_enough[i] for i in picked]
     chosen = []
     for position, episode in enumerate(episode_indices):
-        share = windows // len(picked) + (position < windows % len(picked))
+        share = 1 if starts_only else windows // len(picked) + (position < windows % len(picked))
         starts = np.unique(np.linspace(0, lengths[episode] - latents, share).astype(int))
         chosen += [(episode, int(start)) for start in starts]
     return chosen

@@ -82,16 +82,23 @@ class LatentRecords:
             records.check_manifest(records.read_manifest(path), expected, path=path)
 
     def find_problem(self, directory: pathlib.Path) -> str:
-        """Return why the encoders cannot be opened, see `systems.base.TrainingData`."""
-        return encoders_lib.find_problem(directory, records.read_manifest(directory))
+        """Return why a sample is impossible, see `systems.base.TrainingData`."""
+        manifest = records.read_manifest(directory)
+        if self._recording.source:
+            return encoders_lib.find_problem(directory, manifest)
+        return encoders_lib.find_autoencoder_problem(directory, manifest)
 
-    def encoders(self, directory: pathlib.Path, *, given: EncoderOverrides, mesh: jax.sharding.Mesh) -> Encoders:
+    def encoders(
+        self, directory: pathlib.Path, *, given: EncoderOverrides, mesh: jax.sharding.Mesh, stored: bool = False
+    ) -> Encoders:
         """Open the encoders, see `systems.base.TrainingData`."""
         # Generation does not depend on the other arrays of the records.
         expected = {key: value for key, value in self.expected.items() if key != "arrays"}
         if (directory / records.MANIFEST).is_file():
             records.check_manifest(records.read_manifest(directory), expected, path=directory)
-            return encoders_lib.open_set(directory, given=given, mesh=mesh)
+            own = stored and not self._recording.source
+            prompts = encoders_lib.StoredPrompts(self._config.data.records) if own else None
+            return encoders_lib.open_set(directory, given=given, mesh=mesh, prompts=prompts)
         if given == EncoderOverrides(options=given.options):
             raise UserError(
                 f"{directory} has no {records.MANIFEST}, so the model's autoencoder and encoders are unknown: name a "

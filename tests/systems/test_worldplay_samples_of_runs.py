@@ -13,7 +13,6 @@ from jworld.data.recording import episodes
 from jworld.evaluation import contact_sheets, held_out, results, samples
 from jworld.systems import runs
 from jworld.systems.worldplay import rollout
-from jworld.systems.worldplay.session import center_crop
 from jworld.utils.errors import UserError
 
 
@@ -99,7 +98,7 @@ def test_labels_of_a_clip_are_the_recorded_actions(run, clip):
 def test_rollout_is_repeatable_and_depends_on_the_controls(session, clip):
     part = held_out.window(clip, start=0, latents=8)
     first, again, mirrored = (
-        rollout.roll_out(session, part.frames[0], part.prompt, controls, seed=3)
+        rollout.roll_out(session, part, controls, seed=3)
         for controls in (part.controls, part.controls, rollout.swapped(part.controls))
     )
     assert first.shape == part.frames.shape == (29, 24, 32, 3)
@@ -111,26 +110,24 @@ def test_rollout_is_repeatable_and_depends_on_the_controls(session, clip):
 def test_held_keys_equal_a_pose_string(session, clip):
     path = pose_strings.path("w+right-7", session.units)
     controls = rollout.Controls(path.action, path.w2c, path.intrinsics)
-    expected = rollout.roll_out(session, clip.frames[0], clip.prompt, controls, seed=3)
+    expected = rollout.roll_out(session, clip, controls, seed=3)
     session.reset(clip.frames[0], clip.prompt, seed=3)
     np.testing.assert_array_equal(np.concatenate([session.step("w+right") for _ in range(2)]), expected)
 
 
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (90, 64), (48, 100), (11, 7)])
-def test_center_crop(height, width):
-    rows, columns = np.mgrid[:height, :width]
-    cropped = center_crop(np.stack([rows, columns, rows], axis=-1), 32, 24)
-    assert cropped.shape[0] / cropped.shape[1] == pytest.approx(24 / 32, abs=0.1)
-    assert cropped.shape[0] == height or cropped.shape[1] == width
-    for axis, size in ((0, height), (1, width)):
-        first, last = cropped[..., axis].min(), cropped[..., axis].max()
-        assert abs(first - (size - 1 - last)) <= 1
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (90, 64), (48, 100), (240, 320)])
+def test_first_images_are_scaled_and_then_cropped_as_in_data_sets(run, height, width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    fit = dataclasses.replace(run.encoders.fit, mode="crop")
+    np.testing.assert_array_equal(run.encoders.resize(image), fit.frame(image))
+    latent, _ = run.encoders.image(image)
+    np.testing.assert_array_equal(latent, run.encoders.autoencoder.encode(fit.frame(image)[None, None])[0])
 
 
 def test_rollout_needs_whole_chunks(session, clip):
     part = held_out.window(clip, start=0, latents=7)
     with pytest.raises(ValueError, match="7 latents"):
-        rollout.roll_out(session, part.frames[0], part.prompt, part.controls, seed=0)
+        rollout.roll_out(session, part, part.controls, seed=0)
 
 
 def test_chunk_psnr_of_known_errors():

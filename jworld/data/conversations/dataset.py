@@ -168,7 +168,9 @@ class Conversations:
         found = any((directory / name).is_file() for name in chat.FILES)
         return "" if found else f"{directory / TOKENIZER} is absent"
 
-    def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> RunEncoders:
+    def encoders(
+        self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh, stored: bool = False
+    ) -> RunEncoders:
         """Load the tokenizer; a `UserError` if the user names encoders, which nothing would use."""
         if given.flags():
             raise UserError(

@@ -257,7 +257,9 @@ class DecodedVideos:
         """See `systems.base.TrainingData`: only frames are needed."""
         return ""
 
-    def encoders(self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh) -> FrameFiles:
+    def encoders(
+        self, directory: pathlib.Path, *, given: Any, mesh: jax.sharding.Mesh, stored: bool = False
+    ) -> FrameFiles:
         """See `systems.base.TrainingData`; a `UserError` if the user names encoders, which would not be used."""
         if given.flags():
             raise UserError(

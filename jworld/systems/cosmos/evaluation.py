@@ -5,6 +5,7 @@ baselines are the last conditioning frame repeated and, for an action model, the
 The PSNR of the autoencoder alone is the ceiling.
 """
 
+import dataclasses
 from typing import Any
 
 import ml_collections
@@ -35,12 +36,20 @@ def total_latents(session: Session, windows: int) -> int:
     return 1 + -(-(end - 1) // session.encoders.autoencoder.temporal_ratio)
 
 
-def motion_per_window(session: Session, w2c: np.ndarray, windows: int) -> list[np.ndarray | None]:
-    """Return the session's actions for the cameras [F, 4, 4] of an episode: the motion of every window, or None."""
-    if session.clip.actions != "poses":
-        return [None] * windows
-    motion = robots.camera_actions(w2c)
+def motion_per_window(session: Session, clip: held_out.Clip, windows: int) -> list[np.ndarray | None]:
+    """Return the session's action of every window: camera motion or recorded motion of the clip, or None."""
     size = session.clip.window_frames - 1
+    if session.clip.actions == "poses":
+        motion = robots.camera_actions(clip.camera_controls.w2c)
+    elif session.clip.actions == "motion":
+        if clip.motion is None:
+            raise errors.UserError(
+                f"the held-out clip {clip.name} has no recorded motion, which steers the model: evaluate on records "
+                "that have it"
+            )
+        motion, size = clip.motion.astype(np.float32), held_out.STRIDE * size
+    else:
+        return [None] * windows
     return [motion[i * size : (i + 1) * size] for i in range(windows)]
 
 
@@ -58,11 +67,6 @@ def evaluate(
     Raises:
       UserError: the clips are absent or too short.
     """
-    if session.clip.actions == "motion":
-        raise errors.UserError(
-            "the model is steered by recorded motion, which held-out episodes do not have: use python -m "
-            "jworld.generate with a JSON file of actions"
-        )
     lengths, load = held_out.held_out(config, session.encoders)
     latents = total_latents(session, options.chunks)
     chosen = held_out.choose_windows(lengths, latents=latents, windows=options.windows)
@@ -86,11 +90,13 @@ def measure(
     Returns:
       PSNR (dB) per window, for the model and for every baseline by name; and the model's frames.
     """
-    motion = motion_per_window(session, clip.controls.w2c, windows)
+    motion = motion_per_window(session, clip, windows)
     videos = {held_out.MODEL: roll_out(session, clip, motion, seed=seed)}
     length = len(videos[held_out.MODEL])
-    if session.clip.actions:
-        _, mirrored = actions.swap_left_right(clip.controls.action, clip.controls.w2c)
+    if session.clip.actions == "poses":
+        recorded = clip.camera_controls
+        action, w2c = actions.swap_left_right(recorded.action, recorded.w2c)
+        mirrored = dataclasses.replace(clip, controls=recorded._replace(action=action, w2c=w2c))
         motion = motion_per_window(session, mirrored, windows)
         videos[held_out.SWAPPED] = roll_out(session, clip, motion, seed=seed)
     given = session.given_pixels
@@ -136,6 +142,6 @@ def sample(session: Session, config: ml_collections.ConfigDict) -> results.Compa
     latents = total_latents(session, possible[-1])
     index, start = held_out.choose_windows(lengths, latents=latents, windows=1)[0]
     clip = held_out.window(load(index), start=start, latents=latents)
-    motion = motion_per_window(session, clip.controls.w2c, possible[-1])
+    motion = motion_per_window(session, clip, possible[-1])
     frames = roll_out(session, clip, motion, seed=settings.seed)
     return compare(session, clip, frames, windows=possible[-1], title="")

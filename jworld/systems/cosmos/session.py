@@ -31,7 +31,7 @@ class Session:
         """
         frames = first_frame[None] if first_frame.ndim == 3 else first_frame
         kept = frames[-self.given_pixels :] if len(frames) >= self.given_pixels else frames[-1:]
-        self._given = np.stack([self.encoders.fit.frame(frame) for frame in kept])
+        self._given = np.stack([self.encoders.resize(frame) for frame in kept])
         self._seed, self._windows = seed, 0
         self._text = self._states([self.sample.negative_prompt, prompt] if self.sample.rows == 2 else [prompt])
 

@@ -21,15 +21,26 @@ from jworld.systems.matrix.session import ClipSession, Controls
 from jworld.utils import indices
 
 REPEATED = "first frame repeated"
+#: Token of a clip without recorded actions.
+STANDING = "N"
 #: Share of the sampler's steps that are skipped; restoring starts after them.
 NOISED_TO = 0.25
 #: Clips on the contact sheet.
 SHOWN = 4
 
 
+def recorded_tokens(clip: held_out.Clip) -> tuple[str, ...]:
+    """Return the driving tokens of a clip's latents: its own, or those of its action labels, or standing still."""
+    if clip.tokens is not None:
+        return tuple(driving.TOKENS[int(token)] for token in clip.tokens)
+    if clip.controls is not None:
+        return tuple(driving.from_labels(clip.controls.action))
+    return (STANDING,) * clip.latents
+
+
 def recorded_controls(clip: held_out.Clip, *, steered: bool) -> Controls | None:
     """Return the driving tokens of a recorded clip for a model with control, else None."""
-    return Controls(driving.from_labels(clip.controls.action)) if steered else None
+    return Controls(recorded_tokens(clip)) if steered else None
 
 
 def evaluate(
@@ -98,7 +109,7 @@ def compare(
     title: str,
 ) -> results.Comparison:
     """Return recorded and generated clip for a contact sheet, in parts that name their driving tokens."""
-    tokens = driving.from_labels(clip.controls.action)
+    tokens = recorded_tokens(clip)
     chunks = []
     for (start, stop), value in zip(spans, psnr, strict=True):
         # Latent i holds the frames 4i - 3 to 4i; the token of latent 0 describes no motion.

@@ -26,6 +26,9 @@ class ObjectiveConfig:
         "consistency" for jumps to the edges of phases (stage 4).
       snr_shift: divisor of the signal-to-noise ratio at every timestep: 3 for CogVideoX-2B, 1 for none. Latents that
         remain visible under strong noise need a larger one.
+      beta_start, beta_end: first and last beta of the noise schedule.
+      beta_schedule: "scaled_linear" for betas with evenly spaced square roots, "linear" for evenly spaced betas.
+      zero_terminal_snr: rescale the noise schedule so that the last timestep is pure noise.
       groups: noise groups of a window.
       phases_per_group: parts of a group's range of timesteps, each of which stage 4 learns to cross in one jump.
       solver_steps: steps of the stage 4 teacher from pure noise to clean.
@@ -39,6 +42,10 @@ class ObjectiveConfig:
 
     kind: Literal["clip", "windows", "consistency"] = "clip"
     snr_shift: float = 3.0
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    zero_terminal_snr: bool = True
     groups: int = 4
     phases_per_group: int = 1
     solver_steps: int = 40
@@ -51,6 +58,11 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.snr_shift <= 0:
             raise ValueError(f"snr_shift is {self.snr_shift}, expected a number above 0")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"beta_start is {self.beta_start} and beta_end {self.beta_end}, expected numbers between 0 and 1 of "
+                "which beta_end is not the smaller one"
+            )
         if not 0 < self.huber_c < float("inf"):
             raise ValueError(f"huber_c is {self.huber_c}, expected a number above 0")
         for name, parts in (("groups", self.groups), ("groups * phases_per_group", self.phases)):
@@ -61,6 +73,16 @@ class ObjectiveConfig:
                 f"solver_steps is {self.solver_steps}, expected a divisor of {v_prediction.NUM_TIMESTEPS} with at "
                 f"least two steps in each of the {self.phases} phases"
             )
+
+    def alphas_cumprod(self) -> np.ndarray:
+        """Return the noise schedule, see `v_prediction.alphas_cumprod`."""
+        return v_prediction.alphas_cumprod(
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            beta_schedule=self.beta_schedule,
+            snr_shift=self.snr_shift,
+            zero_terminal_snr=self.zero_terminal_snr,
+        )
 
     @property
     def phases(self) -> int:

@@ -19,6 +19,7 @@ import rich.progress
 
 from jworld.cameras import driving
 from jworld.evaluation import held_out, results
+from jworld.systems.matrix.evaluation import recorded_tokens
 from jworld.systems.matrix.session import Controls
 from jworld.systems.matrix.streaming import StreamSession
 from jworld.utils import indices
@@ -117,14 +118,16 @@ def evaluate(
 
 def generated(session: StreamSession, clip: held_out.Clip, windows: int, *, seed: int) -> dict[str, np.ndarray]:
     """Return the model's video of an episode and the baselines by name, each after the clip's first frames."""
-    tokens = driving.from_labels(clip.controls.action)
+    tokens = recorded_tokens(clip)
     first, stop = spans(session, windows)[0][0], spans(session, windows)[-1][1]
     autoencoder = session.encoders.autoencoder
 
     def whole(emitted: np.ndarray) -> np.ndarray:
         return np.concatenate([clip.frames[:first], emitted])
 
-    choices = {held_out.MODEL: tokens, held_out.SWAPPED: driving.mirrored(tokens)}
+    choices = {held_out.MODEL: tokens}
+    if session.is_steered:
+        choices[held_out.SWAPPED] = driving.mirrored(tokens)
     videos = {
         name: whole(roll_out(session, clip, steps(session, choice, windows), seed=seed))
         for name, choice in choices.items()
@@ -138,7 +141,7 @@ def distances(
     teacher: StreamSession, students: Mapping[str, StreamSession], clip: held_out.Clip, windows: int, *, seed: int
 ) -> dict[str, Distance]:
     """Measure the distance of each of `students` from the teacher; all start from the same clip and noise."""
-    actions = steps(teacher, driving.from_labels(clip.controls.action), windows)
+    actions = steps(teacher, recorded_tokens(clip), windows)
 
     def roll(session: StreamSession) -> tuple[np.ndarray, list[np.ndarray]]:
         session.reset(clip.frames[: session.start_frames], clip.prompt, seed=seed)
@@ -163,7 +166,7 @@ def compare(
     session: StreamSession, clip: held_out.Clip, frames: np.ndarray, windows: int, *, title: str
 ) -> results.Comparison:
     """Return recorded and generated frames of all windows for a contact sheet, with the tokens of each window."""
-    actions = steps(session, driving.from_labels(clip.controls.action), windows)
+    actions = steps(session, recorded_tokens(clip), windows)
     bounds = spans(session, windows)
     first = bounds[0][0]
     chunks = [
@@ -195,7 +198,7 @@ def sample(session: StreamSession, config: ml_collections.ConfigDict) -> results
     windows = (clip.latents - session.first_latent) // session.sample.window_frames
     if clip.latents < total_latents(session, max(windows, 1)):
         raise ValueError(f"a clip of {clip.latents} latents is shorter than the first window")
-    tokens = driving.from_labels(clip.controls.action)
+    tokens = recorded_tokens(clip)
     emitted = roll_out(session, clip, steps(session, tokens, windows), seed=settings.seed)
     frames = np.concatenate([clip.frames[: spans(session, 1)[0][0]], emitted])
     return compare(session, clip, frames, windows, title="")

@@ -39,6 +39,8 @@ class ClipConfig:
       temporal_context: number of latest context frames; the others are the clip's first chunk and retrieved chunks.
       memory_probability: share of memory samples.
       memory_points: Monte-Carlo points of memory selection.
+      memory_fov: width and height of the field of view in memory selection, in degrees.
+      memory_radius: distance up to which a camera sees in memory selection, in units of the translations.
       text_dropout: share of examples whose text is the negative prompt.
       text_tokens, glyph_tokens, vision_tokens: limits of the conditioning tokens; glyph_tokens is 0 without glyphs.
       curriculum: pairs (first step, latent frames of a clip in use).
@@ -51,6 +53,8 @@ class ClipConfig:
     temporal_context: int = 12
     memory_probability: float = 0.8
     memory_points: int = 50_000
+    memory_fov: tuple[float, float] = memory.PUBLISHED_VIEW.fov
+    memory_radius: float = memory.PUBLISHED_VIEW.radius
     text_dropout: float = 0.1
     text_tokens: int = 1000
     glyph_tokens: int = 256
@@ -78,7 +82,16 @@ class ClipConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
         if self.memory_points < 1:
             raise ValueError(f"memory_points is {self.memory_points}, expected at least 1")
+        if not (0 < self.memory_fov[0] < 360 and 0 < self.memory_fov[1] < 180):
+            raise ValueError(f"memory_fov is {self.memory_fov}, expected degrees above 0, below 360 and below 180")
+        if not 0 < self.memory_radius < np.inf:
+            raise ValueError(f"memory_radius is {self.memory_radius}, expected a number above 0")
         self._check_curriculum()
+
+    @property
+    def view(self) -> memory.View:
+        """View of a camera in memory selection."""
+        return memory.View(fov=self.memory_fov, radius=self.memory_radius)
 
     def _check_curriculum(self) -> None:
         first_steps = [first_step for first_step, _ in self.curriculum]
@@ -119,6 +132,7 @@ def sample_indices(
         memory_frames=clip.memory_frames,
         temporal_context=clip.temporal_context,
         chunk=chunk,
+        view=clip.view,
     )
     return np.array([*past, *range(current, current + chunk)]), True
 

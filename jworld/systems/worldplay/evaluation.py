@@ -49,7 +49,9 @@ def evaluate(
     recording = held_out.recording_config(config)
     latents = options.chunks * session.chunk_frames
     lengths, load = held_out.held_out(config, session.encoders)
-    chosen = held_out.choose_windows(lengths, latents=latents, windows=options.windows)
+    # Records store the image states of their first frame only.
+    starts_only = not recording.source and session.encoders.images is None
+    chosen = held_out.choose_windows(lengths, latents=latents, windows=options.windows, starts_only=starts_only)
     revisits = results.REVISITS if options.revisits is None else options.revisits
     if not recording.source:
         revisits = 0
@@ -76,9 +78,10 @@ def measure(
     Returns:
       PSNR (dB) per chunk, for the model and every baseline by name; and the model's frames.
     """
+    recorded = clip.camera_controls
     frames = {}
-    for name, controls in ((held_out.MODEL, clip.controls), (held_out.SWAPPED, rollout.swapped(clip.controls))):
-        frames[name] = rollout.roll_out(session, clip.frames[0], clip.prompt, controls, seed=seed)
+    for name, controls in ((held_out.MODEL, recorded), (held_out.SWAPPED, rollout.swapped(recorded))):
+        frames[name] = rollout.roll_out(session, clip, controls, seed=seed)
         advance()
     frames[REPEATED] = np.broadcast_to(clip.frames[:1], clip.frames.shape)
     autoencoder = session.encoders.autoencoder
@@ -86,7 +89,7 @@ def measure(
     size = session.chunk_frames
     row = {
         "psnr": {name: held_out.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
-        "turning": turning_chunks(clip.controls.action, size),
+        "turning": turning_chunks(recorded.action, size),
     }
     return row, frames[held_out.MODEL]
 
@@ -112,7 +115,7 @@ def measure_revisits(
     for i in range(count):
         clip = held_out.scripted_clip(recording, session.encoders, script, seed=i)
         for name, used in (("with retrieval", session), ("without", latest_only)):
-            frames = rollout.roll_out(used, clip.frames[0], clip.prompt, clip.controls, seed=seed + i)
+            frames = rollout.roll_out(used, clip, clip.camera_controls, seed=seed + i)
             values[name].append(held_out.psnr(clip.frames[-held_out.STRIDE :], frames[-held_out.STRIDE :]))
             advance()
     return dict(values)

@@ -55,11 +55,13 @@ class MemoryConfig:
       chunk_frames: latent frames per training chunk.
       memory_frames: number of all context frames.
       temporal_context: number of latest context frames.
+      view: view of a camera, whose overlap with others decides which chunks are retrieved.
     """
 
     chunk_frames: int = 4
     memory_frames: int = 20
     temporal_context: int = 12
+    view: memory.View = memory.PUBLISHED_VIEW
 
     def __post_init__(self) -> None:
         for name in ("memory_frames", "temporal_context"):
@@ -257,6 +259,7 @@ class LatentSession(abc.ABC):
                     memory_frames=self.memory.memory_frames,
                     temporal_context=self.memory.temporal_context,
                     chunk=self.memory.chunk_frames,
+                    view=self.memory.view,
                 )
             )
         return sorted(index for index in chosen if index < current)

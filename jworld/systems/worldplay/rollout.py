@@ -20,10 +20,10 @@ def swapped(controls: Controls) -> Controls:
     return controls._replace(action=action, w2c=w2c)
 
 
-def roll_out(session: Session, first_frame: np.ndarray, prompt: str, controls: Controls, *, seed: int) -> np.ndarray:
-    """Generate frames uint8 [1 + 4 (F - 1), H, W, 3] from the controls of F latents, in whole chunks."""
+def roll_out(session: Session, clip: held_out.Clip, controls: Controls, *, seed: int) -> np.ndarray:
+    """Generate frames uint8 [1 + 4 (F - 1), H, W, 3] from the clip's first one, along F controls in whole chunks."""
     chunks = split(controls, session.chunk_frames)
-    session.reset(first_frame, prompt, seed=seed)
+    session.reset(clip.frames[0], clip.prompt, seed=seed, first=clip.first)
     return np.concatenate([session.step(chunk) for chunk in chunks])
 
 
@@ -46,7 +46,7 @@ def compare(clip: held_out.Clip, prediction: np.ndarray, size: int, *, title: st
     chunks = []
     for i, (start, stop) in enumerate(held_out.chunk_frames(clip.latents, size)):
         # The label of latent 0 is always none.
-        names = action_names(clip.controls.action[max(size * i, 1) : size * (i + 1)])
+        names = action_names(clip.camera_controls.action[max(size * i, 1) : size * (i + 1)])
         chunks.append(results.Chunk(start=start, stop=stop, action=names, psnr=values[i]))
     return results.Comparison(title=title, truth=clip.frames, prediction=prediction, chunks=chunks)
 
@@ -89,5 +89,5 @@ def sample(session: Session, config: ml_collections.ConfigDict) -> results.Compa
         whole = held_out.from_record(source, 0, session.encoders)
         latents = min(whole.latents, 1 + len(script)) // session.chunk_frames * session.chunk_frames
         clip = held_out.window(whole, start=0, latents=latents)
-    frames = roll_out(session, clip.frames[0], clip.prompt, clip.controls, seed=settings.seed)
+    frames = roll_out(session, clip, clip.camera_controls, seed=settings.seed)
     return compare(clip, frames, session.chunk_frames)

@@ -9,10 +9,11 @@ import numpy as np
 from jworld.cameras import pose_strings
 from jworld.data import pipeline
 from jworld.encoders.model_encoders import Encoders
-from jworld.evaluation.held_out import Controls
+from jworld.evaluation.held_out import Controls, FirstImage
 from jworld.models.hunyuan.text import TextInputs
 from jworld.systems.worldplay import data
 from jworld.systems.worldplay.latents import LatentSession
+from jworld.utils import errors
 
 
 class Session:
@@ -34,14 +35,22 @@ class Session:
         """Latent frames per step."""
         return self.latents.chunk_frames
 
-    def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0) -> None:
+    def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0, first: FirstImage | None = None) -> None:
         """Start from an image uint8 [H, W, 3] of any size, or from the last frame of a video [T, H, W, 3].
 
-        The image is cropped around its center to the model's aspect ratio.
+        The image is scaled to cover the model's size and cropped around its center, as in data sets. `first` has its
+        stored states, which are used instead of the encoders.
+
+        Raises:
+          UserError: the image encoder is absent.
         """
         first_frame = first_frame[-1] if first_frame.ndim == 4 else first_frame
-        image_latent, vision = self.encoders.image(center_crop(first_frame, *self.encoders.image_size))
-        assert vision is not None
+        image_latent, vision = self.encoders.image(first_frame) if first is None else first
+        if vision is None:
+            raise errors.UserError(
+                "the image encoder of the data set is absent, so only held-out clips with stored states can be "
+                "continued: give --image-encoder"
+            )
         prompts = [prompt] if self.latents.sample.guidance == 1 else ["", prompt]
         rows = [self.encoders.prompt(text) for text in prompts]
         states, mask = self._padded(rows, "text")
@@ -70,12 +79,3 @@ class Session:
         padded = [data.padded(row[f"{kind}_states"][:tokens], tokens, limit) for row in rows]
         batch = pipeline.stack([{"states": states, "mask": mask} for states, mask in padded])
         return jnp.asarray(batch["states"]), jnp.asarray(batch["mask"])
-
-
-def center_crop(frame: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Crop an image [H, W, 3] around its center to the aspect ratio of width x height, without resizing."""
-    rows, columns = frame.shape[:2]
-    scale = min(columns / width, rows / height)
-    crop_rows, crop_columns = round(height * scale), round(width * scale)
-    top, left = (rows - crop_rows) // 2, (columns - crop_columns) // 2
-    return frame[top : top + crop_rows, left : left + crop_columns]
