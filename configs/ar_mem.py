@@ -200,6 +200,8 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "temporal_context": 12,
         "memory_probability": 0.8,
         "memory_points": 50_000,
+        "memory_fov": (60.0, 35.0),
+        "memory_radius": 8.0,
         "text_dropout": 0.1,
         "text_tokens": 1000,
         "glyph_tokens": 256,

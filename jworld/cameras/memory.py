@@ -5,16 +5,31 @@ the current camera that are also in view of the other one. The points are an arg
 selection.
 """
 
+import dataclasses
+
 import numpy as np
 
 from jworld.cameras import poses
 from jworld.utils.errors import UserError
 
-RADIUS = 8.0
-HALF_FOV_DEGREES = (30.0, 17.5)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """Part of the world that counts as seen by a camera, as published.
+
+    Attributes:
+      fov: width and height of the field of view in degrees.
+      radius: distance up to which a camera sees, in units of the translations.
+    """
+
+    fov: tuple[float, float] = (60.0, 35.0)
+    radius: float = 8.0
 
 
-def monte_carlo_points(num_points: int, seed: int, radius: float = RADIUS) -> np.ndarray:
+PUBLISHED_VIEW = View()
+
+
+def monte_carlo_points(num_points: int, seed: int, radius: float = PUBLISHED_VIEW.radius) -> np.ndarray:
     """Draw points uniform in a ball, float32 [num_points, 3].
 
     One numpy Generator draws, in this order, num_points values each: u1 (distance = radius * cbrt(u1)), u2 (azimuth = 2
@@ -29,16 +44,16 @@ def monte_carlo_points(num_points: int, seed: int, radius: float = RADIUS) -> np
     return points.astype(np.float32)
 
 
-def points_in_view(points: np.ndarray) -> np.ndarray:
-    """Select the points [P, 3] in view of a camera at the origin looking along +z: [Q, 3] float64."""
+def points_in_view(points: np.ndarray, view: View = PUBLISHED_VIEW) -> np.ndarray:
+    """Select the points [P, 3] in the field of view of a camera at the origin looking along +z: [Q, 3] float64."""
     points = np.asarray(points, np.float64)
     yaw, pitch = _direction_degrees(points)
-    visible: np.ndarray = points[(np.abs(yaw) < HALF_FOV_DEGREES[0]) & (np.abs(pitch) < HALF_FOV_DEGREES[1])]
+    visible: np.ndarray = points[(np.abs(yaw) < view.fov[0] / 2) & (np.abs(pitch) < view.fov[1] / 2)]
     return visible
 
 
-def overlap(current: np.ndarray, history: np.ndarray, visible: np.ndarray, *, radius: float = RADIUS) -> np.ndarray:
-    """Return the share of the current view that is within `radius` in view of each past camera.
+def overlap(current: np.ndarray, history: np.ndarray, visible: np.ndarray, view: View = PUBLISHED_VIEW) -> np.ndarray:
+    """Return the share of the current view that each past camera sees.
 
     Roll is ignored, as in the original. current w2c [4, 4], history w2c [M, 4, 4], visible = points_in_view(...) [Q, 3]
     -> [M]; all 0 if Q is 0.
@@ -49,15 +64,21 @@ def overlap(current: np.ndarray, history: np.ndarray, visible: np.ndarray, *, ra
     yaw, pitch = _direction_degrees(relative[:, :3, 2])
     offsets = visible - relative[:, None, :3, 3]
     point_yaw, point_pitch = _direction_degrees(offsets)
-    in_view = np.abs(_wrap(point_yaw - yaw[:, None])) < HALF_FOV_DEGREES[0]
-    in_view &= np.abs(_wrap(point_pitch - pitch[:, None])) < HALF_FOV_DEGREES[1]
-    in_view &= np.sum(offsets**2, axis=-1) < radius**2
+    in_view = np.abs(_wrap(point_yaw - yaw[:, None])) < view.fov[0] / 2
+    in_view &= np.abs(_wrap(point_pitch - pitch[:, None])) < view.fov[1] / 2
+    in_view &= np.sum(offsets**2, axis=-1) < view.radius**2
     shares: np.ndarray = in_view.mean(axis=-1)
     return shares
 
 
 def candidate_distances(
-    w2c: np.ndarray, current: int, *, points: np.ndarray, temporal_context: int, chunk: int
+    w2c: np.ndarray,
+    current: int,
+    *,
+    points: np.ndarray,
+    temporal_context: int,
+    chunk: int,
+    view: View = PUBLISHED_VIEW,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Measure the distance of the past chunks' views from the chunk at `current`: (starts [M], mean distances [M]).
 
@@ -65,10 +86,10 @@ def candidate_distances(
     compared with every frame of the current chunk.
     """
     starts = np.arange(chunk, current - temporal_context, chunk)
-    visible = points_in_view(points)
+    visible = points_in_view(points, view)
     history = w2c[np.stack([starts, starts + chunk // 2], axis=-1).reshape(-1)]
     queries = w2c[current : current + chunk]
-    distances = [1 - overlap(query, history, visible).reshape(-1, 2).mean(axis=-1) for query in queries]
+    distances = [1 - overlap(query, history, visible, view).reshape(-1, 2).mean(axis=-1) for query in queries]
     return starts, np.mean(distances, axis=0)
 
 
@@ -80,18 +101,19 @@ def select_memory_frames(
     memory_frames: int = 20,
     temporal_context: int = 12,
     chunk: int = 4,
+    view: View = PUBLISHED_VIEW,
 ) -> list[int]:
     """Return the sorted indices of the frames that the chunk at `current` (a multiple of `chunk`) attends to.
 
     All past frames, while there are at most `memory_frames`. Then `memory_frames` in all: the first chunk, the chunks
     that overlap most with the current view (the earlier of equals) and the last `temporal_context` frames. w2c [F, 4,
-    4], points [P, 3] as drawn by `monte_carlo_points`.
+    4], points [P, 3] as drawn by `monte_carlo_points` with the radius of `view`.
     """
     check_sizes(memory_frames=memory_frames, temporal_context=temporal_context, chunk=chunk)
     if current <= memory_frames:
         return list(range(current))
     starts, distances = candidate_distances(
-        np.asarray(w2c, np.float64), current, points=points, temporal_context=temporal_context, chunk=chunk
+        np.asarray(w2c, np.float64), current, points=points, temporal_context=temporal_context, chunk=chunk, view=view
     )
     retrieved = (memory_frames - temporal_context) // chunk - 1
     chosen = [0, *starts[np.argsort(distances, kind="stable")[:retrieved]].tolist()]

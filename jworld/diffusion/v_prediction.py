@@ -11,16 +11,39 @@ import jax.numpy as jnp
 import numpy as np
 
 NUM_TIMESTEPS = 1000
+BETA_SCHEDULES = ("scaled_linear", "linear")
 
 
-def alphas_cumprod(*, beta_start: float = 0.00085, beta_end: float = 0.012, snr_shift: float = 3.0) -> np.ndarray:
-    """Return [1000] float64, from almost 1 down to exactly 0.
+def alphas_cumprod(
+    *,
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    beta_schedule: str = "scaled_linear",
+    snr_shift: float = 3.0,
+    zero_terminal_snr: bool = True,
+) -> np.ndarray:
+    """Return [1000] float64, from almost 1 down to exactly 0; by default the schedule of CogVideoX-2B.
 
-    Scaled-linear betas, shifted, then rescaled to zero terminal SNR.
+    Args:
+      beta_start, beta_end: first and last beta.
+      beta_schedule: "scaled_linear" if the square roots of the betas are evenly spaced, "linear" if the betas are.
+      snr_shift: divisor of the signal-to-noise ratio at every time.
+      zero_terminal_snr: rescale, after the shift, so that the last value is 0.
+
+    Raises:
+      ValueError: there is no such `beta_schedule`.
     """
-    betas = np.linspace(beta_start**0.5, beta_end**0.5, NUM_TIMESTEPS) ** 2
+    match beta_schedule:
+        case "scaled_linear":
+            betas = np.linspace(beta_start**0.5, beta_end**0.5, NUM_TIMESTEPS) ** 2
+        case "linear":
+            betas = np.linspace(beta_start, beta_end, NUM_TIMESTEPS)
+        case _:
+            raise ValueError(f"beta_schedule is {beta_schedule!r}, expected {' or '.join(BETA_SCHEDULES)}")
     alphas = np.cumprod(1 - betas)
     alphas = alphas / (snr_shift + (1 - snr_shift) * alphas)
+    if not zero_terminal_snr:
+        return alphas
     root = np.sqrt(alphas)
     rescaled: np.ndarray = np.square((root - root[-1]) * root[0] / (root[0] - root[-1]))
     return rescaled

@@ -134,6 +134,7 @@ def muon(
     *,
     weight_decay: float,
     momentum: float = 0.95,
+    nesterov: bool = True,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     steps: int = 5,
@@ -154,7 +155,7 @@ def muon(
     directions = optax.partition(
         {
             "muon": optax.chain(
-                optax.trace(momentum, nesterov=True), scale_by_orthogonalization(steps=steps, dtype=dtype)
+                optax.trace(momentum, nesterov=nesterov), scale_by_orthogonalization(steps=steps, dtype=dtype)
             ),
             "adam": scale_by_early_epsilon_adam(b1=betas[0], b2=betas[1], eps=eps),
         },

@@ -44,6 +44,7 @@ class OptimizerConfig:
       b1, b2: decay rates of the moments of AdamW.
       eps: added to the root of AdamW's second moment.
       momentum: momentum of Muon.
+      nesterov: use Nesterov's momentum in Muon, instead of plain momentum.
       newton_schulz_steps: iterations of Muon's orthogonalization.
       newton_schulz_dtype: dtype of these iterations, "bfloat16" or "float32".
       clip_norm: largest global norm of the gradients.
@@ -71,6 +72,7 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     momentum: float = 0.95
+    nesterov: bool = True
     newton_schulz_steps: int = 5
     newton_schulz_dtype: str = "bfloat16"
     clip_norm: float = 0.0
@@ -161,6 +163,7 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> Optimizer:
             schedule,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
+            nesterov=config.nesterov,
             betas=(config.b1, config.b2),
             eps=config.eps,
             steps=config.newton_schulz_steps,

@@ -1,5 +1,6 @@
 import pathlib
 import time
+from typing import Any
 
 import golden_cases
 import numpy as np
@@ -24,8 +25,8 @@ def test_points_are_fixed_by_the_seed_and_fill_the_ball() -> None:
     np.testing.assert_array_equal(POINTS, memory.monte_carlo_points(4000, seed=0))
     assert not np.array_equal(POINTS, memory.monte_carlo_points(4000, seed=1))
     radii = np.linalg.norm(POINTS, axis=-1)
-    assert radii.max() <= memory.RADIUS
-    np.testing.assert_allclose(np.mean(radii < memory.RADIUS / 2), 1 / 8, atol=0.02)
+    assert radii.max() <= memory.PUBLISHED_VIEW.radius
+    np.testing.assert_allclose(np.mean(radii < memory.PUBLISHED_VIEW.radius / 2), 1 / 8, atol=0.02)
     np.testing.assert_allclose(POINTS.mean(axis=0), 0, atol=0.3)
 
 
@@ -79,11 +80,16 @@ def test_selection_is_fast_enough_for_a_data_pipeline() -> None:
     assert time.perf_counter() - start < 0.5
 
 
-@pytest.mark.parametrize(("name", "value"), [("HALF_FOV_DEGREES", (25.0, 17.5)), ("HALF_FOV_DEGREES", (30.0, 12.0))])
-def test_golden_check_notices_another_view(name: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, name, value)
-    case = golden_cases.GoldenCase(GOLDEN / "worldplay" / "memory_selection_random")
-    assert cameras.memory_selection(case) > 1e-2
+@pytest.mark.parametrize("changes", [{"fov": (40.0, 35.0)}, {"fov": (60.0, 20.0)}, {"radius": 4.0}])
+def test_the_view_decides_what_is_retrieved(changes: dict[str, Any]) -> None:
+    motions = [pose_strings.Motion(yaw=np.radians(11), pitch=np.radians(7 * (-1) ** i), forward=0.7) for i in range(47)]
+    w2c = poses.invert_rigid(pose_strings.trajectory(motions))
+    sizes = {"points": POINTS, "temporal_context": 12, "chunk": 4}
+    _, published = memory.candidate_distances(w2c, 44, **sizes)
+    starts, other = memory.candidate_distances(w2c, 44, **sizes, view=memory.View(**changes))
+    assert not np.allclose(published, other, atol=1e-2)
+    selected = memory.select_memory_frames(w2c, 44, points=POINTS, view=memory.View(**changes))
+    assert starts[np.argmin(other)] in selected
 
 
 def test_golden_check_notices_the_inverse_pose(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,6 +288,8 @@ def test_invalid_model_configs(changes: dict[str, Any], message: str) -> None:
         ("data.clip.temporal_context", 4, "temporal_context is 4"),
         ("data.clip.text_dropout", 3.0, "text_dropout is 3.0"),
         ("data.clip.memory_points", 0, "memory_points is 0"),
+        ("data.clip.memory_fov", (60.0, 180.0), r"memory_fov is \(60.0, 180.0\)"),
+        ("data.clip.memory_radius", 0.0, "memory_radius is 0.0"),
     ],
 )
 def test_invalid_configs(key: str, value: Any, message: str) -> None:

@@ -22,18 +22,20 @@ from jworld.data import records
 from jworld.data.records import text_store as text_stores
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
+from jworld.models.autoencoders import linear
+from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder
 from jworld.models.cogvideox import flops
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base
+from jworld.systems import adapters, base, matching
 from jworld.systems.matrix import data, distillation, evaluation, objective, stream_evaluation, streaming
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
 from jworld.utils import errors, notes
 
-#: The recipes that train on records of the system's own format, without and with control tokens.
-RECIPES = ("configs/matrix_lora.py:2b", "configs/matrix_control.py:2b")
+#: The recipes that train first on a data set: with the linear autoencoder, and with a network.
+TINY, PUBLISHED = "configs/matrix_lora.py:base", "configs/matrix_lora.py:2b"
 
 
 class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
@@ -62,12 +64,26 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
 
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
-        """See `SystemType`: records made from The Matrix' input format."""
-        arrays = manifest["arrays"]
-        if manifest["source"] != "matrix" or "prompt" not in arrays:
+        """See `SystemType`: records made from The Matrix' input format, or of videos with CogVideoX' autoencoder.
+
+        The first stage comes first; the others continue it with the same records.
+        """
+        arrays, family = manifest["arrays"], manifest["autoencoder"]["family"]
+        ours = manifest["source"] == "matrix" or (
+            manifest["source"] == "videos" and family == CogVideoXAutoencoder.family
+        )
+        if not ours or "prompt" not in arrays:
             return None
-        posterior = [] if "logvar" in arrays else ["--config.data.clip.posterior=False"]
-        return [f"--config={RECIPES['control' in arrays]}", *posterior, f"--config.data.records={directory}"]
+        recipe = TINY if family == linear.FAMILY else PUBLISHED
+        needed = {
+            **({"data.recording.source": ""} if recipe == TINY else {}),
+            "data.clip.latent_size": tuple(manifest["latent_shape"][:2]),
+            "data.clip.window_frames": matching.window(manifest, recipe),
+            "data.clip.posterior": "logvar" in arrays,
+            "model.channels": manifest["latent_shape"][2],
+            "model.text_dim": manifest["text_encoder"]["dim"],
+        }
+        return matching.arguments(recipe, directory, needed)
 
     @property
     def sample_name(self) -> str:
