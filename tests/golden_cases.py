@@ -25,10 +25,27 @@ DEFAULT_TOLERANCE = 1e-4
 METADATA = {
     "case": "name of the folder",
     "notes": "text for readers",
+    "vae": "name of the original class",
+    "model_class": "name of the original class",
+    "dataset": "name of the original class",
+    "pipeline": "name of the original class",
+    "function": "name of the original function",
+    "optimizer": "name of the original function",
+    "functions": "names of the original functions",
+    "trajectory": "name of the stored poses",
     "versions.*": "libraries that made the case",
-    "seed": "its random numbers are stored",
+    "transformers": "library that made the case",
+    "vae_config.diffusers": "library that made the case",
+    "transformer_config._diffusers_version": "library that made the case",
+    "seed": "the random numbers are stored",
+    "weight_seed": "the random numbers are stored",
+    "pose_keys": "names in a file that is not stored",
+    "items.*.dataset_rng_seed": "the random numbers are stored",
     "shapes.*": "shapes of the stored arrays",
-    "final_outputs.*": "outputs of most interest; all are compared",
+    "final_outputs*": "choice among the stored outputs",
+    "weights_without_effect_on_final_outputs*": "property of the stored weights",
+    "max_abs_diff*": "difference of two stored outputs",
+    "min_top2_margin": "difference of two stored outputs",
 }
 
 
@@ -73,7 +90,9 @@ class GoldenCase:
 
     def unread(self) -> list[str]:
         """Return the dotted names of all values in the JSON files used that no check has read."""
-        names = [name for document in ("config", *self._documents) for name in recorded_json.unread(self.json(document))]
+        names = [
+            name for document in ("config", *self._documents) for name in recorded_json.unread(self.json(document))
+        ]
         return [name for name in dict.fromkeys(names) if not any(fnmatch.fnmatch(name, each) for each in METADATA)]
 
     def _arrays(self, name: str) -> dict[str, np.ndarray]:
@@ -81,6 +100,30 @@ class GoldenCase:
 
 
 Check = Callable[[GoldenCase], float]
+
+
+def require(config: Mapping[str, Any], **values: Any) -> None:
+    """Fail unless these values of a config are the only ones that our code supports, or that the stored arrays have.
+
+    A key that the config does not have is not checked. Arrays may differ by the rounding of float32.
+    """
+    for key, value in values.items():
+        if key not in config:
+            continue
+        found = recorded_json.whole(config[key])
+        expected = list(value) if isinstance(value, tuple) else value
+        if isinstance(expected, np.ndarray):
+            same = np.shape(found) == expected.shape and np.allclose(found, expected, rtol=1e-6, atol=0)
+        else:
+            same = found == expected
+        if not same:
+            raise AssertionError(f"config.json: {key} is {found!r}, expected {expected!r}, the only value checked here")
+
+
+def without_effect(config: Mapping[str, Any], *keys: str) -> None:
+    """Read values that the original ignores in what this check compares; the caller says why."""
+    for key in keys:
+        recorded_json.whole(config.get(key))
 
 
 def root() -> pathlib.Path:

@@ -1,5 +1,6 @@
 """Video autoencoders: encoding and decoding whole, in chunks, as a stream and in tiles, and outputs of layers."""
 
+import collections
 import dataclasses
 import pathlib
 import re
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conversion import __main__ as conversion
+from conversion import families
 from jworld.models.autoencoders import files
 from jworld.models.autoencoders.blocks import Coder
 from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder
@@ -35,7 +37,44 @@ def load(case: golden_cases.GoldenCase, **fields: Any) -> Any:
         conversion.main(["import", str(source), "--output", str(ours)])
         conversion.main(["export", str(ours), "--output", str(exported)])
         assert converted.contents(exported) == converted.contents(source)
+        require_settings(case, files.read_config(ours)[1])
         return files.load(ours, dtype=jnp.float32, **fields)
+
+
+def require_settings(case: golden_cases.GoldenCase, imported: Any) -> None:
+    """Fail unless the config of the import has every setting of the original class."""
+    settings = case.config.get("constructor") or case.config["model"]
+    _, layout = families.detect(case.weights, case.name)
+    golden_cases.require({"key_layout": case.config.get("key_layout", layout.name).split()[0]}, key_layout=layout.name)
+    # Wan's original has its statistics outside the class.
+    for name, value in layout.from_config(collections.ChainMap(settings, case.config), case.name).items():
+        assert getattr(imported, name) == value, f"{name} is {getattr(imported, name)}, expected {value}"
+    written = layout.to_config(imported)
+    derived = ("down_block_types", "up_block_types", "scale_factor_temporal", "scale_factor_spatial")
+    golden_cases.require(settings, **{name: written[name] for name in derived if name in written})
+    golden_cases.require(settings, dropout=0.0)
+    # Sizes of tiles in default calls, and float32 in float16 pipelines.
+    golden_cases.without_effect(
+        settings, "sample_height", "sample_width", "sample_size", "sample_tsize", "force_upcast"
+    )
+    if not any(field.startswith("latents_") for field in written):
+        golden_cases.require(settings, latents_mean=None, latents_std=None)
+
+
+def require_inputs(case: golden_cases.GoldenCase) -> None:
+    """Fail unless the stored videos and latents have the sizes that the config states."""
+    config, inputs = case.config, case.inputs
+    lengths = {
+        kind: sorted(int(match[1]) for name in inputs if (match := re.fullmatch(kind + r"(\d+)", name)))
+        for kind in ("video_T", "latent_L")
+    }
+    golden_cases.require(config, frames=lengths["video_T"], latent_lengths=lengths["latent_L"])
+    for length in lengths["video_T"]:
+        batch, _, frames, *size = inputs[f"video_T{length}"].shape
+        assert frames == length
+        golden_cases.require(config, batch=batch, height_width=size)
+    if "tiling" in config:
+        golden_cases.require(config["tiling"], input_hw=inputs["tile_video"].shape[-2:])
 
 
 def encoded(model: VideoAutoencoder, inputs: Mapping[str, np.ndarray], prefix: str = "") -> Arrays:
@@ -127,7 +166,9 @@ def shorter(inputs: Mapping[str, np.ndarray]) -> Arrays:
 
 def _wan(case: golden_cases.GoldenCase) -> float:
     inputs, original = case.inputs, "dim" in case.config["constructor"]
-    model = load(case)
+    require_inputs(case)
+    window = case.config["constructor"].get("temporal_window", 4)
+    model = load(case, chunk=window // 4)
     actual = encoded(model, longest(inputs)) | decoded(model, longest(inputs), normalized=original)
     # The results do not depend on the chunks of a clip.
     model.config = dataclasses.replace(model.config, chunk=None)
@@ -157,9 +198,9 @@ def _wan_stream(case: golden_cases.GoldenCase, model: WanAutoencoder) -> Arrays:
     cache, results = None, {}
     for i in range(latents.shape[1]):
         results[f"stream_step{i}.frames"], cache = step(model, latents[:, i : i + 1], cache)
-        for name in case.outputs:
-            if name.startswith(f"stream_step{i}.cache."):
-                results[name] = _wan_slot(cache, name.split(".")[2:], model.config.blocks + 2)
+        for slot in case.config["decoder_cache_slots"]:
+            if (name := f"stream_step{i}.cache.{slot}") in case.outputs:
+                results[name] = _wan_slot(cache, slot.split("."), model.config.blocks + 2)
     return results
 
 
@@ -201,6 +242,7 @@ def _hunyuan15(case: golden_cases.GoldenCase) -> float:
     inputs = case.inputs
     if isinstance(case.config["frames"], int):
         return _worldplay(case, load(case))
+    require_inputs(case)
     causal = load(case, attention="causal", chunk=None)
     prefix = "whole_" if "cached_convs" in case.config else ""
     actual = encoded(causal, inputs, prefix) | decoded(causal, inputs, prefix)
@@ -213,6 +255,7 @@ def _hunyuan15(case: golden_cases.GoldenCase) -> float:
         actual |= encoded(model, shorter(inputs), "cached_") | decoded(model, shorter(inputs), "cached_")
     if "tiling" in case.config:
         size = case.config["tiling"]["tile_sample_min_size"]
+        golden_cases.require(case.config["tiling"], tile_latent_min_size=size // causal.config.spatial_ratio)
         stride = int(size * (1 - case.config["tiling"]["tile_overlap_factor"]))
         actual |= in_tiles(causal, inputs, Tiling(tile=(size, size), stride=(stride, stride)))
         untiled = encoded(causal, {"video_T0": inputs["tile_video"]}) | decoded(
@@ -227,6 +270,9 @@ def _hunyuan15(case: golden_cases.GoldenCase) -> float:
 
 def _worldplay(case: golden_cases.GoldenCase, model: Hunyuan15Autoencoder) -> float:
     video = channels_last(case.inputs["video"])
+    _, frames, height, width, _ = video.shape
+    golden_cases.require(case.config, frames=frames, height=height, width=width)
+    assert case.config["dtype"] == video.dtype
     posterior = jax.jit(Hunyuan15Autoencoder.posterior)(model, video)
     actual = {
         "latent_mode": posterior.mean,
@@ -247,6 +293,9 @@ def _hunyuan15_stream(case: golden_cases.GoldenCase, model: Hunyuan15Autoencoder
         _, cache = step(model, latents[:, i : i + 1], cache)
         # The original counts slots in the order of the convolutions, as the leaves of our cache.
         results |= {f"cache_after_step{i}.slot{n}": slot for n, slot in enumerate(jax.tree.leaves(cache))}
+    _, encoder = jax.jit(Hunyuan15Autoencoder.encode_step)(model, channels_last(case.inputs["video_T1"]), None)
+    slots = {name: len(jax.tree.leaves(caches)) for name, caches in (("decoder", cache), ("encoder", encoder))}
+    golden_cases.require(case.config, cached_convs=slots)
     return results
 
 
@@ -273,16 +322,18 @@ def _cogvideox(case: golden_cases.GoldenCase) -> float:
     if "splits" in case.config:
         return _cogvideox_stream(case)
     inputs = case.inputs
-    model = load(case, double_lone_frame=False)
+    require_inputs(case)
+    chunk = case.config["num_latent_frames_batch_size"]
+    model = load(case, double_lone_frame=False, chunk=chunk)
     config = model.config
+    golden_cases.require(case.config, num_sample_frames_batch_size=chunk * config.temporal_ratio)
     actual = encoded(model, inputs) | decoded(model, inputs)
     if "tiling" in case.config:
         tiling = case.config["tiling"]
-        latent = [
-            int(tiling[f"tile_latent_min_{axis}"] * (1 - tiling[f"overlap_{axis[0]}"])) for axis in ("height", "width")
-        ]
-        stride = (latent[0] * config.spatial_ratio, latent[1] * config.spatial_ratio)
-        tile = (tiling["tile_sample_min_height"], tiling["tile_sample_min_width"])
+        latent = [tiling[f"tile_latent_min_{axis}"] for axis in ("height", "width")]
+        stride = [int(size * (1 - tiling[f"overlap_{axis}"])) for size, axis in zip(latent, "hw", strict=True)]
+        tile, stride = (tuple(size * config.spatial_ratio for size in sizes) for sizes in (latent, stride))
+        golden_cases.require(tiling, tile_sample_min_height=tile[0], tile_sample_min_width=tile[1])
         actual |= in_tiles(model, inputs, Tiling(tile=tile, stride=stride))
     for prefix, name in inside(case):
         x = channels_last(inputs[name])
@@ -296,7 +347,6 @@ def _cogvideox(case: golden_cases.GoldenCase) -> float:
     # If one chunk suffices, the single pass equals the chunked one.
     actual |= {f"single_pass_{name}": value for name, value in actual.items()}
     model.config = dataclasses.replace(config, chunk=None)
-    chunk = config.chunk or 0
     videos = {name: x for name, x in inputs.items() if x.shape[2] >= 2 * chunk * config.temporal_ratio}
     latents = {name: x for name, x in inputs.items() if name.startswith("latent_L") and x.shape[2] >= 2 * chunk}
     actual |= encoded(model, videos, "single_pass_") | decoded(model, latents, "single_pass_")
@@ -330,10 +380,14 @@ def _streamed(model: CogVideoXAutoencoder, latents: np.ndarray, lengths: Sequenc
 def _cogvideox_stream(case: golden_cases.GoldenCase) -> float:
     model = load(case, double_lone_frame=True)
     raw = channels_last(case.inputs["latent"])
+    batch, frames, *size, _ = raw.shape
+    pixels = [model.config.spatial_ratio * side for side in size]
+    golden_cases.require(case.config, batch=batch, latent_frames=frames, height_width=pixels)
     latents = np.asarray(model.config.normalisation.apply(raw))
     actual = {"one_call_stage3": decode(model, raw), "single_latent_stage3": decode(model, raw[:, :1])}
     for name, lengths in case.config["splits"].items():
-        actual |= {f"{name}.call{i}": frames for i, frames in enumerate(_streamed(model, latents, lengths))}
+        calls = _streamed(model, latents, list(lengths))
+        actual |= {f"{name}.call{i}": decoded for i, decoded in enumerate(calls)}
     first = load(case, double_lone_frame=False)
     actual |= {"one_call_stage1": decode(first, raw), "single_latent_stage1": decode(first, raw[:, :1])}
     return error(case, actual)
@@ -341,9 +395,11 @@ def _cogvideox_stream(case: golden_cases.GoldenCase) -> float:
 
 def _cogvideox_matrix(case: golden_cases.GoldenCase) -> float:
     model = load(case, double_lone_frame=True)
-    posterior = jax.jit(CogVideoXAutoencoder.posterior)(model, channels_last(case.inputs["video"]))
-    latents = channels_last(case.inputs["latents"])
-    lengths = case.config["args"]["stream_chunks"]
+    video, latents = (channels_last(case.inputs[name]) for name in ("video", "latents"))
+    _, frames, height, width, _ = video.shape
+    golden_cases.require(case.config["args"], frames=frames, H=height, W=width, latent_frames=latents.shape[1])
+    posterior = jax.jit(CogVideoXAutoencoder.posterior)(model, video)
+    lengths = list(case.config["args"]["stream_chunks"])
     frames = _streamed(model, latents, lengths)
     actual = {
         "posterior_mean": posterior.mean,

@@ -1,35 +1,26 @@
 """The Matrix: forward passes of the CogVideoX transformer in each stage."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import golden_cases
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from conversion import cogvideox, engine
+from conversion import cogvideox, cogvideox_config, engine
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer, guidance_embedding
 
 
 def config_of(case: golden_cases.GoldenCase) -> CogVideoXConfig:
     model = case.config["model"]
-    control = model.get("control_dim")
-    return CogVideoXConfig(
-        channels=model["in_channels"],
-        patch_size=model["patch_size"],
-        width=model["num_attention_heads"] * model["attention_head_dim"],
-        num_heads=model["num_attention_heads"],
-        num_layers=model["num_layers"],
-        time_dim=model["time_embed_dim"],
-        text_dim=model["text_embed_dim"],
-        text_tokens=model["max_text_seq_length"],
-        spatial_scale=model["spatial_interpolation_scale"],
-        temporal_scale=model["temporal_interpolation_scale"],
-        norm_eps=model["norm_eps"],
-        control_dim=control,
-        control_layers=(model["control_start_layer"], model["control_end_layer"]) if control else (0, 0),
-        guidance_dim=model.get("cond_proj_dim"),
-        dtype=jnp.float32,
+    golden_cases.require(model, dropout=0.0)
+    # The table of positions is made for the size of the input, and weights are stored.
+    golden_cases.without_effect(
+        model, "sample_width", "sample_height", "sample_frames", "temporal_compression_ratio", "control_zero_init"
     )
+    return CogVideoXConfig(**cogvideox_config.from_config(model, case.name), dtype=jnp.float32)
 
 
 def load_model(case: golden_cases.GoldenCase) -> CogVideoXTransformer:
@@ -55,8 +46,18 @@ def optional(inputs: dict[str, np.ndarray], name: str) -> jnp.ndarray | None:
     return jnp.asarray(inputs[name]) if name in inputs else None
 
 
+def require_sizes(args: Mapping[str, Any], latents: np.ndarray) -> None:
+    """Compare the sizes that a config states with latents [B, F, C, H, W]."""
+    B, F, _, H, W = latents.shape
+    golden_cases.require(args, B=B, F=F, H=H, W=W)
+
+
 def _transformer(case: golden_cases.GoldenCase) -> float:
-    inputs, model = case.inputs, load_model(case)
+    args, inputs, model = case.config["args"], case.inputs, load_model(case)
+    require_sizes(args, inputs["hidden_states"])
+    golden_cases.require(args, timestep=inputs["timestep"])
+    if "guidance_w" in inputs:
+        golden_cases.require(args, guidance_w=inputs["guidance_w"])
     output = forward(
         model,
         jnp.asarray(channels_last(inputs["hidden_states"])),

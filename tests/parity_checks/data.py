@@ -11,6 +11,7 @@ import golden_cases
 import ml_dtypes
 import numpy as np
 import published_set
+import recorded_json
 
 from jworld.cameras import actions, poses
 from jworld.data import pipeline, records
@@ -61,9 +62,10 @@ def channels_last(x: np.ndarray) -> np.ndarray:
 def make_record(case: golden_cases.GoldenCase, *, uses_action_json: bool) -> dict[str, Any]:
     """Make the training record of the case's files."""
     inputs, latents = case.inputs, case.config["latent_frames"]
+    golden_cases.require(case.config, latent_frames=inputs["latent"].shape[2], video_frames=len(inputs["pose_w2c"]))
     w2c = inputs["pose_w2c"][:: actions.FRAMES_PER_LATENT][:latents]
     if uses_action_json:
-        labels = actions.labels_from_entries(list(case.config["action_json"].values()), latents)
+        labels = actions.labels_from_entries(list(recorded_json.whole(case.config["action_json"]).values()), latents)
     else:
         labels = actions.labels_from_poses(w2c, min_translation=actions.TRAINING_MIN_TRANSLATION)
     return {
@@ -117,7 +119,7 @@ def _imported(case: golden_cases.GoldenCase, folder: pathlib.Path) -> pathlib.Pa
     published_set.save_poses(folder / "poses.json", inputs["pose_w2c"], inputs["pose_intrinsic"])
     items = [{"latent_path": "poses.pt", "pose_path": "poses.json"}]
     if True in _kinds_of_labels(case):
-        (folder / "actions.json").write_text(json.dumps(case.config["action_json"]))
+        (folder / "actions.json").write_text(json.dumps(recorded_json.whole(case.config["action_json"])))
         items.append({"latent_path": "actions.pt", "pose_path": "poses.json", "action_path": "actions.json"})
     for item in items:
         published_set.save_pt(folder / item["latent_path"], clip)
@@ -156,6 +158,8 @@ def _example(
     case: golden_cases.GoldenCase, item: dict[str, Any], record: Mapping[str, np.ndarray], store: data.TextStore
 ) -> dict[str, np.ndarray]:
     config = case.config
+    length = min(config["max_frames"], config["latent_frames"]) // CHUNK * CHUNK
+    golden_cases.require(item, max_length=length)
     clip = data.ClipConfig(
         latent_size=case.inputs["latent"].shape[-2:],
         window_frames=config["window_frames"],
@@ -168,10 +172,12 @@ def _example(
         glyph_tokens=case.inputs["byt5_text_mask"].shape[1],
     )
     transform = data.SampleWindow(clip, points=case.inputs["points_local"], text_store=store, global_batch=1)
-    rng: Any = ScriptedGenerator(item["first_two_draws"], item.get("current_frame_idx"))
+    rng: Any = ScriptedGenerator(list(item["first_two_draws"]), item.get("current_frame_idx"))
     example = transform.random_map({"record": record, "position": 0}, rng)
     example = {name: array[0] for name, array in pipeline.stack([example]).items()}
-    assert np.array_equal(example["latent"], record["latent"][item["selected_latents"]]), "other latents are selected"
+    assert np.array_equal(example["latent"], record["latent"][list(item["selected_latents"])]), (
+        "other latents are selected"
+    )
     return example
 
 

@@ -1,7 +1,9 @@
 """HunyuanVideo-1.5: forward passes of the transformer in all modes."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import golden_cases
 import jax.numpy as jnp
@@ -15,23 +17,45 @@ from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 
 
 def config_of(case: golden_cases.GoldenCase) -> HunyuanConfig:
-    constructor = case.config["constructor"]
+    config = case.config
+    constructor = config["constructor"]
+    fields = hunyuan.from_config(constructor, case.name)
+    golden_cases.require(constructor, text_states_dim_2=None)
+    # How attention is computed, and which published checkpoint the sizes belong to.
+    golden_cases.without_effect(constructor, "attn_mode", "attn_param", "ideal_resolution", "ideal_task")
+    actions = "action_in.mlp.0.weight" in case.weights
+    golden_cases.require(config, action_parameters=actions)
+    require_float32(config)
     return HunyuanConfig(
-        channels=constructor["in_channels"],
-        patch_size=tuple(constructor["patch_size"]),
-        width=constructor["hidden_size"],
-        num_heads=constructor["heads_num"],
-        num_layers=constructor["mm_double_blocks_depth"],
-        mlp_ratio=constructor["mlp_width_ratio"],
-        rope_dims=tuple(constructor["rope_dim_list"]),
-        rope_theta=constructor["rope_theta"],
-        text_dim=constructor["text_states_dim"],
-        glyph_dim=case.config["byt5_in_dim"],
-        glyph_hidden=case.config["byt5_hidden_dim"],
-        glyph_out=case.config["byt5_out_dim"],
-        vision_dim=constructor["vision_states_dim"],
-        actions="action_in.mlp.0.weight" in case.weights,
+        **({"glyph_dim": config["byt5_in_dim"]} | fields),
+        glyph_hidden=config["byt5_hidden_dim"],
+        glyph_out=config["byt5_out_dim"],
+        actions=actions,
         dtype=jnp.float32,
+    )
+
+
+def require_float32(config: Mapping[str, Any]) -> None:
+    """Fail if the original computed in another type; the config may have a remark after its name."""
+    assert config["dtype"].split()[0] == "float32", f"dtype is {config['dtype']}, expected float32"
+
+
+def require_sizes(config: Mapping[str, Any], cfg: HunyuanConfig, video: np.ndarray) -> None:
+    """Compare the sizes that a config states with video [B, C, F, H, W]."""
+    B, _, F, H, W = video.shape
+    golden_cases.require(config, batch=B, latent_frames=F, latent_h=H, latent_w=W)
+    golden_cases.require(config, tokens_per_latent=H * W // math.prod(cfg.patch_size))
+
+
+def require_text(config: Mapping[str, Any], text: TextInputs) -> None:
+    """Compare the numbers of conditioning tokens that a config states with the stored ones."""
+    golden_cases.require(
+        config,
+        text_tokens=text.text.shape[1],
+        valid_text_tokens=np.asarray(text.text_mask).sum(axis=1),
+        byt5_tokens=text.glyph.shape[1],
+        valid_byt5_tokens=np.asarray(text.glyph_mask).sum(axis=1),
+        vision_tokens=text.vision.shape[1],
     )
 
 
@@ -42,7 +66,13 @@ def load_model(case: golden_cases.GoldenCase, **changes: object) -> HunyuanTrans
 
 def load_diffusers_model(case: golden_cases.GoldenCase) -> HunyuanTransformer:
     shapes = {name: weight.shape for name, weight in case.weights.items()}
-    fields = hunyuan_diffusers.from_config(case.config["transformer_config"], case.name)
+    config = case.config["transformer_config"]
+    fields = hunyuan_diffusers.from_config(config, case.name)
+    golden_cases.require(config, _class_name=hunyuan_diffusers.CLASS_NAME)
+    # Which published checkpoint the sizes belong to.
+    golden_cases.without_effect(config, "target_size", "task_type")
+    golden_cases.require(case.config, glyph_hidden_dim=shapes["context_embedder_2.linear_1.weight"][0])
+    require_float32(case.config)
     cfg = HunyuanConfig(**(hunyuan_diffusers.from_shapes(shapes) | fields), dtype=jnp.float32)
     return _filled(cfg, case.weights, hunyuan_diffusers.rules(cfg))
 
@@ -70,7 +100,8 @@ def text_inputs(inputs: dict[str, np.ndarray], text: str, mask: str) -> TextInpu
 
 
 def _transformer(case: golden_cases.GoldenCase) -> float:
-    inputs = case.inputs
+    inputs, model = case.inputs, load_model(case)
+    require_sizes(case.config, model.cfg, inputs["hidden_states"])
     video = jnp.asarray(channels_last(inputs["hidden_states"]))
     per_frame = video.shape[:2]
     actions = "action" in inputs
@@ -82,9 +113,10 @@ def _transformer(case: golden_cases.GoldenCase) -> float:
         jnp.asarray(inputs["Ks"]) if actions else None,
     )
     text = text_inputs(inputs, "text_states", "encoder_attention_mask")
+    require_text(case.config, text)
     forward = nnx.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
     time = jnp.asarray(inputs["timestep_txt"])
-    output = forward(load_model(case), frames, text, time, chunk_frames=case.config.get("chunk_latents"))
+    output = forward(model, frames, text, time, chunk_frames=case.config.get("chunk_latents"))
     return golden_cases.relative_error(output, channels_last(case.outputs["output"]))
 
 

@@ -30,6 +30,7 @@ def check(case: Any) -> float:
         config["lr"],
         weight_decay=config["weight_decay"],
         momentum=config["momentum"],
+        nesterov=config["nesterov"],
         betas=tuple(config["adamw_betas"]),
         eps=config["adamw_eps"],
         steps=config["ns_steps"],

@@ -14,7 +14,7 @@ from jworld.evaluation.held_out import Controls
 from jworld.systems.worldplay import objective
 from jworld.systems.worldplay.latents import MemoryConfig, SampleConfig
 from jworld.systems.worldplay.system import SESSIONS
-from parity_checks.hunyuan import channels_last, load_model, text_inputs
+from parity_checks.hunyuan import channels_last, load_model, require_sizes, require_text, text_inputs
 
 
 def _batch(inputs: dict[str, np.ndarray], is_memory: bool) -> dict[str, jax.Array]:
@@ -46,6 +46,8 @@ def _loss(case: golden_cases.GoldenCase) -> float:
     )
     chunk_frames = config["latent_frames"] // num_chunks
     model = load_model(case)
+    require_sizes(config, model.cfg, inputs["latents"])
+    golden_cases.require(config, causal=True)
     places = engine.plan(engine.parameter_shapes(nnx.state(model)), hunyuan.rules(model.cfg))
     graphdef, params = nnx.split(model, nnx.Param)
 
@@ -74,14 +76,20 @@ def _loss(case: golden_cases.GoldenCase) -> float:
     }
     for name in config["grad_keys"]:
         actual[f"grad.{name}"] = places[name].take(flat[places[name].path])
+    for name in config["params_without_grad"]:
+        assert not places[name].take(flat[places[name].path]).any(), f"{name} has a gradient"
     return golden_cases.largest_error(actual, {name: expected[name] for name in actual})
 
 
 def _rollout(case: golden_cases.GoldenCase, mode: Literal["autoregressive", "bidirectional"]) -> float:
     config, inputs = case.config, case.inputs
     chunk = config["chunk_latent_frames"]
+    model, text = load_model(case), text_inputs(inputs, "prompt_embeds", "prompt_mask")
+    require_sizes(config, model.cfg, inputs["noise"])
+    require_text(config, text)
+    golden_cases.require(config, chunks=config["latent_frames"] // chunk)
     session = SESSIONS[mode](
-        load_model(case),
+        model,
         sample=SampleConfig(
             mode=mode,
             num_steps=config["num_inference_steps"],
@@ -97,7 +105,7 @@ def _rollout(case: golden_cases.GoldenCase, mode: Literal["autoregressive", "bid
         points=inputs["points_local"],
     )
     condition, noise = channels_last(inputs["cond_latents"])[0], channels_last(inputs["noise"])[0]
-    session.reset(condition[:1, ..., :-1], text_inputs(inputs, "prompt_embeds", "prompt_mask"))
+    session.reset(condition[:1, ..., :-1], text)
     latents = []
     for start in range(0, config["latent_frames"], chunk):
         span = slice(start, start + chunk)
