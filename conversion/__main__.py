@@ -215,9 +215,8 @@ def _import(options: argparse.Namespace) -> None:
         description = f"{plan.family.describe(facts)}, sampled as {plan.variant} (--variant)"
         names = [f"model.{name}" for name in plan.published]
     console.print(description)
-    if plan.source.rank is not None:
-        alpha = options.lora_alpha or plan.source.rank
-        console.print(f"merged adapters of rank {plan.source.rank} with the factor {alpha:g} / rank (--lora-alpha)")
+    if plan.source.adapters is not None:
+        console.print(f"merged adapters of {plan.source.adapters.describe()}")
     for text, listed in (
         ("published values, not given by the checkpoint", names),
         ("ignored, as allowed", plan.ignored),

@@ -133,6 +133,7 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     params = abstract_params(target)
     shapes = {path: leaf.shape for path, leaf in params.items()}
     planned = engine.plan(shapes, layout.rules(target.model_config))
+    source.place_adapters(family, shapes, target.model_config)
     listed, allowed = _without_allowed(engine.problems(found, shapes, planned), options.allow)
     places: dict[str, dict[str, engine.TensorPlacement]] = {path: {} for path in params}
     for name, place in planned.items():

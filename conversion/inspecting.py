@@ -34,7 +34,7 @@ def _inspect_source(path: pathlib.Path) -> dict[str, str]:
             **_network(family, layout.name, facts),
             **_tensors((info.shape, info.dtype) for info in source.tensors.values()),
             **({"EMA weights": "also in the file, for import --ema"} if source.has_ema else {}),
-            **({"adapters": f"rank {source.rank}, merged by import"} if source.rank else {}),
+            **({"adapters": f"{source.adapters.describe()}, merged by import"} if source.adapters else {}),
             **_files(source.files),
         }
 

@@ -1,21 +1,22 @@
 """Selection of one model's tensors from a file, with the names of its key table.
 
 Training checkpoints contain weights and EMA weights with two prefixes, and buffers and counters that are not weights.
-Adapters (LoRA in peft's layout) are in the same file as the matrices that they change, or in a separate file.
+Adapters (LoRA) are in the same file as the matrices that they change (peft's layout), or in a separate file.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from conversion import families, sources
+from conversion import adapter_files, adapter_placing, families, sources
+from conversion.engine import Shape
 from jworld.utils import errors
 
-_BASE, _DOWN, _UP = ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"
-# In a separate file.
-_DOWN_ALONE, _UP_ALONE = ".lora_A.weight", ".lora_B.weight"
+# The base of an adapted layer, in a checkpoint with its adapters.
+_BASE_LAYER = ".base_layer."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Selection:
 
     Attributes:
       average: use the EMA weights of a file with both kinds.
-      lora_alpha: adapters are multiplied by alpha / rank; None for a factor of 1, as in the original's recipes.
-      adapters: path of an adapter file to merge into the weights.
+      lora_alpha: alpha of adapters whose file does not state it; None for their rank, as in the original's recipes.
+      adapters: path of a file or folder of adapters to merge into the weights.
       bases: paths of checkpoints with the tensors that are missing in the file.
       rows: number of embedding rows to use, from the first; None for all.
     """
@@ -37,65 +38,102 @@ class Selection:
     rows: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-    """Matrices of an adapter: their source and the names of both tensors."""
-
-    source: sources.Source
-    down: str
-    up: str
-
-
 class Selected(sources.Source):
-    """Tensors of one model in another source, with adapters merged into their matrices.
+    """Tensors of one model in another source, with adapters merged into them.
 
-    The caller still closes the other source. A file without EMA weights gives its only weights. Adapters of other
-    shapes are a `UserError`.
+    The caller still closes the other source. A file without EMA weights gives its only weights. Adapters within the
+    file are merged at once, those of a separate file after `place_adapters`.
 
     Attributes:
       has_ema: True if the file also has EMA weights.
-      rank: rank of the adapters; None without adapters.
+      adapters: the adapters; None without any.
     """
 
     def __init__(self, source: sources.Source, layout: families.KeyLayout, selection: Selection) -> None:
         super().__init__(source.path, source.config, ())
         self.files = source.files
+        self._layout, self._source = layout, source
         names, self.has_ema = _names(source.tensors, layout, selection)
-        self._source, self._alpha = source, selection.lora_alpha
-        self._merged: dict[str, _Pair] = {}
-        self.rank: int | None = None
-        for base in [name for name in names if name.endswith(_BASE)]:
-            stem = base.removesuffix(_BASE)
-            if stem + _DOWN in names and stem + _UP in names:
-                pair = _Pair(source, names.pop(stem + _DOWN), names.pop(stem + _UP))
-                names[f"{stem}.weight"] = names.pop(base)
-                self._add(f"{stem}.weight", names[f"{stem}.weight"], pair)
-        self._names = names
-        self._bases: dict[str, tuple[sources.Source, str]] = {}
+        bases = {name: name.replace(_BASE_LAYER, ".") for name in names if _BASE_LAYER in name}
+        own = {name: names.pop(name) for name in list(names) if adapter_files.is_part(name)}
+        self._origins = {bases.get(name, name): (source, inside) for name, inside in names.items()}
+        self._pieces: Mapping[str, Sequence[adapter_placing.Piece]] = {}
+        self.adapters: adapter_files.Contents | None = None
+        if own:
+            self.adapters = adapter_files.read(source, own, alpha=selection.lora_alpha)
+            self._add_own(self.adapters)
         for base in selection.bases:
             self._add_base(pathlib.Path(base), layout)
         if selection.adapters is not None:
-            self._add_file(pathlib.Path(selection.adapters), layout)
-        self.tensors = {name: source.tensors[inside] for name, inside in names.items()}
-        self.tensors |= {name: base.tensors[inside] for name, (base, inside) in self._bases.items()}
+            self.adapters = self._open_adapters(pathlib.Path(selection.adapters), selection)
+        self.tensors = {name: origin.tensors[inside] for name, (origin, inside) in self._origins.items()}
         self._trim(layout, selection.rows)
+        self._separate = selection.adapters is not None
 
     def read(self, name: str, index: sources.Index | None = None) -> np.ndarray:
-        """Read a tensor as from any source; a merged matrix is computed in float32."""
-        if name in self._bases or index is None:
-            index = tuple(index or (slice(0, size) for size in self.tensors[name].shape))
-        if name in self._bases:
-            base, inside = self._bases[name]
-            return base.read(inside, index)
-        value = self._source.read(self._names[name], index)
-        if name not in self._merged:
+        """Read a tensor as from any source; a merged tensor is computed in float32."""
+        index = tuple(index or (slice(0, size) for size in self.tensors[name].shape))
+        source, inside = self._origins[name]
+        value = source.read(inside, index)
+        if name not in self._pieces:
             return value
-        rows, columns = (*(index or ()), slice(None), slice(None))[:2]
-        pair = self._merged[name]
-        a = pair.source.read(pair.down, (slice(None), columns)).astype(np.float32)
-        b = pair.source.read(pair.up, (rows,)).astype(np.float32)
-        factor = 1.0 if self._alpha is None else self._alpha / len(a)
-        return (value.astype(np.float32) + np.float32(factor) * (b @ a)).astype(value.dtype)
+        index += tuple(slice(0, size) for size in self.tensors[name].shape[len(index) :])
+        total = value.astype(np.float32)
+        for piece in self._pieces[name]:
+            total += piece.addition(index)
+        return total.astype(value.dtype)
+
+    def place_adapters(self, family: families.Family, shapes: Mapping[str, Shape], model: Any) -> None:
+        """Find the tensors that the adapters of a separate file change.
+
+        Args:
+          family: the family of the model.
+          shapes: shapes of the model's parameters.
+          model: the model's config.
+
+        Raises:
+          UserError: adapters have no place or another shape.
+        """
+        if not self._separate or self.adapters is None:
+            return
+        found = {name: origin.tensors[inside].shape for name, (origin, inside) in self._origins.items()}
+        layouts = {name: layout.rules(model) for name, layout in family.layouts.items()}
+        placed = adapter_placing.place(self.adapters, found, layouts, shapes, self._layout, str(self.path))
+        source = next(iter(self.adapters.adapters.values())).source
+        for name, inside in placed.whole.items():
+            if source.tensors[inside].shape != found[name]:
+                raise errors.UserError(
+                    f"{source.path}: {inside} is {list(source.tensors[inside].shape)}, here {list(found[name])}: the "
+                    "adapters belong to another model"
+                )
+            self._origins[name] = (source, inside)
+            self.tensors[name] = sources.TensorInfo(self.tensors[name].shape, source.tensors[inside].dtype)
+        self._pieces = {
+            name: [*self._pieces.get(name, ()), *placed.pieces.get(name, ())]
+            for name in self._pieces.keys() | placed.pieces.keys()
+        }
+
+    def _open_adapters(self, path: pathlib.Path, selection: Selection) -> adapter_files.Contents:
+        opened = sources.open_source(adapter_files.find(path), unwrap=False)
+        self._source.adopt(opened)
+        return adapter_files.read(opened, {name: name for name in opened.tensors}, alpha=selection.lora_alpha)
+
+    def _add_own(self, contents: adapter_files.Contents) -> None:
+        """Merge the adapters of the file itself, whose layers have the names of the key table."""
+        pieces: dict[str, list[adapter_placing.Piece]] = {}
+        wrong = [f"{name} is not part of an adapter" for name in contents.whole]
+        for module, adapter in contents.adapters.items():
+            for name in (f"{module}.weight", *([f"{module}.bias"] if adapter.bias else [])):
+                if name not in self._origins:
+                    wrong.append(f"{name} is missing")
+                    continue
+                shape = self._origins[name][0].tensors[self._origins[name][1]].shape
+                if name.endswith("weight") and shape != adapter.shape:
+                    wrong.append(adapter.misfit(name, shape))
+                pieces.setdefault(name, []).append(adapter_placing.Piece(adapter))
+        if wrong:
+            raise errors.UserError(f"{self.path}: {'; '.join(wrong)}: the file belongs to another model")
+        self._pieces = pieces
 
     def _add_base(self, path: pathlib.Path, layout: families.KeyLayout) -> None:
         """Add the tensors of another checkpoint that neither the file nor an earlier base has."""
@@ -107,8 +145,7 @@ class Selected(sources.Source):
         if not found:
             raise errors.UserError(f"--base {path}: has no tensor of this model: give another checkpoint")
         for name, inside in found.items():
-            if name not in self._names and name not in self._bases:
-                self._bases[name] = (opened, inside)
+            self._origins.setdefault(name, (opened, inside))
 
     def _trim(self, layout: families.KeyLayout, rows: int | None) -> None:
         """Remove the last rows of the embedding, which no token of the model uses."""
@@ -123,43 +160,12 @@ class Selected(sources.Source):
             )
         self.tensors[layout.embedding] = sources.TensorInfo((rows, *info.shape[1:]), info.dtype)
 
-    def _add_file(self, path: pathlib.Path, layout: families.KeyLayout) -> None:
-        """Add the adapters of a separate file."""
-        if layout.adapter_prefix is None:
-            raise errors.UserError(f"{path}: adapter files are not supported for the layout of {layout.title}")
-        opened = sources.open_source(path)
-        self._source.adopt(opened)
-        unknown = set(opened.tensors)
-        for name, inside in self._names.items():
-            stem = layout.adapter_prefix + name.removesuffix(".weight")
-            if {stem + _DOWN_ALONE, stem + _UP_ALONE} <= unknown:
-                self._add(name, inside, _Pair(opened, stem + _DOWN_ALONE, stem + _UP_ALONE))
-                unknown -= {stem + _DOWN_ALONE, stem + _UP_ALONE}
-        if unknown or not opened.tensors:
-            first = ", ".join(sorted(unknown)[:3])
-            raise errors.UserError(
-                f"{path}: {len(unknown)} of {len(opened.tensors)} tensors are not adapters of {self.path}"
-                + (f", such as {first}" if first else "")
-                + f"; expected pairs {layout.adapter_prefix}<matrix>{_DOWN_ALONE} and {_UP_ALONE}"
-            )
-
-    def _add(self, name: str, inside: str, pair: _Pair) -> None:
-        matrix = self._source.tensors[inside].shape
-        down, up = pair.source.tensors[pair.down].shape, pair.source.tensors[pair.up].shape
-        if len(matrix) != 2 or down[1:] != matrix[1:] or up[:1] != matrix[:1] or (up[1:] != down[:1]) or not down[0]:
-            raise errors.UserError(
-                f"{pair.source.path}: the adapters of {name} {list(matrix)} have shapes {list(down)} and {list(up)}, "
-                "expected [rank, columns] and [rows, rank]: the file belongs to another model"
-            )
-        self._merged[name] = pair
-        self.rank = down[0]
-
 
 def check(selected: Selected, selection: Selection) -> None:
     """Raise a `UserError` if the file lacks the selected EMA weights or adapters."""
     if selection.average and not selected.has_ema:
         raise errors.UserError(f"{selected.path}: has no separate EMA weights: leave --ema out")
-    if selection.lora_alpha is not None and selected.rank is None:
+    if selection.lora_alpha is not None and selected.adapters is None:
         raise errors.UserError(f"{selected.path}: has no adapters: leave --lora-alpha out")
 
 

@@ -11,18 +11,20 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
 
 import ml_dtypes
 import numpy as np
 
+from conversion import messages, searching
 from jworld.utils import errors
 
-INDEX_SUFFIX = ".safetensors.index.json"
-TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_SUFFIX = searching.INDEX_SUFFIX
+TORCH_SUFFIXES = searching.TORCH_SUFFIXES
+WEIGHTS_NAME = searching.WEIGHTS_NAME
 
 _MAX_HEADER = 100_000_000  # the format's own limit
 _MAX_AXES = 32
@@ -30,6 +32,10 @@ _MAX_SIZE = 1 << 56
 _BLOCK = 64 << 20  # bytes read at a time if only parts of rows are needed
 _STATES = "_extra_state"
 _LFS_POINTER = b"version https://git-lfs"
+# Names that wrappers insert: torch.compile, FSDP, activation checkpointing. Prefixes of all names: DataParallel, peft,
+# and programs that store a diffusion model with its other parts.
+_WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
+_PREFIXES = ("module.", "base_model.model.", "model.diffusion_model.", "diffusion_model.")
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -71,6 +77,7 @@ class _File(Protocol):
 
     path: pathlib.Path
     tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
 
     def read(self, name: str, index: Index) -> np.ndarray: ...
 
@@ -84,16 +91,25 @@ class Source:
       path: the file or folder that was opened.
       files: the files with tensors.
       config: content of the config.json next to the weights; None without one.
+      metadata: entries of the files' headers that describe no tensor.
       tensors: shape and dtype of every tensor by name.
     """
 
-    def __init__(self, path: pathlib.Path, config: dict[str, Any] | None, parts: Sequence[_File]) -> None:
+    def __init__(
+        self, path: pathlib.Path, config: dict[str, Any] | None, parts: Sequence[_File], *, unwrap: bool = False
+    ) -> None:
+        """Collect the tensors of the files; `unwrap` removes the names of wrappers, see `unwrapped`."""
         self.path = path
         self.config = config
         self.files = tuple(part.path for part in parts)
+        self.metadata = {key: value for part in parts for key, value in part.metadata.items()}
         self._parts = parts
-        self._part_of = {name: part for part in parts for name in part.tensors}
-        self.tensors: dict[str, TensorInfo] = {name: part.tensors[name] for name, part in self._part_of.items()}
+        own = {name: (part, name) for part in parts for name in part.tensors}
+        names = unwrapped(own) if unwrap else {name: name for name in own}
+        self._places = {name: own[inside] for name, inside in names.items()}
+        self.tensors: dict[str, TensorInfo] = {
+            name: part.tensors[inside] for name, (part, inside) in self._places.items()
+        }
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         """Read a tensor, or the part that slices with step 1 select, as a new array; omitted axes are whole.
@@ -105,7 +121,8 @@ class Source:
         ranges = [chosen.indices(size) for chosen, size in zip(bounds, shape, strict=True)]
         if any(step != 1 for _, _, step in ranges):
             raise ValueError(f"{name}: only slices with step 1 can be read, not {index}")
-        return self._part_of[name].read(name, tuple(slice(first, max(first, last)) for first, last, _ in ranges))
+        part, inside = self._places[name]
+        return part.read(inside, tuple(slice(first, max(first, last)) for first, last, _ in ranges))
 
     def close(self) -> None:
         for part in self._parts:
@@ -124,55 +141,43 @@ class Source:
         self.close()
 
 
-def open_source(path: str | pathlib.Path) -> Source:
+def open_source(path: str | pathlib.Path, *, unwrap: bool = True) -> Source:
     """Open a safetensors file, a sharded set by its index, a .pt/.pth/.bin file, or a folder with one of these.
 
-    In a folder, an index is preferred to single files, and diffusion_pytorch_model.safetensors to other names. The
-    sub-folder transformer/ is searched last.
+    Args:
+      path: the file or folder; `searching.find_weights` describes the choice in a folder.
+      unwrap: remove the names of wrappers from the tensors' names, see `unwrapped`.
 
     Raises:
       UserError: there are no weights, there is more than one choice, or a file is malformed.
     """
     path = pathlib.Path(path)
-    weights = _find_weights(path)
-    config = _read_config(weights.parent / "config.json")
+    weights = searching.find_weights(path)
+    config = read_json(weights.parent / "config.json") if (weights.parent / "config.json").is_file() else None
     if weights.name.endswith(INDEX_SUFFIX):
-        return Source(path, config, _open_sharded(weights))
-    return Source(path, config, [_open_file(weights)])
+        return Source(path, config, _open_sharded(weights), unwrap=unwrap)
+    return Source(path, config, [_open_file(weights)], unwrap=unwrap)
 
 
-def _find_weights(path: pathlib.Path) -> pathlib.Path:
-    if not path.exists():
-        raise errors.UserError(f"{path}: no such file or folder")
-    if not path.is_dir():
-        return path
-    names = sorted(child.name for child in path.iterdir() if child.is_file())
-    singles = [name for name in names if name.endswith(".safetensors")]
-    for found in (
-        [name for name in names if name.endswith(INDEX_SUFFIX)],
-        [WEIGHTS_NAME] if WEIGHTS_NAME in singles else singles,
-        [name for name in names if name.endswith(TORCH_SUFFIXES)],
-    ):
-        if len(found) > 1:
-            raise errors.UserError(f"{path}: has {len(found)} files of weights ({_list(found)}); give one of them")
-        if found:
-            return path / found[0]
-    if (path / "transformer").is_dir():
-        return _find_weights(path / "transformer")
-    raise errors.UserError(
-        f"{path}: no weights in this folder; expected a .safetensors file, a *{INDEX_SUFFIX}, a .pt file, or a "
-        "sub-folder transformer/ with one of these"
-    )
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Return {name without wrappers: name} for tensors of a module that was saved in a wrapper of PyTorch or peft.
+
+    Names stay as they are if two of them would be equal without the wrappers.
+    """
+    names = list(names)
+    plain = [_WRAPPERS.sub(r"\1", name) for name in names]
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in plain):
+            plain = [name.removeprefix(prefix) for name in plain]
+    found = dict(zip(plain, names, strict=True))
+    return found if len(found) == len(names) else {name: name for name in names}
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any] | None:
-    return _read_json(path) if path.is_file() else None
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Read a JSON file with an object; anything else is a `UserError`."""
     try:
         with path.open("rb") as file:
-            _refuse_pointer(path, file.read(len(_LFS_POINTER)))
+            refuse_pointer(path, file.read(len(_LFS_POINTER)))
             file.seek(0)
             content = json.loads(file.read(_MAX_HEADER))
     except (OSError, ValueError, RecursionError) as error:
@@ -194,7 +199,7 @@ def _open_file(path: pathlib.Path) -> _File:
 
 def _open_sharded(path: pathlib.Path) -> list[_File]:
     """Open the files of an index, after a check that they contain exactly the tensors that it lists."""
-    listed = _read_json(path).get("weight_map")
+    listed = read_json(path).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise errors.UserError(f"{path}: not an index of shards; expected weight_map, tensor name -> file name")
     names = sorted(set(listed.values()))
@@ -202,10 +207,12 @@ def _open_sharded(path: pathlib.Path) -> list[_File]:
         inside = pathlib.PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name or "\0" in name:
             raise errors.UserError(
-                f"{path}: lists the file {_shown(name)} outside its folder; shards must be next to the index"
+                f"{path}: lists the file {messages.shown(name)} outside its folder; shards must be next to the index"
             )
         if not os.path.isfile(path.parent / name):  # pathlib would raise for a name that is too long
-            raise errors.UserError(f"{path}: lists {_shown(name)}, which does not exist; download that shard, too")
+            raise errors.UserError(
+                f"{path}: lists {messages.shown(name)}, which does not exist; download that shard, too"
+            )
     parts: list[_File] = []
     try:
         for name in names:
@@ -226,7 +233,8 @@ def _check_shards(path: pathlib.Path, listed: Mapping[str, str], parts: Mapping[
     for name, files in holders.items():
         if len(files) > 1:
             raise errors.UserError(
-                f"{path}: tensor {_shown(name)} is in two shards, {_list(files)}; keep one set of files"
+                f"{path}: tensor {messages.shown(name)} is in two shards, {messages.listed(files)}; keep one set of "
+                "files"
             )
     for wrong, mistake in (
         (
@@ -236,7 +244,9 @@ def _check_shards(path: pathlib.Path, listed: Mapping[str, str], parts: Mapping[
         ([name for name in holders if name not in listed], "does not list tensors of its shards"),
     ):
         if wrong:
-            raise errors.UserError(f"{path}: {mistake}: {_list(wrong)}; index and shards are from different downloads")
+            raise errors.UserError(
+                f"{path}: {mistake}: {messages.listed(wrong)}; index and shards are from different downloads"
+            )
 
 
 class _SafetensorsFile:
@@ -250,6 +260,7 @@ class _SafetensorsFile:
             raise errors.UserError(f"{path}: cannot be read ({error.strerror})") from error
         try:
             header, self._start, data_size = _read_header(path, self._file)
+            self.metadata = _strings(header.pop("__metadata__", None))
             entries = {name: _entry(path, name, value) for name, value in header.items()}
             _check_offsets(path, entries, data_size)
         except BaseException:
@@ -289,7 +300,7 @@ class _SafetensorsFile:
 def _read_header(path: pathlib.Path, file: BinaryIO) -> tuple[dict[str, Any], int, int]:
     """Read the header; -> (entries of the tensors, offset of the first tensor, number of bytes from there)."""
     size, start = os.fstat(file.fileno()).st_size, file.read(len(_LFS_POINTER))
-    _refuse_pointer(path, start)
+    refuse_pointer(path, start)
     if size < 8:
         raise errors.UserError(f"{path}: has {size} bytes, too few for a safetensors file; download it again")
     length = int.from_bytes(start[:8], "little")
@@ -304,39 +315,44 @@ def _read_header(path: pathlib.Path, file: BinaryIO) -> tuple[dict[str, Any], in
         raise errors.UserError(f"{path}: not a safetensors file: its header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
         raise errors.UserError(f"{path}: not a safetensors file: its header is not a JSON object")
-    header.pop("__metadata__", None)
     return header, 8 + length, size - 8 - length
+
+
+def _strings(metadata: Any) -> dict[str, str]:
+    """Return the entries of a header's metadata that are text."""
+    entries = metadata.items() if isinstance(metadata, dict) else ()
+    return {key: value for key, value in entries if isinstance(value, str)}
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{_shown(next(name for name in names if names.count(name) > 1))} occurs twice")
+        raise ValueError(f"{messages.shown(next(name for name in names if names.count(name) > 1))} occurs twice")
     return found
 
 
 def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
     """Parse and check a header entry; -> (tensor, offset of its bytes)."""
-    tensor = f"{path}: tensor {_shown(name)}"
+    tensor = f"{path}: tensor {messages.shown(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise errors.UserError(f"{tensor} is not described by dtype, shape and data_offsets; the file is damaged")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _is_sizes(shape) or len(shape) > _MAX_AXES or math.prod(size or 1 for size in shape) > _MAX_SIZE:
         raise errors.UserError(
-            f"{tensor} has the shape {_shown(shape)}, expected at most {_MAX_AXES} sizes that a file can hold"
+            f"{tensor} has the shape {messages.shown(shape)}, expected at most {_MAX_AXES} sizes that a file can hold"
         )
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise errors.UserError(f"{tensor} has the data_offsets {_shown(offsets)}, expected begin <= end")
+        raise errors.UserError(f"{tensor} has the data_offsets {messages.shown(offsets)}, expected begin <= end")
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise errors.UserError(
-            f"{tensor} has the unknown dtype {_shown(entry['dtype'])}, expected {', '.join(_DTYPES)}"
+            f"{tensor} has the unknown dtype {messages.shown(entry['dtype'])}, expected {', '.join(_DTYPES)}"
         )
     needed = math.prod(shape) * dtype.itemsize
     if needed != offsets[1] - offsets[0]:
         raise errors.UserError(
-            f"{tensor} of shape {_shown(shape)} and dtype {entry['dtype']} needs {needed} bytes, "
+            f"{tensor} of shape {messages.shown(shape)} and dtype {entry['dtype']} needs {needed} bytes, "
             f"but has {offsets[1] - offsets[0]}; the file is damaged"
         )
     return TensorInfo(tuple(shape), dtype), offsets[0]
@@ -355,8 +371,8 @@ def _check_offsets(path: pathlib.Path, entries: Mapping[str, tuple[TensorInfo, i
     for begin, end, name in spans:
         if begin != position:
             mistake = "overlaps" if begin < position else "leaves a gap after"
-            raise errors.UserError(f"{path}: tensor {_shown(name)} {mistake} {before}; the file is damaged")
-        position, before = end, _shown(name)
+            raise errors.UserError(f"{path}: tensor {messages.shown(name)} {mistake} {before}; the file is damaged")
+        position, before = end, messages.shown(name)
     if position > data_size:
         raise errors.UserError(
             f"{path}: incomplete: its tensors need {position} bytes, the file has {data_size}; download it again"
@@ -365,7 +381,11 @@ def _check_offsets(path: pathlib.Path, entries: Mapping[str, tuple[TensorInfo, i
         raise errors.UserError(f"{path}: has {data_size - position} bytes after its last tensor; the file is damaged")
 
 
-def _refuse_pointer(path: pathlib.Path, start: bytes) -> None:
+def refuse_pointer(path: pathlib.Path, start: bytes | None = None) -> None:
+    """Raise a `UserError` for a Git LFS pointer in place of a file; `start` has the file's first bytes."""
+    if start is None:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
     if start.startswith(_LFS_POINTER):
         raise errors.UserError(
             f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
@@ -378,7 +398,8 @@ class _TorchFile:
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         with path.open("rb") as file:
-            _refuse_pointer(path, file.read(len(_LFS_POINTER)))
+            refuse_pointer(path, file.read(len(_LFS_POINTER)))
+        self.metadata: dict[str, str] = {}
         self._tensors = _tensor_dict(path, _load_torch(path))
         self.tensors = {name: _torch_info(path, name, tensor) for name, tensor in self._tensors.items()}
 
@@ -424,7 +445,7 @@ def _tensor_dict(path: pathlib.Path, content: Any) -> dict[str, Any]:
         return dict(content)
     inner = [key for key, value in content.items() if _is_tensor_dict(value)] if isinstance(content, dict) else []
     if len(inner) != 1:
-        keys = _list([str(key) for key in content]) if isinstance(content, dict) else type(content).__name__
+        keys = messages.listed([str(key) for key in content]) if isinstance(content, dict) else type(content).__name__
         raise errors.UserError(
             f"{path}: expected a dict of tensors, or exactly one dict of tensors under a key; "
             f"found {len(inner)} of them in {keys}"
@@ -447,24 +468,13 @@ def _torch_info(path: pathlib.Path, name: str, tensor: Any) -> TensorInfo:
 
     if tensor.layout != torch.strided:
         raise errors.UserError(
-            f"{path}: tensor {_shown(name)} is not dense ({tensor.layout}); save it as a dense tensor"
+            f"{path}: tensor {messages.shown(name)} is not dense ({tensor.layout}); save it as a dense tensor"
         )
     view = _TORCH_VIEWS.get(str(tensor.dtype))
     try:
         dtype = np.dtype(str(tensor.dtype).removeprefix("torch.")) if view is None else np.dtype(view[1])
     except TypeError as error:
         raise errors.UserError(
-            f"{path}: tensor {_shown(name)} has the dtype {tensor.dtype}, which is not supported"
+            f"{path}: tensor {messages.shown(name)} has the dtype {tensor.dtype}, which is not supported"
         ) from error
     return TensorInfo(tuple(tensor.shape), dtype)
-
-
-def _shown(value: Any) -> str:
-    """Return a value from a file as safe text for a terminal: quoted, at most 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _list(names: Sequence[str], most: int = 4) -> str:
-    shown = ", ".join(_shown(name) for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -33,10 +33,11 @@ def verify(
     weights = folders.open_weights(directory, step)
     record = weights.record or {}
     with sources.open_source(path) as opened:
-        _, layout = families.detect(opened.tensors, str(path), family=weights.family.name)
+        family, layout = families.detect(opened.tensors, str(path), family=weights.family.name)
         source = selecting.Selected(opened, layout, selecting.Selection(**record.get("selection", {})))
         shapes = {name: leaf.shape for name, leaf in weights.arrays.items()}
         places = engine.plan(shapes, layout.rules(weights.target.model_config))
+        source.place_adapters(family, shapes, weights.target.model_config)
         found = {name: info.shape for name, info in source.tensors.items()}
         exceptions = [*record.get("ignored", []), *record.get("initial", [])]
         listed = [problem for problem in engine.problems(found, shapes, places) if problem.name not in exceptions]
