@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 from jworld.data import records
 from jworld.models.autoencoders import files, linear
 from jworld.models.autoencoders.network import VideoAutoencoder
+from jworld.models.autoencoders.tiling import Tiling
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
 from jworld.utils import resources
@@ -60,10 +62,18 @@ class Autoencoder:
     Attributes:
       network: linear autoencoder or neural network, replicated over the devices of the mesh.
       source: file or folder that it was loaded from; None if it was not loaded.
+      tiling: tiles in which a network encodes and decodes whole videos; None for whole frames.
     """
 
-    def __init__(self, network: Network, *, mesh: jax.sharding.Mesh | None = None, source: str | None = None):
-        self.source = source
+    def __init__(
+        self,
+        network: Network,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+        source: str | None = None,
+        tiling: Tiling | None = None,
+    ):
+        self.source, self.tiling = source, tiling
         self._mesh = mesh_lib.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
         graphdef, state = nnx.split(network)
         self.network: Network = nnx.merge(graphdef, jax.device_put(state, axes.sharding(self._mesh, ())))
@@ -103,7 +113,7 @@ class Autoencoder:
     def encode_clips(self, video: np.ndarray, *, posterior: bool = False) -> Latents:
         """Encode videos uint8 [B, T, H, W, 3] as the latents that records store."""
         with jax.set_mesh(self._mesh):
-            latents = _encode_clips(self.network, self._placed(video), posterior=posterior)
+            latents = _encode_clips(self.network, self._placed(video), posterior=posterior, tiling=self.tiling)
         on_host: Latents = jax.device_get(latents)
         return on_host
 
@@ -114,7 +124,7 @@ class Autoencoder:
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Decode normalized latents [B, F, H', W', C] to videos uint8 [B, T, H, W, 3]."""
         with jax.set_mesh(self._mesh):
-            return np.asarray(_decode(self.network, self._placed(latents)))
+            return np.asarray(_decode(self.network, self._placed(latents), tiling=self.tiling))
 
     def stream(self) -> "Stream":
         """Start a video that is decoded latent by latent."""
@@ -147,24 +157,33 @@ class Stream:
         return frames
 
 
-@functools.partial(jax.jit, static_argnames="posterior")
-def _encode_clips(network: Network, video: jax.Array, *, posterior: bool) -> Latents:
+@functools.partial(jax.jit, static_argnames=("posterior", "tiling"))
+def _encode_clips(network: Network, video: jax.Array, *, posterior: bool, tiling: Tiling | None) -> Latents:
     logvar = None
     if posterior:
         assert isinstance(network, VideoAutoencoder)
         normalisation = network.config.normalisation
-        found = network.posterior(video)
+        found = network.posterior(video, tiling=tiling)
         latent = normalisation.apply(found.mean)
         # The bounds are those of sampling; the scale of the latents also scales their deviation.
         logvar = jnp.clip(found.logvar, -30.0, 20.0) + 2 * jnp.log(jnp.abs(jnp.array(normalisation.scale)))
     else:
-        latent = network.encode(video)
-    image = latent[:, :1] if network.first_frame_alone else network.encode(video[:, :1])
+        latent = _encode(network, video, tiling)
+    image = latent[:, :1] if network.first_frame_alone else _encode(network, video[:, :1], tiling)
     return Latents(latent, image, logvar)  # type: ignore[arg-type]
 
 
-@jax.jit
-def _decode(network: Network, latents: jax.Array) -> jax.Array:
+def _encode(network: Network, video: jax.Array, tiling: Tiling | None) -> jax.Array:
+    """Encode by tiles; the linear autoencoder has none."""
+    if isinstance(network, VideoAutoencoder):
+        return network.encode(video, tiling=tiling)
+    return network.encode(video)
+
+
+@functools.partial(jax.jit, static_argnames="tiling")
+def _decode(network: Network, latents: jax.Array, *, tiling: Tiling | None) -> jax.Array:
+    if isinstance(network, VideoAutoencoder):
+        return linear.to_uint8(network.decode(latents, tiling=tiling))
     return linear.to_uint8(network.decode(latents))
 
 
@@ -174,13 +193,20 @@ def _decode_step(network: Network, latents: jax.Array, cache: Any) -> tuple[jax.
     return linear.to_uint8(video), cache
 
 
-def load(path: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> Autoencoder:
+def load(
+    path: str | pathlib.Path,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str | None = None,
+    tiling: Callable[[int], Tiling | None] = lambda spatial_ratio: None,
+) -> Autoencoder:
     """Open an autoencoder's file (see `models.autoencoders.files`), or the one in a folder.
 
     Args:
       path: file, or folder with autoencoder.safetensors.
       mesh: devices to which the weights are replicated (default: one local device).
       dtype: dtype of a network's activations (default: the one in its file).
+      tiling: spatial ratio -> tiles in which the network encodes and decodes (default: whole frames).
 
     Raises:
       UserError: the file is absent, damaged, or not an autoencoder.
@@ -189,4 +215,4 @@ def load(path: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, dty
     if path.is_dir():
         path = path / records.AUTOENCODER_FILE
     network = files.load(path, **({} if dtype is None else {"dtype": jnp.dtype(dtype)}))
-    return Autoencoder(network, mesh=mesh, source=str(path))
+    return Autoencoder(network, mesh=mesh, source=str(path), tiling=tiling(network.config.spatial_ratio))

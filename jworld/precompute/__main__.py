@@ -37,6 +37,7 @@ examples:
 def _add_videos(parser: arguments.Parser) -> None:
     add = parser.add_argument_group("videos").add_argument
     add("--root", metavar="DIR", help="base folder of the relative paths in an index file (default: its folder)")
+    add("--prompt", default="", help="caption of the videos without one (default: none, and such videos are refused)")
     add("--allow-missing-captions", action="store_true", help="give videos without a caption an empty one")
     add("--frames-fps", type=float, help="frame rate of folders of images, in Hz (default: none)")
     add(
@@ -62,6 +63,12 @@ def _add_videos(parser: arguments.Parser) -> None:
         help="frames after the last whole clip: drop them, or shift a last clip so that it ends with the video",
     )
     add("--repeat-frames", action="store_true", help="repeat frames of videos whose frame rate is below --fps")
+    add(
+        "--short-videos",
+        choices=clips.SHORT_VIDEOS,
+        default=Settings.short_videos,
+        help="videos shorter than --frames: refuse them, or stretch them over one clip, as The Matrix does",
+    )
 
 
 def _add_work(parser: arguments.Parser) -> None:
@@ -95,6 +102,11 @@ def _add_autoencoder(parser: arguments.Parser) -> None:
         help="dtype of an autoencoder's activations (default: that of its file)",
     )
     add(
+        "--tile",
+        type=arguments.checked("WIDTHxHEIGHT", "WIDTHxHEIGHT such as 360x240", _tile),
+        help="size in pixels of overlapping tiles in which a network encodes, in less memory (default: whole frames)",
+    )
+    add(
         "--keep-posterior",
         action="store_true",
         help="store the log variance of latents, for training that samples latents",
@@ -111,6 +123,12 @@ def _add_autoencoder(parser: arguments.Parser) -> None:
         type=int,
         default=settings_lib.LINEAR.channels,
         help="channels of a latent, for a fitted linear autoencoder",
+    )
+    add(
+        "--whitening",
+        type=float,
+        default=Settings.whitening,
+        help="share of whitening of a fitted linear autoencoder, from 0 to 1: 1 gives all channels the same strength",
     )
     add("--seed", type=int, default=0, help="random seed for the patches that a linear autoencoder is fitted on")
 
@@ -154,14 +172,22 @@ def _shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def _tile(text: str) -> tuple[int, int]:
+    """Return (height, width)."""
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise ValueError(text)
+    return int(height), int(width)
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     given = model_encoders.EncoderOverrides.from_arguments(options)
     if options.text_embeddings is not None:
         given = _with_embeddings(given, options.text_embeddings)
     names = (
-        *("input", "format", "allow_missing_captions", "frames_fps", "width", "height", "fit", "resampling", "fps"),
-        *("frames", "stride", "remainder", "repeat_frames", "val_share", "items_per_shard"),
-        *("autoencoder_dtype", "keep_posterior", "seed"),
+        *("input", "format", "allow_missing_captions", "prompt", "frames_fps", "width", "height", "fit"),
+        *("resampling", "fps", "frames", "stride", "remainder", "repeat_frames", "short_videos", "val_share"),
+        *("items_per_shard", "autoencoder_dtype", "tile", "keep_posterior", "whitening", "seed"),
     )
     return Settings(
         root=None if options.root is None else pathlib.Path(options.root),
@@ -180,10 +206,10 @@ def _with_embeddings(given: model_encoders.EncoderOverrides, file: str) -> model
     return dataclasses.replace(given, text_encoder=spec, glyph_encoder=given.glyph_encoder or glyphs)
 
 
-def next_command(summary: shards.Summary) -> str:
-    """Return the command that trains on the set, or the one that validates it if no recipe fits."""
+def next_command(summary: shards.Summary) -> tuple[str, list[str]]:
+    """Return the command that trains on the set, or the one that validates it if no recipe fits, and notes about it."""
     show = shlex.join(["python", "-m", "jworld.precompute.validate", str(summary.directory)])
-    return systems.train_command(summary.manifest, summary.directory) or show
+    return systems.train_command(summary.manifest, summary.directory) or (show, [])
 
 
 def _print_summary(summary: shards.Summary, console: rich.console.Console) -> None:
@@ -196,7 +222,11 @@ def _print_summary(summary: shards.Summary, console: rich.console.Console) -> No
     )
     if (psnr := summary.manifest.get("reconstruction_psnr")) is not None:
         console.print(f"reconstruction of held-out clips: {psnr:.1f} dB", highlight=False)
-    console.print(f"next: {next_command(summary)}", soft_wrap=True, highlight=False, markup=False)
+    command, notes = next_command(summary)
+    if not summary.clips["val"]:
+        notes = ["nothing is held out, so the trained model cannot be measured: see --val-share", *notes]
+    for line in (*(f"note: {note}" for note in notes), f"next: {command}"):
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     if summary.skipped:
         report = summary.directory / shards.REPORT
         console.print(f"left out {len(summary.skipped)} bad videos, see {report}", soft_wrap=True, highlight=False)

@@ -14,15 +14,16 @@ import rich.console
 
 from jworld.data import records
 from jworld.data.inputs import formats, items
+from jworld.data.inputs.base import Format
 from jworld.data.records import shards
-from jworld.encoders import autoencoders, model_encoders, weightless
+from jworld.encoders import autoencoders, model_encoders, stored, weightless
 from jworld.encoders.autoencoders import Autoencoder
 from jworld.models.autoencoders import linear
 from jworld.parallel import mesh as mesh_lib
 from jworld.precompute import prompts
 from jworld.precompute import writer as record_writer
 from jworld.precompute.reader import ReadAhead
-from jworld.precompute.settings import Settings
+from jworld.precompute.settings import IMAGE_ENCODER, TEXT_ENCODER, Settings
 from jworld.utils import folder_lock
 from jworld.utils.errors import UserError
 
@@ -35,12 +36,15 @@ class Work:
     def __init__(self, settings: Settings, *, threads: int, skip_errors: bool, console: rich.console.Console) -> None:
         self._settings, self._threads, self._skip_errors, self._console = settings, threads, skip_errors, console
         options = items.ListOptions(
-            require_captions=not settings.allow_missing_captions, frames_fps=settings.frames_fps, root=settings.root
+            require_captions=not settings.allow_missing_captions,
+            prompt=settings.prompt,
+            frames_fps=settings.frames_fps,
+            root=settings.root,
+            stored_text=(settings.given.text_encoder or "").startswith(f"{stored.KIND}:"),
         )
         self._format = formats.find(settings.format)
         listing = formats.list_items(settings.format, settings.input, options=options, val_share=settings.val_share)
-        for note in listing.notes:
-            console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
+        self._note(listing.notes)
         self._items = listing.items
         self._check_items()
         for role in (model_encoders.TEXT, model_encoders.GLYPH, model_encoders.IMAGE):
@@ -50,22 +54,29 @@ class Work:
         family, ratios = linear.FAMILY, settings.linear
         if settings.given.autoencoder is not None:
             self._autoencoder = autoencoders.load(
-                settings.given.autoencoder, mesh=self._mesh, dtype=settings.autoencoder_dtype
+                settings.given.autoencoder, mesh=self._mesh, dtype=settings.autoencoder_dtype, tiling=settings.tiling
             )
             family, ratios = self._autoencoder.family, self._autoencoder.network.config
             if settings.keep_posterior and not self._autoencoder.has_posterior:
                 raise UserError(f"{settings.given.autoencoder} has no posterior: leave --keep-posterior out")
+            if settings.tile is not None and family == linear.FAMILY:
+                raise UserError(f"{settings.given.autoencoder} is linear and needs no tiles: leave --tile out")
         elif settings.keep_posterior:
             raise UserError("the linear autoencoder has no posterior: leave --keep-posterior out or give --autoencoder")
         self._cut = settings.cut(
             family=family, temporal_ratio=ratios.temporal_ratio, spatial_ratio=ratios.spatial_ratio
         )
+        self._note(_notes(settings, self._format, family))
         self._motions = self._count_motions()
         self._images = model_encoders.load(
             model_encoders.IMAGE, settings.specs["image_encoder"], settings.given.options
         )
         # "none:1024" stands for empty captions, for a model that has a text input.
         self._has_text = settings.specs["text_encoder"] not in (model_encoders.NONE, f"{model_encoders.NONE}:0")
+
+    def _note(self, notes: Sequence[str]) -> None:
+        for note in notes:
+            self._console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False, emoji=False)
 
     def _check_items(self) -> None:
         bad = [item for item in self._items if item.problem is not None]
@@ -90,6 +101,7 @@ class Work:
                 "family": self._autoencoder.family,
                 "hash": self._autoencoder.hash,
                 "dtype": settings.autoencoder_dtype,
+                **({} if settings.tile is None else {"tile": list(settings.tile)}),
             }
         return {
             "command": COMMAND,
@@ -240,6 +252,28 @@ class Work:
         if psnr:
             manifest["reconstruction_psnr"] = round(float(np.mean(psnr)), 3)
         return manifest
+
+
+def _notes(settings: Settings, entry: Format, family: str) -> list[str]:
+    """Return what the user should know about the settings before any work."""
+    notes = []
+    if settings.frames is None and entry.usual_cut is not None:
+        frames, stride = entry.usual_cut
+        notes.append(
+            "without --frames a clip is a whole video, and training uses only its beginning: for the published model "
+            f"give --frames {frames} --stride {stride}"
+        )
+    stand_ins = [
+        f"{role.flag} {default}"
+        for role, default in ((model_encoders.TEXT, TEXT_ENCODER), (model_encoders.IMAGE, IMAGE_ENCODER))
+        if getattr(settings.given, role.attribute) is None
+    ]
+    if stand_ins and family != linear.FAMILY:
+        notes.append(
+            f"{' and '.join(stand_ins)} are stand-ins, which published models cannot read: name the model's encoders, "
+            "or none for one that it does not have"
+        )
+    return notes
 
 
 def precompute(

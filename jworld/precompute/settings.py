@@ -6,11 +6,14 @@ import pathlib
 from jworld.data.inputs import clips, fitting, formats
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.models.autoencoders.linear import FAMILY, LinearConfig
+from jworld.models.autoencoders.tiling import Tiling
 from jworld.utils.errors import UserError
 
 #: Defaults of the tiny recipes: image size (width, height), linear autoencoder, encoders.
 SIZE = (64, 48)
 LINEAR = LinearConfig(channels=96, spatial_ratio=16)
+#: Overlap of tiles, vertical and horizontal, as in CogVideoX.
+OVERLAPS = (1 / 6, 1 / 5)
 TEXT_ENCODER, GLYPH_ENCODER, IMAGE_ENCODER = "hashed-words:64", "none", "thumbnail"
 
 
@@ -23,12 +26,14 @@ class Settings:
       format: a key of `formats.FORMATS`.
       root: base of the relative paths in an index file.
       allow_missing_captions: use an empty caption for videos without one.
+      prompt: caption of videos without one.
       frames_fps: frames per second of folders of images.
       width, height: image size in pixels.
       fit, resampling: see `fitting.Fit`.
-      fps, frames, stride, remainder, repeat_frames: see `clips.CutConfig`.
+      fps, frames, stride, remainder, repeat_frames, short_videos: see `clips.CutConfig`.
       given: encoders to use instead of the defaults.
       autoencoder_dtype: dtype of a network's activations; None for the one in its file.
+      tile: height and width of the tiles in which a network encodes, in pixels; None for whole frames.
       linear: sizes of the linear autoencoder that is fitted if no autoencoder is given.
       whitening: see `linear.fit`.
       seed: random seed for the patches that the linear autoencoder is fitted on.
@@ -41,6 +46,7 @@ class Settings:
     format: str = formats.DEFAULT
     root: pathlib.Path | None = None
     allow_missing_captions: bool = False
+    prompt: str = ""
     frames_fps: float | None = None
     width: int | None = None
     height: int | None = None
@@ -51,8 +57,10 @@ class Settings:
     stride: int | None = None
     remainder: str = "drop"
     repeat_frames: bool = False
+    short_videos: str = "refuse"
     given: EncoderOverrides = dataclasses.field(default_factory=EncoderOverrides)
     autoencoder_dtype: str | None = None
+    tile: tuple[int, int] | None = None
     linear: LinearConfig = LINEAR
     whitening: float = 0.0
     seed: int = 0
@@ -64,12 +72,28 @@ class Settings:
         entry = formats.find(self.format)
         if not 0 <= self.whitening <= 1:
             raise UserError(f"whitening is {self.whitening}, expected 0 (none) to 1")
+        if self.tile is not None and self.given.autoencoder is None:
+            raise UserError(
+                f"--tile is {self.tile[1]}x{self.tile[0]}, but the linear autoencoder needs no tiles: leave it out"
+            )
         if self.items_per_shard < 1:
             raise UserError(f"--items-per-shard is {self.items_per_shard}, expected at least 1")
         if (self.width is None) != (self.height is None):
             raise UserError(f"image size is {self.width}x{self.height}: give both --width and --height")
         if self.fps is None and entry.read_fps is None:
             raise UserError(f"videos of format {self.format} may have any frame rate: give --fps, such as --fps 24")
+
+    def tiling(self, spatial_ratio: int) -> Tiling | None:
+        """Return the tiles of an autoencoder with this ratio; a sixth of a tile overlaps vertically, a fifth across."""
+        if self.tile is None:
+            return None
+        strides = [
+            size - round(size * share / spatial_ratio) * spatial_ratio
+            for size, share in zip(self.tile, OVERLAPS, strict=True)
+        ]
+        tiling = Tiling(tile=self.tile, stride=(strides[0], strides[1]))
+        tiling.scaled(spatial_ratio)
+        return tiling
 
     @property
     def specs(self) -> dict[str, str]:
@@ -106,6 +130,7 @@ class Settings:
             stride=self.stride,
             remainder=self.remainder,
             repeat_frames=self.repeat_frames,
+            short_videos=self.short_videos,
             temporal_ratio=temporal_ratio,
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from jworld.systems import base
+from jworld.systems import base, matching
 from jworld.systems.autoencoder.system import Autoencoder
 from jworld.systems.cosmos.system import Cosmos
 from jworld.systems.matrix.system import Matrix
@@ -15,13 +15,16 @@ from jworld.systems.theworld.system import TheWorld
 from jworld.systems.worldplay.system import WorldPlay
 from jworld.utils import errors
 
-REGISTRY: dict[str, base.SystemType] = {
+# One table per kind, so that mypy checks the members of each kind.
+VIDEO: dict[str, base.SystemType[base.VideoSystem[Any, Any]]] = {
     "worldplay": WorldPlay,
     "cosmos": Cosmos,
     "matrix": Matrix,
-    "theworld": TheWorld,
-    "autoencoder": Autoencoder,
 }
+TEXT: dict[str, base.SystemType[base.TextSystem[Any, Any]]] = {"theworld": TheWorld}
+OTHERS: dict[str, base.SystemType[base.AnySystem]] = {"autoencoder": Autoencoder}
+#: Name in a config -> system.
+REGISTRY: dict[str, base.SystemType[base.AnySystem]] = {**VIDEO, **TEXT, **OTHERS}
 
 
 def create(config: ml_collections.ConfigDict) -> base.AnySystem:
@@ -49,9 +52,10 @@ def recipe_from_json(path: pathlib.Path) -> str:
     raise errors.UserError(f"--from-json {path}: not a training config of an original system")
 
 
-def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> str | None:
-    """Return the command that trains on the records in `directory`, or None if they fit no recipe."""
+def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> tuple[str, list[str]] | None:
+    """Return the command that trains on the records in `directory`, and sentences about it; None if no recipe fits."""
     for system in REGISTRY.values():
         if (arguments := system.train_command(manifest, directory)) is not None:
-            return shlex.join(["python", "-m", "jworld.train", *arguments])
+            command = shlex.join(["python", "-m", "jworld.train", *arguments])
+            return command, matching.notes(arguments, manifest)
     return None

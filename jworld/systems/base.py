@@ -13,7 +13,6 @@ import grain
 import jax
 import ml_collections
 import numpy as np
-import PIL.Image
 import rich.console
 from flax import nnx
 from jax.typing import DTypeLike
@@ -32,8 +31,8 @@ from jworld.utils import errors
 Batch = Mapping[str, jax.Array]
 #: Types of a system's model, and of the encoders that it samples with.
 Model = TypeVar("Model", bound=nnx.Module)
-RunEncoders = TypeVar("RunEncoders")
-OpenedEncoders = TypeVar("OpenedEncoders", covariant=True)
+RunEncoders = TypeVar("RunEncoders", bound="SystemEncoders")
+OpenedEncoders = TypeVar("OpenedEncoders", bound="SystemEncoders", covariant=True)
 Section = TypeVar("Section")
 
 
@@ -58,6 +57,14 @@ class AttentionCall:
     dtype: DTypeLike
     mask: Mask | Intervals | None = None
     key_mask: bool = False
+
+
+class SystemEncoders(Protocol):
+    """Encoders that a system samples with; commands only use their frame rate."""
+
+    @property
+    def fps(self) -> float:
+        """Frame rate of the videos, in frames per second; any number for a system without videos."""
 
 
 class TrainingData(Protocol[OpenedEncoders]):
@@ -101,11 +108,24 @@ class VideoSession(Protocol):
         """Return the next frames, uint8 [T, H, W, 3]; `action` is the `control` of one `results.Action`."""
 
 
+def as_video(first_frame: np.ndarray | None) -> np.ndarray:
+    """Return what `VideoSession.reset` receives as a video [T, H, W, 3].
+
+    Raises:
+      UserError: it is None, but the model continues an image or a video.
+    """
+    if first_frame is None:
+        raise errors.UserError(
+            "first_frame is None, but the model continues an image: expected uint8 [H, W, 3], or a video [T, H, W, 3]"
+        )
+    return first_frame[None] if first_frame.ndim == 3 else first_frame
+
+
 class TextSession(Protocol):
     """Token-by-token generation of an answer."""
 
-    def reset(self, images: Sequence[PIL.Image.Image | np.ndarray], prompt: str) -> None:
-        """Start an answer to `prompt` about `images`."""
+    def reset(self, images: Sequence[np.ndarray], prompt: str) -> None:
+        """Start an answer to `prompt` about `images`, each uint8 [H, W, 3]."""
 
     def step(self) -> int | None:
         """Return the next token, or None at the end of the answer."""
@@ -228,10 +248,13 @@ class TextSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
 AnySystem = System[Any, Any]
 
 
-class SystemType(Protocol):
+Built = TypeVar("Built", bound=AnySystem, covariant=True)
+
+
+class SystemType(Protocol[Built]):
     """A class of systems, as the registry holds it."""
 
-    def __call__(self, config: ml_collections.ConfigDict) -> AnySystem:
+    def __call__(self, config: ml_collections.ConfigDict) -> Built:
         """Build a system from a run's config; a `UserError` names a wrong key."""
 
     def completed(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -40,7 +40,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     )
     summary = job.precompute(settings, raw / "records")
     assert summary is not None
-    assert "configs/matrix_control.py:2b" in precompute.next_command(summary)
+    assert "configs/matrix_lora.py:base" in precompute.next_command(summary)[0]
     return raw / "records"
 
 

@@ -22,6 +22,8 @@ class Format:
       recorded_labels: where controls were recorded, they are the action labels of a video with cameras; otherwise
         labels follow from the camera motion.
       control_tokens: ordered tokens of the controls of a video without cameras; a record stores their numbers.
+      usual_cut: (frames, stride) of the clips that the published model of the format trains on, as advice; None if it
+        trains on whole videos.
     """
 
     name: str
@@ -33,3 +35,4 @@ class Format:
     resampling: str = "lanczos"
     recorded_labels: bool = False
     control_tokens: tuple[str, ...] = ()
+    usual_cut: tuple[int, int] | None = None

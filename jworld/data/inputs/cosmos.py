@@ -39,4 +39,4 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
     return items.finish(listed, notes, source=folder, options=options)
 
 
-FORMAT = Format(name="cosmos", help="videos/NAME.mp4 and metas/NAME.txt", list_items=list_items)
+FORMAT = Format(name="cosmos", help="videos/NAME.mp4 and metas/NAME.txt", list_items=list_items, usual_cut=(93, 16))

@@ -48,7 +48,9 @@ def list_items(
       UserError: the format is unknown, or the data set cannot be listed.
     """
     listing = find(format_name).list_items(pathlib.Path(path), options or items.ListOptions())
-    return dataclasses.replace(listing, items=items.with_splits(listing.items, val_share))
+    listed = items.with_splits(listing.items, val_share)
+    notes = [*listing.notes, *items.held_out_notes(listing.items, listed)]
+    return dataclasses.replace(listing, items=listed, notes=notes)
 
 
 def describe_defaults(attribute: str) -> str:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -120,6 +121,20 @@ def with_splits(items: Iterable[Item], val_share: float) -> list[Item]:
         item if item.split else dataclasses.replace(item, split=drawn[_hash(item.name) < val_share * 2**64])
         for item in items
     ]
+
+
+def held_out_notes(items: Sequence[Item], split: Sequence[Item]) -> list[str]:
+    """Return a note if no item is held out; `split` are the items after `with_splits`."""
+    if not items or any(item.split != "train" for item in split):
+        return []
+    drawn = sorted(_hash(item.name) / 2**64 for item in items if item.split is None)
+    advice = "mark some of them as 'val'"
+    if len(drawn) == 1:
+        advice = "add videos"
+    elif drawn:
+        # Rounded up, so that the first item is below it.
+        advice = f"give --val-share {math.ceil(100 * drawn[0] + 1e-9) / 100:g} or more"
+    return [f"no video is held out, so a model that trains on this set cannot be measured: {advice}"]
 
 
 def _hash(name: str) -> int:

@@ -107,5 +107,6 @@ FORMAT = Format(
     help='index.json, {"list": [{path, caption, control_signal_seq, valid_frame_idx}]}, the last two optional',
     list_items=list_items,
     resampling="bicubic",
+    usual_cut=(65, 16),
     control_tokens=driving.TOKENS,
 )

@@ -16,18 +16,22 @@ from jworld.data import records
 from jworld.data.records import text_store as text_stores
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
+from jworld.models.autoencoders import linear
 from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base
+from jworld.systems import adapters, base, matching
 from jworld.systems.cosmos import data, evaluation, objective
 from jworld.systems.cosmos.sampling import SampleConfig
 from jworld.systems.cosmos.session import Session
 from jworld.utils import errors, notes
 
-#: Input format of a data set -> the variant of the recipe that trains on its records.
-VARIANTS = {"cosmos": "2b", "bridge": "2b_action"}
+#: Input formats whose records the system trains on.
+FORMATS = ("cosmos", "bridge", "videos")
+RECIPE = "configs/cosmos_video2world.py"
+#: Families of autoencoders of other systems, whose records of videos alone belong to those.
+OTHERS = ("cogvideox", "hunyuan15")
 
 
 class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
@@ -54,11 +58,26 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
 
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
-        """See `SystemType`: records made from one of Cosmos' input formats."""
-        variant = VARIANTS.get(manifest["source"])
-        if variant is None or "prompt" not in manifest["arrays"]:
+        """See `SystemType`: records made from one of Cosmos' input formats, or of videos alone."""
+        arrays, family, source = manifest["arrays"], manifest["autoencoder"]["family"], manifest["source"]
+        if source not in FORMATS or "prompt" not in arrays or (source == "videos" and family in OTHERS):
             return None
-        return [f"--config=configs/cosmos_video2world.py:{variant}", f"--config.data.records={directory}"]
+        is_tiny, is_steered = family == linear.FAMILY, "motion" in arrays
+        recipe = f"{RECIPE}:{('tiny_action' if is_tiny else '2b_action') if is_steered else '' if is_tiny else '2b'}"
+        needed: dict[str, Any] = {
+            **({"data.recording.source": ""} if is_tiny else {}),
+            "data.clip.latent_size": tuple(manifest["latent_shape"][:2]),
+            "data.clip.window_frames": matching.window(manifest, recipe),
+            "model.channels": manifest["latent_shape"][2],
+            "model.text_dim": manifest["text_encoder"]["dim"],
+        }
+        if is_steered:
+            # A record has the motions of all its frames.
+            latents = next(length for clips in manifest["clips"].values() for length in clips)
+            motions = manifest["temporal_ratio"] * (latents - 1)
+            needed |= {"data.clip.window_frames": latents, "data.clip.actions": "motion"}
+            needed["model.action_dim"] = data.MOTION * motions
+        return matching.arguments(recipe.removesuffix(":"), directory, needed)
 
     @property
     def motion_steps(self) -> int:
@@ -137,7 +156,7 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `System`."""
         assert isinstance(model, CosmosTransformer)
-        return objective.loss(model, batch, objective.draw(key, batch["latent"].shape, self.objective))
+        return objective.loss(model, batch, objective.draw(key, batch["latent"].shape, self.objective), self.objective)
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """See `System`; the formula is in `models/cosmos/flops.py`.
