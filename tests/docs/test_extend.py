@@ -105,7 +105,7 @@ TABLE = """### Example
         ("| `size` | Another one. |\n", "", ["not in the table: size"]),
         ("`size`", "`sizes`", ["not in the table: size", "not a member: sizes"]),
         ("*, seed", "seed", ["not in the table: reset(image, *, seed)", "not a member: reset(image, seed)"]),
-        ("| `size`", "| `inherited()` | Of the base. |\n| `size`", ["not a member: inherited()"]),
+        ("| `size`", "| `inherited()` | A base member. |\n| `size`", ["not a member: inherited()"]),
         ("| `size`", "| `field` | Again. |\n| `size`", ["listed twice: field"]),
         ("### Example", "### Renamed", ["not in the table: " + member for member in sorted(members(Example))]),
     ],

@@ -142,7 +142,7 @@ HANGS = ("--config.log.watchdog_minutes=0.0001", "--workdir=HANGS")
 
 @pytest.fixture(scope="module")
 def answers(folder: pathlib.Path) -> dict[tuple[str, ...], subprocess.CompletedProcess[str]]:
-    """What the command says to each of the mistakes, and to a watchdog that waits for 6 ms."""
+    """Results of the command for each of the mistakes, and for a watchdog that waits for 6 ms."""
     calls = [extra for extra, _ in MISTAKES] + [HANGS]
     names = {"--workdir=NEW": f"--workdir={folder / 'new'}", "--workdir=HANGS": f"--workdir={folder / 'hangs'}"}
     arguments = [commands.train_arguments(folder, *(names.get(x, x) for x in extra)) for extra in calls]

@@ -1,4 +1,4 @@
-"""Cosmos-Predict2's commands: train on the embedded data, adapt the result, continue a picture."""
+"""Cosmos-Predict2's commands: train on the embedded data, adapt the result, continue an image."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
 def arguments(folder: pathlib.Path, variant: str, workdir: str, *extra: str) -> list[str]:
-    """2 layers of width 48 on 4 short walks, clips of 13 frames."""
+    """Return arguments: 2 layers of width 48 on 4 short episodes, clips of 13 frames."""
     return [
         f"--config=configs/cosmos_video2world.py:{variant}",
         f"--workdir={folder / workdir}",
@@ -56,8 +56,8 @@ def test_train_adapt_and_continue(tmp_path: pathlib.Path) -> None:
     assert saved
     assert all(name.split("/")[-2] == "lora" for name in saved)
 
-    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    PIL.Image.fromarray(picture).save(tmp_path / "first.png")
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    PIL.Image.fromarray(image).save(tmp_path / "first.png")
     out = tmp_path / "out.mp4"
     made = commands.run(
         "jworld.generate",

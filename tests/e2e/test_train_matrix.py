@@ -15,7 +15,7 @@ ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
 def train(folder: pathlib.Path, recipe: str, workdir: str, *extra: str) -> str:
-    """2 layers of width 48 on 4 short walks, clips of 13 frames; -> what was printed."""
+    """Train 2 layers of width 48 on 4 short episodes, clips of 13 frames; return the output."""
     result = commands.run(
         "jworld.train",
         f"--config=configs/{recipe}",

@@ -21,7 +21,7 @@ ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
 def train(folder: pathlib.Path, recipe: str, workdir: str, *extra: str) -> str:
-    """On 4 short walks; -> what was printed."""
+    """Train on 4 short episodes; return the output."""
     result = commands.run(
         "jworld.train",
         f"--config=configs/{recipe}",
@@ -87,10 +87,10 @@ def test_a_stage_with_world_steps(tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(a, b)
     # The run needs its predictor's folder no more.
     shutil.rmtree(tmp_path / "cosmos")
-    picture = np.random.default_rng(0).integers(0, 256, (48, 130, 3), dtype=np.uint8)
-    PIL.Image.fromarray(picture).save(tmp_path / "picture.png")
+    image = np.random.default_rng(0).integers(0, 256, (48, 130, 3), dtype=np.uint8)
+    PIL.Image.fromarray(image).save(tmp_path / "image.png")
     checkpoint = f"--checkpoint={tmp_path / 'stage'}"
-    question = f"--image={tmp_path / 'picture.png'}", "--prompt=which view looks further to the left?"
+    question = f"--image={tmp_path / 'image.png'}", "--prompt=which view looks further to the left?"
     answered = commands.run("jworld.generate", checkpoint, *question, **ONE_DEVICE)
     assert answered.returncode == 0, answered.stdout + answered.stderr
     asked = commands.run("jworld.evaluate", checkpoint, "--limit=4", **ONE_DEVICE)

@@ -1,4 +1,4 @@
-"""What a reader has in hand before each page, and what the placeholders of its commands stand for.
+"""Files of a reader before each page, and values of the placeholders in its commands.
 
 A page without an entry needs nothing.
 """
@@ -9,13 +9,14 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What one page needs.
+    """Needs of one page.
 
     Attributes:
       prepare: functions of `downloads.py` and `own_data.py`, which make what the reader has.
       values: text in commands -> the text that replaces it, in the order of the page.
       python: Python code that defines the names which the Python blocks expect.
       fast: whether the page runs in `make test`.
+      follow: whether the training command that `precompute` prints is run, too.
       files: folders to which the page's tables of files are relative.
     """
 
@@ -23,6 +24,7 @@ class Page:
     values: Mapping[str, str] = dataclasses.field(default_factory=dict)
     python: str = ""
     fast: bool = False
+    follow: bool = False
     files: tuple[str, ...] = ()
 
     def bind(self, text: str) -> str:
@@ -37,8 +39,9 @@ _PUBLISHED = {"<published>": "published"}
 PAGES = {
     "README.md": Page(
         prepare=("downloads.worldplay", "own_data.own_episodes"),
-        values={"<folder as downloaded>": "HY-WorldPlay/ar_model", "runs/mine": "weights/ar"},
+        values={"<folder as downloaded>": "HY-WorldPlay/ar_model", "runs/mine": "runs/ar_mem-rooms"},
         fast=True,
+        follow=True,
     ),
     "docs/attention.md": Page(fast=True),
     "docs/autoencoder.md": Page(
