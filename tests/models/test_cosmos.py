@@ -69,7 +69,7 @@ def test_sizes_of_the_variants_are_recovered() -> None:
         if not cfg.condition_mask:
             assert cosmos_diffusers.to_config(cfg)["in_channels"] == 16
             continue
-        with pytest.raises(errors.UserError, match="is no CosmosTransformer3DModel of diffusers"):
+        with pytest.raises(errors.UserError, match="CosmosTransformer3DModel"):
             cosmos_diffusers.to_config(cfg)
     assert CosmosConfig(views=7).in_channels == 25
 
