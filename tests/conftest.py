@@ -19,12 +19,14 @@ import pytest  # noqa: E402
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print one line per golden case, and one with the pending kinds."""
+    """Print a line per golden case and one with the pending kinds; the pages that ran and the blocks that did not."""
     reports = [r for key in ("passed", "failed") for r in terminalreporter.stats.get(key, []) if r.when == "call"]
     properties = [dict(report.user_properties) for report in reports if hasattr(report, "user_properties")]
     lines = sorted(p["parity"] for p in properties if "parity" in p)
     lines += [p["pending"] for p in properties if p.get("pending")]
-    if lines:
-        terminalreporter.section("golden cases: kind, case, largest relative error")
-        for line in lines:
+    guides = [str(text) for report in reports for name, text in report.user_properties if name == "guide"]
+    for title, listed in (("golden cases: kind, case, largest relative error", lines), ("guides", guides)):
+        if listed:
+            terminalreporter.section(title)
+        for line in listed:
             terminalreporter.write_line(line)

@@ -25,6 +25,7 @@ LOG = ".commands.jsonl"
 #: Options whose value is a file or folder that the command makes.
 _MADE = re.compile(r"(?:^|\s)--(?:out|output|workdir|json|plot)[ =](\S+)")
 _WROTE = re.compile(r"^(?:wrote|next line) (?:.* to )?(\S+?)[:,]?(?: and (\S+?))?(?:[:,(]|\s|$)", re.MULTILINE)
+_NEXT = re.compile(r"^next: (python -m jworld\.train .*)$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"<[A-Za-z][^<>\n]*>|(?<![\w.\"'])\.\.\.(?![\w.\"'])|=\.\.\.")
 
 
@@ -138,6 +139,8 @@ def run(block: blocks.Block, page: pages.Page, folder: pathlib.Path, environment
     for made in promised(text, printed):
         if not (folder / made).exists():
             raise BlockError(f"{block.name} promises {made}, which is absent\n{printed[-3000:]}")
+    if page.follow and (following := _NEXT.search(printed)):
+        ran += run(dataclasses.replace(block, text=following[1] + "\n"), page, folder, environment)
     return ran
 
 

@@ -2,6 +2,7 @@
 
 - `RECIPES`: config keys per recipe and variant. Their sizes are those of the stand-ins in `downloads.py`. The keys of
   `RUN` are added for training.
+- `PLANS`: the same for `jworld.plan`.
 - `COMMANDS`, `EVALUATIONS`: options per command.
 - `IMPORTS`: config keys of imported weights per output folder. Their sizes come from the stand-ins, but resolution and
   number of denoising steps are not in a checkpoint.
@@ -163,6 +164,16 @@ RECIPES = {
     "autoencoder.py:small": _AUTOENCODER,
     "my_recipe.py": _THEWORLD_PUBLISHED,
 }
+#: Recipe and variant -> config keys where a step is only planned: on as many chips as the guide names.
+PLANS = {
+    "ar_mem.py:8b": (
+        "--config.model.width=512",
+        "--config.model.num_heads=4",
+        "--config.model.num_layers=2",
+        "--config.data.clip.latent_size=(6,8)",
+    ),
+    "theworld.py:projection": ("--config.model.num_layers=2", "--config.model.vision_layers=1"),
+}
 #: Command -> options.
 COMMANDS = {
     "jworld.doctor": ("--config.mesh.sequence=1",),
@@ -194,7 +205,6 @@ VALUES = {
     "--width 720 --height 480": "--width 32 --height 16",
     "--width 640 --height 480": "--width 32 --height 16",
     "none:1024": "none:24",
-    "none:1472": "none:8",
 }
 ENVIRONMENT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
@@ -203,7 +213,6 @@ ENVIRONMENT = {
 }
 
 _SUBCOMMANDS = {"convert": "conversion"}
-_TRAINS = ("jworld.train", "jworld.plan")
 
 
 def values(text: str) -> str:
@@ -220,9 +229,10 @@ def command(words: list[str]) -> list[str]:
     if module == "jworld.evaluate" and (checkpoint := _value(rest, "--checkpoint")):
         config = json.loads(pathlib.Path(checkpoint, "config.json").read_text())
         extra += EVALUATIONS.get(config["system"], ())
-    if module in _TRAINS and "--dry-run" not in rest and "--from-json" not in rest:
-        extra += RECIPES.get(_recipe(rest), ())
-        extra += RUN if module == "jworld.train" else ()
+    if module == "jworld.train" and "--dry-run" not in rest and "--from-json" not in rest:
+        extra += (*RECIPES.get(_recipe(rest), ()), *RUN)
+    if module == "jworld.plan":
+        extra += PLANS.get(_recipe(rest), ())
     if module == "conversion" and rest[:1] in (["import"], ["fuse"]):
         extra += IMPORTS.get(_value(rest, "--output").rstrip("/"), ())
     replaced = {option.split("=")[0] for option in extra if option.startswith("--config.")}
