@@ -25,7 +25,7 @@ from jworld.data import media
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.parallel import mesh as mesh_lib
 from jworld.systems import generation
-from jworld.systems.base import AnySystem, VideoSession
+from jworld.systems.base import AnySystem, SystemEncoders, VideoSession
 from jworld.training import optimizers, weights
 from jworld.training import state as train_state
 from jworld.training.checkpoints import Checkpoints
@@ -55,7 +55,7 @@ class Run:
     config: ml_collections.ConfigDict
     system: AnySystem
     model: nnx.Module
-    encoders: Any
+    encoders: SystemEncoders
     step: int | None
     mesh: jax.sharding.Mesh
 

@@ -131,6 +131,11 @@ def test_500_windows_need_the_memory_and_programs_of_one(
     assert not compilations
 
 
+def test_a_stream_needs_an_image(session: streaming.StreamSession) -> None:
+    with pytest.raises(errors.UserError, match="first_frame is None, but the model continues an image"):
+        session.reset(None, "rooms")
+
+
 def test_a_held_key_applies_to_the_frames_that_enter(session: streaming.StreamSession) -> None:
     """Only the noisiest frames are conditioned on it."""
     assert session.delay == 4

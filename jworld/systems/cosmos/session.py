@@ -8,6 +8,7 @@ import numpy as np
 
 from jworld.encoders.model_encoders import Encoders
 from jworld.models.cosmos.transformer import CosmosTransformer
+from jworld.systems import base
 from jworld.systems.cosmos import data
 from jworld.systems.cosmos.sampling import SampleConfig, WindowSampler
 
@@ -24,12 +25,12 @@ class Session:
         """Number of pixel frames that a window continues."""
         return 1 + self.encoders.autoencoder.temporal_ratio * (self.sample.given_frames - 1)
 
-    def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0) -> None:
+    def reset(self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0) -> None:
         """Start from an image uint8 [H, W, 3] of any size, or from the last frames of a video [T, H, W, 3].
 
         A single image can start a video even if later windows continue more frames.
         """
-        frames = first_frame[None] if first_frame.ndim == 3 else first_frame
+        frames = base.as_video(first_frame)
         kept = frames[-self.given_pixels :] if len(frames) >= self.given_pixels else frames[-1:]
         self._given = np.stack([self.encoders.resize(frame) for frame in kept])
         self._seed, self._windows = seed, 0

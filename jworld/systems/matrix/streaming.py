@@ -13,6 +13,7 @@ from jworld.cameras import driving, lengths
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
+from jworld.systems import base
 from jworld.systems.matrix import sampling
 from jworld.systems.matrix.session import ConditionEncoder, Controls
 from jworld.utils import notes
@@ -85,13 +86,13 @@ class StreamSession:
     def _ratio(self) -> int:
         return self.encoders.autoencoder.temporal_ratio
 
-    def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0) -> None:
+    def reset(self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0) -> None:
         """Start from an image uint8 [H, W, 3] of any size, or from a video [T, H, W, 3].
 
         The first window is made of the last `start_frames` frames. If there are fewer, the first one is repeated. The
         stream generates them again, from `first_latent` on.
         """
-        given = first_frame[None] if first_frame.ndim == 3 else first_frame[-self.start_frames :]
+        given = base.as_video(first_frame)[-self.start_frames :]
         frames = np.stack([self.encoders.resize(frame) for frame in given])
         still = np.repeat(frames[:1], self.start_frames - len(frames), axis=0)
         latents = self.encoders.autoencoder.encode(np.concatenate([still, frames])[None])

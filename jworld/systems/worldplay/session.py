@@ -11,6 +11,7 @@ from jworld.data import pipeline
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation.held_out import Controls, FirstImage
 from jworld.models.hunyuan.text import TextInputs
+from jworld.systems import base
 from jworld.systems.worldplay import data
 from jworld.systems.worldplay.latents import LatentSession
 from jworld.utils import errors
@@ -35,7 +36,9 @@ class Session:
         """Latent frames per step."""
         return self.latents.chunk_frames
 
-    def reset(self, first_frame: np.ndarray, prompt: str, *, seed: int = 0, first: FirstImage | None = None) -> None:
+    def reset(
+        self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0, first: FirstImage | None = None
+    ) -> None:
         """Start from an image uint8 [H, W, 3] of any size, or from the last frame of a video [T, H, W, 3].
 
         The image is scaled to cover the model's size and cropped around its center, as in data sets. `first` has its
@@ -44,8 +47,7 @@ class Session:
         Raises:
           UserError: the image encoder is absent.
         """
-        first_frame = first_frame[-1] if first_frame.ndim == 4 else first_frame
-        image_latent, vision = self.encoders.image(first_frame) if first is None else first
+        image_latent, vision = self.encoders.image(base.as_video(first_frame)[-1]) if first is None else first
         if vision is None:
             raise errors.UserError(
                 "the image encoder of the data set is absent, so only held-out clips with stored states can be "
