@@ -17,7 +17,7 @@ import jax
 import rich.console
 import rich.table
 
-from conversion import exporting, families, importing, inspecting, selecting, torch_files, verifying
+from conversion import adapter_exports, exporting, families, importing, inspecting, selecting, torch_files, verifying
 from jworld.utils import arguments, errors
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
@@ -236,7 +236,7 @@ def _import(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     export: Callable[..., exporting.Summary] = exporting.export_weights
     if options.adapters:
-        export = exporting.export_adapters
+        export = adapter_exports.export_adapters
     elif options.trained:
         export = functools.partial(export, trained=True)
     summary = export(

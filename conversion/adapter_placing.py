@@ -1,4 +1,4 @@
-"""Where the adapters (LoRA) of a file belong in a checkpoint, whatever program and key layout they were made with.
+"""Places in a checkpoint for the adapters (LoRA) of a file, whatever program and key layout they were made with.
 
 Names of layers are looked up without the names of wrappers before them, and with `_` for `.`, in every key layout of
 the family. So adapters for the diffusers form of a model can be merged into its original checkpoint.

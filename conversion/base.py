@@ -29,7 +29,7 @@ class KeyLayout:
       limits: model config -> why the other program cannot load all of it or describe it; empty if it can.
       prefixes: prefixes of the key table's names, and of EMA weights; files may also have neither.
       ignored: names of tensors in a file that are not weights.
-      adapter_prefix: prefix of the names in a file of adapters (peft); None if the other program has no such file.
+      adapter_prefix: prefix of the names in a single file of adapters.
       from_base: names of tensors in a base checkpoint -> {name in this layout: name there}; None if every checkpoint is
         complete.
       embedding: the tensor that may have more rows than the model; None without one.
@@ -52,7 +52,7 @@ class KeyLayout:
     limits: Callable[[Any], list[str]] = lambda model: []
     prefixes: tuple[str, ...] = ()
     ignored: re.Pattern[str] = re.compile(r"(?!)")
-    adapter_prefix: str | None = None
+    adapter_prefix: str = "diffusion_model."
     from_base: Callable[[Iterable[str]], dict[str, str]] | None = None
     embedding: str | None = None
     rows: Callable[[Mapping[str, Any] | None], int | None] = lambda config: None

@@ -135,6 +135,8 @@ def to_config(cfg: CosmosConfig) -> dict[str, Any]:
             ("its learned positions have no place there", cfg.absolute_positions),
             ("its text projection has no place there", cfg.text_width != cfg.text_dim),
             ("its modulations are not low-rank", cfg.modulation_rank is None),
+            (f"its base_fps is {cfg.base_fps:g}, there always 24", cfg.fps_modulation and cfg.base_fps != 24),
+            (f"its time_scale is {cfg.time_scale:g}, there always 1", cfg.time_scale != 1),
         )
         if holds
     ]
@@ -154,4 +156,5 @@ LAYOUT = KeyLayout(
     from_shapes=from_shapes,
     from_config=from_config,
     to_config=to_config,
+    adapter_prefix="transformer.",
 )

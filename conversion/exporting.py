@@ -14,15 +14,18 @@ import numpy as np
 import rich.console
 
 from conversion import engine, families, folders, importing, outputs, sources, tensor_files, torch_files
-from conversion import lora as lora_keys
 from jworld.models.layers import lora
 from jworld.systems import runs
 from jworld.utils import errors
 
 #: Bytes of tensors above which the file is split.
 MAX_FILE = 5_000_000_000
-#: Name of an adapter file in diffusers.
+#: Name of a file of adapters in diffusers.
 ADAPTERS_NAME = "pytorch_lora_weights.safetensors"
+#: Layout of the program that published a model, next to that of diffusers.
+ORIGINAL = "original"
+#: Entry of a header that transformers requires.
+PYTORCH = {"format": "pt"}
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -69,7 +72,7 @@ def export_weights(
       path: an imported folder, a run, a released folder or an autoencoder. The EMA weights of a run are used if it has
         them; adapters are merged.
       output: a folder to create, or the name of a .safetensors, .pt or .pth file; the latter two are never split.
-      layout: a key of the family's layouts; None for that of the import, or the first one without an import.
+      layout: a key of the family's layouts; None as in `choose_layout`.
       dtype: one of `importing.DTYPES`; None for the stored dtype.
       step: step of a run; None for the newest.
       trained: write only the parameters that the run trained, if the layout supports it.
@@ -82,11 +85,7 @@ def export_weights(
         exists or cannot be written. No partial output remains.
     """
     weights = folders.open_weights(path, step)
-    layouts = weights.family.layouts
-    chosen = layout or (weights.record["layout"] if weights.record else next(iter(layouts)))
-    if chosen not in layouts:
-        raise errors.UserError(f"--layout is {chosen!r}, expected one of {', '.join(layouts)}")
-    keys, model = layouts[chosen], weights.target.model_config
+    keys, model = choose_layout(weights, output, layout), weights.target.model_config
     config = keys.to_config(model)
     tensors = _tensors(weights, keys.rules(model), dtype)
     if trained:
@@ -103,7 +102,7 @@ def export_weights(
     names = [*carried, *_names(output, len(parts), keys.weights_name), "config.json"]
     if output.suffix in outputs.FILES and weights.path.absolute() in (output.absolute(), output.absolute().parent):
         raise errors.UserError(f"--output {output}: is in the folder of the weights: choose another folder")
-    with outputs.destination(output, names, _is_export, overwrite=overwrite) as (folder, files):
+    with outputs.destination(output, names, is_export, overwrite=overwrite) as (folder, files):
         outputs.check_space(output, (1 + torch_file) * sum(tensor.size for tensor in tensors))
         for name in carried:
             if name in companions:
@@ -111,7 +110,7 @@ def export_weights(
             else:
                 shutil.copyfile(encoders / name, folder / name)
         shards = dict(zip([folder / name for name in names[len(carried) :]], parts, strict=False))
-        _write(weights, shards, console)
+        write(weights, shards, console)
         if torch_file:
             mapped = next(iter(shards)).rename(folder / "weights.safetensors")
             torch_files.write(folder / names[len(carried)], mapped)
@@ -128,44 +127,18 @@ def export_weights(
     )
 
 
-def export_adapters(
-    path: pathlib.Path,
-    output: pathlib.Path,
-    *,
-    layout: str | None = None,
-    dtype: str | None = None,
-    step: int | None = None,
-    overwrite: bool = False,
-    console: rich.console.Console | None = None,
-) -> Summary:
-    """Write only the adapters of a run, in the layout of diffusers and peft; arguments as in `export_weights`.
+def choose_layout(weights: folders.Weights, output: pathlib.Path, layout: str | None) -> families.KeyLayout:
+    """Return the layout of an export.
 
-    Raises:
-      UserError: the run has no adapters, the layout has no adapter files, or the adapters are damaged or not finite;
-        `output` exists or cannot be written. No partial output remains.
+    `layout` is the user's choice. Without one a file of torch.save has the original program's layout if there is one:
+    diffusers reads no such files. All other outputs have that of the import, or the family's first.
     """
-    weights = folders.Adapters(path, step)
-    layouts = {name: each for name, each in weights.family.layouts.items() if each.adapter_prefix is not None}
-    keys = layouts.get(layout or next(iter(layouts), ""))
-    if keys is None:
-        raise errors.UserError(
-            f"{path}: weights of {weights.family.name} have no separate adapter files: leave --adapters out to export "
-            "merged weights"
-        )
-    shapes = {name: leaf.shape for name, leaf in weights.arrays.items()}
-    table = keys.rules(weights.target.model_config)
-    places = engine.plan(shapes, lora_keys.adapter_rules(table, shapes, prefix=keys.adapter_prefix or ""))
-    tensors = [
-        Tensor(name, place, np.dtype(dtype or weights.arrays[place.path].dtype)) for name, place in places.items()
-    ]
-    tensors.sort(key=lambda tensor: _natural(tensor.name))
-    name = output.name if output.suffix in outputs.FILES else ADAPTERS_NAME
-    if pathlib.Path(name).suffix in torch_files.SUFFIXES:
-        raise errors.UserError(f"--output {output}: adapters are written as .safetensors: choose another name")
-    with outputs.destination(output, [name], _is_export, overwrite=overwrite) as (folder, files):
-        _write(weights, {folder / name: tensors}, console)
-    sizes = [math.prod(tensor.place.shape) for tensor in tensors]
-    return Summary(files, keys, len(tensors), sum(sizes), sum(tensor.size for tensor in tensors), [])
+    layouts = weights.family.layouts
+    if layout is not None and layout not in layouts:
+        raise errors.UserError(f"--layout is {layout!r}, expected one of {', '.join(layouts)}")
+    if layout is None and output.suffix in torch_files.SUFFIXES and ORIGINAL in layouts:
+        return layouts[ORIGINAL]
+    return layouts[layout or (weights.record["layout"] if weights.record else next(iter(layouts)))]
 
 
 def _trained(weights: folders.Weights, keys: families.KeyLayout, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -178,7 +151,7 @@ def _trained(weights: folders.Weights, keys: families.KeyLayout, tensors: Sequen
     return [tensor for tensor in tensors if pattern.fullmatch(tensor.place.path)]
 
 
-def _is_export(output: pathlib.Path) -> bool:
+def is_export(output: pathlib.Path) -> bool:
     """Return True for a folder that contains only an export."""
     suffixes = (".safetensors", sources.INDEX_SUFFIX)
     others = {
@@ -209,10 +182,10 @@ def _tensors(weights: folders.Weights, rules: Sequence[engine.Rule], dtype: str 
     tensors = [
         Tensor(name, place, np.dtype(dtype or weights.arrays[place.path].dtype)) for name, place in places.items()
     ]
-    return sorted(tensors, key=lambda tensor: _natural(tensor.name))
+    return sorted(tensors, key=lambda tensor: natural(tensor.name))
 
 
-def _natural(name: str) -> list[Any]:
+def natural(name: str) -> list[Any]:
     """Return a sort key that puts layer 10 after layer 9."""
     return [int(part) if part.isdigit() else part for part in _NUMBER.split(name)]
 
@@ -240,8 +213,11 @@ def _names(output: pathlib.Path, count: int, usual: str) -> list[str]:
     return [*shards, stem + sources.INDEX_SUFFIX]
 
 
-def _write(
-    weights: folders.Weights, parts: Mapping[pathlib.Path, Sequence[Tensor]], console: rich.console.Console | None
+def write(
+    weights: folders.Weights,
+    parts: Mapping[pathlib.Path, Sequence[Tensor]],
+    console: rich.console.Console | None,
+    metadata: Mapping[str, str] = PYTORCH,
 ) -> None:
     """Write the headers, then read every parameter once and write its tensors to their offsets in the files."""
     with contextlib.ExitStack() as stack, outputs.progress(console) as bar:
@@ -249,7 +225,7 @@ def _write(
         for path, tensors in parts.items():
             file: BinaryIO = stack.enter_context(path.open("wb"))
             described = {tensor.name: (tensor.place.source_shape, tensor.dtype) for tensor in tensors}
-            offsets = tensor_files.write_header(file, described, {"format": "pt"})
+            offsets = tensor_files.write_header(file, described, metadata)
             for tensor in tensors:
                 targets.setdefault(tensor.place.path, []).append((tensor, file, offsets[tensor.name]))
         task = bar.add_task("exporting", total=sum(tensor.size for tensors in parts.values() for tensor in tensors))

@@ -202,14 +202,22 @@ class Folder(Weights):
 class Adapters(Folder):
     """Adapters of a run, without the base weights.
 
-    Their factor alpha / rank, which adapter files do not contain, is multiplied into the second matrix.
+    Args:
+      directory: folder of the run.
+      step: step of the run; None for the newest.
+      folded: multiply the factor alpha / rank into the second matrix.
 
     Raises:
       UserError: the run has no adapters.
     """
 
-    def __init__(self, directory: pathlib.Path, step: int | None = None):
+    def __init__(self, directory: pathlib.Path, step: int | None = None, *, folded: bool):
+        if not is_folder(directory):
+            raise errors.UserError(
+                f"{directory} is not a run of jworld, which may have adapters: choose another folder"
+            )
         super().__init__(directory, step)
+        self._folded = folded
         if not self.adapted:
             raise errors.UserError(f"{directory} has no adapters: leave --adapters out")
         self.arrays = {
@@ -220,7 +228,7 @@ class Adapters(Folder):
 
     def read(self, path: str) -> np.ndarray:
         array = self._checked(path)
-        if path.endswith(_DOWN):
+        if path.endswith(_DOWN) or not self._folded:
             return array
         return (array * np.float32(self.config.model.lora.alpha / array.shape[-2])).astype(array.dtype)
 

@@ -198,5 +198,6 @@ LAYOUT = KeyLayout(
     from_shapes=from_shapes,
     from_config=from_config,
     to_config=to_config,
+    adapter_prefix="transformer.",
     limits=limits,
 )

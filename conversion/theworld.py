@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from conversion import gemma3, gemma3_config, wan_vae
+from conversion import adapter_scales, gemma3, gemma3_config, wan_vae
 from conversion.base import Family, KeyLayout, Runs
 from conversion.engine import TRANSPOSED, Rule, Shape
 from jworld.data.conversations import processor
@@ -206,6 +206,7 @@ def _layout(style: str, title: str) -> KeyLayout:
         to_config=to_config,
         limits=limits,
         ignored=IGNORED,
+        adapter_prefix=adapter_scales.PEFT_PREFIX,
         from_base=functools.partial(from_base, style=style),
         embedding=embedding(style),
         rows=rows,

@@ -18,6 +18,7 @@ from parity_checks import cogvideox as parity
 
 from conversion import __main__ as cli
 from conversion import (
+    adapter_exports,
     cogvideox,
     cogvideox_config,
     engine,
@@ -29,6 +30,7 @@ from conversion import (
     sources,
     verifying,
 )
+from conversion import lora as lora_keys
 from jworld import systems
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
@@ -184,9 +186,7 @@ def test_adapters_of_a_run(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     shapes = {path: leaf.shape for path, leaf in table.items()}
     rules = [
         *LAYOUT.rules(parity.config_of(golden)),
-        *exporting.lora_keys.adapter_rules(
-            LAYOUT.rules(parity.config_of(golden)), shapes, prefix=cogvideox.ADAPTER_PREFIX
-        ),
+        *lora_keys.adapter_rules(LAYOUT.rules(parity.config_of(golden)), shapes, prefix=cogvideox.ADAPTER_PREFIX),
     ]
     with nnx.use_eager_sharding(False):
         abstract = nnx.state(nnx.eval_shape(lambda: systems.create(config).init(nnx.Rngs(0))), nnx.Param)
@@ -194,14 +194,14 @@ def test_adapters_of_a_run(base: pathlib.Path, tmp_path: pathlib.Path) -> None:
     halved = {name: x / 2 if name.endswith("/lora/b") else x for name, x in arrays.items()}
     safetensors.numpy.save_file(halved, run / runs.WEIGHTS)
 
-    cli.main(["export", str(run), "--adapters", "--output", str(tmp_path / "out")])
+    cli.main(["export", str(run), "--adapters", "--output", str(tmp_path / "out" / exporting.ADAPTERS_NAME)])
     written = safetensors.numpy.load_file(tmp_path / "out" / exporting.ADAPTERS_NAME)
     expected = safetensors.numpy.load_file(adapters)
     assert written.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(written[name], value)
     with pytest.raises(errors.UserError, match="has no adapters: leave --adapters out"):
-        exporting.export_adapters(tmp_path / "base", tmp_path / "none")
+        adapter_exports.export_adapters(tmp_path / "base", tmp_path / "none")
 
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     initial = jax.tree.map(lambda x: jax.device_put(jnp.zeros(x.shape), place), nnx.state(load(tmp_path / "base")))
