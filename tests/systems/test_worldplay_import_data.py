@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import time
@@ -87,6 +88,73 @@ def test_records_equal_the_files(
     np.testing.assert_array_equal(
         store.prompt(0)["text_states"], negative["prompt_embeds"][0, :length].astype(ml_dtypes.bfloat16)
     )
+
+
+def write_walk(folder: pathlib.Path, change: Callable[[np.ndarray], np.ndarray], *, actions: bool = True) -> None:
+    """Write clips that walk forward and turn right, with their action files; `change` is applied to their w2c."""
+    published_set.write_set(folder, 4, frames=6)
+    items = json.loads((folder / "index.json").read_text())
+    for i, item in enumerate(items):
+        w2c, intrinsics = published_set.cameras(i, 4 * (6 + i % 3) - 3)
+        published_set.save_poses(folder / item["pose_path"], change(w2c), intrinsics)
+        frames = [{"move_action": "W", "view_action": "LR", "frame": t} for t in range(len(w2c))]
+        (folder / f"actions_{i}.json").write_text(json.dumps({str(t): frame for t, frame in enumerate(frames)}))
+        if actions:
+            item["action_path"] = f"actions_{i}.json"
+    (folder / "index.json").write_text(json.dumps(items))
+
+
+def scaled(factor: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the change of the unit of positions."""
+    unit = np.ones((4, 4))
+    unit[:3, 3] = factor
+    return lambda w2c: w2c * unit
+
+
+OPENGL = np.diag([1.0, -1, -1, 1])
+
+
+@pytest.mark.parametrize(
+    "change, warning",
+    [
+        (lambda w2c: w2c, None),
+        (scaled(1000.0), "the median step of a moving camera is 80 units per latent, .* in millimeters or centimeters"),
+        (scaled(0.01), r"is 0\.0008 units per latent, .* and steps below 0\.01 count as none: multiply the positions"),
+        (np.linalg.inv, r"0% of the recorded moves and turns agree .* camera-to-world matrices given as world-to-cam"),
+        (lambda w2c: OPENGL @ w2c, "of the recorded moves and turns agree .* if w2c were OpenGL or Blender axes"),
+    ],
+)
+def test_validation_warns_about_conventions(
+    tmp_path: pathlib.Path,
+    change: Callable[[np.ndarray], np.ndarray],
+    warning: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Labels and motions are printed; all of these files are readable."""
+    write_walk(tmp_path / "published", change)
+    import_data.main(arguments(tmp_path / "published", None, "--validate"))
+    printed = capsys.readouterr().out
+    assert "forward+yaw_right" in printed
+    assert "100.0%" in printed
+    warnings = [line for line in printed.splitlines() if line.startswith("warning: ")]
+    if warning is None:
+        assert warnings == []
+        assert "all 4 clips are good" in printed
+        return
+    assert len(warnings) == 1
+    assert re.search(warning, warnings[0]), warnings[0]
+    assert "all 4 clips can be imported, with 1 warnings" in printed
+    import_data.main(arguments(tmp_path / "published", tmp_path / "set"))
+    assert warnings[0] in capsys.readouterr().out
+
+
+def test_validation_without_action_files(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_walk(tmp_path / "a", lambda w2c: w2c, actions=False)
+    import_data.main(arguments(tmp_path / "a", None, "--validate"))
+    assert "all 4 clips are good" in capsys.readouterr().out
+    write_walk(tmp_path / "b", lambda w2c: OPENGL @ w2c, actions=False)
+    import_data.main(arguments(tmp_path / "b", None, "--validate"))
+    assert re.search("warning: 100% of the moves along the view go backward: usual for OpenGL", capsys.readouterr().out)
 
 
 def test_sizes_of_the_published_model_fit_its_recipe(

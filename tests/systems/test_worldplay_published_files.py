@@ -189,11 +189,26 @@ def test_files_that_are_not_pt_files(entry: published_files.Entry) -> None:
     import torch
 
     whole = entry.latent.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"no archive"):
+    entry.latent.write_bytes(b"")
+    with pytest.raises(UserError, match=r"clip\.pt is empty: download or copy it again"):
+        read(entry)
+    for damaged in (whole[: len(whole) // 2], b"no archive"):
         entry.latent.write_bytes(damaged)
         with pytest.raises(UserError, match=r"clip\.pt is not a readable \.pt file \(.+\): download") as caught:
             read(entry)
         assert "\n" not in str(caught.value)
+    entry.latent.write_bytes(whole)
+    for start, words in (
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer .*: run git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "is a web page and not the file itself"),
+    ):
+        for path in (entry.latent, entry.pose):
+            good = path.read_bytes()
+            path.write_bytes(start)
+            with pytest.raises(UserError, match=rf"{path.name} {words}") as caught:
+                read(entry)
+            assert "\n" not in str(caught.value)
+            path.write_bytes(good)
     # Code in a .pt file is not executed.
     torch.save({"latent": pathlib.PurePosixPath("x")}, entry.latent)
     with pytest.raises(UserError, match=r"clip\.pt is not a readable \.pt file"):
@@ -203,6 +218,27 @@ def test_files_that_are_not_pt_files(entry: published_files.Entry) -> None:
         read(entry)
     entry.latent.unlink()
     with pytest.raises(UserError, match=r"clip\.pt does not exist"):
+        read(entry)
+
+
+def test_files_and_dtypes_of_other_versions(entry: published_files.Entry) -> None:
+    import torch
+
+    content = torch.load(entry.latent, weights_only=True)
+    torch.save(content, entry.latent, _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"clip\.pt has the file format of PyTorch before 1\.6, .* with torch\.save$"):
+        read(entry)
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8):
+        torch.save(content | {"latent": content["latent"].to(dtype)}, entry.latent)
+        with pytest.raises(UserError, match=rf"'latent' is {dtype}, expected a floating-point dtype of 16 or 32 bits"):
+            read(entry)
+    torch.save(content | {"latent": content["latent"].double()}, entry.latent)
+    assert read(entry).latent.dtype == ml_dtypes.bfloat16
+
+
+def test_deep_json_is_refused(entry: published_files.Entry) -> None:
+    entry.pose.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"clip\.json is not JSON"):
         read(entry)
 
 

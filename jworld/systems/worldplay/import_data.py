@@ -9,16 +9,18 @@ import hashlib
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import rich.console
+import rich.table
 
-from jworld.cameras import actions, poses
+from jworld.cameras import actions, plausibility, poses
 from jworld.data import records
 from jworld.data.records import shards, text_store
 from jworld.encoders import glyph, qwen, siglip
+from jworld.systems import matching
 from jworld.systems.worldplay import matching_recipe, published_files
 from jworld.utils import arguments
 from jworld.utils.errors import UserError, exit_on_user_error
@@ -80,9 +82,13 @@ def open_published(
     return Published(pathlib.Path(index), entries, negative, sizes, min_frames, channels)
 
 
-def validate(published: Published, console: rich.console.Console | None = None) -> list[str]:
-    """Check every clip without writing; return one sentence per bad clip."""
-    bad = []
+def validate(
+    published: Published,
+    console: rich.console.Console | None = None,
+    motions: plausibility.MotionStatistics | None = None,
+) -> list[str]:
+    """Check every clip without writing; return one sentence per bad clip. Good ones are added to `motions`."""
+    bad, motions = [], motions or plausibility.MotionStatistics()
     with shards.meter("checking", len(published.entries), console=console) as advance:
         for item, entry in enumerate(published.entries):
             try:
@@ -91,6 +97,7 @@ def validate(published: Published, console: rich.console.Console | None = None) 
                 bad.append(f"{entry.name}: {error}")
                 advance(0)
             else:
+                motions.add(entry.name, clip.w2c, clip.action, recorded=clip.recorded)
                 advance(clip.latent.nbytes)
     return bad
 
@@ -104,6 +111,7 @@ def import_worldplay(
     fps: float = 24.0,
     skip_errors: bool = False,
     console: rich.console.Console | None = None,
+    motions: plausibility.MotionStatistics | None = None,
 ) -> shards.Summary:
     """Write the records of all clips to `output`, or resume an interrupted call.
 
@@ -115,6 +123,7 @@ def import_worldplay(
       fps: frame rate of the videos, in Hz.
       skip_errors: leave bad clips out and list them in report.json.
       console: console for the progress bar.
+      motions: statistics to which the clips are added that this call writes.
 
     Raises:
       UserError: a clip is bad, or all clips are with `skip_errors`; `output` is not writable.
@@ -135,7 +144,14 @@ def import_worldplay(
     try:
         folder = shards.Output(output, request)
         if not folder.complete:
-            results = _write(published, folder, plan, skip_errors=skip_errors, console=console)
+            results = _write(
+                published,
+                folder,
+                plan,
+                skip_errors=skip_errors,
+                console=console,
+                motions=motions or plausibility.MotionStatistics(),
+            )
             folder.finish(plan, results, _manifest(published.sizes, fps))
     except OSError as error:
         raise UserError(
@@ -158,6 +174,7 @@ def _write(
     *,
     skip_errors: bool,
     console: rich.console.Console | None,
+    motions: plausibility.MotionStatistics,
 ) -> list[shards.Result]:
     results = output.finished(plan)
     # Rows of the text store in the order of first use; row 0 is the negative prompt.
@@ -172,6 +189,7 @@ def _write(
 
     def store(writer: shards.ShardWriter, item: int, clip: published_files.Clip) -> None:
         row(writer, published.negative)
+        motions.add(published.entries[item].name, clip.w2c, clip.action, recorded=clip.recorded)
         writer.write(published.entries[item].name, make_record(clip, prompt=row(writer, clip.prompt)))
 
     return shards.write(
@@ -262,28 +280,52 @@ def _check(parser: arguments.Parser, options: argparse.Namespace) -> None:
         parser.error(f"--val-fraction is {options.val_fraction}, expected a share from 0 to below 1")
 
 
+def _print_lines(console: rich.console.Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
 def _print_validation(published: Published, console: rich.console.Console) -> None:
-    bad = validate(published, console)
-    for sentence in bad:
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+    motions = plausibility.MotionStatistics()
+    bad = validate(published, console, motions)
+    if motions.rows():
+        console.print(_motions_table(motions))
+    warnings = motions.warnings()
+    _print_lines(console, [*(f"warning: {warning}" for warning in warnings), *bad])
     if bad:
         console.print(f"{len(bad)} of {len(published.entries)} clips are bad", highlight=False)
         sys.exit(2)
-    console.print(f"all {len(published.entries)} clips are good", highlight=False)
+    are = f"can be imported, with {len(warnings)} warnings" if warnings else "are good"
+    console.print(f"all {len(published.entries)} clips {are}", highlight=False)
 
 
-def _print_summary(summary: shards.Summary, published: Published, console: rich.console.Console) -> None:
+def _motions_table(motions: plausibility.MotionStatistics) -> rich.table.Table:
+    table = rich.table.Table("action", title="actions, and the cameras' motion per latent")
+    for column in ("latents", "share", "median step", "median turn"):
+        table.add_column(column, justify="right")
+    for row in motions.rows():
+        table.add_row(row.action, f"{row.latents:,}", f"{row.share:.1%}", f"{row.step:.3g}", f"{row.turn:.2f}°")
+    return table
+
+
+def _print_summary(
+    summary: shards.Summary, published: Published, warnings: Sequence[str], console: rich.console.Console
+) -> None:
     clips = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
     console.print(
         f"{summary.directory}: {clips} clips, {summary.amount}",
         soft_wrap=True,
         highlight=False,
     )
+    _print_lines(console, [f"warning: {warning}" for warning in warnings])
+    if not summary.clips["val"]:
+        _print_lines(console, ["note: nothing is held out, so the trained model cannot be measured: see --val-count"])
     if published.sizes is not None:
         flags = matching_recipe.train_command(summary.manifest, summary.directory)
         assert flags is not None
+        notes = matching.notes(flags, summary.manifest)
         command = shlex.join(["python", "-m", "jworld.train", *flags])
-        console.print(f"next: {command}", soft_wrap=True, highlight=False, markup=False)
+        _print_lines(console, [*(f"note: {note}" for note in notes), f"next: {command}"])
     if summary.skipped:
         report = summary.directory / shards.REPORT
         console.print(f"left out {len(summary.skipped)} bad clips, see {report}", soft_wrap=True, highlight=False)
@@ -312,6 +354,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         val_count = round(options.val_fraction * items)
     if not 0 <= val_count < items:
         raise UserError(f"--val-count is {val_count}, expected 0 to {items - 1}: the index has {items} clips")
+    motions = plausibility.MotionStatistics()
     summary = import_worldplay(
         published,
         options.output,
@@ -320,8 +363,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         fps=options.fps,
         skip_errors=options.on_error == "skip",
         console=console,
+        motions=motions,
     )
-    _print_summary(summary, published, console)
+    _print_summary(summary, published, motions.warnings(), console)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from jworld.cameras import actions, poses
-from jworld.utils.errors import UserError
+from jworld.data.inputs import placeholders
+from jworld.utils.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Clip:
       w2c: [F, 4, 4] float64.
       intrinsics: [F, 3, 3] float64, in pixels.
       action: [F] int32.
+      recorded: the labels come from an action file, not from the cameras.
     """
 
     latent: np.ndarray
@@ -85,6 +87,7 @@ class Clip:
     w2c: np.ndarray
     intrinsics: np.ndarray
     action: np.ndarray
+    recorded: bool
 
     @property
     def sizes(self) -> Sizes:
@@ -153,7 +156,8 @@ def read_clip(entry: Entry, *, channels: int, min_frames: int) -> Clip:
         labels = actions.labels_from_poses(w2c, min_translation=actions.TRAINING_MIN_TRANSLATION)
     else:
         labels = read_actions(entry.action, frames)
-    return Clip(latent, image_cond, file.tokens("vision_states"), prompt, w2c, intrinsics, labels)
+    recorded = entry.action is not None
+    return Clip(latent, image_cond, file.tokens("vision_states"), prompt, w2c, intrinsics, labels, recorded)
 
 
 def read_poses(path: pathlib.Path, num_latents: int) -> tuple[np.ndarray, np.ndarray]:
@@ -193,11 +197,13 @@ def read_actions(path: pathlib.Path, num_latents: int) -> np.ndarray:
 
 def _read_json(path: pathlib.Path, kind: type, expected: str) -> Any:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): correct the path") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): download or write it again") from error
+    except (ValueError, RecursionError) as error:
+        if placeholder := placeholders.find(path):
+            raise UserError(f"{path} {placeholder}") from error
+        raise UserError(f"{path} is not JSON ({one_line(error)}): download or write it again") from error
     if not isinstance(content, kind):
         raise UserError(f"{path} holds a JSON {type(content).__name__}, expected {expected}: give the right file")
     return content
@@ -208,13 +214,25 @@ def _matrix(path: pathlib.Path, entry: Any, frame: int, key: str, size: int) -> 
         raise UserError(f"{path}: frame {frame} has no '{key}': add it")
     try:
         matrix = np.array(entry[key], np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         matrix = np.zeros(0)
     if matrix.shape != (size, size):
         raise UserError(f"{path}: '{key}' of frame {frame} is not a {size}x{size} matrix of numbers: correct it")
     if not np.isfinite(matrix).all():
         raise UserError(f"{path}: '{key}' of frame {frame} has NaN or infinite numbers: correct it")
     return matrix
+
+
+#: First bytes of a pickle that torch.save wrote before it used zip archives: the magic number, in protocol 2.
+_OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+
+
+_ARCHIVE_START = b"PK\x03\x04"
+
+
+def _start(path: pathlib.Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(_OLD_START))
 
 
 class _PtFile:
@@ -229,6 +247,18 @@ class _PtFile:
         self._path = path
         if not pathlib.Path(path).is_file():
             raise UserError(f"{path} does not exist: correct the path")
+        if placeholder := placeholders.find(pathlib.Path(path)):
+            raise UserError(f"{path} {placeholder}")
+        start = _start(pathlib.Path(path))
+        if start.startswith(_OLD_START):
+            raise UserError(
+                f"{path} has the file format of PyTorch before 1.6, expected the present one: open it with torch.load "
+                "and write it again with torch.save"
+            )
+        if not start.startswith(_ARCHIVE_START):
+            raise UserError(
+                f"{path} is not a readable .pt file (it does not begin like an archive): download or encode it again"
+            )
         try:
             self._content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # PyTorch raises many types for a damaged file
@@ -284,9 +314,11 @@ class _PtFile:
         return tensor[0]
 
     def _bfloat16(self, key: str, tensor: Any) -> np.ndarray:
-        if not tensor.is_floating_point():
+        # Numbers of 8 bits need scales, which these files do not have.
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise UserError(
-                f"{self._path}: '{key}' is {tensor.dtype}, expected a floating-point dtype: encode it again"
+                f"{self._path}: '{key}' is {tensor.dtype}, expected a floating-point dtype of 16 or 32 bits: encode it "
+                "again"
             )
         if not bool(self._torch.isfinite(tensor).all()):
             raise UserError(f"{self._path}: '{key}' has NaN or infinite numbers: encode it again")
