@@ -18,9 +18,7 @@ from jworld.utils.errors import UserError
 
 #: Files that a tokenizer can be read from.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
-PREPROCESSOR = "preprocessor_config.json"
-#: Files that an image processor can be read from.
-PROCESSOR_FILES = (PREPROCESSOR, "processor_config.json")
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 # Without PyTorch, transformers prints on import that models are not available.
 _SILENCE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
@@ -80,6 +78,14 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
         ) from error
 
 
+def find_image_processor(folder: pathlib.Path) -> pathlib.Path | None:
+    """Return the file of a folder's image processor: version 5 of transformers saves it in processor_config.json."""
+    own, shared = folder / PREPROCESSOR, folder / PROCESSOR
+    if own.is_file():
+        return own
+    return shared if shared.is_file() and '"image_processor"' in shared.read_text(encoding="utf-8") else None
+
+
 def load_image_processor(folder: pathlib.Path, *, size: int) -> Any:
     """Load the image processor of a folder and check that it makes square images of `size` pixels.
 
@@ -88,7 +94,7 @@ def load_image_processor(folder: pathlib.Path, *, size: int) -> Any:
         as they are.
     """
     fix = f"download the model's {PREPROCESSOR}"
-    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
+    path = find_image_processor(folder)
     if path is None:
         raise UserError(f"{folder / PREPROCESSOR} is absent: {fix}")
     try:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import einops
 import numpy as np
@@ -21,8 +22,8 @@ def check(folder: pathlib.Path, *, image_size: int) -> None:
     Raises:
       UserError: it cannot be read, or makes others; the message names the file.
     """
-    path = folder / pretrained.PREPROCESSOR
-    if not path.is_file():
+    path = pretrained.find_image_processor(folder)
+    if path is None:
         return
     processor = pretrained.load_image_processor(folder, size=image_size)
     # Wide, so that crops of wide images show as well.
@@ -46,20 +47,21 @@ def files(folder: pathlib.Path, *, image_size: int, image_tokens: int) -> dict[s
     Returns:
       name -> content; empty if the folder has an image processor or no tokenizer.
     """
-    if not (folder / chat.FILES[0]).is_file() or (folder / pretrained.PREPROCESSOR).is_file():
+    if not (folder / chat.FILES[0]).is_file() or pretrained.find_image_processor(folder) is not None:
         return {}
     size = {"height": image_size, "width": image_size}
     with pretrained.quiet() as transformers:
         images = transformers.Gemma3ImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     # Not save_pretrained for the tokenizer: version 4 does not know the class that it writes.
-    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": _CLASS, **_TOKENS}
+    tokenizer: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": _CLASS}
     tokenizer |= {"bos_token": chat.BOS, "eos_token": chat.EOS, "pad_token": chat.PAD}
+    tokenizer |= {**_TOKENS, "extra_special_tokens": _TOKENS}
     path = folder / "tokenizer_config.json"
     if path.is_file():
         tokenizer |= json.loads(path.read_text(encoding="utf-8"))
     contents = {
         pretrained.PREPROCESSOR: images.to_dict(),
-        "processor_config.json": {"processor_class": _CLASS, "image_seq_length": image_tokens},
+        pretrained.PROCESSOR: {"processor_class": _CLASS, "image_seq_length": image_tokens},
         path.name: tokenizer,
     }
     return {name: json.dumps(values, indent=2, sort_keys=True) + "\n" for name, values in contents.items()}

@@ -115,3 +115,10 @@ def test_exports_of_a_run_with_the_shipped_tokenizer_open_as_a_processor(tmp_pat
     text = f"<bos>\n\n<start_of_image>{chat.IMAGE * tokens}<end_of_image>\n\nfirst?"
     assert found["input_ids"][0].tolist() == chat.read(exported / "tokenizer.json").encode(text).ids
     assert theirs.tokenizer.image_token_id == tokenizer.ids[chat.IMAGE]
+    # Version 5 saves everything in two files: nothing is missing there.
+    theirs.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "preprocessor_config.json").exists()
+    assert processor.files(tmp_path / "saved", image_size=size, image_tokens=tokens) == {}
+    processor.check(tmp_path / "saved", image_size=size)
+    with pytest.raises(UserError, match="makes images of"):
+        processor.check(tmp_path / "saved", image_size=size + 14)
