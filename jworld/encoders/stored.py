@@ -24,11 +24,15 @@ _DTYPES = ("F16", "BF16", "F32")
 
 
 class StoredText(base.TextEncoder):
-    """Text encoder that looks up stored states; a prompt without states is a `UserError`."""
+    """Text encoder that looks up stored states; a prompt without states is a `UserError`.
+
+    Blanks around a prompt do not count, as in captions.
+    """
 
     def __init__(self, path: pathlib.Path, file: safetensors.safe_open, prompts: Sequence[str], name: str) -> None:
         self._path, self._file, self._name = path, file, name
-        self._rows = {prompt: row for row, prompt in enumerate(prompts)}
+        # Of prompts that differ only in blanks around them, the first one counts.
+        self._rows = {prompt.strip(): row for row, prompt in reversed(list(enumerate(prompts)))}
         shapes = [self._checked_shape(f"{name}.{row}") for row in range(len(prompts))]
         dim = shapes[0][1]
         for row, shape in enumerate(shapes):
@@ -44,6 +48,7 @@ class StoredText(base.TextEncoder):
         )
 
     def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
+        prompts = [prompt.strip() for prompt in prompts]
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
         if missing:
             raise UserError(

@@ -4,6 +4,7 @@
 """
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 import ml_dtypes
@@ -82,9 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = rich.console.Console()
     encode(registry.load_text_encoder(options.text_encoder, run_with), prompts, options.output, console=console)
     console.print(f"wrote {options.output}: {len(prompts)} prompts", soft_wrap=True, highlight=False)
+    file, spec = shlex.quote(str(options.output)), shlex.quote(f"{stored.KIND}:{options.output}")
     console.print(
-        f"next: use it with jworld.precompute as --text-embeddings {options.output}, or with jworld.generate as "
-        f"--text-encoder stored:{options.output}",
+        f"next: use it with jworld.precompute as --text-embeddings {file}, or with jworld.generate as "
+        f"--text-encoder {spec}",
         soft_wrap=True,
         highlight=False,
         markup=False,

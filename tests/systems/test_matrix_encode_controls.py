@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 
 import numpy as np
 import pytest
@@ -41,9 +42,10 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_vectors_are_the_features_of_each_sentence(
     clip: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "folder" / "controls.safetensors"
+    file = tmp_path / "my folder" / "controls.safetensors"
     encode_controls.main(["--encoder", str(clip), "--output", str(file), "--encoder-device", "cpu"])
-    assert f"--config.data.clip.control_states={file}" in capsys.readouterr().out
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert f"--config.data.clip.control_states={file}" in shlex.split(line)
     table = data.control_table(str(file), 12)
     model = transformers.CLIPTextModelWithProjection.from_pretrained(clip).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(clip)

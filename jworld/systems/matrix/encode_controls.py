@@ -4,6 +4,7 @@
 """
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,11 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with files.replacing(output) as partial:
         safetensors.numpy.save_file({data.CONTROL_STATES: states}, partial)
     console.print(f"wrote {output}: {len(states)} vectors of width {states.shape[1]}")
-    console.print(
-        "next: python -m jworld.train --config=configs/matrix_control.py:2b "
-        f"--config.data.clip.control_states={output} --config.model.control_dim={states.shape[1]}",
-        markup=False,
-    )
+    command = ["python", "-m", "jworld.train", "--config=configs/matrix_control.py:2b"]
+    command += [f"--config.data.clip.control_states={output}", f"--config.model.control_dim={states.shape[1]}"]
+    console.print(f"next: {shlex.join(command)}", markup=False, emoji=False)
 
 
 if __name__ == "__main__":
