@@ -1,4 +1,4 @@
-"""Statistics of camera motions beside their action labels, and warnings about units, inverses and axes.
+"""Statistics of camera motions by action label, and warnings about units, inverses and axes.
 
 A wrong convention is not an error in any single number: cameras stay rigid. It shows in what the motions are compared
 with the recorded actions, or with what is usual.

@@ -31,7 +31,7 @@ class StoredText(base.TextEncoder):
 
     def __init__(self, path: pathlib.Path, file: safetensors.safe_open, prompts: Sequence[str], name: str) -> None:
         self._path, self._file, self._name = path, file, name
-        # Of prompts that differ only in blanks around them, the first one counts.
+        # If prompts differ only in blanks around them, the first one counts.
         self._rows = {prompt.strip(): row for row, prompt in reversed(list(enumerate(prompts)))}
         shapes = [self._checked_shape(f"{name}.{row}") for row in range(len(prompts))]
         dim = shapes[0][1]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import rich.console
 
+from jworld.cameras import plausibility
 from jworld.data import records
 from jworld.data.records import checks
 from jworld.encoders import autoencoders, model_encoders
@@ -21,6 +22,8 @@ from jworld.utils import arguments, files, indices
 from jworld.utils.errors import UserError, exit_on_user_error
 
 COMMAND = "python -m jworld.precompute.validate"
+#: Clips of each split whose cameras are compared with the action labels.
+CAMERA_CLIPS = 100
 
 
 def validate(
@@ -43,6 +46,21 @@ def validate(
         check_autoencoder=check_autoencoder,
         console=console,
     )
+
+
+def camera_warnings(directory: pathlib.Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return warnings about units, inverses and axes of the cameras, by up to `CAMERA_CLIPS` clips of each split."""
+    if not {"w2c", "action"} <= manifest["arrays"].keys():
+        return []
+    motions = plausibility.MotionStatistics()
+    for split, clips in manifest["clips"].items():
+        if clips:
+            source = records.RecordSource(directory, split)
+            for i in indices.evenly(len(source), CAMERA_CLIPS):
+                record = source[i]
+                is_recorded = manifest.get("action_labels") == "recorded"
+                motions.add(source.episodes[i], record["w2c"], record["action"], recorded=is_recorded)
+    return motions.warnings()
 
 
 def _decode(
@@ -77,12 +95,13 @@ def decode_some(autoencoder: autoencoders.Autoencoder, latents: np.ndarray) -> d
     return frames
 
 
-def _write_json(path: pathlib.Path, directory: pathlib.Path, result: checks.Result) -> None:
+def _write_json(path: pathlib.Path, directory: pathlib.Path, result: checks.Result, warnings: Sequence[str]) -> None:
     content = {
         "directory": str(directory),
         "good": not result.findings,
         "findings": [dataclasses.asdict(finding) for finding in result.findings],
         "notes": result.notes,
+        "warnings": list(warnings),
         "statistics": result.statistics.numbers(),
     }
     try:
@@ -92,11 +111,13 @@ def _write_json(path: pathlib.Path, directory: pathlib.Path, result: checks.Resu
         raise UserError(f"{path} could not be written ({error}): give another --json") from error
 
 
-def _print(result: checks.Result, console: rich.console.Console) -> None:
+def _print(result: checks.Result, warnings: Sequence[str], console: rich.console.Console) -> None:
     for table in result.statistics.tables():
         console.print(table)
     for note in result.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
+    for warning in warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
     for finding in result.findings:
         console.print(f"bad: {finding}", soft_wrap=True, markup=False)
 
@@ -123,9 +144,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         keep=plots.CLIPS if options.plot else 0,
         console=console,
     )
-    _print(result, console)
+    # A damaged file has no statistics.
+    warnings = [] if result.findings else camera_warnings(directory, result.manifest)
+    _print(result, warnings, console)
     if options.json:
-        _write_json(pathlib.Path(options.json), directory, result)
+        _write_json(pathlib.Path(options.json), directory, result, warnings)
         console.print(f"wrote {options.json}", soft_wrap=True)
     if options.plot:
         videos = _decode(directory, result.manifest, result.clips)

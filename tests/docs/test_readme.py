@@ -28,7 +28,7 @@ def test_python_example(tmp_path: pathlib.Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "(61, 48, 64, 3) 24.0\n"
+    assert result.stdout == "(61, 48, 64, 3) 16.0\n"
     assert iio.imread(tmp_path / "out.mp4").shape == (61, 48, 64, 3)
 
 

@@ -16,11 +16,14 @@ from jworld.cameras import robots
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.embeddings import video_rotary
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
-from jworld.models.layers import lora
-from jworld.models.layers.rotary import rotate_halves
+from jworld.models.layers import lora, rotary
 from jworld.training.state import path_filter
 
 CONDITION = "condition_video_input_mask_B_C_T_H_W"
+
+
+#: Backends of the original that compute plain softmax attention; NATTEN's is sparse.
+BACKENDS = ("torch", "transformer_engine", "minimal_a2a")
 
 
 def config_of(case: golden_cases.GoldenCase) -> CosmosConfig:
@@ -28,7 +31,17 @@ def config_of(case: golden_cases.GoldenCase) -> CosmosConfig:
     patch = constructor["patch_temporal"], constructor["patch_spatial"], constructor["patch_spatial"]
     multiview = kind == "MultiViewDiT"
     names = {"views": "n_cameras_emb", "view_dim": "view_condition_dim", "view_frames": "state_t"}
-    views = {ours: constructor[theirs] for ours, theirs in names.items()} if multiview else {}
+    fields = {ours: constructor[theirs] for ours, theirs in names.items()} if multiview else {}
+    golden_cases.require(constructor, in_channels=constructor["out_channels"], pos_emb_cls="rope3d")
+    golden_cases.require(constructor, concat_view_embedding=True)
+    assert constructor["atten_backend"] in BACKENDS, f"atten_backend is {constructor['atten_backend']!r}, a sparse one"
+    # Learned positions are always cropped; the original accepts the others and ignores them.
+    golden_cases.require(constructor, pos_emb_interpolation="crop")
+    golden_cases.without_effect(constructor, "pos_emb_learnable", "min_fps", "max_fps")
+    golden_cases.without_effect(constructor, *(f"extra_{axis}_extrapolation_ratio" for axis in "thw"))
+    # The multiview class ignores the switch and always modulates.
+    fps_modulation = constructor["rope_enable_fps_modulation"] or multiview
+    rank = constructor["adaln_lora_dim"]
     return CosmosConfig(
         channels=constructor["out_channels"],
         patch_size=patch,
@@ -38,17 +51,17 @@ def config_of(case: golden_cases.GoldenCase) -> CosmosConfig:
         mlp_ratio=constructor["mlp_ratio"],
         text_dim=constructor["crossattn_proj_in_channels"],
         text_width=constructor["crossattn_emb_channels"],
-        modulation_rank=constructor["adaln_lora_dim"] if constructor["use_adaln_lora"] else None,
+        modulation_rank=rank if constructor["use_adaln_lora"] else None,
         rope_scale=tuple(constructor[f"rope_{axis}_extrapolation_ratio"] for axis in "thw"),
-        # The multiview class ignores the switch and always modulates.
-        fps_modulation=multiview or constructor["rope_enable_fps_modulation"],
+        fps_modulation=fps_modulation,
+        time_scale=case.config.get("t_scaling_factor", 1.0),
         max_size=(constructor["max_frames"], constructor["max_img_h"], constructor["max_img_w"]),
         absolute_positions=constructor["extra_per_block_abs_pos_emb"],
         condition_mask=kind != "MiniTrainDIT",
         padding_mask=constructor["concat_padding_mask"],
         action_dim=constructor.get("action_dim"),
         dtype=jnp.float32,
-        **views,
+        **fields,
     )
 
 
@@ -106,8 +119,19 @@ def model_inputs(inputs: Mapping[str, np.ndarray]) -> CosmosInputs:
 forward = jax.jit(CosmosTransformer.__call__)
 
 
+def _require_inputs(config: Mapping[str, Any], inputs: CosmosInputs) -> None:
+    """Fail unless the stored inputs are what the config states."""
+    is_image = inputs.given is None or (inputs.video.shape[1] == 1 and not np.any(inputs.given))
+    golden_cases.require(config, data_type="IMAGE" if is_image else "VIDEO")
+    if inputs.action is not None:
+        golden_cases.require(config, action_steps=inputs.action.shape[1], action_width=inputs.action.shape[2])
+    if inputs.view is not None:
+        golden_cases.require(config, n_views=len(np.unique(inputs.view)))
+
+
 def _transformer(case: golden_cases.GoldenCase) -> float:
     model, inputs = load_model(case), model_inputs(case.inputs)
+    _require_inputs(case.config, inputs)
     output = forward(model, inputs)
     error = golden_cases.relative_error(output, channels_last(case.outputs["output"]))
     if "output_default_view_indices" in case.outputs:
@@ -124,7 +148,9 @@ def _diffusers(case: golden_cases.GoldenCase) -> float:
     sizes = cosmos_diffusers.from_shapes({name: value.shape for name, value in weights.items()})
     cfg = CosmosConfig(**(sizes | fields), dtype=jnp.float32)
     assert cfg == config_of(case)
-    assert cosmos_diffusers.to_config(cfg).items() >= case.config["diffusers_config"].items()
+    written = cosmos_diffusers.to_config(cfg)
+    golden_cases.require(case.config["diffusers_config"], **written)
+    assert written.keys() >= case.config["diffusers_config"].keys()
     model, inputs = fill(cfg, weights, cosmos_diffusers.rules(cfg)), model_inputs(case.inputs)
     original = fill(cfg, weights_of(case), cosmos.rules(cfg, prefix=""))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, nnx.state(model), nnx.state(original))))
@@ -198,10 +224,17 @@ def _rotary(case: golden_cases.GoldenCase) -> float:
                 num_heads=1,
                 rope_scale=(entry["t_ratio"], entry["h_ratio"], entry["w_ratio"]),
                 fps_modulation=entry["enable_fps_modulation"],
+                base_fps=entry["base_fps"],
+                max_size=(case.config["len_t"], 2 * case.config["len_h"], 2 * case.config["len_w"]),
             )
+            factors = {
+                axis: rotary.extrapolated_theta(entry[f"{axis}_ratio"], cfg.rope_dims["thw".index(axis)], 1.0)
+                for axis in "th"
+            }
+            golden_cases.require(entry, **{f"{axis}_ntk_factor": np.array(factors[axis]) for axis in factors})
             tables = video_rotary(cfg, frames=entry["T"], height=entry["h"], width=entry["w"], fps=entry["fps"])
             cos, sin = (table.reshape(-1, entry["head_dim"] // 2) for table in tables)
-            q = rotate_halves(inputs[f"{entry['key']}.q_B_L_heads_hd"], cos, sin)
+            q = rotary.rotate_halves(inputs[f"{entry['key']}.q_B_L_heads_hd"], cos, sin)
             outputs |= {f"{entry['key']}.cos": cos, f"{entry['key']}.sin": sin, f"{entry['key']}.q": q}
         return outputs
 
@@ -209,9 +242,13 @@ def _rotary(case: golden_cases.GoldenCase) -> float:
 
 
 def _action_labels(case: golden_cases.GoldenCase) -> float:
+    golden_cases.require(case.config, sequence_length=len(case.inputs["arm_states"]))
     outputs = {
         f"actions_scaled_accumulate_{whole}": robots.relative_actions(
-            case.inputs["arm_states"], case.inputs["gripper_states"], scale=case.config["scale"], from_first=whole
+            case.inputs["arm_states"],
+            case.inputs["gripper_states"],
+            scale=tuple(case.config["scale"]),
+            from_first=whole,
         )
         for whole in (False, True)
     }

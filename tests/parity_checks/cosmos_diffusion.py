@@ -29,6 +29,7 @@ def network(model: CosmosTransformer, inputs: Arrays, given: jax.Array | None) -
 
 def _denoise(case: golden_cases.GoldenCase) -> float:
     inputs, model = case.inputs, networks.load_model(case)
+    golden_cases.require(case.config, sigma_data=1.0, conditioning_strategy="frame_replace")
     noisy, frames = networks.channels_last(inputs["xt"]), networks.channels_last(inputs["gt_frames"])
     mask = networks.given_frames(inputs)
     assert mask is not None
@@ -50,9 +51,10 @@ def _denoise(case: golden_cases.GoldenCase) -> float:
             np.testing.assert_array_equal(clean, rectified_flow.denoise(predict, video, sigma, given_out))
         outputs |= {f"{name}.net_input": scaled, f"{name}.x0": clean}
         outputs[f"{name}.eps"] = rectified_flow.noise_from_clean(clean, video, sigma)
-        outputs[f"{name}.net_timesteps"] = time
+        # The model itself scales its times.
+        outputs[f"{name}.net_timesteps"] = time * model.cfg.time_scale
     time = rectified_flow.time_of(level)
-    scaling = {"c_in": 1 - time, "c_skip": 1 - time, "c_out": -time, "c_noise": time}
+    scaling = {"c_in": 1 - time, "c_skip": 1 - time, "c_out": -time, "c_noise": time * model.cfg.time_scale}
     outputs |= {f"scaling.{name}": value for name, value in scaling.items()}
     return golden_cases.largest_error(outputs, {name: _last(x) for name, x in case.outputs.items()})
 
@@ -66,6 +68,7 @@ def _training_loss(case: golden_cases.GoldenCase) -> float:
     clean, noise = networks.channels_last(inputs["x0"]), networks.channels_last(inputs["epsilon"])
     sigma, mask = jnp.asarray(inputs["sigma_B_T"]), networks.given_frames(inputs)
     assert mask is not None
+    golden_cases.require(case.config, sigma_data=1.0)
     graphdef, params = nnx.split(networks.load_model(case))
     options = {"given_sigma": case.config["sigma_conditional"], "scale": case.config["loss_scale"]}
 
@@ -110,11 +113,14 @@ def _sampler(case: golden_cases.GoldenCase) -> float:
     config, inputs, model = case.config, case.inputs, networks.load_model(case)
     frames = networks.channels_last(inputs["gt_latent"])
     B, F, H, W, C = frames.shape
+    # The autoencoder has 4 frames per latent frame, and one for the first.
+    given_latents = config["num_conditional_latent_frames"]
+    golden_cases.require(config, num_conditional_pixel_frames=4 * (given_latents - 1) + 1)
     noise = adams_bashforth.start_noise(config["noise_seed"], frames=F, height=H, width=W, channels=C)
     sigmas = adams_bashforth.noise_levels(
         config["steps"], lowest=config["sigma_min"], highest=config["sigma_max"], order=config["order"]
     )
-    mask = rectified_flow.given_mask(jnp.full(B, config["num_conditional_latent_frames"]), F)
+    mask = rectified_flow.given_mask(jnp.full(B, given_latents), F)
     given = rectified_flow.ConditioningFrames(frames, mask)
 
     @jax.jit
@@ -169,6 +175,8 @@ def _optimizer(config: Mapping[str, Any]) -> optimizers.Optimizer:
     """
     ((warmup, length, start, peak, end),) = _cycles(config["lr_schedule"])
     section = config["optimizer"]
+    golden_cases.require(section, type="torch.optim.AdamW standing in for FusedAdam(adam_w_mode)")
+    golden_cases.without_effect(config, "clip_grad_norm")
     own = optimizers.OptimizerConfig(
         learning_rate=section["lr"] * peak,
         schedule="linear_with_min_lr",
@@ -203,6 +211,7 @@ def _train_steps(case: golden_cases.GoldenCase) -> float:
         "mask": networks.given_frames(inputs),
         "crossattn_emb": inputs["crossattn_emb"],
     }
+    golden_cases.require(config, batch=batches["clean"].shape[1])
     graphdef, created, shardings = state.create_state(
         lambda rngs: CosmosTransformer(model.cfg, rngs=rngs),
         trainable=nnx.Param,

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -31,12 +33,31 @@ from jworld.systems.theworld import objective
 from jworld.training.state import path_filter
 from jworld.utils import config
 
+#: Parts of our model that the original freezes together.
+PARTS = {"vision": "vision|projector", "language": "language", "vae": "autoencoder"}
 #: Name of a key style in the golden cases -> our name.
 STYLES = {"hub": "hub", "v4": "transformers4", "v5": "transformers5-saved"}
 
 
 def config_of(case: golden_cases.GoldenCase) -> Gemma3Config:
     text, vision = case.config["text_config"], case.config["vision_config"]
+    golden_cases.require(
+        text,
+        hidden_activation="gelu_pytorch_tanh",
+        attention_bias=False,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        tie_word_embeddings=True,
+    )
+    golden_cases.require(vision, hidden_act="gelu_pytorch_tanh", num_channels=3, vision_use_head=False)
+    golden_cases.require(case.config, dtype="float32")
+    # Tokens of the processor and of generation, which the cases do not stop; the limit of a tokenizer.
+    golden_cases.without_effect(text, "pad_token_id", "bos_token_id", "max_position_embeddings")
+    golden_cases.without_effect(case.config, "boi_token_index", "eoi_token_index", "eos_token_id")
+    # How attention is computed.
+    golden_cases.without_effect(case.config, "attn_implementation")
+    scaling = text["rope_scaling"] or {"factor": 1.0}
+    golden_cases.require(scaling, rope_type="linear")
     kinds = {"sliding_attention": "sliding", "full_attention": "full"}
     return Gemma3Config(
         vocabulary=text["vocab_size"],
@@ -51,7 +72,7 @@ def config_of(case: golden_cases.GoldenCase) -> Gemma3Config:
         window=text["sliding_window"],
         query_scale=text["query_pre_attn_scalar"],
         rope_theta=text["rope_theta"],
-        rope_factor=(text["rope_scaling"] or {"factor": 1.0})["factor"],
+        rope_factor=scaling["factor"],
         local_rope_theta=text["rope_local_base_freq"],
         image_token=case.config["image_token_index"],
         image_tokens=case.config["mm_tokens_per_image"],
@@ -107,10 +128,26 @@ def images_of(case: golden_cases.GoldenCase) -> Images:
     return Images(jnp.asarray(tokens), longest=max(int(tokens.sum(axis=1).max()), 1))
 
 
+def _require_rows(case: golden_cases.GoldenCase) -> None:
+    """Fail unless every row is <bos>, then the stated numbers of text tokens and, at "I", an image's tokens."""
+    config = case.config
+    image = [config["boi_token_index"], *[config["image_token_index"]] * config["mm_tokens_per_image"]]
+    image.append(config["eoi_token_index"])
+    rows = zip(case.inputs["input_ids"], case.inputs["attention_mask"], config["rowspec"], strict=True)
+    for tokens, mask, spec in rows:
+        parts = [image if part == "I" else [None] * int(part) for part in spec]
+        expected = [config["text_config"]["bos_token_id"], *(token for part in parts for token in part)]
+        row = tokens[mask == 1].tolist()
+        assert len(row) == len(expected)
+        assert all(token in (None, own) for token, own in zip(expected, row, strict=True))
+
+
 def _forward(case: golden_cases.GoldenCase) -> float:
     model, inputs = load(case), case.inputs
     tokens, mask = jnp.asarray(inputs["input_ids"]), jnp.asarray(inputs["attention_mask"]) == 1
     with_images = "pixel_values" in inputs
+    if "rowspec" in case.config:
+        _require_rows(case)
 
     @jax.jit
     def forward(model: Gemma3) -> dict[str, Any]:
@@ -182,6 +219,9 @@ def _generate(case: golden_cases.GoldenCase) -> float:
 
 def world_of(case: golden_cases.GoldenCase) -> WorldConfig:
     fields, vae = case.config, case.config["vae_config"]
+    golden_cases.require(fields, model_type="the_world")
+    # The original does not normalize latents.
+    golden_cases.without_effect(vae, "latents_mean", "latents_std")
     return WorldConfig(
         compat="original",
         layout=fields["world_projection_mode"],
@@ -197,7 +237,25 @@ def world_of(case: golden_cases.GoldenCase) -> WorldConfig:
 
 def load_world(case: golden_cases.GoldenCase) -> TheWorld:
     cfg = TheWorldConfig(gemma=config_of(case), world=world_of(case))
-    return fill(lambda rngs: TheWorld(cfg, rngs=rngs), case.weights, theworld.rules(cfg, "transformers4"))
+    rules = theworld.rules(cfg, STYLES[case.config["key_style"].split()[0]])
+    model = fill(lambda rngs: TheWorld(cfg, rngs=rngs), case.weights, rules)
+    golden_cases.require(case.config, num_world_tokens=world_of(case).tokens)
+    places = engine.plan(engine.parameter_shapes(nnx.state(model)), rules)
+    for setting, saved in case.config["freeze_to_saved"].items():
+        frozen = {part: flag == "1" for part, flag in (each.split("=") for each in setting.split())}
+        names = [name for name, place in places.items() if re.fullmatch(trained_parts(frozen), place.path)]
+        golden_cases.require(
+            saved,
+            n_tensors=len(names),
+            n_params=sum(math.prod(places[name].source_shape) for name in names),
+            prefixes=sorted({".".join(name.split(".")[:2]) for name in names}),
+        )
+    return model
+
+
+def trained_parts(frozen: Mapping[str, bool]) -> str:
+    """Return the regular expression of the trained parameters' paths; the projection of the world always trains."""
+    return f"({'|'.join(['world', *(paths for part, paths in PARTS.items() if not frozen[part])])})/.*"
 
 
 def batch_of(case: golden_cases.GoldenCase, cfg: Gemma3Config) -> dict[str, jax.Array]:
@@ -205,6 +263,7 @@ def batch_of(case: golden_cases.GoldenCase, cfg: Gemma3Config) -> dict[str, jax.
     inputs = case.inputs
     pixels = by_rows(cfg, inputs["input_ids"], inputs["pixel_values"])
     images = [PIL.Image.fromarray(inputs[f"image_{i}"]) for i in range(len(inputs["input_ids"]))]
+    golden_cases.require(case.config, image_sizes_wh=[list(image.size) for image in images])
     return {
         "tokens": jnp.asarray(inputs["input_ids"]),
         "mask": jnp.asarray(inputs["attention_mask"]) == 1,
@@ -264,7 +323,10 @@ def _world(case: golden_cases.GoldenCase) -> float:
 
 def _preprocess(case: golden_cases.GoldenCase) -> float:
     """Compare images of every mode, resized and as inputs of both encoders; every 37th row of the world's images."""
-    images = [PIL.Image.fromarray(case.inputs[f"image_{i}"]).convert("RGB") for i in range(len(case.inputs))]
+    stored = [PIL.Image.fromarray(case.inputs[f"image_{i}"]) for i in range(len(case.inputs))]
+    for image, (height, width, *_, mode) in zip(stored, case.config["image_sizes_hw_mode"], strict=True):
+        assert ((width, height), mode) == (image.size, image.mode)
+    images = [image.convert("RGB") for image in stored]
     resized = np.stack([image_files.resized(image, case.config["siglip_size"]) for image in images])
     world = np.stack([image_files.resized(image, image_files.WORLD_SIZE) for image in images])[:, ::37]
     values = world_values(jnp.asarray(world), original=True).astype(jnp.bfloat16)
@@ -276,6 +338,24 @@ def _preprocess(case: golden_cases.GoldenCase) -> float:
     return golden_cases.largest_error(outputs, case.outputs)
 
 
+def _require_imported(case: golden_cases.GoldenCase, cfg: TheWorldConfig) -> None:
+    """Fail unless an imported model has the sizes and settings of the case."""
+    stated, world = config_of(case), cfg.world
+    for field in dataclasses.fields(Gemma3Config):
+        if field.name not in ("dtype", "param_dtype", "frozen_dtype", "remat", "attention", "pattern"):
+            own, theirs = getattr(cfg.gemma, field.name), getattr(stated, field.name)
+            assert own == theirs, f"{field.name} is {own}, expected {theirs}"
+    assert cfg.gemma.kinds == stated.kinds
+    assert world is not None
+    golden_cases.require(
+        case.config,
+        world_projection_mode=world.layout,
+        projection_architecture=world.projection,
+        sow_token_id=world.start_token,
+        eow_token_id=world.end_token,
+    )
+
+
 def _checkpoint(case: golden_cases.GoldenCase) -> float:
     """Import a checkpoint with its base by the command, compare outputs, and check that an export restores it."""
     with tempfile.TemporaryDirectory() as name:
@@ -283,20 +363,21 @@ def _checkpoint(case: golden_cases.GoldenCase) -> float:
         checkpoint, base = case.path / "checkpoint", folder / "base"
         base.mkdir()
         shutil.copy(case.path.parent / case.config["base_case"] / "weights.safetensors", base / "model.safetensors")
-        parts = {"vision": "vision|projector", "language": "language", "vae": "autoencoder"}
-        trained = "|".join(["world", *(parts[part] for part, frozen in case.config["freeze"].items() if not frozen)])
-        settings = ["model.dtype=float32", "model.frozen_dtype=None", f"optimizer.trainable=({trained})/.*"]
+        trained = trained_parts({part: case.config["freeze"][part] for part in PARTS})
+        settings = ["model.dtype=float32", "model.frozen_dtype=None", f"optimizer.trainable={trained}"]
         options = [part for setting in settings for part in ("--set", setting)]
         ours, exported = folder / "ours", folder / "exported"
         conversion.main(["import", str(checkpoint), "--base", str(base), "--output", str(ours), *options])
         conversion.main(["export", str(ours), "--trained", "--output", str(exported)])
         assert converted.contents(exported) == converted.contents(checkpoint)
+        golden_cases.require(case.config, saved_keys=sorted(converted.contents(exported)))
         written, original = (json.loads((path / "config.json").read_text()) for path in (exported, checkpoint))
         assert (
             written.items() >= {key: original[key] for key in original if key.startswith(("freeze_", "world_"))}.items()
         )
         model, _ = runs.load_model(ours, config.load(ours))
     assert isinstance(model, TheWorld)
+    _require_imported(case, model.config)
     batch = batch_of(case, model.cfg)
     latents = jax.jit(TheWorld.latents)(model, batch.pop("world_pixels"))
 

@@ -7,6 +7,7 @@ from typing import Any
 import golden_cases
 import jax.numpy as jnp
 import numpy as np
+import recorded_json
 import tokenizers
 
 from jworld.data.conversations import chat, spatial
@@ -15,12 +16,15 @@ from jworld.models.theworld.model import insert
 from jworld.systems.theworld import objective, original
 from jworld.systems.theworld.evaluation import answers
 
+#: Entries of a batch of the original.
+KEYS = ["attention_mask", "images", "input_ids", "labels", "pixel_values"]
 SPECIAL = ("<unk>", *chat.SPECIAL)
 
 
 def make_tokenizer(config: dict[str, Any]) -> chat.ChatTokenizer:
     """Make the case's greedy longest-match tokenizer."""
     vocab = {name: i for i, name in enumerate(config["vocab"])}
+    golden_cases.require(config, vocab_size_before_world_tokens=len(vocab))
     model = tokenizers.models.WordPiece(
         vocab, unk_token="<unk>", continuing_subword_prefix="", max_input_chars_per_word=1_000_000
     )
@@ -34,13 +38,14 @@ def labels(case: golden_cases.GoldenCase) -> float:
     """Compare token ids, the collator's labels, brackets, fused layout and SpatialRGPT rows exactly."""
     config = case.config
     tokenizer = make_tokenizer(config)
-    found = {"sow": tokenizer.ids[chat.START_OF_WORLD], "eow": tokenizer.ids[chat.END_OF_WORLD]}
-    errors = [found[name] != config["ids"][name] for name in found]
+    ids = {name: i for i, name in enumerate(config["vocab"])}
+    ids |= {"sow": tokenizer.ids[chat.START_OF_WORLD], "eow": tokenizer.ids[chat.END_OF_WORLD]}
+    errors = [ids.get(name, ids.get(f"<{name}>")) != config["ids"][name] for name in config["ids"]]
     errors += [_rendered(entry) != entry["text"] for entry in config["rendered"]]
     for batch in config["batches"]:
         errors += _batch_errors(tokenizer, batch)
     for number, entry in enumerate(config["spatial"]):
-        row = spatial.read_row(entry["raw"], number=number)
+        row = spatial.read_row(recorded_json.whole(entry["raw"]), number=number)
         messages = [{"role": _role(turn), "content": turn.text} for turn in row.turns]
         errors += [messages != entry["messages"], row.id != entry["id"]]
         errors += [row.qa_type != entry["qa_type"], row.qa_category != entry["qa_category"]]
@@ -54,6 +59,7 @@ def _role(turn: chat.Turn) -> str:
 def _rendered(entry: dict[str, Any]) -> str:
     """Render an entry as the template does: an image is only its opening token."""
     (message,) = entry["messages"]
+    golden_cases.require(message, role="user")
     texts = [part["text"] for part in message["content"] if part["type"] == "text"]
     images = sum(part["type"] == "image" for part in message["content"])
     turns = [chat.Turn("user", "".join(texts))]
@@ -78,7 +84,11 @@ def _batch_errors(tokenizer: chat.ChatTokenizer, batch: dict[str, Any]) -> list[
     ]
     rows = [row for row in rows if len(row.tokens) <= batch["max_length"]]
     if "raises" in batch:
+        golden_cases.require(batch, raises="ValueError")
         return [bool(rows)]
+    golden_cases.require(batch, n_images=len(rows), keys=KEYS)
+    images, channels, *_ = batch["pixel_values_shape"]
+    assert (images, channels) == (len(rows), 3)
     found = chat.pad(rows, max(len(row.tokens) for row in rows), pad_id=tokenizer.ids[chat.PAD])
     brackets = (tokenizer.ids[chat.START_OF_WORLD], tokenizer.ids[chat.END_OF_WORLD])
     count = batch["num_world_tokens"]
@@ -110,7 +120,7 @@ def _batch_errors(tokenizer: chat.ChatTokenizer, batch: dict[str, Any]) -> list[
 def eval_parse(case: golden_cases.GoldenCase) -> float:
     """Compare parsers exactly, and metrics up to rounding."""
     config = case.config
-    wrong = [answers.blink_choice(e["text"], e["choices"]) != e["out"] for e in config["blink_parse_choice"]]
+    wrong = [answers.blink_choice(e["text"], list(e["choices"])) != e["out"] for e in config["blink_parse_choice"]]
     for entry in config["blink_prompt"]:
         example = entry["example"]
         wrong.append(answers.blink_prompt(example["question"], example["choices"]) != entry["out"])
@@ -121,10 +131,15 @@ def eval_parse(case: golden_cases.GoldenCase) -> float:
     # The original sets the evaluation batch size to that of training at start-up.
     wrong.append(config["training_config_defaults"] != {**original.DEFAULTS, "eval_batch_size": 4})
     wrong += [spatial.clamp_box(*e["in"]) != e["out"] for e in config["clamp_bbox"]]
-    lines = [line if isinstance(line, str) else json.dumps(line) for line in config["accuracy"]["lines"]]
+    lines = [
+        line if isinstance(line, str) else json.dumps(recorded_json.whole(line)) for line in config["accuracy"]["lines"]
+    ]
     numbers = [
         (answers.choice_accuracy(lines), config["accuracy"]["out"]),
-        (answers.spatial_accuracy(config["spatial_accuracy"]["rows"]), config["spatial_accuracy"]["out"]),
+        (
+            answers.spatial_accuracy(recorded_json.whole(config["spatial_accuracy"]["rows"])),
+            config["spatial_accuracy"]["out"],
+        ),
         *((list(answers.change(*e["in"])), e["out"]) for e in config["delta"]),
     ]
     return float(sum(wrong) + sum(not _equal(found, expected) for found, expected in numbers))

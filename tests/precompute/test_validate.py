@@ -324,6 +324,28 @@ def test_command_line_with_bad_records(tmp_path, capsys):
     assert [finding["record"] for finding in content["findings"]] == [2]
 
 
+def test_implausible_cameras_are_warned_about(tmp_path, capsys):
+    """Millimeters, and a camera that only walks backward; both are valid records."""
+    for name, step, words in (
+        ("good", 0.1, ""),
+        ("millimeters", 100.0, "the median step of a moving camera is 100 units per latent"),
+        ("backward", -0.1, "100% of the moves along the view go backward: usual for OpenGL axes"),
+    ):
+        rows = good_rows()
+        for split in rows.values():
+            for record in split:
+                record["w2c"] = straight(len(record["w2c"]), step).astype(np.float32)
+                label = actions.label_from_name("forward" if step > 0 else "backward")
+                record["action"] = np.array([0] + [label] * (len(record["w2c"]) - 1), np.int32)
+        write_set(tmp_path / name, rows)
+        report = tmp_path / f"{name}.json"
+        validate.main([str(tmp_path / name), "--json", str(report)])
+        printed = capsys.readouterr().out
+        assert printed.count("warning: ") == bool(words)
+        assert words in printed
+        assert len(json.loads(report.read_text())["warnings"]) == bool(words)
+
+
 def test_cameras_are_drawn_from_above():
     figure = plots.draw_cameras(
         {"moving": straight(9).astype(np.float32), "at rest": straight(9, 0).astype(np.float32)}

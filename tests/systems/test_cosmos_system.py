@@ -66,6 +66,9 @@ class Fit:
 class Encoders:
     autoencoder, fit = TinyAutoencoder(), Fit()
 
+    def resize(self, frame: np.ndarray) -> np.ndarray:
+        return self.fit.frame(frame)
+
     def prompt(self, prompt: str) -> dict[str, np.ndarray]:
         return {"text_states": np.full((2 + len(prompt) % 3, 16), 0.1 * len(prompt), np.float32)}
 
@@ -83,7 +86,7 @@ def test_loss_excludes_conditioning_frames_and_depends_on_all_inputs() -> None:
     model, batch = make_model(system), make_batch(system, 2)
     draws = objective.draw(jax.random.key(0), batch["latent"].shape, system.objective)
     draws = draws._replace(given=jnp.array([1, 2]), keep_text=jnp.array([True, True]), sigma=jnp.full((2, 1), 2.0))
-    loss = jax.jit(lambda batch, draws: objective.loss(model, batch, draws))
+    loss = jax.jit(lambda batch, draws: objective.loss(model, batch, draws, system.objective))
 
     def value(draws: objective.Draws = draws, **changes: jax.Array) -> float:
         return float(loss(batch | changes, draws)[0])

@@ -74,6 +74,9 @@ class Encoders:
     def __init__(self) -> None:
         self.autoencoder, self.fit = TinyAutoencoder(), Fit()
 
+    def resize(self, frame: np.ndarray) -> np.ndarray:
+        return self.fit.frame(frame)
+
     def prompt(self, prompt: str) -> dict[str, np.ndarray]:
         return {"text_states": np.full((1 + len(prompt) % 3, 8), 0.1 + 0.1 * len(prompt), np.float32)}
 
@@ -156,11 +159,9 @@ def test_every_frame_of_a_script_has_its_own_token(session: streaming.StreamSess
     assert tokens[0] == ("D", "D", "D", "DR", "N")
     assert tokens[1] == ("D", "D", "DR", "N", "N")
     assert tokens[3] == ("DR", "N", "N", "N", "N")
-    pairs = sampling.SampleConfig(mode="stream", window_frames=2, groups=2)
-    with pytest.raises(
-        errors.UserError, match="--actions has 3 latents, expected a multiple of 2, a window: add 1 latents"
-    ):
-        streaming.script(("D", "D", "D"), pairs)
+    threes = sampling.SampleConfig(mode="stream", window_frames=3, groups=2)
+    with pytest.raises(errors.UserError, match="--actions has 5 "):
+        streaming.script(("D",) * 5, threes)
 
 
 def test_the_stream_depends_on_image_prompt_actions_and_seed(session: streaming.StreamSession) -> None:

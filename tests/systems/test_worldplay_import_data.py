@@ -79,6 +79,7 @@ def test_records_equal_the_files(
             expected = states["prompt_embeds"][0, :length].astype(ml_dtypes.bfloat16)
             np.testing.assert_array_equal(store.prompt(int(record["prompt"]))["text_states"], expected)
     manifest = source.manifest
+    assert manifest["action_labels"] == "cameras"
     assert manifest["autoencoder"]["family"] == "hunyuan15"
     assert (manifest["image_size"], manifest["fps"], manifest["temporal_ratio"]) == ([48, 32], 24.0, 4)
     # The squares of 0..9 leave two remainders by 4; the negative prompt is row 0.
@@ -146,6 +147,7 @@ def test_validation_warns_about_conventions(
     assert "all 4 clips can be imported, with 1 warnings" in printed
     import_data.main(arguments(tmp_path / "published", tmp_path / "set"))
     assert warnings[0] in capsys.readouterr().out
+    assert records.read_manifest(tmp_path / "set")["action_labels"] == "recorded"
 
 
 def test_validation_without_action_files(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

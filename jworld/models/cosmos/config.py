@@ -22,7 +22,9 @@ class CosmosConfig(TransformerConfig):
       modulation_rank: inner width of the modulations (AdaLN-LoRA), which then share one more term made from the time;
         None for a full matrix in each.
       rope_scale: extrapolation factor of the rotary positions: (time, height, width).
-      fps_modulation: rotary time positions count at 24 per second for every frame rate.
+      fps_modulation: rotary time positions count at `base_fps` per second for every frame rate.
+      base_fps: frames per second at which rotary time positions count.
+      time_scale: factor of the times in 0..1 before they are embedded.
       max_size: largest number of latent frames, height and width.
       absolute_positions: a learned position is added before every block.
       condition_mask: an input channel marks the conditioning frames.
@@ -44,6 +46,8 @@ class CosmosConfig(TransformerConfig):
     modulation_rank: int | None = 256
     rope_scale: tuple[float, float, float] = (1.0, 3.0, 3.0)
     fps_modulation: bool = False
+    base_fps: float = 24.0
+    time_scale: float = 1.0
     max_size: tuple[int, int, int] = (128, 240, 240)
     absolute_positions: bool = False
     condition_mask: bool = True
@@ -78,6 +82,8 @@ class CosmosConfig(TransformerConfig):
             raise ValueError(f"patch_size {self.patch_size} must have 1 in time: times are per latent frame")
         if min(self.rope_scale) <= 0:
             raise ValueError(f"rope_scale {self.rope_scale} must be above 0")
+        if self.base_fps <= 0 or self.time_scale <= 0:
+            raise ValueError(f"base_fps {self.base_fps} and time_scale {self.time_scale} must be above 0")
         if self.action_dim is not None and self.modulation_rank is None:
             raise ValueError("action_dim needs a modulation_rank: actions add to the modulations' common term")
 

@@ -14,9 +14,6 @@ from jworld.models.layers.mlp import gelu_tanh
 from jworld.models.layers.norms import rms_norm
 from jworld.models.layers.rotary import extrapolated_theta, rotary_tables
 
-#: Frames per second at which rotary time positions count.
-BASE_FPS = 24.0
-
 
 class TimeEmbedding(nnx.Module):
     """Embedding of times [B, F] in 0..1 and the clip's action: [B, F, D], and the modulations' common term [B, F, 3D].
@@ -106,6 +103,6 @@ def video_rotary(
     if cfg.fps_modulation and frames > 1:
         if fps is None:
             raise ValueError("this model needs the frame rate of a video")
-        time = time / fps * BASE_FPS
+        time = time / fps * cfg.base_fps
     thetas = [extrapolated_theta(ratio, dim) for ratio, dim in zip(cfg.rope_scale, cfg.rope_dims, strict=True)]
     return rotary_tables((time, jnp.arange(height), jnp.arange(width)), cfg.rope_dims, thetas)

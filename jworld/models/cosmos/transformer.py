@@ -122,7 +122,7 @@ class CosmosTransformer(nnx.Module):
             assert inputs.action is not None
             numbers = inputs.action.reshape(B, cfg.action_dim)
             action = self.action(numbers), self.action_offset(numbers)
-        vector, offset = self.time(inputs.time, action)
+        vector, offset = self.time(inputs.time * cfg.time_scale, action)
         cos, sin = video_rotary(cfg, frames=frames, height=height, width=width, fps=inputs.fps)
         # Positions restart with each view.
         cos, sin = (einops.repeat(table, "f h w k -> (v f) (h w) k", v=views) for table in (cos, sin))

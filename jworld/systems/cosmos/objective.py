@@ -26,6 +26,8 @@ class ObjectiveConfig:
       high_ratio: share of examples with a very high noise level.
       given_frames: smallest and largest number of conditioning latent frames; drawn uniformly per example.
       text_dropout: share of examples whose text is all zeros.
+      given_sigma: noise level that the network receives for conditioning frames, which enter clean.
+      scale: factor of the loss.
     """
 
     log_mean: float = 0.0
@@ -33,12 +35,18 @@ class ObjectiveConfig:
     high_ratio: float = 0.05
     given_frames: tuple[int, int] = (1, 2)
     text_dropout: float = 0.2
+    given_sigma: float = rectified_flow.GIVEN_SIGMA
+    scale: float = rectified_flow.LOSS_SCALE
 
     def __post_init__(self) -> None:
         for name in ("high_ratio", "text_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
         least, most = self.given_frames
+        if self.given_sigma < 0 or self.scale <= 0:
+            raise ValueError(
+                f"given_sigma is {self.given_sigma} and scale {self.scale}, expected at least 0, and a number above 0"
+            )
         if not 0 <= least <= most:
             raise ValueError(f"given_frames is {self.given_frames}, expected (least, most)")
 
@@ -73,7 +81,9 @@ def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
     )
 
 
-def loss(model: CosmosTransformer, batch: Batch, draws: Draws) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(
+    model: CosmosTransformer, batch: Batch, draws: Draws, cfg: ObjectiveConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Compute the scalar float32 loss, and the metric "velocity_error": the mean error on predicted frames."""
     clean = batch["latent"].astype(jnp.float32)
     mask = rectified_flow.given_mask(draws.given, clean.shape[1])
@@ -82,5 +92,7 @@ def loss(model: CosmosTransformer, batch: Batch, draws: Draws) -> tuple[jax.Arra
     def network(video: jax.Array, time: jax.Array) -> jax.Array:
         return model(CosmosInputs(video, time, text, given=mask, action=batch.get("motion")))
 
-    value, per_frame = rectified_flow.training_loss(network, clean, draws.noise, draws.sigma, mask)
+    value, per_frame = rectified_flow.training_loss(
+        network, clean, draws.noise, draws.sigma, mask, given_sigma=cfg.given_sigma, scale=cfg.scale
+    )
     return value, {"velocity_error": jnp.sum(per_frame) / jnp.sum(1 - mask)}

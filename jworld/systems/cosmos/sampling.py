@@ -24,6 +24,8 @@ class SampleConfig:
       negative_prompt: negative prompt of the guidance; "" uses the zeros that replace dropped text in training.
       given_frames: latent frames that a window continues: 1 (an image) or 2 (five frames).
       lowest, highest: range of noise levels.
+      order: noise levels are evenly spaced in their `order`-th root.
+      given_sigma: noise level that the network receives for conditioning frames, which enter clean.
     """
 
     num_steps: int = 35
@@ -32,12 +34,19 @@ class SampleConfig:
     given_frames: int = 1
     lowest: float = 0.002
     highest: float = 80.0
+    order: float = 7.0
+    given_sigma: float = rectified_flow.GIVEN_SIGMA
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
         if self.given_frames not in (1, 2):
             raise ValueError(f"given_frames is {self.given_frames}, must be 1 or 2")
+        if not 0 < self.lowest < self.highest or self.order <= 0 or self.given_sigma < 0:
+            raise ValueError(
+                f"lowest is {self.lowest}, highest {self.highest}, order {self.order} and given_sigma "
+                f"{self.given_sigma}, expected 0 < lowest < highest, order above 0 and given_sigma at least 0"
+            )
 
     @property
     def rows(self) -> int:
@@ -50,7 +59,9 @@ class WindowSampler:
 
     def __init__(self, model: CosmosTransformer, sample: SampleConfig):
         self.model, self.sample = model, sample
-        self._sigmas = adams_bashforth.noise_levels(sample.num_steps, lowest=sample.lowest, highest=sample.highest)
+        self._sigmas = adams_bashforth.noise_levels(
+            sample.num_steps, lowest=sample.lowest, highest=sample.highest, order=sample.order
+        )
         self._run = nnx.jit(self._window)
 
     def __call__(
@@ -89,7 +100,7 @@ class WindowSampler:
         def repeated(x: jax.Array) -> jax.Array:
             return jnp.broadcast_to(x, (rows, *x.shape))
 
-        given = rectified_flow.ConditioningFrames(repeated(frames), repeated(mask))
+        given = rectified_flow.ConditioningFrames(repeated(frames), repeated(mask), self.sample.given_sigma)
         action = None if motion is None else repeated(motion)
 
         def network(video: jax.Array, time: jax.Array) -> jax.Array:

@@ -152,7 +152,8 @@ def import_worldplay(
                 console=console,
                 motions=motions or plausibility.MotionStatistics(),
             )
-            folder.finish(plan, results, _manifest(published.sizes, fps))
+            recorded = any(entry.action is not None for entry in published.entries)
+            folder.finish(plan, results, _manifest(published.sizes, fps, recorded=recorded))
     except OSError as error:
         raise UserError(
             f"{output} could not be written ({error}): free some space and run the command again, or give another "
@@ -218,7 +219,7 @@ def make_record(clip: published_files.Clip, *, prompt: int) -> records.Record:
     }
 
 
-def _manifest(sizes: published_files.Sizes, fps: float) -> dict[str, Any]:
+def _manifest(sizes: published_files.Sizes, fps: float, *, recorded: bool) -> dict[str, Any]:
     height, width, channels = sizes.latent
     return {
         "source": "worldplay",
@@ -235,6 +236,7 @@ def _manifest(sizes: published_files.Sizes, fps: float) -> dict[str, Any]:
         "fps": fps,
         "image_size": [width * SPATIAL_RATIO, height * SPATIAL_RATIO],
         "camera_convention": records.CAMERA_CONVENTION,
+        "action_labels": "recorded" if recorded else "cameras",
         "text_encoder": {"family": qwen.FAMILY, "dim": sizes.text},
         "glyph_encoder": {"family": glyph.FAMILY, "dim": sizes.glyph},
         "vision_encoder": {"family": siglip.FAMILY, "tokens": sizes.vision[0], "dim": sizes.vision[1]},
