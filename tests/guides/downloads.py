@@ -22,11 +22,11 @@ from flax import nnx
 
 from conversion import __main__ as conversion
 from conversion import gemma3, sources
-from guides import shrink
+from guides import small
 from jworld import systems
 from jworld.cameras import driving
 from jworld.models.autoencoders import cogvideox, files, hunyuan15, wan
-from jworld.systems import recipes, runs
+from jworld.systems import runs
 from jworld.training import weights
 from jworld.utils import config as run_config
 
@@ -34,12 +34,6 @@ _WAN = wan.WanConfig(channels=8, dtype=jnp.float32)
 _HUNYUAN = hunyuan15.Hunyuan15Config(widths=(8, 8, 8, 8, 64), dtype=jnp.float32)
 _COGVIDEOX = cogvideox.CogVideoXConfig(widths=(8, 8, 8, 8), groups=4, dtype=jnp.float32)
 _SCRATCH = pathlib.Path(".scratch")
-
-
-def recipe(name: str, **changes: str) -> ml_collections.ConfigDict:
-    """Return a recipe with the overrides of the guides."""
-    small = dict(key.removeprefix("--config.").split("=", 1) for key in shrink.RECIPES[name])
-    return recipes.change(run_config.load_recipe(f"configs/{name}"), small | changes)
 
 
 def _random(abstract: Any, scale: float = 0.1) -> Any:
@@ -79,6 +73,7 @@ def autoencoder(config: Any, output: str, *options: str) -> None:
     kind = next(network for network, settings in files.NETWORKS.values() if isinstance(config, settings))
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
     shutil.rmtree(_SCRATCH, ignore_errors=True)
+    _SCRATCH.mkdir()
     files.save(nnx.merge(graphdef, _random(abstract)), _SCRATCH / "autoencoder.safetensors")
     _export(_SCRATCH, output, *options)
 
@@ -88,7 +83,7 @@ def autoencoder(config: Any, output: str, *options: str) -> None:
 
 def worldplay() -> None:
     """tencent/HY-WorldPlay: the autoregressive action model."""
-    network(recipe("ar_mem.py:8b"), "HY-WorldPlay/ar_model")
+    network(small.recipe("ar_mem.py:8b"), "HY-WorldPlay/ar_model")
 
 
 def hunyuan_autoencoder() -> None:
@@ -113,7 +108,7 @@ def imported_hunyuan_autoencoder() -> None:
 def cosmos() -> None:
     """nvidia/Cosmos-Predict2-2B-Video2World, with the tokenizer of Wan 2.1."""
     folder = "checkpoints/nvidia/Cosmos-Predict2-2B-Video2World"
-    network(recipe("cosmos_video2world.py:2b"), f"{folder}/model-720p-16fps.pt", "--dtype", "bfloat16")
+    network(small.recipe("cosmos_video2world.py:2b"), f"{folder}/model-720p-16fps.pt", "--dtype", "bfloat16")
     pathlib.Path(folder, "config.json").unlink()
     autoencoder(_WAN, f"{folder}/tokenizer/tokenizer.pth", "--layout", "original")
     pathlib.Path(folder, "tokenizer", "config.json").unlink(missing_ok=True)
@@ -189,7 +184,7 @@ def _write(path: pathlib.Path, value: object) -> None:
 def cogvideox_2b() -> None:
     """THUDM/CogVideoX-2b: the pipeline's folder of diffusers."""
     folder = pathlib.Path("models/CogVideoX-2b")
-    config = recipe("matrix_lora.py:2b").copy_and_resolve_references()
+    config = small.recipe("matrix_lora.py:2b").copy_and_resolve_references()
     with config.unlocked():
         del config.model["lora"]
         config.optimizer.trainable = ".*"
@@ -199,7 +194,7 @@ def cogvideox_2b() -> None:
 
 def matrix_stage_2() -> None:
     """The published folder of stage 2."""
-    network(recipe("matrix_control.py:2b"), "models/stage2/transformer", "--dtype", "bfloat16")
+    network(small.recipe("matrix_control.py:2b"), "models/stage2/transformer", "--dtype", "bfloat16")
     _pipeline(pathlib.Path("models/stage2"))
 
 
@@ -268,8 +263,8 @@ def clip() -> None:
 
 def trained_runs() -> None:
     """Runs of Cosmos-Predict2 and of stage 2, which docs/convert.md exports."""
-    released(recipe("cosmos_video2world.py:2b"), pathlib.Path("runs/mine"))
-    released(recipe("matrix_control.py:2b"), pathlib.Path("runs/matrix_control-2b"))
+    released(small.recipe("cosmos_video2world.py:2b"), pathlib.Path("runs/mine"))
+    released(small.recipe("matrix_control.py:2b"), pathlib.Path("runs/matrix_control-2b"))
 
 
 # TheWorld
@@ -277,7 +272,7 @@ def trained_runs() -> None:
 
 def gemma() -> None:
     """google/gemma-3-4b-it in two shards with the tokenizer of this project, and two rows that no token uses."""
-    model = recipe("theworld.py:projection").model
+    model = small.recipe("theworld.py:projection").model
     folder = pathlib.Path("gemma-3-4b-it")
     folder.mkdir()
     torch.manual_seed(0)
@@ -350,7 +345,7 @@ def _shards(folder: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def theworld_checkpoint() -> None:
     """A checkpoint of TheWorld: only the projection, which was trained."""
-    config = recipe("theworld.py:projection")
+    config = small.recipe("theworld.py:projection")
     width, channels = config.model.width, config.model.world.latent_channels
     hidden = pathlib.Path("theworld-checkpoint")
     hidden.mkdir()

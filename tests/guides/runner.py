@@ -50,6 +50,9 @@ def make_folder(folder: pathlib.Path) -> None:
     for name in COPIED:
         shutil.copytree(ROOT / name, folder / name)
     (folder / "docs").mkdir()
+    (folder / "small").mkdir()
+    for name in {name.partition(":")[0] for name in shrink.RECIPES}:
+        (folder / "small" / name).write_text(_RECIPE.format(name=name))
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name in ("python", "python3", "jworld"):
@@ -59,6 +62,17 @@ def make_folder(folder: pathlib.Path) -> None:
     # Installed, so that the targets of the Makefile do not install.
     for name in (".demo", ".test"):
         (folder / ".venv" / name).touch()
+
+
+#: A recipe with the sizes of the guides, for commands that refuse keys which contradict their recipe.
+_RECIPE = '''"""configs/{name} with the sizes of the guides."""
+
+from guides import small
+
+
+def get_config(variant=""):
+    return small.recipe("{name}" + (f":{{variant}}" if variant else ""))
+'''
 
 
 @contextlib.contextmanager

@@ -71,6 +71,7 @@ def handle(connection: socket.socket) -> None:
     request = json.loads(data)
     from guides import shrink
 
+    os.chdir(request["cwd"])
     command = shrink.command([request["name"], *request["arguments"]])
     started = time.monotonic()
     if not (child := os.fork()):
@@ -91,7 +92,6 @@ def handle(connection: socket.socket) -> None:
 
 def run(command: list[str], request: dict[str, Any]) -> None:
     """Become the command; an exception or `SystemExit` ends the process as it would end an interpreter."""
-    os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
     name, *arguments = command

@@ -6,6 +6,7 @@
 - `COMMANDS`, `EVALUATIONS`: options per command.
 - `IMPORTS`: config keys of imported weights per output folder. Their sizes come from the stand-ins, but resolution and
   number of denoising steps are not in a checkpoint.
+  An import that names a recipe gets one with the small sizes (`small.py`), because it refuses keys that contradict it.
 - `VALUES`: sizes that a guide writes out, and their small values.
 - `ENVIRONMENT`: one device, no optimization of programs that run a few times, no network.
 
@@ -41,7 +42,6 @@ _HUNYUAN = (
 _WORLDPLAY_IMAGE = ("--config.data.encoding.image_size=(48,32)", "--config.data.clip.latent_size=(2,3)")
 _WORLDPLAY_PUBLISHED = (
     *_HUNYUAN,
-    "--config.model.refiner_layers=1",
     "--config.model.text_dim=16",
     "--config.model.glyph_dim=8",
     "--config.model.glyph_hidden=8",
@@ -227,14 +227,15 @@ def command(words: list[str]) -> list[str]:
     module, rest = _module(words)
     extra = list(COMMANDS.get(module, ()))
     if module == "jworld.evaluate" and (checkpoint := _value(rest, "--checkpoint")):
-        config = json.loads(pathlib.Path(checkpoint, "config.json").read_text())
-        extra += EVALUATIONS.get(config["system"], ())
+        config = pathlib.Path(checkpoint, "config.json")
+        extra += EVALUATIONS[json.loads(config.read_text())["system"]] if config.is_file() else ()
     if module == "jworld.train" and "--dry-run" not in rest and "--from-json" not in rest:
         extra += (*RECIPES.get(_recipe(rest), ()), *RUN)
     if module == "jworld.plan":
         extra += PLANS.get(_recipe(rest), ())
     if module == "conversion" and rest[:1] in (["import"], ["fuse"]):
         extra += IMPORTS.get(_value(rest, "--output").rstrip("/"), ())
+        words = [word.replace("--config=configs/", "--config=small/") for word in words]
     replaced = {option.split("=")[0] for option in extra if option.startswith("--config.")}
     return [word for word in words if word.split("=")[0] not in replaced] + extra
 
