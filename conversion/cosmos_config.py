@@ -67,7 +67,12 @@ def limits(cfg: CosmosConfig) -> list[str]:
         name: [key for key in names if getattr(cfg, key) != getattr(other, key)] for name, other in published.items()
     }
     nearest = min(differing, key=lambda name: len(differing[name]))
-    return [f"{key} is {getattr(cfg, key)}, {getattr(published[nearest], key)} there" for key in differing[nearest]]
+    found = [f"{key} is {getattr(cfg, key)}, {getattr(published[nearest], key)} there" for key in differing[nearest]]
+    if cfg.fps_modulation and cfg.base_fps != CosmosConfig.base_fps:
+        found.append(f"base_fps is {cfg.base_fps:g}, always {CosmosConfig.base_fps:g} there")
+    if cfg.time_scale != CosmosConfig.time_scale:
+        found.append(f"time_scale is {cfg.time_scale:g}, always {CosmosConfig.time_scale:g} there")
+    return found
 
 
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:

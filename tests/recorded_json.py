@@ -40,7 +40,7 @@ class Array(list[Any]):
     """JSON array. An index, every step of an iteration, a comparison and a conversion by NumPy read its values."""
 
     def __init__(self, values: list[Any]) -> None:
-        super().__init__(record(value) for value in values)
+        super().__init__(record(value) for value in list.__iter__(values))
         self.names_read: set[int] = set()
 
     def __getitem__(self, index: Any) -> Any:
@@ -57,7 +57,7 @@ class Array(list[Any]):
         return not self == other
 
     def __deepcopy__(self, memo: object) -> "Array":
-        return Array(list(list.__iter__(self)))
+        return Array(self)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(whole(self), dtype)
