@@ -115,9 +115,8 @@ def run(job: TrainingJob, *, overwrite: bool) -> None:
         startup.once(lambda: shutil.rmtree(job.workdir, ignore_errors=True))
     if not train(job, dataset):
         sys.exit(errors.RESTART)
-    if jax.process_count() == 1:
-        show(job)
-    console.print(f"next: python -m jworld.evaluate --checkpoint {job.workdir}")
+    if jax.process_count() > 1 or show(job):
+        console.print(f"next: python -m jworld.evaluate --checkpoint {job.workdir}")
 
 
 def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
@@ -204,20 +203,24 @@ def open_log(job: TrainingJob, state: train_state.TrainState, *, on_step: Callab
     )
 
 
-def show(job: TrainingJob) -> None:
-    """Sample the newest checkpoint, and write samples/NAME.mp4 and .png, or NAME.json for answers in text."""
+def show(job: TrainingJob) -> bool:
+    """Sample the newest checkpoint, and write samples/NAME.mp4 and .png, or NAME.json for answers in text.
+
+    Return whether that was possible; otherwise the reason is printed.
+    """
     if problem := job.system.data.find_problem(job.workdir / runs.ENCODERS):
         console.print(f"no {job.system.sample_name}: {problem}")
-        return
+        return False
     try:
         run = runs.load(job.workdir, stored=True)
         made = run.system.make_sample(run.model, run.encoders, run.config)
     except errors.UserError as error:
         # The run itself ended well.
         console.print(f"no {job.system.sample_name}: {error}")
-        return
+        return False
     for line in samples.write(made, job.workdir / runs.SAMPLES, job.system.sample_name, fps=run.encoders.fps):
         console.print(line, markup=False)
+    return True
 
 
 if __name__ == "__main__":

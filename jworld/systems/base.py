@@ -4,6 +4,7 @@ A system is one object built from a run's config. Training, evaluation and plann
 `generate` and interactive front ends also those of `VideoSystem` or `TextSystem`. The registry holds `SystemType`s.
 """
 
+import abc
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from jworld.data import pipeline, records
 from jworld.data.records import text_store
 from jworld.encoders.model_encoders import EncoderOverrides, Encoders
 from jworld.evaluation import results
+from jworld.models.layers import lora
 from jworld.models.layers.attention import Implementation, Intervals, Mask
 from jworld.models.layers.flops import Sizes
 from jworld.precompute.latent_records import LatentRecords
@@ -267,7 +269,7 @@ class SystemType(Protocol[Built]):
         """Return a recipe's text for a JSON training config of the original, or None if it is not one."""
 
 
-class BaseSystem(Generic[Model, RunEncoders]):
+class BaseSystem(abc.ABC, Generic[Model, RunEncoders]):
     """Defaults of the optional members of `System` and `SystemType`, and the reading of config sections."""
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
@@ -291,6 +293,17 @@ class BaseSystem(Generic[Model, RunEncoders]):
                 node = node.get(key, {})
         section = run_config.section(cls, node if values is None else values, name)
         self._sections[name] = section
+        return section
+
+    def read_lora(self) -> lora.LoRAConfig | None:
+        """Return the adapters of `config.model.lora`, or None without.
+
+        Raises:
+          UserError: a key is unknown or of a wrong type, or everything would train.
+        """
+        section = adapters.section(self.config)
+        if section is not None:
+            self._sections["model.lora"] = section
         return section
 
     def sections(self) -> dict[str, Any]:
@@ -332,9 +345,9 @@ class BaseSystem(Generic[Model, RunEncoders]):
         """See `System`."""
         return False
 
+    @abc.abstractmethod
     def init(self, rngs: nnx.Rngs) -> Model:
         """See `System`."""
-        raise NotImplementedError
 
     def init_training(self, rngs: nnx.Rngs) -> Model:
         """See `System`; by default training and sampling use the same model."""
@@ -381,25 +394,23 @@ class LatentVideoSystem(BaseSystem[Model, Encoders], Generic[Model, Clip]):
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
         super().__init__(config)
-        self.lora = adapters.section(config)
-        if self.lora is not None:
-            self._sections["model.lora"] = self.lora
+        self.lora = self.read_lora()
 
+    @abc.abstractmethod
     def network(self, rngs: nnx.Rngs) -> Model:
         """Build the network without adapters."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def manifest_expectations(self) -> dict[str, Any]:
         """Return the values that the manifest of a data set must have for this model, by dotted key."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def transform(self, store: text_store.TextStore, global_batch: int) -> grain.transforms.RandomMap:
         """Return the transform from records to training examples."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """See `System`."""
-        raise NotImplementedError
 
     def open_records(self, *, min_frames: int) -> None:
         """Set `data`; clips of fewer than `min_frames` latent frames are refused."""

@@ -183,3 +183,4 @@ def test_a_set_without_held_out_clips_trains_to_the_end(tmp_path: pathlib.Path) 
         assert result.returncode == 0, result.stdout + result.stderr
         assert "no continuation: " in result.stdout
         assert "split 'val' has no records" in result.stdout
+        assert "next: " not in result.stdout

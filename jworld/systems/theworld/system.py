@@ -52,9 +52,7 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
         self.sample = self.read(answering.SampleConfig, "sample.rollout")
         self.data = Conversations(config, image_tokens=gemma.image_tokens)
         self._sections |= self.data.sections()
-        self.lora = adapters.section(config)
-        if self.lora is not None:
-            self._sections["model.lora"] = self.lora
+        self.lora = self.read_lora()
         self._trainable, self._frozen_dtype = config.optimizer.trainable, config.model.get("frozen_dtype")
         self._questions = config.sample.questions
         self._check_fit()
