@@ -86,12 +86,12 @@ def generate(request: Request, config: ml_collections.ConfigDict, console: rich.
     Raises:
       UserError: an input is missing, damaged, or does not fit the model.
     """
+    system = generation.video_system(systems.create(config), config)
     if request.out.suffix.lower() != ".mp4":
         found = "missing" if request.out == Request.out else request.out
         raise errors.UserError(f"--out is {found}, expected a name that ends in .mp4")
     if request.stream and request.sheet:
         raise errors.UserError("--sheet needs all frames at the end, but --stream stores none: leave one of them out")
-    system = generation.video_system(systems.create(config), config)
     image = generation.find_start(request.image, needed=system.needs_image)
     steering = generation.steering(system, pose=request.pose, actions=request.actions)
     actions = system.controls(steering, request.windows, request.length)

@@ -79,6 +79,7 @@ def _save_siglip(folder: pathlib.Path) -> pathlib.Path:
     )
     transformers.SiglipVisionModel(config).save_pretrained(folder / "image_encoder")
     preprocessor = {
+        "image_processor_type": "SiglipImageProcessor",
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,

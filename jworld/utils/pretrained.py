@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import pathlib
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 # Without PyTorch, transformers prints on import that models are not available.
 _SILENCE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+
+_MESSAGE_LENGTH = 300
 
 
 def library() -> Any:
@@ -131,7 +134,9 @@ def _require_sentencepiece(folder: pathlib.Path) -> None:
 
 
 def describe(error: Exception) -> str:
-    """Return the first sentence of an error, for messages of one line."""
+    """Return the first line of an error, cut to `_MESSAGE_LENGTH` characters."""
     first, *rest = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
     # A check of config fields gives the field in the first line and the reason, after its class, in the second.
-    return rest[0].split(": ", 1)[-1] if rest and first.endswith(":") else first
+    reason = rest[0].split(": ", 1)[-1] if rest and first.endswith(":") else first
+    # Some list every model that the library knows.
+    return textwrap.shorten(reason, _MESSAGE_LENGTH, placeholder=" ...")

@@ -76,7 +76,7 @@ def test_released_file_encodes_records(folder: pathlib.Path, capsys: pytest.Capt
     with pytest.raises(SystemExit) as exit_:
         evaluate.main([f"--checkpoint={folder / 'run'}", "--episodes=other", "--revisits=8"])
     assert exit_.value.code == 2
-    assert "--episodes, --revisits: not used for a checkpoint of the system 'autoencoder'" in capsys.readouterr().err
+    assert "--revisits, --episodes: not used for a checkpoint of the system 'autoencoder'" in capsys.readouterr().err
 
     path = folder / "released" / records.AUTOENCODER_FILE
     release_autoencoder.main([f"--run={folder / 'run'}", f"--output={path}"])
