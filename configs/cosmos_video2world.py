@@ -93,11 +93,11 @@ def _tiny() -> ml_collections.ConfigDict:
         "ema_rate": 0.1,
         "accumulate": 1,
     }
-    config.loss = {"high_ratio": 0.05, "given_frames": (1, 2), "text_dropout": 0.2}
+    config.loss = {"high_ratio": 0.05, "conditioning_frames": (1, 2), "text_dropout": 0.2}
     config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
-        "rollout": {"num_steps": 10, "guidance": 0.0, "given_frames": 1},
+        "rollout": {"num_steps": 10, "guidance": 0.0, "conditioning_frames": 1},
         # Motion per latent in the recorded episodes, so that a pose string moves as the training data does.
         "motion": {"step": 0.24, "turn": 8.0, "focal": (1 / 2, 2 / 3)},
         "windows": 2,
@@ -152,7 +152,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
     }
     config.checkpoint = {"interval": 500, "max_to_keep": 3, "step": -1}
     config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
-    config.sample.rollout = {"num_steps": 35, "guidance": 7.0, "given_frames": 1}
+    config.sample.rollout = {"num_steps": 35, "guidance": 7.0, "conditioning_frames": 1}
     config.sample.windows = 1
 
 
@@ -195,6 +195,6 @@ def _action(config: ml_collections.ConfigDict) -> None:
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"
     config.optimizer.ema_rate = 0.0
-    config.loss = {"high_ratio": 0.0, "given_frames": (1, 1), "text_dropout": 0.2}
+    config.loss = {"high_ratio": 0.0, "conditioning_frames": (1, 1), "text_dropout": 0.2}
     # The original pipeline has no negative prompt, so that its guidance has no effect.
     config.sample.rollout.guidance = 0.0

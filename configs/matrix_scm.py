@@ -4,7 +4,7 @@ No trainer of this stage is published: docs/matrix.md lists the known facts and 
 
 Variants (`--config=configs/matrix_scm.py:<variant>`):
   (none)         the tiny model, distilled from that of stage 3; minutes on two CPU cores
-  tiny_average   the same with EMA weights as the target
+  tiny_ema   the same with EMA weights as the target
   tiny_guidance  the same with a student conditioned on the guidance scale, drawn between 1 and 3
   2b             the published size, with the values of the published sampler
 """
@@ -13,7 +13,7 @@ import ml_collections
 
 from jworld.utils import config as run_config
 
-VARIANTS = ("", "tiny_average", "tiny_guidance", "2b")
+VARIANTS = ("", "tiny_ema", "tiny_guidance", "2b")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("2b",)
 STAGE_3 = "configs/matrix_swin_dpm.py"
@@ -44,8 +44,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         _published(config)
     else:
         _tiny(config)
-    if variant == "tiny_average":
-        config.loss.target = "average"
+    if variant == "tiny_ema":
+        config.loss.target = "ema"
         config.optimizer.ema_decay = 0.95
     if variant == "tiny_guidance":
         config.loss.guidance = (1.0, 3.0)

@@ -74,8 +74,8 @@ def _tiny() -> ml_collections.ConfigDict:
             "layout": "spatial",
             "image_size": 64,
             "latent_channels": 96,
-            "codec": f"{STARTER}/encoders/autoencoder.safetensors",
-            "codec_ratio": 16,
+            "autoencoder_file": f"{STARTER}/encoders/autoencoder.safetensors",
+            "autoencoder_ratio": 16,
             "start_token": 9,
             "end_token": 10,
             # Number of frames predicted from the image, and the run of the network that predicts them.

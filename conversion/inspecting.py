@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from conversion import engine, families, folders, resolving, selecting, sources
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.latents import Normalization
 
 
 def inspect(path: pathlib.Path, *, step: int | None = None) -> dict[str, str]:
@@ -78,7 +78,7 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten a config to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in facts.items():
-        if dataclasses.is_dataclass(value) and not isinstance(value, Normalisation):
+        if dataclasses.is_dataclass(value) and not isinstance(value, Normalization):
             inner = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             prefix = "" if key == "gemma" else f"{key}."
             flat |= {prefix + name: each for name, each in inner.items() if name not in resolving.FREE}
@@ -88,7 +88,7 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, Normalisation):
+    if isinstance(value, Normalization):
         shift, scale = (
             f"{numbers[0]:g}" if len(numbers) == 1 else f"{len(numbers)} numbers"
             for numbers in (value.shift, value.scale)

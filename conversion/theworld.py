@@ -130,7 +130,7 @@ def to_config(cfg: TheWorldConfig) -> dict[str, Any]:
     world = cfg.world
     if world is None:
         return values
-    if autoencoder := world.codec:
+    if autoencoder := world.autoencoder_file:
         raise errors.UserError(
             f"the model encodes its world with the autoencoder {autoencoder}, which the original does not support: "
             "config.json cannot describe it"

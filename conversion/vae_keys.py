@@ -6,7 +6,7 @@ from typing import Any
 from conversion import hyperparameters
 from conversion.engine import CONV3D, Layout, Rule, Shape, patch_kernel
 from conversion.hyperparameters import Field
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.latents import Normalization
 
 #: Convolution of one pixel (and frame) -> linear layer.
 PIXEL2D, PIXEL3D = patch_kernel((1, 1)), patch_kernel((1, 1, 1))
@@ -55,18 +55,18 @@ def scaling(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the field `normalisation` for a config.json's scaling and shift factor, {} without them."""
     fields = (Field("scaling_factor", "scale", numbers), Field("shift_factor", "shift", numbers))
     values = hyperparameters.read(config, fields, {}, where)
-    return {"normalisation": Normalisation(**values)} if values else {}
+    return {"normalisation": Normalization(**values)} if values else {}
 
 
-def to_scaling(normalisation: Normalisation) -> dict[str, Any]:
+def to_scaling(normalisation: Normalization) -> dict[str, Any]:
     """Return the entries of config.json: the inverse of `scaling`, without normalization per channel."""
     if scaling_limits(normalisation):
-        normalisation = Normalisation()
+        normalisation = Normalization()
     shift = {"shift_factor": normalisation.shift[0]} if normalisation.shift[0] else {}
     return {"scaling_factor": normalisation.scale[0]} | shift
 
 
-def scaling_limits(normalisation: Normalisation) -> list[str]:
+def scaling_limits(normalisation: Normalization) -> list[str]:
     """Return what a scaling and a shift factor cannot express."""
     if len(normalisation.shift) == len(normalisation.scale) == 1:
         return []

@@ -8,7 +8,7 @@ from conversion.base import Family, KeyLayout
 from conversion.engine import CONV2D, GAMMA2D, GAMMA3D, Rule, Shape
 from conversion.hyperparameters import Field
 from conversion.vae_keys import PIXEL2D, PIXEL3D, conv
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.wan import WanConfig
 from jworld.utils import errors
 
@@ -174,7 +174,7 @@ def _from_config(
     if statistics := hyperparameters.read(config, STATISTICS, {}, where):
         if statistics.keys() != {"mean", "std"}:
             raise errors.UserError(f"{where}: has only one of latents_mean and latents_std, expected both or none")
-        values["normalisation"] = Normalisation.from_statistics(**statistics)
+        values["normalisation"] = Normalization.from_statistics(**statistics)
     return values
 
 

@@ -29,8 +29,6 @@ EXEMPT = frozenset({"scripts/check_words.py", "tests/docs/test_words.py"})
 ALLOWED: dict[tuple[str, str], str] = {
     ("jworld/data/recording/rooms.py", "coloured"): "captions of recorded data, on which released weights were trained",
     ("jworld/models/autoencoders/network.py", "normalisation"): "a key of saved autoencoder files",
-    ("jworld/models/theworld/config.py", "codec"): "a key of saved configs",
-    ("jworld/models/theworld/model.py", "codec"): "a key of saved configs",
     ("tests/models/autoencoders/test_autoencoder_networks.py", "normalisation"): "a key of saved autoencoder files",
     ("scripts/make_tokenizer.py", "behind"): "text that the released tokenizer was trained on",
     ("scripts/make_tokenizer.py", "colour"): "text that the released tokenizer was trained on",

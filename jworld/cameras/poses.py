@@ -57,7 +57,7 @@ def intrinsics_matrices(parameters: np.ndarray) -> np.ndarray:
     return matrices
 
 
-def normalise_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
+def normalize_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
     """Divide intrinsics [..., 3, 3] in pixels by the image size, twice the principal point; then cx = cy = 0.5."""
     intrinsics = np.asarray(intrinsics, np.float64)
     fx = intrinsics[..., 0, 0] / (2 * intrinsics[..., 0, 2])

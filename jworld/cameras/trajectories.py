@@ -51,7 +51,7 @@ def read(path: pathlib.Path) -> pose_strings.CameraPath:
             f"{path}: the first {POSE} is not the identity, but the model is trained on paths that begin there: "
             f"multiply every {POSE} from the left by the inverse of the first"
         )
-    return dataclasses.replace(pose_strings.path_from_c2w(c2w), intrinsics=poses.normalise_intrinsics(pixels))
+    return dataclasses.replace(pose_strings.path_from_c2w(c2w), intrinsics=poses.normalize_intrinsics(pixels))
 
 
 def _entries(path: pathlib.Path) -> dict[str, Any]:

@@ -35,8 +35,14 @@ SECTIONS = (
 
 #: Keys that had another name: old -> new. Saved configs and command lines may still use the old ones.
 RENAMED: dict[str, str] = {
+    "loss.given_frames": "loss.conditioning_frames",
+    "model.world.codec": "model.world.autoencoder_file",
+    "model.world.codec_ratio": "model.world.autoencoder_ratio",
+    "sample.rollout.given_frames": "sample.rollout.conditioning_frames",
     "sample.rollout.told_guidance": "sample.rollout.guidance_embedding_scale",
 }
+#: Earlier values of keys, which saved configs may still have -> their present values.
+RENAMED_VALUES: dict[str, dict[str, str]] = {"loss.target": {"average": "ema"}}
 
 Section = TypeVar("Section")
 
@@ -124,19 +130,29 @@ def load(directory: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def _rename(values: dict[str, Any]) -> None:
-    """Give the keys of `RENAMED` their present names; a value under the present name counts more."""
+    """Give keys and values their present names; a value under the present name of its key counts more."""
     for old, new in RENAMED.items():
-        node: Any = values
-        *parents, name = old.split(".")
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or name not in node:
+        found = _section_of(values, old)
+        if found is None:
             continue
-        value, target = node.pop(name), values
+        value, target = found.pop(old.rpartition(".")[2]), values
         *parents, name = new.split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
         target.setdefault(name, value)
+    for key, present in RENAMED_VALUES.items():
+        found, name = _section_of(values, key), key.rpartition(".")[2]
+        if found is not None and isinstance(found[name], str):
+            found[name] = present.get(found[name], found[name])
+
+
+def _section_of(values: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """Return the section that holds a dotted key, None where it is absent."""
+    node: Any = values
+    *parents, name = key.split(".")
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) and name in node else None
 
 
 def as_tuple(value: Any) -> Any:

@@ -36,7 +36,7 @@ def test_relative_to_first_keeps_the_steps() -> None:
 def test_intrinsics_are_normalized_by_the_image_size() -> None:
     pixels = poses.intrinsics_matrices(np.array([[960.0, 540.0, 960.0, 540.0]]))
     expected = [[[0.5, 0, 0.5], [0, 0.5, 0.5], [0, 0, 1]]]
-    np.testing.assert_allclose(poses.normalise_intrinsics(pixels), expected)
+    np.testing.assert_allclose(poses.normalize_intrinsics(pixels), expected)
 
 
 def test_only_rigid_matrices_pass() -> None:

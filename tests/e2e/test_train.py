@@ -179,12 +179,12 @@ def test_released_weights_start_another_run_on_their_own_latents_only(folder: pa
     assert f"starting from the weights in {released}" in printed
     assert metrics.read(folder / "second")[0]["loss"] < metrics.read(folder / "run")[0]["loss"]
 
-    codec = linear.LinearAutoencoder.load(released / runs.ENCODERS / records.AUTOENCODER_FILE)
-    weights = {**codec.weights, "group.mean": codec.weights["group.mean"] + np.float32(0.01)}
-    linear.LinearAutoencoder(codec.config, weights).save(folder / "changed.safetensors")
-    other = folder / "other-codec"
-    codec_file = f"--autoencoder={folder / 'changed.safetensors'}"
-    result = commands.run("jworld.precompute", f"--input={folder / 'episodes'}", f"--output={other}", codec_file)
+    original = linear.LinearAutoencoder.load(released / runs.ENCODERS / records.AUTOENCODER_FILE)
+    weights = {**original.weights, "group.mean": original.weights["group.mean"] + np.float32(0.01)}
+    linear.LinearAutoencoder(original.config, weights).save(folder / "changed.safetensors")
+    other = folder / "other-autoencoder"
+    autoencoder_flag = f"--autoencoder={folder / 'changed.safetensors'}"
+    result = commands.run("jworld.precompute", f"--input={folder / 'episodes'}", f"--output={other}", autoencoder_flag)
     assert result.returncode == 0, result.stderr
     extra = (f"--config.init_from={released}", f"--config.data.records={other}")
     arguments = commands.train_arguments(folder, *extra, workdir="third")

@@ -89,7 +89,7 @@ def channels_last(x: np.ndarray) -> jax.Array:
     return jnp.asarray(np.moveaxis(x, -4, -1))
 
 
-def given_frames(inputs: Mapping[str, np.ndarray], index: Any = ...) -> jax.Array | None:
+def conditioning_frames(inputs: Mapping[str, np.ndarray], index: Any = ...) -> jax.Array | None:
     """Return the condition mask as [B, F]: all pixels of a frame have one value."""
     if CONDITION not in inputs:
         return None
@@ -108,7 +108,7 @@ def model_inputs(inputs: Mapping[str, np.ndarray]) -> CosmosInputs:
         video=channels_last(inputs["x_B_C_T_H_W"]),
         time=time if time.ndim == 2 else time[:, None],
         text=jnp.asarray(inputs["crossattn_emb"]),
-        given=given_frames(inputs),
+        given=conditioning_frames(inputs),
         padding=None if padding is None else padding[:, 0],
         action=optional("action"),
         fps=None if fps is None else fps[0],

@@ -31,7 +31,7 @@ def _denoise(case: golden_cases.GoldenCase) -> float:
     inputs, model = case.inputs, networks.load_model(case)
     golden_cases.require(case.config, sigma_data=1.0, conditioning_strategy="frame_replace")
     noisy, frames = networks.channels_last(inputs["xt"]), networks.channels_last(inputs["gt_frames"])
-    mask = networks.given_frames(inputs)
+    mask = networks.conditioning_frames(inputs)
     assert mask is not None
     given = rectified_flow.ConditioningFrames(frames, mask, case.config["sigma_conditional"])
     level, levels = jnp.asarray(inputs["sigma_B"]), jnp.asarray(inputs["sigma_B_T"])
@@ -66,7 +66,7 @@ def _last(x: np.ndarray) -> np.ndarray | jax.Array:
 def _training_loss(case: golden_cases.GoldenCase) -> float:
     inputs, outputs = case.inputs, case.outputs
     clean, noise = networks.channels_last(inputs["x0"]), networks.channels_last(inputs["epsilon"])
-    sigma, mask = jnp.asarray(inputs["sigma_B_T"]), networks.given_frames(inputs)
+    sigma, mask = jnp.asarray(inputs["sigma_B_T"]), networks.conditioning_frames(inputs)
     assert mask is not None
     golden_cases.require(case.config, sigma_data=1.0)
     graphdef, params = nnx.split(networks.load_model(case))
@@ -208,7 +208,7 @@ def _train_steps(case: golden_cases.GoldenCase) -> float:
         "clean": networks.channels_last(inputs["x0"]),
         "noise": networks.channels_last(inputs["epsilon"]),
         "sigma": inputs["sigma_B_T"],
-        "mask": networks.given_frames(inputs),
+        "mask": networks.conditioning_frames(inputs),
         "crossattn_emb": inputs["crossattn_emb"],
     }
     golden_cases.require(config, batch=batches["clean"].shape[1])

@@ -73,7 +73,7 @@ def make_record(case: golden_cases.GoldenCase, *, uses_action_json: bool) -> dic
         "image_cond": channels_last(inputs["image_cond"][0]),
         "vision_states": inputs["vision_states"][0],
         "w2c": w2c,
-        "intrinsics": poses.normalise_intrinsics(inputs["pose_intrinsic"][:: actions.FRAMES_PER_LATENT][:latents]),
+        "intrinsics": poses.normalize_intrinsics(inputs["pose_intrinsic"][:: actions.FRAMES_PER_LATENT][:latents]),
         "action": labels,
         "prompt": np.int32(1),
         "index": np.int32(0),

@@ -102,7 +102,7 @@ def test_loss_excludes_conditioning_frames_and_depends_on_all_inputs() -> None:
 
 
 def test_draws_follow_the_config() -> None:
-    cfg = objective.ObjectiveConfig(high_ratio=0.5, text_dropout=0.25, given_frames=(1, 2))
+    cfg = objective.ObjectiveConfig(high_ratio=0.5, text_dropout=0.25, conditioning_frames=(1, 2))
     draws = objective.draw(jax.random.key(1), (4000, 4, 1, 1, 1), cfg)
     assert 0.2 < float(1 - draws.keep_text.mean()) < 0.3
     assert set(np.unique(draws.given)) == {1, 2}
@@ -135,7 +135,7 @@ def test_windows_continue_each_other() -> None:
 
 
 def test_a_video_is_continued_from_its_last_five_frames() -> None:
-    config = make_config("", **{"sample.rollout.given_frames": 2})
+    config = make_config("", **{"sample.rollout.conditioning_frames": 2})
     session = make_session(Cosmos(config))
     video = np.random.default_rng(3).integers(0, 256, (9, 16, 32, 3), dtype=np.uint8)
     session.reset(video, "a room")
@@ -241,7 +241,7 @@ def test_pose_strings_that_do_not_fit(variant: str, pose: str | None, windows: i
     [
         ({"data.clip.actions": ""}, "config.data.clip.actions is '' but config.model.action_dim is 21"),
         ({"model.action_dim": 28}, "config.model.action_dim is 28, expected 21"),
-        ({"sample.rollout.given_frames": 2}, "given_frames is 2, expected 1"),
+        ({"sample.rollout.conditioning_frames": 2}, "conditioning_frames is 2, expected 1"),
         ({"model.patch_size": (1, 3, 2)}, "expected multiples of config.model.patch_size"),
         ({"mesh.sequence": 3}, "config.mesh.sequence is 3"),
     ],

@@ -150,11 +150,11 @@ def test_the_student_learns_and_the_teacher_stays() -> None:
 def test_an_ema_target_and_a_guidance_embedding() -> None:
     """The first loss is the same, because the EMA starts as the weights; then the targets differ."""
     runs_of = {
-        name: Training(make_config("tiny_average", **{"loss.target": name, "optimizer.ema_decay": 0.95})).run(3)
-        for name in ("student", "average")
+        name: Training(make_config("tiny_ema", **{"loss.target": name, "optimizer.ema_decay": 0.95})).run(3)
+        for name in ("student", "ema")
     }
-    assert runs_of["student"][0] == pytest.approx(runs_of["average"][0], rel=1e-5)
-    assert abs(runs_of["student"][2] - runs_of["average"][2]) > 1e-6
+    assert runs_of["student"][0] == pytest.approx(runs_of["ema"][0], rel=1e-5)
+    assert abs(runs_of["student"][2] - runs_of["ema"][2]) > 1e-6
     training = Training(make_config("tiny_guidance"))
     before = flat(training.state.params)["guidance/kernel"]
     training.run(1)
@@ -222,7 +222,7 @@ def test_few_steps_are_compared_with_many() -> None:
     [
         ({"init_from": ""}, "config.init_from is empty, expected a run of stage 3"),
         ({"optimizer.trainable": ".*"}, "which trains the teacher too"),
-        ({"loss.target": "average", "optimizer.ema_decay": 0.0}, "which needs EMA weights"),
+        ({"loss.target": "ema", "optimizer.ema_decay": 0.0}, "which needs EMA weights"),
         ({"loss.guidance": (1.0, 3.0)}, "the student has no guidance embedding"),
         ({"loss.solver_steps": 4}, "at least two steps in each of the 4 phases"),
         ({"loss.phases_per_group": 3}, "groups \\* phases_per_group is 12"),

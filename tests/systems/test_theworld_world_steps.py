@@ -62,7 +62,7 @@ def make_config(steps: int = STEPS) -> ml_collections.ConfigDict:
 def make(config: ml_collections.ConfigDict) -> TheWorld:
     """Make a model with random weights and the linear autoencoder of the starter."""
     model = make_model(systems.create(config))
-    model.autoencoder = LinearAutoencoder.load(config.model.world.codec)
+    model.autoencoder = LinearAutoencoder.load(config.model.world.autoencoder_file)
     return model
 
 
@@ -129,7 +129,9 @@ def test_published_checkpoints_use_other_latents_than_the_predictor() -> None:
     config = make_config()
     with config.unlocked():
         sizes = {"autoencoder_width": 4, "autoencoder_multipliers": (1, 1), "autoencoder_blocks": 1}
-        config.model.world.update({**sizes, "autoencoder_time_levels": (True,), "latent_channels": 16, "codec": ""})
+        config.model.world.update(
+            {**sizes, "autoencoder_time_levels": (True,), "latent_channels": 16, "autoencoder_file": ""}
+        )
         config.model.world.update({"compat": "original", "image_size": 8})
         config.data.clip.world_size = 8
         config.model.predictor.channels = 16
@@ -374,7 +376,7 @@ def test_latents_of_another_autoencoder(tmp_path: pathlib.Path) -> None:
     assert systems.create(config).model_config.predictor == CosmosConfig(
         **{**NETWORK, "patch_size": (1, 1, 1)}, rope_scale=(1.0, 1.0, 1.0)
     )
-    own = LinearAutoencoder.load(config.model.world.codec).hash()
+    own = LinearAutoencoder.load(config.model.world.autoencoder_file).hash()
     assert own in text
     (kept / "manifest.json").write_text(text.replace(own, "0" * 64))
     with pytest.raises(UserError, match=r"'linear' \(00000000\), but the world's is 'linear'"):

@@ -164,7 +164,7 @@ def test_settings_that_do_not_fit_are_refused(options: dict[str, Any], message: 
         data.ClipConfig(**{**SETTINGS, **options})
 
 
-@pytest.mark.parametrize("name", ["relative_to_first", "normalise_intrinsics"])
+@pytest.mark.parametrize("name", ["relative_to_first", "normalize_intrinsics"])
 def test_golden_check_notices_skipped_camera_conversions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poses, name, lambda matrices: matrices)
     case = golden_cases.GoldenCase(GOLDEN / "worldplay" / "dataset_item")

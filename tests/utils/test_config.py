@@ -87,6 +87,19 @@ def test_a_key_that_moved_to_another_section(tmp_path: pathlib.Path, monkeypatch
     assert run_config.load(tmp_path).sample.to_dict() == {"rollout": {}, "noise": {"seed": 3}}
 
 
+def test_saved_names_of_earlier_versions(tmp_path: pathlib.Path) -> None:
+    saved = {
+        "loss": {"target": "average", "given_frames": [1, 2]},
+        "model": {"world": {"codec": "linear.safetensors", "codec_ratio": 8}},
+        "sample": {"rollout": {"given_frames": 2}},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    config = run_config.load(tmp_path)
+    assert config.loss.to_dict() == {"target": "ema", "conditioning_frames": [1, 2]}
+    assert config.model.world.to_dict() == {"autoencoder_file": "linear.safetensors", "autoencoder_ratio": 8}
+    assert config.sample.rollout.to_dict() == {"conditioning_frames": 2}
+
+
 def test_a_recipe_from_any_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_config.load_recipe("configs/ar_mem.py:8b").model.width == 2048

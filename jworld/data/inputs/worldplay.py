@@ -61,7 +61,7 @@ def _read_tracks(cameras: pathlib.Path, controls: pathlib.Path | None, frames: i
             f"{cameras}: the principal point is {pixels[:, :2, 2].min():g} pixels, expected half the image size: "
             "write intrinsics in pixels"
         )
-    intrinsics = poses.normalise_intrinsics(pixels)
+    intrinsics = poses.normalize_intrinsics(pixels)
     return items.Tracks(w2c=w2c, intrinsics=intrinsics, controls=_read_controls(controls, frames))
 
 

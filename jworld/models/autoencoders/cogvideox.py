@@ -18,12 +18,12 @@ from flax import nnx
 
 from jworld.models.autoencoders import network
 from jworld.models.autoencoders.blocks import Cache, Coder, Head, Level, Style, middle
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.samplers import AverageDown, NearestUp, enlarge, split_odd
 from jworld.models.layers.linear import default_init
 from jworld.utils.errors import UserError
 
-NORMALISATION = Normalisation(scale=(1.15258426,))
+NORMALIZATION = Normalization(scale=(1.15258426,))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class CogVideoXConfig(network.AutoencoderConfig):
 
     latent_channels: int = 16
     blocks: int = 3
-    normalisation: Normalisation = NORMALISATION
+    normalisation: Normalization = NORMALIZATION
     chunk: int | None = 2
     widths: tuple[int, ...] = (128, 256, 256, 512)
     temporal_ratio: int = 4

@@ -15,7 +15,7 @@ from flax import nnx
 from jworld.models.autoencoders import linear, network
 from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder, CogVideoXConfig
 from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15Config
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.wan import WanAutoencoder, WanConfig
 from jworld.utils import files as whole_files
 from jworld.utils.errors import UserError
@@ -104,4 +104,4 @@ def _read(fields: dict[str, Any]) -> dict[str, Any]:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     normalisation = {name: tuple(numbers) for name, numbers in fields["normalisation"].items()}
     types = {name: jnp.dtype(fields[name]) for name in ("dtype", "param_dtype")}
-    return values | types | {"normalisation": Normalisation(**normalisation)}
+    return values | types | {"normalisation": Normalization(**normalisation)}

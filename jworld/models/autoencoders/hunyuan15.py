@@ -18,12 +18,12 @@ from flax import nnx
 
 from jworld.models.autoencoders import network
 from jworld.models.autoencoders.blocks import Cache, ChannelNorm, Coder, Head, Level, Style, middle
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.samplers import ShuffleDown, ShuffleUp, repeated
 from jworld.models.layers.causal_conv import CausalConv
 from jworld.utils.errors import UserError
 
-NORMALISATION = Normalisation(scale=(1.03682,))
+NORMALIZATION = Normalization(scale=(1.03682,))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Hunyuan15Config(network.AutoencoderConfig):
 
     latent_channels: int = 32
     blocks: int = 2
-    normalisation: Normalisation = NORMALISATION
+    normalisation: Normalization = NORMALIZATION
     widths: tuple[int, ...] = (128, 256, 512, 1024, 1024)
     spatial_ratio: int = 16
     temporal_ratio: int = 4

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Normalisation:
+class Normalization:
     """Normalization (latents - shift) * scale, with one number for all channels or one per channel."""
 
     shift: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
 
     @classmethod
-    def from_statistics(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> "Normalisation":
+    def from_statistics(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> "Normalization":
         return cls(shift=mean, scale=tuple(1 / value for value in std))
 
     def apply(self, latents: jax.Array) -> jax.Array:

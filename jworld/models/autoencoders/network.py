@@ -21,7 +21,7 @@ from flax import nnx
 
 from jworld.models.autoencoders import linear
 from jworld.models.autoencoders.blocks import Cache, Coder
-from jworld.models.autoencoders.latents import Normalisation, Posterior
+from jworld.models.autoencoders.latents import Normalization, Posterior
 from jworld.models.autoencoders.tiling import Tiling, tiled
 from jworld.parallel import axes
 from jworld.utils.errors import UserError
@@ -48,7 +48,7 @@ class AutoencoderConfig(abc.ABC):
 
     latent_channels: int
     blocks: int
-    normalisation: Normalisation
+    normalisation: Normalization
     chunk: int | None = dataclasses.field(default=1, metadata=HOW_ONLY)
     image_channels: int = 3
     dtype: Any = dataclasses.field(default=jnp.bfloat16, metadata=HOW_ONLY)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jworld.models.autoencoders import network
 from jworld.models.autoencoders.blocks import Cache, ChannelNorm, Coder, Head, Level, Style, middle
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.samplers import LearnedDown, LearnedUp
 from jworld.utils.errors import UserError
 
@@ -26,7 +26,7 @@ _STD = (
     *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
-NORMALISATION = Normalisation.from_statistics(_MEAN, _STD)
+NORMALIZATION = Normalization.from_statistics(_MEAN, _STD)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class WanConfig(network.AutoencoderConfig):
 
     latent_channels: int = 16
     blocks: int = 2
-    normalisation: Normalisation = NORMALISATION
+    normalisation: Normalization = NORMALIZATION
     channels: int = 96
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     time_levels: tuple[bool, ...] = (False, True, True)

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
-from jworld.models.autoencoders.latents import Normalisation
-from jworld.models.autoencoders.wan import NORMALISATION, WanConfig
+from jworld.models.autoencoders.latents import Normalization
+from jworld.models.autoencoders.wan import NORMALIZATION, WanConfig
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.gemma3.config import Gemma3Config
 
@@ -26,8 +26,8 @@ class WorldConfig:
       latent_channels: C.
       autoencoder_width, autoencoder_multipliers, autoencoder_blocks, autoencoder_time_levels: of the Wan autoencoder,
         which is part of the model.
-      codec: file of a linear autoencoder, whose weights replace the Wan autoencoder's in the model; "" for none.
-      codec_ratio: pixels per latent of the linear autoencoder.
+      autoencoder_file: file of a linear autoencoder, whose weights replace the Wan autoencoder's in the model; "" for none.
+      autoencoder_ratio: pixels per latent of the linear autoencoder.
       start_token, end_token: ids of the brackets around the world's tokens.
       steps: latent frames that are predicted from the image (world steps); the original has none.
       predictor: folder of the network that predicts them: a run of Cosmos Video2World, or imported weights.
@@ -43,8 +43,8 @@ class WorldConfig:
     autoencoder_multipliers: tuple[int, ...] = (1, 2, 4, 4)
     autoencoder_blocks: int = 2
     autoencoder_time_levels: tuple[bool, ...] = (False, True, True)
-    codec: str = ""
-    codec_ratio: int = 16
+    autoencoder_file: str = ""
+    autoencoder_ratio: int = 16
     start_token: int = 262145
     end_token: int = 262146
     steps: int = 0
@@ -64,7 +64,7 @@ class WorldConfig:
     @property
     def ratio(self) -> int:
         """Pixels per latent, in height and width."""
-        return self.codec_ratio if self.codec else self.autoencoder().spatial_ratio
+        return self.autoencoder_ratio if self.autoencoder_file else self.autoencoder().spatial_ratio
 
     @property
     def side(self) -> int:
@@ -99,7 +99,7 @@ class WorldConfig:
             blocks=self.autoencoder_blocks,
             time_levels=self.autoencoder_time_levels,
             latent_channels=self.latent_channels,
-            normalisation=NORMALISATION if self.latent_channels == len(NORMALISATION.shift) else Normalisation(),
+            normalisation=NORMALIZATION if self.latent_channels == len(NORMALIZATION.shift) else Normalization(),
             # One frame.
             chunk=None,
             **settings,
@@ -108,8 +108,10 @@ class WorldConfig:
     def __post_init__(self) -> None:
         if self.image_size < 1 or self.image_size % self.ratio:
             raise ValueError(f"image_size is {self.image_size}, expected a multiple of {self.ratio} pixels, a latent")
-        if self.codec and self.original:
-            raise ValueError(f"codec is {self.codec!r}, but the original has none: unset it or compat")
+        if self.autoencoder_file and self.original:
+            raise ValueError(
+                f"autoencoder_file is {self.autoencoder_file!r}, but the original has none: unset it or compat"
+            )
         if self.steps < 0 or self.predictor_steps < 1:
             raise ValueError(
                 f"steps is {self.steps} and predictor_steps {self.predictor_steps}, expected at least 0 and at least 1"

@@ -89,9 +89,9 @@ class TheWorld(Gemma3):
         original = self.config.world is not None and self.config.world.original
         if isinstance(self.autoencoder, WanAutoencoder) and original:
             return self.autoencoder.posterior(world_values(pixels, original=True)[:, None]).mean
-        return self.sound_latents(pixels)
+        return self.valid_latents(pixels)
 
-    def sound_latents(self, pixels: jax.Array) -> jax.Array:
+    def valid_latents(self, pixels: jax.Array) -> jax.Array:
         """Encode as `latents` does, but normalized for every `compat`: the input of the predictor."""
         return self.autoencoder.encode(world_values(pixels, original=False)[:, None])
 
@@ -127,15 +127,15 @@ def world_values(pixels: jax.Array, *, original: bool) -> jax.Array:
 
 
 def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> WanAutoencoder | LinearAutoencoder:
-    if not world.codec:
+    if not world.autoencoder_file:
         dtypes = {"dtype": cfg.gemma.dtype, "param_dtype": cfg.gemma.param_dtype}
         return WanAutoencoder(world.autoencoder(**dtypes), rngs=rngs)
-    autoencoder = LinearAutoencoder.load(world.codec)
+    autoencoder = LinearAutoencoder.load(world.autoencoder_file)
     found = autoencoder.config.channels, autoencoder.config.spatial_ratio
     if found != (world.latent_channels, world.ratio):
         raise UserError(
-            f"config.model.world.codec {world.codec} has {found[0]} channels and {found[1]} pixels per latent, but "
-            f"latent_channels is {world.latent_channels} and codec_ratio {world.ratio}: set them to its values"
+            f"config.model.world.autoencoder_file {world.autoencoder_file} has {found[0]} channels and {found[1]} pixels per latent, but "
+            f"latent_channels is {world.latent_channels} and autoencoder_ratio {world.ratio}: set them to its values"
         )
     return autoencoder
 

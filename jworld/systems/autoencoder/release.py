@@ -13,7 +13,7 @@ from flax import nnx
 
 from jworld.models.autoencoders import files as autoencoder_files
 from jworld.models.autoencoders import network
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.latents import Normalization
 from jworld.systems.autoencoder import data
 from jworld.utils import indices
 
@@ -26,7 +26,7 @@ def release(
 ) -> None:
     """Write `model` to `path`, with a normalization measured on the training videos."""
     mean, deviation = statistics(model, files, console=console)
-    normalisation = Normalisation.from_statistics(tuple(mean.tolist()), tuple(deviation.tolist()))
+    normalisation = Normalization.from_statistics(tuple(mean.tolist()), tuple(deviation.tolist()))
     model.config = dataclasses.replace(model.config, normalisation=normalisation)
     path.parent.mkdir(parents=True, exist_ok=True)
     autoencoder_files.save(model, path)

@@ -14,7 +14,7 @@ from flax import nnx
 from jworld.data import records
 from jworld.evaluation import results
 from jworld.models.autoencoders import files, network
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.latents import Normalization
 from jworld.systems import base
 from jworld.systems.autoencoder import data, evaluation, objective
 from jworld.utils import config as run_config
@@ -132,7 +132,7 @@ def _network(
 
     The normalization of latents is the identity here; it is measured after training.
     """
-    values = {"normalisation": Normalisation(), **section}
+    values = {"normalisation": Normalization(), **section}
     family = values.pop("family", None)
     if family not in files.NETWORKS:
         raise errors.UserError(f"config.model.family is {family!r}, expected one of {', '.join(files.NETWORKS)}")

@@ -24,7 +24,7 @@ class ObjectiveConfig:
       log_mean, log_std: mean and deviation of the noise level's logarithm, before the level is multiplied by the root
         of the number of frames.
       high_ratio: share of examples with a very high noise level.
-      given_frames: smallest and largest number of conditioning latent frames; drawn uniformly per example.
+      conditioning_frames: smallest and largest number of conditioning latent frames; drawn uniformly per example.
       text_dropout: share of examples whose text is all zeros.
       given_sigma: noise level that the network receives for conditioning frames, which enter clean.
       scale: factor of the loss.
@@ -33,7 +33,7 @@ class ObjectiveConfig:
     log_mean: float = 0.0
     log_std: float = 1.0
     high_ratio: float = 0.05
-    given_frames: tuple[int, int] = (1, 2)
+    conditioning_frames: tuple[int, int] = (1, 2)
     text_dropout: float = 0.2
     given_sigma: float = rectified_flow.GIVEN_SIGMA
     scale: float = rectified_flow.LOSS_SCALE
@@ -42,13 +42,13 @@ class ObjectiveConfig:
         for name in ("high_ratio", "text_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
-        least, most = self.given_frames
+        least, most = self.conditioning_frames
         if self.given_sigma < 0 or self.scale <= 0:
             raise ValueError(
                 f"given_sigma is {self.given_sigma} and scale {self.scale}, expected at least 0, and a number above 0"
             )
         if not 0 <= least <= most:
-            raise ValueError(f"given_frames is {self.given_frames}, expected (least, most)")
+            raise ValueError(f"conditioning_frames is {self.conditioning_frames}, expected (least, most)")
 
 
 class Draws(NamedTuple):
@@ -76,7 +76,7 @@ def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
             sigma_key, batch, frames=frames, high_ratio=cfg.high_ratio, mean=cfg.log_mean, std=cfg.log_std
         ),
         jax.random.normal(noise_key, shape),
-        jax.random.randint(given_key, (batch,), cfg.given_frames[0], cfg.given_frames[1] + 1),
+        jax.random.randint(given_key, (batch,), cfg.conditioning_frames[0], cfg.conditioning_frames[1] + 1),
         jax.random.uniform(text_key, (batch,)) >= cfg.text_dropout,
     )
 

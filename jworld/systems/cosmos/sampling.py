@@ -22,7 +22,7 @@ class SampleConfig:
       num_steps: solver steps; the network is evaluated once more at the end.
       guidance: scale g of classifier-free guidance x + g (x - x_negative), the usual scale less 1; 0 disables it.
       negative_prompt: negative prompt of the guidance; "" uses the zeros that replace dropped text in training.
-      given_frames: latent frames that a window continues: 1 (an image) or 2 (five frames).
+      conditioning_frames: latent frames that a window continues: 1 (an image) or 2 (five frames).
       lowest, highest: range of noise levels.
       order: noise levels are evenly spaced in their `order`-th root.
       given_sigma: noise level that the network receives for conditioning frames, which enter clean.
@@ -31,7 +31,7 @@ class SampleConfig:
     num_steps: int = 35
     guidance: float = 7.0
     negative_prompt: str = ""
-    given_frames: int = 1
+    conditioning_frames: int = 1
     lowest: float = 0.002
     highest: float = 80.0
     order: float = 7.0
@@ -40,8 +40,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
-        if self.given_frames not in (1, 2):
-            raise ValueError(f"given_frames is {self.given_frames}, must be 1 or 2")
+        if self.conditioning_frames not in (1, 2):
+            raise ValueError(f"conditioning_frames is {self.conditioning_frames}, must be 1 or 2")
         if not 0 < self.lowest < self.highest or self.order <= 0 or self.given_sigma < 0:
             raise ValueError(
                 f"lowest is {self.lowest}, highest {self.highest}, order {self.order} and given_sigma "

@@ -23,7 +23,7 @@ class Session:
     @property
     def given_pixels(self) -> int:
         """Number of pixel frames that a window continues."""
-        return 1 + self.encoders.autoencoder.temporal_ratio * (self.sample.given_frames - 1)
+        return 1 + self.encoders.autoencoder.temporal_ratio * (self.sample.conditioning_frames - 1)
 
     def reset(self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0) -> None:
         """Start from an image uint8 [H, W, 3] of any size, or from the last frames of a video [T, H, W, 3].

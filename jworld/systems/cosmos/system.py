@@ -93,9 +93,9 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
                 f"config.data.clip.actions is {clip.actions!r} but config.model.action_dim is {model.action_dim}: set "
                 "both, or '' and None"
             )
-        if clip.actions and self.sample.given_frames != 1:
+        if clip.actions and self.sample.conditioning_frames != 1:
             raise errors.UserError(
-                f"config.sample.rollout.given_frames is {self.sample.given_frames}, expected 1: a window of "
+                f"config.sample.rollout.conditioning_frames is {self.sample.conditioning_frames}, expected 1: a window of "
                 "an action model continues one frame"
             )
         if clip.actions == "poses" and model.action_dim != data.MOTION * (clip.window_frames - 1):

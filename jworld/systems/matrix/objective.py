@@ -35,7 +35,7 @@ class ObjectiveConfig:
       guidance: smallest and largest guidance scale of the teacher; drawn uniformly per example.
       distance: distance between the ends of two jumps: "huber" (pseudo-Huber) or "l2".
       huber_c: constant c of the pseudo-Huber distance, above 0: distances well below it count as squares.
-      target: model whose jump from the earlier point is the target: "student", or "average" for its EMA, which
+      target: model whose jump from the earlier point is the target: "student", or "ema" for its EMA, which
         `config.optimizer` must enable.
       teacher_dtype: dtype of the teacher's frozen weights.
     """
@@ -52,7 +52,7 @@ class ObjectiveConfig:
     guidance: tuple[float, float] = (6.0, 6.0)
     distance: Literal["huber", "l2"] = "huber"
     huber_c: float = 1e-3
-    target: Literal["student", "average"] = "student"
+    target: Literal["student", "ema"] = "student"
     teacher_dtype: str = "float32"
 
     def __post_init__(self) -> None:

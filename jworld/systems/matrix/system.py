@@ -103,7 +103,7 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
     @property
     def loss_takes_ema(self) -> bool:
         """See `System`."""
-        return self.distills and self.objective.target == "average"
+        return self.distills and self.objective.target == "ema"
 
     def _check_fit(self, sequence: int) -> None:
         model, clip = self.model_config, self.clip

@@ -44,7 +44,7 @@ def world_latents(model: TheWorld, pixels: jax.Array, frames: int | None = None)
     assert world is not None
     if world.steps == 0 or frames == 1:
         return image
-    future = predict(model, model.sound_latents(pixels) if world.original else image)[:, 1:]
+    future = predict(model, model.valid_latents(pixels) if world.original else image)[:, 1:]
     if world.original and isinstance(model.autoencoder, WanAutoencoder):
         future = model.autoencoder.config.normalisation.invert(future)
     return jnp.concatenate([image, future], axis=1)
@@ -119,7 +119,7 @@ def read(world: dict[str, Any]) -> dict[str, Any]:
         raise errors.UserError(f"{key}: {folder} holds a model of {config.system!r}, expected one of 'cosmos'")
     if (folder / _ENCODERS / records.MANIFEST).is_file():
         found = records.read_manifest(folder / _ENCODERS)["autoencoder"]
-        linear = world.get("codec")
+        linear = world.get("autoencoder_file")
         expected = LinearAutoencoder.load(linear).manifest_entry() if linear else {"family": WanAutoencoder.family}
         compared = ("family", "hash") if linear else ("family",)
         if any(found.get(name) != expected[name] for name in compared):

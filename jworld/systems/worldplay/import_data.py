@@ -212,7 +212,7 @@ def make_record(clip: published_files.Clip, *, prompt: int) -> records.Record:
         "latent": clip.latent,
         "image_cond": clip.image_cond,
         "w2c": clip.w2c.astype(np.float32),
-        "intrinsics": poses.normalise_intrinsics(clip.intrinsics).astype(np.float32),
+        "intrinsics": poses.normalize_intrinsics(clip.intrinsics).astype(np.float32),
         "action": clip.action,
         "vision_states": clip.vision_states,
         "prompt": np.array(prompt, np.int32),

@@ -192,7 +192,7 @@ def test_episode_files_that_are_refused(tmp_path, key):
 
 
 def test_intrinsics_do_not_depend_on_the_video_size(tmp_path):
-    """The clip's intrinsics equal `poses.normalise_intrinsics` of the pixels, for any size of the video."""
+    """The clip's intrinsics equal `poses.normalize_intrinsics` of the pixels, for any size of the video."""
     write_as_worldplay(tmp_path, np.linalg.inv(tiny_videos.camera_path()))
     (clip,) = read("worldplay", tmp_path)
-    np.testing.assert_array_equal(clip.intrinsics[3], poses.normalise_intrinsics(np.array(PIXELS)))
+    np.testing.assert_array_equal(clip.intrinsics[3], poses.normalize_intrinsics(np.array(PIXELS)))

@@ -12,12 +12,12 @@ import safetensors.numpy
 from flax import nnx
 
 from jworld.models.autoencoders import files, linear, wan
-from jworld.models.autoencoders.latents import Normalisation
+from jworld.models.autoencoders.latents import Normalization
 from jworld.utils.errors import UserError
 
 
 def test_a_network_survives_a_round_trip(tmp_path: pathlib.Path) -> None:
-    normalisation = Normalisation(shift=(0.1, 0.2), scale=(3.0, 1 / 3))
+    normalisation = Normalization(shift=(0.1, 0.2), scale=(3.0, 1 / 3))
     config = wan.WanConfig(latent_channels=2, channels=4, blocks=1, normalisation=normalisation, dtype=jnp.float32)
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: wan.WanAutoencoder(config, rngs=nnx.Rngs(0))))
     # Random numbers of NumPy: those of JAX are compiled for every shape.

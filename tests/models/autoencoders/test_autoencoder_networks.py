@@ -14,7 +14,7 @@ from flax import nnx
 
 from conversion import engine
 from jworld.models.autoencoders import cogvideox, hunyuan15, network, wan
-from jworld.models.autoencoders.latents import Normalisation, Posterior
+from jworld.models.autoencoders.latents import Normalization, Posterior
 from jworld.parallel import mesh
 from jworld.utils.errors import UserError
 
@@ -223,7 +223,7 @@ def test_latents_that_condition_each_frame(owners: list[int], count: int) -> Non
 
 
 def test_normalization() -> None:
-    normalisation = Normalisation.from_statistics((1.0, -2.0), (2.0, 0.5))
+    normalisation = Normalization.from_statistics((1.0, -2.0), (2.0, 0.5))
     x = jnp.array([[3.0, -2.5]])
     np.testing.assert_allclose(normalisation.apply(x), [[1.0, -1.0]], rtol=1e-6)
     np.testing.assert_allclose(normalisation.invert(normalisation.apply(x)), x, rtol=1e-6)
@@ -275,7 +275,7 @@ def test_manifest_and_hash() -> None:
     assert entry["normalised"] is True
     assert entry["hash"] == model.hash()
     assert tiny("wan", dtype=jnp.bfloat16, chunk=None).hash() == model.hash()
-    assert tiny("wan", normalisation=Normalisation()).hash() != model.hash()
+    assert tiny("wan", normalisation=Normalization()).hash() != model.hash()
     model.moments.bias[...] += 1
     assert model.hash() != entry["hash"]
     chunks = [tiny("cogvideox", chunk=chunk).hash() for chunk in (2, 3)]
