@@ -134,8 +134,8 @@ def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> Wan
     found = autoencoder.config.channels, autoencoder.config.spatial_ratio
     if found != (world.latent_channels, world.ratio):
         raise UserError(
-            f"config.model.world.autoencoder_file {world.autoencoder_file} has {found[0]} channels and {found[1]} pixels per latent, but "
-            f"latent_channels is {world.latent_channels} and autoencoder_ratio {world.ratio}: set them to its values"
+            f"config.model.world.autoencoder_file {world.autoencoder_file} has {found[0]} channels and "
+            f"{found[1]} pixels per latent, but latent_channels is {world.latent_channels} and autoencoder_ratio {world.ratio}: set them to its values"
         )
     return autoencoder
 

@@ -95,8 +95,8 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
             )
         if clip.actions and self.sample.conditioning_frames != 1:
             raise errors.UserError(
-                f"config.sample.rollout.conditioning_frames is {self.sample.conditioning_frames}, expected 1: a window of "
-                "an action model continues one frame"
+                f"config.sample.rollout.conditioning_frames is {self.sample.conditioning_frames}, expected 1: a "
+                "window of an action model continues one frame"
             )
         if clip.actions == "poses" and model.action_dim != data.MOTION * (clip.window_frames - 1):
             raise errors.UserError(
