@@ -135,7 +135,8 @@ def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> Wan
     if found != (world.latent_channels, world.ratio):
         raise UserError(
             f"config.model.world.autoencoder_file {world.autoencoder_file} has {found[0]} channels and "
-            f"{found[1]} pixels per latent, but latent_channels is {world.latent_channels} and autoencoder_ratio {world.ratio}: set them to its values"
+            f"{found[1]} pixels per latent, but latent_channels is {world.latent_channels} and "
+            f"autoencoder_ratio {world.ratio}: set them to its values"
         )
     return autoencoder
 
