@@ -93,7 +93,7 @@ def test_saved_names_of_earlier_versions(tmp_path: pathlib.Path) -> None:
         "model": {"world": {"codec": "linear.safetensors", "codec_ratio": 8}},
         "sample": {"rollout": {"given_frames": 2}},
     }
-    values = dict.fromkeys(run_config.SECTIONS, {}) | saved
+    values = {section: {} for section in run_config.SECTIONS} | saved
     (tmp_path / "config.json").write_text(json.dumps(values))
     config = run_config.load(tmp_path)
     assert config.loss.to_dict() == {"target": "ema", "conditioning_frames": [1, 2]}
