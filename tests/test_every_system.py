@@ -1,8 +1,8 @@
 """Every command on every registered system: success, or one sentence of error."""
 
-import dataclasses
 import pathlib
 
+import cases
 import commands
 import numpy as np
 import PIL.Image
@@ -14,92 +14,7 @@ from jworld.systems.base import TextSystem, VideoSystem
 from jworld.utils import config as run_config
 
 ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"}
-LATENTS = (
-    "--config.data.recording.episodes=4",
-    "--config.data.recording.frames=41",
-    "--config.data.recording.image_size=(64,48)",
-    "--config.global_batch=4",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """Recipe of a system, settings for a small size, and arguments of `generate` in addition to the checkpoint."""
-
-    recipe: str
-    settings: tuple[str, ...]
-    generate: tuple[str, ...] = ()
-
-
-CASES = {
-    "worldplay": Case(
-        "ar_mem.py:rooms",
-        (
-            *commands.MODEL,
-            "--config.data.recording.episodes=4",
-            "--config.data.recording.frames=97",
-            "--config.data.recording.image_size=(64,48)",
-            "--config.global_batch=4",
-            "--config.data.clip.memory_points=200",
-            "--config.sample.rollout.num_steps=1",
-        ),
-        ("--image", "IMAGE", "--pose", "w-3", "--out", "OUT.mp4"),
-    ),
-    "cosmos": Case(
-        "cosmos_video2world.py",
-        (
-            *LATENTS,
-            "--config.data.encoding.clip_frames=13",
-            "--config.data.clip.window_frames=4",
-            "--config.model.width=48",
-            "--config.model.num_layers=1",
-            "--config.model.num_heads=4",
-            "--config.sample.rollout.num_steps=1",
-        ),
-        ("--image", "IMAGE", "--out", "OUT.mp4"),
-    ),
-    "matrix": Case(
-        "matrix_lora.py:base",
-        (
-            *LATENTS,
-            "--config.data.encoding.clip_frames=13",
-            "--config.data.clip.window_frames=4",
-            "--config.model.width=48",
-            "--config.model.num_layers=1",
-            "--config.sample.rollout.num_steps=2",
-        ),
-        ("--prompt", "a room", "--out", "OUT.mp4"),
-    ),
-    "theworld": Case(
-        "theworld.py",
-        (
-            "--config.data.recording.episodes=4",
-            "--config.data.recording.frames=121",
-            "--config.data.recording.image_size=(64,48)",
-            "--config.global_batch=4",
-            "--config.data.questions.per_answer=3",
-            "--config.data.questions.view_size=(32,24)",
-            "--config.model.num_layers=1",
-            "--config.model.vision_layers=1",
-        ),
-        ("--image", "IMAGE", "--prompt", "Which way?"),
-    ),
-    "autoencoder": Case(
-        "autoencoder.py",
-        (
-            "--config.model.latent_channels=4",
-            "--config.model.widths=(4,8)",
-            "--config.model.spatial_ratio=2",
-            "--config.model.temporal_ratio=2",
-            "--config.data.recording.episodes=8",
-            "--config.data.recording.frames=17",
-            "--config.data.recording.image_size=(32,24)",
-            "--config.data.videos.image_size=(32,24)",
-            "--config.data.clip.size=(16,16)",
-            "--config.sample.frames=5",
-        ),
-    ),
-}
+CASES = cases.load()
 SYSTEMS = pytest.mark.parametrize("name", list(systems.REGISTRY))
 
 
@@ -174,8 +89,7 @@ def test_train_generate_evaluate_plan_and_export(name: str, tmp_path: pathlib.Pa
     else:
         assert "generates no videos" in commands.one_sentence(made)
 
-    counts = ("--limit=2",) if name == "theworld" else ("--windows=1", "--chunks=1")
-    measured = commands.run("jworld.evaluate", checkpoint, *counts, **ONE_DEVICE)
+    measured = commands.run("jworld.evaluate", checkpoint, *CASES[name].evaluate, **ONE_DEVICE)
     assert measured.returncode == 0, measured.stdout + measured.stderr
     assert (tmp_path / "run" / "evaluation" / "evaluation.json").is_file()
 
