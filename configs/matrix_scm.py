@@ -4,16 +4,17 @@ No trainer of this stage is published: docs/matrix.md lists the known facts and 
 
 Variants (`--config=configs/matrix_scm.py:<variant>`):
   (none)         the tiny model, distilled from that of stage 3; minutes on two CPU cores
-  tiny_ema   the same with EMA weights as the target
+  tiny_ema       the same with EMA weights as the target
   tiny_guidance  the same with a student conditioned on the guidance scale, drawn between 1 and 3
-  2b             the published size, with the values of the published sampler
+  2b             the published size, with the values of the published sampler: windows of two latents
+  2b_live        the same with windows of one latent, as the published live server: a key is visible after 1 s
 """
 
 import ml_collections
 
 from jworld.utils import config as run_config
 
-VARIANTS = ("", "tiny_ema", "tiny_guidance", "2b")
+VARIANTS = ("", "tiny_ema", "tiny_guidance", "2b", "2b_live")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("2b",)
 STAGE_3 = "configs/matrix_swin_dpm.py"
@@ -23,7 +24,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
     # All other values are those of stage 3.
-    config = run_config.load_recipe(f"{STAGE_3}:2b" if variant == "2b" else STAGE_3).unlock()
+    config = run_config.load_recipe(f"{STAGE_3}:2b" if variant.startswith("2b") else STAGE_3).unlock()
     config.loss = {
         "kind": "consistency",
         "snr_shift": config.loss.snr_shift,
@@ -40,8 +41,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.trainable = "(?!teacher/).*"
     config.data.clip.update({"text_dropout": 0.0, "control_dropout": 0.0})
     config.sample.rollout.update({"solver": "consistency", "num_steps": 4, "solver_steps": 40, "guidance": 1.0})
-    if variant == "2b":
-        _published(config)
+    if variant.startswith("2b"):
+        _published(config, window_frames=1 if variant == "2b_live" else 2)
     else:
         _tiny(config)
     if variant == "tiny_ema":
@@ -62,9 +63,12 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.optimizer.learning_rate = 2e-4
 
 
-def _published(config: ml_collections.ConfigDict) -> None:
+def _published(config: ml_collections.ConfigDict, *, window_frames: int) -> None:
     config.init_from = "checkpoints/matrix-stage3"
     config.steps = 10_000
+    config.sample.rollout.window_frames = window_frames
+    # The given latent and the groups of a window.
+    config.data.clip.window_frames = 1 + config.loss.groups * window_frames
     config.optimizer.learning_rate = 5e-6
     # The teacher has no gradients; bfloat16 halves its memory.
     config.loss.teacher_dtype = "bfloat16"

@@ -215,6 +215,9 @@ def _import(options: argparse.Namespace) -> None:
         description = f"{plan.family.describe(facts)}, sampled as {plan.variant} (--variant)"
         names = [f"model.{name}" for name in plan.published]
     console.print(description)
+    if plan.scheduler is not None and plan.scheduler[1]:
+        values = ", ".join(f"{key}={value}" for key, value in plan.scheduler[1].items())
+        console.print(f"by {plan.scheduler[0]}: {values}")
     if plan.source.adapters is not None:
         console.print(f"merged adapters of {plan.source.adapters.describe()}")
     for text, listed in (

@@ -73,6 +73,9 @@ class Runs:
       guess_variant: path of a checkpoint, fields that follow from its shapes -> the published model it may be.
       recipes: recipes of published models that have their own.
       fit: sets other values of a config that follow from its model.
+      scheduler: content of a scheduler_config.json, its path for messages, published model -> the values that it sets,
+        by dotted key of the config.
+      to_scheduler: config -> content of the scheduler_config.json of an exported pipeline; None without one.
     """
 
     system: str
@@ -81,6 +84,8 @@ class Runs:
     guess_variant: Callable[[pathlib.Path, Mapping[str, Any]], str]
     recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fit: Callable[[ml_collections.ConfigDict], None] = lambda config: None
+    scheduler: Callable[[Mapping[str, Any], str, str], dict[str, Any]] = lambda values, where, variant: {}
+    to_scheduler: Callable[[ml_collections.ConfigDict], dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from conversion import hyperparameters
+from conversion import hyperparameters, naming, schedulers
 from conversion.base import Family, Runs
 from conversion.hyperparameters import Field
 from jworld.models.cogvideox.config import CogVideoXConfig
@@ -18,11 +18,15 @@ RECIPES = {
     "stage3": "matrix_swin_dpm.py:2b",
     # The recipe of stage 4 needs a teacher. Its weights are those of stage 3's network, sampled in fewer steps.
     "stage4": "matrix_swin_dpm.py:2b",
+    "stage4_live": "matrix_swin_dpm.py:2b",
 }
+_CONSISTENCY = {"solver": "consistency", "num_steps": 4, "solver_steps": 40, "guidance": 1.0}
 #: Values of `config.sample.rollout` by stage that differ from the recipe's.
 SAMPLING: dict[str, dict[str, Any]] = {
     **{stage: {} for stage in ("stage1", "stage2", "stage3")},
-    "stage4": {"solver": "consistency", "num_steps": 4, "solver_steps": 40, "guidance": 1.0},
+    # Offline the published program plays windows of two latents, live of one: a key is visible after 1 s.
+    "stage4": {**_CONSISTENCY, "window_frames": 2},
+    "stage4_live": {**_CONSISTENCY, "window_frames": 1},
 }
 FIELDS = (
     Field("num_attention_heads", "num_heads", hyperparameters.integer),
@@ -93,11 +97,19 @@ def limits(cfg: CogVideoXConfig) -> list[str]:
 
 
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    """Return the stage of a path by the names of its folders; its tensors show only whether there is control."""
-    named = [stage for stage in RECIPES if stage in str(path.absolute())]
+    """Return the stage of a checkpoint by its own name; its tensors show only whether there is control.
+
+    Raises:
+      UserError: the name has several stages that fit.
+    """
+    named = [f"stage{number}" for number in naming.words(path, r"stage[ _-]?([1-4])")]
     has_control = facts.get("control_dim") is not None
     fitting = [stage for stage in named if (stage != "stage1") == has_control]
-    return fitting[-1] if fitting else "stage2" if has_control else "stage1"
+    if len(fitting) > 1:
+        raise errors.UserError(
+            f"{path}: its name has {' and '.join(fitting)}, expected one stage: choose one with --variant"
+        )
+    return fitting[0] if fitting else "stage2" if has_control else "stage1"
 
 
 def describe(facts: Mapping[str, Any]) -> str:
@@ -129,6 +141,8 @@ FAMILY = Family(
         variants=SAMPLING,
         guess_variant=guess_variant,
         recipes=RECIPES,
+        scheduler=schedulers.read_cogvideox,
+        to_scheduler=schedulers.write_cogvideox,
     ),
     folder_notes=folder_notes,
 )

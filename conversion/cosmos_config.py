@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from conversion import hyperparameters
+from conversion import hyperparameters, schedulers
 from conversion.base import Family, Runs
 from conversion.hyperparameters import Field
 from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
@@ -100,5 +100,7 @@ FAMILY = Family(
         variants={name: {} for name in RECIPES},
         guess_variant=guess_variant,
         recipes=RECIPES,
+        scheduler=schedulers.read_cosmos,
+        to_scheduler=schedulers.write_cosmos,
     ),
 )

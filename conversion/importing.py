@@ -19,7 +19,7 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from conversion import autoencoders, engine, families, outputs, resolving, selecting, sources, store
+from conversion import autoencoders, engine, families, outputs, resolving, schedulers, selecting, sources, store
 from jworld import systems
 from jworld.data import records
 from jworld.systems import runs
@@ -77,6 +77,7 @@ class Plan:
       selection: selection of the file's weights and of base checkpoints.
       ignored: allowed tensors that the model does not have.
       initial: allowed tensors that the file does not have.
+      scheduler: path of a scheduler_config.json, and the values that it sets, by dotted key; None without one.
     """
 
     family: families.Family
@@ -91,6 +92,7 @@ class Plan:
     ignored: Sequence[str]
     initial: Sequence[str]
     selection: selecting.Selection
+    scheduler: tuple[str, Mapping[str, Any]] | None
 
     @property
     def size(self) -> int:
@@ -117,7 +119,7 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     if source.config is not None:
         config_path = str(source.files[0].parent / "config.json")
         downloaded = (config_path, layout.from_config(source.config, config_path))
-    config, variant = None, None
+    config, variant, scheduler = None, None, None
     target: Target
     if family.runs is None:
         _check_autoencoder(family, options)
@@ -126,8 +128,16 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
         variant = options.variant or family.runs.guess_variant(source.path, facts)
         if variant not in family.runs.variants:
             raise errors.UserError(f"--variant is {variant!r}, expected one of {', '.join(family.runs.variants)}")
+        if (path := schedulers.find(source.files[0])) is not None:
+            scheduler = (str(path), family.runs.scheduler(sources.read_json(path), str(path), variant))
         config, published = resolving.resolve(
-            family.runs, shapes=facts, downloaded=downloaded, recipe=options.recipe, settings=settings, variant=variant
+            family.runs,
+            shapes=facts,
+            downloaded=downloaded,
+            recipe=options.recipe,
+            settings=settings,
+            variant=variant,
+            scheduler=scheduler,
         )
         target = systems.create(config)
     params = abstract_params(target)
@@ -147,7 +157,19 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     ignored = [problem.name for problem in allowed if problem.kind == "unexpected"]
     initial = [problem.name for problem in allowed if problem.kind == "missing"]
     return Plan(
-        family, layout, source, target, config, variant, published, params, places, ignored, initial, options.selection
+        family,
+        layout,
+        source,
+        target,
+        config,
+        variant,
+        published,
+        params,
+        places,
+        ignored,
+        initial,
+        options.selection,
+        scheduler,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from conversion import families
+from conversion import families, schedulers
 from jworld import systems
 from jworld.systems import recipes
 from jworld.utils import config as run_config
@@ -51,6 +51,7 @@ def resolve(
     recipe: str | None,
     settings: Mapping[str, Any],
     variant: str,
+    scheduler: tuple[str, Mapping[str, Any]] | None = None,
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
     """Return the config of a run with these weights, and the hyper-parameters that only the published values set.
 
@@ -61,6 +62,7 @@ def resolve(
       recipe: a recipe that the weights must match, and that sets all other values.
       settings: single values by dotted key.
       variant: a key of `runs.variants`.
+      scheduler: path of the scheduler_config.json next to the tensors, and the values that it sets, by dotted key.
 
     Raises:
       UserError: two sources contradict each other, a value is missing, or the values are not those of a model.
@@ -86,6 +88,8 @@ def resolve(
             published = [key for key in published if not key.startswith("world.")]
         _assign(config.model, {**facts, **free})
         config.sample.rollout.update(runs.variants[variant])
+        if scheduler is not None:
+            schedulers.apply(config, scheduler[1], scheduler[0], recipe)
         runs.fit(config)
     others = {key: str(value) for key, value in settings.items() if not key.startswith("model.")}
     config = recipes.change(config, others)

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from conversion import naming, schedulers
 from conversion.base import Family, Runs
 
 #: Recipe with the published values.
@@ -17,14 +18,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bidirectional": {"mode": "bidirectional", **_PUBLISHED},
     "base": {"mode": "bidirectional", **_PUBLISHED},
 }
-_FOLDERS = {"ar_distilled_action_model": "distilled", "ar_rl_model": "rl", "bidirectional_model": "bidirectional"}
+_FOLDERS = {
+    "ar_distilled_action_model": "distilled",
+    "ar_rl_model": "rl",
+    "bidirectional_model": "bidirectional",
+    "ar_model": "ar",
+}
 
 
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    """Return the published model of a path by the folder names of the download; only the base differs in tensors."""
+    """Return the published model of a checkpoint by its own name; only the base differs in tensors."""
     if facts.get("actions") is False:
         return "base"
-    return next((variant for name, variant in _FOLDERS.items() if name in str(path.absolute())), "ar")
+    named = (variant for own in naming.own_names(path) for name, variant in _FOLDERS.items() if name in own)
+    return next(named, "ar")
 
 
 def describe(facts: Mapping[str, Any]) -> str:
@@ -36,5 +43,12 @@ def describe(facts: Mapping[str, Any]) -> str:
 FAMILY = Family(
     name="worldplay",
     describe=describe,
-    runs=Runs(system="worldplay", recipe=RECIPE, variants=VARIANTS, guess_variant=guess_variant),
+    runs=Runs(
+        system="worldplay",
+        recipe=RECIPE,
+        variants=VARIANTS,
+        guess_variant=guess_variant,
+        scheduler=schedulers.read_hunyuan,
+        to_scheduler=schedulers.write_hunyuan,
+    ),
 )

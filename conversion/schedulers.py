@@ -1,0 +1,139 @@
+"""scheduler_config.json of diffusers next to imported weights: noise schedule and sampling of a run, read and written.
+
+A key that the file does not have keeps its published value. Values that our samplers do not support are refused.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from conversion import hyperparameters, messages, searching
+from conversion.hyperparameters import Field
+from jworld.utils import errors
+
+NAME, FOLDER = "scheduler_config.json", "scheduler"
+
+
+def find(weights: pathlib.Path) -> pathlib.Path | None:
+    """Return the scheduler's file next to a file of weights, or in the same pipeline folder; None without one."""
+    folder = weights.parent
+    places = [folder / NAME, folder / FOLDER / NAME]
+    if folder.name == searching.TRANSFORMER:
+        places.append(folder.parent / FOLDER / NAME)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _choice(*values: str) -> Any:
+    return lambda value: value if value in values else None
+
+
+# CogVideoX and The Matrix.
+_SCHEDULE = (
+    Field("snr_shift_scale", "loss.snr_shift", hyperparameters.number),
+    Field("beta_start", "loss.beta_start", hyperparameters.number),
+    Field("beta_end", "loss.beta_end", hyperparameters.number),
+    Field("beta_schedule", "loss.beta_schedule", _choice("scaled_linear", "linear")),
+    Field("rescale_betas_zero_snr", "loss.zero_terminal_snr", hyperparameters.switch),
+)
+_SPACING = Field("timestep_spacing", "sample.rollout.spacing", _choice("trailing", "linspace", "leading"))
+_SCHEDULE_FIXED = {
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "trained_betas": None,
+}
+_SOLVERS = {"CogVideoXDDIMScheduler": "ddim", "CogVideoXDPMScheduler": "dpm"}
+#: Models that generate whole clips; those of streams have their own sampler and spacing.
+_CLIPS = ("stage1", "stage2")
+
+
+def read_cogvideox(values: Mapping[str, Any], where: str, variant: str) -> dict[str, Any]:
+    """Return values by dotted key of a run's config; `variant` is a stage of The Matrix."""
+    found = hyperparameters.read(values, (*_SCHEDULE, _SPACING), _SCHEDULE_FIXED, where)
+    if variant not in _CLIPS:
+        found.pop(_SPACING.ours, None)
+    elif (name := values.get("_class_name")) in _SOLVERS:
+        found["sample.rollout.solver"] = _SOLVERS[name]
+    return found
+
+
+def write_cogvideox(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the file for a run's config."""
+    sample = config.sample.rollout
+    names = {solver: name for name, solver in _SOLVERS.items()}
+    return {
+        "_class_name": names[sample.solver if sample.solver in names else "ddim"],
+        "snr_shift_scale": config.loss.get("snr_shift", 3.0),
+        "beta_start": config.loss.get("beta_start", 0.00085),
+        "beta_end": config.loss.get("beta_end", 0.012),
+        "beta_schedule": config.loss.get("beta_schedule", "scaled_linear"),
+        "rescale_betas_zero_snr": config.loss.get("zero_terminal_snr", True),
+        "timestep_spacing": sample.get("spacing", "trailing"),
+        "clip_sample": False,
+        **_SCHEDULE_FIXED,
+    }
+
+
+_COSMOS = (
+    Field("sigma_min", "sample.rollout.lowest", hyperparameters.number),
+    Field("sigma_max", "sample.rollout.highest", hyperparameters.number),
+)
+_COSMOS_FIXED = {"num_train_timesteps": 1000, "sigma_data": 1.0, "use_karras_sigmas": True}
+_FLOW = "FlowMatchEulerDiscreteScheduler"
+
+
+def read_cosmos(values: Mapping[str, Any], where: str, variant: str) -> dict[str, Any]:
+    """Return values by dotted key of a run's config."""
+    return hyperparameters.read(values, _COSMOS, _COSMOS_FIXED, where)
+
+
+def write_cosmos(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the file for a run's config."""
+    sample = config.sample.rollout
+    return {
+        "_class_name": _FLOW,
+        "sigma_min": sample.get("lowest", 0.002),
+        "sigma_max": sample.get("highest", 80.0),
+        "final_sigmas_type": "sigma_min",
+        "shift": 1.0,
+        **_COSMOS_FIXED,
+    }
+
+
+_HUNYUAN = (Field("shift", "sample.rollout.shift", hyperparameters.number),)
+_HUNYUAN_FIXED = {"num_train_timesteps": 1000, "use_dynamic_shifting": False}
+
+
+def read_hunyuan(values: Mapping[str, Any], where: str, variant: str) -> dict[str, Any]:
+    """Return values by dotted key of a run's config; action models are sampled as their own program does."""
+    return hyperparameters.read(values, _HUNYUAN, _HUNYUAN_FIXED, where) if variant == "base" else {}
+
+
+def write_hunyuan(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the file for a run's config."""
+    return {"_class_name": _FLOW, "shift": config.sample.rollout.get("shift", 5.0), **_HUNYUAN_FIXED}
+
+
+def apply(
+    config: ml_collections.ConfigDict, found: Mapping[str, Any], where: str, recipe: str | None
+) -> ml_collections.ConfigDict:
+    """Set the values of a scheduler's file in an unlocked config.
+
+    Raises:
+      UserError: a recipe that the user named has other values.
+    """
+    wrong = []
+    for key, value in found.items():
+        *parents, name = key.split(".")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        if recipe is not None and name in section and section[name] != value:
+            wrong.append(f"{key} is {messages.shown(section[name])} by --config={recipe}, but {messages.shown(value)}")
+        section[name] = value
+    if wrong:
+        raise errors.UserError(f"{'; '.join(wrong)} by {where}: correct the wrong one, or leave --config out")
+    return config
