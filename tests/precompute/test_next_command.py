@@ -5,8 +5,8 @@ import shlex
 from typing import Any
 
 import numpy as np
+import precompute_inputs
 import pytest
-import test_precompute
 import tiny_autoencoders
 import tiny_videos
 
@@ -55,7 +55,7 @@ def first_batch(arguments: list[str]) -> dict[str, np.ndarray]:
     ],
 )
 def test_the_next_command_fits_the_records(tmp_path, capsys, monkeypatch, form, flags, recipe):
-    raw, output = test_precompute.write_videos(tmp_path / "my data", form), tmp_path / "my records"
+    raw, output = precompute_inputs.write_videos(tmp_path / "my data", form), tmp_path / "my records"
     printed = run(form, raw, output, capsys, *flags)
     (command,) = lines(printed, "next: ")
     python, dash_m, module, *arguments = shlex.split(command)
@@ -73,7 +73,7 @@ def test_the_next_command_fits_the_records(tmp_path, capsys, monkeypatch, form, 
 
 def test_a_network_of_published_size(tmp_path, capsys):
     """Latents of the published autoencoder: what does not fit the published weights is named with its flag."""
-    raw = test_precompute.write_videos(tmp_path / "raw", "matrix")
+    raw = precompute_inputs.write_videos(tmp_path / "raw", "matrix")
     folder = tiny_autoencoders.save(tmp_path / "vae", "cogvideox")
     flags = (f"--autoencoder={folder}", "--keep-posterior", "--text-encoder=none:4096", "--image-encoder=none")
     printed = run("matrix", raw, tmp_path / "set", capsys, *flags)
@@ -94,7 +94,7 @@ def test_a_network_of_published_size(tmp_path, capsys):
 
 
 def test_stand_ins_for_published_encoders_are_noted_first(tmp_path, capsys):
-    raw = test_precompute.write_videos(tmp_path / "raw", "cosmos")
+    raw = precompute_inputs.write_videos(tmp_path / "raw", "cosmos")
     folder = tiny_autoencoders.save(tmp_path / "vae", "wan")
     printed = run("cosmos", raw, tmp_path / "set", capsys, f"--autoencoder={folder}")
     notes = lines(printed, "note: ")
@@ -105,8 +105,8 @@ def test_stand_ins_for_published_encoders_are_noted_first(tmp_path, capsys):
 
 def test_whole_videos_and_nothing_held_out(tmp_path, capsys):
     """Both are said before the work and, with numbers, after it."""
-    raw = test_precompute.write_videos(tmp_path / "raw", "cosmos")
-    tiny_videos.write(raw / "videos" / "a.mp4", test_precompute.wall(0, 45))
+    raw = precompute_inputs.write_videos(tmp_path / "raw", "cosmos")
+    tiny_videos.write(raw / "videos" / "a.mp4", precompute_inputs.wall(0, 45))
     arguments = [f"--input={raw}", "--format=cosmos", f"--output={tmp_path / 'set'}", "--fps=10", "--val-share=0"]
     precompute.main([*arguments, "--width=32", "--height=16"])
     printed = capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_whole_videos_and_nothing_held_out(tmp_path, capsys):
 
 def test_one_prompt_for_all_videos(tmp_path, capsys):
     """As with the original's script for NeMo assets: captions that exist are kept."""
-    raw = test_precompute.write_videos(tmp_path / "raw", "cosmos")
+    raw = precompute_inputs.write_videos(tmp_path / "raw", "cosmos")
     for name in "bc":
         (raw / "metas" / f"{name}.txt").unlink()
     with pytest.raises(SystemExit):
@@ -144,14 +144,14 @@ def test_one_prompt_for_all_videos(tmp_path, capsys):
 
 @pytest.mark.parametrize("value", ["2", "-0.1"])
 def test_whitening_has_a_range(tmp_path, capsys, value):
-    raw = test_precompute.write_videos(tmp_path / "raw", "videos")
+    raw = precompute_inputs.write_videos(tmp_path / "raw", "videos")
     with pytest.raises(SystemExit):
         run("videos", raw, tmp_path / "set", capsys, f"--whitening={value}")
     assert f"whitening is {float(value)}, expected 0 (none) to 1" in capsys.readouterr().err
 
 
 def test_whitening_and_channels_of_the_linear_autoencoder(tmp_path, capsys):
-    raw = test_precompute.write_videos(tmp_path / "raw", "videos")
+    raw = precompute_inputs.write_videos(tmp_path / "raw", "videos")
     deviations: dict[str, Any] = {}
     for value in ("0", "1"):
         run("videos", raw, tmp_path / value, capsys, f"--whitening={value}")
@@ -163,7 +163,7 @@ def test_whitening_and_channels_of_the_linear_autoencoder(tmp_path, capsys):
 
 def test_tiles(tmp_path, capsys):
     """Tiles cover the frame with blended overlaps, so latents stay close to those of whole frames."""
-    raw = test_precompute.write_videos(tmp_path / "raw", "videos")
+    raw = precompute_inputs.write_videos(tmp_path / "raw", "videos")
     folder = tiny_autoencoders.save(tmp_path / "vae", "wan")
     found = {}
     for name, flags in {"whole": (), "tiles": ("--tile=20x24",)}.items():
