@@ -62,8 +62,8 @@ def _add_import(commands: "argparse._SubParsersAction[arguments.Parser]") -> Non
         "import",
         _import,
         "Convert a PyTorch checkpoint to a folder with weights and config or, for a video autoencoder (families "
-        "*-vae), to one file. Sizes follow from the tensors, the config.json next to them, a recipe and --set; these "
-        "sources must agree.",
+        "*-vae), to one file. Sizes follow from the tensors, the config.json next to them and a recipe; these sources "
+        "must agree. --config.KEY=VALUE sets values that the weights do not determine.",
         summary="convert a PyTorch checkpoint to weights and config for training and sampling",
     )
     parser.add_argument(
@@ -112,16 +112,7 @@ def _add_weights(parser: arguments.Parser, *, output: str) -> None:
         help="recipe that the weights must match and that sets all other values, such as configs/ar_mem.py:8b "
         "(default: the published values)",
     )
-    arguments.add_changes(parser, default="as in the recipe")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="value for an autoencoder, such as attention=causal; may be repeated. Also the old form of "
-        "--config.KEY=VALUE, accepted until the next release",
-    )
+    arguments.add_changes(parser, default="as in the recipe", alias=True)
     parser.add_argument(
         "--variant",
         choices=families.variants(),

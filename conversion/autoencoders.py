@@ -55,17 +55,18 @@ def resolve(
     published: network.AutoencoderConfig = config_type()
     values = {name.removeprefix("model."): value for name, value in settings.items()}
     values = {name: _checked(published, name, value) for name, value in values.items()}
-    claims = {"the tensors' shapes": shapes, "--set": values}
+    claims = {"the tensors' shapes": shapes}
     if downloaded is not None:
         claims[downloaded[0]] = downloaded[1]
+    claims[resolving.OPTIONS] = values
     facts = resolving.agreed(claims)
     fields = [field for field in dataclasses.fields(config_type) if field.metadata != network.HOW_ONLY]
     try:
         config: network.AutoencoderConfig = config_type(**facts)
     except errors.UserError as error:
         raise errors.UserError(
-            f"these sizes do not make a {family.name}: {error}: set other values with --set, or in a config.json next "
-            "to the weights"
+            f"these sizes do not make a {family.name}: {error}: give other values with {resolving.OPTIONS}KEY=VALUE, "
+            "or in a config.json next to the weights"
         ) from error
     return Target(family, config), [field.name for field in fields if field.name not in facts]
 
@@ -74,14 +75,14 @@ def _checked(published: network.AutoencoderConfig, name: str, value: Any) -> Any
     """Return the value of a field, which must have the type of the published value."""
     choices = [field.name for field in dataclasses.fields(published) if field.name != "normalisation"]
     if name not in choices:
-        raise errors.UserError(f"--set {name}: there is no such key; expected one of {', '.join(choices)}")
+        raise errors.UserError(f"{resolving.OPTIONS}{name}: there is no such key; expected one of {', '.join(choices)}")
     usual = getattr(published, name)
     if name in ("dtype", "param_dtype"):
         if value not in ("float32", "bfloat16", "float16"):
-            raise errors.UserError(f"--set {name}: found {value!r}, expected float32, bfloat16 or float16")
+            raise errors.UserError(f"{resolving.OPTIONS}{name}: found {value!r}, expected float32, bfloat16 or float16")
         return jnp.dtype(value)
     if type(value) is not type(usual) and not (name == "chunk" and value is None):
-        raise errors.UserError(f"--set {name}: found {value!r}, expected a value like {usual!r}")
+        raise errors.UserError(f"{resolving.OPTIONS}{name}: found {value!r}, expected a value like {usual!r}")
     return value
 
 

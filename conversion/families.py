@@ -86,5 +86,12 @@ def of_system(system: str, where: str) -> Family:
 
 
 def of_autoencoder(network: str) -> Family:
-    """Return the family of a key of `jworld.models.autoencoders.files.NETWORKS`."""
-    return next(family for family in FAMILIES.values() if family.autoencoder == network)
+    """Return the family of a key of `jworld.models.autoencoders.files.NETWORKS`.
+
+    Raises:
+      UserError: the network has no published weights.
+    """
+    for family in FAMILIES.values():
+        if family.autoencoder == network:
+            return family
+    raise errors.UserError(f"an autoencoder of the family {network!r} has no published key names to convert to or from")

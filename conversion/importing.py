@@ -46,7 +46,7 @@ class Options:
     Attributes:
       family: a key of `families.FAMILIES`; None to detect it.
       recipe: a recipe that the weights must match.
-      settings: single values of the config as "key=value".
+      settings: single values of the config as "key=value", which replace the recipe's.
       variant: the published model (a key of the family's variants); None to derive it from the file's name.
       allow: regular expressions of tensors that may be missing or unexpected.
       dtype: one of `DTYPES`; None for the file's dtype.
@@ -153,7 +153,11 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     if family.autoencoder and (other := {str(leaf.dtype) for leaf in params.values()} - set(DTYPES)):
         raise errors.UserError(f"{where}: has tensors of {', '.join(sorted(other))}, expected {', '.join(DTYPES)}")
     base = "" if layout.from_base is None else "give the checkpoints that it was trained from with --base, "
-    engine.check([*listed, *mixed], where, f"{base}set the model's sizes with --set, or allow exceptions with --allow")
+    engine.check(
+        [*listed, *mixed],
+        where,
+        f"{base}set the model's sizes with {resolving.OPTIONS}model.KEY=VALUE, or allow exceptions with --allow",
+    )
     ignored = [problem.name for problem in allowed if problem.kind == "unexpected"]
     initial = [problem.name for problem in allowed if problem.kind == "missing"]
     return Plan(

@@ -12,6 +12,8 @@ from jworld.systems import recipes
 from jworld.utils import config as run_config
 from jworld.utils import errors, resources
 
+#: Source of the values that the user gives, in `agreed`.
+OPTIONS = "--config."
 #: Settings of the computation and not of the network, in which sources may differ.
 FREE = ("dtype", "param_dtype", "frozen_dtype", "remat", "attention")
 
@@ -25,7 +27,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in map(_parse_setting, settings):
         if values.setdefault(key, value) != value:
-            raise errors.UserError(f"--set {key}: found two values, {values[key]!r} and {value!r}: give one")
+            raise errors.UserError(f"{OPTIONS}{key}: found two values, {values[key]!r} and {value!r}: give one")
     return values
 
 
@@ -34,7 +36,7 @@ def _parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key, value = key.strip().removeprefix("config."), value.strip()
     if not equals or not key:
-        raise errors.UserError(f"--set {text}: expected KEY=VALUE, such as model.rope_dims=16,56,56")
+        raise errors.UserError(f"{OPTIONS}{text}: expected KEY=VALUE, such as {OPTIONS}model.rope_dims=16,56,56")
     if value.lower() in ("true", "false"):
         return key, value.lower() == "true"
     try:
@@ -60,7 +62,7 @@ def resolve(
       shapes: hyper-parameters that follow from the tensors' shapes.
       downloaded: path of the config.json next to the tensors, and its hyper-parameters.
       recipe: a recipe that the weights must match, and that sets all other values.
-      settings: single values by dotted key.
+      settings: single values by dotted key; they replace those of the recipe and of the scheduler's file.
       variant: a key of `runs.variants`.
       scheduler: path of the scheduler_config.json next to the tensors, and the values that it sets, by dotted key.
 
@@ -71,10 +73,11 @@ def resolve(
     claims: dict[str, Mapping[str, Any]] = {"the tensors' shapes": shapes}
     if downloaded is not None:
         claims[downloaded[0]] = downloaded[1]
-    if recipe is not None:
-        claims[f"--config={recipe}"] = {key: value for key, value in _flat(config.model).items() if key not in FREE}
     model_settings = {key.removeprefix("model."): settings[key] for key in settings if key.startswith("model.")}
-    claims["--set"] = {key: value for key, value in model_settings.items() if key not in FREE}
+    if recipe is not None:
+        hidden = {*FREE, *model_settings}
+        claims[f"--config={recipe}"] = {key: value for key, value in _flat(config.model).items() if key not in hidden}
+    claims[OPTIONS] = {key: value for key, value in model_settings.items() if key not in FREE}
     facts = agreed(claims, "model.")
     free = {key: value for key, value in model_settings.items() if key in FREE}
     with config.unlocked():
@@ -89,7 +92,8 @@ def resolve(
         _assign(config.model, {**facts, **free})
         config.sample.rollout.update(runs.variants[variant])
         if scheduler is not None:
-            schedulers.apply(config, scheduler[1], scheduler[0], recipe)
+            others = {key: value for key, value in scheduler[1].items() if key not in settings}
+            schedulers.apply(config, others, scheduler[0], recipe)
         runs.fit(config)
     others = {key: str(value) for key, value in settings.items() if not key.startswith("model.")}
     config = recipes.change(config, others)
@@ -97,7 +101,7 @@ def resolve(
         systems.create(config)
     except errors.UserError as error:
         unknown = [key for key in published if key in str(error)]
-        keys = " ".join(f"--set model.{key}=..." for key in unknown) or "--set key=value"
+        keys = " ".join(f"{OPTIONS}model.{key}=..." for key in unknown) or f"other values with {OPTIONS}model.KEY=VALUE"
         reason = f"no source gives {' and '.join(unknown)} of these weights, " if unknown else ""
         raise errors.UserError(f"these sizes do not make a model: {error}: {reason}give {keys}") from error
     return config, published
@@ -148,7 +152,7 @@ def agreed(claims: Mapping[str, Mapping[str, Any]], prefix: str = "") -> dict[st
     """Combine the hyper-parameters of several sources.
 
     Args:
-      claims: source -> hyper-parameters by name.
+      claims: source -> hyper-parameters by name; `OPTIONS`, after the sources that it cannot change, names the user's.
       prefix: prefix of the names in messages.
 
     Raises:
@@ -163,7 +167,12 @@ def agreed(claims: Mapping[str, Mapping[str, Any]], prefix: str = "") -> dict[st
             if key not in facts:
                 facts[key], origin[key] = value, source
             elif facts[key] != value:
-                contradictions.append(f"{prefix}{key} is {facts[key]!r} by {origin[key]}, but {value!r} by {source}")
+                by, name = f"{facts[key]!r} by {origin[key]}", f"{prefix}{key}"
+                contradictions.append(
+                    f"the weights determine {name}, which is {by}, but {OPTIONS}{name} is {value!r}"
+                    if source == OPTIONS
+                    else f"{name} is {by}, but {value!r} by {source}"
+                )
     if contradictions:
         raise errors.UserError(f"{'; '.join(contradictions)}: correct the wrong one, or leave it out")
     return facts

@@ -155,7 +155,7 @@ class Selected(sources.Source):
         if rows > info.shape[0]:
             raise errors.UserError(
                 f"{self.path}: the embedding has {info.shape[0]} rows, but the model {rows}: give files with enough "
-                f"rows, such as those of gemma-3-4b-it, or give --set model.vocabulary={info.shape[0]} and, with a "
+                f"rows, such as those of gemma-3-4b-it, or give --config.model.vocabulary={info.shape[0]} and, with a "
                 "world, lower numbers for model.world.start_token and model.world.end_token"
             )
         self.tensors[layout.embedding] = sources.TensorInfo((rows, *info.shape[1:]), info.dtype)

@@ -106,8 +106,8 @@ def test_inspect_reads_headers_alone(
             "there is no file configs/none.py",
         ),
         (
-            ["import", "{}/base", "--output", "{}/new/out", "--set", "model.width=65"],
-            "width is 64 by the tensors' shapes",
+            ["import", "{}/base", "--output", "{}/new/out", "--config.model.width=65"],
+            "determine model.width, which is 64 by the tensors' shapes",
         ),
         (["import", "{}/base", "--output", "{}/base/config.json/out"], "could not be written"),
         (["export", "{}/base", "--output", "{}/out"], "is not a folder of jworld's weights"),

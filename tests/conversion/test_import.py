@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 from parity_checks import hunyuan as parity
 
+from conversion import __main__ as conversion
 from conversion import families, importing, resolving, sources, worldplay
 from jworld import systems
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
@@ -149,14 +150,16 @@ def test_contradictions_name_both_places_and_values(tmp_path: pathlib.Path) -> N
         plan(source, settings=["model.width=128", "model.rope_theta=100"], recipe="configs/ar_mem.py:8b")
     message = str(error.value)
     assert f"model.num_heads is 4 by the tensors' shapes, but 8 by {source}/config.json" in message
-    assert "model.width is 64 by the tensors' shapes, but 128 by --set" in message
-    assert "model.width is 64 by the tensors' shapes, but 2048 by --config=configs/ar_mem.py:8b" in message
-    assert f"model.rope_theta is 256.0 by {source}/config.json, but 100 by --set" in message
+    width = "the weights determine model.width, which is 64 by the tensors' shapes"
+    assert f"{width}, but --config.model.width is 128" in message
+    assert "model.num_layers is 2 by the tensors' shapes, but 54 by --config=configs/ar_mem.py:8b" in message
+    theta = f"the weights determine model.rope_theta, which is 256.0 by {source}/config.json"
+    assert f"{theta}, but --config.model.rope_theta is 100" in message
 
 
 def test_a_size_that_no_source_gives_is_an_error(tmp_path: pathlib.Path) -> None:
     source = converted.download(tmp_path, ACTION, config=False)
-    with pytest.raises(errors.UserError, match=r"no source gives rope_dims .* give --set model\.rope_dims=\.\.\."):
+    with pytest.raises(errors.UserError, match=r"no source gives rope_dims .* give --config\.model\.rope_dims=\.\.\."):
         plan(source)
     planned = plan(source, settings=["model.rope_dims=4,6,6"])
     assert planned.published == ["rope_theta"]
@@ -183,10 +186,29 @@ def test_a_recipe_gives_all_other_values(tmp_path: pathlib.Path) -> None:
     assert (config.sample.rollout.num_steps, config.sample.rollout.guidance) == (4, 1.0)
 
 
+def test_options_replace_values_of_the_recipe(tmp_path: pathlib.Path) -> None:
+    source = converted.download(tmp_path, ACTION, config=False)
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import runpy\n"
+        "def get_config():\n"
+        "    config = runpy.run_path('configs/ar_mem.py')['get_config']('8b').copy_and_resolve_references()\n"
+        "    config.unlock()\n"
+        "    config.model = {'width': 64, 'num_layers': 2, 'rope_dims': (2, 7, 7), 'rope_theta': 10.0}\n"
+        "    return config\n"
+    )
+    options = ["--config.model.rope_dims=4,6,6", "--config.model.rope_theta=256", "--config.sample.rollout.num_steps=3"]
+    conversion.main(["import", str(source), f"--config={recipe}", "--output", str(tmp_path / "out"), *options])
+    config = run_config.load(tmp_path / "out")
+    assert (tuple(config.model.rope_dims), config.model.rope_theta) == ((4, 6, 6), 256.0)
+    assert config.sample.rollout.num_steps == 3
+
+
 @pytest.mark.parametrize(
     "setting, part",
     [
         ("model.width", "expected KEY=VALUE"),
+        ("model.rope_theta=fast", "rope_theta"),
         ("model.widht=64", "config.model.widht: unknown key"),
         ("model.remat=sometimes", "remat is 'sometimes'"),
         ("model.rope_dims=4,6", "rope_dims: found (4, 6), expected a list of 3"),

@@ -185,6 +185,30 @@ def test_the_user_decides_against_a_scheduler(tmp_path: pathlib.Path) -> None:
     assert config.loss.snr_shift == 5.0
 
 
+def test_the_user_decides_between_a_scheduler_and_a_recipe(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = tmp_path / "pipeline"
+    adapted.cosmos_diffusers().write(pipeline / "transformer")
+    (pipeline / "scheduler").mkdir()
+    (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps({"sigma_max": 200.0}))
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import runpy\n"
+        "def get_config():\n"
+        "    config = runpy.run_path('configs/cosmos_video2world.py')['get_config']('2b').unlock()\n"
+        "    config.model = {}\n"
+        "    config.sample.rollout.highest = 80.0\n"
+        "    return config\n"
+    )
+    command = ["import", str(pipeline), f"--config={recipe}", "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        conversion.main(command)
+    assert "sample.rollout.highest is 80.0 by --config" in capsys.readouterr().err
+    conversion.main([*command, "--config.sample.rollout.highest=100"])
+    assert run_config.load(tmp_path / "out").sample.rollout.highest == 100.0
+
+
 def test_a_recipe_and_a_scheduler_must_agree() -> None:
     recipe = "configs/matrix_lora.py:2b"
     found = {"loss.snr_shift": 1.0}

@@ -62,7 +62,7 @@ def test_rows_that_no_token_uses_are_left_out(gemma: pathlib.Path, tmp_path: pat
 def test_fewer_rows_than_the_model_has_are_refused(gemma: pathlib.Path, tmp_path: pathlib.Path) -> None:
     rows = golden_cases.GoldenCase(GOLDEN / "gemma3_text").config["text_config"]["vocab_size"]
     options = importing.Options(settings=(f"model.vocabulary={rows + 3}",))
-    message = f"the embedding has {rows} rows, but the model {rows + 3}: .*--set model.vocabulary={rows}"
+    message = f"the embedding has {rows} rows, but the model {rows + 3}: .*--config.model.vocabulary={rows}"
     with pytest.raises(errors.UserError, match=message):
         importing.import_weights(gemma, tmp_path / "ours", options)
     assert not (tmp_path / "ours").exists()
