@@ -4,11 +4,13 @@ Variants (`--config=configs/autoencoder.py:<variant>`):
   (none)  tiny network of HunyuanVideo's architecture on 64x48 frames of the rooms; 96 channels, 16x16 pixels and 4
           frames per latent, as in configs/ar_mem.py; a smoke test on two CPU cores
   small   the same architecture with 73M parameters at the recorder's full resolution, 64 channels; one GPU
+  patch   1.4M parameters for two CPU cores, on 128x96 frames of the rooms: the linear autoencoder with 48 channels and
+          16x16 pixels and 4 frames per latent, refined by convolutions
 """
 
 import ml_collections
 
-VARIANTS = ("", "small")
+VARIANTS = ("", "small", "patch")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -17,6 +19,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = _tiny()
     if variant == "small":
         _small(config)
+    if variant == "patch":
+        _patch(config)
     config.lock()
     return config
 
@@ -91,3 +95,24 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.checkpoint.interval = 2_000
     config.log.interval = 50
     config.sample.frames = 33
+
+
+def _patch(config: ml_collections.ConfigDict) -> None:
+    config.steps = 20_000
+    config.model = {
+        "family": "patch",
+        "latent_channels": 48,
+        "width": 72,
+        "blocks": 2,
+        "spatial_ratio": 16,
+        "temporal_ratio": 4,
+        "chunk": 8,
+        "dtype": "float32",
+    }
+    config.data.records = "data/rooms256/frames-128x96"
+    config.data.recording.update({"directory": "data/rooms256/episodes", "episodes": 256, "image_size": (256, 192)})
+    config.data.videos.image_size = (128, 96)
+    config.data.clip.update({"frames": 9, "size": (128, 96)})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100, "ema_decay": 0.998, "weight_decay": 0.0})
+    config.loss = {"absolute": 0.0, "squared": 1.0, "gradient": 0.05, "kl": 1e-6}
+    config.checkpoint.interval = 500

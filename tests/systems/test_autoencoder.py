@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+import shutil
 import types
 from typing import Any
 
@@ -25,7 +26,7 @@ from jworld.models.autoencoders import linear, network
 from jworld.models.autoencoders.latents import Posterior
 from jworld.parallel import axes, mesh
 from jworld.systems.autoencoder import data as pixels
-from jworld.systems.autoencoder import evaluation, objective, release
+from jworld.systems.autoencoder import evaluation, objective, release, transform
 from jworld.systems.autoencoder.system import Autoencoder
 from jworld.training import optimizers, state, step
 from jworld.utils import config as run_config
@@ -367,11 +368,10 @@ def test_evaluation_measures_every_latent(decoded: pixels.FrameFiles) -> None:
 
 def test_the_linear_autoencoder_of_the_same_size(decoded: pixels.FrameFiles) -> None:
     """Frames of one gray level lie on a line, so the linear autoencoder loses only the rounding."""
-    sizes = types.SimpleNamespace(latent_channels=6, spatial_ratio=8, temporal_ratio=4)
-    found = evaluation.fit_linear(
-        types.SimpleNamespace(config=sizes), decoded, seed=0, console=rich.console.Console(quiet=True)
-    )
-    assert found.config == linear.LinearConfig(channels=6, spatial_ratio=8, temporal_ratio=4)
+    settings = transform.settings(types.SimpleNamespace(latent_channels=6, spatial_ratio=8, temporal_ratio=4))
+    assert settings == linear.LinearConfig(channels=6, spatial_ratio=8, temporal_ratio=4)
+    found = transform.load_or_fit(decoded, settings, console=rich.console.Console(quiet=True))
+    assert (decoded.directory / transform.file_name(settings)).is_file()
     truth = np.array(decoded.read("val", 0)[:9])
     assert evaluation.psnr(truth, evaluation.round_trip(found, truth)) > 40
 
@@ -405,6 +405,49 @@ def test_sampled_clips_are_spread(decoded: pixels.FrameFiles) -> None:
 def test_mistakes_in_the_config(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
         systems.create(make_config(**changes))
+
+
+def test_patches_start_from_the_linear_autoencoder(decoded: pixels.FrameFiles, tmp_path: pathlib.Path) -> None:
+    """Before training, the reconstruction is that of the linear autoencoder, which the first command fits."""
+    folder = shutil.copytree(decoded.directory, tmp_path / "frames", ignore=shutil.ignore_patterns("linear*"))
+    config = make_config(data__records=str(folder), sample__frames=5, data__clip__frames=5)
+    with config.unlocked():
+        config.model = {
+            "family": "patch",
+            "latent_channels": 6,
+            "blocks": 1,
+            "width": 8,
+            "spatial_ratio": 8,
+            "dtype": "float32",
+        }
+    system = systems.create(config)
+    system.data.prepare()
+    model = system.init(nnx.Rngs(0))
+    fitted = linear.LinearAutoencoder.load(folder / "linear-6x4x8.safetensors")
+    truth = np.array(decoded.read("val", 0)[:9])
+    found = np.asarray(model.decode(model.encode(truth[None])))[0]
+    expected = np.asarray(fitted.decode(fitted.encode(jnp.asarray(truth[None]))))[0]
+    np.testing.assert_allclose(found[1:], expected[1:], atol=1e-4)
+    # The first frame is coded as a group that stands still.
+    still = fitted.encode(jnp.asarray(truth[None, [0, 0, 0, 0, 0]]))[:, 1:]
+    np.testing.assert_allclose(found[0], fitted.decode_step(still, ())[0][0, -1], atol=1e-4)
+    key = jax.random.key(0)
+    batch = {"video": jnp.asarray(truth[None, :5])}
+    # Little noise is drawn at the start, and every weight that is not behind a zero layer has a gradient.
+    assert system.loss(model, batch, key)[1]["psnr"] > 35
+    grads = nnx.grad(lambda model: system.loss(model, batch, key)[0])(model)
+    norms = {"/".join(map(str, path)): float(jnp.linalg.norm(leaf[...])) for path, leaf in nnx.to_flat_state(grads)}
+    assert all(norms[f"{part}/{name}"] > 0 for part in ("encoder", "decoder") for name in ("basis", "bias"))
+    assert norms["encoder/leave"] > 0
+    assert norms["decoder/leave/kernel"] > 0
+
+
+def test_patches_of_a_ratio_without_linear_autoencoder(tmp_path: pathlib.Path) -> None:
+    config = make_config(data__records=str(tmp_path))
+    with config.unlocked():
+        config.model = {"family": "patch", "latent_channels": 6, "blocks": 1, "width": 8, "spatial_ratio": 4}
+    with pytest.raises(errors.UserError, match="config.model.spatial_ratio is 4, expected 8 or 16"):
+        systems.create(config)
 
 
 @pytest.mark.parametrize("family", ["wan", "cogvideox"])

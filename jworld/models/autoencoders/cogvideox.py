@@ -63,7 +63,7 @@ class CogVideoXConfig(network.AutoencoderConfig):
             raise UserError(f"widths {self.widths} must be multiples of the {self.groups} groups")
 
 
-class CogVideoXAutoencoder(network.VideoAutoencoder):
+class CogVideoXAutoencoder(network.CoderAutoencoder):
     """CogVideoX autoencoder; see `network.VideoAutoencoder`."""
 
     family: ClassVar[str] = "cogvideox"

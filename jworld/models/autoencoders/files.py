@@ -16,6 +16,7 @@ from jworld.models.autoencoders import linear, network
 from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder, CogVideoXConfig
 from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15Config
 from jworld.models.autoencoders.latents import Normalization
+from jworld.models.autoencoders.patch import PatchAutoencoder, PatchConfig
 from jworld.models.autoencoders.wan import WanAutoencoder, WanConfig
 from jworld.utils import files as whole_files
 from jworld.utils.errors import UserError
@@ -27,6 +28,7 @@ NETWORKS: dict[str, tuple[Callable[..., network.VideoAutoencoder], type[Any]]] =
         (WanAutoencoder, WanConfig),
         (Hunyuan15Autoencoder, Hunyuan15Config),
         (CogVideoXAutoencoder, CogVideoXConfig),
+        (PatchAutoencoder, PatchConfig),
     )
 }
 #: Header entry with {"family": ..., and the fields of the config}, also in files of the linear autoencoder.

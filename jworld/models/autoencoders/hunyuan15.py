@@ -67,7 +67,7 @@ class Hunyuan15Config(network.AutoencoderConfig):
             raise UserError("attention 'causal' needs the whole clip: set chunk to None")
 
 
-class Hunyuan15Autoencoder(network.VideoAutoencoder):
+class Hunyuan15Autoencoder(network.CoderAutoencoder):
     """HunyuanVideo-1.5 autoencoder; see `network.VideoAutoencoder`."""
 
     family: ClassVar[str] = "hunyuan15"

@@ -81,13 +81,11 @@ class VideoAutoencoder(nnx.Module):
     first_frame_alone: ClassVar[bool] = True
 
     config: AutoencoderConfig
-    encoder: Coder
-    decoder: Coder
 
     @property
+    @abc.abstractmethod
     def moments_bias(self) -> nnx.Param[jax.Array]:
         """Bias [2C] of the layer that outputs mean and log variance."""
-        return self.encoder.head.conv.bias
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return [F, H', W', C] of a video.
@@ -151,13 +149,13 @@ class VideoAutoencoder(nnx.Module):
             digest.update(f"{path}{value.shape}{value.dtype}".encode() + value.tobytes())
         return digest.hexdigest()
 
+    @abc.abstractmethod
     def _encode_chunk(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Encode frames -> moments [B, F, H', W', 2C]."""
-        return self.encoder(linear.to_float(video), cache)
 
+    @abc.abstractmethod
     def _decode_chunk(self, latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Decode latents, not normalized, to frames."""
-        return self.decoder(latents, cache)
 
     def _encode_pieces(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         def step(frames: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -200,6 +198,23 @@ class VideoAutoencoder(nnx.Module):
                 f"latents have shape {list(latents.shape)}, expected [B, F, H, W, {self.config.latent_channels}]: "
                 "use the autoencoder that encoded them"
             )
+
+
+class CoderAutoencoder(VideoAutoencoder):
+    """Base class of the published families: an encoder and a decoder of the same building blocks."""
+
+    encoder: Coder
+    decoder: Coder
+
+    @property
+    def moments_bias(self) -> nnx.Param[jax.Array]:
+        return self.encoder.head.conv.bias
+
+    def _encode_chunk(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        return self.encoder(linear.to_float(video), cache)
+
+    def _decode_chunk(self, latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        return self.decoder(latents, cache)
 
 
 def in_pieces(

@@ -63,7 +63,7 @@ class WanConfig(network.AutoencoderConfig):
             )
 
 
-class WanAutoencoder(network.VideoAutoencoder):
+class WanAutoencoder(network.CoderAutoencoder):
     """Wan 2.1 autoencoder; see `network.VideoAutoencoder`."""
 
     family: ClassVar[str] = "wan"

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import grain
@@ -195,8 +195,15 @@ class CutClip(grain.transforms.RandomMap):
 class DecodedVideos:
     """A `TrainingData` of frames in `config.data.records`, which are recorded and decoded if absent."""
 
-    def __init__(self, config: ml_collections.ConfigDict, *, spec: training_data.Spec) -> None:
-        self._config, self._spec = config, spec
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        spec: training_data.Spec,
+        finish: Callable[[], None] | None = None,
+    ) -> None:
+        """Read the config; `finish` is called when the frames are there, in one process."""
+        self._config, self._spec, self._finish = config, spec, finish
         self._recording = run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
         self.videos = run_config.section(VideosConfig, config.data.videos, "data.videos")
         self.clip = run_config.section(ClipConfig, config.data.clip, "data.clip")
@@ -210,8 +217,12 @@ class DecodedVideos:
     def prepare(self) -> None:
         """See `systems.base.TrainingData`."""
         output = pathlib.Path(self._config.data.records)
-        if (output / records.MANIFEST).is_file():
-            return
+        if not (output / records.MANIFEST).is_file():
+            self._prepare_frames(output)
+        if self._finish is not None:
+            self._finish()
+
+    def _prepare_frames(self, output: pathlib.Path) -> None:
         if not (self._recording.source or self.videos.path):
             raise UserError(
                 f"config.data.records: the folder {output} has no frames: set config.data.videos.path to a folder of "

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jworld.evaluation import results
 from jworld.models.autoencoders import linear, network
-from jworld.systems.autoencoder import data
+from jworld.systems.autoencoder import data, transform
 from jworld.utils import errors, indices
 
 MODEL, LINEAR = "autoencoder", "linear autoencoder, same latent size"
@@ -104,8 +104,8 @@ def evaluate(
     frames = spans[-1][1]
     chosen = choose_clips(files, frames=frames, count=options.windows)
     methods = {MODEL: reconstructor(model)}
-    fitted = fit_linear(model, files, seed=options.seed, console=console)
-    if fitted is not None:
+    if (settings := transform.settings(model.config)) is not None:
+        fitted = transform.load_or_fit(files, settings, console=console)
         methods[LINEAR] = functools.partial(round_trip, fitted)
     rows: list[dict[str, Any]] = []
     shown: list[results.Comparison] = []
@@ -118,26 +118,6 @@ def evaluate(
         if i in shown_at:
             shown.append(_compare(truth, videos[MODEL], spans, title=f"{files.name('val', clip[0])} from {clip[1]}"))
     return _report(rows, list(methods), shown)
-
-
-def fit_linear(
-    model: network.VideoAutoencoder, files: data.FrameFiles, *, seed: int, console: rich.console.Console
-) -> linear.LinearAutoencoder | None:
-    """Fit a linear autoencoder with the ratios and channels of `model` to the training videos.
-
-    Returns:
-      The linear autoencoder, or None if it does not support these ratios and channels.
-    """
-    config = model.config
-    try:
-        settings = linear.LinearConfig(
-            channels=config.latent_channels, spatial_ratio=config.spatial_ratio, temporal_ratio=config.temporal_ratio
-        )
-    except errors.UserError:
-        return None
-    lengths = [(length - 1) // config.temporal_ratio * config.temporal_ratio + 1 for length in files.lengths("train")]
-    videos = rich.progress.track(range(len(lengths)), "fitting the linear autoencoder", console=console)
-    return linear.fit((np.asarray(files.read("train", i)[: lengths[i]]) for i in videos), settings, seed=seed)
 
 
 def round_trip(autoencoder: linear.LinearAutoencoder, video: np.ndarray) -> np.ndarray:

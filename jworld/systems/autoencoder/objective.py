@@ -15,20 +15,24 @@ Batch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Weights of the loss terms (`config.loss`). The absolute error of pixels in [-1, 1] has weight 1.
+    """Weights of the loss terms (`config.loss`), of pixels in [-1, 1].
 
     Attributes:
+      absolute: weight of the mean absolute error.
+      squared: weight of the mean squared error, on which the PSNR depends alone.
       gradient: weight of `gradient_error`, which keeps edges sharp and motion steady. Most neighboring pixels hardly
         differ, so an untrained network can minimize this term with one color everywhere, and does not leave that
         minimum. Use 0 when training from scratch.
       kl: weight of `divergence`; a small one bounds the latents and makes the decoder robust to a little noise.
     """
 
+    absolute: float = 1.0
+    squared: float = 0.0
     gradient: float = 0.0
     kl: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("gradient", "kl"):
+        for name in ("absolute", "squared", "gradient", "kl"):
             if getattr(self, name) < 0:
                 raise errors.UserError(f"config.loss.{name} is {getattr(self, name)}: expected at least 0")
 
@@ -45,10 +49,12 @@ def loss(
     decoded = model.decode(model.config.normalisation.apply(posterior.sample(key)))
     # CogVideoX decodes an even number of latents to three extra frames at the start.
     error = decoded[:, -video.shape[1] :] - video
+    squared = jnp.mean(jnp.square(error))
     terms = {"l1": jnp.mean(jnp.abs(error)), "gradient": gradient_error(error), "kl": divergence(posterior)}
-    total = terms["l1"] + config.gradient * terms["gradient"] + config.kl * terms["kl"]
+    total = config.absolute * terms["l1"] + config.squared * squared
+    total += config.gradient * terms["gradient"] + config.kl * terms["kl"]
     # The peak is 2, the distance from black (-1) to white (1).
-    return total, terms | {"psnr": -10 * jnp.log10(jnp.mean(jnp.square(error)) / 4)}
+    return total, terms | {"psnr": -10 * jnp.log10(squared / 4)}
 
 
 def gradient_error(error: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The autoencoder system: a video autoencoder of any family, trained from scratch on the frames of videos."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -12,22 +13,24 @@ import rich.console
 from flax import nnx
 
 from jworld.data import records
-from jworld.evaluation import results
-from jworld.models.autoencoders import files, network
+from jworld.evaluation import results, settings
+from jworld.models.autoencoders import files, linear, network, patch
 from jworld.models.autoencoders.latents import Normalization
 from jworld.systems import base
-from jworld.systems.autoencoder import data, evaluation, objective
+from jworld.systems.autoencoder import data, evaluation, objective, transform
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
 #: Log variance of the posterior before training. The means start with a deviation of about 0.3 over a video, which
 #: noise of deviation 1 (log variance 0) would hide.
 INITIAL_LOGVAR = -4.0
+#: The same for latents that start as those of a linear autoencoder, whose faint details more noise would hide.
+TRANSFORM_LOGVAR = -9.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """The sample after training (`config.sample`).
+class SampleConfig(settings.SamplesConfig):
+    """The samples (`config.sample`).
 
     Attributes:
       clips: number of held-out clips.
@@ -38,6 +41,9 @@ class SampleConfig:
     frames: int = 17
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts:
+            raise ValueError("prompts are set, but an autoencoder does not read text: leave the key out")
         if self.clips < 1 or self.frames < 1:
             raise ValueError(f"{self.clips} clips of {self.frames} frames, expected at least one of each")
 
@@ -63,13 +69,33 @@ class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
             )
         self.clip = self.read(data.ClipConfig, "data.clip")
         self._check_sizes()
-        self.data = data.DecodedVideos(config, spec=self.batch_spec(config.global_batch))
+        finish = None
+        if isinstance(self.model_config, patch.PatchConfig):
+            self._transform()
+            finish = self._fit_transform
+        self.data = data.DecodedVideos(config, spec=self.batch_spec(config.global_batch), finish=finish)
         self._sections["data.videos"] = self.data.videos
 
     @property
     def evaluation_flags(self) -> frozenset[str]:
         """See `System`: only frames are needed."""
         return frozenset()
+
+    def _transform(self) -> linear.LinearConfig:
+        settings = transform.settings(self.model_config)
+        if settings is None:
+            raise errors.UserError(
+                f"config.model.spatial_ratio is {self.model_config.spatial_ratio}, expected 8 or 16, as the linear "
+                "autoencoder has where training starts"
+            )
+        return settings
+
+    def _transform_path(self) -> pathlib.Path:
+        return pathlib.Path(self.config.data.records) / transform.file_name(self._transform())
+
+    def _fit_transform(self) -> None:
+        console = rich.console.Console(highlight=False, soft_wrap=True)
+        transform.load_or_fit(self.data.open(), self._transform(), console=console)
 
     def _check_sizes(self) -> None:
         space, time = self.model_config.spatial_ratio, self.model_config.temporal_ratio
@@ -83,7 +109,13 @@ class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
         """See `System`."""
         model = self.network(self.model_config, rngs=rngs)
         bias = model.moments_bias
-        bias[...] = bias[...].at[self.model_config.latent_channels :].set(INITIAL_LOGVAR)
+        if isinstance(model, patch.PatchAutoencoder):
+            bias[...] = bias[...].at[self.model_config.latent_channels :].set(TRANSFORM_LOGVAR)
+            # Absent only where no values are needed: before the frames are made, and when weights are read.
+            if (path := self._transform_path()).is_file():
+                model.set_transform(linear.LinearAutoencoder.load(path))
+        else:
+            bias[...] = bias[...].at[self.model_config.latent_channels :].set(INITIAL_LOGVAR)
         return model
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:

@@ -1,4 +1,4 @@
-"""The three networks at tiny sizes: streams, memory, meshes, precision, refusals."""
+"""The networks at tiny sizes: streams, memory, meshes, precision, refusals."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from conversion import engine
-from jworld.models.autoencoders import cogvideox, hunyuan15, network, wan
+from jworld.models.autoencoders import cogvideox, hunyuan15, network, patch, wan
 from jworld.models.autoencoders.latents import Normalization, Posterior
 from jworld.parallel import mesh
 from jworld.utils.errors import UserError
@@ -31,6 +31,10 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
     "cogvideox": (
         cogvideox.CogVideoXAutoencoder,
         cogvideox.CogVideoXConfig(latent_channels=4, blocks=1, widths=(8, 16, 16), groups=4, dtype=jnp.float32),
+    ),
+    "patch": (
+        patch.PatchAutoencoder,
+        patch.PatchConfig(latent_channels=4, blocks=1, width=8, spatial_ratio=4, dtype=jnp.float32),
     ),
 }
 FAMILIES = sorted(CONFIGS)
@@ -74,7 +78,9 @@ def decoded(family: str) -> np.ndarray:
     return np.asarray(jax.jit(type(model).decode)(model, latents(model, 5)))
 
 
-@pytest.mark.parametrize(("family", "cuts"), [("wan", (5, 12)), ("hunyuan15", (5, 12)), ("cogvideox", (9, 8))])
+@pytest.mark.parametrize(
+    ("family", "cuts"), [("wan", (5, 12)), ("hunyuan15", (5, 12)), ("cogvideox", (9, 8)), ("patch", (5, 12))]
+)
 def test_encoding_in_parts_equals_encoding_the_whole(family: str, cuts: tuple[int, ...]) -> None:
     model = tiny(family)
     step = jax.jit(type(model).encode_step)
@@ -85,7 +91,9 @@ def test_encoding_in_parts_equals_encoding_the_whole(family: str, cuts: tuple[in
     np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "cuts"), [("wan", (2, 3)), ("hunyuan15", (2, 3)), ("cogvideox", (3, 2))])
+@pytest.mark.parametrize(
+    ("family", "cuts"), [("wan", (2, 3)), ("hunyuan15", (2, 3)), ("cogvideox", (3, 2)), ("patch", (2, 3))]
+)
 def test_decoding_in_parts_equals_decoding_the_whole(family: str, cuts: tuple[int, ...]) -> None:
     model = tiny(family)
     z = latents(model, 5)
