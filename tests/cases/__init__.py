@@ -15,7 +15,7 @@ FEW_EPISODES = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Recipe of a system, settings for a small size, and arguments of `generate` and `evaluate` beside the checkpoint.
+    """Recipe of a system, settings for a small size, and arguments of `generate` and `evaluate` after the checkpoint.
 
     The words IMAGE and OUT.mp4 stand for an image and for the video to write.
     """

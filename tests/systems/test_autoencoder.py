@@ -433,7 +433,7 @@ def test_patches_start_from_the_linear_autoencoder(decoded: pixels.FrameFiles, t
     np.testing.assert_allclose(found[0], fitted.decode_step(still, ())[0][0, -1], atol=1e-4)
     key = jax.random.key(0)
     batch = {"video": jnp.asarray(truth[None, :5])}
-    # Little noise is drawn at the start, and every weight that is not behind a zero layer has a gradient.
+    # Little noise is drawn at the start, and the zero layers, too, have gradients.
     assert system.loss(model, batch, key)[1]["psnr"] > 35
     grads = nnx.grad(lambda model: system.loss(model, batch, key)[0])(model)
     norms = {"/".join(map(str, path)): float(jnp.linalg.norm(leaf[...])) for path, leaf in nnx.to_flat_state(grads)}
@@ -446,7 +446,7 @@ def test_patches_of_a_ratio_without_linear_autoencoder(tmp_path: pathlib.Path) -
     config = make_config(data__records=str(tmp_path))
     with config.unlocked():
         config.model = {"family": "patch", "latent_channels": 6, "blocks": 1, "width": 8, "spatial_ratio": 4}
-    with pytest.raises(errors.UserError, match="config.model.spatial_ratio is 4, expected 8 or 16"):
+    with pytest.raises(errors.UserError, match=r"config.model.spatial_ratio is 4, expected 8 or 16"):
         systems.create(config)
 
 
