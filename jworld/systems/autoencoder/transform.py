@@ -1,6 +1,6 @@
 """The linear autoencoder of the training videos: what networks are compared with, and where some start.
 
-It is fitted once and kept beside the decoded frames.
+It is fitted once and kept in the folder of the decoded frames.
 """
 
 import numpy as np
@@ -39,7 +39,7 @@ def load_or_fit(
 
 
 def file_name(config: linear.LinearConfig) -> str:
-    """Return the name of the file beside the frames."""
+    """Return the name of the file in the folder of the frames."""
     return f"linear-{config.channels}x{config.temporal_ratio}x{config.spatial_ratio}.safetensors"
 
 
