@@ -162,6 +162,13 @@ RECIPES = {
     "theworld.py:full": _THEWORLD_PUBLISHED,
     "autoencoder.py": _AUTOENCODER,
     "autoencoder.py:small": _AUTOENCODER,
+    "autoencoder.py:patch": (
+        *ROOMS,
+        "--config.data.videos.image_size=(64,48)",
+        "--config.data.clip.size=(32,32)",
+        "--config.model.width=8",
+        "--config.sample.frames=5",
+    ),
     "my_recipe.py": _THEWORLD_PUBLISHED,
 }
 #: Recipe and variant -> config keys where a step is only planned: on as many chips as the guide names.
