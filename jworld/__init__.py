@@ -17,23 +17,41 @@ __all__ = ["load"]
 tpu_environment.settle()
 
 
-def load(path: str | pathlib.Path, step: int | None = None) -> "Run":
+def load(
+    path: str | pathlib.Path,
+    step: int | None = None,
+    *,
+    size: tuple[int, int] | str | None = None,
+    aspect: tuple[int, int] | None = None,
+    fps: float | None = None,
+    guidance: float | None = None,
+    steps: int | None = None,
+) -> "Run":
     """Open a trained model on one device.
 
     Args:
       path: folder of a run, or of released or imported weights.
       step: checkpoint of the run (default: the newest).
+      size: width and height of videos in pixels, or a published set of sizes such as "480p" (default: as saved).
+      aspect: ratio of width and height, such as (16, 9), which chooses a size.
+      fps: frame rate of videos, in frames per second (default: as saved).
+      guidance: scale of classifier-free guidance, in the convention of the system (default: as saved).
+      steps: denoising steps (default: as saved).
 
     Returns:
       A `jworld.systems.runs.Run` with `generate`, `session` and `answer`.
 
     Raises:
-      UserError: something is missing or damaged.
+      UserError: something is missing or damaged, or does not fit the model.
     """
     # Imported here, so that commands which need no model start fast.
-    from jworld.systems import runs
+    from jworld.systems import options, runs
 
-    return runs.load(pathlib.Path(path), step)
+    flags = options.Flags(size=size, aspect=aspect, fps=fps, guidance=guidance, steps=steps)
+    directory = pathlib.Path(path)
+    run = runs.load(directory, step, config=runs.resolve(directory, flags=flags))
+    options.check_size(run.system, flags, run.encoders)
+    return run
 
 
 def __getattr__(name: str) -> str:

@@ -2,21 +2,18 @@
 
 Generates a video from a first image along a path of actions. Writes the video, its settings and timings (out.json), and
 with --sheet the images of every chunk with its action (out.png). With --stream the video file can be watched while it
-grows, and at most one chunk is in memory.
+grows, and at most one chunk is in memory. --batch FILE.jsonl generates many videos with one load of the model.
 
 A model that answers in text prints its answer to --prompt about --image token by token.
 """
 
-import contextlib
 import dataclasses
-import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import rich.console
@@ -24,123 +21,132 @@ import rich.progress
 
 from jworld import systems
 from jworld.cameras import lengths
-from jworld.data import media, video_stream
-from jworld.data.recording import episodes
+from jworld.data import media
 from jworld.encoders import model_encoders as encoders_lib
-from jworld.evaluation import contact_sheets, results
+from jworld.evaluation import results
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
-from jworld.systems import generation, recipes, runs
-from jworld.systems.base import TextSystem
-from jworld.utils import arguments, compilation, errors, files
-from jworld.utils import config as run_config
+from jworld.systems import frame_sizes, generation, options, requests, runs, video_files
+from jworld.systems.base import TextSystem, VideoSession, VideoSystem
+from jworld.systems.requests import Request, Video
+from jworld.utils import arguments, compilation, errors, files, resources
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """A request for a video or an answer.
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A video to generate and its actions, one per chunk."""
 
-    Attributes:
-      checkpoint: folder of a run, of released or of imported weights.
-      step: training step of the checkpoint; None for the newest.
-      image: first image, or a video whose last frames are continued; None for a model that needs a caption only.
-      prompt: caption of the video, or question.
-      pose: camera path, for models steered by --pose.
-      actions: control tokens, for models steered by --actions.
-      windows: length of the video, for models without actions.
-      length: what to do with a path that ends within a chunk: "pad", "cut", or None to refuse it.
-      seed: random seed for the noise.
-      encoders: folder with the encoders; None for those of the checkpoint.
-      given: encoders that replace those of the folder.
-      changes: new values for keys of the saved config, as text by dotted key.
-      mesh: sizes of the mesh by axis.
-      out: file to write.
-      sheet: also write the images of every chunk.
-      stream: write frames as soon as they are ready.
-    """
-
-    checkpoint: pathlib.Path
-    prompt: str
-    out: pathlib.Path = pathlib.Path()
-    image: pathlib.Path | None = None
-    pose: str | None = None
-    actions: str | None = None
-    windows: int | None = None
-    length: str | None = None
-    seed: int = 0
-    step: int | None = None
-    encoders: pathlib.Path | None = None
-    given: encoders_lib.EncoderOverrides = dataclasses.field(default_factory=encoders_lib.EncoderOverrides)
-    changes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    mesh: tuple[tuple[str, int], ...] = ()
-    sheet: bool = False
-    stream: bool = False
+    video: Video
+    actions: list[results.Action]
 
 
-def generate(request: Request, config: ml_collections.ConfigDict, console: rich.console.Console) -> dict[str, Any]:
-    """Generate a video with the resolved config, and write it.
+def generate(
+    request: Request, config: ml_collections.ConfigDict, console: rich.console.Console
+) -> list[dict[str, Any]]:
+    """Generate the videos of a request with the resolved config, and write them.
+
+    The finished videos of an interrupted batch are left as they are.
 
     Returns:
-      Contents of the JSON file.
+      Contents of the JSON files, in the order of the videos; only those that were generated.
 
     Raises:
-      UserError: an input is missing, damaged, or does not fit the model.
+      UserError: an input is missing, damaged, or does not fit the model; then nothing has been generated.
     """
     system = generation.video_system(systems.create(config), config)
-    if request.out.suffix.lower() != ".mp4":
-        found = "missing" if request.out == Request.out else request.out
-        raise errors.UserError(f"--out is {found}, expected a name that ends in .mp4")
     if request.stream and request.sheet:
         raise errors.UserError("--sheet needs all frames at the end, but --stream stores none: leave one of them out")
-    image = generation.find_start(request.image, needed=system.needs_image)
-    steering = generation.steering(system, pose=request.pose, actions=request.actions)
-    actions = system.controls(steering, request.windows, request.length)
+    kept = resources.find(request.checkpoint) / runs.ENCODERS if request.encoders is None else request.encoders
+    jobs = prepare(request, system, config, fps=system.frame_rate(kept))
     mesh = make_mesh(config)
     system.check_sampling(mesh)
+    waiting = [job for job in jobs if request.batch is None or not job.video.is_finished(config)]
+    if len(waiting) < len(jobs):
+        console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} videos are finished")
+    if not waiting:
+        return []
     began = time.time()
     run = runs.load(
         request.checkpoint, request.step, config=config, mesh=mesh, encoders=request.encoders, given=request.given
     )
+    options.check_size(run.system, request.flags, run.encoders)
     loaded = time.time() - began
+    session = run.session()
+    written: list[dict[str, Any]] = []
+    for job in waiting:
+        rollout, facts = make_video(request, job, run, session, console)
+        facts["timings"]["load_seconds"] = 0.0 if written else loaded
+        for path in video_files.write(job.video, rollout, facts, sheet=request.sheet):
+            console.print(f"wrote {path}")
+        written.append(facts)
+    return written
+
+
+def prepare(
+    request: Request, system: VideoSystem[Any, Any], config: ml_collections.ConfigDict, *, fps: float | None
+) -> list[Job]:
+    """Check all videos of a request, and return them with their actions.
+
+    Raises:
+      UserError: an input is missing, damaged, or does not fit the model; for a batch with its line.
+    """
+    jobs: list[Job] = []
+    checked: set[pathlib.Path | None] = set()
+    for video in request.videos():
+        try:
+            steering = generation.steering(system, pose=video.pose, actions=video.actions)
+            options.check_negative_prompt(system, video.negative_prompt)
+            if video.image not in checked or video.image is None:
+                generation.note_start(video.image, generation.find_start(video.image, system, fps=fps), system)
+                checked.add(video.image)
+            jobs.append(Job(video, system.controls(steering, video.windows, video.length)))
+        except errors.UserError as error:
+            raise errors.UserError(f"{video.where}{error}") from error
+    return jobs
+
+
+def make_video(
+    request: Request, job: Job, run: runs.Run, session: VideoSession, console: rich.console.Console
+) -> tuple[results.Comparison | None, dict[str, Any]]:
+    """Generate a video; return it with its settings and timings. With `request.stream` it is written and None."""
+    video = job.video
+    start = generation.find_start(video.image, generation.video_system(run.system, run.config), fps=run.encoders.fps)
     frames: list[np.ndarray] = []
-    with rich.progress.Progress(console=console) as progress, frame_sink(request, run, frames) as take:
-        bar = progress.add_task("generating", total=len(actions))
+    with (
+        rich.progress.Progress(console=console) as progress,
+        video_files.frame_sink(video, frames, stream=request.stream, fps=run.encoders.fps) as take,
+    ):
+        bar = video_files.ProgressBar(progress, chunks=len(job.actions))
         counts, timings = generation.roll_out(
-            run.session(),
-            actions,
-            mesh=mesh,
-            image=image,
-            prompt=request.prompt,
-            seed=request.seed,
+            session,
+            job.actions,
+            mesh=run.mesh,
+            image=start,
+            prompt=video.prompt,
+            seed=video.seed,
+            negative_prompt=video.negative_prompt,
             take=take,
-            advance=lambda: progress.advance(bar),
+            advance=bar.advance,
+            watch=bar.step if generation.is_watched(run.model) else None,
         )
     stops = np.cumsum(counts).tolist()
     chunks = [
         results.Chunk(start=start, stop=stop, action=action.name)
-        for start, stop, action in zip([0, *stops], stops, actions, strict=False)
+        for start, stop, action in zip([0, *stops], stops, job.actions, strict=False)
     ]
     facts = {
         "checkpoint": str(request.checkpoint),
         "step": run.step,
-        "image": None if request.image is None else str(request.image),
-        "prompt": request.prompt,
-        "pose": request.pose,
-        "actions": request.actions,
-        "windows": request.windows,
-        "seed": request.seed,
+        **video.facts(),
         "chunks": [{"start": x.start, "stop": x.stop, "action": x.action} for x in chunks],
         "fps": run.encoders.fps,
-        "device": f"{len(mesh.devices.flat)} x {jax.devices()[0].device_kind}",
-        "timings": {"load_seconds": loaded, **timings},
-        "config": config.to_dict(),
+        "device": f"{len(run.mesh.devices.flat)} x {jax.devices()[0].device_kind}",
+        "timings": timings,
+        "config": run.config.to_dict(),
     }
-    rollout = None
-    if not request.stream:
-        rollout = results.Comparison(title=request.prompt, prediction=np.concatenate(frames), chunks=chunks)
-    for path in write(request, rollout, facts):
-        console.print(f"wrote {path}")
-    return facts
+    if request.stream:
+        return None, facts
+    return results.Comparison(title=video.prompt, prediction=np.concatenate(frames), chunks=chunks), facts
 
 
 def answer(request: Request, config: ml_collections.ConfigDict, console: rich.console.Console) -> dict[str, Any]:
@@ -152,7 +158,8 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
     Raises:
       UserError: there is no question, a flag is for models that generate videos, or the files do not fit.
     """
-    for flag, value in (("--pose", request.pose), ("--actions", request.actions), ("--windows", request.windows)):
+    unused = {"--pose": request.pose, "--actions": request.actions, "--windows": request.windows}
+    for flag, value in {**unused, "--batch": request.batch}.items():
         if value is not None:
             raise errors.UserError(f"{flag} {value}: the model answers in text: leave it out")
     if not request.prompt:
@@ -191,71 +198,11 @@ class TokenPrinter:
             self._console.print(after[len(before) :], end="", markup=False)
 
 
-@contextlib.contextmanager
-def frame_sink(request: Request, run: runs.Run, frames: list[np.ndarray]) -> Iterator[Callable[[np.ndarray], None]]:
-    """Open the destination of a chunk's frames: a growing video file, or the list `frames`."""
-    if not request.stream:
-        yield frames.append
-        return
-    try:
-        request.out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f"--out {request.out} could not be written ({error}): give another name") from error
-    with video_stream.VideoStream(request.out, fps=run.encoders.fps) as stream:
-        yield stream.write
-
-
-def resolve(request: Request) -> ml_collections.ConfigDict:
-    """Return the saved config with all defaults, the mesh of the request (one device by default) and its changes."""
-    config = run_config.load(request.checkpoint)
-    values = config.to_dict()
-    for name, section in systems.create(config).sections().items():
-        node = values
-        for key in name.split("."):
-            node = node.setdefault(key, {})
-        node.update({key: _plain(value) for key, value in dataclasses.asdict(section).items()})
-    values["mesh"] = dict.fromkeys(mesh_lib.AXIS_NAMES, 1) | dict(request.mesh)
-    return recipes.change(ml_collections.ConfigDict(values), request.changes)
-
-
-def _plain(value: Any) -> Any:
-    """Return a dtype as its name, everything else as it is."""
-    return value if isinstance(value, str | int | float | tuple | None) else jnp.dtype(value).name
-
-
 def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     """Make the mesh of the config on the first devices; the others stay idle."""
     sizes = dict(config.mesh)
     count = int(np.prod(list(sizes.values())))
     return mesh_lib.make_mesh(**sizes, devices=jax.devices()[: count if count > 0 else None])
-
-
-def write(request: Request, rollout: results.Comparison | None, facts: dict[str, Any]) -> list[pathlib.Path]:
-    """Write video, numbers and images, or only the numbers without a rollout; return their names.
-
-    Each file is complete or absent.
-    """
-    out = request.out
-    # The video encoder chooses the format by the suffix.
-    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
-    paths = [out, out.with_suffix(".json")]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if rollout is not None:
-                episodes.write_video(partial, rollout.prediction, fps=facts["fps"])
-                partial.replace(out)
-            partial.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
-            partial.replace(paths[1])
-            if rollout is not None and request.sheet:
-                paths.append(out.with_suffix(".png"))
-                contact_sheets.contact_sheet([rollout]).save(partial, format="png")
-                partial.replace(paths[2])
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise errors.UserError(f"--out {out} could not be written ({error}): give another name") from error
-    return paths
 
 
 def parse_mesh(text: str) -> tuple[tuple[str, int], ...]:
@@ -269,6 +216,8 @@ def parse_mesh(text: str) -> tuple[tuple[str, int], ...]:
 
 DESCRIPTION = """Generate a video with a trained model from an image, a caption and, for some models, a path of actions.
 
+Several seeds, or a file with --batch, make many videos with one load of the model.
+
 A model that answers in text prints its answer to --prompt about --image, token by token."""
 EPILOG = """The model's system defines how a path is written.
 
@@ -278,7 +227,12 @@ of its own, and all latents together must fill whole chunks; --length pads or cu
 or for a robot its actions.
 
 --actions 'D*3,DR*2,N' gives a control token for every latent frame, with repeats: D drives, B reverses, N stays, each
-also with L or R for a turn (D, DL, DR, B, BL, BR, N, NL, NR). 'random*32' or 'random:SEED*32' draws 32 tokens."""
+also with L or R for a turn (D, DL, DR, B, BL, BR, N, NL, NR). 'random*32' or 'random:SEED*32' draws 32 tokens.
+
+--batch takes one JSON object per line, or a JSON list of them, with the keys prompt, image, pose, actions, windows,
+length, seed, out and negative_prompt; what an entry lacks comes from the options. Names of files are relative to the
+current folder, and those of videos to --out. All entries are checked before anything is generated. The same command
+again leaves finished videos as they are and continues with the next."""
 
 
 def make_parser() -> arguments.Parser:
@@ -290,7 +244,7 @@ def make_parser() -> arguments.Parser:
         "--image",
         type=pathlib.Path,
         metavar="FILE",
-        help="first image, whose middle is taken; models that continue videos also take an .mp4 and continue its last "
+        help="first image, whose middle is taken; models that continue videos also take a video and continue its last "
         "frames (default: none, for models that need a caption only)",
     )
     add("--prompt", default="", help="caption of the video, or the question")
@@ -308,8 +262,8 @@ def make_parser() -> arguments.Parser:
         type=pathlib.Path,
         default=Request.out,
         metavar="FILE",
-        help="video to write, FILE.mp4; FILE.json records how it was made. For a model that answers in text, FILE.json "
-        "(required for videos)",
+        help="video to write, FILE.mp4; FILE.json records how it was made. With several seeds FILE_SEED.mp4, with "
+        "--batch a folder. For a model that answers in text, FILE.json (required for videos)",
     )
     add("--sheet", action="store_true", help="also write FILE.png: the images of every chunk under its action")
     add(
@@ -317,7 +271,20 @@ def make_parser() -> arguments.Parser:
         action="store_true",
         help="write frames as soon as they are ready, in constant memory; FILE.mp4 can be watched while it grows",
     )
-    add("--seed", type=int, default=Request.seed, help="random seed for the noise")
+    add(
+        "--batch",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="file of videos to generate, FILE.jsonl or FILE.json, see below (default: none)",
+    )
+    add(
+        "--seed",
+        dest="seeds",
+        type=arguments.checked("INT,...", "integers such as 0 or 0,1,2", requests.parse_seeds),
+        default=Request.seeds,
+        help="random seed for the noise, or several for a video each (default: 0)",
+    )
+    _add_flags(parser)
     add("--step", type=arguments.positive, help="training step of the checkpoint (default: the newest)")
     add(
         "--encoders",
@@ -336,12 +303,46 @@ def make_parser() -> arguments.Parser:
     return parser
 
 
+def _add_flags(parser: arguments.Parser) -> None:
+    """Add the plain flags of `options.Flags`."""
+    group = parser.add_argument_group("settings of the saved config")
+    saved = "(default: as saved with the checkpoint)"
+    group.add_argument(
+        "--size",
+        type=arguments.checked("WxH", "WxH in pixels such as 832x480, or a name such as 480p", parse_size),
+        help=f"width and height of the video in pixels, or a published set of sizes, 480p or 720p {saved}",
+    )
+    group.add_argument(
+        "--aspect",
+        type=arguments.checked("W:H", "W:H, such as 16:9", lambda text: frame_sizes.parse(text, ":")),
+        help="ratio of width and height, which chooses one of the published sizes, or for other models the nearest "
+        f"size with as many tokens {saved}",
+    )
+    group.add_argument(
+        "--fps", type=float, help="frame rate of the video, in frames per second (default: that of the model's videos)"
+    )
+    group.add_argument("--steps", type=arguments.positive, help=f"denoising steps {saved}")
+    group.add_argument(
+        "--guidance",
+        type=float,
+        help=f"scale of classifier-free guidance, as in config.sample.rollout.guidance {saved}",
+    )
+    group.add_argument("--negative-prompt", help=f"text of the guidance's negative branch {saved}")
+
+
+def parse_size(text: str) -> frame_sizes.Size | str:
+    """Parse "832x480" to a size; a name such as "480p" stays as it is."""
+    return text if text.endswith("p") and text[:-1].isdecimal() else frame_sizes.parse(text, "x")
+
+
 def parse_arguments(argv: Sequence[str] | None) -> Request:
-    options = make_parser().parse(argv)
-    names = {field.name for field in dataclasses.fields(Request)} - {"given"}
+    found = make_parser().parse(argv)
+    names = {field.name for field in dataclasses.fields(Request)} - {"given", "flags"}
+    flags = {field.name: getattr(found, field.name) for field in dataclasses.fields(options.Flags)}
     return Request(
-        **{name: getattr(options, name) for name in names},
-        given=encoders_lib.EncoderOverrides.from_arguments(options),
+        **{name: getattr(found, name) for name in names},
+        given=encoders_lib.EncoderOverrides.from_arguments(found),
+        flags=options.Flags(**flags),
     )
 
 
@@ -351,7 +352,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     startup.require_alone("python -m jworld.generate")
     compilation.use_cache()
     console = rich.console.Console(highlight=False, soft_wrap=True)
-    config = resolve(request)
+    config = runs.resolve(
+        request.checkpoint, encoders=request.encoders, flags=request.flags, changes=request.changes, mesh=request.mesh
+    )
     if isinstance(systems.create(config), TextSystem):
         timings = answer(request, config, console)["timings"]
         console.print(
@@ -360,13 +363,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         console.print(f"next: another --prompt, or python -m jworld.evaluate --checkpoint {request.checkpoint}")
         return
-    facts = generate(request, config, console)
-    timings = facts["timings"]
-    console.print(
-        f"{facts['chunks'][-1]['stop']} frames, {timings['frames_per_second']:.1f} per second; a chunk takes "
-        f"{timings['chunk_p50_seconds']:.2f} s (p95 {timings['chunk_p95_seconds']:.2f} s), after "
-        f"{timings['compile_seconds']:.1f} s of compiling on {facts['device']}"
-    )
+    for facts in generate(request, config, console):
+        timings = facts["timings"]
+        console.print(
+            f"{facts['chunks'][-1]['stop']} frames, {timings['frames_per_second']:.1f} per second; a chunk takes "
+            f"{timings['chunk_p50_seconds']:.2f} s (p95 {timings['chunk_p95_seconds']:.2f} s), after "
+            f"{timings['compile_seconds']:.1f} s of compiling on {facts['device']}"
+        )
     console.print(f"next: another path or --seed, or python -m jworld.evaluate --checkpoint {request.checkpoint}")
 
 

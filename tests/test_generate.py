@@ -16,7 +16,7 @@ import tiny_run
 from jworld import generate
 from jworld.cameras import pose_strings, poses
 from jworld.data.recording import episodes
-from jworld.systems import generation, runs
+from jworld.systems import generation, options, runs
 from jworld.utils import compilation, errors
 
 
@@ -74,6 +74,8 @@ def test_video_contact_sheet_and_numbers(
         "shift": 10.0,
         "guidance": 1.0,
         "context_time": 14.0,
+        "negative_prompt": "",
+        "fps": None,
     }
     assert facts["config"]["model"]["param_dtype"] == "float32"  # a default, written out
     timings = facts["timings"]
@@ -236,14 +238,22 @@ def test_mistakes_end_with_one_sentence(
     assert not any(tmp_path.iterdir())
 
 
+class Start(options.VideoOptions):
+    """The part of a system that a first image needs."""
+
+    def __init__(self, *, needs_image: bool) -> None:
+        self.needs_image = needs_image
+
+
 def test_a_first_image_is_required_or_refused(image: pathlib.Path) -> None:
-    assert generation.find_start(None, needed=False) is None
-    array = generation.find_start(image, needed=True)
+    needed, refused = Start(needs_image=True), Start(needs_image=False)
+    assert generation.find_start(None, refused, fps=None) is None  # type: ignore[arg-type]
+    array = generation.find_start(image, needed, fps=None)  # type: ignore[arg-type]
     assert array is not None
     assert array.ndim == 3
-    for path, needed, message in ((None, True, "--image is missing"), (image, False, "from a caption alone")):
+    for path, system, message in ((None, needed, "--image is missing"), (image, refused, "from a caption alone")):
         with pytest.raises(errors.UserError, match=message):
-            generation.find_start(path, needed=needed)
+            generation.find_start(path, system, fps=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.e2e

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jworld.diffusion import step_reports
+
 #: (noisy video [B, F, H, W, C], sigma [B]) -> prediction of the clean video, after classifier-free guidance.
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -54,7 +56,9 @@ def step(x: jax.Array, clean: jax.Array, previous: jax.Array, weights: Sequence[
     return weights[0] * x + weights[1] * clean + weights[2] * previous
 
 
-def sample(denoise: Denoise, noise: jax.Array, sigmas: np.ndarray) -> jax.Array:
+def sample(
+    denoise: Denoise, noise: jax.Array, sigmas: np.ndarray, *, listener: step_reports.Listener | None = None
+) -> jax.Array:
     """Sample a clean video from noise, as one compiled program whatever the number of steps.
 
     After the last step the network is evaluated once more, at the lowest level. That prediction is the result.
@@ -63,7 +67,9 @@ def sample(denoise: Denoise, noise: jax.Array, sigmas: np.ndarray) -> jax.Array:
       denoise: prediction of the clean video, conditioning frames included.
       noise: [B, F, H, W, C] standard normal.
       sigmas: [steps + 1] of `noise_levels`.
+      listener: called after every step, see `step_reports.report`.
     """
+    steps = len(sigmas)
     levels = jnp.asarray(sigmas, jnp.float32)
     weights = jnp.asarray(step_weights(sigmas), jnp.float32)
 
@@ -71,12 +77,15 @@ def sample(denoise: Denoise, noise: jax.Array, sigmas: np.ndarray) -> jax.Array:
         return denoise(x, jnp.full(x.shape[0], sigma))
 
     def body(
-        carry: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array]
+        carry: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         x, previous = carry
         clean = predict(x, row[0])
+        step_reports.report(listener, row[2], steps, clean)
         return (step(x, clean, previous, row[1]), clean), None
 
     x = levels[0] * noise
-    (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), (levels[:-1], weights))
-    return predict(x, levels[-1])
+    (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), (levels[:-1], weights, jnp.arange(steps - 1)))
+    result = predict(x, levels[-1])
+    step_reports.report(listener, steps - 1, steps, result)
+    return result

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from jworld.data import records
@@ -19,6 +20,7 @@ from jworld.data.inputs import fitting
 from jworld.data.records import text_store
 from jworld.encoders import autoencoders, base, registry, stored, torch_models, weightless
 from jworld.models.autoencoders import linear
+from jworld.utils import config as run_config
 from jworld.utils.errors import UserError
 
 NONE = records.NO_ENCODER
@@ -84,6 +86,52 @@ class EncoderOverrides:
         values = {flag: getattr(self, flag.removeprefix("--").replace("-", "_")) for flag in FLAGS}
         values |= {"--encoder-device": self.options.device, "--encoder-dtype": self.options.dtype}
         return [flag for flag, value in values.items() if value is not None]
+
+    def or_else(self, other: "EncoderOverrides") -> "EncoderOverrides":
+        """Return these encoders and options, and those of `other` where they are None."""
+        names = ("autoencoder", *(role.attribute for role in (TEXT, GLYPH, IMAGE)))
+        chosen = {name: getattr(other if getattr(self, name) is None else self, name) for name in names}
+        options = registry.Options(
+            dtype=self.options.dtype or other.options.dtype, device=self.options.device or other.options.device
+        )
+        return EncoderOverrides(**chosen, options=options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodersConfig:
+    """Encoders that a run samples with instead of those of its data set (`config.sample.encoders`).
+
+    Attributes:
+      autoencoder: file of an autoencoder, or folder with autoencoder.safetensors; None: that of the data set.
+      text_encoder: KIND:FOLDER or KIND:HUB-ID of the text encoder; None: that of the data set.
+      glyph_encoder: byt5-glyph:FOLDER, for text that is visible in the video; None: that of the data set.
+      image_encoder: KIND:FOLDER or KIND:HUB-ID of the image encoder; None: that of the data set.
+      dtype: dtype of text and image encoders: float32, float16 or bfloat16; None: as in the published system.
+      device: device of text and image encoders; None: cuda if there is one.
+    """
+
+    autoencoder: str | None = None
+    text_encoder: str | None = None
+    glyph_encoder: str | None = None
+    image_encoder: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        for role in (TEXT, GLYPH, IMAGE):
+            if (spec := getattr(self, role.attribute)) is not None:
+                check(role, spec, name=f"config.sample.encoders.{role.attribute}")
+
+    def overrides(self) -> EncoderOverrides:
+        """Return the same as command-line options give."""
+        options = registry.Options(dtype=self.dtype, device=self.device)
+        names = ("autoencoder", *(role.attribute for role in (TEXT, GLYPH, IMAGE)))
+        return EncoderOverrides(**{name: getattr(self, name) for name in names}, options=options)
+
+
+def from_config(config: ml_collections.ConfigDict) -> EncoderOverrides:
+    """Return the encoders that the section `config.sample.encoders` names; a `UserError` for a wrong key."""
+    return run_config.section(EncodersConfig, config.sample.get("encoders", {}), "sample.encoders").overrides()
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, defaults: Mapping[str, str]) -> None:
@@ -159,26 +207,40 @@ class Encoders:
         """
         return dataclasses.replace(self.fit, mode="crop").frame(frame)
 
-    def image(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Encode an image uint8 [H, W, 3] of any size: latent [1, h, w, C] and vision states [V, Dv], float32."""
+    def image(self, frame: np.ndarray, *, seen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Encode an image uint8 [H, W, 3] of any size: latent [1, h, w, C] and vision states [V, Dv], float32.
+
+        `seen` is the image for the image encoder, by default the one of the model's size.
+        """
         frame = self.resize(frame)
-        states = None if self.images is None else self.images.encode(frame[None])[0]
+        seen = frame if seen is None else seen
+        states = None if self.images is None else self.images.encode(seen[None])[0]
         return self.autoencoder.encode(frame[None, None])[0], states
 
     def prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """Encode a prompt as in a text store: text_states [S, Dt] and glyph_states [G, Dg], float32."""
         if self.stored is not None and prompt in self.stored:
             return self.stored[prompt]
+        if self.stored is not None and self.text is None:
+            raise UserError(
+                f"the prompt {prompt!r} is not one of the data set, whose text encoder is absent: give one with "
+                "--config.sample.encoders.text_encoder (train), or --text-encoder (generate)"
+            )
+        if self.stored is not None and self.text is None:
+            raise UserError(
+                f"the prompt {prompt!r} is not in the data set, and its text encoder is absent: give {TEXT.flag}"
+            )
         found = {"text_states": self.text, "glyph_states": self.glyph}
         return {name: encoder.encode([prompt])[0] for name, encoder in found.items() if encoder is not None}
 
 
-def check(role: Role, spec: str) -> None:
-    """Raise a `UserError` if no encoder of this role has the name in `spec`."""
+def check(role: Role, spec: str, *, name: str | None = None) -> None:
+    """Raise a `UserError` if no encoder of this role has the name in `spec`; `name` is that of the option."""
     kind = spec.partition(":")[0]
     kinds = registry.IMAGE_KINDS if role is IMAGE else (*registry.TEXT_KINDS, stored.KIND)
     if kind not in kinds:
-        raise UserError(f"{role.flag} {spec}: there is no {role.words} '{kind}', choose one of {', '.join(kinds)}")
+        where = f"{name or role.flag} {spec}"
+        raise UserError(f"{where}: there is no {role.words} '{kind}', choose one of {', '.join(kinds)}")
 
 
 def load(role: Role, spec: str, options: registry.Options) -> Any:

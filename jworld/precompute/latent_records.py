@@ -1,5 +1,6 @@
 """Records of latents as training data of a run: created if the recipe describes how, and checked against the model."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,7 +34,8 @@ class LatentRecords:
         spec: training_data.Spec,
         transform: Callable[[text_store.TextStore, int], grain.transforms.RandomMap],
         min_frames: int,
-        fps: float,
+        default_fps: float,
+        fps: float | None = None,
     ) -> None:
         """Read the sections of the config.
 
@@ -43,12 +45,14 @@ class LatentRecords:
           spec: arrays of a batch.
           transform: (text store, global batch) -> transform from records to examples.
           min_frames: latent frames that every clip must have.
-          fps: frame rate of generated videos if no data set records one.
+          default_fps: frame rate of generated videos if no data set records one.
+          fps: frame rate of generated videos, in place of that of the data set.
         """
         self._config = config
         self._recording = run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
         self._encoding = run_config.section(demo_data.EncodingConfig, config.data.encoding, "data.encoding")
-        self._spec, self._transform, self._min_frames, self._fps = spec, transform, min_frames, fps
+        self._spec, self._transform, self._min_frames = spec, transform, min_frames
+        self._default_fps, self._fps = default_fps, fps
         self.expected = expected
 
     def prepare(self) -> None:
@@ -83,10 +87,10 @@ class LatentRecords:
 
     def find_problem(self, directory: pathlib.Path) -> str:
         """Return why a sample is impossible, see `systems.base.TrainingData`."""
-        manifest = records.read_manifest(directory)
+        manifest, given = records.read_manifest(directory), encoders_lib.from_config(self._config)
         if self._recording.source:
-            return encoders_lib.find_problem(directory, manifest)
-        return encoders_lib.find_autoencoder_problem(directory, manifest)
+            return encoders_lib.find_problem(directory, manifest, given)
+        return "" if given.autoencoder else encoders_lib.find_autoencoder_problem(directory, manifest)
 
     def encoders(
         self, directory: pathlib.Path, *, given: EncoderOverrides, mesh: jax.sharding.Mesh, stored: bool = False
@@ -94,15 +98,39 @@ class LatentRecords:
         """Open the encoders, see `systems.base.TrainingData`."""
         # Generation does not depend on the other arrays of the records.
         expected = {key: value for key, value in self.expected.items() if key != "arrays"}
+        height, width, channels = self.expected["latent_shape"]
         if (directory / records.MANIFEST).is_file():
-            records.check_manifest(records.read_manifest(directory), expected, path=directory)
+            manifest = records.read_manifest(directory)
+            # Nor on their size.
+            expected["latent_shape"] = [*manifest["latent_shape"][:2], channels]
+            records.check_manifest(manifest, expected, path=directory)
             own = stored and not self._recording.source
             prompts = encoders_lib.StoredPrompts(self._config.data.records) if own else None
-            return encoders_lib.open_set(directory, given=given, mesh=mesh, prompts=prompts)
+            opened = encoders_lib.open_set(directory, given=given, mesh=mesh, prompts=prompts)
+            ratio = opened.autoencoder.spatial_ratio
+            fit = dataclasses.replace(opened.fit, width=width * ratio, height=height * ratio)
+            return dataclasses.replace(opened, fit=fit, fps=self.rate(directory))
         if given == EncoderOverrides(options=given.options):
             raise UserError(
                 f"{directory} has no {records.MANIFEST}, so the model's autoencoder and encoders are unknown: name a "
                 "folder of records made for the model with --encoders, or all of them with --autoencoder, "
                 "--text-encoder, --image-encoder and, if it uses glyphs, --glyph-encoder"
             )
-        return encoders_lib.open_given(given, expected, fps=self._fps, mesh=mesh)
+        return encoders_lib.open_given(given, expected, fps=self.rate(directory), mesh=mesh)
+
+    def rate(self, directory: pathlib.Path) -> float:
+        """Return the frames per second of videos that are generated with the encoders in `directory`."""
+        if self._fps is not None:
+            return self._fps
+        if not (directory / records.MANIFEST).is_file():
+            return self._default_fps
+        rate: float = records.read_manifest(directory)["fps"]
+        return rate
+
+    def spatial_ratio(self, directory: pathlib.Path) -> int:
+        """Return the pixels of a latent in each direction, with the encoders in `directory`."""
+        if not (directory / records.MANIFEST).is_file():
+            return self._encoding.spatial_ratio
+        manifest = records.read_manifest(directory)
+        ratio: int = manifest["image_size"][1] // manifest["latent_shape"][0]
+        return ratio

@@ -8,9 +8,8 @@ import abc
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-import grain
 import jax
 import ml_collections
 import numpy as np
@@ -19,14 +18,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jworld.data import pipeline, records
-from jworld.data.records import text_store
-from jworld.encoders.model_encoders import EncoderOverrides, Encoders
+from jworld.diffusion import step_reports
+from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.evaluation import results
 from jworld.models.layers import lora
 from jworld.models.layers.attention import Implementation, Intervals, Mask
 from jworld.models.layers.flops import Sizes
-from jworld.precompute.latent_records import LatentRecords
 from jworld.systems import adapters
+from jworld.systems.frame_sizes import FrameSizes
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
@@ -103,11 +102,24 @@ class TrainingData(Protocol[OpenedEncoders]):
 class VideoSession(Protocol):
     """Step-by-step generation of a video in constant memory."""
 
-    def reset(self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0) -> None:
-        """Start a video from an image uint8 [H, W, 3], a video [T, H, W, 3], or None where `needs_image` is false."""
+    def reset(
+        self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0, negative_prompt: str | None = None
+    ) -> None:
+        """Start a video from an image uint8 [H, W, 3], a video [T, H, W, 3], or None where `needs_image` is false.
+
+        `negative_prompt` replaces that of the config; None keeps it.
+        """
 
     def step(self, action: Any) -> np.ndarray:
         """Return the next frames, uint8 [T, H, W, 3]; `action` is the `control` of one `results.Action`."""
+
+
+@runtime_checkable
+class WatchedSession(Protocol):
+    """A `VideoSession` that reports its denoising steps."""
+
+    def watch(self, listener: step_reports.Listener | None) -> None:
+        """Call `listener` after every denoising step of the next chunks; None calls nobody."""
 
 
 def as_video(first_frame: np.ndarray | None) -> np.ndarray:
@@ -182,6 +194,18 @@ class System(Protocol[Model, RunEncoders]):
     def loss(self, model: Model, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the scalar float32 loss and further metrics; all randomness comes from `key`."""
 
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        """Noise levels, between 0 and 1, at which the held-out loss is measured; () for a loss without noise."""
+
+    def held_out_loss(
+        self, model: Model, batch: Batch, key: jax.Array, level: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return the loss at one noise level, and further metrics; all other randomness comes from `key`.
+
+        A system of latents adds the metric `PREDICTION`, from which the PSNR is measured.
+        """
+
     def step_tokens(self, global_batch: int) -> int:
         """Return the tokens of one training step."""
 
@@ -201,6 +225,15 @@ class System(Protocol[Model, RunEncoders]):
         self, model: Model, encoders: RunEncoders, config: ml_collections.ConfigDict
     ) -> results.Comparison | results.Answers:
         """Make the sample that `config.sample` describes, next to the held-out truth."""
+
+    def sample_prompt(
+        self, model: Model, encoders: RunEncoders, config: ml_collections.ConfigDict, prompt: results.Prompt
+    ) -> results.Comparison | results.Answers:
+        """Make the same sample for a caption or question of the user, without truth.
+
+        Raises:
+          UserError: the system does not read text, or the text cannot be encoded.
+        """
 
     def evaluate(
         self,
@@ -234,6 +267,27 @@ class VideoSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
     def session(self, model: Model, encoders: RunEncoders) -> VideoSession:
         """Open a session."""
 
+    @property
+    def flag_keys(self) -> Mapping[str, str]:
+        """The plain flags of `jworld.generate` that the system has, such as --steps, and their keys in the config."""
+
+    @property
+    def has_negative_prompt(self) -> bool:
+        """True if the settings use a negative prompt."""
+
+    @property
+    def start_frames(self) -> int:
+        """Pixel frames of a given video that a session continues, at most."""
+
+    def start_note(self, frames: int) -> str:
+        """Return a note to the user if a session starts differently with only `frames` frames, else ""."""
+
+    def frame_rate(self, directory: pathlib.Path) -> float | None:
+        """Return the frames per second of videos with the encoders in `directory`, or None if that is unknown."""
+
+    def frame_sizes(self, directory: pathlib.Path) -> FrameSizes | None:
+        """Return the sizes of videos with the encoders in `directory`; None if there is only one."""
+
 
 @runtime_checkable
 class TextSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
@@ -245,6 +299,11 @@ class TextSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
     def answers(self, model: Model, encoders: RunEncoders) -> Callable[..., list[str]]:
         """Return a function that answers batches of questions."""
 
+
+#: Metric of `System.held_out_loss` with the predicted clean latents [B, F, H, W, C].
+PREDICTION = "prediction"
+#: Noise levels of `System.held_out_loss`: the middles of four equal bins of the diffusion time.
+TIME_BINS = (0.125, 0.375, 0.625, 0.875)
 
 #: A system whose types of model and encoders matter only to its own code; `runs.Run` keeps the three together.
 AnySystem = System[Any, Any]
@@ -353,108 +412,32 @@ class BaseSystem(abc.ABC, Generic[Model, RunEncoders]):
         """See `System`; by default training and sampling use the same model."""
         return self.init(rngs)
 
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        """See `System`; by default the loss has no noise levels."""
+        return ()
+
+    @abc.abstractmethod
+    def loss(self, model: Model, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `System`."""
+
+    def held_out_loss(
+        self, model: Model, batch: Batch, key: jax.Array, level: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `System`; by default the loss of training, for any level."""
+        return self.loss(model, batch, key)
+
+    def sample_prompt(
+        self, model: Model, encoders: RunEncoders, config: ml_collections.ConfigDict, prompt: results.Prompt
+    ) -> results.Comparison | results.Answers:
+        """See `System`; by default the system does not read text."""
+        raise errors.UserError(
+            f"config.sample.prompts: the system {self.config.system!r} does not read text: leave the key out"
+        )
+
     def attention_calls(self) -> list[AttentionCall]:
         """See `System`; by default no backend is chosen."""
         return []
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
         """See `System`; by default every mesh works, because dimensions that it does not divide are replicated."""
-
-
-class LatentClip(Protocol):
-    """Fields of a `ClipConfig` of latents: frames of a training window, and height and width of a latent frame."""
-
-    @property
-    def latent_size(self) -> tuple[int, int]: ...
-
-    @property
-    def window_frames(self) -> int: ...
-
-
-Clip = TypeVar("Clip", bound=LatentClip)
-
-
-class LatentVideoSystem(BaseSystem[Model, Encoders], Generic[Model, Clip]):
-    """Base of systems that train a transformer on latents of videos.
-
-    A subclass reads its sections, sets `clip` and `patch`, and then calls `open_records`.
-
-    Attributes:
-      clip: the training window.
-      patch: latent pixels (height, width) of a token.
-      lora: adapters of `config.model.lora`, or None.
-      data: the records of `config.data`.
-      fps: frame rate of the published models' videos, for weights without a data set.
-    """
-
-    fps: ClassVar[float]
-    clip: Clip
-    patch: tuple[int, int]
-    data: LatentRecords
-
-    def __init__(self, config: ml_collections.ConfigDict) -> None:
-        super().__init__(config)
-        self.lora = self.read_lora()
-
-    @abc.abstractmethod
-    def network(self, rngs: nnx.Rngs) -> Model:
-        """Build the network without adapters."""
-
-    @abc.abstractmethod
-    def manifest_expectations(self) -> dict[str, Any]:
-        """Return the values that the manifest of a data set must have for this model, by dotted key."""
-
-    @abc.abstractmethod
-    def transform(self, store: text_store.TextStore, global_batch: int) -> grain.transforms.RandomMap:
-        """Return the transform from records to training examples."""
-
-    @abc.abstractmethod
-    def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
-        """See `System`."""
-
-    def open_records(self, *, min_frames: int) -> None:
-        """Set `data`; clips of fewer than `min_frames` latent frames are refused."""
-        self.data = LatentRecords(
-            self.config,
-            expected=self.manifest_expectations(),
-            spec=self.batch_spec(self.config.global_batch),
-            transform=self.transform,
-            min_frames=min_frames,
-            fps=self.fps,
-        )
-
-    def init(self, rngs: nnx.Rngs) -> Model:
-        """See `System`."""
-        return adapters.adapted(self.network(rngs), self.lora, rngs=rngs)
-
-    @property
-    def needs_image(self) -> bool:
-        """See `VideoSystem`."""
-        return True
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Tokens of one latent frame."""
-        (height, width), (rows, columns) = self.clip.latent_size, self.patch
-        return height // rows * (width // columns)
-
-    def step_tokens(self, global_batch: int) -> int:
-        """See `System`; text and image conditioning do not count."""
-        return global_batch * self.clip.window_frames * self.tokens_per_frame
-
-    def check_patches(self) -> None:
-        """Raise a `UserError` if a latent frame does not divide into patches."""
-        if any(size % patch for size, patch in zip(self.clip.latent_size, self.patch, strict=True)):
-            raise errors.UserError(
-                f"config.data.clip.latent_size is {tuple(self.clip.latent_size)}, expected multiples of "
-                f"config.model.patch_size {self.patch}"
-            )
-
-    def check_frames(self, sequence: int) -> None:
-        """Raise a `UserError` if `sequence` devices cannot split the latent frames of a window evenly."""
-        frames = self.clip.window_frames
-        if sequence > 0 and frames % sequence:
-            raise errors.UserError(
-                f"config.mesh.sequence is {sequence}, which does not divide config.data.clip.window_frames {frames}: "
-                "choose a divisor of it"
-            )

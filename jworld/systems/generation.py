@@ -8,11 +8,17 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from flax import nnx
 
 from jworld.data import media
+from jworld.diffusion import step_reports
 from jworld.evaluation import results
-from jworld.systems.base import AnySystem, TextSession, TextSystem, VideoSession, VideoSystem
-from jworld.utils import compilation, errors
+from jworld.systems.base import AnySystem, TextSession, TextSystem, VideoSession, VideoSystem, WatchedSession
+from jworld.utils import compilation, errors, notes
+
+#: Parameters from which on every denoising step is reported, because a chunk may take minutes. In small models the
+#: reports would take a noticeable share of a step.
+WATCHED_PARAMETERS = 500_000_000
 
 
 def video_system(system: AnySystem, config: ml_collections.ConfigDict) -> VideoSystem[Any, Any]:
@@ -43,18 +49,40 @@ def steering(system: VideoSystem[Any, Any], *, pose: str | None, actions: str | 
     return given[system.steering]
 
 
-def find_start(image: np.ndarray | str | pathlib.Path | None, *, needed: bool) -> np.ndarray | None:
-    """Return the first image or video as an array.
+def find_start(
+    image: np.ndarray | str | pathlib.Path | None, system: VideoSystem[Any, Any], *, fps: float | None
+) -> np.ndarray | None:
+    """Return the first image, or the last frames of a first video that a session continues.
+
+    Args:
+      image: an array, or a file of which only these frames are decoded.
+      system: the system.
+      fps: frames per second of the generated video, at which the frames of a file are chosen by their time stamps;
+        None keeps those of the file.
 
     Raises:
       UserError: it is missing for a model that needs it, given for a model without one, or cannot be read.
     """
-    if needed and image is None:
+    if system.needs_image and image is None:
         raise errors.UserError("--image is missing: the model continues an image: give a PNG, JPEG or MP4 file")
-    if not needed and image is not None:
+    if not system.needs_image and image is not None:
         name = "" if isinstance(image, np.ndarray) else f" {image}"
         raise errors.UserError(f"--image{name}: the model makes clips from a caption alone: leave --image out")
-    return media.read_start(pathlib.Path(image)) if isinstance(image, str | pathlib.Path) else image
+    if isinstance(image, str | pathlib.Path):
+        return media.read_start(pathlib.Path(image), "--image", frames=system.start_frames, fps=fps)
+    return image
+
+
+def note_start(image: pathlib.Path | None, start: np.ndarray | None, system: VideoSystem[Any, Any]) -> None:
+    """Print what the system does with fewer frames than it continues, if that is not what a user expects."""
+    frames = 1 if start is None or start.ndim == 3 else len(start)
+    if start is not None and (text := system.start_note(frames)):
+        notes.note(f"--image {image}: {text}")
+
+
+def is_watched(model: nnx.Module) -> bool:
+    """Return whether the denoising steps of a model are reported one by one."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) >= WATCHED_PARAMETERS
 
 
 def roll_out(
@@ -65,8 +93,10 @@ def roll_out(
     image: np.ndarray | None,
     prompt: str,
     seed: int,
+    negative_prompt: str | None = None,
     take: Callable[[np.ndarray], object],
     advance: Callable[[], object] = lambda: None,
+    watch: step_reports.Listener | None = None,
 ) -> tuple[list[int], dict[str, Any]]:
     """Generate chunk by chunk.
 
@@ -77,16 +107,20 @@ def roll_out(
       image: first image or video, or None.
       prompt: caption.
       seed: random seed for the noise.
+      negative_prompt: negative prompt of the guidance; None for that of the config.
       take: receives the frames of every chunk.
       advance: called after every chunk.
+      watch: called after every denoising step with its number and the number of steps of a chunk; None for nobody.
 
     Returns:
       Frames of every chunk, and timings in seconds; compilation is counted separately.
     """
     counts, spans = [], []
+    if isinstance(session, WatchedSession):
+        session.watch(watch)
     with compilation.CompileTimes() as compiling, jax.set_mesh(mesh):
         began = time.time()
-        session.reset(image, prompt, seed=seed)
+        session.reset(image, prompt, seed=seed, negative_prompt=negative_prompt)
         ready = time.time()
         for action in actions:
             start = time.time()

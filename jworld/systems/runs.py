@@ -10,22 +10,25 @@ one Orbax checkpoint weights/ with its description import.json.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
 
 from jworld import systems
 from jworld.data import media
+from jworld.encoders import model_encoders
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.parallel import mesh as mesh_lib
-from jworld.systems import generation
-from jworld.systems.base import AnySystem, SystemEncoders, VideoSession
+from jworld.systems import generation, options, recipes
+from jworld.systems.base import AnySystem, SystemEncoders, VideoSession, VideoSystem
 from jworld.training import optimizers, weights
 from jworld.training import state as train_state
 from jworld.training.checkpoints import Checkpoints
@@ -60,12 +63,17 @@ class Run:
     mesh: jax.sharding.Mesh
 
     def session(self) -> VideoSession:
-        """Open a step-by-step video generation.
+        """Open a new step-by-step video generation.
 
         Raises:
           UserError: the system does not generate videos.
         """
         return generation.video_system(self.system, self.config).session(self.model, self.encoders)
+
+    @functools.cached_property
+    def _shared_session(self) -> VideoSession:
+        """The session of all calls of `generate`, so that its programs compile once."""
+        return self.session()
 
     def generate(
         self,
@@ -77,6 +85,7 @@ class Run:
         windows: int | None = None,
         length: str | None = None,
         seed: int = 0,
+        negative_prompt: str | None = None,
     ) -> np.ndarray:
         """Generate a video, as `python -m jworld.generate` does.
 
@@ -88,6 +97,7 @@ class Run:
           windows: length of the video for models that are not steered (default: 1).
           length: "pad" or "cut" for a path that ends within a chunk (default: refused).
           seed: random seed for the noise.
+          negative_prompt: text of the guidance's negative branch (default: that of the config).
 
         Returns:
           Frames, uint8 [T, H, W, 3].
@@ -96,11 +106,19 @@ class Run:
           UserError: an input is missing or does not fit the model.
         """
         system = generation.video_system(self.system, self.config)
-        start = generation.find_start(image, needed=system.needs_image)
+        options.check_negative_prompt(system, negative_prompt)
+        start = generation.find_start(image, system, fps=self.encoders.fps)
         steps = system.controls(generation.steering(system, pose=pose, actions=actions), windows, length)
         frames: list[np.ndarray] = []
         generation.roll_out(
-            self.session(), steps, mesh=self.mesh, image=start, prompt=prompt, seed=seed, take=frames.append
+            self._shared_session,
+            steps,
+            mesh=self.mesh,
+            image=start,
+            prompt=prompt,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            take=frames.append,
         )
         return np.concatenate(frames)
 
@@ -113,6 +131,54 @@ class Run:
         session = generation.text_system(self.system, self.config).session(self.model, self.encoders)
         read = [media.read_image(image) if isinstance(image, str | pathlib.Path) else image for image in images]
         return session.decode(generation.answer(session, read, prompt, mesh=self.mesh)[0])
+
+
+def resolve(
+    directory: pathlib.Path,
+    *,
+    encoders: pathlib.Path | None = None,
+    flags: options.Flags | None = None,
+    changes: Mapping[str, str] | None = None,
+    mesh: Sequence[tuple[str, int]] = (),
+) -> ml_collections.ConfigDict:
+    """Return a folder's config with all defaults, for one device, and with new values.
+
+    Args:
+      directory: folder of a run, or of released or imported weights.
+      encoders: folder of the encoders (default: that of the folder).
+      flags: values of the plain flags of generation.
+      changes: other values as text by dotted key.
+      mesh: pairs of an axis of the mesh and its size.
+
+    Raises:
+      UserError: there is no such key or option, or a value does not fit the model.
+    """
+    directory = resources.find(directory)
+    config = run_config.load(directory)
+    system, changes, flags = systems.create(config), dict(changes or {}), flags or options.Flags()
+    values = config.to_dict()
+    for name, section in system.sections().items():
+        node = values
+        for key in name.split("."):
+            node = node.setdefault(key, {})
+        node.update({key: _plain(value) for key, value in dataclasses.asdict(section).items()})
+    values["mesh"] = dict.fromkeys(mesh_lib.AXIS_NAMES, 1) | dict(mesh)
+    if given := flags.given():
+        if not isinstance(system, VideoSystem):
+            raise errors.UserError(f"{next(iter(given))}: the model generates no videos: leave it out")
+        found = options.changes(system, flags, directory / ENCODERS if encoders is None else encoders)
+        if twice := [key for key in found if key in changes]:
+            raise errors.UserError(f"--config.{twice[0]} is also set by {', '.join(given)}: leave one of them out")
+        changes |= found
+    changed = recipes.change(ml_collections.ConfigDict(values), changes)
+    if flags.negative_prompt is not None:
+        options.check_negative_prompt(systems.create(changed), flags.negative_prompt)
+    return changed
+
+
+def _plain(value: Any) -> Any:
+    """Return a dtype as its name, everything else as it is."""
+    return value if isinstance(value, str | int | float | tuple | None) else jnp.dtype(value).name
 
 
 def load(
@@ -134,7 +200,7 @@ def load(
       config: other settings of the same model (default: those of the folder).
       mesh: mesh for the weights (default: one device).
       encoders: folder of records, or a run's `encoders/` (default: that of the folder).
-      given: encoders that replace those of the folder, or are used if it names none.
+      given: encoders that replace those of `config.sample.encoders` and of the folder.
       training: load the model for training, with its teacher if it has one.
       stored: use the states that a data set of the user stores, so that text and image encoders may be absent.
 
@@ -146,7 +212,8 @@ def load(
     system = systems.create(config)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     kept = directory / ENCODERS if encoders is None else encoders
-    opened = system.data.encoders(kept, given=given or EncoderOverrides(), mesh=mesh, stored=stored)
+    given = (given or EncoderOverrides()).or_else(model_encoders.from_config(config))
+    opened = system.data.encoders(kept, given=given, mesh=mesh, stored=stored)
     # Released and imported weights have no teacher.
     training = training and (directory / CHECKPOINTS).is_dir()
     model, found = load_model(directory, config, step, mesh=mesh, training=training)

@@ -64,7 +64,7 @@ class Fit:
 
 
 class Encoders:
-    autoencoder, fit = TinyAutoencoder(), Fit()
+    autoencoder, fit, fps = TinyAutoencoder(), Fit(), 16.0
 
     def resize(self, frame: np.ndarray) -> np.ndarray:
         return self.fit.frame(frame)

@@ -19,7 +19,7 @@ from jworld import doctor, evaluate, generate, systems, train
 from jworld.data import pipeline, records, training_data
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.evaluation import results
-from jworld.systems import base
+from jworld.systems import base, options
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE = (16, 16, 3)
@@ -99,7 +99,9 @@ class Session:
     def __init__(self, model: Network) -> None:
         self.model = model
 
-    def reset(self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0) -> None:
+    def reset(
+        self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0, negative_prompt: str | None = None
+    ) -> None:
         assert first_frame is not None
         self.frame = jnp.asarray(first_frame, jnp.float32) / 255
 
@@ -108,7 +110,7 @@ class Session:
         return np.asarray(jnp.clip(self.frame[None] * 255, 0, 255), np.uint8)
 
 
-class Fading(base.BaseSystem[Network, Videos]):
+class Fading(options.VideoOptions, base.BaseSystem[Network, Videos]):
     """The system; see `base.VideoSystem`."""
 
     model_config = None

@@ -293,4 +293,4 @@ def test_streams_that_end_within_a_window(system: Matrix) -> None:
 def test_the_stream_needs_an_image(system: Matrix) -> None:
     assert system.steering == "--actions"
     with pytest.raises(errors.UserError, match="--image is missing"):
-        generation.find_start(None, needed=system.needs_image)
+        generation.find_start(None, system, fps=None)

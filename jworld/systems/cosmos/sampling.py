@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jworld.diffusion import adams_bashforth, rectified_flow
+from jworld.diffusion import adams_bashforth, rectified_flow, step_reports
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
 
 
@@ -26,6 +26,7 @@ class SampleConfig:
       lowest, highest: range of noise levels.
       order: noise levels are evenly spaced in their `order`-th root.
       given_sigma: noise level that the network receives for conditioning frames, which enter clean.
+      fps: frame rate of generated videos, in frames per second; None for that of the data set or the published model.
     """
 
     num_steps: int = 35
@@ -36,10 +37,13 @@ class SampleConfig:
     highest: float = 80.0
     order: float = 7.0
     given_sigma: float = rectified_flow.GIVEN_SIGMA
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"fps is {self.fps}, expected a number above 0")
         if self.conditioning_frames not in (1, 2):
             raise ValueError(f"conditioning_frames is {self.conditioning_frames}, must be 1 or 2")
         if not 0 < self.lowest < self.highest or self.order <= 0 or self.given_sigma < 0:
@@ -57,12 +61,20 @@ class SampleConfig:
 class WindowSampler:
     """Sampler of windows, compiled once: all windows have the same shape for any number of conditioning frames."""
 
-    def __init__(self, model: CosmosTransformer, sample: SampleConfig):
+    def __init__(self, model: CosmosTransformer, sample: SampleConfig, *, fps: float | None = None):
+        """Set up the sampler; `fps` is the frame rate of the videos, which models with `fps_modulation` need."""
         self.model, self.sample = model, sample
+        self._fps = jnp.float32(fps) if fps is not None and model.cfg.fps_modulation else None
         self._sigmas = adams_bashforth.noise_levels(
             sample.num_steps, lowest=sample.lowest, highest=sample.highest, order=sample.order
         )
+        self._listener: step_reports.Listener | None = None
         self._run = nnx.jit(self._window)
+
+    def watch(self, listener: step_reports.Listener | None) -> None:
+        """Call `listener` after every solver step of the next windows."""
+        if listener is not self._listener:
+            self._listener, self._run = listener, nnx.jit(self._window)
 
     def __call__(
         self, given: np.ndarray, text: jax.Array, noise: jax.Array | np.ndarray, motion: np.ndarray | None = None
@@ -104,10 +116,10 @@ class WindowSampler:
         action = None if motion is None else repeated(motion)
 
         def network(video: jax.Array, time: jax.Array) -> jax.Array:
-            return model(CosmosInputs(video, time, text, given=given.mask, action=action))
+            return model(CosmosInputs(video, time, text, given=given.mask, action=action, fps=self._fps))
 
         def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
             clean = rectified_flow.denoise(network, repeated(x[0]), jnp.broadcast_to(sigma, (rows,)), given)
             return clean if rows == 1 else rectified_flow.guided(clean[1:], clean[:1], self.sample.guidance)
 
-        return adams_bashforth.sample(denoise, noise[None], self._sigmas)[0]
+        return adams_bashforth.sample(denoise, noise[None], self._sigmas, listener=self._listener)[0]

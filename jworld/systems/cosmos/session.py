@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jworld.diffusion import step_reports
 from jworld.encoders.model_encoders import Encoders
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.systems import base
@@ -18,14 +19,16 @@ class Session:
 
     def __init__(self, model: CosmosTransformer, encoders: Encoders, *, sample: SampleConfig, clip: data.ClipConfig):
         self.encoders, self.sample, self.clip = encoders, sample, clip
-        self._sampler = WindowSampler(model, sample)
+        self._sampler = WindowSampler(model, sample, fps=encoders.fps)
 
     @property
     def given_pixels(self) -> int:
         """Number of pixel frames that a window continues."""
         return 1 + self.encoders.autoencoder.temporal_ratio * (self.sample.conditioning_frames - 1)
 
-    def reset(self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0) -> None:
+    def reset(
+        self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0, negative_prompt: str | None = None
+    ) -> None:
         """Start from an image uint8 [H, W, 3] of any size, or from the last frames of a video [T, H, W, 3].
 
         A single image can start a video even if later windows continue more frames.
@@ -34,7 +37,12 @@ class Session:
         kept = frames[-self.given_pixels :] if len(frames) >= self.given_pixels else frames[-1:]
         self._given = np.stack([self.encoders.resize(frame) for frame in kept])
         self._seed, self._windows = seed, 0
-        self._text = self._states([self.sample.negative_prompt, prompt] if self.sample.rows == 2 else [prompt])
+        negative = self.sample.negative_prompt if negative_prompt is None else negative_prompt
+        self._text = self._states([negative, prompt] if self.sample.rows == 2 else [prompt])
+
+    def watch(self, listener: step_reports.Listener | None) -> None:
+        """See `WatchedSession`."""
+        self._sampler.watch(listener)
 
     def step(self, action: np.ndarray | None = None) -> np.ndarray:
         """Generate a window and return frames uint8 [T, H, W, 3]: all of the first window, the new ones of later ones.

@@ -11,7 +11,7 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from jworld.cameras import lengths, pose_strings, robots, trajectories
+from jworld.cameras import actions, lengths, pose_strings, robots, trajectories
 from jworld.data import records
 from jworld.data.records import text_store as text_stores
 from jworld.encoders.model_encoders import Encoders
@@ -21,7 +21,7 @@ from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base, matching
+from jworld.systems import adapters, base, latent_video, matching
 from jworld.systems.cosmos import data, evaluation, objective
 from jworld.systems.cosmos.sampling import SampleConfig
 from jworld.systems.cosmos.session import Session
@@ -32,16 +32,24 @@ FORMATS = ("cosmos", "bridge", "videos")
 RECIPE = "configs/cosmos_video2world.py"
 #: Families of autoencoders of other systems, whose records of videos alone belong to those.
 OTHERS = ("cogvideox", "hunyuan15")
+#: Sizes of the published program by aspect ratio. Source: cosmos-predict2 `datasets/utils.py`.
+TIERS: dict[str, dict[tuple[int, int], tuple[int, int]]] = {
+    "480p": {(16, 9): (768, 432), (4, 3): (640, 480), (1, 1): (480, 480), (3, 4): (480, 640), (9, 16): (432, 768)},
+    "720p": {(16, 9): (1280, 704), (4, 3): (960, 704), (1, 1): (960, 960), (3, 4): (704, 960), (9, 16): (704, 1280)},
+}
+#: Latent frames of a window of the models that were published for 10 frames per second.
+SLOW_WINDOW = 16
 
 
-class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
+class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
     """Model, batch, loss and session of one run, built from its config.
 
     Raises:
       UserError: a key of the config is unknown, of the wrong type, or contradicts another.
     """
 
-    fps: ClassVar[float] = 16.0
+    tiers: ClassVar[Mapping[str, Mapping[tuple[int, int], tuple[int, int]]]] = TIERS
+    named_aspects: ClassVar[bool] = True
     sample_name: ClassVar[str] = "continuation"
     steering: ClassVar[str] = "--pose"
 
@@ -54,7 +62,38 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
         self.units = self.read(pose_strings.Units, "sample.motion")
         self.patch = self.model_config.patch_size[1:]
         self._check_fit(config.mesh.sequence)
-        self.open_records(min_frames=self.clip.window_frames)
+        self.open_records(min_frames=self.clip.window_frames, fps=self.sample.fps)
+
+    @property
+    def fps(self) -> float:
+        """See `LatentVideoSystem`: 4 for actions, 10 for the shorter of the published windows, else 16."""
+        if self.model_config.action_dim is not None:
+            return 4.0
+        return 10.0 if self.clip.window_frames == SLOW_WINDOW else 16.0
+
+    @property
+    def has_negative_prompt(self) -> bool:
+        """See `VideoSystem`."""
+        return self.sample.rows == 2
+
+    @property
+    def start_frames(self) -> int:
+        """See `VideoSystem`: pixel frames of the conditioning frames."""
+        return 1 + actions.FRAMES_PER_LATENT * (self.sample.conditioning_frames - 1)
+
+    def start_note(self, frames: int) -> str:
+        """See `VideoSystem`: with fewer frames a window continues one."""
+        if frames >= self.start_frames:
+            return ""
+        return (
+            f"config.sample.rollout.conditioning_frames is {self.sample.conditioning_frames}, which are "
+            f"{self.start_frames} frames of a video, so the first window continues only the last frame"
+        )
+
+    @property
+    def most_latents(self) -> tuple[int, int]:
+        """See `LatentVideoSystem`."""
+        return self.model_config.max_size[1], self.model_config.max_size[2]
 
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
@@ -158,6 +197,17 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
         assert isinstance(model, CosmosTransformer)
         return objective.loss(model, batch, objective.draw(key, batch["latent"].shape, self.objective), self.objective)
 
+    def held_out_loss(
+        self, model: nnx.Module, batch: objective.Batch, key: jax.Array, level: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `System`; `level` is the time sigma / (1 + sigma), and no text is dropped."""
+        assert isinstance(model, CosmosTransformer)
+        draws = objective.draw(key, batch["latent"].shape, self.objective)
+        sigma = jnp.full_like(draws.sigma, level / (1 - level))
+        draws = draws._replace(sigma=sigma, keep_text=jnp.ones_like(draws.keep_text))
+        loss, metrics = objective.loss(model, batch, draws, self.objective)
+        return loss, metrics | {base.PREDICTION: objective.predict(model, batch, draws, self.objective)}
+
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """See `System`; the formula is in `models/cosmos/flops.py`.
 
@@ -225,6 +275,16 @@ class Cosmos(base.LatentVideoSystem[CosmosTransformer, data.ClipConfig]):
     ) -> results.Comparison:
         """See `System`: a held-out clip and its continuation."""
         return evaluation.sample(self.session(model, encoders), config)
+
+    def sample_prompt(
+        self,
+        model: CosmosTransformer,
+        encoders: Encoders,
+        config: ml_collections.ConfigDict,
+        prompt: results.Prompt,
+    ) -> results.Comparison:
+        """See `System`: the continuation of `make_sample` with another caption, or of another image."""
+        return evaluation.sample(self.session(model, encoders), config, prompt)
 
     def evaluate(
         self,

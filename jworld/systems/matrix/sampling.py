@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jworld.diffusion import consistency, v_prediction, windows
+from jworld.diffusion import consistency, step_reports, v_prediction, windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.systems.matrix import objective
 
@@ -37,6 +37,8 @@ class SampleConfig:
       window_frames: latent frames of a group, which a window emits.
       solver_steps: steps of the solver that a consistency model was distilled from.
       phases_per_group: phases of a consistency model in a group's range of timesteps.
+      negative_prompt: text of the negative branch of the guidance on the text.
+      fps: frame rate of generated videos, in frames per second; None for that of the data set or the published model.
     """
 
     mode: Literal["clip", "stream"] = "clip"
@@ -51,10 +53,16 @@ class SampleConfig:
     window_frames: int = 4
     solver_steps: int = 40
     phases_per_group: int = 1
+    negative_prompt: str = ""
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}, must be one of {', '.join(SOLVERS)}")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"fps is {self.fps}, expected a number above 0")
         if self.mode == "clip" and self.solver == "consistency":
             raise ValueError("solver is 'consistency', which generates streams: set mode to 'stream'")
         if self.mode == "stream" and self.num_steps % self.groups:
@@ -169,6 +177,11 @@ class ClipSampler:
         self.sample, self.alphas = sample, alphas
         self._velocity = nnx.jit(guided_velocity, static_argnums=5)
         self._model = model
+        self._listener: step_reports.Listener | None = None
+
+    def watch(self, listener: step_reports.Listener | None) -> None:
+        """Call `listener` after every step of the next clips; every step is then waited for."""
+        self._listener = listener
 
     def __call__(self, initial: jax.Array, conditions: Conditions, noise: Noise, *, start: int = 0) -> jax.Array:
         """Sample latents [1, F, H, W, C].
@@ -184,6 +197,9 @@ class ClipSampler:
             scale = dynamic_scale(sample.guidance, sample.num_steps, t) if sample.dynamic_guidance else sample.guidance
             v = self._velocity(self._model, x, conditions, jnp.full(1, t), scale, sample)
             x, last = solver_step(x, v, noise(i), np.array([t]), self.alphas, sample, last)
+            if self._listener is not None:
+                jax.block_until_ready(x)
+                self._listener(i + 1, sample.num_steps)
         return x
 
 
@@ -198,7 +214,13 @@ class StreamSampler:
         self.sample, self.alphas = sample, alphas
         self.rows = windows.timestep_rows(sample.timesteps(), sample.groups, sample.window_frames)
         self._model = model
+        self._listener: step_reports.Listener | None = None
         self._pass = nnx.jit(self._one_pass)
+
+    def watch(self, listener: step_reports.Listener | None) -> None:
+        """Call `listener` after every step of the next windows."""
+        if listener is not self._listener:
+            self._listener, self._pass = listener, nnx.jit(self._one_pass)
 
     @property
     def frames(self) -> int:
@@ -235,6 +257,7 @@ class StreamSampler:
             ]
             moving, last = self._solve(window[:, 1:], v, i, last, step_noise[i])
             window = jnp.concatenate([window[:, :1], moving], axis=1)
+            step_reports.report(self._listener, i, len(self.rows), window)
         return windows.advance(window, new_noise, self.sample.window_frames)
 
     def _solve(

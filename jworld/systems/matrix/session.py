@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jworld.cameras import driving
-from jworld.diffusion import v_prediction
+from jworld.diffusion import step_reports, v_prediction
 from jworld.encoders.model_encoders import Encoders
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
@@ -30,13 +30,15 @@ class ConditionEncoder:
         """Set up the encoder; `table` is from `data.control_table`, None for a model without control."""
         self._encoders, self._cfg, self._sample, self._table = encoders, cfg, sample, table
 
-    def text(self, prompt: str) -> jax.Array:
+    def text(self, prompt: str, negative_prompt: str | None = None) -> jax.Array:
         """Return text states [1, L, Dt], or [2, L, Dt] with the negative prompt first if there is guidance.
 
-        They are cropped or padded with zeros to the model's `text_tokens`.
+        They are cropped or padded with zeros to the model's `text_tokens`. `negative_prompt` replaces that of the
+        config.
         """
         limit = self._cfg.text_tokens
-        prompts = [prompt] if self._sample.guidance == 1 else ["", prompt]
+        negative = self._sample.negative_prompt if negative_prompt is None else negative_prompt
+        prompts = [prompt] if self._sample.guidance == 1 else [negative, prompt]
         rows = [self._encoders.prompt(each)["text_states"][:limit] for each in prompts]
         return jnp.stack([np.pad(row, ((0, limit - len(row)), (0, 0))) for row in rows])
 
@@ -80,10 +82,16 @@ class ClipSession:
         """Number of latent frames of a clip."""
         return self.shape[0]
 
-    def reset(self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0) -> None:
+    def reset(
+        self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0, negative_prompt: str | None = None
+    ) -> None:
         """Set the caption. The model generates clips from text alone, so `first_frame` is not used."""
         self._seed, self._clips = seed, 0
-        self._text = self._condition_encoder.text(prompt)
+        self._text = self._condition_encoder.text(prompt, negative_prompt)
+
+    def watch(self, listener: step_reports.Listener | None) -> None:
+        """See `WatchedSession`."""
+        self._sampler.watch(listener)
 
     def step(self, action: Controls | None = None) -> np.ndarray:
         """Generate a clip, uint8 [1 + 4 (F - 1), H, W, 3]."""

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jworld.cameras import driving, lengths
+from jworld.cameras import actions, driving, lengths
+from jworld.diffusion import step_reports, windows
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
@@ -75,7 +76,7 @@ class StreamSession:
     @property
     def start_frames(self) -> int:
         """Pixel frames that the first window needs."""
-        return 1 + self._ratio * (self._sampler.frames - 1 + self._mid_clip)
+        return start_frames(self.sample, mid_clip=self._mid_clip, ratio=self._ratio)
 
     @property
     def delay(self) -> int:
@@ -86,7 +87,9 @@ class StreamSession:
     def _ratio(self) -> int:
         return self.encoders.autoencoder.temporal_ratio
 
-    def reset(self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0) -> None:
+    def reset(
+        self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0, negative_prompt: str | None = None
+    ) -> None:
         """Start from an image uint8 [H, W, 3] of any size, or from a video [T, H, W, 3].
 
         The first window is made of the last `start_frames` frames. If there are fewer, the first one is repeated. The
@@ -103,11 +106,16 @@ class StreamSession:
         window = jnp.asarray(latents[:, -count:])
         self._sampler.reset(window, draw(self._key, 0, (1, count, *self.shape)))
         self._decoder = self.encoders.autoencoder.stream()
+        self._negative_prompt = negative_prompt
         self.describe(prompt)
+
+    def watch(self, listener: step_reports.Listener | None) -> None:
+        """See `WatchedSession`."""
+        self._sampler.watch(listener)
 
     def describe(self, prompt: str) -> None:
         """Change the caption of the running stream."""
-        self._text = self._condition_encoder.text(prompt)
+        self._text = self._condition_encoder.text(prompt, self._negative_prompt)
 
     def step(self, action: Controls | str) -> np.ndarray:
         """Generate a window and return frames uint8 [T, H, W, 3], 4 for each latent frame of a group.
@@ -150,6 +158,11 @@ class StreamSession:
 def draw(key: jax.Array, number: int, shape: tuple[int, ...]) -> jax.Array:
     """Draw standard normal noise; every use has its own `number`."""
     return jax.random.normal(jax.random.fold_in(key, number), shape)
+
+
+def start_frames(sample: sampling.SampleConfig, *, mid_clip: bool, ratio: int = actions.FRAMES_PER_LATENT) -> int:
+    """Return the pixel frames that the first window of a stream needs; see `StreamSession` for `mid_clip`."""
+    return 1 + ratio * (windows.frames(sample.groups, sample.window_frames) - 1 + mid_clip)
 
 
 def script(tokens: tuple[str, ...], sample: sampling.SampleConfig, length: str | None = None) -> list[results.Action]:

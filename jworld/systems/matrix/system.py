@@ -28,7 +28,7 @@ from jworld.models.cogvideox import flops
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base, matching
+from jworld.systems import adapters, base, latent_video, matching, options
 from jworld.systems.matrix import data, distillation, evaluation, objective, stream_evaluation, streaming
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
@@ -38,7 +38,7 @@ from jworld.utils import errors, notes
 TINY, PUBLISHED = "configs/matrix_lora.py:base", "configs/matrix_lora.py:2b"
 
 
-class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
+class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
     """Model, batch, loss and session of one run, built from its config.
 
     Raises:
@@ -60,7 +60,32 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         self._check_fit(config.mesh.sequence)
         if self.distills:
             self._check_distillation(config)
-        self.open_records(min_frames=self.clip.least_latents)
+        self.open_records(min_frames=self.clip.least_latents, fps=self.sample.fps)
+
+    @property
+    def flag_keys(self) -> Mapping[str, str]:
+        """See `VideoSystem`: a model with a guidance embedding receives the scale as an input."""
+        keys = dict(super().flag_keys)
+        if self.model_config.guidance_dim is not None:
+            keys[options.GUIDANCE] = f"{options.ROLLOUT}.guidance_embedding_scale"
+        return keys
+
+    @property
+    def has_negative_prompt(self) -> bool:
+        """See `VideoSystem`."""
+        return self.sample.guidance != 1
+
+    @property
+    def start_frames(self) -> int:
+        """See `VideoSystem`: the frames of a stream's first window."""
+        is_stream = self.sample.mode == "stream"
+        return streaming.start_frames(self.sample, mid_clip=self.clip.start == "middle") if is_stream else 1
+
+    def start_note(self, frames: int) -> str:
+        """See `VideoSystem`: one image is a still world, but a video should be long enough."""
+        if not 1 < frames < self.start_frames:
+            return ""
+        return f"it has {frames} of the {self.start_frames} frames of a window, so the first one is repeated before it"
 
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
@@ -216,15 +241,38 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         """See `System`; `ema_model` is the model with EMA weights if `loss_takes_ema`."""
         assert isinstance(model, CogVideoXTransformer)
         if self.distills:
-            if not isinstance(model, distillation.StudentTeacher):
-                raise errors.UserError(
-                    "the weights have no teacher, which the loss of stage 4 needs: choose a checkpoint of stage 4"
-                )
-            target = model if ema_model is None else ema_model
-            assert isinstance(target, CogVideoXTransformer)
-            return distillation.loss(model, target, batch, key, self.objective, self.alphas), {}
+            return self._distillation_loss(model, batch, key, target=model if ema_model is None else ema_model)[0], {}
         draws = objective.draw(key, batch["latent"].shape, self.objective)
         return objective.velocity_loss(model, objective.example_of(batch), draws, self.alphas), {}
+
+    def _distillation_loss(
+        self,
+        model: nnx.Module,
+        batch: objective.Batch,
+        key: jax.Array,
+        *,
+        target: nnx.Module,
+        level: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        if not isinstance(model, distillation.StudentTeacher):
+            raise errors.UserError(
+                "the weights have no teacher, which the loss of stage 4 needs: choose a checkpoint of stage 4"
+            )
+        assert isinstance(target, CogVideoXTransformer)
+        return distillation.loss(model, target, batch, key, self.objective, self.alphas, level)
+
+    def held_out_loss(
+        self, model: nnx.Module, batch: objective.Batch, key: jax.Array, level: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `System`; `level` is the share of all timesteps, and for windows of the timesteps of each noise group."""
+        assert isinstance(model, CogVideoXTransformer)
+        if self.distills:
+            loss, clean = self._distillation_loss(model, batch, key, target=model, level=level)
+            return loss, {base.PREDICTION: clean}
+        example = objective.example_of(batch)
+        draws = objective.draw(key, example.latents.shape, self.objective, level)
+        loss = objective.velocity_loss(model, example, draws, self.alphas)
+        return loss, {base.PREDICTION: objective.predict(model, example, draws, self.alphas)}
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """See `System`; the formula is in `models/cogvideox/flops.py`.
@@ -338,6 +386,18 @@ class Matrix(base.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
         if self.sample.mode == "stream":
             return stream_evaluation.sample(self._stream(model, encoders, self.sample), config)
         return evaluation.sample(self._clips(model, encoders), config, steered=bool(self.clip.controls))
+
+    def sample_prompt(
+        self,
+        model: CogVideoXTransformer,
+        encoders: Encoders,
+        config: ml_collections.ConfigDict,
+        prompt: results.Prompt,
+    ) -> results.Comparison:
+        """See `System`: the sample of `make_sample` with another caption, and for streams another first image."""
+        if self.sample.mode == "stream":
+            return stream_evaluation.sample(self._stream(model, encoders, self.sample), config, prompt)
+        return evaluation.sample(self._clips(model, encoders), config, steered=bool(self.clip.controls), prompt=prompt)
 
     def evaluate(
         self,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jworld.diffusion import step_reports
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, HunyuanTransformer
 from jworld.parallel.axes import constrain_if_divisible
@@ -56,9 +57,16 @@ def cache_context(
     return Cache(layers, cache.mask.at[:, text_tokens:].set(own.mask))
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
+@functools.partial(jax.jit, static_argnames=("cfg", "listener"))
 def denoise_chunk(
-    model: HunyuanTransformer, cache: Cache, noise: jax.Array, image: np.ndarray, chunk: Frames, *, cfg: SampleConfig
+    model: HunyuanTransformer,
+    cache: Cache,
+    noise: jax.Array,
+    image: np.ndarray,
+    chunk: Frames,
+    *,
+    cfg: SampleConfig,
+    listener: step_reports.Listener | None = None,
 ) -> jax.Array:
     """Denoise [f, H, W, C] to clean latents of the frames `chunk`; all denoising steps share the KV cache."""
     rows = cache.mask.shape[0]
@@ -66,7 +74,7 @@ def denoise_chunk(
     def velocity(x: jax.Array, time: jax.Array) -> jax.Array:
         return model.with_cache(frame_inputs(chunk, x, image, time, rows), cache)[0]
 
-    return denoise(velocity, noise, cfg)
+    return denoise(velocity, noise, cfg, listener)
 
 
 def _split_heads(x: jax.Array) -> jax.Array:
@@ -99,5 +107,7 @@ class AutoregressiveSession(LatentSession):
                 cfg=self.sample,
                 context_tokens=self._context_tokens,
             )
-        latents: jax.Array = denoise_chunk(self.model, self._cache, noise, self._image, chunk, cfg=self.sample)
+        latents: jax.Array = denoise_chunk(
+            self.model, self._cache, noise, self._image, chunk, cfg=self.sample, listener=self.listener
+        )
         return latents

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jworld.diffusion import step_reports
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, denoise, frame_inputs
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
+@functools.partial(jax.jit, static_argnames=("cfg", "listener"))
 def denoise_chunk(
     model: HunyuanTransformer,
     text: TextInputs,
@@ -25,6 +26,7 @@ def denoise_chunk(
     chunk: Frames,
     *,
     cfg: SampleConfig,
+    listener: step_reports.Listener | None = None,
 ) -> jax.Array:
     """Denoise [f, H, W, C] to clean latents of the frames `chunk`, given the latents `past` of the frames `context`."""
     rows = text.text.shape[0]
@@ -36,7 +38,7 @@ def denoise_chunk(
         # The text is conditioned on the time too, so its keys and values cannot be cached.
         return model(inputs, text, jnp.full(rows, time), chunk_frames=None)[:, len(past) :]
 
-    return denoise(velocity, noise, cfg)
+    return denoise(velocity, noise, cfg, listener)
 
 
 class BidirectionalSession(LatentSession):
@@ -49,5 +51,5 @@ class BidirectionalSession(LatentSession):
 
     def _denoise(self, noise: jax.Array, past: np.ndarray, context: Frames, chunk: Frames) -> jax.Array:
         inputs = (noise, self._image, past, context, chunk)
-        latents: jax.Array = denoise_chunk(self.model, self._text, *inputs, cfg=self.sample)
+        latents: jax.Array = denoise_chunk(self.model, self._text, *inputs, cfg=self.sample, listener=self.listener)
         return latents

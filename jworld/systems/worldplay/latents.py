@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jworld.cameras import memory
-from jworld.diffusion import flow_matching
+from jworld.diffusion import flow_matching, step_reports
 from jworld.evaluation.held_out import Controls
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
@@ -34,6 +34,8 @@ class SampleConfig:
       shift: shift of the sampling times.
       guidance: scale of classifier-free guidance on the text; 1 disables it, as distilled weights need.
       context_time: diffusion time (t of 1000) of the clean context frames.
+      negative_prompt: text of the negative branch of the guidance.
+      fps: frame rate of generated videos, in frames per second; None for that of the data set or the published model.
     """
 
     mode: Literal["autoregressive", "bidirectional"] = "autoregressive"
@@ -41,10 +43,14 @@ class SampleConfig:
     shift: float = 5.0
     guidance: float = 6.0
     context_time: float = 14.0
+    negative_prompt: str = ""
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"fps is {self.fps}, expected a number above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,20 +119,32 @@ def frame_inputs(frames: Frames, latents: Array, image: Array, times: jax.Array 
     )
 
 
-def denoise(velocity: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array, cfg: SampleConfig) -> jax.Array:
+def denoise(
+    velocity: Callable[[jax.Array, jax.Array], jax.Array],
+    noise: jax.Array,
+    cfg: SampleConfig,
+    listener: step_reports.Listener | None = None,
+) -> jax.Array:
     """Denoise [f, H, W, C] to clean latents, float32.
 
-    `velocity` maps (latents [f, H, W, C], time) to one row, or for guidance to two: without and with the text.
+    Args:
+      velocity: (latents [f, H, W, C], time) -> one row, or for guidance two: without and with the text.
+      noise: standard normal.
+      cfg: settings of the rollout.
+      listener: called after every step, see `step_reports.report`.
     """
     sigmas = flow_matching.sampling_sigmas(cfg.num_steps, cfg.shift)
 
-    def step(x: jax.Array, levels: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        sigma, next_sigma = levels
+    def step(x: jax.Array, levels: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        sigma, next_sigma, index = levels
         rows = velocity(x, sigma * flow_matching.NUM_TIMESTEPS)
         guided = rows[0] if len(rows) == 1 else rows[0] + cfg.guidance * (rows[1] - rows[0])
-        return flow_matching.euler_step(x, guided, sigma, next_sigma), None
+        moved = flow_matching.euler_step(x, guided, sigma, next_sigma)
+        step_reports.report(listener, index, cfg.num_steps, moved)
+        return moved, None
 
-    latents, _ = jax.lax.scan(step, noise.astype(jnp.float32), (sigmas[:-1], sigmas[1:]))
+    order = jnp.arange(cfg.num_steps)
+    latents, _ = jax.lax.scan(step, noise.astype(jnp.float32), (sigmas[:-1], sigmas[1:], order))
     return latents
 
 
@@ -188,6 +206,8 @@ class LatentSession(abc.ABC):
         """
         self.model, self.sample, self.memory, self.points = model, sample, memory_config, points
         self.retrieve = retrieve
+        #: Called after every denoising step.
+        self.listener: step_reports.Listener | None = None
         self.chunk_frames = self.training_chunks * memory_config.chunk_frames
         # Each training chunk retrieves its own frames; the first chunk and the latest frames are common to all.
         retrieved = memory_config.memory_frames - memory_config.temporal_context - memory_config.chunk_frames

@@ -8,13 +8,22 @@ import numpy as np
 
 from jworld.cameras import pose_strings
 from jworld.data import pipeline
+from jworld.data.inputs import fitting
+from jworld.diffusion import step_reports
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation.held_out import Controls, FirstImage
 from jworld.models.hunyuan.text import TextInputs
-from jworld.systems import base
+from jworld.systems import base, frame_sizes
 from jworld.systems.worldplay import data
 from jworld.systems.worldplay.latents import LatentSession
 from jworld.utils import errors
+
+
+class CenteredFit(fitting.Fit):
+    """A `Fit` that rounds the corner of its crop to whole pixels as HunyuanVideo-1.5 does, half to even."""
+
+    def _corner(self, width: int, height: int) -> tuple[int, int]:
+        return round((width - self.width) / 2), round((height - self.height) / 2)
 
 
 class Session:
@@ -27,9 +36,19 @@ class Session:
         *,
         clip: data.ClipConfig,
         units: pose_strings.Units = pose_strings.PUBLISHED,
+        sizes: frame_sizes.FrameSizes | None = None,
     ):
-        """Open a session; `clip` has the limits of text tokens, `units` the motion of a held key."""
-        self.latents, self.encoders, self.clip, self.units = latents, encoders, clip, units
+        """Open a session.
+
+        Args:
+          latents: session without the encoders.
+          encoders: encoders of the model's data.
+          clip: limits of text tokens.
+          units: motion of a held key.
+          sizes: sizes of images for the image encoder, of which it receives the one nearest to the image's own shape;
+            None for the model's size.
+        """
+        self.latents, self.encoders, self.clip, self.units, self.sizes = latents, encoders, clip, units, sizes
 
     @property
     def chunk_frames(self) -> int:
@@ -37,29 +56,43 @@ class Session:
         return self.latents.chunk_frames
 
     def reset(
-        self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0, first: FirstImage | None = None
+        self,
+        first_frame: np.ndarray | None,
+        prompt: str,
+        *,
+        seed: int = 0,
+        negative_prompt: str | None = None,
+        first: FirstImage | None = None,
     ) -> None:
         """Start from an image uint8 [H, W, 3] of any size, or from the last frame of a video [T, H, W, 3].
 
         The image is scaled to cover the model's size and cropped around its center, as in data sets. `first` has its
-        stored states, which are used instead of the encoders.
+        stored states, which are used instead of the encoders. The negative branch has no glyph states, as in the
+        original.
 
         Raises:
           UserError: the image encoder is absent.
         """
-        image_latent, vision = self.encoders.image(base.as_video(first_frame)[-1]) if first is None else first
+        image_latent, vision = self._encoded(base.as_video(first_frame)[-1]) if first is None else first
         if vision is None:
             raise errors.UserError(
                 "the image encoder of the data set is absent, so only held-out clips with stored states can be "
                 "continued: give --image-encoder"
             )
-        prompts = [prompt] if self.latents.sample.guidance == 1 else ["", prompt]
-        rows = [self.encoders.prompt(text) for text in prompts]
+        rows = [self.encoders.prompt(prompt)]
+        if self.latents.sample.guidance != 1:
+            negative = self.latents.sample.negative_prompt if negative_prompt is None else negative_prompt
+            arrays = self.encoders.prompt(negative)
+            rows.insert(0, {name: x[:0] if name == "glyph_states" else x for name, x in arrays.items()})
         states, mask = self._padded(rows, "text")
         glyph, glyph_mask = self._padded(rows, "glyph") if self.clip.glyph_tokens else (None, None)
         vision = np.broadcast_to(vision, (len(rows), *vision.shape))
         self.latents.reset(image_latent, TextInputs(states, mask, jnp.asarray(vision), glyph, glyph_mask), seed=seed)
         self._decoder = self.encoders.autoencoder.stream()
+
+    def watch(self, listener: step_reports.Listener | None) -> None:
+        """See `WatchedSession`."""
+        self.latents.listener = listener
 
     def step(self, action: Controls | str) -> np.ndarray:
         """Generate a chunk, uint8 [T, H, W, 3]: 1 + 4 (f - 1) frames in the first chunk, then 4 f.
@@ -68,6 +101,13 @@ class Session:
         """
         controls = self._held(action) if isinstance(action, str) else action
         return self._decoder.step(self.latents.step(controls))
+
+    def _encoded(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        if self.sizes is None:
+            return self.encoders.image(image)
+        width, height = self.sizes.choose(None, (image.shape[1], image.shape[0]))
+        fit = CenteredFit(width=width, height=height, resampling=self.encoders.fit.resampling)
+        return self.encoders.image(image, seen=fit.frame(image))
 
     def _held(self, keys: str) -> Controls:
         after = self.latents.last_w2c if self.latents.num_frames else None

@@ -22,7 +22,7 @@ from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.models.layers.attention import ChunkCausal
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base
+from jworld.systems import adapters, base, frame_sizes, latent_video
 from jworld.systems.worldplay import data, evaluation, matching_recipe, objective, rollout
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession
@@ -33,13 +33,17 @@ from jworld.utils import errors
 #: Seed of the Monte-Carlo points of memory selection, which are a constant of the method and not of a run.
 POINTS_SEED = 0
 
+#: Pixels of a token of the published models, and tokens of their sets of sizes. Source: HunyuanVideo-1.5
+#: `pipelines/hunyuan_video_pipeline.py`, whose sets have the areas of squares of 640 and 960 pixels.
+TOKEN, TIERS = (16, 16), {"480p": 1600, "720p": 3600}
+
 SESSIONS: dict[str, type[LatentSession]] = {
     "autoregressive": AutoregressiveSession,
     "bidirectional": BidirectionalSession,
 }
 
 
-class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
+class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
     """Model, batch, loss and session of one run, built from its config.
 
     Raises:
@@ -47,6 +51,9 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
     """
 
     fps: ClassVar[float] = 24.0
+    tiers: ClassVar[Mapping[str, Mapping[tuple[int, int], tuple[int, int]]]] = {
+        name: {size: size for size in frame_sizes.buckets(tokens, TOKEN)} for name, tokens in TIERS.items()
+    }
     sample_name: ClassVar[str] = "rollout"
     steering: ClassVar[str] = "--pose"
 
@@ -66,7 +73,7 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
         )
         rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
-        self.open_records(min_frames=self.clip.window_frames)
+        self.open_records(min_frames=self.clip.window_frames, fps=self.sample.fps)
 
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
@@ -77,6 +84,11 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
     def evaluation_flags(self) -> frozenset[str]:
         """See `System`."""
         return frozenset({"--episodes", "--revisits"})
+
+    @property
+    def has_negative_prompt(self) -> bool:
+        """See `VideoSystem`."""
+        return self.sample.guidance != 1
 
     @property
     def chunk_frames(self) -> int:
@@ -166,6 +178,17 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
         draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
         return objective.loss(model, batch, draws, chunk_frames=chunk, shift=self.objective.shift)
 
+    def held_out_loss(
+        self, model: nnx.Module, batch: objective.Batch, key: jax.Array, level: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `System`; all chunks but the context of memory samples have the time `level`."""
+        assert isinstance(model, HunyuanTransformer)
+        chunk, shift = self.clip.chunk_frames, self.objective.shift
+        draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
+        draws = draws._replace(u=jnp.full_like(draws.u, objective.unit_time(level, shift)))
+        loss, clean = objective.predict(model, batch, draws, chunk_frames=chunk, shift=shift)
+        return loss, {base.PREDICTION: clean}
+
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """See `System`; the formula is in `models/hunyuan/flops.py`.
 
@@ -216,13 +239,27 @@ class WorldPlay(base.LatentVideoSystem[HunyuanTransformer, data.ClipConfig]):
         latents = SESSIONS[self.sample.mode](
             model, sample=self.sample, memory_config=self.memory, points=self.points(), retrieve=retrieve
         )
-        return Session(latents, encoders, clip=self.clip, units=self.units)
+        ratio, (rows, columns) = encoders.autoencoder.spatial_ratio, self.patch
+        sizes = frame_sizes.FrameSizes(
+            current=encoders.image_size, unit=(columns * ratio, rows * ratio), ratio=ratio, tiers=self.tiers
+        )
+        return Session(latents, encoders, clip=self.clip, units=self.units, sizes=sizes)
 
     def make_sample(
         self, model: HunyuanTransformer, encoders: Encoders, config: ml_collections.ConfigDict
     ) -> results.Comparison:
         """See `System`: the rollout of `config.sample`."""
         return rollout.sample(self.session(model, encoders), config)
+
+    def sample_prompt(
+        self,
+        model: HunyuanTransformer,
+        encoders: Encoders,
+        config: ml_collections.ConfigDict,
+        prompt: results.Prompt,
+    ) -> results.Comparison:
+        """See `System`: the path of `make_sample` with another caption, and another first image if there is one."""
+        return rollout.sample(self.session(model, encoders), config, prompt)
 
     def evaluate(
         self,
