@@ -11,7 +11,7 @@ import rich.console
 import rich.progress
 from flax import nnx
 
-from jworld.evaluation import results
+from jworld.evaluation import image_measures, results
 from jworld.models.autoencoders import linear, network
 from jworld.systems.autoencoder import data, transform
 from jworld.utils import errors, indices
@@ -114,10 +114,20 @@ def evaluate(
         truth = read(files, clip, frames)
         videos = {name: method(truth) for name, method in methods.items()}
         values = {name: [psnr(truth[a:b], video[a:b]) for a, b in spans] for name, video in videos.items()}
-        rows.append({"video": files.name("val", clip[0]), "first_frame": clip[1], "psnr": values})
+        images = {name: _image_measures(truth, video, model.config.spatial_ratio) for name, video in videos.items()}
+        rows.append({"video": files.name("val", clip[0]), "first_frame": clip[1], "psnr": values, "images": images})
         if i in shown_at:
             shown.append(_compare(truth, videos[MODEL], spans, title=f"{files.name('val', clip[0])} from {clip[1]}"))
     return _report(rows, list(methods), shown)
+
+
+def _image_measures(truth: np.ndarray, video: np.ndarray, patch: int) -> dict[str, float]:
+    """Return what the PSNR hides; edges and seams are over those of the truth, so 1 is best."""
+    return {
+        "ssim": image_measures.ssim(truth, video),
+        "edges": image_measures.edge_strength(video) / max(image_measures.edge_strength(truth), 1e-6),
+        "seams": image_measures.seam_ratio(video, patch) / max(image_measures.seam_ratio(truth, patch), 1e-6),
+    }
 
 
 def round_trip(autoencoder: linear.LinearAutoencoder, video: np.ndarray) -> np.ndarray:
@@ -137,6 +147,13 @@ def _compare(
 def _report(rows: list[dict[str, Any]], names: list[str], shown: list[results.Comparison]) -> results.Report:
     curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
     means = {name: float(np.mean(values)) for name, values in curves.items()}
+    images = {
+        name: {key: float(np.mean([row["images"][name][key] for row in rows])) for key in rows[0]["images"][name]}
+        for name in names
+    }
     summary = [(f"held-out PSNR, {name}", f"{value:.2f} dB") for name, value in means.items()]
-    numbers = {"windows": len(rows), "psnr_per_latent": curves, "psnr": means, "per_window": rows}
+    for name, found in images.items():
+        text = f"SSIM {found['ssim']:.3f}, edges {found['edges']:.2f}, seams {found['seams']:.2f} times the truth's"
+        summary.append((f"images, {name}", text))
+    numbers = {"windows": len(rows), "psnr_per_latent": curves, "psnr": means, "images": images, "per_window": rows}
     return results.Report(numbers=numbers, curves=curves, bars={}, bars_title="", summary=summary, rollouts=shown)
