@@ -13,10 +13,10 @@ import jax
 import rich.console
 
 from jworld import systems
-from jworld.data import pipeline, records
+from jworld.data import pipeline
 from jworld.evaluation import samples
 from jworld.parallel import axes, startup
-from jworld.systems import recipes, runs, training_job
+from jworld.systems import periodic, recipes, runs, training_job
 from jworld.systems.training_job import TrainingJob
 from jworld.training import checkpoints, hub, metrics, preemption, profiling, rates, step, watchdog
 from jworld.training import state as train_state
@@ -143,13 +143,14 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
     key = jax.random.key(config.seed)
     watch = watchdog.Watchdog(job.log.watchdog_minutes)
     log = open_log(job, state, on_step=watch.beat)
+    between = periodic.Periodic(job, graphdef, shardings, batch_shardings, log=log, watch=watch)
     uploads = open_uploads(job, message=log.message)
     with uploads, watch, manager, log, preemption.Preemption() as stop, jax.set_mesh(job.mesh):
         for number in range(int(state.step) + 1, config.steps + 1):
             with log.waiting(number):
                 batch = next(dataset)
             indices = batch.pop("index")
-            state, values = train_step(state, to_devices(batch, job.spec, batch_shardings), key)
+            state, values = train_step(state, training_job.to_devices(batch, job.spec, batch_shardings), key)
             log.step(number, values, indices=indices)
             stopped = stop.reached(number)
             last = number == config.steps or stopped
@@ -160,18 +161,9 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
                 manager.wait()
                 log.message(f"stopped after step {number} on request; the same command resumes there")
                 return bool(number == config.steps)
+            between.after(number, state)
     log.message(f"trained {config.steps} steps, {log.summary}; checkpoints, logs and config are in {job.workdir}")
     return True
-
-
-def to_devices(
-    batch: pipeline.Batch, spec: dict[str, records.ArraySpec], shardings: dict[str, jax.sharding.NamedSharding]
-) -> dict[str, jax.Array]:
-    """Assemble global arrays from this process's rows; with the global shape, a device may hold a part of each row."""
-    return {
-        name: jax.make_array_from_process_local_data(shardings[name], array, (spec[name].shape[0], *array.shape[1:]))
-        for name, array in batch.items()
-    }
 
 
 def open_uploads(job: TrainingJob, *, message: Callable[[str], None]) -> hub.Uploads:
@@ -213,13 +205,13 @@ def show(job: TrainingJob) -> bool:
         return False
     try:
         run = runs.load(job.workdir, stored=True)
-        made = run.system.make_sample(run.model, run.encoders, run.config)
+        for name, made in periodic.make_samples(run.system, run.model, run.encoders, run.config, job.samples):
+            for line in samples.write(made, job.workdir / runs.SAMPLES, name, fps=run.encoders.fps):
+                console.print(line, markup=False)
     except errors.UserError as error:
         # The run itself ended well.
         console.print(f"no {job.system.sample_name}: {error}")
         return False
-    for line in samples.write(made, job.workdir / runs.SAMPLES, job.system.sample_name, fps=run.encoders.fps):
-        console.print(line, markup=False)
     return True
 
 

@@ -170,7 +170,20 @@ def training_loss(
     Returns:
       `scale` times the mean of `squared_error`, and its means per frame, [B, F].
     """
-    given = None if mask is None else ConditioningFrames(clean, mask, given_sigma)
-    prediction = denoise(network, add_noise(clean, noise, sigma), sigma, given)
+    prediction = predict(network, clean, noise, sigma, mask, given_sigma=given_sigma)
     error = squared_error(clean, prediction, sigma)
     return scale * jnp.mean(error), jnp.mean(error, axis=(2, 3, 4))
+
+
+def predict(
+    network: Network,
+    clean: jax.Array,
+    noise: jax.Array,
+    sigma: jax.Array,
+    mask: jax.Array | None,
+    *,
+    given_sigma: float = GIVEN_SIGMA,
+) -> jax.Array:
+    """Add noise to clean latents and return the prediction of them; see `training_loss`."""
+    given = None if mask is None else ConditioningFrames(clean, mask, given_sigma)
+    return denoise(network, add_noise(clean, noise, sigma), sigma, given)

@@ -31,17 +31,27 @@ def timestep_rows(timesteps: np.ndarray, groups: int, size: int) -> np.ndarray:
 
 
 def sample_timesteps(
-    key: jax.Array, batch: int, groups: int, size: int, *, phases_per_group: int = 1, lowest: int = 0
+    key: jax.Array,
+    batch: int,
+    groups: int,
+    size: int,
+    *,
+    phases_per_group: int = 1,
+    lowest: int = 0,
+    level: jax.Array | None = None,
 ) -> jax.Array:
     """Draw [batch, frames] int32 training times: one draw per sample, the same offset in the range of every group.
 
     Args:
       phases_per_group: parts that a group's range is divided into; one of them is drawn per sample.
       lowest: smallest offset within a part.
+      level: offset of all samples as a share of a part, from 0 to 1, instead of the draw.
     """
     span = NUM_TIMESTEPS // (groups * phases_per_group)
     offset_key, phase_key = jax.random.split(key)
     offset = jax.random.randint(offset_key, (batch, 1), lowest, span)
+    if level is not None:
+        offset = jnp.full_like(offset, lowest + level * (span - lowest))
     phase = jax.random.randint(phase_key, (batch, 1), 0, phases_per_group)
     times = offset + (jnp.arange(groups) * phases_per_group + phase) * span
     return jnp.pad(jnp.repeat(times, size, axis=1), ((0, 0), (1, 0)))

@@ -33,20 +33,21 @@ def contact_sheet(comparisons: Sequence[Comparison]) -> PIL.Image.Image:
 
 
 def video(comparison: Comparison) -> np.ndarray:
-    """Make a video uint8 [T, H', W', 3] with truth above prediction, each under a line of text.
+    """Make a video uint8 [T, H', W', 3] with truth, if there is one, above prediction, each under a line of text.
 
     Frames are enlarged to a width of at least 256 pixels.
     """
-    assert comparison.truth is not None
-    factor = math.ceil(VIDEO_WIDTH / comparison.truth.shape[2])
-    width = factor * comparison.truth.shape[2]
+    truth, prediction = comparison.truth, comparison.prediction
+    factor = math.ceil(VIDEO_WIDTH / prediction.shape[2])
+    width = factor * prediction.shape[2]
     frames = []
     for chunk in comparison.chunks:
+        name = "generated" if chunk.psnr is None else f"predicted: {_decibels(chunk)}"
         above = _text(f"recorded: {chunk.action}", width)
-        below = _text("generated" if chunk.psnr is None else f"predicted: {_decibels(chunk)}", width)
+        below = _text(name if truth is not None else f"{name}: {chunk.action}", width)
         for i in range(chunk.start, chunk.stop):
-            pair = (above, _enlarged(comparison.truth[i], factor), below, _enlarged(comparison.prediction[i], factor))
-            frames.append(np.concatenate(pair))
+            parts = [] if truth is None else [above, _enlarged(truth[i], factor)]
+            frames.append(np.concatenate([*parts, below, _enlarged(prediction[i], factor)]))
     return np.stack(frames)
 
 

@@ -135,6 +135,27 @@ def window(clip: Clip, *, start: int, latents: int) -> Clip:
     )
 
 
+def with_prompt(clip: Clip, prompt: results.Prompt | None, encoders: Encoders) -> Clip:
+    """Return a clip with the caption of the user, and with the image of the user, if there is one, as all its frames.
+
+    Without `prompt` it is the clip itself.
+    """
+    if prompt is None:
+        return clip
+    if prompt.image is None:
+        return dataclasses.replace(clip, prompt=prompt.text)
+    frames = np.broadcast_to(encoders.resize(prompt.image), clip.frames.shape)
+    return dataclasses.replace(clip, prompt=prompt.text, frames=frames, first=None)
+
+
+def shown(comparison: results.Comparison, prompt: results.Prompt | None) -> results.Comparison:
+    """Return a comparison without truth under the caption of the user; without `prompt`, the comparison itself."""
+    if prompt is None:
+        return comparison
+    chunks = [dataclasses.replace(chunk, psnr=None) for chunk in comparison.chunks]
+    return dataclasses.replace(comparison, title=prompt.text, truth=None, chunks=chunks)
+
+
 def chunk_frames(latents: int, size: int) -> list[tuple[int, int]]:
     """Return (first frame, end) of every chunk of `size` latents; latent 0 has one frame, the others have four."""
     return [(max(STRIDE * (i - 1) + 1, 0), STRIDE * (i + size - 1) + 1) for i in range(0, latents, size)]

@@ -42,8 +42,16 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A caption or question of the user, with an image uint8 [H, W, 3], or None for that of the held-out data."""
+
+    text: str
+    image: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Answers to held-out questions; each row has "question", "answer" and "truth"."""
+    """Answers to questions; each row has "question" and "answer", and "truth" for held-out questions."""
 
     rows: list[dict[str, str]]
 

@@ -1,9 +1,10 @@
-"""Writer of samples of a finished run."""
+"""Writer of samples of a run: files, and what the writers of its log show."""
 
 import pathlib
 
 from jworld.data.recording import episodes
 from jworld.evaluation import contact_sheets, results
+from jworld.training import writers
 from jworld.utils import files
 
 
@@ -23,8 +24,7 @@ def write(samples: results.Comparison | results.Answers, folder: pathlib.Path, n
     if isinstance(samples, results.Answers):
         path = folder / f"{name}.json"
         files.write_json(path, samples.rows)
-        lines = [f"{row['question']} -> {row['answer']} (truth: {row['truth']})" for row in samples.rows]
-        return [*lines, f"wrote {path}"]
+        return [*_answer_lines(samples), f"wrote {path}"]
     video, sheet = folder / f"{name}.mp4", folder / f"{name}.png"
     episodes.write_video(video, contact_sheets.video(samples), fps=fps)
     contact_sheets.contact_sheet([samples]).save(sheet)
@@ -32,4 +32,20 @@ def write(samples: results.Comparison | results.Answers, folder: pathlib.Path, n
     for chunk in samples.chunks:
         value = "" if chunk.psnr is None else f": {chunk.psnr:.1f} dB"
         lines.append(f"{name}, frames {chunk.start}-{chunk.stop - 1} ({chunk.action}){value}")
-    return [*lines, f"wrote {video} and {sheet}: recorded truth above, prediction below"]
+    order = "" if samples.truth is None else ": recorded truth above, prediction below"
+    return [*lines, f"wrote {video} and {sheet}{order}"]
+
+
+def media(samples: results.Comparison | results.Answers, name: str, *, fps: float) -> writers.Media:
+    """Return the same samples for the writers of a run's log."""
+    if isinstance(samples, results.Answers):
+        return writers.Media(name=name, text="\n\n".join(_answer_lines(samples)))
+    return writers.Media(name=name, frames=contact_sheets.video(samples), fps=fps)
+
+
+def _answer_lines(answers: results.Answers) -> list[str]:
+    lines = []
+    for row in answers.rows:
+        truth = f" (truth: {row['truth']})" if "truth" in row else ""
+        lines.append(f"{row['question']} -> {row['answer']}{truth}")
+    return lines

@@ -16,6 +16,8 @@ import numpy as np
 
 from jworld import systems
 from jworld.data.recording import recorder
+from jworld.encoders import model_encoders
+from jworld.evaluation import settings
 from jworld.models.layers import lora
 from jworld.precompute import demo_data
 from jworld.training import hub, metrics, optimizers
@@ -28,6 +30,9 @@ SHARED: Mapping[str, type] = {
     "log": metrics.LogConfig,
     "checkpoint.hub": hub.HubConfig,
     "data.recording": recorder.RecordingConfig,
+    "sample": settings.SamplesConfig,
+    "sample.encoders": model_encoders.EncodersConfig,
+    "evaluation": settings.EvaluationConfig,
 }
 #: Sections that some configs have: dotted name -> dataclass.
 OPTIONAL: Mapping[str, type] = {"data.encoding": demo_data.EncodingConfig, "model.lora": lora.LoRAConfig}
@@ -180,7 +185,7 @@ def keys(
 def _order(key: str) -> tuple[int, str]:
     """Sort as `SECTIONS` does, and each section by itself."""
     top = key.partition(".")[0]
-    return run_config.SECTIONS.index(top), key.rpartition(".")[0]
+    return (*run_config.SECTIONS, *run_config.OPTIONAL_SECTIONS).index(top), key.rpartition(".")[0]
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:

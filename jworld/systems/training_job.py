@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import ml_collections
@@ -13,6 +13,8 @@ from flax import nnx
 
 from jworld import systems
 from jworld.data import pipeline, records
+from jworld.encoders import model_encoders
+from jworld.evaluation import settings
 from jworld.parallel import mesh as mesh_lib
 from jworld.systems import initial_weights, runs
 from jworld.systems.base import AnySystem
@@ -22,7 +24,7 @@ from jworld.utils import config as run_config
 from jworld.utils import errors, nnx_types, resources
 
 #: Keys whose values a resumed run may change, because they do not affect the computation.
-MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "sample.", "data.threads", "data.prefetch", "model.remat")
+MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "sample.", "evaluation.", "data.threads", "data.prefetch", "model.remat")
 
 State = train_state.TrainState
 
@@ -37,7 +39,7 @@ class TrainingJob:
       system: the system that the config names.
       spec: arrays of a training batch.
       optimizer: built from `config.optimizer`.
-      log, hub: sections of the config.
+      log, hub, samples, evaluation: sections of the config.
       profile: steps to trace.
     """
 
@@ -48,6 +50,8 @@ class TrainingJob:
     optimizer: optimizers.Optimizer
     log: metrics.LogConfig
     hub: hub.HubConfig
+    samples: settings.SamplesConfig
+    evaluation: settings.EvaluationConfig
     profile: range
 
     @classmethod
@@ -67,6 +71,8 @@ class TrainingJob:
             ),
             log=run_config.section(metrics.LogConfig, config.log, "log"),
             hub=run_config.section(hub.HubConfig, config.checkpoint.get("hub", {}), "checkpoint.hub"),
+            samples=_samples_config(config),
+            evaluation=run_config.section(settings.EvaluationConfig, config.get("evaluation", {}), "evaluation"),
             profile=profile,
         )
 
@@ -81,6 +87,24 @@ class TrainingJob:
     def trainable(self) -> train_state.PathFilter:
         """The filter of parameters that train."""
         return train_state.path_filter(self.optimizer.config.trainable)
+
+
+def _samples_config(config: ml_collections.ConfigDict) -> settings.SamplesConfig:
+    """Return the part of `config.sample` that all systems share."""
+    names = [field.name for field in dataclasses.fields(settings.SamplesConfig)]
+    shared = {name: config.sample[name] for name in names if name in config.sample}
+    model_encoders.from_config(config)
+    return run_config.section(settings.SamplesConfig, shared, "sample")
+
+
+def to_devices(
+    batch: pipeline.Batch, spec: dict[str, records.ArraySpec], shardings: Mapping[str, jax.sharding.NamedSharding]
+) -> dict[str, jax.Array]:
+    """Assemble global arrays from this process's rows; with the global shape, a device may hold a part of each row."""
+    return {
+        name: jax.make_array_from_process_local_data(shardings[name], array, (spec[name].shape[0], *array.shape[1:]))
+        for name, array in batch.items()
+    }
 
 
 def describe(job: TrainingJob) -> rich.table.Table:

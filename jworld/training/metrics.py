@@ -132,6 +132,30 @@ class ProgressLog:
         if self._writes:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def extra(self, step: int, values: Mapping[str, float]) -> None:
+        """Write further measurements of a step, and print them in one line."""
+        if self._writes:
+            row: Row = {"step": step} | {name: _json_number(value) for name, value in values.items()}
+            for writer in self._writers:
+                writer.write(row)
+            shown = (f"{name} {value:.4g}" for name, value in values.items() if "_t0." not in name)
+            self.message(" | ".join([f"step {step}/{self._steps}", *shown]))
+
+    def media(self, step: int, media: writers.Media) -> None:
+        """Show a sample of a step where the writers can."""
+        for writer in self._writers:
+            writer.show(step, media)
+
+    @contextlib.contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Leave the time of the body out of the step times; the steps before it are completed first."""
+        jax.block_until_ready(self._last_metrics)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._begin += time.perf_counter() - began
+
     @contextlib.contextmanager
     def waiting(self, step: int) -> Iterator[None]:
         """Measure the wait for a step's batch; the step is dispatched right after this context."""

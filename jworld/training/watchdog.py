@@ -1,10 +1,12 @@
 """Watchdog that ends a hanging process, so that a scheduler can restart it, and prints the stack of every thread."""
 
+import contextlib
 import faulthandler
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from jworld.utils import errors
@@ -26,6 +28,7 @@ class Watchdog:
         self._file = file or sys.stderr
         self._last = time.monotonic()
         self._beats = 0
+        self._pauses = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -46,8 +49,22 @@ class Watchdog:
         self._last = time.monotonic()
         self._beats += 1
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Wait for the body as long as it takes."""
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._last = time.monotonic()
+            self._pauses -= 1
+
+    def _left(self) -> float:
+        """Return the seconds that are left for the next beat."""
+        return self._seconds if self._pauses else self._last + self._seconds - time.monotonic()
+
     def _watch(self) -> None:
-        while (left := self._last + self._seconds - time.monotonic()) > 0:
+        while (left := self._left()) > 0:
             faulthandler.dump_traceback_later(left + _GRACE, exit=True, file=self._file)
             # The timer in C is then at most a quarter of the limit ahead of the beats.
             if self._done.wait(min(left, self._seconds / 4)):

@@ -1,12 +1,18 @@
 """Writers of a run's log: `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
+import dataclasses
 import hashlib
+import html
+import io
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import PIL.Image
 import tensorboardX
+from tensorboardX.proto import summary_pb2
 
 from jworld.utils import errors, files
 
@@ -18,10 +24,33 @@ Row = Mapping[str, Any]
 WandbMode = Literal["off", "offline", "online"]
 
 
+#: Size of videos in event files, in pixels, and their number of frames, at most.
+BOARD_PIXELS, BOARD_FRAMES = 512, 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Media:
+    """A sample of a run: a video or a text.
+
+    Attributes:
+      name: name of the sample.
+      frames: video, uint8 [T, H, W, 3], or None.
+      fps: frame rate of the video, in frames per second.
+      text: text of a sample without a video.
+    """
+
+    name: str
+    frames: np.ndarray | None = None
+    fps: float = 1.0
+    text: str = ""
+
+
 class Writer(Protocol):
-    """Receiver of rows {"step": int, name: number or None}."""
+    """Receiver of rows {"step": int, name: number or None}, and of samples."""
 
     def write(self, row: Row) -> None: ...
+
+    def show(self, step: int, media: Media) -> None: ...
 
     def close(self) -> None: ...
 
@@ -52,8 +81,27 @@ class JsonLines:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
+    def show(self, step: int, media: Media) -> None:
+        """Do nothing: samples are files of their own."""
+
     def close(self) -> None:
         self._file.close()
+
+
+def gif(frames: np.ndarray, fps: float) -> tuple[bytes, tuple[int, int]]:
+    """Return a video uint8 [T, H, W, 3] as an endless GIF, and its width and height.
+
+    It has at most `BOARD_FRAMES` frames, evenly spread over the video, and at most `BOARD_PIXELS` pixels per side.
+    """
+    every = -(-len(frames) // BOARD_FRAMES)
+    images = [PIL.Image.fromarray(frame) for frame in frames[::every]]
+    for image in images:
+        image.thumbnail((BOARD_PIXELS, BOARD_PIXELS))
+    buffer = io.BytesIO()
+    # A GIF counts in hundredths of a second, and viewers slow down what is faster than 50 frames per second.
+    duration = max(round(1000 * every / fps), 20)
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
+    return buffer.getvalue(), images[0].size
 
 
 class TensorBoard:
@@ -66,6 +114,17 @@ class TensorBoard:
         for name, value in row.items():
             if name != "step" and value is not None:
                 self._board.add_scalar(name, value, row["step"])
+
+    def show(self, step: int, media: Media) -> None:
+        """Add a video as an animated image, which TensorBoard plays, or a text."""
+        name = f"samples/{media.name}"
+        if media.frames is None:
+            self._board.add_text(name, media.text, step)
+            return
+        animation, (width, height) = gif(media.frames, media.fps)
+        image = summary_pb2.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=animation)
+        summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=image)])
+        self._board.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
         self._board.close()
@@ -91,6 +150,7 @@ class WeightsAndBiases:
                 "it to off"
             ) from error
         identity = hashlib.sha256(f"{workdir.resolve()} {first_launch}".encode()).hexdigest()[:16]
+        self._wandb: Any = wandb
         self._run = wandb.init(
             project=WANDB_PROJECT,
             name=workdir.name,
@@ -104,6 +164,15 @@ class WeightsAndBiases:
 
     def write(self, row: Row) -> None:
         self._run.log({name: value for name, value in row.items() if value is not None})
+
+    def show(self, step: int, media: Media) -> None:
+        """Log a video, or a text."""
+        if media.frames is None:
+            shown = self._wandb.Html(f"<pre>{html.escape(media.text)}</pre>")
+        else:
+            frames = np.ascontiguousarray(media.frames.transpose(0, 3, 1, 2))
+            shown = self._wandb.Video(frames, fps=max(round(media.fps), 1), format="gif")
+        self._run.log({"step": step, f"samples/{media.name}": shown})
 
     def close(self) -> None:
         self._run.finish()

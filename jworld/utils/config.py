@@ -32,6 +32,8 @@ SECTIONS = (
     "log",
     "sample",
 )
+#: What a recipe may have in addition.
+OPTIONAL_SECTIONS = ("evaluation",)
 
 #: Keys that had another name: old -> new. Saved configs and command lines may still use the old ones.
 RENAMED: dict[str, str] = {
@@ -72,8 +74,9 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
 
 
 def check_sections(config: ml_collections.ConfigDict) -> None:
-    """Raise a `UserError` if the top level of a config is not that of `SECTIONS`."""
-    missing, unknown = [s for s in SECTIONS if s not in config], [s for s in config if s not in SECTIONS]
+    """Raise a `UserError` if the top level of a config is not that of `SECTIONS`, with some `OPTIONAL_SECTIONS`."""
+    missing = [s for s in SECTIONS if s not in config]
+    unknown = [s for s in config if s not in (*SECTIONS, *OPTIONAL_SECTIONS)]
     if missing or unknown:
         raise errors.UserError(f"config: missing sections {missing}, unknown sections {unknown}, expected {SECTIONS}")
 

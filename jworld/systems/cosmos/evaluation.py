@@ -125,8 +125,12 @@ def compare(
     return results.Comparison(title=title, truth=clip.frames[: len(frames)], prediction=frames, chunks=chunks)
 
 
-def sample(session: Session, config: ml_collections.ConfigDict) -> results.Comparison:
+def sample(
+    session: Session, config: ml_collections.ConfigDict, prompt: results.Prompt | None = None
+) -> results.Comparison:
     """Continue the first held-out clip for `config.sample.windows` windows, or for fewer if it is shorter.
+
+    With `prompt`, caption and image are those of the user, and there is no truth.
 
     Raises:
       UserError: the clips are absent or too short.
@@ -142,6 +146,7 @@ def sample(session: Session, config: ml_collections.ConfigDict) -> results.Compa
     latents = total_latents(session, possible[-1])
     index, start = held_out.choose_windows(lengths, latents=latents, windows=1)[0]
     clip = held_out.window(load(index), start=start, latents=latents)
+    clip = held_out.with_prompt(clip, prompt, session.encoders)
     motion = motion_per_window(session, clip, possible[-1])
     frames = roll_out(session, clip, motion, seed=settings.seed)
-    return compare(session, clip, frames, windows=possible[-1], title="")
+    return held_out.shown(compare(session, clip, frames, windows=possible[-1], title=""), prompt)

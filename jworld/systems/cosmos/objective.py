@@ -87,12 +87,30 @@ def loss(
     """Compute the scalar float32 loss, and the metric "velocity_error": the mean error on predicted frames."""
     clean = batch["latent"].astype(jnp.float32)
     mask = rectified_flow.given_mask(draws.given, clean.shape[1])
+    value, per_frame = rectified_flow.training_loss(
+        _network(model, batch, draws, mask),
+        clean,
+        draws.noise,
+        draws.sigma,
+        mask,
+        given_sigma=cfg.given_sigma,
+        scale=cfg.scale,
+    )
+    return value, {"velocity_error": jnp.sum(per_frame) / jnp.sum(1 - mask)}
+
+
+def predict(model: CosmosTransformer, batch: Batch, draws: Draws, cfg: ObjectiveConfig) -> jax.Array:
+    """Return the prediction of the clean latents of `loss`, [B, F, H, W, C] float32."""
+    clean = batch["latent"].astype(jnp.float32)
+    mask = rectified_flow.given_mask(draws.given, clean.shape[1])
+    network = _network(model, batch, draws, mask)
+    return rectified_flow.predict(network, clean, draws.noise, draws.sigma, mask, given_sigma=cfg.given_sigma)
+
+
+def _network(model: CosmosTransformer, batch: Batch, draws: Draws, mask: jax.Array) -> rectified_flow.Network:
     text = batch["text_states"] * draws.keep_text[:, None, None].astype(batch["text_states"].dtype)
 
     def network(video: jax.Array, time: jax.Array) -> jax.Array:
         return model(CosmosInputs(video, time, text, given=mask, action=batch.get("motion")))
 
-    value, per_frame = rectified_flow.training_loss(
-        network, clean, draws.noise, draws.sigma, mask, given_sigma=cfg.given_sigma, scale=cfg.scale
-    )
-    return value, {"velocity_error": jnp.sum(per_frame) / jnp.sum(1 - mask)}
+    return network

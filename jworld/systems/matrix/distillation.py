@@ -59,8 +59,9 @@ def loss(
     key: jax.Array,
     cfg: objective.ObjectiveConfig,
     alphas: np.ndarray,
-) -> jax.Array:
-    """Compute the scalar float32 loss.
+    level: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the scalar float32 loss, and the student's prediction of the clean latents [B, F, H, W, C].
 
     Args:
       model: student and teacher.
@@ -69,6 +70,7 @@ def loss(
       key: source of all randomness.
       cfg: the objective.
       alphas: [1000], of the noise schedule.
+      level: timestep as a share of a phase, from 0 to 1, instead of the draw.
     """
     time_key, noise_key, guidance_key = jax.random.split(key, 3)
     example = objective.example_of(batch)
@@ -80,6 +82,7 @@ def loss(
         (frames - 1) // cfg.groups,
         phases_per_group=cfg.phases_per_group,
         lowest=cfg.stride,
+        level=level,
     )
     draws = objective.Draws(timestep, jax.random.normal(noise_key, example.latents.shape))
     least, most = cfg.guidance
@@ -87,4 +90,6 @@ def loss(
     how = objective.Distillation(cfg.phases, cfg.stride, guidance[:, None, None, None, None], cfg.distance, cfg.huber_c)
     path = objective.teacher_step(model.teacher, example, batch["null_states"], draws, alphas, how)
     embedded = guidance if model.cfg.guidance_dim is not None else None
-    return objective.consistency_loss(model, target, example, path, alphas, how, guidance=embedded)
+    value = objective.consistency_loss(model, target, example, path, alphas, how, guidance=embedded)
+    # In training nothing uses the prediction, and the compiler removes it.
+    return value, objective.predict(model, example, draws, alphas, guidance=embedded)

@@ -120,11 +120,17 @@ def compare(
     return results.Comparison(title=title, truth=clip.frames, prediction=frames, chunks=chunks)
 
 
-def sample(session: ClipSession, config: ml_collections.ConfigDict, *, steered: bool) -> results.Comparison:
+def sample(
+    session: ClipSession,
+    config: ml_collections.ConfigDict,
+    *,
+    steered: bool,
+    prompt: results.Prompt | None = None,
+) -> results.Comparison:
     """Generate a clip from the caption, and the controls, of a recorded one.
 
     The recorded clip is `config.sample.actions` on a held-out map. For the user's own data it is the first held-out
-    clip.
+    clip. With `prompt`, the caption is that of the user, and there is no truth.
     """
     settings: Any = config.sample
     recording = held_out.recording_config(config)
@@ -136,7 +142,9 @@ def sample(session: ClipSession, config: ml_collections.ConfigDict, *, steered: 
         lengths, load = held_out.held_out(config, session.encoders)
         index, first = held_out.choose_windows(lengths, latents=session.latents, windows=1)[0]
         clip = held_out.window(load(index), start=first, latents=session.latents)
+    clip = held_out.with_prompt(clip, prompt, session.encoders)
     session.reset(None, clip.prompt, seed=settings.seed)
     frames = session.step(recorded_controls(clip, steered=steered))
     spans = parts(len(frames), min(4, session.latents - 1))
-    return compare(clip, frames, [None] * len(spans), spans, steered=steered, title=clip.prompt)
+    made = compare(clip, frames, [None] * len(spans), spans, steered=steered, title=clip.prompt)
+    return held_out.shown(made, prompt)

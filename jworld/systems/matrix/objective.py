@@ -121,15 +121,18 @@ class Draws(NamedTuple):
     noise: jax.Array
 
 
-def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
+def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig, level: jax.Array | None = None) -> Draws:
     """Draw timesteps and noise for latents of `shape` [B, F, H, W, C].
 
-    The frames of a window are one context frame and `cfg.groups` groups of equal size.
+    The frames of a window are one context frame and `cfg.groups` groups of equal size. `level` sets the timestep as a
+    share of all of them, from 0 to 1, or of those of a noise group.
     """
     time_key, noise_key = jax.random.split(key)
     batch, frames = shape[:2]
     if cfg.kind == "windows":
-        timestep = windows.sample_timesteps(time_key, batch, cfg.groups, (frames - 1) // cfg.groups)
+        timestep = windows.sample_timesteps(time_key, batch, cfg.groups, (frames - 1) // cfg.groups, level=level)
+    elif level is not None:
+        timestep = jnp.full((batch,), level * v_prediction.NUM_TIMESTEPS, jnp.int32)
     else:
         timestep = jax.random.randint(time_key, (batch,), 0, v_prediction.NUM_TIMESTEPS)
     return Draws(timestep, jax.random.normal(noise_key, shape))
@@ -145,11 +148,25 @@ def velocity_loss(model: CogVideoXTransformer, example: Example, draws: Draws, a
 
     With timesteps per frame the first frame is the context frame and does not count.
     """
+    clean = predict(model, example, draws, alphas)
+    error = v_prediction.clean_error(example.latents, clean, v_prediction.at(alphas, draws.timestep))
+    return jnp.mean(error if draws.timestep.ndim == 1 else error[:, 1:])
+
+
+def predict(
+    model: CogVideoXTransformer,
+    example: Example,
+    draws: Draws,
+    alphas: np.ndarray,
+    *,
+    guidance: jax.Array | None = None,
+) -> jax.Array:
+    """Return the model's prediction of the clean latents from the noisy ones, [B, F, H, W, C] float32."""
     a = v_prediction.at(alphas, draws.timestep)
     noisy = v_prediction.add_noise(example.latents, draws.noise, a)
-    v = model(noisy, example.text, draws.timestep, control=example.control)
-    error = v_prediction.clean_error(example.latents, v_prediction.clean_from_velocity(noisy, v, a), a)
-    return jnp.mean(error if draws.timestep.ndim == 1 else error[:, 1:])
+    embedded = None if guidance is None else embedded_guidance(guidance)
+    v = model(noisy, example.text, draws.timestep, control=example.control, guidance=embedded)
+    return v_prediction.clean_from_velocity(noisy, v, a)
 
 
 class Distillation(NamedTuple):

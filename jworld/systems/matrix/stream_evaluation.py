@@ -182,8 +182,13 @@ def compare(
     return results.Comparison(title=title, truth=clip.frames[part], prediction=frames[part], chunks=chunks)
 
 
-def sample(session: StreamSession, config: ml_collections.ConfigDict) -> results.Comparison:
-    """Generate a stream along `config.sample.actions` on a held-out map, or along a held-out episode of user data."""
+def sample(
+    session: StreamSession, config: ml_collections.ConfigDict, prompt: results.Prompt | None = None
+) -> results.Comparison:
+    """Generate a stream along `config.sample.actions` on a held-out map, or along a held-out episode of user data.
+
+    With `prompt`, caption and first image are those of the user, and there is no truth.
+    """
     settings: Any = config.sample
     recording = held_out.recording_config(config)
     script = driving.parse(settings.actions)
@@ -198,10 +203,11 @@ def sample(session: StreamSession, config: ml_collections.ConfigDict) -> results
     windows = (clip.latents - session.first_latent) // session.sample.window_frames
     if clip.latents < total_latents(session, max(windows, 1)):
         raise ValueError(f"a clip of {clip.latents} latents is shorter than the first window")
+    clip = held_out.with_prompt(clip, prompt, session.encoders)
     tokens = recorded_tokens(clip)
     emitted = roll_out(session, clip, steps(session, tokens, windows), seed=settings.seed)
     frames = np.concatenate([clip.frames[: spans(session, 1)[0][0]], emitted])
-    return compare(session, clip, frames, windows, title="")
+    return held_out.shown(compare(session, clip, frames, windows, title=""), prompt)
 
 
 def _report(rows: list[dict[str, Any]], shown: list[results.Comparison]) -> results.Report:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import ml_collections
+import PIL.Image
 import rich.console
 from flax import nnx
 
@@ -206,6 +207,22 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
                 for question, answer, row in zip(questions, answers, rows, strict=True)
             ]
         )
+
+    def sample_prompt(
+        self,
+        model: TheWorldModel,
+        encoders: RunEncoders,
+        config: ml_collections.ConfigDict,
+        prompt: results.Prompt,
+    ) -> results.Answers:
+        """See `System`: the answer to a question about the image, or about those of the first held-out question."""
+        if prompt.image is None:
+            source = self.data.source("val")
+            images = [image_files.read(place, source.directory) for place in source[0].places]
+        else:
+            images = [PIL.Image.fromarray(prompt.image)]
+        (answer,) = self.answers(model, encoders)([images], [prompt.text], max_tokens=self.sample.max_tokens)
+        return results.Answers(rows=[{"question": prompt.text, "answer": answer}])
 
     def evaluate(
         self,

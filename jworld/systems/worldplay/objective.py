@@ -105,10 +105,22 @@ def text_inputs(batch: Batch) -> TextInputs:
     )
 
 
+def unit_time(level: jax.Array, shift: float) -> jax.Array:
+    """Return the time before the shift whose shifted time is `level` of 1; the inverse of `flow_matching.shifted`."""
+    return level / (shift - (shift - 1) * level)
+
+
 def loss(
     model: HunyuanTransformer, batch: Batch, draws: Draws, *, chunk_frames: int, shift: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Compute the mean over samples of the masked mean squared error of the velocity, float32.
+    """Compute the mean over samples of the masked mean squared error of the velocity, float32; see `predict`."""
+    return predict(model, batch, draws, chunk_frames=chunk_frames, shift=shift)[0], {}
+
+
+def predict(
+    model: HunyuanTransformer, batch: Batch, draws: Draws, *, chunk_frames: int, shift: float
+) -> tuple[jax.Array, jax.Array]:
+    """Return the loss, a float32 scalar, and the model's prediction of the clean latents [B, F, H, W, C], float32.
 
     Args:
       model: model that predicts noise - clean.
@@ -129,4 +141,4 @@ def loss(
     per_frame = jnp.mean(jnp.square(predicted - (draws.noise - clean)), axis=(2, 3, 4))
     counted = ~batch["is_memory"][:, None] | (jnp.arange(F) >= F - chunk_frames)
     per_sample = jnp.sum(per_frame * counted, axis=1) / jnp.sum(counted, axis=1)
-    return jnp.mean(per_sample), {}
+    return jnp.mean(per_sample), noisy - sigma * predicted

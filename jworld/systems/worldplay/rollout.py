@@ -77,8 +77,13 @@ def parse_script(script: str, *, chunk_frames: int) -> list[str]:
     return steps
 
 
-def sample(session: Session, config: ml_collections.ConfigDict) -> results.Comparison:
-    """Generate the sample of `config.sample`: its script on a held-out map, or a held-out episode of user data."""
+def sample(
+    session: Session, config: ml_collections.ConfigDict, prompt: results.Prompt | None = None
+) -> results.Comparison:
+    """Generate the sample of `config.sample`: its script on a held-out map, or a held-out episode of user data.
+
+    With `prompt`, caption and first image are those of the user, and there is no truth.
+    """
     settings: Any = config.sample
     script = parse_script(settings.actions, chunk_frames=session.chunk_frames)
     recording = held_out.recording_config(config)
@@ -89,5 +94,6 @@ def sample(session: Session, config: ml_collections.ConfigDict) -> results.Compa
         whole = held_out.from_record(source, 0, session.encoders)
         latents = min(whole.latents, 1 + len(script)) // session.chunk_frames * session.chunk_frames
         clip = held_out.window(whole, start=0, latents=latents)
+    clip = held_out.with_prompt(clip, prompt, session.encoders)
     frames = roll_out(session, clip, clip.camera_controls, seed=settings.seed)
-    return compare(clip, frames, session.chunk_frames)
+    return held_out.shown(compare(clip, frames, session.chunk_frames), prompt)
