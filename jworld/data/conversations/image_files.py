@@ -3,6 +3,9 @@
 A location is a JSON object: {"file"} for an image file; {"tar", "offset", "size"} for one in a tar archive; {"parquet",
 "group", "row", "column"} for one in a table; {"array", "index"} for one in a numpy file uint8 [N, H, W, 3]. An
 additional key "boxes" lists boxes to draw on the image. Paths are absolute or relative to the folder of the set.
+
+Images are converted as by every other command, see `jworld.data.inputs.image`; of an animation or of several pages the
+first one counts. Boxes belong to the upright image.
 """
 
 import functools
@@ -15,15 +18,14 @@ import numpy as np
 import PIL.Image
 
 from jworld.data.conversations import spatial, tables
+from jworld.data.inputs import image as inputs
 
 ImageSource = Mapping[str, Any]
 
 #: Side of the original's input to the autoencoder, in pixels, for images of every shape.
 WORLD_SIZE = 512
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-
-#: Exceptions of Pillow for absent or damaged files.
-_BROKEN = (OSError, KeyError, IndexError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
+#: Suffixes of image files, in lower case.
+SUFFIXES = (*inputs.SUFFIXES, *inputs.ANIMATED_SUFFIXES)
 
 
 def read(place: ImageSource, root: pathlib.Path) -> PIL.Image.Image:
@@ -33,8 +35,8 @@ def read(place: ImageSource, root: pathlib.Path) -> PIL.Image.Image:
       ValueError: the image is absent or cannot be decoded.
     """
     try:
-        image = _open(place, root).convert("RGB")
-    except _BROKEN as error:
+        image = PIL.Image.fromarray(inputs.to_rgb(_open(place, root)))
+    except inputs.BROKEN as error:
         raise ValueError(f"the image {describe(place)} cannot be read ({error})") from error
     return spatial.draw_boxes(image, place["boxes"]) if place.get("boxes") else image
 
@@ -48,8 +50,8 @@ def check(place: ImageSource, root: pathlib.Path) -> None:
     try:
         image = _open(place, root)
         image.draft("RGB", (64, 64))
-        image.load()
-    except _BROKEN as error:
+        inputs.to_rgb(image)
+    except inputs.BROKEN as error:
         raise ValueError(f"the image {describe(place)} cannot be read ({error})") from error
 
 
@@ -94,5 +96,5 @@ def _array(path: str) -> np.ndarray:
 
 
 def resized(image: PIL.Image.Image, size: int) -> np.ndarray:
-    """Resize an image to uint8 [size, size, 3], bilinear, without its aspect ratio, as the original does."""
-    return np.asarray(image.convert("RGB").resize((size, size), PIL.Image.Resampling.BILINEAR))
+    """Resize an RGB image to uint8 [size, size, 3], bilinear, without its aspect ratio, as the original does."""
+    return np.asarray(image.resize((size, size), PIL.Image.Resampling.BILINEAR))
