@@ -17,7 +17,17 @@ import jax
 import rich.console
 import rich.table
 
-from conversion import adapter_exports, exporting, families, importing, inspecting, selecting, torch_files, verifying
+from conversion import (
+    adapter_exports,
+    exporting,
+    families,
+    importing,
+    inspecting,
+    pipelines,
+    selecting,
+    torch_files,
+    verifying,
+)
 from jworld.utils import arguments, errors
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
@@ -166,6 +176,14 @@ def _add_export(commands: "argparse._SubParsersAction[arguments.Parser]") -> Non
     parser.add_argument(
         "--adapters", action="store_true", help="write only the adapters of a run with model.lora, in peft's layout"
     )
+    parser.add_argument(
+        "--pipeline",
+        nargs="?",
+        const="",
+        metavar="PUBLISHED",
+        help="write a whole folder to sample from: the weights, their scheduler, and links to or copies of the other "
+        "models in the folder PUBLISHED (without a value: the folder that the weights were imported from)",
+    )
     parser.add_argument("--dtype", choices=importing.DTYPES, help="dtype to write (default: the stored dtype)")
     parser.add_argument("--step", type=int, help="training step of a run (default: the newest)")
     parser.add_argument(
@@ -228,6 +246,9 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    if options.pipeline is not None:
+        _export_pipeline(options)
+        return
     export: Callable[..., exporting.Summary] = exporting.export_weights
     if options.adapters:
         export = adapter_exports.export_adapters
@@ -242,18 +263,43 @@ def _export(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         console=console,
     )
-    console.print(
-        f"exported {summary.tensors:,} tensors, {summary.parameters:,} parameters in the layout of "
-        f"{summary.layout.title} to {', '.join(map(str, summary.files))}"
-    )
-    if summary.limits:
-        console.print(f"that program cannot load these sizes: {'; '.join(summary.limits)}")
+    _print_export(summary)
     first = summary.files[0]
     if options.adapters:
         console.print(f"next: python -m conversion fuse CHECKPOINT {first} --output DIR, or load it with the base")
         return
     written = first if first.suffix in torch_files.SUFFIXES else first.parent
     console.print(f"next: python -m conversion verify {options.directory} {written}")
+
+
+def _export_pipeline(options: argparse.Namespace) -> None:
+    others = {"--layout": options.layout, "--adapters": options.adapters, "--trained": options.trained}
+    if given := [name for name, value in others.items() if value]:
+        raise errors.UserError(
+            f"--pipeline: the program decides {' and '.join(given)}: leave {' and '.join(given)} out"
+        )
+    summary = pipelines.export_pipeline(
+        options.directory,
+        options.output,
+        pathlib.Path(options.pipeline) if options.pipeline else None,
+        dtype=options.dtype,
+        step=options.step,
+        overwrite=options.overwrite,
+        console=console,
+    )
+    _print_export(summary.network)
+    kind = "links to" if summary.linked else "copies of"
+    console.print(f"pipeline of {summary.pipeline.title}: {kind} {', '.join(summary.parts)} of {summary.base}")
+    console.print(f"next: python -m conversion verify {options.directory} {summary.folder}")
+
+
+def _print_export(summary: exporting.Summary) -> None:
+    console.print(
+        f"exported {summary.tensors:,} tensors, {summary.parameters:,} parameters in the layout of "
+        f"{summary.layout.title} to {', '.join(map(str, summary.files))}"
+    )
+    if summary.limits:
+        console.print(f"that program cannot load these sizes: {'; '.join(summary.limits)}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

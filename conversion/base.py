@@ -63,6 +63,30 @@ class KeyLayout:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Folder with a network and all other models that a program needs to sample from it.
+
+    Attributes:
+      title: the program that opens the folder, for messages.
+      layout: key layout of the network.
+      network: published model (None for a run without one), config of the run -> sub-folder of the network.
+      base_network: sub-folder of the network that the program loads before another one; None without one.
+      classes: values of `_class_name` in model_index.json, first the usual one; empty if there is no such file.
+      parts: entries of model_index.json by sub-folder, with the network and the scheduler. Without such a file, the
+        sub-folders that must exist.
+      scheduler: content of scheduler_config.json where the given folder has none; None to copy the given file.
+    """
+
+    title: str
+    layout: str
+    network: Callable[[str | None, ml_collections.ConfigDict], str] = lambda variant, config: "transformer"
+    base_network: str | None = None
+    classes: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    scheduler: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Runs:
     """The conversion of a network's weights into a run of a system.
 
@@ -75,7 +99,8 @@ class Runs:
       fit: sets other values of a config that follow from its model.
       scheduler: content of a scheduler_config.json, its path for messages, published model -> the values that it sets,
         by dotted key of the config.
-      to_scheduler: config -> content of the scheduler_config.json of an exported pipeline; None without one.
+      to_scheduler: config -> the entries of scheduler_config.json that a run determines.
+      pipelines: whole folders that `export --pipeline` writes; at most one has a model_index.json.
     """
 
     system: str
@@ -85,7 +110,8 @@ class Runs:
     recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fit: Callable[[ml_collections.ConfigDict], None] = lambda config: None
     scheduler: Callable[[Mapping[str, Any], str, str], dict[str, Any]] = lambda values, where, variant: {}
-    to_scheduler: Callable[[ml_collections.ConfigDict], dict[str, Any]] | None = None
+    to_scheduler: Callable[[ml_collections.ConfigDict], dict[str, Any]] = lambda config: {}
+    pipelines: tuple[Pipeline, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import hyperparameters, naming, schedulers
-from conversion.base import Family, Runs
+from conversion.base import Family, Pipeline, Runs
 from conversion.hyperparameters import Field
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.utils import errors
@@ -132,6 +132,20 @@ def folder_notes(path: pathlib.Path) -> list[str]:
     return lines
 
 
+PIPELINE = Pipeline(
+    title="diffusers (CogVideoXPipeline) and the inference.py of The Matrix",
+    layout="diffusers",
+    classes=("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline"),
+    parts={
+        "scheduler": ("diffusers", "CogVideoXDDIMScheduler"),
+        "text_encoder": ("transformers", "T5EncoderModel"),
+        "tokenizer": ("transformers", "T5Tokenizer"),
+        "transformer": ("diffusers", CLASS_NAME),
+        "vae": ("diffusers", "AutoencoderKLCogVideoX"),
+    },
+    scheduler=schedulers.COGVIDEOX,
+)
+
 FAMILY = Family(
     name="cogvideox",
     describe=describe,
@@ -143,6 +157,7 @@ FAMILY = Family(
         recipes=RECIPES,
         scheduler=schedulers.read_cogvideox,
         to_scheduler=schedulers.write_cogvideox,
+        pipelines=(PIPELINE,),
     ),
     folder_notes=folder_notes,
 )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import hyperparameters, schedulers
-from conversion.base import Family, Runs
+from conversion.base import Family, Pipeline, Runs
 from conversion.hyperparameters import Field
 from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
 
@@ -91,6 +91,20 @@ def describe(facts: Mapping[str, Any]) -> str:
     return "Cosmos-Predict2 " + ("Text2Image" if facts.get("condition_mask") is False else "Video2World")
 
 
+PIPELINE = Pipeline(
+    title="diffusers (Cosmos2VideoToWorldPipeline)",
+    layout="diffusers",
+    classes=("Cosmos2VideoToWorldPipeline", "Cosmos2TextToImagePipeline"),
+    parts={
+        "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+        "text_encoder": ("transformers", "T5EncoderModel"),
+        "tokenizer": ("transformers", "T5TokenizerFast"),
+        "transformer": ("diffusers", "CosmosTransformer3DModel"),
+        "vae": ("diffusers", "AutoencoderKLWan"),
+    },
+    scheduler=schedulers.COSMOS,
+)
+
 FAMILY = Family(
     name="cosmos",
     describe=describe,
@@ -102,5 +116,6 @@ FAMILY = Family(
         recipes=RECIPES,
         scheduler=schedulers.read_cosmos,
         to_scheduler=schedulers.write_cosmos,
+        pipelines=(PIPELINE,),
     ),
 )

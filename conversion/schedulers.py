@@ -60,21 +60,38 @@ def read_cogvideox(values: Mapping[str, Any], where: str, variant: str) -> dict[
     return found
 
 
+#: File of the published CogVideoX-2B.
+COGVIDEOX = {
+    "_class_name": "CogVideoXDDIMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "rescale_betas_zero_snr": True,
+    "snr_shift_scale": 3.0,
+    "timestep_spacing": "trailing",
+    **_SCHEDULE_FIXED,
+}
+
+
 def write_cogvideox(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return the file for a run's config."""
+    """Return the entries that a run's config determines; a stream is sampled by its own program's class."""
     sample = config.sample.rollout
-    names = {solver: name for name, solver in _SOLVERS.items()}
-    return {
-        "_class_name": names[sample.solver if sample.solver in names else "ddim"],
-        "snr_shift_scale": config.loss.get("snr_shift", 3.0),
-        "beta_start": config.loss.get("beta_start", 0.00085),
-        "beta_end": config.loss.get("beta_end", 0.012),
-        "beta_schedule": config.loss.get("beta_schedule", "scaled_linear"),
-        "rescale_betas_zero_snr": config.loss.get("zero_terminal_snr", True),
-        "timestep_spacing": sample.get("spacing", "trailing"),
-        "clip_sample": False,
-        **_SCHEDULE_FIXED,
-    }
+    values = {field.theirs: _value(config, field.ours) for field in _SCHEDULE}
+    if sample.get("mode") != "stream":
+        values["timestep_spacing"] = sample.get("spacing")
+        values["_class_name"] = next(
+            (name for name, solver in _SOLVERS.items() if solver == sample.get("solver")), None
+        )
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _value(config: ml_collections.ConfigDict, key: str) -> Any:
+    """Return the value of a dotted key; None if the config does not list it."""
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if node is not None else None
+    return node
 
 
 _COSMOS = (
@@ -83,6 +100,15 @@ _COSMOS = (
 )
 _COSMOS_FIXED = {"num_train_timesteps": 1000, "sigma_data": 1.0, "use_karras_sigmas": True}
 _FLOW = "FlowMatchEulerDiscreteScheduler"
+#: File of the published Video2World models.
+COSMOS = {
+    "_class_name": _FLOW,
+    "final_sigmas_type": "sigma_min",
+    "shift": 1.0,
+    "sigma_max": 80.0,
+    "sigma_min": 0.002,
+    **_COSMOS_FIXED,
+}
 
 
 def read_cosmos(values: Mapping[str, Any], where: str, variant: str) -> dict[str, Any]:
@@ -91,20 +117,15 @@ def read_cosmos(values: Mapping[str, Any], where: str, variant: str) -> dict[str
 
 
 def write_cosmos(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return the file for a run's config."""
-    sample = config.sample.rollout
-    return {
-        "_class_name": _FLOW,
-        "sigma_min": sample.get("lowest", 0.002),
-        "sigma_max": sample.get("highest", 80.0),
-        "final_sigmas_type": "sigma_min",
-        "shift": 1.0,
-        **_COSMOS_FIXED,
-    }
+    """Return the entries that a run's config determines."""
+    values = {field.theirs: _value(config, field.ours) for field in _COSMOS}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 _HUNYUAN = (Field("shift", "sample.rollout.shift", hyperparameters.number),)
 _HUNYUAN_FIXED = {"num_train_timesteps": 1000, "use_dynamic_shifting": False}
+#: File of HunyuanVideo-1.5 in diffusers.
+HUNYUAN = {"_class_name": _FLOW, "shift": 5.0, **_HUNYUAN_FIXED}
 
 
 def read_hunyuan(values: Mapping[str, Any], where: str, variant: str) -> dict[str, Any]:
@@ -113,8 +134,9 @@ def read_hunyuan(values: Mapping[str, Any], where: str, variant: str) -> dict[st
 
 
 def write_hunyuan(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return the file for a run's config."""
-    return {"_class_name": _FLOW, "shift": config.sample.rollout.get("shift", 5.0), **_HUNYUAN_FIXED}
+    """Return the entries that a run's config determines."""
+    shift = _value(config, "sample.rollout.shift")
+    return {} if shift is None else {"shift": shift}
 
 
 def apply(

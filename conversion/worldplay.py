@@ -4,8 +4,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
+
 from conversion import naming, schedulers
-from conversion.base import Family, Runs
+from conversion.base import Family, Pipeline, Runs
 
 #: Recipe with the published values.
 RECIPE = "ar_mem.py:8b"
@@ -18,6 +20,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bidirectional": {"mode": "bidirectional", **_PUBLISHED},
     "base": {"mode": "bidirectional", **_PUBLISHED},
 }
+#: Sub-folder of the transformer that the action models began with.
+_BASE = "transformer/480p_i2v"
 _FOLDERS = {
     "ar_distilled_action_model": "distilled",
     "ar_rl_model": "rl",
@@ -40,6 +44,43 @@ def describe(facts: Mapping[str, Any]) -> str:
     return name + ("" if facts.get("glyph_dim", 0) is not None else ", without glyph input")
 
 
+def network_folder(variant: str | None, config: ml_collections.ConfigDict) -> str:
+    """Return the sub-folder of a network in the published folders of HunyuanVideo-1.5 and HY-WorldPlay."""
+    if not config.model.get("actions", True):
+        return _BASE
+    sample = config.sample.rollout
+    if variant not in _FOLDERS.values():
+        few = sample.get("num_steps", 50) <= VARIANTS["distilled"]["num_steps"]
+        variant = "bidirectional" if sample.get("mode") == "bidirectional" else "distilled" if few else "ar"
+    return next(folder for folder, name in _FOLDERS.items() if name == variant)
+
+
+DIFFUSERS = Pipeline(
+    title="diffusers (HunyuanVideo15ImageToVideoPipeline)",
+    layout="diffusers",
+    classes=("HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15Pipeline"),
+    parts={
+        "feature_extractor": ("transformers", "SiglipImageProcessor"),
+        "guider": ("diffusers", "ClassifierFreeGuidance"),
+        "image_encoder": ("transformers", "SiglipVisionModel"),
+        "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+        "text_encoder": ("transformers", "Qwen2_5_VLTextModel"),
+        "text_encoder_2": ("transformers", "T5EncoderModel"),
+        "tokenizer": ("transformers", "Qwen2Tokenizer"),
+        "tokenizer_2": ("transformers", "ByT5Tokenizer"),
+        "transformer": ("diffusers", "HunyuanVideo15Transformer3DModel"),
+        "vae": ("diffusers", "AutoencoderKLHunyuanVideo15"),
+    },
+    scheduler=schedulers.HUNYUAN,
+)
+ORIGINAL = Pipeline(
+    title="HunyuanVideo-1.5 and HY-WorldPlay",
+    layout="original",
+    network=network_folder,
+    base_network=_BASE,
+    parts=dict.fromkeys(("scheduler", "vae"), ("", "")),
+)
+
 FAMILY = Family(
     name="worldplay",
     describe=describe,
@@ -50,5 +91,6 @@ FAMILY = Family(
         guess_variant=guess_variant,
         scheduler=schedulers.read_hunyuan,
         to_scheduler=schedulers.write_hunyuan,
+        pipelines=(DIFFUSERS, ORIGINAL),
     ),
 )
