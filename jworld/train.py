@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = recipes.from_options(options)
     compilation.use_cache(options.compilation_cache)
     workdir = local_folder("--workdir", options.workdir or default_workdir(options.config))
-    job = TrainingJob.from_config(config, workdir, profile=profiling.parse_steps(options.profile))
+    profile = profiling.parse_steps(options.profile)
+    job = TrainingJob.from_config(config, workdir, profile=profile, accept_data=options.accept_data)
     if options.dry_run:
         console.print(training_job.describe(job))
         console.print("dry run: nothing was written; leave --dry-run out to train")
@@ -57,6 +58,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workdir", metavar="DIR", help="folder of the run (default: runs/RECIPE-VARIANT)")
     add(
         "--overwrite", action="store_true", help="delete the files of an earlier run in the workdir and start at step 0"
+    )
+    add(
+        "--accept-data",
+        action="store_true",
+        help="resume although config.data.records is another data set than that of the checkpoint",
     )
     add("--dry-run", action="store_true", help="print parameters, batch and mesh without data and weights, and exit")
     add(
@@ -110,6 +116,7 @@ def run(job: TrainingJob, *, overwrite: bool) -> None:
     training_job.check_folders(job, overwrite=overwrite)
     startup.once(job.system.data.prepare)
     dataset = job.system.data.batches("train")
+    job = job.counted(dataset.records)
     training_job.check_encoders(job, overwrite=overwrite)
     if overwrite:
         startup.once(lambda: shutil.rmtree(job.workdir, ignore_errors=True))

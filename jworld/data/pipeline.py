@@ -59,6 +59,9 @@ class Padded:
 
 Entry = np.ndarray | np.generic | Padded
 
+#: Keys of a position that another data set changes: its identity, and its number of records.
+CONTENT, RECORDS = "content", "records"
+
 
 def make_dataset(
     source: Source | OrderedSource,
@@ -72,6 +75,7 @@ def make_dataset(
     shuffle: bool = True,
     num_threads: int = 2,
     prefetch: int = 4,
+    content: str = "",
 ) -> "BatchIterator":
     """Return endless numpy batches of this process, with exactly the arrays of `spec` plus "index" [B] int32.
 
@@ -88,6 +92,7 @@ def make_dataset(
       num_threads: threads that read ahead. Worker processes would copy every batch once more, without a gain for
         records that need no decoding.
       prefetch: batches to read ahead, at most.
+      content: identity of the data set, see `records.content`; "" if it is unknown.
     """
     if global_batch < 1 or global_batch % process_count:
         raise UserError(
@@ -99,7 +104,9 @@ def make_dataset(
     batches = examples.batch(global_batch // process_count, drop_remainder=True, batch_fn=stack)
     batches = batches[process_index::process_count]
     iterator = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
-    identity = {"seed": seed, "global_batch": global_batch, "records": len(source), "shuffle": shuffle}
+    identity: dict[str, Any] = {"seed": seed, "global_batch": global_batch, RECORDS: len(source), "shuffle": shuffle}
+    if content:
+        identity[CONTENT] = content
     return BatchIterator(iter(iterator), spec, process_count=process_count, identity=identity)
 
 
@@ -144,10 +151,27 @@ class BatchIterator(Iterator[Batch]):
         """Return the position as JSON: the next batch, and the settings that determine the sequence of batches."""
         return {"next_batch": self._iterator.get_state()["next_index"], **self._identity}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of `get_state`; a `UserError` if it belongs to another sequence of batches."""
+    @property
+    def records(self) -> int:
+        """Number of records of the split."""
+        return int(self._identity[RECORDS])
+
+    def set_state(self, state: Mapping[str, Any], *, accept_data: bool = False) -> str:
+        """Continue from a state of `get_state`.
+
+        Args:
+          state: the position.
+          accept_data: continue at the same position of another data set.
+
+        Returns:
+          A note to the user, "" without one.
+
+        Raises:
+          UserError: the position belongs to another data set, or to another sequence of batches.
+        """
+        note = self._compare_data(state, accept=accept_data)
         for key, value in self._identity.items():
-            if state.get(key) != value:
+            if key != CONTENT and state.get(key) != value and not (key == RECORDS and accept_data):
                 raise UserError(
                     f"data position of the checkpoint: {key} is {state.get(key)!r}, this run has {value!r}: resume "
                     "with the data and settings that the run started with, or use a new folder"
@@ -158,6 +182,21 @@ class BatchIterator(Iterator[Batch]):
                 "restore an earlier checkpoint"
             )
         self._iterator.set_state({"next_index": state["next_batch"]})
+        return note
+
+    def _compare_data(self, state: Mapping[str, Any], *, accept: bool) -> str:
+        """Return a note on the data set of a position; a `UserError` if it is another one that is not accepted."""
+        stored, own = state.get(CONTENT), self._identity.get(CONTENT)
+        if own is None or stored == own:
+            return ""
+        if stored is None:
+            return "the checkpoint does not record the identity of its data set: its successors will"
+        if accept:
+            return f"continuing with the data set {own}, after {stored}"
+        raise UserError(
+            f"data position of the checkpoint: the run trained on the data set {stored}, config.data.records is now "
+            f"{own}: restore the former data set, or give --accept-data to continue with this one"
+        )
 
 
 def stack(examples: Sequence[Mapping[str, Entry]]) -> Batch:

@@ -19,8 +19,12 @@ def batches(
     spec: Spec,
     *,
     split: str,
+    content: str = "",
 ) -> pipeline.BatchIterator:
-    """Return batches by `config.seed`, `config.global_batch` and `config.data`; only split "train" is shuffled."""
+    """Return batches by `config.seed`, `config.global_batch` and `config.data`; only split "train" is shuffled.
+
+    `content` is the identity of the data set, which checkpoints remember; see `records.content`.
+    """
     several = jax.process_count() > 1
     index, count = mesh_lib.batch_part(mesh_lib.make_mesh(**config.mesh)) if several else (0, 1)
     return pipeline.make_dataset(
@@ -34,4 +38,5 @@ def batches(
         shuffle=split == "train",
         num_threads=config.data.threads,
         prefetch=config.data.prefetch,
+        content=content,
     )

@@ -32,7 +32,7 @@ class Program:
         self.system = systems.create(config)
         self.mesh = mesh.make_mesh(**config.mesh, devices=devices)
         self.optimizer = optimizers.make_optimizer(
-            run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
+            run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=max(config.steps, 1)
         )
         mesh.check_batch(self.mesh, config.global_batch, self.optimizer.config.accumulate)
         self.trainable = train_state.path_filter(self.optimizer.config.trainable)

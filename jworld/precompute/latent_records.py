@@ -11,7 +11,7 @@ import ml_collections
 
 from jworld.data import pipeline, records, training_data
 from jworld.data.recording import recorder
-from jworld.data.records import text_store
+from jworld.data.records import content, text_store
 from jworld.encoders import model_encoders as encoders_lib
 from jworld.encoders.model_encoders import EncoderOverrides, Encoders
 from jworld.precompute import demo_data
@@ -72,7 +72,8 @@ class LatentRecords:
         source = records.RecordSource(directory, split, min_frames=self._min_frames)
         records.check_manifest(source.manifest, self.expected, path=directory)
         transform = self._transform(text_store.TextStore(directory, source.manifest), self._config.global_batch)
-        return training_data.batches(self._config, source, transform, self._spec, split=split)
+        identity = content.of_records(directory, source.manifest)
+        return training_data.batches(self._config, source, transform, self._spec, split=split, content=identity)
 
     def keep(self, directory: pathlib.Path) -> None:
         """Copy the manifest and the encoders, see `systems.base.TrainingData`."""

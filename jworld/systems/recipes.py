@@ -24,8 +24,21 @@ from jworld.training import hub, metrics, optimizers
 from jworld.utils import config as run_config
 from jworld.utils import config_keys, errors
 
-#: Sections that do not belong to a system.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopLevel:
+    """Keys at the top level that a recipe need not list.
+
+    Attributes:
+      epochs: passes through the training records, in place of `steps`, which is then 0; 0: `steps` counts.
+    """
+
+    epochs: float = 0.0
+
+
+#: Sections that do not belong to a system; "" is the top level.
 SHARED: Mapping[str, type] = {
+    "": TopLevel,
     "optimizer": optimizers.OptimizerConfig,
     "log": metrics.LogConfig,
     "checkpoint.hub": hub.HubConfig,
@@ -104,7 +117,17 @@ def change(config: ml_collections.ConfigDict, changes: Mapping[str, str]) -> ml_
     Raises:
       UserError: there is no such key, or a value is not of the key's type.
     """
+    changes = _one_length(config, changes)
     return config_keys.override(config, changes, _types_after(config, changes) if changes else {})
+
+
+def _one_length(config: ml_collections.ConfigDict, changes: Mapping[str, str]) -> Mapping[str, str]:
+    """Return `changes` in which steps alone replace epochs, and epochs alone replace steps."""
+    if "epochs" in changes and "steps" not in changes:
+        return {**changes, "steps": "0"}
+    if "steps" in changes and "epochs" not in changes and config.get("epochs"):
+        return {**changes, "epochs": "0"}
+    return changes
 
 
 def _types_after(config: ml_collections.ConfigDict, changes: Mapping[str, str]) -> dict[str, type]:
@@ -171,7 +194,7 @@ def keys(
     for name, cls in types.items():
         defaults = sections.get(name)
         for field in dataclasses.fields(cls):
-            key = f"{name}.{field.name}"
+            key = f"{name}.{field.name}".removeprefix(".")
             value = getattr(defaults, field.name, _default(field))
             if not (key in types or key in values or _has(config, key) or dataclasses.is_dataclass(value)):
                 values[key] = value

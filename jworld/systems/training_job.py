@@ -41,6 +41,7 @@ class TrainingJob:
       optimizer: built from `config.optimizer`.
       log, hub, samples, evaluation: sections of the config.
       profile: steps to trace.
+      accept_data: resume with another data set than that of the checkpoint.
     """
 
     config: ml_collections.ConfigDict
@@ -53,13 +54,20 @@ class TrainingJob:
     samples: settings.SamplesConfig
     evaluation: settings.EvaluationConfig
     profile: range
+    accept_data: bool = False
 
     @classmethod
     def from_config(
-        cls, config: ml_collections.ConfigDict, workdir: pathlib.Path, *, profile: range = range(0)
+        cls,
+        config: ml_collections.ConfigDict,
+        workdir: pathlib.Path,
+        *,
+        profile: range = range(0),
+        accept_data: bool = False,
     ) -> "TrainingJob":
-        """Build all parts; a `UserError` names a wrong key."""
+        """Build all parts; a `UserError` names a wrong key. A run of `config.epochs` has no steps before `counted`."""
         config = systems.completed(config)
+        _check_length(config)
         system = systems.create(config)
         return cls(
             config=config,
@@ -67,13 +75,40 @@ class TrainingJob:
             system=system,
             spec=system.batch_spec(config.global_batch),
             optimizer=optimizers.make_optimizer(
-                run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
+                run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"),
+                steps=max(config.steps, 1),
             ),
             log=run_config.section(metrics.LogConfig, config.log, "log"),
             hub=run_config.section(hub.HubConfig, config.checkpoint.get("hub", {}), "checkpoint.hub"),
             samples=_samples_config(config),
             evaluation=run_config.section(settings.EvaluationConfig, config.get("evaluation", {}), "evaluation"),
             profile=profile,
+            accept_data=accept_data,
+        )
+
+    def counted(self, records: int) -> "TrainingJob":
+        """Return the run with the steps that `config.epochs` passes through `records` records have.
+
+        Without epochs it is the run itself.
+
+        Raises:
+          UserError: there is no whole step.
+        """
+        epochs, batch = self.config.get("epochs", 0), self.config.global_batch
+        if not epochs:
+            return self
+        steps = int(epochs * records) // batch
+        if steps == 0:
+            raise errors.UserError(
+                f"config.epochs is {epochs:g} and there are {records} records, less than a batch of "
+                f"config.global_batch {batch}: raise epochs, or lower global_batch"
+            )
+        config = self.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.steps = steps
+        parameters = run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer")
+        return dataclasses.replace(
+            self, config=config.lock(), optimizer=optimizers.make_optimizer(parameters, steps=steps)
         )
 
     @functools.cached_property
@@ -87,6 +122,16 @@ class TrainingJob:
     def trainable(self) -> train_state.PathFilter:
         """The filter of parameters that train."""
         return train_state.path_filter(self.optimizer.config.trainable)
+
+
+def _check_length(config: ml_collections.ConfigDict) -> None:
+    """Raise a `UserError` unless exactly one of steps and epochs is set."""
+    steps, epochs = config.steps, config.get("epochs", 0)
+    if steps < 0 or epochs < 0 or (steps > 0) == (epochs > 0):
+        raise errors.UserError(
+            f"config.steps is {steps} and config.epochs {epochs:g}, expected one above 0 and the other 0: set "
+            "config.steps, or set config.epochs and config.steps to 0"
+        )
 
 
 def _samples_config(config: ml_collections.ConfigDict) -> settings.SamplesConfig:
@@ -145,7 +190,9 @@ def _check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     if (workdir / run_config.FILE_NAME).is_file():
         stored = run_config.load(workdir)
         # A schedule that decays ends at `steps`: another number there would be another run.
-        free = (*MAY_CHANGE, "steps") if config.optimizer.schedule.startswith("constant") else MAY_CHANGE
+        # Steps from epochs follow from the data set, whose identity is compared with the checkpoint's.
+        is_free = config.optimizer.schedule.startswith("constant") or config.get("epochs", 0)
+        free = (*MAY_CHANGE, "steps") if is_free else MAY_CHANGE
         checkpoints.require_same_config(workdir, stored.to_dict(), config.to_dict(), may_change=free)
     elif any(path.is_file() for path in workdir.rglob("*")):
         raise errors.UserError(f"--workdir {workdir} holds files of something else: choose an empty folder")
@@ -214,6 +261,7 @@ def _restore(
         state, position, problems = manager.restore_newest(abstract)
         for problem in problems:
             message(f"set aside: {problem.partition('; ')[0]}")
-    dataset.set_state(position)
+    if note := dataset.set_state(position, accept_data=job.accept_data):
+        message(note)
     message(f"resuming after step {int(state.step)}")
     return graphdef, state, shardings

@@ -33,7 +33,7 @@ SECTIONS = (
     "sample",
 )
 #: What a recipe may have in addition.
-OPTIONAL_SECTIONS = ("evaluation",)
+OPTIONAL_SECTIONS = ("epochs", "evaluation")
 
 #: Keys that had another name: old -> new. Saved configs and command lines may still use the old ones.
 RENAMED: dict[str, str] = {

@@ -106,6 +106,27 @@ def test_foreign_state_is_refused(change, message):
         iterator.set_state({**iterator.get_state(), **change})
 
 
+def test_a_position_belongs_to_a_data_set():
+    state = json.loads(json.dumps(make(content="first").get_state()))
+    assert make(content="first").set_state(state) == ""
+    with pytest.raises(UserError, match=r"data set first, .* is now second: .* --accept-data"):
+        make(content="second").set_state(state)
+    larger = make(source=Source(12), content="second")
+    assert larger.set_state({**state, "next_batch": 3}, accept_data=True) == (
+        "continuing with the data set second, after first"
+    )
+    assert next(larger)["position"].tolist() == [12, 13, 14, 15]
+    assert larger.get_state()["content"] == "second"
+
+
+def test_a_position_without_a_data_set_continues_with_a_note():
+    old = make().get_state()
+    assert "content" not in old
+    assert "does not record the identity" in make(content="first").set_state(old)
+    with pytest.raises(UserError, match="records is 10, this run has 12"):
+        make(source=Source(12), content="first").set_state(old)
+
+
 def test_unshuffled_batches_are_in_order():
     batches = take(make(shuffle=False), 3)
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == [*range(10), 0, 1]

@@ -139,7 +139,8 @@ class Conversations:
         )
         transform = batches.MakeExample(self.clip, self.tokenizer, source)
         spec = batches.spec(self.clip, config.global_batch)
-        return training_data.batches(config, batches.Examples(source, order), transform, spec, split=split)
+        examples, identity = batches.Examples(source, order), source.identity()
+        return training_data.batches(config, examples, transform, spec, split=split, content=identity)
 
     def keep(self, directory: pathlib.Path) -> None:
         """Copy the tokenizer and its accompanying files, for exports; see `systems.base.TrainingData`."""

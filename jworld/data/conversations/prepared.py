@@ -22,7 +22,8 @@ import rich.progress
 
 from jworld.data import records
 from jworld.data.conversations import chat, formats, image_files
-from jworld.utils import files
+from jworld.data.records import content
+from jworld.utils import files, indices
 from jworld.utils.errors import UserError
 
 FORMAT, VERSION = "jworld-conversations", 1
@@ -203,6 +204,12 @@ class Source:
                 f"{directory}: all {self.too_long} conversations of split '{split}' have more than {max_tokens} tokens"
                 ": raise config.data.clip.lengths"
             )
+
+    def identity(self) -> str:
+        """Return the identity of the set, from its manifest, the index of this split and some of its conversations."""
+        picked = indices.evenly(len(self), content.CHECKED)
+        rows = (json.dumps(_encode(self[int(i)])).encode() for i in picked)
+        return content.combined(read_manifest(self.directory), [self._offsets.tobytes(), *rows])
 
     def __len__(self) -> int:
         return len(self.lengths)

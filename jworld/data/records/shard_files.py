@@ -81,6 +81,14 @@ class _Shard:
             raise ValueError("its bytes differ from the stored checksum")
         return payload
 
+    def checksum(self, index: int) -> int:
+        """Return the stored checksum of a record, without its payload; a `ValueError` if it cannot be read."""
+        try:
+            with self._lock:
+                return int(self._reader.get_batch(index)["xxh3_64"][0].as_py())
+        except (pa.ArrowException, OSError, IndexError, TypeError) as error:
+            raise ValueError(one_line(error)) from error
+
 
 class ShardReader:
     """Random access to the payloads of several shards by a common index; only some shards are open at a time."""
@@ -99,14 +107,32 @@ class ShardReader:
 
     def __getitem__(self, index: int) -> memoryview:
         """Return the payload without a copy; a `ValueError` if the record is corrupt."""
+        shard, row = self._find(index)
+        try:
+            return self._open(self._paths[shard])[row]
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(one_line(error)) from error
+
+    def checksum(self, index: int) -> int:
+        """Return the stored checksum of a record, without its payload.
+
+        Raises:
+          UserError: its shard is damaged.
+        """
+        shard, row = self._find(index)
+        try:
+            return self._open(self._paths[shard]).checksum(row)
+        except (ValueError, pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"shard {self._paths[shard]}, record {row} is corrupt ({one_line(error)}): make the data set again"
+            ) from error
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Return the number of the shard of a record, and its row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[shard - 1]) if shard else 0
-        try:
-            return self._open(self._paths[shard])[index - first]
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(one_line(error)) from error
+        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
 
 
 def open_shards(directory: pathlib.Path, shards: Sequence[Mapping[str, Any]]) -> ShardReader:

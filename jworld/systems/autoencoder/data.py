@@ -20,11 +20,14 @@ import rich.progress
 from jworld.data import pipeline, records, training_data
 from jworld.data.inputs import clips, fitting, formats
 from jworld.data.recording import recorder
+from jworld.data.records import content
 from jworld.utils import config as run_config
-from jworld.utils import files, folder_lock
+from jworld.utils import files, folder_lock, indices
 from jworld.utils.errors import UserError
 
 FORMAT, VERSION = "jworld-frames", 1
+#: Videos whose first frame is part of the set's identity, at most.
+CHECKED = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,12 @@ class FrameFiles:
     def name(self, split: str, number: int) -> str:
         """Return the name of a video."""
         return str(self.manifest["videos"][split][number]["name"])
+
+    def identity(self) -> str:
+        """Return the identity of the set, from its manifest and the first frames of some videos."""
+        videos = [(split, number) for split in records.SPLITS for number in range(len(self.lengths(split)))]
+        picked = (videos[i] for i in indices.evenly(len(videos), CHECKED))
+        return content.combined(self.manifest, (self.read(*video)[0].tobytes() for video in picked))
 
     def read(self, split: str, number: int) -> np.ndarray:
         """Return the frames of a video, uint8 [T, H, W, 3], mapped into memory: only the used part is read."""
@@ -253,8 +262,10 @@ class DecodedVideos:
 
     def batches(self, split: str) -> pipeline.BatchIterator:
         """See `systems.base.TrainingData`."""
-        source = Videos(self.open(), split, frames=self.clip.frames)
-        return training_data.batches(self._config, source, CutClip(self.clip), self._spec, split=split)
+        files = self.open()
+        source, transform = Videos(files, split, frames=self.clip.frames), CutClip(self.clip)
+        identity = files.identity()
+        return training_data.batches(self._config, source, transform, self._spec, split=split, content=identity)
 
     def keep(self, directory: pathlib.Path) -> None:
         """See `systems.base.TrainingData`: the manifest, which has the frame rate."""
