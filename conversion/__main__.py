@@ -21,6 +21,7 @@ from conversion import (
     adapter_exports,
     exporting,
     families,
+    folders,
     importing,
     inspecting,
     pipelines,
@@ -195,6 +196,11 @@ def _add_export(commands: "argparse._SubParsersAction[arguments.Parser]") -> Non
 
 
 def _import(options: argparse.Namespace) -> None:
+    if folders.is_ours(options.source):
+        raise errors.UserError(
+            f"{options.source}: has weights of jworld, which need no import: use it as it is, or write it for other "
+            "programs with `python -m conversion export`"
+        )
     began = time.perf_counter()
     chosen = importing.Options(
         family=options.family,
@@ -296,7 +302,7 @@ def _export_pipeline(options: argparse.Namespace) -> None:
 def _print_export(summary: exporting.Summary) -> None:
     console.print(
         f"exported {summary.tensors:,} tensors, {summary.parameters:,} parameters in the layout of "
-        f"{summary.layout.title} to {', '.join(map(str, summary.files))}"
+        f"{summary.layout.title} (--layout {summary.layout.name}) to {', '.join(map(str, summary.files))}"
     )
     if summary.limits:
         console.print(f"that program cannot load these sizes: {'; '.join(summary.limits)}")

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import rich.console
 
-from conversion import engine, families, folders, importing, outputs, sources, tensor_files, torch_files
+from conversion import engine, families, folders, importing, outputs, searching, sources, tensor_files, torch_files
 from jworld.models.layers import lora
 from jworld.systems import runs
 from jworld.utils import errors
@@ -26,6 +26,7 @@ ADAPTERS_NAME = "pytorch_lora_weights.safetensors"
 ORIGINAL = "original"
 #: Entry of a header that transformers requires.
 PYTORCH = {"format": "pt"}
+_CONFIG = "config.json"
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -99,10 +100,11 @@ def export_weights(
     encoders = weights.path / runs.ENCODERS
     companions = keys.companions(model, encoders)
     carried = [name for name in keys.carried if (encoders / name).is_file() or name in companions]
-    names = [*carried, *_names(output, len(parts), keys.weights_name), "config.json"]
+    names = [*carried, *_names(output, len(parts), keys.weights_name), _CONFIG]
     if output.suffix in outputs.FILES and weights.path.absolute() in (output.absolute(), output.absolute().parent):
         raise errors.UserError(f"--output {output}: is in the folder of the weights: choose another folder")
-    with outputs.destination(output, names, is_export, overwrite=overwrite) as (folder, files):
+    shared = _shared_config(output, names, config)
+    with outputs.destination(output, names, is_export, overwrite=overwrite, shared=shared) as (folder, files):
         outputs.check_space(output, (1 + torch_file) * sum(tensor.size for tensor in tensors))
         for name in carried:
             if name in companions:
@@ -116,7 +118,7 @@ def export_weights(
             torch_files.write(folder / names[len(carried)], mapped)
         if len(parts) > 1:
             _write_index(folder / names[-2], shards)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return Summary(
         files,
         keys,
@@ -125,6 +127,34 @@ def export_weights(
         sum(tensor.size for tensor in tensors),
         keys.limits(model),
     )
+
+
+def _shared_config(output: pathlib.Path, names: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """Return ["config.json"] if a file next to `output` has this content already, so that weights share it.
+
+    Raises:
+      UserError: it has other content and belongs to other weights.
+    """
+    place = output.absolute().parent / _CONFIG
+    if output.suffix not in outputs.FILES or not place.is_file():
+        return []
+    try:
+        if json.loads(place.read_text()) == json.loads(json.dumps(config)):
+            return [_CONFIG]
+    except (OSError, ValueError):
+        pass
+    others = [
+        child.name
+        for child in sorted(place.parent.iterdir())
+        if child.name.endswith((*outputs.FILES, *searching.TORCH_SUFFIXES)) and child.name not in names
+    ]
+    if others or not output.exists():
+        owner = f", which belongs to {others[0]}," if others else ""
+        raise errors.UserError(
+            f"{place}{owner} has other values than the config.json of {output.name}: choose another folder for each "
+            "export"
+        )
+    return []
 
 
 def choose_layout(weights: folders.Weights, output: pathlib.Path, layout: str | None) -> families.KeyLayout:
@@ -155,7 +185,7 @@ def is_export(output: pathlib.Path) -> bool:
     """Return True for a folder that contains only an export."""
     suffixes = (".safetensors", sources.INDEX_SUFFIX)
     others = {
-        "config.json",
+        _CONFIG,
         *(name for each in families.FAMILIES.values() for x in each.layouts.values() for name in x.carried),
     }
     files = [child.is_file() and (child.name.endswith(suffixes) or child.name in others) for child in output.iterdir()]

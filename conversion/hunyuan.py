@@ -8,6 +8,7 @@ from conversion.base import KeyLayout
 from conversion.engine import TRANSPOSED, Rule, Shape, patch_kernel
 from conversion.hyperparameters import Field
 from jworld.models.hunyuan.config import HunyuanConfig
+from jworld.utils import notes
 
 NAMES = hunyuan_sizes.Names(
     patch="img_in.proj.weight",
@@ -61,6 +62,8 @@ OTHERS = {
     "ideal_task": "i2v",
     "text_states_dim_2": None,
 }
+#: Value of `attn_mode` of the weights with sparse attention.
+SPARSE_ATTENTION = "flex-block-attn"
 
 
 def linear(source: str, target: str) -> list[Rule]:
@@ -132,14 +135,32 @@ def rules(cfg: HunyuanConfig) -> tuple[Rule, ...]:
     )
 
 
+def note_size(where: str, key: str, found: Any, *, expected: Any) -> None:
+    """Print a note if the weights were trained for another size than the published model's; None is unknown."""
+    if found not in (None, expected):
+        notes.note(
+            f"{where}: {key} is {found!r}, so the weights were trained for another size than the config of the run: "
+            "generate with --size 720p, or another size or --aspect"
+        )
+
+
 def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the hyper-parameters that follow from the tensors' shapes."""
     return hunyuan_sizes.from_shapes(shapes, NAMES)
 
 
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the hyper-parameters in the config.json next to the weights; `where` names it in messages."""
+    """Return the hyper-parameters in the config.json next to the weights; `where` names it in messages.
+
+    A note is printed where the weights were trained for another size or kind of attention than the published model.
+    """
     values = hyperparameters.read(config, FIELDS, FIXED, where)
+    note_size(where, "ideal_resolution", config.get("ideal_resolution"), expected=OTHERS["ideal_resolution"])
+    if config.get("attn_mode") == SPARSE_ATTENTION:
+        notes.note(
+            f"{where}: attn_mode is {SPARSE_ATTENTION!r}, so the weights were trained with sparse attention; here all "
+            "tokens attend to each other, which gives other videos"
+        )
     if config.get("glyph_byT5_v2") is False:
         values["glyph_dim"] = None
     return values

@@ -78,12 +78,17 @@ def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def destination(
-    output: pathlib.Path, names: Sequence[str], is_ours: Callable[[pathlib.Path], bool], *, overwrite: bool
+    output: pathlib.Path,
+    names: Sequence[str],
+    is_ours: Callable[[pathlib.Path], bool],
+    *,
+    overwrite: bool,
+    shared: Sequence[str] = (),
 ) -> Iterator[tuple[pathlib.Path, list[pathlib.Path]]]:
     """Yield a folder to write `names` to, and the final paths of these files if the block succeeds.
 
     `output` is a folder to create, or a file with a suffix of `FILES`; then the other files are next to it. `is_ours`
-    returns True for a folder that may be replaced.
+    returns True for a folder that may be replaced, and `shared` has the names of files that may exist next to `output`.
     """
     if output.suffix not in FILES:
         check_output(output, overwrite, is_ours=output.is_dir() and is_ours(output))
@@ -91,7 +96,8 @@ def destination(
             yield partial, [output / name for name in names]
         return
     target = output.absolute().parent
-    if not overwrite and (existing := [name for name in names if (target / name).exists()]):
+    existing = [name for name in names if name not in shared and (target / name).exists()]
+    if existing and not overwrite:
         raise errors.UserError(f"{target / existing[0]} exists already: choose another folder, or give --overwrite")
     with partial_folder(output) as partial:
         yield partial, [target / name for name in names]

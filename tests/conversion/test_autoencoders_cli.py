@@ -131,6 +131,31 @@ def test_torch_files(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytes
     assert "shift has 16 numbers, expected 1 or 4" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "layout"),
+    [
+        ("Wan2.1_VAE.pth", (), "original"),
+        ("vae.safetensors", (), "diffusers"),
+        ("vae", (), "diffusers"),
+        ("wan.pth", ("--layout", "diffusers"), "diffusers"),
+        ("wan.safetensors", ("--layout", "original"), "original"),
+    ],
+)
+def test_the_suffix_or_the_option_decides_the_layout(
+    folder: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    options: Sequence[str],
+    layout: str,
+) -> None:
+    """An autoencoder imported from diffusers."""
+    run("export", folder / "wan.safetensors", "--output", tmp_path / name, *options)
+    assert f"(--layout {layout}) to {tmp_path / name}" in capsys.readouterr().out
+    found = families.detect(converted.contents(tmp_path / name), "x")[1]
+    assert found.name == layout
+
+
 def test_half_precision_is_preserved(tmp_path: pathlib.Path) -> None:
     source = download(tmp_path / "half", "wan")
     tensors = golden_cases.GoldenCase(GOLDEN / CASES["wan"]).weights
@@ -234,6 +259,7 @@ def test_inspect(
             "--layout is 'original'",
         ),
         (["export", "{}/wan.safetensors", "--output", "{}/wan.safetensors", "--overwrite"], "is in the folder of"),
+        (["import", "{}/wan.safetensors", "--output", "{}/out"], "has weights of jworld, which need no import"),
         (["export", "{}/wan", "--output", "{}/out"], "is not a folder of jworld's weights"),
         (["verify", "{}/wan.safetensors", "{}/hunyuan15"], "not weights of a known network"),
         (["verify", "{}/hunyuan15.safetensors", "{}/worldplay"], "tensors do not fit the model"),

@@ -113,6 +113,7 @@ def test_inspect_reads_headers_alone(
         (["export", "{}/base", "--output", "{}/out"], "is not a folder of jworld's weights"),
         (["export", "{}/none", "--output", "{}/out"], "is not a folder of jworld's weights"),
         (["inspect", "{}"], "no weights in this folder"),
+        (["import", "{}/imported", "--output", "{}/out"], "has weights of jworld, which need no import"),
         (["verify", "{}/imported", "{}/base"], "missing action_in.mlp.0.weight"),
         (["verify", "{}/imported", "{}/imported"], "no weights in this folder"),
     ],

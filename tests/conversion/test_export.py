@@ -215,6 +215,30 @@ def test_only_an_earlier_export_is_replaced(folder: pathlib.Path, tmp_path: path
         exporting.export_weights(folder / "action", folder / "action" / "weights.safetensors", overwrite=True)
 
 
+def test_one_config_for_one_model(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Files of one model share a config.json; that of another model is never replaced."""
+    exporting.export_weights(folder / "diffusers", tmp_path / "iter_1.safetensors")
+    exporting.export_weights(folder / "diffusers", tmp_path / "iter_2.safetensors")
+    before = (tmp_path / "config.json").read_text()
+    message = r"config\.json, which belongs to iter_1\.safetensors, has other values than the config\.json of other\.pt"
+    for overwrite in (False, True):
+        with pytest.raises(errors.UserError, match=message):
+            exporting.export_weights(folder / "action", tmp_path / "other.pt", overwrite=overwrite)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "iter_1.safetensors",
+        "iter_2.safetensors",
+    ]
+    with pytest.raises(errors.UserError, match=r"iter_2\.safetensors, has other values than .* iter_1\.safetensors"):
+        exporting.export_weights(folder / "action", tmp_path / "iter_1.safetensors", overwrite=True)
+    assert (tmp_path / "config.json").read_text() == before
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text("{}")
+    with pytest.raises(errors.UserError, match=r"foreign/config\.json has other values than the config\.json of x\.pt"):
+        exporting.export_weights(folder / "action", foreign / "x.pt", overwrite=True)
+
+
 def test_values_that_do_not_fit_the_dtype_are_named(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     tensors = dict(converted.case(DIFFUSERS).weights)
     tensors["proj_out.bias"] = np.full_like(tensors["proj_out.bias"], 1e6)
