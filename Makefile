@@ -17,8 +17,8 @@ test: lint  ## linters, type checker, all tests
 test-slow: .venv/.test  ## what takes longest: more meshes, memory, benchmarks, a run that is killed ten times
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
-test-guides: .venv/.test  ## every command of README and guides on small stand-ins; some pages still fail
-	JWORLD_GUIDES=1 $(BIN)/python -m pytest tests/guides -m "slow or not slow"
+test-guides: .venv/.test  ## every command of README and guides on small stand-ins, which test and test-slow share
+	$(BIN)/python -m pytest tests/guides -m "slow or not slow" -n 2 --dist loadfile
 
 lint: .venv/.test
 	$(BIN)/ruff check .

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import golden_cases
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -22,7 +21,7 @@ from flax import nnx
 
 from conversion import __main__ as conversion
 from conversion import gemma3, sources
-from guides import small
+from guides import shrink, small
 from jworld import systems
 from jworld.cameras import driving
 from jworld.models.autoencoders import cogvideox, files, hunyuan15, wan
@@ -31,7 +30,7 @@ from jworld.training import weights
 from jworld.utils import config as run_config
 
 _WAN = wan.WanConfig(channels=8, dtype=jnp.float32)
-_HUNYUAN = hunyuan15.Hunyuan15Config(widths=(8, 8, 8, 8, 64), dtype=jnp.float32)
+_HUNYUAN = hunyuan15.Hunyuan15Config(widths=(8, 8, 8, 16, 64), dtype=jnp.float32)
 _COGVIDEOX = cogvideox.CogVideoXConfig(widths=(8, 8, 8, 8), groups=4, dtype=jnp.float32)
 _SCRATCH = pathlib.Path(".scratch")
 
@@ -107,11 +106,26 @@ def imported_hunyuan_autoencoder() -> None:
 
 def cosmos() -> None:
     """nvidia/Cosmos-Predict2-2B-Video2World, with the tokenizer of Wan 2.1."""
-    folder = "checkpoints/nvidia/Cosmos-Predict2-2B-Video2World"
-    network(small.recipe("cosmos_video2world.py:2b"), f"{folder}/model-720p-16fps.pt", "--dtype", "bfloat16")
+    _cosmos("2b")
+
+
+def cosmos_14b() -> None:
+    """nvidia/Cosmos-Predict2-14B-Video2World."""
+    _cosmos("14b")
+
+
+def _cosmos(variant: str) -> None:
+    folder = f"checkpoints/nvidia/Cosmos-Predict2-{variant.upper()}-Video2World"
+    network(small.recipe(f"cosmos_video2world.py:{variant}"), f"{folder}/model-720p-16fps.pt", "--dtype", "bfloat16")
     pathlib.Path(folder, "config.json").unlink()
     autoencoder(_WAN, f"{folder}/tokenizer/tokenizer.pth", "--layout", "original")
     pathlib.Path(folder, "tokenizer", "config.json").unlink(missing_ok=True)
+
+
+def imported_cosmos() -> None:
+    cosmos()
+    source, output = "checkpoints/nvidia/Cosmos-Predict2-2B-Video2World", "checkpoints/cosmos-predict2-2b"
+    conversion.main(["import", f"{source}/model-720p-16fps.pt", "--output", output, *shrink.IMPORTS[output]])
 
 
 def wan() -> None:
@@ -131,11 +145,28 @@ def cosmos_diffusers_autoencoder() -> None:
 
 
 def cosmos_training_checkpoint() -> None:
-    """A checkpoint tree as cosmos-predict2 writes it, with its weights and their EMA."""
-    recorded = golden_cases.DEFAULT_ROOT / "cosmos" / "train_steps" / "run" / "checkpoints"
-    shutil.copytree(recorded, "checkpoints/PROJECT/GROUP/NAME/checkpoints")
-    model = pathlib.Path("checkpoints/PROJECT/GROUP/NAME/checkpoints/model")
-    (model / "iter_000000003.pt").rename(model / "iter_000001000.pt")
+    """A checkpoint as cosmos-predict2 writes it, with weights and their EMA: docs/convert.md."""
+    _cosmos_tree(pathlib.Path("checkpoints/PROJECT/GROUP/NAME/checkpoints"))
+
+
+def cosmos_posttrained() -> None:
+    """The same where its post-training guide has it: docs/cosmos.md."""
+    _cosmos_tree(pathlib.Path("checkpoints/posttraining/video2world/NAME/checkpoints"))
+
+
+def _cosmos_tree(folder: pathlib.Path) -> None:
+    name = "iter_000001000.pt"
+    exported = _SCRATCH.with_name(".exported") / name
+    network(small.recipe("cosmos_video2world.py:2b"), str(exported), "--dtype", "bfloat16")
+    weights_ = torch.load(exported, weights_only=True)
+    counters = ("video_sample_counter", "image_sample_counter", "iteration", "train_in_hours")
+    ema = {f"net_ema.{key.removeprefix('net.')}": value for key, value in weights_.items()}
+    counts = {f"net.accum_{key}": torch.tensor(1000) for key in counters}
+    for part, state in {"model": weights_ | ema | counts, "optim": {}, "scheduler": {}, "trainer": {}}.items():
+        (folder / part).mkdir(parents=True)
+        torch.save(state, folder / part / name)
+    (folder / "latest_checkpoint.txt").write_text(name)
+    shutil.rmtree(exported.parent)
 
 
 def t5() -> None:

@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import shutil
 
+import golden_cases
 import numpy as np
 import PIL.Image
 import published_set
@@ -17,7 +18,6 @@ import pyarrow
 import tiny_videos
 from pyarrow import parquet
 
-from guides import downloads
 from jworld.cameras import driving
 from jworld.data.recording import episodes, recorder
 
@@ -28,9 +28,9 @@ _SIZE = {"text": 16, "glyph": 8, "glyphs": 4, "vision": (4, 12)}
 
 @functools.cache
 def _recorded() -> list[episodes.Episode]:
-    """Record 8 episodes of colored rooms at 64x48 pixels."""
+    """Record 4 episodes of colored rooms at 64x48 pixels."""
     folder = pathlib.Path(".scratch-episodes")
-    made = recorder.record(folder, source="rooms", episodes=8, frames=FRAMES, width=64, height=48, seed=7, workers=1)
+    made = recorder.record(folder, source="rooms", episodes=4, frames=FRAMES, width=64, height=48, seed=7, workers=1)
     found = [episodes.read_episode(folder, entry["name"]) for entry in made["episodes"]]
     shutil.rmtree(folder)
     return found
@@ -76,10 +76,13 @@ def worldplay_published() -> None:
     folder = pathlib.Path("published")
     published_set.write_set(folder, 6, frames=24, size=published_set.SIZE | _SIZE)
     entries = json.loads((folder / "index.json").read_text())
-    for number, entry in enumerate(entries[:3]):
+    for entry in entries:
         keys = [{"move_action": "W", "view_action": ""}] * (4 * 26)
-        entry["action_path"] = f"action_{number}.json"
-        (folder / entry["action_path"]).write_text(json.dumps({str(i): value for i, value in enumerate(keys)}))
+        action = pathlib.Path(entry["latent_path"]).stem + "_action.json"
+        (folder / action).write_text(json.dumps({str(i): value for i, value in enumerate(keys)}))
+    # Actions are optional.
+    for entry in entries[:3]:
+        entry["action_path"] = pathlib.Path(entry["latent_path"]).stem + "_action.json"
     (folder / "index.json").write_text(json.dumps(entries))
 
 
@@ -197,4 +200,4 @@ def original_config() -> None:
 
 def golden_case() -> None:
     """Another set of golden cases."""
-    shutil.copytree(downloads.golden_cases.DEFAULT_ROOT / "cosmos" / "schedules", "cases/cosmos/schedules")
+    shutil.copytree(golden_cases.DEFAULT_ROOT / "cosmos" / "schedules", "cases/cosmos/schedules")

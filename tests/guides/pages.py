@@ -15,17 +15,13 @@ class Page:
       prepare: functions of `downloads.py` and `own_data.py`, which make what the reader has.
       values: text in commands -> the text that replaces it, in the order of the page.
       python: Python code that defines the names which the Python blocks expect.
-      fast: whether the page runs in `make test`.
       follow: whether the training command that `precompute` prints is run, too.
-      files: folders to which the page's tables of files are relative.
     """
 
     prepare: tuple[str, ...] = ()
     values: Mapping[str, str] = dataclasses.field(default_factory=dict)
     python: str = ""
-    fast: bool = False
     follow: bool = False
-    files: tuple[str, ...] = ()
 
     def bind(self, text: str) -> str:
         for name, value in self.values.items():
@@ -40,14 +36,11 @@ PAGES = {
     "README.md": Page(
         prepare=("downloads.worldplay", "own_data.own_episodes"),
         values={"<folder as downloaded>": "HY-WorldPlay/ar_model", "runs/mine": "runs/ar_mem-rooms"},
-        fast=True,
         follow=True,
     ),
-    "docs/attention.md": Page(fast=True),
     "docs/autoencoder.md": Page(
         prepare=("own_data.clips",),
         python='from jworld.utils import config as c\nconfig = c.load_recipe("configs/autoencoder.py").unlock()\n',
-        files=(".",),
     ),
     "docs/convert.md": Page(
         prepare=(
@@ -64,14 +57,16 @@ PAGES = {
             "downloads.wan",
         ),
         values={"<download>": "HY-WorldPlay/ar_model"},
-        files=("weights/mine",),
     ),
     "docs/cosmos.md": Page(
         prepare=(
-            *("downloads.cosmos", "downloads.t5"),
+            *("downloads.cosmos", "downloads.cosmos_14b", "downloads.cosmos_posttrained", "downloads.t5"),
             *("own_data.cosmos_assets", "own_data.first_image", "own_data.frame", "own_data.start_videos"),
         ),
-        values={"<folder>": "checkpoints/nvidia/Cosmos-Predict2-2B-Video2World"},
+        values={
+            "<folder>": "checkpoints/nvidia/Cosmos-Predict2-2B-Video2World",
+            "<folder-14b>": "checkpoints/nvidia/Cosmos-Predict2-14B-Video2World",
+        },
         python=(
             "import jworld, numpy as np\n"
             'run = jworld.load("runs/cosmos_video2world-2b")\n'
@@ -82,18 +77,22 @@ PAGES = {
     "docs/data.md": Page(
         prepare=(
             *("downloads.imported_hunyuan_autoencoder", "downloads.worldplay_encoders", "downloads.imported_wan"),
-            *("downloads.t5", "downloads.cosmos"),
-            *("own_data.clips", "own_data.cosmos_assets", "own_data.bridge", "own_data.worldplay_published"),
+            *("downloads.t5", "downloads.imported_cosmos"),
+            *(
+                "own_data.frame",
+                "own_data.clips",
+                "own_data.cosmos_assets",
+                "own_data.bridge",
+                "own_data.worldplay_published",
+            ),
         ),
         values=_PUBLISHED,
     ),
-    "docs/extend.md": Page(
-        prepare=("own_data.golden_case",), values={"<recipe>": "ar_mem", "<folder>": "$PWD/cases"}, fast=True
-    ),
+    "docs/extend.md": Page(prepare=("own_data.golden_case",), values={"<recipe>": "ar_mem", "<folder>": "$PWD/cases"}),
     "docs/matrix.md": Page(
         prepare=(
-            *("downloads.cogvideox_2b", "downloads.matrix_stage_2", "downloads.matrix_adapters", "downloads.clip"),
-            *("own_data.first_image", "own_data.driving_videos", "own_data.start_videos"),
+            *("downloads.cogvideox_2b", "downloads.matrix_stage_2", "downloads.clip"),
+            *("own_data.first_image", "own_data.driving_videos"),
         ),
     ),
     "docs/pods.md": Page(
@@ -107,14 +106,13 @@ PAGES = {
             "# on gpu2": "& wait %1 && wait %2",
         }
     ),
-    "docs/quickstart.md": Page(prepare=("own_data.first_image", "own_data.own_episodes"), files=(".",)),
+    "docs/quickstart.md": Page(prepare=("own_data.first_image", "own_data.own_episodes")),
     "docs/starter.md": Page(values={"--step 2500": "--step 2", "--output assets/starter": "--output released/starter"}),
     "docs/theworld.md": Page(
         prepare=(
-            *("downloads.gemma", "downloads.cosmos_diffusers_autoencoder", "downloads.cosmos"),
+            *("downloads.gemma", "downloads.cosmos_diffusers_autoencoder", "downloads.imported_cosmos"),
             *("own_data.chat", "own_data.views", "own_data.benchmarks", "own_data.original_config"),
         ),
-        values={"--checkpoint DIR": "--checkpoint runs/theworld"},
     ),
     "docs/train.md": Page(values={"<workdir>": "runs/ar_mem"}),
     "docs/worldplay.md": Page(

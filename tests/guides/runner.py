@@ -31,11 +31,12 @@ _PLACEHOLDER = re.compile(r"<[A-Za-z][^<>\n]*>|(?<![\w.\"'])\.\.\.(?![\w.\"'])|=
 
 @dataclasses.dataclass(frozen=True)
 class Ran:
-    """One command that a block ran: its words with overrides, its exit code and its seconds."""
+    """One command that a block ran: its words with overrides, its exit code, its seconds on the clock and of CPUs."""
 
     command: list[str]
     code: int
     seconds: float
+    cpu_seconds: float
 
 
 class BlockError(AssertionError):

@@ -2,7 +2,7 @@
 
 `python tests/guides/server.py SOCKET` prints "ready" and serves until its standard input ends. A command of the
 project runs with the overrides of `shrink`; any other runs in the interpreter that it would have run in. Every command
-adds a line to the file that GUIDE_LOG names: its arguments, exit code and seconds.
+adds a line to the file that GUIDE_LOG names: its arguments, exit code, seconds and CPU seconds.
 """
 
 import importlib
@@ -83,9 +83,11 @@ def handle(connection: socket.socket) -> None:
         return
     for file in files:
         os.close(file)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    _, status, used = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    times = {"seconds": time.monotonic() - started, "cpu_seconds": used.ru_utime + used.ru_stime}
     with open(request["environment"]["GUIDE_LOG"], "a") as lines:
-        lines.write(json.dumps({"command": command, "code": code, "seconds": time.monotonic() - started}) + "\n")
+        lines.write(json.dumps({"command": command, "code": code, **times}) + "\n")
     connection.sendall(str(code % 256).encode())
     os._exit(0)
 

@@ -146,6 +146,12 @@ RECIPES = {
         "--config.model.lora.rank=4",
         "--config.model.lora.alpha=4.0",
     ),
+    "cosmos_video2world.py:14b": _COSMOS_PUBLISHED,
+    "cosmos_video2world.py:14b_lora": (
+        *_COSMOS_PUBLISHED,
+        "--config.model.lora.rank=4",
+        "--config.model.lora.alpha=4.0",
+    ),
     "matrix_lora.py:base": _MATRIX,
     "matrix_lora.py": _MATRIX,
     "matrix_control.py": (*_MATRIX, "--config.model.control_layers=(0,2)"),
@@ -200,6 +206,9 @@ IMPORTS = {
     "weights/ar": (*_WORLDPLAY_IMAGE, "--config.sample.rollout.num_steps=1"),
     "weights/mine": (*_WORLDPLAY_IMAGE, "--config.sample.rollout.num_steps=1"),
     "checkpoints/cosmos-predict2-2b": (*_COSMOS_IMAGE, "--config.sample.rollout.num_steps=2"),
+    # The published model is recognized by its width.
+    "checkpoints/cosmos-predict2-14b": ("--variant=14b", *_COSMOS_IMAGE, "--config.sample.rollout.num_steps=2"),
+    "checkpoints/posttrained": (*_COSMOS_IMAGE, "--config.sample.rollout.num_steps=2"),
     "checkpoints/cogvideox-2b": (*_MATRIX_IMAGE, "--config.sample.rollout.num_steps=4"),
     "checkpoints/matrix-stage1": (*_MATRIX_IMAGE, "--config.sample.rollout.num_steps=4"),
     "checkpoints/matrix-stage2": (*_MATRIX_IMAGE, "--config.sample.rollout.num_steps=4"),
@@ -215,6 +224,7 @@ VALUES = {
 }
 ENVIRONMENT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+    "JAX_OPTIMIZATION_LEVEL": "O0",
     "HF_HUB_OFFLINE": "1",
     "COLUMNS": "200",
 }
