@@ -5,13 +5,19 @@ Variants (`--config=configs/cosmos_video2world.py:<variant>`):
   tiny_action  the same model, conditioned on camera motion
   tiny_lora    LoRA adapters on the result of the first variant
   2b, 14b      post-training of the published models with every value of the original's experiment; docs/cosmos.md
+  2b_480p, 2b_10fps, 2b_480p_10fps, 14b_480p, ...  post-training of the checkpoints for 768x432 pixels and for 10 fps
   2b_lora, 14b_lora  LoRA adapters on the published models, which stay frozen in bfloat16
   2b_action    the published action-conditioned model
 """
 
 import ml_collections
 
-VARIANTS = ("", "tiny_action", "tiny_lora", "2b", "14b", "2b_lora", "14b_lora", "2b_action")
+#: Suffixes of the published checkpoints other than model-720p-16fps.pt.
+CHECKPOINTS = ("_480p", "_10fps", "_480p_10fps")
+VARIANTS = (
+    *("", "tiny_action", "tiny_lora", "2b", "14b", "2b_lora", "14b_lora", "2b_action"),
+    *(f"{size}{suffix}" for size in ("2b", "14b") for suffix in CHECKPOINTS),
+)
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("2b", "14b", "2b_lora", "14b_lora", "2b_action")
 STARTER = "assets/starter"
@@ -28,6 +34,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         _published(config)
     if variant.startswith("14b"):
         _fourteen(config)
+    if variant.endswith(CHECKPOINTS):
+        config.init_from = f"checkpoints/cosmos-predict2-{variant.replace('_', '-')}"
+        config.data.records += variant[variant.index("_") :].replace("_", "-")
+    if "_480p" in variant:
+        # 16:9; the original's other sizes are in docs/cosmos.md.
+        config.data.encoding.image_size = (768, 432)
+        config.data.clip.latent_size = (54, 96)
+    if variant.endswith("_10fps"):
+        # 61 frames.
+        config.data.clip.window_frames = 16
     if variant.endswith("_lora"):
         _lora(config, rank={"tiny": 4, "2b": 16, "14b": 32}[variant.removesuffix("_lora")])
     if variant == "2b_action":

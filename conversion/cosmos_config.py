@@ -8,13 +8,19 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from conversion import hyperparameters, schedulers
+from conversion import hyperparameters, naming, schedulers
 from conversion.base import Family, Pipeline, Runs
 from conversion.hyperparameters import Field
 from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
 
-#: Published model -> recipe.
-RECIPES = {name: f"cosmos_video2world.py:{name}" for name in ("2b", "14b", "2b_action")}
+#: Published model -> recipe. Checkpoints for other sizes and frame rates have the same network.
+RECIPES = {
+    name: f"cosmos_video2world.py:{name}"
+    for name in (
+        *(f"{size}{suffix}" for size in ("2b", "14b") for suffix in ("", "_480p", "_10fps", "_480p_10fps")),
+        "2b_action",
+    )
+}
 
 FIELDS = (
     Field("in_channels", "channels", hyperparameters.integer),
@@ -76,10 +82,15 @@ def limits(cfg: CosmosConfig) -> list[str]:
 
 
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    """Return the published model whose values apply where a checkpoint of these sizes has none."""
+    """Return the published model whose values apply where a checkpoint of these sizes has none.
+
+    The name of a file such as model-480p-10fps.pt has the size and frame rate that it was trained with.
+    """
     if facts.get("action_dim") is not None:
         return "2b_action"
-    return "14b" if facts.get("width") == PUBLISHED["14b"]["width"] else "2b"
+    size = "14b" if facts.get("width") == PUBLISHED["14b"]["width"] else "2b"
+    resolution, rate = naming.words(path, "(480p|720p)"), naming.words(path, "(10fps|16fps)")
+    return size + ("_480p" if resolution == ["480p"] else "") + ("_10fps" if rate == ["10fps"] else "")
 
 
 def describe(facts: Mapping[str, Any]) -> str:

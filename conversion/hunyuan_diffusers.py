@@ -11,7 +11,7 @@ from typing import Any
 from conversion import hunyuan_sizes, hyperparameters
 from conversion.base import KeyLayout
 from conversion.engine import SWAPPED, TRANSPOSED, TRANSPOSED_SWAPPED, Rule, Shape, patch_kernel
-from conversion.hunyuan import linear, norm
+from conversion.hunyuan import linear, norm, note_size
 from conversion.hyperparameters import Field
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.utils import errors
@@ -143,6 +143,7 @@ def from_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the hyper-parameters in the config.json next to the weights; `where` names it in messages."""
     values = hyperparameters.read(config, FIELDS, FIXED, where)
+    note_size(where, "target_size", config.get("target_size"), expected=OTHERS["target_size"])
     parts = hyperparameters.read(config, PARTS, {}, where)
     if {"channels", "inputs"} <= values.keys() | parts.keys() and parts["inputs"] != 2 * values["channels"] + 1:
         raise errors.UserError(

@@ -6,15 +6,18 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import adapted
 import converted
 import golden_cases
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from flax import nnx
 from parity_checks import cosmos as parity
 
+from conversion import __main__ as conversion
 from conversion import cosmos, engine, exporting, families, importing, inspecting, selecting, sources, verifying
 from conversion import lora as lora_keys
 from jworld import systems
@@ -222,6 +225,50 @@ def test_variants() -> None:
     assert guess(path, {"width": 2048, "action_dim": 84}) == "2b_action"
     assert describe({"action_dim": 84}) == "Cosmos-Predict2 Video2World with actions"
     assert describe({"condition_mask": False}) == "Cosmos-Predict2 Text2Image"
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("model-720p-16fps.pt", "2b"),
+        ("model-480p-16fps.pt", "2b_480p"),
+        ("model-720p-10fps.pt", "2b_10fps"),
+        ("model-480p-10fps.pt", "2b_480p_10fps"),
+        ("model-480p-16fps-natten.pt", "2b_480p"),
+        ("model-1480p.pt", "2b"),
+    ],
+)
+def test_the_name_of_a_checkpoint_has_its_size_and_rate(name: str, variant: str) -> None:
+    guess = families.FAMILIES["cosmos"].runs.guess_variant
+    assert guess(pathlib.Path("/480p-tests/x", name), {"width": 2048}) == variant
+    assert guess(pathlib.Path("/x", name), {"width": 5120}) == variant.replace("2b", "14b")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "latents", "frames", "rate"),
+    [
+        ("model-480p-16fps.pt", (768, 432), (54, 96), 24, 16.0),
+        ("model-720p-10fps.pt", (1280, 704), (88, 160), 16, 10.0),
+        ("model-480p-10fps.pt", (768, 432), (54, 96), 16, 10.0),
+    ],
+)
+def test_checkpoints_of_other_sizes_and_rates(
+    tmp_path: pathlib.Path, name: str, size: tuple[int, int], latents: tuple[int, int], frames: int, rate: float
+) -> None:
+    """Imported weights are sampled as they were trained, and the recipe of the same name trains them further."""
+    tensors = {key: torch.from_numpy(value) for key, value in adapted.cosmos_original().weights.items()}
+    torch.save(tensors, tmp_path / name)
+    conversion.main(["import", str(tmp_path / name), "--output", str(tmp_path / "out")])
+    variant = runs.import_record(tmp_path / "out")["variant"]
+    for config in (
+        run_config.load(tmp_path / "out"),
+        run_config.load_recipe(f"configs/cosmos_video2world.py:{variant}"),
+    ):
+        assert tuple(config.data.encoding.image_size) == size
+        assert tuple(config.data.clip.latent_size) == latents
+        assert config.data.clip.window_frames == frames
+        assert systems.create(config).fps == rate
+    assert recipe.init_from == f"checkpoints/cosmos-predict2-{variant.replace('_', '-')}"
 
 
 def test_adapters_of_a_run_are_merged_at_export(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
