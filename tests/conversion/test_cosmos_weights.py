@@ -260,10 +260,8 @@ def test_checkpoints_of_other_sizes_and_rates(
     torch.save(tensors, tmp_path / name)
     conversion.main(["import", str(tmp_path / name), "--output", str(tmp_path / "out")])
     variant = runs.import_record(tmp_path / "out")["variant"]
-    for config in (
-        run_config.load(tmp_path / "out"),
-        run_config.load_recipe(f"configs/cosmos_video2world.py:{variant}"),
-    ):
+    recipe = run_config.load_recipe(f"configs/cosmos_video2world.py:{variant}")
+    for config in (run_config.load(tmp_path / "out"), recipe):
         assert tuple(config.data.encoding.image_size) == size
         assert tuple(config.data.clip.latent_size) == latents
         assert config.data.clip.window_frames == frames
