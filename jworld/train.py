@@ -16,7 +16,7 @@ from jworld import systems
 from jworld.data import pipeline
 from jworld.evaluation import samples
 from jworld.parallel import axes, startup
-from jworld.systems import periodic, recipes, runs, training_job
+from jworld.systems import dry_run, periodic, recipes, runs, training_job
 from jworld.systems.training_job import TrainingJob
 from jworld.training import checkpoints, hub, metrics, preemption, profiling, rates, step, watchdog
 from jworld.training import state as train_state
@@ -44,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     profile = profiling.parse_steps(options.profile)
     job = TrainingJob.from_config(config, workdir, profile=profile, accept_data=options.accept_data)
     if options.dry_run:
-        console.print(training_job.describe(job))
+        job, problem = dry_run.counted(job, overwrite=options.overwrite)
+        console.print(dry_run.describe(job))
+        dry_run.check(job, overwrite=options.overwrite)
+        if problem:
+            console.print(f"data: {problem}", markup=False)
         console.print("dry run: nothing was written; leave --dry-run out to train")
         return
     with startup.processes(startup.find(options.coordinator, options.num_processes, options.process_id)):
@@ -64,7 +68,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="resume although config.data.records is another data set than that of the checkpoint",
     )
-    add("--dry-run", action="store_true", help="print parameters, batch and mesh without data and weights, and exit")
+    add("--dry-run", action="store_true", help="print parameters, batch and mesh, check what needs no data, and exit")
     add(
         "--from-json",
         type=pathlib.Path,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jworld.utils import errors
 
@@ -20,15 +20,7 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, sequence: int = 1, devices: Sequ
       UserError: the product of the axes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [data, fsdp, sequence]
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise errors.UserError(
-            f"config.mesh is data={data}, fsdp={fsdp}, sequence={sequence}: every axis must be a positive number, "
-            "and at most one may be -1 (all remaining devices)"
-        )
-    if -1 in sizes:
-        rest = -data * fsdp * sequence
-        sizes[sizes.index(-1)] = max(len(devices) // rest, 1)
+    sizes = _sizes(data, fsdp, sequence, count=len(devices))
     if sizes[0] * sizes[1] * sizes[2] != len(devices):
         raise errors.UserError(
             f"config.mesh is data={data}, fsdp={fsdp}, sequence={sequence} = {sizes[0] * sizes[1] * sizes[2]} devices, "
@@ -41,7 +33,31 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, sequence: int = 1, devices: Sequ
     return Mesh(grid, AXIS_NAMES, axis_types=(AxisType.Auto,) * 3)
 
 
-def check_batch(mesh: Mesh, global_batch: int, accumulate: int) -> None:
+def describe_mesh(*, data: int = 1, fsdp: int = -1, sequence: int = 1) -> AbstractMesh:
+    """Return the mesh of these sizes without devices; an axis of -1 takes those that there are.
+
+    Raises:
+      UserError: a size is invalid.
+    """
+    sizes = _sizes(data, fsdp, sequence, count=jax.device_count() if -1 in (data, fsdp, sequence) else 0)
+    return AbstractMesh(tuple(sizes), AXIS_NAMES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _sizes(data: int, fsdp: int, sequence: int, *, count: int) -> list[int]:
+    """Return the sizes of the axes, of which -1 takes the rest of `count` devices."""
+    sizes = [data, fsdp, sequence]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise errors.UserError(
+            f"config.mesh is data={data}, fsdp={fsdp}, sequence={sequence}: every axis must be a positive number, "
+            "and at most one may be -1 (all remaining devices)"
+        )
+    if -1 in sizes:
+        rest = -data * fsdp * sequence
+        sizes[sizes.index(-1)] = max(count // rest, 1)
+    return sizes
+
+
+def check_batch(mesh: Mesh | AbstractMesh, global_batch: int, accumulate: int) -> None:
     """Raise a UserError if a batch does not divide over the devices and the gradient accumulation steps."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if global_batch % shards:

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 
 from jworld import systems
 from jworld.models.layers import lora
+from jworld.parallel import axes
 from jworld.systems import runs
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
@@ -50,18 +52,8 @@ def load_initial(
     Raises:
       UserError: the folder's model has parameters that this one lacks; something is missing, misshapen or damaged.
     """
-    base = systems.create(run_config.load(directory))
-    with nnx.use_eager_sharding(False):
-        graphdef, shapes = nnx.split(nnx.eval_shape(lambda: base.init(nnx.Rngs(0))), nnx.Param)
-    here = {path for path, _ in nnx.to_flat_state(initial)}
+    graphdef, shapes, adapters = compare(directory, initial)
     stored = {path for path, _ in nnx.to_flat_state(shapes)}
-    is_adapter = train_state.path_filter(lora.TRAINABLE)
-    adapters = {path for path in stored - here if is_adapter(path, None)}
-    if lost := sorted("/".join(map(str, path)) for path in stored - here - adapters):
-        raise errors.UserError(
-            f"config.init_from: the model in {directory} has parameters that this one lacks: {', '.join(lost)}: "
-            "set config.model to the values in its config.json, or choose other weights"
-        )
     replaced, kept = nnx.split_state(initial, lambda path, _: path in stored, ...)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), replaced)
     for array in jax.tree.leaves(replaced):
@@ -83,6 +75,43 @@ def load_initial(
     if new := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(kept) if path[0] not in parts]:
         notes.append(f"not in those weights, so new: {', '.join(new)}")
     return nnx.merge_state(params, copied, kept), notes
+
+
+def compare(
+    directory: pathlib.Path, initial: nnx_types.State
+) -> tuple[nnx_types.GraphDef, nnx_types.State, set[tuple[Any, ...]]]:
+    """Compare the model of a folder with a new run, without reading weights.
+
+    Args:
+      directory: folder of a run, or of released or imported weights.
+      initial: parameters of the new run; shapes are enough.
+
+    Returns:
+      Graph definition and shapes of the folder's model, and the paths of adapters that the new run lacks.
+
+    Raises:
+      UserError: the folder's model has parameters that the new run lacks, or parameters of other shapes.
+    """
+    base = systems.create(run_config.load(directory))
+    with nnx.use_eager_sharding(False), nnx.logical_axis_rules(axes.RULES):
+        graphdef, shapes = nnx.split(nnx.eval_shape(lambda: base.init(nnx.Rngs(0))), nnx.Param)
+    here = {path: leaf.shape for path, leaf in nnx.to_flat_state(initial)}
+    stored = {path: leaf.shape for path, leaf in nnx.to_flat_state(shapes)}
+    is_adapter = train_state.path_filter(lora.TRAINABLE)
+    adapters = {path for path in stored.keys() - here.keys() if is_adapter(path, None)}
+    remedy = "set config.model to the values in its config.json, or choose other weights"
+    if lost := sorted("/".join(map(str, path)) for path in stored.keys() - here.keys() - adapters):
+        raise errors.UserError(
+            f"config.init_from: the model in {directory} has parameters that this one lacks: {', '.join(lost)}: "
+            f"{remedy}"
+        )
+    for path, shape in stored.items():
+        if path not in adapters and here[path] != shape:
+            raise errors.UserError(
+                f"config.init_from: {'/'.join(map(str, path))} of the model in {directory} has the shape "
+                f"{list(shape)}, this one has {list(here[path])}: {remedy}"
+            )
+    return graphdef, shapes, adapters
 
 
 def _copies(parts: nnx_types.State, params: nnx_types.State) -> nnx_types.State:

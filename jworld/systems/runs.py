@@ -261,6 +261,12 @@ def load_params(
     return jax.tree.map(lambda x, target: x.astype(target.dtype), params, abstract), found
 
 
+def check_weights(directory: pathlib.Path) -> None:
+    """Raise a `UserError` if `load_params` would find no weights; nothing is read."""
+    if not (directory / WEIGHTS).is_file() and not (directory / IMPORTED).is_dir():
+        Checkpoints(directory / CHECKPOINTS, create=False).existing()
+
+
 def _as_stored(directory: pathlib.Path, abstract: nnx_types.State) -> nnx_types.State:
     """Return `abstract` with the dtypes of the run's checkpoint.
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import ml_collections
-import numpy as np
-import rich.table
 from flax import nnx
 
 from jworld import systems
@@ -115,7 +113,7 @@ class TrainingJob:
     def mesh(self) -> jax.sharding.Mesh:
         """The mesh of the config on all devices; a `UserError` if they or the batch do not fit."""
         mesh = mesh_lib.make_mesh(**self.config.mesh)
-        mesh_lib.check_batch(mesh, self.config.global_batch, self.config.optimizer.get("accumulate", 1))
+        check_mesh(self, mesh)
         return mesh
 
     @property
@@ -152,21 +150,28 @@ def to_devices(
     }
 
 
-def describe(job: TrainingJob) -> rich.table.Table:
-    """Return a table of parameters, mesh and batch, without data, weights, or the devices of the mesh."""
-    config = job.config
-    with nnx.use_eager_sharding(False):
-        abstract = nnx.state(nnx.eval_shape(lambda: job.system.init_training(nnx.Rngs(0))), nnx.Param)
-    sizes = train_state.sizes(*nnx.split_state(abstract, job.trainable, ...))
-    trained, total = np.sum([*sizes.values()], axis=0)
-    table = rich.table.Table("", "", show_header=False)
-    table.add_row("parameters", f"{total:,}")
-    table.add_row("trainable", f"{trained:,}")
-    table.add_row("mesh", ", ".join(f"{name} {size}" for name, size in config.mesh.items()))
-    table.add_row("steps", f"{config.steps:,} of global batch {config.global_batch:,}")
-    for name, entry in job.spec.items():
-        table.add_row(f"batch {name}", f"{np.dtype(entry.dtype).name} {list(entry.shape)}")
-    return table
+def starts(job: TrainingJob, *, overwrite: bool) -> bool:
+    """Return whether the run starts at step 0, and does not resume."""
+    return overwrite or not (job.workdir / runs.CHECKPOINTS).is_dir()
+
+
+def check_mesh(job: TrainingJob, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """Raise a `UserError` if the batch or the tokens of an example do not divide over the mesh."""
+    mesh_lib.check_batch(mesh, job.config.global_batch, job.config.optimizer.get("accumulate", 1))
+    if dict(job.config.mesh) != dict(mesh.shape):
+        config = ml_collections.ConfigDict(job.config.to_dict())
+        config.mesh = dict(mesh.shape)
+        # The system checks the sizes that the mesh has where the config says -1.
+        systems.create(config.lock())
+
+
+def check_trainable(job: TrainingJob, trained: nnx_types.State) -> None:
+    """Raise a `UserError` if no parameter trains."""
+    if not jax.tree.leaves(trained):
+        raise errors.UserError(
+            f"config.optimizer.trainable is {job.optimizer.config.trainable!r}, which matches no parameter; "
+            "paths look like blocks/image/query/kernel"
+        )
 
 
 def check_folders(job: TrainingJob, *, overwrite: bool) -> None:
@@ -178,11 +183,16 @@ def check_folders(job: TrainingJob, *, overwrite: bool) -> None:
     if not overwrite:
         _check_workdir(job.config, job.workdir)
     initial = job.config.init_from
-    starts = overwrite or not (job.workdir / runs.CHECKPOINTS).is_dir()
-    if starts and initial and not (resources.find(initial) / run_config.FILE_NAME).is_file():
+    if starts(job, overwrite=overwrite) and initial and not (resources.find(initial) / run_config.FILE_NAME).is_file():
         raise errors.UserError(
             f"config.init_from: {initial} has no {run_config.FILE_NAME}, so no weights to start from: make "
             "that run first (the recipe's first lines name it), or name others with --config.init_from"
+        )
+    autoencoder = model_encoders.from_config(job.config).autoencoder
+    if autoencoder is not None and not pathlib.Path(autoencoder).exists():
+        raise errors.UserError(
+            f"config.sample.encoders.autoencoder: {autoencoder} does not exist: expected the file of an autoencoder, "
+            "or a folder with autoencoder.safetensors"
         )
 
 
@@ -223,11 +233,7 @@ def start(
         mesh=job.mesh,
         key=jax.random.key(job.config.seed),
     )
-    if not jax.tree.leaves(state.params):
-        raise errors.UserError(
-            f"config.optimizer.trainable is {job.optimizer.config.trainable!r}, which matches no parameter; "
-            "paths look like blocks/image/query/kernel"
-        )
+    check_trainable(job, state.params)
     parts = job.system.parts
     if job.config.init_from or parts:
         params = initial_weights.load_parts(nnx.merge_state(state.params, state.frozen), parts)

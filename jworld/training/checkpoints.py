@@ -143,7 +143,7 @@ class Checkpoints:
           DamagedError: a file is damaged.
           UserError: the step does not exist, or was saved by another model or optimizer.
         """
-        step = self._existing(step)
+        step = self.existing(step)
         with self._damage(step):
             items, data = self._restore_items(step, _items(abstract))
         frozen = self.restore_frozen(abstract.frozen)
@@ -196,7 +196,7 @@ class Checkpoints:
         Raises:
           UserError: as in `restore`.
         """
-        step = self._existing(step)
+        step = self.existing(step)
         name = "ema" if (self.directory / str(step) / "ema").is_dir() else "params"
         with self._damage(step):
             items, _ = self._restore_items(step, {name: abstract})
@@ -251,7 +251,8 @@ class Checkpoints:
                 raise _DamageError(f"{name}/{problem}")
         return items, written.data
 
-    def _existing(self, step: int | None) -> int:
+    def existing(self, step: int | None = None) -> int:
+        """Return the step itself, or the newest for None; a `UserError` if there is none."""
         steps = self.steps()
         if not steps:
             raise errors.UserError(f"{self.directory} has no complete checkpoint; train first")

@@ -4,12 +4,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from jworld.parallel import axes
 from jworld.training import optimizers
@@ -81,6 +81,26 @@ def leaf_name(path: Any) -> str:
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def described_state(
+    init_model: InitModel, *, trainable: Any, optimizer: optimizers.Optimizer, mesh: AbstractMesh
+) -> TrainState:
+    """Return the state of ShapeDtypeStructs on a mesh without devices.
+
+    Raises:
+      UserError: as `abstract_state`.
+    """
+    with (
+        jax.sharding.use_abstract_mesh(mesh),
+        nnx.logical_axis_rules(axes.RULES),
+        nnx.use_eager_sharding(False),
+    ):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        shapes: TrainState = jax.eval_shape(_initializer(init_model, trainable, optimizer), key)
+        # Shardings need no devices, although flax declares a mesh with devices.
+        _check_divisible(shapes, nnx.get_named_sharding(shapes, cast(Mesh, mesh)))
+    return shapes
 
 
 def abstract_state(
