@@ -35,9 +35,18 @@ def create(config: ml_collections.ConfigDict) -> base.AnySystem:
 
 def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Inline settings that the system reads from other runs' configs, so that the saved config is self-contained."""
+    return _system(config).completed(config)
+
+
+def listed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return `completed`, or a config with the same keys that needs no other run, if that run does not exist."""
+    return _system(config).listed(config)
+
+
+def _system(config: ml_collections.ConfigDict) -> base.SystemType[base.AnySystem]:
     if config.system not in REGISTRY:
         raise errors.UserError(f"config.system is {config.system!r}, expected one of {', '.join(REGISTRY)}")
-    return REGISTRY[config.system].completed(config)
+    return REGISTRY[config.system]
 
 
 def recipe_from_json(path: pathlib.Path) -> str:

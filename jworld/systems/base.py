@@ -321,6 +321,9 @@ class SystemType(Protocol[Built]):
     def completed(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         """Inline settings that the system reads from other runs' configs, so that a saved config is self-contained."""
 
+    def listed(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        """Return `completed`, or a config with the same keys that needs no other run, if that run does not exist."""
+
     def train_command(self, manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
         """Return the command that trains on a data set with this manifest, or None if no recipe of the system fits."""
 
@@ -373,6 +376,11 @@ class BaseSystem(abc.ABC, Generic[Model, RunEncoders]):
     def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         """See `SystemType`; by default nothing is read from other configs."""
         return config
+
+    @classmethod
+    def listed(cls, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        """See `SystemType`."""
+        return cls.completed(config)
 
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:

@@ -157,7 +157,7 @@ def section_types(config: ml_collections.ConfigDict) -> dict[str, type]:
     Raises:
       UserError: the config does not make a system.
     """
-    system = systems.create(config)
+    system = systems.create(systems.listed(config))
     found = {name: type(section) for name, section in _sections(system).items()}
     optional = {name: cls for name, cls in OPTIONAL.items() if _has(config, name)}
     if hasattr(system, "lora"):
@@ -185,12 +185,12 @@ def keys(
     Raises:
       UserError: the config does not make a system.
     """
-    config = systems.completed(config)
+    given, config = config, systems.listed(config)
     types = {name: cls for name, cls in section_types(config).items() if name in SHARED or _has(config, name)}
     sections = _sections(systems.create(config))
     types |= {name: type(section) for name, section in sections.items()}
     changed = {config_keys.current_name(key) for key in changes}
-    values = _flat(config.to_dict())
+    values = _flat(config.to_dict()) | _flat(given.to_dict())
     for name, cls in types.items():
         defaults = sections.get(name)
         for field in dataclasses.fields(cls):

@@ -3,9 +3,9 @@
 import pathlib
 import runpy
 
-import ml_collections
 import pytest
 
+from jworld import config as config_command
 from jworld import systems
 from jworld.systems import recipes
 from jworld.utils import config as run_config
@@ -15,18 +15,9 @@ FILES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 NAMES = [f"configs/{file.name}:{variant}" for file in FILES for variant in runpy.run_path(str(file))["VARIANTS"]]
 
 
-def load(name: str) -> ml_collections.ConfigDict:
-    config = run_config.load_recipe(name)
-    with config.unlocked():
-        if config.model.get("world", {}).get("steps"):
-            # Otherwise the config of another run, which is not there, is a part of this one.
-            config.model.world.steps = 0
-    return config
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_has_a_meaning(name: str) -> None:
-    config = load(name)
+    config = run_config.load_recipe(name)
     found = {key.name: key for key in recipes.keys(config, config, {})}
     assert [key.name for key in found.values() if not key.meaning] == []
     assert {"seed", "mesh.fsdp", "optimizer.eps", "checkpoint.hub.repo", "log.interval"} <= found.keys()
@@ -37,8 +28,18 @@ def test_every_key_has_a_meaning(name: str) -> None:
         assert found[name].source == "recipe"
 
 
+def test_keys_without_the_run_that_they_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """The predictor of world steps is read from a run, which need not exist for the list of keys."""
+    command = ["--config=configs/theworld.py:tiny_steps", "--config.model.world.predictor=runs/none"]
+    config_command.main([*command, "--config.model.world.steps=3"])
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["model.world.steps"][:2] == ["3", "command"]
+    assert rows["model.world.predictor"][0] == "runs/none"
+    assert "model.predictor.width" not in rows
+
+
 def test_keys_that_the_recipe_does_not_list() -> None:
-    config = load("configs/ar_mem.py")
+    config = run_config.load_recipe("configs/ar_mem.py")
     assert "logit_std" not in config.loss
     assert "hub" not in config.checkpoint
     changes = {"loss.logit_std": "2", "checkpoint.hub.repo": "a/b", "model.lora.targets": "blocks/.*", "seed": "5"}

@@ -63,6 +63,17 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
         """See `SystemType`: the hyper-parameters of the predictor of world steps."""
         return world_steps.completed(config)
 
+    @classmethod
+    def listed(cls, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        """See `SystemType`: without the predictor's folder, the keys of a model without world steps."""
+        try:
+            return world_steps.completed(config)
+        except errors.UserError:
+            alone = config.copy_and_resolve_references()
+            with alone.unlocked():
+                alone.model.world.steps = 0
+            return alone
+
     @staticmethod
     def recipe_from_json(path: pathlib.Path) -> str | None:
         """See `SystemType`."""
