@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jworld.cameras import actions
+from jworld.cameras import actions, lengths
 from jworld.utils.errors import UserError
 
 #: Gear D (forward), B (backward) or N (neither), then L or R for a turn of the view.
@@ -31,8 +31,6 @@ SENTENCES = {
 }
 
 
-#: Most tokens of a text: more than an hour of video at 16 frames per second.
-MAX_TOKENS = 25_000
 #: Tokens of the random control of the original's programs.
 RANDOM_TOKENS = ("D", "DR", "DL")
 #: Every random token is held at least this long; then the probability of a change grows by `_CHANGE` per token.
@@ -45,7 +43,7 @@ def parse(text: str, *, random_tokens: int | None = None) -> tuple[str, ...]:
     "random:7*6" draws them with the seed 7. `random_tokens` is the number of tokens of "random" alone; None needs one.
 
     Raises:
-      UserError: an unknown token, an invalid number, or more than `MAX_TOKENS` tokens.
+      UserError: an unknown token, an invalid number, or more than `lengths.MOST` tokens.
     """
     if match := re.fullmatch(r"\s*random(?::(\d{1,9}))?\s*(?:\*\s*([1-9]\d{0,9})\s*)?", text):
         count = int(match[2]) if match[2] else random_tokens
@@ -68,9 +66,10 @@ def parse(text: str, *, random_tokens: int | None = None) -> tuple[str, ...]:
 
 
 def _check_count(count: int, text: str) -> None:
-    if count > MAX_TOKENS:
+    if count > lengths.MOST:
         raise UserError(
-            f"actions {shortened(text)!r} have {count:,} or more latents, expected at most {MAX_TOKENS:,}: shorten them"
+            f"actions {shortened(text)!r} have {count:,} or more latents, expected at most {lengths.MOST:,}: shorten "
+            "them"
         )
 
 

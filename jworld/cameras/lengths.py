@@ -8,6 +8,15 @@ from jworld.utils.errors import UserError
 #: Value of --length: "pad" fills the last chunk, "cut" leaves out what fills no chunk.
 Length = Literal["pad", "cut"]
 LENGTHS: tuple[str, ...] = get_args(Length)
+#: Most latents, tokens or windows of a video: about an hour and more. It is checked before a text is expanded.
+MOST = 25_000
+
+
+def check_windows(windows: int | None) -> int:
+    """Return the number of windows of a model without a path, 1 for None; a `UserError` for more than `MOST`."""
+    if windows is not None and windows > MOST:
+        raise UserError(f"--windows is {windows:,}, expected at most {MOST:,}: generate several videos")
+    return windows or 1
 
 
 def whole(count: int, size: int, length: str | None, *, where: str, unit: str, chunk: str) -> int:

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jworld.cameras import actions, poses
+from jworld.cameras import actions, lengths, poses
 from jworld.utils.errors import UserError
 
 ORBIT_RADIUS = 1.0
-#: Most latents of a path: more than an hour of video at 24 frames per second.
-MAX_LATENTS = 25_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,7 @@ def parse(text: str) -> list[tuple[str, float]]:
     """Parse a pose string into (action, duration) pairs.
 
     Raises:
-      UserError: with the first invalid item and the allowed actions, or the path is longer than `MAX_LATENTS`.
+      UserError: with the first invalid item and the allowed actions, or the path is longer than `lengths.MOST`.
     """
     commands, latents = [], 1
     for item in (part.strip() for part in text.split(",")):
@@ -102,9 +100,9 @@ def parse(text: str) -> list[tuple[str, float]]:
                 f"{NO_KEY} to stand still, and the number of latents as duration"
             )
         latents += int(duration)
-        if latents > MAX_LATENTS:
+        if latents > lengths.MOST:
             raise UserError(
-                f"pose string item '{item}' makes a path of {latents:,} latents, expected at most {MAX_LATENTS:,}: "
+                f"pose string item '{item}' makes a path of {latents:,} latents, expected at most {lengths.MOST:,}: "
                 "shorten it"
             )
         commands.append((action, duration))

@@ -26,7 +26,7 @@ KEYS: Mapping[str, str] = {
     "actions": "text",
     "windows": "a positive integer",
     "length": f"one of {', '.join(lengths.LENGTHS)}",
-    "seed": "an integer or a list of different ones",
+    "seed": "an integer of 32 bits or a list of different ones",
     "out": f"the name of a video that ends in {VIDEO}",
     "negative_prompt": "text",
 }
@@ -244,7 +244,7 @@ def checked(entry: Any, where: str) -> dict[str, Any]:
 def _fits(key: str, value: Any) -> bool:
     if key == "seed":
         seeds = value if isinstance(value, list) else [value]
-        return bool(seeds) and all(_is_integer(seed) for seed in seeds) and len(set(seeds)) == len(seeds)
+        return bool(seeds) and all(map(is_seed, seeds)) and len(set(seeds)) == len(seeds)
     if key == "windows":
         return _is_integer(value) and value > 0
     if key == "length":
@@ -252,13 +252,18 @@ def _fits(key: str, value: Any) -> bool:
     return isinstance(value, str) and (key != "out" or value.lower().endswith(VIDEO))
 
 
+def is_seed(value: Any) -> bool:
+    """Return whether a value is an integer that a random key is made of."""
+    return _is_integer(value) and -(2**31) <= value < 2**32
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Parse "0,1,2"; a ValueError for anything but different integers."""
+    """Parse "0,1,2"; a ValueError for anything but different integers of 32 bits."""
     seeds = tuple(int(part) for part in text.split(","))
-    if len(set(seeds)) < len(seeds):
+    if len(set(seeds)) < len(seeds) or not all(map(is_seed, seeds)):
         raise ValueError(text)
     return seeds

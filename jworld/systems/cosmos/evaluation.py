@@ -6,6 +6,7 @@ The PSNR of the autoencoder alone is the ceiling.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import ml_collections
@@ -137,7 +138,8 @@ def sample(
     """
     settings: Any = config.sample
     lengths, load = held_out.held_out(config, session.encoders)
-    possible = [n for n in range(1, settings.windows + 1) if total_latents(session, n) <= max(lengths)]
+    counts = range(1, settings.windows + 1)
+    possible = list(itertools.takewhile(lambda count: total_latents(session, count) <= max(lengths), counts))
     if not possible:
         raise errors.UserError(
             f"the longest held-out clip has {max(lengths)} latents, expected at least {session.clip.window_frames} "

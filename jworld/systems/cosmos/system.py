@@ -240,7 +240,7 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
                     "--pose: the model has no actions, it continues images by a caption: leave --pose out, and set "
                     "the length of the video with --windows"
                 )
-            return [results.Action(control=None, name=f"window {i + 1}") for i in range(windows or 1)]
+            return [results.Action(control=None, name=f"window {i + 1}") for i in range(lengths.check_windows(windows))]
         if pose is None:
             raise errors.UserError("--pose is missing: the model is steered by actions, such as --pose 'w-3, right-4'")
         values, steps = self._motions(pose), self.motion_steps

@@ -17,7 +17,7 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from jworld.cameras import driving
+from jworld.cameras import driving, lengths
 from jworld.data import records
 from jworld.data.records import text_store as text_stores
 from jworld.encoders.model_encoders import Encoders
@@ -347,7 +347,8 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         if self.model_config.control_dim is None:
             if actions is not None:
                 raise errors.UserError("--actions: the model has no control: leave it out, and give --windows")
-            return [results.Action(control=Controls(()), name=f"window {i + 1}") for i in range(windows or 1)]
+            count = lengths.check_windows(windows)
+            return [results.Action(control=Controls(()), name=f"window {i + 1}") for i in range(count)]
         if actions is None or windows is not None:
             raise errors.UserError("the model needs driving tokens: give --actions 'D*6,DR*2', and no --windows")
         return streaming.script(driving.parse(actions), self.sample, length)

@@ -1,11 +1,13 @@
 """Rollouts along recorded episodes, and their comparison with the recording."""
 
+import re
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from jworld.cameras import actions
+from jworld.cameras import actions, lengths
+from jworld.cameras.driving import shortened
 from jworld.data import records
 from jworld.data.recording import episodes
 from jworld.evaluation import held_out, results
@@ -57,18 +59,24 @@ def parse_script(script: str, *, chunk_frames: int) -> list[str]:
     With the first latent, they must fill whole chunks of `chunk_frames` latents.
 
     Raises:
-      UserError: an action is unknown, a count is not a positive integer, or the length does not fit.
+      UserError: an action is unknown, a count is not a positive integer, there are more than `lengths.MOST` latents, or
+        the length does not fit.
     """
     allowed = ("none", *episodes.DIRECTIONS)
     expected = f"expected <action>*<latents> with an action of {', '.join(allowed)}, or several joined by '+'"
     steps: list[str] = []
     for token in script.split(","):
         action, star, count = token.strip().partition("*")
-        if not set(action.split("+")) <= set(allowed):
-            raise errors.UserError(f"config.sample.actions: found {token.strip()!r}, {expected}")
-        if star and not (count.isdecimal() and int(count) > 0):
-            raise errors.UserError(f"config.sample.actions: found {token.strip()!r}, {expected}")
-        steps += [action] * (int(count) if star else 1)
+        if not set(action.split("+")) <= set(allowed) or (star and not re.fullmatch(r"0*[1-9]\d*", count)):
+            raise errors.UserError(f"config.sample.actions: found {shortened(token.strip())!r}, {expected}")
+        # A number of more digits is too large, and may be too long to be read.
+        held = 1 if not star else int(count) if len(count) < 10 else lengths.MOST + 1
+        if len(steps) + held > lengths.MOST:
+            raise errors.UserError(
+                f"config.sample.actions: {shortened(token.strip())!r} makes a script of more than {lengths.MOST:,} "
+                "latents: shorten it"
+            )
+        steps += [action] * held
     if (len(steps) + 1) % chunk_frames:
         raise errors.UserError(
             f"config.sample.actions has {len(steps)} latents, {len(steps) + 1} with the first frame, expected a "

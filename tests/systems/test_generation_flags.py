@@ -1,0 +1,191 @@
+"""Plain flags of generation on every video system, trained and imported: their keys, effects and refusals."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import video_runs
+
+import jworld
+from jworld import generate
+from jworld.data.inputs import video
+from jworld.data.recording import episodes
+from jworld.systems import options, runs
+from jworld.utils import errors
+
+SYSTEMS = pytest.mark.parametrize("name", list(video_runs.RUNS))
+#: Starts with guidance, which the tiny recipes of two systems turn off.
+GUIDED = {"worldplay": "3", "cosmos": "2", "clip": "3", "stream": "3"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.getbasetemp() / "video_runs"
+
+
+def made(name: str, folder: pathlib.Path, out: pathlib.Path, *extra: str) -> tuple[np.ndarray, dict]:
+    """Generate a video; -> its frames and its JSON file."""
+    generate.main(video_runs.arguments(name, folder, out, *extra))
+    return episodes.read_video(out), json.loads(out.with_suffix(".json").read_text())
+
+
+def refused(capsys: pytest.CaptureFixture[str], name: str, folder: pathlib.Path, out: pathlib.Path, *extra: str) -> str:
+    """Return the one sentence that refuses a command line, before anything is written."""
+    with pytest.raises(SystemExit) as exit_info:
+        generate.main(video_runs.arguments(name, folder, out, *extra))
+    assert exit_info.value.code == 2
+    printed = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    assert len(printed) == 1
+    assert not out.exists()
+    return printed[0]
+
+
+@pytest.mark.parametrize("imported", [False, True], ids=["trained", "imported"])
+@SYSTEMS
+def test_all_flags_on_every_system(name: str, imported: bool, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = video_runs.make(name, folder)
+    encoders: tuple[str, ...] = ()
+    if imported:
+        # Imported weights come without the encoders' folder.
+        run = tmp_path / "imported"
+        shutil.copytree(folder / name, run, ignore=shutil.ignore_patterns(runs.ENCODERS))
+        encoders = ("--autoencoder", str(folder / name / runs.ENCODERS / "autoencoder.safetensors"))
+        encoders += ("--text-encoder", "hashed-words:64")
+        encoders += ("--image-encoder", "thumbnail:none") if name == "worldplay" else ()
+    flags = ["--size", "96x64", "--fps", "7.5", "--steps", "4", "--guidance", GUIDED[name], "--negative-prompt", "grey"]
+    out = tmp_path / "out.mp4"
+    found, facts = made(name, folder, out, *flags, "--checkpoint", str(run), *encoders)
+    assert found.shape[1:] == (64, 96, 3)
+    assert video.rate(video.open_video(out)) == pytest.approx(7.5, rel=0.01)
+    config = facts["config"]
+    rollout = config["sample"]["rollout"]
+    assert (facts["fps"], rollout["fps"], rollout["num_steps"]) == (7.5, 7.5, 4)
+    assert (rollout["guidance"], rollout["negative_prompt"]) == (float(GUIDED[name]), "grey")
+    assert config["data"]["clip"]["latent_size"] == [4, 6]
+
+
+@SYSTEMS
+def test_a_negative_prompt_and_the_number_of_steps_change_the_video(
+    name: str, folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    guided = ("--guidance", GUIDED[name])
+    plain, _ = made(name, folder, tmp_path / "plain.mp4", *guided)
+    negative, _ = made(name, folder, tmp_path / "negative.mp4", *guided, "--negative-prompt", "grey fog")
+    key = "--config.sample.rollout.negative_prompt=grey fog"
+    same, _ = made(name, folder, tmp_path / "same.mp4", *guided, key)
+    assert (negative != plain).any()
+    np.testing.assert_array_equal(negative, same)
+
+
+@SYSTEMS
+def test_the_python_interface_has_the_same_flags(name: str, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    guidance, prompt = GUIDED[name], "grey fog"
+    flags = ("--aspect", "3:4", "--steps", "4", "--fps", "5", "--guidance", guidance, "--negative-prompt", prompt)
+    made(name, folder, tmp_path / "out.mp4", *flags, "--seed", "3")
+    run = jworld.load(folder / name, aspect=(3, 4), steps=4, fps=5.0, guidance=float(guidance))
+    assert run.encoders.fps == 5
+    own = dict(zip(video_runs.RUNS[name][2][::2], video_runs.RUNS[name][2][1::2], strict=True))
+    image = video_runs.image(folder) if "--image" in own else None
+    frames = run.generate(
+        image=image,
+        prompt="a red room",
+        pose=own.get("--pose"),
+        actions=own.get("--actions"),
+        negative_prompt=prompt,
+        seed=3,
+    )
+    written = tmp_path / "api.mp4"
+    episodes.write_video(written, frames, fps=5)
+    np.testing.assert_array_equal(episodes.read_video(written), episodes.read_video(tmp_path / "out.mp4"))
+    assert frames.shape[1:3] == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("cosmos", ("--size", "97x64"), "--size is 97x64, expected multiples of 16x16 pixels"),
+        ("cosmos", ("--size", "97x64"), "the nearest sizes are 96x64 or 112x64"),
+        ("cosmos", ("--size", "big"), "expected WxH in pixels such as 832x480, or a name such as 480p, got 'big'"),
+        ("cosmos", ("--size", "512p"), "--size is 512p, expected WxH or one of 480p, 720p"),
+        ("clip", ("--size", "480p"), "--size is 480p, expected WxH, such as 832x480"),
+        ("cosmos", ("--size", "96x64", "--aspect", "3:2"), "--aspect 3:2: --size 96x64 already sets it"),
+        ("cosmos", ("--aspect", "0:2"), "expected W:H, such as 16:9, got '0:2'"),
+        ("cosmos", ("--fps", "0"), "fps is 0.0, expected a number above 0"),
+        ("clip", ("--steps", "0"), "--steps: expected a positive integer, got '0'"),
+        ("stream", ("--steps", "7"), "num_steps is 7, expected a multiple of the 4 groups"),
+        (
+            "worldplay",
+            ("--pose", "w-1000000"),
+            "makes a path of 1,000,001 latents, expected at most 25,000",
+        ),
+        ("worldplay", ("--pose", "none-1e300"), "latents, expected at most 25,000: shorten it"),
+        ("stream", ("--actions", "D*3,N*1000000000"), "1,000,000,003 or more latents, expected at most 25,000"),
+        ("stream", ("--actions", f"D*{'9' * 5000}"), "expected <token>*<latents>"),
+        ("cosmos", ("--windows", "1000000000"), "--windows is 1,000,000,000, expected at most 25,000"),
+        (
+            "worldplay",
+            ("--config.sample.actions=forward*1000000000",),
+            "'forward*1000000000' makes a script of more than 25,000 latents: shorten it",
+        ),
+        ("worldplay", (f"--config.sample.actions=forward*{'9' * 5000}",), "makes a script of more than 25,000 latents"),
+        ("worldplay", ("--config.sample.actions=forward*0",), "found 'forward*0', expected <action>*<latents>"),
+        ("cosmos", ("--negative-prompt", "x"), "--negative-prompt has no effect without guidance"),
+        ("worldplay", ("--negative-prompt", "x"), "--negative-prompt has no effect without guidance"),
+        (
+            "cosmos",
+            ("--steps", "2", "--config.sample.rollout.num_steps=3"),
+            "--config.sample.rollout.num_steps is also set by --steps: leave one of them out",
+        ),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(
+    name: str,
+    flags: tuple[str, ...],
+    message: str,
+    folder: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert message in refused(capsys, name, folder, tmp_path / "out.mp4", *flags)
+
+
+def test_a_guidance_embedding_takes_the_scale(folder: pathlib.Path) -> None:
+    config = runs.resolve(video_runs.make("stream", folder), changes={"model.guidance_dim": "8"})
+    run = folder / "embedding"
+    run.mkdir(exist_ok=True)
+    (run / "config.json").write_text(config.to_json())
+    resolved = runs.resolve(run, flags=options.Flags(guidance=2.5))
+    assert resolved.sample.rollout.guidance_embedding_scale == 2.5
+    assert resolved.sample.rollout.guidance == config.sample.rollout.guidance
+
+
+def test_a_new_negative_prompt_needs_the_text_encoder(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Records of the user's own data have the states of one negative prompt, and maybe no text encoder."""
+    directory = video_runs.make("worldplay", folder)
+    shutil.copytree(directory / runs.ENCODERS, tmp_path / "kept")
+    manifest = tmp_path / "kept" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    facts["text_encoder"] = {"family": "qwen2.5-vl", "dim": 64, "hash": "0"}
+    manifest.write_text(json.dumps(facts))
+    config = runs.resolve(
+        directory, flags=options.Flags(guidance=2.0), changes={"data.recording.source": "", "seed": "1"}
+    )
+    run = runs.load(directory, config=config, encoders=tmp_path / "kept", stored=True)
+    frame = np.zeros((48, 64, 3), np.uint8)
+    with pytest.raises(errors.UserError, match=r"prompt 'fog' is not .* text encoder is absent"):
+        run.session().reset(frame, "", negative_prompt="fog")
+    run.session().reset(frame, "")
+
+
+def test_the_frame_rate_is_an_input_where_the_model_has_one(folder: pathlib.Path) -> None:
+    def frames(fps: float, **changes: str) -> np.ndarray:
+        directory = video_runs.make("cosmos", folder)
+        model = {f"model.{key}": value for key, value in changes.items()}
+        config = runs.resolve(directory, flags=options.Flags(fps=fps), changes=model)
+        run = runs.load(directory, config=config)
+        return run.generate(image=video_runs.image(folder), prompt="a red room")
+
+    assert (frames(6, fps_modulation="True") != frames(30, fps_modulation="True")).any()
+    np.testing.assert_array_equal(frames(6), frames(30))

@@ -1,0 +1,107 @@
+"""Folders of runs of every video system with random weights, for tests of generation."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+from flax import nnx
+
+from jworld import systems
+from jworld.encoders import model_encoders
+from jworld.systems import runs
+from jworld.training import weights
+from jworld.utils import config as run_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+AUTOENCODER = ROOT / "assets" / "starter" / "encoders" / "autoencoder.safetensors"
+#: Recipe, values of the config and arguments of `generate`, by name.
+RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "worldplay": (
+        "ar_mem.py:rooms",
+        {
+            "model.width": 32,
+            "model.num_heads": 2,
+            "model.num_layers": 1,
+            "model.rope_dims": (4, 6, 6),
+            "data.clip.memory_points": 100,
+            "data.encoding.autoencoder": str(AUTOENCODER),
+        },
+        ("--image", "IMAGE", "--pose", "w-3"),
+    ),
+    "cosmos": (
+        "cosmos_video2world.py",
+        {"data.clip.window_frames": 3, "data.encoding.clip_frames": 9},
+        ("--image", "IMAGE"),
+    ),
+    "clip": (
+        "matrix_lora.py:base",
+        {"data.clip.window_frames": 3, "data.encoding.clip_frames": 9, "sample.rollout.num_steps": 4},
+        (),
+    ),
+    "stream": (
+        "matrix_swin_dpm.py",
+        {
+            "sample.rollout.num_steps": 8,
+            "init_from": "",
+            "model.control_layers": (0, 1),
+            # Those of stage 2 come from an earlier run.
+            "data.encoding.autoencoder": "",
+        },
+        ("--image", "IMAGE", "--actions", "D*2"),
+    ),
+}
+
+
+def make(name: str, directory: pathlib.Path) -> pathlib.Path:
+    """Make the folder of a run, once per `directory`, with a first image next to it; -> the folder."""
+    run = directory / name
+    if run.is_dir():
+        return run
+    recipe, changes, _ = RUNS[name]
+    config = run_config.load_recipe(str(ROOT / "configs" / recipe))
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {
+                "data.records": str(directory / f"records-{name}"),
+                "data.recording.directory": str(directory / "episodes"),
+                "data.recording.episodes": 8,
+                "data.recording.frames": 97,
+                "data.recording.image_size": (64, 48),
+                **({"model.width": 48, "model.num_layers": 1} if name != "worldplay" else {}),
+                **changes,
+            }
+        )
+    system = systems.create(config)
+    system.data.prepare()
+    run.mkdir()
+    run_config.save(config, run)
+    model_encoders.copy(pathlib.Path(config.data.records), run / runs.ENCODERS)
+    with nnx.use_eager_sharding(False):
+        abstract = nnx.state(nnx.eval_shape(lambda: systems.create(config).init(nnx.Rngs(0))), nnx.Param)
+    noise = np.random.default_rng(0)
+    # No zero weights: they would hide the text.
+    params = jax.tree.map(lambda x: 0.2 * noise.standard_normal(x.shape, np.float32), abstract)
+    weights.save(params, run / runs.WEIGHTS, np.float32)
+    return run
+
+
+def image(directory: pathlib.Path) -> pathlib.Path:
+    """Write an image with edges, once per `directory`; -> the file."""
+    directory.mkdir(exist_ok=True)
+    path = directory / "first.png"
+    if not path.is_file():
+        pixels = np.random.default_rng(3).integers(0, 256, (6, 8, 3)).astype(np.uint8)
+        PIL.Image.fromarray(pixels).resize((80, 60), PIL.Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def arguments(name: str, directory: pathlib.Path, out: pathlib.Path, *extra: str) -> list[str]:
+    """Return a command line of `generate` for the run; arguments of `extra` replace those of `RUNS`."""
+    own = list(RUNS[name][2])
+    for option in extra:
+        if option in own:
+            del own[own.index(option) : own.index(option) + 2]
+    words = [str(image(directory)) if word == "IMAGE" else word for word in own]
+    return ["--checkpoint", str(make(name, directory)), "--prompt", "a red room", *words, "--out", str(out), *extra]
