@@ -74,11 +74,11 @@ def test_types_of_sections_that_only_the_changes_make_right() -> None:
 )
 def test_mistakes(changes: dict[str, str], message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
-        recipes.change(load("configs/ar_mem.py"), changes)
+        recipes.change(run_config.load_recipe("configs/ar_mem.py"), changes)
 
 
 def test_a_saved_config_has_lists(tmp_path: pathlib.Path) -> None:
-    run_config.save(load("configs/ar_mem.py"), tmp_path)
+    run_config.save(run_config.load_recipe("configs/ar_mem.py"), tmp_path)
     changed = recipes.change(
         run_config.load(tmp_path), {"model.rope_dims": "4,4,4", "data.recording.image_size": "8,6"}
     )
