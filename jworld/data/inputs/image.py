@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from jworld.data.inputs import placeholders
+from jworld.utils import placeholders
 from jworld.utils.errors import UserError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

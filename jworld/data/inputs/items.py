@@ -13,7 +13,7 @@ import numpy as np
 
 from jworld.cameras import actions, poses
 from jworld.data import records
-from jworld.data.inputs import placeholders
+from jworld.utils import placeholders
 from jworld.utils.errors import UserError, one_line
 
 

@@ -9,7 +9,8 @@ from typing import IO, Protocol
 import imageio_ffmpeg
 import numpy as np
 
-from jworld.data.inputs import image, placeholders
+from jworld.data.inputs import image
+from jworld.utils import placeholders
 from jworld.utils.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", *image.ANIMATED_SUFFIXES)

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from jworld.cameras import actions, poses
-from jworld.data.inputs import placeholders
+from jworld.utils import placeholders
 from jworld.utils.errors import UserError, one_line
 
 
