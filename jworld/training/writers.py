@@ -1,20 +1,22 @@
 """Writers of a run's log: `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
 import dataclasses
+import functools
 import hashlib
 import html
 import io
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import PIL.Image
-import tensorboardX
-from tensorboardX.proto import summary_pb2
 
 from jworld.utils import errors, files
+
+if TYPE_CHECKING:
+    import tensorboardX
 
 FILE = "metrics.jsonl"
 BOARD = "tensorboard"
@@ -105,10 +107,20 @@ def gif(frames: np.ndarray, fps: float) -> tuple[bytes, tuple[int, int]]:
 
 
 class TensorBoard:
-    """Writer of event files in `tensorboard/`; marks events of an earlier launch after `start_step` as void."""
+    """Writer of event files in `tensorboard/`; marks events of an earlier launch after `start_step` as void.
+
+    The files are opened at the first event.
+    """
 
     def __init__(self, workdir: pathlib.Path, start_step: int) -> None:
-        self._board = tensorboardX.SummaryWriter(str(workdir / BOARD), purge_step=start_step + 1)
+        self._folder, self._start_step = workdir / BOARD, start_step
+
+    @functools.cached_property
+    def _board(self) -> "tensorboardX.SummaryWriter":
+        # Importing it imports PyTorch where that is installed, which takes seconds.
+        import tensorboardX
+
+        return tensorboardX.SummaryWriter(str(self._folder), purge_step=self._start_step + 1)
 
     def write(self, row: Row) -> None:
         for name, value in row.items():
@@ -122,12 +134,15 @@ class TensorBoard:
             self._board.add_text(name, media.text, step)
             return
         animation, (width, height) = gif(media.frames, media.fps)
+        from tensorboardX.proto import summary_pb2
+
         image = summary_pb2.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=animation)
         summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=image)])
         self._board.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
-        self._board.close()
+        if "_board" in self.__dict__:
+            self._board.close()
 
 
 class WeightsAndBiases:

@@ -7,9 +7,10 @@ import commands
 import numpy as np
 import pytest
 import tensorstore
+from systems import test_fifth_system
 from tensorboardX.proto import event_pb2
 
-from jworld import systems
+from jworld import systems, train
 from jworld.training import metrics, writers
 
 ENVIRONMENT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"}
@@ -106,3 +107,87 @@ def test_samples_and_measurements_leave_the_run_as_it_is(name: str, tmp_path: pa
     animated = [value.image.encoded_image_string for _, value in shown if value.image.encoded_image_string]
     assert all(image.startswith(b"GIF89a") for image in animated)
     assert bool(animated) == (name != "theworld")
+
+
+@pytest.fixture
+def fading(monkeypatch: pytest.MonkeyPatch) -> type[test_fifth_system.Fading]:
+    """Register a system of one layer."""
+    monkeypatch.setitem(systems.REGISTRY, "fading", test_fifth_system.Fading)
+    return test_fifth_system.Fading
+
+
+def train_fading(workdir: pathlib.Path, *extra: str) -> dict[str, np.ndarray]:
+    """Train for six steps; return the parameters at the end."""
+    train.main([f"--config={test_fifth_system.__file__}", f"--workdir={workdir}", "--config.steps=6", *extra])
+    return parameters(workdir, 6)
+
+
+BOTH = ("--config.sample.interval=2", "--config.evaluation.interval=1", "--config.evaluation.batches=2")
+
+
+def test_failures_in_between_never_end_a_run(
+    fading: type[test_fifth_system.Fading],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = train_fading(tmp_path / "plain")
+    found = train_fading(tmp_path / "both", *BOTH)
+    capsys.readouterr()
+
+    def fail(*_: object) -> None:
+        raise MemoryError("out of memory\nwhile sampling")
+
+    batches = test_fifth_system.Data.batches
+    failed = []
+
+    def only_train(data: test_fifth_system.Data, split: str) -> object:
+        if split == "val":
+            failed.append(split)
+            raise OSError(f"disk {len(failed)} is gone")
+        return batches(data, split)
+
+    monkeypatch.setattr(test_fifth_system.Data, "batches", only_train)
+    monkeypatch.setattr(fading, "make_sample", fail)
+    with pytest.raises(MemoryError):  # at the end, where nothing can be lost
+        train_fading(tmp_path / "failing", *BOTH)
+    lines = capsys.readouterr().out.splitlines()
+    problems = [line for line in lines if line.startswith("no ")]
+    assert problems.count("no samples after step 2: out of memory while sampling; the training continues") == 1
+    assert sum(line.startswith("no samples") for line in problems) == 1
+    assert sum(line.startswith("no evaluation") for line in problems) == 6
+    failing = parameters(tmp_path / "failing", 6)
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value)
+        np.testing.assert_array_equal(failing[path], value)
+
+
+def test_measurements_are_of_the_same_batches(fading: object, tmp_path: pathlib.Path) -> None:
+    train_fading(tmp_path / "run", *BOTH, "--config.optimizer.learning_rate=1e-30")
+    losses = [row["val_loss"] for row in metrics.read(tmp_path / "run") if "val_loss" in row]
+    assert len(losses) == 6
+    assert len(set(losses)) == 1
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == [
+        "2",
+        "4",
+        "6",
+        "fading.mp4",
+        "fading.png",
+    ]
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(fading: object, tmp_path: pathlib.Path) -> None:
+    expected = train_fading(tmp_path / "straight")
+    until = ("--config.steps=4", *BOTH)
+    train.main([f"--config={test_fifth_system.__file__}", f"--workdir={tmp_path / 'run'}", *until])
+    found = train_fading(tmp_path / "run", "--config.evaluation.interval=3")
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value)
+
+
+def test_a_prompt_of_a_system_that_reads_none(
+    fading: object, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_fading(tmp_path / "run", "--config.sample.prompts=('x',)")
+    assert "the system 'fading' does not read text: leave the key out" in capsys.readouterr().out
+    assert (tmp_path / "run" / "samples" / "fading.mp4").is_file()

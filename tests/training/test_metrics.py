@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import subprocess
 import sys
 import time
 import types
@@ -10,10 +11,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 import rich.console
 
-from jworld.training import goodput, metrics, rates
+from jworld.training import goodput, metrics, rates, writers
 from jworld.utils import errors
 
 
@@ -196,3 +198,42 @@ def test_a_missing_wandb_is_reported(tmp_path: pathlib.Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(errors.UserError, match=r"config\.log\.wandb is 'online' but the package wandb is missing: pip"):
         make_log(tmp_path, log=metrics.LogConfig(wandb="online"))
+
+
+def test_a_failing_writer_of_samples_is_not_hidden(tmp_path: pathlib.Path) -> None:
+    log, _ = make_log(tmp_path)
+    with log, pytest.raises(ZeroDivisionError):
+        log.media(1, writers.Media(name="rollout", frames=np.zeros((2, 8, 8, 3), np.uint8), fps=0))
+
+
+def test_videos_of_event_files_are_bounded(tmp_path: pathlib.Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (300, 30, 1100, 3), dtype=np.uint8)
+    animation, size = writers.gif(frames, 24)
+    with PIL.Image.open(io.BytesIO(animation)) as image:
+        assert image.size == size == (512, 14)
+        assert image.n_frames == 100
+        assert image.info["duration"] == 120  # every third frame of 24 per second, in hundredths of a second
+
+
+def test_measurements_and_excluded_time(tmp_path: pathlib.Path) -> None:
+    log, text = make_log(tmp_path, steps=4, log=metrics.LogConfig(interval=4))
+    with log:
+        for step in range(1, 5):
+            with log.waiting(step):
+                pass
+            log.step(step, values(step))
+            if step == 2:
+                with log.excluded():
+                    time.sleep(0.5)
+                    log.extra(step, {"val_loss": 0.25, "val_loss_t0.125": 0.5, "val_accuracy": float("nan")})
+    extra, row = metrics.read(tmp_path)
+    assert extra == {"step": 2, "val_loss": 0.25, "val_loss_t0.125": 0.5, "val_accuracy": None}
+    assert "step 2/4 | val_loss 0.25 | val_accuracy nan" in text.getvalue().splitlines()
+    assert row["step_seconds"] < 0.1
+
+
+def test_no_command_imports_torch_at_its_start() -> None:
+    program = "import sys, jworld.train, jworld.generate, jworld.evaluate, jworld.plan, jworld.doctor\n"
+    program += "print([name for name in ('torch', 'tensorboardX') if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

@@ -45,6 +45,13 @@ def test_steps_and_a_clean_end_leave_it_quiet() -> None:
         assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_a_pause_may_take_longer() -> None:
+    result, _ = run("with watch.paused(): time.sleep(1.5)")
+    assert (result.returncode, result.stderr) == (0, "")
+    result, _ = run("\n    with watch.paused(): time.sleep(0.5)\n    stuck_in_a_collective()")
+    assert result.returncode == errors.RESTART
+
+
 def test_a_hang_that_holds_the_interpreter_lock_ends_too() -> None:
     """`ctypes.PyDLL` holds the lock during a call."""
     hang = "watchdog._GRACE = 0.2; time.sleep(0.2); watch.beat(); import ctypes; ctypes.PyDLL(None).sleep(60)"
