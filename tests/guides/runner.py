@@ -165,8 +165,12 @@ def _log(folder: pathlib.Path) -> list[Ran]:
 
 
 def promised(text: str, printed: str) -> list[str]:
-    """Return the files that a block's options name as output, and those that its commands say they wrote."""
-    named = [name.strip("'\"") for name in _MADE.findall(_without_comments(text))]
+    """Return the files that a block's options name as output, and those that its commands print as written.
+
+    A dry run makes nothing.
+    """
+    options = "" if "--dry-run" in text else _without_comments(text)
+    named = [name.strip("'\"") for name in _MADE.findall(options)]
     return named + [name for match in _WROTE.findall(printed) for name in match if name]
 
 

@@ -40,6 +40,11 @@ _HUNYUAN = (
 )
 #: The published WorldPlay at 48x32 pixels; windows and memory have their published lengths.
 _WORLDPLAY_IMAGE = ("--config.data.encoding.image_size=(48,32)", "--config.data.clip.latent_size=(2,3)")
+_WORLDPLAY_TOKENS = (
+    "--config.data.clip.text_tokens=64",
+    "--config.data.clip.glyph_tokens=32",
+    "--config.data.clip.vision_tokens=4",
+)
 _WORLDPLAY_PUBLISHED = (
     *_HUNYUAN,
     "--config.model.text_dim=16",
@@ -49,9 +54,7 @@ _WORLDPLAY_PUBLISHED = (
     "--config.model.vision_dim=12",
     *_WORLDPLAY_IMAGE,
     "--config.data.clip.memory_points=50",
-    "--config.data.clip.text_tokens=64",
-    "--config.data.clip.glyph_tokens=32",
-    "--config.data.clip.vision_tokens=4",
+    *_WORLDPLAY_TOKENS,
     "--config.sample.rollout.num_steps=1",
 )
 _COSMOS = (
@@ -126,11 +129,7 @@ _THEWORLD_PUBLISHED = (
     "--config.sample.rollout.max_tokens=4",
     "--config.sample.questions=2",
 )
-_AUTOENCODER = (
-    *ROOMS,
-    "--config.model.widths=(8,8,8,8,8)",
-    "--config.sample.frames=5",
-)
+_AUTOENCODER = (*ROOMS, "--config.sample.frames=5")
 
 #: "recipe.py:variant" -> config keys.
 RECIPES = {
@@ -166,8 +165,9 @@ RECIPES = {
     "theworld.py:projection": _THEWORLD_PUBLISHED,
     "theworld.py:vision": _THEWORLD_PUBLISHED,
     "theworld.py:full": _THEWORLD_PUBLISHED,
-    "autoencoder.py": _AUTOENCODER,
-    "autoencoder.py:small": _AUTOENCODER,
+    # The last width is a multiple of twice the latent channels, and at most four times the width before it.
+    "autoencoder.py": (*_AUTOENCODER, "--config.model.widths=(12,12,12,48,192)"),
+    "autoencoder.py:small": (*_AUTOENCODER, "--config.model.widths=(8,8,8,32,128)"),
     "autoencoder.py:patch": (
         *ROOMS,
         "--config.data.videos.image_size=(64,48)",
@@ -182,8 +182,16 @@ PLANS = {
     "ar_mem.py:8b": (
         "--config.model.width=512",
         "--config.model.num_heads=4",
-        "--config.model.num_layers=2",
-        "--config.data.clip.latent_size=(6,8)",
+        "--config.model.num_layers=1",
+        "--config.model.remat=none",
+        "--config.optimizer.newton_schulz_steps=1",
+        "--config.data.clip.latent_size=(4,4)",
+        "--config.data.clip.window_frames=8",
+        "--config.data.clip.memory_frames=4",
+        "--config.data.clip.temporal_context=0",
+        "--config.data.clip.text_tokens=64",
+        "--config.data.clip.glyph_tokens=32",
+        "--config.data.clip.vision_tokens=16",
     ),
     "theworld.py:projection": ("--config.model.num_layers=2", "--config.model.vision_layers=1"),
 }
@@ -203,8 +211,8 @@ EVALUATIONS = {
 }
 #: Folder of imported weights -> config keys.
 IMPORTS = {
-    "weights/ar": (*_WORLDPLAY_IMAGE, "--config.sample.rollout.num_steps=1"),
-    "weights/mine": (*_WORLDPLAY_IMAGE, "--config.sample.rollout.num_steps=1"),
+    "weights/ar": (*_WORLDPLAY_IMAGE, *_WORLDPLAY_TOKENS, "--config.sample.rollout.num_steps=1"),
+    "weights/mine": (*_WORLDPLAY_IMAGE, *_WORLDPLAY_TOKENS, "--config.sample.rollout.num_steps=1"),
     "checkpoints/cosmos-predict2-2b": (*_COSMOS_IMAGE, "--config.sample.rollout.num_steps=2"),
     # The published model is recognized by its width.
     "checkpoints/cosmos-predict2-14b": ("--variant=14b", *_COSMOS_IMAGE, "--config.sample.rollout.num_steps=2"),
@@ -221,6 +229,8 @@ VALUES = {
     "--width 720 --height 480": "--width 32 --height 16",
     "--width 640 --height 480": "--width 32 --height 16",
     "none:1024": "none:24",
+    # A benchmark takes its sizes from a recipe: the small one of `small.py`.
+    "train_step.py --config configs/": "train_step.py --config small/",
 }
 ENVIRONMENT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
