@@ -15,7 +15,7 @@ from jworld.models.layers.mlp import MLP, gelu_tanh
 from jworld.models.layers.modulation import Modulation, gated, modulated_norm
 from jworld.models.layers.projections import Projections
 from jworld.models.layers.rotary import rotate_interleaved
-from jworld.parallel.axes import constrain
+from jworld.parallel.axes import constrain, constrain_if_divisible
 
 
 class FrameContext(NamedTuple):
@@ -104,7 +104,7 @@ class DoubleBlock(nnx.Module):
         modulation = self.image.modulation(frames.vector)
         text_modulation = self.text.modulation(text_vector)
         q, own = self._image_qkv(image, frames, modulation)
-        tq, tk, tv = self.text.qkv(text, *text_modulation[:2])
+        tq, tk, tv = self._text_qkv(text, text_modulation)
         copies = q.shape[2] // self.text.num_heads
         keys = jnp.concatenate([einops.repeat(tk, "b s n k -> b s (c n) k", c=copies), own.keys], axis=1)
         values = jnp.concatenate([einops.repeat(tv, "b s n k -> b s (c n) k", c=copies), own.values], axis=1)
@@ -120,7 +120,7 @@ class DoubleBlock(nnx.Module):
     def text_only(self, text: jax.Array, text_vector: jax.Array, text_mask: jax.Array) -> tuple[jax.Array, KeyValues]:
         """Apply the layer to text that attends to text: [B, S, D] -> [B, S, D] and its keys and values, N heads."""
         modulation = self.text.modulation(text_vector)
-        q, k, v = self.text.qkv(text, *modulation[:2])
+        q, k, v = self._text_qkv(text, modulation)
         out = attention(q, k, v, key_mask=text_mask, implementation=self.implementation)
         return self._text_update(text, out, modulation), KeyValues(k, v)
 
@@ -145,6 +145,13 @@ class DoubleBlock(nnx.Module):
         key_mask = jnp.concatenate([prefix_mask, frames.mask], axis=1)
         out = attention(q, k, v, mask=mask, key_mask=key_mask, implementation=self.implementation)
         return self._image_update(image, out, frames, modulation), own
+
+    def _text_qkv(self, text: jax.Array, modulation: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Project [B, S, D] to queries, keys and values [B, S, N, K]; as for images, no kernel is resharded."""
+        q, k, v = (
+            constrain_if_divisible(x, "batch", "sequence", None, None) for x in self.text.qkv(text, *modulation[:2])
+        )
+        return q, k, v
 
     def _image_qkv(
         self, image: jax.Array, frames: FrameContext, modulation: tuple[jax.Array, ...]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jworld.models.layers.linear import linear
+from jworld.parallel.axes import constrain_if_divisible
 
 MAX_PERIOD = 10_000
 
@@ -46,4 +47,11 @@ class ScalarEmbedding(nnx.Module):
     def __call__(self, values: jax.Array, added: jax.Array | None = None) -> jax.Array:
         """Embed `values`; `added` [..., frequency_dim], another embedding, is added to the sinusoid."""
         wave = sinusoidal(values, self.frequency_dim)
-        return self.output(nnx.silu(self.hidden(wave if added is None else wave + added)))
+        hidden = self._placed(nnx.silu(self.hidden(wave if added is None else wave + added)))
+        return self._placed(self.output(hidden))
+
+    def _placed(self, x: jax.Array) -> jax.Array:
+        """Keep [B, D] or [B, F, D] where its samples and frames are, instead of where the kernel's shards are."""
+        if x.ndim not in (2, 3):
+            return x
+        return constrain_if_divisible(x, "batch", *["frames"] * (x.ndim - 2), None)
