@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
@@ -20,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from conversion import messages, searching
-from jworld.utils import errors
+from jworld.utils import errors, placeholders
 
 INDEX_SUFFIX = searching.INDEX_SUFFIX
 TORCH_SUFFIXES = searching.TORCH_SUFFIXES
@@ -31,7 +32,6 @@ _MAX_AXES = 32
 _MAX_SIZE = 1 << 56
 _BLOCK = 64 << 20  # bytes read at a time if only parts of rows are needed
 _STATES = "_extra_state"
-_LFS_POINTER = b"version https://git-lfs"
 # Names that wrappers insert: torch.compile, FSDP, activation checkpointing. Prefixes of all names: DataParallel, peft,
 # and programs that store a diffusion model with its other parts.
 _WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
@@ -175,10 +175,9 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Read a JSON file with an object; anything else is a `UserError`."""
+    placeholders.refuse(path)
     try:
         with path.open("rb") as file:
-            refuse_pointer(path, file.read(len(_LFS_POINTER)))
-            file.seek(0)
             content = json.loads(file.read(_MAX_HEADER))
     except (OSError, ValueError, RecursionError) as error:
         raise errors.UserError(f"{path}: not a JSON file ({error}); download it again") from error
@@ -299,11 +298,11 @@ class _SafetensorsFile:
 
 def _read_header(path: pathlib.Path, file: BinaryIO) -> tuple[dict[str, Any], int, int]:
     """Read the header; -> (entries of the tensors, offset of the first tensor, number of bytes from there)."""
-    size, start = os.fstat(file.fileno()).st_size, file.read(len(_LFS_POINTER))
-    refuse_pointer(path, start)
+    placeholders.refuse(path)
+    size, start = os.fstat(file.fileno()).st_size, file.read(8)
     if size < 8:
         raise errors.UserError(f"{path}: has {size} bytes, too few for a safetensors file; download it again")
-    length = int.from_bytes(start[:8], "little")
+    length = int.from_bytes(start, "little")
     if length > min(_MAX_HEADER, size - 8):
         raise errors.UserError(
             f"{path}: not a safetensors file, or incomplete: its header would have {length} bytes, the file has {size}"
@@ -381,24 +380,12 @@ def _check_offsets(path: pathlib.Path, entries: Mapping[str, tuple[TensorInfo, i
         raise errors.UserError(f"{path}: has {data_size - position} bytes after its last tensor; the file is damaged")
 
 
-def refuse_pointer(path: pathlib.Path, start: bytes | None = None) -> None:
-    """Raise a `UserError` for a Git LFS pointer in place of a file; `start` has the file's first bytes."""
-    if start is None:
-        with path.open("rb") as file:
-            start = file.read(len(_LFS_POINTER))
-    if start.startswith(_LFS_POINTER):
-        raise errors.UserError(
-            f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
-        )
-
-
 class _TorchFile:
     """File of torch.save, memory-mapped and unpickled by torch's restricted reader."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            refuse_pointer(path, file.read(len(_LFS_POINTER)))
+        placeholders.refuse(path)
         self.metadata: dict[str, str] = {}
         self._tensors = _tensor_dict(path, _load_torch(path))
         self.tensors = {name: _torch_info(path, name, tensor) for name, tensor in self._tensors.items()}
@@ -425,12 +412,13 @@ def _load_torch(path: pathlib.Path) -> Any:
     try:
         # Older versions of Transformer Engine store their states as io.BytesIO.
         with torch.serialization.safe_globals([io.BytesIO]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files in the format before PyTorch 1.6 are no archives and cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch's unpickler and zip reader raise many types for foreign files
         reason = str(error).strip().split("\n")[0][:200]
         raise errors.UserError(
             f"{path}: PyTorch cannot load it with weights_only=True ({type(error).__name__}: {reason}); "
-            "save it as safetensors, or again with torch.save(model.state_dict(), ...) of PyTorch 1.6 or later"
+            "save it as safetensors, or again with torch.save(model.state_dict(), ...)"
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jworld.encoders import base, sources, torch_models
-from jworld.utils import pretrained
+from jworld.utils import placeholders, pretrained
 from jworld.utils.errors import UserError
 
 FAMILY = "byt5-glyph"
@@ -134,6 +134,7 @@ def _load_encoder(folder: pathlib.Path, *, rows: int, dtype: str) -> Any:
 def _read_checkpoint(path: pathlib.Path) -> dict[str, Any]:
     """Read the encoder's weights, by name within the encoder."""
     torch = torch_models.require("torch")
+    placeholders.refuse(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jworld.utils import placeholders
 from jworld.utils.errors import UserError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -89,6 +90,7 @@ def hash_files(folder: pathlib.Path, names: Sequence[str]) -> str:
 
 def read_json(path: pathlib.Path, *, fix: str) -> dict[str, Any]:
     """Read the object in a JSON file; `fix` ends the sentence of an error."""
+    placeholders.refuse(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

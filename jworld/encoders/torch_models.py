@@ -1,5 +1,6 @@
 """PyTorch models of `transformers` as encoders: imported on first use, loaded strictly."""
 
+import contextlib
 import dataclasses
 import importlib
 import pathlib
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from jworld.utils import pretrained
+from jworld.utils import notes, placeholders, pretrained
 from jworld.utils.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,12 @@ def load_model(
     missing one, is an error; `transformers` itself would initialize missing weights at random.
     """
     torch = require("torch")
+    placeholders.refuse_in(folder, (".json", *_WEIGHTS))
+    if _float8(folder):
+        notes.note(
+            f"{folder} has float8 weights, so its states differ from those of the published weights: download those, "
+            "or use this folder for training and for generation alike"
+        )
     try:
         # The report of unused weights is replaced by the check below.
         with pretrained.quiet() as transformers:
@@ -91,6 +99,15 @@ def load_model(
     unknown = [name for name in report["unexpected_keys"] if not (unneeded and re.match(unneeded, name))]
     check_names(folder, missing=report["missing_keys"], unknown=unknown)
     return model.requires_grad_(False).eval().to(device)
+
+
+def _float8(folder: pathlib.Path) -> bool:
+    """Return True if the safetensors files of a folder have a tensor of a float8 dtype."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(safetensors.SafetensorError), safetensors.safe_open(path, framework="numpy") as file:
+            if any(file.get_slice(name).get_dtype().startswith("F8") for name in file.keys()):  # noqa: SIM118
+                return True
+    return False
 
 
 def check_names(where: pathlib.Path, *, missing: Sequence[str], unknown: Sequence[str]) -> None:

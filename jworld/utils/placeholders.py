@@ -2,7 +2,9 @@
 
 import pathlib
 
-_LFS = b"version https://git-lfs.github.com/spec/"
+from jworld.utils.errors import UserError
+
+_LFS = b"version https://git-lfs"
 _WEB_PAGE = (b"<!doctype html", b"<html")
 
 
@@ -20,3 +22,16 @@ def find(path: pathlib.Path) -> str | None:
     if start.lstrip().lower().startswith(_WEB_PAGE):
         return "is a web page and not the file itself: download it again"
     return None
+
+
+def refuse(path: pathlib.Path) -> None:
+    """Raise a `UserError` for a file that stands where another file should be."""
+    if found := find(path):
+        raise UserError(f"{path} {found}")
+
+
+def refuse_in(folder: pathlib.Path, suffixes: tuple[str, ...]) -> None:
+    """Raise a `UserError` for a file directly in `folder`, with one of these suffixes, that stands for another file."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix in suffixes and path.is_file():
+            refuse(path)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jworld.utils import placeholders
 from jworld.utils.errors import UserError
 
 #: Files that a tokenizer can be read from.
@@ -56,13 +57,14 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     """Load the tokenizer of a folder; it pads and truncates on the right.
 
     Raises:
-      UserError: the folder has none of `TOKENIZER_FILES`, or they cannot be read.
+      UserError: the folder has none of `TOKENIZER_FILES`, or they cannot be read or are Git LFS pointers.
     """
     # Without this check an empty tokenizer would be made from the config alone.
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)} in it, download the whole model"
         )
+    placeholders.refuse_in(folder, (".json", ".model", ".txt"))
     # Otherwise a file of SentencePiece is taken for one of another library, whose absence the error then reports.
     if not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model")):
         _require_sentencepiece(folder)
@@ -100,6 +102,7 @@ def load_image_processor(folder: pathlib.Path, *, size: int) -> Any:
     path = find_image_processor(folder)
     if path is None:
         raise UserError(f"{folder / PREPROCESSOR} is absent: {fix}")
+    placeholders.refuse(path)
     try:
         with quiet() as transformers:
             # With Pillow, on bytes: torchvision resizes to slightly different pixels.

@@ -269,6 +269,6 @@ def test_pointers_of_adapters(tmp_path: pathlib.Path, name: str) -> None:
     (adapters / "adapter_config.json").write_text("{}")
     (adapters / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     selection = selecting.Selection(adapters=str(adapters))
-    with pytest.raises(errors.UserError, match=f"{name}: is a Git LFS pointer, not the file itself"):
+    with pytest.raises(errors.UserError, match=f"{name} is a Git LFS pointer and not the file itself"):
         importing.import_weights(source, tmp_path / "out", importing.Options(selection=selection))
     shutil.rmtree(adapters)

@@ -197,8 +197,17 @@ def test_torch_files_without_torch(tmp_path: pathlib.Path, monkeypatch: pytest.M
         sources.open_source(tmp_path / "x.pt")
 
 
+def test_torch_files_in_the_old_format(tmp_path: pathlib.Path) -> None:
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    with sources.open_source(tmp_path / "x.pt") as source:
+        np.testing.assert_array_equal(source.read("a"), [0, 1, 2])
+
+
 def test_invalid_torch_files(tmp_path: pathlib.Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(UserError, match=r"x\.pt is a web page and not the file itself"):
+        sources.open_source(tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(UserError, match="cannot load it with weights_only=True"):
         sources.open_source(tmp_path / "x.pt")
     (tmp_path / "x.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
@@ -248,11 +257,12 @@ def test_malformed_safetensors(tmp_path: pathlib.Path, case: str) -> None:
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "has 0 bytes, too few"),
+        (b"", "is empty: download or copy it again"),
         (b"1234", "has 4 bytes, too few"),
         ((100).to_bytes(8, "little") + b"{}", "its header would have 100 bytes, the file has 10"),
         ((1 << 62).to_bytes(8, "little") + b"{}", "its header would have"),
-        (b"<!DOCTYPE html><html>", "not a safetensors file, or incomplete"),
+        (b"<!DOCTYPE html><html>", "is a web page and not the file itself"),
+        (b"no header at all", "not a safetensors file, or incomplete"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "Git LFS pointer.*git lfs pull"),
     ],
 )
