@@ -102,8 +102,8 @@ PAGES = {
             # Both processes on this machine, at the same time.
             "--config=... --workdir=...": "--config=configs/ar_mem.py:rooms --workdir=runs/two",
             "gpu1:8476": "localhost:8476",
-            "# on gpu1": "&",
-            "# on gpu2": "& wait %1 && wait %2",
+            "# on gpu1": "& first=$!",
+            "# on gpu2": "& wait $first && wait $!",
         }
     ),
     "docs/quickstart.md": Page(prepare=("own_data.first_image", "own_data.own_episodes")),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def test_commands_of_the_page(run_page: Callable[[str], None]) -> None:
