@@ -21,7 +21,7 @@ from flax import nnx
 
 from jworld.data import pipeline
 from jworld.encoders import model_encoders
-from jworld.evaluation import accuracy, contact_sheets, results
+from jworld.evaluation import accuracy, contact_sheets, measures, results
 from jworld.parallel import startup
 from jworld.systems import recipes, runs
 from jworld.utils import arguments, compilation, errors, files, resources
@@ -145,18 +145,27 @@ def plot(report: results.Report) -> matplotlib.figure.Figure:
     """Draw the curves, and the bars next to them if there are any, or the accuracies."""
     if report.scores:
         return accuracy.plot(report.scores, chance=report.chance)
-    figure = matplotlib.figure.Figure(figsize=(9 if report.bars else 6, 4), layout="constrained")
-    panels = figure.subplots(1, 2 if report.bars else 1, squeeze=False, width_ratios=[2, 1][: 1 + bool(report.bars)])[0]
-    for name, values in report.curves.items():
-        panels[0].plot(range(1, len(values) + 1), values, marker="o", label=name)
-    panels[0].set_xticks(range(1, max(map(len, report.curves.values())) + 1))
-    panels[0].set(xlabel="chunk of the rollout", ylabel="PSNR (dB)", title="Held-out data")
+    curves = {"PSNR (dB)": report.curves} | {measures.IMAGES[key]: found for key, found in report.images.items()}
+    count = len(curves) + bool(report.bars)
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = matplotlib.figure.Figure(figsize=(1 + 4.5 * columns, 4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for panel, (label, found) in zip(panels, curves.items(), strict=False):
+        for name, values in found.items():
+            panel.plot(range(1, len(values) + 1), values, marker="o", label=name)
+        panel.set_xticks(range(1, max(map(len, found.values())) + 1))
+        panel.set(xlabel="chunk of the rollout", ylabel=label)
+    panels[0].set_title("Held-out data")
     panels[0].legend()
     if report.bars:
-        bars = panels[1].bar(list(report.bars), list(report.bars.values()), color=["tab:blue", "tab:gray"])
-        panels[1].bar_label(bars, fmt="%.1f")
-        panels[1].margins(y=0.1)
-        panels[1].set(ylabel="PSNR (dB)", title=report.bars_title)
+        panel = panels[len(curves)]
+        bars = panel.bar(list(report.bars), list(report.bars.values()), color=["tab:blue", "tab:gray"])
+        panel.bar_label(bars, fmt="%.1f")
+        panel.margins(y=0.1)
+        panel.set(ylabel="PSNR (dB)", title=report.bars_title)
+    for panel in panels[count:]:
+        panel.set_axis_off()
     return figure
 
 

@@ -45,7 +45,7 @@ def test_turning_chunks():
 class PerfectSession:
     """Session that returns the recorded frames for the recorded actions, else black ones; lossless autoencoder."""
 
-    chunk_frames = 4
+    chunk_frames, spatial_ratio = 4, 16
 
     def __init__(self, clip: held_out.Clip):
         self.clip, self.encoders, self.autoencoder = clip, self, self

@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import ml_collections
 import numpy as np
@@ -170,23 +170,6 @@ def chunk_psnr(truth: np.ndarray, prediction: np.ndarray, size: int) -> list[flo
     """Return the PSNR in dB of every chunk of `size` latents, without frame 0, which is an input of the model."""
     spans = chunk_frames(1 + (len(truth) - 1) // STRIDE, size)
     return [psnr(truth[max(start, 1) : stop], prediction[max(start, 1) : stop]) for start, stop in spans]
-
-
-def report(rows: Sequence[Mapping[str, Any]], shown: list[results.Comparison]) -> results.Report:
-    """Summarize the measurements of clips, part by part.
-
-    Args:
-      rows: per clip, "psnr" (dB of every part, by name: `MODEL`, its baselines, and `AUTOENCODER`, the upper bound) and
-        other values to write.
-      shown: some of the videos.
-    """
-    names = list(rows[0]["psnr"])
-    curves = {name: np.mean([row["psnr"][name] for row in rows], axis=0).tolist() for name in names}
-    means = {name: float(np.mean(values)) for name, values in curves.items()}
-    gains = {name: means[MODEL] - means[name] for name in names if name not in (MODEL, AUTOENCODER)}
-    summary = [(f"gain over {name}", f"{value:+.2f} dB") for name, value in gains.items()]
-    numbers = {"clips": len(rows), "psnr_per_part": curves, "psnr": means, "gains": gains, "per_clip": list(rows)}
-    return results.Report(numbers=numbers, curves=curves, summary=summary, rollouts=shown)
 
 
 def recording_config(config: ml_collections.ConfigDict) -> recorder.RecordingConfig:

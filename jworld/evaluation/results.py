@@ -101,6 +101,7 @@ class Report:
       numbers: all values, as JSON.
       summary: (name, value) pairs for the user.
       curves: PSNR per chunk in dB, of the model and its baselines.
+      images: measures of images per chunk: measure of `measures.IMAGES` -> values of the model and its baselines.
       bars: further PSNRs in dB, by name.
       bars_title: title of `bars`.
       rollouts: some of the videos.
@@ -111,6 +112,7 @@ class Report:
     numbers: dict[str, Any]
     summary: list[tuple[str, str]]
     curves: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    images: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
     bars: dict[str, float] = dataclasses.field(default_factory=dict)
     bars_title: str = ""
     rollouts: list[Comparison] = dataclasses.field(default_factory=list)

@@ -42,7 +42,7 @@ def test_seams_are_differences_across_the_grid() -> None:
     assert measures.seam_ratio((noise + blocks).astype(np.uint8), 8) > 3
     rows = np.kron(rng.integers(0, 100, (4, 1)), np.ones((8, 64), int))[None, :, :, None]
     assert measures.seam_ratio((noise + rows).astype(np.uint8), 8) > 1.5
-    # The same blocks on another grid are no seams of this one.
+    # Blocks of another grid do not count.
     assert measures.seam_ratio(np.roll(noise + blocks, 4, axis=(1, 2)).astype(np.uint8), 8) < 1
 
 

@@ -15,7 +15,7 @@ import rich.console
 import rich.progress
 
 from jworld.cameras import actions, robots
-from jworld.evaluation import held_out, results
+from jworld.evaluation import held_out, measures, results
 from jworld.systems.cosmos.session import Session
 from jworld.utils import errors, indices
 
@@ -76,20 +76,18 @@ def evaluate(
     for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         clip = held_out.window(load(index), start=start, latents=latents)
         values, frames = measure(session, clip, windows=options.chunks, seed=options.seed + i)
-        rows.append({"clip": clip.name, "first_latent": start, "psnr": values})
+        rows.append({"clip": clip.name, "first_latent": start, **values})
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * start}"
             shown.append(compare(session, clip, frames, windows=options.chunks, title=title))
-    return held_out.report(rows, shown)
+    return measures.report(rows, shown)
 
 
-def measure(
-    session: Session, clip: held_out.Clip, *, windows: int, seed: int
-) -> tuple[dict[str, list[float]], np.ndarray]:
+def measure(session: Session, clip: held_out.Clip, *, windows: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
     """Measure one clip.
 
     Returns:
-      PSNR (dB) per window, for the model and for every baseline by name; and the model's frames.
+      The values of `measures.measure`, for the model and for every baseline by name; and the model's frames.
     """
     motion = motion_per_window(session, clip, windows)
     videos = {held_out.MODEL: roll_out(session, clip, motion, seed=seed)}
@@ -105,7 +103,7 @@ def measure(
     autoencoder = session.encoders.autoencoder
     videos[held_out.AUTOENCODER] = autoencoder.decode(autoencoder.encode(clip.frames[None]))[0][:length]
     spans = generated_spans(session, windows)
-    values = {name: [held_out.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in videos.items()}
+    values = measures.measure(clip.frames, videos, spans, patch=autoencoder.spatial_ratio)
     return values, videos[held_out.MODEL]
 
 

@@ -16,7 +16,7 @@ import rich.console
 import rich.progress
 
 from jworld.cameras import driving
-from jworld.evaluation import held_out, results
+from jworld.evaluation import held_out, measures, results
 from jworld.systems.matrix.session import ClipSession, Controls
 from jworld.utils import indices
 
@@ -64,16 +64,17 @@ def evaluate(
         clip = held_out.window(load(index), start=first, latents=session.latents)
         videos = restored(session, clip, seed=options.seed + i, steered=steered)
         spans = parts(len(clip.frames), options.chunks)
-        values = {
-            name: [held_out.psnr(clip.frames[a:b], video[a:b]) for a, b in spans] for name, video in videos.items()
-        }
-        rows.append({"clip": clip.name, "first_latent": first, "psnr": values})
+        patch = session.encoders.autoencoder.spatial_ratio
+        values = measures.measure(clip.frames, videos, spans, patch=patch)
+        rows.append({"clip": clip.name, "first_latent": first, **values})
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * first}, restored"
             shown.append(
-                compare(clip, videos[held_out.MODEL], values[held_out.MODEL], spans, steered=steered, title=title)
+                compare(
+                    clip, videos[held_out.MODEL], values["psnr"][held_out.MODEL], spans, steered=steered, title=title
+                )
             )
-    return held_out.report(rows, shown)
+    return measures.report(rows, shown)
 
 
 def restored(session: ClipSession, clip: held_out.Clip, *, seed: int, steered: bool) -> dict[str, np.ndarray]:

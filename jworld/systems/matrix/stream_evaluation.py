@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 
 from jworld.cameras import driving
-from jworld.evaluation import held_out, results
+from jworld.evaluation import held_out, measures, results
 from jworld.systems.matrix.evaluation import recorded_tokens
 from jworld.systems.matrix.session import Controls
 from jworld.systems.matrix.streaming import StreamSession
@@ -101,11 +101,9 @@ def evaluate(
     for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         clip = held_out.window(load(index), start=start, latents=latents)
         videos = generated(session, clip, windows, seed=options.seed + i)
-        values = {
-            name: [held_out.psnr(clip.frames[a:b], video[a:b]) for a, b in spans(session, windows)]
-            for name, video in videos.items()
-        }
-        row: dict[str, Any] = {"clip": clip.name, "first_latent": start, "psnr": values}
+        patch = session.encoders.autoencoder.spatial_ratio
+        values = measures.measure(clip.frames, videos, spans(session, windows), patch=patch)
+        row: dict[str, Any] = {"clip": clip.name, "first_latent": start, **values}
         if teacher is not None:
             found = distances(teacher, students, clip, windows, seed=options.seed + i)
             row["to_teacher"] = {name: dataclasses.asdict(distance) for name, distance in found.items()}
@@ -211,7 +209,7 @@ def sample(
 
 
 def _report(rows: list[dict[str, Any]], shown: list[results.Comparison]) -> results.Report:
-    report = held_out.report(rows, shown)
+    report = measures.report(rows, shown)
     numbers, summary, bars = report.numbers, report.summary, report.bars
     for name in rows[0].get("to_teacher", ()):
         found = [row["to_teacher"][name] for row in rows]

@@ -18,7 +18,7 @@ import rich.progress
 
 from jworld.cameras import actions
 from jworld.data.recording import recorder
-from jworld.evaluation import held_out, results
+from jworld.evaluation import held_out, measures, results
 from jworld.systems.worldplay import rollout
 from jworld.systems.worldplay.session import Session
 from jworld.utils import indices
@@ -76,7 +76,8 @@ def measure(
     """Measure one episode.
 
     Returns:
-      PSNR (dB) per chunk, for the model and every baseline by name; and the model's frames.
+      The values of `measures.measure` per chunk, for the model and every baseline by name, and which chunks turn; and
+      the model's frames.
     """
     recorded = clip.camera_controls
     frames = {}
@@ -87,10 +88,10 @@ def measure(
     autoencoder = session.encoders.autoencoder
     frames[held_out.AUTOENCODER] = autoencoder.decode(autoencoder.encode(clip.frames[None]))[0]
     size = session.chunk_frames
-    row = {
-        "psnr": {name: held_out.chunk_psnr(clip.frames, frames[name], size) for name in CURVES},
-        "turning": turning_chunks(recorded.action, size),
-    }
+    # Frame 0 is an input of the model.
+    spans = [(max(start, 1), stop) for start, stop in held_out.chunk_frames(clip.latents, size)]
+    values = measures.measure(clip.frames, frames, spans, patch=autoencoder.spatial_ratio)
+    row = {**values, "turning": turning_chunks(recorded.action, size)}
     return row, frames[held_out.MODEL]
 
 
@@ -146,9 +147,12 @@ def _report(
     ]
     for name, value in bars.items():
         summary.append((f"view after turning away and back, {name}", f"{value:.2f} dB"))
+    images = measures.image_curves(rows)
+    summary += measures.summary(images)
     numbers = {
         "windows": len(rows),
         "psnr_per_chunk": curves,
+        "images_per_chunk": images,
         "gain_over_repeated_first_frame": gain,
         "gain_over_swapped_on_turning_chunks": swap_gap,
         "turning_chunks": int(gaps.size),
@@ -157,5 +161,11 @@ def _report(
         "per_revisit": returns,
     }
     return results.Report(
-        numbers=numbers, curves=curves, bars=bars, bars_title="Turned away and back", summary=summary, rollouts=shown
+        numbers=numbers,
+        curves=curves,
+        images=images,
+        bars=bars,
+        bars_title="Turned away and back",
+        summary=summary,
+        rollouts=shown,
     )
