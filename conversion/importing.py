@@ -19,7 +19,18 @@ import numpy as np
 import rich.console
 from flax import nnx
 
-from conversion import autoencoders, engine, families, outputs, resolving, schedulers, selecting, sources, store
+from conversion import (
+    autoencoders,
+    engine,
+    families,
+    messages,
+    outputs,
+    resolving,
+    schedulers,
+    selecting,
+    sources,
+    store,
+)
 from jworld import systems
 from jworld.data import records
 from jworld.systems import runs
@@ -28,6 +39,9 @@ from jworld.utils import config as run_config
 from jworld.utils import errors
 
 DTYPES = ("float32", "bfloat16", "float16")
+_FLOAT8 = "float8"
+# Names of the scales of quantized weights, as the usual programs write them.
+_SCALE = re.compile(r"(^|\.)(scaled_fp8|scale_(weight|input)|(weight|input)_scale(_inv)?)$")
 
 
 class Target(Protocol):
@@ -149,9 +163,13 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     for name, place in planned.items():
         if name in found:
             places[place.path][name] = place
-    params, mixed = _with_dtypes(params, places, source, options.dtype)
-    if family.autoencoder and (other := {str(leaf.dtype) for leaf in params.values()} - set(DTYPES)):
-        raise errors.UserError(f"{where}: has tensors of {', '.join(sorted(other))}, expected {', '.join(DTYPES)}")
+    _check_scales(source, where)
+    params, mixed = _with_dtypes(params, places, source, options.dtype, narrow=family.autoencoder is None)
+    if other := {str(leaf.dtype) for leaf in params.values()} - set(DTYPES):
+        fix = "give the published files" if family.autoencoder else "choose one with --dtype"
+        raise errors.UserError(
+            f"{where}: has tensors of {', '.join(sorted(other))}, expected {', '.join(DTYPES)}: {fix}"
+        )
     base = "" if layout.from_base is None else "give the checkpoints that it was trained from with --base, "
     engine.check(
         [*listed, *mixed],
@@ -223,13 +241,28 @@ def _without_allowed(
     return [problem for problem in listed if problem not in allowed], allowed
 
 
+def _check_scales(source: sources.Source, where: str) -> None:
+    """Raise a `UserError` for float8 tensors whose values count only with a scale in another tensor."""
+    scales = [name for name in source.tensors if _SCALE.search(name)]
+    if scales and any(str(info.dtype).startswith(_FLOAT8) for info in source.tensors.values()):
+        raise errors.UserError(
+            f"{where}: its weights are float8 with scales ({messages.listed(scales)}), expected plain weights: give "
+            "the published bfloat16 files"
+        )
+
+
 def _with_dtypes(
     params: Mapping[str, jax.ShapeDtypeStruct],
     places: Mapping[str, Mapping[str, engine.TensorPlacement]],
     source: sources.Source,
     dtype: str | None,
+    *,
+    narrow: bool,
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], list[engine.Problem]]:
-    """Return the parameters in the dtype to store, and problems of parameters with tensors of several dtypes."""
+    """Return the parameters in the dtype to store, and problems of parameters with tensors of several dtypes.
+
+    With `narrow`, float8 becomes bfloat16, which has all its values.
+    """
     counts = collections.Counter(info.dtype for info in source.tensors.values())
     usual = counts.most_common(1)[0][0]
     stored, mixed = {}, []
@@ -239,6 +272,8 @@ def _with_dtypes(
             names = ", ".join(sorted(map(str, found)))
             mixed.append(engine.Problem("mixed", path, f": its tensors are {names} (choose one with --dtype)"))
         chosen = np.dtype(dtype) if dtype else next(iter(found), usual)
+        if narrow and str(chosen).startswith(_FLOAT8):
+            chosen = np.dtype("bfloat16")
         stored[path] = jax.ShapeDtypeStruct(leaf.shape, chosen)
     return stored, mixed
 
