@@ -209,21 +209,22 @@ def open_log(job: TrainingJob, state: train_state.TrainState, *, on_step: Callab
 def show(job: TrainingJob) -> bool:
     """Sample the newest checkpoint, and write samples/NAME.mp4 and .png, or NAME.json for answers in text.
 
-    Return whether that was possible; otherwise the reason is printed.
+    Return whether the held-out sample was possible; if any sample was not, the reason is printed.
     """
+    made_any = False
     if problem := job.system.data.find_problem(job.workdir / runs.ENCODERS):
-        console.print(f"no {job.system.sample_name}: {problem}")
+        console.print(f"no {job.system.sample_name}: {problem}", markup=False)
         return False
     try:
         run = runs.load(job.workdir, stored=True)
         for name, made in periodic.make_samples(run.system, run.model, run.encoders, run.config, job.samples):
             for line in samples.write(made, job.workdir / runs.SAMPLES, name, fps=run.encoders.fps):
                 console.print(line, markup=False)
+            made_any = True
     except errors.UserError as error:
         # The run itself ended well.
-        console.print(f"no {job.system.sample_name}: {error}")
-        return False
-    return True
+        console.print(f"no {'further samples' if made_any else job.system.sample_name}: {error}", markup=False)
+    return made_any
 
 
 if __name__ == "__main__":

@@ -411,9 +411,9 @@ def find_role_problem(
     if getattr(given, role.attribute) is not None or is_none(entry):
         return ""
     if "kind" not in entry:
-        return _unknown_source(directory, role.words, entry["family"], f"{role.flag} {entry['family']}:FOLDER")
+        return _unknown_source(directory, role.words, entry["family"], _fix(role.flag, f"{entry['family']}:FOLDER"))
     if _is_absent(entry.get("source", "")):
-        return _moved(directory, role.words, entry, f"{role.flag} {entry['kind']}:FOLDER")
+        return _moved(directory, role.words, entry, _fix(role.flag, f"{entry['kind']}:FOLDER"))
     return ""
 
 
@@ -422,11 +422,11 @@ def find_autoencoder_problem(directory: str | pathlib.Path, manifest: Mapping[st
     entry = manifest["autoencoder"]
     if entry["family"] == linear.FAMILY:
         path = pathlib.Path(directory) / records.AUTOENCODER_FILE
-        return "" if path.is_file() else f"{path} is absent: restore it, or give --autoencoder FILE"
+        return "" if path.is_file() else f"{path} is absent: restore it, or {_fix('--autoencoder', 'FILE')}"
     if "source" not in entry:
-        return _unknown_source(directory, "autoencoder", entry["family"], "--autoencoder FOLDER")
+        return _unknown_source(directory, "autoencoder", entry["family"], _fix("--autoencoder", "FOLDER"))
     if _is_absent(entry["source"]):
-        return _moved(directory, "autoencoder", entry, "--autoencoder FOLDER")
+        return _moved(directory, "autoencoder", entry, _fix("--autoencoder", "FOLDER"))
     return ""
 
 
@@ -436,12 +436,18 @@ def _is_absent(source: str) -> bool:
     return path.is_absolute() and not path.exists()
 
 
+def _fix(flag: str, value: str) -> str:
+    """Return how to name an encoder: with an option to generate and evaluate, with a config key to train."""
+    name = flag.removeprefix("--").replace("-", "_")
+    return f"give {flag} {value}, or to jworld.train --config.sample.encoders.{name}={value}"
+
+
 def _unknown_source(directory: str | pathlib.Path, words: str, family: str, fix: str) -> str:
-    return f"{directory} does not record the source of its {words} (family {family}): give {fix}"
+    return f"{directory} does not record the source of its {words} (family {family}): {fix}"
 
 
 def _moved(directory: str | pathlib.Path, words: str, entry: Mapping[str, Any], fix: str) -> str:
-    return f"the {words} of {directory} came from {entry['source']}, which is absent: give {fix}"
+    return f"the {words} of {directory} came from {entry['source']}, which is absent: {fix}"
 
 
 def _reopen(role: Role, entry: Mapping[str, Any], given: EncoderOverrides, directory: pathlib.Path) -> Any:

@@ -36,7 +36,7 @@ Loss = Callable[..., dict[str, jax.Array]]
 
 
 class Periodic:
-    """What a run does at `config.sample.interval` and `config.evaluation.interval`."""
+    """Samples and held-out measurements of one run, at the intervals of its config."""
 
     def __init__(
         self,

@@ -80,6 +80,9 @@ def _parse(text: str, hint: Any) -> Any:
     """Return the value of a text, read by the parser of `config_flags` for the type, or raise a ValueError."""
     if text == "None" and fits(None, hint):
         return None
+    if hint == tuple[str, ...] and not text.startswith(("(", "[")):
+        # A sentence is one text, whatever it contains.
+        return (text,) if text else ()
     kind = _parsed_type(hint)
     holder = ml_collections.ConfigDict({"value": ml_collections.FieldReference(None, field_type=kind)})
     values, argument = flags.FlagValues(), f"--config.value={text}"  # type: ignore[no-untyped-call]

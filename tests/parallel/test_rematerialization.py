@@ -18,18 +18,32 @@ changed = recipes.change(config.load_recipe(recipe), dict(change.split("=", 1) f
 program.Program(changed, jax.devices()).lower().compile()
 print("compiled")
 """
+COSMOS = (
+    "configs/cosmos_video2world.py",
+    "data.clip.window_frames=4",
+    "model.width=48",
+    "model.num_layers=2",
+    "model.num_heads=4",
+)
 WORLDPLAY = ("configs/ar_mem.py:rooms", *(word.removeprefix("--config.") for word in commands.MODEL))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [("mesh.sequence=4",), ("mesh.data=2", "mesh.fsdp=2", "mesh.sequence=2")])
-def test_no_involuntary_rematerialization(mesh: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "run, mesh",
+    [
+        (WORLDPLAY, ("mesh.sequence=4",)),
+        (WORLDPLAY, ("mesh.data=2", "mesh.fsdp=2", "mesh.sequence=2")),
+        (COSMOS, ("mesh.sequence=4",)),
+    ],
+)
+def test_no_involuntary_rematerialization(run: tuple[str, ...], mesh: tuple[str, ...]) -> None:
     environment = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
         "JAX_ENABLE_COMPILATION_CACHE": "0",  # a program that is read back gives no warnings
     }
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *WORLDPLAY, "global_batch=8", *mesh],
+        [sys.executable, "-c", PROGRAM, *run, "global_batch=8", *mesh],
         cwd=commands.ROOT,
         env={**os.environ, **environment},
         capture_output=True,

@@ -41,6 +41,7 @@ def modulation(cfg: CosmosConfig, parts: int, rngs: nnx.Rngs) -> Modulation:
         parts,
         rank=cfg.modulation_rank,
         use_bias=False,
+        leading=("batch", "frames", None),
         param_dtype=cfg.param_dtype,
         rngs=rngs,
     )

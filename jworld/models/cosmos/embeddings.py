@@ -13,6 +13,7 @@ from jworld.models.layers.linear import linear, truncated_init
 from jworld.models.layers.mlp import gelu_tanh
 from jworld.models.layers.norms import rms_norm
 from jworld.models.layers.rotary import extrapolated_theta, rotary_tables
+from jworld.parallel.axes import constrain_if_divisible
 
 
 class TimeEmbedding(nnx.Module):
@@ -39,13 +40,17 @@ class TimeEmbedding(nnx.Module):
         self, time: jax.Array, action: tuple[jax.Array, jax.Array] | None
     ) -> tuple[jax.Array, jax.Array | None]:
         """Embed; `action` is its addition to the sinusoid, [B, D], and to the common term, [B, 3D]."""
-        sinusoid = sinusoidal(time, self.width)
-        output = self.output(nnx.silu(self.hidden(sinusoid)))
+        sinusoid = self._placed(sinusoidal(time, self.width))
+        output = self._placed(self.output(self._placed(nnx.silu(self.hidden(sinusoid)))))
         vector, offset = (sinusoid, output) if self.common_term else (output, None)
         if action is not None:
             assert offset is not None
             vector, offset = vector + action[0][:, None], offset + action[1][:, None]
-        return self.norm(vector), offset
+        return self._placed(self.norm(vector)), offset
+
+    def _placed(self, x: jax.Array) -> jax.Array:
+        """Keep [B, F, D] where its samples and frames are, instead of where the kernels' shards are."""
+        return constrain_if_divisible(x, "batch", "frames", None)
 
 
 class ActionPerceptron(nnx.Module):

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jworld.models.layers.linear import linear, zeros_init
+from jworld.parallel.axes import constrain_if_divisible
 
 
 class Modulation(nnx.Module):
     """Linear(SiLU(vector)) split into `parts`: [..., D] -> parts x [..., width], float32, zero-initialized.
 
     With a `rank` the matrix is a product of two, D -> rank -> parts * width (AdaLN-LoRA, arXiv 2310.00426).
+    `leading` has the logical axes of the vector's dimensions but the last, if its sharding is stated.
     """
 
     def __init__(
@@ -23,10 +25,11 @@ class Modulation(nnx.Module):
         *,
         rank: int | None = None,
         use_bias: bool = True,
+        leading: tuple[str | None, ...] | None = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.parts = parts
+        self.parts, self.leading = parts, leading
         common: dict[str, Any] = {
             "use_bias": use_bias,
             "dtype": jnp.float32,
@@ -41,11 +44,14 @@ class Modulation(nnx.Module):
 
     def __call__(self, vector: jax.Array, offset: jax.Array | None = None) -> tuple[jax.Array, ...]:
         """Modulate; `offset` [..., at least parts * width] is truncated to the output and added before the split."""
-        hidden = nnx.silu(vector)
-        out = self.linear(hidden if self.rank is None else self.reduce(hidden))
+        hidden = self._placed(nnx.silu(vector))
+        out = self._placed(self.linear(hidden if self.rank is None else self._placed(self.reduce(hidden))))
         if offset is not None:
             out = out + offset[..., : out.shape[-1]]
         return tuple(jnp.split(out, self.parts, axis=-1))
+
+    def _placed(self, x: jax.Array) -> jax.Array:
+        return x if self.leading is None else constrain_if_divisible(x, *self.leading, None)
 
 
 def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array, *, eps: float = 1e-6) -> jax.Array:

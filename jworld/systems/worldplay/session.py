@@ -77,7 +77,7 @@ class Session:
         if vision is None:
             raise errors.UserError(
                 "the image encoder of the data set is absent, so only held-out clips with stored states can be "
-                "continued: give --image-encoder"
+                "continued: give --image-encoder, or to jworld.train --config.sample.encoders.image_encoder"
             )
         rows = [self.encoders.prompt(prompt)]
         if self.latents.sample.guidance != 1:
