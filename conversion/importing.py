@@ -20,6 +20,7 @@ import rich.console
 from flax import nnx
 
 from conversion import (
+    adapter_files,
     autoencoders,
     engine,
     families,
@@ -122,6 +123,11 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
         unexpected and misshapen tensor.
     """
     where = str(opened.path)
+    if adapter_files.are_adapters(opened.tensors):
+        raise errors.UserError(
+            f"{where}: has adapters (LoRA) alone, expected weights: merge them into their base with "
+            f"`python -m conversion fuse BASE {where} --output DIR`"
+        )
     family, layout = families.detect(opened.tensors, where, family=options.family)
     settings = resolving.parse_settings(options.settings)
     options = dataclasses.replace(options, selection=_with_rows(options, opened, layout, settings))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion import engine, families, folders, resolving, selecting, sources
+from conversion import adapter_files, engine, families, folders, messages, resolving, selecting, sources
 from jworld.models.autoencoders.latents import Normalization
 
 
@@ -24,6 +24,8 @@ def inspect(path: pathlib.Path, *, step: int | None = None) -> dict[str, str]:
 
 def _inspect_source(path: pathlib.Path) -> dict[str, str]:
     with sources.open_source(path) as opened:
+        if adapter_files.are_adapters(opened.tensors):
+            return _adapters(path)
         family, layout = families.detect(opened.tensors, str(path))
         source = selecting.Selected(opened, layout, selecting.Selection())
         facts = layout.from_shapes({name: info.shape for name, info in source.tensors.items()})
@@ -36,6 +38,20 @@ def _inspect_source(path: pathlib.Path) -> dict[str, str]:
             **({"EMA weights": "also in the file, for import --ema"} if source.has_ema else {}),
             **({"adapters": f"{source.adapters.describe()}, merged by import"} if source.adapters else {}),
             **_files(source.files),
+        }
+
+
+def _adapters(path: pathlib.Path) -> dict[str, str]:
+    with sources.open_source(adapter_files.find(path), unwrap=False) as opened:
+        contents = adapter_files.read(opened, {name: name for name in opened.tensors}, alpha=None)
+        layers = list(contents.adapters)
+        return {
+            "kind": "adapters (LoRA), merged by fuse",
+            "adapters": contents.describe(),
+            "layers": messages.listed(layers),
+            **({"whole tensors": messages.listed(list(contents.whole))} if contents.whole else {}),
+            **_tensors((info.shape, info.dtype) for info in opened.tensors.values()),
+            **_files(opened.files),
         }
 
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from conversion import __main__ as conversion
-from conversion import sources
+from conversion import inspecting, sources
 
 #: Settings of adapters: rank and alpha, the patterns, and the rule for the factor.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -86,3 +86,21 @@ def test_an_adapted_embedding(tmp_path: pathlib.Path) -> None:
     assert any(name.endswith("embed_tokens.lora_embedding_A") for name in names)
     expected = adapted.merged(download.module(), folder)
     assert_close(fused(download.write(tmp_path / "source"), folder, tmp_path), expected)
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_adapters_alone(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    """They are described, and an import names the command that merges them."""
+    download = adapted.matrix()
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=download.targets)
+    path = adapted.adapters(download.module(), tmp_path / "lora", config)
+    if form == "file":
+        path = path / "adapter_model.safetensors"
+    rows = inspecting.inspect(path)
+    assert rows["kind"] == "adapters (LoRA), merged by fuse"
+    assert rows["adapters"].startswith("rank 2 on 8 layers with the factor 3 (")
+    with pytest.raises(SystemExit):
+        conversion.main(["import", str(path), "--output", str(tmp_path / "out")])
+    message = capsys.readouterr().err
+    assert "has adapters (LoRA) alone, expected weights" in message
+    assert f"`python -m conversion fuse BASE {path}" in message
