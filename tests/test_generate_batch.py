@@ -81,12 +81,12 @@ def test_several_seeds_and_negative_prompts(folder: pathlib.Path, tmp_path: path
     generate.main(video_runs.arguments("clip", folder, out, "--seed", "0,5"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_0.json", "a_0.mp4", "a_5.json", "a_5.mp4"]
     assert facts(tmp_path / "a_5.mp4")["seed"] == 5
-    batch = write(tmp_path / "b.jsonl", [{"out": "plain.mp4"}, {"out": "grey.mp4", "negative_prompt": "grey fog"}])
+    batch = write(tmp_path / "b.jsonl", [{"out": "plain.mp4"}, {"out": "gray.mp4", "negative_prompt": "gray fog"}])
     run_batch("clip", folder, batch, tmp_path / "new")
-    plain, grey = (episodes.read_video(tmp_path / "new" / f"{name}.mp4") for name in ("plain", "grey"))
+    plain, gray = (episodes.read_video(tmp_path / "new" / f"{name}.mp4") for name in ("plain", "gray"))
     np.testing.assert_array_equal(plain, episodes.read_video(tmp_path / "a_0.mp4"))
-    assert (plain != grey).any()
-    assert facts(tmp_path / "new" / "grey.mp4")["negative_prompt"] == "grey fog"
+    assert (plain != gray).any()
+    assert facts(tmp_path / "new" / "gray.mp4")["negative_prompt"] == "gray fog"
 
 
 def test_the_same_command_continues(

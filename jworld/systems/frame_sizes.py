@@ -20,7 +20,7 @@ def buckets(tokens: int, unit: Size) -> list[Size]:
     """
     shapes = []
     for columns in range(tokens, 0, -1):
-        # Of every width the heights h with columns * h <= tokens < (columns + 1) * (h + 1).
+        # Heights h with columns * h <= tokens < (columns + 1) * (h + 1).
         first, last = tokens // (columns + 1), tokens // columns
         shapes += [(columns, rows) for rows in range(max(first, 1), last + 1)]
     return [

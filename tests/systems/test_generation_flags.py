@@ -1,18 +1,22 @@
 """Plain flags of generation on every video system, trained and imported: their keys, effects and refusals."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import video_runs
 
 import jworld
 from jworld import generate
-from jworld.data.inputs import video
+from jworld.data.inputs import fitting, video
 from jworld.data.recording import episodes
+from jworld.encoders import weightless
 from jworld.systems import options, runs
+from jworld.utils import config as run_config
 from jworld.utils import errors
 
 SYSTEMS = pytest.mark.parametrize("name", list(video_runs.RUNS))
@@ -54,7 +58,7 @@ def test_all_flags_on_every_system(name: str, imported: bool, folder: pathlib.Pa
         encoders = ("--autoencoder", str(folder / name / runs.ENCODERS / "autoencoder.safetensors"))
         encoders += ("--text-encoder", "hashed-words:64")
         encoders += ("--image-encoder", "thumbnail:none") if name == "worldplay" else ()
-    flags = ["--size", "96x64", "--fps", "7.5", "--steps", "4", "--guidance", GUIDED[name], "--negative-prompt", "grey"]
+    flags = ["--size", "96x64", "--fps", "7.5", "--steps", "4", "--guidance", GUIDED[name], "--negative-prompt", "gray"]
     out = tmp_path / "out.mp4"
     found, facts = made(name, folder, out, *flags, "--checkpoint", str(run), *encoders)
     assert found.shape[1:] == (64, 96, 3)
@@ -62,7 +66,7 @@ def test_all_flags_on_every_system(name: str, imported: bool, folder: pathlib.Pa
     config = facts["config"]
     rollout = config["sample"]["rollout"]
     assert (facts["fps"], rollout["fps"], rollout["num_steps"]) == (7.5, 7.5, 4)
-    assert (rollout["guidance"], rollout["negative_prompt"]) == (float(GUIDED[name]), "grey")
+    assert (rollout["guidance"], rollout["negative_prompt"]) == (float(GUIDED[name]), "gray")
     assert config["data"]["clip"]["latent_size"] == [4, 6]
 
 
@@ -72,8 +76,8 @@ def test_a_negative_prompt_and_the_number_of_steps_change_the_video(
 ) -> None:
     guided = ("--guidance", GUIDED[name])
     plain, _ = made(name, folder, tmp_path / "plain.mp4", *guided)
-    negative, _ = made(name, folder, tmp_path / "negative.mp4", *guided, "--negative-prompt", "grey fog")
-    key = "--config.sample.rollout.negative_prompt=grey fog"
+    negative, _ = made(name, folder, tmp_path / "negative.mp4", *guided, "--negative-prompt", "gray fog")
+    key = "--config.sample.rollout.negative_prompt=gray fog"
     same, _ = made(name, folder, tmp_path / "same.mp4", *guided, key)
     assert (negative != plain).any()
     np.testing.assert_array_equal(negative, same)
@@ -81,7 +85,7 @@ def test_a_negative_prompt_and_the_number_of_steps_change_the_video(
 
 @SYSTEMS
 def test_the_python_interface_has_the_same_flags(name: str, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    guidance, prompt = GUIDED[name], "grey fog"
+    guidance, prompt = GUIDED[name], "gray fog"
     flags = ("--aspect", "3:4", "--steps", "4", "--fps", "5", "--guidance", guidance, "--negative-prompt", prompt)
     made(name, folder, tmp_path / "out.mp4", *flags, "--seed", "3")
     run = jworld.load(folder / name, aspect=(3, 4), steps=4, fps=5.0, guidance=float(guidance))
@@ -189,3 +193,50 @@ def test_the_frame_rate_is_an_input_where_the_model_has_one(folder: pathlib.Path
 
     assert (frames(6, fps_modulation="True") != frames(30, fps_modulation="True")).any()
     np.testing.assert_array_equal(frames(6), frames(30))
+
+
+@pytest.mark.parametrize("flag", ["--size=64x48", "--aspect=4:3", "--fps=5", "--steps=2", "--guidance=2"])
+@pytest.mark.parametrize("recipe", ["theworld.py", "autoencoder.py"])
+def test_systems_without_videos_refuse_the_flags(
+    recipe: str, flag: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_config.save(run_config.load_recipe(str(video_runs.ROOT / "configs" / recipe)), tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        generate.main(["--checkpoint", str(tmp_path), "--prompt", "What is it?", flag])
+    assert exit_info.value.code == 2
+    name = flag.partition("=")[0]
+    assert capsys.readouterr().err == f"error: {name}: the model generates no videos: leave it out\n"
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"), [((60, 80), (48, 64)), ((40, 80), (32, 64)), ((90, 60), (64, 48)), ((30, 90), (32, 96))]
+)
+def test_the_image_encoder_gets_the_size_nearest_to_the_image(
+    shape: tuple[int, int],
+    seen: tuple[int, int],
+    folder: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The latent has the model's size, 64 x 48, and both images are scaled before they are cropped."""
+    images: list[np.ndarray] = []
+    latents: list[np.ndarray] = []
+    run = runs.load(video_runs.make("worldplay", folder))
+    encode_image, encode = weightless.Thumbnail.encode, type(run.encoders.autoencoder).encode
+    monkeypatch.setattr(weightless.Thumbnail, "encode", lambda self, x: (images.append(x[0]), encode_image(self, x))[1])
+    monkeypatch.setattr(
+        type(run.encoders.autoencoder), "encode", lambda self, x: (latents.append(x[0, 0]), encode(self, x))[1]
+    )
+    first = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    with jax.set_mesh(run.mesh):
+        run.session().reset(first, "a red room")
+    assert images[0].shape == (*seen, 3)
+    assert latents[0].shape == (48, 64, 3)
+    for found in (images[0], latents[0]):
+        fit = fitting.Fit(width=found.shape[1], height=found.shape[0], resampling=run.encoders.fit.resampling)
+        scaled = fit.scaled((shape[1], shape[0]))
+        whole = dataclasses.replace(fit, width=scaled[0], height=scaled[1], mode="stretch").frame(first)
+        left, top = round((scaled[0] - fit.width) / 2), round((scaled[1] - fit.height) / 2)
+        if found is latents[0]:
+            left, top = (scaled[0] - fit.width) // 2, (scaled[1] - fit.height) // 2
+        np.testing.assert_array_equal(found, whole[top : top + fit.height, left : left + fit.width])

@@ -30,7 +30,7 @@ def palette() -> PIL.Image.Image:
 KINDS = {
     "TURNED.PNG": (PIL.Image.fromarray(COLORS), {"format": "PNG", "exif": turned()}),
     "alpha.png": (PIL.Image.fromarray(np.dstack([COLORS, COLORS[..., :1]]), "RGBA"), {"format": "PNG"}),
-    "grey.Png": (PIL.Image.fromarray(COLORS[..., 0]), {"format": "PNG"}),
+    "gray.Png": (PIL.Image.fromarray(COLORS[..., 0]), {"format": "PNG"}),
     "palette.png": (palette(), {"format": "PNG", "transparency": 1}),
     "deep.png": (PIL.Image.fromarray((65535 * LEVELS).astype(np.uint16)), {"format": "PNG"}),
     "float.TIFF": (PIL.Image.fromarray(LEVELS.astype(np.float32)), {"format": "TIFF"}),
@@ -51,7 +51,7 @@ def test_every_kind_of_image_in_every_place(name: str, tmp_path: pathlib.Path) -
         # The images of a plain conversion are different, and Pillow reports none of it.
         plain = np.asarray(opened.convert("RGB"))
     expected = media.read_image(path)
-    if not name.startswith(("grey", "moving")):
+    if not name.startswith(("gray", "moving")):
         assert plain.shape != expected.shape or (plain != expected).any()
 
     data = path.read_bytes()
