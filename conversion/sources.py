@@ -412,7 +412,7 @@ def _load_torch(path: pathlib.Path) -> Any:
     try:
         # Older versions of Transformer Engine store their states as io.BytesIO.
         with torch.serialization.safe_globals([io.BytesIO]):
-            # Files in the format before PyTorch 1.6 are no archives and cannot be mapped.
+            # Files in the format before PyTorch 1.6 are not archives and cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch's unpickler and zip reader raise many types for foreign files
         reason = str(error).strip().split("\n")[0][:200]

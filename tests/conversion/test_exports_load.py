@@ -22,10 +22,11 @@ import pipeline_parts
 import pytest
 import test_adapter_exports
 import torch
+import torch_models
 from diffusers.models.transformers import transformer_cosmos, transformer_hunyuan_video15
 
 from conversion import __main__ as conversion
-from conversion import families
+from conversion import families, gemma3
 from jworld.utils import pretrained
 
 GOLDEN = golden_cases.DEFAULT_ROOT
@@ -294,14 +295,19 @@ def worldplay_pipeline(folder: pathlib.Path) -> None:
 # Adapters
 
 
-def adapters(name: str) -> Callable[[pathlib.Path], None]:
+def adapters(name: str, layout: str, style: str = "") -> Callable[[pathlib.Path], None]:
     def check(folder: pathlib.Path) -> None:
         run = test_adapter_exports.make_run(folder, name, test_adapter_exports.TARGETS[name])
-        layout = ["--layout", "diffusers"] if name.endswith("diffusers") else []
-        out = folder / "adapters"
-        conversion.main(["export", str(run), *layout, "--adapters", "--output", str(out)])
-        model = peft.PeftModel.from_pretrained(adapted.DOWNLOADS[name]().module(), out)
-        assert any("lora_" in key and bool(value.any()) for key, value in model.named_parameters())
+        out, download = folder / "adapters", adapted.DOWNLOADS[name]()
+        conversion.main(["export", str(run), "--layout", layout, "--adapters", "--output", str(out)])
+        theirs = {each.removeprefix(download.prefix): value for each, value in download.weights.items()}
+        if style:
+            theirs = {gemma3.restyle(each, style): value for each, value in theirs.items()}
+        model = peft.PeftModel.from_pretrained(torch_models.from_tensors(theirs), out)
+        parts = [value for key, value in model.named_parameters() if "lora_" in key]
+        assert parts
+        # peft's own initial second matrices are zero: every one of them was in the file.
+        assert all(bool(value.any()) for value in parts)
 
     return check
 
@@ -312,19 +318,21 @@ KINDS: dict[tuple[str, str], Callable[[pathlib.Path], None]] = {
     ("worldplay", "diffusers"): hunyuan_diffusers,
     ("worldplay", "pipeline of original"): worldplay_pipeline,
     ("worldplay", "pipeline of diffusers"): hunyuan_pipeline,
-    ("worldplay", "adapters of original"): adapters("worldplay"),
-    ("worldplay", "adapters of diffusers"): adapters("hunyuan_diffusers"),
+    ("worldplay", "adapters of original"): adapters("worldplay", "original"),
+    ("worldplay", "adapters of diffusers"): adapters("hunyuan_diffusers", "diffusers"),
     ("cosmos", "original"): cosmos_original,
     ("cosmos", "diffusers"): cosmos_diffusers,
     ("cosmos", "pipeline of diffusers"): cosmos_pipeline,
-    ("cosmos", "adapters of original"): adapters("cosmos_original"),
-    ("cosmos", "adapters of diffusers"): adapters("cosmos_diffusers"),
+    ("cosmos", "adapters of original"): adapters("cosmos_original", "original"),
+    ("cosmos", "adapters of diffusers"): adapters("cosmos_diffusers", "diffusers"),
     ("cogvideox", "diffusers"): cogvideox_diffusers,
     ("cogvideox", "pipeline of diffusers"): cogvideox_pipeline,
-    ("cogvideox", "adapters of diffusers"): adapters("matrix"),
+    ("cogvideox", "adapters of diffusers"): adapters("matrix", "diffusers"),
     **{("theworld", style): gemma(style) for style in families.FAMILIES["theworld"].layouts},
-    # The names of the layers are those of the class of transformers in every style.
-    **{("theworld", f"adapters of {style}"): adapters("gemma") for style in families.FAMILIES["theworld"].layouts},
+    **{
+        ("theworld", f"adapters of {style}"): adapters("gemma", style, style)
+        for style in families.FAMILIES["theworld"].layouts
+    },
     ("hunyuan15-vae", "original"): hunyuan_vae_original,
     ("hunyuan15-vae", "diffusers"): hunyuan_vae,
     ("wan-vae", "original"): wan_vae_original,
