@@ -28,6 +28,25 @@ def test_every_key_has_a_meaning(name: str) -> None:
         assert found[name].source == "recipe"
 
 
+def test_either_length_replaces_the_other() -> None:
+    config = run_config.load_recipe("configs/ar_mem.py")
+    by_epochs = recipes.change(config, {"epochs": "2.5"})
+    assert (by_epochs.steps, by_epochs.epochs) == (0, 2.5)
+    by_steps = recipes.change(by_epochs, {"steps": "7"})
+    assert (by_steps.steps, by_steps.epochs) == (7, 0.0)
+    both = recipes.change(config, {"steps": "7", "epochs": "2"})
+    assert (both.steps, both.epochs) == (7, 2.0)
+
+
+def test_keys_of_sections_that_no_recipe_lists() -> None:
+    config = run_config.load_recipe("configs/autoencoder.py")
+    changes = {"evaluation.interval": "5", "sample.interval": "4", "sample.encoders.dtype": "float32"}
+    changed = recipes.change(config, changes)
+    assert (changed.evaluation.interval, changed.sample.interval) == (5, 4)
+    with pytest.raises(errors.UserError, match=r"config\.evaluation\.intervall: .* did you mean 'interval'"):
+        recipes.change(config, {"evaluation.intervall": "5"})
+
+
 def test_keys_without_the_run_that_they_name(capsys: pytest.CaptureFixture[str]) -> None:
     """The predictor of world steps is read from a run, which need not exist for the list of keys."""
     command = ["--config=configs/theworld.py:tiny_steps", "--config.model.world.predictor=runs/none"]
