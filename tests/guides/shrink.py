@@ -121,15 +121,18 @@ _THEWORLD_PUBLISHED = (
     "--config.model.image_size=28",
     "--config.model.patch_size=7",
     "--config.model.world.image_size=32",
+    "--config.model.world.autoencoder_width=8",
     "--config.model.world.start_token=9",
     "--config.model.world.end_token=10",
+    # One percent of a few images is none.
+    "--config.data.conversations.val_share=0.5",
     "--config.data.clip.lengths=(64,128)",
     "--config.data.clip.image_size=28",
     "--config.data.clip.world_size=32",
     "--config.sample.rollout.max_tokens=4",
     "--config.sample.questions=2",
 )
-_AUTOENCODER = (*ROOMS, "--config.sample.frames=5")
+_AUTOENCODER = (*ROOMS, "--config.data.videos.val_share=0.5", "--config.sample.frames=5")
 
 #: "recipe.py:variant" -> config keys.
 RECIPES = {
