@@ -155,7 +155,11 @@ def _published(config: ml_collections.ConfigDict) -> None:
     config.data.tokenizer = "checkpoints/theworld-base/encoders"
     config.data.threads = 4
     config.data.recording = {"source": ""}
-    config.data.conversations = {"format": "llava", "path": "data/llava_pretrain/chat.json"}
+    config.data.conversations = {
+        "format": "llava",
+        "path": "data/llava_pretrain/chat.json",
+        "images": "data/llava_pretrain",
+    }
     config.data.clip = {
         "lengths": (512, 1024, 2048),
         "images": 1,
