@@ -109,8 +109,10 @@ def _patch(config: ml_collections.ConfigDict) -> None:
         "chunk": 8,
         "dtype": "float32",
     }
-    config.data.records = "data/rooms256/frames-128x96"
-    config.data.recording.update({"directory": "data/rooms256/episodes", "episodes": 256, "image_size": (256, 192)})
+    # Episodes of their own: `small` records other ones in data/rooms256.
+    config.data.records = "data/rooms256-large/frames-128x96"
+    config.data.recording.update({"directory": "data/rooms256-large/episodes", "episodes": 256})
+    config.data.recording.image_size = (256, 192)
     config.data.videos.image_size = (128, 96)
     config.data.clip.update({"frames": 9, "size": (128, 96)})
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100, "ema_decay": 0.998, "weight_decay": 0.0})
