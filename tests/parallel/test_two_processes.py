@@ -141,6 +141,26 @@ def test_two_processes_train_the_same_parameters_as_one(
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+def test_held_out_measurements_take_all_processes(
+    folder: pathlib.Path, straight: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during = ("--config.evaluation.interval=4", "--config.sample.interval=4")
+    assert finish(start(folder, "both", *during)) == [0, 0], printed(folder, "both", 0) + printed(folder, "both", 1)
+    assert "config.sample.interval: nothing is sampled during a multi-process run" in printed(folder, "both", 0)
+    held_out = [row for row in metrics.read(folder / "both") if "val_loss" in row]
+    assert [row["step"] for row in held_out] == [4, 8]
+    assert held_out[0]["val_loss"] != held_out[1]["val_loss"]
+
+    # One process fails to read: no process waits for it, and the training ends as without measurements.
+    monkeypatch.setenv("TOY_VAL_FAILS_IN", "1")
+    assert finish(start(folder, "failing", during[0])) == [0, 0], printed(folder, "failing", 0)
+    assert "no evaluation after step 4: another process could not read" in printed(folder, "failing", 0)
+    expected = parameters(straight, 9)
+    for name in ("both", "failing"):
+        for a, b in zip(parameters(folder / name, 9), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_only_process_0_prints_and_writes(folder: pathlib.Path, straight: pathlib.Path) -> None:
     assert "step 9/9" in printed(folder, "straight", 0)
     assert "next: python -m jworld.evaluate" in printed(folder, "straight", 0)

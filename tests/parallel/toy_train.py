@@ -63,6 +63,8 @@ class Data:
 
     def batches(self, split: str) -> Any:
         assert self.file.read_text() == "0"
+        if split == "val" and os.environ.get("TOY_VAL_FAILS_IN") == str(jax.process_index()):
+            raise OSError("the disk of this host is gone")
         wait = float(os.environ.get("TOY_SECONDS_PER_BATCH", "0"))
         transform = Example(wait / self.config.global_batch)
         return training_data.batches(self.config, Noise(), transform, self.spec, split=split)
