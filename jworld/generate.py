@@ -8,6 +8,7 @@ A model that answers in text prints its answer to --prompt about --image token b
 """
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -303,6 +304,15 @@ def make_parser() -> arguments.Parser:
     return parser
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return float(text)
+
+
+finite = arguments.checked("FLOAT", "a finite number", _finite)
+
+
 def _add_flags(parser: arguments.Parser) -> None:
     """Add the plain flags of `options.Flags`."""
     group = parser.add_argument_group("settings of the saved config")
@@ -319,12 +329,12 @@ def _add_flags(parser: arguments.Parser) -> None:
         f"size with as many tokens {saved}",
     )
     group.add_argument(
-        "--fps", type=float, help="frame rate of the video, in frames per second (default: that of the model's videos)"
+        "--fps", type=finite, help="frame rate of the video, in frames per second (default: that of the model's videos)"
     )
     group.add_argument("--steps", type=arguments.positive, help=f"denoising steps {saved}")
     group.add_argument(
         "--guidance",
-        type=float,
+        type=finite,
         help=f"scale of classifier-free guidance, as in config.sample.rollout.guidance {saved}",
     )
     group.add_argument("--negative-prompt", help=f"text of the guidance's negative branch {saved}")

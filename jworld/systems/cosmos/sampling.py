@@ -42,7 +42,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
-        if self.fps is not None and self.fps <= 0:
+        if self.fps is not None and not 0 < self.fps < np.inf:
             raise ValueError(f"fps is {self.fps}, expected a number above 0")
         if self.conditioning_frames not in (1, 2):
             raise ValueError(f"conditioning_frames is {self.conditioning_frames}, must be 1 or 2")

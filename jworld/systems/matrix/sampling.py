@@ -61,7 +61,7 @@ class SampleConfig:
             raise ValueError(f"solver is {self.solver!r}, must be one of {', '.join(SOLVERS)}")
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
-        if self.fps is not None and self.fps <= 0:
+        if self.fps is not None and not 0 < self.fps < np.inf:
             raise ValueError(f"fps is {self.fps}, expected a number above 0")
         if self.mode == "clip" and self.solver == "consistency":
             raise ValueError("solver is 'consistency', which generates streams: set mode to 'stream'")

@@ -49,7 +49,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
-        if self.fps is not None and self.fps <= 0:
+        if self.fps is not None and not 0 < self.fps < np.inf:
             raise ValueError(f"fps is {self.fps}, expected a number above 0")
 
 
