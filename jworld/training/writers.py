@@ -185,8 +185,8 @@ class WeightsAndBiases:
         if media.frames is None:
             shown = self._wandb.Html(f"<pre>{html.escape(media.text)}</pre>")
         else:
-            frames = np.ascontiguousarray(media.frames.transpose(0, 3, 1, 2))
-            shown = self._wandb.Video(frames, fps=max(round(media.fps), 1), format="gif")
+            # Of arrays, W&B makes videos with a further package.
+            shown = self._wandb.Video(io.BytesIO(gif(media.frames, media.fps)[0]), format="gif")
         self._run.log({"step": step, f"samples/{media.name}": shown})
 
     def close(self) -> None:

@@ -194,6 +194,24 @@ def test_weights_and_biases_get_every_line(tmp_path: pathlib.Path, monkeypatch: 
     assert options[0]["id"] == options[1]["id"]
 
 
+def test_samples_in_wandb(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    run = types.SimpleNamespace(define_metric=lambda *_, **__: None, log=calls.append, finish=lambda: None)
+    package = types.SimpleNamespace(
+        init=lambda **_: run,
+        Video=lambda data, **options: ("video", data.getvalue()[:6], options),
+        Html=lambda text: ("html", text),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    with make_log(tmp_path, log=metrics.LogConfig(wandb="offline"))[0] as log:
+        log.media(3, writers.Media(name="rollout", frames=np.zeros((2, 8, 8, 3), np.uint8), fps=8))
+        log.media(3, writers.Media(name="answers", text="1 < 2?"))
+    assert calls == [
+        {"step": 3, "samples/rollout": ("video", b"GIF89a", {"format": "gif"})},
+        {"step": 3, "samples/answers": ("html", "<pre>1 &lt; 2?</pre>")},
+    ]
+
+
 def test_a_missing_wandb_is_reported(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(errors.UserError, match=r"config\.log\.wandb is 'online' but the package wandb is missing: pip"):
