@@ -111,13 +111,7 @@ def export_weights(
                 (folder / name).write_text(companions[name], encoding="utf-8")
             else:
                 shutil.copyfile(encoders / name, folder / name)
-        shards = dict(zip([folder / name for name in names[len(carried) :]], parts, strict=False))
-        write(weights, shards, console)
-        if torch_file:
-            mapped = next(iter(shards)).rename(folder / "weights.safetensors")
-            torch_files.write(folder / names[len(carried)], mapped)
-        if len(parts) > 1:
-            _write_index(folder / names[-2], shards)
+        _write_parts(weights, [folder / name for name in names[len(carried) : -1]], parts, console)
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return Summary(
         files,
@@ -127,6 +121,21 @@ def export_weights(
         sum(tensor.size for tensor in tensors),
         keys.limits(model),
     )
+
+
+def _write_parts(
+    weights: folders.Weights,
+    files: Sequence[pathlib.Path],
+    parts: Sequence[Sequence[Tensor]],
+    console: rich.console.Console | None,
+) -> None:
+    """Write one file per part and, for several, their index; a .pt or .pth file by way of a mapped file."""
+    shards = dict(zip(files, parts, strict=False))
+    write(weights, shards, console)
+    if files[0].suffix in torch_files.SUFFIXES:
+        torch_files.write(files[0], files[0].rename(files[0].with_name("weights.safetensors")))
+    if len(parts) > 1:
+        _write_index(files[-1], shards)
 
 
 def _shared_config(output: pathlib.Path, names: Sequence[str], config: Mapping[str, Any]) -> list[str]:

@@ -134,32 +134,8 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     source = selecting.Selected(opened, layout, options.selection)
     selecting.check(source, options.selection)
     found = {name: info.shape for name, info in source.tensors.items()}
-    facts = layout.from_shapes(found)
-    downloaded = None
-    if source.config is not None:
-        config_path = str(source.files[0].parent / "config.json")
-        downloaded = (config_path, layout.from_config(source.config, config_path))
-    config, variant, scheduler = None, None, None
-    target: Target
-    if family.runs is None:
-        _check_autoencoder(family, options)
-        target, published = autoencoders.resolve(family, shapes=facts, downloaded=downloaded, settings=settings)
-    else:
-        variant = options.variant or family.runs.guess_variant(source.path, facts)
-        if variant not in family.runs.variants:
-            raise errors.UserError(f"--variant is {variant!r}, expected one of {', '.join(family.runs.variants)}")
-        if (path := schedulers.find(source.files[0])) is not None:
-            scheduler = (str(path), family.runs.scheduler(sources.read_json(path), str(path), variant))
-        config, published = resolving.resolve(
-            family.runs,
-            shapes=facts,
-            downloaded=downloaded,
-            recipe=options.recipe,
-            settings=settings,
-            variant=variant,
-            scheduler=scheduler,
-        )
-        target = systems.create(config)
+    resolved = _resolve(family, layout, source, options, settings)
+    target = resolved.target
     params = abstract_params(target)
     shapes = {path: leaf.shape for path, leaf in params.items()}
     planned = engine.plan(shapes, layout.rules(target.model_config))
@@ -169,13 +145,7 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     for name, place in planned.items():
         if name in found:
             places[place.path][name] = place
-    _check_scales(source, where)
-    params, mixed = _with_dtypes(params, places, source, options.dtype, narrow=family.autoencoder is None)
-    if other := {str(leaf.dtype) for leaf in params.values()} - set(DTYPES):
-        fix = "give the published files" if family.autoencoder else "choose one with --dtype"
-        raise errors.UserError(
-            f"{where}: has tensors of {', '.join(sorted(other))}, expected {', '.join(DTYPES)}: {fix}"
-        )
+    params, mixed = _with_dtypes(params, places, source, options.dtype, family)
     base = "" if layout.from_base is None else "give the checkpoints that it was trained from with --base, "
     engine.check(
         [*listed, *mixed],
@@ -185,19 +155,67 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
     ignored = [problem.name for problem in allowed if problem.kind == "unexpected"]
     initial = [problem.name for problem in allowed if problem.kind == "missing"]
     return Plan(
-        family,
-        layout,
-        source,
-        target,
-        config,
-        variant,
-        published,
-        params,
-        places,
-        ignored,
-        initial,
-        options.selection,
-        scheduler,
+        family=family,
+        layout=layout,
+        source=source,
+        target=target,
+        config=resolved.config,
+        variant=resolved.variant,
+        published=resolved.published,
+        params=params,
+        places=places,
+        ignored=ignored,
+        initial=initial,
+        selection=options.selection,
+        scheduler=resolved.scheduler,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Resolved:
+    """The model of some weights; the attributes are those of `Plan`."""
+
+    target: Target
+    published: Sequence[str]
+    config: ml_collections.ConfigDict | None = None
+    variant: str | None = None
+    scheduler: tuple[str, Mapping[str, Any]] | None = None
+
+
+def _resolve(
+    family: families.Family,
+    layout: families.KeyLayout,
+    source: sources.Source,
+    options: Options,
+    settings: Mapping[str, Any],
+) -> _Resolved:
+    """Find the model that shapes, files next to the weights, and options describe."""
+    facts = layout.from_shapes({name: info.shape for name, info in source.tensors.items()})
+    downloaded = None
+    if source.config is not None:
+        config_path = str(source.files[0].parent / "config.json")
+        downloaded = (config_path, layout.from_config(source.config, config_path))
+    if family.runs is None:
+        _check_autoencoder(family, options)
+        target, published = autoencoders.resolve(family, shapes=facts, downloaded=downloaded, settings=settings)
+        return _Resolved(target=target, published=published)
+    variant = options.variant or family.runs.guess_variant(source.path, facts)
+    if variant not in family.runs.variants:
+        raise errors.UserError(f"--variant is {variant!r}, expected one of {', '.join(family.runs.variants)}")
+    scheduler = None
+    if (path := schedulers.find(source.files[0])) is not None:
+        scheduler = (str(path), family.runs.scheduler(sources.read_json(path), str(path), variant))
+    config, published = resolving.resolve(
+        family.runs,
+        shapes=facts,
+        downloaded=downloaded,
+        recipe=options.recipe,
+        settings=settings,
+        variant=variant,
+        scheduler=scheduler,
+    )
+    return _Resolved(
+        target=systems.create(config), published=published, config=config, variant=variant, scheduler=scheduler
     )
 
 
@@ -262,13 +280,17 @@ def _with_dtypes(
     places: Mapping[str, Mapping[str, engine.TensorPlacement]],
     source: sources.Source,
     dtype: str | None,
-    *,
-    narrow: bool,
+    family: families.Family,
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], list[engine.Problem]]:
     """Return the parameters in the dtype to store, and problems of parameters with tensors of several dtypes.
 
-    With `narrow`, float8 becomes bfloat16, which has all its values.
+    float8 becomes bfloat16, which has all its values; autoencoders are stored in float32.
+
+    Raises:
+      UserError: the file has tensors of another dtype, or float8 with scales.
     """
+    where, narrow = str(source.path), family.autoencoder is None
+    _check_scales(source, where)
     counts = collections.Counter(info.dtype for info in source.tensors.values())
     usual = counts.most_common(1)[0][0]
     stored, mixed = {}, []
@@ -281,6 +303,11 @@ def _with_dtypes(
         if narrow and str(chosen).startswith(_FLOAT8):
             chosen = np.dtype("bfloat16")
         stored[path] = jax.ShapeDtypeStruct(leaf.shape, chosen)
+    if other := {str(leaf.dtype) for leaf in stored.values()} - set(DTYPES):
+        fix = "choose one with --dtype" if narrow else "give the published files"
+        raise errors.UserError(
+            f"{where}: has tensors of {', '.join(sorted(other))}, expected {', '.join(DTYPES)}: {fix}"
+        )
     return stored, mixed
 
 
