@@ -170,7 +170,14 @@ RECIPES = {
     "theworld.py:full": _THEWORLD_PUBLISHED,
     # The last width is a multiple of twice the latent channels, and at most four times the width before it.
     "autoencoder.py": (*_AUTOENCODER, "--config.model.widths=(12,12,12,48,192)"),
-    "autoencoder.py:small": (*_AUTOENCODER, "--config.model.widths=(8,8,8,32,128)"),
+    "autoencoder.py:small": (
+        *_AUTOENCODER,
+        "--config.model.widths=(8,8,8,32,128)",
+        "--config.model.blocks=0",
+        "--config.data.videos.image_size=(64,48)",
+        "--config.data.clip.size=(32,32)",
+        "--config.data.clip.frames=5",
+    ),
     "autoencoder.py:patch": (
         *ROOMS,
         "--config.data.videos.image_size=(64,48)",
@@ -178,7 +185,8 @@ RECIPES = {
         "--config.model.width=8",
         "--config.sample.frames=5",
     ),
-    "my_recipe.py": _THEWORLD_PUBLISHED,
+    # The original accumulates four parts of a batch.
+    "my_recipe.py": (*_THEWORLD_PUBLISHED, "--config.optimizer.accumulate=1"),
 }
 #: Recipe and variant -> config keys where a step is only planned: on as many chips as the guide names.
 PLANS = {
