@@ -1,5 +1,6 @@
 """The blocks of the guides: each is run or marked, and the texts of `pages.py` and `shrink.py` occur in them."""
 
+import pathlib
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +19,12 @@ def test_every_block_is_run_or_marked(record_property: Callable[[str, object], N
     record_property("guide", f"{len(commands) - len(skipped)} command blocks are run, {len(skipped)} are not:")
     for block in skipped:
         record_property("guide", f"  {block.name}: {block.reason}")
+
+
+def test_every_page_has_a_test() -> None:
+    tests = "".join(path.read_text() for path in pathlib.Path(__file__).parent.glob("test_guide_*.py"))
+    run = {block.page for block in ALL if block.kind != "text" and block.reason is None}
+    assert [page for page in sorted(run) if f'run_page("{page}")' not in tests] == []
 
 
 def test_values_of_pages_occur_in_them() -> None:
