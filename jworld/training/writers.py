@@ -185,7 +185,7 @@ class WeightsAndBiases:
         if media.frames is None:
             shown = self._wandb.Html(f"<pre>{html.escape(media.text)}</pre>")
         else:
-            # Of arrays, W&B makes videos with a further package.
+            # W&B would need a further package to make a video of arrays.
             shown = self._wandb.Video(io.BytesIO(gif(media.frames, media.fps)[0]), format="gif")
         self._run.log({"step": step, f"samples/{media.name}": shown})
 
