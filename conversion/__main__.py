@@ -183,7 +183,7 @@ def _add_export(commands: "argparse._SubParsersAction[arguments.Parser]") -> Non
         const="",
         metavar="PUBLISHED",
         help="write a whole folder to sample from: the weights, their scheduler, and links to or copies of the other "
-        "models in the folder PUBLISHED (default: none; without a value the folder that the weights were imported from)",
+        "models in the folder PUBLISHED (default: none; without a value the folder that the weights come from)",
     )
     parser.add_argument("--dtype", choices=importing.DTYPES, help="dtype to write (default: the stored dtype)")
     parser.add_argument("--step", type=int, help="training step of a run (default: the newest)")
