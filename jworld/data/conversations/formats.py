@@ -37,7 +37,7 @@ class SetConfig:
       question: user's question about an image with a caption; for VSR, {caption} in it is replaced by the caption.
       draw_boxes: for SpatialRGPT, draw and label the regions in the image.
       limit: number of rows to read, at most; 0 reads all.
-      val_share: share of the images whose conversations are held out, between 0 and 1.
+      val_share: share of the images whose conversations are held out, from 0 to below 1.
     """
 
     format: str = "questions"
@@ -51,9 +51,9 @@ class SetConfig:
     def __post_init__(self) -> None:
         if self.format not in (*FORMATS, "questions"):
             raise ValueError(f"format is {self.format!r}, expected one of {', '.join((*FORMATS, 'questions'))}")
-        if not 0 < self.val_share < 1 or self.limit < 0:
+        if not 0 <= self.val_share < 1 or self.limit < 0:
             raise ValueError(
-                f"val_share is {self.val_share}, limit {self.limit}; expected a share of 0..1, and 0 or more"
+                f"val_share is {self.val_share}, limit {self.limit}; expected a share from 0 to below 1, and 0 or more"
             )
 
 

@@ -28,6 +28,7 @@ from jworld.utils.errors import UserError
 
 FORMAT, VERSION = "jworld-conversations", 1
 UNUSABLE = "unusable.txt"
+MORE_HELD_OUT = "raise config.data.conversations.val_share, and choose another config.data.records"
 _CHUNK, _THREADS = 1024, 16
 
 
@@ -60,7 +61,7 @@ def write(
     usable.
 
     Raises:
-      UserError: a split has no conversation.
+      UserError: no conversation is for training.
     """
     counts: collections.Counter[str] = collections.Counter()
     reasons: list[str] = []
@@ -85,20 +86,20 @@ def write(
                 index[split].append((outputs[split].tell(), length))
                 outputs[split].write(json.dumps(_encode(row)).encode() + b"\n")
                 counts[split] += 1
+    if not counts["train"]:
+        first = f"; {len(reasons)} cannot be used, first {reasons[0]}" if reasons else ""
+        raise UserError(
+            f"config.data.conversations: none of {sum(counts.values())} usable ones is in split 'train'{first}: give "
+            "more of them, or another config.data.conversations.val_share"
+        )
     for split in records.SPLITS:
-        if not counts[split]:
-            first = f"; {len(reasons)} cannot be used, first {reasons[0]}" if reasons else ""
-            raise UserError(
-                f"config.data.conversations: none of {sum(counts.values())} usable ones is in split '{split}'{first}: "
-                "give more of them, or another config.data.conversations.val_share"
-            )
-        np.save(directory / f"{split}.npy", np.array(index[split], np.int64))
+        np.save(directory / f"{split}.npy", np.array(index[split], np.int64).reshape(-1, 2))
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         **dataclasses.asdict(identity),
         "source": source,
-        "splits": dict(counts),
+        "splits": {split: counts[split] for split in records.SPLITS},
         "unusable": len(reasons),
         "first_unusable": reasons[:3],
     }
@@ -199,6 +200,8 @@ class Source:
         fits = index[:, 1] <= max_tokens
         self._offsets, self.lengths = index[fits, 0], index[fits, 1]
         self.too_long = int((~fits).sum())
+        if not len(index):
+            raise UserError(f"{directory}: split '{split}' has no conversations: {MORE_HELD_OUT}")
         if not len(self):
             raise UserError(
                 f"{directory}: all {self.too_long} conversations of split '{split}' have more than {max_tokens} tokens"
@@ -239,6 +242,8 @@ def make(directory: pathlib.Path, fill: Callable[[pathlib.Path], dict[str, Any]]
 def summary(manifest: dict[str, Any]) -> Sequence[str]:
     """Return lines for the user about the numbers of conversations."""
     lines = [f"{manifest['splits']['train']} conversations to train on, {manifest['splits']['val']} held out"]
+    if not manifest["splits"]["val"]:
+        lines.append(f"nothing is held out, so the trained model cannot be measured: {MORE_HELD_OUT}")
     if manifest["unusable"]:
         lines.append(f"{manifest['unusable']} cannot be used, see {UNUSABLE}; first: {manifest['first_unusable'][0]}")
     return lines

@@ -22,10 +22,11 @@ from jworld.data.inputs import clips, fitting, formats
 from jworld.data.recording import recorder
 from jworld.data.records import content
 from jworld.utils import config as run_config
-from jworld.utils import files, folder_lock, indices
+from jworld.utils import files, folder_lock, indices, notes
 from jworld.utils.errors import UserError
 
 FORMAT, VERSION = "jworld-frames", 1
+MORE_HELD_OUT = "raise config.data.videos.val_share, and choose another config.data.records"
 #: Videos whose first frame is part of the set's identity, at most.
 CHECKED = 256
 
@@ -63,7 +64,7 @@ class ClipConfig:
 
 
 class FrameFiles:
-    """The decoded videos of a folder; `fps` is the frame rate of the first held-out video.
+    """The decoded videos of a folder; `fps` is the frame rate of the first video, a held-out one if there are any.
 
     Raises:
       UserError: the folder holds no decoded videos.
@@ -74,7 +75,7 @@ class FrameFiles:
         path = self.directory / records.MANIFEST
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text())
-            self.fps: float = self.manifest["videos"]["val"][0]["fps"]
+            self.fps: float = [*self.manifest["videos"]["val"], *self.manifest["videos"]["train"]][0]["fps"]
             self.image_size = tuple(self.manifest["image_size"])
             found = self.manifest["format"], self.manifest["version"]
         except FileNotFoundError as error:
@@ -92,7 +93,13 @@ class FrameFiles:
             )
 
     def lengths(self, split: str) -> list[int]:
-        """Return the number of frames of every video."""
+        """Return the number of frames of every video.
+
+        Raises:
+          UserError: the split has no videos.
+        """
+        if not self.manifest["videos"][split]:
+            raise UserError(f"{self.directory}: split '{split}' has no videos: {MORE_HELD_OUT}")
         return [entry["frames"] for entry in self.manifest["videos"][split]]
 
     def name(self, split: str, number: int) -> str:
@@ -101,7 +108,7 @@ class FrameFiles:
 
     def identity(self) -> str:
         """Return the identity of the set, from its manifest and the first frames of some videos."""
-        videos = [(split, number) for split in records.SPLITS for number in range(len(self.lengths(split)))]
+        videos = [(split, number) for split in records.SPLITS for number in range(len(self.manifest["videos"][split]))]
         picked = (videos[i] for i in indices.evenly(len(videos), CHECKED))
         return content.combined(self.manifest, (self.read(*video)[0].tobytes() for video in picked))
 
@@ -128,7 +135,7 @@ def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.co
     """Decode all videos into `output`, which appears when it is complete. One video at a time is in memory.
 
     Raises:
-      UserError: a video cannot be used, or a split has no videos.
+      UserError: a video cannot be used, or none is for training.
     """
     output = pathlib.Path(output)
     width, height = videos.image_size
@@ -146,9 +153,10 @@ def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.co
                 file = f"{clip.split}-{len(written):05d}.npy"
                 np.save(partial / file, clip.frames)
                 written.append({"name": clip.item, "file": file, "frames": len(clip.frames), "fps": clip.fps})
-        for split, written in entries.items():
-            if not written:
-                raise UserError(f"{videos.path}: no video has split '{split}', expected at least one: add videos")
+        if not entries["train"]:
+            raise UserError(f"{videos.path}: no video has split 'train', expected at least one: add videos")
+        if not entries["val"]:
+            notes.warn(f"no video is held out, so the trained model cannot be measured: {MORE_HELD_OUT}")
         facts = {"format": FORMAT, "version": VERSION, "image_size": list(videos.image_size), "videos": entries}
         files.write_json(partial / records.MANIFEST, facts)
         partial.rename(output)
