@@ -25,6 +25,7 @@ COSMOS = (
     "model.num_layers=2",
     "model.num_heads=4",
 )
+MATRIX = ("configs/matrix_control.py", "model.width=48")
 WORLDPLAY = ("configs/ar_mem.py:rooms", *(word.removeprefix("--config.") for word in commands.MODEL))
 
 
@@ -35,6 +36,7 @@ WORLDPLAY = ("configs/ar_mem.py:rooms", *(word.removeprefix("--config.") for wor
         (WORLDPLAY, ("mesh.sequence=4",)),
         (WORLDPLAY, ("mesh.data=2", "mesh.fsdp=2", "mesh.sequence=2")),
         (COSMOS, ("mesh.sequence=4",)),
+        (MATRIX, ("mesh.sequence=4",)),
     ],
 )
 def test_no_involuntary_rematerialization(run: tuple[str, ...], mesh: tuple[str, ...]) -> None:

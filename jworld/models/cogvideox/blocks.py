@@ -16,7 +16,7 @@ from jworld.models.layers.mlp import MLP
 from jworld.models.layers.modulation import Modulation, gated
 from jworld.models.layers.norms import layer_norm
 from jworld.models.layers.projections import Projections
-from jworld.parallel.axes import constrain
+from jworld.parallel.axes import constrain, constrain_if_divisible
 
 Streams = tuple[jax.Array, jax.Array]
 
@@ -76,7 +76,11 @@ class JointBlock(nnx.Module):
 
     def _attend(self, video: jax.Array, text: jax.Array) -> Streams:
         tokens = jnp.concatenate([text, einops.rearrange(video, "b f s d -> b (f s) d")], axis=1)
-        out = attention(*self.attention.heads(tokens), implementation=self.implementation)
+        # Tokens stay sharded here, so that the exchange for attention moves activations and never reshards a kernel.
+        q, k, v = (
+            constrain_if_divisible(part, "batch", "sequence", None, None) for part in self.attention.heads(tokens)
+        )
+        out = attention(q, k, v, implementation=self.implementation)
         out = self.attention.out(einops.rearrange(out, "b l n k -> b l (n k)"))
         text_out, video_out = jnp.split(out, [text.shape[1]], axis=1)
         video_out = einops.rearrange(video_out, "b (f s) d -> b f s d", f=video.shape[1])
