@@ -15,6 +15,8 @@ PROTOCOLS = {
     name: value
     for name, value in vars(base).items()
     if isinstance(value, type) and value.__module__ == base.__name__ and getattr(value, "_is_protocol", False)
+    # Those of the base class's own types are no part of what a system offers.
+    if not name.startswith("_")
 }
 
 
