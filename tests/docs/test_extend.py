@@ -15,7 +15,7 @@ PROTOCOLS = {
     name: value
     for name, value in vars(base).items()
     if isinstance(value, type) and value.__module__ == base.__name__ and getattr(value, "_is_protocol", False)
-    # Those of the base class's own types are no part of what a system offers.
+    # Private ones belong to the base class, not to what a system offers.
     if not name.startswith("_")
 }
 
