@@ -152,8 +152,9 @@ def plot(report: results.Report) -> matplotlib.figure.Figure:
     figure = matplotlib.figure.Figure(figsize=(1 + 4.5 * columns, 4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for panel, (label, found) in zip(panels, curves.items(), strict=False):
-        for name, values in found.items():
-            panel.plot(range(1, len(values) + 1), values, marker="o", label=name)
+        # In one order, so that a name has one color in all panels.
+        for name in report.curves:
+            panel.plot(range(1, len(found[name]) + 1), found[name], marker="o", label=name)
         panel.set_xticks(range(1, max(map(len, found.values())) + 1))
         panel.set(xlabel="chunk of the rollout", ylabel=label)
     panels[0].set_title("Held-out data")

@@ -1,5 +1,7 @@
 """Measures of videos part by part, and their averages over clips."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -43,5 +45,11 @@ def test_a_report_averages_clips_and_plots_every_measure() -> None:
     assert report.images["edges"][held_out.MODEL][1] == pytest.approx(np.mean(edges))
     assert report.numbers["images_per_part"] == report.images
     assert [name for name, _ in report.summary][-2:] == ["images in part 1", "images in part 2"]
+    # Whatever the order of the rows, a name has one color.
+    images = {name: dict(reversed(found.items())) for name, found in report.images.items()}
+    panels = evaluate.plot(dataclasses.replace(report, images=images)).axes
+    colors = [{line.get_label(): line.get_color() for line in panel.lines} for panel in panels if panel.lines]
+    assert len(colors) == 1 + len(measures.IMAGES)
+    assert all(found == colors[0] for found in colors)
     labels = [panel.get_ylabel() for panel in evaluate.plot(report).axes]
     assert [label for label in labels if label] == ["PSNR (dB)", *measures.IMAGES.values()]
