@@ -106,6 +106,21 @@ def video_settings(folder: pathlib.Path, autoencoder_path: str, **changes: Any) 
     return Settings(**{"input": folder, **common, "given": EncoderOverrides(autoencoder=autoencoder_path), **changes})
 
 
+def video_arguments(folder: pathlib.Path, autoencoder_path: str, *, items_per_shard: int) -> list[str]:
+    """Return the command line for videos, without its output."""
+    return [
+        f"--input={folder}",
+        "--format=videos",
+        f"--autoencoder={autoencoder_path}",
+        "--fps=5",
+        "--frames=9",
+        "--val-share=0",
+        "--width=32",
+        "--height=24",
+        f"--items-per-shard={items_per_shard}",
+    ]
+
+
 def cut_of(manifest: dict[str, Any]) -> clips.CutConfig:
     return clips.CutConfig(**manifest["cut"] | {"fit": fitting.Fit(**manifest["cut"]["fit"])})
 

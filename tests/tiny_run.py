@@ -65,13 +65,20 @@ def make_run(directory: pathlib.Path) -> pathlib.Path:
         given=model_encoders.EncoderOverrides(text_encoder=f"hashed-words:{TEXT_DIM}"),
     )
     job.precompute(settings, config.data.records)
+    return write(run, config)
+
+
+def write(run: pathlib.Path, config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Write the folder of a run on the records of its config, with random weights; -> the folder.
+
+    All weights are noise: gates are initialized to zero, which would hide controls and text.
+    """
     run.mkdir()
     run_config.save(config, run)
     model_encoders.copy(pathlib.Path(config.data.records), run / runs.ENCODERS)
     with nnx.use_eager_sharding(False):
         abstract = nnx.state(nnx.eval_shape(lambda: systems.create(config).init(nnx.Rngs(0))), nnx.Param)
     noise = np.random.default_rng(0)
-    # Noise in all weights: gates are initialized to zero, which would hide the controls.
     params = jax.tree.map(lambda x: 0.2 * noise.standard_normal(x.shape, np.float32), abstract)
     weights.save(params, run / runs.WEIGHTS, np.float32)
     return run

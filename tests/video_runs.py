@@ -3,15 +3,11 @@
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 import PIL.Image
-from flax import nnx
+import tiny_run
 
 from jworld import systems
-from jworld.encoders import model_encoders
-from jworld.systems import runs
-from jworld.training import weights
 from jworld.utils import config as run_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -75,16 +71,7 @@ def make(name: str, directory: pathlib.Path) -> pathlib.Path:
         )
     system = systems.create(config)
     system.data.prepare()
-    run.mkdir()
-    run_config.save(config, run)
-    model_encoders.copy(pathlib.Path(config.data.records), run / runs.ENCODERS)
-    with nnx.use_eager_sharding(False):
-        abstract = nnx.state(nnx.eval_shape(lambda: systems.create(config).init(nnx.Rngs(0))), nnx.Param)
-    noise = np.random.default_rng(0)
-    # No zero weights: they would hide the text.
-    params = jax.tree.map(lambda x: 0.2 * noise.standard_normal(x.shape, np.float32), abstract)
-    weights.save(params, run / runs.WEIGHTS, np.float32)
-    return run
+    return tiny_run.write(run, config)
 
 
 def image(directory: pathlib.Path) -> pathlib.Path:

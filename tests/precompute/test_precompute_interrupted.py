@@ -11,7 +11,7 @@ import commands
 import numpy as np
 import pytest
 import tiny_videos
-from precompute_inputs import content, cut_of, video_settings, wall, write_videos
+from precompute_inputs import content, cut_of, video_arguments, video_settings, wall, write_videos
 
 from jworld.data import records
 from jworld.data.inputs import clips, formats
@@ -49,15 +49,7 @@ def test_the_parts_of_two_processes_equal_one_run(tmp_path, autoencoder_path):
 
 def test_two_processes_at_once(tmp_path, autoencoder_path):
     folder = write_videos(tmp_path / "in", "videos", "abcde")
-    argv = [
-        f"--input={folder}",
-        "--format=videos",
-        f"--autoencoder={autoencoder_path}",
-        "--fps=5",
-        "--frames=9",
-        "--val-share=0",
-    ]
-    argv += ["--width=32", "--height=24", "--items-per-shard=1"]
+    argv = video_arguments(folder, autoencoder_path, items_per_shard=1)
     parts = [
         commands.start("jworld.precompute", *argv, f"--output={tmp_path / 'parts'}", f"--shard={i}/2") for i in range(2)
     ]
@@ -86,15 +78,7 @@ precompute.main({argv!r})
 
 def test_a_killed_command_resumes(tmp_path, autoencoder_path):
     folder = write_videos(tmp_path / "in", "videos", "abcde")
-    argv = [
-        f"--input={folder}",
-        "--format=videos",
-        f"--autoencoder={autoencoder_path}",
-        "--fps=5",
-        "--frames=9",
-        "--val-share=0",
-    ]
-    argv += ["--width=32", "--height=24", "--items-per-shard=2"]
+    argv = video_arguments(folder, autoencoder_path, items_per_shard=2)
     precompute.main([*argv, f"--output={tmp_path / 'whole'}"])
     output = tmp_path / "killed"
     for method, at, left in (("write_prompt", 2, {".progress"}), ("write", 4, {".progress", "text", "train"})):

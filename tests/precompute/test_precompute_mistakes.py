@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import tiny_videos
-from precompute_inputs import LINEAR, SIZE, WORDS, episode_settings, video_settings, wall, write_episodes, write_videos
+from precompute_inputs import (
+    LINEAR,
+    SIZE,
+    WORDS,
+    episode_settings,
+    video_arguments,
+    video_settings,
+    wall,
+    write_episodes,
+    write_videos,
+)
 
 from jworld.data import records
 from jworld.data.recording import episodes
@@ -24,15 +34,7 @@ def test_a_bad_video_stops_the_command_until_it_is_repaired(tmp_path, autoencode
     good = (folder / "c.mp4").read_bytes()
     (folder / "c.mp4").write_bytes(good[: len(good) // 2])
     tiny_videos.write(folder / "d.mp4", wall(0, 7))
-    argv = [
-        f"--input={folder}",
-        "--format=videos",
-        f"--autoencoder={autoencoder_path}",
-        "--fps=5",
-        "--frames=9",
-        "--val-share=0",
-    ]
-    argv += ["--width=32", "--height=24", "--items-per-shard=2"]
+    argv = video_arguments(folder, autoencoder_path, items_per_shard=2)
     skipped, output = tmp_path / "skipped", tmp_path / "set"
 
     def fails(*extra: str) -> str:

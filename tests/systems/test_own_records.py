@@ -8,6 +8,7 @@ import commands
 import jax
 import ml_collections
 import numpy as np
+import own_records
 import pytest
 import rich.console
 import tiny_run
@@ -21,16 +22,12 @@ from jworld.data.records import text_store
 from jworld.encoders import model_encoders
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.evaluation import held_out, results
-from jworld.models.autoencoders import linear
 from jworld.parallel import mesh as mesh_lib
-from jworld.precompute import job
-from jworld.precompute.settings import Settings
 from jworld.systems import runs
 from jworld.systems.matrix import evaluation
 from jworld.utils import config as run_config
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"
-LINEAR = linear.LinearConfig(channels=16, spatial_ratio=8)
 TOKENS = ["N"] * 4 + ["D"] * 8 + ["DL"] * 8 + ["BR"] * 4
 OPTIONS = results.Options(windows=2, chunks=1)
 MATRIX, COSMOS = {"text_tokens": 5}, {"max_size": (16, 16, 16)}
@@ -43,13 +40,7 @@ def make_set(raw: pathlib.Path, *, control: bool) -> pathlib.Path:
         tiny_videos.write(raw / f"{name}.mp4", tiny_videos.numbered(24), fps=10)
         entry = {"path": f"{name}.mp4", "caption": f"road {name}"}
         entries.append(entry | ({"control_signal_seq": ",".join(TOKENS)} if control else {}))
-    (raw / "index.json").write_text(json.dumps({"list": entries}))
-    given = EncoderOverrides(text_encoder="hashed-words:6", image_encoder="none")
-    settings = Settings(
-        input=raw, format="matrix", fps=10, frames=9, val_share=0.5, linear=LINEAR, given=given, width=32, height=16
-    )
-    assert job.precompute(settings, raw / "records") is not None
-    return raw / "records"
+    return own_records.encode(raw, entries, val_share=0.5)
 
 
 def recipe(name: str, directory: pathlib.Path, **model: Any) -> ml_collections.ConfigDict:
@@ -149,34 +140,12 @@ def test_a_set_without_held_out_clips_trains_to_the_end(tmp_path: pathlib.Path) 
     for name in "ab":
         tiny_videos.write(raw / f"{name}.mp4", tiny_videos.numbered(24), fps=10)
     entries = [{"path": f"{name}.mp4", "caption": "a road"} for name in "ab"]
-    (raw / "index.json").write_text(json.dumps({"list": entries}))
-    settings = Settings(
-        input=raw,
-        format="matrix",
-        fps=10,
-        frames=9,
-        val_share=0.0,
-        linear=LINEAR,
-        given=EncoderOverrides(text_encoder="hashed-words:6", image_encoder="none"),
-        width=32,
-        height=16,
-    )
-    assert job.precompute(settings, raw / "records") is not None
+    own_records.encode(raw, entries, val_share=0.0)
     arguments = [
-        "--config=configs/cosmos_video2world.py",
+        *own_records.COSMOS,
         f"--workdir={tmp_path / 'run'}",
         f"--config.data.records={raw / 'records'}",
-        "--config.data.recording.source=",
-        "--config.data.clip.latent_size=(2,4)",
-        "--config.data.clip.window_frames=3",
-        "--config.model.channels=16",
-        "--config.model.text_dim=6",
-        "--config.model.width=48",
-        "--config.model.num_heads=4",
-        "--config.model.num_layers=1",
-        "--config.global_batch=2",
         "--config.steps=1",
-        "--config.optimizer.warmup_steps=0",
     ]
     for _ in range(2):
         result = commands.run("jworld.train", *arguments, XLA_FLAGS="--xla_force_host_platform_device_count=1")

@@ -5,16 +5,12 @@ import pathlib
 import shutil
 
 import commands
+import own_records
 import pytest
 import tiny_videos
 
 from jworld.data import records
-from jworld.encoders.model_encoders import EncoderOverrides
-from jworld.models.autoencoders import linear
-from jworld.precompute import job
-from jworld.precompute.settings import Settings
 
-LINEAR = linear.LinearConfig(channels=16, spatial_ratio=8)
 ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
@@ -24,36 +20,17 @@ def make_set(raw: pathlib.Path, *, first: int, autoencoder: pathlib.Path | None 
     for name in "abcdef":
         tiny_videos.write(raw / f"{name}.mp4", tiny_videos.numbered(24 + first)[first:], fps=10)
     entries = [{"path": f"{name}.mp4", "caption": "a road"} for name in "abcdef"]
-    (raw / "index.json").write_text(json.dumps({"list": entries}))
-    given = EncoderOverrides(
-        text_encoder="hashed-words:6",
-        image_encoder="none",
-        autoencoder=None if autoencoder is None else str(autoencoder),
-    )
-    settings = Settings(
-        input=raw, format="matrix", fps=10, frames=9, val_share=0.5, linear=LINEAR, given=given, width=32, height=16
-    )
-    assert job.precompute(settings, raw / "records") is not None
-    return raw / "records"
+    given = None if autoencoder is None else str(autoencoder)
+    return own_records.encode(raw, entries, val_share=0.5, autoencoder=given)
 
 
 def arguments(folder: pathlib.Path, *extra: str) -> list[str]:
     return [
-        "--config=configs/cosmos_video2world.py",
+        *own_records.COSMOS,
         f"--workdir={folder / 'run'}",
         f"--config.data.records={folder / 'records'}",
-        "--config.data.recording.source=",
-        "--config.data.clip.latent_size=(2,4)",
-        "--config.data.clip.window_frames=3",
-        "--config.model.channels=16",
-        "--config.model.text_dim=6",
-        "--config.model.width=48",
-        "--config.model.num_heads=4",
-        "--config.model.num_layers=1",
         "--config.sample.rollout.num_steps=1",
-        "--config.global_batch=2",
         "--config.epochs=1.5",
-        "--config.optimizer.warmup_steps=0",
         *extra,
     ]
 
