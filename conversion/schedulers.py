@@ -11,6 +11,7 @@ import ml_collections
 
 from conversion import hyperparameters, messages, searching
 from conversion.hyperparameters import Field
+from jworld.utils import config as run_config
 from jworld.utils import errors
 
 NAME, FOLDER = "scheduler_config.json", "scheduler"
@@ -77,21 +78,13 @@ COGVIDEOX = {
 def write_cogvideox(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Return the entries that a run's config determines; a stream is sampled by its own program's class."""
     sample = config.sample.rollout
-    values = {field.theirs: _value(config, field.ours) for field in _SCHEDULE}
+    values = {field.theirs: run_config.value_at(config, field.ours) for field in _SCHEDULE}
     if sample.get("mode") != "stream":
         values["timestep_spacing"] = sample.get("spacing")
         values["_class_name"] = next(
             (name for name, solver in _SOLVERS.items() if solver == sample.get("solver")), None
         )
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _value(config: ml_collections.ConfigDict, key: str) -> Any:
-    """Return the value of a dotted key; None if the config does not list it."""
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if node is not None else None
-    return node
 
 
 _COSMOS = (
@@ -118,7 +111,7 @@ def read_cosmos(values: Mapping[str, Any], where: str, variant: str) -> dict[str
 
 def write_cosmos(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Return the entries that a run's config determines."""
-    values = {field.theirs: _value(config, field.ours) for field in _COSMOS}
+    values = {field.theirs: run_config.value_at(config, field.ours) for field in _COSMOS}
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -135,7 +128,7 @@ def read_hunyuan(values: Mapping[str, Any], where: str, variant: str) -> dict[st
 
 def write_hunyuan(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Return the entries that a run's config determines."""
-    shift = _value(config, "sample.rollout.shift")
+    shift = run_config.value_at(config, "sample.rollout.shift")
     return {} if shift is None else {"shift": shift}
 
 

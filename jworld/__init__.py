@@ -50,7 +50,7 @@ def load(
     flags = options.Flags(size=size, aspect=aspect, fps=fps, guidance=guidance, steps=steps)
     directory = pathlib.Path(path)
     run = runs.load(directory, step, config=runs.resolve(directory, flags=flags))
-    options.check_size(run.system, flags, run.encoders)
+    options.check_size(run.config, flags, run.encoders)
     return run
 
 

@@ -70,7 +70,7 @@ def generate(
     run = runs.load(
         request.checkpoint, request.step, config=config, mesh=mesh, encoders=request.encoders, given=request.given
     )
-    options.check_size(run.system, request.flags, run.encoders)
+    options.check_size(run.config, request.flags, run.encoders)
     loaded = time.time() - began
     session = run.session()
     written: list[dict[str, Any]] = []

@@ -161,15 +161,20 @@ def chunk_frames(latents: int, size: int) -> list[tuple[int, int]]:
     return [(max(STRIDE * (i - 1) + 1, 0), STRIDE * (i + size - 1) + 1) for i in range(0, latents, size)]
 
 
+def generated_frames(latents: int, size: int) -> list[tuple[int, int]]:
+    """Return the frames of `chunk_frames` without frame 0, which is an input of the model."""
+    return [(max(start, 1), stop) for start, stop in chunk_frames(latents, size)]
+
+
 def psnr(truth: np.ndarray, prediction: np.ndarray) -> float:
     """Return the PSNR in dB of uint8 arrays of equal shape, at most `BEST_PSNR`."""
     return min(linear.psnr(truth, prediction), BEST_PSNR)
 
 
 def chunk_psnr(truth: np.ndarray, prediction: np.ndarray, size: int) -> list[float]:
-    """Return the PSNR in dB of every chunk of `size` latents, without frame 0, which is an input of the model."""
-    spans = chunk_frames(1 + (len(truth) - 1) // STRIDE, size)
-    return [psnr(truth[max(start, 1) : stop], prediction[max(start, 1) : stop]) for start, stop in spans]
+    """Return the PSNR in dB of the generated frames of every chunk of `size` latents."""
+    spans = generated_frames(1 + (len(truth) - 1) // STRIDE, size)
+    return [psnr(truth[start:stop], prediction[start:stop]) for start, stop in spans]
 
 
 def recording_config(config: ml_collections.ConfigDict) -> recorder.RecordingConfig:

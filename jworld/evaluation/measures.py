@@ -1,6 +1,6 @@
 """Measures of videos part by part, a part being a chunk or a window of a rollout, next to the recorded video."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,23 +34,24 @@ def measure(truth: np.ndarray, videos: Mapping[str, np.ndarray], spans: Spans, *
     Returns:
       {"psnr": {name: dB of every part}, "images": {measure of `IMAGES`: {name: value of every part}}}
     """
-    true_edges = [max(image_measures.edge_strength(truth[a:b]), _LEAST) for a, b in spans]
-    true_seams = [max(image_measures.seam_ratio(truth[a:b], patch), _LEAST) for a, b in spans]
-
-    def each(values: Callable[[np.ndarray, int], float]) -> Values:
-        return {name: [values(video, i) for i in range(len(spans))] for name, video in videos.items()}
-
-    def part(video: np.ndarray, i: int) -> np.ndarray:
-        start, stop = spans[i]
-        return video[start:stop]
-
-    images = {
-        "ssim": each(lambda video, i: image_measures.ssim(part(truth, i), part(video, i))),
-        "edges": each(lambda video, i: image_measures.edge_strength(part(video, i)) / true_edges[i]),
-        "seams": each(lambda video, i: image_measures.seam_ratio(part(video, i), patch) / true_seams[i]),
-        "colors": each(lambda video, i: image_measures.color_distance(part(truth, i), part(video, i))),
+    parts = [images(truth[a:b], {name: video[a:b] for name, video in videos.items()}, patch=patch) for a, b in spans]
+    return {
+        "psnr": {name: [held_out.psnr(truth[a:b], video[a:b]) for a, b in spans] for name, video in videos.items()},
+        "images": {key: {name: [part[key][name] for part in parts] for name in videos} for key in IMAGES},
     }
-    return {"psnr": each(lambda video, i: held_out.psnr(part(truth, i), part(video, i))), "images": images}
+
+
+def images(truth: np.ndarray, videos: Mapping[str, np.ndarray], *, patch: int) -> dict[str, dict[str, float]]:
+    """Measure the images of whole videos: {measure of `IMAGES`: {name: value}}; arguments as in `measure`."""
+    edges = max(image_measures.edge_strength(truth), _LEAST)
+    seams = max(image_measures.seam_ratio(truth, patch), _LEAST)
+    each = videos.items()
+    return {
+        "ssim": {name: image_measures.ssim(truth, video) for name, video in each},
+        "edges": {name: image_measures.edge_strength(video) / edges for name, video in each},
+        "seams": {name: image_measures.seam_ratio(video, patch) / seams for name, video in each},
+        "colors": {name: image_measures.color_distance(truth, video) for name, video in each},
+    }
 
 
 def image_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Values]:

@@ -355,11 +355,9 @@ class BaseSystem(abc.ABC, Generic[Model, RunEncoders]):
         Raises:
           UserError: a key is unknown or has a wrong type or value.
         """
-        node: Any = self.config
         if values is None:
-            for key in name.split("."):
-                node = node.get(key, {})
-        section = run_config.section(cls, node if values is None else values, name)
+            values = run_config.value_at(self.config, name, {})
+        section = run_config.section(cls, values, name)
         self._sections[name] = section
         return section
 

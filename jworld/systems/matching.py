@@ -25,7 +25,8 @@ def arguments(recipe: str, directory: pathlib.Path, needed: Mapping[str, Any]) -
     published size starts from scratch if its network must change, since the published weights do not fit then.
     """
     config = run_config.load_recipe(recipe)
-    changed = {key: value for key, value in needed.items() if _get(config, key) != value}
+    # A key that the recipe does not list counts as False.
+    changed = {key: value for key, value in needed.items() if run_config.value_at(config, key, False) != value}
     if is_published(config) and any(key.startswith("model.") for key in changed):
         changed["init_from"] = ""
     changes = {"data.records": directory, **changed}
@@ -47,7 +48,9 @@ def notes(arguments: Sequence[str], manifest: Mapping[str, Any]) -> list[str]:
     found = []
     wrong = [key for key in changes if key.startswith("model.")]
     if is_published(config) and wrong:
-        widths = ", ".join(f"config.{key} {_get(config, key)} (here {changes[key]})" for key in wrong)
+        widths = ", ".join(
+            f"config.{key} {run_config.value_at(config, key, False)} (here {changes[key]})" for key in wrong
+        )
         flags = " and ".join(dict.fromkeys(_MADE_WITH[key] for key in wrong if key in _MADE_WITH))
         found.append(
             f"the published weights of {recipe} have {widths}, so the next command trains from scratch: to continue "
@@ -79,16 +82,6 @@ def window(manifest: Mapping[str, Any], recipe: str) -> int:
     lengths: list[int] = [length for clips in manifest["clips"].values() for length in clips]
     frames = int(run_config.load_recipe(recipe).data.clip.window_frames)
     return min([frames, *lengths])
-
-
-def _get(config: ml_collections.ConfigDict, key: str) -> Any:
-    """Return the value of a dotted key; a key that the recipe does not list counts as False."""
-    node: Any = config
-    for name in key.split("."):
-        if name not in node:
-            return False
-        node = node[name]
-    return node
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,9 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
+
+import ml_collections
 
 from jworld.systems import frame_sizes
 from jworld.utils import errors
@@ -78,11 +80,26 @@ class VideoOptions:
         return None
 
 
-def changes(system: Any, flags: Flags, directory: pathlib.Path) -> dict[str, str]:
+class WithOptions(Protocol):
+    """The members of a `VideoSystem` that this module reads."""
+
+    @property
+    def flag_keys(self) -> Mapping[str, str]: ...
+
+    @property
+    def has_negative_prompt(self) -> bool: ...
+
+    def frame_sizes(self, directory: pathlib.Path) -> frame_sizes.FrameSizes | None: ...
+
+
+def changes(
+    system: WithOptions, config: ml_collections.ConfigDict, flags: Flags, directory: pathlib.Path
+) -> dict[str, str]:
     """Return the values of plain flags as texts by dotted key of the config.
 
     Args:
       system: the system of the config.
+      config: the config.
       flags: values of the flags.
       directory: folder of the run's encoders.
 
@@ -102,18 +119,18 @@ def changes(system: Any, flags: Flags, directory: pathlib.Path) -> dict[str, str
         width, height = sizes.choose(flags.size, flags.aspect)
         ratio = sizes.ratio
         found[LATENT_SIZE] = f"({height // ratio},{width // ratio})"
-        if "encoding" in system.config.data:
+        if "encoding" in config.data:
             found[IMAGE_SIZE] = f"({width},{height})"
     return found
 
 
-def check_size(system: Any, flags: Flags, encoders: Any) -> None:
+def check_size(config: ml_collections.ConfigDict, flags: Flags, encoders: Any) -> None:
     """Raise a `UserError` if the opened encoders do not make videos of the size that the flags chose."""
     if flags.size is None and flags.aspect is None:
         return
-    expected, found = system.clip.latent_size, encoders.image_size
+    expected, found = config.data.clip.latent_size, encoders.image_size
     ratio = encoders.autoencoder.spatial_ratio
-    wanted = system.config.data.get("encoding", {}).get("image_size", found)
+    wanted = config.data.get("encoding", {}).get("image_size", found)
     if tuple(wanted) != tuple(found):
         raise errors.UserError(
             f"the autoencoder has {ratio} pixels per latent, so that latents of {expected[1]}x{expected[0]} are videos "
@@ -122,7 +139,7 @@ def check_size(system: Any, flags: Flags, encoders: Any) -> None:
         )
 
 
-def check_negative_prompt(system: Any, negative_prompt: str | None) -> None:
+def check_negative_prompt(system: WithOptions, negative_prompt: str | None) -> None:
     """Raise a `UserError` if a negative prompt is given to a model that has or uses none."""
     if negative_prompt is None or system.has_negative_prompt:
         return

@@ -166,13 +166,13 @@ def resolve(
     if given := flags.given():
         if not isinstance(system, VideoSystem):
             raise errors.UserError(f"{next(iter(given))}: the model generates no videos: leave it out")
-        found = options.changes(system, flags, directory / ENCODERS if encoders is None else encoders)
+        found = options.changes(system, config, flags, directory / ENCODERS if encoders is None else encoders)
         if twice := [key for key in found if key in changes]:
             raise errors.UserError(f"--config.{twice[0]} is also set by {', '.join(given)}: leave one of them out")
         changes |= found
     changed = recipes.change(ml_collections.ConfigDict(values), changes)
     if flags.negative_prompt is not None:
-        options.check_negative_prompt(systems.create(changed), flags.negative_prompt)
+        options.check_negative_prompt(generation.video_system(systems.create(changed), changed), flags.negative_prompt)
     return changed
 
 

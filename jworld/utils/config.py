@@ -158,6 +158,16 @@ def _section_of(values: dict[str, Any], key: str) -> dict[str, Any] | None:
     return node if isinstance(node, dict) and name in node else None
 
 
+def value_at(config: Any, key: str, default: Any = None) -> Any:
+    """Return the value of a dotted key of a config; `default` where the config does not list it."""
+    node = config
+    for name in key.split("."):
+        if node is None or name not in node:
+            return default
+        node = node[name]
+    return node
+
+
 def as_tuple(value: Any) -> Any:
     """Return a value with every list in it as a tuple."""
     return tuple(as_tuple(item) for item in value) if isinstance(value, list | tuple) else value

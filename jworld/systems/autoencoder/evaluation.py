@@ -11,7 +11,7 @@ import rich.console
 import rich.progress
 from flax import nnx
 
-from jworld.evaluation import image_measures, results
+from jworld.evaluation import measures, results
 from jworld.models.autoencoders import linear, network
 from jworld.systems.autoencoder import data, transform
 from jworld.utils import errors, indices
@@ -114,20 +114,12 @@ def evaluate(
         truth = read(files, clip, frames)
         videos = {name: method(truth) for name, method in methods.items()}
         values = {name: [psnr(truth[a:b], video[a:b]) for a, b in spans] for name, video in videos.items()}
-        images = {name: _image_measures(truth, video, model.config.spatial_ratio) for name, video in videos.items()}
+        found = measures.images(truth, videos, patch=model.config.spatial_ratio)
+        images = {name: {key: found[key][name] for key in measures.IMAGES} for name in videos}
         rows.append({"video": files.name("val", clip[0]), "first_frame": clip[1], "psnr": values, "images": images})
         if i in shown_at:
             shown.append(_compare(truth, videos[MODEL], spans, title=f"{files.name('val', clip[0])} from {clip[1]}"))
     return _report(rows, list(methods), shown)
-
-
-def _image_measures(truth: np.ndarray, video: np.ndarray, patch: int) -> dict[str, float]:
-    """Return what the PSNR hides; edges and seams are over those of the truth, so 1 is best."""
-    return {
-        "ssim": image_measures.ssim(truth, video),
-        "edges": image_measures.edge_strength(video) / max(image_measures.edge_strength(truth), 1e-6),
-        "seams": image_measures.seam_ratio(video, patch) / max(image_measures.seam_ratio(truth, patch), 1e-6),
-    }
 
 
 def round_trip(autoencoder: linear.LinearAutoencoder, video: np.ndarray) -> np.ndarray:

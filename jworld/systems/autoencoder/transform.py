@@ -30,11 +30,11 @@ def load_or_fit(
 ) -> linear.LinearAutoencoder:
     """Return the linear autoencoder of the training videos, all of whose channels have deviation 1."""
     path = files.directory / file_name(config)
-    if path.is_file():
-        return linear.LinearAutoencoder.load(path)
-    with folder_lock.making(path):
-        if not path.is_file():
-            _fit(files, config, console).save(path)
+    if not path.is_file():
+        with folder_lock.making(path):
+            # Another process may have made it in the meantime.
+            if not path.is_file():
+                _fit(files, config, console).save(path)
     return linear.LinearAutoencoder.load(path)
 
 

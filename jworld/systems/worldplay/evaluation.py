@@ -88,8 +88,7 @@ def measure(
     autoencoder = session.encoders.autoencoder
     frames[held_out.AUTOENCODER] = autoencoder.decode(autoencoder.encode(clip.frames[None]))[0]
     size = session.chunk_frames
-    # Frame 0 is an input of the model.
-    spans = [(max(start, 1), stop) for start, stop in held_out.chunk_frames(clip.latents, size)]
+    spans = held_out.generated_frames(clip.latents, size)
     values = measures.measure(clip.frames, frames, spans, patch=autoencoder.spatial_ratio)
     row = {**values, "turning": turning_chunks(recorded.action, size)}
     return row, frames[held_out.MODEL]
