@@ -35,6 +35,7 @@ class KeyLayout:
       embedding: the tensor that may have more rows than the model; None without one.
       rows: content of a config.json -> the model's rows of the embedding, or None if it does not say.
       weights_name: name of the weights file in an exported folder.
+      one_file: True if the other program reads one file of weights, however large, and no index of several.
       carried: files next to the weights, such as those of a tokenizer, that import and export copy.
       companions: model config, folder of the carried files -> name and content of further files that the other program
         needs next to exported weights.
@@ -57,6 +58,7 @@ class KeyLayout:
     embedding: str | None = None
     rows: Callable[[Mapping[str, Any] | None], int | None] = lambda config: None
     weights_name: str = sources.WEIGHTS_NAME
+    one_file: bool = False
     carried: tuple[str, ...] = ()
     companions: Callable[[Any, pathlib.Path], Mapping[str, str]] = lambda model, folder: {}
     trained_config: Callable[[Iterable[str]], dict[str, Any]] | None = None

@@ -122,6 +122,7 @@ def _channels(output: Shape | None, patch: Shape | None, view_dim: int) -> dict[
 LAYOUT = KeyLayout(
     name="original",
     title="Cosmos-Predict2",
+    one_file=True,
     marks=tuple(prefix + "x_embedder.proj.1.weight" for prefix in (WEIGHTS, EMA, "")),
     rules=rules,
     from_shapes=from_shapes,

@@ -18,7 +18,7 @@ from jworld.models.layers import lora
 from jworld.systems import runs
 from jworld.utils import errors
 
-#: Bytes of tensors above which the file is split.
+#: Bytes of tensors above which a folder has several files.
 MAX_FILE = 5_000_000_000
 #: Name of a file of adapters in diffusers.
 ADAPTERS_NAME = "pytorch_lora_weights.safetensors"
@@ -72,13 +72,14 @@ def export_weights(
     Args:
       path: an imported folder, a run, a released folder or an autoencoder. The EMA weights of a run are used if it has
         them; adapters are merged.
-      output: a folder to create, or the name of a .safetensors, .pt or .pth file; the latter two are never split.
+      output: a folder to create, or the name of a .safetensors, .pt or .pth file, which is never split.
       layout: a key of the family's layouts; None as in `choose_layout`.
       dtype: one of `importing.DTYPES`; None for the stored dtype.
       step: step of a run; None for the newest.
       trained: write only the parameters that the run trained, if the layout supports it.
       overwrite: replace the output of an earlier export.
-      max_file: bytes of tensors above which the output is split into several files and an index.
+      max_file: bytes of tensors above which a folder gets several files and an index, if the other program of the
+        layout reads these.
       console: console for the progress bar.
 
     Raises:
@@ -96,7 +97,8 @@ def export_weights(
     torch_file = output.suffix in torch_files.SUFFIXES
     if torch_file:
         torch_files.require()
-    parts = [tensors] if torch_file else split(tensors, max_file)
+    is_whole = keys.one_file or output.suffix in outputs.FILES
+    parts = [tensors] if is_whole else split(tensors, max_file)
     encoders = weights.path / runs.ENCODERS
     companions = keys.companions(model, encoders)
     carried = [name for name in keys.carried if (encoders / name).is_file() or name in companions]
@@ -244,10 +246,9 @@ def split(tensors: Sequence[Tensor], max_file: int) -> list[list[Tensor]]:
 
 def _names(output: pathlib.Path, count: int, usual: str) -> list[str]:
     """Return the file names: one file, or the shards and their index."""
-    whole = output.name if output.suffix in outputs.FILES else usual
     if count == 1:
-        return [whole]
-    stem = whole.removesuffix(".safetensors")
+        return [output.name if output.suffix in outputs.FILES else usual]
+    stem = usual.removesuffix(".safetensors")
     shards = [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     return [*shards, stem + sources.INDEX_SUFFIX]
 

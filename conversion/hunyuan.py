@@ -181,6 +181,7 @@ def limits(cfg: HunyuanConfig) -> list[str]:
 LAYOUT = KeyLayout(
     name="original",
     title="HunyuanVideo-1.5 and HY-WorldPlay",
+    one_file=True,
     marks=("double_blocks.0.img_attn_q.weight", "cond_type_embedding.weight"),
     rules=rules,
     from_shapes=from_shapes,

@@ -154,6 +154,7 @@ FAMILY = Family(
 ORIGINAL = KeyLayout(
     name="original",
     title="HunyuanVideo-1.5 and HY-WorldPlay",
+    one_file=True,
     marks=("decoder.mid.attn_1.norm.gamma",),
     rules=original,
     from_shapes=original_from_shapes,

@@ -211,6 +211,8 @@ def _layout(style: str, title: str) -> KeyLayout:
         embedding=embedding(style),
         rows=rows,
         weights_name="model.safetensors",
+        # TheWorld reads model.safetensors and no index.
+        one_file=style == STYLE,
         carried=CARRIED,
         companions=companions,
         trained_config=trained_config if style == STYLE else None,

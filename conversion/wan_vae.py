@@ -202,6 +202,7 @@ FAMILY = Family(name="wan-vae", describe=lambda facts: "Wan 2.1 video autoencode
 ORIGINAL = KeyLayout(
     name="original",
     title="Wan 2.1 and Cosmos-Predict2",
+    one_file=True,
     marks=("decoder.middle.0.residual.0.gamma",),
     rules=original,
     from_shapes=original_from_shapes,

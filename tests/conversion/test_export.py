@@ -13,7 +13,7 @@ import pytest
 import safetensors
 from flax import nnx
 
-from conversion import engine, exporting, folders, importing, inspecting, sources, verifying
+from conversion import engine, exporting, families, folders, importing, inspecting, sources, verifying
 from jworld import systems
 from jworld.parallel import mesh as mesh_lib
 from jworld.systems import runs
@@ -77,8 +77,8 @@ def test_other_layout_and_back(folder: pathlib.Path, tmp_path: pathlib.Path) -> 
 
 def test_large_models_are_several_files_with_an_index(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     limit = 200_000
-    summary = exporting.export_weights(folder / "action", tmp_path / "out", max_file=limit)
-    total = sum(tensor.size * 2 for tensor in converted.case(ACTION).weights.values())
+    summary = exporting.export_weights(folder / "diffusers", tmp_path / "out", max_file=limit)
+    total = sum(tensor.nbytes for tensor in converted.case(DIFFUSERS).weights.values())
     assert summary.size == total
     *shards, index, config = summary.files
     assert (index.name, config.name) == ("diffusion_pytorch_model.safetensors.index.json", "config.json")
@@ -88,8 +88,27 @@ def test_large_models_are_several_files_with_an_index(folder: pathlib.Path, tmp_
     content = json.loads(index.read_text())
     assert content["metadata"]["total_size"] == total
     assert set(content["weight_map"].values()) == {shard.name for shard in shards}
-    assert converted.contents(tmp_path / "out") == converted.contents(folder / "action-download")
-    assert verifying.verify(folder / "action", tmp_path / "out").tensors == summary.tensors
+    assert converted.contents(tmp_path / "out") == converted.contents(folder / "diffusers-download")
+    assert verifying.verify(folder / "diffusers", tmp_path / "out").tensors == summary.tensors
+
+
+@pytest.mark.parametrize(
+    "weights, output, layout",
+    [("diffusers", "named.safetensors", None), ("diffusers", "folder", "original"), ("action", "folder", None)],
+)
+def test_a_named_file_and_programs_that_read_one_file_get_one(
+    folder: pathlib.Path, tmp_path: pathlib.Path, weights: str, output: str, layout: str | None
+) -> None:
+    summary = exporting.export_weights(folder / weights, tmp_path / output, layout=layout, max_file=1000)
+    assert [file.suffix for file in summary.files] == [".safetensors", ".json"]
+    assert summary.files[0].stat().st_size > summary.size > 1000
+    assert verifying.verify(folder / weights, summary.files[0].parent).tensors == summary.tensors
+
+
+def test_layouts_of_programs_that_read_one_file() -> None:
+    found = {(name, key) for name, each in families.FAMILIES.items() for key, x in each.layouts.items() if x.one_file}
+    original = {(name, "original") for name, each in families.FAMILIES.items() if "original" in each.layouts}
+    assert found == original | {("theworld", "transformers4")}
 
 
 def test_files_are_filled_in_order() -> None:
