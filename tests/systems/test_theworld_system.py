@@ -96,7 +96,7 @@ def system() -> Any:
 @pytest.fixture(scope="module")
 def model(system: Any) -> TheWorld:
     with nnx.use_eager_sharding(False):
-        model = nnx.jit(lambda: system.init(nnx.Rngs(0)))()
+        model = jax.jit(lambda: system.init(nnx.Rngs(0)))()
     # A new projector is zero, so images would have no effect.
     kernel = model.projector.linear.kernel
     kernel.set_value(0.05 * jax.random.normal(jax.random.key(1), kernel.shape))
@@ -121,6 +121,45 @@ def test_labels_of_a_fused_sequence() -> None:
     assert answers.tolist() == [[-100, *[-100] * 5, -100, 6, -100]]
     original = objective.fused_labels(tokens, labels, mask, WorldConfig(compat="original", **cfg))
     assert original.tolist() == [[2, 7, -100, -100, -100, 8, 5, 6, -100]]
+
+
+def test_labels_of_rows_without_a_world() -> None:
+    """Their sequence begins at the end bracket's column, and their labels are the given ones, also with compat."""
+    cfg: dict[str, Any] = {"latent_channels": 2, "layout": "channel", "start_token": 7, "end_token": 8}
+    tokens, labels = jnp.array([[2, 5, 6], [2, 5, 6]]), jnp.array([[-100, -100, 6]] * 2)
+    for compat, with_world in (("", [-100] * 6 + [6]), ("original", [2, 7, -100, -100, 8, 5, 6])):
+        found = objective.fused_labels(
+            tokens, labels, tokens > 0, WorldConfig(compat=compat, **cfg), jnp.array([True, False])
+        )
+        assert found.tolist() == [with_world, [-100] * 6 + [6]]
+
+
+def test_a_row_without_images_is_its_text_alone(system: Any, model: TheWorld, encoders: dataset.RunEncoders) -> None:
+    """In a batch with images, its loss and its answer are those of the text without any world."""
+    prompts = system.prompts(encoders)
+    questions = ["hello?", "left or right?"]
+    mixed = prompts([[], [image(0)]], questions)
+    assert mixed["has_world"].tolist() == [False, True]
+    alone = prompts([[]], questions[:1])
+    length = mixed["tokens"].shape[1]
+    labelled = {**mixed, "labels": mixed["tokens"].at[1].set(chat.IGNORED)}
+    padded = {name: jnp.pad(x, [(0, 0), (0, length - x.shape[1])]) for name, x in alone.items()}
+    plain = model.fuse(padded["tokens"], padded["mask"], None, None)
+    states = model.language(plain.embeds, mask=plain.mask)
+    targets = jnp.where(padded["mask"], padded["tokens"], chat.IGNORED)
+    expected = objective.score(model.language, states[:, :-1], targets[:, 1:], chunk=256)
+    gradient, metrics = nnx.grad(lambda model: objective.loss(model, labelled, system.objective), has_aux=True)(model)
+    assert metrics["loss_tokens"] == expected.total
+    np.testing.assert_allclose(
+        objective.loss(model, labelled, system.objective)[0], expected.entropy / expected.total, rtol=1e-5
+    )
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(nnx.state(gradient, nnx.Param)))
+    together = system.answers(model, encoders)([[], [image(0)]], questions, max_tokens=5)
+    separate = [
+        *system.answers(model, encoders)([[]], questions[:1], max_tokens=5),
+        *system.answers(model, encoders)([[image(0)]], questions[1:], max_tokens=5),
+    ]
+    assert together == separate
 
 
 def test_the_loss_in_chunks(model: TheWorld) -> None:

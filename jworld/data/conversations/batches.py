@@ -9,6 +9,7 @@ A batch has these arrays:
 | labels | int32 [B, L], see `chat`; `chat.IGNORED` where there is no loss |
 | pixel_values | uint8 [B, I, S, S, 3], for the vision tower; black if a conversation has fewer images |
 | world_pixels | uint8 [B, W, W, 3], its first image, for the autoencoder; absent if `world_size` is 0 |
+| has_world | bool [B], False for a conversation without images, whose world is masked; absent like world_pixels |
 
 `tokens` contains no world tokens: the model inserts them, with their brackets, after the first token.
 """
@@ -74,7 +75,10 @@ def spec(clip: ClipConfig, global_batch: int) -> dict[str, records.ArraySpec]:
         "labels": array(np.int32),
         "pixel_values": image(clip.images, clip.image_size, clip.image_size),
     }
-    return specs | ({"world_pixels": image(clip.world_size, clip.world_size)} if clip.world_size else {})
+    if not clip.world_size:
+        return specs
+    has_world = records.ArraySpec((global_batch,), np.bool_, ("batch",))
+    return specs | {"world_pixels": image(clip.world_size, clip.world_size), "has_world": has_world}
 
 
 class LengthOrder:
@@ -166,8 +170,8 @@ class MakeExample(grain.transforms.RandomMap):
         }
 
 
-def model_pixels(images: Sequence[PIL.Image.Image], clip: ClipConfig) -> dict[str, np.ndarray]:
-    """Return `pixel_values` [I, S, S, 3] and, with a world, `world_pixels` [W, W, 3] of the first image, uint8.
+def model_pixels(images: Sequence[PIL.Image.Image], clip: ClipConfig) -> dict[str, np.ndarray | np.bool_]:
+    """Return the images of a row: `pixel_values` and, with a world, `world_pixels` and `has_world`.
 
     Missing images are zeros.
     """
@@ -180,4 +184,5 @@ def model_pixels(images: Sequence[PIL.Image.Image], clip: ClipConfig) -> dict[st
     return {
         "pixel_values": pixels,
         "world_pixels": image_files.resized(images[0], clip.world_size) if images else world,
+        "has_world": np.bool_(bool(images)),
     }

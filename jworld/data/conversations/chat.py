@@ -1,9 +1,11 @@
 """Tokenization of conversations in Gemma's chat format, with image spans and labels.
 
 A conversation is `<bos>`, then for every turn `<start_of_turn>ROLE\n TEXT <end_of_turn>\n`. An open prompt ends with
-`<start_of_turn>model\n`. Images precede the first user's text, each as `\n\n<start_of_image>`, a fixed number of
-`<image_soft_token>`, `<end_of_image>\n\n` (transformers, processing_gemma3.py). The model inserts the world tokens
-and their brackets after `<bos>`.
+`<start_of_turn>model\n`. A system turn has no tokens of its own: its text and an empty line precede the first user's
+text, as in Gemma's chat template. An image is `\n\n<start_of_image>`, a fixed number of `<image_soft_token>`,
+`<end_of_image>\n\n` (transformers, processing_gemma3.py). It replaces the placeholder `PLACE` in a user's text; without
+placeholders, all images precede the first user's text. The model inserts the world tokens and their brackets after
+`<bos>`.
 
 Labels are the tokens at the same positions, `IGNORED` where there is no loss; the loss shifts them.
 """
@@ -30,15 +32,19 @@ START_OF_WORLD, END_OF_WORLD = "<start_of_world>", "<end_of_world>"
 SPECIAL = (PAD, EOS, BOS, START_OF_TURN, END_OF_TURN, START_OF_IMAGE, IMAGE, END_OF_IMAGE)
 WORLD = (START_OF_WORLD, END_OF_WORLD)
 
+#: Placeholder of an image in a user's text.
+PLACE = "<image>"
+
+Role = Literal["system", "user", "model"]
 Labels = Literal["answers", "original"]
 Span = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """Text of one speaker."""
+    """Text of one speaker; a user's text may have a `PLACE` for every image. Only the first turn may be a system's."""
 
-    role: Literal["user", "model"]
+    role: Role
     text: str
 
 
@@ -55,18 +61,27 @@ class Rendered:
     answers: tuple[Span, ...]
 
 
+def count_places(turns: Sequence[Turn]) -> int:
+    """Return the number of places for images in a conversation."""
+    return sum(turn.text.count(PLACE) for turn in turns)
+
+
 def render(turns: Sequence[Turn], *, images: int, image_tokens: int, is_open: bool) -> Rendered:
     """Render a conversation as text; an open one ends where the model's answer begins."""
     image = f"\n\n{START_OF_IMAGE}{IMAGE * image_tokens}{END_OF_IMAGE}\n\n"
-    text, pending_images = BOS, image * images
+    text, pending = BOS, "" if count_places(turns) else image * images
     users, answers = [], []
     for turn in turns:
+        if turn.role == "system":
+            pending = f"{turn.text}\n\n{pending}"
+            continue
         begin = len(text)
         text += f"{START_OF_TURN}{turn.role}\n"
         if turn.role == "user":
-            text, pending_images = text + pending_images, ""
+            text, pending = text + pending, ""
         content = len(text)
-        text += turn.text.strip() + END_OF_TURN
+        # The chat template trims every piece of text between images.
+        text += image.join(piece.strip() for piece in turn.text.split(PLACE)) + END_OF_TURN
         if turn.role == "user":
             users.append((begin, len(text)))
         else:
@@ -124,11 +139,15 @@ class ChatTokenizer:
             `single_turn` conversation, everything after as many tokens as its question has without the image.
 
         Raises:
-          ValueError: a turn contains a special token.
+          ValueError: a turn contains a special token, or the places for images do not match their number.
         """
         for turn in turns:
             if found := [name for name in self.ids if name in turn.text]:
                 raise ValueError(f"the text contains {found[0]}, which is a special token: remove it")
+            if turn.role != "user" and PLACE in turn.text:
+                raise ValueError(f"a turn of the {turn.role} contains {PLACE}, expected it in a user's turn only")
+        if (places := count_places(turns)) not in (0, images):
+            raise ValueError(f"its text has {places} {PLACE}, but it has {_numbered(images)}")
         rendered = render(turns, images=images, image_tokens=self.image_tokens, is_open=is_open)
         encoding = self._tokenizer.encode(rendered.text, add_special_tokens=False)
         tokens = np.array(encoding.ids, np.int32)
@@ -136,7 +155,8 @@ class ChatTokenizer:
         if labels == "answers":
             has_loss = _inside(starts, rendered.answers)
         elif single_turn:
-            question = render(turns[:1], images=0, image_tokens=0, is_open=True).text
+            asked = Turn("user", turns[0].text.replace(PLACE, ""))
+            question = render([asked], images=0, image_tokens=0, is_open=True).text
             count = len(self._tokenizer.encode(question, add_special_tokens=False).ids)
             has_loss = np.arange(len(tokens)) >= count
         else:
@@ -149,6 +169,10 @@ class ChatTokenizer:
         for end in (self.ids[END_OF_TURN], self.ids[EOS]):
             answer = answer[: answer.index(end)] if end in answer else answer
         return self._tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+
+def _numbered(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"
 
 
 def _inside(positions: np.ndarray, spans: Sequence[Span]) -> np.ndarray:

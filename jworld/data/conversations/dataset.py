@@ -103,7 +103,7 @@ class Conversations:
             rows = (
                 questions.make(folder, pathlib.Path(self._recording.directory), self.questions, console=console)
                 if self.set.format == "questions"
-                else formats.read(self.set)
+                else formats.read(self.set, folder)
             )
             return prepared.write(
                 folder,
@@ -177,5 +177,10 @@ class Conversations:
             raise UserError(
                 f"{', '.join(given.flags())}: the model of this checkpoint uses no external encoders: leave the option "
                 "out"
+            )
+        if problem := self.find_problem(directory):
+            raise UserError(
+                f"{problem}: copy the tokenizer.json of the published model there, or to jworld.generate give "
+                "--encoders with a folder that has it"
             )
         return RunEncoders(chat.load(directory, image_tokens=self._image_tokens))

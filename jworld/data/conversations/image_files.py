@@ -1,8 +1,9 @@
 """Images of conversations: their locations, and their conversion to the two image inputs of a model.
 
-A location is a JSON object: {"file"} for an image file; {"tar", "offset", "size"} for one in a tar archive; {"parquet",
-"group", "row", "column"} for one in a table; {"array", "index"} for one in a numpy file uint8 [N, H, W, 3]. An
-additional key "boxes" lists boxes to draw on the image. Paths are absolute or relative to the folder of the set.
+A location is a JSON object: {"file"} for an image file, with the "url" that it was downloaded from if there is one;
+{"tar", "offset", "size"} for one in a tar archive; {"parquet", "group", "row", "column"} for one in a table; {"array",
+"index"} for one in a numpy file uint8 [N, H, W, 3]. An additional key "boxes" lists boxes to draw on the image. Paths
+are absolute or relative to the folder of the set.
 
 Images are converted as by every other command, see `jworld.data.inputs.image`; of an animation or of several pages the
 first one counts. Boxes belong to the upright image.
@@ -57,7 +58,7 @@ def check(place: ImageSource, root: pathlib.Path) -> None:
 
 def describe(place: ImageSource) -> str:
     """Describe a location in a few words."""
-    kind = next((key for key in ("file", "tar", "parquet", "array") if key in place), None)
+    kind = next((key for key in ("url", "file", "tar", "parquet", "array") if key in place), None)
     if kind is None:
         return "nowhere"
     return str(place[kind]) + "".join(

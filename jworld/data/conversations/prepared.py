@@ -21,7 +21,7 @@ import rich.console
 import rich.progress
 
 from jworld.data import records
-from jworld.data.conversations import chat, formats, image_files
+from jworld.data.conversations import captions, chat, chat_rows, formats, image_files, remote
 from jworld.data.records import content
 from jworld.utils import files, indices
 from jworld.utils.errors import UserError
@@ -75,8 +75,8 @@ def write(
         outputs = {"train": train, "val": val}
         tracked = rich.progress.track(rows, "checking the conversations", console=console)
         for chunk in _chunks(tracked):
-            problems = pool.map(lambda row: find_problem(row, directory, images=images), chunk)
-            for row, problem in zip(chunk, problems, strict=True):
+            checked = pool.map(lambda row: check(row, directory, images=images), chunk)
+            for row, problem in checked:
                 length, problem = _length(tokenizer, row) if not problem else (0, problem)
                 if problem:
                     unusable.write(f"{row.name}: {problem}\n")
@@ -113,20 +113,29 @@ def _chunks(rows: Iterable[formats.Conversation]) -> Iterator[list[formats.Conve
         yield chunk
 
 
-def find_problem(row: formats.Conversation, root: pathlib.Path, *, images: int) -> str:
-    """Return why a conversation cannot be used, "" if it can."""
-    if row.problem:
-        return row.problem
-    if not row.turns or row.turns[0].role != "user" or all(turn.role == "user" for turn in row.turns):
-        return "it does not start with a user's turn, or has no answer"
-    if not 1 <= len(row.places) <= images:
-        return f"it has {len(row.places)} images, config.data.clip.images is {images}"
-    for place in row.places:
-        try:
+def check(row: formats.Conversation, root: pathlib.Path, *, images: int) -> tuple[formats.Conversation, str]:
+    """Return a conversation with its remote images downloaded, and why it cannot be used, "" if it can."""
+    if problem := row.problem or chat_rows.order_problem(row.turns):
+        return row, problem
+    if len(row.places) > images:
+        return row, f"it has {len(row.places)} images, config.data.clip.images is {images}"
+    try:
+        row = dataclasses.replace(row, places=tuple(_local(place, root) for place in row.places))
+        for place in row.places:
             image_files.check(place, root)
-        except ValueError as error:
-            return str(error)
-    return ""
+    except (ValueError, OSError) as error:
+        return row, str(error)
+    return row, ""
+
+
+def _local(place: image_files.ImageSource, root: pathlib.Path) -> image_files.ImageSource:
+    """Return the location of an image on disk; one that is named by a URL is downloaded into the set."""
+    if "url" not in place:
+        return place
+    name = hashlib.sha256(place["url"].encode()).hexdigest()
+    file = pathlib.Path(captions.DOWNLOADS, name[:2], name[2:])
+    remote.fetch(place["url"], root / file)
+    return {**place, "file": str(file)}
 
 
 def _length(tokenizer: chat.ChatTokenizer, row: formats.Conversation) -> tuple[int, str]:
@@ -137,8 +146,12 @@ def _length(tokenizer: chat.ChatTokenizer, row: formats.Conversation) -> tuple[i
 
 
 def _split(row: formats.Conversation, val_share: float) -> str:
-    """Draw the split by a hash of the image's location, so that all conversations about one image share a split."""
-    digest = hashlib.sha256(image_files.describe(row.places[0]).encode()).digest()
+    """Draw the split by a hash of the image's location, so that all conversations about one image share a split.
+
+    Without an image the hash is that of the text.
+    """
+    own = image_files.describe(row.places[0]) if row.places else " ".join(turn.text for turn in row.turns)
+    digest = hashlib.sha256(own.encode()).digest()
     return "val" if int.from_bytes(digest[:8], "big") < val_share * 2**64 else "train"
 
 

@@ -69,9 +69,12 @@ def greedy(model: TextModel, state: State, *, steps: int, ends: tuple[int, ...] 
 
 
 def align_right(embeds: jax.Array, *masks: jax.Array) -> tuple[jax.Array, ...]:
-    """Convert right-padded rows to left-padded ones; the first of `masks` [B, L] marks the padding."""
+    """Convert right-padded rows to left-padded ones; the first of `masks` [B, L] marks the padding.
+
+    Columns that are masked at the start stay before the tokens.
+    """
     length = embeds.shape[1]
-    padding = length - jnp.sum(masks[0], axis=1, keepdims=True)
+    padding = jnp.argmax(masks[0][:, ::-1], axis=1)[:, None]
     source = (jnp.arange(length) - padding) % length
     return (
         jnp.take_along_axis(embeds, source[..., None], axis=1),

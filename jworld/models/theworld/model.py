@@ -23,12 +23,14 @@ class Fused(NamedTuple):
 
     Attributes:
       embeds: [B, L', D].
-      mask: [B, L'] bool, False for padding.
+      mask: [B, L'] bool, False for padding, and before the first token of a row without a world.
+      positions: [B, L'] of the rotary embedding, or None to count the tokens.
       images: tokens that attend to each other in both directions, or None.
     """
 
     embeds: jax.Array
     mask: jax.Array
+    positions: jax.Array | None
     images: Images | None
 
 
@@ -95,17 +97,27 @@ class TheWorld(Gemma3):
         """Encode as `latents` does, but normalized for every `compat`: the input of the predictor."""
         return self.autoencoder.encode(world_values(pixels, original=False)[:, None])
 
-    def fuse(self, tokens: jax.Array, mask: jax.Array, pixels: jax.Array | None, latents: jax.Array | None) -> Fused:
+    def fuse(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array,
+        pixels: jax.Array | None,
+        latents: jax.Array | None,
+        has_world: jax.Array | None = None,
+    ) -> Fused:
         """Build the input sequence of the language model.
+
+        A row without a world is the same as a sequence of `tokens` alone, after masked columns.
 
         Args:
           tokens: [B, L] ids, padded at the end, without the brackets of the world.
           mask: [B, L] bool.
           pixels: [B, I, H, W, 3] in -1..1, the images of the prompt, or None.
           latents: [B, F, H', W', C] of the world, its first frames or all; None omits it and its brackets.
+          has_world: [B] bool, False for rows without a world; None for a world in all rows.
         """
         embeds, world = self.embed(tokens, pixels), self.config.world
-        images = tokens == self.cfg.image_token
+        images, positions = tokens == self.cfg.image_token, None
         if latents is not None:
             assert world is not None
             brackets = jnp.broadcast_to(jnp.array([world.start_token, world.end_token]), (tokens.shape[0], 2))
@@ -115,9 +127,13 @@ class TheWorld(Gemma3):
             mask, images = (
                 insert(x, world, inside, tokens=inserted.shape[1]) for x, inside in ((mask, True), (images, False))
             )
+            if has_world is not None:
+                first = inserted.shape[1] + 2
+                embeds, mask = without_world(embeds, has_world, first), mask & world_mask(mask, has_world, first)
+                positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         if pixels is None or (latents is not None and world is not None and world.original):
-            return Fused(embeds, mask, None)
-        return Fused(embeds, mask, Images(images, longest=pixels.shape[1] * self.cfg.image_tokens))
+            return Fused(embeds, mask, positions, None)
+        return Fused(embeds, mask, positions, Images(images, longest=pixels.shape[1] * self.cfg.image_tokens))
 
 
 def world_values(pixels: jax.Array, *, original: bool) -> jax.Array:
@@ -139,6 +155,17 @@ def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> Wan
             f"autoencoder_ratio {world.ratio}: set them to its values"
         )
     return autoencoder
+
+
+def without_world(values: jax.Array, has_world: jax.Array, first: int) -> jax.Array:
+    """Move the first column of rows without a world to column `first`, the end bracket's: [B, L', ...] -> the same."""
+    chosen = has_world.reshape(-1, *[1] * (values.ndim - 2))
+    return values.at[:, first].set(jnp.where(chosen, values[:, first], values[:, 0]))
+
+
+def world_mask(mask: jax.Array, has_world: jax.Array, first: int) -> jax.Array:
+    """Return [B, L'] bool, False for the columns before `first` of rows without a world."""
+    return has_world[:, None] | (jnp.arange(mask.shape[1]) >= first)
 
 
 def insert(

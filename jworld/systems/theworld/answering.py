@@ -40,7 +40,7 @@ def prefill(model: TheWorld, batch: dict[str, jax.Array], *, steps: int, frames:
     """Run the prefill of right-padded prompts; the arguments are those of `answer`."""
     latents = world_steps.world_latents(model, batch["world_pixels"], frames) if frames else None
     pixels = vision_values(batch["pixel_values"]) if "pixel_values" in batch else None
-    fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
+    fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents, batch.get("has_world"))
     parts = (fused.mask,) if fused.images is None else (fused.mask, fused.images.tokens)
     embeds, mask, *tokens = decoding.align_right(fused.embeds, *parts)
     images = dataclasses.replace(fused.images, tokens=tokens[0]) if fused.images else None

@@ -16,7 +16,7 @@ from jworld.data.conversations.chat import IGNORED
 from jworld.models.gemma3.text import TextModel
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.config import WorldConfig
-from jworld.models.theworld.model import TheWorld, insert
+from jworld.models.theworld.model import TheWorld, insert, world_mask
 from jworld.systems.theworld import world_steps
 from jworld.training import step
 
@@ -74,17 +74,29 @@ def score(model: TextModel, states: jax.Array, targets: jax.Array, *, chunk: int
     return sums
 
 
-def fused_labels(tokens: jax.Array, labels: jax.Array, mask: jax.Array, world: WorldConfig | None) -> jax.Array:
+def fused_labels(
+    tokens: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    world: WorldConfig | None,
+    has_world: jax.Array | None = None,
+) -> jax.Array:
     """Return the labels of the fused sequence, [B, L'], aligned with its tokens and `IGNORED` on padding.
 
     With `compat` the loss covers every token of a sequence with a world and its brackets, for all labels, as in the
-    original.
+    original. Rows without a world have the given labels.
     """
+    labels = jnp.where(mask, labels, IGNORED)
     if world is None:
-        return jnp.where(mask, labels, IGNORED)
-    original = world.original
-    brackets = (world.start_token, world.end_token) if original else (IGNORED, IGNORED)
-    return insert(jnp.where(mask, tokens if original else labels, IGNORED), world, IGNORED, brackets)
+        return labels
+    fused = insert(labels, world, IGNORED)
+    if world.original:
+        every = insert(jnp.where(mask, tokens, IGNORED), world, IGNORED, (world.start_token, world.end_token))
+        fused = every if has_world is None else jnp.where(has_world[:, None], every, fused)
+    if has_world is None:
+        return fused
+    # Nothing predicts the first token, which is in the end bracket's column of these rows.
+    return jnp.where(world_mask(fused, has_world, world.tokens + 3), fused, IGNORED)
 
 
 def loss(model: TheWorld, batch: Batch, cfg: ObjectiveConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -108,15 +120,16 @@ def latent_loss(
 
     Args:
       model: with or without a world.
-      batch: tokens, mask and labels [B, L].
+      batch: tokens, mask and labels [B, L], and has_world [B] if not all rows have a world.
       pixels: images [B, I, H, W, 3] in -1..1.
       latents: result of `latents_of`.
       cfg: values of the loss.
     """
     world = model.config.world
-    fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents)
-    labels = fused_labels(batch["tokens"], batch["labels"], batch["mask"], world)
-    states = model.language(fused.embeds, mask=fused.mask, images=fused.images)
+    has_world = batch.get("has_world")
+    fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents, has_world)
+    labels = fused_labels(batch["tokens"], batch["labels"], batch["mask"], world, has_world)
+    states = model.language(fused.embeds, mask=fused.mask, positions=fused.positions, images=fused.images)
     sums = score(model.language, *_predictions(states, labels, world), chunk=cfg.chunk)
     count = jnp.maximum(sums.total, 1)
     metrics = {"accuracy": sums.right / count, "loss_tokens": sums.total, step.WEIGHT: sums.total}

@@ -40,6 +40,42 @@ def test_layout(tokenizer: chat.ChatTokenizer) -> None:
     )
 
 
+def test_images_stand_where_the_text_says(tokenizer: chat.ChatTokenizer) -> None:
+    turns = (
+        chat.Turn("system", "Be brief."),
+        chat.Turn("user", "Compare <image> with\n<image>"),
+        chat.Turn("model", "left"),
+        chat.Turn("user", "<image>\nAnd now?"),
+        chat.Turn("model", "right"),
+    )
+    encoded = tokenizer.encode(turns, images=3)
+    image = "\n\n<start_of_image>" + "<image_soft_token>" * 3 + "<end_of_image>\n\n"
+    assert decode_raw(tokenizer, encoded.tokens) == (
+        f"<bos><start_of_turn>user\nBe brief.\n\nCompare{image}with{image}<end_of_turn>\n"
+        "<start_of_turn>model\nleft<end_of_turn>\n"
+        f"<start_of_turn>user\n{image}And now?<end_of_turn>\n"
+        "<start_of_turn>model\nright<end_of_turn>\n"
+    )
+    has_label = encoded.labels != chat.IGNORED
+    assert decode_raw(tokenizer, encoded.tokens[has_label]) == "left<end_of_turn>right<end_of_turn>"
+
+
+def test_a_system_text_precedes_images_without_places(tokenizer: chat.ChatTokenizer) -> None:
+    turns = (chat.Turn("system", "Be brief."), chat.Turn("user", "What?"))
+    text = chat.render(turns, images=1, image_tokens=0, is_open=True).text
+    image = "\n\n<start_of_image><end_of_image>\n\n"
+    assert text == (f"<bos><start_of_turn>user\nBe brief.\n\n{image}What?<end_of_turn>\n<start_of_turn>model\n")
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_places_must_match_the_images(tokenizer: chat.ChatTokenizer, images: int) -> None:
+    turns = [chat.Turn("user", "<image> or <image>?"), chat.Turn("model", "the first")]
+    with pytest.raises(ValueError, match=f"its text has 2 <image>, but it has {images} image"):
+        tokenizer.encode(turns, images=images)
+    with pytest.raises(ValueError, match="a turn of the model contains <image>"):
+        tokenizer.encode([turns[0], chat.Turn("model", "<image>")], images=2)
+
+
 def test_only_answers_have_labels(tokenizer: chat.ChatTokenizer) -> None:
     encoded = tokenizer.encode(TURNS, images=1)
     has_label = encoded.labels != chat.IGNORED

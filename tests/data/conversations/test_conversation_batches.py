@@ -5,42 +5,14 @@ import json
 import pathlib
 from typing import Any
 
-import ml_collections
 import numpy as np
 import PIL.Image
 import pytest
+from conversation_configs import make_config
 
 from jworld.data import pipeline, training_data
 from jworld.data.conversations import batches, chat, dataset, prepared, questions
 from jworld.utils.errors import UserError
-
-SHIPPED = pathlib.Path(__file__).parents[3] / "assets" / "tokenizer"
-
-
-def make_config(folder: pathlib.Path, **conversations: Any) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "global_batch": 4,
-            "mesh": {"data": 1, "fsdp": -1, "sequence": 1},
-            "data": {
-                "records": str(folder / "conversations"),
-                "threads": 1,
-                "prefetch": 1,
-                "tokenizer": str(SHIPPED),
-                "recording": {
-                    "source": "rooms",
-                    "directory": str(folder / "episodes"),
-                    "episodes": 2,
-                    "frames": 121,
-                    "image_size": (32, 24),
-                },
-                "conversations": {"format": "questions", **conversations},
-                "questions": {"per_answer": 3, "view_size": (16, 12)},
-                "clip": {"lengths": (48, 96), "image_size": 8, "world_size": 16},
-            },
-        }
-    )
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +145,13 @@ def test_unusable_conversations_are_named_and_counted(
     assert [line.split(":")[0] for line in lines] == ["row3", "row5", "row7", "row9", "row11"]
     for line, reason in zip(
         lines,
-        ("absent.png cannot be read", "5.png cannot be read", "has no answer", "contains <bos>", "has 2 images"),
+        (
+            "absent.png cannot be read",
+            "5.png cannot be read",
+            "ends with a question that has no answer",
+            "contains <bos>",
+            "has 2 images",
+        ),
         strict=True,
     ):
         assert reason in line

@@ -56,13 +56,13 @@ def test_llava(folder: pathlib.Path) -> None:
     ]
     data = [
         {"id": "a", "image": "0.png", "conversations": talk},
-        {"id": "b", "image": ["1.png", "2.png"], "conversations": talk[:2]},
+        {"id": "b", "image": ["1.png", "2.png"], "conversations": [{**talk[0], "value": "Which?"}, talk[1]]},
         {"id": "c", "image": "0.png", "conversations": [{"from": "robot", "value": ""}]},
         {"id": "d", "image": "0.png"},
     ]
     found = rows(folder, "llava", data)
     assert turns(found[0]) == [
-        ("user", "What is it?"),
+        ("user", "<image>\nWhat is it?"),
         ("model", "A wall."),
         ("user", "Which color?"),
         ("model", "Red."),
@@ -72,8 +72,8 @@ def test_llava(folder: pathlib.Path) -> None:
     assert [row.problem for row in found] == [
         "",
         "",
-        "a turn is from 'robot', expected human or gpt, with a text as its value",
-        "it has no conversations",
+        "turn 1 is from 'robot', expected one of human, user, gpt, assistant, model, system",
+        "it has no conversations or messages",
     ]
     lines = "\n".join(map(json.dumps, data[:2]))
     assert rows(folder, "llava", lines) == found[:2]
@@ -153,9 +153,9 @@ def test_parquet(folder: pathlib.Path) -> None:
     assert [row.problem for row in found] == ["", "", "it has no caption"]
     assert turns(found[1]) == [("user", "Describe this image in detail."), ("model", "a green wall")]
     assert [pixel(row) for row in found[:2]] == list(COLORS[:2])
-    parquet.write_table(pyarrow.table({"url": ["x"], "text": ["y"]}), folder / "urls.parquet")
-    with pytest.raises(UserError, match="has the columns url, text, expected one of image"):
-        list(formats.read(formats.SetConfig(format="captions", path=str(folder / "urls.parquet"))))
+    parquet.write_table(pyarrow.table({"sha": ["x"], "text": ["y"]}), folder / "other.parquet")
+    with pytest.raises(UserError, match="has the columns sha, text, expected one of image"):
+        list(formats.read(formats.SetConfig(format="captions", path=str(folder / "other.parquet"))))
 
 
 def test_json_arrays_are_read_in_pieces(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

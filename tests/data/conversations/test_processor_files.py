@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import transformers
-from test_conversation_batches import SHIPPED, make_config
+from conversation_configs import SHIPPED, make_config
 
 from conversion import __main__ as conversion
 from conversion import theworld
