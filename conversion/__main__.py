@@ -29,6 +29,8 @@ from conversion import (
     torch_files,
     verifying,
 )
+from jworld import systems
+from jworld.systems import runs
 from jworld.utils import arguments, errors
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
@@ -244,6 +246,12 @@ def _import(options: argparse.Namespace) -> None:
             console.print(f"{text}: {', '.join(listed)}")
     for line in plan.family.folder_notes(options.source):
         console.print(line)
+    if plan.layout.carried and plan.config is not None:
+        problem = systems.create(plan.config).data.find_problem(options.output / runs.ENCODERS)
+        if problem:
+            console.print(
+                f"{problem}: copy it there before generating, or import with --base from a folder that has it"
+            )
     console.print(f"next: python -m conversion verify {options.output} {options.source}")
     if plan.config is None:
         console.print(f"      python -m jworld.precompute --autoencoder {options.output} --help")

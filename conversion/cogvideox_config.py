@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from conversion import hyperparameters, naming, schedulers
+from conversion import hyperparameters, naming, neighbors, schedulers
 from conversion.base import Family, Pipeline, Runs
 from conversion.hyperparameters import Field
 from jworld.models.cogvideox.config import CogVideoXConfig
@@ -119,19 +119,6 @@ def describe(facts: Mapping[str, Any]) -> str:
     return "CogVideoX-2B, or stage 1 of The Matrix"
 
 
-def folder_notes(path: pathlib.Path) -> list[str]:
-    """Return the commands that use the other contents of the same pipeline folder."""
-    folder = next((each for each in (path, *path.parents[:2]) if (each / "model_index.json").is_file()), None)
-    if folder is None:
-        return []
-    lines = []
-    if (folder / "vae").is_dir():
-        lines.append(f"its autoencoder: python -m conversion import {folder / 'vae'} --output weights/cogvideox-vae")
-    if (folder / "text_encoder").is_dir():
-        lines.append(f"its text encoder: --text-encoder t5-matrix:{folder}, for precompute and generate")
-    return lines
-
-
 PIPELINE = Pipeline(
     title="diffusers (CogVideoXPipeline) and the inference.py of The Matrix",
     layout="diffusers",
@@ -159,5 +146,8 @@ FAMILY = Family(
         to_scheduler=schedulers.write_cogvideox,
         pipelines=(PIPELINE,),
     ),
-    folder_notes=folder_notes,
+    folder_notes=neighbors.notes(
+        neighbors.autoencoder("vae", "weights/cogvideox-vae"),
+        neighbors.encoder("text_encoder", "--text-encoder", "t5-matrix:{folder}"),
+    ),
 )

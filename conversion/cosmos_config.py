@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from conversion import hyperparameters, naming, schedulers
+from conversion import hyperparameters, naming, neighbors, schedulers
 from conversion.base import Family, Pipeline, Runs
 from conversion.hyperparameters import Field
 from jworld.models.cosmos.config import PUBLISHED, CosmosConfig
@@ -128,5 +128,11 @@ FAMILY = Family(
         scheduler=schedulers.read_cosmos,
         to_scheduler=schedulers.write_cosmos,
         pipelines=(PIPELINE,),
+    ),
+    folder_notes=neighbors.notes(
+        # Next to the published .pt files.
+        neighbors.autoencoder("tokenizer/tokenizer.pth", "weights/wan", mark="tokenizer/tokenizer.pth"),
+        neighbors.autoencoder("vae", "weights/wan"),
+        neighbors.encoder("text_encoder", "--text-encoder", "t5-cosmos:{folder}"),
     ),
 )

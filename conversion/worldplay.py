@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from conversion import naming, schedulers
+from conversion import naming, neighbors, schedulers
 from conversion.base import Family, Pipeline, Runs
 
 #: Recipe with the published values.
@@ -92,5 +92,13 @@ FAMILY = Family(
         scheduler=schedulers.read_hunyuan,
         to_scheduler=schedulers.write_hunyuan,
         pipelines=(DIFFUSERS, ORIGINAL),
+    ),
+    folder_notes=neighbors.notes(
+        neighbors.autoencoder("vae", "weights/hunyuan15-vae", mark="transformer"),
+        neighbors.encoder("text_encoder/llm", "--text-encoder", "qwen2.5-vl:{path}", mark="transformer"),
+        neighbors.encoder(
+            "text_encoder/Glyph-SDXL-v2", "--glyph-encoder", "byt5-glyph:{folder}/text_encoder", mark="transformer"
+        ),
+        neighbors.encoder("vision_encoder/siglip", "--image-encoder", "siglip:{path}", mark="transformer"),
     ),
 )

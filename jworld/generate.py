@@ -169,7 +169,14 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
     if out is not None and out.suffix != ".json":
         raise errors.UserError(f"--out is {out}, expected a name that ends in .json: the model answers in text")
     images = [] if request.image is None else [media.read_image(request.image)]
-    run = runs.load(request.checkpoint, request.step, config=config, mesh=make_mesh(config), given=request.given)
+    run = runs.load(
+        request.checkpoint,
+        request.step,
+        config=config,
+        mesh=make_mesh(config),
+        encoders=request.encoders,
+        given=request.given,
+    )
     session = generation.text_system(run.system, config).session(run.model, run.encoders)
     printer = TokenPrinter(session.decode, console)
     tokens, timings = generation.answer(session, images, request.prompt, mesh=run.mesh, take=printer)
@@ -291,7 +298,8 @@ def make_parser() -> arguments.Parser:
         "--encoders",
         type=pathlib.Path,
         metavar="DIR",
-        help="folder of records with the model's autoencoder and encoders (default: those of the checkpoint)",
+        help="folder of records with the model's autoencoder and encoders, or for a model that answers in text a "
+        "folder with its tokenizer (default: those of the checkpoint)",
     )
     add(
         "--mesh",

@@ -287,6 +287,8 @@ def open_set(
     problem = find_autoencoder_problem(directory, manifest) if given.autoencoder is None else ""
     if problem := problem or ("" if prompts else find_problem(directory, manifest, given)):
         raise UserError(problem)
+    for role in (TEXT, GLYPH, IMAGE):
+        _refuse_none(role, given, manifest[role.key])
     width, height = manifest["image_size"]
     # Manifests of imported latents do not record the fit: use that of the published pipelines.
     fit = manifest.get("cut", {}).get("fit", {"width": width, "height": height})
@@ -327,6 +329,7 @@ def open_given(
     }
     for role, entries in needed.items():
         _refuse_unused(role, given, used=bool(entries))
+        _refuse_none(role, given, entries)
     missing = ["--autoencoder PATH"] if given.autoencoder is None else []
     missing += [f"{role.flag} SPEC" for role in needed if needed[role] and getattr(given, role.attribute) is None]
     if missing:
@@ -470,6 +473,18 @@ def _refuse_unused(role: Role, given: EncoderOverrides, *, used: bool) -> None:
     spec = getattr(given, role.attribute)
     if not used and spec is not None:
         raise UserError(f"{role.flag} is {spec}, but the model has no {role.words}: leave the option out")
+
+
+def _refuse_none(role: Role, given: EncoderOverrides, entry: Mapping[str, Any]) -> None:
+    """Raise a `UserError` for "none" in place of an encoder whose states the model reads."""
+    spec, width = getattr(given, role.attribute), entry.get("dim")
+    if width and spec in (NONE, f"{NONE}:", f"{NONE}:0"):
+        # A data set has states of one family, those without rows are of another.
+        other = "leave the option out" if "family" in entry else f"give {NONE}:{width} to sample without them"
+        raise UserError(
+            f"{role.flag} is {spec}, but the model reads the states of {'an' if role is IMAGE else 'a'} {role.words} "
+            f"of width {width}: give KIND:FOLDER, or {other}"
+        )
 
 
 def is_none(entry: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jworld.data import records
 from jworld.parallel import mesh as mesh_lib
-from jworld.systems import initial_weights, runs, training_job
+from jworld.systems import initial_weights, training_job
 from jworld.systems.training_job import TrainingJob
 from jworld.training import state as train_state
 from jworld.utils import errors, nnx_types, resources
@@ -51,14 +51,11 @@ def check(job: TrainingJob, *, overwrite: bool) -> None:
 
 
 def _check_initial(job: TrainingJob, initial: nnx_types.State) -> None:
-    """Check the folders of initial weights, and that their models fit."""
+    """Check that the models of initial weights fit."""
     for name, directory in job.system.parts.items():
-        runs.check_weights(directory)
         initial_weights.compare(directory, initial[name])
     if job.config.init_from:
-        directory = resources.find(job.config.init_from)
-        runs.check_weights(directory)
-        initial_weights.compare(directory, initial)
+        initial_weights.compare(resources.find(job.config.init_from), initial)
 
 
 def counted(job: TrainingJob, *, overwrite: bool) -> tuple[TrainingJob, str]:

@@ -178,21 +178,36 @@ def check_folders(job: TrainingJob, *, overwrite: bool) -> None:
     """Check the workdir and the initial weights before data are made for them.
 
     Raises:
-      UserError: the workdir is of another run, or `config.init_from` has no weights.
+      UserError: the workdir is of another run, or `config.init_from` has no weights or those of another system.
     """
     if not overwrite:
         _check_workdir(job.config, job.workdir)
-    initial = job.config.init_from
-    if starts(job, overwrite=overwrite) and initial and not (resources.find(initial) / run_config.FILE_NAME).is_file():
-        raise errors.UserError(
-            f"config.init_from: {initial} has no {run_config.FILE_NAME}, so no weights to start from: make "
-            "that run first (the recipe's first lines name it), or name others with --config.init_from"
-        )
+    if starts(job, overwrite=overwrite):
+        for directory in job.system.parts.values():
+            runs.check_weights(directory)
+        if job.config.init_from:
+            _check_initial(job.config)
     autoencoder = model_encoders.from_config(job.config).autoencoder
     if autoencoder is not None and not pathlib.Path(autoencoder).exists():
         raise errors.UserError(
             f"config.sample.encoders.autoencoder: {autoencoder} does not exist: expected the file of an autoencoder, "
             "or a folder with autoencoder.safetensors"
+        )
+
+
+def _check_initial(config: ml_collections.ConfigDict) -> None:
+    initial, advice = config.init_from, "name others with --config.init_from"
+    directory = resources.find(initial)
+    if not (directory / run_config.FILE_NAME).is_file():
+        raise errors.UserError(
+            f"config.init_from: {initial} has no {run_config.FILE_NAME}, so no weights to start from: make "
+            f"that run first (the recipe's first lines name it), or {advice}"
+        )
+    runs.check_weights(directory)
+    system = run_config.load(directory).system
+    if system != config.system:
+        raise errors.UserError(
+            f"config.init_from: the model in {initial} is of the system {system}, expected {config.system}: {advice}"
         )
 
 

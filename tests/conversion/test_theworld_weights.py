@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from conversion import __main__ as conversion
 from conversion import folders, gemma3, importing, theworld
+from jworld import generate
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.utils import errors
 
@@ -47,6 +48,26 @@ def test_every_style_in_and_out(gemma: pathlib.Path, tmp_path: pathlib.Path) -> 
             "tokenizer.json",
         }
         conversion.main(["verify", str(ours), str(exported)])
+
+
+def test_an_import_without_a_tokenizer_says_so_and_generation_takes_it_from_a_folder(
+    gemma: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = tmp_path / "ours"
+    (gemma / "tokenizer.json").unlink()
+    conversion.main(["import", str(gemma), "--output", str(ours)])
+    absent = f"{ours}/encoders/tokenizer.json is absent: copy"
+    assert f"{absent} it there before generating" in capsys.readouterr().out
+    question = ["--checkpoint", str(ours), "--prompt", "What is this?"]
+    with pytest.raises(SystemExit):
+        generate.main(question)
+    assert f"{absent} the tokenizer.json of the published model there" in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        generate.main([*question, "--encoders", str(other)])
+    assert f"{other}/tokenizer.json is not a chat tokenizer" in capsys.readouterr().err
 
 
 def test_rows_that_no_token_uses_are_left_out(gemma: pathlib.Path, tmp_path: pathlib.Path) -> None:

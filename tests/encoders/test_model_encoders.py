@@ -129,7 +129,7 @@ def test_given_encoders_must_be_those_of_the_model(tmp_path):
     folder = write_manifest(tmp_path / "set")
     with pytest.raises(UserError, match="--text-encoder hashed-words:6 has dim 6, expected 5"):
         model_encoders.open_set(folder, given=EncoderOverrides(text_encoder="hashed-words:6"))
-    with pytest.raises(UserError, match="--image-encoder none has family 'none', expected 'thumbnail'"):
+    with pytest.raises(UserError, match=r"--image-encoder is none, .* encoder of width 12: .* or leave the option out"):
         model_encoders.open_set(folder, given=EncoderOverrides(image_encoder="none"))
     with pytest.raises(UserError, match="the model has no glyph encoder: leave the option out"):
         model_encoders.open_set(folder, given=EncoderOverrides(glyph_encoder="byt5-glyph:x"))
@@ -171,6 +171,10 @@ def test_a_model_without_a_data_set(tmp_path):
         ({}, {"latent_shape": [3, 4, 32]}, r"--autoencoder .* has channels 16, expected 32"),
         ({"text_encoder": "hashed-words:6"}, {}, "--text-encoder hashed-words:6 has dim 6, expected 5"),
         ({}, {"vision_encoder.tokens": 3}, "--image-encoder thumbnail has tokens 12, expected 3"),
+        # Before the autoencoder, which may be large, is opened.
+        ({"text_encoder": "none", "autoencoder": "nowhere"}, {}, "--text-encoder is none, .* or give none:5 to"),
+        ({"image_encoder": "none:"}, {}, "the model reads the states of an image encoder of width 12"),
+        ({"glyph_encoder": "none:0"}, {"glyph_encoder.dim": 4}, "--glyph-encoder is none:0, but .* width 4"),
     ):
         with pytest.raises(UserError, match=message):
             model_encoders.open_given(EncoderOverrides(**{**given, **changes}), EXPECTED | expected, fps=24.0)
