@@ -1,7 +1,8 @@
 """python -m jworld.evaluate --checkpoint DIR: measure a trained model on held-out data.
 
-Prints a table and writes evaluation.json, evaluation.png and, for videos, evaluation_rollouts.png. The checkpoint's
-system defines the measures. The held-out loss is measured for all systems, unless a benchmark is named.
+Prints a table and writes evaluation.json, evaluation.png and, for videos, evaluation_rollouts.png, or for answers in
+text evaluation.html. The checkpoint's system defines the measures. The held-out loss is measured for all systems,
+unless a benchmark is named.
 python -m jworld.evaluate compare RESULT RESULT prints the accuracies of several evaluations side by side.
 """
 
@@ -21,7 +22,7 @@ from flax import nnx
 
 from jworld.data import pipeline
 from jworld.encoders import model_encoders
-from jworld.evaluation import accuracy, contact_sheets, measures, results
+from jworld.evaluation import accuracy, answer_pages, contact_sheets, measures, results
 from jworld.parallel import startup
 from jworld.systems import recipes, runs
 from jworld.utils import arguments, compilation, errors, files, resources
@@ -30,12 +31,14 @@ from jworld.utils import config as run_config
 # The loss is noisy: it is averaged over this many batches, always the same ones with the same noise.
 LOSS_BATCHES = 8
 LOSS_SEED = 0
+#: Answers in the table; the page has more.
+SHOWN_ANSWERS = 6
 
 
 def held_out_loss(run: runs.Run, batches: pipeline.BatchIterator) -> float:
     """Compute the mean training loss over `LOSS_BATCHES` batches."""
 
-    @nnx.jit
+    @jax.jit
     def loss(model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         return run.system.loss(model, batch, key)[0]
 
@@ -99,7 +102,7 @@ def evaluate(
         **report.numbers,
         "config": run.config.to_dict(),
     }
-    if batches is not None:
+    if batches is not None and "held_out_loss" not in report.numbers:
         loss = held_out_loss(run, batches)
         numbers["held_out_loss"] = loss
         report = dataclasses.replace(report, summary=[*report.summary, ("held-out loss", f"{loss:.4f}")])
@@ -111,12 +114,13 @@ def evaluate(
 
 
 def tables(report: results.Report) -> list[rich.table.Table]:
-    """Return tables of the PSNR per chunk or the accuracy per task, and of the summary."""
+    """Return tables of the PSNR per chunk, or of some answers and the accuracy per task, and of the summary."""
     summary = rich.table.Table(show_header=False)
     for row in report.summary:
         summary.add_row(*row)
     if report.scores:
-        return [accuracy.table(report.scores, chance=report.chance), summary]
+        shown = [answer_pages.table(report.entries, limit=SHOWN_ANSWERS)] if report.entries else []
+        return [*shown, accuracy.table(report.scores, chance=report.chance), summary]
     count = max(len(values) for values in report.curves.values())
     curves = rich.table.Table("PSNR in dB", *(f"chunk {i + 1}" for i in range(count)), "mean")
     for name, values in report.curves.items():
@@ -126,8 +130,9 @@ def tables(report: results.Report) -> list[rich.table.Table]:
 
 def write(output: pathlib.Path, numbers: dict[str, Any], report: results.Report) -> list[pathlib.Path]:
     """Write numbers, plot and, if there are any, rollouts to `output`, each file complete or absent."""
-    names = ("evaluation.json", "evaluation.png", *(["evaluation_rollouts.png"] if report.rollouts else []))
+    names = ["evaluation.json", "evaluation.png", *(["evaluation_rollouts.png"] if report.rollouts else [])]
     paths = [output / name for name in names]
+    page = [output / "evaluation.html"] if report.entries else []
     try:
         output.mkdir(parents=True, exist_ok=True)
         files.write_json(paths[0], numbers, allow_nan=False)
@@ -136,9 +141,11 @@ def write(output: pathlib.Path, numbers: dict[str, Any], report: results.Report)
         for path in paths[2:]:
             with files.replacing(path) as temporary:
                 contact_sheets.contact_sheet(report.rollouts).save(temporary, format="png")
+        for path in page:
+            answer_pages.write(path, "Held-out answers", report.entries, report.summary)
     except OSError as error:
         raise errors.UserError(f"{output} could not be written ({error}): give another --output") from error
-    return paths
+    return [*paths, *page]
 
 
 def plot(report: results.Report) -> matplotlib.figure.Figure:
@@ -174,7 +181,8 @@ DESCRIPTION = """Measure a trained model on held-out episodes.
 
 Models that generate videos: PSNR of rollouts per chunk, compared with the repeated first frame and with left and right
 swapped; views that come back, with and without memory retrieval; and the held-out loss. Models that answer in text:
-accuracy on questions about held-out episodes, or on a benchmark.
+loss and token accuracy on held-out conversations, some answers next to their references, and accuracy on questions
+about held-out episodes or on a benchmark.
 
 `compare RESULT RESULT ...` prints several evaluations side by side; see its own --help."""
 
@@ -203,12 +211,16 @@ def make_parser() -> arguments.Parser:
     add(
         "--benchmark",
         metavar="NAME",
-        help="questions, blink, spatial_rgpt or vsr (default: questions and loss)",
+        help="questions, blink, spatial_rgpt or vsr (default: the held-out conversations of the run)",
     )
     add("--data", metavar="PATH", help="files of the benchmark (default: none)")
     add("--images", metavar="DIR", help="images of the benchmark, if they are separate files (default: none)")
     add("--split", help="split of BLINK; the answers of test are not public (default: val)")
-    add("--limit", type=arguments.positive, help="largest number of questions, for BLINK per task (default: all)")
+    add(
+        "--limit",
+        type=arguments.positive,
+        help="largest number of questions, for BLINK per task (default: all; of held-out conversations 16)",
+    )
     add("--batch", type=arguments.positive, help="questions that are answered at once (default: 16)")
     model_encoders.add_arguments(parser, defaults=dict.fromkeys(model_encoders.FLAGS, "that of the records"))
     return parser

@@ -25,7 +25,7 @@ class Products(NamedTuple):
 def count(jaxpr: Any) -> Products:
     """Count the products in a (closed) jaxpr and in all jaxprs that it calls.
 
-    Recomputation in a backward pass counts, too.
+    Recomputation in a backward pass counts, too. A conditional counts as its largest branch.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = Products()

@@ -62,7 +62,8 @@ def test_disturbances_change_the_output() -> None:
     wrong = {"time": passed(model, CASE.inputs, timesteps=times.at[:, 1].set(times[:, 2]))}
     control = jnp.asarray(CASE.inputs["control_emb"])
     wrong["control"] = passed(model, CASE.inputs, control_emb=control.at[:, 0].set(control[:, 1]))
-    model.blocks.attention.out.kernel[...] = model.blocks.attention.out.kernel[...].at[0, : model.cfg.head_dim].set(0)
+    kernel = model.blocks.attention.out.kernel
+    kernel.set_value(jnp.asarray(kernel[...]).at[0, : model.cfg.head_dim].set(0))
     wrong["head"] = passed(model, CASE.inputs)
     assert min(golden_cases.relative_error(value, right) for value in wrong.values()) > 1e-3
 
@@ -88,7 +89,7 @@ def test_control_is_causal() -> None:
         for i, shape in enumerate([(1, 3, 4, model.cfg.width), (1, 3, model.cfg.width), (1, 3, model.cfg.time_dim)])
     )
     # The norm of the control stream has the parameters of the last frame's time, not of its vector.
-    run = nnx.jit(lambda block, control: block(video, control, time))
+    run = jax.jit(lambda block, control: block(video, control, time))
     first, second = (run(block, value) for value in (control, control.at[:, -1].multiply(-1.0)))
     np.testing.assert_array_equal(first[:, :-1], second[:, :-1])
     assert np.abs(first[:, -1] - second[:, -1]).max() > 1e-3

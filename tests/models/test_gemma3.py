@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jworld.models.gemma3 import cache, decoding, flops, masks
-from jworld.models.gemma3.config import Gemma3Config
+from jworld.models.gemma3.config import Gemma3Config, Kind
 from jworld.models.gemma3.model import Gemma3
 from jworld.models.layers import stack
 from jworld.models.layers.attention import xla
@@ -81,7 +81,7 @@ def test_a_ring_keeps_the_last_tokens(length: int) -> None:
     valid = jnp.ones((1, length), bool).at[0, length - 2].set(False)
     stored = cache.create(cfg, valid, capacity=12)
     tokens = jnp.arange(1.0, length + 1)[None, :, None, None] * jnp.ones((1, length, 2, 8))
-    store = cache.write(stored.layers["sliding"], jnp.int32(0), tokens, tokens, stored.length)
+    store = cache.write(stored.layers["sliding"], jnp.int32(0), tokens, tokens, stored.length, jnp.bool(True))
     stored = cache.grown(stored, {"sliding": store}, length)
     slots = [int(x) - 1 for x in store.keys[0, 0, :, 0, 0]]
     assert all(token % 4 == slot for slot, token in enumerate(slots) if token >= 0)
@@ -128,10 +128,11 @@ def test_a_mesh_changes_nothing() -> None:
     np.testing.assert_allclose(actual, expected, atol=2e-5, rtol=0)
 
 
-def test_operations_by_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pattern", [("sliding",), ("full",)])
+def test_operations_by_formula(monkeypatch: pytest.MonkeyPatch, pattern: tuple[Kind, ...]) -> None:
     """The reference is the traced forward pass, which in blocks of one row computes no masked pair."""
     monkeypatch.setattr(xla, "BLOCK_ROWS", 1)
-    cfg, length = tiny(), 12
+    cfg, length = tiny(pattern=pattern), 12
     with nnx.use_eager_sharding(False):
         model = nnx.eval_shape(lambda: Gemma3(cfg, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
@@ -140,5 +141,9 @@ def test_operations_by_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = jax.make_jaxpr(lambda state, *x: nnx.merge(graphdef, state)(*x))(state, tokens, pixels)
     text, vision = flops.text_flops(cfg, tokens=length, predictions=length), flops.vision_flops(cfg)
     assert arithmetic.count(traced).all == text.total + vision.total
-    # A full layer attends to 78 of the 144 pairs, a sliding one to 42.
-    assert text.attention == (78 + 3 * 42) * 4 * cfg.num_heads * cfg.head_dim
+
+
+def test_operations_of_two_kinds() -> None:
+    """A full layer attends to 78 of the 144 pairs, a sliding one to 42."""
+    cfg = tiny()
+    assert flops.text_flops(cfg, tokens=12, predictions=12).attention == (78 + 3 * 42) * 4 * 4 * 8

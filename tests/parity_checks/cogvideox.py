@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import golden_cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -39,7 +40,7 @@ def channels_last(x: np.ndarray) -> np.ndarray:
     return np.moveaxis(x, 2, -1)
 
 
-forward = nnx.jit(CogVideoXTransformer.__call__)
+forward = jax.jit(CogVideoXTransformer.__call__)
 
 
 def optional(inputs: dict[str, np.ndarray], name: str) -> jnp.ndarray | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import golden_cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -114,7 +115,7 @@ def _transformer(case: golden_cases.GoldenCase) -> float:
     )
     text = text_inputs(inputs, "text_states", "encoder_attention_mask")
     require_text(case.config, text)
-    forward = nnx.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
+    forward = jax.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
     time = jnp.asarray(inputs["timestep_txt"])
     output = forward(model, frames, text, time, chunk_frames=case.config.get("chunk_latents"))
     return golden_cases.relative_error(output, channels_last(case.outputs["output"]))
@@ -136,7 +137,7 @@ def _diffusers(case: golden_cases.GoldenCase) -> float:
     )
     # diffusers treats image states of zero as a call without image.
     without_image = text._replace(vision=jnp.zeros_like(vision), vision_mask=jnp.zeros(vision.shape[:2], bool))
-    forward = nnx.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
+    forward = jax.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
     model = load_diffusers_model(case)
     outputs = {
         "sample": forward(model, frames, text, time, chunk_frames=None),

@@ -179,7 +179,7 @@ def _consistency_loss(case: golden_cases.GoldenCase) -> float:
     )
     example, draws = _example(inputs), _draws(inputs)
     null = jnp.asarray(inputs["null_encoder_hidden_states"])
-    path = nnx.jit(lambda teacher: objective.teacher_step(teacher, example, null, draws, alphas, how))(
+    path = jax.jit(lambda teacher: objective.teacher_step(teacher, example, null, draws, alphas, how))(
         models["teacher."]
     )
 
@@ -191,7 +191,7 @@ def _consistency_loss(case: golden_cases.GoldenCase) -> float:
     actual |= {
         "x_t": np.moveaxis(path.noisy, -1, 2),
         "x_s_hat": np.moveaxis(path.earlier, -1, 2),
-        "loss_l2": np.reshape(nnx.jit(functools.partial(loss, how=how._replace(distance="l2")))(student), 1),
+        "loss_l2": np.reshape(jax.jit(functools.partial(loss, how=how._replace(distance="l2")))(student), 1),
     }
     return golden_cases.largest_error(actual, {name: case.outputs[name] for name in actual if name in case.outputs})
 

@@ -25,6 +25,7 @@ from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.gemma3.masks import Images
 from jworld.models.gemma3.model import Gemma3
+from jworld.models.gemma3.text import places
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld, world_values
@@ -116,9 +117,9 @@ def _inside(model: Gemma3, embeds: jax.Array, mask: jax.Array, images: jax.Array
     text, outputs = model.language, {}
     x, contexts = text.start(embeds, mask, None, images)
     graphdef, layers = nnx.split(text.layers)
-    for i, kind in enumerate(text.cfg.kinds):
-        layer = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], layers))
-        x, _ = layer(x, contexts[kind])
+    for i in range(text.cfg.num_layers):
+        params, place = jax.tree.map(lambda leaf, i=i: leaf[i], (layers, places(text.cfg.kinds)))
+        x, _ = nnx.merge(graphdef, params)(x, place, contexts)
         outputs[f"hidden_after_layer{i}"] = x
     return outputs | {"final_norm": text.norm(x)}
 

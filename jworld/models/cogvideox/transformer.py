@@ -19,7 +19,7 @@ from jworld.models.layers.linear import linear, zeros_init
 from jworld.models.layers.modulation import Modulation
 from jworld.models.layers.norms import layer_norm
 from jworld.models.layers.patches import from_patches, to_patches
-from jworld.models.layers.stack import layer_range, scan_layers, stack
+from jworld.models.layers.stack import scan_layers, stack
 from jworld.parallel.axes import constrain
 from jworld.utils import nnx_types
 
@@ -131,7 +131,7 @@ class CogVideoXTransformer(nnx.Module):
 
         if start == stop:
             return carry
-        return scan_layers(layer_range(self.blocks, start, stop), layer, carry, remat=self.cfg.remat)[0]
+        return scan_layers(self.blocks, layer, carry, remat=self.cfg.remat, layers=(start, stop))[0]
 
     def _controlled(self, carry: Streams, time: jax.Array, control: jax.Array) -> Streams:
         """Run the layers that a control block follows."""
@@ -142,8 +142,7 @@ class CogVideoXTransformer(nnx.Module):
             video, text = block(video, text, time)
             return (nnx.merge(graphdef, control_params)(video, control, time), text), None
 
-        blocks = layer_range(self.blocks, *self.cfg.control_layers)
-        return scan_layers(blocks, layer, carry, params, remat=self.cfg.remat)[0]
+        return scan_layers(self.blocks, layer, carry, params, remat=self.cfg.remat, layers=self.cfg.control_layers)[0]
 
     def _output(self, video: jax.Array, time: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Project tokens [B, F, S, D] to v [B, F, H, W, C] float32."""

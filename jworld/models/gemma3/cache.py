@@ -45,18 +45,25 @@ def create(cfg: Gemma3Config, valid: jax.Array, *, capacity: int) -> Cache:
     return Cache(layers, valid, jnp.zeros((), jnp.int32))
 
 
-def write(store: KeyValues, layer: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array) -> KeyValues:
+def write(
+    store: KeyValues, layer: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array, written: jax.Array
+) -> KeyValues:
     """Write the tokens from index `start` on, keys and values [B, L, M, K], to their slots of a layer.
 
-    Several tokens at once are only allowed if `start` is 0. If they exceed the slots, the last ones remain.
+    Several tokens at once are only allowed if `start` is 0. If they exceed the slots, the last ones remain. Nothing
+    changes unless `written`, a bool scalar, is True.
     """
     slots, length = store.keys.shape[2], keys.shape[1]
 
     def placed(store: jax.Array, new: jax.Array) -> jax.Array:
         if length > slots:
             new = jnp.roll(new[:, -slots:], length % slots, axis=1)
+        new = new.astype(store.dtype)[None]
         first = start % slots if length == 1 else jnp.zeros_like(start)
-        return jax.lax.dynamic_update_slice(store, new.astype(store.dtype)[None], (layer, 0, first, 0, 0))
+        at = (layer, 0, first, 0, 0)
+        # The same value instead of a conditional, so that the store is updated in place.
+        kept = jax.lax.dynamic_slice(store, at, new.shape)
+        return jax.lax.dynamic_update_slice(store, jnp.where(written, new, kept), at)
 
     return KeyValues(placed(store.keys, keys), placed(store.values, values))
 

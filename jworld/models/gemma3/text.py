@@ -1,11 +1,13 @@
 """Language model of Gemma-3: a stack of layers with sliding and full attention."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jworld.models.gemma3 import cache as cache_lib
@@ -13,15 +15,17 @@ from jworld.models.gemma3 import masks
 from jworld.models.gemma3.cache import Cache, KeyValues
 from jworld.models.gemma3.config import Gemma3Config, Kind
 from jworld.models.gemma3.masks import Images
-from jworld.models.layers.attention import Intervals, Mask, attention
+from jworld.models.layers.attention import Intervals, Mask, attention, base
 from jworld.models.layers.linear import linear
 from jworld.models.layers.mlp import gelu_tanh
 from jworld.models.layers.norms import OffsetRMSNorm
 from jworld.models.layers.rotary import rotary_tables, rotate_halves
-from jworld.models.layers.stack import scan_kinds, stack
+from jworld.models.layers.stack import indexed, scan_layers, stack, unhoisted
 from jworld.parallel.axes import constrain_if_divisible
 
 normal = nnx.initializers.normal(0.02)
+#: Largest number of parts in which logits are computed on CPUs.
+LOGIT_PARTS = 64
 
 
 class Context(NamedTuple):
@@ -36,6 +40,29 @@ class Context(NamedTuple):
     rope: tuple[jax.Array, jax.Array]
     mask: Mask | Intervals | None
     key_mask: jax.Array | None
+
+
+#: Context of every kind of layer, in the order of `Place.kind`.
+Contexts = dict[Kind, Context]
+
+
+class Place(NamedTuple):
+    """Place of a layer among the kinds, or of all layers with a leading axis.
+
+    Attributes:
+      kind: number of its kind in `Contexts`, int32.
+      numbers: [kinds] int32, its number among the layers of each kind; that of an earlier layer for other kinds.
+    """
+
+    kind: jax.Array
+    numbers: jax.Array
+
+
+def places(kinds: Sequence[Kind]) -> Place:
+    """Return the places of layers of these kinds."""
+    own = np.array([sorted(set(kinds)).index(kind) for kind in kinds], np.int32)
+    counts = np.cumsum(own[:, None] == np.arange(len(set(kinds))), axis=0, dtype=np.int32)
+    return Place(jnp.asarray(own), jnp.asarray(np.maximum(counts - 1, 0)))
 
 
 class Attention(nnx.Module):
@@ -103,26 +130,36 @@ class Layer(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.Array, context: Context, store: tuple[KeyValues, jax.Array, jax.Array] | None = None
-    ) -> tuple[jax.Array, KeyValues | None]:
-        """Apply the layer; return the tokens and, with a `store`, the updated store.
+        self, x: jax.Array, place: Place, contexts: Contexts, cache: Cache | None = None
+    ) -> tuple[jax.Array, dict[Kind, KeyValues]]:
+        """Apply the layer; return the tokens, and the keys and values of `cache` with those of the tokens.
 
         Args:
           x: tokens.
-          context: of the layer's kind.
-          store: KV cache of all layers of this kind, index of this layer among them, and index of the first of these
-            tokens.
+          place: of the layer.
+          contexts: of every kind of layer.
+          cache: KV cache to extend, or None.
         """
-        q, k, v = self.attention.heads(self.attention_in_norm(x), context.rope)
-        updated = None
-        if store is not None:
-            updated = cache_lib.write(store[0], store[1], k, v, store[2])
+        rope = jax.tree.map(lambda *tables: jax.lax.select_n(place.kind, *tables), *(c.rope for c in contexts.values()))
+        q, k, v = self.attention.heads(self.attention_in_norm(x), rope)
+        stores: dict[Kind, KeyValues] = {}
+        if cache is not None:
+            for i, kind in enumerate(contexts):
+                written = place.kind == i
+                stores[kind] = cache_lib.write(cache.layers[kind], place.numbers[i], k, v, cache.length, written)
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, kind: Kind, number: jax.Array) -> jax.Array:
+            context = contexts[kind]
             if context.mask is None:
-                k, v = (jax.lax.dynamic_index_in_dim(part, store[1], keepdims=False) for part in updated)
-        out = attention(q, k, v, mask=context.mask, key_mask=context.key_mask, implementation=self.implementation)
+                k, v = (jax.lax.dynamic_index_in_dim(part, number, keepdims=False) for part in stores[kind])
+            return attention(q, k, v, mask=context.mask, key_mask=context.key_mask, implementation=self.implementation)
+
+        # Only attention depends on the kind; a loop per kind would need a copy of the weights of its layers.
+        branches = [functools.partial(attend, kind=kind, number=place.numbers[i]) for i, kind in enumerate(contexts)]
+        out = jax.lax.switch(place.kind, branches, q, k, v)
         out = self.attention.out(einops.rearrange(out, "b l n k -> b l (n k)"))
         x = x + self.attention_out_norm(out)
-        return x + self.mlp_out_norm(self.mlp(self.mlp_in_norm(x))), updated
+        return x + self.mlp_out_norm(self.mlp(self.mlp_in_norm(x))), stores
 
 
 class TextModel(nnx.Module):
@@ -137,17 +174,17 @@ class TextModel(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embed [B, L] ids -> [B, L, D], scaled by the root of D, which is rounded to the dtype as in the original."""
-        rows = jnp.take(self.embedding[...], tokens, axis=0).astype(self.cfg.dtype)
+        rows = jnp.take(unhoisted(self.embedding[...], tokens), tokens, axis=0).astype(self.cfg.dtype)
         return constrain_if_divisible(
             rows * jnp.asarray(self.cfg.width**0.5, self.cfg.dtype), "batch", "sequence", None
         )
 
-    def contexts(self, positions: jax.Array, among: Mapping[Kind, tuple[Any, jax.Array | None]]) -> dict[Kind, Context]:
+    def contexts(self, positions: jax.Array, among: Mapping[Kind, tuple[Any, jax.Array | None]]) -> Contexts:
         """Return the context of every kind for tokens at `positions` [B, L].
 
         `among` holds (mask, key mask) per kind.
         """
-        return {kind: Context(rope(self.cfg, kind, positions), *among[kind]) for kind in set(self.cfg.kinds)}
+        return {kind: Context(rope(self.cfg, kind, positions), *among[kind]) for kind in sorted(set(self.cfg.kinds))}
 
     def __call__(
         self,
@@ -167,10 +204,10 @@ class TextModel(nnx.Module):
         """
         x, contexts = self.start(embeds, mask, positions, images)
 
-        def layer(layer: Layer, x: jax.Array, kind: Kind, _: jax.Array) -> jax.Array:
-            return layer(x, contexts[kind])[0]
+        def layer(layer: Layer, x: jax.Array, place: Place) -> tuple[jax.Array, None]:
+            return layer(x, place, contexts)[0], None
 
-        return self.norm(scan_kinds(self.layers, self.cfg.kinds, layer, x, remat=self.cfg.remat))
+        return self.norm(scan_layers(self.layers, layer, x, places(self.cfg.kinds), remat=self.cfg.remat)[0])
 
     def prefill(
         self, embeds: jax.Array, *, mask: jax.Array, positions: jax.Array, images: Images | None, capacity: int
@@ -187,7 +224,7 @@ class TextModel(nnx.Module):
 
     def start(
         self, embeds: jax.Array, mask: jax.Array | None, positions: jax.Array | None, images: Images | None
-    ) -> tuple[jax.Array, dict[Kind, Context]]:
+    ) -> tuple[jax.Array, Contexts]:
         """Return the first layer's input and the context of every kind of layer; arguments as in `__call__`."""
         length = embeds.shape[1]
         if positions is None:
@@ -196,21 +233,29 @@ class TextModel(nnx.Module):
         contexts = self.contexts(positions, {kind: (among[kind], mask) for kind in among})
         return constrain_if_divisible(embeds.astype(self.cfg.dtype), "batch", "sequence", None), contexts
 
-    def _cached(self, x: jax.Array, contexts: dict[Kind, Context], cache: Cache) -> tuple[jax.Array, Cache]:
-        count = x.shape[1]
-
-        def layer(layer: Layer, carry: Any, kind: Kind, number: jax.Array) -> Any:
+    def _cached(self, x: jax.Array, contexts: Contexts, cache: Cache) -> tuple[jax.Array, Cache]:
+        def layer(layer: Layer, carry: Any, place: Place) -> tuple[Any, None]:
             x, layers = carry
-            x, updated = layer(x, contexts[kind], (layers[kind], number, cache.length))
-            return x, layers | {kind: updated}
+            return layer(x, place, contexts, cache._replace(layers=layers)), None
 
-        x, layers = scan_kinds(self.layers, self.cfg.kinds, layer, (x, cache.layers), remat="none")
-        return self.norm(x), cache_lib.grown(cache, layers, count)
+        (x, layers), _ = scan_layers(self.layers, layer, (x, cache.layers), places(self.cfg.kinds), remat="none")
+        return self.norm(x), cache_lib.grown(cache, layers, x.shape[1])
 
     def logits(self, states: jax.Array) -> jax.Array:
         """Compute logits [..., D] -> [..., V] float32."""
-        rows = self.embedding[...].astype(self.cfg.dtype)
-        return jnp.einsum("...d,vd->...v", states.astype(rows.dtype), rows, preferred_element_type=jnp.float32)
+        rows, narrow = self.embedding[...], states.astype(self.cfg.dtype)
+
+        def part(rows: jax.Array) -> jax.Array:
+            rows = rows.astype(narrow.dtype)
+            return jnp.einsum("...d,vd->...v", narrow, rows, preferred_element_type=jnp.float32)
+
+        if base.target_platform() != "cpu" or rows.dtype == narrow.dtype == jnp.float32:
+            return part(rows)
+        # Without products in bfloat16, a CPU needs a float32 copy of the rows: of one part at a time.
+        count = max(n for n in range(1, LOGIT_PARTS + 1) if rows.shape[0] % n == 0)
+        parts = einops.rearrange(rows, "(n v) d -> n v d", n=count)
+        found: jax.Array = jax.lax.map(jax.checkpoint(lambda i: part(indexed(parts, i))), jnp.arange(count))
+        return einops.rearrange(found, "n ... v -> ... (n v)")
 
 
 def rope(cfg: Gemma3Config, kind: Kind, positions: jax.Array) -> tuple[jax.Array, jax.Array]:

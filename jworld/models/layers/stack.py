@@ -1,17 +1,14 @@
 """Stacks of equal layers: built once with a leading axis, run under `lax.scan` with a remat policy."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import ad_checkpoint
 
-from jworld.models.layers.attention import OUTPUT_NAME, backends
-from jworld.utils import nnx_types
+from jworld.models.layers.attention import OUTPUT_NAME, backends, base
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 Carry = TypeVar("Carry")
@@ -50,12 +47,6 @@ def stack(make: Callable[[nnx.Rngs], Layer], count: int, rngs: nnx.Rngs) -> Laye
     return stacked
 
 
-def layer_range(stacked: Layer, start: int, stop: int) -> Layer:
-    """Return the layers `start` to `stop` of a result of `stack`."""
-    graphdef, params = nnx.split(stacked)
-    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[start:stop], params))
-
-
 def scan_layers(
     stacked: Layer,
     body: Callable[[Layer, Carry, Any], tuple[Carry, Out]],
@@ -63,86 +54,88 @@ def scan_layers(
     per_layer: Any = None,
     *,
     remat: str,
+    layers: tuple[int, int] | None = None,
 ) -> tuple[Carry, Out]:
-    """Run `carry` through the layers.
+    """Run `carry` through the layers; no more than one layer's weights are copied.
 
     Args:
       stacked: result of `stack`.
       body: (layer, carry, slice of per_layer) -> (carry, output).
       carry: pytree that every layer receives and returns with the same shapes and dtypes.
-      per_layer: pytree with a leading layer axis, or None.
+      per_layer: pytree with a leading axis of the layers that are run, or None.
       remat: a key of REMAT_POLICIES.
+      layers: first layer to run, and the layer after the last one; None runs all.
 
     Returns:
       The last carry and the outputs with a leading layer axis.
     """
     graphdef, params = nnx.split(stacked)
+    count = len(jax.tree.leaves(params)[0])
+    start, stop = layers or (0, count)
+    # Those of all layers, scanned by JAX, which stores no slices for the backward pass; and those indexed here.
+    params_xs, params_whole, merge_params = _divided(params, is_indexed=(start, stop) != (0, count))
+    inputs_xs, inputs_whole, merge_inputs = _divided(per_layer, is_indexed=False)
 
-    def step(carry: Carry, xs: tuple[nnx_types.State, Any]) -> tuple[Carry, Out]:
-        layer_params, inputs = xs
-        return body(nnx.merge(graphdef, layer_params), carry, inputs)
+    def step(carry: Carry, xs: tuple[jax.Array, list[jax.Array], list[jax.Array]]) -> tuple[Carry, Out]:
+        i, layer_params, inputs = xs
+        layer = merge_params(layer_params, [indexed(leaf, i) for leaf in params_whole])
+        whole = [indexed(leaf, i - start) for leaf in inputs_whole]
+        return body(nnx.merge(graphdef, layer), carry, merge_inputs(inputs, whole))
 
     if REMAT_POLICIES[remat] is not None:
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(step, carry, (params, per_layer))
+    return jax.lax.scan(step, carry, (jnp.arange(start, stop), params_xs, inputs_xs))
+
+
+Merge = Callable[[list[jax.Array], list[jax.Array]], Any]
+
+
+def _divided(tree: Any, *, is_indexed: bool) -> tuple[list[jax.Array], list[jax.Array], Merge]:
+    """Return the leaves that a loop scans, those that it indexes, and a function that merges slices of both.
+
+    Some layers of a stack are indexed, because a slice as a scanned input would be a copy. The compilers write
+    gradients in place for them, too. All leaves of less than 32 bits are indexed on CPUs, see `unhoisted`.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    chosen = [is_indexed or _is_widened(leaf) for leaf in leaves]
+
+    def merge(xs: list[jax.Array], parts: list[jax.Array]) -> Any:
+        sources = {False: iter(xs), True: iter(parts)}
+        return jax.tree.unflatten(structure, [next(sources[choice]) for choice in chosen])
+
+    xs, whole = ([leaf for leaf, choice in zip(leaves, chosen, strict=True) if choice is x] for x in (False, True))
+    return xs, whole, merge
+
+
+def indexed(leaf: jax.Array, i: jax.Array) -> jax.Array:
+    """Return part `i` of an array, without a copy of the whole; see `unhoisted`."""
+    part: jax.Array = jax.lax.dynamic_index_in_dim(unhoisted(leaf, i), i, keepdims=False)
+    return part
+
+
+def _is_widened(leaf: jax.Array) -> bool:
+    return base.target_platform() == "cpu" and leaf.dtype in (jnp.bfloat16, jnp.float16)
+
+
+@jax.custom_jvp
+def _tied(x: jax.Array, index: jax.Array) -> jax.Array:
+    tied: jax.Array = jax.lax.optimization_barrier((x, index))[0]
+    return tied
+
+
+# The tangent is not tied: compilers write the gradients of parts in place.
+_tied.defjvp(lambda primals, tangents: (_tied(*primals), tangents[0]))
+
+
+def unhoisted(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Return `x` such that its conversion to float32 stays within a loop that uses a part of it, by `index`.
+
+    XLA's CPU backend computes in float32 what it cannot compute in smaller types. It would convert an array that does
+    not change in the loop as a whole, before the loop. The array seems to depend on `index`, which changes.
+    """
+    return _tied(x, index) if _is_widened(x) else x
 
 
 def period(kinds: Sequence[Any]) -> int:
     """Return the length of the shortest pattern that `kinds` repeats; the last repetition may be incomplete."""
     return next(n for n in range(1, len(kinds) + 1) if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))
-
-
-def scan_kinds(
-    stacked: Layer,
-    kinds: Sequence[Any],
-    body: Callable[[Layer, Carry, Any, jax.Array], Carry],
-    carry: Carry,
-    *,
-    remat: str,
-) -> Carry:
-    """Run `scan_layers` over equal layers of different kinds, such as sliding and full attention.
-
-    Return the last carry.
-
-    The body is traced once per run of layers of one kind in the repeated pattern.
-
-    Args:
-      stacked: result of `stack`.
-      kinds: of every layer.
-      body: (layer, carry, kind, its index among the layers of this kind, int32) -> carry.
-      carry: as in `scan_layers`.
-      remat: a key of REMAT_POLICIES.
-    """
-    graphdef, params = nnx.split(stacked)
-    length = period(kinds)
-    counts = {kind: list(kinds[:length]).count(kind) for kind in kinds}
-
-    def pattern(carry: Carry, part: nnx_types.State, kinds: Sequence[Any], repetition: Any) -> Carry:
-        start = 0
-        for kind, run in itertools.groupby(kinds):
-            stop = start + len(list(run))
-            before = list(kinds[:start]).count(kind) + repetition * counts[kind]
-
-            def step(layer: Layer, carry: Carry, number: jax.Array, kind: Any = kind) -> tuple[Carry, None]:
-                return body(layer, carry, kind, number), None
-
-            layers = nnx.merge(graphdef, jax.tree.map(lambda leaf, a=start, b=stop: leaf[a:b], part))
-            carry, _ = scan_layers(layers, step, carry, before + jnp.arange(stop - start), remat=remat)
-            start = stop
-        return carry
-
-    repetitions, rest = divmod(len(kinds), length)
-    whole = repetitions * length
-    if repetitions:
-        groups = jax.tree.map(
-            lambda leaf: einops.rearrange(leaf[:whole], "(r l) ... -> r l ...", r=repetitions), params
-        )
-
-        def group(carry: Carry, xs: tuple[nnx_types.State, jax.Array]) -> tuple[Carry, None]:
-            return pattern(carry, xs[0], kinds[:length], xs[1]), None
-
-        carry, _ = jax.lax.scan(group, carry, (groups, jnp.arange(repetitions)))
-    if rest:
-        tail = jax.tree.map(lambda leaf: leaf[whole:], params)
-        carry = pattern(carry, tail, kinds[whole:], repetitions)
-    return carry

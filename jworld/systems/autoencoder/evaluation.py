@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
-from flax import nnx
 
 from jworld.evaluation import measures, results
 from jworld.models.autoencoders import linear, network
@@ -28,7 +27,7 @@ Reconstruct = Callable[[np.ndarray], np.ndarray]
 def reconstructor(model: network.VideoAutoencoder) -> Reconstruct:
     """Return a function from a clip uint8 [T, H, W, 3] to its reconstruction from the posterior's mean."""
 
-    @nnx.jit
+    @jax.jit
     def run(model: network.VideoAutoencoder, video: Any) -> jax.Array:
         return linear.to_uint8(model.decode(model.encode(video))[:, -video.shape[1] :])
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
-from flax import nnx
 
 from jworld.models.autoencoders import files as autoencoder_files
 from jworld.models.autoencoders import network
@@ -41,7 +40,7 @@ def statistics(
     channel's noise.
     """
 
-    @nnx.jit
+    @jax.jit
     def moments(model: network.VideoAutoencoder, video: Any) -> tuple[jax.Array, jax.Array]:
         posterior = model.posterior(video)
         squares = jnp.square(posterior.mean) + jnp.exp(jnp.clip(posterior.logvar, -30.0, 20.0))

@@ -8,7 +8,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jworld.diffusion import adams_bashforth, rectified_flow, step_reports
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
@@ -69,12 +68,12 @@ class WindowSampler:
             sample.num_steps, lowest=sample.lowest, highest=sample.highest, order=sample.order
         )
         self._listener: step_reports.Listener | None = None
-        self._run = nnx.jit(self._window)
+        self._run = jax.jit(self._window)
 
     def watch(self, listener: step_reports.Listener | None) -> None:
         """Call `listener` after every solver step of the next windows."""
         if listener is not self._listener:
-            self._listener, self._run = listener, nnx.jit(self._window)
+            self._listener, self._run = listener, jax.jit(self._window)
 
     def __call__(
         self, given: np.ndarray, text: jax.Array, noise: jax.Array | np.ndarray, motion: np.ndarray | None = None
@@ -96,7 +95,9 @@ class WindowSampler:
         frames[: len(given)] = given
         mask = (np.arange(len(frames)) < len(given)).astype(np.float32)
         action = None if motion is None else jnp.asarray(motion)
-        return self._run(self.model, jnp.asarray(frames), jnp.asarray(mask), text, jnp.asarray(noise), action)
+        arrays = jnp.asarray(frames), jnp.asarray(mask), text, jnp.asarray(noise), action
+        latents: jax.Array = self._run(self.model, *arrays)
+        return latents
 
     def _window(
         self,

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jworld.diffusion import consistency, step_reports, v_prediction, windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
@@ -175,7 +174,7 @@ class ClipSampler:
 
     def __init__(self, model: CogVideoXTransformer, sample: SampleConfig, alphas: np.ndarray):
         self.sample, self.alphas = sample, alphas
-        self._velocity = nnx.jit(guided_velocity, static_argnums=5)
+        self._velocity = jax.jit(guided_velocity, static_argnums=5)
         self._model = model
         self._listener: step_reports.Listener | None = None
 
@@ -215,12 +214,12 @@ class StreamSampler:
         self.rows = windows.timestep_rows(sample.timesteps(), sample.groups, sample.window_frames)
         self._model = model
         self._listener: step_reports.Listener | None = None
-        self._pass = nnx.jit(self._one_pass)
+        self._pass = jax.jit(self._one_pass)
 
     def watch(self, listener: step_reports.Listener | None) -> None:
         """Call `listener` after every step of the next windows."""
         if listener is not self._listener:
-            self._listener, self._pass = listener, nnx.jit(self._one_pass)
+            self._listener, self._pass = listener, jax.jit(self._one_pass)
 
     @property
     def frames(self) -> int:
@@ -239,6 +238,7 @@ class StreamSampler:
           step_noise: standard normal [num_steps / groups, 1, frames - 1, H, W, C].
           new_noise: standard normal [1, window_frames, H, W, C], the frames that enter the window.
         """
+        emitted: jax.Array
         emitted, self.window = self._pass(self._model, self.window, conditions, step_noise, new_noise)
         return emitted
 
