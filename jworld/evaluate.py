@@ -3,7 +3,7 @@
 Prints a table and writes evaluation.json, evaluation.png and, for videos, evaluation_rollouts.png, or for answers in
 text evaluation.html. The checkpoint's system defines the measures. The held-out loss is measured for all systems,
 unless a benchmark is named.
-python -m jworld.evaluate compare RESULT RESULT prints the accuracies of several evaluations side by side.
+python -m jworld.evaluate compare RESULT RESULT prints several evaluations side by side.
 """
 
 import dataclasses
@@ -22,7 +22,16 @@ from flax import nnx
 
 from jworld.data import pipeline
 from jworld.encoders import model_encoders
-from jworld.evaluation import accuracy, answer_pages, contact_sheets, measures, results
+from jworld.evaluation import (
+    accuracy,
+    answer_pages,
+    comparing,
+    contact_sheets,
+    control,
+    leaderboard,
+    measures,
+    results,
+)
 from jworld.parallel import startup
 from jworld.systems import recipes, runs
 from jworld.utils import arguments, compilation, errors, files, resources
@@ -31,6 +40,7 @@ from jworld.utils import config as run_config
 # The loss is noisy: it is averaged over this many batches, always the same ones with the same noise.
 LOSS_BATCHES = 8
 LOSS_SEED = 0
+MOST_DEGREES = 360
 #: Answers in the table; the page has more.
 SHOWN_ANSWERS = 6
 
@@ -102,9 +112,9 @@ def evaluate(
         **report.numbers,
         "config": run.config.to_dict(),
     }
-    if batches is not None and "held_out_loss" not in report.numbers:
-        loss = held_out_loss(run, batches)
-        numbers["held_out_loss"] = loss
+    loss = report.numbers.get("held_out_loss")
+    if batches is not None and loss is None:
+        loss = numbers["held_out_loss"] = held_out_loss(run, batches)
         report = dataclasses.replace(report, summary=[*report.summary, ("held-out loss", f"{loss:.4f}")])
     for table in tables(report):
         console.print(table)
@@ -132,10 +142,13 @@ def write(output: pathlib.Path, numbers: dict[str, Any], report: results.Report)
     """Write numbers, plot and, if there are any, rollouts to `output`, each file complete or absent."""
     names = ["evaluation.json", "evaluation.png", *(["evaluation_rollouts.png"] if report.rollouts else [])]
     paths = [output / name for name in names]
+    board = output / leaderboard.FILE
     page = [output / "evaluation.html"] if report.entries else []
     try:
         output.mkdir(parents=True, exist_ok=True)
         files.write_json(paths[0], numbers, allow_nan=False)
+        found = leaderboard.measures(report, numbers.get("held_out_loss"))
+        leaderboard.write(board, found, checkpoint=numbers["checkpoint"], step=numbers["step"])
         with files.replacing(paths[1]) as temporary:
             plot(report).savefig(temporary, format="png", dpi=120)
         for path in paths[2:]:
@@ -145,14 +158,15 @@ def write(output: pathlib.Path, numbers: dict[str, Any], report: results.Report)
             answer_pages.write(path, "Held-out answers", report.entries, report.summary)
     except OSError as error:
         raise errors.UserError(f"{output} could not be written ({error}): give another --output") from error
-    return [*paths, *page]
+    return [*paths, *page, board]
 
 
 def plot(report: results.Report) -> matplotlib.figure.Figure:
     """Draw the curves, and the bars next to them if there are any, or the accuracies."""
     if report.scores:
         return accuracy.plot(report.scores, chance=report.chance)
-    curves = {"PSNR (dB)": report.curves} | {measures.IMAGES[key]: found for key, found in report.images.items()}
+    labels = measures.IMAGES | control.CONTROL
+    curves = {"PSNR (dB)": report.curves} | {labels[key]: found for key, found in report.images.items()}
     count = len(curves) + bool(report.bars)
     columns = min(count, 3)
     rows = -(-count // columns)
@@ -199,8 +213,22 @@ def make_parser() -> arguments.Parser:
     add(
         "--revisits",
         type=arguments.positive,
-        help="scripted paths that turn away and back, for systems with memory on the embedded data "
-        f"(default: {results.REVISITS} if the system has such)",
+        help="scripted paths of each kind, which turn away and back, or stand still, for systems with memory on the "
+        f"embedded data (default: {results.REVISITS} if the system has such)",
+    )
+    add(
+        "--angles",
+        type=arguments.positive,
+        nargs="+",
+        default=default.angles,
+        metavar="DEGREES",
+        help="turns of these paths; 360 turns all the way round",
+    )
+    add(
+        "--motion",
+        metavar="FILE",
+        help="network that reads motion from videos, by scripts/train_motion.py (default: the shipped one of the "
+        "embedded source of the data)",
     )
     add("--seed", type=int, default=default.seed, help="random seed for the noise")
     add("--output", metavar="DIR", help="folder to write to (default: evaluation in the checkpoint's folder)")
@@ -229,10 +257,12 @@ def make_parser() -> arguments.Parser:
 @errors.exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["compare"]:
-        accuracy.main(argv[1:])
+    if argv[:1] in (["compare"], ["--compare"]):
+        comparing.main(argv[1:])
         return
     options = make_parser().parse(argv)
+    if max(options.angles) > MOST_DEGREES:
+        raise errors.UserError(f"--angles: found {max(options.angles)}, expected at most {MOST_DEGREES} degrees")
     startup.require_alone("python -m jworld.evaluate")
     compilation.use_cache()
     given, checkpoint = pathlib.Path(options.checkpoint), resources.find(options.checkpoint)

@@ -9,12 +9,12 @@ import tiny_run
 
 from jworld import evaluate
 from jworld.cameras import actions
-from jworld.evaluation import held_out, results
-from jworld.systems.worldplay import evaluation, rollout
+from jworld.evaluation import held_out, leaderboard, measures, results
+from jworld.systems.worldplay import evaluation, rollout, scripted
 from jworld.utils import config as run_config
 from jworld.utils.errors import UserError
 
-FILES = ("evaluation.json", "evaluation.png", "evaluation_rollouts.png")
+FILES = ("evaluation.json", "evaluation.png", "evaluation_rollouts.png", leaderboard.FILE)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,10 @@ def make_clip() -> held_out.Clip:
 def test_measures_of_a_perfect_model():
     clip = make_clip()
     finished = []
-    row, frames = evaluation.measure(PerfectSession(clip), clip, seed=0, advance=lambda: finished.append(1))
-    np.testing.assert_array_equal(frames, clip.frames)
+    videos = evaluation.generated(PerfectSession(clip), clip, seed=0, advance=lambda: finished.append(1))
+    np.testing.assert_array_equal(videos[held_out.MODEL], clip.frames)
     assert len(finished) == 2
-    assert row["turning"] == [False, True]
+    row = measures.measure(clip.frames, videos, held_out.generated_frames(8, 4), patch=16)
     assert row["psnr"][held_out.MODEL] == row["psnr"][held_out.AUTOENCODER] == [held_out.BEST_PSNR] * 2
     # Mirrored, a straight motion stays the same; a turn does not.
     first, turned = row["psnr"][held_out.SWAPPED]
@@ -102,7 +102,7 @@ def test_command_writes_everything(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     numbers = json.loads((output / FILES[0]).read_text())
     assert numbers["windows"] == 2
-    assert numbers["options"] == {"windows": 2, "chunks": 2, "revisits": 1, "seed": 5}
+    assert numbers["options"] == {"windows": 2, "chunks": 2, "revisits": 1, "angles": [90], "seed": 5}
     assert numbers["step"] is None
     assert numbers["config"]["system"] == "worldplay"
     assert [row["first_latent"] for row in numbers["per_window"]] == [0, 8]
@@ -112,9 +112,14 @@ def test_command_writes_everything(folder, tmp_path, capsys):
     curves = numbers["psnr_per_chunk"]
     gain = np.mean(np.subtract(curves[held_out.MODEL], curves[evaluation.REPEATED]))
     assert numbers["gain_over_repeated_first_frame"] == pytest.approx(gain)
-    assert numbers["revisit_psnr"].keys() == {"with retrieval", "without"}
+    assert numbers["revisit_psnr"]["90"].keys() == {"with retrieval", "without"}
+    assert len(numbers["still_psnr_per_chunk"]) == scripted.STILL_CHUNKS
     assert 0 < numbers["held_out_loss"] < 100
-    for name in FILES[1:]:
+    board = leaderboard.read(output)
+    assert board["psnr, chunk 2"] == leaderboard.Measure(curves[held_out.MODEL][1], "higher")
+    assert board["held-out loss"] == leaderboard.Measure(numbers["held_out_loss"], "lower")
+    assert leaderboard.FILE in printed
+    for name in FILES[1:3]:
         assert name in printed
         with PIL.Image.open(output / name) as sheet:
             assert sheet.width > 500
@@ -137,7 +142,8 @@ def test_data_of_ones_own_has_no_revisits(folder, tmp_path):
     numbers = json.loads((tmp_path / "out" / FILES[0]).read_text())
     rollout = numbers["config"]["sample"]["rollout"]
     assert (rollout["num_steps"], rollout["context_time"]) == (1, 7.0)
-    assert numbers["revisit_psnr"] == {}
+    assert all(values == {} for values in numbers["revisit_psnr"].values())
+    assert numbers["still_psnr_per_chunk"] == []
     assert numbers["windows"] == 1
 
 
@@ -174,4 +180,22 @@ def test_unwritable_output_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     report = results.Report(numbers={}, curves={"model": [1.0]}, bars={}, bars_title="", summary=[], rollouts=[])
     with pytest.raises(UserError, match="give another --output"):
-        evaluate.write(tmp_path / "file", {}, report)
+        evaluate.write(tmp_path / "file", {"checkpoint": "runs/x", "step": 1}, report)
+
+
+@pytest.mark.parametrize("angle, turns, back", [(90, 11, 11), (180, 22, 22), (360, 45, 0)])
+@pytest.mark.parametrize("chunk", [3, 4])
+def test_paths_that_come_back(angle, turns, back, chunk):
+    script = scripted.revisit_script(angle, chunk)
+    assert (len(script) + 1) % chunk == 0
+    assert (script.count("yaw_right"), script.count("yaw_left")) == (turns, back)
+    waiting = script[turns : len(script) - back]
+    assert set(waiting) <= {"none"}
+    assert len(waiting) <= chunk
+    assert waiting or not back
+
+
+def test_too_large_angles_are_refused(folder, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--checkpoint={folder}", "--angles", "90", "361"])
+    assert "--angles: found 361, expected at most 360 degrees" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from jworld.utils import arguments, errors, files
+from jworld.utils import errors, files
 
 #: Model -> task -> accuracy in percent.
 Scores = Mapping[str, Mapping[str, float]]
@@ -85,12 +85,8 @@ def compare(
     """Compare results with the first one: print a table, write comparison.json and comparison.png, return the former.
 
     Raises:
-      UserError: a file holds no accuracies, the results have no task in common, or the labels do not match them.
+      UserError: a file holds no accuracies, or the results have no task in common.
     """
-    if len(labels) != len(paths) or len(set(labels)) != len(labels):
-        raise errors.UserError(
-            f"--labels: {len(labels)} given, expected a different one for each of {len(paths)} results"
-        )
     scores: dict[str, dict[str, float]] = {}
     chances = []
     for path, label in zip(paths, labels, strict=True):
@@ -123,26 +119,3 @@ def compare(
 
 def _percent(base: float, value: float) -> float:
     return 100 * (value - base) / base if base > 0 else 0.0
-
-
-def main(argv: Sequence[str]) -> None:
-    """Run the command `python -m jworld.evaluate compare`."""
-    parser = arguments.Parser(
-        "python -m jworld.evaluate compare",
-        "Print the accuracies of several evaluations side by side, and write them as comparison.json and a bar chart.",
-        prog=f"{arguments.program('python -m jworld.evaluate')} compare",
-    )
-    add = parser.add_argument
-    add("results", nargs="+", metavar="RESULT", help="evaluation.json, or its folder; the first is the baseline")
-    add("--labels", nargs="+", metavar="NAME", help="names of the results (default: those of their folders)")
-    add("--output", default="comparison", metavar="DIR", help="folder to write to")
-    options = parser.parse(argv)
-    paths = list(map(pathlib.Path, options.results))
-    console = rich.console.Console(highlight=False, soft_wrap=True)
-    compare(paths, options.labels or list(map(_label, paths)), pathlib.Path(options.output), console)
-
-
-def _label(path: pathlib.Path) -> str:
-    """Return the name of the run's folder."""
-    folder = path if path.is_dir() else path.parent
-    return folder.resolve().parent.name if folder.name == "evaluation" else folder.resolve().name

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from jworld.evaluation import answer_pages
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Action:
@@ -51,9 +53,15 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Answers to questions; each row has "question" and "answer", and "truth" for held-out questions."""
+    """Answers to questions.
+
+    Attributes:
+      rows: each has "question" and "answer", and "truth" for held-out questions.
+      images: of each row, uint8 [H, W, 3]; empty if they are not shown.
+    """
 
     rows: list[dict[str, str]]
+    images: list[list[np.ndarray]] = dataclasses.field(default_factory=list)
 
 
 REVISITS = 8
@@ -66,7 +74,10 @@ class Options:
     Attributes:
       windows: rollouts along recorded held-out episodes, at most.
       chunks: chunks per rollout.
-      revisits: scripted episodes that turn away and back; None for `REVISITS`, if the system has them.
+      revisits: scripted episodes of each kind, which turn away and back, or stand still; None for `REVISITS`, if the
+        system has them.
+      angles: degrees of these turns.
+      motion: file of the meter of motion; None for the shipped one of the source of the recordings.
       seed: random seed for the noise.
       benchmark: questions for systems that answer in text.
       data: file or folder of the questions.
@@ -79,6 +90,8 @@ class Options:
     windows: int = 24
     chunks: int = 4
     revisits: int | None = None
+    angles: tuple[int, ...] = (90,)
+    motion: str | None = None
     seed: int = 0
     benchmark: str | None = None
     data: str | None = None
@@ -89,7 +102,7 @@ class Options:
 
     def optional(self) -> dict[str, int | str | None]:
         """Return the options that only some systems use; None if not set."""
-        names = ("revisits", "benchmark", "data", "images", "split", "limit", "batch")
+        names = ("revisits", "motion", "benchmark", "data", "images", "split", "limit", "batch")
         return {name: getattr(self, name) for name in names}
 
 
@@ -107,6 +120,7 @@ class Report:
       rollouts: some of the videos.
       scores: accuracy in percent of systems that answer in text: way of answering -> task -> accuracy.
       chance: accuracy of guessing, in percent.
+      entries: some of the answers next to their references and images.
     """
 
     numbers: dict[str, Any]
@@ -118,3 +132,4 @@ class Report:
     rollouts: list[Comparison] = dataclasses.field(default_factory=list)
     scores: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     chance: float | None = None
+    entries: list[answer_pages.Entry] = dataclasses.field(default_factory=list)

@@ -399,7 +399,7 @@ class BaseSystem(abc.ABC, Generic[Model, RunEncoders]):
     @property
     def evaluation_flags(self) -> frozenset[str]:
         """See `System`."""
-        return frozenset({"--episodes"})
+        return frozenset({"--episodes", "--motion"})
 
     @property
     def copies(self) -> tuple[str, ...]:

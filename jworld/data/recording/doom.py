@@ -64,7 +64,7 @@ class Doom:
     The level is the same for every seed, so held-out episodes are different paths through the same rooms.
     """
 
-    motion = explorer.Motion(step=4 * SCALE, turn=2.0, margin=22 * SCALE)
+    motion = explorer.Motion(step=4 * SCALE, turn=explorer.TURN, margin=22 * SCALE)
 
     def __init__(self, level: str, seed: int | list[int], *, width: int, height: int) -> None:
         self.width, self.height = width, height

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 BLOCK = 4  # frames per latent frame, for which an action is held
+TURN = 2.0  # degrees of yaw per frame of a turn, in all worlds
 NEAR = 18  # walking steps; a wall closer than this fills the view
 
 

@@ -47,7 +47,7 @@ class Room:
 class Rooms:
     """3 x 3 rooms of different sizes, as a `World`; the same seed gives the same map."""
 
-    motion = explorer.Motion(step=0.06, turn=2.0, margin=0.35)
+    motion = explorer.Motion(step=0.06, turn=explorer.TURN, margin=0.35)
 
     def __init__(self, seed: int | list[int], *, width: int, height: int) -> None:
         self.width, self.height = width, height

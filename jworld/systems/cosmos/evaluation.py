@@ -15,7 +15,7 @@ import rich.console
 import rich.progress
 
 from jworld.cameras import actions, robots
-from jworld.evaluation import held_out, measures, results
+from jworld.evaluation import control, held_out, measures, results
 from jworld.systems.cosmos.session import Session
 from jworld.utils import errors, indices
 
@@ -71,24 +71,27 @@ def evaluate(
     lengths, load = held_out.held_out(config, session.encoders)
     latents = total_latents(session, options.chunks)
     chosen = held_out.choose_windows(lengths, latents=latents, windows=options.windows)
+    meter = control.load_meter(config, options.motion) if session.clip.actions == "poses" else None
+    control_measure = None if meter is None else control.ControlMeasure(meter)
     rows, shown = [], []
     shown_at = indices.evenly(len(chosen), SHOWN)
     for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         clip = held_out.window(load(index), start=start, latents=latents)
-        values, frames = measure(session, clip, windows=options.chunks, seed=options.seed + i)
+        videos = generated(session, clip, windows=options.chunks, seed=options.seed + i)
+        spans = generated_spans(session, options.chunks)
+        values = measures.measure(clip.frames, videos, spans, patch=session.encoders.autoencoder.spatial_ratio)
+        if control_measure is not None:
+            control_measure.add(clip, videos, spans)
+        frames = videos[held_out.MODEL]
         rows.append({"clip": clip.name, "first_latent": start, **values})
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * start}"
             shown.append(compare(session, clip, frames, windows=options.chunks, title=title))
-    return measures.report(rows, shown)
+    return control.add_to(measures.report(rows, shown), control_measure)
 
 
-def measure(session: Session, clip: held_out.Clip, *, windows: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
-    """Measure one clip.
-
-    Returns:
-      The values of `measures.measure`, for the model and for every baseline by name; and the model's frames.
-    """
+def generated(session: Session, clip: held_out.Clip, *, windows: int, seed: int) -> dict[str, np.ndarray]:
+    """Return the model's continuation of a clip and the baselines by name, frames uint8 [T, H, W, 3]."""
     motion = motion_per_window(session, clip, windows)
     videos = {held_out.MODEL: roll_out(session, clip, motion, seed=seed)}
     length = len(videos[held_out.MODEL])
@@ -102,9 +105,7 @@ def measure(session: Session, clip: held_out.Clip, *, windows: int, seed: int) -
     videos[REPEATED] = np.broadcast_to(clip.frames[given - 1], (length, *clip.frames.shape[1:]))
     autoencoder = session.encoders.autoencoder
     videos[held_out.AUTOENCODER] = autoencoder.decode(autoencoder.encode(clip.frames[None]))[0][:length]
-    spans = generated_spans(session, windows)
-    values = measures.measure(clip.frames, videos, spans, patch=autoencoder.spatial_ratio)
-    return values, videos[held_out.MODEL]
+    return videos
 
 
 def compare(

@@ -16,7 +16,7 @@ import rich.console
 import rich.progress
 
 from jworld.cameras import driving
-from jworld.evaluation import held_out, measures, results
+from jworld.evaluation import control, held_out, measures, results
 from jworld.systems.matrix.session import ClipSession, Controls
 from jworld.utils import indices
 
@@ -58,6 +58,7 @@ def evaluate(
     """
     lengths, load = held_out.held_out(config, session.encoders)
     chosen = held_out.choose_windows(lengths, latents=session.latents, windows=options.windows)
+    measure = control.tokens_measure(config, options) if steered else None
     rows, shown = [], []
     shown_at = indices.evenly(len(chosen), SHOWN)
     for i, (index, first) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
@@ -66,6 +67,8 @@ def evaluate(
         spans = parts(len(clip.frames), options.chunks)
         patch = session.encoders.autoencoder.spatial_ratio
         values = measures.measure(clip.frames, videos, spans, patch=patch)
+        if measure is not None:
+            measure.add(clip, videos, spans)
         rows.append({"clip": clip.name, "first_latent": first, **values})
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * first}, restored"
@@ -74,7 +77,7 @@ def evaluate(
                     clip, videos[held_out.MODEL], values["psnr"][held_out.MODEL], spans, steered=steered, title=title
                 )
             )
-    return measures.report(rows, shown)
+    return control.add_to(measures.report(rows, shown), measure)
 
 
 def restored(session: ClipSession, clip: held_out.Clip, *, seed: int, steered: bool) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 
 from jworld.cameras import driving
-from jworld.evaluation import held_out, measures, results
+from jworld.evaluation import control, held_out, measures, results
 from jworld.systems.matrix.evaluation import recorded_tokens
 from jworld.systems.matrix.session import Controls
 from jworld.systems.matrix.streaming import StreamSession
@@ -97,12 +97,15 @@ def evaluate(
     latents = total_latents(session, windows)
     chosen = held_out.choose_windows(lengths, latents=latents, windows=options.windows)
     shown_at = indices.evenly(len(chosen), SHOWN)
+    measure = control.tokens_measure(config, options) if session.is_steered else None
     rows, shown = [], []
     for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         clip = held_out.window(load(index), start=start, latents=latents)
         videos = generated(session, clip, windows, seed=options.seed + i)
         patch = session.encoders.autoencoder.spatial_ratio
         values = measures.measure(clip.frames, videos, spans(session, windows), patch=patch)
+        if measure is not None:
+            measure.add(clip, videos, spans(session, windows))
         row: dict[str, Any] = {"clip": clip.name, "first_latent": start, **values}
         if teacher is not None:
             found = distances(teacher, students, clip, windows, seed=options.seed + i)
@@ -111,7 +114,7 @@ def evaluate(
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * start}"
             shown.append(compare(session, clip, videos[held_out.MODEL], windows, title=title))
-    return _report(rows, shown)
+    return control.add_to(_report(rows, shown), measure)
 
 
 def generated(session: StreamSession, clip: held_out.Clip, windows: int, *, seed: int) -> dict[str, np.ndarray]:

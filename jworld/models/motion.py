@@ -1,0 +1,118 @@
+"""Inverse dynamics: which motion of the camera lies between the frames of one latent.
+
+A measure of generated videos and never part of a loss: it is trained on recorded episodes only. The network sees the
+five frames from one latent to the next, small, as channels of one image.
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from jworld.utils import files
+from jworld.utils.errors import UserError
+
+#: Frames of one motion: the last of the latent before, and those of the latent.
+FRAMES = 5
+#: Classes of a move and of a turn, as in `cameras.actions`.
+CLASSES = 9
+#: Numbers of a motion: steps to the right and forward in world units, turn to the right in degrees.
+NUMBERS = 3
+_HEADER = "motion"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MotionConfig:
+    """Hyper-parameters.
+
+    Attributes:
+      width, height: size of the images in pixels, multiples of 16.
+      channels: of the first convolution; each further one halves the size.
+      features: width of the features from which everything is predicted.
+      scale: usual size of each number of a motion.
+    """
+
+    width: int = 64
+    height: int = 48
+    channels: int = 24
+    features: int = 128
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.width % 16 or self.height % 16:
+            raise UserError(f"images of {self.width}x{self.height} pixels, expected multiples of 16")
+
+
+class Motion(NamedTuple):
+    """Predictions for N motions: logits of the move and of the turn [N, 9], numbers [N, 3], features [N, D]."""
+
+    move: jax.Array
+    turn: jax.Array
+    numbers: jax.Array
+    features: jax.Array
+
+
+class MotionNetwork(nnx.Module):
+    """Images [N, 5, height, width, 3] in [-1, 1] -> `Motion`; float32."""
+
+    def __init__(self, config: MotionConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        widths = [3 * FRAMES, *(config.channels * factor for factor in (1, 2, 3, 3))]
+        self.convolutions = nnx.List(
+            [nnx.Conv(before, after, (3, 3), strides=2, rngs=rngs) for before, after in itertools.pairwise(widths)]
+        )
+        cells = config.width // 16 * (config.height // 16)
+        self.hidden = nnx.Linear(cells * widths[-1], config.features, rngs=rngs)
+        self.head = nnx.Linear(config.features, 2 * CLASSES + NUMBERS, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> Motion:
+        x = einops.rearrange(images, "n t h w c -> n h w (t c)")
+        for convolution in self.convolutions:
+            x = jax.nn.gelu(convolution(x))
+        features = jax.nn.gelu(self.hidden(einops.rearrange(x, "n h w c -> n (h w c)")))
+        move, turn, numbers = jnp.split(self.head(features), (CLASSES, 2 * CLASSES), axis=-1)
+        return Motion(move, turn, numbers * jnp.array(self.config.scale), features)
+
+
+def save(model: MotionNetwork, path: str | pathlib.Path) -> None:
+    """Write a network as safetensors with parameters of 16 bits."""
+    arrays = {
+        "/".join(map(str, name)): np.asarray(leaf[...], np.float16, order="C")
+        for name, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
+    header = {_HEADER: json.dumps(dataclasses.asdict(model.config), sort_keys=True)}
+    with files.replacing(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata=header)
+
+
+def load(path: str | pathlib.Path) -> MotionNetwork:
+    """Load a file of `save`.
+
+    Raises:
+      UserError: the file is absent or of another kind.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            fields: dict[str, Any] = json.loads((file.metadata() or {})[_HEADER])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        config = MotionConfig(**fields | {"scale": tuple(fields["scale"])})
+    except (OSError, safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a saved motion network ({error}): train it again") from error
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: MotionNetwork(config, rngs=nnx.Rngs(0))), nnx.Param)
+    leaves = {"/".join(map(str, name)): (name, leaf) for name, leaf in nnx.to_flat_state(abstract)}
+    if {name: value.shape for name, value in arrays.items()} != {
+        name: leaf.shape for name, (_, leaf) in leaves.items()
+    }:
+        raise UserError(f"{path} has other tensors than its config requires: train it again")
+    state = [(keys, leaf.replace(jnp.asarray(arrays[name], leaf.dtype))) for name, (keys, leaf) in leaves.items()]
+    model: MotionNetwork = nnx.merge(graphdef, nnx.from_flat_state(state))
+    return model
