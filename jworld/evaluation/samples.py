@@ -3,13 +3,13 @@
 import pathlib
 
 from jworld.data.recording import episodes
-from jworld.evaluation import contact_sheets, results
+from jworld.evaluation import answer_pages, contact_sheets, results
 from jworld.training import writers
 from jworld.utils import files
 
 
 def write(samples: results.Comparison | results.Answers, folder: pathlib.Path, name: str, *, fps: float) -> list[str]:
-    """Write `folder`/`name`.mp4 and .png, or .json for answers in text.
+    """Write `folder`/`name`.mp4 and .png, or .json and .html for answers in text.
 
     Args:
       samples: what to write.
@@ -22,9 +22,10 @@ def write(samples: results.Comparison | results.Answers, folder: pathlib.Path, n
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(samples, results.Answers):
-        path = folder / f"{name}.json"
+        path, page = folder / f"{name}.json", folder / f"{name}.html"
         files.write_json(path, samples.rows)
-        return [*_answer_lines(samples), f"wrote {path}"]
+        answer_pages.write(page, name, _entries(samples))
+        return [*_answer_lines(samples), f"wrote {path} and {page}"]
     video, sheet = folder / f"{name}.mp4", folder / f"{name}.png"
     episodes.write_video(video, contact_sheets.video(samples), fps=fps)
     contact_sheets.contact_sheet([samples]).save(sheet)
@@ -41,6 +42,16 @@ def media(samples: results.Comparison | results.Answers, name: str, *, fps: floa
     if isinstance(samples, results.Answers):
         return writers.Media(name=name, text="\n\n".join(_answer_lines(samples)))
     return writers.Media(name=name, frames=contact_sheets.video(samples), fps=fps)
+
+
+def _entries(answers: results.Answers) -> list[answer_pages.Entry]:
+    images = answers.images or [[] for _ in answers.rows]
+    return [
+        answer_pages.Entry(
+            question=row["question"], answers={"answer": row["answer"]}, truth=row.get("truth"), images=own
+        )
+        for row, own in zip(answers.rows, images, strict=True)
+    ]
 
 
 def _answer_lines(answers: results.Answers) -> list[str]:

@@ -31,7 +31,7 @@ class EvaluationConfig:
     """Held-out measurements during training (`config.evaluation`).
 
     Attributes:
-      interval: steps between two measurements; 0: none.
+      interval: steps between two measurements, the last of which is at the end; 0: none.
       batches: held-out batches that are measured, always the same ones with the same noise.
     """
 

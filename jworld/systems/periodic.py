@@ -68,8 +68,9 @@ class Periodic:
             )
 
     def after(self, number: int, state: train_state.TrainState) -> None:
-        """Evaluate and sample if they are due after step `number`."""
-        if _due(self._job.evaluation.interval, number):
+        """Evaluate and sample if they are due after step `number`; a run that evaluates also does so at its end."""
+        interval = self._job.evaluation.interval
+        if _due(interval, number) or (interval > 0 and number == self._job.config.steps):
             with self._safely("evaluation", number):
                 self._log.extra(number, self._evaluation.measure(state, beat=self._watch.beat))
         # The samplers bring their results to one host.

@@ -15,7 +15,7 @@ from jworld import evaluate
 from jworld.data.conversations import batches, chat, formats
 from jworld.evaluation import accuracy
 from jworld.evaluation import results as reports
-from jworld.systems.theworld.evaluation import questions, report
+from jworld.systems.theworld.evaluation import held_out, questions, report
 from jworld.utils.errors import UserError
 
 
@@ -59,7 +59,7 @@ def guess(images: list[list[PIL.Image.Image]], prompts: list[str], *, max_tokens
 def run(conversations: Any, **options: Any) -> reports.Report:
     console = rich.console.Console(file=io.StringIO())
     answers: Any = {"with world": answer_right, "without": guess}
-    return report.evaluate(answers, conversations, reports.Options(**options), console)
+    return report.evaluate(answers, conversations, reports.Options(**options), console, max_tokens=8)
 
 
 def test_questions_about_episodes(data: Any) -> None:
@@ -96,7 +96,11 @@ def test_files_and_comparison(data: Any, tmp_path: pathlib.Path) -> None:
     for part in ("50.0 (-50.0)", "100.0", "chance", "mean", "left out"):
         assert part in printed
     paths = evaluate.write(tmp_path / "a" / "evaluation", result.numbers, result)
-    assert [path.name for path in paths] == ["evaluation.json", "evaluation.png"]
+    assert [path.name for path in paths] == ["evaluation.json", "evaluation.png", "evaluation.html"]
+    page = paths[2].read_text()
+    assert page.count("<section>") == page.count("<img ") == 3
+    assert '<td class="right">It is left, not another</td>' in page
+    assert '<td class="wrong">right of nearer, left of farther</td>' in page
     assert PIL.Image.open(paths[1]).size[0] > 500
     gemma = {"scores": {"answers": {"turn": 40.0, "distance": 80.0, "side": 1.0}}, "chance": 50.0}
     (tmp_path / "gemma.json").write_text(json.dumps(gemma))
@@ -140,4 +144,23 @@ def test_mistakes(data: Any, tmp_path: pathlib.Path) -> None:
         run(data, benchmark="vsr", data=str(tmp_path))
     data.set = formats.SetConfig(format="llava")
     with pytest.raises(UserError, match="was trained on 'llava'"):
-        run(data)
+        run(data, benchmark="questions")
+
+
+def test_held_out_conversations(data: Any) -> None:
+    """Any set of conversations is answered and compared with its references; unlike case and periods do not count."""
+    data.set = formats.SetConfig(format="llava")
+    result = run(data, limit=3)
+    assert result.numbers["benchmark"] == "held-out conversations"
+    assert [row["truth"] for row in result.numbers["answers"]["without"]] == ["left", "farther"]
+    assert result.scores["without"] == {"equal to the reference": 0.0}
+    assert [entry.truth for entry in result.entries] == ["left", "farther"]
+    assert held_out.normalized(" The  Left\none. ") == "the left one"
+
+
+def test_losses_are_added_to_the_summary(data: Any) -> None:
+    losses = {name: {"loss": 0.5, "token_accuracy": 75.0, "tokens": 8.0} for name in ("with world", "without")}
+    result = report.with_losses(run(data), losses)
+    assert ("held-out token accuracy, without", "75.0 %") in result.summary
+    assert result.numbers["held_out_loss"] == 0.5
+    assert result.numbers["held_out"] == losses

@@ -64,6 +64,10 @@ class Conversations:
         return {"data.conversations": self.set, "data.clip": self.clip, "data.questions": self.questions}
 
     @property
+    def global_batch(self) -> int:
+        return int(self._config.global_batch)
+
+    @property
     def directory(self) -> pathlib.Path:
         return pathlib.Path(self._config.data.records)
 

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jworld.data.conversations import captions, chat, chat_rows, image_files, json_rows, remote, spatial
 from jworld.utils.errors import UserError
@@ -72,6 +72,28 @@ class Conversation:
     single_turn: bool = True
     split: str | None = None
     problem: str = ""
+
+    @property
+    def opening(self) -> "Opening":
+        """The turns before the first answer, which is their reference, and the images that they show."""
+        count = next((number for number, turn in enumerate(self.turns) if turn.role == "model"), len(self.turns))
+        asked = self.turns[:count]
+        truth = self.turns[count].text if count < len(self.turns) else ""
+        images = chat.count_places(asked) if chat.count_places(self.turns) else len(self.places)
+        return Opening(asked, self.places[:images], truth)
+
+
+class Opening(NamedTuple):
+    """The first question of a conversation: its turns, its images, and the reference answer."""
+
+    turns: tuple[chat.Turn, ...]
+    places: tuple[image_files.ImageSource, ...]
+    truth: str
+
+    @property
+    def text(self) -> str:
+        """The question in plain text, without places for images."""
+        return "\n".join(turn.text.replace(chat.PLACE, "").strip() for turn in self.turns)
 
 
 Rows = Iterator[Conversation]

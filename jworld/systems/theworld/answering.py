@@ -17,6 +17,9 @@ from jworld.models.theworld.model import TheWorld
 from jworld.systems.theworld import world_steps
 from jworld.utils import errors
 
+#: A user's question, or the turns of a conversation whose next turn is the answer.
+Prompt = str | Sequence[chat.Turn]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
@@ -70,6 +73,11 @@ def answer(
     return decoding.greedy(model.language, state, steps=steps, ends=ends)
 
 
+def as_turns(prompt: Prompt) -> Sequence[chat.Turn]:
+    """Return a prompt as turns."""
+    return [chat.Turn("user", prompt)] if isinstance(prompt, str) else prompt
+
+
 def ends(tokenizer: chat.ChatTokenizer) -> tuple[int, ...]:
     """Return the tokens that end an answer."""
     return tokenizer.ids[chat.EOS], tokenizer.ids[chat.END_OF_TURN]
@@ -91,7 +99,7 @@ class Prompts:
     def __init__(self, tokenizer: chat.ChatTokenizer, *, clip: batches.ClipConfig, multiple: int):
         self.tokenizer, self.clip, self.multiple = tokenizer, clip, multiple
 
-    def __call__(self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str]) -> dict[str, jax.Array]:
+    def __call__(self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[Prompt]) -> dict[str, jax.Array]:
         """Return tokens and mask [B, L], and with images also pixel_values and world_pixels; see `answer`.
 
         Raises:
@@ -100,7 +108,7 @@ class Prompts:
         if max(map(len, images)) > self.clip.images:
             raise ValueError(f"{max(map(len, images))} images, expected at most {self.clip.images}")
         encoded = [
-            self.tokenizer.encode([chat.Turn("user", prompt)], images=len(own), is_open=True)
+            self.tokenizer.encode(as_turns(prompt), images=len(own), is_open=True)
             for own, prompt in zip(images, prompts, strict=True)
         ]
         length = math.ceil(max(len(one.tokens) for one in encoded) / self.multiple) * self.multiple
@@ -121,7 +129,7 @@ class Answers:
         self._frames = all_frames(model) if frames is None else frames
 
     def __call__(
-        self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str], *, max_tokens: int
+        self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[Prompt], *, max_tokens: int
     ) -> list[str]:
         """Answer each prompt about its images, in at most `max_tokens` tokens."""
         tokenizer, batch = self.prompts.tokenizer, self.prompts(images, prompts)

@@ -80,23 +80,27 @@ def fused_labels(
     mask: jax.Array,
     world: WorldConfig | None,
     has_world: jax.Array | None = None,
+    *,
+    count: int | None = None,
 ) -> jax.Array:
     """Return the labels of the fused sequence, [B, L'], aligned with its tokens and `IGNORED` on padding.
 
     With `compat` the loss covers every token of a sequence with a world and its brackets, for all labels, as in the
-    original. Rows without a world have the given labels.
+    original. Rows without a world have the given labels. `count` is the number of world tokens, by default all.
     """
     labels = jnp.where(mask, labels, IGNORED)
     if world is None:
         return labels
-    fused = insert(labels, world, IGNORED)
+    count = world.tokens if count is None else count
+    fused = insert(labels, world, IGNORED, tokens=count)
     if world.original:
-        every = insert(jnp.where(mask, tokens, IGNORED), world, IGNORED, (world.start_token, world.end_token))
+        brackets = world.start_token, world.end_token
+        every = insert(jnp.where(mask, tokens, IGNORED), world, IGNORED, brackets, tokens=count)
         fused = every if has_world is None else jnp.where(has_world[:, None], every, fused)
     if has_world is None:
         return fused
     # Nothing predicts the first token, which is in the end bracket's column of these rows.
-    return jnp.where(world_mask(fused, has_world, world.tokens + 3), fused, IGNORED)
+    return jnp.where(world_mask(fused, has_world, count + 3), fused, IGNORED)
 
 
 def loss(model: TheWorld, batch: Batch, cfg: ObjectiveConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -105,9 +109,11 @@ def loss(model: TheWorld, batch: Batch, cfg: ObjectiveConfig) -> tuple[jax.Array
     return latent_loss(model, batch, pixels, latents_of(model, batch), cfg)
 
 
-def latents_of(model: TheWorld, batch: Batch) -> jax.Array | None:
-    """Return the latents of the world [B, F, H', W', C], or None for a model without a world."""
-    return None if model.config.world is None else world_steps.world_latents(model, batch["world_pixels"])
+def latents_of(model: TheWorld, batch: Batch, frames: int | None = None) -> jax.Array | None:
+    """Return `frames` latents of the world [B, F, H', W', C], all for None; None for 0 or a model without a world."""
+    if model.config.world is None or frames == 0:
+        return None
+    return world_steps.world_latents(model, batch["world_pixels"], frames)
 
 
 def latent_loss(
@@ -122,25 +128,26 @@ def latent_loss(
       model: with or without a world.
       batch: tokens, mask and labels [B, L], and has_world [B] if not all rows have a world.
       pixels: images [B, I, H, W, 3] in -1..1.
-      latents: result of `latents_of`.
+      latents: result of `latents_of`; None omits the world.
       cfg: values of the loss.
     """
-    world = model.config.world
+    world = None if latents is None else model.config.world
     has_world = batch.get("has_world")
     fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents, has_world)
-    labels = fused_labels(batch["tokens"], batch["labels"], batch["mask"], world, has_world)
+    count = fused.embeds.shape[1] - batch["tokens"].shape[1] - 2
+    labels = fused_labels(batch["tokens"], batch["labels"], batch["mask"], world, has_world, count=count)
     states = model.language(fused.embeds, mask=fused.mask, positions=fused.positions, images=fused.images)
-    sums = score(model.language, *_predictions(states, labels, world), chunk=cfg.chunk)
-    count = jnp.maximum(sums.total, 1)
-    metrics = {"accuracy": sums.right / count, "loss_tokens": sums.total, step.WEIGHT: sums.total}
-    return sums.entropy / count, metrics
+    sums = score(model.language, *_predictions(states, labels, None if world is None else count), chunk=cfg.chunk)
+    total = jnp.maximum(sums.total, 1)
+    metrics = {"accuracy": sums.right / total, "loss_tokens": sums.total, step.WEIGHT: sums.total}
+    return sums.entropy / total, metrics
 
 
-def _predictions(states: jax.Array, labels: jax.Array, world: WorldConfig | None) -> tuple[jax.Array, jax.Array]:
-    """Return states and the labels that they predict, without the positions between the brackets of the world."""
-    if world is None:
+def _predictions(states: jax.Array, labels: jax.Array, count: int | None) -> tuple[jax.Array, jax.Array]:
+    """Return states and the labels that they predict, without the positions of the `count` tokens of the world."""
+    if count is None:
         return states[:, :-1], labels[:, 1:]
-    last = 1 + world.tokens
+    last = 1 + count
     return (
         jnp.concatenate([states[:, :1], states[:, last:-1]], axis=1),
         jnp.concatenate([labels[:, 1:2], labels[:, last + 1 :]], axis=1),

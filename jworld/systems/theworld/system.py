@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import ml_collections
+import numpy as np
 import PIL.Image
 import rich.console
 from flax import nnx
@@ -22,7 +23,7 @@ from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld as TheWorldModel
 from jworld.systems import adapters, base
 from jworld.systems.theworld import answering, objective, original, world_steps
-from jworld.systems.theworld.evaluation import report
+from jworld.systems.theworld.evaluation import held_out, report
 from jworld.training import state as train_state
 from jworld.utils import errors, indices
 
@@ -97,6 +98,13 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
 
     def _check_fit(self) -> None:
         gemma, world, clip = self.model_config.gemma, self.model_config.world, self.clip
+        if not gemma.vision_layers and clip.images:
+            raise errors.UserError(
+                f"config.data.clip.images is {clip.images}, expected 0: the model has no vision tower "
+                "(config.model.vision_layers is 0)"
+            )
+        if not gemma.vision_layers and world is not None:
+            raise errors.UserError("config.model.world is set, expected None for a model without a vision tower")
         if clip.image_size != gemma.image_size:
             raise errors.UserError(
                 f"config.data.clip.image_size is {clip.image_size}, but config.model.image_size is {gemma.image_size}"
@@ -181,6 +189,8 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
             )
             for kind in dict.fromkeys(gemma.kinds)
         ]
+        if not gemma.vision_layers:
+            return calls
         vision = base.AttentionCall(
             name="vision tower",
             implementation=gemma.attention,
@@ -208,15 +218,15 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
     ) -> results.Answers:
         """See `System`: answers to `config.sample.questions` held-out questions."""
         source = self.data.source("val")
-        rows = [source[number] for number in indices.evenly(len(source), self._questions)]
+        rows = [source[number].opening for number in indices.evenly(len(source), self._questions)]
         images = [[image_files.read(place, source.directory) for place in row.places] for row in rows]
-        questions = [row.turns[0].text for row in rows]
-        answers = self.answers(model, encoders)(images, questions, max_tokens=self.sample.max_tokens)
+        answers = self.answers(model, encoders)(images, [row.turns for row in rows], max_tokens=self.sample.max_tokens)
         return results.Answers(
             rows=[
-                {"question": question, "answer": answer, "truth": row.turns[1].text}
-                for question, answer, row in zip(questions, answers, rows, strict=True)
-            ]
+                {"question": row.text, "answer": answer, "truth": row.truth}
+                for answer, row in zip(answers, rows, strict=True)
+            ],
+            images=[list(map(np.asarray, own)) for own in images],
         )
 
     def sample_prompt(
@@ -229,11 +239,13 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
         """See `System`: the answer to a question about the image, or about those of the first held-out question."""
         if prompt.image is None:
             source = self.data.source("val")
-            images = [image_files.read(place, source.directory) for place in source[0].places]
+            images = [image_files.read(place, source.directory) for place in source[0].opening.places]
         else:
             images = [PIL.Image.fromarray(prompt.image)]
         (answer,) = self.answers(model, encoders)([images], [prompt.text], max_tokens=self.sample.max_tokens)
-        return results.Answers(rows=[{"question": prompt.text, "answer": answer}])
+        return results.Answers(
+            rows=[{"question": prompt.text, "answer": answer}], images=[list(map(np.asarray, images))]
+        )
 
     def evaluate(
         self,
@@ -243,7 +255,7 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
         options: results.Options,
         console: rich.console.Console,
     ) -> results.Report:
-        """See `System`: accuracy on questions about held-out episodes, or on a benchmark.
+        """See `System`: accuracy on held-out conversations and their loss, or accuracy on a benchmark.
 
         A model with a world also answers without it, and one with world steps also with the image alone.
         """
@@ -254,4 +266,7 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
             ways = {"with world steps": world.frames} if world.steps else {}
             ways |= {"with world": 1, "without": 0}
         answers = {name: self.answers(model, encoders, frames=frames) for name, frames in ways.items()}
-        return report.evaluate(answers, self.data, options, console)
+        found = report.evaluate(answers, self.data, options, console, max_tokens=self.sample.max_tokens)
+        if options.benchmark is not None:
+            return found
+        return report.with_losses(found, held_out.measure(model, self.data, ways, self.objective))

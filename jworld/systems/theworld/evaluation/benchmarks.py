@@ -8,14 +8,16 @@ import PIL.Image
 import rich.console
 import rich.progress
 
+from jworld.data.conversations import chat
+
 
 class Answer(Protocol):
     """A function that answers a batch of prompts about images greedily."""
 
     def __call__(
-        self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str], *, max_tokens: int
+        self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[Any], *, max_tokens: int
     ) -> list[str]:
-        """Answer each prompt about its images, in at most `max_tokens` tokens."""
+        """Answer each prompt, a text or the turns of a conversation, about its images in at most `max_tokens`."""
         ...
 
 
@@ -25,6 +27,8 @@ class Example:
 
     Attributes:
       load: function that opens its images; raises a `ValueError` if one cannot be read.
+      reference: the true answer in full, if `truth` is a shorter form of it.
+      turns: the turns of which `prompt` is the text, if it is more than a question.
       choices: possible answers, if any.
       facts: further values for the score, ready for JSON.
     """
@@ -34,6 +38,8 @@ class Example:
     prompt: str
     truth: str
     load: Callable[[], list[PIL.Image.Image]]
+    reference: str = ""
+    turns: tuple[chat.Turn, ...] = ()
     choices: tuple[str, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -106,7 +112,7 @@ def run(benchmark: Benchmark, answer: Answer, *, batch: int, console: rich.conso
             filled = [*loaded, *[loaded[-1]] * (batch - len(loaded))]
             texts = answer(
                 [images for _, images in filled],
-                [example.prompt for example, _ in filled],
+                [example.turns or example.prompt for example, _ in filled],
                 max_tokens=benchmark.max_tokens,
             )
             rows += [_row(benchmark, example, text) for (example, _), text in zip(loaded, texts, strict=False)]

@@ -1,23 +1,25 @@
 """Evaluation of one model in several modes, such as with and without its world, on a benchmark."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 
+import numpy as np
 import rich.console
 
 from jworld.data.conversations import dataset
-from jworld.evaluation import results
-from jworld.systems.theworld.evaluation import benchmarks, blink, questions, spatial_bench, vsr
-from jworld.utils import errors
+from jworld.evaluation import answer_pages, results
+from jworld.systems.theworld.evaluation import benchmarks, blink, held_out, questions, spatial_bench, vsr
+from jworld.utils import errors, indices
 
 QUESTIONS, BLINK, SPATIAL, VSR = "questions", "blink", "spatial_rgpt", "vsr"
 NAMES = (QUESTIONS, BLINK, SPATIAL, VSR)
-#: Questions per batch.
-BATCH = 16
+#: Questions per batch, and answers that are shown with their images.
+BATCH, SHOWN = 16, 16
 
 
-def load(data: dataset.Conversations, options: results.Options) -> benchmarks.Benchmark:
-    """Load the benchmark that the options name.
+def load(data: dataset.Conversations, options: results.Options, *, max_tokens: int) -> benchmarks.Benchmark:
+    """Load the benchmark that the options name, or the held-out conversations with answers of `max_tokens`.
 
     Raises:
       UserError: there is no such benchmark, or its data are absent.
@@ -25,11 +27,13 @@ def load(data: dataset.Conversations, options: results.Options) -> benchmarks.Be
     name, limit = options.benchmark or QUESTIONS, options.limit or 0
     if name not in NAMES:
         raise errors.UserError(f"--benchmark is {name!r}, expected one of {', '.join(NAMES)}")
+    if options.benchmark is None and data.set.format != "questions":
+        return held_out.load(data.source("val"), limit=limit, max_tokens=max_tokens)
     if name == QUESTIONS:
         if data.set.format != "questions":
             raise errors.UserError(
                 f"--benchmark: the run was trained on {data.set.format!r}, not on questions about episodes: choose one "
-                f"of {', '.join(NAMES[1:])}, with --data"
+                f"of {', '.join(NAMES[1:])} with --data, or leave it out for the held-out conversations"
             )
         return questions.load(data.source("val"), limit=limit)
     if options.data is None:
@@ -51,9 +55,11 @@ def evaluate(
     data: dataset.Conversations,
     options: results.Options,
     console: rich.console.Console,
+    *,
+    max_tokens: int,
 ) -> results.Report:
     """Run a benchmark with each of `answers`, by name of the mode."""
-    benchmark = load(data, options)
+    benchmark = load(data, options, max_tokens=max_tokens)
     batch = options.batch or BATCH
     outcomes = {
         name: benchmarks.run(benchmark, answer, batch=batch, console=console, title=name)
@@ -78,4 +84,43 @@ def evaluate(
         "left_out": skipped,
         "answers": {name: outcome.rows for name, outcome in outcomes.items()},
     }
-    return results.Report(numbers=numbers, summary=summary, scores=scores, chance=benchmark.chance)
+    return results.Report(
+        numbers=numbers,
+        summary=summary,
+        scores=scores,
+        chance=benchmark.chance,
+        entries=_entries(benchmark, outcomes),
+    )
+
+
+def _entries(benchmark: benchmarks.Benchmark, outcomes: Mapping[str, benchmarks.Outcome]) -> list[answer_pages.Entry]:
+    """Return some answers of every mode next to their images."""
+    examples = {example.name: example for example in benchmark.examples}
+    rows = {name: {row["name"]: row for row in outcome.rows} for name, outcome in outcomes.items()}
+    names = list(next(iter(rows.values())))
+    entries = []
+    for number in indices.evenly(len(names), min(SHOWN, len(names))):
+        example = examples[names[number]]
+        own = {mode: by_name[example.name] for mode, by_name in rows.items()}
+        entries.append(
+            answer_pages.Entry(
+                question=example.prompt,
+                answers={mode: row["prediction"] for mode, row in own.items()},
+                truth=example.reference or example.truth,
+                images=list(map(np.asarray, example.load())),
+                right={mode: row["score"] == 1.0 for mode, row in own.items() if row["score"] is not None},
+            )
+        )
+    return entries
+
+
+def with_losses(report: results.Report, losses: Mapping[str, Mapping[str, float]]) -> results.Report:
+    """Add held-out losses and token accuracies by name of the mode; those of the first mode are the model's."""
+    summary = [*report.summary]
+    for name, own in losses.items():
+        suffix = "" if len(losses) == 1 else f", {name}"
+        summary.append((f"held-out loss{suffix}", f"{own['loss']:.4f}"))
+        summary.append((f"held-out token accuracy{suffix}", f"{own['token_accuracy']:.1f} %"))
+    first = next(iter(losses.values()))
+    measured = {"held_out_loss": first["loss"], "held_out": {name: dict(own) for name, own in losses.items()}}
+    return dataclasses.replace(report, numbers={**report.numbers, **measured}, summary=summary)
