@@ -149,6 +149,53 @@ def test_memory_samples_count_the_last_chunk_only() -> None:
     assert min(change(slice(CHUNK, None))) > 1e-2
 
 
+def test_context_of_a_window_counts_for_nothing_but_as_context() -> None:
+    """The target of the chunks before the random one has no part in the loss, their latents have."""
+    params = split_model()[1]
+    batch, draws = only(1, *pair())
+    count = draws.u.shape[1]
+    draws = draws._replace(context=np.full(2, count - 1))
+    as_memory = batch | {"is_memory": np.ones(2, bool)}
+    plain = loss_of(params, batch, draws)
+    np.testing.assert_allclose(plain, loss_of(params, as_memory, draws._replace(context=None)), rtol=1e-6)
+    assert abs(plain - loss_of(params, batch, draws._replace(context=np.zeros(2, int)))) > 1e-3
+    np.testing.assert_array_equal(objective.in_context(draws, batch["is_memory"]).sum(axis=1), [count - 1] * 2)
+
+
+def test_own_errors_replace_the_context_and_nothing_else() -> None:
+    params = split_model()[1]
+    batch, draws = pair()
+    plain = [float(loss_of(params, *only(row, batch, draws))) for row in range(2)]
+    none, own = (draws._replace(own=np.full(2, value)) for value in (False, True))
+    for row in range(2):
+        np.testing.assert_allclose(loss_of(params, *only(row, batch, none)), plain[row], rtol=1e-6)
+    memory, window = (float(loss_of(params, *only(row, batch, own))) for row in range(2))
+    assert abs(memory - plain[0]) > 1e-3
+    np.testing.assert_allclose(window, plain[1], rtol=1e-6)
+    # What the model predicts of frames without noise is these frames: nothing changes.
+    clear = own._replace(u=np.concatenate([np.zeros_like(draws.u[:, :-1]), draws.u[:, -1:]], axis=1))
+    same = float(loss_of(params, *only(0, batch, clear)))
+    assert abs(same - plain[0]) < 0.1 * abs(memory - plain[0])
+
+
+def test_shares_of_samples_with_clean_context_and_own_errors() -> None:
+    cfg = objective.ObjectiveConfig(clean_context=0.75, own_errors=0.25)
+    draws = objective.draw(jax.random.key(0), (4000, 4 * CHUNK, 1, 1, 1), CHUNK, cfg)
+    assert draws.context is not None
+    assert draws.own is not None
+    shares = np.bincount(draws.context, minlength=4) / 4000
+    np.testing.assert_allclose(shares, [0.25] * 4, atol=0.03)
+    assert abs(np.mean(draws.own) - 0.25) < 0.03
+    published = objective.draw(jax.random.key(0), (4, 4 * CHUNK, 1, 1, 1), CHUNK, objective.ObjectiveConfig())
+    assert published.context is None
+    assert published.own is None
+    np.testing.assert_array_equal(
+        published.noise, objective.draw(jax.random.key(0), (4, 4 * CHUNK, 1, 1, 1), CHUNK, cfg).noise
+    )
+    with pytest.raises(ValueError, match="own_errors is 1.5, expected a share"):
+        objective.ObjectiveConfig(own_errors=1.5)
+
+
 # Times and draws
 
 
@@ -174,7 +221,7 @@ def test_draws_depend_on_the_key_and_stay_in_range() -> None:
     cfg = objective.ObjectiveConfig(memory_times=(16, 20))
     shape = (64, 2 * CHUNK, 2, 2, 3)
     first, again, other = (objective.draw(jax.random.key(seed), shape, CHUNK, cfg) for seed in (0, 0, 1))
-    for a, b, c in zip(first, again, other, strict=True):
+    for a, b, c in zip(first[:3], again[:3], other[:3], strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.mean(np.asarray(a) == np.asarray(c)) < 0.5
     assert set(np.unique(first.memory_times)) == {16, 17, 18, 19, 20}

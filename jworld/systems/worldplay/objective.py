@@ -1,6 +1,7 @@
 """WorldPlay's training objective: a time per chunk, low noise on memory, loss on the last chunk of memory samples.
 
-Source: HY-WorldPlay `trainer/training/ar_hunyuan_mem_training_pipeline.py`.
+Source: HY-WorldPlay `trainer/training/ar_hunyuan_mem_training_pipeline.py`. Two options that it does not have work
+against drift: `clean_context` and `own_errors`.
 """
 
 import dataclasses
@@ -28,6 +29,10 @@ class ObjectiveConfig:
       logit_mean, logit_std: normal distribution of the logits of times, for "logit_normal".
       mode_scale: width of the distribution "mode".
       memory_times: inclusive range of times (t of 1000) of the context frames of a memory sample.
+      clean_context: share of the other samples with such a context too: their chunks before a random one. As published
+        (0), the context of a clip's first chunks is as noisy as they are, which it never is in a rollout.
+      own_errors: share of samples whose context is the model's own prediction of it from noisy frames, so that training
+        sees what a rollout goes on from (as in Matrix-Game 3 and DIAMOND). Above 0 it costs another forward pass.
     """
 
     shift: float = 3.0
@@ -36,12 +41,17 @@ class ObjectiveConfig:
     logit_std: float = 1.0
     mode_scale: float = 1.29
     memory_times: tuple[int, int] = (16, 500)
+    clean_context: float = 0.0
+    own_errors: float = 0.0
 
     def __post_init__(self) -> None:
         if self.weighting not in ("logit_normal", "mode", "uniform"):
             raise ValueError(f"weighting is {self.weighting!r}, must be logit_normal, mode or uniform")
         if not 1 <= self.memory_times[0] <= self.memory_times[1] <= flow_matching.NUM_TIMESTEPS:
             raise ValueError(f"memory_times {self.memory_times} must be an increasing pair within 1..1000")
+        for name in ("clean_context", "own_errors"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
 
 
 class Draws(NamedTuple):
@@ -51,16 +61,21 @@ class Draws(NamedTuple):
       u: times per chunk before the shift, [B, n] in [0, 1).
       memory_times: integer times [B, n] that replace those of memory chunks.
       noise: standard normal, in the shape of the latents.
+      context: chunks [B] before those that count, for samples that are no memory samples; None is 0.
+      own: whether the context is the model's own prediction, bool [B]; None is False.
     """
 
     u: jax.Array
     memory_times: jax.Array
     noise: jax.Array
+    context: jax.Array | None = None
+    own: jax.Array | None = None
 
 
 def draw(key: jax.Array, shape: tuple[int, ...], chunk_frames: int, cfg: ObjectiveConfig) -> Draws:
     """Draw the random numbers of a loss of latents of `shape` [B, F, H, W, C]."""
     key_u, key_memory, key_noise = jax.random.split(key, 3)
+    key_context, key_size, key_own = jax.random.split(jax.random.fold_in(key, 1), 3)
     chunks = (shape[0], shape[1] // chunk_frames)
     u = flow_matching.sample_unit_times(
         key_u,
@@ -72,14 +87,26 @@ def draw(key: jax.Array, shape: tuple[int, ...], chunk_frames: int, cfg: Objecti
     )
     low, high = cfg.memory_times
     memory_times = jax.random.randint(key_memory, chunks, low, high + 1)
-    return Draws(u, memory_times, jax.random.normal(key_noise, shape))
+    context = own = None
+    if cfg.clean_context > 0:
+        sizes = jax.random.randint(key_size, chunks[:1], 1, max(chunks[1], 2))
+        context = jnp.where(jax.random.bernoulli(key_context, cfg.clean_context, chunks[:1]), sizes, 0)
+    if cfg.own_errors > 0:
+        own = jax.random.bernoulli(key_own, cfg.own_errors, chunks[:1])
+    return Draws(u, memory_times, jax.random.normal(key_noise, shape), context, own)
+
+
+def in_context(draws: Draws, is_memory: jax.Array) -> jax.Array:
+    """Return which chunks are context alone, bool [B, n]: all but the last chunk of a memory sample."""
+    count = draws.u.shape[1]
+    others = jnp.zeros_like(is_memory, jnp.int32) if draws.context is None else draws.context
+    return jnp.arange(count) < jnp.where(is_memory, count - 1, others)[:, None]
 
 
 def chunk_timesteps(draws: Draws, is_memory: jax.Array, shift: float) -> jax.Array:
-    """Return the times of chunks, [B, n] float32; all but the last chunk of a memory sample have memory times."""
+    """Return the times of chunks, [B, n] float32; context has memory times."""
     times = flow_matching.training_timesteps(draws.u, shift)
-    in_memory = is_memory[:, None] & (jnp.arange(times.shape[1]) < times.shape[1] - 1)
-    return jnp.where(in_memory, draws.memory_times.astype(jnp.float32), times)
+    return jnp.where(in_context(draws, is_memory), draws.memory_times.astype(jnp.float32), times)
 
 
 def condition_video(image: jax.Array, is_first: jax.Array | np.ndarray) -> jax.Array:
@@ -129,16 +156,26 @@ def predict(
       chunk_frames: latent frames per chunk.
       shift: shift of the training times.
     """
-    clean = batch["latent"].astype(jnp.float32)
-    B, F = clean.shape[:2]
-    times = jnp.repeat(chunk_timesteps(draws, batch["is_memory"], shift), chunk_frames, axis=1)
-    sigma = (times / flow_matching.NUM_TIMESTEPS)[:, :, None, None, None]
-    noisy = flow_matching.add_noise(clean, draws.noise, sigma)
-    video = jnp.concatenate([noisy, condition_video(batch["image_cond"], np.arange(F) == 0)], axis=-1)
-    frames = FrameInputs(video, times, batch["action"], batch["w2c"], batch["intrinsics"])
-    # The text of the autoregressive model always has time 0, so its KV cache is valid for a whole rollout.
-    predicted = model(frames, text_inputs(batch), jnp.zeros(B), chunk_frames=chunk_frames)
+    clean, is_memory = batch["latent"].astype(jnp.float32), batch["is_memory"]
+    is_first = np.arange(clean.shape[1]) == 0
+
+    def velocity(latents: jax.Array, chunk_times: jax.Array) -> tuple[jax.Array, jax.Array]:
+        times = jnp.repeat(chunk_times, chunk_frames, axis=1)
+        sigma = (times / flow_matching.NUM_TIMESTEPS)[:, :, None, None, None]
+        noisy = flow_matching.add_noise(latents, draws.noise, sigma)
+        video = jnp.concatenate([noisy, condition_video(batch["image_cond"], is_first)], axis=-1)
+        frames = FrameInputs(video, times, batch["action"], batch["w2c"], batch["intrinsics"])
+        # The text of the autoregressive model always has time 0, so its KV cache is valid for a whole rollout.
+        predicted = model(frames, text_inputs(batch), jnp.zeros(len(latents)), chunk_frames=chunk_frames)
+        return predicted, noisy - sigma * predicted
+
+    context = jnp.repeat(in_context(draws, is_memory), chunk_frames, axis=1)
+    latents = clean
+    if draws.own is not None:
+        made = jax.lax.stop_gradient(velocity(clean, flow_matching.training_timesteps(draws.u, shift))[1])
+        replaced = (context & draws.own[:, None])[:, :, None, None, None]
+        latents = jnp.where(replaced, made, clean)
+    predicted, denoised = velocity(latents, chunk_timesteps(draws, is_memory, shift))
     per_frame = jnp.mean(jnp.square(predicted - (draws.noise - clean)), axis=(2, 3, 4))
-    counted = ~batch["is_memory"][:, None] | (jnp.arange(F) >= F - chunk_frames)
-    per_sample = jnp.sum(per_frame * counted, axis=1) / jnp.sum(counted, axis=1)
-    return jnp.mean(per_sample), noisy - sigma * predicted
+    per_sample = jnp.sum(per_frame * ~context, axis=1) / jnp.sum(~context, axis=1)
+    return jnp.mean(per_sample), denoised

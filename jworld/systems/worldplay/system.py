@@ -185,7 +185,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         assert isinstance(model, HunyuanTransformer)
         chunk, shift = self.clip.chunk_frames, self.objective.shift
         draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
-        draws = draws._replace(u=jnp.full_like(draws.u, objective.unit_time(level, shift)))
+        draws = draws._replace(u=jnp.full_like(draws.u, objective.unit_time(level, shift)), context=None, own=None)
         loss, clean = objective.predict(model, batch, draws, chunk_frames=chunk, shift=shift)
         return loss, {base.PREDICTION: clean}
 
