@@ -133,6 +133,35 @@ def test_draws_follow_the_config() -> None:
     assert (np.diff(times[:, 1:], axis=1) == 250).all()
 
 
+def test_own_errors_change_what_the_model_sees_and_not_its_target() -> None:
+    system = Matrix(make_config(**{"loss.kind": "windows", "loss.groups": 2}))
+    model = make_model(system)
+    example = objective.example_of({name: jnp.asarray(x) for name, x in make_batch(system, 2).items()})
+    draws = objective.draw(jax.random.key(0), example.latents.shape, system.objective)
+    assert draws.own is None
+
+    def loss(draws: objective.Draws) -> float:
+        return float(objective.velocity_loss(model, example, draws, system.alphas))
+
+    plain, none, own = (loss(draws._replace(own=own)) for own in (None, np.zeros(2, bool), np.ones(2, bool)))
+    assert none == pytest.approx(plain, rel=1e-6)
+    seen = example._replace(latents=objective.predict(model, example, draws, system.alphas))
+    found = objective.predict(model, seen, draws, system.alphas)
+    error = v_prediction.clean_error(example.latents, found, v_prediction.at(system.alphas, draws.timestep))
+    assert own == pytest.approx(float(error[:, 1:].mean()), rel=1e-5)
+    assert abs(own - plain) > 1e-3
+
+
+def test_draws_of_own_errors() -> None:
+    cfg = objective.ObjectiveConfig(kind="windows", groups=2, own_errors=0.25)
+    shape = (4000, 3, 1, 1, 1)
+    draws = objective.draw(jax.random.key(0), shape, cfg)
+    assert draws.own is not None
+    assert abs(float(draws.own.mean()) - 0.25) < 0.03
+    # Measurements are those of the plain loss.
+    assert objective.draw(jax.random.key(0), shape, cfg, jnp.float32(0.5)).own is None
+
+
 @pytest.mark.slow
 def test_mesh_equals_one_device() -> None:
     """With examples, weights and tokens split over 8 devices, loss and gradient are the same."""
@@ -243,6 +272,7 @@ def test_controls_that_do_not_fit(recipe: str, actions: str | None, windows: int
         ({"data.clip.control_dropout": 1.5}, "control_dropout is 1.5"),
         ({"loss.kind": "windows"}, "one more than a multiple of config.loss.groups 4"),
         ({"loss.kind": "windows", "loss.groups": 3}, "groups is 3, expected a divisor of 1000"),
+        ({"loss.own_errors": 0.5}, "own_errors is 0.5 and kind 'clip', expected 0, or kind 'windows'"),
     ],
 )
 def test_configs_that_contradict_themselves(changes: dict[str, Any], message: str) -> None:

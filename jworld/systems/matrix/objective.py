@@ -38,6 +38,9 @@ class ObjectiveConfig:
       target: model whose jump from the earlier point is the target: "student", or "ema" for its EMA, which
         `config.optimizer` must enable.
       teacher_dtype: dtype of the teacher's frozen weights.
+      own_errors: share of windows whose noisy frames are made from the model's own prediction of them, while the
+        recorded ones stay the target: it learns to correct what a stream hands on (error recycling, arXiv 2510.09212).
+        Only for "windows"; above 0 it costs another forward pass. 0 in the original.
     """
 
     kind: Literal["clip", "windows", "consistency"] = "clip"
@@ -54,8 +57,13 @@ class ObjectiveConfig:
     huber_c: float = 1e-3
     target: Literal["student", "ema"] = "student"
     teacher_dtype: str = "float32"
+    own_errors: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.own_errors <= 1:
+            raise ValueError(f"own_errors is {self.own_errors}, expected a share between 0 and 1")
+        if self.own_errors and self.kind != "windows":
+            raise ValueError(f"own_errors is {self.own_errors} and kind {self.kind!r}, expected 0, or kind 'windows'")
         if self.snr_shift <= 0:
             raise ValueError(f"snr_shift is {self.snr_shift}, expected a number above 0")
         if not 0 < self.beta_start <= self.beta_end < 1:
@@ -115,10 +123,12 @@ class Draws(NamedTuple):
     Attributes:
       timestep: one per clip, [B] (stages 1 and 2), or one per frame, [B, F] (stages 3 and 4); 0 to 999.
       noise: standard normal [B, F, H, W, C].
+      own: whether noisy frames are made from the model's prediction, bool [B]; None is False.
     """
 
     timestep: jax.Array
     noise: jax.Array
+    own: jax.Array | None = None
 
 
 def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig, level: jax.Array | None = None) -> Draws:
@@ -135,7 +145,10 @@ def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig, level: ja
         timestep = jnp.full((batch,), level * v_prediction.NUM_TIMESTEPS, jnp.int32)
     else:
         timestep = jax.random.randint(time_key, (batch,), 0, v_prediction.NUM_TIMESTEPS)
-    return Draws(timestep, jax.random.normal(noise_key, shape))
+    own = None
+    if cfg.own_errors > 0 and level is None:
+        own = jax.random.bernoulli(jax.random.fold_in(key, 1), cfg.own_errors, (batch,))
+    return Draws(timestep, jax.random.normal(noise_key, shape), own)
 
 
 def example_of(batch: Batch) -> Example:
@@ -148,7 +161,11 @@ def velocity_loss(model: CogVideoXTransformer, example: Example, draws: Draws, a
 
     With timesteps per frame the first frame is the context frame and does not count.
     """
-    clean = predict(model, example, draws, alphas)
+    seen = example
+    if draws.own is not None:
+        made = jax.lax.stop_gradient(predict(model, example, draws, alphas))
+        seen = example._replace(latents=jnp.where(draws.own[:, None, None, None, None], made, example.latents))
+    clean = predict(model, seen, draws, alphas)
     error = v_prediction.clean_error(example.latents, clean, v_prediction.at(alphas, draws.timestep))
     return jnp.mean(error if draws.timestep.ndim == 1 else error[:, 1:])
 
