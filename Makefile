@@ -12,13 +12,13 @@ demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate i
 	$(BIN)/python -m jworld.evaluate --checkpoint runs/ar_mem
 
 test: lint  ## linters, type checker, all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.test  ## what takes longest: more meshes, memory, benchmarks, a run that is killed ten times
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 test-guides: .venv/.test  ## every command of README and guides on small stand-ins, which test and test-slow share
-	$(BIN)/python -m pytest tests/guides -m "slow or not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/guides -m "slow or not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.test
 	$(BIN)/ruff check .

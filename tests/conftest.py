@@ -1,5 +1,6 @@
 """Settings of all tests: CPU, 8 virtual devices, full float32 matmuls, compiled programs cached between runs."""
 
+import collections
 import os
 import pathlib
 import sys
@@ -16,6 +17,20 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 import pytest  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files that take long first, so that no process waits for another at the end: guides, then many tests.
+
+    Two processes take whole files in this order (`--no-loadscope-reorder` in the Makefile).
+    """
+    counts = collections.Counter(item.path for item in items)
+
+    def order(item: pytest.Item) -> tuple[int, int]:
+        page = TESTS.parent / "docs" / f"{item.path.stem.removeprefix('test_guide_')}.md"
+        return (-page.stat().st_size if page.is_file() else 0, -counts[item.path])
+
+    items.sort(key=order)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
