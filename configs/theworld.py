@@ -3,16 +3,24 @@
 Variants (`--config=configs/theworld.py:<variant>`):
   tiny (or none)  small model on questions about recorded episodes; minutes on two CPU cores
   tiny_steps      the same with two frames predicted by runs/cosmos_video2world, which must be trained first
+  tiny_lora       LoRA adapters on the language model of the first variant's run, which stays frozen
   projection      Gemma-3-4b-it; only the projection of the world latents is trained
   vision          the projection, the vision tower and its projector are trained
   language        the projection and the language model are trained
   full            all of these and the encoder of the autoencoder are trained
+  lora            the projection and LoRA adapters on the language model are trained
+  projection_12b, projection_27b, lora_12b, lora_27b          the same for Gemma-3-12b-it and 27b-it
+  language_270m, language_1b, lora_270m, lora_1b              Gemma-3-270m and 1b: text alone, without a world
 """
 
 import ml_collections
 
-VARIANTS = ("", "tiny", "tiny_steps", "projection", "vision", "language", "full")
-#: Variants of published size, which the planner's table lists.
+VARIANTS = (
+    *("", "tiny", "tiny_steps", "tiny_lora", "projection", "vision", "language", "full", "lora"),
+    *("projection_12b", "projection_27b", "lora_12b", "lora_27b"),
+    *("language_270m", "language_1b", "lora_270m", "lora_1b"),
+)
+#: Variants that the planner's table lists.
 PUBLISHED = ("projection", "vision", "language", "full")
 #: Published variant -> regular expression of the parameters that it trains.
 TRAINABLE = {
@@ -21,7 +29,18 @@ TRAINABLE = {
     "language": r"(world|language)/.*",
     # The decoder is not used here and gets no gradient.
     "full": r"(world|vision|projector|language|autoencoder/(encoder|moments))/.*",
+    "lora": r"world/.*|(.*/)?lora/[ab]",
 }
+#: Size -> hyper-parameters that differ from those of Gemma-3-4b; the smallest two have no vision tower.
+SIZES = {
+    "270m": {"width": 640, "mlp_width": 2048, "num_layers": 18, "num_heads": 4, "num_key_heads": 1},
+    "1b": {"width": 1152, "mlp_width": 6912, "num_layers": 26, "num_heads": 4, "num_key_heads": 1},
+    "12b": {"width": 3840, "mlp_width": 15360, "num_layers": 48, "num_heads": 16, "num_key_heads": 8},
+    "27b": {"width": 5376, "mlp_width": 21504, "num_layers": 62, "num_heads": 32, "num_key_heads": 16}
+    | {"head_dim": 128, "query_scale": 168.0},
+}
+TEXT_SIZES = ("270m", "1b")
+TARGETS = ("language/layers/attention/(query|key|value|out)", "language/layers/mlp/(gate|up|down)")
 STARTER = "assets/starter"
 
 
@@ -31,9 +50,23 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = _tiny()
     if variant == "tiny_steps":
         config.model.world.steps = 2
-    if variant in PUBLISHED:
+    if variant == "tiny_lora":
+        config.init_from = "runs/theworld"
+        config.steps = 200
+        config.model.lora = {"targets": TARGETS, "rank": 4, "alpha": 4.0}
+        config.optimizer.trainable = r"(.*/)?lora/[ab]"
+    kind, _, size = variant.partition("_")
+    if kind in TRAINABLE:
         _published(config)
-        config.optimizer.trainable = TRAINABLE[variant]
+        config.optimizer.trainable = TRAINABLE[kind]
+        if kind == "lora":
+            config.model.lora = {"targets": TARGETS, "rank": 16, "alpha": 16.0}
+    if size in SIZES:
+        config.model.update(SIZES[size])
+        config.init_from = f"checkpoints/theworld-base-{size}"
+        config.data.tokenizer = f"{config.init_from}/encoders"
+    if size in TEXT_SIZES:
+        _text(config)
     config.lock()
     return config
 
@@ -174,3 +207,12 @@ def _published(config: ml_collections.ConfigDict) -> None:
     config.loss = {"chunk": 256}
     config.log.interval = 10
     config.sample = {"rollout": {"max_tokens": 128, "prompt_multiple": 64}, "questions": 6, "seed": 0}
+
+
+def _text(config: ml_collections.ConfigDict) -> None:
+    """Set the values of the sizes without a vision tower; chats are rows without images."""
+    config.model.update({"vocabulary": 262144, "vision_layers": 0, "window": 512, "rope_factor": 1.0})
+    del config.model["world"]
+    config.data.clip.update({"images": 0, "world_size": 0})
+    if "lora" in config.model:
+        config.optimizer.trainable = r"(.*/)?lora/[ab]"

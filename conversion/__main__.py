@@ -235,6 +235,11 @@ def _import(options: argparse.Namespace) -> None:
     if plan.scheduler is not None and plan.scheduler[1]:
         values = ", ".join(f"{key}={value}" for key, value in plan.scheduler[1].items())
         console.print(f"by {plan.scheduler[0]}: {values}")
+    if (lower := plan.lower_precision) is not None:
+        console.print(
+            f"the weights are float32, and the model computes with them in {lower}: --config.model.dtype=float32 "
+            "computes as precisely as they are stored"
+        )
     if plan.source.adapters is not None:
         console.print(f"merged adapters of {plan.source.adapters.describe()}")
     for text, listed in (
@@ -312,6 +317,8 @@ def _print_export(summary: exporting.Summary) -> None:
         f"exported {summary.tensors:,} tensors, {summary.parameters:,} parameters in the layout of "
         f"{summary.layout.title} (--layout {summary.layout.name}) to {', '.join(map(str, summary.files))}"
     )
+    if summary.omitted:
+        console.print(f"left out, because files in this layout have no place for them: {', '.join(summary.omitted)}")
     if summary.limits:
         console.print(f"that program cannot load these sizes: {'; '.join(summary.limits)}")
 

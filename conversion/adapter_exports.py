@@ -41,6 +41,7 @@ def export_adapters(
     in_peft = not alone or output.name == adapter_files.NAMES[0]
     weights = folders.Adapters(path, step, folded=not in_peft)
     keys = exporting.choose_layout(weights, output, layout)
+    keys = weights.family.layouts[keys.adapter_layout or keys.name]
     prefix = adapter_scales.PEFT_PREFIX if in_peft else keys.adapter_prefix
     modules, tensors = _tensors(weights, keys, prefix, dtype)
     rank = min(leaf.shape[-1] for name, leaf in weights.arrays.items() if name.endswith(_DOWN))

@@ -27,12 +27,16 @@ class KeyLayout:
       to_config: model config -> content of the config.json next to exported weights. A `UserError` has
         the reason why a model cannot be written in this layout.
       limits: model config -> why the other program cannot load all of it or describe it; empty if it can.
+      omits: regular expression of paths of parameters that an export leaves out, because the other program has no place
+        for them.
       prefixes: prefixes of the key table's names, and of EMA weights; files may also have neither.
       ignored: names of tensors in a file that are not weights.
       adapter_prefix: prefix of the names in a single file of adapters.
+      adapter_layout: layout of the names in peft, whose adapters have the names of modules; None for this layout.
       from_base: names of tensors in a base checkpoint -> {name in this layout: name there}; None if every checkpoint is
         complete.
       embedding: the tensor that may have more rows than the model; None without one.
+      heads: names of output heads, which files may repeat although they are equal to the embedding.
       rows: content of a config.json -> the model's rows of the embedding, or None if it does not say.
       weights_name: name of the weights file in an exported folder.
       one_file: True if the other program reads one file of weights, however large, and no index of several.
@@ -51,11 +55,14 @@ class KeyLayout:
     from_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
     to_config: Callable[[Any], dict[str, Any]]
     limits: Callable[[Any], list[str]] = lambda model: []
+    omits: str = ""
     prefixes: tuple[str, ...] = ()
     ignored: re.Pattern[str] = re.compile(r"(?!)")
     adapter_prefix: str = "diffusion_model."
+    adapter_layout: str | None = None
     from_base: Callable[[Iterable[str]], dict[str, str]] | None = None
     embedding: str | None = None
+    heads: tuple[str, ...] = ()
     rows: Callable[[Mapping[str, Any] | None], int | None] = lambda config: None
     weights_name: str = sources.WEIGHTS_NAME
     one_file: bool = False
@@ -126,6 +133,7 @@ class Family:
       layouts: key layouts by name; the registry sets them.
       runs: the runs that the weights become; None for autoencoders.
       autoencoder: key of `jworld.models.autoencoders.files.NETWORKS`; None for the networks of systems.
+      default_layout: model config, layout of the import or None -> layout of an export for which the user gives none.
       folder_notes: path of a checkpoint -> sentences about other contents of its folder.
     """
 
@@ -134,6 +142,7 @@ class Family:
     layouts: Mapping[str, KeyLayout] = dataclasses.field(default_factory=dict)
     runs: Runs | None = None
     autoencoder: str | None = None
+    default_layout: Callable[[Any, str | None], str] | None = None
     folder_notes: Callable[[pathlib.Path], list[str]] = lambda path: []
 
     def with_layouts(self, *layouts: KeyLayout) -> "Family":

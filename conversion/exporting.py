@@ -45,7 +45,10 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Result of an export; `limits` has the reasons why the other program cannot load it."""
+    """Result of an export.
+
+    `limits` has the reasons why the other program cannot load it, `omitted` the parts of the model that it lacks.
+    """
 
     files: Sequence[pathlib.Path]
     layout: families.KeyLayout
@@ -53,6 +56,7 @@ class Summary:
     parameters: int
     size: int
     limits: Sequence[str]
+    omitted: Sequence[str] = ()
 
 
 def export_weights(
@@ -89,7 +93,7 @@ def export_weights(
     weights = folders.open_weights(path, step)
     keys, model = choose_layout(weights, output, layout), weights.target.model_config
     config = keys.to_config(model)
-    tensors = _tensors(weights, keys.rules(model), dtype)
+    tensors = _tensors(weights, keys, dtype)
     if trained:
         tensors = _trained(weights, keys, tensors)
         if keys.trained_config is not None:
@@ -122,6 +126,7 @@ def export_weights(
         sum(math.prod(tensor.place.shape) for tensor in tensors),
         sum(tensor.size for tensor in tensors),
         keys.limits(model),
+        sorted({path.split("/", 1)[0] for path in weights.arrays if re.fullmatch(keys.omits, path)}),
     )
 
 
@@ -172,14 +177,17 @@ def choose_layout(weights: folders.Weights, output: pathlib.Path, layout: str | 
     """Return the layout of an export.
 
     `layout` is the user's choice. Without one a file of torch.save has the original program's layout if there is one:
-    diffusers reads no such files. All other outputs have that of the import, or the family's first.
+    diffusers reads no such files. All other outputs have the family's default, that of the import, or the first.
     """
     layouts = weights.family.layouts
     if layout is not None and layout not in layouts:
         raise errors.UserError(f"--layout is {layout!r}, expected one of {', '.join(layouts)}")
     if layout is None and output.suffix in torch_files.SUFFIXES and ORIGINAL in layouts:
         return layouts[ORIGINAL]
-    return layouts[layout or (weights.record["layout"] if weights.record else next(iter(layouts)))]
+    imported = weights.record["layout"] if weights.record else None
+    if layout is None and weights.family.default_layout is not None:
+        layout = weights.family.default_layout(weights.target.model_config, imported)
+    return layouts[layout or imported or next(iter(layouts))]
 
 
 def _trained(weights: folders.Weights, keys: families.KeyLayout, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -203,8 +211,8 @@ def is_export(output: pathlib.Path) -> bool:
     return all(files) and not folders.is_ours(output)
 
 
-def _tensors(weights: folders.Weights, rules: Sequence[engine.Rule], dtype: str | None) -> list[Tensor]:
-    """List all tensors of the model, after a check that its parameters are complete."""
+def _tensors(weights: folders.Weights, keys: families.KeyLayout, dtype: str | None) -> list[Tensor]:
+    """List all tensors of the model that the layout has, after a check that its parameters are complete."""
     expected = {
         path: leaf.shape
         for path, leaf in importing.abstract_params(weights.target).items()
@@ -214,7 +222,8 @@ def _tensors(weights: folders.Weights, rules: Sequence[engine.Rule], dtype: str 
     if found != expected:
         wrong = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
         raise errors.UserError(f"{weights.path}: its weights do not match its config: {', '.join(wrong)}")
-    places = engine.plan(expected, rules)
+    expected = {path: shape for path, shape in expected.items() if not re.fullmatch(keys.omits, path)}
+    places = engine.plan(expected, keys.rules(weights.target.model_config))
     engine.check(
         engine.problems({name: place.source_shape for name, place in places.items()}, expected, places),
         str(weights.path),

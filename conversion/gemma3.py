@@ -1,4 +1,4 @@
-"""Key tables of Gemma-3 with its vision tower, for the published files and three naming styles of transformers.
+"""Key tables of Gemma-3 with and without its vision tower, for published files and naming styles of transformers.
 
 Source: the key tables of transformers 4.56 and 5.x, `models/gemma3`.
 """
@@ -12,11 +12,11 @@ from jworld.models.gemma3.config import Gemma3Config
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """Prefixes of the keys of the three parts."""
+    """Prefixes of the keys of the three parts; None for parts that files of a style never have."""
 
     text: str
-    vision: str
-    projector: str
+    vision: str | None = None
+    projector: str | None = None
 
 
 #: Layout -> prefixes.
@@ -25,12 +25,17 @@ STYLES = {
     "transformers4": Names("model.language_model.", "model.vision_tower.vision_model.", "model.multi_modal_projector."),
     "transformers5": Names("model.language_model.", "model.vision_tower.", "model.multi_modal_projector."),
     "transformers5-saved": Names("language_model.model.", "vision_tower.", "multi_modal_projector."),
+    "text": Names("model."),
 }
-#: Output heads in old files, equal to the embedding.
-HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+#: Output heads, which files repeat although they are the embedding.
+HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
 
-#: Beginning of the vision tower's keys after the prefix; some styles insert one more word.
-_VISION_BEGINS = re.compile(r"(embeddings|encoder|post_layernorm)\.")
+#: Beginnings of a part's keys after the prefix; some styles insert one more word.
+_BEGINS = {
+    "text": re.compile(r"(embed_tokens|layers|norm)\."),
+    "vision": re.compile(r"(embeddings|encoder|post_layernorm)\."),
+    "projector": re.compile(r"mm_"),
+}
 # Theirs -> ours, below a layer.
 _TEXT_MATRICES = (
     *(
@@ -60,16 +65,24 @@ _VISION_NORMS = (("layer_norm1", "attention_norm"), ("layer_norm2", "mlp_norm"))
 
 def rules(cfg: Gemma3Config, names: Names) -> tuple[Rule, ...]:
     """Return the key table of a model of these sizes in one of the styles."""
-    layer, encoder = names.text + "layers.{layer}", names.vision + "encoder.layers.{layer}"
-    patch = patch_kernel((cfg.patch_size, cfg.patch_size))
+    layer = names.text + "layers.{layer}"
     return (
         Rule(names.text + "embed_tokens.weight", "language/embedding"),
         Rule(names.text + "norm.weight", "language/norm/scale"),
         *(Rule(f"{layer}.{a}.weight", f"language/layers/{b}/kernel", TRANSPOSED) for a, b in _TEXT_MATRICES),
         *(Rule(f"{layer}.{a}.weight", f"language/layers/{b}/scale") for a, b in _TEXT_NORMS),
-        Rule(names.vision + "embeddings.patch_embedding.weight", "vision/patch_in/kernel", patch),
-        Rule(names.vision + "embeddings.patch_embedding.bias", "vision/patch_in/bias"),
-        Rule(names.vision + "embeddings.position_embedding.weight", "vision/positions"),
+        *(() if names.vision is None else _vision(cfg, names.vision)),
+        *(() if names.projector is None else _projector(names.projector)),
+    )
+
+
+def _vision(cfg: Gemma3Config, prefix: str) -> tuple[Rule, ...]:
+    encoder = prefix + "encoder.layers.{layer}"
+    patch = patch_kernel((cfg.patch_size, cfg.patch_size))
+    return (
+        Rule(prefix + "embeddings.patch_embedding.weight", "vision/patch_in/kernel", patch),
+        Rule(prefix + "embeddings.patch_embedding.bias", "vision/patch_in/bias"),
+        Rule(prefix + "embeddings.position_embedding.weight", "vision/positions"),
         *(
             Rule(f"{encoder}.{a}.{theirs}", f"vision/layers/{b}/{ours}", layout)
             for a, b in _VISION_MATRICES
@@ -80,20 +93,25 @@ def rules(cfg: Gemma3Config, names: Names) -> tuple[Rule, ...]:
             for a, b in _VISION_NORMS
             for theirs, ours in (("weight", "scale"), ("bias", "bias"))
         ),
-        Rule(names.vision + "post_layernorm.weight", "vision/norm/scale"),
-        Rule(names.vision + "post_layernorm.bias", "vision/norm/bias"),
+        Rule(prefix + "post_layernorm.weight", "vision/norm/scale"),
+        Rule(prefix + "post_layernorm.bias", "vision/norm/bias"),
+    )
+
+
+def _projector(prefix: str) -> tuple[Rule, ...]:
+    return (
         # Stored as [in, out], unlike the weights of linear layers.
-        Rule(names.projector + "mm_input_projection_weight", "projector/linear/kernel"),
-        Rule(names.projector + "mm_soft_emb_norm.weight", "projector/norm/scale"),
+        Rule(prefix + "mm_input_projection_weight", "projector/linear/kernel"),
+        Rule(prefix + "mm_soft_emb_norm.weight", "projector/norm/scale"),
     )
 
 
 def restyle(name: str, style: str) -> str | None:
-    """Convert a tensor's name from any style to `style`; None for a name that is not of Gemma-3."""
+    """Convert a tensor's name from any style to `style`; None for a name that is not of Gemma-3 in that style."""
     target = STYLES[style]
-    for part in ("text", "vision", "projector"):
+    for part, begins in _BEGINS.items():
         for names in STYLES.values():
-            rest = name.removeprefix(getattr(names, part))
-            if rest != name and (part != "vision" or _VISION_BEGINS.match(rest)):
-                return f"{getattr(target, part)}{rest}"
+            prefix, own = getattr(names, part), getattr(target, part)
+            if prefix is not None and name.startswith(prefix) and begins.match(name.removeprefix(prefix)):
+                return None if own is None else f"{own}{name.removeprefix(prefix)}"
     return None

@@ -46,6 +46,9 @@ _WHOLE = (
     Field("mm_tokens_per_image", "image_tokens", hyperparameters.integer),
     Field("image_token_index", "image_token", hyperparameters.integer),
 )
+#: `model_type` of a config.json for text alone, whose keys are those of a `text_config`.
+TEXT_TYPE = "gemma3_text"
+_WHOLE_FIXED = {"tie_word_embeddings": True}
 _KINDS = {"sliding_attention": "sliding", "full_attention": "full"}
 #: Kind of layer in transformers -> our names of its rotary base and factor.
 _ROPE = {
@@ -58,16 +61,19 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the hyper-parameters in a config.json, without the vocabulary: files may have more rows.
 
     transformers reads the file. It knows the keys of both versions and the values of keys that are left out. A section
-    that the file does not have, text or vision, sets nothing.
+    that the file does not have, text or vision, sets nothing. The config of a model for text alone has no sections.
     """
+    if config.get("model_type") == TEXT_TYPE:
+        config = {"text_config": dict(config)}
     sections = [name for name in ("text_config", "vision_config") if config.get(name)]
     if not sections:
         return {}
     whole = _read(config, where)
-    facts = hyperparameters.read(whole, _WHOLE, {}, where)
+    facts = hyperparameters.read(whole, _WHOLE, _WHOLE_FIXED, where)
     if "vision_config" in sections:
         facts |= hyperparameters.read(whole["vision_config"], _VISION, _VISION_FIXED, where)
     if "text_config" in sections:
+        _check_rotary(config, where)
         text = whole["text_config"]
         facts |= hyperparameters.read(text, _TEXT, _TEXT_FIXED, where) | _rotary(text, where) | _pattern(text, where)
     return facts
@@ -91,6 +97,22 @@ def _read(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         reason = pretrained.describe(error)
         raise errors.UserError(f"{where} is not a config of Gemma-3 ({reason}): download the file again") from error
     return values
+
+
+def _check_rotary(config: Mapping[str, Any], where: str) -> None:
+    """Raise a `UserError` for rotary settings that transformers would ignore silently."""
+    text = config["text_config"]
+    scaling, tables = text.get("rope_scaling"), text.get("rope_parameters")
+    outside = [key for key in ("rope_scaling", "rope_theta", "rope_parameters") if config.get(key)]
+    if outside:
+        wrong = f"{outside[0]} is outside text_config, expected it there"
+    elif isinstance(scaling, dict) and scaling and not {"type", "rope_type"} & scaling.keys():
+        wrong = f"rope_scaling is {scaling!r}, expected one scaling with a rope_type such as 'linear'"
+    elif isinstance(tables, dict) and tables and not _ROPE.keys() & tables.keys():
+        wrong = f"rope_parameters has {', '.join(sorted(tables))}, expected {' and '.join(_ROPE)}"
+    else:
+        return
+    raise errors.UserError(f"{where}: {wrong}: correct the file")
 
 
 def _whole(number: float) -> float:
@@ -122,24 +144,15 @@ def _pattern(text: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def to_config(cfg: Gemma3Config) -> dict[str, Any]:
-    """Return the config.json of exported weights, which both versions read."""
+    """Return the config.json of exported weights, which both versions read; without a vision tower that of its text."""
     if cfg.local_rope_factor != 1:
         raise errors.UserError(
             f"config.model.local_rope_factor is {cfg.local_rope_factor}, expected 1: the config.json of this layout "
             "has no key for it"
         )
-    theirs = {ours: name for name, ours in _KINDS.items()}
-    scaling = {"factor": cfg.rope_factor, "rope_type": "linear"} if cfg.rope_factor != 1 else None
-    text = {
-        "model_type": "gemma3_text",
-        "vocab_size": cfg.vocabulary,
-        **hyperparameters.write(cfg, _TEXT, _TEXT_FIXED),
-        "query_pre_attn_scalar": _whole(cfg.query_scale),
-        "rope_theta": cfg.rope_theta,
-        "rope_local_base_freq": cfg.local_rope_theta,
-        "rope_scaling": scaling,
-        "layer_types": [theirs[kind] for kind in cfg.kinds],
-    }
+    text = _text_config(cfg)
+    if not cfg.vision_layers:
+        return {"architectures": ["Gemma3ForCausalLM"], **text}
     return {
         "architectures": ["Gemma3ForConditionalGeneration"],
         "model_type": "gemma3",
@@ -153,17 +166,31 @@ def to_config(cfg: Gemma3Config) -> dict[str, Any]:
     }
 
 
+def _text_config(cfg: Gemma3Config) -> dict[str, Any]:
+    theirs = {ours: name for name, ours in _KINDS.items()}
+    scaling = {"factor": cfg.rope_factor, "rope_type": "linear"} if cfg.rope_factor != 1 else None
+    return {
+        "model_type": TEXT_TYPE,
+        "vocab_size": cfg.vocabulary,
+        **hyperparameters.write(cfg, _TEXT, _TEXT_FIXED),
+        "query_pre_attn_scalar": _whole(cfg.query_scale),
+        "rope_theta": cfg.rope_theta,
+        "rope_local_base_freq": cfg.local_rope_theta,
+        "rope_scaling": scaling,
+        "layer_types": [theirs[kind] for kind in cfg.kinds],
+    }
+
+
 def from_shapes(shapes: Mapping[str, Shape], names: Names) -> dict[str, Any]:
     """Return the hyper-parameters that follow from the tensors' shapes."""
 
     def of(name: str) -> Shape:
         return shapes.get(name, ())
 
-    layer, encoder = f"{names.text}layers.0.", f"{names.vision}encoder.layers.0."
-    found: dict[str, Any] = {}
+    layer = f"{names.text}layers.0."
+    found: dict[str, Any] = {"num_layers": len(vae_keys.numbered(shapes, names.text + "layers."))}
     if rows := of(names.text + "embed_tokens.weight"):
         found |= {"vocabulary": rows[0], "width": rows[1]}
-    found["num_layers"] = len(vae_keys.numbered(shapes, names.text + "layers."))
     if head := of(layer + "self_attn.q_norm.weight"):
         found["head_dim"] = head[0]
         for ours, theirs in (("num_heads", "q_proj"), ("num_key_heads", "k_proj")):
@@ -171,11 +198,13 @@ def from_shapes(shapes: Mapping[str, Shape], names: Names) -> dict[str, Any]:
                 found[ours] = matrix[0] // head[0]
     if mlp := of(layer + "mlp.gate_proj.weight"):
         found["mlp_width"] = mlp[0]
+    if names.vision is None:
+        return vae_keys.known(**found) | {"vision_layers": 0}
     found["vision_layers"] = len(vae_keys.numbered(shapes, names.vision + "encoder.layers."))
     if patch := of(names.vision + "embeddings.patch_embedding.weight"):
         found |= {"vision_width": patch[0], "patch_size": patch[-1]}
         if positions := of(names.vision + "embeddings.position_embedding.weight"):
             found["image_size"] = math.isqrt(positions[0]) * patch[-1]
-    if mlp := of(encoder + "mlp.fc1.weight"):
+    if mlp := of(names.vision + "encoder.layers.0.mlp.fc1.weight"):
         found["vision_mlp_width"] = mlp[0]
     return vae_keys.known(**found)

@@ -24,8 +24,8 @@ from conversion import (
     autoencoders,
     engine,
     families,
-    messages,
     outputs,
+    quantized,
     resolving,
     schedulers,
     selecting,
@@ -34,6 +34,7 @@ from conversion import (
 )
 from jworld import systems
 from jworld.data import records
+from jworld.models.layers.config import ComputeConfig
 from jworld.systems import runs
 from jworld.training import weights
 from jworld.utils import config as run_config
@@ -41,8 +42,6 @@ from jworld.utils import errors
 
 DTYPES = ("float32", "bfloat16", "float16")
 _FLOAT8 = "float8"
-# Names of the scales of quantized weights, as the usual programs write them.
-_SCALE = re.compile(r"(^|\.)(scaled_fp8|scale_(weight|input)|(weight|input)_scale(_inv)?)$")
 
 
 class Target(Protocol):
@@ -114,6 +113,14 @@ class Plan:
         """Size on disk in bytes."""
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self.params.values())
 
+    @property
+    def lower_precision(self) -> str | None:
+        """Dtype in which a run computes if it is narrower than that of float32 weights, else None."""
+        if self.config is None or all(leaf.dtype != np.float32 for leaf in self.params.values()):
+            return None
+        computed = np.dtype(self.config.model.get("dtype", ComputeConfig.dtype))
+        return str(computed) if computed.itemsize < np.dtype(np.float32).itemsize else None
+
 
 def make_plan(opened: sources.Source, options: Options) -> Plan:
     """Compare the headers of a file with the model that headers and options describe.
@@ -128,6 +135,7 @@ def make_plan(opened: sources.Source, options: Options) -> Plan:
             f"{where}: has adapters (LoRA) alone, expected weights: merge them into their base with "
             f"`python -m conversion fuse BASE {where} --output DIR`"
         )
+    quantized.refuse(opened)
     family, layout = families.detect(opened.tensors, where, family=options.family)
     settings = resolving.parse_settings(options.settings)
     options = dataclasses.replace(options, selection=_with_rows(options, opened, layout, settings))
@@ -265,16 +273,6 @@ def _without_allowed(
     return [problem for problem in listed if problem not in allowed], allowed
 
 
-def _check_scales(source: sources.Source, where: str) -> None:
-    """Raise a `UserError` for float8 tensors whose values count only with a scale in another tensor."""
-    scales = [name for name in source.tensors if _SCALE.search(name)]
-    if scales and any(str(info.dtype).startswith(_FLOAT8) for info in source.tensors.values()):
-        raise errors.UserError(
-            f"{where}: its weights are float8 with scales ({messages.listed(scales)}), expected plain weights: give "
-            "the published bfloat16 files"
-        )
-
-
 def _with_dtypes(
     params: Mapping[str, jax.ShapeDtypeStruct],
     places: Mapping[str, Mapping[str, engine.TensorPlacement]],
@@ -287,10 +285,9 @@ def _with_dtypes(
     float8 becomes bfloat16, which has all its values; autoencoders are stored in float32.
 
     Raises:
-      UserError: the file has tensors of another dtype, or float8 with scales.
+      UserError: the file has tensors of another dtype.
     """
     where, narrow = str(source.path), family.autoencoder is None
-    _check_scales(source, where)
     counts = collections.Counter(info.dtype for info in source.tensors.values())
     usual = counts.most_common(1)[0][0]
     stored, mixed = {}, []
@@ -380,6 +377,7 @@ def import_weights(
     """
     with sources.open_source(origin) as source:
         plan = make_plan(source, options)
+        plan.source.check_heads()
         with _destination(plan, output, overwrite) as partial, outputs.progress(console) as bar:
             outputs.check_space(output, plan.size)
             task = bar.add_task("importing", total=plan.size)

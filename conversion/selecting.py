@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from conversion import adapter_files, adapter_placing, families, sources
+from conversion import adapter_files, adapter_placing, families, quantized, sources
 from conversion.engine import Shape
 from jworld.utils import errors
 
 # The base of an adapted layer, in a checkpoint with its adapters.
 _BASE_LAYER = ".base_layer."
+# Rows of a head that are compared at once.
+_ROWS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Selected(sources.Source):
         own = {name: names.pop(name) for name in list(names) if adapter_files.is_part(name)}
         self._origins = {bases.get(name, name): (source, inside) for name, inside in names.items()}
         self._pieces: Mapping[str, Sequence[adapter_placing.Piece]] = {}
+        self._heads = [(source, name) for name in layout.heads if name in source.tensors]
         self.adapters: adapter_files.Contents | None = None
         if own:
             self.adapters = adapter_files.read(source, own, alpha=selection.lora_alpha)
@@ -82,6 +85,33 @@ class Selected(sources.Source):
         for piece in self._pieces[name]:
             total += piece.addition(index)
         return total.astype(value.dtype)
+
+    def check_heads(self) -> None:
+        """Compare output heads with the embedding, which they share their values with in the model.
+
+        Raises:
+          UserError: a head differs in a row that the model has.
+        """
+        if self._layout.embedding not in self._origins:
+            return
+        rows, width = self.tensors[self._layout.embedding].shape
+        embedding, inside = self._origins[self._layout.embedding]
+        for source, head in self._heads:
+            shape = source.tensors[head].shape
+            fits = len(shape) == 2 and shape[0] >= rows and shape[1] == width
+            different = rows
+            if fits:
+                parts = (slice(first, min(first + _ROWS, rows)) for first in range(0, rows, _ROWS))
+                different = sum(
+                    int((source.read(head, (part,)) != embedding.read(inside, (part,))).any(axis=1).sum())
+                    for part in parts
+                )
+            if different:
+                raise errors.UserError(
+                    f"{self.path}: {head} {list(shape)} differs from {inside} in {different} of {rows} rows, but here "
+                    "one matrix is both the head and the embedding: give weights with a tied head "
+                    "(tie_word_embeddings)"
+                )
 
     def place_adapters(self, family: families.Family, shapes: Mapping[str, Shape], model: Any) -> None:
         """Find the tensors that the adapters of a separate file change.
@@ -141,9 +171,17 @@ class Selected(sources.Source):
             raise errors.UserError(f"--base {path}: checkpoints of {layout.title} are complete: leave --base out")
         opened = sources.open_source(path)
         self._source.adopt(opened)
+        if adapter_files.are_adapters(opened.tensors):
+            raise errors.UserError(
+                f"--base {path}: has adapters (LoRA) alone, expected whole weights: give the checkpoint that they were "
+                f"trained on, with them merged by `python -m conversion fuse CHECKPOINT {path} --output DIR` and export"
+            )
+        quantized.refuse(opened)
         found = layout.from_base(opened.tensors)
         if not found:
             raise errors.UserError(f"--base {path}: has no tensor of this model: give another checkpoint")
+        if layout.embedding in found and layout.embedding not in self._origins:
+            self._heads += [(opened, name) for name in layout.heads if name in opened.tensors]
         for name, inside in found.items():
             self._origins.setdefault(name, (opened, inside))
 

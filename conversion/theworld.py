@@ -5,6 +5,7 @@ of Cosmos-Predict2; `from_base` maps their tensors to the names of a checkpoint.
 """
 
 import functools
+import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ import ml_collections
 from conversion import adapter_scales, gemma3, gemma3_config, wan_vae
 from conversion.base import Family, KeyLayout, Runs
 from conversion.engine import TRANSPOSED, Rule, Shape
-from jworld.data.conversations import processor
+from jworld.data.conversations import chat, processor
 from jworld.data.conversations.dataset import TOKENIZER_FILES
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
@@ -25,17 +26,26 @@ AUTOENCODER = "cosmos_vae."
 PROJECTION = "world_projector.projection"
 #: The style of the original's checkpoints.
 STYLE = "transformers4"
+#: The style of Gemma-3 without a vision tower.
+TEXT = "text"
+#: Parameters that no file of Gemma-3 alone has.
+WORLD = r"(world|autoencoder|predictor)/.*"
 #: A second name of the autoencoder in a whole state, and the head, which is the embedding.
 IGNORED = re.compile(r"cosmos_vae_encoder\..*|(language_model\.|model\.)?lm_head\.weight")
 #: Files of the tokenizer and of the image processor.
 CARRIED = TOKENIZER_FILES
+GENERATION = "generation_config.json"
 RECIPE, VARIANT = "theworld.py:projection", "theworld"
 
 
 def marks(style: str) -> tuple[str, ...]:
     """Return names of tensors that identify a style."""
-    vision = (gemma3.STYLES[style].vision + "post_layernorm.weight",)
-    return (*vision, PROJECTION + ".weight", PROJECTION + ".0.weight") if style == STYLE else vision
+    names = gemma3.STYLES[style]
+    if names.vision is None:
+        # A norm that the models of other families do not have.
+        return (names.text + "layers.0.pre_feedforward_layernorm.weight",)
+    mark = names.vision + "post_layernorm.weight"
+    return (mark, PROJECTION + ".weight", PROJECTION + ".0.weight") if style == STYLE else (mark,)
 
 
 def rules(cfg: TheWorldConfig, style: str) -> tuple[Rule, ...]:
@@ -107,8 +117,8 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if config.get("model_type") != "the_world" or not config.get("enable_world", True):
         return facts
     # The original's tokenizer has the brackets after all other tokens, and the embedding has its length.
-    rows = config.get("text_config", {}).get("vocab_size")
-    brackets = {"world.start_token": rows - 2, "world.end_token": rows - 1} if isinstance(rows, int) else {}
+    count = rows(config)
+    brackets = {} if count is None else {"world.start_token": count - 2, "world.end_token": count - 1}
     compat = config.get("jworld_compat", "original")
     return facts | {
         "world.compat": compat,
@@ -120,25 +130,31 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def rows(config: Mapping[str, Any] | None) -> int | None:
     """Return the rows of the embedding according to a checkpoint's config.json, None if it does not say."""
-    found = ((config or {}).get("text_config") or {}).get("vocab_size")
+    config = config or {}
+    found = (config.get("text_config") or config).get("vocab_size")
     return found if isinstance(found, int) else None
 
 
-def to_config(cfg: TheWorldConfig) -> dict[str, Any]:
-    """Return the config.json next to exported weights."""
+def to_config(cfg: TheWorldConfig, style: str) -> dict[str, Any]:
+    """Return the config.json next to exported weights; all styles but that of TheWorld describe Gemma-3 alone."""
+    for_text = gemma3.STYLES[style].vision is None
+    if for_text and cfg.gemma.vision_layers:
+        raise errors.UserError(f"--layout {style} has no vision tower, which this model has: give --layout hub")
+    if not for_text and not cfg.gemma.vision_layers:
+        raise errors.UserError(f"--layout {style} has a vision tower, which this model lacks: give --layout {TEXT}")
     values = gemma3_config.to_config(cfg.gemma)
     world = cfg.world
-    if world is None:
+    if world is None or style != STYLE:
         return values
+    unknown = ""
     if autoencoder := world.autoencoder_file:
+        unknown = f"the model encodes its world with the autoencoder {autoencoder}"
+    elif world.steps:
+        unknown = f"the model receives {world.steps} predicted frames of the world (model.world.steps)"
+    if unknown:
         raise errors.UserError(
-            f"the model encodes its world with the autoencoder {autoencoder}, which the original does not support: "
-            "config.json cannot describe it"
-        )
-    if world.steps:
-        raise errors.UserError(
-            f"the model receives {world.steps} predicted frames of the world (model.world.steps), which the original "
-            "does not support: config.json cannot describe it"
+            f"{unknown}, which the original does not support: config.json cannot describe it; --layout hub writes "
+            "Gemma-3 alone, without the world"
         )
     return values | {
         "architectures": ["TheWorld"],
@@ -154,6 +170,13 @@ def to_config(cfg: TheWorldConfig) -> dict[str, Any]:
         # Unknown to the original, which would feed the autoencoder other pixels.
         "jworld_compat": world.compat,
     }
+
+
+def default_layout(cfg: TheWorldConfig, imported: str | None) -> str:
+    """Return the layout of an export: names that both version 4 and version 5 of transformers read."""
+    if not cfg.gemma.vision_layers:
+        return TEXT
+    return STYLE if cfg.world is not None or imported == STYLE else "hub"
 
 
 def trained_config(paths: Iterable[str]) -> dict[str, Any]:
@@ -174,8 +197,23 @@ def limits(cfg: TheWorldConfig) -> list[str]:
 
 
 def companions(cfg: TheWorldConfig, folder: pathlib.Path) -> dict[str, str]:
-    """Return the files of Gemma's processor that the tokenizer's folder lacks."""
-    return processor.files(folder, image_size=cfg.gemma.image_size, image_tokens=cfg.gemma.image_tokens)
+    """Return the files of Gemma's processor and of generation that the tokenizer's folder lacks."""
+    found = _generation(folder, cfg.gemma.image_tokens)
+    if not cfg.gemma.vision_layers:
+        return found
+    return found | processor.files(folder, image_size=cfg.gemma.image_size, image_tokens=cfg.gemma.image_tokens)
+
+
+def _generation(folder: pathlib.Path, image_tokens: int) -> dict[str, str]:
+    """Return the file with which other programs stop at the end of an answer, unless the folder has it."""
+    if (folder / GENERATION).is_file():
+        return {}
+    try:
+        ids = chat.load(folder, image_tokens=image_tokens).ids
+    except errors.UserError:  # another tokenizer is exported as it is
+        return {}
+    values = {"bos_token_id": ids[chat.BOS], "eos_token_id": [ids[chat.EOS], ids[chat.END_OF_TURN]]}
+    return {GENERATION: json.dumps({**values, "pad_token_id": ids[chat.PAD]}, indent=2) + "\n"}
 
 
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
@@ -185,6 +223,8 @@ def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
 
 def fit(config: ml_collections.ConfigDict) -> None:
     """Set the image sizes of the data to those of the model."""
+    if config.model.get("vision_layers") == 0:
+        config.data.clip.images = 0
     config.data.clip.image_size = config.model.get("image_size", Gemma3Config.image_size)
     world = config.model.get("world")
     config.data.clip.world_size = 0 if world is None else world.image_size
@@ -192,10 +232,12 @@ def fit(config: ml_collections.ConfigDict) -> None:
 
 def describe(facts: Mapping[str, Any]) -> str:
     """Return a description of the network, given the known fields of its config."""
-    return "Gemma-3" if facts.get("world", "") is None else "TheWorld (Gemma-3 with a world)"
+    if facts.get("world", "") is not None:
+        return "TheWorld (Gemma-3 with a world)"
+    return "Gemma-3 for text alone" if facts.get("vision_layers") == 0 else "Gemma-3"
 
 
-def _layout(style: str, title: str) -> KeyLayout:
+def _layout(style: str, title: str, adapters: str | None = None) -> KeyLayout:
     return KeyLayout(
         name=style,
         title=title,
@@ -203,12 +245,15 @@ def _layout(style: str, title: str) -> KeyLayout:
         rules=functools.partial(rules, style=style),
         from_shapes=functools.partial(from_shapes, style=style),
         from_config=from_config,
-        to_config=to_config,
-        limits=limits,
+        to_config=functools.partial(to_config, style=style),
+        limits=limits if style == STYLE else lambda model: [],
+        omits="" if style == STYLE else WORLD,
         ignored=IGNORED,
         adapter_prefix=adapter_scales.PEFT_PREFIX,
+        adapter_layout=adapters,
         from_base=functools.partial(from_base, style=style),
         embedding=embedding(style),
+        heads=gemma3.HEADS,
         rows=rows,
         weights_name="model.safetensors",
         # TheWorld reads model.safetensors and no index.
@@ -223,10 +268,13 @@ FAMILY = Family(
     name="theworld",
     describe=describe,
     runs=Runs(system="theworld", recipe=RECIPE, variants={VARIANT: {}}, guess_variant=guess_variant, fit=fit),
+    default_layout=default_layout,
 )
+# The names of files are not those of modules, which adapters have.
 LAYOUTS = (
-    _layout("hub", "the published Gemma-3"),
+    _layout("hub", "the published Gemma-3", adapters="transformers5"),
     _layout("transformers4", "TheWorld and Gemma-3 of transformers 4"),
     _layout("transformers5", "Gemma-3 of transformers 5"),
-    _layout("transformers5-saved", "Gemma-3 as transformers 5 saves it"),
+    _layout("transformers5-saved", "Gemma-3 as transformers 5 saves it", adapters="transformers5"),
+    _layout(TEXT, "Gemma-3 for text alone"),
 )

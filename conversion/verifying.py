@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,7 +36,7 @@ def verify(
     with sources.open_source(path) as opened:
         family, layout = families.detect(opened.tensors, str(path), family=weights.family.name)
         source = selecting.Selected(opened, layout, selecting.Selection(**record.get("selection", {})))
-        shapes = {name: leaf.shape for name, leaf in weights.arrays.items()}
+        shapes = _compared(weights, layout, source)
         places = engine.plan(shapes, layout.rules(weights.target.model_config))
         source.place_adapters(family, shapes, weights.target.model_config)
         found = {name: info.shape for name, info in source.tensors.items()}
@@ -44,9 +45,9 @@ def verify(
         engine.check(listed, str(path), f"{directory} was imported from another checkpoint")
         different = []
         with outputs.progress(console) as bar:
-            sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in weights.arrays.items()}
+            sizes = {name: math.prod(shapes[name]) * weights.arrays[name].dtype.itemsize for name in shapes}
             task = bar.add_task("comparing", total=sum(sizes.values()))
-            for parameter in weights.arrays:
+            for parameter in shapes:
                 array = weights.read(parameter)
                 for name, place in engine.places_of(places, parameter).items():
                     if name in found and not _equal(place.take(array), source.read(name)):
@@ -62,6 +63,14 @@ def verify(
         importing.total_checksum(weights.checksums),
         [name for name in exceptions if name in found],
     )
+
+
+def _compared(weights: folders.Weights, layout: families.KeyLayout, source: sources.Source) -> dict[str, engine.Shape]:
+    """Return the shapes of the parameters, without those that an export in this layout leaves out."""
+    shapes = {name: leaf.shape for name, leaf in weights.arrays.items()}
+    places = engine.plan(shapes, layout.rules(weights.target.model_config))
+    present = {place.path for name, place in places.items() if name in source.tensors}
+    return {path: shape for path, shape in shapes.items() if path in present or not re.fullmatch(layout.omits, path)}
 
 
 def _equal(stored: np.ndarray, tensor: np.ndarray) -> bool:

@@ -1,5 +1,6 @@
 """Adapters (LoRA) of a run alone: peft loads and merges them to the weights that the merged export has."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -11,7 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from conversion import __main__ as conversion
-from conversion import adapter_exports, exporting, folders, importing, sources
+from conversion import adapter_exports, exporting, folders, gemma3, importing, sources
 from jworld import systems
 from jworld.models.layers import lora
 from jworld.systems import runs
@@ -32,8 +33,12 @@ RANK, ALPHA = 3, 2.0
 
 
 def make_run(folder: pathlib.Path, name: str, targets: tuple[str, ...]) -> pathlib.Path:
-    """Write a run with random adapters on imported weights."""
-    source = adapted.DOWNLOADS[name]().write(folder / "source")
+    """Write a run with random adapters on the imported weights of a small download."""
+    return adapt(adapted.DOWNLOADS[name]().write(folder / "source"), folder, targets)
+
+
+def adapt(source: pathlib.Path, folder: pathlib.Path, targets: tuple[str, ...]) -> pathlib.Path:
+    """Write a run with random adapters on the imported weights of `source`."""
     importing.import_weights(source, folder / "base", importing.Options())
     config = run_config.load(folder / "base")
     with config.unlocked():
@@ -65,6 +70,11 @@ def test_every_system(tmp_path: pathlib.Path, name: str) -> None:
     download = adapted.DOWNLOADS[name]()
     run = make_run(tmp_path, name, TARGETS[name])
     layout = ["--layout", "diffusers"] if name.endswith("diffusers") else []
+    if name == "gemma":
+        # Adapters have the names of modules, which are not those of the published files.
+        layout = ["--layout", "transformers5"]
+        renamed = {gemma3.restyle(each, "transformers5"): value for each, value in download.weights.items()}
+        download = dataclasses.replace(download, weights=renamed)
     conversion.main(["export", str(run), *layout, "--output", str(tmp_path / "merged")])
     conversion.main(["export", str(run), *layout, "--adapters", "--output", str(tmp_path / "adapters")])
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == [

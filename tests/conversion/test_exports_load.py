@@ -15,6 +15,7 @@ from unittest import mock
 import adapted
 import converted
 import diffusers
+import gemma_folders
 import golden_cases
 import numpy as np
 import peft
@@ -26,7 +27,7 @@ import torch_models
 from diffusers.models.transformers import transformer_cosmos, transformer_hunyuan_video15
 
 from conversion import __main__ as conversion
-from conversion import families, gemma3
+from conversion import families
 from jworld.utils import pretrained
 
 GOLDEN = golden_cases.DEFAULT_ROOT
@@ -157,6 +158,17 @@ def gemma(style: str) -> Callable[[pathlib.Path], None]:
             )
 
     return check
+
+
+def gemma_for_text(folder: pathlib.Path) -> None:
+    source = gemma_folders.write(folder / "source", vision=False)
+    given = gemma_folders.inputs(image=False)
+    with torch.inference_mode():
+        found, expected = (
+            gemma_folders.load(each, "Gemma3ForCausalLM")(**given).logits
+            for each in (exported(folder, source, "text"), source)
+        )
+    assert torch.equal(found, expected)
 
 
 # Autoencoders
@@ -295,19 +307,45 @@ def worldplay_pipeline(folder: pathlib.Path) -> None:
 # Adapters
 
 
-def adapters(name: str, layout: str, style: str = "") -> Callable[[pathlib.Path], None]:
+def adapters(name: str, layout: str) -> Callable[[pathlib.Path], None]:
     def check(folder: pathlib.Path) -> None:
         run = test_adapter_exports.make_run(folder, name, test_adapter_exports.TARGETS[name])
         out, download = folder / "adapters", adapted.DOWNLOADS[name]()
         conversion.main(["export", str(run), "--layout", layout, "--adapters", "--output", str(out)])
         theirs = {each.removeprefix(download.prefix): value for each, value in download.weights.items()}
-        if style:
-            theirs = {gemma3.restyle(each, style): value for each, value in theirs.items()}
         model = peft.PeftModel.from_pretrained(torch_models.from_tensors(theirs), out)
         parts = [value for key, value in model.named_parameters() if "lora_" in key]
         assert parts
         # peft's own initial second matrices are zero: every one of them was in the file.
         assert all(bool(value.any()) for value in parts)
+
+    return check
+
+
+def gemma_adapters(layout: str) -> Callable[[pathlib.Path], None]:
+    """The class of transformers with peft's adapters computes what the merged weights compute."""
+    vision = layout != "text"
+    kind = "Gemma3ForConditionalGeneration" if vision else "Gemma3ForCausalLM"
+    targets = ("language/layers/attention/(query|key|value|out)", "language/layers/mlp/(gate|up|down)")
+    # The modules of the vision tower have other names in version 4 of transformers.
+    targets += ("vision/layers/(query|out|mlp/up)",) if layout not in ("text", "transformers4") else ()
+
+    def check(folder: pathlib.Path) -> None:
+        source = gemma_folders.write(folder / "source", vision=vision)
+        run, out = test_adapter_exports.adapt(source, folder, targets), folder / "out"
+        conversion.main(["export", str(run), "--output", str(folder / "merged")])
+        conversion.main(["export", str(run), "--layout", layout, "--adapters", "--output", str(out)])
+        model = peft.PeftModel.from_pretrained(gemma_folders.load(source, kind), out).eval()
+        given = gemma_folders.inputs(image=vision)
+        with torch.inference_mode():
+            plain, expected = (gemma_folders.load(each, kind)(**given).logits for each in (source, folder / "merged"))
+            beside = model(**given).logits
+            assert all(bool(value.any()) for name, value in model.named_parameters() if "lora_B" in name)
+            merged = model.merge_and_unload()(**given).logits
+        largest = float(expected.abs().max())
+        assert float((plain - expected).abs().max()) > 1e-2 * largest
+        assert float((beside - expected).abs().max()) < 1e-5 * largest
+        assert float((merged - expected).abs().max()) < 1e-5 * largest
 
     return check
 
@@ -328,11 +366,9 @@ KINDS: dict[tuple[str, str], Callable[[pathlib.Path], None]] = {
     ("cogvideox", "diffusers"): cogvideox_diffusers,
     ("cogvideox", "pipeline of diffusers"): cogvideox_pipeline,
     ("cogvideox", "adapters of diffusers"): adapters("matrix", "diffusers"),
-    **{("theworld", style): gemma(style) for style in families.FAMILIES["theworld"].layouts},
-    **{
-        ("theworld", f"adapters of {style}"): adapters("gemma", style, style)
-        for style in families.FAMILIES["theworld"].layouts
-    },
+    **{("theworld", style): gemma(style) for style in families.FAMILIES["theworld"].layouts if style != "text"},
+    ("theworld", "text"): gemma_for_text,
+    **{("theworld", f"adapters of {style}"): gemma_adapters(style) for style in families.FAMILIES["theworld"].layouts},
     ("hunyuan15-vae", "original"): hunyuan_vae_original,
     ("hunyuan15-vae", "diffusers"): hunyuan_vae,
     ("wan-vae", "original"): wan_vae_original,

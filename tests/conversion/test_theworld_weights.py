@@ -37,7 +37,7 @@ def test_every_style_in_and_out(gemma: pathlib.Path, tmp_path: pathlib.Path) -> 
     ours = tmp_path / "ours"
     conversion.main(["import", str(gemma), "--output", str(ours)])
     original = converted.contents(gemma)
-    for style in gemma3.STYLES:
+    for style in (name for name, names in gemma3.STYLES.items() if names.vision is not None):
         exported = tmp_path / style
         conversion.main(["export", str(ours), "--layout", style, "--output", str(exported)])
         assert converted.contents(exported) == {gemma3.restyle(name, style): x for name, x in original.items()}

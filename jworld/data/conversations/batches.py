@@ -36,7 +36,7 @@ class ClipConfig:
     Attributes:
       lengths: sequence lengths that a batch may have, in tokens, with image tokens but without world tokens; longer
         conversations are left out.
-      images: images per conversation, at most.
+      images: images per conversation, at most; 0 for a model without a vision tower.
       image_size: side of the square images for the vision tower, in pixels.
       world_size: side of the square image for the autoencoder, in pixels; 0 for none.
       labels: "answers", or "original" for the original's labels with the world switched off.
@@ -51,8 +51,8 @@ class ClipConfig:
     def __post_init__(self) -> None:
         if not self.lengths or list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < 1:
             raise ValueError(f"lengths is {self.lengths}, expected positive numbers in increasing order")
-        if min(self.images, self.image_size) < 1 or self.world_size < 0:
-            raise ValueError("images and image_size must be at least 1, world_size at least 0")
+        if self.image_size < 1 or min(self.images, self.world_size) < 0:
+            raise ValueError("image_size must be at least 1, images and world_size at least 0")
 
     @property
     def max_tokens(self) -> int:

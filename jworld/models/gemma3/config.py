@@ -1,4 +1,4 @@
-"""Hyper-parameters of Gemma-3 with its vision tower."""
+"""Hyper-parameters of Gemma-3 with and without its vision tower."""
 
 import dataclasses
 import math
@@ -31,7 +31,8 @@ class Gemma3Config(ComputeConfig):
       local_rope_theta, local_rope_factor: the same for "sliding" layers.
       image_token: id of the tokens that image features replace.
       image_tokens: tokens of one image, a square number.
-      vision_width, vision_mlp_width, vision_layers, vision_heads: sizes of the vision tower.
+      vision_width, vision_mlp_width, vision_layers, vision_heads: sizes of the vision tower; `vision_layers` is 0 for a
+        model without images, such as Gemma-3-270m and 1b.
       image_size, patch_size: side of an image and of a patch, in pixels.
       vision_eps: epsilon of the norms of the vision tower.
     """
@@ -86,6 +87,8 @@ class Gemma3Config(ComputeConfig):
             raise ValueError("pattern is empty: name the kinds of attention, such as ('sliding', 'full')")
         if self.window < 1 or self.query_scale <= 0:
             raise ValueError(f"window {self.window} and query_scale {self.query_scale} must be above 0")
+        if not self.vision_layers:
+            return
         if self.vision_width % self.vision_heads:
             raise ValueError(f"vision_width {self.vision_width} is not a multiple of vision_heads {self.vision_heads}")
         side = math.isqrt(self.image_tokens)

@@ -12,13 +12,14 @@ from jworld.models.gemma3.vision import Projector, VisionTower
 
 
 class Gemma3(nnx.Module):
-    """Language model, vision tower and projector."""
+    """Language model and, if `vision_layers` is not 0, vision tower and projector."""
 
     def __init__(self, cfg: Gemma3Config, *, rngs: nnx.Rngs):
         self.cfg = cfg
         self.language = TextModel(cfg, rngs=rngs)
-        self.vision = VisionTower(cfg, rngs=rngs)
-        self.projector = Projector(cfg, rngs=rngs)
+        if cfg.vision_layers:
+            self.vision = VisionTower(cfg, rngs=rngs)
+            self.projector = Projector(cfg, rngs=rngs)
 
     def image_features(self, pixels: jax.Array) -> jax.Array:
         """Embed images [B, I, H, W, 3] in -1..1 -> [B, I * T, D]: the tokens of each row's images in order."""
@@ -31,7 +32,7 @@ class Gemma3(nnx.Module):
         The i-th image token of a row is the i-th token of its images; a row may have fewer than I images.
         """
         embeds = self.language.embed(jnp.where(tokens >= self.cfg.vocabulary, 0, tokens))
-        if pixels is None:
+        if pixels is None or not pixels.shape[1]:
             return embeds
         features = self.image_features(pixels)
         is_image = tokens == self.cfg.image_token

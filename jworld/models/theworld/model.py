@@ -131,7 +131,7 @@ class TheWorld(Gemma3):
                 first = inserted.shape[1] + 2
                 embeds, mask = without_world(embeds, has_world, first), mask & world_mask(mask, has_world, first)
                 positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-        if pixels is None or (latents is not None and world is not None and world.original):
+        if pixels is None or not pixels.shape[1] or (latents is not None and world is not None and world.original):
             return Fused(embeds, mask, positions, None)
         return Fused(embeds, mask, positions, Images(images, longest=pixels.shape[1] * self.cfg.image_tokens))
 
