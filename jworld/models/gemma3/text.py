@@ -20,11 +20,11 @@ from jworld.models.layers.linear import linear
 from jworld.models.layers.mlp import gelu_tanh
 from jworld.models.layers.norms import OffsetRMSNorm
 from jworld.models.layers.rotary import rotary_tables, rotate_halves
-from jworld.models.layers.stack import indexed, scan_layers, stack, unhoisted
+from jworld.models.layers.stack import scan_layers, stack, unhoisted
 from jworld.parallel.axes import constrain_if_divisible
 
 normal = nnx.initializers.normal(0.02)
-#: Largest number of parts in which logits are computed on CPUs.
+#: Number of parts in which logits are computed on CPUs.
 LOGIT_PARTS = 64
 
 
@@ -252,10 +252,17 @@ class TextModel(nnx.Module):
         if base.target_platform() != "cpu" or rows.dtype == narrow.dtype == jnp.float32:
             return part(rows)
         # Without products in bfloat16, a CPU needs a float32 copy of the rows: of one part at a time.
-        count = max(n for n in range(1, LOGIT_PARTS + 1) if rows.shape[0] % n == 0)
-        parts = einops.rearrange(rows, "(n v) d -> n v d", n=count)
-        found: jax.Array = jax.lax.map(jax.checkpoint(lambda i: part(indexed(parts, i))), jnp.arange(count))
-        return einops.rearrange(found, "n ... v -> ... (n v)")
+        length = len(rows)
+        size = -(-length // LOGIT_PARTS)
+
+        def narrow_part(start: jax.Array) -> jax.Array:
+            return part(jax.lax.dynamic_slice_in_dim(unhoisted(rows, start), start, size))
+
+        starts = np.arange(0, length, size)
+        # The last part begins earlier, so that it has the same length.
+        found = jax.lax.map(jax.checkpoint(narrow_part), jnp.minimum(starts, length - size))
+        last = found[-1, ..., starts[-1] - length :]
+        return jnp.concatenate([einops.rearrange(found[:-1], "n ... v -> ... (n v)"), last], axis=-1)
 
 
 def rope(cfg: Gemma3Config, kind: Kind, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
