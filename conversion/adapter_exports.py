@@ -26,10 +26,11 @@ def export_adapters(
     overwrite: bool = False,
     console: rich.console.Console | None = None,
 ) -> exporting.Summary:
-    """Write only the adapters of a run; arguments as in `exporting.export_weights`.
+    """Write only what a run with adapters trained; arguments as in `exporting.export_weights`.
 
     A folder, or a file with peft's name, has peft's layout with adapter_config.json. Any other file has alpha / rank
     multiplied into the second matrix, and the same settings in its header: programs that read no alpha are right, too.
+    Other parameters that the run trained, such as a projection, are whole tensors (peft's `modules_to_save`).
 
     Raises:
       UserError: the run has no adapters, the other program has no linear layer for one of them, or they are damaged or
@@ -44,8 +45,12 @@ def export_adapters(
     keys = weights.family.layouts[keys.adapter_layout or keys.name]
     prefix = adapter_scales.PEFT_PREFIX if in_peft else keys.adapter_prefix
     modules, tensors = _tensors(weights, keys, prefix, dtype)
+    whole = _whole(weights, keys, prefix, dtype)
     rank = min(leaf.shape[-1] for name, leaf in weights.arrays.items() if name.endswith(_DOWN))
     settings = _settings(rank, weights.config.model.lora.alpha if in_peft else rank, modules)
+    if whole:
+        settings["modules_to_save"] = sorted({_layer(tensor.name.removeprefix(prefix)) for tensor in whole})
+    tensors += whole
     names = [adapter_files.NAMES[0] if not alone else output.name, *([adapter_files.CONFIG_NAME] if in_peft else [])]
     with outputs.destination(output, names, exporting.is_export, overwrite=overwrite) as (folder, files):
         metadata = {"format": "pt"}
@@ -103,6 +108,24 @@ def _tensors(
             "out to export merged weights"
         )
     return sorted(set(modules)), sorted(tensors, key=lambda tensor: exporting.natural(tensor.name))
+
+
+def _whole(
+    weights: folders.Adapters, keys: families.KeyLayout, prefix: str, dtype: str | None
+) -> list[exporting.Tensor]:
+    """Return the tensors of all parameters that are not parts of adapters."""
+    shapes = {path: leaf.shape for path, leaf in weights.arrays.items() if not path.endswith((_DOWN, _UP))}
+    places = engine.plan(shapes, keys.rules(weights.target.model_config))
+    listed = engine.problems({name: place.source_shape for name, place in places.items()}, shapes, places)
+    engine.check(listed, str(weights.path), "leave --adapters out to export merged weights, or choose another --layout")
+    return [
+        exporting.Tensor(prefix + name, place, np.dtype(dtype or weights.arrays[place.path].dtype))
+        for name, place in sorted(places.items(), key=lambda item: exporting.natural(item[0]))
+    ]
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _numbers(rule: Rule, path: str) -> dict[str, str] | None:

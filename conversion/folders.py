@@ -200,7 +200,7 @@ class Folder(Weights):
 
 
 class Adapters(Folder):
-    """Adapters of a run, without the base weights.
+    """Adapters of a run and, if it trained other parameters too, such as a projection, these; without the base weights.
 
     Args:
       directory: folder of the run.
@@ -220,15 +220,14 @@ class Adapters(Folder):
         self._folded = folded
         if not self.adapted:
             raise errors.UserError(f"{directory} has no adapters: leave --adapters out")
+        trained = re.compile(f"{lora.TRAINABLE}|{self.config.optimizer.trainable}")
         self.arrays = {
-            path: _described(reader, path)
-            for path, reader in self._readers.items()
-            if re.fullmatch(lora.TRAINABLE, path)
+            path: _described(reader, path) for path, reader in self._readers.items() if trained.fullmatch(path)
         }
 
     def read(self, path: str) -> np.ndarray:
         array = self._checked(path)
-        if path.endswith(_DOWN) or not self._folded:
+        if not path.endswith(_UP) or not self._folded:
             return array
         return (array * np.float32(self.config.model.lora.alpha / array.shape[-2])).astype(array.dtype)
 
