@@ -35,14 +35,19 @@ NETWORKS: dict[str, tuple[Callable[..., network.VideoAutoencoder], type[Any]]] =
 HEADER = "autoencoder"
 
 
-def save(model: network.VideoAutoencoder, path: str | pathlib.Path) -> None:
-    """Write a network atomically, with its parameters as float32."""
+def save(model: network.VideoAutoencoder, path: str | pathlib.Path, *, dtype: str = "float32") -> None:
+    """Write a network atomically, with its parameters as `dtype`, which a network that loads them does not keep.
+
+    Raises:
+      UserError: a parameter is too large for `dtype`.
+    """
     state = nnx.state(model, nnx.Param)
     # safetensors stores memory without reordering, so it must be in C order.
     arrays = {
-        "/".join(map(str, name)): np.asarray(leaf[...], np.float32, order="C")
-        for name, leaf in nnx.to_flat_state(state)
+        "/".join(map(str, name)): np.asarray(leaf[...], dtype, order="C") for name, leaf in nnx.to_flat_state(state)
     }
+    if large := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UserError(f"{large[0]} has values that {dtype} cannot hold: choose float32")
     with whole_files.replacing(path) as temporary:
         safetensors.numpy.save_file(arrays, temporary, metadata=header(model.family, model.config))
 

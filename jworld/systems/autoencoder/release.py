@@ -21,14 +21,19 @@ VIDEOS, FRAMES = 64, 81
 
 
 def release(
-    model: network.VideoAutoencoder, files: data.FrameFiles, path: pathlib.Path, *, console: rich.console.Console
+    model: network.VideoAutoencoder,
+    files: data.FrameFiles,
+    path: pathlib.Path,
+    *,
+    dtype: str = "float32",
+    console: rich.console.Console,
 ) -> None:
-    """Write `model` to `path`, with a normalization measured on the training videos."""
+    """Write `model` to `path` as `dtype`, with a normalization measured on the training videos."""
     mean, deviation = statistics(model, files, console=console)
     normalisation = Normalization.from_statistics(tuple(mean.tolist()), tuple(deviation.tolist()))
     model.config = dataclasses.replace(model.config, normalisation=normalisation)
     path.parent.mkdir(parents=True, exist_ok=True)
-    autoencoder_files.save(model, path)
+    autoencoder_files.save(model, path, dtype=dtype)
 
 
 def statistics(

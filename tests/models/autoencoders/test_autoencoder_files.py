@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from jworld.models.autoencoders import files, linear, wan
+from jworld.models.autoencoders import files, linear, patch, wan
 from jworld.models.autoencoders.latents import Normalization
 from jworld.utils.errors import UserError
 
@@ -34,6 +34,24 @@ def test_a_network_survives_a_round_trip(tmp_path: pathlib.Path) -> None:
     assert files.read_config(path, chunk=None, dtype=jnp.bfloat16) == ("wan", changed)
     assert files.load(path, chunk=None).config.chunk is None
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_half_precision_halves_the_file(tmp_path: pathlib.Path) -> None:
+    model = patch.PatchAutoencoder(patch.PatchConfig(width=8), rngs=nnx.Rngs(0))
+    paths = {dtype: tmp_path / f"{dtype}.safetensors" for dtype in ("float32", "float16")}
+    for dtype, path in paths.items():
+        files.save(model, path, dtype=dtype)
+    half, whole = (path.stat().st_size for path in (paths["float16"], paths["float32"]))
+    assert half < 0.55 * whole
+    video = np.random.default_rng(0).integers(0, 256, (1, 5, 32, 32, 3)).astype(np.uint8)
+    read = files.load(paths["float16"])
+    assert isinstance(read, patch.PatchAutoencoder)
+    assert read.decoder.basis[...].dtype == np.float32
+    np.testing.assert_allclose(read.encode(video), model.encode(video), atol=2e-3)
+    model.encoder.basis[...] = 1e7 * model.encoder.basis[...]
+    with pytest.raises(UserError, match="encoder/basis has values that float16 cannot hold: choose float32"):
+        files.save(model, tmp_path / "large.safetensors", dtype="float16")
+    assert not (tmp_path / "large.safetensors").exists()
 
 
 def test_the_linear_autoencoder_has_a_file_of_the_same_kind(tmp_path: pathlib.Path) -> None:
