@@ -117,7 +117,7 @@ def _patch(config: ml_collections.ConfigDict) -> None:
     config.global_batch = 32
     config.data.clip.update({"frames": 9, "size": (64, 48)})
     config.optimizer.update({"learning_rate": 6e-4, "warmup_steps": 100, "ema_decay": 0.998, "weight_decay": 0.0})
-    # The transform keeps its fitted values: their deviation is 0.018, and a step of Adam at this rate moves each by 3 %.
+    # The transform keeps its fitted values, of deviation 0.018: a step of Adam at this rate moves each by 3 %.
     config.optimizer.update({"trainable": "(?!.*basis).*", "clip_norm": 0.1})
     config.loss = {"absolute": 0.0, "squared": 1.0, "gradient": 0.05, "kl": 1e-6}
     config.checkpoint.interval = 500

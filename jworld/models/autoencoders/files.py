@@ -43,9 +43,10 @@ def save(model: network.VideoAutoencoder, path: str | pathlib.Path, *, dtype: st
     """
     state = nnx.state(model, nnx.Param)
     # safetensors stores memory without reordering, so it must be in C order.
-    arrays = {
-        "/".join(map(str, name)): np.asarray(leaf[...], dtype, order="C") for name, leaf in nnx.to_flat_state(state)
-    }
+    with np.errstate(over="ignore"):
+        arrays = {
+            "/".join(map(str, name)): np.asarray(leaf[...], dtype, order="C") for name, leaf in nnx.to_flat_state(state)
+        }
     if large := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise UserError(f"{large[0]} has values that {dtype} cannot hold: choose float32")
     with whole_files.replacing(path) as temporary:
