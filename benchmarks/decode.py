@@ -71,7 +71,7 @@ def prefill(model: TextModel, tokens: jax.Array, *, capacity: int) -> decoding.S
 @functools.partial(jax.jit, static_argnames="steps")
 def cached(model: TextModel, state: decoding.State, *, steps: int) -> jax.Array:
     """Decode [B, steps] tokens after a prefilled prompt."""
-    return decoding.greedy(model, state, steps=steps)
+    return decoding.generate(model, state, steps=steps)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "capacity"))

@@ -4,14 +4,15 @@ Generates a video from a first image along a path of actions. Writes the video, 
 with --sheet the images of every chunk with its action (out.png). With --stream the video file can be watched while it
 grows, and at most one chunk is in memory. --batch FILE.jsonl generates many videos with one load of the model.
 
-A model that answers in text prints its answer to --prompt about --image token by token.
+A model that answers in text prints its answer to --prompt about --image token by token, converses with --chat, and
+answers the questions of --batch FILE.jsonl.
 """
 
 import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,7 +28,16 @@ from jworld.encoders import model_encoders as encoders_lib
 from jworld.evaluation import results
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
-from jworld.systems import frame_sizes, generation, options, requests, runs, video_files
+from jworld.systems import (
+    frame_sizes,
+    generation,
+    options,
+    question_files,
+    requests,
+    runs,
+    text_answers,
+    video_files,
+)
 from jworld.systems.base import TextSystem, VideoSession, VideoSystem
 from jworld.systems.requests import Request, Video
 from jworld.utils import arguments, compilation, errors, files, resources
@@ -55,6 +65,9 @@ def generate(
       UserError: an input is missing, damaged, or does not fit the model; then nothing has been generated.
     """
     system = generation.video_system(systems.create(config), config)
+    if request.chat or request.system:
+        flag = "--chat" if request.chat else "--system"
+        raise errors.UserError(f"{flag}: the model generates videos: leave it out")
     if request.stream and request.sheet:
         raise errors.UserError("--sheet needs all frames at the end, but --stream stores none: leave one of them out")
     kept = resources.find(request.checkpoint) / runs.ENCODERS if request.encoders is None else request.encoders
@@ -151,24 +164,22 @@ def make_video(
 
 
 def answer(request: Request, config: ml_collections.ConfigDict, console: rich.console.Console) -> dict[str, Any]:
-    """Answer in text: print the answer token by token, and write it to `request.out` if given.
+    """Answer in text: one question, a conversation with `request.chat`, or the questions of `request.batch`.
 
     Returns:
-      Contents of the JSON file.
+      Contents of the JSON file of one question or of a conversation; for a batch its timings.
 
     Raises:
       UserError: there is no question, a flag is for models that generate videos, or the files do not fit.
     """
-    unused = {"--pose": request.pose, "--actions": request.actions, "--windows": request.windows}
-    for flag, value in {**unused, "--batch": request.batch}.items():
-        if value is not None:
-            raise errors.UserError(f"{flag} {value}: the model answers in text: leave it out")
-    if not request.prompt:
-        raise errors.UserError("--prompt is missing: ask something, such as --prompt 'What is to the left?'")
-    out = None if request.out == Request.out else request.out
-    if out is not None and out.suffix != ".json":
-        raise errors.UserError(f"--out is {out}, expected a name that ends in .json: the model answers in text")
-    images = [] if request.image is None else [media.read_image(request.image)]
+    check_text(request)
+    system = generation.text_system(systems.create(config), config)
+    sampling = system.sampling(request.seeds[0])
+    entries = []
+    if request.batch is not None:
+        entries = question_files.read(request.batch, sampling=sampling, system=request.system)
+    for path in request.images:
+        media.read_image(path)
     run = runs.load(
         request.checkpoint,
         request.step,
@@ -177,33 +188,50 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
         encoders=request.encoders,
         given=request.given,
     )
-    session = generation.text_system(run.system, config).session(run.model, run.encoders)
-    printer = TokenPrinter(session.decode, console)
-    tokens, timings = generation.answer(session, images, request.prompt, mesh=run.mesh, take=printer)
-    console.print()
-    facts = {"prompt": request.prompt, "answer": session.decode(tokens), "tokens": tokens, "timings": timings}
-    if out is not None:
+    if request.batch is not None:
+        found = text_answers.many(run, entries, request.out, batch=request.batch_size, console=console)
+        console.print(
+            f"{found['tokens_per_second']:.1f} tokens per second, after {found['compile_seconds']:.1f} s of compiling"
+        )
+        return dict(found)
+    chosen = text_answers.converse if request.chat else text_answers.one
+    facts = chosen(run, request.prompt, request.images, sampling=sampling, system=request.system, console=console)
+    if request.out != Request.out:
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(out, facts)
+            request.out.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(request.out, facts)
         except OSError as error:
-            raise errors.UserError(f"--out {out} could not be written ({error}): give another name") from error
-        console.print(f"wrote {out}")
+            raise errors.UserError(f"--out {request.out} could not be written ({error}): give another name") from error
+        console.print(f"wrote {request.out}")
+    if not request.chat:
+        timings = facts["timings"]
+        console.print(
+            f"{timings['tokens_per_second']:.1f} tokens per second; the prompt took {timings['start_seconds']:.2f} s, "
+            f"compiling {timings['compile_seconds']:.1f} s"
+        )
     return facts
 
 
-class TokenPrinter:
-    """A printer of the text that each token adds; a letter may need more than one token."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], console: rich.console.Console):
-        self._decode, self._console, self._tokens = decode, console, list[int]()
-
-    def __call__(self, token: int) -> None:
-        before = self._decode(self._tokens)
-        self._tokens.append(token)
-        after = self._decode(self._tokens)
-        if after.startswith(before) and not after.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._console.print(after[len(before) :], end="", markup=False)
+def check_text(request: Request) -> None:
+    """Raise a `UserError` if a request does not fit a model that answers in text."""
+    unused = {"--pose": request.pose, "--actions": request.actions, "--windows": request.windows}
+    for flag, value in unused.items():
+        if value is not None:
+            raise errors.UserError(f"{flag} {value}: the model answers in text: leave it out")
+    if request.batch is not None:
+        given = {"--prompt": request.prompt, "--image": request.images, "--chat": request.chat}
+        for flag, own in given.items():
+            if own:
+                raise errors.UserError(f"{flag}: the questions are those of --batch: leave one of them out")
+    elif not request.prompt and not request.chat:
+        raise errors.UserError("--prompt is missing: ask something, such as --prompt 'What is to the left?'")
+    if len(request.seeds) > 1:
+        raise errors.UserError("--seed has several values: the model answers in text: give one")
+    suffix = ".json" if request.batch is None else ".jsonl"
+    is_given = request.out != Request.out
+    if (is_given or request.batch is not None) and request.out.suffix != suffix:
+        found = request.out if is_given else "missing"
+        raise errors.UserError(f"--out is {found}, expected a name that ends in {suffix}: the model answers in text")
 
 
 def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
@@ -226,7 +254,8 @@ DESCRIPTION = """Generate a video with a trained model from an image, a caption 
 
 Several seeds, or a file with --batch, make many videos with one load of the model.
 
-A model that answers in text prints its answer to --prompt about --image, token by token."""
+A model that answers in text prints its answer to --prompt about any number of --image, token by token; it converses
+with --chat, and answers a file of questions with --batch."""
 EPILOG = """The model's system defines how a path is written.
 
 --pose 'w-3, right-4' moves 3 latents forward and turns right for 4 (a latent is 4 frames): w, s, a and d move; right,
@@ -240,7 +269,13 @@ also with L or R for a turn (D, DL, DR, B, BL, BR, N, NL, NR). 'random*32' or 'r
 --batch takes one JSON object per line, or a JSON list of them, with the keys prompt, image, pose, actions, windows,
 length, seed, out and negative_prompt; what an entry lacks comes from the options. Names of files are relative to the
 current folder, and those of videos to --out. All entries are checked before anything is generated. The same command
-again leaves finished videos as they are and continues with the next."""
+again leaves finished videos as they are and continues with the next.
+
+For a model that answers in text, --batch takes objects with the keys prompt or messages, image or images, system,
+max_tokens, temperature, top_k, top_p, stop and seed. The answers are written to --out, in the same order, as the same
+objects with the key answer. Questions of similar length are answered together.
+
+--chat reads a question per line: /image FILE adds an image to the next one, /reset starts again, /quit ends."""
 
 
 def make_parser() -> arguments.Parser:
@@ -250,10 +285,13 @@ def make_parser() -> arguments.Parser:
     add("--checkpoint", required=True, type=pathlib.Path, metavar="DIR", help="folder of a run, or one with weights")
     add(
         "--image",
+        dest="images",
+        action="append",
+        default=[],
         type=pathlib.Path,
         metavar="FILE",
         help="first image, whose middle is taken; models that continue videos also take a video and continue its last "
-        "frames (default: none, for models that need a caption only)",
+        "frames; models that answer in text take several, one --image each (default: none)",
     )
     add("--prompt", default="", help="caption of the video, or the question")
     add("--pose", metavar="PATH", help="pose string or JSON file of poses, see below (default: none)")
@@ -271,7 +309,7 @@ def make_parser() -> arguments.Parser:
         default=Request.out,
         metavar="FILE",
         help="video to write, FILE.mp4; FILE.json records how it was made. With several seeds FILE_SEED.mp4, with "
-        "--batch a folder. For a model that answers in text, FILE.json (required for videos)",
+        "--batch a folder. For answers in text FILE.json, or with --batch FILE.jsonl (required for videos and --batch)",
     )
     add("--sheet", action="store_true", help="also write FILE.png: the images of every chunk under its action")
     add(
@@ -283,7 +321,7 @@ def make_parser() -> arguments.Parser:
         "--batch",
         type=pathlib.Path,
         metavar="FILE",
-        help="file of videos to generate, FILE.jsonl or FILE.json, see below (default: none)",
+        help="file of videos to generate or of questions, FILE.jsonl or FILE.json, see below (default: none)",
     )
     add(
         "--seed",
@@ -293,6 +331,7 @@ def make_parser() -> arguments.Parser:
         help="random seed for the noise, or several for a video each (default: 0)",
     )
     _add_flags(parser)
+    _add_text_flags(parser)
     add("--step", type=arguments.positive, help="training step of the checkpoint (default: the newest)")
     add(
         "--encoders",
@@ -348,6 +387,30 @@ def _add_flags(parser: arguments.Parser) -> None:
     group.add_argument("--negative-prompt", help=f"text of the guidance's negative branch {saved}")
 
 
+def _add_text_flags(parser: arguments.Parser) -> None:
+    """Add the options of models that answer in text."""
+    add = parser.add_argument_group("models that answer in text").add_argument
+    saved = "(default: as saved with the checkpoint)"
+    add("--chat", action="store_true", help="converse in the terminal; --prompt, if given, is the first question")
+    add("--system", default="", metavar="TEXT", help="text that precedes the conversation (default: none)")
+    add("--max-tokens", type=arguments.positive, help=f"largest number of tokens of an answer {saved}")
+    add("--temperature", type=finite, help=f"divisor of the logits; 0 takes the most likely token {saved}")
+    add("--top-k", type=int, help=f"draw from this number of most likely tokens; 0 for all {saved}")
+    add("--top-p", type=finite, help=f"draw from the most likely tokens that have this probability together {saved}")
+    add(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help=f"text that ends an answer; may be given several times {saved}",
+    )
+    add(
+        "--batch-size",
+        type=arguments.positive,
+        default=Request.batch_size,
+        help=f"questions of --batch that are answered at once (default: {Request.batch_size})",
+    )
+
+
 def parse_size(text: str) -> frame_sizes.Size | str:
     """Parse "832x480" to a size; a name such as "480p" stays as it is."""
     return text if text.endswith("p") and text[:-1].isdecimal() else frame_sizes.parse(text, "x")
@@ -357,6 +420,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
     found = make_parser().parse(argv)
     names = {field.name for field in dataclasses.fields(Request)} - {"given", "flags"}
     flags = {field.name: getattr(found, field.name) for field in dataclasses.fields(options.Flags)}
+    flags["stop"] = None if found.stop is None else tuple(found.stop)
+    found.images = tuple(found.images)
     return Request(
         **{name: getattr(found, name) for name in names},
         given=encoders_lib.EncoderOverrides.from_arguments(found),
@@ -374,11 +439,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         request.checkpoint, encoders=request.encoders, flags=request.flags, changes=request.changes, mesh=request.mesh
     )
     if isinstance(systems.create(config), TextSystem):
-        timings = answer(request, config, console)["timings"]
-        console.print(
-            f"{timings['tokens_per_second']:.1f} tokens per second; the prompt took {timings['start_seconds']:.2f} s, "
-            f"compiling {timings['compile_seconds']:.1f} s"
-        )
+        answer(request, config, console)
         console.print(f"next: another --prompt, or python -m jworld.evaluate --checkpoint {request.checkpoint}")
         return
     for facts in generate(request, config, console):

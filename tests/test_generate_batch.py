@@ -194,8 +194,8 @@ def test_a_bad_line_is_refused_before_anything_starts(
 @pytest.mark.parametrize(
     ("extra", "text", "message"),
     [
-        ((), "", "has no videos, expected one JSON object per line"),
-        ((), "[]", "has no videos"),
+        ((), "", "has no entries, expected one JSON object per line"),
+        ((), "[]", "has no entries"),
         (("--out", "a.mp4"), '{"out": "b.mp4"}', "--out is a.mp4, expected the folder for the videos of --batch"),
         (("--out", "."), "{}", "line 1: 'out' is missing: add it, or give a folder with --out"),
         (("--batch", "no.jsonl"), "", "--batch no.jsonl cannot be read"),

@@ -7,7 +7,7 @@ A system is one object built from a run's config. Training, evaluation and plann
 import abc
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -18,13 +18,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jworld.data import pipeline, records
+from jworld.data.conversations import chat
 from jworld.diffusion import step_reports
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.evaluation import results
 from jworld.models.layers import lora
 from jworld.models.layers.attention import Implementation, Intervals, Mask
 from jworld.models.layers.flops import Sizes
-from jworld.systems import adapters
+from jworld.systems import adapters, asking
 from jworld.systems.frame_sizes import FrameSizes
 from jworld.utils import config as run_config
 from jworld.utils import errors
@@ -138,14 +139,34 @@ def as_video(first_frame: np.ndarray | None) -> np.ndarray:
 class TextSession(Protocol):
     """Token-by-token generation of an answer."""
 
-    def reset(self, images: Sequence[np.ndarray], prompt: str) -> None:
-        """Start an answer to `prompt` about `images`, each uint8 [H, W, 3]."""
+    @property
+    def sampling(self) -> asking.Sampling:
+        """How the tokens of the current answer are drawn."""
+
+    def reset(
+        self,
+        images: Sequence[np.ndarray],
+        prompt: str | Sequence[chat.Turn],
+        *,
+        sampling: asking.Sampling | None = None,
+    ) -> None:
+        """Start an answer to a question, or to a conversation, about `images`, each uint8 [H, W, 3].
+
+        `sampling` replaces that of the config; None keeps it.
+        """
 
     def step(self) -> int | None:
         """Return the next token, or None at the end of the answer."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens."""
+
+
+class BatchAnswers(Protocol):
+    """Answers to many questions."""
+
+    def many(self, questions: Sequence[asking.Question], *, batch: int) -> Iterator[tuple[int, asking.Answer]]:
+        """Yield (number of the question, answer) in any order; a `ValueError` if a question or image is invalid."""
 
 
 class System(Protocol[Model, RunEncoders]):
@@ -296,8 +317,15 @@ class TextSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
     def session(self, model: Model, encoders: RunEncoders) -> TextSession:
         """Open a session."""
 
-    def answers(self, model: Model, encoders: RunEncoders) -> Callable[..., list[str]]:
-        """Return a function that answers batches of questions."""
+    def sampling(self, seed: int = 0) -> asking.Sampling:
+        """Return how the config draws answers, with a seed."""
+
+    @property
+    def flag_keys(self) -> Mapping[str, str]:
+        """The plain flags of `jworld.generate` that the system has, such as --temperature, and their config keys."""
+
+    def answers(self, model: Model, encoders: RunEncoders) -> BatchAnswers:
+        """Return an object that answers batches of questions."""
 
 
 #: Metric of `System.held_out_loss` with the predicted clean latents [B, F, H, W, C].

@@ -11,8 +11,10 @@ import numpy as np
 from flax import nnx
 
 from jworld.data import media
+from jworld.data.conversations import chat
 from jworld.diffusion import step_reports
 from jworld.evaluation import results
+from jworld.systems import asking
 from jworld.systems.base import AnySystem, TextSession, TextSystem, VideoSession, VideoSystem, WatchedSession
 from jworld.utils import compilation, errors, notes
 
@@ -146,12 +148,13 @@ def roll_out(
 def answer(
     session: TextSession,
     images: Sequence[np.ndarray],
-    prompt: str,
+    prompt: str | Sequence[chat.Turn],
     *,
     mesh: jax.sharding.Mesh,
+    sampling: asking.Sampling | None = None,
     take: Callable[[int], object] = lambda token: None,
 ) -> tuple[list[int], dict[str, float]]:
-    """Answer a question token by token; `take` receives every token.
+    """Answer a question or a conversation token by token; `take` receives every token.
 
     Returns:
       The tokens, and timings in seconds; compilation is counted separately.
@@ -160,7 +163,7 @@ def answer(
     moments = []
     with compilation.CompileTimes() as compiling, jax.set_mesh(mesh):
         began = time.time()
-        session.reset(images, prompt)
+        session.reset(images, prompt, sampling=sampling)
         ready = time.time()
         while (token := session.step()) is not None:
             tokens.append(token)

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ml_collections
 
@@ -34,6 +34,7 @@ class Flags:
       guidance: scale of classifier-free guidance on the text, in the config's convention.
       steps: denoising steps.
       negative_prompt: text of the guidance's negative branch.
+      max_tokens, temperature, top_k, top_p, stop: of answers in text, see `asking.Sampling`.
     """
 
     size: frame_sizes.Size | str | None = None
@@ -42,6 +43,11 @@ class Flags:
     guidance: float | None = None
     steps: int | None = None
     negative_prompt: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the values that are not None, by flag."""
@@ -80,11 +86,16 @@ class VideoOptions:
         return None
 
 
-class WithOptions(Protocol):
-    """The members of a `VideoSystem` that this module reads."""
+class WithFlags(Protocol):
+    """The member of a `VideoSystem` or `TextSystem` that this module reads."""
 
     @property
     def flag_keys(self) -> Mapping[str, str]: ...
+
+
+@runtime_checkable
+class WithOptions(WithFlags, Protocol):
+    """The members of a `VideoSystem` that this module reads."""
 
     @property
     def has_negative_prompt(self) -> bool: ...
@@ -93,7 +104,7 @@ class WithOptions(Protocol):
 
 
 def changes(
-    system: WithOptions, config: ml_collections.ConfigDict, flags: Flags, directory: pathlib.Path
+    system: WithFlags, config: ml_collections.ConfigDict, flags: Flags, directory: pathlib.Path
 ) -> dict[str, str]:
     """Return the values of plain flags as texts by dotted key of the config.
 
@@ -113,7 +124,7 @@ def changes(
         if flag in system.flag_keys:
             found[system.flag_keys[flag]] = str(value)
     if flags.size is not None or flags.aspect is not None:
-        sizes = system.frame_sizes(directory)
+        sizes = system.frame_sizes(directory) if isinstance(system, WithOptions) else None
         if sizes is None:
             raise _absent(SIZE if flags.size is not None else ASPECT)
         width, height = sizes.choose(flags.size, flags.aspect)

@@ -1,4 +1,4 @@
-"""Requests of `jworld.generate`: one video, several seeds of it, or a file of many videos."""
+"""Requests of `jworld.generate`: a video, several seeds of it, a file of many videos, or questions."""
 
 import dataclasses
 import difflib
@@ -106,7 +106,8 @@ class Request:
     Attributes:
       checkpoint: folder of a run, of released or of imported weights.
       step: training step of the checkpoint; None for the newest.
-      prompt, image, pose, actions, windows, length: see `Video`; the prompt may be a question.
+      prompt, pose, actions, windows, length: see `Video`; the prompt may be a question.
+      images: the first image of a video, or the images of a question.
       seeds: random seeds for the noise; several make a video each.
       out: file to write; for a batch the folder of its videos.
       batch: file with one video per line, or a JSON list of them; None without.
@@ -117,13 +118,16 @@ class Request:
       mesh: sizes of the mesh by axis.
       sheet: also write the images of every chunk.
       stream: write frames as soon as they are ready.
+      chat: answer questions from the standard input.
+      system: text that precedes a conversation.
+      batch_size: questions of `batch` that are answered at once.
     """
 
     checkpoint: pathlib.Path
     prompt: str = ""
     out: pathlib.Path = pathlib.Path()
     batch: pathlib.Path | None = None
-    image: pathlib.Path | None = None
+    images: tuple[pathlib.Path, ...] = ()
     pose: str | None = None
     actions: str | None = None
     windows: int | None = None
@@ -137,13 +141,24 @@ class Request:
     mesh: tuple[tuple[str, int], ...] = ()
     sheet: bool = False
     stream: bool = False
+    chat: bool = False
+    system: str = ""
+    batch_size: int = 8
+
+    @property
+    def image(self) -> pathlib.Path | None:
+        """The first image of a video."""
+        return self.images[0] if self.images else None
 
     def videos(self) -> list[Video]:
         """Return all videos of the request, with their seeds.
 
         Raises:
-          UserError: a name of a video is missing or taken twice, or an entry of `batch` is invalid.
+          UserError: a name of a video is missing or taken twice, there are several images, or an entry of `batch` is
+            invalid.
         """
+        if len(self.images) > 1:
+            raise errors.UserError(f"--image is given {len(self.images)} times: a video begins with one: leave one")
         names = ("prompt", "image", "pose", "actions", "windows", "length")
         common = {name: getattr(self, name) for name in names} | {"seed": self.seeds}
         if self.batch is None:
@@ -189,7 +204,7 @@ def _with_seeds(values: Mapping[str, Any], where: str) -> list[Video]:
 
 
 def read_batch(path: pathlib.Path) -> list[tuple[str, Any]]:
-    """Return the entries of a file of videos with their places: one JSON object per line, or a JSON list of them.
+    """Return the entries of a file of videos or questions with their places: a JSON object per line, or a JSON list.
 
     Raises:
       UserError: the file cannot be read, is empty, or is not JSON.
@@ -205,7 +220,7 @@ def read_batch(path: pathlib.Path) -> list[tuple[str, Any]]:
         lines = [(f"{path}, line {number}: ", line) for number, line in enumerate(text.split("\n"), start=1)]
         entries = [(where, _parsed(line, where)) for where, line in lines if line.strip()]
     if not entries:
-        raise errors.UserError(f"--batch {path} has no videos, expected one JSON object per line: add some")
+        raise errors.UserError(f"--batch {path} has no entries, expected one JSON object per line: add some")
     return entries
 
 

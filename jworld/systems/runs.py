@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,11 +24,12 @@ from flax import nnx
 
 from jworld import systems
 from jworld.data import media
+from jworld.data.conversations import chat
 from jworld.encoders import model_encoders
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.parallel import mesh as mesh_lib
 from jworld.systems import generation, options, recipes
-from jworld.systems.base import AnySystem, SystemEncoders, VideoSession, VideoSystem
+from jworld.systems.base import AnySystem, SystemEncoders, TextSystem, VideoSession, VideoSystem
 from jworld.training import optimizers, weights
 from jworld.training import state as train_state
 from jworld.training.checkpoints import Checkpoints
@@ -122,15 +123,40 @@ class Run:
         )
         return np.concatenate(frames)
 
-    def answer(self, prompt: str, images: Sequence[np.ndarray | str | pathlib.Path] = ()) -> str:
+    def answer(
+        self, prompt: str | Sequence[chat.Turn], images: Sequence[np.ndarray | str | pathlib.Path] = (), **sampling: Any
+    ) -> str:
         """Answer a question about images, for systems that answer in text.
+
+        Args:
+          prompt: the question, or the turns of a conversation.
+          images: arrays uint8 [H, W, 3] or files, in the order of their places in the text.
+          sampling: fields of `asking.Sampling`, such as `temperature` (default: those of the config).
 
         Raises:
           UserError: the system generates videos, or the question or an image does not fit the model.
         """
-        session = generation.text_system(self.system, self.config).session(self.model, self.encoders)
+        return "".join(self.stream(prompt, images, **sampling))
+
+    def stream(
+        self, prompt: str | Sequence[chat.Turn], images: Sequence[np.ndarray | str | pathlib.Path] = (), **sampling: Any
+    ) -> Iterator[str]:
+        """Yield the text of an answer as its tokens are decoded; arguments as in `answer`."""
+        system = generation.text_system(self.system, self.config)
+        session = system.session(self.model, self.encoders)
         read = [media.read_image(image) if isinstance(image, str | pathlib.Path) else image for image in images]
-        return session.decode(generation.answer(session, read, prompt, mesh=self.mesh)[0])
+        chosen = dataclasses.replace(system.sampling(), **sampling)
+        tokens: list[int] = []
+        shown = ""
+        with jax.set_mesh(self.mesh):
+            session.reset(read, prompt, sampling=chosen)
+            while (token := session.step()) is not None:
+                tokens.append(token)
+                text = chosen.settled(session.decode(tokens))
+                if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                    yield text[len(shown) :]
+                    shown = text
+        yield session.decode(tokens)[len(shown) :]
 
 
 def resolve(
@@ -164,7 +190,7 @@ def resolve(
         node.update({key: _plain(value) for key, value in dataclasses.asdict(section).items()})
     values["mesh"] = dict.fromkeys(mesh_lib.AXIS_NAMES, 1) | dict(mesh)
     if given := flags.given():
-        if not isinstance(system, VideoSystem):
+        if not isinstance(system, VideoSystem | TextSystem):
             raise errors.UserError(f"{next(iter(given))}: the model generates no videos: leave it out")
         found = options.changes(system, config, flags, directory / ENCODERS if encoders is None else encoders)
         if twice := [key for key in found if key in changes]:
@@ -258,7 +284,16 @@ def load_params(
     checkpoints = Checkpoints(directory / CHECKPOINTS, create=False)
     found = checkpoints.latest_step() if step is None else step
     params = nnx.merge_state(checkpoints.restore_params(trained, found), checkpoints.restore_frozen(frozen))
-    return jax.tree.map(lambda x, target: x.astype(target.dtype), params, abstract), found
+    return jax.tree.map(_converted, params, abstract), found
+
+
+def _converted(x: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:
+    """Return `x` in the dtype of `target`; an array of another dtype is deleted."""
+    if x.dtype == target.dtype:
+        return x
+    converted: jax.Array = x.astype(target.dtype)
+    x.delete()
+    return converted
 
 
 def check_weights(directory: pathlib.Path) -> None:
@@ -287,12 +322,17 @@ def import_record(directory: pathlib.Path) -> dict[str, Any]:
     """Return the description that `python -m conversion import` wrote for the weights in this folder.
 
     Raises:
-      UserError: the record is missing or damaged.
+      UserError: the record is missing or damaged, or an earlier version of jworld wrote it.
     """
     path = directory / IMPORT_RECORD
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        record["arrays"].items()
+        checksums = [entry["checksum"] for entry in record["arrays"].values()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise errors.UserError(f"{path} is missing or damaged ({error}): import the weights again") from error
+    if not all(isinstance(checksum, str) for checksum in checksums):
+        raise errors.UserError(
+            f"{path}: an earlier version of jworld wrote these weights, without checksums of their chunks: import the "
+            "weights again"
+        )
     return record

@@ -196,7 +196,7 @@ def _generate(case: golden_cases.GoldenCase) -> float:
         text, images = model.language, images_of(case)
         embeds = model.embed(jnp.asarray(inputs["input_ids"]), pixels)
         state = decoding.prefill(text, embeds, mask, images, capacity=mask.shape[1] + steps)
-        tokens = decoding.greedy(text, state, steps=steps)
+        tokens = decoding.generate(text, state, steps=steps)
 
         def follow(state: decoding.State, chosen: jax.Array) -> Any:
             return decoding.step(text, chosen, state), state.logits

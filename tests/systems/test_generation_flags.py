@@ -208,7 +208,49 @@ def test_systems_without_videos_refuse_the_flags(
         generate.main(["--checkpoint", str(tmp_path), "--prompt", "What is it?", flag])
     assert exit_info.value.code == 2
     name = flag.partition("=")[0]
-    assert capsys.readouterr().err == f"error: {name}: the model generates no videos: leave it out\n"
+    reason = "this model has no such option" if recipe == "theworld.py" else "the model generates no videos"
+    assert capsys.readouterr().err == f"error: {name}: {reason}: leave it out\n"
+
+
+@pytest.mark.parametrize("flag", ["--temperature=1", "--top-k=5", "--top-p=0.5", "--max-tokens=4", "--stop=x"])
+def test_systems_without_text_refuse_its_flags(
+    flag: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_config.save(run_config.load_recipe(str(video_runs.ROOT / "configs" / "ar_mem.py")), tmp_path)
+    with pytest.raises(SystemExit):
+        generate.main(["--checkpoint", str(tmp_path), "--prompt", "a room", flag])
+    expected = f"error: {flag.partition('=')[0]}: this model has no such option: leave it out\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_flags_of_answers_are_keys_of_the_config(tmp_path: pathlib.Path) -> None:
+    run_config.save(run_config.load_recipe(str(video_runs.ROOT / "configs" / "theworld.py")), tmp_path)
+    flags = options.Flags(temperature=0.5, top_k=3, top_p=0.9, max_tokens=5, stop=("a, b", "it's"))
+    rollout = runs.resolve(tmp_path, flags=flags).sample.rollout
+    assert (rollout.temperature, rollout.top_k, rollout.top_p, rollout.max_tokens) == (0.5, 3, 0.9, 5)
+    assert rollout.stop == ("a, b", "it's")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--prompt is missing"),
+        (("--prompt=?", "--pose=w-1"), "--pose w-1: the model answers in text"),
+        (("--prompt=?", "--seed=0,1"), "--seed has several values"),
+        (("--prompt=?", "--out=a.mp4"), "--out is a.mp4, expected a name that ends in .json"),
+        (("--batch=q.jsonl", "--prompt=?", "--out=a.jsonl"), "--prompt: the questions are those of --batch"),
+        (("--batch=q.jsonl",), "--out is missing, expected a name that ends in .jsonl"),
+        (("--prompt=?", "--top-p=2"), "top_p is 2.0, expected more than 0 and at most 1"),
+    ],
+)
+def test_mistakes_in_questions(
+    arguments: tuple[str, ...], message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_config.save(run_config.load_recipe(str(video_runs.ROOT / "configs" / "theworld.py")), tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        generate.main(["--checkpoint", str(tmp_path), *arguments])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from jworld.evaluation import results
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld
 from jworld.parallel import mesh
-from jworld.systems import initial_weights, runs
-from jworld.systems.theworld import objective
+from jworld.systems import asking, initial_weights, runs
+from jworld.systems.theworld import answering, objective
 from jworld.systems.theworld.evaluation import vsr
 from jworld.training import checkpoints, optimizers
 from jworld.training import state as train_state
@@ -160,6 +160,50 @@ def test_a_row_without_images_is_its_text_alone(system: Any, model: TheWorld, en
         *system.answers(model, encoders)([[image(0)]], questions[1:], max_tokens=5),
     ]
     assert together == separate
+
+
+def ask(question: str, *images: PIL.Image.Image, **sampling: Any) -> asking.Question:
+    turns = (chat.Turn("user", question),)
+    pixels = [np.asarray(image) for image in images]
+    return asking.Question(
+        turns=turns, images=len(images), load=lambda: pixels, sampling=asking.Sampling(**{"max_tokens": 6, **sampling})
+    )
+
+
+def test_batches_of_any_order_give_the_answers_of_single_questions(
+    system: Any, model: TheWorld, encoders: dataset.RunEncoders
+) -> None:
+    """Sampled or not, with several images or none: an answer does not depend on the rest of its batch."""
+    questions = [
+        ask("left?", image(0)),
+        ask("hello?", temperature=1.0, seed=5),
+        ask("is <image> like <image>?", image(1), image(2), temperature=2.0, top_k=5, seed=1),
+        ask("left or right? " * 8, image(3), max_tokens=2),
+    ]
+    answers = system.answers(model, encoders)
+    found = dict(answers.many(questions, batch=2))
+    session = system.session(model, encoders)
+    for number, question in enumerate(questions):
+        session.reset(question.load(), question.turns, sampling=question.sampling)
+        tokens = list(iter(session.step, None))
+        assert found[number] == (session.decode(tokens).rstrip(), len(tokens))
+    assert found[1] != dict(answers.many([ask("hello?", temperature=1.0, seed=6)], batch=1))[0]
+    # One program per length and number of image inputs, for any number of questions.
+    before = answering.answer._cache_size()
+    dict(answers.many(questions * 3, batch=2))
+    assert answering.answer._cache_size() == before
+
+
+def test_a_stop_text_ends_an_answer(system: Any, model: TheWorld, encoders: dataset.RunEncoders) -> None:
+    whole = dict(system.answers(model, encoders).many([ask("left?", image(0))], batch=1))[0].text
+    stop = whole[2:4]
+    question = ask("left?", image(0), stop=(stop,))
+    assert (
+        dict(system.answers(model, encoders).many([question], batch=1))[0].text == whole[: whole.index(stop)].rstrip()
+    )
+    session = system.session(model, encoders)
+    session.reset(question.load(), question.turns, sampling=question.sampling)
+    assert session.decode(list(iter(session.step, None))) == expected
 
 
 def test_the_loss_in_chunks(model: TheWorld) -> None:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jworld.models.gemma3 import sampling
 from jworld.models.gemma3.cache import Cache
 from jworld.models.gemma3.masks import Images
 from jworld.models.gemma3.text import TextModel
@@ -46,8 +47,10 @@ def step(model: TextModel, tokens: jax.Array, state: State) -> State:
     return State(model.logits(states[:, 0]), cache, state.position + 1)
 
 
-def greedy(model: TextModel, state: State, *, steps: int, ends: tuple[int, ...] = ()) -> jax.Array:
-    """Decode the most likely token in each step: [B, steps] int32.
+def generate(
+    model: TextModel, state: State, *, steps: int, ends: tuple[int, ...] = (), sampler: sampling.Sampler | None = None
+) -> jax.Array:
+    """Decode a token in each step, the most likely one without a sampler: [B, steps] int32.
 
     A row that has ended, with one of the tokens `ends`, repeats that token. When all rows have ended, decoding stops.
     """
@@ -58,7 +61,7 @@ def greedy(model: TextModel, state: State, *, steps: int, ends: tuple[int, ...] 
 
     def body(carry: tuple[State, jax.Array, jax.Array, jax.Array]) -> tuple[State, jax.Array, jax.Array, jax.Array]:
         state, tokens, ended, number = carry
-        chosen = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
+        chosen = sampling.choose(state.logits, sampler, number)
         chosen = jnp.where(ended, tokens[:, jnp.maximum(number - 1, 0)], chosen)
         tokens = tokens.at[:, number].set(chosen)
         ended = ended | jnp.isin(chosen, jnp.asarray(ends, jnp.int32))

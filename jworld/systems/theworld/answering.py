@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ import numpy as np
 import PIL.Image
 
 from jworld.data.conversations import batches, chat
-from jworld.models.gemma3 import decoding
+from jworld.models.gemma3 import decoding, sampling
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.model import TheWorld
+from jworld.systems import asking
 from jworld.systems.theworld import world_steps
 from jworld.utils import errors
 
@@ -26,16 +27,26 @@ class SampleConfig:
     """Settings of answers (`config.sample.rollout`).
 
     Attributes:
-      max_tokens: largest number of tokens of an answer.
+      max_tokens, temperature, top_k, top_p, stop: see `asking.Sampling`.
       prompt_multiple: prompts are padded to a multiple of this many tokens, so that few programs are compiled.
     """
 
     max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
     prompt_multiple: int = 64
 
     def __post_init__(self) -> None:
-        if min(self.max_tokens, self.prompt_multiple) < 1:
-            raise ValueError("max_tokens and prompt_multiple must be at least 1")
+        if self.prompt_multiple < 1:
+            raise ValueError(f"prompt_multiple is {self.prompt_multiple}, expected 1 or more")
+        self.sampling()
+
+    def sampling(self, seed: int = 0) -> asking.Sampling:
+        """Return how answers are drawn with a seed."""
+        names = [field.name for field in dataclasses.fields(asking.Sampling) if field.name != "seed"]
+        return asking.Sampling(seed=seed, **{name: getattr(self, name) for name in names})
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "frames"))
@@ -58,19 +69,46 @@ def step(model: TheWorld, tokens: jax.Array, state: decoding.State) -> decoding.
 
 @functools.partial(jax.jit, static_argnames=("steps", "ends", "frames"))
 def answer(
-    model: TheWorld, batch: dict[str, jax.Array], *, steps: int, ends: tuple[int, ...], frames: int
+    model: TheWorld,
+    batch: dict[str, jax.Array],
+    sampler: sampling.Sampler | None = None,
+    *,
+    steps: int,
+    ends: tuple[int, ...],
+    frames: int,
 ) -> jax.Array:
-    """Decode answers greedily: [B, steps] int32, filled up with the end token.
+    """Decode answers: [B, steps] int32, filled up with the end token.
 
     Args:
       model: the model; its world is not used if `frames` is 0.
       batch: tokens and mask [B, L] of open prompts; pixel_values [B, I, S, S, 3] and world_pixels [B, W, W, 3].
+      sampler: how tokens are drawn; None for the most likely ones.
       steps: largest number of tokens.
       ends: tokens that end an answer.
       frames: latent frames of the world to use: 0 for none, 1 for the image alone, at most those of training.
     """
     state = prefill(model, batch, steps=steps, frames=frames)
-    return decoding.greedy(model.language, state, steps=steps, ends=ends)
+    return decoding.generate(model.language, state, steps=steps, ends=ends, sampler=sampler)
+
+
+@jax.jit
+def choose(logits: jax.Array, sampler: sampling.Sampler | None, number: jax.Array) -> jax.Array:
+    """Choose the token `number` of answers, see `sampling.choose`."""
+    return sampling.choose(logits, sampler, number)
+
+
+def make_sampler(chosen: Sequence[asking.Sampling]) -> sampling.Sampler | None:
+    """Return the sampler of a batch; None if all rows take the most likely token."""
+    if not any(one.temperature for one in chosen):
+        return None
+    return sampling.Sampler(
+        temperature=jnp.array([one.temperature for one in chosen], jnp.float32),
+        top_k=jnp.array([one.top_k for one in chosen], jnp.int32),
+        top_p=jnp.array([one.top_p for one in chosen], jnp.float32),
+        keys=jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(
+            jnp.array([one.seed % 2**32 for one in chosen], jnp.uint32)
+        ),
+    )
 
 
 def as_turns(prompt: Prompt) -> Sequence[chat.Turn]:
@@ -99,29 +137,37 @@ class Prompts:
     def __init__(self, tokenizer: chat.ChatTokenizer, *, clip: batches.ClipConfig, multiple: int):
         self.tokenizer, self.clip, self.multiple = tokenizer, clip, multiple
 
-    def __call__(self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[Prompt]) -> dict[str, jax.Array]:
+    def __call__(
+        self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[Prompt], *, most_images: int = 0
+    ) -> dict[str, jax.Array]:
         """Return tokens and mask [B, L], and with images also pixel_values and world_pixels; see `answer`.
 
+        There may be more images than in training. Batches with the same `most_images` above 0, which is at least the
+        number of images of any row, have images of the same shapes.
+
         Raises:
-          ValueError: a prompt is invalid, or has more images than the model was trained with.
+          ValueError: a prompt is invalid.
         """
-        if max(map(len, images)) > self.clip.images:
-            raise ValueError(f"{max(map(len, images))} images, expected at most {self.clip.images}")
-        encoded = [
-            self.tokenizer.encode(as_turns(prompt), images=len(own), is_open=True)
-            for own, prompt in zip(images, prompts, strict=True)
-        ]
-        length = math.ceil(max(len(one.tokens) for one in encoded) / self.multiple) * self.multiple
-        batch = chat.pad(encoded, length, pad_id=self.tokenizer.ids[chat.PAD])
+        encoded = [self.encode(prompt, len(own)) for own, prompt in zip(images, prompts, strict=True)]
+        batch = chat.pad(encoded, self.bucket(encoded), pad_id=self.tokenizer.ids[chat.PAD])
         del batch["labels"]
-        if any(images):
-            rows = [batches.model_pixels(own, self.clip) for own in images]
+        if most := max(most_images, *map(len, images)):
+            clip = dataclasses.replace(self.clip, images=most)
+            rows = [batches.model_pixels(own, clip) for own in images]
             batch |= {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return {name: jnp.asarray(value) for name, value in batch.items()}
 
+    def encode(self, prompt: Prompt, images: int) -> chat.Encoded:
+        """Tokenize a prompt; a `ValueError` if it is invalid."""
+        return self.tokenizer.encode(as_turns(prompt), images=images, is_open=True)
+
+    def bucket(self, encoded: Sequence[chat.Encoded]) -> int:
+        """Return the length to which prompts are padded."""
+        return math.ceil(max(len(one.tokens) for one in encoded) / self.multiple) * self.multiple
+
 
 class Answers:
-    """Greedy answers to batches of prompts about images: an `evaluation.benchmarks.Answer`."""
+    """Answers to batches of prompts about images: a `base.BatchAnswers` and an `evaluation.benchmarks.Answer`."""
 
     def __init__(self, model: TheWorld, prompts: Prompts, *, frames: int | None = None):
         """Set up answers with `frames` latent frames of the world: None for all, 1 for the image alone, 0 for none."""
@@ -131,45 +177,87 @@ class Answers:
     def __call__(
         self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[Prompt], *, max_tokens: int
     ) -> list[str]:
-        """Answer each prompt about its images, in at most `max_tokens` tokens."""
+        """Answer each prompt greedily about its images, in at most `max_tokens` tokens."""
         tokenizer, batch = self.prompts.tokenizer, self.prompts(images, prompts)
         frames = self._frames if "world_pixels" in batch else 0
         tokens = answer(self.model, batch, steps=max_tokens, ends=ends(tokenizer), frames=frames)
         return [tokenizer.decode(row) for row in jax.device_get(tokens).tolist()]
 
+    def many(self, questions: Sequence[asking.Question], *, batch: int) -> Iterator[tuple[int, asking.Answer]]:
+        """Yield (number of the question, answer) in batches of questions of similar length.
+
+        All batches of a length run the same program. The last one of a length is filled up.
+
+        Raises:
+          ValueError: a question is invalid, or an image cannot be read.
+        """
+        prompts = self.prompts
+        lengths = [prompts.bucket([prompts.encode(question.turns, question.images)]) for question in questions]
+        steps = max(question.sampling.max_tokens for question in questions)
+        is_greedy = not any(question.sampling.temperature for question in questions)
+        most = max(question.images for question in questions)
+        frames = self._frames if most and prompts.clip.world_size else 0
+        for length in sorted(set(lengths)):
+            numbers = [number for number, own in enumerate(lengths) if own == length]
+            for start in range(0, len(numbers), batch):
+                own = numbers[start : start + batch]
+                filled = [questions[number] for number in (*own, *[own[-1]] * (batch - len(own)))]
+                images = [[PIL.Image.fromarray(image) for image in question.load()] for question in filled]
+                sampler = None if is_greedy else make_sampler([question.sampling for question in filled])
+                arrays = prompts(images, [question.turns for question in filled], most_images=most)
+                rows = answer(self.model, arrays, sampler, steps=steps, ends=ends(prompts.tokenizer), frames=frames)
+                for number, tokens in zip(own, jax.device_get(rows).tolist(), strict=False):
+                    yield number, self._finished(tokens, questions[number].sampling)
+
+    def _finished(self, tokens: list[int], chosen: asking.Sampling) -> asking.Answer:
+        """Return an answer without its end, in at most as many tokens as it may have."""
+        tokenizer = self.prompts.tokenizer
+        tokens = tokens[: chosen.max_tokens]
+        count = next((i for i, token in enumerate(tokens) if token in ends(tokenizer)), len(tokens))
+        return asking.Answer(chosen.cut(tokenizer.decode(tokens[:count])).rstrip(), count)
+
 
 class Session:
     """A `TextSession`: each step decodes a token, with a KV cache of fixed shape."""
 
-    def __init__(self, model: TheWorld, prompts: Prompts, *, max_tokens: int):
-        self.model, self.prompts, self.max_tokens = model, prompts, max_tokens
-        self._ends = ends(prompts.tokenizer)
+    def __init__(self, model: TheWorld, prompts: Prompts, *, chosen: asking.Sampling):
+        """Set up a session whose answers are drawn as `chosen`, if `reset` is given nothing else."""
+        self.model, self.prompts, self.sampling = model, prompts, chosen
+        self._default, self._ends = chosen, ends(prompts.tokenizer)
 
-    def reset(self, images: Sequence[np.ndarray], prompt: str) -> None:
+    def reset(self, images: Sequence[np.ndarray], prompt: Prompt, *, sampling: asking.Sampling | None = None) -> None:
         """Start from images uint8 [H, W, 3] of any size, the first of which is that of the world, and a question.
 
         Raises:
-          UserError: there are more images than the model was trained with, or the prompt is invalid.
+          UserError: the prompt is invalid.
         """
+        self.sampling = sampling or self._default
         try:
             batch = self.prompts([[PIL.Image.fromarray(image) for image in images]], [prompt])
         except ValueError as error:
-            raise errors.UserError(f"--prompt is not valid for this model: {error}") from error
+            raise errors.UserError(f"the question is not valid for this model: {error}") from error
         frames = all_frames(self.model) if images else 0
-        self._state = prefill(self.model, batch, steps=self.max_tokens, frames=frames)
-        self._count, self._over = 0, False
+        self._state = prefill(self.model, batch, steps=self.sampling.max_tokens, frames=frames)
+        self._sampler = make_sampler([self.sampling])
+        self._tokens: list[int] = []
+        self._over = False
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens."""
-        return self.prompts.tokenizer.decode(list(tokens))
+        """Return the text of tokens, without a stop text and what follows."""
+        return self.sampling.cut(self.prompts.tokenizer.decode(list(tokens)))
 
     def step(self) -> int | None:
         """Return the next token of the answer; None at its end."""
-        if self._over or self._count == self.max_tokens:
+        count = len(self._tokens)
+        if self._over or count == self.sampling.max_tokens:
             return None
-        token = int(jnp.argmax(self._state.logits[0]))
-        self._count, self._over = self._count + 1, token in self._ends
+        chosen = choose(self._state.logits, self._sampler, jnp.int32(count))
+        # The next step is started before this token is read.
+        self._state = step(self.model, chosen, self._state)
+        token = int(chosen[0])
+        self._over = token in self._ends
         if self._over:
             return None
-        self._state = step(self.model, jnp.array([token], jnp.int32), self._state)
+        self._tokens.append(token)
+        self._over = self.sampling.is_stopped(self.prompts.tokenizer.decode(self._tokens))
         return token

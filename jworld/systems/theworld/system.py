@@ -21,7 +21,7 @@ from jworld.models.layers.attention import Causal, Mask, SlidingWindow
 from jworld.models.layers.flops import Sizes, trained_share, training
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld as TheWorldModel
-from jworld.systems import adapters, base
+from jworld.systems import adapters, asking, base
 from jworld.systems.theworld import answering, objective, original, world_steps
 from jworld.systems.theworld.evaluation import held_out, report
 from jworld.training import state as train_state
@@ -207,7 +207,17 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
 
     def session(self, model: TheWorldModel, encoders: RunEncoders) -> answering.Session:
         """See `TextSystem`."""
-        return answering.Session(model, self.prompts(encoders), max_tokens=self.sample.max_tokens)
+        return answering.Session(model, self.prompts(encoders), chosen=self.sampling())
+
+    def sampling(self, seed: int = 0) -> asking.Sampling:
+        """See `TextSystem`."""
+        return self.sample.sampling(seed)
+
+    @property
+    def flag_keys(self) -> dict[str, str]:
+        """See `TextSystem`."""
+        names = ("temperature", "top_k", "top_p", "max_tokens", "stop")
+        return {f"--{name.replace('_', '-')}": f"sample.rollout.{name}" for name in names}
 
     def answers(self, model: TheWorldModel, encoders: RunEncoders, *, frames: int | None = None) -> answering.Answers:
         """See `TextSystem`; `frames` of the world are used: None for all, 1 for the image alone, 0 for none."""

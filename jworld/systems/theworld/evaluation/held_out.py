@@ -1,7 +1,7 @@
 """Held-out conversations of a run: loss and token accuracy, and answers compared with their references."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -34,24 +34,30 @@ def measure(
       name -> "loss", the mean cross entropy of a token with a label; "token_accuracy", in percent; "tokens", their
       number.
     """
-
-    @functools.partial(nnx.jit, static_argnames="frames")
-    def score(model: TheWorld, batch: dict[str, jax.Array], frames: int) -> tuple[jax.Array, dict[str, jax.Array]]:
-        latents = objective.latents_of(model, batch, frames)
-        return objective.latent_loss(model, batch, vision_values(batch["pixel_values"]), latents, cfg)
-
+    scores = {name: _score(cfg, frames) for name, frames in ways.items()}
     batches = data.batches("val")
     sums = {name: np.zeros(3) for name in ways}
     for _ in range(max(1, min(BATCHES, batches.records // data.global_batch))):
         batch = {name: jnp.asarray(value) for name, value in next(batches).items() if name != "index"}
-        for name, frames in ways.items():
-            loss, metrics = score(model, batch, frames=frames)
+        for name, score in scores.items():
+            loss, metrics = score(model, batch)
             count = float(metrics["loss_tokens"])
             sums[name] += count * np.array([float(loss), float(metrics["accuracy"]), 1.0])
     return {
         name: {"loss": entropy / count, "token_accuracy": 100 * right / count, "tokens": count}
         for name, (entropy, right, count) in ((name, map(float, total)) for name, total in sums.items())
     }
+
+
+def _score(cfg: objective.ObjectiveConfig, frames: int) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+    """Return the compiled loss with a number of latent frames of the world."""
+
+    @nnx.jit
+    def score(model: TheWorld, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        latents = objective.latents_of(model, batch, frames)
+        return objective.latent_loss(model, batch, vision_values(batch["pixel_values"]), latents, cfg)
+
+    return score
 
 
 def load(source: prepared.Source, *, limit: int, max_tokens: int) -> benchmarks.Benchmark:

@@ -1,0 +1,82 @@
+"""Questions to a system that answers in text, and how its answers are drawn."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jworld.data.conversations import chat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the tokens of an answer are drawn.
+
+    Attributes:
+      max_tokens: largest number of tokens of an answer.
+      temperature: logits are divided by this before a token is drawn; 0 takes the most likely token.
+      top_k: draw from this number of most likely tokens; 0 for all.
+      top_p: draw from the most likely tokens whose probabilities reach this sum, above 0 and at most 1.
+      stop: texts that end an answer, without being part of it.
+      seed: random seed of the draws.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}, expected 1 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}, expected 0 or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}, expected 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if not all(self.stop):
+            raise ValueError("stop holds an empty text, which would end every answer: leave it out")
+
+    def cut(self, text: str) -> str:
+        """Return the text before the first of the stop texts."""
+        return text[: min((place for place in map(text.find, self.stop) if place >= 0), default=len(text))]
+
+    def is_stopped(self, text: str) -> bool:
+        """Return whether a text contains a stop text."""
+        return any(stop in text for stop in self.stop)
+
+    def settled(self, text: str) -> str:
+        """Return the text without an end that may become a stop text with further tokens."""
+        longest = max(
+            (n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n])),
+            default=0,
+        )
+        return text[: len(text) - longest]
+
+
+class Answer(NamedTuple):
+    """The text of an answer and its number of tokens."""
+
+    text: str
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """The turns of a conversation whose next turn is the answer.
+
+    Attributes:
+      turns: the turns; the text of a user may have a `chat.PLACE` for every image.
+      images: number of images.
+      load: function that reads the images, uint8 [H, W, 3]; a `ValueError` if one cannot be read.
+      sampling: how the answer is drawn.
+    """
+
+    turns: tuple[chat.Turn, ...]
+    images: int = 0
+    load: Callable[[], Sequence[np.ndarray]] = tuple
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
