@@ -42,7 +42,7 @@ def load_initial(
 
     Args:
       directory: folder of a run, or of released or imported weights.
-      initial: parameters of the new run.
+      initial: parameters of the new run, or their descriptions, which stay where the folder's model has no value.
       copies: parts, by the first word of their paths, that get copies of the loaded weights.
       parts: parts that `load_parts` has loaded; they are not reported as new.
 
@@ -56,8 +56,7 @@ def load_initial(
     stored = {path for path, _ in nnx.to_flat_state(shapes)}
     replaced, kept = nnx.split_state(initial, lambda path, _: path in stored, ...)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), replaced)
-    for array in jax.tree.leaves(replaced):
-        array.delete()
+    _delete(replaced)
     if adapters:
         whole = _replicated(jax.tree.leaves(abstract)[0].sharding)
         added, _ = nnx.split_state(shapes, lambda path, _: path in adapters, ...)
@@ -122,10 +121,17 @@ def _copies(parts: nnx_types.State, params: nnx_types.State) -> nnx_types.State:
     read, made = dict(nnx.to_flat_state(params)), []
     for path, leaf in nnx.to_flat_state(parts):
         dtype = leaf.dtype
-        leaf[...].delete()
+        _delete(leaf)
         # A separate buffer, because a training step donates both.
         made.append((path, leaf.replace(jnp.array(read[path[1:]][...], dtype, copy=True))))
     return nnx.from_flat_state(made)
+
+
+def _delete(tree: Any) -> None:
+    """Delete the arrays of a tree; descriptions have none."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
 
 
 def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:

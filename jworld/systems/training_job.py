@@ -241,28 +241,27 @@ def start(
     """Return graph definition, state and shardings: restored, started from `config.init_from`, or drawn at random."""
     if manager.latest_step() is not None:
         return _restore(job, dataset, manager, message=message)
-    graphdef, state, shardings = train_state.create_state(
-        job.system.init_training,
-        trainable=job.trainable,
-        optimizer=job.optimizer,
-        mesh=job.mesh,
-        key=jax.random.key(job.config.seed),
+    key, parts, init = jax.random.key(job.config.seed), job.system.parts, job.system.init_training
+    graphdef, abstract, shardings = train_state.abstract_state(
+        init, trainable=job.trainable, optimizer=job.optimizer, mesh=job.mesh
     )
-    check_trainable(job, state.params)
-    parts = job.system.parts
-    if job.config.init_from or parts:
-        params = initial_weights.load_parts(nnx.merge_state(state.params, state.frozen), parts)
-        notes = [f"the weights of the {name} are those in {folder}" for name, folder in parts.items()]
-        if job.config.init_from:
-            message(f"starting from the weights in {job.config.init_from}")
-            params, more = initial_weights.load_initial(
-                resources.find(job.config.init_from), params, copies=job.system.copies, parts=parts
-            )
-            notes += more
-        trained, frozen = nnx.split_state(params, job.trainable, ...)
-        state = train_state.replace_params(state, trained, frozen)
-        for note in notes:
-            message(note)
+    check_trainable(job, abstract.params)
+    if not job.config.init_from and not parts:
+        return train_state.create_state(init, trainable=job.trainable, optimizer=job.optimizer, mesh=job.mesh, key=key)
+    # Weights are read to their places before anything else is allocated.
+    params = initial_weights.load_parts(nnx.merge_state(abstract.params, abstract.frozen), parts)
+    notes = [f"the weights of the {name} are those in {folder}" for name, folder in parts.items()]
+    if job.config.init_from:
+        message(f"starting from the weights in {job.config.init_from}")
+        params, more = initial_weights.load_initial(
+            resources.find(job.config.init_from), params, copies=job.system.copies, parts=parts
+        )
+        notes += more
+    params = train_state.draw_missing(init, params, key=key, mesh=job.mesh)
+    trained, frozen = nnx.split_state(params, job.trainable, ...)
+    state = train_state.start_state(trained, frozen, optimizer=job.optimizer, shardings=shardings, mesh=job.mesh)
+    for note in notes:
+        message(note)
     return graphdef, state, shardings
 
 

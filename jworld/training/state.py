@@ -1,6 +1,5 @@
 """State of a run: created sharded, and described without memory for checkpoints and dry runs."""
 
-import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -145,6 +144,58 @@ def create_state(
     return graphdef, state, shardings
 
 
+def draw_missing(
+    init_model: InitModel, params: nnx_types.State, *, key: jax.Array, mesh: Mesh, rules: Any = axes.RULES
+) -> nnx_types.State:
+    """Return `params` with drawn weights instead of descriptions, the same ones as `create_state` draws.
+
+    Nothing is computed for the other parameters.
+    """
+    missing = {path for path, leaf in nnx.to_flat_state(params) if isinstance(leaf.get_value(), jax.ShapeDtypeStruct)}
+    if not missing:
+        return params
+
+    def is_missing(path: tuple[Any, ...], _: Any) -> bool:
+        return path in missing
+
+    def init(key: jax.Array) -> nnx_types.State:
+        return nnx.split_state(nnx.state(init_model(nnx.Rngs(key))), is_missing, ...)[0]
+
+    _, rest = nnx.split_state(params, is_missing, ...)
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
+        shardings = nnx.get_named_sharding(jax.eval_shape(init, key), mesh)
+        return nnx.merge_state(rest, jax.jit(init, out_shardings=shardings)(key))
+
+
+def start_state(
+    params: nnx_types.State,
+    frozen: nnx_types.State,
+    *,
+    optimizer: optimizers.Optimizer,
+    shardings: TrainState,
+    mesh: Mesh,
+) -> TrainState:
+    """Return the state at step 0 for given weights, which it takes over."""
+
+    def rest(params: nnx_types.State) -> tuple[Any, ...]:
+        zero = jnp.zeros((), jnp.int32)
+        return optimizer.transform.init(params), zero, zero, zero
+
+    placed = shardings.opt_state, shardings.step, shardings.skipped, shardings.skipped_in_row
+    with jax.set_mesh(mesh):
+        opt_state, step, skipped, in_row = jax.jit(rest, out_shardings=placed)(params)
+    return TrainState(
+        step=step,
+        params=params,
+        frozen=frozen,
+        opt_state=opt_state,
+        # Separate buffers, because a step donates both.
+        ema=jax.tree.map(jnp.copy, params) if optimizer.config.has_ema else None,
+        skipped=skipped,
+        skipped_in_row=in_row,
+    )
+
+
 def sizes(params: nnx_types.State, frozen: nnx_types.State) -> dict[str, tuple[int, int]]:
     """Count trained and all weights, by the first name of their paths."""
     found: dict[str, tuple[int, int]] = {}
@@ -154,10 +205,3 @@ def sizes(params: nnx_types.State, frozen: nnx_types.State) -> dict[str, tuple[i
             trained, total = found.get(str(name), (0, 0))
             found[str(name)] = trained + is_trained * count, total + count
     return found
-
-
-def replace_params(state: TrainState, params: nnx_types.State, frozen: nnx_types.State | None = None) -> TrainState:
-    """Replace the initial weights of `state`; the EMA starts from them too, in separate buffers."""
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    frozen = state.frozen if frozen is None else frozen
-    return dataclasses.replace(state, params=params, frozen=frozen, ema=ema)

@@ -222,7 +222,8 @@ def _train_steps(case: golden_cases.GoldenCase) -> float:
     start = networks.weights_of(case)
     rules = cosmos.rules(model.cfg, prefix="")
     arrays = engine.import_tensors(start, created.params, rules)
-    train_state = state.replace_params(created, engine.to_state(created.params, arrays))
+    params = engine.to_state(created.params, arrays)
+    train_state = state.start_state(params, created.frozen, optimizer=optimizer, shardings=shardings, mesh=devices)
     replicated = NamedSharding(devices, PartitionSpec())
     run = step.make_train_step(
         graphdef,

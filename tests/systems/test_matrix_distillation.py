@@ -103,7 +103,7 @@ class Training:
         drawn = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32), state.params)
         student = dict(nnx.to_flat_state(drawn))
         frozen = nnx.from_flat_state((path, student[path[1:]]) for path, _ in nnx.to_flat_state(state.frozen))
-        state = train_state.replace_params(state, drawn, frozen)
+        state = train_state.start_state(drawn, frozen, optimizer=self.optimizer, shardings=shardings, mesh=self.mesh)
         self.state = jax.device_put(state, shardings)
         spec = self.system.batch_spec(4)
         self.batch_shardings = {name: axes.sharding(self.mesh, entry.axes) for name, entry in spec.items()}

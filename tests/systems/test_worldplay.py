@@ -269,7 +269,7 @@ def trained(sizes: tuple[int, int, int]) -> tuple[nnx.State, nnx.State]:
     graphdef, run, shardings = state.create_state(
         system().init, trainable=nnx.Param, optimizer=optimizer, key=jax.random.key(0), mesh=devices
     )
-    run = state.replace_params(run, randomized(run.params))
+    run = state.start_state(randomized(run.params), run.frozen, optimizer=optimizer, shardings=shardings, mesh=devices)
     batch_shardings = {name: axes.sharding(devices, x.axes) for name, x in system().batch_spec(BATCH).items()}
     train_step = step.make_train_step(
         graphdef, system().loss, optimizer, shardings=shardings, batch_shardings=batch_shardings, mesh=devices

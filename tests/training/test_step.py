@@ -139,12 +139,28 @@ def test_frozen_parameters_stay() -> None:
     jax.tree.map(np.testing.assert_array_equal, frozen, jax.tree.map(np.asarray, run.state.frozen))
 
 
-def test_replaced_weights_also_initialize_the_ema() -> None:
+def test_given_weights_also_initialize_the_ema() -> None:
     run = toy.Run(ema_decay=0.5)
     other = jax.tree.map(lambda x: x + 1, run.state.params)
-    run.state = state.replace_params(run.state, other)
+    run.state = state.start_state(
+        other, run.state.frozen, optimizer=run.optimizer, shardings=run.shardings, mesh=run.mesh
+    )
     run.step()
     toy.assert_close(run.state.ema, run.state.params, 0.1)
+
+
+def test_only_missing_weights_are_drawn() -> None:
+    """They are those of a start without given weights, in their place on the mesh."""
+    run = toy.Run(mesh=(1, 2, 1))
+    params = run.abstract().params
+    given, missing = nnx.split_state(params, nnx.PathContains("blocks"), ...)
+    given = jax.tree.map(lambda x: jax.device_put(jnp.full(x.shape, 7.0, x.dtype), x.sharding), given)
+    key = jax.random.key(0)
+    found = state.draw_missing(run.init["init_model"], nnx.merge_state(given, missing), key=key, mesh=run.mesh)
+    toy.assert_close(found["head"], run.state.params["head"], 0)
+    assert all((leaf == 7).all() for leaf in jax.tree.leaves(found["blocks"]))
+    placed = jax.tree.map(lambda x, y: x.sharding == y.sharding, found, params)
+    assert all(jax.tree.leaves(placed))
 
 
 def test_a_dimension_that_the_mesh_does_not_divide_is_named() -> None:

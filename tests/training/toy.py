@@ -75,13 +75,15 @@ class Run:
             "trainable": trainable,
             "optimizer": self.optimizer,
         }
-        self.graphdef, self.state, shardings = state.create_state(**self.init, key=jax.random.key(0), mesh=self.mesh)
+        self.graphdef, self.state, self.shardings = state.create_state(
+            **self.init, key=jax.random.key(0), mesh=self.mesh
+        )
         self.batch_shardings = {name: axes.sharding(self.mesh, ("batch",)) for name in ("x", "y", "scale")}
         self.train_step = step.make_train_step(
             self.graphdef,
             loss,
             self.optimizer,
-            shardings=shardings,
+            shardings=self.shardings,
             batch_shardings=self.batch_shardings,
             mesh=self.mesh,
         )
