@@ -1,4 +1,4 @@
-"""Train the network that measures whether generated videos move as they were told, on recorded episodes.
+"""Train the network that reads motion from generated videos, on recorded episodes.
 
     python scripts/train_motion.py --episodes data/rooms256/episodes --output motion.safetensors
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _has_scores(path: pathlib.Path) -> bool:
-    """Return whether a result has accuracies; a `UserError` that names the file if it is no result."""
+    """Return whether a result has accuracies; a `UserError` that names the file if it is not a result."""
     path = path / "evaluation.json" if path.is_dir() else path
     try:
         return "scores" in json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Whether generated videos follow the recorded controls, part by part, as the meter of `motion` sees them."""
+"""Comparison of the motion in generated videos with the recorded controls, part by part."""
 
 import collections
 import dataclasses
@@ -29,7 +29,7 @@ RECORDED = "recording"
 def load_meter(config: ml_collections.ConfigDict, file: str | None) -> MotionMeter | None:
     """Return the meter of a file, or the shipped one of the source that the run's data were recorded from.
 
-    None if there is no such: the motion of other videos has other units and looks different.
+    None if there is none: the motion of other videos has other units and looks different.
     """
     if file is not None:
         return MotionMeter.load(resources.find(file))
@@ -100,7 +100,7 @@ class ControlMeasure:
         return [
             (
                 f"control in part {number}",
-                f"{curves['control'][number - 1]:.1f} % of latents move as told (the recording: "
+                f"{curves['control'][number - 1]:.1f} % of latents move as they should (the recording: "
                 f"{limit[number - 1]:.1f} %), turns {curves['turns'][number - 1]:.2f} degrees and steps "
                 f"{curves['steps'][number - 1]:.3f} off",
             )

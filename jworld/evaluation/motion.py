@@ -1,4 +1,4 @@
-"""Whether generated videos move as they were told, by an inverse-dynamics network; see `models.motion`."""
+"""Motion in videos, as an inverse-dynamics network reads it; see `models.motion`."""
 
 import dataclasses
 import functools

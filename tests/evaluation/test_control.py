@@ -94,10 +94,10 @@ def test_a_report_gets_curves_numbers_and_lines() -> None:
     assert added.summary[1:] == [
         (
             "control in part 1",
-            "66.7 % of latents move as told (the recording: 100.0 %), turns 5.33 degrees and steps 0.000 off",
+            "66.7 % of latents move as they should (the recording: 100.0 %), turns 5.33 degrees and steps 0.000 off",
         ),
         (
             "control in part 2",
-            "75.0 % of latents move as told (the recording: 100.0 %), turns 0.00 degrees and steps 0.141 off",
+            "75.0 % of latents move as they should (the recording: 100.0 %), turns 0.00 degrees and steps 0.141 off",
         ),
     ]

@@ -209,6 +209,7 @@ PLANS = {
 #: Command -> options.
 COMMANDS = {
     "jworld.doctor": ("--config.mesh.sequence=1",),
+    "scripts/train_motion.py": ("--steps=2",),
     # One golden case.
     "pytest": ("-k", "schedules", "-p", "no:cacheprovider"),
 }
@@ -234,6 +235,7 @@ IMPORTS = {
 }
 #: Size written in a guide -> its small value, in every command. Longer texts come first.
 VALUES = {
+    "--output out/starter": "--output out/starter --chunks 2 --windows 1 --revisits 1",
     "--episodes 64 --frames 241 --size 192x144": "--episodes 4 --frames 121 --size 64x48",
     "--width 832 --height 480": "--width 48 --height 32",
     "--width 1280 --height 704": "--width 32 --height 16",

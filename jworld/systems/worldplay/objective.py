@@ -32,7 +32,7 @@ class ObjectiveConfig:
       clean_context: share of the other samples with such a context too: their chunks before a random one. As published
         (0), the context of a clip's first chunks is as noisy as they are, which it never is in a rollout.
       own_errors: share of samples whose context is the model's own prediction of it from noisy frames, so that training
-        sees what a rollout goes on from (as in Matrix-Game 3 and DIAMOND). Above 0 it costs another forward pass.
+        sees what a rollout continues from (as in Matrix-Game 3 and DIAMOND). Above 0 it costs another forward pass.
     """
 
     shift: float = 3.0
@@ -61,7 +61,7 @@ class Draws(NamedTuple):
       u: times per chunk before the shift, [B, n] in [0, 1).
       memory_times: integer times [B, n] that replace those of memory chunks.
       noise: standard normal, in the shape of the latents.
-      context: chunks [B] before those that count, for samples that are no memory samples; None is 0.
+      context: chunks [B] before those that count, for samples that are not memory samples; None is 0.
       own: whether the context is the model's own prediction, bool [B]; None is False.
     """
 
