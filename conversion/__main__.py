@@ -175,7 +175,12 @@ def _add_export(commands: "argparse._SubParsersAction[arguments.Parser]") -> Non
         help="folder to create, or a .safetensors, .pt or .pth file",
     )
     layouts = sorted({layout for family in families.FAMILIES.values() for layout in family.layouts})
-    parser.add_argument("--layout", choices=layouts, help="layout of the keys (default: that of the import)")
+    parser.add_argument(
+        "--layout",
+        choices=[*layouts, exporting.LIBRARY],
+        help="layout of the keys; library: one that transformers or diffusers loads, if it has the model (default: that "
+        "of the import)",
+    )
     parser.add_argument(
         "--adapters", action="store_true", help="write only the adapters of a run with model.lora, in peft's layout"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 from flax import nnx
 
-from conversion import families, resolving, store, tensor_files
+from conversion import families, pieces, resolving, store, tensor_files
 from jworld.data import records
 from jworld.models.autoencoders import files, network
 from jworld.utils import errors
@@ -116,7 +116,7 @@ def read_header(path: pathlib.Path) -> tuple[families.Family, Target, dict[str, 
 def write_file(
     path: pathlib.Path, target: Target, arrays: Mapping[str, store.LazyArray], record: Mapping[str, Any]
 ) -> None:
-    """Write a file that `files.load` opens, in float32, one parameter after the other and some rows at a time.
+    """Write a file that `files.load` opens, in float32, some rows of a parameter at a time.
 
     Args:
       path: the file.
@@ -130,7 +130,11 @@ def write_file(
     with path.open("wb") as file:
         described = {name: (array.shape, _FILE) for name, array in arrays.items()}
         offsets = tensor_files.write_header(file, described, header | entry)
-        for name, array in arrays.items():
-            row = math.prod(array.shape[1:]) * _FILE.itemsize
-            for band in array.bands():
-                tensor_files.write_at(file, array.read(band).astype(_FILE), offsets[name] + band[0].start * row)
+
+        def write(band: tuple[str, tuple[slice, ...]]) -> None:
+            name, index = band
+            row = math.prod(arrays[name].shape[1:]) * _FILE.itemsize
+            start = index[0].start if index else 0
+            tensor_files.write_at(file, arrays[name].read(index).astype(_FILE), offsets[name] + start * row)
+
+        pieces.process([(name, index) for name, array in arrays.items() for index in array.bands()], write)

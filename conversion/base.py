@@ -134,6 +134,7 @@ class Family:
       runs: the runs that the weights become; None for autoencoders.
       autoencoder: key of `jworld.models.autoencoders.files.NETWORKS`; None for the networks of systems.
       default_layout: model config, layout of the import or None -> layout of an export for which the user gives none.
+      library_layout: model config -> layout that a library loads; None for that of diffusers, if it has the model.
       folder_notes: path of a checkpoint -> sentences about other contents of its folder.
     """
 
@@ -143,6 +144,7 @@ class Family:
     runs: Runs | None = None
     autoencoder: str | None = None
     default_layout: Callable[[Any, str | None], str] | None = None
+    library_layout: Callable[[Any], str | None] = lambda model: None
     folder_notes: Callable[[pathlib.Path], list[str]] = lambda path: []
 
     def with_layouts(self, *layouts: KeyLayout) -> "Family":

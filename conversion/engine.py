@@ -18,6 +18,9 @@ from jworld.utils import errors, nnx_types
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
 _BAND = 16
+_BLOCK = 1 << 17
+#: Bits of the exponent, all of which are set in NaN and infinity.
+_EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00}
 #: (name of a tensor, index) -> this part of the tensor.
 Read = Callable[[str, Index], np.ndarray]
 
@@ -165,9 +168,13 @@ class TensorPlacement:
     def source_shape(self) -> Shape:
         return self.layout.source_shape(self.shape)
 
-    def take(self, parameter: np.ndarray) -> np.ndarray:
-        """Return the tensor, in its PyTorch layout, from the whole parameter."""
-        value = parameter if self.layer is None else parameter[self.layer]
+    def is_whole(self, shape: Shape) -> bool:
+        """Return True if the tensor is the whole parameter of this shape, element by element in the same order."""
+        return self.layer is None and self.layout == IDENTITY and self.shape == shape
+
+    def take(self, parameter: np.ndarray, first: int = 0) -> np.ndarray:
+        """Return the tensor, in its PyTorch layout, from the parameter or, for a stack, its layers from `first` on."""
+        value = parameter if self.layer is None else parameter[self.layer - first]
         if self.shape:
             value = value[..., self.start : self.start + self.shape[-1]]
         return self.layout.to_source(value)
@@ -310,6 +317,9 @@ def places_of(places: Mapping[str, TensorPlacement], path: str) -> dict[str, Ten
 
 def copy(target: np.ndarray, value: np.ndarray) -> None:
     """Assign target[...] = value, fast if the copy transposes."""
+    if value.dtype == target.dtype and value.dtype.itemsize == 2:
+        # numpy copies elements of types that are not its own one by one.
+        value, target = value.view(np.uint16), target.view(np.uint16)
     if value.ndim < 2 or value.flags.c_contiguous:
         target[...] = value
         return
@@ -320,6 +330,12 @@ def copy(target: np.ndarray, value: np.ndarray) -> None:
 
 def finite(array: np.ndarray) -> bool:
     """Return True if no element is NaN or infinite."""
+    exponent = _EXPONENTS.get(str(array.dtype))
+    if exponent is not None and array.flags.c_contiguous:
+        bits = array.reshape(-1).view(np.uint16)
+        # Blocks that stay in the processor's cache: eight times as fast as isfinite.
+        blocks = (bits[start : start + _BLOCK] for start in range(0, bits.size, _BLOCK))
+        return all(int((block & 0x7FFF).max()) < exponent for block in blocks)
     with np.errstate(invalid="ignore"):  # the comparison of a bfloat16 NaN warns
         return bool(np.isfinite(array).all())
 

@@ -13,7 +13,18 @@ from typing import Any, BinaryIO
 import numpy as np
 import rich.console
 
-from conversion import engine, families, folders, importing, outputs, searching, sources, tensor_files, torch_files
+from conversion import (
+    engine,
+    families,
+    folders,
+    importing,
+    outputs,
+    pieces,
+    searching,
+    sources,
+    tensor_files,
+    torch_files,
+)
 from jworld.models.layers import lora
 from jworld.systems import runs
 from jworld.utils import errors
@@ -24,6 +35,10 @@ MAX_FILE = 5_000_000_000
 ADAPTERS_NAME = "pytorch_lora_weights.safetensors"
 #: Layout of the program that published a model, next to that of diffusers.
 ORIGINAL = "original"
+#: Value of `--layout` for names that transformers or diffusers loads.
+LIBRARY = "library"
+#: Layout of diffusers, for families that have it.
+DIFFUSERS = "diffusers"
 #: Entry of a header that transformers requires.
 PYTORCH = {"format": "pt"}
 _CONFIG = "config.json"
@@ -180,6 +195,8 @@ def choose_layout(weights: folders.Weights, output: pathlib.Path, layout: str | 
     diffusers reads no such files. All other outputs have the family's default, that of the import, or the first.
     """
     layouts = weights.family.layouts
+    if layout == LIBRARY:
+        layout = _library_layout(weights)
     if layout is not None and layout not in layouts:
         raise errors.UserError(f"--layout is {layout!r}, expected one of {', '.join(layouts)}")
     if layout is None and output.suffix in torch_files.SUFFIXES and ORIGINAL in layouts:
@@ -188,6 +205,18 @@ def choose_layout(weights: folders.Weights, output: pathlib.Path, layout: str | 
     if layout is None and weights.family.default_layout is not None:
         layout = weights.family.default_layout(weights.target.model_config, imported)
     return layouts[layout or imported or next(iter(layouts))]
+
+
+def _library_layout(weights: folders.Weights) -> str | None:
+    """Return the layout that transformers or diffusers loads; None if neither has this model."""
+    family, model = weights.family, weights.target.model_config
+    if (found := family.library_layout(model)) is not None or DIFFUSERS not in family.layouts:
+        return found
+    try:
+        family.layouts[DIFFUSERS].to_config(model)
+    except errors.UserError:
+        return None
+    return DIFFUSERS
 
 
 def _trained(weights: folders.Weights, keys: families.KeyLayout, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -268,28 +297,39 @@ def write(
     console: rich.console.Console | None,
     metadata: Mapping[str, str] = PYTORCH,
 ) -> None:
-    """Write the headers, then read every parameter once and write its tensors to their offsets in the files."""
+    """Write the headers, then read every parameter once and write its tensors to their offsets in the files.
+
+    Several threads do so, each with some rows of a parameter.
+    """
     with contextlib.ExitStack() as stack, outputs.progress(console) as bar:
-        targets: dict[str, list[tuple[Tensor, BinaryIO, int]]] = {}
+        targets: dict[str, tuple[Tensor, BinaryIO, int]] = {}
         for path, tensors in parts.items():
             file: BinaryIO = stack.enter_context(path.open("wb"))
             described = {tensor.name: (tensor.place.source_shape, tensor.dtype) for tensor in tensors}
             offsets = tensor_files.write_header(file, described, metadata)
-            for tensor in tensors:
-                targets.setdefault(tensor.place.path, []).append((tensor, file, offsets[tensor.name]))
+            targets |= {tensor.name: (tensor, file, offsets[tensor.name]) for tensor in tensors}
+        places: dict[str, dict[str, engine.TensorPlacement]] = {}
+        for tensor, _, _ in targets.values():
+            places.setdefault(tensor.place.path, {})[tensor.name] = tensor.place
+        work = [piece for path, own in places.items() for piece in weights.pieces(path, own)]
         task = bar.add_task("exporting", total=sum(tensor.size for tensors in parts.values() for tensor in tensors))
-        non_finite = []
-        for parameter in targets:
-            array = weights.read(parameter)
-            for tensor, file, offset in targets[parameter]:
-                value = np.empty(tensor.place.source_shape, tensor.dtype)
+        non_finite: set[str] = set()
+
+        def convert(piece: pieces.Piece) -> None:
+            for name, found, rows in piece.take(weights.read(piece.path, piece.rows)):
+                tensor, file, offset = targets[name]
+                value = np.empty(found.shape, tensor.dtype)
                 with np.errstate(over="ignore"):
-                    engine.copy(value, tensor.place.take(array))
+                    engine.copy(value, found)
                 if not engine.finite(value):
-                    non_finite.append(engine.Problem("non-finite", tensor.name))
-                tensor_files.write_at(file, value, offset)
-                bar.advance(task, tensor.size)
-        engine.check(non_finite, str(weights.path), "choose another --dtype or --step")
+                    non_finite.add(name)
+                start = 0 if rows is None else rows.start
+                tensor_files.write_at(file, value, offset + start * math.prod(found.shape[1:]) * tensor.dtype.itemsize)
+                bar.advance(task, value.nbytes)
+
+        pieces.process(work, convert)
+        problems = [engine.Problem("non-finite", name) for name in sorted(non_finite)]
+        engine.check(problems, str(weights.path), "choose another --dtype or --step")
 
 
 def _write_index(path: pathlib.Path, parts: Mapping[pathlib.Path, Sequence[Tensor]]) -> None:

@@ -1,10 +1,11 @@
-"""Reader of jworld's weights (imported, of a run, released, of an autoencoder), one parameter at a time."""
+"""Reader of jworld's weights (imported, of a run, released, of an autoencoder), some rows of a parameter at a time."""
 
 import abc
 import json
+import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,11 +13,11 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from conversion import autoencoders, families, importing, sources, store
+from conversion import autoencoders, digests, engine, families, importing, pieces, sources, store
 from jworld import systems
 from jworld.models.layers import lora
 from jworld.systems import runs
-from jworld.training import checkpoints, checksums, weights
+from jworld.training import checkpoints, checksums
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
@@ -68,7 +69,7 @@ class Weights(abc.ABC):
       step: step of a run; None for other weights.
       arrays: path of every parameter -> shape and dtype.
       files: files that contain the weights.
-      checksums: path -> dtype, shape and checksum of every parameter read so far.
+      checksums: path -> dtype, shape and checksum of every parameter of which all rows were read so far.
     """
 
     path: pathlib.Path
@@ -81,22 +82,34 @@ class Weights(abc.ABC):
         self.record: dict[str, Any] | None = None
         self.step: int | None = None
         self.checksums: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, digests.Digest] = {}
 
-    def read(self, path: str) -> np.ndarray:
-        """Read one parameter.
+    def read(self, path: str, rows: slice | None = None) -> np.ndarray:
+        """Read one parameter, or some rows of its first axis; several threads may read at the same time.
 
         Raises:
-          UserError: its checksum differs from the one that was written.
+          UserError: with these rows all were read, and the checksum differs from the one that was written.
         """
-        array = self._read(path)
-        dtype = str(array.dtype)
-        bands = store.LazyArray(array.shape, array.dtype, array.__getitem__).bands()
-        sums = np.concatenate([weights.row_sums(array[band], dtype) for band in bands])
-        self.checksums[path] = {"dtype": dtype, "shape": list(array.shape), "checksum": int(weights.total(sums))}
+        array = self._read(path, rows)
+        digest = self._digests.setdefault(path, digests.Digest(self._described(path)))
+        if digest.add(array, rows.start if rows else 0):
+            self.checksums[path] = digest.entry()
         return array
 
+    def pieces(self, path: str, tensors: Mapping[str, engine.TensorPlacement]) -> Iterator[pieces.Piece]:
+        """Yield the pieces of a parameter to read, with their tensors."""
+        return pieces.split(path, self.arrays[path], tensors, self._chunk_rows(path))
+
+    def _chunk_rows(self, path: str) -> int:
+        """Return the rows that are stored together."""
+        return 1
+
+    def _described(self, path: str) -> jax.ShapeDtypeStruct:
+        """Return shape and dtype as read."""
+        return self.arrays[path]
+
     @abc.abstractmethod
-    def _read(self, path: str) -> np.ndarray: ...
+    def _read(self, path: str, rows: slice | None) -> np.ndarray: ...
 
 
 class AutoencoderFile(Weights):
@@ -113,8 +126,9 @@ class AutoencoderFile(Weights):
             for name, info in self._source.tensors.items()
         }
 
-    def _read(self, path: str) -> np.ndarray:
-        return self._source.read(path).astype(self.arrays[path].dtype, copy=False)
+    def _read(self, path: str, rows: slice | None) -> np.ndarray:
+        index = () if rows is None else (rows,)
+        return self._source.read(path, index).astype(self.arrays[path].dtype, copy=False)
 
 
 class Folder(Weights):
@@ -134,6 +148,7 @@ class Folder(Weights):
         self.family = families.of_system(self.config.system, str(directory))
         self.target = systems.create(self.config)
         self._written: Mapping[str, Mapping[str, Any]] = {}
+        self._sums: dict[str, dict[int, int]] = {}
         self._readers: dict[str, store.Stored | sources.Source] = {}
         if (directory / runs.WEIGHTS).is_file():
             source = sources.open_source(directory / runs.WEIGHTS)
@@ -175,27 +190,42 @@ class Folder(Weights):
         self._readers |= dict.fromkeys(stored.arrays, stored)
         self._written = {**self._written, **written}
 
-    def _read(self, path: str) -> np.ndarray:
-        return self._readers[path].read(path)
+    def _described(self, path: str) -> jax.ShapeDtypeStruct:
+        return _described(self._readers[path], path)
 
-    def read(self, path: str) -> np.ndarray:
-        """Read one parameter as in `Weights`, compare it with its stored checksum, if any, and merge its adapter."""
-        array, layer = self._checked(path), path.removesuffix("/kernel")
+    def _chunk_rows(self, path: str) -> int:
+        reader = self._readers[path]
+        return reader.chunk_rows(path) if isinstance(reader, store.Stored) else 1
+
+    def _read(self, path: str, rows: slice | None) -> np.ndarray:
+        array = self._readers[path].read(path, () if rows is None else (rows,))
+        if not self.record and isinstance(self._readers[path], store.Stored):
+            start = 0 if rows is None else rows.start
+            first = start * math.prod(array.shape[1:])
+            self._sums.setdefault(path, {})[start] = checksums.part_checksum(array, first)
+        return array
+
+    def read(self, path: str, rows: slice | None = None) -> np.ndarray:
+        """Read as in `Weights`, compare with the stored checksum, if any, and merge the adapter."""
+        array, layer = self._checked(path, rows), path.removesuffix("/kernel")
         if layer == path or layer not in self.adapted:
             return array
-        down, up = (self._checked(layer + name).astype(np.float32) for name in (_DOWN, _UP))
+        down, up = (self._checked(layer + name, rows).astype(np.float32) for name in (_DOWN, _UP))
         scale = np.float32(self.config.model.lora.alpha / down.shape[-1])
         return (array.astype(np.float32) + scale * (down @ up)).astype(array.dtype)
 
-    def _checked(self, path: str) -> np.ndarray:
-        array = super().read(path)
+    def _checked(self, path: str, rows: slice | None) -> np.ndarray:
+        array = super().read(path, rows)
+        found = None
         if isinstance(self._readers[path], store.Stored):
-            found = self.checksums if self.record else checksums.tree_checksums({path: array})
-            if found[path] != self._written.get(path):
-                raise errors.UserError(
-                    f"the weights in {self.path} are damaged: the checksum of {path} differs; "
-                    "write that folder again, or restore it from a copy"
-                )
+            found = self.checksums.get(path)
+        if found is not None and not self.record:
+            found = found | {"checksum": sum(self._sums[path].values()) % 2**32}
+        if found is not None and found != self._written.get(path):
+            raise errors.UserError(
+                f"the weights in {self.path} are damaged: the checksum of {path} differs; "
+                "write that folder again, or restore it from a copy"
+            )
         return array
 
 
@@ -225,11 +255,11 @@ class Adapters(Folder):
             path: _described(reader, path) for path, reader in self._readers.items() if trained.fullmatch(path)
         }
 
-    def read(self, path: str) -> np.ndarray:
-        array = self._checked(path)
+    def read(self, path: str, rows: slice | None = None) -> np.ndarray:
+        array = self._checked(path, rows)
         if not path.endswith(_UP) or not self._folded:
             return array
-        return (array * np.float32(self.config.model.lora.alpha / array.shape[-2])).astype(array.dtype)
+        return (array * np.float32(self.config.model.lora.alpha / self.arrays[path].shape[-2])).astype(array.dtype)
 
 
 def _described(reader: store.Stored | sources.Source, path: str) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,6 @@ import math
 import pathlib
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from flax import nnx
 from conversion import (
     adapter_files,
     autoencoders,
+    digests,
     engine,
     families,
     outputs,
@@ -36,7 +36,6 @@ from jworld import systems
 from jworld.data import records
 from jworld.models.layers.config import ComputeConfig
 from jworld.systems import runs
-from jworld.training import weights
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
@@ -311,8 +310,10 @@ def _with_dtypes(
 class _Reader:
     """Reader of one parameter of a plan from its tensors, for the writer of a checkpoint.
 
+    Several threads may read at the same time.
+
     Attributes:
-      sums: checksums of the rows read so far.
+      digest: checksum of the rows read so far.
       non_finite: tensors read so far that have NaN or infinite values.
     """
 
@@ -321,7 +322,7 @@ class _Reader:
         self._source, self._advance = plan.source, advance
         complete = sum(math.prod(place.shape) for place in self._places.values()) == math.prod(self._leaf.shape)
         self._initial = None if complete else functools.cache(functools.partial(_initial, plan, path))
-        self.sums: list[np.ndarray] = []
+        self.digest = digests.Digest(self._leaf)
         self.non_finite: set[str] = set()
 
     def read(self, index: engine.Index) -> np.ndarray:
@@ -329,14 +330,9 @@ class _Reader:
         dtype = self._leaf.dtype
         initial = None if self._initial is None else self._initial()[index].astype(dtype)
         block = engine.read_block(self._places, index, dtype, self._read, initial)
-        self.sums.append(np.asarray(weights.row_sums(block, str(dtype))))
+        self.digest.add(block, index[0].start if index else 0)
         self._advance(block.nbytes)
         return block
-
-    def entry(self) -> dict[str, Any]:
-        """Return the dtype, shape and checksum of the rows read."""
-        checksum = int(weights.total(np.concatenate(self.sums)))
-        return {"dtype": str(self._leaf.dtype), "shape": list(self._leaf.shape), "checksum": checksum}
 
     def _read(self, name: str, box: engine.Index) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -393,8 +389,8 @@ def import_weights(
             names = sorted(name for reader in readers.values() for name in reader.non_finite)
             non_finite = [engine.Problem("non-finite", name) for name in names]
             engine.check(non_finite, str(origin), "download the file again, or choose another --dtype")
-            written = {path: reader.entry() for path, reader in readers.items()}
-            record |= {"checksum": total_checksum(written), "arrays": written}
+            written = {path: reader.digest.entry() for path, reader in readers.items()}
+            record |= {"checksum": digests.of_all(written), "arrays": written}
             if plan.config is not None:
                 (partial / runs.IMPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
                 run_config.save(plan.config, partial)
@@ -445,8 +441,3 @@ def _record(plan: Plan) -> dict[str, Any]:
         "ignored": list(plan.ignored),
         "initial": list(plan.initial),
     }
-
-
-def total_checksum(written: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return one checksum for all parameters: equal for equal paths, shapes, dtypes and bits in any layout."""
-    return f"{zlib.crc32(json.dumps(written, sort_keys=True).encode()):08x}"

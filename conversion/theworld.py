@@ -179,6 +179,11 @@ def default_layout(cfg: TheWorldConfig, imported: str | None) -> str:
     return STYLE if cfg.world is not None or imported == STYLE else "hub"
 
 
+def library_layout(cfg: TheWorldConfig) -> str:
+    """Return the layout that transformers loads, of Gemma-3 alone."""
+    return "hub" if cfg.gemma.vision_layers else TEXT
+
+
 def trained_config(paths: Iterable[str]) -> dict[str, Any]:
     """Return which parts were frozen, given the paths of the trained parameters."""
     trained = {path.split("/", 1)[0] for path in paths}
@@ -269,6 +274,7 @@ FAMILY = Family(
     describe=describe,
     runs=Runs(system="theworld", recipe=RECIPE, variants={VARIANT: {}}, guess_variant=guess_variant, fit=fit),
     default_layout=default_layout,
+    library_layout=library_layout,
 )
 # The names of files are not those of modules, which adapters have.
 LAYOUTS = (

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import rich.console
 
-from conversion import engine, families, folders, importing, outputs, selecting, sources
+from conversion import digests, engine, families, folders, outputs, pieces, selecting, sources
 from jworld.utils import errors
+
+#: Bytes that are compared at once, few enough for the processor's cache.
+_BLOCK = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,24 +46,25 @@ def verify(
         exceptions = [*record.get("ignored", []), *record.get("initial", [])]
         listed = [problem for problem in engine.problems(found, shapes, places) if problem.name not in exceptions]
         engine.check(listed, str(path), f"{directory} was imported from another checkpoint")
-        different = []
+        work = [piece for path in shapes for piece in weights.pieces(path, engine.places_of(places, path))]
+        different: set[str] = set()
         with outputs.progress(console) as bar:
-            sizes = {name: math.prod(shapes[name]) * weights.arrays[name].dtype.itemsize for name in shapes}
-            task = bar.add_task("comparing", total=sum(sizes.values()))
-            for parameter in shapes:
-                array = weights.read(parameter)
-                for name, place in engine.places_of(places, parameter).items():
-                    if name in found and not _equal(place.take(array), source.read(name)):
-                        different.append(name)
-                bar.advance(task, sizes[parameter])
+            task = bar.add_task("comparing", total=sum(piece.size for piece in work))
+
+            def compare(piece: pieces.Piece) -> None:
+                for name, value, rows in piece.take(weights.read(piece.path, piece.rows)):
+                    if name in found and not _equal(value, source.read(name, None if rows is None else (rows,))):
+                        different.add(name)
+                bar.advance(task, piece.size)
+
+            pieces.process(work, compare)
     if different:
-        raise errors.UserError(
-            f"{len(different)} of {len(found)} tensors of {path} differ from {directory}: {', '.join(different)}"
-        )
+        names = ", ".join(sorted(different))
+        raise errors.UserError(f"{len(different)} of {len(found)} tensors of {path} differ from {directory}: {names}")
     return Summary(
         len(places.keys() & found.keys()),
         sum(math.prod(shape) for shape in shapes.values()),
-        importing.total_checksum(weights.checksums),
+        digests.of_all(weights.checksums),
         [name for name in exceptions if name in found],
     )
 
@@ -78,4 +82,6 @@ def _equal(stored: np.ndarray, tensor: np.ndarray) -> bool:
     engine.copy(mine, stored)
     with np.errstate(over="ignore"):
         theirs = np.ascontiguousarray(tensor.astype(stored.dtype, copy=False))
-    return np.array_equal(mine.reshape(-1).view(np.uint8), theirs.reshape(-1).view(np.uint8))
+    first, second = (each.reshape(-1).view(np.uint8) for each in (mine, theirs))
+    starts = range(0, first.size, _BLOCK)
+    return all(np.array_equal(first[start : start + _BLOCK], second[start : start + _BLOCK]) for start in starts)

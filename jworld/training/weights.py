@@ -1,21 +1,23 @@
 """Parameters by path, without training state: a safetensors file (starter weights) or an Orbax checkpoint."""
 
-import functools
+import collections
+import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
-from etils import epath
 
-from jworld.training import checksums, storage
+from jworld.training import array_store, storage
 from jworld.training import state as train_state
 from jworld.utils import errors, files, nnx_types
+
+#: Bytes on the host, read but not yet on their devices.
+_IN_FLIGHT = 256 << 20
 
 
 def save(params: nnx_types.State, path: pathlib.Path, dtype: np.dtype | type) -> None:
@@ -49,38 +51,88 @@ def load(path: pathlib.Path, abstract: nnx_types.State) -> nnx_types.State:
 def restore(
     directory: pathlib.Path, abstract: nnx_types.State, entries: Mapping[str, Mapping[str, Any]]
 ) -> nnx_types.State:
-    """Restore an Orbax checkpoint whose leaves are named by path into the shapes, dtypes and shardings of `abstract`.
+    """Restore imported weights into the shapes, dtypes and shardings of `abstract`.
+
+    Every device gets only its parts, which are compared with their checksums and cast while they are read. At the peak
+    the host has `_IN_FLIGHT` bytes, or the largest part, more than what is restored.
 
     Args:
-      directory: the checkpoint.
+      directory: an Orbax checkpoint whose leaves are named by path.
       abstract: the parameters to read, all that the checkpoint has.
-      entries: {"dtype", "shape", "checksum"} of every leaf as written; the checksum is `total` of its `row_sums`.
+      entries: {"shape"} of every leaf as written.
 
     Raises:
       UserError: the checkpoint is absent or damaged, or its leaves are not exactly those of the model.
     """
     _check(directory, abstract, {name: tuple(entry["shape"]) for name, entry in entries.items()})
-    names = [train_state.leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
-    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    args = {
-        name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or default, global_shape=leaf.shape, dtype=leaf.dtype)
-        for name, leaf in zip(names, jax.tree.leaves(abstract), strict=True)
-    }
+    leaves = {train_state.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
     try:
-        tree = ocp.PyTreeCheckpointHandler().restore(
-            epath.Path(directory.absolute()),
-            args=ocp.args.PyTreeRestore(item=nested(dict.fromkeys(names, 0)), restore_args=nested(args)),
-        )
+        found = _read(array_store.StoredArrays(directory), leaves)
     except Exception as error:
         storage.silence()
         reason = errors.one_line(error)
         raise errors.UserError(
             f"the weights in {directory} are damaged ({type(error).__name__}: {reason}): import them again"
         ) from error
-    found = {train_state.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    _check_sums(directory, found, entries)
-    params: nnx_types.State = jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in names])
+    params: nnx_types.State = jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
     return params
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Part of a leaf that some devices of this process need, on its way there."""
+
+    name: str
+    devices: Sequence[jax.Device]
+    host: np.ndarray
+    reading: Any
+
+    def place(self) -> list[jax.Array]:
+        """Wait for the part, and copy it to its devices."""
+        self.reading.result()
+        # Memory of numpy's could not be donated to a training step.
+        copies = [jax.device_put(self.host, device, may_alias=False) for device in self.devices]
+        return cast(list[jax.Array], jax.block_until_ready(copies))
+
+
+def _read(stored: array_store.StoredArrays, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Read all leaves; while one part is copied to its devices, TensorStore reads the next ones.
+
+    The largest comes first: a part is on the host and on its device at once, which matters least before all others.
+    """
+    placed: dict[str, list[jax.Array]] = {name: [] for name in leaves}
+    pending: collections.deque[_Part] = collections.deque()
+
+    def finish() -> None:
+        part = pending.popleft()
+        placed[part.name] += part.place()
+
+    for name in sorted(leaves, key=lambda name: -array_store.size(leaves[name])):
+        for (starts, stops), devices in _parts(leaves[name]).items():
+            index = tuple(map(slice, starts, stops))
+            host = np.empty(np.subtract(stops, starts), leaves[name].dtype)
+            while pending and sum(part.host.nbytes for part in pending) + host.nbytes > _IN_FLIGHT:
+                finish()
+            pending.append(_Part(name, devices, host, stored.fill(name, index, host)))
+    while pending:
+        finish()
+    return {
+        name: jax.make_array_from_single_device_arrays(leaf.shape, _sharding(leaf), placed[name], dtype=leaf.dtype)
+        for name, leaf in leaves.items()
+    }
+
+
+def _sharding(leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+    return leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _parts(leaf: jax.ShapeDtypeStruct) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[jax.Device]]:
+    """Return (starts, stops) of the different parts of a leaf that devices of this process need, and these devices."""
+    parts: dict[tuple[tuple[int, ...], tuple[int, ...]], list[jax.Device]] = {}
+    for device, index in _sharding(leaf).addressable_devices_indices_map(leaf.shape).items():
+        spans = [span.indices(length) for span, length in zip(index or (), leaf.shape, strict=True)]
+        parts.setdefault((tuple(span[0] for span in spans), tuple(span[1] for span in spans)), []).append(device)
+    return parts
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,38 +145,6 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(key, {})
         node[last] = value
     return tree
-
-
-def _check_sums(directory: pathlib.Path, found: Mapping[str, jax.Array], entries: Mapping[str, Any]) -> None:
-    """Compare checksums with those written, except for leaves whose dtype is now narrower."""
-    wider = {
-        name: array
-        for name, array in found.items()
-        if jnp.promote_types(array.dtype, entries[name]["dtype"]) == array.dtype
-    }
-    sums = {name: row_sums(array, entries[name]["dtype"]) for name, array in wider.items()}
-    for name, value in sums.items():
-        if int(total(value)) != entries[name]["checksum"]:
-            raise errors.UserError(
-                f"the weights in {directory} are damaged: {name} differs from what was written: import them again"
-            )
-
-
-@functools.partial(jax.jit, static_argnames="dtype")
-def row_sums(array: jax.Array, dtype: str) -> jax.Array:
-    """Compute the uint32 checksum in `dtype` of each row of the first axis.
-
-    Stacked layers are processed one by one, to save memory.
-    """
-
-    def row(x: jax.Array) -> jax.Array:
-        return checksums.array_checksum(x.astype(dtype))
-
-    return jax.lax.map(row, array) if array.ndim > 2 else jax.vmap(row)(jnp.atleast_1d(array))
-
-
-#: Checksum of an array from those of its rows.
-total = jax.jit(checksums.array_checksum)
 
 
 def _placed(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
