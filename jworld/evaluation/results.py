@@ -85,6 +85,7 @@ class Options:
       split: split of the questions.
       limit: number of questions, at most.
       batch: questions per batch.
+      scoring: how answers are read.
     """
 
     windows: int = 24
@@ -99,10 +100,11 @@ class Options:
     split: str | None = None
     limit: int | None = None
     batch: int | None = None
+    scoring: str | None = None
 
     def optional(self) -> dict[str, int | str | None]:
         """Return the options that only some systems use; None if not set."""
-        names = ("revisits", "motion", "benchmark", "data", "images", "split", "limit", "batch")
+        names = ("revisits", "motion", "benchmark", "data", "images", "split", "limit", "batch", "scoring")
         return {name: getattr(self, name) for name in names}
 
 

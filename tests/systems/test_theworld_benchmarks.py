@@ -186,5 +186,128 @@ def test_relative_errors_of_lengths() -> None:
     assert answers.relative_error(2.0, 1.5) == pytest.approx(0.25)
     assert answers.relative_error(0.0, 0.0) == 0.0
     assert answers.relative_error(0.0, 1.0) == float("inf")
-    assert spatial_bench.length("Region [1] is 3.5 feet away, or 1 m.") == pytest.approx(1.0668)
-    assert spatial_bench.length("12 o'clock") is None
+
+
+def spatial_rows(*pairs: tuple[str, str, str]) -> list[benchmarks.Row]:
+    """Return scored rows of (kind of question, truth, answer)."""
+    rows: list[benchmarks.Row] = [
+        {"name": str(i), "qa_type": kind, "truth": truth, "prediction": text, "parsed": text, "prompt": "?"}
+        for i, (kind, truth, text) in enumerate(pairs)
+    ]
+    spatial_bench.judge_rows(rows, judge=None)
+    return rows
+
+
+def test_directions_are_compared_as_angles() -> None:
+    rows = spatial_rows(
+        ("quantitative", "Region [1] is at 12 o'clock.", "around 1 o'clock"),
+        ("quantitative", "at 11 o'clock", "at 1 o'clock, 3 meters away"),
+        ("quantitative", "at 6 o'clock", "3 meters"),
+        ("quantitative", "2 meters", "at 2 o'clock, 2 meters away"),
+    )
+    assert [row["score"] for row in rows] == [1.0, 0.0, 0.0, 1.0]
+    assert [row.get("degrees") for row in rows] == [30, 60, None, None]
+    numbers = spatial_bench.measure(rows)
+    assert numbers["direction_metrics"] == {"total": 3, "correct": 1, "mean_error_degrees": 45}
+    assert numbers["quantitative_metrics"]["total"] == 1
+    assert (numbers["accuracy"], numbers["unparsed"]) == (50, 1)
+
+
+def test_truths_that_cannot_be_read_do_not_count() -> None:
+    rows = spatial_rows(
+        ("quantitative", "quite far", "2 meters"),
+        ("quantitative", "1,200 meters", "1.1 km"),
+        ("qualitative", "hard to say", "yes"),
+        ("qualitative", "No, it is not.", "no"),
+    )
+    assert [row["score"] for row in rows] == [None, 1.0, None, 1.0]
+    numbers = spatial_bench.measure(rows)
+    assert (numbers["total"], numbers["accuracy"], numbers["unreadable_truths"]) == (2, 100, ["0", "2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("(c)", "C"),
+        (" b. ", "B"),
+        ("**A**", "A"),
+        ("Answer: B", "B"),
+        ("The correct answer is (B).", "B"),
+        ("The answer is: C, not A", "C"),
+        ("I choose option D because of A", "D"),
+        ("B) the left one", "B"),
+        ("(A) red", "A"),
+        ("It is the red one", "A"),
+        ("the dark red one", "D"),
+        ("Green, I think", "B"),
+        ("It must be C", "C"),
+        ("Choose (B), as in the image", "B"),
+        ("I can't tell", None),
+        ("A car is closer", None),
+        ("red or green", None),
+        ("either B or C", None),
+        ("", None),
+        ("reddish", None),
+    ],
+)
+def test_choices_are_read_or_not(text: str, letter: str | None) -> None:
+    assert answers.read_choice(text, ["red", "green", "blue", "dark red"]) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("1", 1),
+        ("0.", 0),
+        ("The answer is 1", 1),
+        ("True", 1),
+        ("That is not true", 0),
+        ("It isn't correct", 0),
+        ("It is not false.", 1),
+        ("No, the cat is right of it", 0),
+        ("0 or 1", None),
+        ("10 cats", None),
+        ("I can't tell", None),
+    ],
+)
+def test_verdicts_are_read_or_not(text: str, verdict: int | None) -> None:
+    assert answers.read_verdict(text) == verdict
+
+
+def test_unparsed_choices_are_counted(blink_folder: pathlib.Path) -> None:
+    """By default "I can't tell" chooses nothing; the original takes the first of A to D, as published."""
+    texts = ("Answer: B", "I can't tell", "The correct answer is (A).")
+    model = Fake(lambda number, prompt: texts[int(prompt[16])])
+    outcomes = {}
+    for original in (False, True):
+        benchmark = blink.load(blink_folder, split="val", limit=0, images=1, original=original)
+        outcomes[original] = benchmarks.run(benchmark, model, batch=4, console=CONSOLE, title="fake")
+    sound, original = ([row["parsed"] for row in outcomes[key].rows] for key in (False, True))
+    assert sound == ["B", None, "B", None, "A"]
+    assert original == ["A", "C", "A", "C", "C"]
+    task = outcomes[False].tasks["Relative_Depth"]
+    assert (task["unparsed"], task["correct"], task["total"]) == (1, 1, 3)
+    assert task["confusion_matrix"] == [[1, 1], [0, 0]]
+
+
+class Ranked(Fake):
+    """A model that finds the option with the number of the first image's shade the most likely one."""
+
+    def likelihoods(
+        self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[str], options: Sequence[str]
+    ) -> list[float]:
+        self.batches.append(len(prompts))
+        return [-abs("ABC".index(option) - shade(own[0])) for own, option in zip(images, options, strict=True)]
+
+
+def test_options_are_ranked_by_likelihood(blink_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    model = Ranked(lambda *_: "?")
+    benchmark = blink.load(blink_folder, split="val", limit=0, images=1)
+    outcome = benchmarks.run(benchmark, model, batch=4, console=CONSOLE, title="fake", by_likelihood=True)
+    assert [row["score"] for row in outcome.rows] == [1.0] * 5
+    assert outcome.rows[0]["likelihoods"] == {"A": -1, "B": 0, "C": -1}
+    assert model.batches == [4] * 6
+    spatial = spatial_bench.load(spatial_table(tmp_path), "", limit=0)
+    with pytest.raises(UserError, match="the questions of SpatialRGPT-Bench have no options"):
+        benchmarks.run(spatial, model, batch=4, console=CONSOLE, title="fake", by_likelihood=True)

@@ -95,8 +95,9 @@ def test_files_and_comparison(data: Any, tmp_path: pathlib.Path) -> None:
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     for part in ("50.0 (-50.0)", "100.0", "chance", "mean", "left out"):
         assert part in printed
-    paths = evaluate.write(tmp_path / "a" / "evaluation", result.numbers, result)
-    assert [path.name for path in paths] == ["evaluation.json", "evaluation.png", "evaluation.html"]
+    numbers = {"checkpoint": "runs/a", "step": 1, **result.numbers}
+    paths = evaluate.write(tmp_path / "a" / "evaluation", numbers, result)
+    assert [path.name for path in paths[:3]] == ["evaluation.json", "evaluation.png", "evaluation.html"]
     page = paths[2].read_text()
     assert page.count("<section>") == page.count("<img ") == 3
     assert '<td class="right">It is left, not another</td>' in page
@@ -156,6 +157,14 @@ def test_held_out_conversations(data: Any) -> None:
     assert result.scores["without"] == {"equal to the reference": 0.0}
     assert [entry.truth for entry in result.entries] == ["left", "farther"]
     assert held_out.normalized(" The  Left\none. ") == "the left one"
+
+
+def test_how_answers_are_read_is_in_the_summary(data: Any) -> None:
+    result = run(data)
+    assert ("scoring", "sound") in result.summary
+    assert ("unparsed answers", "with world 0 of 3, without 0 of 3") in result.summary
+    with pytest.raises(UserError, match="--scoring is 'kind', expected one of sound, original, likelihood"):
+        run(data, scoring="kind")
 
 
 def test_losses_are_added_to_the_summary(data: Any) -> None:

@@ -194,13 +194,32 @@ def test_batches_of_any_order_give_the_answers_of_single_questions(
     assert answering.answer._cache_size() == before
 
 
+def test_likelihoods_of_answers(system: Any, model: TheWorld, encoders: dataset.RunEncoders) -> None:
+    """They are the sums of the log probabilities of an answer's tokens and its end, given the question."""
+    answers, tokenizer = system.answers(model, encoders), encoders.tokenizer
+    options = ["left", "the right one", "left"]
+    found = answers.likelihoods([[image(0)], [image(0)], []], ["which?"] * 3, options)
+    assert found[0] != found[2]
+    for images, option, value in zip(([image(0)], [image(0)], []), options, found, strict=True):
+        batch = system.prompts(encoders)([images], ["which?"])
+        state = answering.prefill(model, batch, steps=20, frames=1 if images else 0)
+        start = len(tokenizer.encode([chat.Turn("user", "which?")], images=len(images), is_open=True).tokens)
+        turns = [chat.Turn("user", "which?"), chat.Turn("model", option)]
+        # Without the line break after the end of the turn.
+        tokens = tokenizer.encode(turns, images=len(images)).tokens[start:-1]
+        total = 0.0
+        for token in tokens:
+            total += float(jax.nn.log_softmax(state.logits[0])[token])
+            state = answering.step(model, jnp.array([token]), state)
+        assert value == pytest.approx(total, abs=1e-3)
+
+
 def test_a_stop_text_ends_an_answer(system: Any, model: TheWorld, encoders: dataset.RunEncoders) -> None:
     whole = dict(system.answers(model, encoders).many([ask("left?", image(0))], batch=1))[0].text
     stop = whole[2:4]
     question = ask("left?", image(0), stop=(stop,))
-    assert (
-        dict(system.answers(model, encoders).many([question], batch=1))[0].text == whole[: whole.index(stop)].rstrip()
-    )
+    expected = whole[: whole.index(stop)]
+    assert dict(system.answers(model, encoders).many([question], batch=1))[0].text == expected.rstrip()
     session = system.session(model, encoders)
     session.reset(question.load(), question.turns, sampling=question.sampling)
     assert session.decode(list(iter(session.step, None))) == expected

@@ -15,7 +15,7 @@ from jworld.models.gemma3 import decoding, sampling
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.model import TheWorld
 from jworld.systems import asking
-from jworld.systems.theworld import world_steps
+from jworld.systems.theworld import objective, world_steps
 from jworld.utils import errors
 
 #: A user's question, or the turns of a conversation whose next turn is the answer.
@@ -116,6 +116,14 @@ def as_turns(prompt: Prompt) -> Sequence[chat.Turn]:
     return [chat.Turn("user", prompt)] if isinstance(prompt, str) else prompt
 
 
+@functools.partial(jax.jit, static_argnames="frames")
+def likelihoods(model: TheWorld, batch: dict[str, jax.Array], *, frames: int) -> jax.Array:
+    """Return the logarithm of the probability of the tokens with labels, [B] float32; `batch` as in `answer`."""
+    latents = world_steps.world_latents(model, batch["world_pixels"], frames) if frames else None
+    pixels = vision_values(batch["pixel_values"]) if "pixel_values" in batch else None
+    return objective.log_likelihoods(model, batch, pixels, latents)
+
+
 def ends(tokenizer: chat.ChatTokenizer) -> tuple[int, ...]:
     """Return the tokens that end an answer."""
     return tokenizer.ids[chat.EOS], tokenizer.ids[chat.END_OF_TURN]
@@ -157,6 +165,21 @@ class Prompts:
             batch |= {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return {name: jnp.asarray(value) for name, value in batch.items()}
 
+    def completed(
+        self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> dict[str, jax.Array]:
+        """Return the batch of prompts with an answer each, which has the only labels; see `__call__`."""
+        batch = self(images, prompts)
+        encoded = [
+            self.tokenizer.encode([*as_turns(prompt), chat.Turn("model", option)], images=len(own))
+            for own, prompt, option in zip(images, prompts, options, strict=True)
+        ]
+        for one, prompt, own in zip(encoded, prompts, images, strict=True):
+            # Earlier answers of the conversation have no labels.
+            one.labels[: len(self.encode(prompt, len(own)).tokens)] = chat.IGNORED
+        text = chat.pad(encoded, self.bucket(encoded), pad_id=self.tokenizer.ids[chat.PAD])
+        return batch | {name: jnp.asarray(value) for name, value in text.items()}
+
     def encode(self, prompt: Prompt, images: int) -> chat.Encoded:
         """Tokenize a prompt; a `ValueError` if it is invalid."""
         return self.tokenizer.encode(as_turns(prompt), images=images, is_open=True)
@@ -182,6 +205,15 @@ class Answers:
         frames = self._frames if "world_pixels" in batch else 0
         tokens = answer(self.model, batch, steps=max_tokens, ends=ends(tokenizer), frames=frames)
         return [tokenizer.decode(row) for row in jax.device_get(tokens).tolist()]
+
+    def likelihoods(
+        self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> list[float]:
+        """Return the logarithm of the probability of one answer per prompt, its end included."""
+        batch = self.prompts.completed(images, prompts, options)
+        frames = self._frames if "world_pixels" in batch else 0
+        values: list[float] = jax.device_get(likelihoods(self.model, batch, frames=frames)).tolist()
+        return values
 
     def many(self, questions: Sequence[asking.Question], *, batch: int) -> Iterator[tuple[int, asking.Answer]]:
         """Yield (number of the question, answer) in batches of questions of similar length.

@@ -21,6 +21,8 @@ from jworld.systems.theworld import world_steps
 from jworld.training import step
 
 Batch = Mapping[str, jax.Array]
+#: Tokens whose logits are in memory at once for `log_likelihoods`.
+_CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,16 +133,39 @@ def latent_loss(
       latents: result of `latents_of`; None omits the world.
       cfg: values of the loss.
     """
-    world = None if latents is None else model.config.world
+    sums = score(model.language, *_states(model, batch, pixels, latents, model.config.world), chunk=cfg.chunk)
+    total = jnp.maximum(sums.total, 1)
+    metrics = {"accuracy": sums.right / total, "loss_tokens": sums.total, step.WEIGHT: sums.total}
+    return sums.entropy / total, metrics
+
+
+def log_likelihoods(model: TheWorld, batch: Batch, pixels: jax.Array | None, latents: jax.Array | None) -> jax.Array:
+    """Return the sum of the log probabilities of the tokens with labels of each row, [B] float32.
+
+    With `compat` too, only the given labels count.
+    """
+    world = model.config.world
+    sound = None if world is None else dataclasses.replace(world, compat="")
+    states, labels = _states(model, batch, pixels, latents, sound)
+
+    def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return -score(model.language, row[0][None], row[1][None], chunk=_CHUNK).entropy
+
+    found: jax.Array = jax.lax.map(one, (states, labels))
+    return found
+
+
+def _states(
+    model: TheWorld, batch: Batch, pixels: jax.Array | None, latents: jax.Array | None, world: WorldConfig | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return states [B, L, D] and the labels [B, L] that they predict; `world` tells which labels there are."""
+    world = None if latents is None else world
     has_world = batch.get("has_world")
     fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents, has_world)
     count = fused.embeds.shape[1] - batch["tokens"].shape[1] - 2
     labels = fused_labels(batch["tokens"], batch["labels"], batch["mask"], world, has_world, count=count)
     states = model.language(fused.embeds, mask=fused.mask, positions=fused.positions, images=fused.images)
-    sums = score(model.language, *_predictions(states, labels, None if world is None else count), chunk=cfg.chunk)
-    total = jnp.maximum(sums.total, 1)
-    metrics = {"accuracy": sums.right / total, "loss_tokens": sums.total, step.WEIGHT: sums.total}
-    return sums.entropy / total, metrics
+    return _predictions(states, labels, None if world is None else count)
 
 
 def _predictions(states: jax.Array, labels: jax.Array, count: int | None) -> tuple[jax.Array, jax.Array]:

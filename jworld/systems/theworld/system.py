@@ -83,7 +83,7 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
     @property
     def evaluation_flags(self) -> frozenset[str]:
         """See `System`."""
-        return frozenset({"--benchmark", "--data", "--images", "--split", "--limit", "--batch"})
+        return frozenset({"--benchmark", "--data", "--images", "--split", "--limit", "--batch", "--scoring"})
 
     @property
     def parts(self) -> dict[str, pathlib.Path]:
@@ -276,7 +276,10 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
             ways = {"with world steps": world.frames} if world.steps else {}
             ways |= {"with world": 1, "without": 0}
         answers = {name: self.answers(model, encoders, frames=frames) for name, frames in ways.items()}
-        found = report.evaluate(answers, self.data, options, console, max_tokens=self.sample.max_tokens)
+        scoring = report.ORIGINAL if world is not None and world.original else report.SOUND
+        found = report.evaluate(
+            answers, self.data, options, console, max_tokens=self.sample.max_tokens, scoring=scoring
+        )
         if options.benchmark is not None:
             return found
         return report.with_losses(found, held_out.measure(model, self.data, ways, self.objective))

@@ -1,4 +1,4 @@
-"""Parsers of answers and of judges' replies, equal to those of the original's scripts.
+"""Parsers of answers and of judges' replies: those of the original's scripts, and sound ones for models' answers.
 
 Sources: evaluate_blink.py, evaluate_vsr.py, evaluation/spatial_metrics.py, evaluation/metrics.py, compare_results.py.
 """
@@ -30,8 +30,8 @@ def blink_prompt(question: str, choices: Sequence[str]) -> str:
 def blink_choice(text: str, choices: Sequence[str]) -> str:
     """Return the letter that an answer chooses, "A" if there is none.
 
-    The first match decides: the letter alone, the letter at the start, "answer is X", a choice in words, any such
-    letter.
+    This is the original's reading. The first match decides: the letter alone, the letter at the start, "answer is X", a
+    choice in words, any such letter.
     """
     text = text.strip()
     if len(text) == 1 and text.upper() in LETTERS:
@@ -44,6 +44,56 @@ def blink_choice(text: str, choices: Sequence[str]) -> str:
         if choice.lower() in text.lower():
             return chr(ord("A") + i)
     return next((letter for letter in text.upper() if letter in LETTERS), "A")
+
+
+def read_choice(text: str, choices: Sequence[str]) -> str | None:
+    """Return the letter that an answer chooses, or None if it chooses none or several.
+
+    The first of these decides: the letter alone; "answer", "option" or "choice" with a letter; a letter with a bracket,
+    period or colon at the start; the text of a single choice; a single letter in brackets; a single capital letter
+    other than the article "A".
+    """
+    letters = [chr(ord("A") + i) for i in range(len(choices))]
+    text, own = text.strip(), "".join(letters)
+    for pattern in (
+        rf"\(?([{own}{own.lower()}])[).:]*",
+        rf".*?\b(?i:answer|option|choice)\b(?i:[\s:*]|is|would be)*[(*]*([{own}])\b.*",
+        rf"\(?([{own}{own.lower()}])(?:\)|[.:](?!\w)).*",
+    ):
+        if found := re.fullmatch(pattern, text, re.DOTALL):
+            return found[1].upper()
+    named = _named(text, choices)
+    if len(named) == 1:
+        return letters[named[0]]
+    for pattern in (rf"\(([{own}])\)", rf"\b([{own}])\b(?!(?<=\bA) [a-z])"):
+        if len(found_letters := set(re.findall(pattern, text))) == 1:
+            return str(found_letters.pop())
+    return None
+
+
+def _named(text: str, choices: Sequence[str]) -> list[int]:
+    """Return the numbers of the choices that a text names; a choice within a longer one that is named is not."""
+    rest, named = text.lower(), []
+    for number in sorted(range(len(choices)), key=lambda i: -len(choices[i])):
+        pattern = rf"(?<!\w){re.escape(choices[number].strip().lower())}(?!\w)"
+        if choices[number].strip() and re.search(pattern, rest):
+            named.append(number)
+            rest = re.sub(pattern, " ", rest)
+    return named
+
+
+def read_verdict(text: str) -> int | None:
+    """Return 0 or 1: the only lone digit, else the first word that means true or false, negated after "not"."""
+    digits = set(re.findall(r"(?<![\w.])[01](?![\w.]*\d)\b", text))
+    if len(digits) == 1:
+        return int(digits.pop())
+    words = re.findall("[a-z']+", text.lower().replace("\u2019", "'"))
+    for number, word in enumerate(words):
+        if word in _TRUE | _FALSE:
+            before = words[max(0, number - 2) : number]
+            negated = any(one in ("not", "never") or one.endswith("n't") for one in before)
+            return int((word in _TRUE) != negated)
+    return None
 
 
 def is_yes(text: str) -> bool:

@@ -1,8 +1,9 @@
 """BLINK: multiple-choice questions about one or several images.
 
 There is a folder per task with the published tables, such as DIR/Relative_Depth/val-00000-of-00001.parquet. The columns
-are image_1 to image_4, question, choices, answer. Prompt and parsing are the original's (scripts/evaluate_blink.py).
-The original uses only the first image; here all are used. The test split hides the answers.
+are image_1 to image_4, question, choices, answer. The prompt is the original's (scripts/evaluate_blink.py). With
+`original` so is the parsing of answers, which takes one without a choice for "A". The original uses only the first
+image; here all are used. The test split hides the answers.
 """
 
 import functools
@@ -22,8 +23,12 @@ _IMAGES = tuple(f"image_{i}" for i in range(1, 5))
 _NEEDED = ("question", "choices", "answer")
 
 
-def load(directory: pathlib.Path, *, split: str, limit: int, images: int) -> benchmarks.Benchmark:
+def load(
+    directory: pathlib.Path, *, split: str, limit: int, images: int, original: bool = False
+) -> benchmarks.Benchmark:
     """Load all tasks of a folder, at most `limit` questions per task (0: all) and `images` images per question.
+
+    Answers are parsed as by the original with `original`, else by `answers.read_choice`.
 
     Raises:
       UserError: there is no table, it has other columns, or the answers are hidden.
@@ -42,7 +47,12 @@ def load(directory: pathlib.Path, *, split: str, limit: int, images: int) -> ben
         examples += own[: limit or None]
     chance = float(np.mean([100 / len(example.choices) for example in examples]))
     return benchmarks.Benchmark(
-        name="BLINK", examples=examples, max_tokens=MAX_TOKENS, read=_read, measure=measure, chance=chance
+        name="BLINK",
+        examples=examples,
+        max_tokens=MAX_TOKENS,
+        read=_read_original if original else _read,
+        measure=measure,
+        chance=chance,
     )
 
 
@@ -66,6 +76,7 @@ def _task(path: pathlib.Path, task: str, images: int) -> list[benchmarks.Example
                 prompt=answers.blink_prompt(row["question"], row["choices"]),
                 truth=letter,
                 choices=tuple(row["choices"]),
+                options=tuple(answers.LETTERS[: len(row["choices"])]),
                 load=functools.partial(_images, path, group, number, columns),
             )
         )
@@ -79,17 +90,27 @@ def _images(path: pathlib.Path, group: int, row: int, columns: Sequence[str]) ->
     return [image_files.read(place, pathlib.Path.cwd()) for place in places]
 
 
-def _read(example: benchmarks.Example, text: str) -> str:
+def _read(example: benchmarks.Example, text: str) -> str | None:
+    return answers.read_choice(text, example.choices)
+
+
+def _read_original(example: benchmarks.Example, text: str) -> str:
     return answers.blink_choice(text, example.choices)
 
 
 def measure(rows: Sequence[benchmarks.Row]) -> dict[str, Any]:
-    """Compute accuracy, F1 (percent) and the confusion matrix `[truth][prediction]` over the letters that occur."""
-    letters = sorted({row["truth"] for row in rows} | {row["parsed"] for row in rows})
+    """Compute accuracy, F1 (percent) and the confusion matrix `[truth][prediction]` over the letters that occur.
+
+    Answers without a letter are wrong; the matrix does not contain them.
+    """
+    letters = sorted({row["truth"] for row in rows} | {row["parsed"] for row in rows if row["parsed"] is not None})
     matrix = np.zeros((len(letters), len(letters)), int)
     for row in rows:
+        if row["parsed"] is None:
+            continue
         matrix[letters.index(row["truth"]), letters.index(row["parsed"])] += 1
-    right, truths, predictions = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    truths = np.array([sum(row["truth"] == letter for row in rows) for letter in letters])
+    right, predictions = np.diag(matrix), matrix.sum(0)
     f1 = 2 * right / np.maximum(truths + predictions, 1)
     return {
         **benchmarks.accuracy(rows),

@@ -14,17 +14,22 @@ from jworld.utils import errors, indices
 
 QUESTIONS, BLINK, SPATIAL, VSR = "questions", "blink", "spatial_rgpt", "vsr"
 NAMES = (QUESTIONS, BLINK, SPATIAL, VSR)
+#: How answers are read.
+SOUND, ORIGINAL, LIKELIHOOD = "sound", "original", "likelihood"
+SCORINGS = (SOUND, ORIGINAL, LIKELIHOOD)
 #: Questions per batch, and answers that are shown with their images.
 BATCH, SHOWN = 16, 16
 
 
-def load(data: dataset.Conversations, options: results.Options, *, max_tokens: int) -> benchmarks.Benchmark:
+def load(
+    data: dataset.Conversations, options: results.Options, *, max_tokens: int, scoring: str = SOUND
+) -> benchmarks.Benchmark:
     """Load the benchmark that the options name, or the held-out conversations with answers of `max_tokens`.
 
     Raises:
       UserError: there is no such benchmark, or its data are absent.
     """
-    name, limit = options.benchmark or QUESTIONS, options.limit or 0
+    name, limit, original = options.benchmark or QUESTIONS, options.limit or 0, scoring == ORIGINAL
     if name not in NAMES:
         raise errors.UserError(f"--benchmark is {name!r}, expected one of {', '.join(NAMES)}")
     if options.benchmark is None and data.set.format != "questions":
@@ -42,12 +47,13 @@ def load(data: dataset.Conversations, options: results.Options, *, max_tokens: i
     if not path.exists():
         raise errors.UserError(f"--data: {path} is absent: correct it")
     if name == BLINK:
-        return blink.load(path, split=options.split or "val", limit=limit, images=data.clip.images)
+        split, images = options.split or "val", data.clip.images
+        return blink.load(path, split=split, limit=limit, images=images, original=original)
     if name == SPATIAL:
         return spatial_bench.load(path, options.images or "", limit=limit)
     if options.images is None:
         raise errors.UserError("--images is missing: give the folder of VSR's images")
-    return vsr.load(path, pathlib.Path(options.images), limit=limit)
+    return vsr.load(path, pathlib.Path(options.images), limit=limit, original=original)
 
 
 def evaluate(
@@ -57,12 +63,22 @@ def evaluate(
     console: rich.console.Console,
     *,
     max_tokens: int,
+    scoring: str = SOUND,
 ) -> results.Report:
-    """Run a benchmark with each of `answers`, by name of the mode."""
-    benchmark = load(data, options, max_tokens=max_tokens)
-    batch = options.batch or BATCH
+    """Run a benchmark with each of `answers`, by name of the mode.
+
+    `scoring` is how answers are read if `options` do not say it.
+
+    Raises:
+      UserError: there is no such benchmark or scoring, its data are absent, or no image can be read.
+    """
+    scoring = options.scoring or scoring
+    if scoring not in SCORINGS:
+        raise errors.UserError(f"--scoring is {scoring!r}, expected one of {', '.join(SCORINGS)}")
+    benchmark = load(data, options, max_tokens=max_tokens, scoring=scoring)
+    batch, by_likelihood = options.batch or BATCH, scoring == LIKELIHOOD
     outcomes = {
-        name: benchmarks.run(benchmark, answer, batch=batch, console=console, title=name)
+        name: benchmarks.run(benchmark, answer, batch=batch, console=console, title=name, by_likelihood=by_likelihood)
         for name, answer in answers.items()
     }
     skipped = next(iter(outcomes.values())).skipped
@@ -72,12 +88,14 @@ def evaluate(
     if skipped:
         name, reason = next(iter(skipped.items()))
         summary.append(("left out", f"{len(skipped)}, the first is {name}: {reason}"))
+    summary += _reading(scoring, outcomes)
     scores = {
         name: {task: numbers["accuracy"] for task, numbers in outcome.tasks.items()}
         for name, outcome in outcomes.items()
     }
     numbers = {
         "benchmark": benchmark.name,
+        "scoring": scoring,
         "scores": scores,
         "chance": benchmark.chance,
         "tasks": {name: outcome.tasks for name, outcome in outcomes.items()},
@@ -91,6 +109,20 @@ def evaluate(
         chance=benchmark.chance,
         entries=_entries(benchmark, outcomes),
     )
+
+
+def _reading(scoring: str, outcomes: Mapping[str, benchmarks.Outcome]) -> list[tuple[str, str]]:
+    """Return how answers were read, and how many answers and truths could not be."""
+    rows = [("scoring", scoring)]
+    counted = {name: [row for row in own.rows if row["score"] is not None] for name, own in outcomes.items()}
+    unparsed = {name: sum(row["parsed"] is None for row in own) for name, own in counted.items()}
+    shown = ", ".join(f"{name} {count} of {len(counted[name])}" for name, count in unparsed.items())
+    rows.append(("unparsed answers", shown))
+    first = next(iter(outcomes.values()))
+    if unreadable := [row for row in first.rows if row["score"] is None]:
+        example = f"{unreadable[0]['name']}: {unreadable[0]['truth']}"
+        rows.append(("truths that cannot be read", f"{len(unreadable)}, not scored; the first is {example}"))
+    return rows
 
 
 def _entries(benchmark: benchmarks.Benchmark, outcomes: Mapping[str, benchmarks.Outcome]) -> list[answer_pages.Entry]:

@@ -1,7 +1,8 @@
 """SpatialRGPT-Bench: free answers about regions of an image, scored by rules or by a judge.
 
 Rows are as published, in a parquet table with images, or in JSON lines with a folder of images. The rules parse a yes
-or no, the first region that is named, or a length with its unit. The published scores come from language models as
+or no, the first region that is named, a length with its unit, or a direction as on a clock. A truth that they cannot
+parse does not count, and is reported. The published scores come from language models as
 judges, whose prompts describe the same rules (SpatialRGPT, Tables 12 and 13).
 """
 
@@ -12,29 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jworld.data.conversations import formats, image_files, json_rows, spatial, tables
-from jworld.systems.theworld.evaluation import answers, benchmarks
+from jworld.systems.theworld.evaluation import answers, benchmarks, quantities
 from jworld.utils.errors import UserError
 
 MAX_TOKENS = 128
 #: Prompts -> a judge's replies.
 Judge = Callable[[Sequence[str]], Sequence[str]]
 
-_METERS = {
-    "m": 1.0,
-    "meter": 1.0,
-    "metre": 1.0,
-    "cm": 0.01,
-    "centimeter": 0.01,
-    "centimetre": 0.01,
-    "mm": 0.001,
-    "ft": 0.3048,
-    "foot": 0.3048,
-    "feet": 0.3048,
-    "in": 0.0254,
-    "inch": 0.0254,
-    "inches": 0.0254,
-}
-_LENGTH = re.compile(r"(\d*\.?\d+)\s*([a-z]+)", re.IGNORECASE)
 _REGION = re.compile(r"region \[?(\d+)\]?", re.IGNORECASE)
 _POLARITY = {"yes": "yes", "indeed": "yes", "correct": "yes", "no": "no", "not": "no", "incorrect": "no"}
 
@@ -109,7 +94,7 @@ def _example(
 
 
 def judge_rows(rows: Sequence[benchmarks.Row], *, judge: Judge | None) -> None:
-    """Set `score`, and `relative_error` in quantitative rows."""
+    """Set `score`, `parsed`, and `relative_error` or, for directions, `degrees` in quantitative rows."""
     if judge is None:
         for row in rows:
             _by_rules(row)
@@ -138,27 +123,25 @@ def judge_prompt(row: benchmarks.Row) -> str:
 
 
 def _by_rules(row: benchmarks.Row) -> None:
-    if row["qa_type"] == "quantitative":
-        truth, prediction = length(row["truth"]), length(row["prediction"])
-        _score_lengths(row, None if truth is None or prediction is None else (truth, prediction))
+    if row["qa_type"] != "quantitative":
+        meant, row["parsed"] = _meaning(row["truth"]), _meaning(row["prediction"])
+        row["score"] = None if meant is None else float(meant == row["parsed"])
         return
-    meant = _meaning(row["truth"])
-    row["score"] = float(meant is not None and meant == _meaning(row["prediction"]))
+    direction, truth = quantities.clock(row["truth"]), quantities.length(row["truth"])
+    if direction is not None:
+        row["parsed"] = answered = quantities.clock(row["prediction"])
+        row["degrees"] = None if answered is None else quantities.degrees_between(direction, answered)
+        row["score"] = float(answered is not None and row["degrees"] <= quantities.RIGHT_DEGREES)
+    elif truth is None:
+        row["score"] = None
+    else:
+        row["parsed"] = length = quantities.length(row["prediction"])
+        _score_lengths(row, None if length is None else (truth, length))
 
 
 def _score_lengths(row: benchmarks.Row, lengths: tuple[float, float] | None) -> None:
     row["relative_error"] = None if lengths is None else answers.relative_error(*lengths)
     row["score"] = float(lengths is not None and row["relative_error"] <= answers.RIGHT_WITHIN)
-
-
-def length(text: str) -> float | None:
-    """Return the first length of a text, in meters."""
-    for number, unit in _LENGTH.findall(text):
-        unit = unit.lower()
-        factor = _METERS.get(unit, _METERS.get(unit.removesuffix("s")))
-        if factor is not None:
-            return float(number) * factor
-    return None
 
 
 def _meaning(text: str) -> str | None:
@@ -171,6 +154,27 @@ def _meaning(text: str) -> str | None:
 
 
 def measure(rows: Sequence[benchmarks.Row]) -> dict[str, Any]:
-    """Compute the original's metrics, with the accuracy in percent."""
-    numbers = answers.spatial_accuracy(rows)
-    return {**numbers, "accuracy": 100 * numbers["accuracy"]}
+    """Compute the original's metrics over rows whose truth can be read, with the accuracy in percent.
+
+    Directions have metrics of their own. Both kinds of unreadable texts are counted.
+    """
+    counted = [row for row in rows if row["score"] is not None]
+    lengths = [row for row in counted if "degrees" not in row]
+    numbers = answers.spatial_accuracy(counted)
+    return {
+        **numbers,
+        "quantitative_metrics": answers.spatial_accuracy(lengths)["quantitative_metrics"],
+        "direction_metrics": _directions([row for row in counted if "degrees" in row]),
+        "accuracy": 100 * numbers["accuracy"],
+        "unparsed": sum(row["parsed"] is None for row in counted),
+        "unreadable_truths": [row["name"] for row in rows if row["score"] is None],
+    }
+
+
+def _directions(rows: Sequence[benchmarks.Row]) -> dict[str, Any]:
+    errors = [row["degrees"] for row in rows if row["degrees"] is not None]
+    return {
+        "total": len(rows),
+        "correct": sum(row["score"] == 1.0 for row in rows),
+        "mean_error_degrees": sum(errors) / len(errors) if errors else None,
+    }

@@ -1,6 +1,7 @@
 """VSR: statements about images that are true or false. JSON lines as published, with a folder of images.
 
-Answers are parsed like in the original's scripts/vsr/evaluate_vsr.py; one without a verdict counts as wrong.
+An answer without a verdict counts as wrong. With `original` answers are parsed as in scripts/vsr/evaluate_vsr.py, where
+"not true" is true.
 """
 
 import functools
@@ -19,14 +20,22 @@ QUESTION = (
 )
 
 
-def load(path: pathlib.Path, images: pathlib.Path, *, limit: int) -> benchmarks.Benchmark:
-    """Load the statements of a file, at most `limit` (0: all); unusable rows raise a `UserError`."""
+def load(path: pathlib.Path, images: pathlib.Path, *, limit: int, original: bool = False) -> benchmarks.Benchmark:
+    """Load the statements of a file, at most `limit` (0: all); unusable rows raise a `UserError`.
+
+    Answers are parsed as by the original with `original`, else by `answers.read_verdict`.
+    """
     config = formats.SetConfig(format="vsr", path=str(path), images=str(images), question=QUESTION, limit=limit)
     examples = [_example(row, path) for row in formats.read(config)]
     if not examples:
         raise UserError(f"{path} holds no statement, expected JSON lines: correct --data")
     return benchmarks.Benchmark(
-        name="VSR", examples=examples, max_tokens=MAX_TOKENS, read=_read, measure=benchmarks.accuracy, chance=50.0
+        name="VSR",
+        examples=examples,
+        max_tokens=MAX_TOKENS,
+        read=_read_original if original else _read,
+        measure=benchmarks.accuracy,
+        chance=50.0,
     )
 
 
@@ -50,5 +59,10 @@ def open_images(row: formats.Conversation, root: pathlib.Path = pathlib.Path("."
 
 
 def _read(example: benchmarks.Example, text: str) -> str | None:
+    digit = answers.read_verdict(text)
+    return None if digit is None else str(digit)
+
+
+def _read_original(example: benchmarks.Example, text: str) -> str | None:
     digit = answers.vsr_digit(text)
     return None if digit is None else str(digit)
