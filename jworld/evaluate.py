@@ -250,6 +250,12 @@ def make_parser() -> arguments.Parser:
         help="largest number of questions, for BLINK per task (default: all; of held-out conversations 16)",
     )
     add("--batch", type=arguments.positive, help="questions that are answered at once (default: 16)")
+    add(
+        "--scoring",
+        metavar="NAME",
+        help="how answers are read: sound; original, as the published scripts read BLINK and VSR; likelihood, the most "
+        "likely option of multiple-choice questions (default: original for models with compat 'original', else sound)",
+    )
     model_encoders.add_arguments(parser, defaults=dict.fromkeys(model_encoders.FLAGS, "that of the records"))
     return parser
 
