@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 import pprint
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -69,29 +68,41 @@ DEFAULTS: dict[str, Any] = {
     "hub_private_repo": False,
 }
 
-#: Notes on keys without a counterpart, printed if their value differs from the default.
+#: Notes on keys without an effect, printed if their value differs from the default.
 _NOTES = {
     "num_world_steps": "the original does not use it; here model.world.predictor predicts the steps",
     "max_world_steps": "the original does not use it",
-    "use_gradient_checkpointing": "model.remat is always on",
     "save_safetensors": "python -m conversion export writes safetensors",
     "output_dir": "give --workdir",
-    "eval_steps": "python -m jworld.evaluate measures a run",
-    "eval_batch_size": "python -m jworld.evaluate measures a run",
-    "do_eval": "python -m jworld.evaluate measures a run",
+    "eval_batch_size": "held-out batches have config.global_batch rows",
     "wandb_project": "the project is jworld, the run is named after the workdir",
     "wandb_run_name": "the project is jworld, the run is named after the workdir",
     "log_to_tensorboard": "TensorBoard is always on",
     "pin_memory": "there is no such setting",
     "persistent_workers": "there is no such setting",
     "prefetch_factor": "set data.prefetch, in batches",
-    "eval_dataset_path": "set data.conversations.val_share, the held-out share",
+    "eval_dataset_path": "data.conversations.val_share of the training set is held out",
     "streaming": "conversations are always read from disk during training",
     "hf_token": "set the environment variable HF_TOKEN",
     "model_name": "import those weights and set init_from to their folder",
     "cosmos_model_name": "import those weights and set init_from to their folder",
 }
-_FORMATS = {"datacomp": "captions", "vsr": "vsr", "llava_pretrain": "llava", "spatial_rgpt": "spatial_rgpt"}
+_FORMATS = {
+    "datacomp": "captions",
+    "vsr": "vsr",
+    "llava_pretrain": "llava",
+    "spatial_rgpt": "spatial_rgpt",
+    # The original has no reader for it.
+    "custom": "llava",
+}
+#: Key of a JSON config -> its values.
+_CHOICES = {
+    "mixed_precision": ("bf16", "fp16", "no"),
+    "hub_strategy": ("end", "every_save", "checkpoint"),
+    "dataset_name": tuple(_FORMATS),
+}
+#: Keys of the original's evaluation configs.
+_EVALUATION = ("tasks", "task", "max_new_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,20 +114,27 @@ class Translation:
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """Read all keys of a JSON config, with the original's defaults for absent ones.
+    """Read all keys of a JSON config, with the original's defaults for keys that are absent or null.
 
     Raises:
-      UserError: the file is absent, is not a JSON object, or has a key or a type that the original does not have.
+      UserError: the file is absent, is not a JSON object, or has a key, type or value that the original does not have.
     """
     try:
         values = json.loads(path.read_text())
         given = {key: value for key, value in values.items() if not key.startswith("_")}
     except (OSError, ValueError, AttributeError) as error:
         raise errors.UserError(f"--from-json: {path} is not a JSON config ({error}): correct it") from error
+    if any(key in given for key in _EVALUATION):
+        raise errors.UserError(
+            f"--from-json: {path} is a config of an evaluation, expected one of a training: measure the model with "
+            "python -m jworld.evaluate --benchmark blink"
+        )
     if unknown := sorted(given.keys() - DEFAULTS.keys()):
         raise errors.UserError(f"--from-json: {path}: the original has no key {unknown[0]!r}: correct it")
     for key, value in given.items():
         default = DEFAULTS[key]
+        if value is None:
+            continue
         number = isinstance(default, int | float) and not isinstance(default, bool)
         fits = (
             isinstance(value, int | float) and not isinstance(value, bool) if number else type(value) is type(default)
@@ -126,7 +144,10 @@ def read(path: pathlib.Path) -> dict[str, Any]:
                 f"--from-json: {path}: {key} is {value!r}, expected a {type(default).__name__} such as {default!r}: "
                 "correct it"
             )
-    return {**DEFAULTS, **given}
+        if key in _CHOICES and value not in _CHOICES[key]:
+            expected = ", ".join(_CHOICES[key])
+            raise errors.UserError(f"--from-json: {path}: {key} is {value!r}, expected one of {expected}: correct it")
+    return {**DEFAULTS, **{key: value for key, value in given.items() if value is not None}}
 
 
 def translate(values: Mapping[str, Any]) -> Translation:
@@ -138,26 +159,50 @@ def translate(values: Mapping[str, Any]) -> Translation:
     config = run_config.load_recipe(f"{RECIPE}:projection")
     notes = [f"{key} = {values[key]!r}: {note}" for key, note in _NOTES.items() if values[key] != DEFAULTS[key]]
     with config.unlocked():
-        _model(config, values)
+        _model(config, values, notes)
         _optimizer(config, values, notes)
         _data(config, values, notes)
         config.checkpoint.interval = values["save_steps"]
         config.checkpoint.max_to_keep = values["save_total_limit"]
         config.log.interval = values["logging_steps"]
         config.log.wandb = "online" if values["log_to_wandb"] else "off"
-        if values["push_to_hub"]:
-            config.checkpoint.hub.repo = values["hub_model_id"] or ""
-            config.checkpoint.hub.strategy = "end" if values["hub_strategy"] == "end" else "every_save"
-            config.checkpoint.hub.private = values["hub_private_repo"]
+        if values["do_eval"]:
+            config.evaluation = {"interval": values["eval_steps"], "batches": 8}
+        else:
+            notes += _given(values, ("eval_steps",), "do_eval is false; python -m jworld.evaluate measures a run")
+        _hub(config, values, notes)
         if values["resume_from_checkpoint"]:
             config.init_from = values["resume_from_checkpoint"]
             notes.append("resume_from_checkpoint: import those weights first and set init_from to their folder")
     return Translation(config, notes)
 
 
-def _model(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
+def _given(values: Mapping[str, Any], keys: Sequence[str], note: str) -> list[str]:
+    """Return a note on each of the keys that has not its default."""
+    return [f"{key} = {values[key]!r}: {note}" for key in keys if values[key] != DEFAULTS[key]]
+
+
+def _hub(config: ml_collections.ConfigDict, values: Mapping[str, Any], notes: list[str]) -> None:
+    if not values["push_to_hub"]:
+        keys = ("hub_model_id", "hub_strategy", "hub_private_repo")
+        notes += _given(values, keys, "push_to_hub is false, so nothing is uploaded")
+        return
+    if values["hub_model_id"] is None:
+        notes.append("push_to_hub = True: hub_model_id is absent, so nothing is uploaded: set checkpoint.hub.repo")
+    if values["hub_strategy"] == "checkpoint":
+        notes.append("hub_strategy = 'checkpoint': every checkpoint is uploaded, as with 'every_save'")
+    config.checkpoint.hub.repo = values["hub_model_id"] or ""
+    config.checkpoint.hub.strategy = "end" if values["hub_strategy"] == "end" else "every_save"
+    config.checkpoint.hub.private = values["hub_private_repo"]
+
+
+def _model(config: ml_collections.ConfigDict, values: Mapping[str, Any], notes: list[str]) -> None:
+    if not values["use_gradient_checkpointing"]:
+        notes.append("use_gradient_checkpointing = False: model.remat is on; set it to 'none' if the memory suffices")
     if values["mixed_precision"] == "no":
         config.model.dtype, config.model.frozen_dtype = "float32", "float32"
+    elif values["mixed_precision"] == "fp16":
+        notes.append("mixed_precision = 'fp16': bfloat16 takes its place, which needs no scaling of the loss")
     parts = {
         "world": values["enable_world"],
         "vision": not values["freeze_gemma_vision"],
@@ -173,6 +218,8 @@ def _model(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None
     if not values["enable_world"]:
         if not values["freeze_cosmos_vae"]:
             raise errors.UserError("--from-json: enable_world is false, so freeze_cosmos_vae must be true")
+        keys = ("world_projection_mode", "projection_architecture")
+        notes += _given(values, keys, "enable_world is false")
         config.model.world = None
         config.data.clip.world_size = 0
         config.data.clip.labels = "original"
@@ -193,17 +240,19 @@ def _optimizer(config: ml_collections.ConfigDict, values: Mapping[str, Any], not
     notes.append("global_batch is for one device: multiply it by the number of devices")
     if values["max_steps"] is not None:
         config.steps = values["max_steps"]
-    elif values["num_samples"] is not None:
-        config.steps = max(1, math.ceil(values["num_samples"] * values["num_epochs"] / config.global_batch))
+        notes += _given(values, ("num_epochs",), "max_steps is set")
     else:
-        epochs = values["num_epochs"]
-        notes.append(f"steps: set it to {epochs} * conversations / global_batch, for {epochs} epochs")
+        config.steps, config.epochs = 0, values["num_epochs"]
 
 
 def _data(config: ml_collections.ConfigDict, values: Mapping[str, Any], notes: list[str]) -> None:
     name = values["dataset_name"]
-    if name not in _FORMATS:
-        raise errors.UserError(f"--from-json: dataset_name is {name!r}, expected one of {', '.join(_FORMATS)}")
+    if name == "custom":
+        notes.append("dataset_name = 'custom': the original has no reader for it, here it is the format llava")
+    if name not in ("datacomp", "vsr"):
+        notes += _given(values, ("question_template",), f"{name} has its own questions")
+    if name != "spatial_rgpt":
+        notes += _given(values, ("draw_bboxes",), f"{name} has no boxes")
     config.data.records = f"data/{name}/conversations"
     config.data.threads = max(1, values["num_workers"])
     config.data.conversations = {
@@ -215,7 +264,7 @@ def _data(config: ml_collections.ConfigDict, values: Mapping[str, Any], notes: l
         "limit": values["num_samples"] or 0,
         "val_share": 0.01,
     }
-    if not values["train_dataset_path"]:
+    if not values["train_dataset_path"] or not pathlib.Path(values["train_dataset_path"]).suffix:
         notes.append(f"data.conversations.path: set it to the files of {name} on this machine")
     longest = values["max_seq_length"]
     config.data.clip.lengths = (*(length for length in config.data.clip.lengths if length < longest), longest)
