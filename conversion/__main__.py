@@ -31,7 +31,7 @@ from conversion import (
 )
 from jworld import systems
 from jworld.systems import runs
-from jworld.utils import arguments, errors
+from jworld.utils import arguments, errors, hub_folders
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
@@ -39,6 +39,11 @@ console = rich.console.Console(highlight=False, soft_wrap=True)
 @errors.exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse(argv)
+    for name in ("source", "directory", "adapters"):
+        if getattr(options, name, None) not in (None, True, False):
+            setattr(options, name, hub_folders.find(getattr(options, name)))
+    if getattr(options, "base", None):
+        options.base = [str(hub_folders.find(base)) for base in options.base]
     # Conversion needs no accelerator and leaves it free for other processes.
     jax.config.update("jax_platforms", "cpu")
     run: Callable[[argparse.Namespace], None] = options.run
@@ -82,7 +87,7 @@ def _add_import(commands: "argparse._SubParsersAction[arguments.Parser]") -> Non
     parser.add_argument(
         "source",
         type=pathlib.Path,
-        help="a .safetensors file, the index of a sharded set, a .pt or .pth file, or the downloaded folder",
+        help="a .safetensors file, the index of a sharded set, a .pt or .pth file, the downloaded folder, or a hub id",
     )
     parser.set_defaults(adapters=None)
     _add_weights(parser, output="folder to create, or the name of a .safetensors file for an autoencoder")
@@ -178,8 +183,8 @@ def _add_export(commands: "argparse._SubParsersAction[arguments.Parser]") -> Non
     parser.add_argument(
         "--layout",
         choices=[*layouts, exporting.LIBRARY],
-        help="layout of the keys; library: one that transformers or diffusers loads, if it has the model (default: that "
-        "of the import)",
+        help="layout of the keys; library: one that transformers or diffusers loads, if it has the model (default: "
+        "that of the import)",
     )
     parser.add_argument(
         "--adapters", action="store_true", help="write only the adapters of a run with model.lora, in peft's layout"
@@ -305,7 +310,7 @@ def _export_pipeline(options: argparse.Namespace) -> None:
     summary = pipelines.export_pipeline(
         options.directory,
         options.output,
-        pathlib.Path(options.pipeline) if options.pipeline else None,
+        hub_folders.find(options.pipeline) if options.pipeline else None,
         dtype=options.dtype,
         step=options.step,
         overwrite=options.overwrite,

@@ -34,7 +34,7 @@ from jworld.evaluation import (
 )
 from jworld.parallel import startup
 from jworld.systems import recipes, runs
-from jworld.utils import arguments, compilation, errors, files, resources
+from jworld.utils import arguments, compilation, errors, files, hub_folders
 from jworld.utils import config as run_config
 
 # The loss is noisy: it is averaged over this many batches, always the same ones with the same noise.
@@ -206,7 +206,7 @@ def make_parser() -> arguments.Parser:
     parser = arguments.Parser("python -m jworld.evaluate", DESCRIPTION)
     default = results.Options()
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="folder of a run, or of released weights")
+    add("--checkpoint", required=True, metavar="DIR", help="folder of a run, or one with weights, or hub id of one")
     add("--step", type=arguments.positive, help="training step of the checkpoint (default: the newest)")
     add("--windows", type=arguments.positive, default=default.windows, help="rollouts along held-out episodes, at most")
     add("--chunks", type=arguments.positive, default=default.chunks, help="chunks of each rollout")
@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise errors.UserError(f"--angles: found {max(options.angles)}, expected at most {MOST_DEGREES} degrees")
     startup.require_alone("python -m jworld.evaluate")
     compilation.use_cache()
-    given, checkpoint = pathlib.Path(options.checkpoint), resources.find(options.checkpoint)
+    given, checkpoint = pathlib.Path(options.checkpoint), hub_folders.find(options.checkpoint)
     # Nothing is written into the folder of weights that come with jworld.
     folder = checkpoint if checkpoint == given else pathlib.Path(given.name)
     evaluate(

@@ -40,7 +40,7 @@ from jworld.systems import (
 )
 from jworld.systems.base import TextSystem, VideoSession, VideoSystem
 from jworld.systems.requests import Request, Video
-from jworld.utils import arguments, compilation, errors, files, resources
+from jworld.utils import arguments, compilation, errors, files, hub_folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def generate(
         raise errors.UserError(f"{flag}: the model generates videos: leave it out")
     if request.stream and request.sheet:
         raise errors.UserError("--sheet needs all frames at the end, but --stream stores none: leave one of them out")
-    kept = resources.find(request.checkpoint) / runs.ENCODERS if request.encoders is None else request.encoders
+    kept = hub_folders.find(request.checkpoint) / runs.ENCODERS if request.encoders is None else request.encoders
     jobs = prepare(request, system, config, fps=system.frame_rate(kept))
     mesh = make_mesh(config)
     system.check_sampling(mesh)
@@ -282,7 +282,13 @@ def make_parser() -> arguments.Parser:
     """Return the parser of this command's options."""
     parser = arguments.Parser("python -m jworld.generate", DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add("--checkpoint", required=True, type=pathlib.Path, metavar="DIR", help="folder of a run, or one with weights")
+    add(
+        "--checkpoint",
+        required=True,
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of a run, or one with weights, or hub id of one",
+    )
     add(
         "--image",
         dest="images",

@@ -4,10 +4,13 @@ Trains a recipe: makes its embedded data if absent, trains or resumes, and sampl
 """
 
 import argparse
+import json
 import pathlib
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import rich.console
@@ -180,7 +183,21 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
 def open_uploads(job: TrainingJob, *, message: Callable[[str], None]) -> hub.Uploads:
     """Open the uploads of this run; only process 0 uploads."""
     settings = job.hub if jax.process_index() == 0 else hub.HubConfig()
-    return hub.Uploads(settings, job.workdir / runs.CHECKPOINTS, hub.uploader(settings, job.workdir), message=message)
+
+    def export(step: int, folder: pathlib.Path) -> dict[str, Any] | None:
+        """Export in another process, which has its own memory and leaves the devices alone."""
+        command = [sys.executable, "-m", "jworld", "convert", "export", str(job.workdir), "--step", str(step)]
+        ended = subprocess.run(
+            [*command, "--layout", "library", "--output", str(folder)], capture_output=True, text=True, check=False
+        )
+        if ended.returncode:
+            message(f"the upload of step {step} has no export: {ended.stderr.strip()[-500:]}")
+            return None
+        exported: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return exported
+
+    upload = hub.uploader(settings, job.workdir, export)
+    return hub.Uploads(settings, job.workdir / runs.CHECKPOINTS, upload, message=message)
 
 
 def open_log(job: TrainingJob, state: train_state.TrainState, *, on_step: Callable[[], None]) -> metrics.ProgressLog:

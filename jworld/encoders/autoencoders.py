@@ -16,7 +16,7 @@ from jworld.models.autoencoders.network import VideoAutoencoder
 from jworld.models.autoencoders.tiling import Tiling
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
-from jworld.utils import resources
+from jworld.utils import hub_folders
 
 
 class Network(Protocol):
@@ -211,7 +211,7 @@ def load(
     Raises:
       UserError: the file is absent, damaged, or not an autoencoder.
     """
-    path = resources.find(pathlib.Path(path).expanduser()).absolute()
+    path = hub_folders.find(pathlib.Path(path).expanduser()).absolute()
     if path.is_dir():
         path = path / records.AUTOENCODER_FILE
     network = files.load(path, **({} if dtype is None else {"dtype": jnp.dtype(dtype)}))

@@ -11,7 +11,7 @@ from jworld.parallel import mesh as mesh_lib
 from jworld.systems import initial_weights, training_job
 from jworld.systems.training_job import TrainingJob
 from jworld.training import state as train_state
-from jworld.utils import errors, nnx_types, resources
+from jworld.utils import errors, hub_folders, nnx_types
 
 
 def describe(job: TrainingJob) -> rich.table.Table:
@@ -55,7 +55,7 @@ def _check_initial(job: TrainingJob, initial: nnx_types.State) -> None:
     for name, directory in job.system.parts.items():
         initial_weights.compare(directory, initial[name])
     if job.config.init_from:
-        initial_weights.compare(resources.find(job.config.init_from), initial)
+        initial_weights.compare(hub_folders.find(job.config.init_from), initial)
 
 
 def counted(job: TrainingJob, *, overwrite: bool) -> tuple[TrainingJob, str]:

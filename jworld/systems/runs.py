@@ -34,7 +34,7 @@ from jworld.training import optimizers, weights
 from jworld.training import state as train_state
 from jworld.training.checkpoints import Checkpoints
 from jworld.utils import config as run_config
-from jworld.utils import errors, nnx_types, resources
+from jworld.utils import errors, hub_folders, nnx_types
 
 CHECKPOINTS, ENCODERS, SAMPLES = "checkpoints", "encoders", "samples"
 #: Weights outside a checkpoint, as in the starter folder.
@@ -179,7 +179,7 @@ def resolve(
     Raises:
       UserError: there is no such key or option, or a value does not fit the model.
     """
-    directory = resources.find(directory)
+    directory = hub_folders.find(directory)
     config = run_config.load(directory)
     system, changes, flags = systems.create(config), dict(changes or {}), flags or options.Flags()
     values = config.to_dict()
@@ -233,7 +233,7 @@ def load(
     Raises:
       UserError: something is missing or damaged, or does not fit the model.
     """
-    directory = resources.find(directory)
+    directory = hub_folders.find(directory)
     config = run_config.load(directory) if config is None else config
     system = systems.create(config)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh

@@ -19,7 +19,7 @@ from jworld.systems.base import AnySystem
 from jworld.training import checkpoints, hub, metrics, optimizers
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
-from jworld.utils import errors, nnx_types, resources
+from jworld.utils import errors, hub_folders, nnx_types
 
 #: Keys whose values a resumed run may change, because they do not affect the computation.
 MAY_CHANGE = ("mesh.", "log.", "checkpoint.", "sample.", "evaluation.", "data.threads", "data.prefetch", "model.remat")
@@ -197,7 +197,7 @@ def check_folders(job: TrainingJob, *, overwrite: bool) -> None:
 
 def _check_initial(config: ml_collections.ConfigDict) -> None:
     initial, advice = config.init_from, "name others with --config.init_from"
-    directory = resources.find(initial)
+    directory = hub_folders.find(initial)
     if not (directory / run_config.FILE_NAME).is_file():
         raise errors.UserError(
             f"config.init_from: {initial} has no {run_config.FILE_NAME}, so no weights to start from: make "
@@ -225,7 +225,7 @@ def _check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
 
 def check_encoders(job: TrainingJob, *, overwrite: bool) -> None:
     """Raise a `UserError` if the weights to resume or start from belong to other encoders than the data set's."""
-    for folder in (job.workdir, resources.find(job.config.init_from)):
+    for folder in (job.workdir, hub_folders.find(job.config.init_from)):
         encoders = folder / runs.ENCODERS
         if (encoders / records.MANIFEST).is_file() and not (overwrite and folder == job.workdir):
             job.system.data.check_kept(encoders)
@@ -254,7 +254,7 @@ def start(
     if job.config.init_from:
         message(f"starting from the weights in {job.config.init_from}")
         params, more = initial_weights.load_initial(
-            resources.find(job.config.init_from), params, copies=job.system.copies, parts=parts
+            hub_folders.find(job.config.init_from), params, copies=job.system.copies, parts=parts
         )
         notes += more
     params = train_state.draw_missing(init, params, key=key, mesh=job.mesh)

@@ -1,26 +1,36 @@
 """Background uploads of checkpoints to a Hugging Face repository during training.
 
-A thread uploads the newest complete checkpoint with config, tokenizer or encoders, and logs. Uploads never stop or
-delay a step: a failure is reported, and the newest checkpoint is tried again later.
+A thread uploads the newest complete checkpoint with config, tokenizer or encoders, and logs, next to an export for
+other programs and a model card. Uploads never stop or delay a step: a failure is reported, and the newest checkpoint is
+tried again later.
 """
 
 import dataclasses
+import fnmatch
 import os
 import pathlib
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import huggingface_hub
 
-from jworld.utils import errors
+from jworld.training import model_card
+from jworld.utils import errors, hub_folders
 
 Upload = Callable[[int], None]
+#: Step, folder to create -> content of the config.json of the export; None if the model cannot be exported.
+Export = Callable[[int, pathlib.Path], dict[str, Any] | None]
 
 #: Seconds until the next try, after each failure in a row; the last one repeats.
 _PAUSES = (30.0, 120.0, 600.0)
 _POLL = 0.5
+#: Beginning of the name of the folder in which an upload is put together, within that of the run.
+_STAGING, _EXPORT = ".upload-", "export"
+_FILES = ("config.json", "metrics.jsonl", "encoders/*", "checkpoints/frozen/*", "evaluation/evaluation.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,28 +56,49 @@ class HubConfig:
             raise ValueError(f"patience is {self.patience:g}, expected 0 minutes or more")
 
 
-def uploader(config: HubConfig, workdir: pathlib.Path) -> Upload:
-    """Return a function that uploads the checkpoint of a step; the login is that of `hf auth login`, or HF_TOKEN."""
+def uploader(config: HubConfig, workdir: pathlib.Path, export: Export) -> Upload:
+    """Return a function that uploads the checkpoint of a step; the login is that of `hf auth login`, or HF_TOKEN.
+
+    The repository has the export and the model card at its top and the run in a sub-folder, see
+    `jworld.utils.hub_folders`. If the model cannot be exported, the upload has no export.
+    """
 
     def upload(step: int) -> None:
         api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         api.create_repo(config.repo, private=config.private, exist_ok=True)
-        api.upload_folder(
-            repo_id=config.repo,
-            folder_path=workdir,
-            commit_message=f"Step {step}",
-            allow_patterns=[
-                "config.json",
-                "metrics.jsonl",
-                "encoders/*",
-                f"checkpoints/{step}/*",
-                "checkpoints/frozen/*",
-            ],
-            # The repository has only the newest checkpoint; older ones stay in its history.
-            delete_patterns=["checkpoints/*"],
-        )
+        for rest in workdir.glob(f"{_STAGING}*"):  # of an upload that was killed
+            shutil.rmtree(rest, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=workdir, prefix=_STAGING) as name:
+            folder = pathlib.Path(name)
+            exported = export(step, folder / _EXPORT)
+            _link(workdir, folder / hub_folders.RUN, [*_FILES, f"checkpoints/{step}/*"])
+            card = model_card.text(config.repo, step, workdir, exported)
+            if exported is not None:
+                for file in (folder / _EXPORT).iterdir():
+                    file.rename(folder / file.name)
+                (folder / _EXPORT).rmdir()
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            api.upload_folder(
+                repo_id=config.repo,
+                folder_path=folder,
+                commit_message=f"Step {step}",
+                # The repository has only the newest checkpoint; older ones stay in its history.
+                delete_patterns=[f"{hub_folders.RUN}/*", "*.safetensors", "*.safetensors.index.json"],
+            )
 
     return upload
+
+
+def _link(origin: pathlib.Path, target: pathlib.Path, patterns: Sequence[str]) -> None:
+    """Link the files of a folder that match a pattern to another folder, or copy them."""
+    for path in origin.rglob("*"):
+        name = path.relative_to(origin).as_posix()
+        if path.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, target / name)
+            except OSError:
+                shutil.copyfile(path, target / name)
 
 
 class Uploads:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import ml_collections
 
-from jworld.utils import errors, files, resources
+from jworld.utils import errors, files, hub_folders, resources
 
 FILE_NAME = "config.json"
 
@@ -119,7 +119,7 @@ def load(directory: pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UserError: the folder has none, or the file is damaged.
     """
-    path = resources.find(directory) / FILE_NAME
+    path = hub_folders.find(directory) / FILE_NAME
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError as error:

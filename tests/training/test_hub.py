@@ -1,13 +1,12 @@
 """Uploads to a local hub: the uploaded files, and a run that continues when an upload fails."""
 
-import base64
-import http.server
 import json
 import pathlib
 import threading
 import time
-from collections.abc import Iterator
+from typing import Any
 
+import fake_hub
 import pytest
 
 from jworld.training import hub
@@ -119,72 +118,72 @@ def test_strategies(tmp_path: pathlib.Path) -> None:
         hub.HubConfig(repo="a/b/c")
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Part of the hub's API that an upload of small files needs."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        server = self.server
-        if self.path == "/api/repos/create":
-            server.created.append(json.loads(body))
-            self.reply({"url": f"http://{self.headers['Host']}/me/rooms"})
-        elif self.path.endswith("/preupload/main"):
-            files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for file in json.loads(body)["files"]
-            ]
-            self.reply({"files": files})
-        elif self.path.endswith("/commit/main"):
-            server.commits.append([json.loads(line) for line in body.splitlines()])
-            self.reply(
-                {"commitUrl": f"http://{self.headers['Host']}/me/rooms/commit/1", "commitOid": "1", "hookOutput": ""}
-            )
-        else:
-            self.reply({})
-
-    def do_GET(self) -> None:
-        if "/tree/" in self.path:
-            path = "checkpoints/2/params/a"
-            self.reply([{"type": "file", "path": path, "size": 1, "oid": "0"}])
-        else:
-            self.reply({"id": "me/rooms", "sha": "0", "siblings": [{"rfilename": "checkpoints/2/params/a"}]})
-
-    def reply(self, value: object) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.created, server.commits = [], []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    yield server
-    server.shutdown()
-
-
-def test_uploaded_files(tmp_path: pathlib.Path, server: http.server.ThreadingHTTPServer) -> None:
-    for name in ("config.json", "encoders/tokenizer.json", "checkpoints/4/params/a", "checkpoints/3/params/a", "other"):
-        path = tmp_path / name
+def test_uploaded_files(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export and the card at the top, the run in a sub-folder; an older checkpoint and its export go."""
+    run = tmp_path / "run"
+    contents = ("encoders/tokenizer.json", "checkpoints/4/params/a", "checkpoints/3/params/a", "checkpoints/frozen/b")
+    for name in (*contents, "samples/answers.json"):
+        path = run / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    hub.uploader(hub.HubConfig(repo="me/rooms", private=True), tmp_path)(4)
-    assert server.created[0]["name"] == "rooms"
-    (commit,) = server.commits
-    assert commit[0]["value"]["summary"] == "Step 4"
-    added = {
-        line["value"]["path"]: base64.b64decode(line["value"]["content"]).decode()
-        for line in commit[1:]
-        if line["key"] == "file"
+    (run / "config.json").write_text(json.dumps({"system": "theworld", "steps": 9, "optimizer": {"name": "adamw"}}))
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss_mean": 3.0}\n{"step": 4, "loss_mean": 2.5}\n')
+    (run / "evaluation").mkdir()
+    measured = {"step": 4, "held_out_loss": 0.25, "scores": {"with world": {"turn": 75.0}}, "options": {"seed": 7}}
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(measured))
+
+    def export(step: int, folder: pathlib.Path) -> dict[str, Any]:
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(f"export of {step}")
+        (folder / "config.json").write_text("{}")
+        return {"architectures": ["Gemma3ForConditionalGeneration"]}
+
+    with fake_hub.serving(monkeypatch, tmp_path / "cache") as served:
+        old = {"jworld/checkpoints/2/params/a": b"", "model-00001-of-00002.safetensors": b"", "notes.md": b"mine"}
+        served.repositories["me/rooms"] = dict(old)
+        hub.uploader(hub.HubConfig(repo="me/rooms", private=True), run, export)(4)
+        assert served.created[0]["name"] == "rooms"
+        (commit,) = served.commits
+        assert commit[0]["value"]["summary"] == "Step 4"
+        files = {name: data.decode() for name, data in served.repositories["me/rooms"].items()}
+    card = files.pop("README.md")
+    names = [name for name in contents if "checkpoints/3" not in name]
+    assert files.pop("model.safetensors") == "export of 4"
+    assert files.keys() - {f"jworld/{name}" for name in names} == {
+        "config.json",
+        "jworld/config.json",
+        "jworld/evaluation/evaluation.json",
+        "jworld/metrics.jsonl",
+        "notes.md",
     }
-    assert added == {name: name for name in ("config.json", "encoders/tokenizer.json", "checkpoints/4/params/a")}
-    assert [line["value"]["path"] for line in commit if line["key"] == "deletedFile"] == ["checkpoints/2/params/a"]
+    assert all(files[f"jworld/{name}"] == name for name in names)
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "encoders",
+        "evaluation",
+        "metrics.jsonl",
+        "samples",
+    ]
+    assert card.startswith("---\nlibrary_name: transformers\ntags:\n- jworld\n- theworld\n---\n\n# rooms\n")
+    for line in (
+        'run = jworld.load("me/rooms")',
+        "| training loss, mean of the last interval | 2.5 |",
+        "| evaluation at step 4: held out loss | 0.25 |",
+        "| evaluation at step 4: scores, with world, turn | 75 |",
+        "| `optimizer.name` | `adamw` |",
+    ):
+        assert line in card
+    assert "seed" not in card
+
+
+def test_a_model_without_an_export(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"system": "worldplay"}')
+    with fake_hub.serving(monkeypatch, tmp_path / "cache") as served:
+        hub.uploader(CONFIG, run, lambda step, folder: None)(1)
+        files = served.repositories["me/rooms"]
+    assert files.keys() == {"README.md", "jworld/config.json"}
+    assert b"library_name: jworld\n" in files["README.md"]
+    assert b"Nothing yet." in files["README.md"]

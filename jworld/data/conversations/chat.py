@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
-from jworld.utils import pretrained, resources
+from jworld.utils import hub_folders, pretrained
 from jworld.utils.errors import UserError
 
 #: Files that hold a tokenizer, in the order in which they are looked for in a folder.
@@ -185,7 +185,7 @@ def _inside(positions: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
 
 def find_file(path: str | pathlib.Path) -> pathlib.Path:
     """Return the tokenizer file that `path` names: itself, or the first of `FILES` in a folder."""
-    path = resources.find(path)
+    path = hub_folders.find(path, weights=False)
     if not path.is_dir():
         return path
     return next((path / name for name in FILES if (path / name).is_file()), path / FILES[0])
