@@ -5,11 +5,30 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: demo test test-slow test-guides lint format docs wheel clean
+.PHONY: demo train-hf eval-blink eval-gemma compare-results test test-slow test-guides lint format docs wheel clean
 
 demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate it
 	$(BIN)/python -m jworld.train --config=configs/ar_mem.py
 	$(BIN)/python -m jworld.evaluate --checkpoint runs/ar_mem
+
+# Commands of the original TheWorld, by their names. CONFIG may be one of its JSON configs.
+CONFIG ?= configs/theworld.py
+DATA ?= BLINK
+GEMMA ?= checkpoints/theworld-base
+
+train-hf: .venv/.demo  ## train TheWorld: make train-hf CONFIG=config.json ARGS="--workdir=runs/mine"
+	case $(CONFIG) in *.json) $(BIN)/python -m jworld.train --from-json $(CONFIG) > $(CONFIG:.json=.py);; esac
+	$(BIN)/python -m jworld.train --config=$(CONFIG:.json=.py) $(ARGS)
+
+eval-blink: .venv/.demo  ## measure a model on BLINK's tables: make eval-blink MODEL=runs/theworld-full
+	$(BIN)/python -m jworld.evaluate --checkpoint $(MODEL) --benchmark blink --data $(DATA) --output results/blink_theworld
+
+eval-gemma: .venv/.demo  ## measure imported Gemma-3 on them
+	$(BIN)/python -m jworld.evaluate --checkpoint $(GEMMA) --benchmark blink --data $(DATA) --output results/blink_gemma
+
+compare-results: .venv/.demo  ## show both side by side
+	$(BIN)/python -m jworld.evaluate compare results/blink_gemma results/blink_theworld --labels Gemma-3 TheWorld \
+		--output results/comparison
 
 test: lint  ## linters, type checker, all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -11,7 +11,7 @@ from jworld.data.conversations import chat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the tokens of an answer are drawn.
+    """Settings of the random choice of tokens.
 
     Attributes:
       max_tokens: largest number of tokens of an answer.

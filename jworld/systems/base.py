@@ -141,7 +141,7 @@ class TextSession(Protocol):
 
     @property
     def sampling(self) -> asking.Sampling:
-        """How the tokens of the current answer are drawn."""
+        """The settings with which the tokens of the current answer are drawn."""
 
     def reset(
         self,

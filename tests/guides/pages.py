@@ -115,6 +115,7 @@ PAGES = {
             *("own_data.chat", "own_data.views", "own_data.benchmarks", "own_data.original_config"),
         ),
     ),
+    "docs/theworld_inference.md": Page(prepare=("own_data.views", "own_data.frame")),
     "docs/train.md": Page(values={"<workdir>": "runs/ar_mem"}),
     "docs/worldplay.md": Page(
         prepare=(

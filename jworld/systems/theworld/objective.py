@@ -158,7 +158,7 @@ def log_likelihoods(model: TheWorld, batch: Batch, pixels: jax.Array | None, lat
 def _states(
     model: TheWorld, batch: Batch, pixels: jax.Array | None, latents: jax.Array | None, world: WorldConfig | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return states [B, L, D] and the labels [B, L] that they predict; `world` tells which labels there are."""
+    """Return states [B, L, D] and the labels [B, L] that they predict; `world` determines the labels."""
     world = None if latents is None else world
     has_world = batch.get("has_world")
     fused = model.fuse(batch["tokens"], batch["mask"], pixels, latents, has_world)
