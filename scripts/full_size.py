@@ -1,0 +1,321 @@
+"""Run the commands on checkpoints of published size with random weights, and write docs/full_size.md.
+
+    python scripts/full_size.py --system cosmos
+    python scripts/full_size.py --system cosmos --scale tiny --page page.md
+
+For one system it makes a folder in the published layout with a class of diffusers or transformers, and runs inspect,
+import, verify, generate (8x8 latents, one chunk) and export. It then compares the exported bytes with the folder and
+loads the export with the class. Time and peak memory of every stage go into the page; the rows of other runs stay.
+The other programs have an environment of their own, which the first run makes with pip.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from jworld.utils import arguments, errors, files
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "full_size.md"
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "torchvision")
+#: Lines of the page before and after the table.
+BEGIN, END = "<!-- stages: begin -->", "<!-- stages: end -->"
+STAGES = ("make", "inspect", "import", "verify", "generate", "export", "bytes", "load")
+#: Stages whose files the later ones read.
+NEEDED = ("make", "import", "export")
+_BLOCK = 16 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A published network and how to sample from it.
+
+    Attributes:
+      title: name in the table.
+      network: key of `MODELS` in full_size_folders.py.
+      autoencoder: key of the small autoencoder that generation uses; "" without one.
+      generate: further arguments of `jworld.generate`; None for a network that generates nothing alone.
+      tiny_generate: those that replace them at the tiny size.
+    """
+
+    title: str
+    network: str
+    autoencoder: str = ""
+    generate: Sequence[str] | None = None
+    tiny_generate: Sequence[str] = ()
+
+
+_VIDEO = ("--steps", "2", "--size", "64x64", "--windows", "1")
+SYSTEMS = {
+    "cogvideox": System(
+        "CogVideoX-2B",
+        "cogvideox",
+        "small-cogvideox-vae",
+        (*_VIDEO, "--prompt", "a", "--text-encoder", "none:4096"),
+        (*_VIDEO, "--prompt", "a", "--text-encoder", "none:32"),
+    ),
+    "cosmos": System(
+        "Cosmos-Predict2-2B",
+        "cosmos",
+        "small-wan-vae",
+        (*_VIDEO, "--prompt", "a", "--image", "{image}", "--text-encoder", "none:1024"),
+        (*_VIDEO, "--prompt", "a", "--image", "{image}", "--text-encoder", "none:32"),
+    ),
+    "gemma": System(
+        "Gemma-3-4b",
+        "gemma",
+        "",
+        ("--prompt", "What is this?", "--image", "{image}", "--encoders", "{tokenizer}"),
+        ("--prompt", "What is this?", "--image", "{image}", "--encoders", "{tokenizer}"),
+    ),
+    "hunyuan15": System("HunyuanVideo-1.5 8.3B", "hunyuan15"),
+    "hunyuan15-vae": System("the autoencoder of HunyuanVideo-1.5", "hunyuan15-vae"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A row of the page."""
+
+    system: str
+    stage: str
+    seconds: str = ""
+    peak: str = ""
+    outcome: str = "not run"
+
+    def line(self) -> str:
+        return f"| {self.system} | {self.stage} | {self.seconds} | {self.peak} | {self.outcome} |"
+
+
+class Runner:
+    """The stages of one system in a folder; `results` has those that were run."""
+
+    def __init__(self, system: System, scale: str, folder: pathlib.Path, python: pathlib.Path) -> None:
+        self.system, self.scale, self.folder, self.python = system, scale, folder, python
+        self.source, self.ours, self.theirs = (folder / name for name in ("published", "imported", "exported"))
+        self.results: list[Result] = []
+
+    def run_all(self, stages: Sequence[str]) -> bool:
+        """Run stages; return whether all were good. None follows a failed `NEEDED` one."""
+        good = True
+        for stage in stages:
+            done = self._run(stage)
+            good = good and done
+            if not done and stage in NEEDED:
+                break
+        return good
+
+    def _run(self, stage: str) -> bool:
+        call = getattr(self, f"_{stage}")()
+        if call is None:
+            self.results.append(
+                Result(self.system.title, stage, outcome="not run: the network generates nothing alone")
+            )
+            return True
+        return self._measure(stage, call)
+
+    def _measure(self, stage: str, command: Sequence[str | pathlib.Path]) -> bool:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        print(f"{stage}:\n{printed}", flush=True)
+        outcome = "good" if process.returncode == 0 else f"failed: exit {process.returncode}"
+        seconds, peak = time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e9
+        self.results.append(Result(self.system.title, stage, f"{seconds:.1f}", f"{peak:.2f}", outcome))
+        return process.returncode == 0
+
+    def _folders(self, *words: str | pathlib.Path) -> list[str | pathlib.Path]:
+        return [self.python, ROOT / "scripts" / "full_size_folders.py", *words]
+
+    def _conversion(self, *words: str | pathlib.Path) -> list[str | pathlib.Path]:
+        return [sys.executable, "-m", "conversion", *words]
+
+    def _make(self) -> list[str | pathlib.Path]:
+        return self._folders("make", self.system.network, self.scale, self.source)
+
+    def _inspect(self) -> list[str | pathlib.Path]:
+        return self._conversion("inspect", self.source)
+
+    def _import(self) -> list[str | pathlib.Path]:
+        return self._conversion("import", self.source, "--output", self.ours)
+
+    def _verify(self) -> list[str | pathlib.Path]:
+        return self._conversion("verify", self.ours, self.source)
+
+    def _export(self) -> list[str | pathlib.Path]:
+        return self._conversion("export", self.ours, "--output", self.theirs)
+
+    def _bytes(self) -> list[str | pathlib.Path]:
+        return [sys.executable, __file__, "--compare", self.source, "--with", self.theirs]
+
+    def _load(self) -> list[str | pathlib.Path]:
+        return self._folders("load", self.system.network, self.theirs)
+
+    def _generate(self) -> list[str | pathlib.Path] | None:
+        """Return the command that samples one chunk; its autoencoder is made and imported before it is measured."""
+        given = self.system.generate if self.scale == "full" else self.system.tiny_generate
+        if self.system.generate is None:
+            return None
+        image = self.folder / "image.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(image)
+        places = {"image": image, "tokenizer": ROOT / "assets" / "tokenizer"}
+        words = [word.format(**places) for word in given or ()]
+        out = self.folder / ("out.mp4" if self.system.autoencoder else "out.json")
+        if self.system.autoencoder:
+            theirs, ours = self.folder / "small", self.folder / "autoencoder"
+            if not ours.exists():
+                subprocess.run(self._folders("make", self.system.autoencoder, "full", theirs), check=True, cwd=ROOT)
+                subprocess.run(self._conversion("import", theirs, "--output", ours), check=True, cwd=ROOT)
+            words += ["--autoencoder", str(ours)]
+        return [sys.executable, "-m", "jworld.generate", "--checkpoint", self.ours, "--out", out, *words]
+
+
+def compare(first: pathlib.Path, second: pathlib.Path) -> None:
+    """Raise a `UserError` unless two folders have the same tensors, byte by byte."""
+    ours, theirs = (
+        {name: place for file in folder.glob("*.safetensors") for name, place in _tensors(file).items()}
+        for folder in (first, second)
+    )
+    different = sorted(ours.keys() ^ theirs.keys())
+    for name in ours.keys() & theirs.keys():
+        (file, start, size, kind), (other, begin, length, like) = ours[name], theirs[name]
+        if (size, kind) != (length, like) or not _equal(file, start, other, begin, size):
+            different.append(name)
+    if different:
+        raise errors.UserError(f"{len(different)} tensors of {second} differ from {first}: {', '.join(different[:5])}")
+    print(f"{len(ours):,} tensors are equal, byte by byte")
+
+
+def _tensors(file: pathlib.Path) -> dict[str, tuple[pathlib.Path, int, int, str]]:
+    """Return name -> file, offset, bytes, and dtype with shape."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: (
+            file,
+            8 + length + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+            f"{entry['dtype']} {entry['shape']}",
+        )
+        for name, entry in header.items()
+    }
+
+
+def _equal(first: pathlib.Path, start: int, second: pathlib.Path, begin: int, size: int) -> bool:
+    with first.open("rb") as one, second.open("rb") as two:
+        one.seek(start)
+        two.seek(begin)
+        for done in range(0, size, _BLOCK):
+            count = min(_BLOCK, size - done)
+            if one.read(count) != two.read(count):
+                return False
+    return True
+
+
+def environment(folder: pathlib.Path) -> pathlib.Path:
+    """Return the Python of the environment with the other programs, which is made if it is absent."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    return python
+
+
+def read_rows(page: pathlib.Path) -> dict[tuple[str, str], Result]:
+    """Return the rows of a page by system and stage."""
+    if not page.is_file():
+        return {}
+    table = page.read_text().partition(BEGIN)[2].partition(END)[0]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
+    ]
+    return {(row[0], row[1]): Result(*row) for row in cells[2:]}
+
+
+def write_page(page: pathlib.Path, results: Sequence[Result]) -> None:
+    """Replace the rows of `results`; stages without a row are "not run"."""
+    rows = read_rows(page) | {(row.system, row.stage): row for row in results}
+    lines = [BEGIN, "| system | stage | seconds | peak, GB | result |", "| --- | --- | --- | --- | --- |"]
+    for system in SYSTEMS.values():
+        lines += [rows.get((system.title, stage), Result(system.title, stage)).line() for stage in STAGES]
+    table = "\n".join([*lines, END])
+    text = page.read_text() if page.is_file() else f"{BEGIN}{END}\n"
+    with files.replacing(page) as temporary:
+        temporary.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: table, text, flags=re.DOTALL))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments.Parser("python scripts/full_size.py", (__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--system", choices=list(SYSTEMS), help="network to run (default: none)")
+    add("--scale", choices=("full", "tiny"), default="full", help="published size, or one for tests (default: full)")
+    add("--stages", default=",".join(STAGES), help=f"stages to run, separated by commas (default: {','.join(STAGES)})")
+    add(
+        "--workdir",
+        type=pathlib.Path,
+        default=pathlib.Path("build/full_size"),
+        help="folder of the files (default: build/full_size)",
+    )
+    add("--page", type=pathlib.Path, default=PAGE, help="page to write (default: docs/full_size.md)")
+    add(
+        "--python",
+        type=pathlib.Path,
+        help="Python with diffusers and transformers (default: an environment in --workdir)",
+    )
+    add("--keep", action="store_true", help="keep the files of the run")
+    add(
+        "--compare",
+        type=pathlib.Path,
+        help="compare the tensors of this folder with those of --with, and exit (default: none)",
+    )
+    add("--with", dest="other", type=pathlib.Path, help="folder to compare with (default: none)")
+    options = parser.parse(argv)
+    if options.compare is not None:
+        compare(options.compare, options.other)
+        return
+    if options.system is None:
+        raise errors.UserError(f"--system is missing: give one of {', '.join(SYSTEMS)}")
+    stages = options.stages.split(",")
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise errors.UserError(f"--stages: found {unknown[0]!r}, expected some of {', '.join(STAGES)}")
+    python = options.python or environment(options.workdir.absolute() / "environment")
+    folder = options.workdir.absolute() / options.system
+    runner = Runner(SYSTEMS[options.system], options.scale, folder, python)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        good = runner.run_all(stages)
+    finally:
+        write_page(options.page, runner.results)
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(f"wrote {options.page}; {platform.machine()}, {os.cpu_count()} cores")
+    if not good:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    errors.exit_on_user_error(main)()

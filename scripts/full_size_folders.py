@@ -1,0 +1,220 @@
+"""Folders in published layouts with random weights, made and loaded with the classes of diffusers and transformers.
+
+    python scripts/full_size_folders.py make cogvideox full FOLDER
+    python scripts/full_size_folders.py load cogvideox FOLDER
+
+`scripts/full_size.py` runs it in an environment with these programs, which needs no part of jworld.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import struct
+import sys
+from typing import Any
+
+import torch
+
+#: Random values, which the tensors take from different places.
+_VALUES = 1 << 22
+_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A published network, or a small autoencoder for its latents.
+
+    Attributes:
+      library: diffusers or transformers.
+      kind: name of the class.
+      dtype: dtype of the published weights.
+      full: arguments of the class for the published size, where they differ from its own.
+      tiny: arguments for a size that runs in seconds.
+    """
+
+    library: str
+    kind: str
+    dtype: torch.dtype
+    full: dict[str, Any]
+    tiny: dict[str, Any]
+
+    @property
+    def weights_name(self) -> str:
+        return "model.safetensors" if self.library == "transformers" else "diffusion_pytorch_model.safetensors"
+
+
+_COSMOS = {
+    "in_channels": 17,
+    "num_attention_heads": 16,
+    "rope_scale": (1.0, 3.0, 3.0),
+    "extra_pos_embed_type": None,
+}
+_GEMMA_VISION = {"image_size": 896, "patch_size": 14, "vision_use_head": False}
+MODELS = {
+    "cogvideox": Model(
+        "diffusers",
+        "CogVideoXTransformer3DModel",
+        torch.float16,
+        {},
+        {"num_attention_heads": 2, "attention_head_dim": 16, "text_embed_dim": 32, "num_layers": 2},
+    ),
+    "cosmos": Model(
+        "diffusers",
+        "CosmosTransformer3DModel",
+        torch.bfloat16,
+        _COSMOS,
+        _COSMOS
+        | {
+            "num_attention_heads": 2,
+            "attention_head_dim": 24,
+            "num_layers": 2,
+            "adaln_lora_dim": 8,
+            "text_embed_dim": 32,
+        },
+    ),
+    "gemma": Model(
+        "transformers",
+        "Gemma3ForConditionalGeneration",
+        torch.bfloat16,
+        {
+            "text_config": {
+                "hidden_size": 2560,
+                "intermediate_size": 10240,
+                "num_hidden_layers": 34,
+                "sliding_window": 1024,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            },
+            "vision_config": _GEMMA_VISION
+            | {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "num_hidden_layers": 27},
+        },
+        {
+            "mm_tokens_per_image": 4,
+            "text_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 6,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "head_dim": 16,
+                "sliding_window": 1024,
+                "vocab_size": 8192,
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 2,
+                "image_size": 56,
+                "patch_size": 14,
+                "vision_use_head": False,
+            },
+        },
+    ),
+    "hunyuan15": Model(
+        "diffusers",
+        "HunyuanVideo15Transformer3DModel",
+        torch.bfloat16,
+        {},
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": 2,
+            "num_refiner_layers": 2,
+            "text_embed_dim": 32,
+            "text_embed_2_dim": 1472,
+            "image_embed_dim": 24,
+            "rope_axes_dim": (4, 6, 6),
+        },
+    ),
+    "hunyuan15-vae": Model(
+        "diffusers",
+        "AutoencoderKLHunyuanVideo15",
+        torch.float16,
+        {},
+        {"block_out_channels": (32, 32, 64, 64, 64), "layers_per_block": 1},
+    ),
+    # Autoencoders for latents of the published kind, small in both scales.
+    "small-wan-vae": Model(
+        "diffusers",
+        "AutoencoderKLWan",
+        torch.float32,
+        {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1},
+        {},
+    ),
+    "small-cogvideox-vae": Model(
+        "diffusers",
+        "AutoencoderKLCogVideoX",
+        torch.float32,
+        {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1},
+        {},
+    ),
+}
+
+
+def make(name: str, scale: str, folder: pathlib.Path) -> None:
+    """Write config.json and random weights; no tensor but the one that is written is in memory."""
+    model = MODELS[name]
+    arguments = model.tiny if scale == "tiny" and model.tiny else model.full
+    folder.mkdir(parents=True)
+    with torch.device("meta"):
+        if model.library == "transformers":
+            import transformers
+
+            config = transformers.Gemma3Config(**arguments)
+            network = getattr(transformers, model.kind)(config)
+            config.architectures, config.dtype = [model.kind], model.dtype
+            config.save_pretrained(folder)
+        else:
+            import diffusers
+
+            network = getattr(diffusers, model.kind)(**arguments)
+            network.save_config(folder)
+    tied = getattr(network, "_tied_weights_keys", None) or ()
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items() if key not in tied}
+    _write(folder / model.weights_name, shapes, model.dtype)
+    print(f"{sum(map(math.prod, shapes.values())):,} parameters in {len(shapes):,} tensors")
+
+
+def _write(path: pathlib.Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, shape in shapes.items():
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2 * _VALUES, generator=generator)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for number, (name, shape) in enumerate(shapes.items()):
+            # Norms stay near 1, so that the network's outputs are finite.
+            mean = 1.0 if len(shape) == 1 and "norm" in name and name.endswith("weight") else 0.0
+            count, offset = math.prod(shape), 997 * number % _VALUES
+            drawn = (mean + 0.02 * values[offset : offset + min(count, _VALUES)]).to(dtype).view(torch.uint8).numpy()
+            for start in range(0, count * dtype.itemsize, drawn.nbytes):
+                file.write(drawn[: count * dtype.itemsize - start].data)
+
+
+def load(name: str, folder: pathlib.Path) -> None:
+    """Load a folder with the other program's class; raise `SystemExit` if it lacks a tensor or has another one."""
+    import importlib
+
+    model = MODELS[name]
+    kind = getattr(importlib.import_module(model.library), model.kind)
+    dtype = {"dtype" if model.library == "transformers" else "torch_dtype": model.dtype}
+    network, report = kind.from_pretrained(folder, output_loading_info=True, **dtype)
+    problems = {key: sorted(value) for key, value in report.items() if value}
+    if problems:
+        raise SystemExit(f"{folder}: {model.kind} reports {problems}")
+    print(f"{model.kind} loads {sum(value.numel() for value in network.parameters()):,} parameters")
+
+
+if __name__ == "__main__":
+    command, *arguments = sys.argv[1:]
+    if command == "make":
+        make(arguments[0], arguments[1], pathlib.Path(arguments[2]))
+    else:
+        load(arguments[0], pathlib.Path(arguments[1]))
