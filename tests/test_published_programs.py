@@ -1,0 +1,115 @@
+"""Memory of the compiled programs of every system at published width: no program returns or copies the weights.
+
+A program may hold its arguments, among them the weights, and output and temporaries within the bounds below. The layers
+of a stack share one loop, so the temporaries do not grow with their number. Eight layers are enough for a copy of the
+stack to exceed the bound.
+"""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import published_programs as programs
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jworld.parallel import axes, mesh
+
+LAYERS = 8
+MIB = 2**20
+
+
+class Bound(NamedTuple):
+    """Largest output and temporaries of a program in MiB; donated arguments that become outputs do not count."""
+
+    make: Any
+    cpu: int
+    tpu: int | None = None
+
+
+def part(make: Any, **options: Any) -> Any:
+    return functools.partial(make, **options)
+
+
+#: Frames have 8x8 latents. WorldPlay's first two programs return the KV cache, 102 MiB per layer.
+BOUNDS = {
+    "worldplay, text cache": Bound(part(programs.worldplay_autoregressive, program="start"), 1900),
+    "worldplay, context cache": Bound(part(programs.worldplay_autoregressive, program="context"), 1900),
+    "worldplay, chunk": Bound(part(programs.worldplay_autoregressive, program="denoise"), 1100),
+    "worldplay, bidirectional chunks": Bound(programs.worldplay_bidirectional, 1900),
+    "matrix, step of a clip": Bound(part(programs.matrix_clip, name="matrix_lora.py:2b"), 300),
+    "matrix, step with control": Bound(part(programs.matrix_clip, name="matrix_control.py:2b"), 350),
+    "matrix, window of the stream": Bound(part(programs.matrix_stream, name="matrix_swin_dpm.py:2b"), 400),
+    "cosmos, window": Bound(programs.cosmos_window, 400, 300),
+    "theworld, images and world": Bound(part(programs.theworld, program="fuse"), 750),
+    "theworld, prefill": Bound(part(programs.theworld, program="prefill"), 420),
+    "theworld, decode step": Bound(part(programs.theworld, program="step"), 420, 150),
+    "theworld, answer": Bound(part(programs.theworld, program="answer"), 420),
+}
+#: Compiled in the ordinary suite.
+FAST = ("cosmos, window",)
+
+
+@pytest.fixture(autouse=True)
+def uncached() -> Iterator[None]:
+    """Programs from the cache lack their statistics."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in BOUNDS]
+)
+def test_cpu(name: str) -> None:
+    """In bfloat16, which a CPU widens to float32: only parts of the weights at a time."""
+    check(name, jax.devices()[0], BOUNDS[name].cpu)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
+@pytest.mark.parametrize("name", [name for name, bound in BOUNDS.items() if bound.tpu is not None])
+def test_tpu(name: str) -> None:
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    device = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0]
+    bound = BOUNDS[name].tpu
+    assert bound is not None
+    with jax.default_matmul_precision("default"):
+        check(name, device, bound)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="programs for GPUs can only be compiled on one")
+@pytest.mark.parametrize("name", BOUNDS)
+def test_gpu(name: str) -> None:
+    check(name, jax.devices()[0], BOUNDS[name].cpu)
+
+
+def check(name: str, device: jax.Device, bound: int) -> None:
+    program = BOUNDS[name].make(LAYERS, "bfloat16")
+    used = extra_bytes(program, device)
+    assert used < bound * MIB, f"{used / MIB:.0f} MiB"
+    # Else a copy would not be noticed.
+    assert bound * MIB < program.stack
+
+
+def extra_bytes(program: programs.Compilable, device: jax.Device) -> int:
+    """Return the bytes of output and temporaries of a program compiled for one device."""
+    devices = mesh.make_mesh(devices=[device])
+
+    def placed(x: Any) -> Any:
+        is_array = isinstance(x, jax.ShapeDtypeStruct)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=axes.sharding(devices, ())) if is_array else x
+
+    with jax.set_mesh(devices):
+        lowered = program.function.lower(*jax.tree.map(placed, program.arguments), **program.options)
+        memory = lowered.compile().memory_analysis()
+    return int(memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
