@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from conversion import sources
+from conversion import schedulers, sources
 from conversion.engine import Rule, Shape
 
 
@@ -106,6 +106,7 @@ class Runs:
       guess_variant: path of a checkpoint, fields that follow from its shapes -> the published model it may be.
       recipes: recipes of published models that have their own.
       fit: sets other values of a config that follow from its model.
+      scheduler_name: name of the file that `scheduler` reads.
       scheduler: content of a scheduler_config.json, its path for messages, published model -> the values that it sets,
         by dotted key of the config.
       to_scheduler: config -> the entries of scheduler_config.json that a run determines.
@@ -118,6 +119,7 @@ class Runs:
     guess_variant: Callable[[pathlib.Path, Mapping[str, Any]], str]
     recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fit: Callable[[ml_collections.ConfigDict], None] = lambda config: None
+    scheduler_name: str = schedulers.NAME
     scheduler: Callable[[Mapping[str, Any], str, str], dict[str, Any]] = lambda values, where, variant: {}
     to_scheduler: Callable[[ml_collections.ConfigDict], dict[str, Any]] = lambda config: {}
     pipelines: tuple[Pipeline, ...] = ()

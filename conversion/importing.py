@@ -210,7 +210,7 @@ def _resolve(
     if variant not in family.runs.variants:
         raise errors.UserError(f"--variant is {variant!r}, expected one of {', '.join(family.runs.variants)}")
     scheduler = None
-    if (path := schedulers.find(source.files[0])) is not None:
+    if (path := schedulers.find(source.files[0], family.runs.scheduler_name)) is not None:
         scheduler = (str(path), family.runs.scheduler(sources.read_json(path), str(path), variant))
     config, published = resolving.resolve(
         family.runs,

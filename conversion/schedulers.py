@@ -17,12 +17,12 @@ from jworld.utils import errors
 NAME, FOLDER = "scheduler_config.json", "scheduler"
 
 
-def find(weights: pathlib.Path) -> pathlib.Path | None:
+def find(weights: pathlib.Path, name: str = NAME) -> pathlib.Path | None:
     """Return the scheduler's file next to a file of weights, or in the same pipeline folder; None without one."""
     folder = weights.parent
-    places = [folder / NAME, folder / FOLDER / NAME]
+    places = [folder / name, folder / FOLDER / name]
     if folder.name == searching.TRANSFORMER:
-        places.append(folder.parent / FOLDER / NAME)
+        places.append(folder.parent / FOLDER / name)
     return next((place for place in places if place.is_file()), None)
 
 

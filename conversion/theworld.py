@@ -4,6 +4,7 @@ A checkpoint of the original contains only the trained tensors. Its bases are th
 of Cosmos-Predict2; `from_base` maps their tensors to the names of a checkpoint.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -13,14 +14,14 @@ from typing import Any
 
 import ml_collections
 
-from conversion import adapter_scales, gemma3, gemma3_config, wan_vae
+from conversion import adapter_scales, gemma3, gemma3_config, hyperparameters, wan_vae
 from conversion.base import Family, KeyLayout, Runs
 from conversion.engine import TRANSPOSED, Rule, Shape
-from jworld.data.conversations import chat, processor
+from jworld.data.conversations import chat, crops, processor
 from jworld.data.conversations.dataset import TOKENIZER_FILES
 from jworld.models.gemma3.config import Gemma3Config
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
-from jworld.utils import errors
+from jworld.utils import errors, pretrained
 
 AUTOENCODER = "cosmos_vae."
 PROJECTION = "world_projector.projection"
@@ -226,6 +227,20 @@ def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
     return VARIANT
 
 
+def processor_settings(values: Mapping[str, Any], where: str, variant: str) -> dict[str, Any]:
+    """Return the settings of pan and scan in a preprocessor_config.json, by key of the config; {} if it is off."""
+    fields = [
+        hyperparameters.Field("pan_and_scan_min_crop_size", "min_crop_size", hyperparameters.integer),
+        hyperparameters.Field("pan_and_scan_max_num_crops", "max_num_crops", hyperparameters.integer),
+        hyperparameters.Field("pan_and_scan_min_ratio_to_activate", "min_ratio_to_activate", hyperparameters.number),
+    ]
+    if not values.get("do_pan_and_scan"):
+        return {}
+    pan = crops.PanAndScan(**hyperparameters.read(values, fields, {}, where))
+    found = {f"pan_and_scan_{name}": value for name, value in dataclasses.asdict(pan).items()}
+    return {f"data.clip.{key}": value for key, value in {"pan_and_scan": True, **found}.items()}
+
+
 def fit(config: ml_collections.ConfigDict) -> None:
     """Set the image sizes of the data to those of the model."""
     if config.model.get("vision_layers") == 0:
@@ -272,7 +287,15 @@ def _layout(style: str, title: str, adapters: str | None = None) -> KeyLayout:
 FAMILY = Family(
     name="theworld",
     describe=describe,
-    runs=Runs(system="theworld", recipe=RECIPE, variants={VARIANT: {}}, guess_variant=guess_variant, fit=fit),
+    runs=Runs(
+        system="theworld",
+        recipe=RECIPE,
+        variants={VARIANT: {}},
+        guess_variant=guess_variant,
+        fit=fit,
+        scheduler_name=pretrained.PREPROCESSOR,
+        scheduler=processor_settings,
+    ),
     default_layout=default_layout,
     library_layout=library_layout,
 )

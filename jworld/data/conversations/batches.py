@@ -7,7 +7,7 @@ A batch has these arrays:
 | tokens | int32 [B, L], padded at the end with `<pad>`; L is one of `ClipConfig.lengths` |
 | mask | bool [B, L], False on the padding |
 | labels | int32 [B, L], see `chat`; `chat.IGNORED` where there is no loss |
-| pixel_values | uint8 [B, I, S, S, 3], for the vision tower; black if a conversation has fewer images |
+| pixel_values | uint8 [B, I, S, S, 3], for the vision tower: images, each before its crops; black if there are fewer |
 | world_pixels | uint8 [B, W, W, 3], its first image, for the autoencoder; absent if `world_size` is 0 |
 | has_world | bool [B], False for a conversation without images, whose world is masked; absent like world_pixels |
 
@@ -25,7 +25,7 @@ import numpy as np
 import PIL.Image
 
 from jworld.data import pipeline, records
-from jworld.data.conversations import chat, image_files, prepared
+from jworld.data.conversations import chat, crops, image_files, prepared
 from jworld.utils.errors import UserError
 
 
@@ -38,6 +38,9 @@ class ClipConfig:
         conversations are left out.
       images: images per conversation, at most; 0 for a model without a vision tower.
       image_size: side of the square images for the vision tower, in pixels.
+      pan_and_scan: give the vision tower crops of long images, too; they count as images with tokens of their own.
+      pan_and_scan_min_crop_size, pan_and_scan_max_num_crops, pan_and_scan_min_ratio_to_activate: see
+        `crops.PanAndScan`; named as in Gemma's preprocessor_config.json.
       world_size: side of the square image for the autoencoder, in pixels; 0 for none.
       labels: "answers", or "original" for the original's labels with the world switched off.
     """
@@ -45,6 +48,10 @@ class ClipConfig:
     lengths: tuple[int, ...] = (512, 1024, 2048)
     images: int = 1
     image_size: int = 896
+    pan_and_scan: bool = False
+    pan_and_scan_min_crop_size: int = 256
+    pan_and_scan_max_num_crops: int = 4
+    pan_and_scan_min_ratio_to_activate: float = 1.2
     world_size: int = image_files.WORLD_SIZE
     labels: chat.Labels = "answers"
 
@@ -53,6 +60,29 @@ class ClipConfig:
             raise ValueError(f"lengths is {self.lengths}, expected positive numbers in increasing order")
         if self.image_size < 1 or min(self.images, self.world_size) < 0:
             raise ValueError("image_size must be at least 1, images and world_size at least 0")
+
+        if min(self.pan_and_scan_min_crop_size, self.pan_and_scan_max_num_crops) < 1:
+            raise ValueError("pan_and_scan_min_crop_size and pan_and_scan_max_num_crops must be at least 1")
+
+    @property
+    def pan(self) -> crops.PanAndScan | None:
+        """Settings of the crops; None without crops."""
+        if not self.pan_and_scan:
+            return None
+        return crops.PanAndScan(
+            min_crop_size=self.pan_and_scan_min_crop_size,
+            max_num_crops=self.pan_and_scan_max_num_crops,
+            min_ratio_to_activate=self.pan_and_scan_min_ratio_to_activate,
+        )
+
+    @property
+    def slots(self) -> int:
+        """Images and crops of a conversation, at most."""
+        return self.images * (1 if self.pan is None else 1 + self.pan_and_scan_max_num_crops)
+
+    def count_crops(self, images: Sequence[PIL.Image.Image]) -> list[int]:
+        """Return the number of crops of each image."""
+        return [0 if self.pan is None else len(self.pan.boxes(*image.size)) for image in images]
 
     @property
     def max_tokens(self) -> int:
@@ -73,7 +103,7 @@ def spec(clip: ClipConfig, global_batch: int) -> dict[str, records.ArraySpec]:
         "tokens": array(np.int32),
         "mask": array(np.bool_),
         "labels": array(np.int32),
-        "pixel_values": image(clip.images, clip.image_size, clip.image_size),
+        "pixel_values": image(clip.slots, clip.image_size, clip.image_size),
     }
     if not clip.world_size:
         return specs
@@ -161,7 +191,13 @@ class MakeExample(grain.transforms.RandomMap):
             raise UserError(
                 f"conversation {row.name}: {error}: restore it, or remove {self._root} to check all conversations again"
             ) from error
-        encoded = self._tokenizer.encode(row.turns, images=len(images), labels=clip.labels, single_turn=row.single_turn)
+        encoded = self._tokenizer.encode(
+            row.turns,
+            images=len(images),
+            crops=clip.count_crops(images),
+            labels=clip.labels,
+            single_turn=row.single_turn,
+        )
         padded = chat.pad([encoded], record["length"], pad_id=self._tokenizer.ids[chat.PAD])
         return {
             **{name: array[0] for name, array in padded.items()},
@@ -175,9 +211,10 @@ def model_pixels(images: Sequence[PIL.Image.Image], clip: ClipConfig) -> dict[st
 
     Missing images are zeros.
     """
-    pixels = np.zeros((clip.images, clip.image_size, clip.image_size, 3), np.uint8)
-    for number, image in enumerate(images):
-        pixels[number] = image_files.resized(image, clip.image_size)
+    pixels = np.zeros((clip.slots, clip.image_size, clip.image_size, 3), np.uint8)
+    shown = [part for image in images for part in (image, *_crops(image, clip))]
+    for number, part in enumerate(shown):
+        pixels[number] = image_files.resized(part, clip.image_size)
     if not clip.world_size:
         return {"pixel_values": pixels}
     world = np.zeros((clip.world_size, clip.world_size, 3), np.uint8)
@@ -186,3 +223,7 @@ def model_pixels(images: Sequence[PIL.Image.Image], clip: ClipConfig) -> dict[st
         "world_pixels": image_files.resized(images[0], clip.world_size) if images else world,
         "has_world": np.bool_(bool(images)),
     }
+
+
+def _crops(image: PIL.Image.Image, clip: ClipConfig) -> list[PIL.Image.Image]:
+    return [] if clip.pan is None else [image.crop(box) for box in clip.pan.boxes(*image.size)]

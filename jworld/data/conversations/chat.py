@@ -66,10 +66,16 @@ def count_places(turns: Sequence[Turn]) -> int:
     return sum(turn.text.count(PLACE) for turn in turns)
 
 
-def render(turns: Sequence[Turn], *, images: int, image_tokens: int, is_open: bool) -> Rendered:
-    """Render a conversation as text; an open one ends where the model's answer begins."""
+def render(
+    turns: Sequence[Turn], *, images: int, image_tokens: int, is_open: bool, crops: Sequence[int] = ()
+) -> Rendered:
+    """Render a conversation as text; an open one ends where the model's answer begins.
+
+    `crops` is the number of crops of each image, none by default.
+    """
     image = f"\n\n{START_OF_IMAGE}{IMAGE * image_tokens}{END_OF_IMAGE}\n\n"
-    text, pending = BOS, "" if count_places(turns) else image * images
+    sequences = iter([_with_crops(image, count) for count in crops or [0] * images])
+    text, pending = BOS, "" if count_places(turns) else "".join(sequences)
     users, answers = [], []
     for turn in turns:
         if turn.role == "system":
@@ -81,7 +87,8 @@ def render(turns: Sequence[Turn], *, images: int, image_tokens: int, is_open: bo
             text, pending = text + pending, ""
         content = len(text)
         # The chat template trims every piece of text between images.
-        text += image.join(piece.strip() for piece in turn.text.split(PLACE)) + END_OF_TURN
+        first, *others = [piece.strip() for piece in turn.text.split(PLACE)]
+        text += first + "".join(next(sequences) + piece for piece in others) + END_OF_TURN
         if turn.role == "user":
             users.append((begin, len(text)))
         else:
@@ -90,6 +97,14 @@ def render(turns: Sequence[Turn], *, images: int, image_tokens: int, is_open: bo
     if is_open:
         text += f"{START_OF_TURN}model\n"
     return Rendered(text=text, users=tuple(users), answers=tuple(answers))
+
+
+def _with_crops(image: str, count: int) -> str:
+    """Return the text of an image and its crops (transformers, processing_gemma3.py)."""
+    if not count:
+        return image
+    crops = " ".join([image] * count)
+    return f"Here is the original image {image} and here are some crops to help you see better {crops}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +142,7 @@ class ChatTokenizer:
         turns: Sequence[Turn],
         *,
         images: int,
+        crops: Sequence[int] = (),
         is_open: bool = False,
         labels: Labels = "answers",
         single_turn: bool = False,
@@ -134,6 +150,7 @@ class ChatTokenizer:
         """Tokenize a conversation.
 
         Args:
+          crops: number of crops of each image, see `crops`; none by default.
           labels: "answers" for a loss on the model's answers and the `<end_of_turn>` after each; "original" for the
             labels of the original's collator (theworld/data.py): everything except the users' turns, or, in a
             `single_turn` conversation, everything after as many tokens as its question has without the image.
@@ -148,7 +165,7 @@ class ChatTokenizer:
                 raise ValueError(f"a turn of the {turn.role} contains {PLACE}, expected it in a user's turn only")
         if (places := count_places(turns)) not in (0, images):
             raise ValueError(f"its text has {places} {PLACE}, but it has {_numbered(images)}")
-        rendered = render(turns, images=images, image_tokens=self.image_tokens, is_open=is_open)
+        rendered = render(turns, images=images, image_tokens=self.image_tokens, is_open=is_open, crops=crops)
         encoding = self._tokenizer.encode(rendered.text, add_special_tokens=False)
         tokens = np.array(encoding.ids, np.int32)
         starts = np.array([start for start, _ in encoding.offsets])

@@ -76,14 +76,14 @@ class Conversations:
         return chat.load(self._config.data.tokenizer, image_tokens=self._image_tokens)
 
     def _identity(self) -> prepared.Identity:
-        return prepared.Identity(prepared.file_hash(self._tokenizer_file()), self._image_tokens)
+        return prepared.Identity(prepared.file_hash(self._tokenizer_file()), self._image_tokens, self.clip.pan)
 
     def _tokenizer_file(self) -> pathlib.Path:
         return chat.find_file(self._config.data.tokenizer)
 
     def prepare(self) -> None:
         """Prepare the conversations; see `systems.base.TrainingData`."""
-        processor.check(self._tokenizer_file().parent, image_size=self.clip.image_size)
+        processor.check(self._tokenizer_file().parent, self.clip)
         if (self.directory / records.MANIFEST).is_file():
             return
         # Loaded first: a missing tokenizer must not be found after minutes of recording.

@@ -21,7 +21,7 @@ import rich.console
 import rich.progress
 
 from jworld.data import records
-from jworld.data.conversations import captions, chat, chat_rows, formats, image_files, remote
+from jworld.data.conversations import captions, chat, chat_rows, crops, formats, image_files, remote
 from jworld.data.records import content
 from jworld.utils import files, indices
 from jworld.utils.errors import UserError
@@ -34,10 +34,18 @@ _CHUNK, _THREADS = 1024, 16
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Inputs on which the token counts of a set depend: the hash of the tokenizer file and the tokens per image."""
+    """Inputs on which the token counts of a set depend: hash of the tokenizer file, tokens per image, and crops."""
 
     tokenizer: str
     image_tokens: int
+    pan: crops.PanAndScan | None = None
+
+    @classmethod
+    def from_manifest(cls, manifest: dict[str, Any]) -> "Identity":
+        """Return the identity that a manifest records."""
+        pan = manifest.get("pan")
+        found = None if pan is None else crops.PanAndScan(**pan)
+        return cls(manifest.get("tokenizer", ""), manifest.get("image_tokens", 0), found)
 
 
 def file_hash(path: pathlib.Path) -> str:
@@ -77,7 +85,7 @@ def write(
         for chunk in _chunks(tracked):
             checked = pool.map(lambda row: check(row, directory, images=images), chunk)
             for row, problem in checked:
-                length, problem = _length(tokenizer, row) if not problem else (0, problem)
+                length, problem = (0, problem) if problem else _length(tokenizer, row, directory, identity.pan)
                 if problem:
                     unusable.write(f"{row.name}: {problem}\n")
                     reasons.append(f"{row.name}: {problem}")
@@ -138,9 +146,13 @@ def _local(place: image_files.ImageSource, root: pathlib.Path) -> image_files.Im
     return {**place, "file": str(file)}
 
 
-def _length(tokenizer: chat.ChatTokenizer, row: formats.Conversation) -> tuple[int, str]:
+def _length(
+    tokenizer: chat.ChatTokenizer, row: formats.Conversation, root: pathlib.Path, pan: crops.PanAndScan | None
+) -> tuple[int, str]:
     try:
-        return len(tokenizer.encode(row.turns, images=len(row.places)).tokens), ""
+        sizes = [] if pan is None else [image_files.read(place, root).size for place in row.places]
+        counts = [] if pan is None else [len(pan.boxes(*size)) for size in sizes]
+        return len(tokenizer.encode(row.turns, images=len(row.places), crops=counts).tokens), ""
     except ValueError as error:
         return 0, str(error)
 
@@ -198,11 +210,12 @@ class Source:
         self.directory = directory
         self._path = directory / f"{split}.jsonl"
         manifest = read_manifest(directory)
-        stored = Identity(manifest.get("tokenizer", ""), manifest.get("image_tokens", 0))
+        stored = Identity.from_manifest(manifest)
         if stored != identity:
             raise UserError(
-                f"{directory} was made with another tokenizer or for images of {stored.image_tokens} tokens, the "
-                f"model has {identity.image_tokens}: remove the folder, or give another config.data.records"
+                f"{directory} was made with another tokenizer, another data.clip.pan_and_scan, or for images of "
+                f"{stored.image_tokens} tokens, the model has {identity.image_tokens}: remove the folder, or give "
+                "another config.data.records"
             )
         try:
             index = np.load(directory / f"{split}.npy")

@@ -1,5 +1,6 @@
 """Gemma's image processor: checked against the pixels that the model is trained on, and written for other programs."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -8,7 +9,7 @@ import einops
 import numpy as np
 import PIL.Image
 
-from jworld.data.conversations import chat, image_files
+from jworld.data.conversations import batches, chat, crops
 from jworld.utils import pretrained
 from jworld.utils.errors import UserError
 
@@ -16,8 +17,10 @@ _CLASS = "Gemma3Processor"
 _TOKENS = {"image_token": chat.IMAGE, "boi_token": chat.START_OF_IMAGE, "eoi_token": chat.END_OF_IMAGE}
 
 
-def check(folder: pathlib.Path, *, image_size: int) -> None:
+def check(folder: pathlib.Path, clip: batches.ClipConfig) -> None:
     """Check that the image processor in a folder, if there is one, makes the pixels that the model reads.
+
+    Crops of long images (pan and scan) are a choice of each call there: only a processor with crops must agree.
 
     Raises:
       UserError: it cannot be read, or makes others; the message names the file.
@@ -25,17 +28,29 @@ def check(folder: pathlib.Path, *, image_size: int) -> None:
     path = pretrained.find_image_processor(folder)
     if path is None:
         return
-    processor = pretrained.load_image_processor(folder, size=image_size)
+    size = clip.image_size
+    processor = pretrained.load_image_processor(folder, size=size)
+    if processor.do_pan_and_scan:
+        _check_crops(path, processor, clip)
     # Wide, so that crops of wide images show as well.
-    image = np.random.default_rng(0).integers(0, 256, (image_size + 1, 3 * image_size, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (size + 1, 3 * size, 3), np.uint8)
     theirs = pretrained.image_values(processor, image[None])
-    ours = image_files.resized(PIL.Image.fromarray(image), image_size).astype(np.float32) / 127.5 - 1
-    if len(theirs) != 1 or not np.allclose(theirs[0], einops.rearrange(ours, "h w c -> c h w"), atol=1e-5):
+    parts = batches.model_pixels([PIL.Image.fromarray(image)], dataclasses.replace(clip, images=1, world_size=0))
+    ours = np.asarray(parts["pixel_values"])[: len(theirs)].astype(np.float32) / 127.5 - 1
+    if not np.allclose(theirs, einops.rearrange(ours, "n h w c -> n c h w"), atol=1e-5):
         raise UserError(
             f"{path} prepares images in another way than the model is trained with, expected a bilinear resize to "
-            f"{image_size}x{image_size} pixels (resample 2, no pan and scan) and values in -1..1 (mean and standard "
-            "deviation 0.5): correct the file"
+            f"{size}x{size} pixels (resample 2) and values in -1..1 (mean and standard deviation 0.5): correct the file"
         )
+
+
+def _check_crops(path: pathlib.Path, processor: Any, clip: batches.ClipConfig) -> None:
+    """Raise a `UserError` if a processor crops long images and the model's settings are others."""
+    wanted = {f"pan_and_scan_{name}": value for name, value in dataclasses.asdict(crops.PanAndScan()).items()}
+    theirs = {key: getattr(processor, key, None) or usual for key, usual in wanted.items()}
+    if not clip.pan_and_scan or any(getattr(clip, key) != value for key, value in theirs.items()):
+        keys = " ".join(f"--config.data.clip.{key}={value}" for key, value in {"pan_and_scan": True, **theirs}.items())
+        raise UserError(f"{path} has do_pan_and_scan, expected the same settings for the model: give {keys}")
 
 
 def files(folder: pathlib.Path, *, image_size: int, image_tokens: int) -> dict[str, str]:

@@ -156,7 +156,7 @@ class Prompts:
         Raises:
           ValueError: a prompt is invalid.
         """
-        encoded = [self.encode(prompt, len(own)) for own, prompt in zip(images, prompts, strict=True)]
+        encoded = [self.encode(prompt, own) for own, prompt in zip(images, prompts, strict=True)]
         batch = chat.pad(encoded, self.bucket(encoded), pad_id=self.tokenizer.ids[chat.PAD])
         del batch["labels"]
         if most := max(most_images, *map(len, images)):
@@ -171,18 +171,28 @@ class Prompts:
         """Return the batch of prompts with an answer each, which has the only labels; see `__call__`."""
         batch = self(images, prompts)
         encoded = [
-            self.tokenizer.encode([*as_turns(prompt), chat.Turn("model", option)], images=len(own))
+            self.tokenizer.encode(
+                [*as_turns(prompt), chat.Turn("model", option)], images=len(own), crops=self.clip.count_crops(own)
+            )
             for own, prompt, option in zip(images, prompts, options, strict=True)
         ]
         for one, prompt, own in zip(encoded, prompts, images, strict=True):
             # Earlier answers of the conversation have no labels.
-            one.labels[: len(self.encode(prompt, len(own)).tokens)] = chat.IGNORED
+            one.labels[: len(self.encode(prompt, own).tokens)] = chat.IGNORED
         text = chat.pad(encoded, self.bucket(encoded), pad_id=self.tokenizer.ids[chat.PAD])
         return batch | {name: jnp.asarray(value) for name, value in text.items()}
 
-    def encode(self, prompt: Prompt, images: int) -> chat.Encoded:
+    def encode(self, prompt: Prompt, images: Sequence[PIL.Image.Image]) -> chat.Encoded:
         """Tokenize a prompt; a `ValueError` if it is invalid."""
-        return self.tokenizer.encode(as_turns(prompt), images=images, is_open=True)
+        crops = self.clip.count_crops(images)
+        return self.tokenizer.encode(as_turns(prompt), images=len(images), crops=crops, is_open=True)
+
+    def length(self, question: asking.Question) -> int:
+        """Return the length to which a question is padded; its images are read only if they may have crops."""
+        turns = as_turns(question.turns)
+        if self.clip.pan is None:
+            return self.bucket([self.tokenizer.encode(turns, images=question.images, is_open=True)])
+        return self.bucket([self.encode(turns, [PIL.Image.fromarray(image) for image in question.load()])])
 
     def bucket(self, encoded: Sequence[chat.Encoded]) -> int:
         """Return the length to which prompts are padded."""
@@ -224,7 +234,7 @@ class Answers:
           ValueError: a question is invalid, or an image cannot be read.
         """
         prompts = self.prompts
-        lengths = [prompts.bucket([prompts.encode(question.turns, question.images)]) for question in questions]
+        lengths = [prompts.length(question) for question in questions]
         steps = max(question.sampling.max_tokens for question in questions)
         is_greedy = not any(question.sampling.temperature for question in questions)
         most = max(question.images for question in questions)

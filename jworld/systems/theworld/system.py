@@ -158,7 +158,7 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
         gemma, clip = self.model_config.gemma, self.clip
         text = flops.text_flops(gemma, tokens=self.fused_tokens, predictions=clip.max_tokens)
         image, trained = flops.vision_flops(gemma), trained_share(sizes, "vision")
-        images = clip.images * (training(image, trained) if trained else image.total)
+        images = clip.slots * (training(image, trained) if trained else image.total)
         return global_batch * (training(text, trained_share(sizes, "language")) + images + self._prediction_flops())
 
     def _prediction_flops(self) -> float:

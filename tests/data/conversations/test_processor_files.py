@@ -1,5 +1,6 @@
 """Processor files that a run copies from a tokenizer's folder: transformers can open them."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -74,7 +75,8 @@ def test_a_run_copies_the_files_of_the_processor(tmp_path: pathlib.Path) -> None
                 "pan_and_scan_max_num_crops": 4,
                 "pan_and_scan_min_ratio_to_activate": 1.2,
             },
-            "prepares images in another way than the model is trained with",
+            "has do_pan_and_scan, expected the same settings for the model: give --config.data.clip.pan_and_scan=True "
+            "--config.data.clip.pan_and_scan_min_crop_size=2",
         ),
         ({"do_normalize": False}, "do_normalize is False, expected true"),
     ],
@@ -84,7 +86,7 @@ def test_other_pixels_than_the_models_are_refused(tmp_path: pathlib.Path, change
     path = processor_folder(tmp_path / "given") / "preprocessor_config.json"
     config = make_config(tmp_path)
     config.data.tokenizer = str(path.parent)
-    processor.check(path.parent, image_size=8)
+    processor.check(path.parent, batches.ClipConfig(image_size=8))
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=f"^{path} {message}|^{path}: {message}"):
         dataset.Conversations(config, image_tokens=4).prepare()
@@ -107,7 +109,8 @@ def test_exports_of_a_run_with_the_shipped_tokenizer_open_as_a_processor(tmp_pat
     assert own.items() <= added.items()
     theirs = transformers.AutoProcessor.from_pretrained(exported)
     size, tokens = case.config["vision_config"]["image_size"], case.config["mm_tokens_per_image"]
-    processor.check(exported, image_size=size)
+    clip = batches.ClipConfig(image_size=size)
+    processor.check(exported, clip)
     image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8))
     found = theirs(images=image, text="<bos><start_of_image>first?", return_tensors="np", add_special_tokens=False)
     assert found["pixel_values"].shape == (1, 3, size, size)
@@ -119,6 +122,6 @@ def test_exports_of_a_run_with_the_shipped_tokenizer_open_as_a_processor(tmp_pat
     theirs.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "preprocessor_config.json").exists()
     assert processor.files(tmp_path / "saved", image_size=size, image_tokens=tokens) == {}
-    processor.check(tmp_path / "saved", image_size=size)
+    processor.check(tmp_path / "saved", clip)
     with pytest.raises(UserError, match="makes images of"):
-        processor.check(tmp_path / "saved", image_size=size + 14)
+        processor.check(tmp_path / "saved", dataclasses.replace(clip, image_size=size + 14))
