@@ -13,6 +13,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 
+import fake_hub
+
 from guides import blocks, pages, shrink
 
 ROOT = blocks.ROOT
@@ -26,7 +28,8 @@ LOG = ".commands.jsonl"
 _MADE = re.compile(r"(?:^|\s)--(?:out|output|workdir|json|plot)[ =](\S+)")
 _WROTE = re.compile(r"^(?:wrote|next line) (?:.* to )?(\S+?)[:,]?(?: and (\S+?))?(?:[:,(]|\s|$)", re.MULTILINE)
 _NEXT = re.compile(r"^next: (python -m jworld\.train .*)$", re.MULTILINE)
-_PLACEHOLDER = re.compile(r"<[A-Za-z][^<>\n]*>|(?<![\w.\"'])\.\.\.(?![\w.\"'])|=\.\.\.")
+# `<image>` is a part of prompts.
+_PLACEHOLDER = re.compile(r"<(?!image>)[A-Za-z][^<>\n]*>|(?<![\w.\"'])\.\.\.(?![\w.\"'])|=\.\.\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +83,9 @@ def get_config(variant=""):
 def serve() -> Iterator[dict[str, str]]:
     """Start the server of all pages; yields the environment of commands."""
     # The path of a socket has at most 107 bytes.
-    with tempfile.TemporaryDirectory() as short:
+    with tempfile.TemporaryDirectory() as short, fake_hub.started() as hub:
         environment = os.environ | shrink.ENVIRONMENT | {"GUIDE_SERVER": f"{short}/server"}
+        environment |= fake_hub.environment(hub, f"{short}/downloads")
         server = subprocess.Popen(
             [sys.executable, str(HERE / "server.py"), environment["GUIDE_SERVER"]],
             stdin=subprocess.PIPE,

@@ -243,7 +243,7 @@ def test_truths_that_cannot_be_read_do_not_count() -> None:
         ("Green, I think", "B"),
         ("It must be C", "C"),
         ("Choose (B), as in the image", "B"),
-        ("I can't tell", None),
+        ("I can't see it", None),
         ("A car is closer", None),
         ("red or green", None),
         ("either B or C", None),
@@ -268,7 +268,7 @@ def test_choices_are_read_or_not(text: str, letter: str | None) -> None:
         ("No, the cat is right of it", 0),
         ("0 or 1", None),
         ("10 cats", None),
-        ("I can't tell", None),
+        ("I can't see it", None),
     ],
 )
 def test_verdicts_are_read_or_not(text: str, verdict: int | None) -> None:
@@ -276,8 +276,8 @@ def test_verdicts_are_read_or_not(text: str, verdict: int | None) -> None:
 
 
 def test_unparsed_choices_are_counted(blink_folder: pathlib.Path) -> None:
-    """By default "I can't tell" chooses nothing; the original takes the first of A to D, as published."""
-    texts = ("Answer: B", "I can't tell", "The correct answer is (A).")
+    """By default "I can't see it" chooses nothing; the original takes the first of A to D, as published."""
+    texts = ("Answer: B", "I can't see it", "The correct answer is (A).")
     model = Fake(lambda number, prompt: texts[int(prompt[16])])
     outcomes = {}
     for original in (False, True):
