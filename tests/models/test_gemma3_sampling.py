@@ -34,7 +34,7 @@ def draw(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> np.nda
         ({"top_k": 1, "temperature": 9.0}, [1, 0, 0, 0]),
         ({"top_p": 0.5}, [1, 0, 0, 0]),
         ({"top_p": 0.7}, [0.625, 0, 0.375, 0]),
-        # Of the two that remain, the first has 0.625 of the probability.
+        # The first of the two that remain has 0.625 of the probability.
         ({"top_k": 2, "top_p": 0.6}, [1, 0, 0, 0]),
     ],
 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Sampler(NamedTuple):
-    """How each row of a batch draws its tokens.
+    """Settings with which each row of a batch draws its tokens.
 
     Attributes:
       temperature: [B] float32 by which logits are divided; 0 takes the most likely token.
