@@ -118,20 +118,33 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(monkeypatch: pytest.MonkeyPatch, cache: object) -> Iterator[Hub]:
-    """Serve an empty hub and let all clients of this process and its children use it."""
-    import huggingface_hub.constants as constants
-
+def started() -> Iterator[Hub]:
+    """Serve an empty hub."""
     hub = Hub()
     threading.Thread(target=hub.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
-    # Read from the environment when the library is imported.
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     try:
         yield hub
     finally:
         hub.shutdown()
+
+
+def environment(hub: Hub, cache: object) -> dict[str, str]:
+    """Return variables with which processes use a hub."""
+    return {"HF_ENDPOINT": hub.url, "HF_TOKEN": "secret", "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0"}
+
+
+@contextlib.contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch, cache: object) -> Iterator[Hub]:
+    """Serve an empty hub and let all clients of this process and its children use it."""
+    import huggingface_hub.constants as constants
+
+    with started() as hub:
+        for name, value in environment(hub, cache).items():
+            monkeypatch.setenv(name, value)
+        # Read from the environment when the library is imported.
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        yield hub

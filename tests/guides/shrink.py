@@ -165,6 +165,7 @@ RECIPES = {
     "matrix_scm.py:2b": (*_MATRIX_PUBLISHED, *_MATRIX_CONTROL),
     "theworld.py": _THEWORLD,
     "theworld.py:tiny_steps": _THEWORLD,
+    "theworld.py:tiny_lora": _THEWORLD,
     "theworld.py:projection": _THEWORLD_PUBLISHED,
     "theworld.py:vision": _THEWORLD_PUBLISHED,
     "theworld.py:full": _THEWORLD_PUBLISHED,
