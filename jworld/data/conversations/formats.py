@@ -47,6 +47,11 @@ class SetConfig:
     def __post_init__(self) -> None:
         if self.format not in (*FORMATS, "questions"):
             raise ValueError(f"format is {self.format!r}, expected one of {', '.join((*FORMATS, 'questions'))}")
+        if self.format == "questions" and self.path:
+            raise ValueError(
+                f"path is {self.path!r}, but format is 'questions', which reads no file: set format to one of "
+                f"{', '.join(FORMATS)}"
+            )
         if not 0 <= self.val_share < 1 or self.limit < 0:
             raise ValueError(
                 f"val_share is {self.val_share}, limit {self.limit}; expected a share from 0 to below 1, and 0 or more"

@@ -184,6 +184,8 @@ def test_mistakes(folder: pathlib.Path) -> None:
         list(formats.read(formats.SetConfig(format="spatial_rgpt", path=str(folder / "x.json"))))
     with pytest.raises(ValueError, match="expected one of llava, captions, spatial_rgpt, vsr, questions"):
         formats.SetConfig(format="coco")
+    with pytest.raises(ValueError, match=r"path is 'chat\.json', but format is 'questions', which reads no file"):
+        formats.SetConfig(path="chat.json")
     broken = folder / "images" / "broken.png"
     broken.write_bytes(png(COLORS[0])[:50])
     with pytest.raises(ValueError, match=r"broken.png cannot be read"):
