@@ -87,7 +87,7 @@ def _read(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         # Version 5 refuses 256.0, which earlier exports have, and reads the older key "type" as no scaling at all.
         scale, scaling = text.get("query_pre_attn_scalar"), text.get("rope_scaling")
         if isinstance(scale, float):
-            text["query_pre_attn_scalar"] = _whole(scale)
+            text["query_pre_attn_scalar"] = hyperparameters.whole(scale)
         if isinstance(scaling, dict) and "type" in scaling:
             scaling.setdefault("rope_type", scaling.pop("type"))
     try:
@@ -113,11 +113,6 @@ def _check_rotary(config: Mapping[str, Any], where: str) -> None:
     else:
         return
     raise errors.UserError(f"{where}: {wrong}: correct the file")
-
-
-def _whole(number: float) -> float:
-    """Return a whole number as an integer, as config files have it."""
-    return int(number) if number.is_integer() else number
 
 
 def _rotary(text: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -173,7 +168,7 @@ def _text_config(cfg: Gemma3Config) -> dict[str, Any]:
         "model_type": TEXT_TYPE,
         "vocab_size": cfg.vocabulary,
         **hyperparameters.write(cfg, _TEXT, _TEXT_FIXED),
-        "query_pre_attn_scalar": _whole(cfg.query_scale),
+        "query_pre_attn_scalar": hyperparameters.whole(cfg.query_scale),
         "rope_theta": cfg.rope_theta,
         "rope_local_base_freq": cfg.local_rope_theta,
         "rope_scaling": scaling,

@@ -168,7 +168,12 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def to_config(cfg: HunyuanConfig) -> dict[str, Any]:
     """Return the config.json that the original program reads next to exported weights."""
-    return OTHERS | hyperparameters.write(cfg, FIELDS, FIXED) | {"glyph_byT5_v2": cfg.glyph_dim is not None}
+    values = hyperparameters.write(cfg, FIELDS, FIXED)
+    return (
+        OTHERS
+        | values
+        | {"rope_theta": hyperparameters.whole(cfg.rope_theta), "glyph_byT5_v2": cfg.glyph_dim is not None}
+    )
 
 
 def limits(cfg: HunyuanConfig) -> list[str]:

@@ -30,6 +30,11 @@ def number(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) and value > 0 else None
 
 
+def whole(value: float) -> float:
+    """Return a whole number as an integer, where config files have one."""
+    return int(value) if value.is_integer() else value
+
+
 def switch(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
