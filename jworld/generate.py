@@ -334,7 +334,7 @@ def make_parser() -> arguments.Parser:
         dest="seeds",
         type=arguments.checked("INT,...", "integers such as 0 or 0,1,2", requests.parse_seeds),
         default=Request.seeds,
-        help="random seed for the noise, or several for a video each (default: 0)",
+        help="random seed for the noise, or for the draws of an answer; several seeds make a video each (default: 0)",
     )
     _add_flags(parser)
     _add_text_flags(parser)
