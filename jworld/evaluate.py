@@ -93,12 +93,7 @@ def evaluate(
     if records_dir is not None:
         config.data.records = records_dir
     run = runs.load(checkpoint, step, config=config, given=given, training=True, stored=True)
-    chosen = {f"--{name}": value for name, value in options.optional().items()} | {"--episodes": episodes_dir}
-    unused = [flag for flag, value in chosen.items() if value is not None and flag not in run.system.evaluation_flags]
-    if unused:
-        raise errors.UserError(
-            f"{', '.join(unused)}: not used for a checkpoint of the system {config.system!r}: leave the option out"
-        )
+    _check_flags(run, options, episodes_dir)
     # A published benchmark does not need the data that the weights were trained on.
     batches = None
     if options.benchmark is None:
@@ -121,6 +116,16 @@ def evaluate(
     for path in write(output, numbers, report):
         console.print(f"wrote {path}")
     return numbers
+
+
+def _check_flags(run: runs.Run, options: results.Options, episodes_dir: str | None) -> None:
+    """Raise `UserError` if an option was given that the system does not use."""
+    chosen = {f"--{name}": value for name, value in options.optional().items()} | {"--episodes": episodes_dir}
+    unused = [flag for flag, value in chosen.items() if value is not None and flag not in run.system.evaluation_flags]
+    if unused:
+        raise errors.UserError(
+            f"{', '.join(unused)}: not used for a checkpoint of the system {run.config.system!r}: leave the option out"
+        )
 
 
 def tables(report: results.Report) -> list[rich.table.Table]:
@@ -220,9 +225,9 @@ def make_parser() -> arguments.Parser:
         "--angles",
         type=arguments.positive,
         nargs="+",
-        default=default.angles,
         metavar="DEGREES",
-        help="turns of these paths; 360 turns all the way round",
+        help="turns of the paths that come back; 360 turns all the way round "
+        f"(default: {' '.join(map(str, results.ANGLES))})",
     )
     add(
         "--motion",
@@ -267,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         comparing.main(argv[1:])
         return
     options = make_parser().parse(argv)
-    if max(options.angles) > MOST_DEGREES:
+    if max(options.angles or (0,)) > MOST_DEGREES:
         raise errors.UserError(f"--angles: found {max(options.angles)}, expected at most {MOST_DEGREES} degrees")
     startup.require_alone("python -m jworld.evaluate")
     compilation.use_cache()

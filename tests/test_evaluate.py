@@ -102,7 +102,7 @@ def test_command_writes_everything(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     numbers = json.loads((output / FILES[0]).read_text())
     assert numbers["windows"] == 2
-    assert numbers["options"] == {"windows": 2, "chunks": 2, "revisits": 1, "angles": [90], "seed": 5}
+    assert numbers["options"] == {"windows": 2, "chunks": 2, "revisits": 1, "seed": 5}
     assert numbers["step"] is None
     assert numbers["config"]["system"] == "worldplay"
     assert [row["first_latent"] for row in numbers["per_window"]] == [0, 8]

@@ -65,6 +65,7 @@ class Answers:
 
 
 REVISITS = 8
+ANGLES = (90,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class Options:
       chunks: chunks per rollout.
       revisits: scripted episodes of each kind, which turn away and back, or stand still; None for `REVISITS`, if the
         system has them.
-      angles: degrees of these turns.
+      angles: degrees of these turns; None for `ANGLES`.
       motion: file of the meter of motion; None for the shipped one of the source of the recordings.
       seed: random seed for the noise.
       benchmark: questions for systems that answer in text.
@@ -91,7 +92,7 @@ class Options:
     windows: int = 24
     chunks: int = 4
     revisits: int | None = None
-    angles: tuple[int, ...] = (90,)
+    angles: tuple[int, ...] | None = None
     motion: str | None = None
     seed: int = 0
     benchmark: str | None = None
@@ -102,9 +103,9 @@ class Options:
     batch: int | None = None
     scoring: str | None = None
 
-    def optional(self) -> dict[str, int | str | None]:
+    def optional(self) -> dict[str, int | str | tuple[int, ...] | None]:
         """Return the options that only some systems use; None if not set."""
-        names = ("revisits", "motion", "benchmark", "data", "images", "split", "limit", "batch", "scoring")
+        names = ("revisits", "angles", "motion", "benchmark", "data", "images", "split", "limit", "batch", "scoring")
         return {name: getattr(self, name) for name in names}
 
 

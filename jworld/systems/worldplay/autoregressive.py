@@ -12,8 +12,16 @@ import numpy as np
 from jworld.diffusion import step_reports
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, HunyuanTransformer
+from jworld.parallel import axes
 from jworld.parallel.axes import constrain_if_divisible
-from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, denoise, frame_inputs
+from jworld.systems.worldplay.latents import (
+    Frames,
+    LatentSession,
+    SampleConfig,
+    denoise,
+    described_frames,
+    frame_inputs,
+)
 
 
 @functools.partial(jax.jit, static_argnames="context_tokens")
@@ -87,10 +95,30 @@ class AutoregressiveSession(LatentSession):
 
     training_chunks = 1
 
-    def _begin(self, text: TextInputs) -> None:
+    def compile(self, text: TextInputs, image: tuple[int, ...]) -> None:
+        """See `LatentSession`."""
+        tokens = self._tokens(image)
+        first = start_cache.lower(self.model, text, context_tokens=tokens)
+        # The programs of a chunk receive the cache in the layout of this one.
+        cache = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            first.out_info,
+            first.compile().output_shardings,
+        )
+        noise = axes.described((self.chunk_frames, *image[1:]))
+        # The image and frames come from the host.
+        given, past = (jax.ShapeDtypeStruct((n, *image[1:]), jnp.float32) for n in (1, self.context_frames))
+        chunk, context = described_frames(self.chunk_frames), described_frames(self.context_frames)
+        denoise_chunk.lower(self.model, cache, noise, given, chunk, cfg=self.sample, listener=self.listener).compile()
+        cache_context.lower(self.model, cache, given, past, context, cfg=self.sample, context_tokens=tokens).compile()
+
+    def _tokens(self, image: tuple[int, ...]) -> int:
+        """Return the tokens of all context frames, for an image of this shape."""
         _, height, width = self.model.cfg.patch_size
-        size = self._image.shape[1] * self._image.shape[2] // (height * width)
-        self._context_tokens = self.context_frames * size
+        return self.context_frames * (image[1] * image[2] // (height * width))
+
+    def _begin(self, text: TextInputs) -> None:
+        self._context_tokens = self._tokens(self._image.shape)
         # Free the cache of an earlier rollout first.
         self._cache: Cache | None = None
         self._cache = start_cache(self.model, text, context_tokens=self._context_tokens)

@@ -54,7 +54,8 @@ def evaluate(
     control_measure = None if meter is None else control.ControlMeasure(meter)
     rows, rollouts = [], []
     with rich.progress.Progress(console=console) as progress:
-        total = 2 * len(chosen) + revisits * (2 * len(options.angles) + 1)
+        angles = options.angles or results.ANGLES
+        total = 2 * len(chosen) + revisits * (2 * len(angles) + 1)
         task = progress.add_task("evaluating", total=total)
         advance = functools.partial(progress.advance, task)
         for i, (index, start) in enumerate(chosen):
@@ -69,7 +70,7 @@ def evaluate(
             title = f"{clip.name} from frame {held_out.STRIDE * start}"
             rollouts.append(rollout.compare(clip, videos[held_out.MODEL], session.chunk_frames, title=title))
         made: scripted.Options = {"count": revisits, "seed": options.seed, "advance": advance}
-        returns = scripted.revisits(session, latest_only, recording, options.angles, **made)
+        returns = scripted.revisits(session, latest_only, recording, angles, **made)
         still = scripted.standing_still(session, recording, **made)
     shown = [rollouts[i] for i in indices.evenly(len(rollouts), SHOWN)]
     return control.add_to(_report(rows, returns, still, shown), control_measure)

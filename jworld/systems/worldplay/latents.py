@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,14 @@ class Frames(NamedTuple):
     action: Array
     w2c: Array
     intrinsics: Array
+
+
+def described_frames(count: int) -> Frames:
+    """Return the shapes of the conditioning of so many frames."""
+    dtypes = (np.int32, np.int32, np.bool_, np.int32, np.float32, np.float32)
+    tails: tuple[tuple[int, ...], ...] = ((), (), (), (), (4, 4), (3, 3))
+    fields: list[Any] = [jax.ShapeDtypeStruct((count, *x), dtype) for x, dtype in zip(tails, dtypes, strict=True)]
+    return Frames(*fields)
 
 
 def frame_inputs(frames: Frames, latents: Array, image: Array, times: jax.Array | float, rows: int) -> FrameInputs:
@@ -302,6 +310,10 @@ class LatentSession(abc.ABC):
             w2c=self._w2c.rows[numbers].astype(np.float32),
             intrinsics=self._intrinsics.rows[numbers],
         )
+
+    @abc.abstractmethod
+    def compile(self, text: TextInputs, image: tuple[int, ...]) -> None:
+        """Compile the programs of a rollout for text of these shapes and images of the shape [1, H, W, C]."""
 
     @abc.abstractmethod
     def _begin(self, text: TextInputs) -> None:

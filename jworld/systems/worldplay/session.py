@@ -1,6 +1,7 @@
 """Step-by-step generation of a rollout in pixels."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jworld.diffusion import step_reports
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation.held_out import Controls, FirstImage
 from jworld.models.hunyuan.text import TextInputs
+from jworld.parallel import axes
 from jworld.systems import base, frame_sizes
 from jworld.systems.worldplay import data
 from jworld.systems.worldplay.latents import LatentSession
@@ -93,6 +95,26 @@ class Session:
     def watch(self, listener: step_reports.Listener | None) -> None:
         """See `WatchedSession`."""
         self.latents.listener = listener
+
+    def compile(self) -> None:
+        """See `CompiledSession`."""
+        cfg, clip, rows = self.latents.model.cfg, self.clip, 1 if self.latents.sample.guidance == 1 else 2
+
+        def described(tokens: int, width: int) -> Any:
+            return axes.described((rows, tokens, width))
+
+        def mask(tokens: int) -> Any:
+            return axes.described((rows, tokens), bool)
+
+        with_glyphs = clip.glyph_tokens > 0 and cfg.glyph_dim is not None
+        text = TextInputs(
+            described(clip.text_tokens, cfg.text_dim),
+            mask(clip.text_tokens),
+            described(clip.vision_tokens, cfg.vision_dim),
+            described(clip.glyph_tokens, cfg.glyph_dim or 0) if with_glyphs else None,
+            mask(clip.glyph_tokens) if with_glyphs else None,
+        )
+        self.latents.compile(text, (1, *clip.latent_size, cfg.channels))
 
     def step(self, action: Controls | str) -> np.ndarray:
         """Generate a chunk, uint8 [T, H, W, 3]: 1 + 4 (f - 1) frames in the first chunk, then 4 f.

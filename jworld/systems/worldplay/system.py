@@ -83,7 +83,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
     @property
     def evaluation_flags(self) -> frozenset[str]:
         """See `System`."""
-        return frozenset({"--episodes", "--revisits", "--motion"})
+        return frozenset({"--episodes", "--revisits", "--angles", "--motion"})
 
     @property
     def has_negative_prompt(self) -> bool:
