@@ -5,6 +5,7 @@ line, or a URL of a file. A name may contain a range in braces, as in `00000..00
 stored in the folder of the set, one after the other as they are read, and images by URL when they are checked.
 """
 
+import hashlib
 import json
 import pathlib
 import re
@@ -61,7 +62,9 @@ def expand(name: str) -> list[str]:
 
 
 def _downloaded(url: str, directory: pathlib.Path) -> pathlib.Path:
-    path = directory / DOWNLOADS / urllib.parse.urlparse(url).path.lstrip("/").replace("/", "_")
+    # Shards of different addresses may have the same name.
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{urllib.parse.urlparse(url).path.rpartition('/')[2]}"
+    path = directory / DOWNLOADS / name
     try:
         remote.fetch(url, path)
     except OSError as error:

@@ -127,10 +127,13 @@ def test_shards_by_url(site: Any, tmp_path: pathlib.Path) -> None:
 
 def test_a_list_of_shards(site: Any, tmp_path: pathlib.Path) -> None:
     folder, address, _ = site
+    (folder / "other").mkdir()
     shard(folder / "00.tar", 5)
+    shard(folder / "other" / "00.tar", 7)
     shard(tmp_path / "local.tar", 6)
-    (tmp_path / "shards.txt").write_text(f"{address}/00.tar\n\n{tmp_path}/local.tar\n")
-    assert shades(prepare(tmp_path, str(tmp_path / "shards.txt"))) == {"shade 5": (5,) * 3, "shade 6": (6,) * 3}
+    (tmp_path / "shards.txt").write_text(f"{address}/00.tar\n\n{address}/other/00.tar\n{tmp_path}/local.tar\n")
+    data = prepare(tmp_path, str(tmp_path / "shards.txt"))
+    assert shades(data) == {f"shade {shade}": (shade,) * 3 for shade in (5, 7, 6)}
 
 
 def test_mistakes(site: Any, tmp_path: pathlib.Path) -> None:
