@@ -153,7 +153,8 @@ def test_held_out_conversations(data: Any) -> None:
     data.set = formats.SetConfig(format="llava")
     result = run(data, limit=3)
     assert result.numbers["benchmark"] == "held-out conversations"
-    assert [row["truth"] for row in result.numbers["answers"]["without"]] == ["left", "farther"]
+    rows = result.numbers["answers"]["without"]
+    assert [(row["truth"], row["reference"]) for row in rows] == [("left", "left"), ("farther", "farther")]
     assert result.scores["without"] == {"equal to the reference": 0.0}
     assert [entry.truth for entry in result.entries] == ["left", "farther"]
     assert held_out.normalized(" The  Left\none. ") == "the left one"

@@ -77,6 +77,7 @@ def load(source: prepared.Source, *, limit: int, max_tokens: int) -> benchmarks.
                 turns=opening.turns,
                 truth=normalized(opening.truth),
                 reference=opening.truth,
+                facts={"reference": opening.truth},
                 load=functools.partial(
                     lambda places: [image_files.read(place, source.directory) for place in places], opening.places
                 ),
