@@ -188,6 +188,7 @@ RECIPES = {
     ),
     # The original accumulates four parts of a batch.
     "my_recipe.py": (*_THEWORLD_PUBLISHED, "--config.optimizer.accumulate=1"),
+    "my_config.py": (*_THEWORLD_PUBLISHED, "--config.optimizer.accumulate=1", "--config.epochs=0"),
 }
 #: Recipe and variant -> config keys where a step is only planned: on as many chips as the guide names.
 PLANS = {
