@@ -31,6 +31,7 @@ from jworld.parallel import startup
 from jworld.systems import (
     frame_sizes,
     generation,
+    opening,
     options,
     question_files,
     requests,
@@ -38,7 +39,7 @@ from jworld.systems import (
     text_answers,
     video_files,
 )
-from jworld.systems.base import TextSystem, VideoSession, VideoSystem
+from jworld.systems.base import TextSystem, VideoSystem
 from jworld.systems.requests import Request, Video
 from jworld.utils import arguments, compilation, errors, files, hub_folders
 
@@ -79,17 +80,24 @@ def generate(
         console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} videos are finished")
     if not waiting:
         return []
-    began = time.time()
+    began, opened = time.time(), opening.Opening(system)
     run = runs.load(
-        request.checkpoint, request.step, config=config, mesh=mesh, encoders=request.encoders, given=request.given
+        request.checkpoint,
+        request.step,
+        config=config,
+        mesh=mesh,
+        encoders=request.encoders,
+        given=request.given,
+        meanwhile=opened,
     )
     options.check_size(run.config, request.flags, run.encoders)
     loaded = time.time() - began
-    session = run.session()
     written: list[dict[str, Any]] = []
     for job in waiting:
-        rollout, facts = make_video(request, job, run, session, console)
+        rollout, facts = make_video(request, job, run, opened, console)
         facts["timings"]["load_seconds"] = 0.0 if written else loaded
+        if not written:
+            console.print(opened.describe(loaded, facts["timings"]))
         for path in video_files.write(job.video, rollout, facts, sheet=request.sheet):
             console.print(f"wrote {path}")
         written.append(facts)
@@ -120,7 +128,7 @@ def prepare(
 
 
 def make_video(
-    request: Request, job: Job, run: runs.Run, session: VideoSession, console: rich.console.Console
+    request: Request, job: Job, run: runs.Run, opened: opening.Opening, console: rich.console.Console
 ) -> tuple[results.Comparison | None, dict[str, Any]]:
     """Generate a video; return it with its settings and timings. With `request.stream` it is written and None."""
     video = job.video
@@ -130,9 +138,9 @@ def make_video(
         rich.progress.Progress(console=console) as progress,
         video_files.frame_sink(video, frames, stream=request.stream, fps=run.encoders.fps) as take,
     ):
-        bar = video_files.ProgressBar(progress, chunks=len(job.actions))
+        opened.bar = bar = video_files.ProgressBar(progress, chunks=len(job.actions))
         counts, timings = generation.roll_out(
-            session,
+            opened.session,
             job.actions,
             mesh=run.mesh,
             image=start,
@@ -141,7 +149,7 @@ def make_video(
             negative_prompt=video.negative_prompt,
             take=take,
             advance=bar.advance,
-            watch=bar.step if generation.is_watched(run.model) else None,
+            watch=opened.listener,
         )
     stops = np.cumsum(counts).tolist()
     chunks = [

@@ -1,8 +1,10 @@
 """The one table from logical axes to mesh axes, and the constraints that apply it to activations."""
 
 import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
@@ -64,3 +66,10 @@ def dividing_spec(shape: tuple[int, ...], *names: str | None) -> PartitionSpec:
         mesh_axes = entry if isinstance(entry, tuple) else (entry,) * (entry is not None)
         spec.append(None if size % math.prod(mesh.shape[axis] for axis in mesh_axes) else entry)
     return PartitionSpec(*spec)
+
+
+def described(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+    """Describe an array that a program on the current mesh receives from another one: replicated."""
+    mesh = jax.sharding.get_mesh()
+    place = None if mesh.empty else NamedSharding(mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

@@ -123,6 +123,14 @@ class WatchedSession(Protocol):
         """Call `listener` after every denoising step of the next chunks; None calls nobody."""
 
 
+@runtime_checkable
+class CompiledSession(Protocol):
+    """A `VideoSession` that can compile its programs for a model whose weights are not loaded yet."""
+
+    def compile(self) -> None:
+        """Compile the programs of a rollout; the model's parameters may be descriptions with their sharding."""
+
+
 def as_video(first_frame: np.ndarray | None) -> np.ndarray:
     """Return what `VideoSession.reset` receives as a video [T, H, W, 3].
 

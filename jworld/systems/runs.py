@@ -9,11 +9,12 @@ Released weights have model.safetensors in place of checkpoints/. Imported weigh
 one Orbax checkpoint weights/ with its description import.json.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -217,6 +218,7 @@ def load(
     given: EncoderOverrides | None = None,
     training: bool = False,
     stored: bool = False,
+    meanwhile: Callable[[SystemEncoders, nnx.Module], object] | None = None,
 ) -> Run:
     """Open a run's folder, or a folder of released or imported weights; EMA weights are preferred.
 
@@ -229,6 +231,8 @@ def load(
       given: encoders that replace those of `config.sample.encoders` and of the folder.
       training: load the model for training, with its teacher if it has one.
       stored: use the states that a data set of the user stores, so that text and image encoders may be absent.
+      meanwhile: called in a thread, on the mesh, while the weights are read, with the encoders and the model, whose
+        parameters are descriptions.
 
     Raises:
       UserError: something is missing or damaged, or does not fit the model.
@@ -242,7 +246,8 @@ def load(
     opened = system.data.encoders(kept, given=given, mesh=mesh, stored=stored)
     # Released and imported weights have no teacher.
     training = training and (directory / CHECKPOINTS).is_dir()
-    model, found = load_model(directory, config, step, mesh=mesh, training=training)
+    work = None if meanwhile is None else functools.partial(meanwhile, opened)
+    model, found = load_model(directory, config, step, mesh=mesh, training=training, meanwhile=work)
     return Run(config, system, model, opened, found, mesh)
 
 
@@ -253,6 +258,7 @@ def load_model(
     *,
     mesh: jax.sharding.Mesh | None = None,
     training: bool = False,
+    meanwhile: Callable[[nnx.Module], object] | None = None,
 ) -> tuple[nnx.Module, int | None]:
     """Return the model without encoders, and the step of its checkpoint; see `load`."""
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
@@ -262,8 +268,21 @@ def load_model(
     system = systems.create(config)
     init = system.init_training if training else system.init
     graphdef, abstract, _ = train_state.abstract_state(init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh)
-    params, found = load_params(directory, abstract.params, step)
-    return nnx.merge(graphdef, params), found
+    if meanwhile is None:
+        params, found = load_params(directory, abstract.params, step)
+        return nnx.merge(graphdef, params), found
+    model: nnx.Module = nnx.merge(graphdef, abstract.params)
+
+    def work() -> None:
+        with jax.set_mesh(mesh):
+            meanwhile(model)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        done = threads.submit(work)
+        params, found = load_params(directory, abstract.params, step)
+        done.result()
+    nnx.update(model, params)
+    return model, found
 
 
 def load_params(

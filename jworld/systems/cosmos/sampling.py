@@ -11,6 +11,7 @@ import numpy as np
 
 from jworld.diffusion import adams_bashforth, rectified_flow, step_reports
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
+from jworld.parallel import axes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,11 @@ class WindowSampler:
         """Call `listener` after every solver step of the next windows."""
         if listener is not self._listener:
             self._listener, self._run = listener, jax.jit(self._window)
+
+    def compile(self, video: tuple[int, ...], text: tuple[int, ...]) -> None:
+        """Compile the program for windows of the shape `video` [F, H, W, C] with text of the shape `text`."""
+        frames, mask, states = map(axes.described, (video, video[:1], text))
+        self._run.lower(self.model, frames, mask, states, frames, None).compile()
 
     def __call__(
         self, given: np.ndarray, text: jax.Array, noise: jax.Array | np.ndarray, motion: np.ndarray | None = None

@@ -44,6 +44,13 @@ class Session:
         """See `WatchedSession`."""
         self._sampler.watch(listener)
 
+    def compile(self) -> None:
+        """See `CompiledSession`; an action model is compiled in its first window."""
+        cfg = self._sampler.model.cfg
+        if cfg.action_dim is None:
+            shape = (self.clip.window_frames, *self.clip.latent_size, cfg.channels)
+            self._sampler.compile(shape, (self.sample.rows, self.clip.text_tokens, cfg.text_dim))
+
     def step(self, action: np.ndarray | None = None) -> np.ndarray:
         """Generate a window and return frames uint8 [T, H, W, 3]: all of the first window, the new ones of later ones.
 

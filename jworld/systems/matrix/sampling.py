@@ -14,6 +14,7 @@ import numpy as np
 
 from jworld.diffusion import consistency, step_reports, v_prediction, windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
+from jworld.parallel import axes
 from jworld.systems.matrix import objective
 
 SOLVERS = ("ddim", "dpm", "consistency")
@@ -182,6 +183,11 @@ class ClipSampler:
         """Call `listener` after every step of the next clips; every step is then waited for."""
         self._listener = listener
 
+    def compile(self, shape: tuple[int, ...], conditions: Conditions) -> None:
+        """Compile the program for clips of the shape [F, H, W, C] with conditioning of these shapes."""
+        arguments = axes.described((1, *shape)), conditions, jnp.full(1, 0), self.sample.guidance, self.sample
+        self._velocity.lower(self._model, *arguments).compile()
+
     def __call__(self, initial: jax.Array, conditions: Conditions, noise: Noise, *, start: int = 0) -> jax.Array:
         """Sample latents [1, F, H, W, C].
 
@@ -225,6 +231,12 @@ class StreamSampler:
     def frames(self) -> int:
         """Latent frames of a window, including the context frame."""
         return windows.frames(self.sample.groups, self.sample.window_frames)
+
+    def compile(self, shape: tuple[int, int, int], conditions: Conditions) -> None:
+        """Compile the program for latent frames of the shape [H, W, C] with conditioning of these shapes."""
+        counts = (1, self.frames), (len(self.rows), 1, self.frames - 1), (1, self.sample.window_frames)
+        window, step_noise, new_noise = (axes.described((*count, *shape)) for count in counts)
+        self._pass.lower(self._model, window, conditions, step_noise, new_noise).compile()
 
     def reset(self, latents: jax.Array, noise: jax.Array) -> None:
         """Start from a clip's latents [1, frames, H, W, C]; noise is added to all of them for the first pass."""

@@ -12,6 +12,7 @@ from jworld.diffusion import step_reports, v_prediction
 from jworld.encoders.model_encoders import Encoders
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
+from jworld.parallel import axes
 from jworld.systems.matrix.sampling import ClipSampler, Conditions, SampleConfig
 
 
@@ -47,6 +48,15 @@ class ConditionEncoder:
         if self._table is None:
             return Conditions(text, None)
         control = jnp.asarray(self._table[[driving.TOKENS.index(token) for token in tokens]])[None]
+        return Conditions(text, control, self._table[-1] if self._sample.control_guidance != 1 else None)
+
+    def described(self, frames: int) -> Conditions:
+        """Return the shapes of the conditioning of so many frames."""
+        cfg, rows = self._cfg, 1 if self._sample.guidance == 1 else 2
+        text = axes.described((rows, cfg.text_tokens, cfg.text_dim))
+        if self._table is None:
+            return Conditions(text, None)
+        control = axes.described((1, frames, self._table.shape[-1]), self._table.dtype)
         return Conditions(text, control, self._table[-1] if self._sample.control_guidance != 1 else None)
 
 
@@ -92,6 +102,10 @@ class ClipSession:
     def watch(self, listener: step_reports.Listener | None) -> None:
         """See `WatchedSession`."""
         self._sampler.watch(listener)
+
+    def compile(self) -> None:
+        """See `CompiledSession`."""
+        self._sampler.compile(self.shape, self._condition_encoder.described(self.latents))
 
     def step(self, action: Controls | None = None) -> np.ndarray:
         """Generate a clip, uint8 [1 + 4 (F - 1), H, W, 3]."""

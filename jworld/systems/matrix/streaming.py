@@ -113,6 +113,10 @@ class StreamSession:
         """See `WatchedSession`."""
         self._sampler.watch(listener)
 
+    def compile(self) -> None:
+        """See `CompiledSession`."""
+        self._sampler.compile(self.shape, self._condition_encoder.described(self._sampler.frames))
+
     def describe(self, prompt: str) -> None:
         """Change the caption of the running stream."""
         self._text = self._condition_encoder.text(prompt, self._negative_prompt)
