@@ -4,9 +4,9 @@ Trains a recipe: makes its embedded data if absent, trains or resumes, and sampl
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from jworld import systems
 from jworld.data import pipeline
 from jworld.evaluation import samples
 from jworld.parallel import axes, startup
-from jworld.systems import dry_run, periodic, recipes, runs, training_job
+from jworld.systems import dry_run, periodic, recipes, runs, training_job, workdirs
 from jworld.systems.training_job import TrainingJob
 from jworld.training import checkpoints, hub, metrics, preemption, profiling, rates, step, watchdog
 from jworld.training import state as train_state
@@ -64,7 +64,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--workdir", metavar="DIR", help="folder of the run (default: runs/RECIPE-VARIANT)")
     add(
-        "--overwrite", action="store_true", help="delete the files of an earlier run in the workdir and start at step 0"
+        "--overwrite",
+        action="store_true",
+        help="delete what an earlier run wrote into the workdir, and start at step 0; a folder that holds anything "
+        "else is refused",
     )
     add(
         "--accept-data",
@@ -121,12 +124,17 @@ def run(job: TrainingJob, *, overwrite: bool) -> None:
     console.quiet = jax.process_index() != 0
     job.mesh  # noqa: B018 - report a mesh that does not fit before making data
     training_job.check_folders(job, overwrite=overwrite)
+    with workdirs.locked(job.workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        _run(job, overwrite=overwrite)
+
+
+def _run(job: TrainingJob, *, overwrite: bool) -> None:
     startup.once(job.system.data.prepare)
     dataset = job.system.data.batches("train")
     job = job.counted(dataset.records)
     training_job.check_encoders(job, overwrite=overwrite)
     if overwrite:
-        startup.once(lambda: shutil.rmtree(job.workdir, ignore_errors=True))
+        startup.once(lambda: workdirs.clear(job.workdir))
     if not train(job, dataset):
         sys.exit(errors.RESTART)
     if jax.process_count() > 1 or show(job):

@@ -14,7 +14,7 @@ from jworld.data import pipeline, records
 from jworld.encoders import model_encoders
 from jworld.evaluation import settings
 from jworld.parallel import mesh as mesh_lib
-from jworld.systems import initial_weights, runs
+from jworld.systems import initial_weights, runs, workdirs
 from jworld.systems.base import AnySystem
 from jworld.training import checkpoints, hub, metrics, optimizers
 from jworld.training import state as train_state
@@ -180,7 +180,9 @@ def check_folders(job: TrainingJob, *, overwrite: bool) -> None:
     Raises:
       UserError: the workdir is of another run, or `config.init_from` has no weights or those of another system.
     """
-    if not overwrite:
+    if overwrite:
+        workdirs.check_deletable(job.workdir)
+    else:
         _check_workdir(job.config, job.workdir)
     if starts(job, overwrite=overwrite):
         for directory in job.system.parts.values():
@@ -219,7 +221,7 @@ def _check_workdir(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
         is_free = config.optimizer.schedule.startswith("constant") or config.get("epochs", 0)
         free = (*MAY_CHANGE, "steps") if is_free else MAY_CHANGE
         checkpoints.require_same_config(workdir, stored.to_dict(), config.to_dict(), may_change=free)
-    elif any(path.is_file() for path in workdir.rglob("*")):
+    elif any(path.is_file() and path.name != workdirs.LOCK for path in workdir.rglob("*")):
         raise errors.UserError(f"--workdir {workdir} holds files of something else: choose an empty folder")
 
 

@@ -29,7 +29,9 @@ Export = Callable[[int, pathlib.Path], dict[str, Any] | None]
 _PAUSES = (30.0, 120.0, 600.0)
 _POLL = 0.5
 #: Beginning of the name of the folder in which an upload is put together, within that of the run.
-_STAGING, _EXPORT = ".upload-", "export"
+#: First letters of the folder from which an upload is sent.
+STAGING = ".upload-"
+_EXPORT = "export"
 _FILES = ("config.json", "metrics.jsonl", "encoders/*", "checkpoints/frozen/*", "evaluation/evaluation.json")
 
 
@@ -66,9 +68,9 @@ def uploader(config: HubConfig, workdir: pathlib.Path, export: Export) -> Upload
     def upload(step: int) -> None:
         api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         api.create_repo(config.repo, private=config.private, exist_ok=True)
-        for rest in workdir.glob(f"{_STAGING}*"):  # of an upload that was killed
+        for rest in workdir.glob(f"{STAGING}*"):  # of an upload that was killed
             shutil.rmtree(rest, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=workdir, prefix=_STAGING) as name:
+        with tempfile.TemporaryDirectory(dir=workdir, prefix=STAGING) as name:
             folder = pathlib.Path(name)
             exported = export(step, folder / _EXPORT)
             _link(workdir, folder / hub_folders.RUN, [*_FILES, f"checkpoints/{step}/*"])

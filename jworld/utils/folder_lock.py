@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from jworld.utils.errors import UserError
 
 #: Errors of file systems without locks, where no process waits.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def _acquire(path: pathlib.Path, directory: pathlib.Path) -> int:
             reported = True
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 os.close(file)
                 raise
             return file
