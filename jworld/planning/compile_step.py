@@ -30,6 +30,7 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pl
     began = time.perf_counter()
     try:
         executable = program.lower().compile()
+        start = start_bytes(program)
     except jax.errors.JaxRuntimeError as error:
         return Plan(compiled=True, compile_seconds=time.perf_counter() - began, **values, **_too_large(error))
     seconds = time.perf_counter() - began
@@ -39,6 +40,7 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pl
         compile_seconds=seconds,
         temporaries=memory.temp_size_in_bytes,
         peak=peak_bytes(memory),
+        start=start,
         xla_flops=executable.cost_analysis()["flops"] * topology.chips,
         **_traffic(executable, dict(program.mesh.shape)),
         **values,
@@ -56,6 +58,12 @@ def _traffic(executable: Any, mesh: dict[str, int]) -> dict[str, Any]:
         "memory_traffic": hlo.memory_traffic(module),
         "collectives": tuple(collectives.find(module, mesh)),
     }
+
+
+def start_bytes(program: Program) -> int:
+    """Return the peak memory of a run before its first step, in bytes; it may draw its weights, or read them."""
+    lowered = program.lower_start()
+    return program.restore_bytes() if lowered is None else peak_bytes(lowered.compile().memory_analysis())
 
 
 def peak_bytes(memory: Any) -> int:

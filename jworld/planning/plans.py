@@ -19,6 +19,8 @@ class Plan:
         empty.
       temporaries: bytes of a step in addition to the state and the batch, gradients included.
       peak: peak memory in bytes.
+      start: peak memory before the first step in bytes: of reading the weights of another run, or of drawing them; None
+        if that needs a compiler.
       limit: memory of a chip in bytes; None for virtual devices.
       problem: reason for a failed compilation.
       tokens: of one step, as the system counts them.
@@ -51,6 +53,7 @@ class Plan:
     limit: int | None = None
     temporaries: int | None = None
     peak: int | None = None
+    start: int | None = None
     problem: str | None = None
     xla_flops: float | None = None
     memory_traffic: int | None = None
@@ -74,7 +77,7 @@ class Plan:
             return None
         if self.problem is not None or self.least > self.limit:
             return False
-        return None if self.peak is None else self.peak <= self.limit
+        return None if self.peak is None else max(self.peak, self.start or 0) <= self.limit
 
     def to_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self) | {"collectives": [row._asdict() for row in self.collectives]}

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from flax import nnx
 
 from jworld import systems
 from jworld.parallel import axes, mesh
@@ -65,6 +66,21 @@ class Program:
         """Trace the step with JAX, before any compilation."""
         with jax.set_mesh(self.mesh):
             return self.function.trace(self.state, self.batch, self.key).jaxpr
+
+    def lower_start(self) -> Any:
+        """Lower the program that draws the initial state; None if all weights come from other runs."""
+        if self.config.init_from or self.system.parts:
+            return None
+        function = train_state.initial_program(
+            self.system.init_training, trainable=self.trainable, optimizer=self.optimizer, shardings=self.shardings
+        )
+        with jax.set_mesh(self.mesh), nnx.logical_axis_rules(axes.RULES):
+            return function.lower(self.key)
+
+    def restore_bytes(self) -> int:
+        """Return the bytes on each device while a state is restored: the state, and its largest array once more."""
+        sizes = list(_shard_sizes(self.state))
+        return sum(sizes) + max(sizes)
 
     def shard_bytes(self) -> dict[str, int]:
         """Return the bytes on each device of the parts that persist between steps, and of the batch."""

@@ -71,6 +71,8 @@ def _memory(plan: Plan) -> rich.table.Table:
         table.add_row("activations and other temporaries", size_text(max(plan.temporaries - plan.gradients, 0)))
     if plan.peak is not None:
         table.add_row("peak", size_text(plan.peak))
+    if plan.start is not None:
+        table.add_row("peak before the first step", size_text(plan.start))
     if plan.limit is not None:
         table.add_row(f"available on a {plan.chip}", size_text(plan.limit))
     return table

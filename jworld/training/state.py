@@ -140,8 +140,15 @@ def create_state(
         init_model, trainable=trainable, optimizer=optimizer, mesh=mesh, rules=rules
     )
     with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
-        state = jax.jit(_initializer(init_model, trainable, optimizer), out_shardings=shardings)(key)
+        state = initial_program(init_model, trainable=trainable, optimizer=optimizer, shardings=shardings)(key)
     return graphdef, state, shardings
+
+
+def initial_program(
+    init_model: InitModel, *, trainable: Any, optimizer: optimizers.Optimizer, shardings: TrainState
+) -> Any:
+    """Return the compiled function from a key to the state at step 0."""
+    return jax.jit(_initializer(init_model, trainable, optimizer), out_shardings=shardings)
 
 
 def draw_missing(
