@@ -39,8 +39,9 @@ class ClipConfig:
       images: images per conversation, at most; 0 for a model without a vision tower.
       image_size: side of the square images for the vision tower, in pixels.
       pan_and_scan: give the vision tower crops of long images, too; they count as images with tokens of their own.
-      pan_and_scan_min_crop_size, pan_and_scan_max_num_crops, pan_and_scan_min_ratio_to_activate: see
-        `crops.PanAndScan`; named as in Gemma's preprocessor_config.json.
+      pan_and_scan_min_crop_size: smallest side of a crop, in pixels; the names are those of preprocessor_config.json.
+      pan_and_scan_max_num_crops: largest number of crops of an image.
+      pan_and_scan_min_ratio_to_activate: ratio of an image's sides from which on it has crops.
       world_size: side of the square image for the autoencoder, in pixels; 0 for none.
       labels: "answers", or "original" for the original's labels with the world switched off.
     """
