@@ -10,7 +10,7 @@ from jworld.utils import hub_folders
 #: Values of the log that describe the training, by their names there.
 _LOGGED = {"loss_mean": "training loss, mean of the last interval", "accuracy": "token accuracy in training"}
 _HELD_OUT = "held_out"
-#: Sections of an evaluation that are no measurements.
+#: Sections of an evaluation with its settings and answers, which the card leaves out.
 _SETTINGS = ("options", "config", "checkpoint", "step", "answers", "tasks")
 _SHOWN = ("steps", "global_batch", "init_from", "optimizer.name", "optimizer.learning_rate", "optimizer.trainable")
 
