@@ -84,28 +84,44 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """
     path = workdir / LOCK
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = _acquire(path)
     except OSError as error:
         raise errors.UserError(f"--workdir {workdir} could not be written ({error}): choose another folder") from error
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise errors.UserError(
-                f"--workdir {workdir} is in use by {_holder(path)}: wait until it ends, or choose another folder"
-            ) from None
-        except OSError as error:
-            # A bucket without locks: two runs cannot be told apart.
-            if error.errno not in folder_lock.NO_LOCKS:
-                raise
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(holder).encode(), 0)
-        # The file stays: a process that has opened it but not yet locked it would otherwise hold a deleted one.
         yield
     finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+        # A run that was refused before its first step leaves no folder.
+        with contextlib.suppress(OSError):
+            workdir.rmdir()
+
+
+def _acquire(path: pathlib.Path) -> int:
+    """Return the descriptor of the locked file."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise errors.UserError(
+                f"--workdir {path.parent} is in use by {_holder(path)}: wait until it ends, or choose another folder"
+            ) from None
+        except OSError as error:
+            # A bucket may have no locks; there two runs cannot see each other.
+            if error.errno not in folder_lock.NO_LOCKS:
+                os.close(file)
+                raise
+            return file
+        if folder_lock.is_at(file, path):
+            return file
+        # The previous holder deleted the file, and another process may have created a new one.
         os.close(file)
 
 

@@ -58,13 +58,14 @@ def _acquire(path: pathlib.Path, directory: pathlib.Path) -> int:
                 os.close(file)
                 raise
             return file
-        if _is_at(file, path):
+        if is_at(file, path):
             return file
         # The previous holder deleted the file, and another process may have created a new one.
         os.close(file)
 
 
-def _is_at(file: int, path: pathlib.Path) -> bool:
+def is_at(file: int, path: pathlib.Path) -> bool:
+    """Return whether an open file is the one that now has this path."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:

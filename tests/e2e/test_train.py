@@ -16,7 +16,7 @@ from flax import nnx
 
 from jworld.data import records
 from jworld.models.autoencoders import linear
-from jworld.systems import runs
+from jworld.systems import runs, workdirs
 from jworld.training import goodput, metrics
 from jworld.utils import errors
 
@@ -198,3 +198,13 @@ def test_dry_run_counts_the_published_model(tmp_path: pathlib.Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "8,557,933,856" in result.stdout
     assert not (tmp_path / "x").exists()
+
+
+def test_one_process_at_a_time_trains_in_a_folder(folder: pathlib.Path) -> None:
+    before = checksums(folder / "run")
+    with workdirs.locked(folder / "run"):
+        result = commands.run("jworld.train", *commands.train_arguments(folder, "--overwrite"), **ONE_DEVICE)
+    assert result.returncode == 2
+    assert "run is in use by process" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert checksums(folder / "run") == before

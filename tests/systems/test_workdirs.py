@@ -135,6 +135,8 @@ def test_a_second_process_is_refused_until_the_first_one_ends(
     holder.wait()
     with workdirs.locked(folder):
         assert json.loads((folder / workdirs.LOCK).read_text())["pid"] == os.getpid()
+    # Nothing was written.
+    assert not folder.exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: pathlib.Path) -> None:
