@@ -12,7 +12,7 @@ import tiny
 
 from jworld.planning import launch, topologies
 
-#: 300 million parameters, with AdamW 3.6 GB of state; a batch of one short clip.
+#: 371 million parameters, with AdamW 5.5 GiB of state and EMA; a batch of one short clip.
 SIZES: dict[str, Any] = {
     "model__width": 1024,
     "model__num_heads": 8,
