@@ -38,7 +38,7 @@ def run(*arguments: str) -> str:
 
 @pytest.mark.slow
 def test_the_plan_holds_from_launch_to_the_second_step(tmp_path: pathlib.Path) -> None:
-    """Of a run from given weights, which are read to their places; the peak is that of the larger of start and step."""
+    """The peak of a run from given weights is that of the larger of start and step."""
     config = tiny.config(**SIZES)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     given = str(tmp_path / "weights")

@@ -1,6 +1,5 @@
 """Generation opens a session and compiles its programs while the weights are read."""
 
-import logging
 import re
 
 import jax

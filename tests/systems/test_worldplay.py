@@ -192,7 +192,7 @@ def test_shares_of_samples_with_clean_context_and_own_errors() -> None:
     np.testing.assert_array_equal(
         published.noise, objective.draw(jax.random.key(0), (4, 4 * CHUNK, 1, 1, 1), CHUNK, cfg).noise
     )
-    with pytest.raises(ValueError, match="own_errors is 1.5, expected a share"):
+    with pytest.raises(ValueError, match=r"own_errors is 1\.5, expected a share"):
         objective.ObjectiveConfig(own_errors=1.5)
 
 
