@@ -163,7 +163,8 @@ class Stored:
             yield
         except Exception as error:
             storage.silence()
-            reason = errors.one_line(error)
+            # The cause follows two paths.
+            reason = errors.one_line(error, limit=500)
             raise errors.UserError(
                 f"the weights in {self.directory} are damaged or missing ({type(error).__name__}: {reason}); "
                 "write that folder again, or restore it from a copy"

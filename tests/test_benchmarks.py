@@ -116,3 +116,13 @@ def test_decode(tmp_path: pathlib.Path) -> None:
     for version in ("cached", "recomputed"):
         assert row["tokens_per_second"][version] * row["seconds_per_token"][version] == pytest.approx(2)
         assert row["share_of_limit"][version] > 0
+
+
+@pytest.mark.slow
+def test_chat(tmp_path: pathlib.Path) -> None:
+    sizes = ("--layers", "2", "--width", "32", "--mlp-width", "64", "--vocabulary", "128", "--prompt", "8")
+    numbers = run("chat", tmp_path / "chat.json", *sizes, "--new", "4", "--repeats", "1")
+    assert set(numbers["rows"]) == {"jworld", "transformers"}
+    for row in (row for rows in numbers["rows"].values() for row in rows):
+        assert row["tokens_per_second"] > 0
+        assert row["first_token_seconds"] > 0

@@ -36,7 +36,8 @@ def image(run: pathlib.Path) -> pathlib.Path:
 
 def arguments(run: pathlib.Path, image: pathlib.Path, out: pathlib.Path, *extra: str) -> list[str]:
     pose = [] if "--pose" in extra else ["--pose", "w-3, w+right-4"]
-    return ["--checkpoint", str(run), "--image", str(image), "--prompt", "rooms", *pose, "--out", str(out), *extra]
+    images = [] if "--image" in extra else ["--image", str(image)]
+    return ["--checkpoint", str(run), *images, "--prompt", "rooms", *pose, "--out", str(out), *extra]
 
 
 def make(run: pathlib.Path, image: pathlib.Path, folder: pathlib.Path, *extra: str) -> np.ndarray:
@@ -217,6 +218,7 @@ def test_encoders_in_another_folder(
         (("--out", "video.avi"), "expected a name that ends in .mp4"),
         (("--image", "no.png"), "--image no.png cannot be read"),
         (("--image", str(tiny_run.RECIPE)), "cannot be read"),
+        (("--image", "a.png", "--image", "b.png"), "--image is given 2 times: a video begins with one"),
         (("--checkpoint", "nowhere"), "nowhere/config.json is missing"),
     ],
 )

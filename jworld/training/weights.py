@@ -70,7 +70,8 @@ def restore(
         found = _read(array_store.StoredArrays(directory), leaves)
     except Exception as error:
         storage.silence()
-        reason = errors.one_line(error)
+        # The cause follows two paths.
+        reason = errors.one_line(error, limit=500)
         raise errors.UserError(
             f"the weights in {directory} are damaged ({type(error).__name__}: {reason}): import them again"
         ) from error

@@ -389,4 +389,4 @@ def test_the_original_has_no_world_steps() -> None:
         config.model.world.steps = 4
         config.model.predictor = {}
     with pytest.raises(UserError, match="receives 4 predicted frames of the world"):
-        theworld.to_config(systems.create(config).model_config)
+        theworld.to_config(systems.create(config).model_config, theworld.STYLE)
