@@ -140,13 +140,14 @@ def test_own_errors_change_what_the_model_sees_and_not_its_target() -> None:
     draws = objective.draw(jax.random.key(0), example.latents.shape, system.objective)
     assert draws.own is None
 
-    def loss(draws: objective.Draws) -> float:
-        return float(objective.velocity_loss(model, example, draws, system.alphas))
+    @jax.jit
+    def loss(draws: objective.Draws) -> jax.Array:
+        return objective.velocity_loss(model, example, draws, system.alphas)
 
-    plain, none, own = (loss(draws._replace(own=own)) for own in (None, np.zeros(2, bool), np.ones(2, bool)))
+    plain, none, own = (float(loss(draws._replace(own=own))) for own in (None, np.zeros(2, bool), np.ones(2, bool)))
     assert none == pytest.approx(plain, rel=1e-6)
-    seen = example._replace(latents=objective.predict(model, example, draws, system.alphas))
-    found = objective.predict(model, seen, draws, system.alphas)
+    predict = jax.jit(lambda latents: objective.predict(model, example._replace(latents=latents), draws, system.alphas))
+    found = predict(predict(example.latents))
     error = v_prediction.clean_error(example.latents, found, v_prediction.at(system.alphas, draws.timestep))
     assert own == pytest.approx(float(error[:, 1:].mean()), rel=1e-5)
     assert abs(own - plain) > 1e-3
