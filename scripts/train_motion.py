@@ -53,8 +53,9 @@ class Examples:
         rng = np.random.default_rng(seed)
         while True:
             order = rng.permutation(len(self.labels))
-            for start in range(0, len(order) - BATCH + 1, BATCH):
-                chosen = order[start : start + BATCH]
+            size = min(BATCH, len(order))
+            for start in range(0, len(order) - size + 1, size):
+                chosen = order[start : start + size]
                 windows, labels, numbers = self.windows[chosen], self.labels[chosen], self.numbers[chosen]
                 if rng.random() < 0.5:
                     move, turn = np.divmod(labels, actions.NUM_CLASSES)

@@ -1,6 +1,5 @@
 """The measure of motions in videos: numbers against planned paths, windows, the file, the training script."""
 
-import math
 import pathlib
 import runpy
 
@@ -15,7 +14,8 @@ from jworld.evaluation import motion as measures
 from jworld.models import motion
 from jworld.utils.errors import UserError
 
-SCRIPT = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "scripts" / "train_motion.py"))
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = runpy.run_path(str(ROOT / "scripts" / "train_motion.py"))
 
 
 def test_numbers_are_steps_and_turns_of_a_planned_path() -> None:
@@ -69,15 +69,22 @@ def test_a_file_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
         motion.load(tmp_path / "motion.safetensors")
 
 
-@pytest.mark.slow
-def test_the_script_learns_from_few_episodes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recorder.record(tmp_path / "episodes", source="rooms", episodes=16, frames=121, width=64, height=48)
+def test_the_script_writes_a_network(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder.record(tmp_path / "episodes", source="rooms", episodes=8, frames=13, width=64, height=48)
     output = tmp_path / "motion.safetensors"
-    SCRIPT["main"]([f"--episodes={tmp_path / 'episodes'}", f"--output={output}", "--steps=250"])
-    assert "held-out, as recorded: moves" in capsys.readouterr().out
-    script = ["yaw_right"] * 6 + ["yaw_left"] * 6
-    episode = recorder.record_scripted("rooms", seed=3, actions=script, width=64, height=48)
-    turns = measures.MotionMeter.load(output)(episode.frames).numbers[:, 2]
-    assert (turns[:6] > 1).all()
-    assert (turns[6:] < -1).all()
-    assert math.isclose(np.abs(turns).mean(), np.abs(measures.true_numbers(episode.w2c[::4])[:, 2]).mean(), rel_tol=0.3)
+    SCRIPT["main"]([f"--episodes={tmp_path / 'episodes'}", f"--output={output}", "--steps=1"])
+    printed = capsys.readouterr().out
+    assert "held-out, as recorded: moves" in printed
+    assert "held-out, blurred and noisy: moves" in printed
+    episode = recorder.record_scripted("rooms", seed=3, actions=["none"] * 2, width=64, height=48)
+    assert measures.MotionMeter.load(output)(episode.frames).numbers.shape == (2, 3)
+
+
+def test_the_shipped_meter_reads_a_recording() -> None:
+    meter = measures.MotionMeter.load(ROOT / "assets" / "motion" / "rooms.safetensors")
+    actions_taken = ["yaw_right"] * 3 + ["forward"] * 3 + ["none"] * 2 + ["yaw_left"] * 3 + ["backward"] * 3
+    episode = recorder.record_scripted("rooms", seed=3, actions=actions_taken, width=256, height=192)
+    found = meter(episode.frames)
+    assert [actions.label_name(int(label)) for label in found.labels] == actions_taken
+    np.testing.assert_allclose(found.numbers, measures.true_numbers(episode.w2c[::4]), atol=2)
+    np.testing.assert_allclose(found.numbers[:, :2], measures.true_numbers(episode.w2c[::4])[:, :2], atol=0.1)
