@@ -15,6 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jworld  # noqa: F401 - before JAX, whose environment it sets up
+
+# isort: split
 import jax
 import jax.numpy as jnp
 import numpy as np
