@@ -1,4 +1,4 @@
-"""Benchmark of a chat with Gemma-3: tokens per second of one answer, beside transformers on the same cores.
+"""Benchmark of a chat with Gemma-3: tokens per second of one answer, next to transformers on the same cores.
 
     python benchmarks/chat.py
     python benchmarks/chat.py --layers 26 --width 1152 --mlp-width 6912 --json chat.json
