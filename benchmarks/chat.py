@@ -23,12 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
-from decode import random_model
+from decode import prefill, random_model
 from flax import nnx
 
 from jworld.models.gemma3 import decoding
 from jworld.models.gemma3.config import Gemma3Config
-from jworld.models.gemma3.text import TextModel
 from jworld.utils import arguments as command_line
 
 
@@ -50,13 +49,6 @@ def make_config(arguments: argparse.Namespace) -> Gemma3Config:
     )
 
 
-@jax.jit
-def _prefill(model: TextModel, tokens: jax.Array, room: jax.Array) -> decoding.State:
-    """Read the prompt; `room` has the shape [tokens of the answer]."""
-    capacity = tokens.shape[1] + room.shape[0]
-    return decoding.prefill(model, model.embed(tokens), jnp.ones(tokens.shape, bool), None, capacity=capacity)
-
-
 _step = jax.jit(decoding.step, donate_argnums=2)
 
 
@@ -66,7 +58,7 @@ def ours(cfg: Gemma3Config, prompt: np.ndarray, new: int) -> tuple[int, Callable
 
     def run() -> list[float]:
         times = [time.perf_counter()]
-        state = _prefill(model, jnp.asarray(prompt), jnp.zeros(new))
+        state = prefill(model, jnp.asarray(prompt), capacity=prompt.shape[1] + new)
         for _ in range(new):
             token = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
             state = _step(model, token, state)

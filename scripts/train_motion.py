@@ -26,10 +26,8 @@ from jworld.models import motion
 from jworld.utils import arguments, errors
 
 BATCH, LEARNING_RATE, WEIGHT_DECAY, NUMBERS_WEIGHT = 128, 2e-3, 0.05, 0.1
-#: Class of a move -> the class with left and right swapped.
-MIRRORED_MOVE = np.array([0, 1, 2, 4, 3, 6, 5, 8, 7])
-#: The same for turns, where left and right are the first pair of directions.
-MIRRORED_TURN = np.array([0, 2, 1, 3, 4, 7, 8, 5, 6])
+#: Action label -> the label with left and right swapped.
+MIRRORED, _ = actions.swap_left_right(np.arange(actions.NUM_LABELS), np.eye(4))
 
 
 class Examples:
@@ -58,9 +56,7 @@ class Examples:
                 chosen = order[start : start + size]
                 windows, labels, numbers = self.windows[chosen], self.labels[chosen], self.numbers[chosen]
                 if rng.random() < 0.5:
-                    move, turn = np.divmod(labels, actions.NUM_CLASSES)
-                    labels = actions.NUM_CLASSES * MIRRORED_MOVE[move] + MIRRORED_TURN[turn]
-                    windows, numbers = windows[..., ::-1, :], numbers * [-1, 1, -1]
+                    labels, windows, numbers = MIRRORED[labels], windows[..., ::-1, :], numbers * [-1, 1, -1]
                 yield windows, labels, numbers
 
 
@@ -103,7 +99,7 @@ def step(
     return value
 
 
-@nnx.jit
+@jax.jit
 def predict(
     model: motion.MotionNetwork, windows: jax.Array, key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import ml_collections
 import numpy as np
 
-from jworld.cameras import actions, driving
+from jworld.cameras import actions
 from jworld.evaluation import held_out, results
 from jworld.evaluation.measures import Spans, Values
 from jworld.evaluation.motion import Found, MotionMeter, frechet_distance, true_numbers
@@ -92,21 +92,6 @@ class ControlMeasure:
             for key in keys
         }
 
-    def summary(self) -> list[tuple[str, str]]:
-        """Return lines for the user about the model in the first and in the last part."""
-        curves = {measure: values[held_out.MODEL] for measure, values in self.curves().items()}
-        limit = self.curves()["control"][RECORDED]
-        last = len(limit)
-        return [
-            (
-                f"control in part {number}",
-                f"{curves['control'][number - 1]:.1f} % of latents move as they should (the recording: "
-                f"{limit[number - 1]:.1f} %), turns {curves['turns'][number - 1]:.2f} degrees and steps "
-                f"{curves['steps'][number - 1]:.3f} off",
-            )
-            for number in dict.fromkeys((1, last))
-        ]
-
     def _hits(self, name: str) -> list[np.ndarray]:
         """Return for every part whether each latent of all clips moves as recorded, bool [N]."""
         rows = [
@@ -133,10 +118,12 @@ class ControlMeasure:
         return [frechet_distance(*pair) for pair in zip(*both, strict=True)]
 
 
-def tokens_measure(config: ml_collections.ConfigDict, options: results.Options) -> ControlMeasure | None:
-    """Return a measure that names actions by driving tokens, None without a meter."""
+def open_measure(
+    config: ml_collections.ConfigDict, options: results.Options, name: Callable[[int], str] = actions.label_name
+) -> ControlMeasure | None:
+    """Return a measure that names actions with `name`; None without a meter, see `load_meter`."""
     meter = load_meter(config, options.motion)
-    return None if meter is None else ControlMeasure(meter, driving.of_label)
+    return None if meter is None else ControlMeasure(meter, name)
 
 
 def add_to(report: results.Report, measure: ControlMeasure | None) -> results.Report:
@@ -146,8 +133,22 @@ def add_to(report: results.Report, measure: ControlMeasure | None) -> results.Re
     curves = measure.curves()
     numbers = {**report.numbers, "control_per_part": curves, "control_per_key": measure.per_key()}
     return dataclasses.replace(
-        report, numbers=numbers, images={**report.images, **curves}, summary=[*report.summary, *measure.summary()]
+        report, numbers=numbers, images={**report.images, **curves}, summary=[*report.summary, *_summary(curves)]
     )
+
+
+def _summary(curves: Mapping[str, Values]) -> list[tuple[str, str]]:
+    """Return lines for the user about the model in the first and in the last part."""
+    found = {measure: values[held_out.MODEL] for measure, values in curves.items()}
+    limit = curves["control"][RECORDED]
+    return [
+        (
+            f"control in part {i + 1}",
+            f"{found['control'][i]:.1f} % of latents move as they should (the recording: {limit[i]:.1f} %), turns "
+            f"{found['turns'][i]:.2f} degrees and steps {found['steps'][i]:.3f} off",
+        )
+        for i in dict.fromkeys((0, len(limit) - 1))
+    ]
 
 
 def _latents(start: int, stop: int) -> tuple[int, int]:

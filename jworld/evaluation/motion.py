@@ -7,7 +7,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jworld.cameras import actions, poses
 from jworld.data.inputs import fitting
@@ -55,7 +54,7 @@ class MotionMeter:
         return Found(labels.astype(np.int32), found.numbers, found.features)
 
 
-@nnx.jit
+@jax.jit
 def _run(network: motion.MotionNetwork, images: jax.Array) -> motion.Motion:
     return network(images.astype(jnp.float32) / 127.5 - 1)
 

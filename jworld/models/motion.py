@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import einops
 import jax
 import jax.numpy as jnp
-import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import nnx
 
-from jworld.utils import files
+from jworld.models import network_files
 from jworld.utils.errors import UserError
 
 #: Frames of one motion: the last of the latent before, and those of the latent.
@@ -84,14 +82,9 @@ class MotionNetwork(nnx.Module):
 
 
 def save(model: MotionNetwork, path: str | pathlib.Path) -> None:
-    """Write a network as safetensors with parameters of 16 bits."""
-    arrays = {
-        "/".join(map(str, name)): np.asarray(leaf[...], np.float16, order="C")
-        for name, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
+    """Write a network with parameters of 16 bits."""
     header = {_HEADER: json.dumps(dataclasses.asdict(model.config), sort_keys=True)}
-    with files.replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata=header)
+    network_files.save(model, path, header, dtype="float16")
 
 
 def load(path: str | pathlib.Path) -> MotionNetwork:
@@ -103,16 +96,7 @@ def load(path: str | pathlib.Path) -> MotionNetwork:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             fields: dict[str, Any] = json.loads((file.metadata() or {})[_HEADER])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         config = MotionConfig(**fields | {"scale": tuple(fields["scale"])})
     except (OSError, safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a saved motion network ({error}): train it again") from error
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: MotionNetwork(config, rngs=nnx.Rngs(0))), nnx.Param)
-    leaves = {"/".join(map(str, name)): (name, leaf) for name, leaf in nnx.to_flat_state(abstract)}
-    if {name: value.shape for name, value in arrays.items()} != {
-        name: leaf.shape for name, (_, leaf) in leaves.items()
-    }:
-        raise UserError(f"{path} has other tensors than its config requires: train it again")
-    state = [(keys, leaf.replace(jnp.asarray(arrays[name], leaf.dtype))) for name, (keys, leaf) in leaves.items()]
-    model: MotionNetwork = nnx.merge(graphdef, nnx.from_flat_state(state))
-    return model
+    return network_files.load(path, lambda: MotionNetwork(config, rngs=nnx.Rngs(0)), remedy="train it again")

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import pathlib
@@ -83,8 +82,14 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
       UserError: another process holds it, or the folder cannot be written.
     """
     path = workdir / LOCK
+
+    def refuse() -> None:
+        raise errors.UserError(
+            f"--workdir {workdir} is in use by {_holder(path)}: wait until it ends, or choose another folder"
+        )
+
     try:
-        file = _acquire(path)
+        file = folder_lock.acquire(path, refuse)
     except OSError as error:
         raise errors.UserError(f"--workdir {workdir} could not be written ({error}): choose another folder") from error
     try:
@@ -99,30 +104,6 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         # A run that was refused before its first step leaves no folder.
         with contextlib.suppress(OSError):
             workdir.rmdir()
-
-
-def _acquire(path: pathlib.Path) -> int:
-    """Return the descriptor of the locked file."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            raise errors.UserError(
-                f"--workdir {path.parent} is in use by {_holder(path)}: wait until it ends, or choose another folder"
-            ) from None
-        except OSError as error:
-            # A bucket may have no locks; there two runs cannot see each other.
-            if error.errno not in folder_lock.NO_LOCKS:
-                os.close(file)
-                raise
-            return file
-        if folder_lock.is_at(file, path):
-            return file
-        # The previous holder deleted the file, and another process may have created a new one.
-        os.close(file)
 
 
 def _has_config(workdir: pathlib.Path) -> bool:

@@ -5,12 +5,12 @@ import errno
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from jworld.utils.errors import UserError
 
 #: Errors of file systems without locks, where no process waits.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -28,8 +28,7 @@ def making(directory: str | pathlib.Path, *, part: str = "") -> Iterator[None]:
     directory = pathlib.Path(os.path.abspath(directory))
     path = directory.with_name(f".{directory.name}{part}.lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _acquire(path, directory)
+        file = acquire(path, lambda: print(f"another process is creating {directory}, waiting", flush=True))
     except OSError as error:
         raise UserError(
             f"{path} could not be written ({error}): free some space, or choose another folder than {directory}"
@@ -41,31 +40,39 @@ def making(directory: str | pathlib.Path, *, part: str = "") -> Iterator[None]:
         os.close(file)
 
 
-def _acquire(path: pathlib.Path, directory: pathlib.Path) -> int:
-    """Return the descriptor of the locked file."""
+def acquire(path: pathlib.Path, busy: Callable[[], object]) -> int:
+    """Create and lock a file, and return its descriptor.
+
+    If another process holds the lock, `busy` is called once, which may raise; then the lock is waited for. A file
+    system without locks has no effect.
+    """
     reported = False
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not reported:
-                print(f"another process is creating {directory}, waiting", flush=True)
-            reported = True
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                if not reported:
+                    busy()
+                reported = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except BaseException:
+                os.close(file)
+                raise
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in _NO_LOCKS:
                 os.close(file)
                 raise
             return file
-        if is_at(file, path):
+        if _is_at(file, path):
             return file
         # The previous holder deleted the file, and another process may have created a new one.
         os.close(file)
 
 
-def is_at(file: int, path: pathlib.Path) -> bool:
-    """Return whether an open file is the one that now has this path."""
+def _is_at(file: int, path: pathlib.Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:

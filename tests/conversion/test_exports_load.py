@@ -339,12 +339,12 @@ def gemma_adapters(layout: str) -> Callable[[pathlib.Path], None]:
         given = gemma_folders.inputs(image=vision)
         with torch.inference_mode():
             plain, expected = (gemma_folders.load(each, kind)(**given).logits for each in (source, folder / "merged"))
-            beside = model(**given).logits
+            unmerged = model(**given).logits
             assert all(bool(value.any()) for name, value in model.named_parameters() if "lora_B" in name)
             merged = model.merge_and_unload()(**given).logits
         largest = float(expected.abs().max())
         assert float((plain - expected).abs().max()) > 1e-2 * largest
-        assert float((beside - expected).abs().max()) < 1e-5 * largest
+        assert float((unmerged - expected).abs().max()) < 1e-5 * largest
         assert float((merged - expected).abs().max()) < 1e-5 * largest
 
     return check

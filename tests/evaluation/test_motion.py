@@ -47,8 +47,7 @@ def test_mirror_images_of_classes() -> None:
     for label in range(actions.NUM_LABELS):
         (forward, backward, right, left), (yaw_right, yaw_left, up, down) = actions.label_to_flags(label)
         expected = actions.flags_to_label((forward, backward, left, right), (yaw_left, yaw_right, up, down))
-        move, turn = divmod(label, actions.NUM_CLASSES)
-        found = actions.NUM_CLASSES * SCRIPT["MIRRORED_MOVE"][move] + SCRIPT["MIRRORED_TURN"][turn]
+        found = SCRIPT["MIRRORED"][label]
         assert found == expected
 
 

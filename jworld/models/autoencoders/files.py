@@ -7,18 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import nnx
 
+from jworld.models import network_files
 from jworld.models.autoencoders import linear, network
 from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder, CogVideoXConfig
 from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15Config
 from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.patch import PatchAutoencoder, PatchConfig
 from jworld.models.autoencoders.wan import WanAutoencoder, WanConfig
-from jworld.utils import files as whole_files
 from jworld.utils.errors import UserError
 
 #: Family -> (class, class of its config).
@@ -36,21 +34,8 @@ HEADER = "autoencoder"
 
 
 def save(model: network.VideoAutoencoder, path: str | pathlib.Path, *, dtype: str = "float32") -> None:
-    """Write a network atomically, with its parameters as `dtype`, which a network that loads them does not keep.
-
-    Raises:
-      UserError: a parameter is too large for `dtype`.
-    """
-    state = nnx.state(model, nnx.Param)
-    # safetensors stores memory without reordering, so it must be in C order.
-    with np.errstate(over="ignore"):
-        arrays = {
-            "/".join(map(str, name)): np.asarray(leaf[...], dtype, order="C") for name, leaf in nnx.to_flat_state(state)
-        }
-    if large := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-        raise UserError(f"{large[0]} has values that {dtype} cannot hold: choose float32")
-    with whole_files.replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata=header(model.family, model.config))
+    """Write a network, see `network_files.save`."""
+    network_files.save(model, path, header(model.family, model.config), dtype=dtype)
 
 
 def header(family: str, config: network.AutoencoderConfig) -> dict[str, str]:
@@ -69,22 +54,8 @@ def load(path: str | pathlib.Path, **settings: Any) -> linear.LinearAutoencoder 
     family, config = read_config(path, **settings)
     if config is None:
         return linear.LinearAutoencoder.load(path)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: NETWORKS[family][0](config, rngs=nnx.Rngs(0))))
-    leaves = {"/".join(map(str, name)): (name, leaf) for name, leaf in nnx.to_flat_state(abstract)}
-    with safetensors.safe_open(path, framework="numpy") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, not a dict
-        expected = {name: leaf.shape for name, (_, leaf) in leaves.items()}
-        if found != expected:
-            wrong = sorted(dict(found.items() ^ expected.items()))
-            raise UserError(
-                f"{path} has other tensors than its config requires, at {', '.join(wrong[:4])}: import it again"
-            )
-        filled = [
-            (keys, leaf.replace(jnp.asarray(file.get_tensor(name), leaf.dtype)))
-            for name, (keys, leaf) in leaves.items()
-        ]
-    model: network.VideoAutoencoder = nnx.merge(graphdef, nnx.from_flat_state(filled))
-    return model
+    make = NETWORKS[family][0]
+    return network_files.load(path, lambda: make(config, rngs=nnx.Rngs(0)), remedy="import it again")
 
 
 def read_config(path: str | pathlib.Path, **settings: Any) -> tuple[str, network.AutoencoderConfig | None]:

@@ -71,8 +71,7 @@ def evaluate(
     lengths, load = held_out.held_out(config, session.encoders)
     latents = total_latents(session, options.chunks)
     chosen = held_out.choose_windows(lengths, latents=latents, windows=options.windows)
-    meter = control.load_meter(config, options.motion) if session.clip.actions == "poses" else None
-    control_measure = None if meter is None else control.ControlMeasure(meter)
+    control_measure = control.open_measure(config, options) if session.clip.actions == "poses" else None
     rows, shown = [], []
     shown_at = indices.evenly(len(chosen), SHOWN)
     for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):

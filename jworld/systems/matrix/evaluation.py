@@ -58,7 +58,7 @@ def evaluate(
     """
     lengths, load = held_out.held_out(config, session.encoders)
     chosen = held_out.choose_windows(lengths, latents=session.latents, windows=options.windows)
-    measure = control.tokens_measure(config, options) if steered else None
+    measure = control.open_measure(config, options, driving.of_label) if steered else None
     rows, shown = [], []
     shown_at = indices.evenly(len(chosen), SHOWN)
     for i, (index, first) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):

@@ -97,7 +97,7 @@ def evaluate(
     latents = total_latents(session, windows)
     chosen = held_out.choose_windows(lengths, latents=latents, windows=options.windows)
     shown_at = indices.evenly(len(chosen), SHOWN)
-    measure = control.tokens_measure(config, options) if session.is_steered else None
+    measure = control.open_measure(config, options, driving.of_label) if session.is_steered else None
     rows, shown = [], []
     for i, (index, start) in enumerate(rich.progress.track(chosen, "evaluating", console=console)):
         clip = held_out.window(load(index), start=start, latents=latents)

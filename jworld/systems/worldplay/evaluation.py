@@ -50,8 +50,7 @@ def evaluate(
     revisits = results.REVISITS if options.revisits is None else options.revisits
     if not recording.source:
         revisits = 0
-    meter = control.load_meter(config, options.motion)
-    control_measure = None if meter is None else control.ControlMeasure(meter)
+    control_measure = control.open_measure(config, options)
     rows, rollouts = [], []
     with rich.progress.Progress(console=console) as progress:
         angles = options.angles or results.ANGLES

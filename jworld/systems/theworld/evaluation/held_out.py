@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jworld.data.conversations import dataset, image_files, prepared
 from jworld.models.gemma3.vision import vision_values
@@ -52,7 +51,7 @@ def measure(
 def _score(cfg: objective.ObjectiveConfig, frames: int) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """Return the compiled loss with a number of latent frames of the world."""
 
-    @nnx.jit
+    @jax.jit
     def score(model: TheWorld, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         latents = objective.latents_of(model, batch, frames)
         return objective.latent_loss(model, batch, vision_values(batch["pixel_values"]), latents, cfg)

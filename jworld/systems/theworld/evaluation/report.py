@@ -70,7 +70,7 @@ def evaluate(
     `scoring` is how answers are read if `options` do not say it.
 
     Raises:
-      UserError: there is no such benchmark or scoring, its data are absent, or no image can be read.
+      UserError: the benchmark or the scoring is unknown, its data are absent, or no image can be read.
     """
     scoring = options.scoring or scoring
     if scoring not in SCORINGS:
