@@ -186,8 +186,7 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
     entries = []
     if request.batch is not None:
         entries = question_files.read(request.batch, sampling=sampling, system=request.system)
-    for path in request.images:
-        media.read_image(path)
+    images = [media.read_image(path) for path in request.images]
     run = runs.load(
         request.checkpoint,
         request.step,
@@ -203,7 +202,7 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
         )
         return dict(found)
     chosen = text_answers.converse if request.chat else text_answers.one
-    facts = chosen(run, request.prompt, request.images, sampling=sampling, system=request.system, console=console)
+    facts = chosen(run, request.prompt, images, sampling=sampling, system=request.system, console=console)
     if request.out != Request.out:
         try:
             request.out.parent.mkdir(parents=True, exist_ok=True)

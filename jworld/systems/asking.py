@@ -58,6 +58,31 @@ class Sampling:
         return text[: len(text) - longest]
 
 
+class TextStream:
+    """Text of an answer as its tokens arrive; a letter, or a stop text, may need more than one token."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], sampling: Sampling) -> None:
+        """Begin an answer; `decode` turns tokens into text."""
+        self._decode, self._sampling = decode, sampling
+        self._tokens, self._shown = list[int](), ""
+
+    def add(self, token: int) -> str:
+        """Return the text that is certain with one more token, and was not before."""
+        self._tokens.append(token)
+        text = self._decode(self._tokens)
+        return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else self._new(self._sampling.settled(text))
+
+    def end(self) -> str:
+        """Return the text that was held back."""
+        return self._new(self._decode(self._tokens))
+
+    def _new(self, text: str) -> str:
+        if not text.startswith(self._shown):
+            return ""
+        shown, self._shown = self._shown, text
+        return text[len(shown) :]
+
+
 class Answer(NamedTuple):
     """The text of an answer and its number of tokens."""
 

@@ -29,7 +29,7 @@ from jworld.data.conversations import chat
 from jworld.encoders import model_encoders
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.parallel import mesh as mesh_lib
-from jworld.systems import generation, options, recipes
+from jworld.systems import asking, generation, options, recipes
 from jworld.systems.base import AnySystem, SystemEncoders, TextSystem, VideoSession, VideoSystem
 from jworld.training import optimizers, weights
 from jworld.training import state as train_state
@@ -147,17 +147,14 @@ class Run:
         session = system.session(self.model, self.encoders)
         read = [media.read_image(image) if isinstance(image, str | pathlib.Path) else image for image in images]
         chosen = dataclasses.replace(system.sampling(), **sampling)
-        tokens: list[int] = []
-        shown = ""
+        text = asking.TextStream(session.decode, chosen)
         with jax.set_mesh(self.mesh):
             session.reset(read, prompt, sampling=chosen)
             while (token := session.step()) is not None:
-                tokens.append(token)
-                text = chosen.settled(session.decode(tokens))
-                if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                    yield text[len(shown) :]
-                    shown = text
-        yield session.decode(tokens)[len(shown) :]
+                if new := text.add(token):
+                    yield new
+        if rest := text.end():
+            yield rest
 
 
 def resolve(

@@ -60,35 +60,24 @@ class Chat:
         self.turns, self.images = [*turns, chat.Turn("model", self.session.decode(tokens))], shown
         return tokens, timings
 
-
-class TokenPrinter:
-    """A printer of the text that each token adds; a letter, or a stop text, may need more than one token."""
-
-    def __init__(
-        self, decode: Callable[[Sequence[int]], str], sampling: asking.Sampling, console: rich.console.Console
-    ):
-        self._decode, self._sampling, self._console = decode, sampling, console
-        self._tokens, self._shown = list[int](), ""
-
-    def __call__(self, token: int) -> None:
-        self._tokens.append(token)
-        text = self._decode(self._tokens)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._show(self._sampling.settled(text))
-
-    def end(self) -> None:
-        """Print what was held back, and end the line."""
-        self._show(self._decode(self._tokens))
-        self._console.print()
-
-    def _show(self, text: str) -> None:
-        if text.startswith(self._shown):
-            self._console.print(text[len(self._shown) :], end="", markup=False)
-            self._shown = text
+    def print_answer(
+        self, prompt: str, images: Sequence[np.ndarray], console: rich.console.Console
+    ) -> tuple[list[int], dict[str, float]]:
+        """Print the answer to the next question as its tokens are decoded; see `ask`."""
+        text = asking.TextStream(self.session.decode, self._sampling)
+        found = self.ask(prompt, images, take=lambda token: console.print(text.add(token), end="", markup=False))
+        console.print(text.end(), markup=False)
+        return found
 
 
 def one(
-    run: runs.Run, prompt: str, images: Sequence[pathlib.Path], *, sampling: asking.Sampling, system: str, console: Any
+    run: runs.Run,
+    prompt: str,
+    images: Sequence[np.ndarray],
+    *,
+    sampling: asking.Sampling,
+    system: str,
+    console: rich.console.Console,
 ) -> dict[str, Any]:
     """Answer a question token by token.
 
@@ -96,9 +85,7 @@ def one(
       prompt, answer, tokens and timings, as JSON.
     """
     conversation = Chat(run, sampling=sampling, system=system)
-    printer = TokenPrinter(conversation.session.decode, sampling, console)
-    tokens, timings = conversation.ask(prompt, list(map(media.read_image, images)), take=printer)
-    printer.end()
+    tokens, timings = conversation.print_answer(prompt, images, console)
     answer = conversation.turns[-1].text
     return {"prompt": prompt, "answer": answer, "tokens": tokens, "timings": timings}
 
@@ -106,7 +93,7 @@ def one(
 def converse(
     run: runs.Run,
     prompt: str,
-    images: Sequence[pathlib.Path],
+    images: Sequence[np.ndarray],
     *,
     sampling: asking.Sampling,
     system: str,
@@ -125,17 +112,14 @@ def converse(
         command, _, rest = line.partition(" ")
         try:
             if command == "/image":
-                media.read_image(pathlib.Path(rest.strip()))
-                pending.append(pathlib.Path(rest.strip()))
+                pending.append(media.read_image(pathlib.Path(rest.strip())))
             elif command == "/reset":
                 conversation.reset()
                 pending = []
             elif command.startswith("/"):
                 console.print(f"{command} is unknown: {CHAT_HELP}", markup=False)
             else:
-                printer = TokenPrinter(conversation.session.decode, sampling, console)
-                spent.append(conversation.ask(line, list(map(media.read_image, pending)), take=printer)[1])
-                printer.end()
+                spent.append(conversation.print_answer(line, pending, console)[1])
                 pending = []
         except errors.UserError as error:
             # One wrong line does not end the conversation.
@@ -164,7 +148,12 @@ def _lines(prompt: str, console: rich.console.Console) -> Iterator[str]:
 
 
 def many(
-    run: runs.Run, entries: Sequence[question_files.Entry], out: pathlib.Path, *, batch: int, console: Any
+    run: runs.Run,
+    entries: Sequence[question_files.Entry],
+    out: pathlib.Path,
+    *,
+    batch: int,
+    console: rich.console.Console,
 ) -> dict[str, float]:
     """Answer a file of questions, and write `out`: a JSON line per question, in their order, with "answer".
 

@@ -249,7 +249,10 @@ def start(
     )
     check_trainable(job, abstract.params)
     if not job.config.init_from and not parts:
-        return train_state.create_state(init, trainable=job.trainable, optimizer=job.optimizer, mesh=job.mesh, key=key)
+        state = train_state.draw_state(
+            init, trainable=job.trainable, optimizer=job.optimizer, shardings=shardings, key=key, mesh=job.mesh
+        )
+        return graphdef, state, shardings
     # Weights are read to their places before anything else is allocated.
     params = initial_weights.load_parts(nnx.merge_state(abstract.params, abstract.frozen), parts)
     notes = [f"the weights of the {name} are those in {folder}" for name, folder in parts.items()]

@@ -139,9 +139,28 @@ def create_state(
     graphdef, _, shardings = abstract_state(
         init_model, trainable=trainable, optimizer=optimizer, mesh=mesh, rules=rules
     )
-    with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
-        state = initial_program(init_model, trainable=trainable, optimizer=optimizer, shardings=shardings)(key)
+    state = draw_state(
+        init_model, trainable=trainable, optimizer=optimizer, shardings=shardings, key=key, mesh=mesh, rules=rules
+    )
     return graphdef, state, shardings
+
+
+def draw_state(
+    init_model: InitModel,
+    *,
+    trainable: Any,
+    optimizer: optimizers.Optimizer,
+    shardings: TrainState,
+    key: jax.Array,
+    mesh: Mesh,
+    rules: Any = axes.RULES,
+) -> TrainState:
+    """Return the state at step 0, with the shardings of `abstract_state`."""
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
+        state: TrainState = initial_program(init_model, trainable=trainable, optimizer=optimizer, shardings=shardings)(
+            key
+        )
+    return state
 
 
 def initial_program(

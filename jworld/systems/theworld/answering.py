@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +159,13 @@ class Prompts:
         encoded = [self.encode(prompt, own) for own, prompt in zip(images, prompts, strict=True)]
         batch = chat.pad(encoded, self.bucket(encoded), pad_id=self.tokenizer.ids[chat.PAD])
         del batch["labels"]
+        return self._on_device(batch, images, most_images)
+
+    def _on_device(
+        self, text: Mapping[str, np.ndarray], images: Sequence[Sequence[PIL.Image.Image]], most_images: int = 0
+    ) -> dict[str, jax.Array]:
+        """Return the arrays of texts with those of their images."""
+        batch = dict(text)
         if most := max(most_images, *map(len, images)):
             clip = dataclasses.replace(self.clip, images=most)
             rows = [batches.model_pixels(own, clip) for own in images]
@@ -169,7 +176,6 @@ class Prompts:
         self, images: Sequence[Sequence[PIL.Image.Image]], prompts: Sequence[Prompt], options: Sequence[str]
     ) -> dict[str, jax.Array]:
         """Return the batch of prompts with an answer each, which has the only labels; see `__call__`."""
-        batch = self(images, prompts)
         encoded = [
             self.tokenizer.encode(
                 [*as_turns(prompt), chat.Turn("model", option)], images=len(own), crops=self.clip.count_crops(own)
@@ -179,8 +185,7 @@ class Prompts:
         for one, prompt, own in zip(encoded, prompts, images, strict=True):
             # Earlier answers of the conversation have no labels.
             one.labels[: len(self.encode(prompt, own).tokens)] = chat.IGNORED
-        text = chat.pad(encoded, self.bucket(encoded), pad_id=self.tokenizer.ids[chat.PAD])
-        return batch | {name: jnp.asarray(value) for name, value in text.items()}
+        return self._on_device(chat.pad(encoded, self.bucket(encoded), pad_id=self.tokenizer.ids[chat.PAD]), images)
 
     def encode(self, prompt: Prompt, images: Sequence[PIL.Image.Image]) -> chat.Encoded:
         """Tokenize a prompt; a `ValueError` if it is invalid."""

@@ -12,16 +12,8 @@ import numpy as np
 from jworld.diffusion import step_reports
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, HunyuanTransformer
-from jworld.parallel import axes
 from jworld.parallel.axes import constrain_if_divisible
-from jworld.systems.worldplay.latents import (
-    Frames,
-    LatentSession,
-    SampleConfig,
-    denoise,
-    described_frames,
-    frame_inputs,
-)
+from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, denoise, frame_inputs
 
 
 @functools.partial(jax.jit, static_argnames="context_tokens")
@@ -105,10 +97,7 @@ class AutoregressiveSession(LatentSession):
             first.out_info,
             first.compile().output_shardings,
         )
-        noise = axes.described((self.chunk_frames, *image[1:]))
-        # The image and frames come from the host.
-        given, past = (jax.ShapeDtypeStruct((n, *image[1:]), jnp.float32) for n in (1, self.context_frames))
-        chunk, context = described_frames(self.chunk_frames), described_frames(self.context_frames)
+        noise, given, past, context, chunk = self.described(image)
         denoise_chunk.lower(self.model, cache, noise, given, chunk, cfg=self.sample, listener=self.listener).compile()
         cache_context.lower(self.model, cache, given, past, context, cfg=self.sample, context_tokens=tokens).compile()
 

@@ -12,15 +12,7 @@ import numpy as np
 from jworld.diffusion import step_reports
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import HunyuanTransformer
-from jworld.parallel import axes
-from jworld.systems.worldplay.latents import (
-    Frames,
-    LatentSession,
-    SampleConfig,
-    denoise,
-    described_frames,
-    frame_inputs,
-)
+from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, denoise, frame_inputs
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "listener"))
@@ -56,13 +48,8 @@ class BidirectionalSession(LatentSession):
 
     def compile(self, text: TextInputs, image: tuple[int, ...]) -> None:
         """See `LatentSession`."""
-        noise = axes.described((self.chunk_frames, *image[1:]))
-        # The image and frames come from the host.
-        first, past = (jax.ShapeDtypeStruct((n, *image[1:]), jnp.float32) for n in (1, self.context_frames))
-        frames = described_frames(self.context_frames), described_frames(self.chunk_frames)
-        denoise_chunk.lower(
-            self.model, text, noise, first, past, *frames, cfg=self.sample, listener=self.listener
-        ).compile()
+        shapes = self.described(image)
+        denoise_chunk.lower(self.model, text, *shapes, cfg=self.sample, listener=self.listener).compile()
 
     def _begin(self, text: TextInputs) -> None:
         self._text = text

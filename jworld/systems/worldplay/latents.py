@@ -18,6 +18,7 @@ from jworld.diffusion import flow_matching, step_reports
 from jworld.evaluation.held_out import Controls
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
+from jworld.parallel import axes
 from jworld.systems.worldplay import objective
 
 Array = np.ndarray | jax.Array
@@ -93,7 +94,24 @@ class Frames(NamedTuple):
     intrinsics: Array
 
 
-def described_frames(count: int) -> Frames:
+class Described(NamedTuple):
+    """Shapes of the arrays of a chunk, by which its programs are compiled.
+
+    Attributes:
+      noise: of the chunk.
+      image: first image, which comes from the host like all that follow.
+      past: latents of the context frames.
+      context, chunk: conditioning of both.
+    """
+
+    noise: jax.ShapeDtypeStruct
+    image: jax.ShapeDtypeStruct
+    past: jax.ShapeDtypeStruct
+    context: Frames
+    chunk: Frames
+
+
+def _described_frames(count: int) -> Frames:
     """Return the shapes of the conditioning of so many frames."""
     dtypes = (np.int32, np.int32, np.bool_, np.int32, np.float32, np.float32)
     tails: tuple[tuple[int, ...], ...] = ((), (), (), (), (4, 4), (3, 3))
@@ -310,6 +328,12 @@ class LatentSession(abc.ABC):
             w2c=self._w2c.rows[numbers].astype(np.float32),
             intrinsics=self._intrinsics.rows[numbers],
         )
+
+    def described(self, image: tuple[int, ...]) -> Described:
+        """Return the shapes of a chunk's arrays for images of the shape [1, H, W, C]."""
+        given, past = (jax.ShapeDtypeStruct((n, *image[1:]), jnp.float32) for n in (1, self.context_frames))
+        noise = axes.described((self.chunk_frames, *image[1:]))
+        return Described(noise, given, past, *map(_described_frames, (self.context_frames, self.chunk_frames)))
 
     @abc.abstractmethod
     def compile(self, text: TextInputs, image: tuple[int, ...]) -> None:
