@@ -30,6 +30,7 @@ def train(folder: pathlib.Path, recipe: str, workdir: str, *extra: str) -> str:
         "--config.data.recording.episodes=4",
         "--config.data.recording.frames=121",
         "--config.data.recording.image_size=(64,48)",
+        "--config.data.recording.seed=0",  # The recipes record different sets; here they share one.
         "--config.global_batch=4",
         "--config.log.interval=1",
         "--config.optimizer.warmup_steps=1",

@@ -305,7 +305,7 @@ def test_a_benchmark_runs_with_and_without_the_world(
     options = results.Options(benchmark="vsr", data=str(tmp_path / "test.jsonl"), images=str(tmp_path), batch=2)
     report = system.evaluate(model, encoders, None, options, rich.console.Console(file=io.StringIO()))
     assert list(report.scores) == ["with world", "without"]
-    assert [table.columns[0].header for table in evaluate.tables(report)] == ["accuracy in %", ""]
+    assert [table.columns[0].header for table in evaluate.tables(report)] == ["question", "accuracy in %", ""]
     for name, frames in (("with world", 1), ("without", 0)):
         found = report.numbers["answers"][name]
         answers = system.answers(model, encoders, frames=frames)
