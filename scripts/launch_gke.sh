@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a GKE cluster created with XPK, with TPUs or GPUs, from a container image.
 set -euo pipefail
-# shellcheck source=scripts/quote.sh
+# shellcheck source-path=SCRIPTDIR source=quote.sh
 source "$(dirname "$0")/quote.sh"
 
 usage() {
@@ -27,28 +27,32 @@ EOF
 cluster='' zone='' project='' workload='' image='' device=() slices=1 nodes=1 storage='' restarts=50 grace=120 dry=''
 while (($#)); do
   case $1 in
-    --cluster) cluster=$2 && shift 2 ;;
-    --zone) zone=$2 && shift 2 ;;
-    --project) project=$2 && shift 2 ;;
-    --workload) workload=$2 && shift 2 ;;
-    --image) image=$2 && shift 2 ;;
-    --tpu-type | --device-type) device=("$1=$2") && shift 2 ;;
-    --slices) slices=$2 && shift 2 ;;
-    --nodes) nodes=$2 && shift 2 ;;
-    --storage) storage=$2 && shift 2 ;;
-    --restarts) restarts=$2 && shift 2 ;;
-    --grace) grace=$2 && shift 2 ;;
+    --cluster) require_value "$@" && cluster=$2 && shift 2 ;;
+    --zone) require_value "$@" && zone=$2 && shift 2 ;;
+    --project) require_value "$@" && project=$2 && shift 2 ;;
+    --workload) require_value "$@" && workload=$2 && shift 2 ;;
+    --image) require_value "$@" && image=$2 && shift 2 ;;
+    --tpu-type | --device-type) require_value "$@" && device=("$1=$2") && shift 2 ;;
+    --slices) require_value "$@" && slices=$2 && shift 2 ;;
+    --nodes) require_value "$@" && nodes=$2 && shift 2 ;;
+    --storage) require_value "$@" && storage=$2 && shift 2 ;;
+    --restarts) require_value "$@" && restarts=$2 && shift 2 ;;
+    --grace) require_value "$@" && grace=$2 && shift 2 ;;
     --dry-run) dry=1 && shift ;;
     --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) echo "error: $1 is not an option; see $0 --help" >&2 && exit 2 ;;
+    *) fail "$(quote "$1") is not an option; see $0 --help" ;;
   esac
 done
 if [[ -z $cluster || -z $zone || -z $project || -z $workload || -z $image || ${#device[@]} -eq 0 || $# -eq 0 ]]; then
-  echo "error: --cluster, --zone, --project, --workload, --image, --tpu-type or --device-type and, after --, the" \
-    "arguments of jworld.train are required; see $0 --help" >&2
-  exit 2
+  fail "--cluster, --zone, --project, --workload, --image, --tpu-type or --device-type and, after --, the" \
+    "arguments of jworld.train are required; see $0 --help"
 fi
+require_number --slices "$slices"
+require_number --nodes "$nodes"
+require_number --restarts "$restarts"
+require_number --grace "$grace"
+[[ "$*" != *$'\n'* ]] || fail "the arguments of jworld.train hold a newline, which xpk cannot pass on: leave it out"
 
 # exec: xpk sends SIGTERM to the shell that it starts, so the program must replace that shell.
 train="exec python -m jworld.train $(quote "$@")"
@@ -62,11 +66,13 @@ fi
 # which may be temporary. xpk adds 42 and 127 to 255, so only 2 ends the run permanently.
 command=(xpk workload create "--cluster=$cluster" "--zone=$zone" "--project=$project" "--workload=$workload"
   "--docker-image=$image" "${device[@]}" ${storage:+"--storage=$storage"} "--max-restarts=$restarts"
-  "--restart-on-exit-codes=1,75" "--termination-grace-period-seconds=$grace" --env=JWORLD_START_SECONDS=900
-  "--command=$train")
+  "--restart-on-exit-codes=1,75" "--termination-grace-period-seconds=$grace")
 if [[ -n $dry ]]; then
-  quote "${command[@]}"
+  quote "${command[@]}" "--env-file=<a file with JWORLD_START_SECONDS=900 and JWORLD_TOKEN>" "--command=$train"
   exit 0
 fi
-"${command[@]}"
+variables=$(mktemp)
+trap 'rm -f "$variables"' EXIT
+printf 'JWORLD_START_SECONDS=900\nJWORLD_TOKEN=%s\n' "$(make_token)" >"$variables"
+"${command[@]}" "--env-file=$variables" "--command=$train"
 echo "log of process 0: kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=$workload,batch.kubernetes.io/job-completion-index=0"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on GPU nodes under SLURM: one process per GPU, detected by JAX from SLURM's variables.
 set -euo pipefail
-# shellcheck source=scripts/quote.sh
+# shellcheck source-path=SCRIPTDIR source=quote.sh
 source "$(dirname "$0")/quote.sh"
 
 usage() {
@@ -26,24 +26,30 @@ EOF
 nodes=1 gpus=8 cpus=8 time=1-00:00:00 extra='' python=.venv/bin/python restarts=20 logs=logs dry=''
 while (($#)); do
   case $1 in
-    --nodes) nodes=$2 && shift 2 ;;
-    --gpus) gpus=$2 && shift 2 ;;
-    --cpus) cpus=$2 && shift 2 ;;
-    --time) time=$2 && shift 2 ;;
-    --sbatch) extra=$2 && shift 2 ;;
-    --python) python=$2 && shift 2 ;;
-    --restarts) restarts=$2 && shift 2 ;;
-    --logs) logs=$2 && shift 2 ;;
+    --nodes) require_value "$@" && nodes=$2 && shift 2 ;;
+    --gpus) require_value "$@" && gpus=$2 && shift 2 ;;
+    --cpus) require_value "$@" && cpus=$2 && shift 2 ;;
+    --time) require_value "$@" && time=$2 && shift 2 ;;
+    --sbatch) VALUES=any require_value "$@" && extra=$2 && shift 2 ;;
+    --python) require_value "$@" && python=$2 && shift 2 ;;
+    --restarts) require_value "$@" && restarts=$2 && shift 2 ;;
+    --logs) require_value "$@" && logs=$2 && shift 2 ;;
     --dry-run) dry=1 && shift ;;
     --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) echo "error: $1 is not an option; see $0 --help" >&2 && exit 2 ;;
+    *) fail "$(quote "$1") is not an option; see $0 --help" ;;
   esac
 done
 if (($# == 0)); then
-  echo "error: the arguments of jworld.train are missing, after --; see $0 --help" >&2
-  exit 2
+  fail "the arguments of jworld.train are missing, after --; see $0 --help"
 fi
+require_number --nodes "$nodes"
+require_number --gpus "$gpus"
+require_number --cpus "$cpus"
+require_number --restarts "$restarts"
+require_match --time "$time" '[0-9]+(-[0-9]+)?(:[0-9]+){0,2}' "a time limit such as 1-00:00:00"
+# SLURM replaces %j and %t in names of files; %% is a percent sign.
+files=${logs//%/%%}
 
 # --signal reaches the processes, not this script. --open-mode keeps the log after a requeue. Exit codes 0 (done) and 2
 # (a user error) do not requeue.
@@ -59,9 +65,10 @@ script=$(
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=$logs/%j.out
+JWORLD_TOKEN=\$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export JWORLD_TOKEN
 export JWORLD_HOSTS=\$(scontrol show hostnames "\$SLURM_JOB_NODELIST" | paste -sd,)
-srun --kill-on-bad-exit=0 --cpus-per-task=$cpus --open-mode=append --output=$logs/%j-%t.log \\
+srun --kill-on-bad-exit=0 --cpus-per-task=$cpus --open-mode=append --output=$(quote "$files/%j-%t.log") \\
   $(quote "$python" -m jworld.train "$@")
 code=\$?
 echo "exit code \$code"
@@ -72,14 +79,17 @@ fi
 exit \$code
 EOF
 )
-read -ra options <<<"$extra"
+# xargs splits like a shell, and expands nothing.
+split=$(xargs printf '%s\n' <<<"$extra" 2>/dev/null) || fail "--sbatch is $(quote "$extra"), expected options of sbatch"
+options=("--output=$files/%j.out")
+while IFS= read -r option; do
+  [[ -z $option ]] || options+=("$option")
+done <<<"$split"
 if [[ -n $dry ]]; then
-  echo "mkdir -p $logs"
-  echo "sbatch${extra:+ $extra} <<'EOF'"
-  echo "$script"
-  echo EOF
+  printf 'mkdir -p %s\n' "$(quote "$logs")"
+  printf "%s <<'EOF'\n%s\nEOF\n" "$(quote sbatch "${options[@]}")" "$script"
   exit 0
 fi
-mkdir -p "$logs"
-sbatch ${options[@]+"${options[@]}"} <<<"$script"
-echo "log of process 0: tail -F $logs/<job>-0.log"
+mkdir -p -- "$logs"
+sbatch "${options[@]}" <<<"$script"
+printf 'log of process 0: tail -F %s\n' "$(quote "$logs")/<job>-0.log"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on hosts reached by ssh: one process each, all with the same folder and the same files.
 set -euo pipefail
-# shellcheck source=scripts/quote.sh
+# shellcheck source-path=SCRIPTDIR source=quote.sh
 source "$(dirname "$0")/quote.sh"
 
 usage() {
@@ -25,25 +25,32 @@ EOF
 hosts='' folder=$PWD python=.venv/bin/python port=8476 restarts=20 logs=logs dry=''
 while (($#)); do
   case $1 in
-    --hosts) hosts=$2 && shift 2 ;;
-    --folder) folder=$2 && shift 2 ;;
-    --python) python=$2 && shift 2 ;;
-    --port) port=$2 && shift 2 ;;
-    --restarts) restarts=$2 && shift 2 ;;
-    --logs) logs=$2 && shift 2 ;;
+    --hosts) require_value "$@" && hosts=$2 && shift 2 ;;
+    --folder) require_value "$@" && folder=$2 && shift 2 ;;
+    --python) require_value "$@" && python=$2 && shift 2 ;;
+    --port) require_value "$@" && port=$2 && shift 2 ;;
+    --restarts) require_value "$@" && restarts=$2 && shift 2 ;;
+    --logs) require_value "$@" && logs=$2 && shift 2 ;;
     --dry-run) dry=1 && shift ;;
     --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) echo "error: $1 is not an option; see $0 --help" >&2 && exit 2 ;;
+    *) fail "$(quote "$1") is not an option; see $0 --help" ;;
   esac
 done
 if [[ -z $hosts || $# -eq 0 ]]; then
-  echo "error: --hosts and, after --, the arguments of jworld.train are required; see $0 --help" >&2
-  exit 2
+  fail "--hosts and, after --, the arguments of jworld.train are required; see $0 --help"
 fi
+require_number --port "$port"
+require_number --restarts "$restarts"
 
+host='[A-Za-z0-9_][A-Za-z0-9_.@-]*'
+require_match --hosts "$hosts" "$host(,$host)*" "names of hosts such as gpu1,gpu2 or me@gpu1,me@gpu2"
 IFS=, read -ra names <<<"$hosts"
-pid_file=/tmp/jworld-$port.pid
+# Without the names of users.
+addresses=("${names[@]#*@}")
+# shellcheck disable=SC2016 # the hosts expand it
+pid_file='"/tmp/jworld-$(id -u)'-$port.pid'"'
+token=$(make_token)
 pids=()
 # shellcheck disable=SC2329 # the trap calls it
 stop() {
@@ -52,17 +59,20 @@ stop() {
     ssh "$name" "kill -TERM \$(cat $pid_file)" || true
   done
 }
-[[ -n $dry ]] || { mkdir -p "$logs" && trap stop INT TERM; }
+[[ -n $dry ]] || { mkdir -p -- "$logs" && trap stop INT TERM; }
 for index in "${!names[@]}"; do
-  train=("$python" -m jworld.train "$@" "--coordinator=${names[0]}:$port" "--num-processes=${#names[@]}"
+  train=("$python" -m jworld.train "$@" "--coordinator=${addresses[0]}:$port" "--num-processes=${#names[@]}"
     "--process-id=$index")
-  remote="cd $(quote "$folder") && echo \$\$ > $pid_file && export JWORLD_HOSTS=$hosts && "
+  # The token comes through standard input.
+  remote="cd -- $(quote "$folder") && echo \$\$ > $pid_file && IFS= read -r JWORLD_TOKEN && "
+  remote+="export JWORLD_TOKEN JWORLD_HOSTS=$(IFS=,; quote "${addresses[*]}") && "
   remote+="exec scripts/run_until_done.sh $restarts $(quote "${train[@]}")"
   if [[ -n $dry ]]; then
-    echo "$(quote ssh -o ServerAliveInterval=30 "${names[index]}" "$remote") >>$(quote "$logs/${names[index]}.log") 2>&1 &"
+    printf '%s %s\n' "$(quote ssh -o ServerAliveInterval=30 "${names[index]}" "$remote")" \
+      "<<<\"\$JWORLD_TOKEN\" >>$(quote "$logs/${names[index]}.log") 2>&1 &"
   else
     # shellcheck disable=SC2029
-    ssh -o ServerAliveInterval=30 "${names[index]}" "$remote" >>"$logs/${names[index]}.log" 2>&1 &
+    ssh -o ServerAliveInterval=30 "${names[index]}" "$remote" <<<"$token" >>"$logs/${names[index]}.log" 2>&1 &
     pids+=($!)
   fi
 done

@@ -8,6 +8,10 @@ SIGTERM is forwarded to COMMAND, which is then not restarted."
   exit $(($# < 2 && 2))
 fi
 restarts=$1
+if ! [[ $restarts =~ ^[0-9]{1,9}$ ]]; then
+  printf 'error: RESTARTS is %q, expected a whole number; see %s --help\n' "$restarts" "$0" >&2
+  exit 2
+fi
 shift
 stopped='' child=''
 trap 'stopped=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM INT
