@@ -19,7 +19,7 @@ from jworld import systems
 from jworld.data import pipeline
 from jworld.evaluation import samples
 from jworld.parallel import axes, startup
-from jworld.systems import dry_run, periodic, recipes, runs, training_job, workdirs
+from jworld.systems import dry_run, periodic, recipes, run_facts, runs, training_job, workdirs
 from jworld.systems.training_job import TrainingJob
 from jworld.training import checkpoints, hub, metrics, preemption, profiling, rates, step, watchdog
 from jworld.training import state as train_state
@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(f"data: {problem}", markup=False)
         console.print("dry run: nothing was written; leave --dry-run out to train")
         return
-    with startup.processes(startup.find(options.coordinator, options.num_processes, options.process_id)):
+    process = startup.find(options.coordinator, options.num_processes, options.process_id)
+    with startup.processes(process, run_facts.of_job(job, overwrite=options.overwrite)):
         run(job, overwrite=options.overwrite)
 
 
@@ -131,6 +132,7 @@ def run(job: TrainingJob, *, overwrite: bool) -> None:
 def _run(job: TrainingJob, *, overwrite: bool) -> None:
     startup.once(job.system.data.prepare)
     dataset = job.system.data.batches("train")
+    startup.agree(run_facts.of_data(dataset))
     job = job.counted(dataset.records)
     training_job.check_encoders(job, overwrite=overwrite)
     if overwrite:

@@ -1,124 +1,105 @@
-"""Process rendezvous and failure detection over TCP: reports missing and lost processes and broadcasts fatal errors.
+"""Failure detection between the processes of a run: reports lost and hung processes and broadcasts fatal errors.
 
-JAX's own service waits for missing processes without naming them. When a process dies, it ends the others with a stack
-trace after some time. Here process 0 accepts the others on the coordinator's port before JAX uses that port. The
-connections stay open: the operating system closes those of a process that dies, whatever the cause.
-
-Messages are JSON objects, one per line.
+JAX's own service waits for missing processes without naming them. When a process dies or hangs, it ends the others with
+a stack trace after some time. Here process 0 accepts the others on the coordinator's port before JAX uses that port
+(`roll_call`). The connections stay open: the operating system closes those of a process that dies, whatever the cause,
+and a process that hangs sends nothing.
 """
 
-import contextlib
 import dataclasses
-import json
 import os
-import socket
+import queue
+import re
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from jworld.parallel import agreement, roll_call
+from jworld.parallel.channels import Channel
 from jworld.utils import errors
 
-RETRY_SECONDS = 0.2
-#: Missing processes are reported after this time, even if the wait continues.
-REPORT_SECONDS = 60.0
-#: Time limit for an unrelated client on the port, and for the last message of a process.
-REPLY_SECONDS = 5.0
-#: A host that disappeared is detected after idle + count * interval seconds.
-KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
+#: Seconds between two signs of life.
+BEAT_SECONDS = 5.0
+#: A process that gave no sign of life for this time hangs.
+HANG_SECONDS = 120.0
+#: Seconds for the last message of a process that ended, after an error that may be a consequence.
+CAUSE_SECONDS = 5.0
+#: Errors of JAX when other processes do not take part in a computation, or its service is gone.
+_COMMUNICATION = re.compile(
+    r"gloo|nccl|deadline_exceeded|deadline exceeded|unavailable|coordination|connection (closed|reset)|heartbeat",
+    re.IGNORECASE,
+)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProcessInfo:
-    """Index of this process in a run, and the run's size and addresses.
-
-    Attributes:
-      coordinator: "host:port" of process 0.
-      count: number of processes.
-      index: index of this process, from 0.
-      local_devices: the only devices that this process uses; None for all devices of its host.
-      hosts: host name of each process where the environment provides it, else "".
-    """
-
-    coordinator: str
-    count: int
-    index: int
-    local_devices: Sequence[int] | None = None
-    hosts: Sequence[str] = ()
-
-    def name(self, index: int) -> str:
-        """Return a process's name for messages."""
-        host = self.hosts[index] if index < len(self.hosts) else ""
-        return f"process {index}" + (f" ({host})" if host else "")
-
-
-class _Channel:
-    """A connection that sends and receives messages."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self._received = b""
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE.items():
-            if hasattr(socket, name):  # Linux's names
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-    def send(self, **message: Any) -> None:
-        """Send a message. A closed connection is not an error here: `receive` reports it."""
-        with contextlib.suppress(OSError):
-            self.connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
-        """Return the next message; None at the end of the connection or for an invalid message."""
-        try:
-            self.connection.settimeout(timeout)
-            while b"\n" not in self._received:
-                part = self.connection.recv(4096)
-                if not part:
-                    return None
-                self._received += part
-            first, _, self._received = self._received.partition(b"\n")
-            message = json.loads(first)
-        except (OSError, ValueError):
-            return None
-        return message if isinstance(message, dict) else None
-
-    def close(self) -> None:
-        self.connection.close()
+def is_communication(error: BaseException) -> bool:
+    """Return whether an error may come from a process that does not answer."""
+    return isinstance(error, RuntimeError) and _COMMUNICATION.search(str(error)) is not None
 
 
 class Peers:
     """Connections between the processes of a run: process 0 is connected to every other process."""
 
-    def __init__(self, process: ProcessInfo, channels: dict[int, _Channel]) -> None:
+    def __init__(
+        self, process: roll_call.ProcessInfo, channels: dict[int, Channel], *, hang_seconds: float = HANG_SECONDS
+    ) -> None:
         self.process = process
         self._channels = channels
+        self._hang_seconds = hang_seconds
+        self._beat_seconds = min(BEAT_SECONDS, hang_seconds / 4)
         self._leaving = threading.Event()
         self._ready = threading.Semaphore(0)
+        self._facts: queue.Queue[tuple[int, agreement.Facts]] = queue.Queue()
         self._ending = threading.Lock()
 
     @classmethod
-    def connect(cls, process: ProcessInfo, timeout: float) -> "Peers":
+    def connect(
+        cls,
+        process: roll_call.ProcessInfo,
+        timeout: float,
+        *,
+        facts: agreement.Facts | None = None,
+        hang_seconds: float = HANG_SECONDS,
+    ) -> "Peers":
         """Wait until all processes are connected.
+
+        Args:
+          process: this process.
+          timeout: seconds to wait.
+          facts: what must be equal in all processes.
+          hang_seconds: time without a sign of life after which a process hangs.
 
         Raises:
           RestartError: some did not connect within `timeout` seconds; all connected processes receive the list.
-          UserError: two processes have the same index, or their counts differ.
+          UserError: two processes have the same index, their counts, facts or tokens differ.
         """
-        deadline = time.monotonic() + timeout
-        if process.index == 0:
-            return _accept_all(process, deadline, timeout)
-        return _connect_to_first(process, deadline, timeout)
+        meet = roll_call.accept_all if process.index == 0 else roll_call.connect_to_first
+        channels, hosts = meet(process, facts or {}, timeout)
+        return cls(dataclasses.replace(process, hosts=hosts), channels, hang_seconds=hang_seconds)
 
     def watch(self) -> None:
-        """End this process with a message as soon as another one is lost or has failed."""
+        """End this process with a message as soon as another one is lost, hangs or has failed."""
         for index, channel in self._channels.items():
+            channel.heard = time.monotonic()
             threading.Thread(target=self._listen, args=(index, channel), name=f"process {index}", daemon=True).start()
+        threading.Thread(target=self._beat, name="signs of life", daemon=True).start()
 
-    def _listen(self, index: int, channel: _Channel) -> None:
-        while self._handle(index, channel.receive()):
-            pass
+    def _beat(self) -> None:
+        while not self._leaving.wait(self._beat_seconds):
+            for channel in self._channels.values():
+                channel.send(beat=True)
+
+    def _listen(self, index: int, channel: Channel) -> None:
+        more = True
+        while more:
+            began = time.monotonic()
+            try:
+                more = self._handle(index, channel.receive(self._hang_seconds))
+            except TimeoutError:
+                # The clock of a process that was stopped itself has run on: its peers' messages are already here.
+                if time.monotonic() - began < self._hang_seconds + self._beat_seconds:
+                    self._end_hung(index, channel)
 
     def _handle(self, index: int, message: Mapping[str, Any] | None) -> bool:
         """Handle a message; return False after the last one of a process."""
@@ -131,7 +112,32 @@ class Peers:
             self._end(str(message["end"]), int(message["code"]))
         if "ready" in message:
             self._ready.release()
+        if "facts" in message:
+            self._facts.put((index, message["facts"]))
         return True
+
+    def _end_hung(self, index: int, channel: Channel) -> None:
+        if not self._leaving.is_set():
+            self._end(
+                f"{self.process.name(index)} has given no sign of life for {time.monotonic() - channel.heard:.0f} s: "
+                "it hangs or was stopped; end it, read its log, and run the same command again, which resumes",
+                errors.RESTART,
+            )
+
+    def agree(self, facts: agreement.Facts) -> None:
+        """Compare facts that become known after the start; all processes call this at the same point.
+
+        Raises:
+          UserError: they differ; only process 0 raises it, and `fail` then ends the others.
+        """
+        if self.process.index:
+            self._channels[0].send(facts=facts)
+            self.wait_until_ready()
+            return
+        found = {0: facts} | dict(self._facts.get() for _ in self._channels)
+        if problem := agreement.differences([found[index] for index in sorted(found)], self.process.name):
+            raise errors.UserError(problem)
+        self.announce_ready()
 
     def announce_ready(self) -> None:
         """Release one `wait_until_ready` of every other process; only process 0 calls this."""
@@ -147,6 +153,19 @@ class Peers:
         self._leaving.set()
         for channel in self._channels.values():
             channel.send(leave=True)
+
+    def find_cause(self, error: BaseException) -> None:
+        """End this process with the cause of `error`, if that is another process; else return after some seconds.
+
+        A computation that other processes do not take part in may fail before their silence is long enough by itself.
+        """
+        silence = min(3 * self._beat_seconds, self._hang_seconds)
+        deadline = time.monotonic() + (self._hang_seconds if is_communication(error) else CAUSE_SECONDS)
+        while time.monotonic() < deadline:
+            for index, channel in self._channels.items():
+                if is_communication(error) and time.monotonic() - channel.heard > silence:
+                    self._end_hung(index, channel)
+            time.sleep(self._beat_seconds / 10)
 
     def fail(self, message: str, code: int) -> NoReturn:
         """End all processes of the run with a message and an exit code; the others also print this process's name."""
@@ -164,118 +183,3 @@ class Peers:
             # JAX's service ends with process 0; the others must receive the reason first.
             time.sleep(0.5)
         os._exit(code)
-
-
-def _accept_all(process: ProcessInfo, deadline: float, timeout: float) -> Peers:
-    """Accept the connections of all other processes, in process 0."""
-    channels: dict[int, _Channel] = {}
-    hosts = [*process.hosts, *[""] * (process.count - len(process.hosts))]
-    hosts[0] = hosts[0] or socket.gethostname()
-    report = deadline - timeout + REPORT_SECONDS
-    with _listen(int(process.coordinator.rpartition(":")[2])) as server:
-        while len(channels) < process.count - 1:
-            until = min(report, deadline)
-            try:
-                server.settimeout(max(until - time.monotonic(), 0.01))
-                channel = _Channel(server.accept()[0])
-            except TimeoutError:
-                if until == deadline:
-                    _give_up(process, channels, timeout)
-                report = deadline
-                print(f"waiting up to {timeout:.0f} s for {_missing(process, channels)}", file=sys.stderr, flush=True)
-                continue
-            except OSError:
-                continue
-            if problem := _admit(process, channels, hosts, channel):
-                _refuse(server, [*channels.values(), channel], problem, process.count)
-    for channel in channels.values():
-        channel.send(hosts=hosts)
-    return Peers(dataclasses.replace(process, hosts=hosts), channels)
-
-
-def _listen(port: int) -> socket.socket:
-    try:
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        return socket.create_server(("", port))
-    except OSError as error:
-        raise errors.UserError(
-            f"process 0 cannot listen on port {port} ({error.strerror}): if another run uses it, choose another port"
-        ) from error
-
-
-def _admit(process: ProcessInfo, channels: dict[int, _Channel], hosts: list[str], channel: _Channel) -> str | None:
-    """Register a new process, or return the conflict in its index or count; unrelated clients are disconnected."""
-    message = channel.receive(REPLY_SECONDS) or {}
-    index, count = message.get("index"), message.get("count")
-    if not isinstance(index, int) or not isinstance(count, int):
-        channel.close()
-        return None
-    host = str(message.get("host", ""))
-    if count != process.count or not 0 < index < process.count:
-        found = f"process {index} ({host}) was started with --num-processes={count}"
-        return f"{found}, process 0 with {process.count}: start all with the same number"
-    if index in channels:
-        return (
-            f"two processes were started as process {index} (on {hosts[index]} and {host}): "
-            "give each process its own --process-id"
-        )
-    channels[index], hosts[index] = channel, hosts[index] or host
-    return None
-
-
-def _refuse(server: socket.socket, channels: list[_Channel], problem: str, count: int) -> NoReturn:
-    """Send the error to all connected processes, and for some seconds to those that connect later."""
-    deadline = time.monotonic() + REPLY_SECONDS
-    for channel in channels:
-        channel.send(end=problem, code=errors.MISTAKE)
-    with contextlib.suppress(TimeoutError):
-        for _ in range(count - 1 - len(channels)):
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
-            late = _Channel(server.accept()[0])
-            late.receive(REPLY_SECONDS)
-            late.send(end=problem, code=errors.MISTAKE)
-    raise errors.UserError(problem)
-
-
-def _missing(process: ProcessInfo, channels: Mapping[int, _Channel]) -> str:
-    names = [process.name(index) for index in range(1, process.count) if index not in channels]
-    return f"{', '.join(names)} of {process.count}"
-
-
-def _give_up(process: ProcessInfo, channels: Mapping[int, _Channel], timeout: float) -> NoReturn:
-    message = (
-        f"{_missing(process, channels)} did not connect to {process.coordinator} within {timeout:.0f} s: read their "
-        "logs, check that they were started and can reach that address, and start all again"
-    )
-    for channel in channels.values():
-        channel.send(end=message, code=errors.RESTART)
-    raise errors.RestartError(message)
-
-
-def _connect_to_first(process: ProcessInfo, deadline: float, timeout: float) -> Peers:
-    """Connect to process 0, and wait until all other processes are connected too."""
-    host, _, port = process.coordinator.rpartition(":")
-    while True:
-        try:
-            connection = socket.create_connection((host.strip("[]"), int(port)), timeout=REPLY_SECONDS)
-            break
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise errors.RestartError(
-                    f"{process.name(0)} did not answer at {process.coordinator} within {timeout:.0f} s ({error}): read "
-                    "its log, check that it was started and can be reached there, and start all again"
-                ) from error
-            time.sleep(RETRY_SECONDS)
-    channel = _Channel(connection)
-    channel.send(index=process.index, count=process.count, host=socket.gethostname())
-    # Process 0 may have started its wait later than this process.
-    message = channel.receive(timeout + REPLY_SECONDS)
-    if message is None:
-        raise errors.RestartError(
-            f"{process.name(0)} at {process.coordinator} ended before all processes were connected: read its log and "
-            "start all again"
-        )
-    if "end" in message:
-        raise (errors.UserError if message["code"] == errors.MISTAKE else errors.RestartError)(message["end"])
-    return Peers(dataclasses.replace(process, hosts=message["hosts"]), {0: channel})

@@ -2,12 +2,14 @@
 
 The default is a single process. Several are detected by JAX (TPU VM, GKE, SLURM, Open MPI), or configured by flags or
 by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. JWORLD_HOSTS lists host names in the order of the
-processes, for clearer messages. JWORLD_START_SECONDS limits the wait for other processes (default: 60).
+processes, for clearer messages. JWORLD_TOKEN is the run's secret, equal in all processes. JWORLD_START_SECONDS limits
+the wait for other processes (default: 300). A process without a sign of life for JWORLD_HANG_SECONDS (default: 120)
+ends the run.
 """
 
 import contextlib
 import os
-import time
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -16,10 +18,18 @@ import jax
 # The cluster detection of jax.distributed.initialize is not public.
 from jax._src import clusters
 
-from jworld.parallel import rendezvous
+from jworld.parallel import agreement, rendezvous, roll_call
 from jworld.utils import errors
 
-START_SECONDS = 60
+START_SECONDS = 300
+#: Times of XLA's collectives on CPUs, whose defaults end a process with a stack trace when another one is slow.
+CPU_COLLECTIVES = (
+    "xla_cpu_collective_timeout_seconds",
+    "xla_cpu_collective_call_warn_stuck_timeout_seconds",
+    "xla_cpu_collective_call_terminate_timeout_seconds",
+)
+#: Options of JAX that change what is computed.
+OPTIONS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
 #: Exit code by which shells report Ctrl-C.
 INTERRUPTED = 130
 
@@ -28,7 +38,7 @@ _peers: rendezvous.Peers | None = None
 
 def find(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> rendezvous.ProcessInfo | None:
+) -> roll_call.ProcessInfo | None:
     """Return this process's `ProcessInfo` from arguments, else from the environment; None in a single-process run.
 
     Raises:
@@ -64,7 +74,7 @@ def find(
         raise errors.UserError(f"--coordinator is {coordinator}, expected host:port of process 0, such as node1:8476")
     if not 0 <= process_id < num_processes:
         raise errors.UserError(f"--process-id is {process_id}, expected 0 to {num_processes - 1} (--num-processes - 1)")
-    return rendezvous.ProcessInfo(
+    return roll_call.ProcessInfo(
         coordinator=coordinator,
         count=num_processes,
         index=process_id,
@@ -119,23 +129,39 @@ def part() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def processes(process: rendezvous.ProcessInfo | None) -> Iterator[None]:
+def processes(process: roll_call.ProcessInfo | None, facts: agreement.Facts | None = None) -> Iterator[None]:
     """Run a block as one process of a multi-process run, whose processes start and end together.
 
     None, for a single process, changes nothing. Enter it before any device is used. An error in one process ends all of
     them with the same message.
 
+    Args:
+      process: this process.
+      facts: what must be equal in all processes, besides the program itself.
+
     Raises:
       RestartError: some processes did not connect in time.
+      UserError: the processes differ.
     """
     global _peers
     if process is None:
         yield
         return
-    _peers = rendezvous.Peers.connect(process, _number("JWORLD_START_SECONDS") or START_SECONDS)
+    start_seconds = _number("JWORLD_START_SECONDS") or START_SECONDS
+    hang_seconds = _number("JWORLD_HANG_SECONDS") or rendezvous.HANG_SECONDS
+    if process.index == 0 and not roll_call.token():
+        print(
+            f"{roll_call.TOKEN} is not set: whoever reaches {process.coordinator} can take part in this run; the "
+            "launchers set it",
+            file=sys.stderr,
+            flush=True,
+        )
+    _be_patient(int(start_seconds + hang_seconds))
+    own = agreement.of_program() | {name.upper(): str(getattr(jax.config, name, None)) for name in OPTIONS}
+    _peers = rendezvous.Peers.connect(process, start_seconds, facts={**own, **(facts or {})}, hang_seconds=hang_seconds)
     _peers.watch()
     try:
-        jax.distributed.initialize(process.coordinator, process.count, process.index, process.local_devices)
+        _initialize(process, start_seconds, hang_seconds)
         yield
     except SystemExit:
         _leave()
@@ -145,12 +171,39 @@ def processes(process: rendezvous.ProcessInfo | None) -> Iterator[None]:
     except KeyboardInterrupt:
         _peers.fail("interrupted", INTERRUPTED)
     except Exception as error:
-        # If another process died, this error is a consequence, and the watch is about to report the cause.
-        time.sleep(rendezvous.REPLY_SECONDS)
+        # If another process died or hangs, this error is a consequence.
+        _peers.find_cause(error)
         traceback.print_exc()
-        _peers.fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", errors.exit_code(error))
+        code = errors.RESTART if rendezvous.is_communication(error) else errors.exit_code(error)
+        _peers.fail(f"{type(error).__name__}: {errors.one_line(error, limit=300)}", code)
     else:
         _leave()
+
+
+def _initialize(process: roll_call.ProcessInfo, start_seconds: float, hang_seconds: float) -> None:
+    """Start JAX's service, whose own limits are longer than ours: its errors end processes without naming any."""
+    try:
+        jax.distributed.initialize(
+            process.coordinator,
+            process.count,
+            process.index,
+            process.local_devices,
+            initialization_timeout=int(start_seconds),
+            heartbeat_timeout_seconds=int(hang_seconds) + 300,
+        )
+    except RuntimeError as error:
+        raise errors.RestartError(
+            f"JAX's service at {process.coordinator} did not start ({errors.one_line(error)}): run the same command "
+            "again; if that repeats, choose another port"
+        ) from error
+
+
+def _be_patient(seconds: int) -> None:
+    """Raise the limits of collectives on CPUs above those after which a missing or hung process is named."""
+    if getattr(jax.config, "jax_platforms", None) == "cpu":
+        given = os.environ.get("XLA_FLAGS", "")
+        raised = [f"--{name}={seconds}" for name in CPU_COLLECTIVES if name not in given]
+        os.environ["XLA_FLAGS"] = " ".join([given, *raised]).strip()
 
 
 def _leave() -> None:
@@ -170,3 +223,13 @@ def once(action: Callable[[], None]) -> None:
         _peers.announce_ready()
     else:
         _peers.wait_until_ready()
+
+
+def agree(facts: agreement.Facts) -> None:
+    """Compare facts that become known after the start; all processes call this at the same point.
+
+    Raises:
+      UserError: they differ.
+    """
+    if _peers is not None:
+        _peers.agree(facts)

@@ -1,17 +1,17 @@
 """Rendezvous and failure detection between processes, on local sockets; no devices."""
 
 import concurrent.futures
-import json
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
-import time
+from typing import Any
 
 import pytest
 
-from jworld.parallel import rendezvous
+from jworld.parallel import channels, rendezvous, roll_call
 from jworld.utils import errors
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -22,11 +22,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def place(port: int, index: int, count: int = 3, hosts: tuple[str, ...] = ()) -> rendezvous.ProcessInfo:
-    return rendezvous.ProcessInfo(coordinator=f"localhost:{port}", count=count, index=index, hosts=hosts)
+def place(port: int, index: int, count: int = 3, hosts: tuple[str, ...] = ()) -> roll_call.ProcessInfo:
+    return roll_call.ProcessInfo(coordinator=f"localhost:{port}", count=count, index=index, hosts=hosts)
 
 
-def connect(members: list[rendezvous.ProcessInfo], timeout: float) -> list[rendezvous.Peers | BaseException]:
+def connect(members: list[roll_call.ProcessInfo], timeout: float) -> list[rendezvous.Peers | BaseException]:
     """Return the result of each process; here a process is a thread."""
     with concurrent.futures.ThreadPoolExecutor(len(members)) as pool:
         futures = [pool.submit(rendezvous.Peers.connect, place, timeout) for place in members]
@@ -51,7 +51,7 @@ def test_all_processes_name_the_missing_ones() -> None:
 
 
 def test_a_long_wait_names_the_missing_early(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(rendezvous, "REPORT_SECONDS", 0.5)
+    monkeypatch.setattr(roll_call, "REPORT_SECONDS", 0.5)
     port = free_port()
     found = connect([place(port, index, 3, ("a", "b", "c")) for index in (0, 2)], timeout=3)
     assert all(isinstance(error, errors.RestartError) for error in found)
@@ -79,39 +79,25 @@ def test_conflicting_arguments_are_user_errors(others: list[tuple[int, int]], me
         assert re.search(message, str(error))
 
 
-def test_unrelated_clients_are_disconnected() -> None:
-    port = free_port()
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        first = pool.submit(rendezvous.Peers.connect, place(port, 0, 2), 20)
-        for request in (b"GET / HTTP/1.1\n", json.dumps([1, 2]).encode() + b"\n", b'{"index": "1"}\n'):
-            deadline = time.monotonic() + 10
-            while True:
-                try:
-                    client = socket.create_connection(("localhost", port))
-                    break
-                except OSError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
-            client.sendall(request)
-            assert client.recv(1) == b""
-            client.close()
-        assert isinstance(rendezvous.Peers.connect(place(port, 1, 2), 20), rendezvous.Peers)
-        assert isinstance(first.result(), rendezvous.Peers)
-
-
 PROCESS = """
 import sys, time
-from jworld.parallel import rendezvous
+from jworld.parallel import channels, rendezvous, roll_call
 from jworld.utils import errors
 
 index, port = int(sys.argv[1]), sys.argv[2]
-process = rendezvous.ProcessInfo(coordinator=f"localhost:{port}", count=3, index=index, hosts="abc")
-group = rendezvous.Peers.connect(process, 30)
+process = roll_call.ProcessInfo(coordinator=f"localhost:{port}", count=3, index=index, hosts="abc")
+group = rendezvous.Peers.connect(process, 30, hang_seconds=4)
 group.watch()
 print("connected", flush=True)
 word = sys.stdin.readline().strip()
 if word == "fail":
     group.fail("the disk is full", errors.MISTAKE)
+if word == "agree":
+    facts = {"data": "other" if index == 2 else "same"}
+    try:
+        group.agree(facts)
+    except errors.UserError as error:
+        group.fail(str(error), errors.MISTAKE)
 if word == "leave":
     group.leave()
     sys.exit(0)
@@ -166,3 +152,45 @@ def test_leaving_raises_no_alarm() -> None:
         process.stdin.flush()
         _, printed = process.communicate(timeout=20)
         assert (process.returncode, printed) == (0, "")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_process_is_named(victim: int) -> None:
+    processes = group()
+    processes[victim].send_signal(signal.SIGSTOP)
+    for index in {0, 1, 2} - {victim}:
+        _, printed = processes[index].communicate(timeout=30)
+        assert processes[index].returncode == errors.RESTART
+        assert re.fullmatch(rf"error: process {victim} \({'abc'[victim]}\) has given no sign of life .*\n", printed)
+    processes[victim].kill()
+    processes[victim].communicate()
+
+
+def test_facts_that_become_known_later_are_compared() -> None:
+    processes = group()
+    for process in processes:
+        process.stdin.write("agree\n")
+        process.stdin.flush()
+    for process in processes:
+        _, printed = process.communicate(timeout=20)
+        assert process.returncode == errors.MISTAKE
+        assert "process 2 (c) has data other (process 0: same)" in printed
+
+
+def test_a_failed_computation_waits_for_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gloo gives up before a stopped process is silent for long enough; its error is not the one that is reported."""
+
+    class EndedError(Exception):
+        pass
+
+    def end(self: Any, message: str, code: int, **_: Any) -> None:
+        raise EndedError(message, code)
+
+    monkeypatch.setattr(rendezvous.Peers, "_end", end)
+    ends = socket.socketpair()
+    peers = rendezvous.Peers(place(1, 0, 2), {1: channels.Channel(ends[0])}, hang_seconds=2)
+    error = RuntimeError("FAILED_PRECONDITION: Gloo all-reduce failed: Read timeout")
+    with pytest.raises(EndedError, match="process 1 has given no sign of life"):
+        peers.find_cause(error)
+    assert not rendezvous.is_communication(RuntimeError("INVALID_ARGUMENT: shapes differ"))
+    assert not rendezvous.is_communication(ValueError("gloo"))

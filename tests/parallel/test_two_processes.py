@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -38,8 +38,12 @@ def start(
     mesh: str = "rows",
     mistake: int | None = None,
     wait: float = 0.0,
+    only: Mapping[int, str] | None = None,
 ) -> list[subprocess.Popen[str]]:
-    """Start the processes of one run with 8 devices in total; each prints to a file named after it."""
+    """Start the processes of one run with 8 devices in total; each prints to a file named after it.
+
+    `only` maps a process to an argument of its own.
+    """
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
     arguments = [
@@ -53,6 +57,7 @@ def start(
     for index in range(processes):
         several = [f"--coordinator=localhost:{port}", f"--num-processes={processes}", f"--process-id={index}"]
         command = [sys.executable, str(HERE / "toy_train.py"), *arguments, *(several if processes > 1 else [])]
+        command += [only[index]] if only and index in only else []
         with (folder / f"{workdir}.{index}").open("w") as output:
             started.append(
                 subprocess.Popen(
@@ -230,3 +235,60 @@ def test_a_user_error_in_one_process_ends_all(folder: pathlib.Path) -> None:
     assert "error: this host is out of order" in printed(folder, "mistaken", 1)
     assert re.search(r"^error: process 1 \(.*\): this host is out of order$", printed(folder, "mistaken", 0), re.M)
     assert not (folder / "mistaken" / "config.json").exists()
+
+
+def test_processes_with_another_config_never_start(folder: pathlib.Path) -> None:
+    only = {1: "--config.optimizer.learning_rate=0.5"}
+    assert finish(start(folder, "configs", only=only)) == [errors.MISTAKE] * 2
+    for index in range(2):
+        (reported,) = re.findall(r"^error: .*", printed(folder, "configs", index), re.M)
+        assert "process 1" in reported
+        assert "config.optimizer.learning_rate 0.5 (process 0: 0.01)" in reported
+        assert "Traceback" not in printed(folder, "configs", index)
+    assert not (folder / "configs").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_other_data_never_start(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_OTHER_DATA_IN", "1")
+    assert finish(start(folder, "data-sets")) == [errors.MISTAKE] * 2
+    for index in range(2):
+        (reported,) = re.findall(r"^error: .*", printed(folder, "data-sets", index), re.M)
+        assert "process 1" in reported
+        assert "data: records 63 (process 0: 64)" in reported
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_stopped_process_ends_the_other_with_its_name(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, victim: int
+) -> None:
+    monkeypatch.setenv("JWORLD_HANG_SECONDS", "12")
+    started = start(folder, f"stopped-{victim}", wait=1.0)
+    wait_until(lambda: re.search(r"^step \d/9", printed(folder, f"stopped-{victim}", 0), re.M) is not None)
+    started[victim].send_signal(signal.SIGSTOP)
+    try:
+        assert started[1 - victim].wait(60) == errors.RESTART
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    output = printed(folder, f"stopped-{victim}", 1 - victim)
+    assert re.search(rf"^error: process {victim} \(.*\) has given no sign of life for 1\d s: it hangs", output, re.M)
+    assert "Traceback" not in output
+    assert "***" not in output
+
+
+@pytest.mark.slow
+def test_a_pause_longer_than_the_limits_of_collectives_changes_nothing(
+    folder: pathlib.Path, straight: pathlib.Path
+) -> None:
+    """Under load one process reaches the first step long after the other: Gloo alone waits for 30 seconds."""
+    started = start(folder, "paused")
+    wait_until((folder / "paused" / "config.json").exists)
+    started[1].send_signal(signal.SIGSTOP)
+    time.sleep(45)
+    started[1].send_signal(signal.SIGCONT)
+    assert finish(started) == [0, 0], printed(folder, "paused", 0) + printed(folder, "paused", 1)
+    for a, b in zip(parameters(straight, 9), parameters(folder / "paused", 9), strict=True):
+        np.testing.assert_array_equal(a, b)
