@@ -10,7 +10,7 @@ The other programs have an environment of their own, which the first run makes w
 """
 
 import dataclasses
-import json
+import math
 import os
 import pathlib
 import platform
@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from conversion import sources
 from jworld.utils import arguments, errors, files
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,6 +59,12 @@ class System:
 
 
 _VIDEO = ("--steps", "2", "--size", "64x64", "--windows", "1")
+#: One chunk of 4 latents. Empty states fill no more tokens, so the KV cache has little padding.
+_WORLDPLAY = (
+    *("--steps", "2", "--size", "128x128", "--prompt", "a", "--image", "{image}", "--pose", "w-3"),
+    *("--guidance", "1", "--config.model.param_dtype=bfloat16", "--glyph-encoder", "none:1472"),
+    *("--config.data.clip.text_tokens=16", "--config.data.clip.glyph_tokens=16", "--config.data.clip.vision_tokens=0"),
+)
 SYSTEMS = {
     "cogvideox": System(
         "CogVideoX-2B",
@@ -79,6 +86,13 @@ SYSTEMS = {
         "",
         ("--prompt", "What is this?", "--image", "{image}", "--encoders", "{tokenizer}"),
         ("--prompt", "What is this?", "--image", "{image}", "--encoders", "{tokenizer}"),
+    ),
+    "worldplay": System(
+        "WorldPlay 8.56B",
+        "worldplay",
+        "small-hunyuan15-vae",
+        (*_WORLDPLAY, "--text-encoder", "none:3584", "--image-encoder", "none:1152"),
+        (*_WORLDPLAY, "--text-encoder", "none:32", "--image-encoder", "none:24"),
     ),
     "hunyuan15": System("HunyuanVideo-1.5 8.3B", "hunyuan15"),
     "hunyuan15-vae": System("the autoencoder of HunyuanVideo-1.5", "hunyuan15-vae"),
@@ -186,6 +200,7 @@ class Runner:
         if self.system.autoencoder:
             theirs, ours = self.folder / "small", self.folder / "autoencoder"
             if not ours.exists():
+                shutil.rmtree(theirs, ignore_errors=True)
                 subprocess.run(self._folders("make", self.system.autoencoder, "full", theirs), check=True, cwd=ROOT)
                 subprocess.run(self._conversion("import", theirs, "--output", ours), check=True, cwd=ROOT)
             words += ["--autoencoder", str(ours)]
@@ -194,46 +209,27 @@ class Runner:
 
 def compare(first: pathlib.Path, second: pathlib.Path) -> None:
     """Raise a `UserError` unless two folders have the same tensors, byte by byte."""
-    ours, theirs = (
-        {name: place for file in folder.glob("*.safetensors") for name, place in _tensors(file).items()}
-        for folder in (first, second)
-    )
-    different = sorted(ours.keys() ^ theirs.keys())
-    for name in ours.keys() & theirs.keys():
-        (file, start, size, kind), (other, begin, length, like) = ours[name], theirs[name]
-        if (size, kind) != (length, like) or not _equal(file, start, other, begin, size):
-            different.append(name)
+    with sources.open_source(first, unwrap=False) as ours, sources.open_source(second, unwrap=False) as theirs:
+        different = sorted(ours.tensors.keys() ^ theirs.tensors.keys())
+        different += [name for name in ours.tensors.keys() & theirs.tensors.keys() if not _equal(name, ours, theirs)]
+        count = len(ours.tensors)
     if different:
         raise errors.UserError(f"{len(different)} tensors of {second} differ from {first}: {', '.join(different[:5])}")
-    print(f"{len(ours):,} tensors are equal, byte by byte")
+    print(f"{count:,} tensors are equal, byte by byte")
 
 
-def _tensors(file: pathlib.Path) -> dict[str, tuple[pathlib.Path, int, int, str]]:
-    """Return name -> file, offset, bytes, and dtype with shape."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
-    return {
-        name: (
-            file,
-            8 + length + entry["data_offsets"][0],
-            entry["data_offsets"][1] - entry["data_offsets"][0],
-            f"{entry['dtype']} {entry['shape']}",
-        )
-        for name, entry in header.items()
-    }
-
-
-def _equal(first: pathlib.Path, start: int, second: pathlib.Path, begin: int, size: int) -> bool:
-    with first.open("rb") as one, second.open("rb") as two:
-        one.seek(start)
-        two.seek(begin)
-        for done in range(0, size, _BLOCK):
-            count = min(_BLOCK, size - done)
-            if one.read(count) != two.read(count):
-                return False
-    return True
+def _equal(name: str, first: sources.Source, second: sources.Source) -> bool:
+    """Return whether a tensor of two sources is equal, reading a block of its rows at a time."""
+    info = first.tensors[name]
+    if second.tensors[name] != info:
+        return False
+    if not info.shape:
+        return first.read(name).tobytes() == second.read(name).tobytes()
+    rows = max(1, _BLOCK // max(math.prod(info.shape[1:]) * info.dtype.itemsize, 1))
+    spans = [(slice(start, start + rows),) for start in range(0, info.shape[0], rows)]
+    return all(
+        np.array_equal(*(source.read(name, span).view(np.uint8) for source in (first, second))) for span in spans
+    )
 
 
 def environment(folder: pathlib.Path) -> pathlib.Path:

@@ -3,6 +3,7 @@
     python scripts/full_size_folders.py make cogvideox full FOLDER
     python scripts/full_size_folders.py load cogvideox FOLDER
 
+A network without a class in these programs has a list of keys with their shapes, such as `full_size_keys.worldplay`.
 `scripts/full_size.py` runs it in an environment with these programs, which needs no part of jworld.
 """
 
@@ -14,6 +15,7 @@ import struct
 import sys
 from typing import Any
 
+import full_size_keys
 import torch
 
 #: Random values, which the tensors take from different places.
@@ -26,11 +28,11 @@ class Model:
     """A published network, or a small autoencoder for its latents.
 
     Attributes:
-      library: diffusers or transformers.
-      kind: name of the class.
+      library: diffusers or transformers; "original" for a network that only its own program has.
+      kind: name of the class, or of the list in `full_size_keys`.
       dtype: dtype of the published weights.
-      full: arguments of the class for the published size, where they differ from its own.
-      tiny: arguments for a size that runs in seconds.
+      full: arguments of the class for the published size, where they differ from its own; for "original" config.json.
+      tiny: arguments for a size that runs in seconds; for "original" they replace those of `full`.
     """
 
     library: str
@@ -134,7 +136,28 @@ MODELS = {
         {},
         {"block_out_channels": (32, 32, 64, 64, 64), "layers_per_block": 1},
     ),
+    "worldplay": Model(
+        "original",
+        "worldplay",
+        torch.bfloat16,
+        full_size_keys.WORLDPLAY,
+        {
+            "hidden_size": 64,
+            "heads_num": 2,
+            "mm_double_blocks_depth": 2,
+            "rope_dim_list": [8, 12, 12],
+            "text_states_dim": 32,
+            "vision_states_dim": 24,
+        },
+    ),
     # Autoencoders for latents of the published kind, small in both scales.
+    "small-hunyuan15-vae": Model(
+        "diffusers",
+        "AutoencoderKLHunyuanVideo15",
+        torch.float32,
+        {"block_out_channels": (32, 32, 64, 64, 64), "layers_per_block": 1},
+        {},
+    ),
     "small-wan-vae": Model(
         "diffusers",
         "AutoencoderKLWan",
@@ -155,8 +178,22 @@ MODELS = {
 def make(name: str, scale: str, folder: pathlib.Path) -> None:
     """Write config.json and random weights; no tensor but the one that is written is in memory."""
     model = MODELS[name]
-    arguments = model.tiny if scale == "tiny" and model.tiny else model.full
     folder.mkdir(parents=True)
+    shapes = _listed(model, scale, folder) if model.library == "original" else _built(model, scale, folder)
+    _write(folder / model.weights_name, shapes, model.dtype)
+    print(f"{sum(map(math.prod, shapes.values())):,} parameters in {len(shapes):,} tensors")
+
+
+def _listed(model: Model, scale: str, folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Write config.json; return the shapes of a list of keys."""
+    config = model.full | (model.tiny if scale == "tiny" else {})
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return full_size_keys.LISTS[model.kind](config)
+
+
+def _built(model: Model, scale: str, folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Write config.json; return the shapes of an instance of the class."""
+    arguments = model.tiny if scale == "tiny" and model.tiny else model.full
     with torch.device("meta"):
         if model.library == "transformers":
             import transformers
@@ -171,9 +208,7 @@ def make(name: str, scale: str, folder: pathlib.Path) -> None:
             network = getattr(diffusers, model.kind)(**arguments)
             network.save_config(folder)
     tied = getattr(network, "_tied_weights_keys", None) or ()
-    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items() if key not in tied}
-    _write(folder / model.weights_name, shapes, model.dtype)
-    print(f"{sum(map(math.prod, shapes.values())):,} parameters in {len(shapes):,} tensors")
+    return {key: tuple(value.shape) for key, value in network.state_dict().items() if key not in tied}
 
 
 def _write(path: pathlib.Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
@@ -203,6 +238,9 @@ def load(name: str, folder: pathlib.Path) -> None:
     import importlib
 
     model = MODELS[name]
+    if model.library == "original":
+        _load_listed(model, folder)
+        return
     kind = getattr(importlib.import_module(model.library), model.kind)
     dtype = {"dtype" if model.library == "transformers" else "torch_dtype": model.dtype}
     network, report = kind.from_pretrained(folder, output_loading_info=True, **dtype)
@@ -210,6 +248,23 @@ def load(name: str, folder: pathlib.Path) -> None:
     if problems:
         raise SystemExit(f"{folder}: {model.kind} reports {problems}")
     print(f"{model.kind} loads {sum(value.numel() for value in network.parameters()):,} parameters")
+
+
+def _load_listed(model: Model, folder: pathlib.Path) -> None:
+    """Read the one file that the original program reads, and compare it with the list of keys of its config.json."""
+    import safetensors
+
+    expected = full_size_keys.LISTS[model.kind](json.loads((folder / "config.json").read_text()))
+    with safetensors.safe_open(folder / model.weights_name, framework="pt") as file:
+        found = {}
+        for key in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(key)
+            found[key] = tuple(tensor.shape)
+            if tensor.dtype != model.dtype:
+                raise SystemExit(f"{folder}: {key} is {tensor.dtype}, expected {model.dtype}")
+    if problems := sorted(dict(found.items() ^ expected.items())):
+        raise SystemExit(f"{folder}: missing, unexpected or misshapen: {', '.join(problems[:5])}")
+    print(f"all {len(found):,} tensors are those of the list, {sum(map(math.prod, found.values())):,} parameters")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jworld import systems
+from jworld.diffusion import adams_bashforth
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.theworld.model import TheWorld
 from jworld.systems.cosmos.sampling import WindowSampler
@@ -118,14 +119,15 @@ def worldplay_autoregressive(layers: int, dtype: str, *, program: str) -> Compil
         options: dict[str, Any] = {"cfg": system.sample, "context_tokens": tokens}
         return compilable(autoregressive.cache_context, model, cache, image, *past, **options)
     chunk = system.chunk_frames
-    own = _latents(system, chunk), image, _frames(chunk)
+    own = _latents(system, chunk), S((4, 2), jnp.float32), image, _frames(chunk)
     return compilable(autoregressive.denoise_chunk, model, cache, *own, cfg=system.sample)
 
 
 def worldplay_bidirectional(layers: int, dtype: str) -> Compilable:
     system, model = _worldplay(layers, dtype, "bidirectional")
     context, chunk = system.memory.memory_frames, system.chunk_frames
-    arrays = _latents(system, chunk), _latents(system, 1), _latents(system, context)
+    steps = S((4, 2), jnp.float32)
+    arrays = _latents(system, chunk), steps, _latents(system, 1), _latents(system, context)
     frames = _frames(context), _frames(chunk)
     return compilable(bidirectional.denoise_chunk, model, _text(system), *arrays, *frames, cfg=system.sample)
 
@@ -166,7 +168,9 @@ def cosmos_window(layers: int, dtype: str, *, name: str = "cosmos_video2world.py
     sampler = WindowSampler(model, system.sample, fps=16.0)
     video = S((frames, SIDE, SIDE, cfg.channels), jnp.float32)
     text = S((system.sample.rows, 64, cfg.text_dim), jnp.float32)
-    return compilable(sampler._run, model, video, S((frames,), jnp.float32), text, video, None)
+    noisy = S((1, *video.shape), jnp.float32)
+    state, steps = adams_bashforth.State(noisy, noisy), adams_bashforth.all_steps(sampler._sigmas)
+    return compilable(sampler._run, model, state, steps, video, S((frames,), jnp.float32), text, None)
 
 
 def theworld(layers: int, dtype: str, *, program: str) -> Compilable:

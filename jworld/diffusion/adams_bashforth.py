@@ -9,12 +9,26 @@ Source: cosmos-predict2 `schedulers/rectified_flow_scheduler.py`, `functional/ru
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jworld.diffusion import step_reports
+
+class State(NamedTuple):
+    """Noisy video and the last prediction of the clean one, both [B, F, H, W, C]."""
+
+    x: jax.Array
+    clean: jax.Array
+
+
+class Steps(NamedTuple):
+    """Steps of the sampler: the noise levels [steps] at which the network is evaluated, and weights [steps, 3]."""
+
+    levels: Any
+    weights: Any
+
 
 #: (noisy video [B, F, H, W, C], sigma [B]) -> prediction of the clean video, after classifier-free guidance.
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
@@ -56,36 +70,32 @@ def step(x: jax.Array, clean: jax.Array, previous: jax.Array, weights: Sequence[
     return weights[0] * x + weights[1] * clean + weights[2] * previous
 
 
-def sample(
-    denoise: Denoise, noise: jax.Array, sigmas: np.ndarray, *, listener: step_reports.Listener | None = None
-) -> jax.Array:
-    """Sample a clean video from noise, as one compiled program whatever the number of steps.
+def all_steps(sigmas: np.ndarray) -> Steps:
+    """Return the steps for levels [steps + 1] of `noise_levels`.
 
-    After the last step the network is evaluated once more, at the lowest level. That prediction is the result.
-
-    Args:
-      denoise: prediction of the clean video, conditioning frames included.
-      noise: [B, F, H, W, C] standard normal.
-      sigmas: [steps + 1] of `noise_levels`.
-      listener: called after every step, see `step_reports.report`.
+    After the last level the network is evaluated once more, at the lowest one. That prediction is the result.
     """
-    steps = len(sigmas)
-    levels = jnp.asarray(sigmas, jnp.float32)
-    weights = jnp.asarray(step_weights(sigmas), jnp.float32)
+    weights = np.concatenate([step_weights(sigmas), [(0.0, 1.0, 0.0)]])
+    return Steps(sigmas.astype(np.float32), weights.astype(np.float32))
 
-    def predict(x: jax.Array, sigma: jax.Array) -> jax.Array:
-        return denoise(x, jnp.full(x.shape[0], sigma))
 
-    def body(
-        carry: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        x, previous = carry
-        clean = predict(x, row[0])
-        step_reports.report(listener, row[2], steps, clean)
-        return (step(x, clean, previous, row[1]), clean), None
+def start(noise: jax.Array, sigmas: np.ndarray) -> State:
+    """Return the state before the first step; `noise` [B, F, H, W, C] is standard normal."""
+    x = jnp.float32(sigmas[0]) * noise
+    return State(x, jnp.zeros_like(x))
 
-    x = levels[0] * noise
-    (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), (levels[:-1], weights, jnp.arange(steps - 1)))
-    result = predict(x, levels[-1])
-    step_reports.report(listener, steps - 1, steps, result)
-    return result
+
+def run(denoise: Denoise, state: State, steps: Steps) -> State:
+    """Run some steps, as one loop in a compiled program; `denoise` predicts conditioning frames, too."""
+
+    def body(state: State, row: Steps) -> tuple[State, None]:
+        clean = denoise(state.x, jnp.full(state.x.shape[0], row.levels))
+        return State(step(state.x, clean, state.clean, row.weights), clean), None
+
+    state, _ = jax.lax.scan(body, state, Steps(*map(jnp.asarray, steps)))
+    return state
+
+
+def sample(denoise: Denoise, noise: jax.Array, sigmas: np.ndarray) -> jax.Array:
+    """Sample a clean video from noise [B, F, H, W, C] with all steps of the levels `sigmas`."""
+    return run(denoise, start(noise, sigmas), all_steps(sigmas)).x

@@ -57,30 +57,25 @@ def test_a_terminal_shows_the_step_in_the_bar() -> None:
     assert "chunk 2 of 3" in console.export_text()
 
 
-def test_without_a_listener_the_program_has_no_callback() -> None:
-    def program(listener: step_reports.Listener | None) -> str:
-        sigmas = adams_bashforth.noise_levels(3)
-
-        def sample(noise: jax.Array) -> jax.Array:
-            return adams_bashforth.sample(lambda x, sigma: 0.5 * x, noise, sigmas, listener=listener)
-
-        return jax.jit(sample).lower(jnp.ones((1, 2, 2, 2, 1))).as_text()
-
-    assert "callback" not in program(None)
-    assert "callback" in program(lambda done, steps: None)
-
-
 def test_reports_come_in_order_after_their_results() -> None:
+    """Steps in calls of their own give the numbers of one call, to which no one listens."""
+    sigmas, noise = adams_bashforth.noise_levels(3), jnp.linspace(-1, 1, 8).reshape(1, 2, 2, 2, 1)
     seen: list[tuple[int, int]] = []
+    programs: list[jax.Array] = []
 
-    def listener(done: int, steps: int) -> None:
-        seen.append((done, steps))
+    def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
+        return jnp.tanh(x) / (1 + sigma[0])
 
-    def body(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-        x = jnp.tanh(x @ x)
-        step_reports.report(listener, i, 20, x)
-        return x, None
+    @jax.jit
+    def call(state: adams_bashforth.State, steps: adams_bashforth.Steps) -> adams_bashforth.State:
+        programs.append(steps.levels)
+        return adams_bashforth.run(denoise, state, steps)
 
-    jax.block_until_ready(jax.jit(lambda x: jax.lax.scan(body, x, jnp.arange(20)))(jnp.eye(64)))
-    jax.effects_barrier()
-    assert seen == [(i + 1, 20) for i in range(20)]
+    state, steps = adams_bashforth.start(noise, sigmas), adams_bashforth.all_steps(sigmas)
+    whole = step_reports.run(call, state, steps, None).x
+    parts = step_reports.run(call, state, steps, lambda done, all_steps: seen.append((done, all_steps))).x
+    assert seen == [(i + 1, 4) for i in range(4)]
+    # All steps share a program.
+    assert [len(levels) for levels in programs] == [4, 1]
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+    np.testing.assert_allclose(adams_bashforth.sample(denoise, noise, sigmas), whole, rtol=1e-6)

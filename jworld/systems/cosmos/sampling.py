@@ -69,17 +69,19 @@ class WindowSampler:
             sample.num_steps, lowest=sample.lowest, highest=sample.highest, order=sample.order
         )
         self._listener: step_reports.Listener | None = None
-        self._run = jax.jit(self._window)
+        self._run = jax.jit(self._steps)
 
     def watch(self, listener: step_reports.Listener | None) -> None:
         """Call `listener` after every solver step of the next windows."""
-        if listener is not self._listener:
-            self._listener, self._run = listener, jax.jit(self._window)
+        self._listener = listener
 
     def compile(self, video: tuple[int, ...], text: tuple[int, ...]) -> None:
         """Compile the program for windows of the shape `video` [F, H, W, C] with text of the shape `text`."""
         frames, mask, states = map(axes.described, (video, video[:1], text))
-        self._run.lower(self.model, frames, mask, states, frames, None).compile()
+        noisy = axes.described((1, *video))
+        state, steps = adams_bashforth.State(noisy, noisy), adams_bashforth.all_steps(self._sigmas)
+        first = step_reports.described(steps, self._listener)
+        self._run.lower(self.model, state, first, frames, mask, states, None).compile()
 
     def __call__(
         self, given: np.ndarray, text: jax.Array, noise: jax.Array | np.ndarray, motion: np.ndarray | None = None
@@ -101,19 +103,26 @@ class WindowSampler:
         frames[: len(given)] = given
         mask = (np.arange(len(frames)) < len(given)).astype(np.float32)
         action = None if motion is None else jnp.asarray(motion)
-        arrays = jnp.asarray(frames), jnp.asarray(mask), text, jnp.asarray(noise), action
-        latents: jax.Array = self._run(self.model, *arrays)
-        return latents
+        given_arrays = jnp.asarray(frames), jnp.asarray(mask), text, action
 
-    def _window(
+        def call(state: adams_bashforth.State, steps: adams_bashforth.Steps) -> adams_bashforth.State:
+            after: adams_bashforth.State = self._run(self.model, state, steps, *given_arrays)
+            return after
+
+        state = adams_bashforth.start(jnp.asarray(noise)[None], self._sigmas)
+        return step_reports.run(call, state, adams_bashforth.all_steps(self._sigmas), self._listener).x[0]
+
+    def _steps(
         self,
         model: CosmosTransformer,
+        state: adams_bashforth.State,
+        steps: adams_bashforth.Steps,
         frames: jax.Array,
         mask: jax.Array,
         text: jax.Array,
-        noise: jax.Array,
         motion: jax.Array | None,
-    ) -> jax.Array:
+    ) -> adams_bashforth.State:
+        """Run some steps of a window."""
         rows = self.sample.rows
 
         def repeated(x: jax.Array) -> jax.Array:
@@ -129,4 +138,4 @@ class WindowSampler:
             clean = rectified_flow.denoise(network, repeated(x[0]), jnp.broadcast_to(sigma, (rows,)), given)
             return clean if rows == 1 else rectified_flow.guided(clean[1:], clean[:1], self.sample.guidance)
 
-        return adams_bashforth.sample(denoise, noise[None], self._sigmas, listener=self._listener)[0]
+        return adams_bashforth.run(denoise, state, steps)

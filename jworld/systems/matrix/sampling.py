@@ -221,11 +221,11 @@ class StreamSampler:
         self._model = model
         self._listener: step_reports.Listener | None = None
         self._pass = jax.jit(self._one_pass)
+        self._velocity = jax.jit(guided_velocity, static_argnums=(4, 5))
 
     def watch(self, listener: step_reports.Listener | None) -> None:
-        """Call `listener` after every step of the next windows."""
-        if listener is not self._listener:
-            self._listener, self._pass = listener, jax.jit(self._one_pass)
+        """Call `listener` after every step of the next windows; every step is then a call of its own."""
+        self._listener = listener
 
     @property
     def frames(self) -> int:
@@ -236,7 +236,11 @@ class StreamSampler:
         """Compile the program for latent frames of the shape [H, W, C] with conditioning of these shapes."""
         counts = (1, self.frames), (len(self.rows), 1, self.frames - 1), (1, self.sample.window_frames)
         window, step_noise, new_noise = (axes.described((*count, *shape)) for count in counts)
-        self._pass.lower(self._model, window, conditions, step_noise, new_noise).compile()
+        if self._listener is None:
+            self._pass.lower(self._model, window, conditions, step_noise, new_noise).compile()
+            return
+        row = jax.ShapeDtypeStruct((1, self.frames), self.rows.dtype)
+        self._velocity.lower(self._model, window, conditions, row, self.sample.guidance, self.sample).compile()
 
     def reset(self, latents: jax.Array, noise: jax.Array) -> None:
         """Start from a clip's latents [1, frames, H, W, C]; noise is added to all of them for the first pass."""
@@ -251,7 +255,11 @@ class StreamSampler:
           new_noise: standard normal [1, window_frames, H, W, C], the frames that enter the window.
         """
         emitted: jax.Array
-        emitted, self.window = self._pass(self._model, self.window, conditions, step_noise, new_noise)
+        inputs = self._model, self.window, conditions, step_noise, new_noise
+        if self._listener is None:
+            emitted, self.window = self._pass(*inputs)
+        else:
+            emitted, self.window = self._one_pass(*inputs, velocity=self._velocity, listener=self._listener)
         return emitted
 
     def _one_pass(
@@ -261,15 +269,18 @@ class StreamSampler:
         conditions: Conditions,
         step_noise: jax.Array,
         new_noise: jax.Array,
+        *,
+        velocity: Callable[..., jax.Array] = guided_velocity,
+        listener: step_reports.Listener | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         last = None
         for i, row in enumerate(self.rows):
-            v = guided_velocity(model, window, conditions, jnp.asarray(row)[None], self.sample.guidance, self.sample)[
-                :, 1:
-            ]
+            v = velocity(model, window, conditions, row[None], self.sample.guidance, self.sample)[:, 1:]
             moving, last = self._solve(window[:, 1:], v, i, last, step_noise[i])
             window = jnp.concatenate([window[:, :1], moving], axis=1)
-            step_reports.report(self._listener, i, len(self.rows), window)
+            if listener is not None:
+                jax.block_until_ready(window)
+                listener(i + 1, len(self.rows))
         return windows.advance(window, new_noise, self.sample.window_frames)
 
     def _solve(

@@ -13,7 +13,7 @@ from jworld.diffusion import step_reports
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, HunyuanTransformer
 from jworld.parallel.axes import constrain_if_divisible
-from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, denoise, frame_inputs
+from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, all_steps, denoise, frame_inputs
 
 
 @functools.partial(jax.jit, static_argnames="context_tokens")
@@ -57,24 +57,24 @@ def cache_context(
     return Cache(layers, cache.mask.at[:, text_tokens:].set(own.mask))
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "listener"))
+@functools.partial(jax.jit, static_argnames="cfg")
 def denoise_chunk(
     model: HunyuanTransformer,
     cache: Cache,
-    noise: jax.Array,
+    noisy: jax.Array,
+    steps: np.ndarray,
     image: np.ndarray,
     chunk: Frames,
     *,
     cfg: SampleConfig,
-    listener: step_reports.Listener | None = None,
 ) -> jax.Array:
-    """Denoise [f, H, W, C] to clean latents of the frames `chunk`; all denoising steps share the KV cache."""
+    """Run denoising steps, see `denoise`, on latents [f, H, W, C] of the frames `chunk`; all share the KV cache."""
     rows = cache.mask.shape[0]
 
     def velocity(x: jax.Array, time: jax.Array) -> jax.Array:
         return model.with_cache(frame_inputs(chunk, x, image, time, rows), cache)[0]
 
-    return denoise(velocity, noise, cfg, listener)
+    return denoise(velocity, noisy, steps, cfg)
 
 
 def _split_heads(x: jax.Array) -> jax.Array:
@@ -97,8 +97,8 @@ class AutoregressiveSession(LatentSession):
             first.out_info,
             first.compile().output_shardings,
         )
-        noise, given, past, context, chunk = self.described(image)
-        denoise_chunk.lower(self.model, cache, noise, given, chunk, cfg=self.sample, listener=self.listener).compile()
+        noise, steps, given, past, context, chunk = self.described(image)
+        denoise_chunk.lower(self.model, cache, noise, steps, given, chunk, cfg=self.sample).compile()
         cache_context.lower(self.model, cache, given, past, context, cfg=self.sample, context_tokens=tokens).compile()
 
     def _tokens(self, image: tuple[int, ...]) -> int:
@@ -124,7 +124,11 @@ class AutoregressiveSession(LatentSession):
                 cfg=self.sample,
                 context_tokens=self._context_tokens,
             )
-        latents: jax.Array = denoise_chunk(
-            self.model, self._cache, noise, self._image, chunk, cfg=self.sample, listener=self.listener
-        )
-        return latents
+
+        def call(noisy: jax.Array, steps: np.ndarray) -> jax.Array:
+            latents: jax.Array = denoise_chunk(
+                self.model, self._cache, noisy, steps, self._image, chunk, cfg=self.sample
+            )
+            return latents
+
+        return step_reports.run(call, noise, all_steps(self.sample), self.listener)

@@ -12,23 +12,26 @@ import numpy as np
 from jworld.diffusion import step_reports
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import HunyuanTransformer
-from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, denoise, frame_inputs
+from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, all_steps, denoise, frame_inputs
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "listener"))
+@functools.partial(jax.jit, static_argnames="cfg")
 def denoise_chunk(
     model: HunyuanTransformer,
     text: TextInputs,
-    noise: jax.Array,
+    noisy: jax.Array,
+    steps: np.ndarray,
     image: np.ndarray,
     past: np.ndarray,
     context: Frames,
     chunk: Frames,
     *,
     cfg: SampleConfig,
-    listener: step_reports.Listener | None = None,
 ) -> jax.Array:
-    """Denoise [f, H, W, C] to clean latents of the frames `chunk`, given the latents `past` of the frames `context`."""
+    """Run denoising steps, see `denoise`, on latents [f, H, W, C] of the frames `chunk`.
+
+    They are given the latents `past` of the frames `context`.
+    """
     rows = text.text.shape[0]
     frames = Frames(*(jnp.concatenate(pair) for pair in zip(context, chunk, strict=True)))
 
@@ -38,7 +41,7 @@ def denoise_chunk(
         # The text is conditioned on the time too, so its keys and values cannot be cached.
         return model(inputs, text, jnp.full(rows, time), chunk_frames=None)[:, len(past) :]
 
-    return denoise(velocity, noise, cfg, listener)
+    return denoise(velocity, noisy, steps, cfg)
 
 
 class BidirectionalSession(LatentSession):
@@ -49,12 +52,15 @@ class BidirectionalSession(LatentSession):
     def compile(self, text: TextInputs, image: tuple[int, ...]) -> None:
         """See `LatentSession`."""
         shapes = self.described(image)
-        denoise_chunk.lower(self.model, text, *shapes, cfg=self.sample, listener=self.listener).compile()
+        denoise_chunk.lower(self.model, text, *shapes, cfg=self.sample).compile()
 
     def _begin(self, text: TextInputs) -> None:
         self._text = text
 
     def _denoise(self, noise: jax.Array, past: np.ndarray, context: Frames, chunk: Frames) -> jax.Array:
-        inputs = (noise, self._image, past, context, chunk)
-        latents: jax.Array = denoise_chunk(self.model, self._text, *inputs, cfg=self.sample, listener=self.listener)
-        return latents
+        def call(noisy: jax.Array, steps: np.ndarray) -> jax.Array:
+            inputs = (noisy, steps, self._image, past, context, chunk)
+            latents: jax.Array = denoise_chunk(self.model, self._text, *inputs, cfg=self.sample)
+            return latents
+
+        return step_reports.run(call, noise, all_steps(self.sample), self.listener)

@@ -99,12 +99,14 @@ class Described(NamedTuple):
 
     Attributes:
       noise: of the chunk.
+      steps: denoising steps of one call.
       image: first image, which comes from the host like all that follow.
       past: latents of the context frames.
       context, chunk: conditioning of both.
     """
 
     noise: jax.ShapeDtypeStruct
+    steps: jax.ShapeDtypeStruct
     image: jax.ShapeDtypeStruct
     past: jax.ShapeDtypeStruct
     context: Frames
@@ -145,32 +147,31 @@ def frame_inputs(frames: Frames, latents: Array, image: Array, times: jax.Array 
     )
 
 
+def all_steps(cfg: SampleConfig) -> np.ndarray:
+    """Return the noise levels before and after every denoising step, [num_steps, 2] float32."""
+    sigmas = np.asarray(flow_matching.sampling_sigmas(cfg.num_steps, cfg.shift))
+    return np.stack([sigmas[:-1], sigmas[1:]], axis=1)
+
+
 def denoise(
-    velocity: Callable[[jax.Array, jax.Array], jax.Array],
-    noise: jax.Array,
-    cfg: SampleConfig,
-    listener: step_reports.Listener | None = None,
+    velocity: Callable[[jax.Array, jax.Array], jax.Array], noisy: jax.Array, steps: Array, cfg: SampleConfig
 ) -> jax.Array:
-    """Denoise [f, H, W, C] to clean latents, float32.
+    """Run denoising steps on latents [f, H, W, C] and return them, float32.
 
     Args:
       velocity: (latents [f, H, W, C], time) -> one row, or for guidance two: without and with the text.
-      noise: standard normal.
+      noisy: standard normal noise, or the latents after the steps before.
+      steps: rows of `all_steps`.
       cfg: settings of the rollout.
-      listener: called after every step, see `step_reports.report`.
     """
-    sigmas = flow_matching.sampling_sigmas(cfg.num_steps, cfg.shift)
 
-    def step(x: jax.Array, levels: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        sigma, next_sigma, index = levels
+    def step(x: jax.Array, levels: jax.Array) -> tuple[jax.Array, None]:
+        sigma, next_sigma = levels
         rows = velocity(x, sigma * flow_matching.NUM_TIMESTEPS)
         guided = rows[0] if len(rows) == 1 else rows[0] + cfg.guidance * (rows[1] - rows[0])
-        moved = flow_matching.euler_step(x, guided, sigma, next_sigma)
-        step_reports.report(listener, index, cfg.num_steps, moved)
-        return moved, None
+        return flow_matching.euler_step(x, guided, sigma, next_sigma), None
 
-    order = jnp.arange(cfg.num_steps)
-    latents, _ = jax.lax.scan(step, noise.astype(jnp.float32), (sigmas[:-1], sigmas[1:], order))
+    latents, _ = jax.lax.scan(step, noisy.astype(jnp.float32), jnp.asarray(steps))
     return latents
 
 
@@ -333,7 +334,8 @@ class LatentSession(abc.ABC):
         """Return the shapes of a chunk's arrays for images of the shape [1, H, W, C]."""
         given, past = (jax.ShapeDtypeStruct((n, *image[1:]), jnp.float32) for n in (1, self.context_frames))
         noise = axes.described((self.chunk_frames, *image[1:]))
-        return Described(noise, given, past, *map(_described_frames, (self.context_frames, self.chunk_frames)))
+        steps = step_reports.described(all_steps(self.sample), self.listener)
+        return Described(noise, steps, given, past, *map(_described_frames, (self.context_frames, self.chunk_frames)))
 
     @abc.abstractmethod
     def compile(self, text: TextInputs, image: tuple[int, ...]) -> None:
