@@ -10,7 +10,7 @@ from conversion import families, schedulers
 from jworld import systems
 from jworld.systems import recipes
 from jworld.utils import config as run_config
-from jworld.utils import errors, resources
+from jworld.utils import errors, ranges, resources
 
 #: Source of the values that the user gives, in `agreed`.
 OPTIONS = "--config."
@@ -40,7 +40,7 @@ def _parse_setting(text: str) -> tuple[str, Any]:
     if value.lower() in ("true", "false"):
         return key, value.lower() == "true"
     try:
-        return key, run_config.as_tuple(ast.literal_eval(value))
+        return key, ranges.as_tuple(ast.literal_eval(value))
     except (SyntaxError, ValueError):
         return key, value
 

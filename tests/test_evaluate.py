@@ -154,7 +154,10 @@ def test_data_of_ones_own_has_no_revisits(folder, tmp_path):
         (["--records=absent"], "absent"),
         (["--chunks=9"], "expected at least 36"),
         (["--config.sample.rollout.num_step=1"], "this config has no such key; did you mean 'num_steps'?"),
-        (["--config.sample.rollout.num_steps=0"], "num_steps is 0"),
+        (
+            ["--config.sample.rollout.num_steps=0"],
+            "config.sample.rollout.num_steps: expected an integer from 1 to 1000, got '0'",
+        ),
     ],
 )
 def test_missing_data_ends_with_one_sentence(folder, tmp_path, capsys, arguments, message):

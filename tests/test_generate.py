@@ -196,7 +196,7 @@ def test_encoders_in_another_folder(
         (("--pose", "w-3, jump-4"), "pose string item 'jump-4' is invalid"),
         (("--pose", "w-4"), "--pose w-4 has 5 latents (the first frame is one), "),
         (("--pose", "no.json"), "no.json cannot be read"),
-        (("--set", "sample.rollout.num_steps=four"), "expected an integer, got 'four' (it is 2)"),
+        (("--set", "sample.rollout.num_steps=four"), "expected an integer from 1 to 1000, got 'four' (it is 2)"),
         (
             ("--set", "sample.rollout.num_step=4"),
             "config.sample.rollout.num_step: this config has no such key; did",
@@ -205,7 +205,7 @@ def test_encoders_in_another_folder(
         (("--config.sample.rollout=4",), "config.sample.rollout is a section with the keys"),
         (("--set", "sample.rollout.num_steps"), "expected KEY=VALUE"),
         (("--config.sample.rollout.num_steps",), "--config.sample.rollout.num_steps: the value is missing"),
-        (("--config.sample.rollout.num_steps=0",), "num_steps is 0, must be at least 1"),
+        (("--config.sample.rollout.num_steps=0",), "num_steps: expected an integer from 1 to 1000, got '0'"),
         (
             ("--set", "sample.rollout.mode=both"),
             "mode: expected one of 'autoregressive', 'bidirectional', got 'both'",

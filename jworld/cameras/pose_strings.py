@@ -8,10 +8,12 @@ the original: keys held together, as in "w+right-3", and standing still, as in "
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
 from jworld.cameras import actions, lengths, poses
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 ORBIT_RADIUS = 1.0
@@ -43,13 +45,14 @@ class Units:
       focal: focal lengths (fx, fy) in units of the image's width and height.
     """
 
-    step: float = 0.08
-    turn: float = 3.0
-    focal: tuple[float, float] = (50 / 99, 800 / 891)
+    step: ranges.Positive = 0.08
+    turn: Annotated[float, ranges.Range(0, 360, above=True)] = 3.0
+    focal: tuple[
+        Annotated[float, ranges.Range(0, 1000, above=True)], Annotated[float, ranges.Range(0, 1000, above=True)]
+    ] = (50 / 99, 800 / 891)
 
     def __post_init__(self) -> None:
-        if self.step <= 0 or self.turn <= 0 or min(self.focal) <= 0:
-            raise ValueError(f"step {self.step}, turn {self.turn} and focal {self.focal} must be positive")
+        ranges.check(self)
 
 
 PUBLISHED = Units()

@@ -1,6 +1,9 @@
 """Settings of the samples and evaluations of a training run."""
 
 import dataclasses
+from typing import Annotated
+
+from jworld.utils import ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,13 +16,12 @@ class SamplesConfig:
       images: one image file per prompt, which the sample starts from; empty: the image of the held-out data.
     """
 
-    interval: int = 0
+    interval: ranges.CountOrZero = 0
     prompts: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.interval < 0:
-            raise ValueError(f"interval is {self.interval}, expected 0 (only at the end) or more")
+        ranges.check(self)
         if self.images and len(self.images) != len(self.prompts):
             raise ValueError(
                 f"there are {len(self.images)} images for {len(self.prompts)} prompts: expected one per prompt, or none"
@@ -35,11 +37,8 @@ class EvaluationConfig:
       batches: held-out batches that are measured, always the same ones with the same noise.
     """
 
-    interval: int = 0
-    batches: int = 1
+    interval: ranges.CountOrZero = 0
+    batches: Annotated[int, ranges.Range(1, 100_000)] = 1
 
     def __post_init__(self) -> None:
-        if self.interval < 0 or self.batches < 1:
-            raise ValueError(
-                f"interval is {self.interval} and batches {self.batches}, expected 0 (none) or more, and at least 1"
-            )
+        ranges.check(self)

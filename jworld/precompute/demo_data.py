@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Annotated
 
 import rich.console
 
@@ -12,6 +13,7 @@ from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.models.autoencoders import linear
 from jworld.precompute import job
 from jworld.precompute.settings import Settings
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 
@@ -27,11 +29,11 @@ class EncodingConfig:
       clip_frames: frames per clip; 0 for whole episodes.
     """
 
-    image_size: tuple[int, int] = (64, 48)
-    spatial_ratio: int = 16
+    image_size: tuple[ranges.Pixels, ranges.Pixels] = (64, 48)
+    spatial_ratio: ranges.Ratio = 16
     autoencoder: str = ""
-    whitening: float = 0.0
-    clip_frames: int = 0
+    whitening: ranges.Share = 0.0
+    clip_frames: Annotated[int, ranges.Range(0, 1_000_000)] = 0
 
 
 def ensure(

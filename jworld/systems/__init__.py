@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from jworld.systems import base, matching
+from jworld.systems import base, common_keys, matching
 from jworld.systems.autoencoder.system import Autoencoder
 from jworld.systems.cosmos.system import Cosmos
 from jworld.systems.matrix.system import Matrix
@@ -44,8 +44,9 @@ def listed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _system(config: ml_collections.ConfigDict) -> base.SystemType[base.AnySystem]:
-    if config.system not in REGISTRY:
+    if not isinstance(config.system, str) or config.system not in REGISTRY:
         raise errors.UserError(f"config.system is {config.system!r}, expected one of {', '.join(REGISTRY)}")
+    common_keys.check(config)
     return REGISTRY[config.system]
 
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from jworld.data.conversations import chat
+from jworld.utils import ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,22 +23,15 @@ class Sampling:
       seed: random seed of the draws.
     """
 
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    max_tokens: ranges.Size = 128
+    temperature: Annotated[float, ranges.Range(0, 100)] = 0.0
+    top_k: ranges.CountOrZero = 0
+    top_p: ranges.ShareAboveZero = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}, expected 1 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}, expected 0 or more")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}, expected 0 (all tokens) or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        ranges.check(self)
         if not all(self.stop):
             raise ValueError("stop holds an empty text, which would end every answer: leave it out")
 

@@ -24,7 +24,7 @@ from jworld.data import media
 from jworld.data.conversations import chat, chat_rows
 from jworld.systems import asking, requests
 from jworld.utils import config_keys, errors
-from jworld.utils.config import describe, fits
+from jworld.utils.ranges import describe, fits
 
 _TYPES = config_keys.field_types(asking.Sampling)
 _KEYS = ("prompt", "messages", "image", "images", "system", *_TYPES)

@@ -15,64 +15,15 @@ import ml_collections
 import numpy as np
 
 from jworld import systems
-from jworld.data.recording import recorder
-from jworld.encoders import model_encoders
-from jworld.evaluation import settings
 from jworld.models.layers import lora
 from jworld.precompute import demo_data
-from jworld.training import hub, metrics, optimizers
+from jworld.systems import common_keys
+from jworld.systems.common_keys import SHARED
 from jworld.utils import config as run_config
-from jworld.utils import config_keys, errors
+from jworld.utils import config_keys, errors, ranges
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TopLevel:
-    """Keys at the top level that a recipe need not list.
-
-    Attributes:
-      epochs: passes through the training records, in place of `steps`, which is then 0; 0: `steps` counts.
-    """
-
-    epochs: float = 0.0
-
-
-#: Sections that do not belong to a system; "" is the top level.
-SHARED: Mapping[str, type] = {
-    "": TopLevel,
-    "optimizer": optimizers.OptimizerConfig,
-    "log": metrics.LogConfig,
-    "checkpoint.hub": hub.HubConfig,
-    "data.recording": recorder.RecordingConfig,
-    "sample": settings.SamplesConfig,
-    "sample.encoders": model_encoders.EncodersConfig,
-    "evaluation": settings.EvaluationConfig,
-}
 #: Sections that some configs have: dotted name -> dataclass.
 OPTIONAL: Mapping[str, type] = {"data.encoding": demo_data.EncodingConfig, "model.lora": lora.LoRAConfig}
-#: Keys that are not fields of a dataclass: type and meaning.
-PLAIN: Mapping[str, tuple[Any, str]] = {
-    "system": (str, f"the system to train: {', '.join(systems.REGISTRY)}"),
-    "seed": (int, "random seed of weights, noise and the order of the data"),
-    "steps": (int, "number of training steps"),
-    "global_batch": (int, "examples per step, over all devices and microbatches"),
-    "init_from": (str, "folder of a run, or of released or imported weights, to start from; empty: from scratch"),
-    "mesh.data": (int, "replicas of the weights; -1: as many as the devices allow"),
-    "mesh.fsdp": (int, "devices that share the weights and the optimizer's state; -1: as many as the devices allow"),
-    "mesh.sequence": (int, "devices that share the tokens of one example; -1: as many as the devices allow"),
-    "model.family": (str, "design of the network"),
-    "model.frozen_dtype": (str, "dtype of the parameters that do not train"),
-    "data.records": (str, "folder of the training records"),
-    "data.tokenizer": (str, "folder of the tokenizer"),
-    "data.threads": (int, "threads that read and transform examples"),
-    "data.prefetch": (int, "batches that are prepared ahead of the training step"),
-    "checkpoint.interval": (int, "steps between two checkpoints"),
-    "checkpoint.max_to_keep": (int, "number of newest checkpoints to keep"),
-    "checkpoint.step": (int, "checkpoint to resume from; -1: the newest"),
-    "sample.actions": (str, "actions of the sample after training, in the notation of the system"),
-    "sample.windows": (int, "windows of the sample after training"),
-    "sample.questions": (int, "held-out questions that the sample after training answers"),
-    "sample.seed": (int, "random seed of the sample after training"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,8 +180,10 @@ def _key(name: str, value: Any, types: Mapping[str, type], source: str) -> Key:
     if section in types and field in (hints := config_keys.field_types(types[section])):
         hint, meaning = hints[field], config_keys.descriptions(types[section]).get(field, "")
     else:
-        hint, meaning = PLAIN.get(name, (type(value), ""))
-    return Key(name, value, source, run_config.describe(hint), meaning)
+        hint, meaning = common_keys.PLAIN.get(name, (type(value), ""))
+    if name == "system":
+        meaning = f"{meaning}: {', '.join(systems.REGISTRY)}"
+    return Key(name, value, source, ranges.describe(hint), meaning)
 
 
 def print_keys(found: Sequence[Key]) -> None:

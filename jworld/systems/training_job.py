@@ -14,7 +14,7 @@ from jworld.data import pipeline, records
 from jworld.encoders import model_encoders
 from jworld.evaluation import settings
 from jworld.parallel import mesh as mesh_lib
-from jworld.systems import initial_weights, runs, workdirs
+from jworld.systems import common_keys, initial_weights, runs, workdirs
 from jworld.systems.base import AnySystem
 from jworld.training import checkpoints, hub, metrics, optimizers
 from jworld.training import state as train_state
@@ -64,6 +64,7 @@ class TrainingJob:
         accept_data: bool = False,
     ) -> "TrainingJob":
         """Build all parts; a `UserError` names a wrong key. A run of `config.epochs` has no steps before `counted`."""
+        common_keys.check_required(config)
         config = systems.completed(config)
         _check_length(config)
         system = systems.create(config)
@@ -78,7 +79,7 @@ class TrainingJob:
             ),
             log=run_config.section(metrics.LogConfig, config.log, "log"),
             hub=run_config.section(hub.HubConfig, config.checkpoint.get("hub", {}), "checkpoint.hub"),
-            samples=_samples_config(config),
+            samples=common_keys.samples(config),
             evaluation=run_config.section(settings.EvaluationConfig, config.get("evaluation", {}), "evaluation"),
             profile=profile,
             accept_data=accept_data,
@@ -125,19 +126,11 @@ class TrainingJob:
 def _check_length(config: ml_collections.ConfigDict) -> None:
     """Raise a `UserError` unless exactly one of steps and epochs is set."""
     steps, epochs = config.steps, config.get("epochs", 0)
-    if steps < 0 or epochs < 0 or (steps > 0) == (epochs > 0):
+    if (steps > 0) == (epochs > 0):
         raise errors.UserError(
             f"config.steps is {steps} and config.epochs {epochs:g}, expected one above 0 and the other 0: set "
             "config.steps, or set config.epochs and config.steps to 0"
         )
-
-
-def _samples_config(config: ml_collections.ConfigDict) -> settings.SamplesConfig:
-    """Return the part of `config.sample` that all systems share."""
-    names = [field.name for field in dataclasses.fields(settings.SamplesConfig)]
-    shared = {name: config.sample[name] for name in names if name in config.sample}
-    model_encoders.from_config(config)
-    return run_config.section(settings.SamplesConfig, shared, "sample")
 
 
 def to_devices(

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import huggingface_hub
 
 from jworld.training import model_card
-from jworld.utils import errors, hub_folders
+from jworld.utils import errors, hub_folders, ranges
 
 Upload = Callable[[int], None]
 #: Step, folder to create -> content of the config.json of the export; None if the model cannot be exported.
@@ -49,13 +49,12 @@ class HubConfig:
     repo: str = ""
     strategy: Literal["every_save", "end"] = "every_save"
     private: bool = False
-    patience: float = 15.0
+    patience: ranges.Minutes = 15.0
 
     def __post_init__(self) -> None:
         if self.repo and self.repo.count("/") > 1:
             raise ValueError(f"repo is {self.repo!r}, expected owner/name or name")
-        if self.patience < 0:
-            raise ValueError(f"patience is {self.patience:g}, expected 0 minutes or more")
+        ranges.check(self)
 
 
 def uploader(config: HubConfig, workdir: pathlib.Path, export: Export) -> Upload:

@@ -16,7 +16,7 @@ import rich.progress
 
 from jworld.training import goodput, profiling, rates, writers
 from jworld.training.clock import StepClock, StepTime
-from jworld.utils import compilation, errors, launch_time
+from jworld.utils import compilation, errors, launch_time, ranges
 
 FILE = writers.FILE
 read = writers.read
@@ -34,15 +34,12 @@ class LogConfig:
       wandb: "off", "offline" (written to the run's folder for `wandb sync`) or "online".
     """
 
-    interval: int = 10
-    watchdog_minutes: float = 30.0
+    interval: ranges.Count = 10
+    watchdog_minutes: ranges.Minutes = 30.0
     wandb: writers.WandbMode = "off"
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise ValueError(f"interval is {self.interval}, expected at least 1")
-        if self.watchdog_minutes < 0:
-            raise ValueError(f"watchdog_minutes is {self.watchdog_minutes:g}, expected 0 (off) or more")
+        ranges.check(self)
 
 
 @dataclasses.dataclass(frozen=True)

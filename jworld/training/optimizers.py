@@ -1,17 +1,18 @@
 """Optimizer section of a config: schedule, transformation, and the rules that the train step applies around it."""
 
 import dataclasses
+import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import optax
 
 from jworld.training import muon, schedules
-from jworld.utils import errors
+from jworld.utils import errors, ranges
 
-NAMES = ("muon", "adamw")
-SCHEDULES = (
+Name = Literal["muon", "adamw"]
+Schedule = Literal[
     "constant",
     "constant_with_warmup",
     "linear",
@@ -20,8 +21,9 @@ SCHEDULES = (
     "cosine_with_min_lr",
     "cosine_with_restarts",
     "polynomial",
-)
-DTYPES = ("bfloat16", "float32")
+]
+NAMES: tuple[Name, ...] = typing.get_args(Name)
+SCHEDULES: tuple[Schedule, ...] = typing.get_args(Schedule)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,48 +60,32 @@ class OptimizerConfig:
       UserError: a value out of range.
     """
 
-    name: str = "adamw"
-    trainable: str = ".*"
-    learning_rate: float = 1e-4
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    start_lr_ratio: float = 0.0
-    min_lr_ratio: float = 0.0
-    num_cycles: int = 1
-    power: float = 1.0
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.95
+    name: Name = "adamw"
+    trainable: ranges.Regex = ".*"
+    learning_rate: Annotated[float, ranges.Range(0, 100, above=True)] = 1e-4
+    schedule: Schedule = "constant"
+    warmup_steps: ranges.CountOrZero = 0
+    start_lr_ratio: ranges.Share = 0.0
+    min_lr_ratio: ranges.Share = 0.0
+    num_cycles: ranges.Count = 1
+    power: Annotated[float, ranges.Range(0, 100)] = 1.0
+    weight_decay: Annotated[float, ranges.Range(0, 100)] = 0.0
+    b1: ranges.ShareBelowOne = 0.9
+    b2: ranges.ShareBelowOne = 0.999
+    eps: ranges.Epsilon = 1e-8
+    momentum: ranges.ShareBelowOne = 0.95
     nesterov: bool = True
-    newton_schulz_steps: int = 5
-    newton_schulz_dtype: str = "bfloat16"
-    clip_norm: float = 0.0
-    skip_norm: float = 0.0
-    skip_limit: int = 0
-    ema_decay: float = 0.0
-    ema_rate: float = 0.0
-    accumulate: int = 1
+    newton_schulz_steps: Annotated[int, ranges.Range(1, 100)] = 5
+    newton_schulz_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    clip_norm: ranges.PositiveOrZero = 0.0
+    skip_norm: ranges.PositiveOrZero = 0.0
+    skip_limit: ranges.CountOrZero = 0
+    ema_decay: ranges.ShareBelowOne = 0.0
+    ema_rate: ranges.ShareBelowOne = 0.0
+    accumulate: ranges.Size = 1
 
     def __post_init__(self) -> None:
-        for key, allowed in (("name", NAMES), ("schedule", SCHEDULES), ("newton_schulz_dtype", DTYPES)):
-            if getattr(self, key) not in allowed:
-                raise errors.UserError(
-                    f"config.optimizer.{key} is {getattr(self, key)!r}: choose one of {', '.join(allowed)}"
-                )
-        counts = ("warmup_steps", "skip_limit", "weight_decay", "clip_norm", "skip_norm", "eps", "power")
-        lowest = dict.fromkeys(counts, 0) | {"accumulate": 1, "newton_schulz_steps": 1, "num_cycles": 1}
-        for key, least in lowest.items():
-            if getattr(self, key) < least:
-                raise errors.UserError(
-                    f"config.optimizer.{key} is {getattr(self, key)}: expected a number of at least {least}"
-                )
-        if self.learning_rate <= 0:
-            raise errors.UserError(f"config.optimizer.learning_rate is {self.learning_rate}: expected more than 0")
-        for key in ("b1", "b2", "momentum", "ema_decay", "ema_rate"):
-            if not 0 <= getattr(self, key) < 1:
-                raise errors.UserError(f"config.optimizer.{key} is {getattr(self, key)}: expected at least 0, below 1")
+        ranges.check(self)
         if self.ema_decay and self.ema_rate:
             raise errors.UserError("config.optimizer.ema_decay and ema_rate are both set: choose one of them")
 

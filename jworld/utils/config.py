@@ -2,17 +2,15 @@
 
 import dataclasses
 import difflib
-import json
 import pathlib
 import runpy
-import types
-import typing
+import traceback
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import ml_collections
 
-from jworld.utils import errors, files, hub_folders, resources
+from jworld.utils import errors, files, hub_folders, ranges, resources
 
 FILE_NAME = "config.json"
 
@@ -50,12 +48,12 @@ Section = TypeVar("Section")
 
 
 def load_recipe(name: str) -> ml_collections.ConfigDict:
-    """Return the config of `path/to/recipe.py` or `path/to/recipe.py:variant`.
+    """Return the config of `path/to/recipe.py` or `path/to/recipe.py:variant`, a Python file, which is executed.
 
     A recipe such as configs/ar_mem.py comes from the current folder or, if it is not there, from jworld's own.
 
     Raises:
-      UserError: the file is absent, has no `get_config`, or refuses the variant.
+      UserError: the file is absent, is not a Python file with `get_config`, or refuses the variant.
     """
     path, *variant = name.split(":", 1)
     file = resources.find(path)
@@ -64,13 +62,33 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
         near = difflib.get_close_matches(path, shipped.split(", "), 1)
         hint = f"did you mean {near[0]}?" if near else f"jworld has {shipped}"
         raise errors.UserError(f"--config={name}: there is no file {path}; {hint}")
-    recipe = runpy.run_path(str(file))
-    if "get_config" not in recipe:
+    try:
+        recipe = runpy.run_path(str(file))
+    except (Exception, SystemExit) as error:  # whatever the file raises
+        raise errors.UserError(f"--config={name}: {path} cannot be run ({_raised(error, file)}): correct it") from error
+    if not callable(recipe.get("get_config")):
         raise errors.UserError(f"--config={name}: {path} has no get_config(variant), which a recipe needs")
     try:
-        return recipe["get_config"](*variant)
+        config = recipe["get_config"](*variant)
     except ValueError as error:
         raise errors.UserError(f"--config={name}: {error}") from error
+    except (Exception, SystemExit) as error:  # as above
+        raise errors.UserError(
+            f"--config={name}: get_config of {path} fails ({_raised(error, file)}): correct it"
+        ) from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise errors.UserError(
+            f"--config={name}: get_config of {path} returns a {type(config).__name__}, expected a ConfigDict"
+        )
+    return config
+
+
+def _raised(error: BaseException, file: pathlib.Path) -> str:
+    """Return type, text and line of an exception that a recipe raised."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+    where = "" if line is None else f" in line {line}"
+    return f"{type(error).__name__}{where}: {errors.one_line(error)}"
 
 
 def check_sections(config: ml_collections.ConfigDict) -> None:
@@ -87,7 +105,9 @@ def section(cls: type[Section], values: Mapping[str, Any], name: str) -> Section
     Raises:
       UserError: an unknown or missing key, a wrong type, or what the dataclass itself refuses.
     """
-    hints = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping | ml_collections.ConfigDict):
+        raise errors.UserError(f"config.{name}: found {values!r}, expected a section with keys")
+    hints = ranges.hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     chosen: dict[str, Any] = {}
     for key, value in values.items():
@@ -95,10 +115,7 @@ def section(cls: type[Section], values: Mapping[str, Any], name: str) -> Section
             near = difflib.get_close_matches(key, fields, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(fields))}"
             raise errors.UserError(f"config.{name}.{key}: unknown key, {hint}")
-        value = as_tuple(value)
-        if not fits(value, hints[key]):
-            raise errors.UserError(f"config.{name}.{key}: found {value!r}, expected {describe(hints[key])}")
-        chosen[key] = float(value) if hints[key] is float else value
+        chosen[key] = checked(f"{name}.{key}", value, hints[key])
     for field in fields.values():
         if field.default is dataclasses.MISSING and field.name not in chosen:
             raise errors.UserError(f"config.{name}.{field.name} is missing")
@@ -106,6 +123,18 @@ def section(cls: type[Section], values: Mapping[str, Any], name: str) -> Section
         return cls(**chosen)
     except ValueError as error:
         raise errors.UserError(f"config.{name}: {error}") from error
+
+
+def checked(key: str, value: Any, hint: Any) -> Any:
+    """Return the value of a dotted key as its type: lists become tuples, integers floats where floats are expected.
+
+    Raises:
+      UserError: the value is not of the type, or outside its bounds.
+    """
+    value = ranges.as_tuple(value)
+    if not ranges.fits(value, hint):
+        raise errors.UserError(f"config.{key}: found {ranges.found(value)}, expected {ranges.describe(hint)}")
+    return float(value) if ranges.unwrapped(hint) is float else value
 
 
 def save(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
@@ -120,12 +149,7 @@ def load(directory: pathlib.Path) -> ml_collections.ConfigDict:
       UserError: the folder has none, or the file is damaged.
     """
     path = hub_folders.find(directory) / FILE_NAME
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise errors.UserError(f"{path} is missing: name the folder that a training run wrote") from error
-    except json.JSONDecodeError as error:
-        raise errors.UserError(f"{path} is not valid JSON ({error}): restore it from the run that wrote it") from error
+    values = files.read_json(path, fix="name the folder that a training run wrote, or restore the file")
     _rename(values)
     config = ml_collections.ConfigDict(values)
     check_sections(config)
@@ -166,57 +190,3 @@ def value_at(config: Any, key: str, default: Any = None) -> Any:
             return default
         node = node[name]
     return node
-
-
-def as_tuple(value: Any) -> Any:
-    """Return a value with every list in it as a tuple."""
-    return tuple(as_tuple(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Return whether a value is one of a type hint; an integer is also a number."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return value in arguments
-    if origin in (types.UnionType, typing.Union):
-        return any(fits(value, option) for option in arguments)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if arguments[-1] is Ellipsis:
-            return all(fits(item, arguments[0]) for item in value)
-        return len(value) == len(arguments) and all(map(fits, value, arguments))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return value is None if hint in (None, types.NoneType) else isinstance(value, hint)
-
-
-def describe(hint: Any) -> str:
-    """Return a type hint in words, such as "an integer or None"."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, arguments))}" if len(arguments) > 1 else repr(arguments[0])
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(map(describe, arguments)))
-    if origin is tuple and arguments[-1] is not Ellipsis:
-        return f"a list of {len(arguments)}, such as {','.join(map(_example, arguments))}"
-    if tuple in (origin, hint):
-        return f"a list such as {_example(hint)}"
-    if hint in (None, types.NoneType):
-        return "None"
-    words = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
-    return words.get(hint, "any value" if hint is Any else getattr(hint, "__name__", str(hint)))
-
-
-def _example(hint: Any) -> str:
-    """Return a value of a type as one writes it on the command line."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if tuple in (origin, hint):
-        inner = arguments or (int, ...)
-        items = (inner[0], inner[0]) if inner[-1] is Ellipsis else inner
-        return ",".join(f"({_example(item)})" if typing.get_origin(item) is tuple else _example(item) for item in items)
-    return {int: "1", float: "0.5", bool: "True"}.get(hint, "text")

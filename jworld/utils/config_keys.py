@@ -4,7 +4,6 @@
 dataclass has can be set whether or not the config lists it, and its value is read as the dataclass's type.
 """
 
-import dataclasses
 import difflib
 import inspect
 import re
@@ -17,8 +16,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from jworld.utils import errors
-from jworld.utils.config import RENAMED, as_tuple, describe, fits
+from jworld.utils import errors, ranges
+from jworld.utils.config import RENAMED
+from jworld.utils.ranges import as_tuple, describe, fits
 
 _NO_TYPES: Mapping[str, type] = {}
 #: An entry below "Attributes:" in a docstring: one name or several, and the text that follows.
@@ -66,7 +66,7 @@ def _set(config: ml_collections.ConfigDict, key: str, text: str, types: Mapping[
         raise errors.UserError(_unknown(key, node, types))
     hint = hints.get(name, Any if current is None else type(current))
     try:
-        value = _parse(text, hint)
+        value = parse(text, hint)
     except ValueError as error:
         now = f" (it is {current!r})" if name in node else ""
         raise errors.UserError(f"config.{key}: expected {describe(hint)}, got {text!r}{now}") from error
@@ -76,11 +76,11 @@ def _set(config: ml_collections.ConfigDict, key: str, text: str, types: Mapping[
     node[name] = value
 
 
-def _parse(text: str, hint: Any) -> Any:
+def parse(text: str, hint: Any) -> Any:
     """Return the value of a text, read by the parser of `config_flags` for the type, or raise a ValueError."""
     if text == "None" and fits(None, hint):
         return None
-    if hint == tuple[str, ...] and not text.startswith(("(", "[")):
+    if _is_texts(hint) and not text.startswith(("(", "[")):
         # A sentence is one text, whatever it contains.
         return (text,) if text else ()
     kind = _parsed_type(hint)
@@ -92,14 +92,20 @@ def _parse(text: str, hint: Any) -> Any:
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error
     value = as_tuple(flag.value.value)
-    # A type that is not read by itself, such as a dtype, is checked by its dataclass.
-    if kind is not object and not fits(value, hint):
+    if not fits(value, hint):
         raise ValueError(f"{value!r} is not {describe(hint)}")
     return value
 
 
+def _is_texts(hint: Any) -> bool:
+    """Return whether a type is a list of texts of any length."""
+    arguments = typing.get_args(hint)
+    return typing.get_origin(hint) is tuple and ranges.unwrapped(arguments[0]) is str and arguments[-1] is Ellipsis
+
+
 def _parsed_type(hint: Any) -> type:
     """Return the type whose parser reads a hint; `object` reads any Python literal, and other text as it is."""
+    hint = ranges.unwrapped(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         kinds = {type(argument) for argument in arguments}
@@ -137,9 +143,8 @@ def _keys(section: str, node: ml_collections.ConfigDict | None, types: Mapping[s
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """Return the type hints of a dataclass's fields."""
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    """Return the types of a dataclass's fields, with their bounds."""
+    return ranges.hints(cls)
 
 
 def descriptions(cls: type) -> dict[str, str]:

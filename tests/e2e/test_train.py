@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_taken(folder: pa
 MISTAKES = [
     (("--config.model.dpeth=3",), ("config.model.dpeth", "no such key")),
     (("--config.model.width=wide",), ("config.model.width", "wide")),
-    (("--config.log.interval=0",), ("config.log", "interval is 0")),
+    (("--config.log.interval=0",), ("config.log.interval", "got '0'")),
     (("--profile=10",), ("--profile", "first:last")),
     (("--config.mesh.data=3",), ("config.mesh", "3 devices", "there are 1")),
     (("--config.data.clip.window_frames=15",), ("window_frames is 15", "multiple of chunk_frames 4")),

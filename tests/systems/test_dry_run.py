@@ -16,7 +16,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     (ROOMS, "--config.mesh.fsdp=1", "--config.mesh.sequence=-1"): (
         "config.mesh.sequence is 6, which does not divide config.data.clip.window_frames 16"
     ),
-    (ROOMS, "--config.mesh.data=0"): "every axis must be a positive number",
+    (ROOMS, "--config.mesh.data=0"): "config.mesh.data: found 0, expected -1 or an integer from 1",
     (ROOMS, "--config.global_batch=30", "--config.model.width=160", "--config.model.rope_dims=(12,12,16)"): (
         "config.mesh.fsdp is 6, but params/"
     ),
@@ -33,7 +33,10 @@ MISTAKES: dict[tuple[str, ...], str] = {
     (ROOMS, "--config.epochs=2", "--config.steps=3"): "config.steps is 3 and config.epochs 2, expected one above 0",
     (ROOMS, "--config.steps=0"): "config.steps is 0 and config.epochs 0, expected one above 0",
     (ROOMS, "--config.sample.prompts=('a','b')", "--config.sample.images=('a.png',)"): "1 images for 2 prompts",
-    (ROOMS, "--config.evaluation.interval=-1"): "config.evaluation: interval is -1",
+    (
+        ROOMS,
+        "--config.evaluation.interval=-1",
+    ): "config.evaluation.interval: expected an integer from 0 to 2147483647, got '-1'",
 }
 
 

@@ -87,7 +87,10 @@ def test_types_of_sections_that_only_the_changes_make_right() -> None:
     [
         ({"loss.logit_sdt": "2"}, r"config\.loss\.logit_sdt: this config has no such key; did you mean 'logit_std'\?"),
         ({"data.encodings.x": "2"}, r"config\.data\.encodings: this config has no such key; did you mean 'encoding'\?"),
-        ({"model.width": "wide"}, r"config\.model\.width: expected an integer, got 'wide' \(it is 144\)"),
+        (
+            {"model.width": "wide"},
+            r"config\.model\.width: expected an integer from 1 to 1048576, got 'wide' \(it is 144\)",
+        ),
         ({"sample.rollout.mode": "both"}, r"expected one of 'autoregressive', 'bidirectional', got 'both'"),
     ],
 )

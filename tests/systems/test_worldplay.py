@@ -192,7 +192,7 @@ def test_shares_of_samples_with_clean_context_and_own_errors() -> None:
     np.testing.assert_array_equal(
         published.noise, objective.draw(jax.random.key(0), (4, 4 * CHUNK, 1, 1, 1), CHUNK, cfg).noise
     )
-    with pytest.raises(ValueError, match=r"own_errors is 1\.5, expected a share"):
+    with pytest.raises(ValueError, match=r"own_errors: found 1\.5, expected a number from 0 to 1"):
         objective.ObjectiveConfig(own_errors=1.5)
 
 
@@ -327,15 +327,19 @@ def test_invalid_model_configs(changes: dict[str, Any], message: str) -> None:
         ("data.clip.glyph_tokens", 8, "config.data.clip.glyph_tokens is 8 but config.model.glyph_dim is None"),
         ("model.patch_size", (1, 2, 3), "config.data.clip.latent_size"),
         ("mesh.sequence", 3, "config.mesh.sequence is 3, which does not divide config.data.clip.window_frames 8"),
-        ("loss.weighting", "flat", "config.loss: weighting is 'flat', must be logit_normal, mode or uniform"),
+        (
+            "loss.weighting",
+            "flat",
+            "config.loss.weighting: found 'flat', expected one of 'logit_normal', 'mode', 'uniform'",
+        ),
         ("loss.memory_times", (500, 16), "memory_times"),
-        ("sample.rollout.num_steps", 0, "num_steps is 0"),
+        ("sample.rollout.num_steps", 0, "num_steps: found 0"),
         ("data.clip.chunk_frames", 0, "multiple of chunk_frames 0"),
         ("data.clip.memory_frames", 6, "memory_frames is 6"),
         ("data.clip.temporal_context", 4, "temporal_context is 4"),
         ("data.clip.text_dropout", 3.0, "text_dropout is 3.0"),
-        ("data.clip.memory_points", 0, "memory_points is 0"),
-        ("data.clip.memory_fov", (60.0, 180.0), r"memory_fov is \(60.0, 180.0\)"),
+        ("data.clip.memory_points", 0, "memory_points: found 0"),
+        ("data.clip.memory_fov", (60.0, 180.0), r"memory_fov: found \(60.0, 180.0\)"),
         ("data.clip.memory_radius", 0.0, "memory_radius is 0.0"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from jworld.training import muon, optimizers
+from jworld.utils import config as run_config
 from jworld.utils import errors
 
 VALUES: dict[str, list[tuple[int, float]]] = {
@@ -37,17 +38,17 @@ def test_schedules(name: str) -> None:
 @pytest.mark.parametrize(
     "section, message",
     [
-        ({"name": "sgd"}, r"config\.optimizer\.name is 'sgd': choose one of muon, adamw"),
-        ({"schedule": "exponential"}, r"config\.optimizer\.schedule is 'exponential'"),
-        ({"b2": 1.0}, r"config\.optimizer\.b2 is 1\.0: expected at least 0, below 1"),
+        ({"name": "sgd"}, r"config\.optimizer\.name: found 'sgd', expected one of 'muon', 'adamw'"),
+        ({"schedule": "exponential"}, r"config\.optimizer\.schedule: found 'exponential'"),
+        ({"b2": 1.0}, r"config\.optimizer\.b2: found 1\.0, expected a number from 0 to below 1"),
         ({"ema_rate": 0.1, "ema_decay": 0.9}, r"config\.optimizer\.ema_decay and ema_rate are both set"),
-        ({"accumulate": 0}, r"config\.optimizer\.accumulate is 0: expected a number of at least 1"),
-        ({"learning_rate": 0.0}, r"config\.optimizer\.learning_rate is 0\.0: expected more than 0"),
+        ({"accumulate": 0}, r"config\.optimizer\.accumulate: found 0, expected an integer from 1 to 1048576"),
+        ({"learning_rate": 0.0}, r"config\.optimizer\.learning_rate: found 0\.0, expected a number above 0, up to 100"),
     ],
 )
 def test_a_wrong_section_is_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
-        optimizers.OptimizerConfig(**section)
+        run_config.section(optimizers.OptimizerConfig, section, "optimizer")
 
 
 @pytest.mark.parametrize("name", [name for name in optimizers.SCHEDULES if name != "constant"])

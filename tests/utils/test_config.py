@@ -9,7 +9,7 @@ import ml_collections
 import pytest
 
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, ranges
 
 OLD, NEW = "sample.rollout.told_guidance", "sample.rollout.guidance_embedding_scale"
 
@@ -67,7 +67,7 @@ def test_wrong_sections(values: dict[str, Any], message: str) -> None:
     ],
 )
 def test_types_in_words(hint: Any, words: str) -> None:
-    assert run_config.describe(hint) == words
+    assert ranges.describe(hint) == words
 
 
 def test_a_saved_config_with_an_older_name(tmp_path: pathlib.Path) -> None:

@@ -18,7 +18,7 @@ import bisect
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import grain
 import numpy as np
@@ -26,6 +26,7 @@ import PIL.Image
 
 from jworld.data import pipeline, records
 from jworld.data.conversations import chat, crops, image_files, prepared
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 
@@ -46,24 +47,20 @@ class ClipConfig:
       labels: "answers", or "original" for the original's labels with the world switched off.
     """
 
-    lengths: tuple[int, ...] = (512, 1024, 2048)
-    images: int = 1
-    image_size: int = 896
+    lengths: tuple[ranges.Size, ...] = (512, 1024, 2048)
+    images: Annotated[int, ranges.Range(0, 1024)] = 1
+    image_size: ranges.Pixels = 896
     pan_and_scan: bool = False
-    pan_and_scan_min_crop_size: int = 256
-    pan_and_scan_max_num_crops: int = 4
-    pan_and_scan_min_ratio_to_activate: float = 1.2
-    world_size: int = image_files.WORLD_SIZE
+    pan_and_scan_min_crop_size: ranges.Pixels = 256
+    pan_and_scan_max_num_crops: Annotated[int, ranges.Range(1, 1024)] = 4
+    pan_and_scan_min_ratio_to_activate: Annotated[float, ranges.Range(1, 16384)] = 1.2
+    world_size: ranges.PixelsOrZero = image_files.WORLD_SIZE
     labels: chat.Labels = "answers"
 
     def __post_init__(self) -> None:
-        if not self.lengths or list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < 1:
+        ranges.check(self)
+        if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError(f"lengths is {self.lengths}, expected positive numbers in increasing order")
-        if self.image_size < 1 or min(self.images, self.world_size) < 0:
-            raise ValueError("image_size must be at least 1, images and world_size at least 0")
-
-        if min(self.pan_and_scan_min_crop_size, self.pan_and_scan_max_num_crops) < 1:
-            raise ValueError("pan_and_scan_min_crop_size and pan_and_scan_max_num_crops must be at least 1")
 
     @property
     def pan(self) -> crops.PanAndScan | None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jworld.data.conversations import captions, chat, chat_rows, image_files, json_rows, remote, spatial
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 #: The original's prompt for training on VSR (configs/vsr_training.json).
@@ -41,8 +42,8 @@ class SetConfig:
     images: str = ""
     question: str = "Describe this image in detail."
     draw_boxes: bool = False
-    limit: int = 0
-    val_share: float = 0.01
+    limit: ranges.CountOrZero = 0
+    val_share: ranges.ShareBelowOne = 0.01
 
     def __post_init__(self) -> None:
         if self.format not in (*FORMATS, "questions"):
@@ -52,10 +53,7 @@ class SetConfig:
                 f"path is {self.path!r}, but format is 'questions', which reads no file: set format to one of "
                 f"{', '.join(FORMATS)}"
             )
-        if not 0 <= self.val_share < 1 or self.limit < 0:
-            raise ValueError(
-                f"val_share is {self.val_share}, limit {self.limit}; expected a share from 0 to below 1, and 0 or more"
-            )
+        ranges.check(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ different distances. Both answers of a kind are equally frequent.
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated
 
 import numpy as np
 import rich.console
@@ -22,6 +23,7 @@ import rich.progress
 from jworld.data import images
 from jworld.data.conversations import chat, formats
 from jworld.data.recording import episodes
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 ANSWERS: Mapping[str, tuple[str, str]] = {
@@ -66,15 +68,12 @@ class QuestionsConfig:
       seed: random seed for the choice of views and phrases.
     """
 
-    per_answer: int = 12
-    view_size: tuple[int, int] = (64, 48)
-    seed: int = 0
+    per_answer: Annotated[int, ranges.Range(1, 100_000)] = 12
+    view_size: tuple[Annotated[int, ranges.Range(8, 16384)], Annotated[int, ranges.Range(8, 16384)]] = (64, 48)
+    seed: ranges.Seed = 0
 
     def __post_init__(self) -> None:
-        if self.per_answer < 1 or min(self.view_size) < 8:
-            raise ValueError(
-                f"per_answer is {self.per_answer}, view_size {self.view_size}: expected 1, and 8 pixels or more"
-            )
+        ranges.check(self)
 
 
 @dataclasses.dataclass(frozen=True)

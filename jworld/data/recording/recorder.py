@@ -14,7 +14,7 @@ from rich import progress
 
 from jworld.data.recording import doom, explorer, rooms
 from jworld.data.recording import episodes as episodes_lib
-from jworld.utils import errors, folder_lock
+from jworld.utils import errors, folder_lock, ranges
 
 SOURCES = ("rooms", *doom.LEVELS, "auto")
 FPS = 16.0
@@ -39,10 +39,10 @@ class RecordingConfig:
 
     source: str = ""
     directory: str = ""
-    episodes: int = 64
-    frames: int = 241
-    image_size: tuple[int, int] = (192, 144)
-    seed: int = 0
+    episodes: ranges.Frames = 64
+    frames: ranges.Frames = 241
+    image_size: tuple[ranges.Pixels, ranges.Pixels] = (192, 144)
+    seed: ranges.Seed = 0
 
     def record(self) -> None:
         """Record the episodes, see `record`."""

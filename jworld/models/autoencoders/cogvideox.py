@@ -21,6 +21,7 @@ from jworld.models.autoencoders.blocks import Cache, Coder, Head, Level, Style, 
 from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.samplers import AverageDown, NearestUp, enlarge, split_odd
 from jworld.models.layers.linear import default_init
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 NORMALIZATION = Normalization(scale=(1.15258426,))
@@ -38,14 +39,14 @@ class CogVideoXConfig(network.AutoencoderConfig):
         1.
     """
 
-    latent_channels: int = 16
-    blocks: int = 3
+    latent_channels: ranges.Size = 16
+    blocks: ranges.LayersOrZero = 3
     normalisation: Normalization = NORMALIZATION
-    chunk: int | None = 2
-    widths: tuple[int, ...] = (128, 256, 256, 512)
-    temporal_ratio: int = 4
-    groups: int = 32
-    eps: float = 1e-6
+    chunk: ranges.Size | None = 2
+    widths: tuple[ranges.Size, ...] = (128, 256, 256, 512)
+    temporal_ratio: ranges.Ratio = 4
+    groups: ranges.Size = 32
+    eps: ranges.Epsilon = 1e-6
     double_lone_frame: bool = True
 
     @property

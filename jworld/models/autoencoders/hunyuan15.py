@@ -21,6 +21,7 @@ from jworld.models.autoencoders.blocks import Cache, ChannelNorm, Coder, Head, L
 from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.samplers import ShuffleDown, ShuffleUp, repeated
 from jworld.models.layers.causal_conv import CausalConv
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 NORMALIZATION = Normalization(scale=(1.03682,))
@@ -38,12 +39,12 @@ class Hunyuan15Config(network.AutoencoderConfig):
         frames, which needs chunk=None and does not stream.
     """
 
-    latent_channels: int = 32
-    blocks: int = 2
+    latent_channels: ranges.Size = 32
+    blocks: ranges.LayersOrZero = 2
     normalisation: Normalization = NORMALIZATION
-    widths: tuple[int, ...] = (128, 256, 512, 1024, 1024)
-    spatial_ratio: int = 16
-    temporal_ratio: int = 4
+    widths: tuple[ranges.Size, ...] = (128, 256, 512, 1024, 1024)
+    spatial_ratio: ranges.Ratio = 16
+    temporal_ratio: ranges.Ratio = 4
     attention: Literal["frame", "causal"] = "frame"
 
     def __post_init__(self) -> None:
@@ -61,8 +62,6 @@ class Hunyuan15Config(network.AutoencoderConfig):
                 f"the last width {self.widths[-1]} is not a multiple of 2 x {self.latent_channels} channels: "
                 "choose another width"
             )
-        if self.attention not in ("frame", "causal"):
-            raise UserError(f"attention is {self.attention!r}, expected 'frame' or 'causal'")
         if self.attention == "causal" and self.chunk is not None:
             raise UserError("attention 'causal' needs the whole clip: set chunk to None")
 

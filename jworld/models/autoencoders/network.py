@@ -24,6 +24,7 @@ from jworld.models.autoencoders.blocks import Cache, Coder
 from jworld.models.autoencoders.latents import Normalization, Posterior
 from jworld.models.autoencoders.tiling import Tiling, tiled
 from jworld.parallel import axes
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
@@ -46,13 +47,13 @@ class AutoencoderConfig(abc.ABC):
       param_dtype: weights.
     """
 
-    latent_channels: int
-    blocks: int
+    latent_channels: ranges.Size
+    blocks: ranges.LayersOrZero
     normalisation: Normalization
-    chunk: int | None = dataclasses.field(default=1, metadata=HOW_ONLY)
-    image_channels: int = 3
-    dtype: Any = dataclasses.field(default=jnp.bfloat16, metadata=HOW_ONLY)
-    param_dtype: Any = dataclasses.field(default=jnp.float32, metadata=HOW_ONLY)
+    chunk: ranges.Size | None = dataclasses.field(default=1, metadata=HOW_ONLY)
+    image_channels: ranges.Patch = 3
+    dtype: ranges.DType = dataclasses.field(default=jnp.bfloat16, metadata=HOW_ONLY)
+    param_dtype: ranges.DType = dataclasses.field(default=jnp.float32, metadata=HOW_ONLY)
 
     @property
     @abc.abstractmethod
@@ -65,12 +66,14 @@ class AutoencoderConfig(abc.ABC):
         """Frames per latent frame after the first."""
 
     def __post_init__(self) -> None:
+        try:
+            ranges.check(self)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         for name in ("shift", "scale"):
             found = len(getattr(self.normalisation, name))
             if found not in (1, self.latent_channels):
                 raise UserError(f"normalisation.{name} has {found} numbers, expected 1 or {self.latent_channels}")
-        if self.chunk is not None and self.chunk < 1:
-            raise UserError(f"chunk is {self.chunk}, expected a positive number of latent frames or None")
 
 
 class VideoAutoencoder(nnx.Module):

@@ -23,6 +23,7 @@ from jworld.models.autoencoders.blocks import Cache
 from jworld.models.autoencoders.latents import Normalization
 from jworld.models.layers.causal_conv import Conv
 from jworld.models.layers.linear import zeros_init
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 #: Pixels, in height and in width, of one position of the convolutions.
@@ -42,23 +43,18 @@ class PatchConfig(network.AutoencoderConfig):
       temporal_ratio: frames of a group.
     """
 
-    latent_channels: int = 48
-    blocks: int = 2
+    latent_channels: ranges.Size = 48
+    blocks: ranges.LayersOrZero = 2
     normalisation: Normalization = NORMALIZATION
-    width: int = 72
-    spatial_ratio: int = 16
-    temporal_ratio: int = 4
+    width: ranges.Size = 72
+    spatial_ratio: ranges.Ratio = 16
+    temporal_ratio: ranges.Ratio = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.spatial_ratio % CELL or self.spatial_ratio < CELL:
+        if self.spatial_ratio % CELL:
             raise UserError(f"spatial_ratio is {self.spatial_ratio}, expected a multiple of {CELL}")
-        if self.temporal_ratio < 1 or self.width < 1 or self.blocks < 0:
-            raise UserError(
-                f"temporal_ratio {self.temporal_ratio} and width {self.width} must be positive, blocks {self.blocks} "
-                "at least 0"
-            )
-        if not 1 <= self.latent_channels <= self.patch_size:
+        if not self.latent_channels <= self.patch_size:
             raise UserError(
                 f"latent_channels is {self.latent_channels}, expected 1..{self.patch_size} (the values of a patch)"
             )

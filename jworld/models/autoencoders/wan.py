@@ -16,6 +16,7 @@ from jworld.models.autoencoders import network
 from jworld.models.autoencoders.blocks import Cache, ChannelNorm, Coder, Head, Level, Style, middle
 from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.samplers import LearnedDown, LearnedUp
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 _MEAN = (
@@ -39,11 +40,11 @@ class WanConfig(network.AutoencoderConfig):
       time_levels: for each of these steps, whether the frames are halved too.
     """
 
-    latent_channels: int = 16
-    blocks: int = 2
+    latent_channels: ranges.Size = 16
+    blocks: ranges.LayersOrZero = 2
     normalisation: Normalization = NORMALIZATION
-    channels: int = 96
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    channels: ranges.Size = 96
+    multipliers: tuple[ranges.Patch, ...] = (1, 2, 4, 4)
     time_levels: tuple[bool, ...] = (False, True, True)
 
     @property

@@ -3,6 +3,7 @@
 import dataclasses
 
 from jworld.models.layers.config import TransformerConfig
+from jworld.utils import ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,21 +26,21 @@ class CogVideoXConfig(TransformerConfig):
         for none, as published.
     """
 
-    channels: int = 16
-    patch_size: int = 2
-    width: int = 1920
-    num_heads: int = 30
-    num_layers: int = 30
-    mlp_ratio: float = 4.0
-    time_dim: int = 512
-    text_dim: int = 4096
-    text_tokens: int = 226
-    spatial_scale: float = 1.875
-    temporal_scale: float = 1.0
-    norm_eps: float = 1e-5
-    control_dim: int | None = None
-    control_layers: tuple[int, int] = (15, 30)
-    guidance_dim: int | None = None
+    channels: ranges.Size = 16
+    patch_size: ranges.Patch = 2
+    width: ranges.Size = 1920
+    num_heads: ranges.Size = 30
+    num_layers: ranges.Layers = 30
+    mlp_ratio: ranges.MlpRatio = 4.0
+    time_dim: ranges.Size = 512
+    text_dim: ranges.Size = 4096
+    text_tokens: ranges.Size = 226
+    spatial_scale: ranges.Positive = 1.875
+    temporal_scale: ranges.Positive = 1.0
+    norm_eps: ranges.Epsilon = 1e-5
+    control_dim: ranges.Size | None = None
+    control_layers: tuple[ranges.LayersOrZero, ranges.LayersOrZero] = (15, 30)
+    guidance_dim: ranges.Size | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

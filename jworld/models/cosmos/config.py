@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from jworld.models.layers.config import TransformerConfig
+from jworld.utils import ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,27 +36,27 @@ class CosmosConfig(TransformerConfig):
       view_frames: latent frames of one view.
     """
 
-    channels: int = 16
-    patch_size: tuple[int, int, int] = (1, 2, 2)
-    width: int = 2048
-    num_heads: int = 16
-    num_layers: int = 28
-    mlp_ratio: float = 4.0
-    text_dim: int = 1024
-    text_width: int = 1024
-    modulation_rank: int | None = 256
-    rope_scale: tuple[float, float, float] = (1.0, 3.0, 3.0)
+    channels: ranges.Size = 16
+    patch_size: tuple[ranges.Patch, ranges.Patch, ranges.Patch] = (1, 2, 2)
+    width: ranges.Size = 2048
+    num_heads: ranges.Size = 16
+    num_layers: ranges.Layers = 28
+    mlp_ratio: ranges.MlpRatio = 4.0
+    text_dim: ranges.Size = 1024
+    text_width: ranges.Size = 1024
+    modulation_rank: ranges.Size | None = 256
+    rope_scale: tuple[ranges.Positive, ranges.Positive, ranges.Positive] = (1.0, 3.0, 3.0)
     fps_modulation: bool = False
-    base_fps: float = 24.0
-    time_scale: float = 1.0
-    max_size: tuple[int, int, int] = (128, 240, 240)
+    base_fps: ranges.FramesPerSecond = 24.0
+    time_scale: ranges.Positive = 1.0
+    max_size: tuple[ranges.Size, ranges.Size, ranges.Size] = (128, 240, 240)
     absolute_positions: bool = False
     condition_mask: bool = True
     padding_mask: bool = True
-    action_dim: int | None = None
-    views: int | None = None
-    view_dim: int = 7
-    view_frames: int = 8
+    action_dim: ranges.Size | None = None
+    views: ranges.Size | None = None
+    view_dim: ranges.Size = 7
+    view_frames: ranges.Size = 8
 
     @property
     def rope_dims(self) -> tuple[int, int, int]:
@@ -80,10 +81,6 @@ class CosmosConfig(TransformerConfig):
             raise ValueError(f"head size {self.head_dim} must be even and at least 12 for three rotary axes")
         if self.patch_size[0] != 1:
             raise ValueError(f"patch_size {self.patch_size} must have 1 in time: times are per latent frame")
-        if min(self.rope_scale) <= 0:
-            raise ValueError(f"rope_scale {self.rope_scale} must be above 0")
-        if self.base_fps <= 0 or self.time_scale <= 0:
-            raise ValueError(f"base_fps {self.base_fps} and time_scale {self.time_scale} must be above 0")
         if self.action_dim is not None and self.modulation_rank is None:
             raise ValueError("action_dim needs a modulation_rank: actions add to the modulations' common term")
 

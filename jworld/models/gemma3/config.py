@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from jworld.models.layers.config import ComputeConfig
+from jworld.utils import ranges
 
 #: Attention of a layer: to all earlier tokens, or to those of a window.
 Kind = Literal["sliding", "full"]
@@ -37,30 +38,30 @@ class Gemma3Config(ComputeConfig):
       vision_eps: epsilon of the norms of the vision tower.
     """
 
-    vocabulary: int = 262208
-    width: int = 2560
-    mlp_width: int = 10240
-    num_layers: int = 34
-    num_heads: int = 8
-    num_key_heads: int = 4
-    head_dim: int = 256
-    eps: float = 1e-6
+    vocabulary: Annotated[int, ranges.Range(1, 2**24)] = 262208
+    width: ranges.Size = 2560
+    mlp_width: ranges.Size = 10240
+    num_layers: ranges.Layers = 34
+    num_heads: ranges.Size = 8
+    num_key_heads: ranges.Size = 4
+    head_dim: ranges.Size = 256
+    eps: ranges.Epsilon = 1e-6
     pattern: tuple[Kind, ...] = (*("sliding",) * 5, "full")
-    window: int = 1024
-    query_scale: float = 256.0
-    rope_theta: float = 1e6
-    rope_factor: float = 8.0
-    local_rope_theta: float = 1e4
-    local_rope_factor: float = 1.0
-    image_token: int = 262144
-    image_tokens: int = 256
-    vision_width: int = 1152
-    vision_mlp_width: int = 4304
-    vision_layers: int = 27
-    vision_heads: int = 16
-    image_size: int = 896
-    patch_size: int = 14
-    vision_eps: float = 1e-6
+    window: ranges.Size = 1024
+    query_scale: ranges.Positive = 256.0
+    rope_theta: ranges.RopeTheta = 1e6
+    rope_factor: ranges.Positive = 8.0
+    local_rope_theta: ranges.RopeTheta = 1e4
+    local_rope_factor: ranges.Positive = 1.0
+    image_token: ranges.Index = 262144
+    image_tokens: ranges.Size = 256
+    vision_width: ranges.Size = 1152
+    vision_mlp_width: ranges.Size = 4304
+    vision_layers: ranges.LayersOrZero = 27
+    vision_heads: ranges.Size = 16
+    image_size: ranges.Pixels = 896
+    patch_size: ranges.Pixels = 14
+    vision_eps: ranges.Epsilon = 1e-6
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -85,8 +86,6 @@ class Gemma3Config(ComputeConfig):
             raise ValueError(f"head_dim {self.head_dim} must be even for rotary positions")
         if not self.pattern:
             raise ValueError("pattern is empty: name the kinds of attention, such as ('sliding', 'full')")
-        if self.window < 1 or self.query_scale <= 0:
-            raise ValueError(f"window {self.window} and query_scale {self.query_scale} must be above 0")
         if not self.vision_layers:
             return
         if self.vision_width % self.vision_heads:

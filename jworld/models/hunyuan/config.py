@@ -3,6 +3,7 @@
 import dataclasses
 
 from jworld.models.layers.config import TransformerConfig
+from jworld.utils import ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,20 +24,20 @@ class HunyuanConfig(TransformerConfig):
       actions: WorldPlay's action embedding and camera attention; False is the plain HunyuanVideo-1.5.
     """
 
-    channels: int = 32
-    patch_size: tuple[int, int, int] = (1, 1, 1)
-    width: int = 2048
-    num_heads: int = 16
-    num_layers: int = 54
-    mlp_ratio: float = 4.0
-    rope_dims: tuple[int, int, int] = (16, 56, 56)
-    rope_theta: float = 256.0
-    refiner_layers: int = 2
-    text_dim: int = 3584
-    glyph_dim: int | None = 1472
-    glyph_hidden: int = 2048
-    glyph_out: int = 2048
-    vision_dim: int = 1152
+    channels: ranges.Size = 32
+    patch_size: tuple[ranges.Patch, ranges.Patch, ranges.Patch] = (1, 1, 1)
+    width: ranges.Size = 2048
+    num_heads: ranges.Size = 16
+    num_layers: ranges.Layers = 54
+    mlp_ratio: ranges.MlpRatio = 4.0
+    rope_dims: tuple[ranges.SizeOrZero, ranges.SizeOrZero, ranges.SizeOrZero] = (16, 56, 56)
+    rope_theta: ranges.RopeTheta = 256.0
+    refiner_layers: ranges.LayersOrZero = 2
+    text_dim: ranges.Size = 3584
+    glyph_dim: ranges.Size | None = 1472
+    glyph_hidden: ranges.Size = 2048
+    glyph_out: ranges.Size = 2048
+    vision_dim: ranges.Size = 1152
     actions: bool = True
 
     def __post_init__(self) -> None:

@@ -1,12 +1,12 @@
 """Hyper-parameters that the transformers share."""
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 
 from jworld.models.layers.attention import Implementation, check_implementation
 from jworld.models.layers.stack import REMAT_POLICIES
+from jworld.utils import ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,12 +20,13 @@ class ComputeConfig:
       attention: name of an attention backend, or "auto" for the kernel of the mesh's devices.
     """
 
-    dtype: Any = jnp.bfloat16
-    param_dtype: Any = jnp.float32
+    dtype: ranges.DType = jnp.bfloat16
+    param_dtype: ranges.DType = jnp.float32
     remat: str = "attention"
     attention: Implementation = "auto"
 
     def __post_init__(self) -> None:
+        ranges.check(self)
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat is {self.remat!r}, must be one of {', '.join(REMAT_POLICIES)}")
         check_implementation(self.attention)
@@ -41,9 +42,9 @@ class TransformerConfig(ComputeConfig):
       num_layers: layers.
     """
 
-    width: int
-    num_heads: int
-    num_layers: int
+    width: ranges.Size
+    num_heads: ranges.Size
+    num_layers: ranges.Layers
 
     @property
     def head_dim(self) -> int:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jworld.models.layers.linear import Linear
-from jworld.utils import errors
+from jworld.utils import errors, ranges
 
 #: Paths of the adapters' parameters, for `config.optimizer.trainable`.
 TRAINABLE = r"(.*/)?lora/[ab]"
@@ -38,17 +38,16 @@ class LoRAConfig:
       base_dtype: dtype of all other parameters; None leaves it unchanged.
     """
 
-    targets: tuple[str, ...]
-    rank: int = 16
-    alpha: float = 16.0
+    targets: tuple[ranges.Regex, ...]
+    rank: ranges.Size = 16
+    alpha: ranges.Positive = 16.0
     init: Literal["uniform", "gaussian"] = "uniform"
     base_dtype: Literal["bfloat16", "float32"] | None = None
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets is empty: name the layers to adapt")
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"rank {self.rank} must be at least 1 and alpha {self.alpha} above 0")
+        ranges.check(self)
 
 
 class Adapter(nnx.Module):

@@ -1,12 +1,13 @@
 """Hyper-parameters of TheWorld."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.wan import NORMALIZATION, WanConfig
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.gemma3.config import Gemma3Config
+from jworld.utils import ranges
 
 Architecture = Literal["mlp", "mlp_no_final_gelu", "linear"]
 
@@ -38,19 +39,19 @@ class WorldConfig:
     compat: Literal["", "original"] = ""
     layout: Literal["spatial", "channel"] = "spatial"
     architecture: Architecture | None = None
-    image_size: int = 512
-    latent_channels: int = 16
-    autoencoder_width: int = 96
-    autoencoder_multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    autoencoder_blocks: int = 2
+    image_size: ranges.Pixels = 512
+    latent_channels: ranges.Size = 16
+    autoencoder_width: ranges.Size = 96
+    autoencoder_multipliers: tuple[ranges.Patch, ...] = (1, 2, 4, 4)
+    autoencoder_blocks: ranges.LayersOrZero = 2
     autoencoder_time_levels: tuple[bool, ...] = (False, True, True)
     autoencoder_file: str = ""
-    autoencoder_ratio: int = 16
-    start_token: int = 262145
-    end_token: int = 262146
-    steps: int = 0
+    autoencoder_ratio: ranges.Ratio = 16
+    start_token: ranges.Index = 262145
+    end_token: ranges.Index = 262146
+    steps: Annotated[int, ranges.Range(0, 1000)] = 0
     predictor: str = ""
-    predictor_steps: int = 4
+    predictor_steps: ranges.Steps = 4
 
     @property
     def original(self) -> bool:
@@ -107,15 +108,12 @@ class WorldConfig:
         )
 
     def __post_init__(self) -> None:
-        if self.image_size < 1 or self.image_size % self.ratio:
+        ranges.check(self)
+        if self.image_size % self.ratio:
             raise ValueError(f"image_size is {self.image_size}, expected a multiple of {self.ratio} pixels, a latent")
         if self.autoencoder_file and self.original:
             raise ValueError(
                 f"autoencoder_file is {self.autoencoder_file!r}, but the original has none: unset it or compat"
-            )
-        if self.steps < 0 or self.predictor_steps < 1:
-            raise ValueError(
-                f"steps is {self.steps} and predictor_steps {self.predictor_steps}, expected at least 0 and at least 1"
             )
 
 

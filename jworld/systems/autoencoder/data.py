@@ -4,7 +4,6 @@ DIR/manifest.json lists one file per video and split: a NumPy file, uint8 [T, H,
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from jworld.data.inputs import clips, fitting, formats
 from jworld.data.recording import recorder
 from jworld.data.records import content
 from jworld.utils import config as run_config
-from jworld.utils import files, folder_lock, indices, notes
+from jworld.utils import files, folder_lock, indices, notes, ranges
 from jworld.utils.errors import UserError
 
 FORMAT, VERSION = "jworld-frames", 1
@@ -45,9 +44,9 @@ class VideosConfig:
 
     format: str = "episodes"
     path: str = ""
-    image_size: tuple[int, int] = (64, 48)
+    image_size: tuple[ranges.Pixels, ranges.Pixels] = (64, 48)
     fit: Literal["crop", "stretch"] = "crop"
-    val_share: float = 0.05
+    val_share: ranges.ShareBelowOne = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,8 @@ class ClipConfig:
       size: width and height, in pixels.
     """
 
-    frames: int = 9
-    size: tuple[int, int] = (32, 32)
+    frames: ranges.Frames = 9
+    size: tuple[ranges.Pixels, ranges.Pixels] = (32, 32)
 
 
 class FrameFiles:
@@ -73,15 +72,13 @@ class FrameFiles:
     def __init__(self, directory: str | pathlib.Path) -> None:
         self.directory = pathlib.Path(directory)
         path = self.directory / records.MANIFEST
+        self.manifest: dict[str, Any] = files.read_json(
+            path, fix="correct config.data.records, or train to make the frames"
+        )
         try:
-            self.manifest: dict[str, Any] = json.loads(path.read_text())
             self.fps: float = [*self.manifest["videos"]["val"], *self.manifest["videos"]["train"]][0]["fps"]
             self.image_size = tuple(self.manifest["image_size"])
             found = self.manifest["format"], self.manifest["version"]
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{path} does not exist: correct config.data.records, or train to make the frames"
-            ) from error
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(
                 f"{path} is not a manifest of decoded videos: choose another config.data.records"

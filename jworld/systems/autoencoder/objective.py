@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jworld.models.autoencoders import linear, network
 from jworld.models.autoencoders.latents import Posterior
-from jworld.utils import errors
+from jworld.utils import ranges
 
 Batch = Mapping[str, jax.Array]
 
@@ -26,15 +26,15 @@ class ObjectiveConfig:
       kl: weight of `divergence`; a small one bounds the latents and makes the decoder robust to a little noise.
     """
 
-    absolute: float = 1.0
-    squared: float = 0.0
-    gradient: float = 0.0
-    kl: float = 1e-6
+    absolute: ranges.PositiveOrZero = 1.0
+    squared: ranges.PositiveOrZero = 0.0
+    gradient: ranges.PositiveOrZero = 0.0
+    kl: ranges.PositiveOrZero = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("absolute", "squared", "gradient", "kl"):
-            if getattr(self, name) < 0:
-                raise errors.UserError(f"config.loss.{name} is {getattr(self, name)}: expected at least 0")
+        ranges.check(self)
+        if not (self.absolute or self.squared or self.gradient):
+            raise ValueError("absolute, squared and gradient are all 0, expected one above 0: nothing would train")
 
 
 def loss(

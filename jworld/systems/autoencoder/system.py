@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jworld.models.autoencoders.latents import Normalization
 from jworld.systems import base
 from jworld.systems.autoencoder import data, evaluation, objective, transform
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, ranges
 
 #: Log variance of the posterior before training. The means start with a deviation of about 0.3 over a video, which
 #: noise of deviation 1 (log variance 0) would hide.
@@ -37,15 +37,13 @@ class SampleConfig(settings.SamplesConfig):
       frames: frames of each clip.
     """
 
-    clips: int = 3
-    frames: int = 17
+    clips: Annotated[int, ranges.Range(1, 10_000)] = 3
+    frames: ranges.Frames = 17
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompts:
             raise ValueError("prompts are set, but an autoencoder does not read text: leave the key out")
-        if self.clips < 1 or self.frames < 1:
-            raise ValueError(f"{self.clips} clips of {self.frames} frames, expected at least one of each")
 
 
 class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):

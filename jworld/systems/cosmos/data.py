@@ -6,7 +6,7 @@ four, so a window from the middle would lack a first latent.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import grain
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from jworld.cameras import robots
 from jworld.data import pipeline
 from jworld.systems.worldplay.data import TextStore
+from jworld.utils import ranges
 
 #: Size of one motion: translation (3), rotation (3), gripper (1).
 MOTION = 7
@@ -31,16 +32,13 @@ class ClipConfig:
         record's array of that name, [steps, 7] per pixel frame.
     """
 
-    latent_size: tuple[int, int]
-    window_frames: int = 24
-    text_tokens: int = 512
+    latent_size: tuple[ranges.Size, ranges.Size]
+    window_frames: Annotated[int, ranges.Range(2, 2**20)] = 24
+    text_tokens: ranges.Size = 512
     actions: Literal["", "poses", "motion"] = ""
 
     def __post_init__(self) -> None:
-        if self.window_frames < 2:
-            raise ValueError(f"window_frames is {self.window_frames}, expected at least 2: one conditions the others")
-        if self.actions not in ("", "poses", "motion"):
-            raise ValueError(f"actions is {self.actions!r}, expected '', 'poses' or 'motion'")
+        ranges.check(self)
 
 
 class FirstFrames(grain.transforms.RandomMap):

@@ -5,13 +5,14 @@ Source: cosmos-predict2 `models/video2world_model.py`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jworld.diffusion import rectified_flow
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
+from jworld.utils import ranges
 
 Batch = Mapping[str, jax.Array]
 
@@ -30,24 +31,18 @@ class ObjectiveConfig:
       scale: factor of the loss.
     """
 
-    log_mean: float = 0.0
-    log_std: float = 1.0
-    high_ratio: float = 0.05
-    conditioning_frames: tuple[int, int] = (1, 2)
-    text_dropout: float = 0.2
-    given_sigma: float = rectified_flow.GIVEN_SIGMA
-    scale: float = rectified_flow.LOSS_SCALE
+    log_mean: ranges.Logit = 0.0
+    log_std: Annotated[float, ranges.Range(0, 100)] = 1.0
+    high_ratio: ranges.Share = 0.05
+    conditioning_frames: tuple[ranges.SizeOrZero, ranges.SizeOrZero] = (1, 2)
+    text_dropout: ranges.Share = 0.2
+    given_sigma: ranges.PositiveOrZero = rectified_flow.GIVEN_SIGMA
+    scale: ranges.Positive = rectified_flow.LOSS_SCALE
 
     def __post_init__(self) -> None:
-        for name in ("high_ratio", "text_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
+        ranges.check(self)
         least, most = self.conditioning_frames
-        if self.given_sigma < 0 or self.scale <= 0:
-            raise ValueError(
-                f"given_sigma is {self.given_sigma} and scale {self.scale}, expected at least 0, and a number above 0"
-            )
-        if not 0 <= least <= most:
+        if least > most:
             raise ValueError(f"conditioning_frames is {self.conditioning_frames}, expected (least, most)")
 
 

@@ -4,6 +4,7 @@ Source: cosmos-predict2 `pipelines/video2world.py`.
 """
 
 import dataclasses
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 from jworld.diffusion import adams_bashforth, rectified_flow, step_reports
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
 from jworld.parallel import axes
+from jworld.utils import ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,28 +31,20 @@ class SampleConfig:
       fps: frame rate of generated videos, in frames per second; None for that of the data set or the published model.
     """
 
-    num_steps: int = 35
-    guidance: float = 7.0
+    num_steps: ranges.Steps = 35
+    guidance: ranges.Guidance = 7.0
     negative_prompt: str = ""
-    conditioning_frames: int = 1
-    lowest: float = 0.002
-    highest: float = 80.0
-    order: float = 7.0
-    given_sigma: float = rectified_flow.GIVEN_SIGMA
-    fps: float | None = None
+    conditioning_frames: Literal[1, 2] = 1
+    lowest: ranges.Positive = 0.002
+    highest: ranges.Positive = 80.0
+    order: Annotated[float, ranges.Range(0, 100, above=True)] = 7.0
+    given_sigma: ranges.PositiveOrZero = rectified_flow.GIVEN_SIGMA
+    fps: ranges.FramesPerSecond | None = None
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
-        if self.fps is not None and not 0 < self.fps < np.inf:
-            raise ValueError(f"fps is {self.fps}, expected a number above 0")
-        if self.conditioning_frames not in (1, 2):
-            raise ValueError(f"conditioning_frames is {self.conditioning_frames}, must be 1 or 2")
-        if not 0 < self.lowest < self.highest or self.order <= 0 or self.given_sigma < 0:
-            raise ValueError(
-                f"lowest is {self.lowest}, highest {self.highest}, order {self.order} and given_sigma "
-                f"{self.given_sigma}, expected 0 < lowest < highest, order above 0 and given_sigma at least 0"
-            )
+        ranges.check(self)
+        if not self.lowest < self.highest:
+            raise ValueError(f"lowest is {self.lowest} and highest {self.highest}, expected lowest < highest")
 
     @property
     def rows(self) -> int:

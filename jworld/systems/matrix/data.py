@@ -5,19 +5,17 @@ records are cut to their length when they are made. A window of an endless strea
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import grain
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from jworld.cameras import driving
 from jworld.data import pipeline
 from jworld.data.records import text_store as text_stores
 from jworld.systems.worldplay.data import NEGATIVE_PROMPT
+from jworld.utils import ranges, tensor_files
 from jworld.utils.errors import UserError
 
 #: Array in a file of control vectors: one row per token of `driving.TOKENS`, followed by the row for no control.
@@ -42,19 +40,17 @@ class ClipConfig:
       posterior: draw latents from the autoencoder's posterior; the records must be made with --keep-posterior.
     """
 
-    latent_size: tuple[int, int]
-    window_frames: int = 17
+    latent_size: tuple[ranges.Size, ranges.Size]
+    window_frames: ranges.Size = 17
     start: Literal["first", "middle"] = "first"
     controls: Literal["", "tokens", "labels"] = ""
     control_states: str = ""
-    text_dropout: float = 0.0
-    control_dropout: float = 0.1
+    text_dropout: ranges.Share = 0.0
+    control_dropout: ranges.Share = 0.1
     posterior: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("text_dropout", "control_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
+        ranges.check(self)
 
     @property
     def least_latents(self) -> int:
@@ -76,13 +72,12 @@ def control_table(path: str, dim: int) -> np.ndarray:
     """
     if not path:
         return np.stack([text_stores.hashed_words(token, dim=dim)[-1] for token in (*driving.TOKENS, driving.NULL)])
-    try:
-        table = safetensors.numpy.load_file(pathlib.Path(path))[CONTROL_STATES]
-    except (OSError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"config.data.clip.control_states: {path} has no {CONTROL_STATES} ({error}): write the file with "
-            "python -m jworld.systems.matrix.encode_controls"
-        ) from error
+    fix = "write the file with python -m jworld.systems.matrix.encode_controls"
+    name = f"config.data.clip.control_states: {path}"
+    with tensor_files.opened(path, fix=fix, name=name) as file:
+        if CONTROL_STATES not in file.keys():  # noqa: SIM118, not a dict
+            raise UserError(f"{name} has no {CONTROL_STATES}: {fix}")
+        table = tensor_files.check_finite(file.get_tensor(CONTROL_STATES), CONTROL_STATES, name, fix=fix)
     if table.shape != (len(driving.TOKENS) + 1, dim):
         raise UserError(
             f"config.data.clip.control_states: {path} has vectors of shape {list(table.shape)}, expected "

@@ -13,6 +13,7 @@ import numpy as np
 
 from jworld.diffusion import consistency, v_prediction, windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
+from jworld.utils import ranges
 
 Batch = Mapping[str, jax.Array]
 
@@ -44,35 +45,29 @@ class ObjectiveConfig:
     """
 
     kind: Literal["clip", "windows", "consistency"] = "clip"
-    snr_shift: float = 3.0
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    snr_shift: ranges.Positive = 3.0
+    beta_start: ranges.ShareAboveZero = 0.00085
+    beta_end: ranges.ShareAboveZero = 0.012
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
     zero_terminal_snr: bool = True
-    groups: int = 4
-    phases_per_group: int = 1
-    solver_steps: int = 40
-    guidance: tuple[float, float] = (6.0, 6.0)
+    groups: ranges.Steps = 4
+    phases_per_group: ranges.Steps = 1
+    solver_steps: ranges.Steps = 40
+    guidance: tuple[ranges.Guidance, ranges.Guidance] = (6.0, 6.0)
     distance: Literal["huber", "l2"] = "huber"
-    huber_c: float = 1e-3
+    huber_c: ranges.Positive = 1e-3
     target: Literal["student", "ema"] = "student"
-    teacher_dtype: str = "float32"
-    own_errors: float = 0.0
+    teacher_dtype: Literal["bfloat16", "float32"] = "float32"
+    own_errors: ranges.Share = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.own_errors <= 1:
-            raise ValueError(f"own_errors is {self.own_errors}, expected a share between 0 and 1")
+        ranges.check(self)
         if self.own_errors and self.kind != "windows":
             raise ValueError(f"own_errors is {self.own_errors} and kind {self.kind!r}, expected 0, or kind 'windows'")
-        if self.snr_shift <= 0:
-            raise ValueError(f"snr_shift is {self.snr_shift}, expected a number above 0")
-        if not 0 < self.beta_start <= self.beta_end < 1:
+        if self.beta_start > self.beta_end:
             raise ValueError(
-                f"beta_start is {self.beta_start} and beta_end {self.beta_end}, expected numbers between 0 and 1 of "
-                "which beta_end is not the smaller one"
+                f"beta_start is {self.beta_start} and beta_end {self.beta_end}, expected the smaller one first"
             )
-        if not 0 < self.huber_c < float("inf"):
-            raise ValueError(f"huber_c is {self.huber_c}, expected a number above 0")
         for name, parts in (("groups", self.groups), ("groups * phases_per_group", self.phases)):
             if v_prediction.NUM_TIMESTEPS % parts:
                 raise ValueError(f"{name} is {parts}, expected a divisor of {v_prediction.NUM_TIMESTEPS}")

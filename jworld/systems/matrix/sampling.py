@@ -16,6 +16,7 @@ from jworld.diffusion import consistency, step_reports, v_prediction, windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.parallel import axes
 from jworld.systems.matrix import objective
+from jworld.utils import ranges
 
 SOLVERS = ("ddim", "dpm", "consistency")
 
@@ -43,26 +44,23 @@ class SampleConfig:
 
     mode: Literal["clip", "stream"] = "clip"
     solver: str = "dpm"
-    num_steps: int = 20
+    num_steps: ranges.Steps = 20
     spacing: str = "trailing"
-    guidance: float = 6.0
-    control_guidance: float = 1.0
-    guidance_embedding_scale: float = 6.0
+    guidance: ranges.Guidance = 6.0
+    control_guidance: ranges.Guidance = 1.0
+    guidance_embedding_scale: ranges.Guidance = 6.0
     dynamic_guidance: bool = False
-    groups: int = 4
-    window_frames: int = 4
-    solver_steps: int = 40
-    phases_per_group: int = 1
+    groups: ranges.Steps = 4
+    window_frames: ranges.Size = 4
+    solver_steps: ranges.Steps = 40
+    phases_per_group: ranges.Steps = 1
     negative_prompt: str = ""
-    fps: float | None = None
+    fps: ranges.FramesPerSecond | None = None
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}, must be one of {', '.join(SOLVERS)}")
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
-        if self.fps is not None and not 0 < self.fps < np.inf:
-            raise ValueError(f"fps is {self.fps}, expected a number above 0")
+        ranges.check(self)
         if self.mode == "clip" and self.solver == "consistency":
             raise ValueError("solver is 'consistency', which generates streams: set mode to 'stream'")
         if self.mode == "stream" and self.num_steps % self.groups:

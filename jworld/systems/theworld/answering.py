@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.model import TheWorld
 from jworld.systems import asking
 from jworld.systems.theworld import objective, world_steps
-from jworld.utils import errors
+from jworld.utils import errors, ranges
 
 #: A user's question, or the turns of a conversation whose next turn is the answer.
 Prompt = str | Sequence[chat.Turn]
@@ -31,16 +32,15 @@ class SampleConfig:
       prompt_multiple: prompts are padded to a multiple of this many tokens, so that few programs are compiled.
     """
 
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    max_tokens: ranges.Size = 128
+    temperature: Annotated[float, ranges.Range(0, 100)] = 0.0
+    top_k: ranges.CountOrZero = 0
+    top_p: ranges.ShareAboveZero = 1.0
     stop: tuple[str, ...] = ()
-    prompt_multiple: int = 64
+    prompt_multiple: Annotated[int, ranges.Range(1, 65536)] = 64
 
     def __post_init__(self) -> None:
-        if self.prompt_multiple < 1:
-            raise ValueError(f"prompt_multiple is {self.prompt_multiple}, expected 1 or more")
+        ranges.check(self)
         self.sampling()
 
     def sampling(self, seed: int = 0) -> asking.Sampling:

@@ -19,6 +19,7 @@ from jworld.models.theworld.config import WorldConfig
 from jworld.models.theworld.model import TheWorld, insert, world_mask
 from jworld.systems.theworld import world_steps
 from jworld.training import step
+from jworld.utils import ranges
 
 Batch = Mapping[str, jax.Array]
 #: Tokens whose logits are in memory at once for `log_likelihoods`.
@@ -33,11 +34,10 @@ class ObjectiveConfig:
       chunk: tokens per sample whose logits are in memory at once.
     """
 
-    chunk: int = 256
+    chunk: ranges.Size = 256
 
     def __post_init__(self) -> None:
-        if self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}, expected 1 or more tokens")
+        ranges.check(self)
 
 
 class Score(NamedTuple):

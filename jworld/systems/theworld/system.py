@@ -49,7 +49,10 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
         predictor = world_steps.section(config, world)
         if predictor is not None:
             self._sections[f"model.{world_steps.PREDICTOR}"] = predictor
-        self.model_config = TheWorldConfig(gemma=gemma, world=world, predictor=predictor)
+        try:
+            self.model_config = TheWorldConfig(gemma=gemma, world=world, predictor=predictor)
+        except ValueError as error:
+            raise errors.UserError(f"config.model: {error}") from error
         self.objective = self.read(objective.ObjectiveConfig, "loss")
         self.sample = self.read(answering.SampleConfig, "sample.rollout")
         self.data = Conversations(config, image_tokens=gemma.image_tokens)

@@ -6,13 +6,14 @@ clip after its context frames. Source: HY-WorldPlay's `ar_camera_hunyuan_w_mem_d
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import grain
 import numpy as np
 
 from jworld.cameras import memory, poses
 from jworld.data import pipeline
+from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
 NEGATIVE_PROMPT = 0
@@ -46,23 +47,33 @@ class ClipConfig:
       curriculum: pairs (first step, latent frames of a clip in use).
     """
 
-    latent_size: tuple[int, int]
-    window_frames: int = 24
-    chunk_frames: int = 4
-    memory_frames: int = 20
-    temporal_context: int = 12
-    memory_probability: float = 0.8
-    memory_points: int = 50_000
-    memory_fov: tuple[float, float] = memory.PUBLISHED_VIEW.fov
-    memory_radius: float = memory.PUBLISHED_VIEW.radius
-    text_dropout: float = 0.1
-    text_tokens: int = 1000
-    glyph_tokens: int = 256
-    vision_tokens: int = 729
-    curriculum: tuple[tuple[int, int], ...] = ((0, 32), (500, 64), (1000, 96), (2000, 128), (3000, 160))
+    latent_size: tuple[ranges.Size, ranges.Size]
+    window_frames: ranges.Size = 24
+    chunk_frames: ranges.Size = 4
+    memory_frames: ranges.Size = 20
+    temporal_context: ranges.SizeOrZero = 12
+    memory_probability: ranges.Share = 0.8
+    memory_points: Annotated[int, ranges.Range(1, 10_000_000)] = 50_000
+    memory_fov: tuple[
+        Annotated[float, ranges.Range(0, 360, above=True, below=True)],
+        Annotated[float, ranges.Range(0, 180, above=True, below=True)],
+    ] = memory.PUBLISHED_VIEW.fov
+    memory_radius: ranges.Positive = memory.PUBLISHED_VIEW.radius
+    text_dropout: ranges.Share = 0.1
+    text_tokens: ranges.Size = 1000
+    glyph_tokens: ranges.SizeOrZero = 256
+    vision_tokens: ranges.Size = 729
+    curriculum: tuple[tuple[ranges.CountOrZero, ranges.Size], ...] = (
+        (0, 32),
+        (500, 64),
+        (1000, 96),
+        (2000, 128),
+        (3000, 160),
+    )
 
     def __post_init__(self) -> None:
-        if self.chunk_frames < 1 or self.window_frames % self.chunk_frames:
+        ranges.check(self)
+        if self.window_frames % self.chunk_frames:
             raise ValueError(
                 f"window_frames is {self.window_frames}, expected a multiple of chunk_frames {self.chunk_frames}"
             )
@@ -77,15 +88,6 @@ class ClipConfig:
                 f"temporal_context is {self.temporal_context}, expected a multiple of chunk_frames "
                 f"{self.chunk_frames} of at most memory_frames - chunk_frames = {most}"
             )
-        for name in ("memory_probability", "text_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
-        if self.memory_points < 1:
-            raise ValueError(f"memory_points is {self.memory_points}, expected at least 1")
-        if not (0 < self.memory_fov[0] < 360 and 0 < self.memory_fov[1] < 180):
-            raise ValueError(f"memory_fov is {self.memory_fov}, expected degrees above 0, below 360 and below 180")
-        if not 0 < self.memory_radius < np.inf:
-            raise ValueError(f"memory_radius is {self.memory_radius}, expected a number above 0")
         self._check_curriculum()
 
     @property

@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.parallel import axes
 from jworld.systems.worldplay import objective
+from jworld.utils import ranges
 
 Array = np.ndarray | jax.Array
 
@@ -40,18 +41,15 @@ class SampleConfig:
     """
 
     mode: Literal["autoregressive", "bidirectional"] = "autoregressive"
-    num_steps: int = 50
-    shift: float = 5.0
-    guidance: float = 6.0
-    context_time: float = 14.0
+    num_steps: ranges.Steps = 50
+    shift: ranges.Shift = 5.0
+    guidance: ranges.Guidance = 6.0
+    context_time: Annotated[float, ranges.Range(0, 1000)] = 14.0
     negative_prompt: str = ""
-    fps: float | None = None
+    fps: ranges.FramesPerSecond | None = None
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps}, must be at least 1")
-        if self.fps is not None and not 0 < self.fps < np.inf:
-            raise ValueError(f"fps is {self.fps}, expected a number above 0")
+        ranges.check(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

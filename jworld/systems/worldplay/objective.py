@@ -6,7 +6,7 @@ against drift: `clean_context` and `own_errors`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,13 @@ import numpy as np
 from jworld.diffusion import flow_matching
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
+from jworld.utils import ranges
 
 Batch = Mapping[str, jax.Array]
+
+
+#: Diffusion time in whole steps of 1000.
+_Time = Annotated[int, ranges.Range(1, flow_matching.NUM_TIMESTEPS)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,23 +40,19 @@ class ObjectiveConfig:
         sees what a rollout continues from (as in Matrix-Game 3 and DIAMOND). Above 0 it costs another forward pass.
     """
 
-    shift: float = 3.0
-    weighting: str = "logit_normal"
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    mode_scale: float = 1.29
-    memory_times: tuple[int, int] = (16, 500)
-    clean_context: float = 0.0
-    own_errors: float = 0.0
+    shift: ranges.Shift = 3.0
+    weighting: Literal["logit_normal", "mode", "uniform"] = "logit_normal"
+    logit_mean: ranges.Logit = 0.0
+    logit_std: Annotated[float, ranges.Range(0, 100)] = 1.0
+    mode_scale: Annotated[float, ranges.Range(0, 2)] = 1.29
+    memory_times: tuple[_Time, _Time] = (16, 500)
+    clean_context: ranges.Share = 0.0
+    own_errors: ranges.Share = 0.0
 
     def __post_init__(self) -> None:
-        if self.weighting not in ("logit_normal", "mode", "uniform"):
-            raise ValueError(f"weighting is {self.weighting!r}, must be logit_normal, mode or uniform")
-        if not 1 <= self.memory_times[0] <= self.memory_times[1] <= flow_matching.NUM_TIMESTEPS:
+        ranges.check(self)
+        if self.memory_times[0] > self.memory_times[1]:
             raise ValueError(f"memory_times {self.memory_times} must be an increasing pair within 1..1000")
-        for name in ("clean_context", "own_errors"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
 
 
 class Draws(NamedTuple):
