@@ -65,6 +65,7 @@ _WORLDPLAY = (
     *("--guidance", "1", "--config.model.param_dtype=bfloat16", "--glyph-encoder", "none:1472"),
     *("--config.data.clip.text_tokens=16", "--config.data.clip.glyph_tokens=16", "--config.data.clip.vision_tokens=0"),
 )
+_GEMMA = ("--prompt", "What is this?", "--image", "{image}", "--encoders", "{tokenizer}", "--max-tokens", "4")
 SYSTEMS = {
     "cogvideox": System(
         "CogVideoX-2B",
@@ -84,8 +85,8 @@ SYSTEMS = {
         "Gemma-3-4b",
         "gemma",
         "",
-        ("--prompt", "What is this?", "--image", "{image}", "--encoders", "{tokenizer}"),
-        ("--prompt", "What is this?", "--image", "{image}", "--encoders", "{tokenizer}"),
+        _GEMMA,
+        _GEMMA,
     ),
     "worldplay": System(
         "WorldPlay 8.56B",
