@@ -187,6 +187,8 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
     if request.batch is not None:
         entries = question_files.read(request.batch, sampling=sampling, system=request.system)
     images = [media.read_image(path) for path in request.images]
+    began = time.time()
+    opened = opening.TextOpening(system, request.prompt, images, sampling=sampling, text=request.system)
     run = runs.load(
         request.checkpoint,
         request.step,
@@ -194,7 +196,9 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
         mesh=make_mesh(config),
         encoders=request.encoders,
         given=request.given,
+        meanwhile=opened,
     )
+    loaded = time.time() - began
     if request.batch is not None:
         found = text_answers.many(run, entries, request.out, batch=request.batch_size, console=console)
         console.print(
@@ -202,7 +206,15 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
         )
         return dict(found)
     chosen = text_answers.converse if request.chat else text_answers.one
-    facts = chosen(run, request.prompt, images, sampling=sampling, system=request.system, console=console)
+    facts = chosen(
+        run,
+        request.prompt,
+        images,
+        sampling=sampling,
+        system=request.system,
+        console=console,
+        session=opened.session,
+    )
     if request.out != Request.out:
         try:
             request.out.parent.mkdir(parents=True, exist_ok=True)
@@ -212,10 +224,8 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
         console.print(f"wrote {request.out}")
     if not request.chat:
         timings = facts["timings"]
-        console.print(
-            f"{timings['tokens_per_second']:.1f} tokens per second; the prompt took {timings['start_seconds']:.2f} s, "
-            f"compiling {timings['compile_seconds']:.1f} s"
-        )
+        console.print(opened.describe(loaded, timings))
+        console.print(f"{timings['tokens_per_second']:.1f} tokens per second")
     return facts
 
 

@@ -163,6 +163,18 @@ class TextSession(Protocol):
         `sampling` replaces that of the config; None keeps it.
         """
 
+    def compile(
+        self,
+        images: Sequence[np.ndarray],
+        prompt: str | Sequence[chat.Turn],
+        *,
+        sampling: asking.Sampling | None = None,
+    ) -> None:
+        """Compile the programs of an answer to this question.
+
+        The model's parameters may be descriptions with their sharding.
+        """
+
     def step(self) -> int | None:
         """Return the next token, or None at the end of the answer."""
 

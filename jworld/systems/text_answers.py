@@ -14,10 +14,25 @@ import rich.console
 from jworld.data import media
 from jworld.data.conversations import chat
 from jworld.systems import asking, generation, question_files, runs
+from jworld.systems.base import TextSession
 from jworld.utils import compilation, errors, files
 
 #: What the terminal offers during a conversation.
 CHAT_HELP = "/image FILE adds an image to the next question, /reset starts again, /quit or end of input ends"
+
+
+def asked(turns: Sequence[chat.Turn], prompt: str, images: int) -> list[chat.Turn]:
+    """Return the turns of a conversation with the next question and its number of images.
+
+    Images precede the question, unless it has a `<image>` for each.
+    """
+    places = "" if chat.PLACE in prompt else chat.PLACE * images
+    return [*turns, chat.Turn("user", places + prompt)]
+
+
+def opened(system: str) -> list[chat.Turn]:
+    """Return the turns before the first question: the system text, if there is one."""
+    return [chat.Turn("system", system)] if system else []
 
 
 class Chat:
@@ -28,22 +43,23 @@ class Chat:
       images: all images so far.
     """
 
-    def __init__(self, run: runs.Run, *, sampling: asking.Sampling, system: str = "") -> None:
+    def __init__(
+        self, run: runs.Run, *, sampling: asking.Sampling, system: str = "", session: TextSession | None = None
+    ) -> None:
+        """Begin a conversation with the `session`; None opens one."""
         self._run, self._sampling, self._system = run, sampling, system
-        self.session = generation.text_system(run.system, run.config).session(run.model, run.encoders)
+        self.session = session or generation.text_system(run.system, run.config).session(run.model, run.encoders)
         self.reset()
 
     def reset(self) -> None:
         """Forget all turns; the system text stays."""
-        self.turns = [chat.Turn("system", self._system)] if self._system else []
+        self.turns = opened(self._system)
         self.images: list[np.ndarray] = []
 
     def ask(
         self, prompt: str, images: Sequence[np.ndarray] = (), *, take: Callable[[int], object] = lambda token: None
     ) -> tuple[list[int], dict[str, float]]:
-        """Answer the next question; `take` receives every token.
-
-        Images precede the question, unless it has a `<image>` for each.
+        """Answer the next question, see `asked`; `take` receives every token.
 
         Returns:
           The tokens, and timings in seconds.
@@ -51,8 +67,7 @@ class Chat:
         Raises:
           UserError: the question is invalid; the conversation is unchanged.
         """
-        places = "" if chat.PLACE in prompt else chat.PLACE * len(images)
-        turns = [*self.turns, chat.Turn("user", places + prompt)]
+        turns = asked(self.turns, prompt, len(images))
         shown = [*self.images, *images]
         tokens, timings = generation.answer(
             self.session, shown, turns, sampling=self._sampling, mesh=self._run.mesh, take=take
@@ -78,13 +93,14 @@ def one(
     sampling: asking.Sampling,
     system: str,
     console: rich.console.Console,
+    session: TextSession | None = None,
 ) -> dict[str, Any]:
-    """Answer a question token by token.
+    """Answer a question token by token, with the `session`; None opens one.
 
     Returns:
       prompt, answer, tokens and timings, as JSON.
     """
-    conversation = Chat(run, sampling=sampling, system=system)
+    conversation = Chat(run, sampling=sampling, system=system, session=session)
     tokens, timings = conversation.print_answer(prompt, images, console)
     answer = conversation.turns[-1].text
     return {"prompt": prompt, "answer": answer, "tokens": tokens, "timings": timings}
@@ -98,13 +114,14 @@ def converse(
     sampling: asking.Sampling,
     system: str,
     console: rich.console.Console,
+    session: TextSession | None = None,
 ) -> dict[str, Any]:
     """Answer questions from the standard input, after `prompt` if there is one, until its end.
 
     Returns:
       system text, messages and timings, as JSON.
     """
-    conversation = Chat(run, sampling=sampling, system=system)
+    conversation = Chat(run, sampling=sampling, system=system, session=session)
     console.print(CHAT_HELP, style="dim")
     pending = list(images)
     spent: list[dict[str, float]] = []

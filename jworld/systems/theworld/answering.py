@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -279,15 +279,27 @@ class Session:
           UserError: the prompt is invalid.
         """
         self.sampling = sampling or self._default
-        try:
-            batch = self.prompts([[PIL.Image.fromarray(image) for image in images]], [prompt])
-        except ValueError as error:
-            raise errors.UserError(f"the question is not valid for this model: {error}") from error
-        frames = all_frames(self.model) if images else 0
+        batch, frames = self._inputs(images, prompt)
         self._state = prefill(self.model, batch, steps=self.sampling.max_tokens, frames=frames)
         self._sampler = make_sampler([self.sampling])
         self._tokens: list[int] = []
         self._over = False
+
+    def compile(self, images: Sequence[np.ndarray], prompt: Prompt, *, sampling: asking.Sampling | None = None) -> None:
+        """Compile the programs of an answer, as `reset` and `step` will call them; see `TextSession`."""
+        chosen = sampling or self._default
+        batch, frames = self._inputs(images, prompt)
+        state = _compiled(prefill.lower(self.model, batch, steps=chosen.max_tokens, frames=frames))
+        tokens = _compiled(choose.lower(state.logits, make_sampler([chosen]), jnp.int32(0)))
+        _compiled(step.lower(self.model, tokens, state))
+
+    def _inputs(self, images: Sequence[np.ndarray], prompt: Prompt) -> tuple[dict[str, jax.Array], int]:
+        """Return the batch of one question, and the latent frames of its world."""
+        try:
+            batch = self.prompts([[PIL.Image.fromarray(image) for image in images]], [prompt])
+        except ValueError as error:
+            raise errors.UserError(f"the question is not valid for this model: {error}") from error
+        return batch, all_frames(self.model) if images else 0
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without a stop text and what follows."""
@@ -308,3 +320,12 @@ class Session:
         self._tokens.append(token)
         self._over = self.sampling.is_stopped(self.prompts.tokenizer.decode(self._tokens))
         return token
+
+
+def _compiled(lowered: Any) -> Any:
+    """Compile a program; return the shapes of its results in the layout that it gives them."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        lowered.out_info,
+        lowered.compile().output_shardings,
+    )
