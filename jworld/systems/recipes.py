@@ -17,7 +17,7 @@ import numpy as np
 from jworld import systems
 from jworld.models.layers import lora
 from jworld.precompute import demo_data
-from jworld.systems import common_keys
+from jworld.systems import base, common_keys
 from jworld.systems.common_keys import SHARED
 from jworld.utils import config as run_config
 from jworld.utils import config_keys, errors, ranges
@@ -108,7 +108,21 @@ def section_types(config: ml_collections.ConfigDict) -> dict[str, type]:
     Raises:
       UserError: the config does not make a system.
     """
-    system = systems.create(systems.listed(config))
+    return _types(systems.create(systems.listed(config)), config)
+
+
+def check_unknown(config: ml_collections.ConfigDict, system: base.AnySystem) -> None:
+    """Raise a `UserError` if a config has a key that nothing reads; `system` is built from it."""
+    types = _types(system, config)
+    for key in _flat(config.to_dict()):
+        section, _, name = key.rpartition(".")
+        fields = ranges.hints(types[section]) if section in types else {}
+        if not (name in fields or key in common_keys.PLAIN or section.startswith("model")):
+            raise errors.UserError(config_keys.unknown(key, config, types))
+
+
+def _types(system: base.AnySystem, config: ml_collections.ConfigDict) -> dict[str, type]:
+    """Return the dataclass of each section of a system's config by dotted name."""
     found = {name: type(section) for name, section in _sections(system).items()}
     optional = {name: cls for name, cls in OPTIONAL.items() if _has(config, name)}
     if hasattr(system, "lora"):

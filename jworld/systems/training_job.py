@@ -14,7 +14,7 @@ from jworld.data import pipeline, records
 from jworld.encoders import model_encoders
 from jworld.evaluation import settings
 from jworld.parallel import mesh as mesh_lib
-from jworld.systems import common_keys, initial_weights, runs, workdirs
+from jworld.systems import common_keys, initial_weights, recipes, runs, workdirs
 from jworld.systems.base import AnySystem
 from jworld.training import checkpoints, hub, metrics, optimizers
 from jworld.training import state as train_state
@@ -68,6 +68,7 @@ class TrainingJob:
         config = systems.completed(config)
         _check_length(config)
         system = systems.create(config)
+        recipes.check_unknown(config, system)
         return cls(
             config=config,
             workdir=workdir,
@@ -182,11 +183,28 @@ def check_folders(job: TrainingJob, *, overwrite: bool) -> None:
             runs.check_weights(directory)
         if job.config.init_from:
             _check_initial(job.config)
+    _check_step(job, overwrite=overwrite)
     autoencoder = model_encoders.from_config(job.config).autoencoder
     if autoencoder is not None and not pathlib.Path(autoencoder).exists():
         raise errors.UserError(
             f"config.sample.encoders.autoencoder: {autoencoder} does not exist: expected the file of an autoencoder, "
             "or a folder with autoencoder.safetensors"
+        )
+
+
+def _check_step(job: TrainingJob, *, overwrite: bool) -> None:
+    """Raise a `UserError` if `config.checkpoint.step` names a checkpoint that does not exist."""
+    step = job.config.checkpoint.step
+    if step < 0:
+        return
+    folder = job.workdir / runs.CHECKPOINTS
+    steps = (
+        [] if overwrite or not folder.is_dir() else [path.name for path in folder.iterdir() if path.name.isdecimal()]
+    )
+    if str(step) not in steps:
+        found = ", ".join(sorted(steps, key=int)) or "no checkpoint, so that the run would start at step 0"
+        raise errors.UserError(
+            f"config.checkpoint.step is {step}, but {folder} holds {found}: choose another, or -1 for the newest"
         )
 
 

@@ -118,6 +118,15 @@ def _parsed_type(hint: Any) -> type:
     return hint if hint in (bool, int, float, str) else object
 
 
+def unknown(key: str, config: ml_collections.ConfigDict, types: Mapping[str, type]) -> str:
+    """Return the sentence about a dotted key that a config has and nothing reads."""
+    node: Any = config
+    for parent in key.split(".")[:-1]:
+        node = node[parent]
+    others = ml_collections.ConfigDict({name: None for name in node if name != key.rpartition(".")[2]})
+    return _unknown(key, others, types)
+
+
 def _unknown(key: str, node: ml_collections.ConfigDict, types: Mapping[str, type]) -> str:
     section, _, name = key.rpartition(".")
     keys = _keys(section, node, types)

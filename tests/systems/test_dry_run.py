@@ -37,6 +37,10 @@ MISTAKES: dict[tuple[str, ...], str] = {
         ROOMS,
         "--config.evaluation.interval=-1",
     ): "config.evaluation.interval: expected an integer from 0 to 2147483647, got '-1'",
+    (ROOMS, "--config.global_batch=18", "--config.checkpoint.step=99"): (
+        "config.checkpoint.step is 99, but RUN/checkpoints holds no checkpoint, so that the run would start at step 0"
+    ),
+    (ROOMS, "--config.checkpoint.max_to_keep=0"): "config.checkpoint.max_to_keep: found 0, expected an integer from 1",
 }
 
 
@@ -45,7 +49,7 @@ def test_mistakes_have_the_sentence_of_the_run(tmp_path: pathlib.Path) -> None:
     empty.mkdir()
     recipe = {"system": "worldplay"}
     (empty / "config.json").write_text(json.dumps(recipe))
-    places = {"NOWHERE": str(tmp_path / "nowhere"), "EMPTY": str(empty)}
+    places = {"NOWHERE": str(tmp_path / "nowhere"), "EMPTY": str(empty), "RUN": str(tmp_path / "run")}
 
     def named(text: str) -> str:
         for word, place in places.items():

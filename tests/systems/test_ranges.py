@@ -232,6 +232,13 @@ def test_sections_and_missing_keys() -> None:
         ("model", "big", "config.model: found 'big', expected a section with keys"),
         ("steps", 2.5, "config.steps: found 2.5, expected an integer from 0 to 2147483647"),
         ("system", ("a",), "config.system is"),
+        (
+            "checkpoint.intervall",
+            5,
+            "config.checkpoint.intervall: this config has no such key; did you mean 'interval'?",
+        ),
+        ("data.thread", 5, "config.data.thread: this config has no such key; did you mean 'threads'?"),
+        ("sample.action", "", "config.sample.action: this config has no such key; did you mean 'actions'?"),
     ):
         with pytest.raises(errors.UserError) as refused:
             training_job.TrainingJob.from_config(with_value(config, key, value), pathlib.Path("runs/none"))
