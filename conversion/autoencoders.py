@@ -9,13 +9,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import nnx
 
 from conversion import families, pieces, resolving, store, tensor_files
 from jworld.data import records
 from jworld.models.autoencoders import files, network
 from jworld.utils import errors
+from jworld.utils import tensor_files as tensor_readers
 
 #: Header entry of an imported file: the record of the import.
 _RECORD = "import"
@@ -92,9 +92,9 @@ def find_file(path: pathlib.Path) -> pathlib.Path | None:
     if file.suffix != ".safetensors" or not file.is_file():
         return None
     try:
-        with safetensors.safe_open(file, framework="numpy") as opened:
+        with tensor_readers.opened(file, fix="") as opened:
             return file if files.HEADER in (opened.metadata() or {}) else None
-    except safetensors.SafetensorError:
+    except errors.UserError:
         return None
 
 
@@ -108,9 +108,11 @@ def read_header(path: pathlib.Path) -> tuple[families.Family, Target, dict[str, 
     if config is None:
         raise errors.UserError(f"{path} is a linear autoencoder, which no other program can load")
     family = families.of_autoencoder(name)
-    with safetensors.safe_open(path, framework="numpy") as opened:
-        record = opened.metadata().get(_RECORD)
-    return family, Target(family, config), None if record is None else json.loads(record)
+    fix = "import it again"
+    with tensor_readers.opened(path, fix=fix) as opened:
+        has_record = _RECORD in opened.metadata()
+        record = tensor_readers.header(opened, _RECORD, path, fix=fix) if has_record else None
+    return family, Target(family, config), record
 
 
 def write_file(

@@ -28,6 +28,7 @@ from conversion import (
 from jworld.models.layers import lora
 from jworld.systems import runs
 from jworld.utils import errors
+from jworld.utils import files as file_readers
 
 #: Bytes of tensors above which a folder has several files.
 MAX_FILE = 5_000_000_000
@@ -170,9 +171,9 @@ def _shared_config(output: pathlib.Path, names: Sequence[str], config: Mapping[s
     if output.suffix not in outputs.FILES or not place.is_file():
         return []
     try:
-        if json.loads(place.read_text()) == json.loads(json.dumps(config)):
+        if file_readers.read_json(place) == json.loads(json.dumps(config)):
             return [_CONFIG]
-    except (OSError, ValueError):
+    except errors.UserError:
         pass
     others = [
         child.name

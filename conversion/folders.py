@@ -1,7 +1,6 @@
 """Reader of jworld's weights (imported, of a run, released, of an autoencoder), some rows of a parameter at a time."""
 
 import abc
-import json
 import math
 import pathlib
 import re
@@ -19,7 +18,7 @@ from jworld.models.layers import lora
 from jworld.systems import runs
 from jworld.training import checkpoints, checksums
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, files
 
 _DOWN, _UP = "/lora/a", "/lora/b"
 
@@ -31,8 +30,8 @@ def is_folder(path: pathlib.Path) -> bool:
         return False
     try:
         # Other programs also use the file names config.json and model.safetensors.
-        return "system" in json.loads((path / run_config.FILE_NAME).read_text())
-    except (OSError, ValueError, TypeError):
+        return "system" in files.read_json(path / run_config.FILE_NAME)
+    except errors.UserError:
         return False
 
 

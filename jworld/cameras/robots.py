@@ -5,7 +5,6 @@ Source: cosmos-predict2, `data/action_conditioned/action_conditioned_dataset.py`
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 import scipy.spatial.transform
 
 from jworld.cameras import poses
-from jworld.utils.errors import UserError, one_line
+from jworld.utils import files
+from jworld.utils.errors import UserError
 
 #: Scale of the Bridge data set: translations and rotations are small numbers, the gripper's state is not.
 BRIDGE_SCALE = (20.0, 20.0, 20.0, 20.0, 20.0, 20.0, 1.0)
@@ -108,14 +108,7 @@ def resized(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _read_object(path: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): correct the path") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({one_line(error)}): write it again") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"{path} holds a {type(facts).__name__}, expected an object with {ACTION!r}: correct it")
+    facts: dict[str, Any] = files.read_json(path, fix=f"give an object with {ACTION!r}")
     return facts
 
 

@@ -7,14 +7,14 @@ twice the principal point, as in the original.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from jworld.cameras import pose_strings, poses
-from jworld.utils.errors import UserError, one_line
+from jworld.utils import files
+from jworld.utils.errors import UserError
 
 POSE, INTRINSICS = "extrinsic", "K"
 
@@ -55,12 +55,7 @@ def read(path: pathlib.Path) -> pose_strings.CameraPath:
 
 
 def _entries(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a pose string or a file of poses") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({one_line(error)}): write the poses again") from error
+    entries = files.read_json(path, None, fix="give a pose string or a file of poses")
     if not isinstance(entries, dict) or not entries or not all(isinstance(x, dict) for x in entries.values()):
         raise UserError(
             f"{path} is not a table of poses, expected one entry per latent: "

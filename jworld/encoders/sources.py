@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jworld.utils import placeholders
+from jworld.utils import files
 from jworld.utils.errors import UserError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -90,15 +90,7 @@ def hash_files(folder: pathlib.Path, names: Sequence[str]) -> str:
 
 def read_json(path: pathlib.Path, *, fix: str) -> dict[str, Any]:
     """Read the object in a JSON file; `fix` ends the sentence of an error."""
-    placeholders.refuse(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} is absent: {fix}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): {fix}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, expected an object: {fix}")
+    value: dict[str, Any] = files.read_json(path, fix=fix)
     return value
 
 

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from jworld.encoders import base, glyph, sources
-from jworld.utils import files
+from jworld.utils import files, tensor_files
 from jworld.utils.errors import UserError
 
 KIND = "stored"
@@ -77,12 +77,8 @@ class StoredText(base.TextEncoder):
 def read_embeddings(path: str | pathlib.Path) -> tuple[StoredText, StoredText | None]:
     """Read the text states of a file, and its glyph states or None."""
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"text embeddings {path} are absent: give a safetensors file")
-    try:
-        file = safetensors.safe_open(path, framework="numpy")
-    except safetensors.SafetensorError as error:
-        raise UserError(f"text embeddings {path} are not a safetensors file ({error}): write it again") from error
+    fix = "give a file of python -m jworld.precompute.encode_text, or write it again"
+    file = tensor_files.open_file(path, fix=fix, name=f"text embeddings file {path}")
     prompts = _read_prompts(path, file.metadata() or {})
     names = set(file.keys())
     kinds = [_TEXT, _GLYPHS] if any(name.startswith(_GLYPHS) for name in names) else [_TEXT]
@@ -121,7 +117,7 @@ def _read_prompts(path: pathlib.Path, metadata: dict[str, str]) -> list[str]:
         if not metadata.get(key):
             raise UserError(f"{path}: metadata '{key}' is missing, expected 'family' and 'prompts': write it again")
     try:
-        prompts = json.loads(metadata["prompts"])
+        prompts = files.parse_json(metadata["prompts"])
     except ValueError as error:
         raise UserError(f"{path}: metadata 'prompts' is not JSON ({error}), expected a list of strings") from error
     if not (isinstance(prompts, list) and prompts and all(isinstance(prompt, str) for prompt in prompts)):

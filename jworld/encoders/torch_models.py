@@ -1,6 +1,5 @@
 """PyTorch models of `transformers` as encoders: imported on first use, loaded strictly."""
 
-import contextlib
 import dataclasses
 import importlib
 import pathlib
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from jworld.utils import notes, placeholders, pretrained
+from jworld.utils import notes, placeholders, pretrained, tensor_files
 from jworld.utils.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -104,7 +103,7 @@ def load_model(
 def _float8(folder: pathlib.Path) -> bool:
     """Return True if the safetensors files of a folder have a tensor of a float8 dtype."""
     for path in sorted(folder.glob("*.safetensors")):
-        with contextlib.suppress(safetensors.SafetensorError), safetensors.safe_open(path, framework="numpy") as file:
+        with tensor_files.opened(path, fix="download the model again") as file:
             if any(file.get_slice(name).get_dtype().startswith("F8") for name in file.keys()):  # noqa: SIM118
                 return True
     return False

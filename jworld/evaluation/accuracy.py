@@ -1,6 +1,5 @@
 """Accuracies of models on tasks: tables, bar charts, and the comparison of several evaluations."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,12 +67,14 @@ def plot(scores: Scores, *, chance: float | None) -> matplotlib.figure.Figure:
 def read(path: pathlib.Path, label: str) -> tuple[dict[str, dict[str, float]], Any]:
     """Read ({model: {task: accuracy}}, chance) from an evaluation.json; models are named after `label`."""
     path = path / "evaluation.json" if path.is_dir() else path
+    numbers = files.read_json(path, fix="give a result of python -m jworld.evaluate --benchmark")
     try:
-        numbers = json.loads(path.read_text())
         found = numbers["scores"]
         names = [label] if len(found) == 1 else [f"{label}, {name}" for name in found]
+        if not all(isinstance(value, int | float) for tasks in found.values() for value in tasks.values()):
+            raise TypeError("an accuracy is not a number")
         return dict(zip(names, found.values(), strict=True)), numbers.get("chance")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise errors.UserError(
             f"{path} holds no accuracies ({error!r}): give a result of python -m jworld.evaluate --benchmark"
         ) from error

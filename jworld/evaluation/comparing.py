@@ -1,13 +1,12 @@
 """The command `python -m jworld.evaluate compare`: several evaluations side by side."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 
 import rich.console
 
 from jworld.evaluation import accuracy, leaderboard
-from jworld.utils import arguments, errors
+from jworld.utils import arguments, errors, files
 
 DESCRIPTION = """Print several evaluations side by side: accuracies per task, with a bar chart, or all measures of
 videos. Writes comparison.json. The best values are bold."""
@@ -39,12 +38,7 @@ def main(argv: Sequence[str]) -> None:
 def _has_scores(path: pathlib.Path) -> bool:
     """Return whether a result has accuracies; a `UserError` that names the file if it is not a result."""
     path = path / "evaluation.json" if path.is_dir() else path
-    try:
-        return "scores" in json.loads(path.read_text())
-    except (OSError, ValueError, TypeError) as error:
-        raise errors.UserError(
-            f"{path} is not a result ({error}): give the folder that python -m jworld.evaluate wrote"
-        ) from error
+    return "scores" in files.read_json(path, fix="give the folder that python -m jworld.evaluate wrote")
 
 
 def _label(path: pathlib.Path) -> str:

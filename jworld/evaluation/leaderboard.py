@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,15 +61,15 @@ def read(path: pathlib.Path) -> dict[str, Measure]:
       UserError: there is none.
     """
     path = path / FILE if path.is_dir() else path
+    content: dict[str, Any] = files.read_json(path, fix="give the folder that python -m jworld.evaluate wrote")
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
         if (content["format"], content["version"]) != (FORMAT, VERSION):
             raise ValueError(f"format {content['format']!r} {content['version']!r}")
         found = {name: Measure(float(entry["value"]), entry["better"]) for name, entry in content["measures"].items()}
         for measure in found.values():
             measure.error()
         return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.UserError(
             f"{path} holds no measures ({error!r}): give the folder that python -m jworld.evaluate wrote"
         ) from error

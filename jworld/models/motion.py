@@ -8,15 +8,15 @@ import dataclasses
 import itertools
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import einops
 import jax
 import jax.numpy as jnp
-import safetensors
 from flax import nnx
 
 from jworld.models import network_files
+from jworld.utils import tensor_files
 from jworld.utils.errors import UserError
 
 #: Frames of one motion: the last of the latent before, and those of the latent.
@@ -93,10 +93,11 @@ def load(path: str | pathlib.Path) -> MotionNetwork:
     Raises:
       UserError: the file is absent or of another kind.
     """
+    fix = "give a file of scripts/train_motion.py, or train it again"
+    with tensor_files.opened(path, fix=fix, name=f"motion network {path}") as file:
+        fields = tensor_files.header(file, _HEADER, path, fix=fix)
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            fields: dict[str, Any] = json.loads((file.metadata() or {})[_HEADER])
         config = MotionConfig(**fields | {"scale": tuple(fields["scale"])})
-    except (OSError, safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a saved motion network ({error}): train it again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a saved motion network ({error!r}): {fix}") from error
     return network_files.load(path, lambda: MotionNetwork(config, rngs=nnx.Rngs(0)), remedy="train it again")

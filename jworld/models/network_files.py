@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from jworld.utils import files
+from jworld.utils import files, tensor_files
 from jworld.utils.errors import UserError
 
 Network = TypeVar("Network", bound=nnx.Module)
@@ -38,19 +38,24 @@ def load(path: str | pathlib.Path, make: Callable[[], Network], *, remedy: str) 
     """Return the network that `make` describes, with the parameters of a file of `save`.
 
     Raises:
-      UserError: the file's tensors are not exactly the network's; `remedy` ends the sentence.
+      UserError: the file is absent or damaged, its tensors are not exactly the network's, or they have NaN or infinite
+        values; `remedy` ends the sentence.
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(make))
     leaves = {"/".join(map(str, name)): (name, leaf) for name, leaf in nnx.to_flat_state(abstract)}
-    with safetensors.safe_open(path, framework="numpy") as file:
+    with tensor_files.opened(path, fix=remedy) as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, not a dict
         expected = {name: leaf.shape for name, (_, leaf) in leaves.items()}
         if found != expected:
             wrong = sorted(dict(found.items() ^ expected.items()))
             raise UserError(f"{path} has other tensors than its config requires, at {', '.join(wrong[:4])}: {remedy}")
         filled = [
-            (keys, leaf.replace(jnp.asarray(file.get_tensor(name), leaf.dtype)))
+            (keys, leaf.replace(jnp.asarray(_read(file, name, path, remedy), leaf.dtype)))
             for name, (keys, leaf) in leaves.items()
         ]
     model: Network = nnx.merge(graphdef, nnx.from_flat_state(filled))
     return model
+
+
+def _read(file: safetensors.safe_open, name: str, path: str | pathlib.Path, remedy: str) -> np.ndarray:
+    return tensor_files.check_finite(file.get_tensor(name), name, path, fix=remedy)

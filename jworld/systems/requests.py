@@ -12,7 +12,7 @@ import ml_collections
 from jworld.cameras import lengths
 from jworld.encoders import model_encoders as encoders_lib
 from jworld.systems import options
-from jworld.utils import errors
+from jworld.utils import errors, files
 
 #: Suffix of videos, in any case.
 VIDEO = ".mp4"
@@ -82,9 +82,9 @@ class Video:
         if not (self.out.is_file() and self.facts_file.is_file()):
             return False
         try:
-            found = json.loads(self.facts_file.read_text())
+            found = files.read_json(self.facts_file)
             made = {**_without_mesh(found["config"]), **{key: found.get(key) for key in self.facts()}}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (errors.UserError, TypeError, KeyError, AttributeError):
             return False
         asked = json.loads(json.dumps({**_without_mesh(config.to_dict()), **self.facts()}))
         if different := [key for key, value in asked.items() if made.get(key) != value]:
@@ -209,10 +209,7 @@ def read_batch(path: pathlib.Path) -> list[tuple[str, Any]]:
     Raises:
       UserError: the file cannot be read, is empty, or is not JSON.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.UserError(f"--batch {path} cannot be read ({error}): correct the path") from error
+    text = files.read_text(path, name=f"--batch {path}")
     if text.lstrip().startswith("["):
         listed = _parsed(text, f"--batch {path}: ")
         entries = [(f"{path}, entry {number}: ", entry) for number, entry in enumerate(listed, start=1)]
@@ -226,9 +223,9 @@ def read_batch(path: pathlib.Path) -> list[tuple[str, Any]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise errors.UserError(f"{where}not valid JSON ({errors.one_line(error)}): correct it") from error
+        return files.parse_json(text)
+    except ValueError as error:
+        raise errors.UserError(f"{where}not valid JSON ({error}): correct it") from error
 
 
 def checked(entry: Any, where: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ one Orbax checkpoint weights/ with its description import.json.
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ from jworld.training import optimizers, weights
 from jworld.training import state as train_state
 from jworld.training.checkpoints import Checkpoints
 from jworld.utils import config as run_config
-from jworld.utils import errors, hub_folders, nnx_types
+from jworld.utils import errors, files, hub_folders, nnx_types
 
 CHECKPOINTS, ENCODERS, SAMPLES = "checkpoints", "encoders", "samples"
 #: Weights outside a checkpoint, as in the starter folder.
@@ -342,10 +341,10 @@ def import_record(directory: pathlib.Path) -> dict[str, Any]:
     """
     path = directory / IMPORT_RECORD
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = files.read_json(path, fix="import the weights again")
         checksums = [entry["checksum"] for entry in record["arrays"].values()]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise errors.UserError(f"{path} is missing or damaged ({error}): import the weights again") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise errors.UserError(f"{path} is damaged ({error!r}): import the weights again") from error
     if not all(isinstance(checksum, str) for checksum in checksums):
         raise errors.UserError(
             f"{path}: an earlier version of jworld wrote these weights, without checksums of their chunks: import the "

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from jworld.systems import runs
 from jworld.training import goodput, hub, profiling, writers
 from jworld.utils import config as run_config
-from jworld.utils import errors, folder_lock
+from jworld.utils import errors, files, folder_lock
 
 EVALUATION = "evaluation"
 LOCK = ".lock"
@@ -108,8 +108,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 def _has_config(workdir: pathlib.Path) -> bool:
     try:
-        return "system" in json.loads((workdir / run_config.FILE_NAME).read_text())
-    except (OSError, ValueError, TypeError):
+        return "system" in files.read_json(workdir / run_config.FILE_NAME)
+    except errors.UserError:
         return False
 
 

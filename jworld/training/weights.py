@@ -9,12 +9,11 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from jworld.training import array_store, storage
 from jworld.training import state as train_state
-from jworld.utils import errors, files, nnx_types
+from jworld.utils import errors, files, nnx_types, tensor_files
 
 #: Bytes on the host, read but not yet on their devices.
 _IN_FLIGHT = 256 << 20
@@ -32,20 +31,20 @@ def load(path: pathlib.Path, abstract: nnx_types.State) -> nnx_types.State:
     """Load a file of `save` into the shapes, dtypes and shardings of `abstract`.
 
     Raises:
-      UserError: the file is absent or damaged, or its tensors are not exactly those of the model.
+      UserError: the file is absent or damaged, has NaN or infinite values, or its tensors are not exactly those of the
+        model.
     """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _check(path, abstract, found)
-            params: nnx_types.State = jax.tree_util.tree_map_with_path(
-                lambda name, leaf: _placed(file.get_tensor(train_state.leaf_name(name)), leaf), abstract
-            )
-            return params
-    except FileNotFoundError as error:
-        raise errors.UserError(f"{path} is missing: name a folder with weights, or train from scratch") from error
-    except safetensors.SafetensorError as error:
-        raise errors.UserError(f"{path} is damaged ({error}): download the file again") from error
+    fix = "download the file again, or name another folder with weights"
+    with tensor_files.opened(path, fix=fix) as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        _check(path, abstract, found)
+
+        def read(place: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            name = train_state.leaf_name(place)
+            return _placed(tensor_files.check_finite(file.get_tensor(name), name, path, fix=fix), leaf)
+
+        params: nnx_types.State = jax.tree_util.tree_map_with_path(read, abstract)
+        return params
 
 
 def restore(

@@ -1,5 +1,6 @@
 """Writers of a run's log: `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -61,11 +62,9 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Read the lines of `metrics.jsonl`, oldest first; skips a last line left incomplete by a killed run."""
     path = workdir / FILE
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in files.read_text(path).splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(files.parse_json(line))
     return rows
 
 

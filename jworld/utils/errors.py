@@ -37,6 +37,11 @@ def one_line(error: BaseException, *, limit: int = 200) -> str:
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """Return a text as one line: control characters, as names of files may have, become their escapes."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def exit_code(error: BaseException) -> int:
     """Return the exit code of an error."""
     codes = {UserError: MISTAKE, RestartError: RESTART}
@@ -46,7 +51,8 @@ def exit_code(error: BaseException) -> int:
 def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a command's main function: a `UserError` or `RestartError` becomes one line on stderr and its exit code.
 
-    A command whose output is a pipe that its reader has closed ends silently with `UNREAD`.
+    The same holds for an `OSError` that names a path. A command whose output is a pipe that its reader has closed ends
+    silently with `UNREAD`.
     """
 
     @functools.wraps(main)
@@ -59,13 +65,20 @@ def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
                 if sys.stdout is not None:
                     sys.stdout.flush()
         except (UserError, RestartError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             sys.exit(exit_code(error))
         except BrokenPipeError:
             if not _output_unread():
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(UNREAD)
+        except OSError as error:
+            # What the system refuses for a path is not a defect of the program, wherever it is found.
+            if error.filename is None:
+                raise
+            path, reason = os.fsdecode(error.filename), error.strerror or type(error).__name__
+            print(f"error: {printable(f'{path} cannot be used ({reason})')}: correct the path", file=sys.stderr)
+            sys.exit(MISTAKE)
 
     return wrapped
 

@@ -1,12 +1,19 @@
-"""Atomic files: complete or absent, even if the writing program is killed."""
+"""Files as a whole: written atomically, and read within limits with one sentence for each mistake."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import secrets
+import stat
 from collections.abc import Iterator
 from typing import Any
+
+from jworld.utils import errors, limits, placeholders
+
+#: Names of JSON's types in messages.
+_KINDS = {dict: "object", list: "list", str: "text", bool: "truth value", int: "number", float: "number"}
 
 
 @contextlib.contextmanager
@@ -31,3 +38,117 @@ def write_json(
     text = json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=allow_nan)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_bytes(
+    path: str | pathlib.Path, *, name: str = "", fix: str = "correct the path", limit: int = limits.TEXT_BYTES
+) -> bytes:
+    """Return the content of a file.
+
+    Args:
+      path: the file; a pipe such as /dev/stdin is read to its end.
+      name: the file in errors, such as "--batch FILE" (default: its path).
+      fix: what to do about an error, the end of the sentence.
+      limit: largest number of bytes.
+
+    Raises:
+      UserError: the file is absent, a folder, unreadable or larger than `limit`.
+    """
+    path, name = pathlib.Path(path), name or str(path)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = b"" if size > limit else file.read(limit + 1)
+    except OSError as error:
+        raise errors.UserError(f"{name} {problem(error)}: {fix}") from error
+    if max(size, len(content)) > limit:
+        raise errors.UserError(f"{name} has more than {limit:,} bytes, the limit for such a file: {fix}")
+    return content
+
+
+def problem(error: OSError) -> str:
+    """Return what is wrong with a file that cannot be read, as the end of a sentence after its name."""
+    reasons = {
+        errno.ENOENT: "is absent",
+        errno.ENOTDIR: "is absent, because a part of its path is a file",
+        errno.EISDIR: "is a folder, expected a file",
+        errno.ELOOP: "is a link that leads back to itself",
+        errno.ENAMETOOLONG: "has a name that is too long for a file",
+        errno.EACCES: "cannot be read without further permissions",
+    }
+    return reasons.get(error.errno or 0, f"cannot be read ({error.strerror or errors.one_line(error)})")
+
+
+def read_text(
+    path: str | pathlib.Path, *, name: str = "", fix: str = "correct the path", limit: int = limits.TEXT_BYTES
+) -> str:
+    """Return the text of a UTF-8 file, without a byte order mark; arguments and errors as for `read_bytes`.
+
+    Raises:
+      UserError: also, the file has another encoding.
+    """
+    path, name = pathlib.Path(path), name or str(path)
+    content = read_bytes(path, name=name, fix=fix, limit=limit)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise errors.UserError(
+            f"{name} is not a text file in UTF-8 (byte {error.start} is {content[error.start]:#04x}): {fix}"
+        ) from error
+
+
+def read_json(
+    path: str | pathlib.Path,
+    kind: type | None = dict,
+    *,
+    name: str = "",
+    fix: str = "correct it",
+    limit: int = limits.TEXT_BYTES,
+) -> Any:
+    """Return the value of a JSON file, of type `kind` unless that is None; arguments and errors as for `read_text`.
+
+    Raises:
+      UserError: also, the file is not JSON, or holds a value of another type.
+    """
+    path, name = pathlib.Path(path), name or str(path)
+    text = read_text(path, name=name, fix=fix, limit=limit)
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        if placeholder := placeholders.find(path):
+            raise errors.UserError(f"{name} {placeholder}") from error
+        raise errors.UserError(f"{name} is not valid JSON ({error}): {fix}") from error
+    if kind is not None and not isinstance(value, kind):
+        raise errors.UserError(f"{name} holds {describe(value)}, expected {_article(_KINDS[kind])}: {fix}")
+    return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+      ValueError: it is malformed or nested too deeply; the message is one line.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(errors.one_line(error)) from error
+
+
+def describe(value: Any) -> str:
+    """Return the type of a JSON value in words."""
+    return "null" if value is None else _article(_KINDS.get(type(value), type(value).__name__))
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def is_regular(path: pathlib.Path) -> bool:
+    """Return whether a path is a regular file, and not a folder, a device, or a path that cannot exist."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False

@@ -50,7 +50,7 @@ def test_scaled_actions_are_used_as_they_are(tmp_path: pathlib.Path) -> None:
     [
         ("{", "is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
-        ([], "holds a list, expected an object with 'action'"),
+        ([], "holds a list, expected an object: give an object with 'action'"),
         ({}, "lacks the key 'action'"),
         ({"state": STATE.tolist()}, "lacks the key 'continuous_gripper_state'"),
         ({"action": ACTION.tolist(), "state": STATE.tolist()}, "lacks the key 'continuous_gripper_state'"),
@@ -73,5 +73,5 @@ def test_errors_name_file_and_key(tmp_path: pathlib.Path, content: Any, message:
 
 
 def test_an_absent_file_is_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(UserError, match=r"no\.json cannot be read"):
+    with pytest.raises(UserError, match=r"no\.json is absent"):
         robots.read_motions(tmp_path / "no.json")

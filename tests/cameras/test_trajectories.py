@@ -66,5 +66,5 @@ def test_errors_name_the_entry_and_the_fault(content: Any, message: str, tmp_pat
 
 
 def test_an_absent_file_is_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is absent"):
         trajectories.read(tmp_path / "no.json")

@@ -142,7 +142,9 @@ def test_damaged_records(
     (tmp_path / "config.json").write_text((folder / "imported" / "config.json").read_text())
     (tmp_path / "weights").symlink_to(folder / "imported" / "weights")
     (tmp_path / "import.json").write_text(content)
-    assert "import.json is missing or damaged" in mistake(capsys, "export", tmp_path, "--output", tmp_path / "out")
+    error = mistake(capsys, "export", tmp_path, "--output", tmp_path / "out")
+    assert "import.json " in error
+    assert error.endswith(": import the weights again")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,8 +102,8 @@ def test_a_file_of_another_layout_is_refused(tmp_path, tensors, changes, message
 
 
 def test_an_absent_or_broken_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="are absent: give a safetensors file"):
+    with pytest.raises(UserError, match="is absent: give a file of"):
         registry.read_embeddings(tmp_path / "none.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"garbage")
-    with pytest.raises(UserError, match="are not a safetensors file"):
+    with pytest.raises(UserError, match="is not a safetensors file"):
         registry.read_embeddings(tmp_path / "broken.safetensors")

@@ -183,7 +183,7 @@ def set_config(folder, **changes):
         (lambda f: add(f, "encoder.extra"), r"has no place for weight 'encoder.extra' \(1 such\)"),
         (lambda f: set_config(f, d_ff=16), r"cannot be loaded as T5EncoderModel"),
         (lambda f: set_config(f, model_type="bert"), r"config.json has model_type 'bert', t5-cosmos expects 't5'"),
-        (lambda f: (f / "config.json").write_text("{"), r"config.json is not JSON"),
+        (lambda f: (f / "config.json").write_text("{"), r"config.json is not valid JSON"),
         (lambda f: (f / "config.json").unlink(), r"config.json is absent: give t5-cosmos the folder of a downloaded"),
         (lambda f: (f / "model.safetensors").write_bytes(b"garbage"), r"cannot be loaded as T5EncoderModel"),
         (lambda f: (f / "model.safetensors").unlink(), r"cannot be loaded as T5EncoderModel"),

@@ -111,7 +111,7 @@ def test_wrong_actions(entry: published_files.Entry, tmp_path: pathlib.Path, fra
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("[", r"index\.json is not JSON"),
+        ("[", r"index\.json is not valid JSON"),
         ("{}", r"index\.json holds a JSON dict, expected a list of objects"),
         ("[]", r"index\.json is empty"),
         ('[{"latent_path": "a.pt"}]', "item 0 has no 'pose_path'"),
@@ -238,7 +238,7 @@ def test_files_and_dtypes_of_other_versions(entry: published_files.Entry) -> Non
 
 def test_deep_json_is_refused(entry: published_files.Entry) -> None:
     entry.pose.write_text("[" * 100_000)
-    with pytest.raises(UserError, match=r"clip\.json is not JSON"):
+    with pytest.raises(UserError, match=r"clip\.json is not valid JSON"):
         read(entry)
 
 

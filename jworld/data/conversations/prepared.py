@@ -183,13 +183,8 @@ def _decode(line: bytes) -> formats.Conversation:
 def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     """Read the manifest of a set; a `UserError` if there is none."""
     path = directory / records.MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        found = manifest["format"], manifest["version"]
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: correct config.data.records, or train to create it") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a manifest of conversations: give another config.data.records") from error
+    manifest: dict[str, Any] = files.read_json(path, fix="correct config.data.records, or train to create it")
+    found = manifest.get("format"), manifest.get("version")
     if found != (FORMAT, VERSION):
         raise UserError(
             f"{path}: format is {found[0]!r} {found[1]!r}, expected {FORMAT!r} {VERSION}: remove the folder, or give "

@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 
 from jworld.data.conversations import batches, chat, crops
+from jworld.utils import files as file_readers
 from jworld.utils import pretrained
 from jworld.utils.errors import UserError
 
@@ -73,7 +74,7 @@ def files(folder: pathlib.Path, *, image_size: int, image_tokens: int) -> dict[s
     tokenizer |= {**_TOKENS, "extra_special_tokens": _TOKENS}
     path = folder / "tokenizer_config.json"
     if path.is_file():
-        tokenizer |= json.loads(path.read_text(encoding="utf-8"))
+        tokenizer |= file_readers.read_json(path, fix="download the tokenizer again")
     contents = {
         pretrained.PREPROCESSOR: images.to_dict(),
         pretrained.PROCESSOR: {"processor_class": _CLASS, "image_seq_length": image_tokens},

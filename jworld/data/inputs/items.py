@@ -3,8 +3,8 @@
 import collections
 import dataclasses
 import hashlib
-import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 
 from jworld.cameras import actions, poses
 from jworld.data import records
-from jworld.utils import placeholders
-from jworld.utils.errors import UserError, one_line
+from jworld.utils import files
+from jworld.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,24 +237,15 @@ def count_error(path: pathlib.Path, what: str, found: int, frames: int) -> UserE
 
 def read_json(path: pathlib.Path) -> Any:
     """Return the value of a JSON file; a `UserError` if it is absent or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is absent: add it or correct the path") from error
-    except (OSError, ValueError, RecursionError) as error:
-        if placeholder := placeholders.find(path):
-            raise UserError(f"{path} {placeholder}") from error
-        raise UserError(f"{path} is not readable JSON ({one_line(error)}): correct it") from error
+    return files.read_json(path, None, fix="correct it or its path")
 
 
 def read_text(path: pathlib.Path) -> str | None:
     """Return the text of a file, None if it is absent."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
+    # Not `exists`, which is also false for a link that leads back to itself.
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable text ({error}): save it as UTF-8") from error
+    return files.read_text(path, fix="save it as UTF-8")
 
 
 def index_file(path: pathlib.Path) -> pathlib.Path:

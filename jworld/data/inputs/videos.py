@@ -3,13 +3,14 @@
 import csv
 import dataclasses
 import io
-import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from jworld.data.inputs import items, video
 from jworld.data.inputs.base import Format
+from jworld.utils import files
 from jworld.utils.errors import UserError
 
 TABLES = ("captions.json", "captions.jsonl", "captions.csv")
@@ -63,12 +64,12 @@ def _is_video(place: pathlib.Path) -> bool:
 
 
 def _read_table(folder: pathlib.Path) -> dict[str, _Row]:
-    files = [folder / name for name in TABLES if (folder / name).is_file()]
-    if not files:
+    tables = [folder / name for name in TABLES if os.path.lexists(folder / name)]
+    if not tables:
         return {}
-    if len(files) > 1:
-        raise UserError(f"{folder} has {' and '.join(file.name for file in files)}, expected one of them: remove one")
-    path = files[0]
+    if len(tables) > 1:
+        raise UserError(f"{folder} has {' and '.join(file.name for file in tables)}, expected one of them: remove one")
+    path = tables[0]
     rows: dict[str, _Row] = {}
     for number, row in enumerate(_read_rows(path)):
         facts = items.entry_texts(row, ("video", "caption", "split"))
@@ -94,8 +95,8 @@ def _read_rows(path: pathlib.Path) -> list[Any]:
     if path.suffix == ".csv":
         return list(csv.DictReader(io.StringIO(text)))
     try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, RecursionError) as error:
+        return [files.parse_json(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
         raise UserError(f"{path} is not JSON in every line ({error}): correct it") from error
 
 

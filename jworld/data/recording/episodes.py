@@ -5,7 +5,6 @@ world-to-camera matrices (x right, y down, z forward); intrinsics are divided by
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 import subprocess
@@ -197,14 +196,7 @@ def _ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise errors.UserError(f"{path} is absent; record the data set again") from error
-    except ValueError as error:
-        raise errors.UserError(f"{path} is not readable JSON ({error}); record the data set again") from error
-    if not isinstance(value, dict):
-        raise errors.UserError(f"{path} holds a {type(value).__name__}, expected an object; record the data set again")
+    value: dict[str, Any] = files.read_json(path, fix="record the data set again")
     return value
 
 

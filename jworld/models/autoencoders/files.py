@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import safetensors
 from flax import nnx
 
 from jworld.models import network_files
@@ -17,6 +16,7 @@ from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15
 from jworld.models.autoencoders.latents import Normalization
 from jworld.models.autoencoders.patch import PatchAutoencoder, PatchConfig
 from jworld.models.autoencoders.wan import WanAutoencoder, WanConfig
+from jworld.utils import tensor_files
 from jworld.utils.errors import UserError
 
 #: Family -> (class, class of its config).
@@ -64,18 +64,16 @@ def read_config(path: str | pathlib.Path, **settings: Any) -> tuple[str, network
     Raises:
       UserError: the file is absent or of another kind.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"autoencoder file {path} does not exist: give an autoencoder.safetensors")
+    fix = "give an autoencoder.safetensors, or save or import it again"
+    with tensor_files.opened(path, fix=fix, name=f"autoencoder file {path}") as file:
+        fields = tensor_files.header(file, HEADER, path, fix=fix)
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            fields = json.loads((file.metadata() or {})[HEADER])
         family = fields.pop("family")
         if family == linear.FAMILY:
             return family, None
         return family, dataclasses.replace(NETWORKS[family][1](**_read(fields)), **settings)
-    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a saved autoencoder ({error}): save or import it again") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a saved autoencoder ({error!r}): {fix}") from error
 
 
 def _read(fields: dict[str, Any]) -> dict[str, Any]:

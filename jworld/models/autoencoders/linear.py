@@ -24,12 +24,11 @@ import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 import scipy.linalg
 from flax import nnx
 
-from jworld.utils import files, resources
+from jworld.utils import files, resources, tensor_files
 from jworld.utils.errors import UserError
 
 Video = TypeVar("Video", np.ndarray, jax.Array)
@@ -202,22 +201,22 @@ class LinearAutoencoder(nnx.Module):
           UserError: the file is absent or of another kind.
         """
         path = resources.find(path)
-        if not path.is_file():
-            raise UserError(
-                f"linear autoencoder file {path} does not exist: give the autoencoder.safetensors of a data set"
-            )
+        fix = "give the autoencoder.safetensors of a data set, or fit it again"
+        with tensor_files.opened(path, fix=fix, name=f"linear autoencoder file {path}") as file:
+            settings = tensor_files.header(file, "autoencoder", path, fix=fix)
+            weights = {
+                name: tensor_files.check_finite(file.get_tensor(name), name, path, fix=fix)
+                for name in file.keys()  # noqa: SIM118, not a dict
+            }
         try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                settings = json.loads((file.metadata() or {})["autoencoder"])
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             family = settings.pop("family")
             if family != FAMILY:
                 raise UserError(
                     f"autoencoder file {path}: family is {family!r}, expected '{FAMILY}': give a linear autoencoder"
                 )
             config = LinearConfig(**settings)
-        except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not a saved linear autoencoder ({error}): fit it again") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not a saved linear autoencoder ({error!r}): {fix}") from error
         return cls(config, weights)
 
 

@@ -1,7 +1,6 @@
 """Translation of the original's training configs (JSON, python/theworld/config.py) into recipes."""
 
 import dataclasses
-import json
 import pathlib
 import pprint
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, files
 
 RECIPE = "configs/theworld.py"
 #: Every key of the original with its default.
@@ -119,11 +118,8 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: the file is absent, is not a JSON object, or has a key, type or value that the original does not have.
     """
-    try:
-        values = json.loads(path.read_text())
-        given = {key: value for key, value in values.items() if not key.startswith("_")}
-    except (OSError, ValueError, AttributeError) as error:
-        raise errors.UserError(f"--from-json: {path} is not a JSON config ({error}): correct it") from error
+    values = files.read_json(path, name=f"--from-json: {path}")
+    given = {key: value for key, value in values.items() if not key.startswith("_")}
     if any(key in given for key in _EVALUATION):
         raise errors.UserError(
             f"--from-json: {path} is a config of an evaluation, expected one of a training: measure the model with "

@@ -8,7 +8,6 @@ frame, in order. All values are checked; a wrong one raises a `UserError` that n
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -16,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from jworld.cameras import actions, poses
-from jworld.utils import placeholders
-from jworld.utils.errors import UserError, one_line
+from jworld.utils import files, placeholders
+from jworld.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,14 +195,7 @@ def read_actions(path: pathlib.Path, num_latents: int) -> np.ndarray:
 
 
 def _read_json(path: pathlib.Path, kind: type, expected: str) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): correct the path") from error
-    except (ValueError, RecursionError) as error:
-        if placeholder := placeholders.find(path):
-            raise UserError(f"{path} {placeholder}") from error
-        raise UserError(f"{path} is not JSON ({one_line(error)}): download or write it again") from error
+    content = files.read_json(path, None, fix="correct the path, or download or write it again")
     if not isinstance(content, kind):
         raise UserError(f"{path} holds a JSON {type(content).__name__}, expected {expected}: give the right file")
     return content

@@ -166,7 +166,7 @@ def test_bridge_lists_both_splits(tmp_path):
     assert (val.name, val.split) == ("val/7", "val")
     assert "has no caption" in val.problem
     assert "'videos' has no text under 'video_path'" in novideo.problem
-    assert "is not readable JSON" in broken.problem
+    assert "is not valid JSON" in broken.problem
     assert "test is ignored" in listing.notes[0]
     with pytest.raises(UserError, match=r"holds no annotation/train/\*\.json, .* or annotations/\*\.json"):
         formats.list_items("bridge", tmp_path / "annotation")
@@ -193,7 +193,7 @@ def test_bridge_without_splits_as_in_the_guide(tmp_path):
 
 def test_deep_json_and_pointers_are_refused(tmp_path):
     touch(tmp_path / "index.json", "[" * 100_000)
-    with pytest.raises(UserError, match=r"index\.json is not readable JSON"):
+    with pytest.raises(UserError, match=r"index\.json is not valid JSON"):
         formats.list_items("matrix", tmp_path)
     touch(tmp_path / "index.json", "version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=r"index\.json is a Git LFS pointer"):
