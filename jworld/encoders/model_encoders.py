@@ -379,8 +379,11 @@ def open_autoencoder(
     where = f"--autoencoder {given}" if given else f"the autoencoder of {directory}"
     _compare(where, opened.manifest_entry(), entry, ["family", "hash"])
     width, height = manifest["image_size"]
-    found = {"latent_shape": list(opened.latent_shape(1, height, width)[1:])}
-    _compare(where, found, manifest, ["latent_shape"])
+    found = {
+        "latent_shape": list(opened.latent_shape(1, height, width)[1:]),
+        "temporal_ratio": opened.temporal_ratio,
+    }
+    _compare(where, found, manifest, ["latent_shape", "temporal_ratio"])
     return opened
 
 

@@ -50,7 +50,7 @@ def write_manifest(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
 def network_manifest(folder: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
     """Write a set without records whose latents are from a network in `source`."""
     entry = tiny_autoencoders.make("wan").manifest_entry() | {"source": str(source / "autoencoder.safetensors")}
-    sizes = {"image_size": [16, 12], "latent_shape": [3, 4, 16]}
+    sizes = {"image_size": [16, 12], "latent_shape": [3, 4, 16], "arrays": records.make_arrays((3, 4, 16))}
     return write_manifest(folder, autoencoder=entry, **sizes)
 
 

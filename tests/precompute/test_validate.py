@@ -99,8 +99,7 @@ def good_rows() -> dict[str, list[records.Record]]:
 
 
 def rewrite(directory: pathlib.Path, **changes) -> None:
-    path = directory / records.MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    records.write_manifest(directory, records.read_manifest(directory) | changes)
 
 
 @pytest.fixture
@@ -272,10 +271,17 @@ def test_manifest_that_does_not_fit(good):
     assert f"the autoencoder of {good} has hash" in validate.validate(good).findings[0].reason
     rewrite(good, autoencoder=manifest["autoencoder"] | {"normalised": False})
     assert "autoencoder.normalised" in validate.validate(good).findings[0].reason
-    rewrite(good, autoencoder=manifest["autoencoder"], fps=0)
-    with pytest.raises(UserError, match="fps is 0"):
-        validate.validate(good)
-    with pytest.raises(UserError, match="does not exist"):
+    other = {key: value for key, value in manifest["autoencoder"].items() if key != "temporal_ratio"}
+    rewrite(good, autoencoder=other, temporal_ratio=2)
+    assert "has temporal_ratio 4, expected 2" in validate.validate(good).findings[0].reason
+    for changes, message in (
+        ({"autoencoder": manifest["autoencoder"]}, "'temporal_ratio' is 2, expected that of 'autoencoder', 4"),
+        ({"fps": float("nan")}, "'fps' is nan"),
+    ):
+        records.write_manifest(good, manifest | {"temporal_ratio": 2 if "fps" not in changes else 4} | changes)
+        with pytest.raises(UserError, match=message):
+            validate.validate(good)
+    with pytest.raises(UserError, match="is absent"):
         validate.validate(good / "nowhere")
 
 

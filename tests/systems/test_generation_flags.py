@@ -12,6 +12,7 @@ import video_runs
 
 import jworld
 from jworld import generate
+from jworld.data import records
 from jworld.data.inputs import fitting, video
 from jworld.data.recording import episodes
 from jworld.encoders import weightless
@@ -180,10 +181,8 @@ def test_a_new_negative_prompt_needs_the_text_encoder(folder: pathlib.Path, tmp_
     """Records of the user's own data have the states of one negative prompt, and maybe no text encoder."""
     directory = video_runs.make("worldplay", folder)
     shutil.copytree(directory / runs.ENCODERS, tmp_path / "kept")
-    manifest = tmp_path / "kept" / "manifest.json"
-    facts = json.loads(manifest.read_text())
-    facts["text_encoder"] = {"family": "qwen2.5-vl", "dim": 64, "hash": "0"}
-    manifest.write_text(json.dumps(facts))
+    entry = {"family": "qwen2.5-vl", "dim": 64, "hash": "0"}
+    records.write_manifest(tmp_path / "kept", records.read_manifest(tmp_path / "kept") | {"text_encoder": entry})
     config = runs.resolve(
         directory, flags=options.Flags(guidance=2.0), changes={"data.recording.source": "", "seed": "1"}
     )

@@ -1,6 +1,5 @@
 """Samples and evaluations on records of the user's own data, which hold less than the recorded demo data."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -112,14 +111,13 @@ def test_imported_sets_need_no_text_or_image_encoder(tmp_path_factory: pytest.Te
     config = run_config.load(folder).copy_and_resolve_references()
     config.data.recording.source = ""
     directory = pathlib.Path(config.data.records)
-    path = directory / records.MANIFEST
-    manifest = json.loads(path.read_text())
+    manifest = records.read_manifest(directory)
     keys = [f"{row:032x}" for row in range(len(manifest["prompts"]))]
     manifest["prompts"] = keys
     for role in ("text_encoder", "vision_encoder"):
         manifest[role] = {key: value for key, value in manifest[role].items() if key not in ("kind", "source")}
         manifest[role]["family"] = "unpublished"
-    path.write_text(json.dumps(manifest))
+    records.write_manifest(directory, manifest)
     model_encoders.copy(directory, folder / runs.ENCODERS)
 
     run = runs.load(folder, config=config, stored=True)

@@ -1,13 +1,13 @@
 """Training records: their schema and manifest, shards, checks, statistics, and the store of encoded prompts."""
 
+from jworld.data.records.manifest import FORMAT, MANIFEST, VERSION
+from jworld.data.records.manifest import read as read_manifest
+from jworld.data.records.manifest import write as write_manifest
 from jworld.data.records.schema import (
     AUTOENCODER_FILE,
     CAMERA_CONVENTION,
-    FORMAT,
-    MANIFEST,
     NO_ENCODER,
     SPLITS,
-    VERSION,
     ArraySpec,
     Record,
     RecordSource,
@@ -16,8 +16,6 @@ from jworld.data.records.schema import (
     decode_record,
     encode_record,
     make_arrays,
-    read_manifest,
-    write_manifest,
 )
 
 __all__ = [

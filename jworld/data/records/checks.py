@@ -113,9 +113,6 @@ class _Checker:
             check_autoencoder(manifest)
         except UserError as error:
             self._findings.append(Finding(records.MANIFEST, None, "", str(error)))
-        for key in ("fps", "temporal_ratio"):
-            if manifest[key] <= 0:
-                raise UserError(f"{self._directory / records.MANIFEST}: {key} is {manifest[key]}, expected more than 0")
 
     def check_text(self, number: int, advance: Callable[[int], None]) -> None:
         """Check the prompts of one file of the text store."""

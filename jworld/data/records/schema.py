@@ -37,11 +37,12 @@ import numpy as np
 import numpy.typing as npt
 
 from jworld.data.records import shard_files
+from jworld.data.records.manifest import FRAMES, MANIFEST
+from jworld.data.records.manifest import read as read_manifest
 from jworld.utils import files
 from jworld.utils.errors import UserError
 
-FORMAT, VERSION = "jworld-records", 4
-MANIFEST, AUTOENCODER_FILE = "manifest.json", "autoencoder.safetensors"
+AUTOENCODER_FILE = "autoencoder.safetensors"
 CAMERA_CONVENTION = "opencv_w2c"
 SPLITS = ("train", "val")
 #: Family of an encoder that a data set does not use.
@@ -59,26 +60,6 @@ _DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype("?"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-# Symbol of the number of latent frames in the shapes of a manifest.
-FRAMES = "F"
-
-_MANIFEST_KEYS: dict[str, type | tuple[type, ...]] = {
-    "arrays": dict,
-    "autoencoder": dict,
-    "latent_shape": list,
-    "temporal_ratio": int,
-    "fps": (int, float),
-    "image_size": list,
-    "text_encoder": dict,
-    "glyph_encoder": dict,
-    "vision_encoder": dict,
-    "prompts": list,
-    "text": list,
-    "splits": dict,
-    "clips": dict,
-    "episodes": dict,
-}
 
 Record = dict[str, np.ndarray]
 
@@ -141,7 +122,7 @@ def decode_record(payload: bytes | memoryview) -> Record:
 def _arrays(text: bytes, size: int) -> tuple[tuple[str, np.dtype, tuple[int, ...], int, int], ...]:
     """Parse a header: name, dtype, shape, begin and end of each array within the `size` bytes after the header."""
     try:
-        header = json.loads(text)
+        header = files.parse_json(text)
     except ValueError as error:
         raise ValueError("header is not JSON") from error
     if not isinstance(header, dict):
@@ -256,50 +237,6 @@ def make_arrays(
     if prompt:
         chosen["prompt"] = ("I32", [])
     return {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in chosen.items()}
-
-
-def write_manifest(directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    """Write DIR/manifest.json atomically, with format and version added."""
-    files.write_json(pathlib.Path(directory) / MANIFEST, {"format": FORMAT, "version": VERSION, **manifest})
-
-
-def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
-    """Read DIR/manifest.json and check every key that readers need; the `UserError` names the key."""
-    path = pathlib.Path(directory) / MANIFEST
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: make the data set with python -m jworld.precompute")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): make the data set again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise UserError(f"{path}: format is {found!r}, expected '{FORMAT}': give a folder of records")
-    if manifest.get("version") != VERSION:
-        raise UserError(f"{path}: version is {manifest.get('version')!r}, expected {VERSION}: make the data set again")
-    for key, kind in _MANIFEST_KEYS.items():
-        if not isinstance(manifest.get(key), kind):
-            raise UserError(f"{path}: key '{key}' is missing or has the wrong type: make the data set again")
-    for name, entry in manifest["arrays"].items():
-        if not _is_array_entry(entry):
-            raise UserError(f"{path}: 'arrays.{name}' has no valid dtype and shape: make the data set again")
-    prompts = len(manifest["prompts"])
-    if prompts == 0 and "prompt" in manifest["arrays"]:
-        raise UserError(f"{path}: 'prompts' is empty, expected at least the negative prompt: make the data set again")
-    if sum(shard["records"] for shard in manifest["text"]) != prompts:
-        raise UserError(f"{path}: 'text' does not hold the {prompts} prompts: make the data set again")
-    for split, shards in manifest["splits"].items():
-        total = sum(shard["records"] for shard in shards)
-        for key in ("clips", "episodes"):
-            if len(manifest[key].get(split, [])) != total:
-                raise UserError(f"{path}: '{key}.{split}' does not list the {total} records: make the data set again")
-    return manifest
-
-
-def _is_array_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or entry.get("dtype") not in _DTYPES or not isinstance(entry.get("shape"), list):
-        return False
-    return all(size == FRAMES or (type(size) is int and size >= 0) for size in entry["shape"])
 
 
 def check_manifest(manifest: Mapping[str, Any], expected: Mapping[str, Any], *, path: str | pathlib.Path) -> None:
