@@ -170,11 +170,14 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
     between = periodic.Periodic(job, graphdef, shardings, batch_shardings, log=log, watch=watch)
     uploads = open_uploads(job, message=log.message)
     with uploads, watch, manager, log, preemption.Preemption() as stop, jax.set_mesh(job.mesh):
-        for number in range(int(state.step) + 1, config.steps + 1):
+        for number in range(first := int(state.step) + 1, config.steps + 1):
             with log.waiting(number):
                 batch = next(dataset)
             indices = batch.pop("index")
-            state, values = train_step(state, training_job.to_devices(batch, job.spec, batch_shardings), key)
+            inputs = training_job.to_devices(batch, job.spec, batch_shardings)
+            if number == first:
+                startup.compile_together(train_step, state, inputs, key)
+            state, values = train_step(state, inputs, key)
             log.step(number, values, indices=indices)
             stopped = stop.reached(number)
             last = number == config.steps or stopped

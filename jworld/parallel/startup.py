@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -223,6 +224,16 @@ def once(action: Callable[[], None]) -> None:
         _peers.announce_ready()
     else:
         _peers.wait_until_ready()
+
+
+def compile_together(program: Any, *arguments: Any) -> None:
+    """Compile a jitted function in all processes of a run before any of them calls it.
+
+    Gloo waits 30 seconds for a process that still compiles, and has no setting for that.
+    """
+    if _peers is not None:
+        program.lower(*arguments).compile()
+        _peers.agree({})
 
 
 def agree(facts: agreement.Facts) -> None:

@@ -1,4 +1,4 @@
-"""What must be equal in all processes of a training run."""
+"""Facts that must be equal in all processes of a training run."""
 
 from jworld.data import pipeline
 from jworld.parallel import agreement
