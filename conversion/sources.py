@@ -12,7 +12,6 @@ import math
 import os
 import pathlib
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
@@ -21,13 +20,12 @@ import ml_dtypes
 import numpy as np
 
 from conversion import messages, searching
-from jworld.utils import errors, placeholders
+from jworld.utils import errors, files, limits, pickles, placeholders
 
 INDEX_SUFFIX = searching.INDEX_SUFFIX
 TORCH_SUFFIXES = searching.TORCH_SUFFIXES
 WEIGHTS_NAME = searching.WEIGHTS_NAME
 
-_MAX_HEADER = 100_000_000  # the format's own limit
 _MAX_AXES = 32
 _MAX_SIZE = 1 << 56
 _BLOCK = 64 << 20  # bytes read at a time if only parts of rows are needed
@@ -175,14 +173,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Read a JSON file with an object; anything else is a `UserError`."""
-    placeholders.refuse(path)
-    try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(_MAX_HEADER))
-    except (OSError, ValueError, RecursionError) as error:
-        raise errors.UserError(f"{path}: not a JSON file ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise errors.UserError(f"{path}: holds a {type(content).__name__}, expected an object with keys")
+    content: dict[str, Any] = files.read_json(path, fix="download it again", limit=limits.HEADER_BYTES)
     return content
 
 
@@ -229,10 +220,10 @@ def _check_shards(path: pathlib.Path, listed: Mapping[str, str], parts: Mapping[
     for file, part in parts.items():
         for name in part.tensors:
             holders.setdefault(name, []).append(file)
-    for name, files in holders.items():
-        if len(files) > 1:
+    for name, shards in holders.items():
+        if len(shards) > 1:
             raise errors.UserError(
-                f"{path}: tensor {messages.shown(name)} is in two shards, {messages.listed(files)}; keep one set of "
+                f"{path}: tensor {messages.shown(name)} is in two shards, {messages.listed(shards)}; keep one set of "
                 "files"
             )
     for wrong, mistake in (
@@ -256,7 +247,7 @@ class _SafetensorsFile:
         try:
             self._file: BinaryIO = path.open("rb", buffering=0)
         except OSError as error:
-            raise errors.UserError(f"{path}: cannot be read ({error.strerror})") from error
+            raise errors.UserError(f"{path} {files.problem(error)}: correct the path") from error
         try:
             header, self._start, data_size = _read_header(path, self._file)
             self.metadata = _strings(header.pop("__metadata__", None))
@@ -303,7 +294,7 @@ def _read_header(path: pathlib.Path, file: BinaryIO) -> tuple[dict[str, Any], in
     if size < 8:
         raise errors.UserError(f"{path}: has {size} bytes, too few for a safetensors file; download it again")
     length = int.from_bytes(start, "little")
-    if length > min(_MAX_HEADER, size - 8):
+    if length > min(limits.HEADER_BYTES, size - 8):
         raise errors.UserError(
             f"{path}: not a safetensors file, or incomplete: its header would have {length} bytes, the file has {size}"
         )
@@ -405,21 +396,9 @@ class _TorchFile:
 
 
 def _load_torch(path: pathlib.Path) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise errors.UserError(f'{path}: reading this needs PyTorch: pip install "jworld[torch]"') from error
-    try:
-        # Older versions of Transformer Engine store their states as io.BytesIO.
-        with torch.serialization.safe_globals([io.BytesIO]):
-            # Files in the format before PyTorch 1.6 are not archives and cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch's unpickler and zip reader raise many types for foreign files
-        reason = str(error).strip().split("\n")[0][:200]
-        raise errors.UserError(
-            f"{path}: PyTorch cannot load it with weights_only=True ({type(error).__name__}: {reason}); "
-            "save it as safetensors, or again with torch.save(model.state_dict(), ...)"
-        ) from error
+    fix = "save it as safetensors, or again with torch.save(model.state_dict(), ...)"
+    # Older versions of Transformer Engine store their states as io.BytesIO.
+    return pickles.load_torch(path, fix=fix, mmap=True, allowed=[io.BytesIO])
 
 
 def _tensor_dict(path: pathlib.Path, content: Any) -> dict[str, Any]:

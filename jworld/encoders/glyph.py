@@ -5,7 +5,6 @@ Its folder is the originals' `text_encoder`, with byt5-small/config.json and Gly
 
 import json
 import pathlib
-import pickle
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jworld.encoders import base, sources, torch_models
-from jworld.utils import placeholders, pretrained
+from jworld.utils import pickles, pretrained
 from jworld.utils.errors import UserError
 
 FAMILY = "byt5-glyph"
@@ -133,12 +132,7 @@ def _load_encoder(folder: pathlib.Path, *, rows: int, dtype: str) -> Any:
 
 def _read_checkpoint(path: pathlib.Path) -> dict[str, Any]:
     """Read the encoder's weights, by name within the encoder."""
-    torch = torch_models.require("torch")
-    placeholders.refuse(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is not a file of plain weights: {_FIX}") from error
+    checkpoint = pickles.load_torch(path, fix=_FIX)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, expected a dict of weights: {_FIX}")
     if "state_dict" not in checkpoint:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from jworld.utils import notes, placeholders, pretrained, tensor_files
+from jworld.utils import notes, pickles, placeholders, pretrained, tensor_files
 from jworld.utils.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_PICKLED = (".bin", ".pt", ".pth")
+_WEIGHTS = (".safetensors", *_PICKLED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,9 @@ def load_model(
     """
     torch = require("torch")
     placeholders.refuse_in(folder, (".json", *_WEIGHTS))
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _PICKLED:
+            pickles.check_torch(path, fix="download the model again")
     if _float8(folder):
         notes.note(
             f"{folder} has float8 weights, so its states differ from those of the published weights: download those, "

@@ -182,8 +182,8 @@ PREFIX = "module.text_tower.encoder."
         ),
         (lambda f, m: torch.save({"state_dict": {"x": torch.zeros(1)}}, f / glyph.WEIGHTS), "lacks weight"),
         (lambda f, m: torch.save([1], f / glyph.WEIGHTS), "holds a list, expected a dict of weights"),
-        (lambda f, m: torch.save({"state_dict": Bad()}, f / glyph.WEIGHTS), "is not a file of plain weights"),
-        (lambda f, m: (f / glyph.WEIGHTS).write_bytes(b"garbage"), "is not a file of plain weights"),
+        (lambda f, m: torch.save({"state_dict": Bad()}, f / glyph.WEIGHTS), "other objects than tensors"),
+        (lambda f, m: (f / glyph.WEIGHTS).write_bytes(b"garbage"), r"is not a \.pt file that may be loaded"),
     ],
 )
 def test_a_damaged_folder_is_named(model, folder, damage, message):

@@ -132,7 +132,7 @@ def test_paths_are_relative_to_the_index(tmp_path: pathlib.Path) -> None:
     path.write_text(json.dumps(items))
     entry = published_files.Entry("a/b.pt", tmp_path / "a/b.pt", pathlib.Path("/c.json"), None)
     assert published_files.read_index(path) == [entry]
-    with pytest.raises(UserError, match=r"none\.json cannot be read \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"none\.json is absent: correct the path"):
         published_files.read_index(tmp_path / "none.json")
 
 
@@ -194,7 +194,7 @@ def test_files_that_are_not_pt_files(entry: published_files.Entry) -> None:
         read(entry)
     for damaged in (whole[: len(whole) // 2], b"no archive"):
         entry.latent.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"clip\.pt is not a readable \.pt file \(.+\): download") as caught:
+        with pytest.raises(UserError, match=r"clip\.pt is not a .*\.pt file .*\(.+\): download") as caught:
             read(entry)
         assert "\n" not in str(caught.value)
     entry.latent.write_bytes(whole)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jworld.utils.errors import UserError
+from jworld.utils import pickles
+from jworld.utils.errors import UserError, one_line
 
 _DTYPES: dict[str, np.dtype] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
 
@@ -70,16 +71,17 @@ def read(path: pathlib.Path) -> np.ndarray:
     Raises:
       UserError: the file holds, or names, anything but a list with one such array.
     """
+    fix = "make it again, or encode the captions with --text-encoder t5-cosmos:FOLDER"
     try:
-        with path.open("rb") as file:
-            value = _Unpickler(file).load()
+        value = _Unpickler(pickles.read_checked(path, fix=fix)).load()
         if not (isinstance(value, list) and len(value) == 1 and isinstance(value[0], _Array)):
             raise ValueError("it holds something else")
         array = _array(value[0])
+    except UserError:
+        raise
     except Exception as error:  # damaged pickles raise errors of many kinds
         raise UserError(
-            f"{path}: {error}: expected a pickled list with one array [tokens, width] of float16; make it again, or "
-            "encode the captions with --text-encoder t5-cosmos:FOLDER"
+            f"{path}: {one_line(error)}: expected a pickled list with one array [tokens, width] of float16: {fix}"
         ) from error
     if not np.isfinite(array).all():
         raise UserError(f"{path}: has values that are not finite: encode this caption again")

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from jworld.cameras import actions, poses
-from jworld.utils import files, placeholders
+from jworld.utils import files, pickles, placeholders
 from jworld.utils.errors import UserError
 
 
@@ -251,11 +251,7 @@ class _PtFile:
             raise UserError(
                 f"{path} is not a readable .pt file (it does not begin like an archive): download or encode it again"
             )
-        try:
-            self._content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # PyTorch raises many types for a damaged file
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{path} is not a readable .pt file ({reason}): download or encode it again") from error
+        self._content = pickles.load_torch(pathlib.Path(path), fix="download or encode it again", mmap=True)
         if not isinstance(self._content, dict):
             raise UserError(
                 f"{path} holds a {type(self._content).__name__}, expected a dict of tensors: encode it again"
