@@ -6,7 +6,6 @@ stored in the folder of the set, one after the other as they are read, and image
 """
 
 import hashlib
-import json
 import pathlib
 import re
 import tarfile
@@ -15,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jworld.data.conversations import image_files, json_rows, remote, tables
-from jworld.utils.errors import UserError
+from jworld.utils import files, limits
+from jworld.utils.errors import UserError, one_line
 
 #: Subfolder of a set with the files that were downloaded for it.
 DOWNLOADS = "downloads"
@@ -83,7 +83,7 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
 def _file(path: pathlib.Path, directory: pathlib.Path) -> Iterator[Pair]:
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
+        for line in files.read_text(path).splitlines():
             if line.strip():
                 yield from read(line.strip(), directory)
     elif suffix == ".parquet":
@@ -141,7 +141,8 @@ def _shard(path: pathlib.Path, directory: pathlib.Path) -> Iterator[Pair]:
     """Yield the pairs of a tar archive: consecutive files with the same name up to the first dot are one row."""
     name, place, caption = "", None, None
     try:
-        with tarfile.open(path) as archive:
+        # Not compressed: images are read from the archive by their offsets.
+        with tarfile.open(path, "r:") as archive:
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
                 key, _, suffix = file.partition(".")
@@ -154,10 +155,15 @@ def _shard(path: pathlib.Path, directory: pathlib.Path) -> Iterator[Pair]:
                     where = _location(path, directory)
                     place = {"tar": where, "offset": member.offset_data, "size": member.size}
                 elif suffix in ("txt", "json"):
+                    if member.size > limits.ROW_BYTES:
+                        raise tarfile.TarError(f"{member.name!r:.60} has more than {limits.ROW_BYTES:,} bytes")
                     content = archive.extractfile(member)
                     caption = _caption(suffix, content.read() if content else b"", caption)
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path} is not a readable tar archive ({error}): download it again") from error
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        reason = one_line(error)
+        raise UserError(
+            f"{path} is not a readable tar archive without compression ({reason}): download or unpack it again"
+        ) from error
     if name:
         yield Pair(f"{path.stem}/{name}", caption, place)
 
@@ -167,7 +173,7 @@ def _caption(suffix: str, data: bytes, previous: str | None) -> str | None:
     try:
         if suffix == "txt":
             return data.decode()
-        facts = json.loads(data)
+        facts = files.parse_json(data)
         return previous or next((facts[key] for key in _CAPTION_COLUMNS if isinstance(facts.get(key), str)), None)
     except (ValueError, AttributeError):
         return previous

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from jworld.data.conversations import captions, chat, chat_rows, image_files, json_rows, remote, spatial
 from jworld.utils import ranges
-from jworld.utils.errors import UserError
+from jworld.utils.errors import UserError, one_line
 
 #: The original's prompt for training on VSR (configs/vsr_training.json).
 VSR_QUESTION = "Statement: {caption}\nAnswer (only '0' or '1'):"
@@ -30,7 +30,7 @@ class SetConfig:
     Attributes:
       format: one of `FORMATS`, or "questions" for generated questions about recorded episodes.
       path: data to read, see the table of this module; unused for questions.
-      images: folder of the images that rows name, if they are neither URLs nor absolute paths.
+      images: folder of the images that rows name, which names do not leave; without it they are URLs or whole paths.
       question: user's question about an image with a caption; for VSR, {caption} in it is replaced by the caption.
       draw_boxes: for SpatialRGPT, draw and label the regions in the image.
       limit: number of rows to read, at most; 0 reads all.
@@ -119,7 +119,11 @@ def _llava(config: SetConfig, directory: pathlib.Path) -> Rows:
         except ValueError as error:
             yield Conversation(name=name, problem=str(error))
             continue
-        places = tuple(_below(config, image) for image in images)
+        try:
+            places = tuple(_below(config, image) for image in images)
+        except ValueError as error:
+            yield Conversation(name=name, problem=str(error))
+            continue
         yield Conversation(name=name, turns=turns, places=places, single_turn=len(turns) <= 2)
 
 
@@ -140,8 +144,8 @@ def _spatial_rgpt(config: SetConfig, directory: pathlib.Path) -> Rows:
         try:
             row = spatial.read_row(raw, number=number)
             place = spatial_image(config, raw, stems)
-        except (ValueError, AttributeError) as error:
-            yield Conversation(name=str(raw.get("id") or number), problem=str(error))
+        except (ValueError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
+            yield Conversation(name=str(raw.get("id") or number), problem=one_line(error))
             continue
         if config.draw_boxes and row.boxes:
             place = {**place, "boxes": [list(box) for box in row.boxes]}
@@ -194,7 +198,10 @@ def _below(config: SetConfig, name: Any) -> image_files.ImageSource:
     if remote.is_url(name):
         return {"url": name}
     path = pathlib.Path(str(name))
-    return {"file": str(path if path.is_absolute() else (_folder(config) / path).absolute())}
+    # Without a folder the rows name files by their whole paths.
+    if path.is_absolute() and not config.images:
+        return {"file": str(path)}
+    return {"file": str(image_files.inside(_folder(config), str(name)))}
 
 
 FORMATS: dict[str, Callable[[SetConfig, pathlib.Path], Rows]] = {

@@ -10,7 +10,7 @@ first one counts. Boxes belong to the upright image.
 """
 
 import functools
-import io
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +20,7 @@ import PIL.Image
 
 from jworld.data.conversations import spatial, tables
 from jworld.data.inputs import image as inputs
+from jworld.utils import limits
 
 ImageSource = Mapping[str, Any]
 
@@ -68,11 +69,11 @@ def describe(place: ImageSource) -> str:
 
 def _open(place: ImageSource, root: pathlib.Path) -> PIL.Image.Image:
     if "file" in place:
-        return PIL.Image.open(root / place["file"])
+        return inputs.open_image(root / place["file"])
     if "tar" in place:
         with (root / place["tar"]).open("rb") as file:
             file.seek(place["offset"])
-            return PIL.Image.open(io.BytesIO(file.read(place["size"])))
+            return inputs.open_image(file.read(min(place["size"], limits.IMAGE_BYTES + 1)))
     if "parquet" in place:
         value = tables.cell(str(root / place["parquet"]), place["group"], place["column"], place["row"])
         return open_value(value, root)
@@ -84,10 +85,22 @@ def open_value(value: Any, root: pathlib.Path) -> PIL.Image.Image:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
-        return PIL.Image.open(io.BytesIO(value))
+        return inputs.open_image(value)
     if not isinstance(value, str):
         raise OSError(f"found a {type(value).__name__}, expected bytes or the name of a file")
-    return PIL.Image.open(root / value)
+    return inputs.open_image(inside(root, value))
+
+
+def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Return the path of a file that a data set names in a folder.
+
+    Raises:
+      ValueError: the name leads out of the folder.
+    """
+    path = pathlib.Path(os.path.normpath(folder.absolute() / name))
+    if not path.is_relative_to(os.path.normpath(folder.absolute())):
+        raise ValueError(f"{name!r:.200} is outside of the folder {folder}")
+    return path
 
 
 @functools.lru_cache(maxsize=8)

@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jworld.utils.errors import UserError
+from jworld.utils import files, limits
+from jworld.utils.errors import UserError, one_line
 
 _CHUNK = 1 << 20
 
@@ -26,18 +27,26 @@ def read(path: pathlib.Path) -> Iterator[dict[str, Any]]:
                 if not isinstance(row, dict):
                     raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")
                 yield row
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is absent, expected JSON: correct the path") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}): correct it") from error
+    except OSError as error:
+        raise UserError(f"{path} {files.problem(error)}: correct the path") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not readable JSON (it is nested too deeply): correct it") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON ({one_line(error)}): correct it") from error
 
 
 def _lines(first: str, file: Any) -> Iterator[Any]:
-    line = first + file.readline()
+    line = first + file.readline(limits.ROW_BYTES)
     while line:
+        _refuse_long(line)
         if line.strip():
             yield json.loads(line)
-        line = file.readline()
+        line = file.readline(limits.ROW_BYTES)
+
+
+def _refuse_long(text: str) -> None:
+    if len(text) >= limits.ROW_BYTES:
+        raise ValueError(f"a row has more than {limits.ROW_BYTES:,} characters")
 
 
 def _array(file: Any) -> Iterator[Any]:
@@ -62,3 +71,4 @@ def _array(file: Any) -> Iterator[Any]:
         if ended and not text:
             raise ValueError("the array is not closed")
         text += chunk
+        _refuse_long(text)

@@ -1,4 +1,4 @@
-"""Reader of parquet tables, one row group at a time."""
+"""Reader of parquet tables, one row group at a time; pages are compared with their checksums where they have any."""
 
 import functools
 import pathlib
@@ -7,17 +7,26 @@ from typing import Any
 
 from pyarrow import parquet
 
-from jworld.utils.errors import UserError
+from jworld.utils import limits
+from jworld.utils.errors import UserError, one_line
 
 
 @functools.lru_cache(maxsize=16)
 def _open(path: str) -> Any:
     try:
-        return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:
+        table = parquet.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, ValueError, MemoryError) as error:
         raise UserError(
-            f"{path} is not a readable parquet file ({error}): correct the path, or download it again"
+            f"{path} is not a readable parquet file ({one_line(error)}): correct the path, or download it again"
         ) from error
+    for number in range(table.num_row_groups):
+        group = table.metadata.row_group(number)
+        if group.total_byte_size > limits.PARQUET_GROUP_BYTES or group.num_rows > limits.PARQUET_GROUP_ROWS:
+            raise UserError(
+                f"{path}: row group {number} has {group.num_rows:,} rows of {group.total_byte_size:,} bytes, expected "
+                f"at most {limits.PARQUET_GROUP_ROWS:,} of {limits.PARQUET_GROUP_BYTES:,}: write it with smaller groups"
+            )
+    return table
 
 
 def columns(path: str | pathlib.Path) -> list[str]:
@@ -32,7 +41,8 @@ def rows(path: str | pathlib.Path, names: list[str]) -> Iterator[tuple[int, int,
         try:
             values = table.read_row_group(group, columns=names).to_pylist()
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: row group {group} is damaged ({error}): download the file again") from error
+            reason = one_line(error)
+            raise UserError(f"{path}: row group {group} is damaged ({reason}): download the file again") from error
         for number, row in enumerate(values):
             yield group, number, row
 

@@ -4,15 +4,17 @@ Images are shown upright by their EXIF orientation. Transparent pixels are shown
 channel and images of numbers from 0 to 1 are scaled to 8 bits.
 """
 
+import io
 import pathlib
 import struct
+import warnings
 from collections.abc import Generator
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from jworld.utils import placeholders
+from jworld.utils import limits, placeholders
 from jworld.utils.errors import UserError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -28,6 +30,26 @@ BROKEN = (
     *(OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, EOFError, struct.error),
     *(PIL.Image.DecompressionBombError, MemoryError),
 )
+
+
+# Larger images are refused by `open_image`; Pillow itself only warns about some of them.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+
+
+def open_image(source: str | pathlib.Path | bytes) -> PIL.Image.Image:
+    """Open an image file, or the bytes of one, within the limits; nothing but its header is read.
+
+    Raises:
+      one of `BROKEN`: it is absent, damaged, or too large.
+    """
+    if isinstance(source, bytes) and len(source) > limits.IMAGE_BYTES:
+        raise ValueError(f"it has {len(source):,} bytes, at most {limits.IMAGE_BYTES:,} are read")
+    image = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    width, height = image.size
+    if width * height > limits.IMAGE_PIXELS:
+        image.close()
+        raise ValueError(f"it has {width}x{height} pixels, at most {limits.IMAGE_PIXELS:,} are read")
+    return image
 
 
 def to_rgb(image: PIL.Image.Image) -> np.ndarray:
@@ -74,7 +96,7 @@ def read(path: pathlib.Path) -> np.ndarray:
       UserError: the file is absent, damaged, or not an image.
     """
     try:
-        with PIL.Image.open(path) as image:
+        with open_image(path) as image:
             return to_rgb(image)
     except BROKEN as error:
         raise UserError(f"{path} {_problem(path, error)}") from error
@@ -83,7 +105,7 @@ def read(path: pathlib.Path) -> np.ndarray:
 def is_animated(path: pathlib.Path) -> bool:
     """Return whether a file is an image with several frames in time."""
     try:
-        with PIL.Image.open(path) as image:
+        with open_image(path) as image:
             return image.format in _ANIMATED and getattr(image, "n_frames", 1) > 1
     except BROKEN:
         return False
@@ -92,7 +114,7 @@ def is_animated(path: pathlib.Path) -> bool:
 def is_image(path: pathlib.Path) -> bool:
     """Return whether the content of a file begins like an image."""
     try:
-        with PIL.Image.open(path):
+        with open_image(path):
             return True
     except PIL.UnidentifiedImageError:
         return False
@@ -135,8 +157,11 @@ class AnimatedImage:
 
 def _each(path: pathlib.Path) -> Generator[PIL.Image.Image, None, None]:
     """Yield the frames of an opened image one by one, decoded."""
-    with PIL.Image.open(path) as image:
-        for number in range(getattr(image, "n_frames", 1)):
+    with open_image(path) as image:
+        count = getattr(image, "n_frames", 1)
+        if count > limits.VIDEO_FRAMES:
+            raise ValueError(f"it has {count:,} frames, at most {limits.VIDEO_FRAMES:,} are read")
+        for number in range(count):
             image.seek(number)
             image.load()
             yield image

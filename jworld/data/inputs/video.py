@@ -10,7 +10,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from jworld.data.inputs import image
-from jworld.utils import placeholders
+from jworld.utils import limits, placeholders
 from jworld.utils.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", *image.ANIMATED_SUFFIXES)
@@ -89,17 +89,20 @@ class VideoFile:
         if not path.is_file():
             raise UserError(f"{path} is absent, expected a video: add it or correct the path")
         self._input = ["-copyts", "-sseof", f"-{last_seconds}"] if last_seconds else []
-        self._input += ["-i", str(path)]
+        self._input += ["-max_pixels", str(limits.IMAGE_PIXELS), "-i", str(path)]
         command = _ffmpeg("-loglevel", "level+info", "-xerror", *self._input, *_FRAMES, "-enc_time_base", "demux")
         # Audio packets are copied for their times, since an audio track may outlast the frames.
         command += ["-map", "0:a?", "-c:a", "copy", "-f", "framecrc", "-"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, process_group=0)
         log = done.stderr.decode(errors="replace")
         self._filter = _OVER_BLACK if _ALPHA.search(log) else ()
         self.size, seconds, ends = self._read_table(done.stdout.decode(errors="replace"))
         self._refuse_broken(len(seconds), done.returncode, log)
-        if len(seconds) < 2:
-            raise UserError(f"{path} holds {len(seconds)} frames, expected a video of at least 2: remove it")
+        if not 2 <= len(seconds) <= limits.VIDEO_FRAMES:
+            raise UserError(
+                f"{path} holds {len(seconds):,} frames, expected a video of at least 2, at most "
+                f"{limits.VIDEO_FRAMES:,}: remove it"
+            )
         if (np.diff(seconds) <= 0).any():
             frame = int(np.argmax(np.diff(seconds) <= 0)) + 1
             raise UserError(
@@ -115,7 +118,7 @@ class VideoFile:
         command = _ffmpeg("-loglevel", "quiet", *self._input, *_FRAMES, *self._filter)
         command += ["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
         with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0
         ) as process:
             assert process.stdout is not None
             try:
