@@ -280,15 +280,12 @@ def test_a_stopped_process_ends_the_other_with_its_name(
 
 
 @pytest.mark.slow
-def test_a_pause_longer_than_the_limits_of_collectives_changes_nothing(
-    folder: pathlib.Path, straight: pathlib.Path
+def test_a_process_that_compiles_for_long_is_waited_for(
+    folder: pathlib.Path, straight: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under load one process reaches the first step long after the other: Gloo alone waits for 30 seconds."""
+    monkeypatch.setenv("TOY_COMPILE_SECONDS", "45")
     started = start(folder, "paused")
-    wait_until((folder / "paused" / "config.json").exists)
-    started[1].send_signal(signal.SIGSTOP)
-    time.sleep(45)
-    started[1].send_signal(signal.SIGCONT)
     assert finish(started) == [0, 0], printed(folder, "paused", 0) + printed(folder, "paused", 1)
     for a, b in zip(parameters(straight, 9), parameters(folder / "paused", 9), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -91,6 +91,8 @@ class System(base.BaseSystem[toy.Toy, None]):
         return {"x": entry, "y": entry}
 
     def loss(self, model: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        # As if this process took longer to compile: this line runs when the step is traced.
+        time.sleep(float(os.environ.get("TOY_COMPILE_SECONDS", "0")) * (jax.process_index() == 1))
         noise = jax.random.normal(key, batch["x"].shape)
         return jnp.mean((model(batch["x"] + 0.1 * noise) - batch["y"]) ** 2), {}
 
