@@ -1,13 +1,16 @@
-"""Small video autoencoder for two CPU cores: a linear transform of patches, refined by convolutions.
+"""Small video autoencoder for two CPU cores: a linear transform of patches, and a decoder that joins the patches.
 
 A video is coded in groups of `temporal_ratio` frames; the first frame is coded alone, as a group in which it stands
-still. The frames of a group are channels of one image, which is cut into cells of `CELL` x `CELL` pixels. All
-convolutions are over that image, so they run at 1 / `CELL` of the resolution, once per group.
+still. A latent never depends on later frames.
 
-Encoder: an orthonormal transform of the patches, plus a residual from convolutions. Decoder: the transpose of the
-transform, plus a residual from convolutions over the decoded patches, the latents, and the latents of the group
-before. The last layers of both residuals start at zero, so training starts from the transform: `set_transform` takes
-that of a fitted linear autoencoder (PCA). A latent never depends on later frames.
+Encoder: an orthonormal transform of the patches of a group (PCA, as `linear` fits it), every channel divided by its
+deviation. It has no other layer, so the latents of a video do not depend on the decoder's training.
+
+Decoder: the transpose of that transform, which leaves seams between patches, plus two corrections:
+  overlap: a linear map of the 3 x 3 latents around a patch, of low rank. Its best values have a closed form
+    (`systems.autoencoder.transform`) and take most of the seams away.
+  convolutions over cells of `CELL` x `CELL` pixels of the corrected patches, the frames of a group as channels of one
+    image, with hints from the latents and those of the group before. Their last layer starts at zero.
 """
 
 import dataclasses
@@ -28,7 +31,7 @@ from jworld.utils.errors import UserError
 
 #: Pixels, in height and in width, of one position of the convolutions.
 CELL = 4
-#: The identity: the release of a trained autoencoder measures its own.
+#: The identity: the transform itself gives latents of unit deviation.
 NORMALIZATION = Normalization()
 
 
@@ -37,16 +40,18 @@ class PatchConfig(network.AutoencoderConfig):
     """Hyper-parameters, by default of the shipped autoencoder.
 
     Attributes:
-      blocks: residual blocks of the encoder; the decoder has twice as many.
+      blocks: residual blocks of the decoder.
       width: channels of the residual blocks.
+      rank: rank of the map from the latents around a patch to its pixels.
       spatial_ratio: pixels per latent, in height and in width.
       temporal_ratio: frames of a group.
     """
 
-    latent_channels: ranges.Size = 48
-    blocks: ranges.LayersOrZero = 2
+    latent_channels: ranges.Size = 128
+    blocks: ranges.LayersOrZero = 4
     normalisation: Normalization = NORMALIZATION
-    width: ranges.Size = 72
+    width: ranges.Size = 64
+    rank: ranges.Size = 96
     spatial_ratio: ranges.Ratio = 16
     temporal_ratio: ranges.Ratio = 4
 
@@ -54,10 +59,11 @@ class PatchConfig(network.AutoencoderConfig):
         super().__post_init__()
         if self.spatial_ratio % CELL:
             raise UserError(f"spatial_ratio is {self.spatial_ratio}, expected a multiple of {CELL}")
-        if not self.latent_channels <= self.patch_size:
-            raise UserError(
-                f"latent_channels is {self.latent_channels}, expected 1..{self.patch_size} (the values of a patch)"
-            )
+        for name in ("latent_channels", "rank"):
+            if getattr(self, name) > self.patch_size:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}, expected 1..{self.patch_size} (the values of a patch)"
+                )
 
     @property
     def patch_size(self) -> int:
@@ -70,9 +76,9 @@ class PatchConfig(network.AutoencoderConfig):
         return self.temporal_ratio * CELL**2 * self.image_channels
 
     @property
-    def cells(self) -> int:
-        """Cells in a patch."""
-        return (self.spatial_ratio // CELL) ** 2
+    def side(self) -> int:
+        """Cells in a patch, in height and in width."""
+        return self.spatial_ratio // CELL
 
 
 class PatchAutoencoder(network.VideoAutoencoder):
@@ -83,111 +89,101 @@ class PatchAutoencoder(network.VideoAutoencoder):
 
     def __init__(self, config: PatchConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.encoder = Encoder(config, rngs=rngs)
+        self.transform = Transform(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
+        self.moments = nnx.Param(jnp.zeros((2 * config.latent_channels,)))
 
     @property
     def moments_bias(self) -> nnx.Param[jax.Array]:
-        return self.encoder.bias
-
-    def set_transform(self, autoencoder: linear.LinearAutoencoder) -> None:
-        """Take the transform of groups from a linear autoencoder with the same ratios and channels."""
-        group = autoencoder.group
-        basis, mean, scale = group.basis[...], group.mean[...], group.scale[...]
-        channels = self.config.latent_channels
-        self.encoder.basis[...] = basis / scale
-        self.encoder.bias[...] = self.encoder.bias[...].at[:channels].set(-mean @ (basis / scale))
-        self.decoder.basis[...] = (basis * scale).T
-        self.decoder.bias[...] = mean
+        return self.moments
 
     def _encode_chunk(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         pixels = linear.to_float(video)
         if cache is None:
             still = jnp.repeat(pixels[:, :1], self.config.temporal_ratio, axis=1)
             pixels = jnp.concatenate([still, pixels[:, 1:]], axis=1)
-        return self.encoder(pixels), ()
+        mean = self.transform.project(self._patches(pixels))
+        return jnp.concatenate([mean, jnp.zeros_like(mean)], axis=-1) + self.moments[...], ()
 
     def _decode_chunk(self, latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        latents = latents - self.moments[..., : self.config.latent_channels]
         before = latents[:, :1] if cache is None else cache
         earlier = jnp.concatenate([before, latents[:, :-1]], axis=1)
-        frames = self.decoder(latents, earlier)
+        frames = self.decoder(self.transform.reconstruct(latents), latents, earlier)
         return frames if cache is not None else frames[:, self.config.temporal_ratio - 1 :], latents[:, -1:]
 
+    def _patches(self, video: jax.Array) -> jax.Array:
+        cfg = self.config
+        return einops.rearrange(
+            video,
+            "b (g t) (h p) (w q) c -> b g h w (t p q c)",
+            t=cfg.temporal_ratio,
+            p=cfg.spatial_ratio,
+            q=cfg.spatial_ratio,
+        )
 
-class Encoder(nnx.Module):
-    """Groups [B, T, H, W, 3] of T = ratio * k frames in [-1, 1] -> mean and log variance [B, k, H', W', 2C]."""
+
+class Transform(nnx.Module):
+    """Patches [..., P] to latents [..., C] of unit deviation and back; the columns of `basis` are orthonormal."""
 
     def __init__(self, config: PatchConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        width, outputs = config.width, config.latent_channels
-        self.basis = nnx.Param(nnx.initializers.orthogonal()(rngs.params(), (config.patch_size, outputs)))
-        self.bias = nnx.Param(jnp.zeros((2 * outputs,)))
-        self.enter = _conv(config, config.cell_size, width, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
-        self.leave = nnx.Param(zeros_init(rngs.params(), (config.cells * width, 2 * outputs), config.param_dtype))
+        self.basis = nnx.Param(
+            nnx.initializers.orthogonal()(rngs.params(), (config.patch_size, config.latent_channels))
+        )
+        self.deviation = nnx.Param(jnp.ones((config.latent_channels,)))
+        self.mean = nnx.Param(jnp.zeros((config.patch_size,)))
 
-    def __call__(self, video: jax.Array) -> jax.Array:
-        cfg = self.config
-        groups = einops.rearrange(
-            video,
-            "b (g t) (h i p) (w j q) c -> b g h w (t i p j q c)",
-            t=cfg.temporal_ratio,
-            p=CELL,
-            q=CELL,
-            i=cfg.spatial_ratio // CELL,
-            j=cfg.spatial_ratio // CELL,
-        )
-        cells = einops.rearrange(
-            video, "b (g t) (h p) (w q) c -> b g h w (t p q c)", t=cfg.temporal_ratio, p=CELL, q=CELL
-        )
-        x = self.enter(cells)
-        for block in self.blocks:
-            x = block(x)
-        side = cfg.spatial_ratio // CELL
-        x = einops.rearrange(jax.nn.silu(x), "b g (h i) (w j) c -> b g h w (i j c)", i=side, j=side)
-        mean = groups @ self.basis[...]
-        mean = jnp.concatenate([mean, jnp.zeros_like(mean)], axis=-1)
-        return mean + x @ self.leave[...].astype(cfg.dtype) + self.bias[...]
+    def fit(self, autoencoder: linear.LinearAutoencoder) -> None:
+        """Take the transform of groups from a linear autoencoder with the same ratios and channels."""
+        group = autoencoder.group
+        self.basis[...], self.mean[...] = group.basis[...], group.mean[...]
+        self.deviation[...] = jnp.broadcast_to(group.scale[...], self.deviation.shape)
+
+    def project(self, patches: jax.Array) -> jax.Array:
+        return (patches - self.mean[...]) @ self.basis[...] / self.deviation[...]
+
+    def reconstruct(self, latents: jax.Array) -> jax.Array:
+        return (latents * self.deviation[...]) @ self.basis[...].T + self.mean[...]
 
 
 class Decoder(nnx.Module):
-    """Latents [B, k, H', W', C] and those of the group before each -> frames [B, ratio * k, H, W, 3]."""
+    """Patches [B, k, H', W', P], their latents [B, k, H', W', C] and those before -> frames [B, ratio * k, H, W, 3]."""
 
     def __init__(self, config: PatchConfig, *, rngs: nnx.Rngs):
         self.config = config
-        width, side = config.width, config.spatial_ratio // CELL
-        self.basis = nnx.Param(
-            nnx.initializers.orthogonal()(rngs.params(), (config.latent_channels, config.patch_size))
-        )
-        self.bias = nnx.Param(jnp.zeros((config.patch_size,)))
-        self.hints = _conv(config, 2 * config.latent_channels, width // 4 * side**2, kernel=1, rngs=rngs)
-        self.enter = _conv(config, config.cell_size + width // 4, width, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(2 * config.blocks)])
+        width, hints = config.width, config.width // 4
+        self.around = _conv(config, config.latent_channels, config.rank, rngs=rngs)
+        self.overlap = nnx.Param(zeros_init(rngs.params(), (config.rank, config.patch_size), config.param_dtype))
+        self.hints = _conv(config, 2 * config.latent_channels, hints * config.side**2, kernel=1, rngs=rngs)
+        self.enter = _conv(config, config.cell_size + hints, width, rngs=rngs)
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
         self.leave = _conv(config, width, config.cell_size, rngs=rngs)
         self.leave.kernel[...] = jnp.zeros_like(self.leave.kernel[...])
 
-    def __call__(self, latents: jax.Array, earlier: jax.Array) -> jax.Array:
+    def fit(self, around: jax.Array, overlap: jax.Array, bias: jax.Array) -> None:
+        """Take a fitted map of the latents around a patch: [9 C, rank], [rank, P] and [rank]."""
+        self.around.kernel[...] = around.reshape(self.around.kernel.shape)
+        self.around.bias[...] = bias
+        self.overlap[...] = overlap
+
+    def __call__(self, patches: jax.Array, latents: jax.Array, earlier: jax.Array) -> jax.Array:
         cfg = self.config
-        side = cfg.spatial_ratio // CELL
-        patches = latents @ self.basis[...] + self.bias[...]
-        base = einops.rearrange(
+        cut = {"t": cfg.temporal_ratio, "p": CELL, "q": CELL}
+        patches += self.around(latents) @ self.overlap[...]
+        cells = einops.rearrange(
             patches,
             "b g h w (t i p j q c) -> b g (h i) (w j) (t p q c)",
-            t=cfg.temporal_ratio,
-            p=CELL,
-            q=CELL,
-            i=side,
-            j=side,
+            i=cfg.side,
+            j=cfg.side,
+            **cut,
         )
         hints = self.hints(jnp.concatenate([latents, earlier], axis=-1))
-        hints = einops.rearrange(hints, "b g h w (i j c) -> b g (h i) (w j) c", i=side, j=side)
-        x = self.enter(jnp.concatenate([base.astype(hints.dtype), hints], axis=-1))
+        hints = einops.rearrange(hints, "b g h w (i j c) -> b g (h i) (w j) c", i=cfg.side, j=cfg.side)
+        x = self.enter(jnp.concatenate([cells.astype(hints.dtype), hints], axis=-1))
         for block in self.blocks:
             x = block(x)
-        cells = base + self.leave(jax.nn.silu(x))
-        return einops.rearrange(
-            cells, "b g h w (t p q c) -> b (g t) (h p) (w q) c", t=cfg.temporal_ratio, p=CELL, q=CELL
-        )
+        cells += self.leave(jax.nn.silu(x))
+        return einops.rearrange(cells, "b g h w (t p q c) -> b (g t) (h p) (w q) c", **cut)
 
 
 class Block(nnx.Module):

@@ -17,7 +17,7 @@ from jworld.evaluation import results, settings
 from jworld.models.autoencoders import files, linear, network, patch
 from jworld.models.autoencoders.latents import Normalization
 from jworld.systems import base
-from jworld.systems.autoencoder import data, evaluation, objective, transform
+from jworld.systems.autoencoder import data, evaluation, objective, overlap, transform
 from jworld.utils import config as run_config
 from jworld.utils import errors, ranges
 
@@ -88,12 +88,12 @@ class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
             )
         return settings
 
-    def _transform_path(self) -> pathlib.Path:
-        return pathlib.Path(self.config.data.records) / transform.file_name(self._transform())
-
     def _fit_transform(self) -> None:
         console = rich.console.Console(highlight=False, soft_wrap=True)
-        transform.load_or_fit(self.data.open(), self._transform(), console=console)
+        frames = self.data.open()
+        fitted = transform.load_or_fit(frames, self._transform(), console=console)
+        assert isinstance(self.model_config, patch.PatchConfig)
+        transform.load_or_fit_overlap(frames, fitted, self.model_config, console=console)
 
     def _check_sizes(self) -> None:
         space, time = self.model_config.spatial_ratio, self.model_config.temporal_ratio
@@ -110,8 +110,10 @@ class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
         if isinstance(model, patch.PatchAutoencoder):
             bias[...] = bias[...].at[self.model_config.latent_channels :].set(TRANSFORM_LOGVAR)
             # Absent only where no values are needed: before the frames are made, and when weights are read.
-            if (path := self._transform_path()).is_file():
-                model.set_transform(linear.LinearAutoencoder.load(path))
+            folder = pathlib.Path(self.config.data.records)
+            if (path := folder / transform.overlap_name(model.config)).is_file():
+                model.transform.fit(linear.LinearAutoencoder.load(folder / transform.file_name(self._transform())))
+                model.decoder.fit(**dataclasses.asdict(overlap.Overlap.load(path)))
         else:
             bias[...] = bias[...].at[self.model_config.latent_channels :].set(INITIAL_LOGVAR)
         return model

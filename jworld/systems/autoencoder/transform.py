@@ -1,18 +1,22 @@
-"""The linear autoencoder of the training videos: what networks are compared with, and where some start.
+"""The linear autoencoder of the training videos, and its overlap: what networks are compared with or start from.
 
-It is fitted once and kept in the folder of the decoded frames.
+Both are fitted once and kept in the folder of the decoded frames.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import rich.console
 import rich.progress
 
-from jworld.models.autoencoders import linear, network
-from jworld.systems.autoencoder import data
+from jworld.models.autoencoders import linear, network, patch
+from jworld.systems.autoencoder import data, overlap
 from jworld.utils import errors, folder_lock
 
 #: Patches of the fit are drawn from this seed.
 SEED = 0
+#: Groups of frames of every training video on which the overlap is fitted.
+GROUPS = 6
 
 
 def settings(config: network.AutoencoderConfig) -> linear.LinearConfig | None:
@@ -36,6 +40,37 @@ def load_or_fit(
             if not path.is_file():
                 _fit(files, config, console).save(path)
     return linear.LinearAutoencoder.load(path)
+
+
+def load_or_fit_overlap(
+    files: data.FrameFiles,
+    autoencoder: linear.LinearAutoencoder,
+    config: patch.PatchConfig,
+    *,
+    console: rich.console.Console,
+) -> overlap.Overlap:
+    """Return the correction of the linear autoencoder of the training videos, of the rank that `config` has."""
+    path = files.directory / overlap_name(config)
+    if not path.is_file():
+        with folder_lock.making(path):
+            if not path.is_file():
+                overlap.fit(_groups(files, config.temporal_ratio, console), autoencoder, rank=config.rank).save(path)
+    return overlap.Overlap.load(path)
+
+
+def overlap_name(config: patch.PatchConfig) -> str:
+    """Return the name of the overlap's file in the folder of the frames."""
+    return f"overlap-{config.latent_channels}x{config.temporal_ratio}x{config.spatial_ratio}-{config.rank}.safetensors"
+
+
+def _groups(files: data.FrameFiles, frames: int, console: rich.console.Console) -> Iterator[np.ndarray]:
+    """Yield groups of every training video, uint8 [GROUPS, frames, H, W, 3], at places drawn from `SEED`."""
+    generator = np.random.default_rng(SEED)
+    lengths = files.lengths("train")
+    for i in rich.progress.track(range(len(lengths)), "fitting the overlap of patches", console=console):
+        video = files.read("train", i)
+        starts = generator.integers(lengths[i] - frames + 1, size=GROUPS)
+        yield np.stack([video[start : start + frames] for start in starts])
 
 
 def file_name(config: linear.LinearConfig) -> str:

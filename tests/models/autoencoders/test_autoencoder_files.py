@@ -46,10 +46,10 @@ def test_half_precision_halves_the_file(tmp_path: pathlib.Path) -> None:
     video = np.random.default_rng(0).integers(0, 256, (1, 5, 32, 32, 3)).astype(np.uint8)
     read = files.load(paths["float16"])
     assert isinstance(read, patch.PatchAutoencoder)
-    assert read.decoder.basis[...].dtype == np.float32
+    assert read.transform.basis[...].dtype == np.float32
     np.testing.assert_allclose(read.encode(video), model.encode(video), atol=2e-3)
-    model.encoder.basis[...] = 1e7 * model.encoder.basis[...]
-    with pytest.raises(UserError, match="encoder/basis has values that float16 cannot hold: choose float32"):
+    model.transform.basis[...] = 1e7 * model.transform.basis[...]
+    with pytest.raises(UserError, match="transform/basis has values that float16 cannot hold: choose float32"):
         files.save(model, tmp_path / "large.safetensors", dtype="float16")
     assert not (tmp_path / "large.safetensors").exists()
 

@@ -34,7 +34,7 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
     ),
     "patch": (
         patch.PatchAutoencoder,
-        patch.PatchConfig(latent_channels=4, blocks=1, width=8, spatial_ratio=4, dtype=jnp.float32),
+        patch.PatchConfig(latent_channels=4, blocks=1, width=8, rank=3, spatial_ratio=4, dtype=jnp.float32),
     ),
 }
 FAMILIES = sorted(CONFIGS)
