@@ -19,7 +19,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "or command line), its type and its meaning. Nothing is trained.",
     )
     parser.add_argument(
-        "--config", required=True, metavar="RECIPE", help="recipe such as configs/ar_mem.py:8b, or the folder of a run"
+        "--config",
+        required=True,
+        metavar="RECIPE",
+        help="recipe such as configs/ar_mem.py:8b, a Python file that is executed, or the folder of a run",
     )
     arguments.add_changes(parser, default="as in the recipe")
     options = parser.parse(argv)

@@ -121,7 +121,10 @@ def add_recipe(parser: Parser, *, required: bool = True) -> None:
     """Add `--config=RECIPE`, `--config.a.b=value` and `--config.list`."""
     note = "required" if required else "default: none"
     parser.add_argument(
-        "--config", metavar="RECIPE", help=f"recipe, such as configs/ar_mem.py or configs/ar_mem.py:8b ({note})"
+        "--config",
+        metavar="RECIPE",
+        help="recipe, a Python file that is executed, such as configs/ar_mem.py, or configs/ar_mem.py:8b for a variant "
+        f"({note})",
     )
     add_changes(parser, default="as in the recipe")
     parser.add_argument(_LIST, action="store_true", dest="list_keys", help="print all keys of the config and exit")

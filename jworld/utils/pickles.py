@@ -51,7 +51,7 @@ def check(stream: _Reader, size: int) -> None:
     """Follow the instructions of one pickle to its end.
 
     Args:
-      stream: the pickle; afterwards it stands behind it.
+      stream: the pickle; its position is then after the pickle.
       size: number of its bytes, at most.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pickles that reserve memory, never end, or are no pickles: refused before anything is loaded."""
+"""Pickles that reserve memory, never end, or are something else: refused before anything is loaded."""
 
 import collections
 import io
