@@ -4,13 +4,14 @@ Variants (`--config=configs/autoencoder.py:<variant>`):
   (none)  tiny network of HunyuanVideo's architecture on 64x48 frames of the rooms; 96 channels, 16x16 pixels and 4
           frames per latent, as in configs/ar_mem.py; a smoke test on two CPU cores
   small   the same architecture with 73M parameters at the recorder's full resolution, 64 channels; one GPU
-  patch   1.4M parameters for two CPU cores, on 128x96 frames of the rooms: the linear autoencoder with 48 channels and
-          16x16 pixels and 4 frames per latent, refined by convolutions
+  patch   1.4M parameters for two CPU cores, on 128x96 frames of the rooms: a linear autoencoder with 128 channels and
+          16x16 pixels and 4 frames per latent, whose decoder joins the patches
+  worlds  the same on rooms and ViZDoom's maze, which makes assets/autoencoder/worlds.safetensors
 """
 
 import ml_collections
 
-VARIANTS = ("", "small", "patch")
+VARIANTS = ("", "small", "patch", "worlds")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -19,8 +20,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = _tiny()
     if variant == "small":
         _small(config)
-    if variant == "patch":
+    if variant in ("patch", "worlds"):
         _patch(config)
+    if variant == "worlds":
+        _worlds(config)
     config.lock()
     return config
 
@@ -56,7 +59,14 @@ def _tiny() -> ml_collections.ConfigDict:
             "image_size": (192, 144),
             "seed": 0,
         },
-        "videos": {"format": "episodes", "path": "", "image_size": (64, 48), "fit": "crop", "val_share": 0.05},
+        "videos": {
+            "format": "episodes",
+            "path": "",
+            "more_paths": (),
+            "image_size": (64, 48),
+            "fit": "crop",
+            "val_share": 0.05,
+        },
         "clip": {"frames": 5, "size": (32, 32)},
     }
     config.optimizer = {
@@ -98,7 +108,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
 
 
 def _patch(config: ml_collections.ConfigDict) -> None:
-    config.steps = 6_000
+    config.steps = 1_500
     config.model = {
         "family": "patch",
         "latent_channels": 128,
@@ -123,3 +133,10 @@ def _patch(config: ml_collections.ConfigDict) -> None:
     config.optimizer.update({"trainable": "decoder/(hints|enter|blocks|leave)/.*", "clip_norm": 0.1})
     config.loss = {"absolute": 0.0, "squared": 1.0, "gradient": 0.05, "kl": 0.0}
     config.checkpoint.interval = 500
+
+
+def _worlds(config: ml_collections.ConfigDict) -> None:
+    config.data.records = "data/worlds/frames-128x96"
+    config.data.recording.update({"directory": "data/worlds/rooms", "episodes": 384})
+    # Half as many episodes as rooms have, each twice.
+    config.data.videos.more_paths = ("data/worlds/doom", "data/worlds/doom")

@@ -133,6 +133,15 @@ _THEWORLD_PUBLISHED = (
     "--config.sample.questions=2",
 )
 _AUTOENCODER = (*ROOMS, "--config.data.videos.val_share=0.5", "--config.sample.frames=5")
+_PATCH = (
+    *ROOMS,
+    "--config.data.videos.image_size=(64,48)",
+    "--config.data.clip.size=(32,32)",
+    "--config.model.latent_channels=8",
+    "--config.model.width=8",
+    "--config.model.rank=8",
+    "--config.sample.frames=5",
+)
 
 #: "recipe.py:variant" -> config keys.
 RECIPES = {
@@ -179,13 +188,8 @@ RECIPES = {
         "--config.data.clip.size=(32,32)",
         "--config.data.clip.frames=5",
     ),
-    "autoencoder.py:patch": (
-        *ROOMS,
-        "--config.data.videos.image_size=(64,48)",
-        "--config.data.clip.size=(32,32)",
-        "--config.model.width=8",
-        "--config.sample.frames=5",
-    ),
+    "autoencoder.py:patch": _PATCH,
+    "autoencoder.py:worlds": _PATCH,
     # The original accumulates four parts of a batch.
     "my_recipe.py": (*_THEWORLD_PUBLISHED, "--config.optimizer.accumulate=1"),
     "my_config.py": (*_THEWORLD_PUBLISHED, "--config.optimizer.accumulate=1", "--config.epochs=0"),
@@ -239,6 +243,8 @@ IMPORTS = {
 VALUES = {
     "--output out/starter": "--output out/starter --chunks 2 --windows 1 --revisits 1",
     "--episodes 64 --frames 241 --size 192x144": "--episodes 4 --frames 121 --size 64x48",
+    # ViZDoom is an extra that tests do not install.
+    "--source doom --episodes 192 --size 256x192": "--source rooms --episodes 4 --frames 121 --size 64x48",
     "--width 832 --height 480": "--width 48 --height 32",
     "--width 1280 --height 704": "--width 32 --height 16",
     "--width 720 --height 480": "--width 32 --height 16",

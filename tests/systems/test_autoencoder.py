@@ -96,6 +96,22 @@ def test_every_frame_of_every_video_is_there(decoded: pixels.FrameFiles) -> None
     assert sorted(path.name for path in decoded.directory.parent.iterdir()) == ["frames", "videos"]
 
 
+def test_several_folders_make_one_set(tmp_path: pathlib.Path) -> None:
+    """Each keeps its order, and a folder that is named twice counts twice."""
+    folders = [str(tmp_path / name) for name in ("rooms", "doom", "doom")]
+    for folder, name, frames in (("rooms", "d", 13), ("rooms", "a", 5), ("doom", "b", 9)):
+        tiny_videos.write(tmp_path / folder / f"{name}.mp4", tiny_videos.numbered(frames, width=64, height=48))
+        (tmp_path / folder / f"{name}.txt").write_text("a caption")
+    fields: dict[str, Any] = {"format": "videos", "image_size": (32, 24), "val_share": 0.1}
+    videos = pixels.VideosConfig(path=folders[0], more_paths=tuple(folders[1:]), **fields)
+    pixels.decode(tmp_path / "frames", videos, console=rich.console.Console(quiet=True))
+    both = pixels.FrameFiles(tmp_path / "frames")
+    found = [(both.name(split, i), n) for split in ("train", "val") for i, n in enumerate(both.lengths(split))]
+    assert sorted(found) == [("a", 5), ("b", 9), ("b", 9), ("d", 13)]
+    numbers = [tiny_videos.numbers(both.read("train", i)) for i in range(len(both.lengths("train")))]
+    assert numbers == [list(range(n)) for n in both.lengths("train")]
+
+
 def test_long_videos_occur_more_often_and_take_turns(decoded: pixels.FrameFiles) -> None:
     lengths = decoded.lengths("train")
     source = pixels.Videos(decoded, "train", frames=4)

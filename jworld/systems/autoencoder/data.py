@@ -37,6 +37,7 @@ class VideosConfig:
     Attributes:
       format: format of the folder `path`, one of those that `python -m jworld.precompute` reads.
       path: folder of the videos; "" is that of `config.data.recording`.
+      more_paths: further folders of the same format. A folder that is named twice counts twice.
       image_size: width and height of the frames, in pixels.
       fit: "crop" keeps proportions and crops around the center, "stretch" keeps the whole view.
       val_share: share of videos that are held out, for formats without a split.
@@ -44,6 +45,7 @@ class VideosConfig:
 
     format: str = "episodes"
     path: str = ""
+    more_paths: tuple[str, ...] = ()
     image_size: tuple[ranges.Pixels, ranges.Pixels] = (64, 48)
     fit: Literal["crop", "stretch"] = "crop"
     val_share: ranges.ShareBelowOne = 0.05
@@ -136,7 +138,9 @@ def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.co
     """
     output = pathlib.Path(output)
     width, height = videos.image_size
-    listing = formats.list_items(videos.format, videos.path, val_share=videos.val_share)
+    folders = (videos.path, *videos.more_paths)
+    listings = [formats.list_items(videos.format, folder, val_share=videos.val_share) for folder in folders]
+    found = [item for listing in listings for item in listing.items]
     fit = fitting.Fit(width=width, height=height, mode=videos.fit, resampling="area")
     cut = clips.CutConfig(fit=fit, temporal_ratio=1)
     entries: dict[str, list[dict[str, Any]]] = {split: [] for split in records.SPLITS}
@@ -144,14 +148,14 @@ def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.co
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        for item in rich.progress.track(listing.items, "decoding videos", console=console):
+        for item in rich.progress.track(found, "decoding videos", console=console):
             for clip in clips.read_clips(item, cut):
                 written = entries[clip.split]
                 file = f"{clip.split}-{len(written):05d}.npy"
                 np.save(partial / file, clip.frames)
                 written.append({"name": clip.item, "file": file, "frames": len(clip.frames), "fps": clip.fps})
         if not entries["train"]:
-            raise UserError(f"{videos.path}: no video has split 'train', expected at least one: add videos")
+            raise UserError(f"{', '.join(folders)}: no video has split 'train', expected at least one: add videos")
         if not entries["val"]:
             notes.warn(f"no video is held out, so the trained model cannot be measured: {MORE_HELD_OUT}")
         facts = {"format": FORMAT, "version": VERSION, "image_size": list(videos.image_size), "videos": entries}
@@ -253,7 +257,7 @@ class DecodedVideos:
         videos = dataclasses.replace(self.videos, path=self.videos.path or self._recording.directory)
         console = rich.console.Console(highlight=False, soft_wrap=True)
         decode(output, videos, console=console)
-        console.print(f"decoded the videos of {videos.path} into {output}")
+        console.print(f"decoded the videos of {', '.join((videos.path, *videos.more_paths))} into {output}")
 
     def open(self) -> FrameFiles:
         """Open the frames; a `UserError` if their size differs from the config."""
