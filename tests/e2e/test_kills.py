@@ -182,7 +182,8 @@ def test_kills_while_data_are_made(train: forks.Launches, tmp_path: pathlib.Path
     first = [forks.when(lambda pattern=pattern: list(folder.glob(pattern))) for pattern in patterns]
     for kill in first + [forks.after(moments.uniform(0, seconds / 2)) for _ in range(KILLS - 2)]:
         ended = train.run(*arguments["killed"], f"--workdir={folder / 'run'}", *RUN, kill=kill)
-        assert ended.code == -signal.SIGKILL, ended.printed
+        # Once the data are there, a launch may be done before its time has come.
+        assert ended.code in (-signal.SIGKILL, 0), ended.printed
     finish(train, folder / "run", arguments["killed"])
     assert results(folder / "run") == results(tmp_path / "whole" / "run")
     for name in ("episodes", "records"):
