@@ -11,6 +11,8 @@ from flax import nnx
 
 from jworld import systems
 from jworld.diffusion import adams_bashforth
+from jworld.encoders import autoencoders
+from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15Config
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.theworld.model import TheWorld
 from jworld.systems.cosmos.sampling import WindowSampler
@@ -190,3 +192,23 @@ def theworld(layers: int, dtype: str, *, program: str) -> Compilable:
         return compilable(answering.answer, model, batch, ends=(1,), **options)
     state = jax.eval_shape(functools.partial(answering.prefill, **options), model, batch)
     return compilable(answering.step, model, S((1,), jnp.int32), state)
+
+
+def autoencoder(layers: int, dtype: str, *, program: str) -> Compilable:
+    """Return a program of HunyuanVideo-1.5's autoencoder, the largest one, for 17 frames; it has all its layers."""
+    with nnx.use_eager_sharding(False):
+        config = Hunyuan15Config(param_dtype=jnp.dtype(dtype))
+        network = nnx.eval_shape(lambda: Hunyuan15Autoencoder(config, rngs=nnx.Rngs(0)))
+    latents = S((1, 5, SIDE // 2, SIDE // 2, config.latent_channels), jnp.float32)
+    weights, options = network.decoder, {}
+    if program == "encode":
+        weights, side = network.encoder, config.spatial_ratio * SIDE // 2
+        function: Any = autoencoders.encode_program()
+        inputs: tuple[Any, ...] = (S((1, 17, side, side, 3), jnp.uint8),)
+        options = {"posterior": False, "tiling": None}
+    elif program == "decode":
+        function, inputs, options = autoencoders.decode_program(), (latents,), {"tiling": None}
+    else:
+        function, one = autoencoders.step_program(), S((1, 1, *latents.shape[2:]), jnp.float32)
+        inputs = (one, jax.eval_shape(function, network, one, None)[1])
+    return Compilable(function, (network, *inputs), options, size(jax.tree.leaves(nnx.state(weights))))

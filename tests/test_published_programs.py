@@ -48,6 +48,10 @@ BOUNDS = {
     "theworld, prefill": Bound(part(programs.theworld, program="prefill"), 420),
     "theworld, decode step": Bound(part(programs.theworld, program="step"), 420, 150),
     "theworld, answer": Bound(part(programs.theworld, program="answer"), 420),
+    # The largest kernel has 216 million values, which are widened; all others are an eighth of it, or less.
+    "autoencoder, decoder's step": Bound(part(programs.autoencoder, program="step"), 950),
+    "autoencoder, decoder": Bound(part(programs.autoencoder, program="decode"), 950),
+    "autoencoder, encoder": Bound(part(programs.autoencoder, program="encode"), 650),
 }
 #: Compiled in the ordinary suite.
 FAST = ("cosmos, window",)

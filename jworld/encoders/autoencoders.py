@@ -16,7 +16,7 @@ from jworld.models.autoencoders.network import VideoAutoencoder
 from jworld.models.autoencoders.tiling import Tiling
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
-from jworld.utils import hub_folders
+from jworld.utils import compilation, hub_folders
 
 
 class Network(Protocol):
@@ -113,7 +113,7 @@ class Autoencoder:
     def encode_clips(self, video: np.ndarray, *, posterior: bool = False) -> Latents:
         """Encode videos uint8 [B, T, H, W, 3] as the latents that records store."""
         with jax.set_mesh(self._mesh):
-            latents = _encode_clips(self.network, self._placed(video), posterior=posterior, tiling=self.tiling)
+            latents = encode_program()(self.network, self._placed(video), posterior=posterior, tiling=self.tiling)
         on_host: Latents = jax.device_get(latents)
         return on_host
 
@@ -124,7 +124,7 @@ class Autoencoder:
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Decode normalized latents [B, F, H', W', C] to videos uint8 [B, T, H, W, 3]."""
         with jax.set_mesh(self._mesh):
-            return np.asarray(_decode(self.network, self._placed(latents), tiling=self.tiling))
+            return np.asarray(decode_program()(self.network, self._placed(latents), tiling=self.tiling))
 
     def stream(self) -> "Stream":
         """Start a video that is decoded latent by latent."""
@@ -133,7 +133,7 @@ class Autoencoder:
     def decode_step(self, latents: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
         """Decode the next latents [B, f, H', W', C] to frames uint8 [B, t, H, W, 3]; `cache` None starts a video."""
         with jax.set_mesh(self._mesh):
-            video, cache = _decode_step(self.network, self._placed(latents), cache)
+            video, cache = step_program()(self.network, self._placed(latents), cache)
         return np.asarray(video), cache
 
     def _placed(self, batch: np.ndarray) -> jax.Array:
@@ -157,7 +157,6 @@ class Stream:
         return frames
 
 
-@functools.partial(jax.jit, static_argnames=("posterior", "tiling"))
 def _encode_clips(network: Network, video: jax.Array, *, posterior: bool, tiling: Tiling | None) -> Latents:
     logvar = None
     if posterior:
@@ -180,17 +179,20 @@ def _encode(network: Network, video: jax.Array, tiling: Tiling | None) -> jax.Ar
     return network.encode(video)
 
 
-@functools.partial(jax.jit, static_argnames="tiling")
 def _decode(network: Network, latents: jax.Array, *, tiling: Tiling | None) -> jax.Array:
     if isinstance(network, VideoAutoencoder):
         return linear.to_uint8(network.decode(latents, tiling=tiling))
     return linear.to_uint8(network.decode(latents))
 
 
-@jax.jit
 def _decode_step(network: Network, latents: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
     video, cache = network.decode_step(latents, cache)
     return linear.to_uint8(video), cache
+
+
+encode_program = compilation.in_order(_encode_clips, static_argnames=("posterior", "tiling"))
+decode_program = compilation.in_order(_decode, static_argnames="tiling")
+step_program = compilation.in_order(_decode_step)
 
 
 def load(

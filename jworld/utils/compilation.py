@@ -1,12 +1,15 @@
 """Compilation cache on disk, so that the next launch of the same program does not compile again."""
 
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 OFF = "off"
+_IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def default_folder() -> pathlib.Path:
@@ -27,6 +30,23 @@ def use_cache(folder: str = "") -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
     elif jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(default_folder()))
+
+
+def in_order(function: Callable[..., Any], **options: Any) -> Callable[[], Any]:
+    """Return a function that returns `jax.jit(function, **options)`, compiled for little memory on CPUs.
+
+    XLA's CPU compiler starts operations as early as their inputs allow. So it would copy the weights of all layers at
+    once, widened or in the layout of its convolutions, where the layers do not share a loop.
+    """
+
+    @functools.cache
+    def program() -> Any:
+        # Not at import: this starts the backend.
+        if jax.default_backend() != "cpu":
+            return jax.jit(function, **options)
+        return jax.jit(function, **options, compiler_options=_IN_ORDER)
+
+    return program
 
 
 class CacheReads:

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,19 @@ from jworld.models.autoencoders import linear
 from jworld.models.autoencoders.blocks import Cache, Coder
 from jworld.models.autoencoders.latents import Normalization, Posterior
 from jworld.models.autoencoders.tiling import Tiling, tiled
+from jworld.models.layers.stack import unhoisted
 from jworld.parallel import axes
 from jworld.utils import ranges
 from jworld.utils.errors import UserError
 
-Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+Pieces = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+
+
+class Step(Protocol):
+    """Function of a piece and the cache; `i` is the number of a piece within a loop, None outside of one."""
+
+    def __call__(self, x: jax.Array, cache: Cache, i: jax.Array | None = None, /) -> tuple[jax.Array, Cache]: ...
+
 
 #: Metadata of settings that change the computation of latents but not their values.
 HOW_ONLY = {"how_only": True}
@@ -161,21 +169,30 @@ class VideoAutoencoder(nnx.Module):
         """Decode latents, not normalized, to frames."""
 
     def _encode_pieces(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        def step(frames: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-            moments, cache = self._encode_chunk(constrain_video(frames), cache)
+        def step(frames: jax.Array, cache: Cache, i: jax.Array | None = None) -> tuple[jax.Array, Cache]:
+            moments, cache = self._within(i)._encode_chunk(constrain_video(frames), cache)
             return constrain_video(moments.astype(jnp.float32)), cache
 
         chunk = self.config.chunk and self.config.chunk * self.config.temporal_ratio
         return in_pieces(step, video, cache, chunk=chunk, first_alone=self.first_frame_alone)
 
     def _decode_pieces(self, latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        def step(latents: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-            video, cache = self._decode_chunk(self.config.normalisation.invert(constrain_video(latents)), cache)
+        def step(latents: jax.Array, cache: Cache, i: jax.Array | None = None) -> tuple[jax.Array, Cache]:
+            latents = self.config.normalisation.invert(constrain_video(latents))
+            video, cache = self._within(i)._decode_chunk(latents, cache)
             return constrain_video(video.astype(jnp.float32)), cache
 
         return in_pieces(step, latents, cache, chunk=self.config.chunk, first_alone=self.first_frame_alone)
 
-    def _by_tiles(self, pieces: Step, x: jax.Array, tiling: Tiling | None, *, encode: bool) -> jax.Array:
+    def _within(self, i: jax.Array | None) -> Self:
+        """Return the network for use within a loop over `i`, outside of which no compiler copies its weights."""
+        if i is None:
+            return self
+        graphdef, state = nnx.split(self)
+        network: Self = nnx.merge(graphdef, jax.tree.map(lambda x: unhoisted(x, i, kernels=True), state))
+        return network
+
+    def _by_tiles(self, pieces: Pieces, x: jax.Array, tiling: Tiling | None, *, encode: bool) -> jax.Array:
         if tiling is None:
             return pieces(x, None)[0]
         latent = tiling.scaled(self.config.spatial_ratio)
@@ -247,7 +264,7 @@ def in_pieces(
 
     def body(i: jax.Array, carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
         out, cache = carry
-        y, cache = step(piece(i), cache)
+        y, cache = step(piece(i), cache, i)
         return jax.lax.dynamic_update_slice_in_dim(out, y, start + i * frames, axis=1), cache
 
     filled: tuple[jax.Array, Cache] = jax.lax.fori_loop(0, count, body, (out, cache))

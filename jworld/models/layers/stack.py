@@ -127,13 +127,15 @@ def _tied(x: jax.Array, index: jax.Array) -> jax.Array:
 _tied.defjvp(lambda primals, tangents: (_tied(*primals), tangents[0]))
 
 
-def unhoisted(x: jax.Array, index: jax.Array) -> jax.Array:
+def unhoisted(x: jax.Array, index: jax.Array, *, kernels: bool = False) -> jax.Array:
     """Return `x` such that its conversion to float32 stays within a loop that uses a part of it, by `index`.
 
     XLA's CPU backend computes in float32 what it cannot compute in smaller types. It would convert an array that does
-    not change in the loop as a whole, before the loop. The array seems to depend on `index`, which changes.
+    not change in the loop as a whole, before the loop. The array seems to depend on `index`, which changes. With
+    `kernels` this holds for arrays of any type, because kernels of convolutions are copied to another layout, too.
     """
-    return _tied(x, index) if _is_widened(x) else x
+    is_copied = kernels and base.target_platform() == "cpu"
+    return _tied(x, index) if is_copied or _is_widened(x) else x
 
 
 def period(kinds: Sequence[Any]) -> int:
