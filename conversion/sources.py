@@ -151,7 +151,9 @@ def open_source(path: str | pathlib.Path, *, unwrap: bool = True) -> Source:
     """
     path = pathlib.Path(path)
     weights = searching.find_weights(path)
-    config = read_json(weights.parent / "config.json") if (weights.parent / "config.json").is_file() else None
+    place = weights.parent / "config.json"
+    # Also a link to nothing or a folder of this name is there, and a mistake.
+    config = read_json(place) if os.path.lexists(place) else None
     if weights.name.endswith(INDEX_SUFFIX):
         return Source(path, config, _open_sharded(weights), unwrap=unwrap)
     return Source(path, config, [_open_file(weights)], unwrap=unwrap)
@@ -253,8 +255,10 @@ class _SafetensorsFile:
             self.metadata = _strings(header.pop("__metadata__", None))
             entries = {name: _entry(path, name, value) for name, value in header.items()}
             _check_offsets(path, entries, data_size)
-        except BaseException:
+        except BaseException as error:
             self._file.close()
+            if isinstance(error, OSError):
+                raise errors.UserError(f"{path} {files.problem(error)}: correct the path") from error
             raise
         self.tensors = {name: info for name, (info, _) in entries.items()}
         self._offsets = {name: offset for name, (_, offset) in entries.items()}

@@ -17,6 +17,7 @@ from jworld.cameras import plausibility
 from jworld.data import records
 from jworld.data.records import checks
 from jworld.encoders import autoencoders, model_encoders
+from jworld.models.autoencoders import linear
 from jworld.precompute import plots
 from jworld.utils import arguments, files, indices
 from jworld.utils.errors import UserError, exit_on_user_error
@@ -36,8 +37,12 @@ def validate(
     """Validate a set as `checks.validate` does, including its autoencoder if that is available."""
 
     def check_autoencoder(manifest: dict[str, Any]) -> None:
-        if not model_encoders.find_autoencoder_problem(directory, manifest):
+        problem = model_encoders.find_autoencoder_problem(directory, manifest)
+        if not problem:
             model_encoders.open_autoencoder(directory, manifest)
+        elif manifest["autoencoder"]["family"] == linear.FAMILY:
+            # Its file belongs to the set; other autoencoders may be on another machine.
+            raise UserError(problem)
 
     return checks.validate(
         directory,

@@ -17,6 +17,8 @@ from jworld.utils import errors, files, nnx_types, tensor_files
 
 #: Bytes on the host, read but not yet on their devices.
 _IN_FLIGHT = 256 << 20
+#: Differences from the model that an error lists.
+_SHOWN = 12
 
 
 def save(params: nnx_types.State, path: pathlib.Path, dtype: np.dtype | type) -> None:
@@ -165,7 +167,9 @@ def _check(path: pathlib.Path, abstract: nnx_types.State, found: dict[str, tuple
         if name in found and found[name] != shape
     ]
     if problems:
+        shown = "; ".join(sorted(problems)[:_SHOWN]) + (
+            f"; and {len(problems) - _SHOWN} more" * (len(problems) > _SHOWN)
+        )
         raise errors.UserError(
-            f"{path} holds another model: {'; '.join(sorted(problems))}: give config.model the values of the file, "
-            "or choose other weights"
+            f"{path} holds another model: {shown}: give config.model the values of the file, or choose other weights"
         )

@@ -152,7 +152,10 @@ def load(directory: pathlib.Path) -> ml_collections.ConfigDict:
     values = files.read_json(path, fix="name the folder that a training run wrote, or restore the file")
     _rename(values)
     config = ml_collections.ConfigDict(values)
-    check_sections(config)
+    try:
+        check_sections(config)
+    except errors.UserError as error:
+        raise errors.UserError(f"{path} is not the config of a run: {error}") from error
     return config.lock()
 
 

@@ -23,10 +23,13 @@ def read(path: pathlib.Path) -> Iterator[dict[str, Any]]:
             while first.isspace():
                 first = file.read(1)
             rows = _array(file) if first == "[" else _lines(first, file)
+            number = -1
             for number, row in enumerate(rows):
                 if not isinstance(row, dict):
                     raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")
                 yield row
+            if number < 0:
+                raise ValueError("it has no rows")
     except OSError as error:
         raise UserError(f"{path} {files.problem(error)}: correct the path") from error
     except RecursionError as error:

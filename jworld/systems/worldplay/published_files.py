@@ -223,8 +223,11 @@ _ARCHIVE_START = b"PK\x03\x04"
 
 
 def _start(path: pathlib.Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(len(_OLD_START))
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_OLD_START))
+    except OSError as error:
+        raise UserError(f"{path} {files.problem(error)}: download or encode it again") from error
 
 
 class _PtFile:
