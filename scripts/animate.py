@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import PIL.Image
 
 from jworld.data.recording import episodes
-from jworld.utils import arguments
+from jworld.utils import arguments, errors
 
 
+@errors.exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.Parser(
         "python scripts/animate.py", "Turn a video into an animated WebP or GIF that repeats forever."

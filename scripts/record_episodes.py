@@ -5,6 +5,7 @@ The same seed gives the same bytes. One of eight episodes is held out for valida
 
 import pathlib
 import time
+from collections.abc import Sequence
 
 from jworld.data.recording import recorder
 from jworld.utils import arguments, errors
@@ -19,7 +20,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 @errors.exit_on_user_error
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Record episodes as set on the command line, and print the next command."""
     parser = arguments.Parser("python scripts/record_episodes.py", str(__doc__))
     parser.add_argument(
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed of the maps and the motion")
     parser.add_argument("--workers", type=int, help="processes; no effect on the data (default: one per core)")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/episodes"), help="folder to write")
-    options = parser.parse()
+    options = parser.parse(argv)
     width, height = parse_size(options.size)
     start = time.perf_counter()
     manifest = recorder.record(

@@ -8,6 +8,7 @@ Fine-tune from the folder with `--config.init_from=<folder>`; measure it with
 
 import pathlib
 import shutil
+from collections.abc import Sequence
 
 import numpy as np
 from flax import nnx
@@ -19,12 +20,12 @@ from jworld.utils import config as run_config
 
 
 @errors.exit_on_user_error
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.Parser("python scripts/release_weights.py", str(__doc__))
     parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of a training run")
     parser.add_argument("--step", type=int, help="step of the checkpoint to release (default: the newest)")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write; must not exist")
-    options = parser.parse()
+    options = parser.parse(argv)
     if options.output.exists():
         raise errors.UserError(f"--output {options.output} exists already: remove it or choose another folder")
     config = run_config.load(options.run)

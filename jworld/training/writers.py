@@ -64,7 +64,8 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     rows = []
     for line in files.read_text(path).splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            rows.append(files.parse_json(line))
+            row = files.parse_json(line)
+            rows += [row] if isinstance(row, dict) else []
     return rows
 
 
