@@ -7,13 +7,15 @@ import pathlib
 from typing import TYPE_CHECKING
 
 # The launch time first, before anything slow is imported.
-from jworld.utils import launch_time, tpu_environment  # noqa: F401
+from jworld.utils import interrupts, launch_time, tpu_environment  # noqa: F401
 
 if TYPE_CHECKING:
     from jworld.systems.runs import Run
 
 __all__ = ["load"]
 
+if interrupts.is_command():
+    interrupts.install()
 tpu_environment.settle()
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import jworld
-from jworld.utils import errors
+from jworld.utils import errors, interrupts
 
 #: Subcommand -> (module with its main function, what it does).
 COMMANDS = {
@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name in COMMANDS:
         # Commands show their own name by this, see `arguments.program`.
         sys.argv = [f"jworld {name}", *rest]
-        importlib.import_module(COMMANDS[name][0]).main()
+        with interrupts.importing():
+            module = importlib.import_module(COMMANDS[name][0])
+        module.main()
     else:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(COMMANDS)}"

@@ -23,7 +23,7 @@ from jworld.systems import dry_run, periodic, recipes, run_facts, runs, training
 from jworld.systems.training_job import TrainingJob
 from jworld.training import checkpoints, hub, metrics, preemption, profiling, rates, step, watchdog
 from jworld.training import state as train_state
-from jworld.utils import arguments, compilation, errors, hardware
+from jworld.utils import arguments, compilation, errors, hardware, interrupts
 from jworld.utils import config as run_config
 
 DESCRIPTION = """Train a model as a recipe describes, or resume the run in its folder.
@@ -137,7 +137,10 @@ def _run(job: TrainingJob, *, overwrite: bool) -> None:
     training_job.check_encoders(job, overwrite=overwrite)
     if overwrite:
         startup.once(lambda: workdirs.clear(job.workdir))
-    if not train(job, dataset):
+    is_finished = train(job, dataset)
+    if interrupts.seen():
+        sys.exit(interrupts.INTERRUPTED)
+    if not is_finished:
         sys.exit(errors.RESTART)
     if jax.process_count() > 1 or show(job):
         console.print(f"next: python -m jworld.evaluate --checkpoint {job.workdir}")
@@ -201,7 +204,12 @@ def open_uploads(job: TrainingJob, *, message: Callable[[str], None]) -> hub.Upl
         """Export in another process, which has its own memory and leaves the devices alone."""
         command = [sys.executable, "-m", "jworld", "convert", "export", str(job.workdir), "--step", str(step)]
         ended = subprocess.run(
-            [*command, "--layout", "library", "--output", str(folder)], capture_output=True, text=True, check=False
+            [*command, "--layout", "library", "--output", str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
+            # Ctrl-C, which a terminal sends to all processes of a group, saves the run; the save is uploaded.
+            process_group=0,
         )
         if ended.returncode:
             message(f"the upload of step {step} has no export: {ended.stderr.strip()[-500:]}")

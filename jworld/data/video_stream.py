@@ -65,7 +65,10 @@ class VideoStream:
         flags = ["-hide_banner", "-loglevel", "error", "-probesize", "32", "-y"]
         command = [imageio_ffmpeg.get_ffmpeg_exe(), *flags, *source, "-an", *coding, *fragments]
         return subprocess.Popen(
-            [*command, "-flush_packets", "1", str(self._path)], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+            [*command, "-flush_packets", "1", str(self._path)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
         )
 
     def _finish(self) -> str:

@@ -3,7 +3,8 @@
 0   done
 1   a defect of the program, with its traceback
 2   a user error: the same command would fail again
-75  interrupted (RESTART): the same command resumes; schedulers restart on it
+75  stopped (RESTART): the same command resumes; schedulers restart on it
+130 interrupted by Ctrl-C (interrupts.INTERRUPTED)
 141 unread (UNREAD): the reader of a pipe closed it
 """
 
@@ -13,6 +14,8 @@ import select
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from jworld.utils import interrupts
 
 MISTAKE = 2
 #: EX_TEMPFAIL of sysexits.h: stopped by a scheduler, after the loss of another process, or after a hang.
@@ -52,18 +55,26 @@ def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a command's main function: a `UserError` or `RestartError` becomes one line on stderr and its exit code.
 
     The same holds for an `OSError` that names a path. A command whose output is a pipe that its reader has closed ends
-    silently with `UNREAD`.
+    silently with `UNREAD`, and one that Ctrl-C interrupts with one line and `interrupts.INTERRUPTED`.
     """
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        interrupts.start()
         try:
             try:
                 return main(*args, **kwargs)
+            except Exception:
+                # An extension module raises an ImportError if it is interrupted while it is imported.
+                if interrupts.raised():
+                    raise KeyboardInterrupt from None
+                raise
             finally:
                 # Buffered text, such as help, would otherwise fail at interpreter exit.
                 if sys.stdout is not None:
                     sys.stdout.flush()
+        except KeyboardInterrupt:
+            interrupts.end()
         except (UserError, RestartError) as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             sys.exit(exit_code(error))
@@ -79,6 +90,8 @@ def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
             path, reason = os.fsdecode(error.filename), error.strerror or type(error).__name__
             print(f"error: {printable(f'{path} cannot be used ({reason})')}: correct the path", file=sys.stderr)
             sys.exit(MISTAKE)
+        finally:
+            interrupts.finish()
 
     return wrapped
 

@@ -130,7 +130,7 @@ def test_accepted_values_make_a_run_of_every_variant(name: str, tmp_path: pathli
 
 @pytest.mark.parametrize("name", BASES)
 def test_the_command_line_gives_the_sentence(name: str) -> None:
-    """What `refusal` finds is what the command prints, from the command line and from a recipe alike."""
+    """The command prints the sentence of `refusal`, whether a value is from the command line or from a recipe."""
     config = run_config.load_recipe(name)
     for key, text, found in (
         ("checkpoint.max_to_keep", "0", 0),

@@ -192,7 +192,8 @@ def _ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
     The readers and writers of imageio_ffmpeg are avoided: their preexec_fn forks a process in which JAX runs threads.
     """
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", *arguments]
-    return subprocess.run(command, input=data or b"", capture_output=True, check=True).stdout
+    # In a group of its own, so that Ctrl-C does not reach it.
+    return subprocess.run(command, input=data or b"", capture_output=True, check=True, process_group=0).stdout
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -4,9 +4,11 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
 import shutil
+import threading
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from rich import progress
 
 from jworld.data.recording import doom, explorer, rooms
 from jworld.data.recording import episodes as episodes_lib
-from jworld.utils import errors, folder_lock, ranges
+from jworld.utils import errors, folder_lock, interrupts, ranges
 
 SOURCES = ("rooms", *doom.LEVELS, "auto")
 FPS = 16.0
@@ -139,13 +141,31 @@ def _record(
     workers = min(workers or os.cpu_count() or 1, episodes)
     context = multiprocessing.get_context("spawn")
     try:
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-            done = pool.map(record_episode, jobs)
-            entries = list(progress.track(done, f"recording {settings['source']}", total=episodes))
+        pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+        with pool:
+            try:
+                with interrupts.shielded():
+                    done = pool.map(record_episode, jobs)
+                entries = list(progress.track(done, f"recording {settings['source']}", total=episodes))
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
         episodes_lib.write_manifest(partial, episodes=entries, **settings)
         partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is gone: it does not get the terminal's Ctrl-C itself."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def record_episode(job: Job) -> dict[str, Any]:
