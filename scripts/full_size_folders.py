@@ -52,6 +52,12 @@ _COSMOS = {
     "rope_scale": (1.0, 3.0, 3.0),
     "extra_pos_embed_type": None,
 }
+#: Prefixes of names in transformers' class, and in the published files of Gemma-3.
+_GEMMA_NAMES = {
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
 _GEMMA_VISION = {"image_size": 896, "patch_size": 14, "vision_use_head": False}
 MODELS = {
     "cogvideox": Model(
@@ -208,7 +214,17 @@ def _built(model: Model, scale: str, folder: pathlib.Path) -> dict[str, tuple[in
             network = getattr(diffusers, model.kind)(**arguments)
             network.save_config(folder)
     tied = getattr(network, "_tied_weights_keys", None) or ()
-    return {key: tuple(value.shape) for key, value in network.state_dict().items() if key not in tied}
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items() if key not in tied}
+    return {_published(key): shape for key, shape in shapes.items()} if model.library == "transformers" else shapes
+
+
+def _published(key: str) -> str:
+    """Return the published name of a tensor of Gemma-3."""
+    for prefix, other in _GEMMA_NAMES.items():
+        if key.startswith(prefix):
+            # Version 4 has the second part of the vision tower's prefix in its class, too.
+            return other + key.removeprefix(prefix).removeprefix("vision_model.")
+    return key
 
 
 def _write(path: pathlib.Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:

@@ -1,5 +1,6 @@
 """The script of published sizes: all stages at a tiny size, and its page."""
 
+import math
 import pathlib
 import sys
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from conversion import hunyuan
 from jworld.utils import errors
-from scripts import full_size
+from scripts import full_size, full_size_keys
 
 
 @pytest.mark.slow
@@ -43,6 +45,14 @@ def test_a_run_replaces_its_rows_and_keeps_all_others(tmp_path: pathlib.Path) ->
 def test_the_committed_page_has_a_row_for_every_stage() -> None:
     rows = full_size.read_rows(full_size.PAGE)
     assert rows.keys() == {(x.title, stage) for x in full_size.SYSTEMS.values() for stage in full_size.STAGES}
+
+
+def test_the_list_of_worldplay_is_that_of_the_published_model() -> None:
+    """Its numbers are those of an instance of the original's class."""
+    shapes = full_size_keys.worldplay(full_size_keys.WORLDPLAY)
+    assert len(shapes) == 1905
+    assert sum(map(math.prod, shapes.values())) == 8_557_933_856
+    assert hunyuan.from_shapes(shapes)["num_layers"] == 54
 
 
 def test_a_changed_byte_is_found(tmp_path: pathlib.Path) -> None:
