@@ -31,7 +31,7 @@ from conversion import (
 )
 from jworld import systems
 from jworld.systems import runs
-from jworld.utils import arguments, errors, hub_folders
+from jworld.utils import arguments, errors, hub_folders, outputs
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             setattr(options, name, hub_folders.find(getattr(options, name)))
     if getattr(options, "base", None):
         options.base = [str(hub_folders.find(base)) for base in options.base]
+    if isinstance(output := getattr(options, "output", None), pathlib.Path):
+        outputs.check_folder("--output", output.parent, of=output)
     # Conversion needs no accelerator and leaves it free for other processes.
     jax.config.update("jax_platforms", "cpu")
     run: Callable[[argparse.Namespace], None] = options.run

@@ -34,7 +34,7 @@ from jworld.evaluation import (
 )
 from jworld.parallel import startup
 from jworld.systems import recipes, runs
-from jworld.utils import arguments, compilation, errors, files, hub_folders
+from jworld.utils import arguments, compilation, errors, files, hub_folders, outputs
 from jworld.utils import config as run_config
 
 # The loss is noisy: it is averaged over this many batches, always the same ones with the same noise.
@@ -92,6 +92,7 @@ def evaluate(
         config.data.recording.directory = episodes_dir
     if records_dir is not None:
         config.data.records = records_dir
+    outputs.check_folder("--output", output)
     run = runs.load(checkpoint, step, config=config, given=given, training=True, stored=True)
     _check_flags(run, options, episodes_dir)
     # A published benchmark does not need the data that the weights were trained on.

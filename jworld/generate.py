@@ -41,7 +41,7 @@ from jworld.systems import (
 )
 from jworld.systems.base import TextSystem, VideoSystem
 from jworld.systems.requests import Request, Video
-from jworld.utils import arguments, compilation, errors, files, hub_folders
+from jworld.utils import arguments, compilation, errors, files, hub_folders, outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,8 @@ def generate(
         console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} videos are finished")
     if not waiting:
         return []
+    for job in waiting:
+        outputs.check_file("--out", job.video.out)
     began, opened = time.time(), opening.Opening(system)
     run = runs.load(
         request.checkpoint,
@@ -186,6 +188,8 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
     entries = []
     if request.batch is not None:
         entries = question_files.read(request.batch, sampling=sampling, system=request.system)
+    if request.batch is None and request.out != Request.out:
+        outputs.check_file("--out", request.out)
     images = [media.read_image(path) for path in request.images]
     began = time.time()
     opened = opening.TextOpening(system, request.prompt, images, sampling=sampling, text=request.system)

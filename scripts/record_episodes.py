@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from jworld.data.recording import recorder
-from jworld.utils import arguments, errors
+from jworld.utils import arguments, errors, outputs
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/episodes"), help="folder to write")
     options = parser.parse(argv)
     width, height = parse_size(options.size)
+    outputs.check_folder("--output", options.output)
     start = time.perf_counter()
     manifest = recorder.record(
         options.output,

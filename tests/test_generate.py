@@ -216,6 +216,7 @@ def test_encoders_in_another_folder(
         (("--actions", "D*3"), "--actions D*3: this model is steered by --pose"),
         (("--stream", "--sheet"), "--sheet needs all frames at the end, but --stream stores none"),
         (("--out", "video.avi"), "expected a name that ends in .mp4"),
+        (("--out", "/proc/none/video.mp4"), "--out /proc/none/video.mp4 cannot be written in /proc"),
         (("--image", "no.png"), "--image no.png cannot be read"),
         (("--image", str(tiny_run.RECIPE)), "cannot be read"),
         (("--image", "a.png", "--image", "b.png"), "--image is given 2 times: a video begins with one"),

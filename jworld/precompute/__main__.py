@@ -22,7 +22,7 @@ from jworld.parallel import startup
 from jworld.precompute import job
 from jworld.precompute import settings as settings_lib
 from jworld.precompute.settings import Settings
-from jworld.utils import arguments, compilation
+from jworld.utils import arguments, compilation, outputs
 from jworld.utils.errors import UserError, exit_on_user_error
 
 EPILOG = """formats:
@@ -239,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse(argv)
     compilation.use_cache()
     console = rich.console.Console()
+    outputs.check_folder("--output", options.output)
     summary = job.precompute(
         _settings(options),
         options.output,

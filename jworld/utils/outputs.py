@@ -1,0 +1,47 @@
+"""Checks of outputs before hours of work: a place that cannot be written is found first."""
+
+import os
+import pathlib
+import shutil
+import tempfile
+
+from jworld.utils import errors
+
+#: Free space that a command needs at its output, which holds no more than videos, tables and figures.
+LEAST_BYTES = 50_000_000
+
+
+def check_file(flag: str, path: pathlib.Path, *, least_bytes: int = LEAST_BYTES) -> None:
+    """Raise a `UserError` if a file cannot be written at `path`; what is there, and what is missing, stay so."""
+    if path.is_dir():
+        raise errors.UserError(f"{flag} {path} is a folder, expected the name of a file: add a name")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise errors.UserError(f"{flag} {path} may not be written by this user: give another name")
+    check_folder(flag, path.parent, of=path, least_bytes=least_bytes)
+
+
+def check_folder(
+    flag: str, folder: pathlib.Path, *, of: pathlib.Path | None = None, least_bytes: int = LEAST_BYTES
+) -> None:
+    """Raise a `UserError` if files cannot be written to `folder`, which need not exist yet; `of` names it in errors."""
+    name, place = of or folder, folder.absolute()
+    while not place.exists():
+        if place.is_symlink():
+            raise errors.UserError(f"{flag} {name}: {place} is a link to nothing: give another name")
+        place = place.parent
+    if not place.is_dir():
+        raise errors.UserError(f"{flag} {name}: {place} is not a folder: give another name")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise errors.UserError(
+            f"{flag} {name} cannot be written in {place} ({reason}): give another name, or free space"
+        ) from error
+    if free < least_bytes:
+        raise errors.UserError(
+            f"{flag} {name}: {place} has {free / 1e6:.0f} MB of free space, expected at least {least_bytes / 1e6:.0f}: "
+            "free space, or give another name"
+        )
