@@ -117,7 +117,7 @@ def test_mistakes(tmp_path: pathlib.Path) -> None:
         original.read(written(tmp_path, mixed_precision="int8"))
     with pytest.raises(UserError, match="is a config of an evaluation, expected one of a training"):
         original.read(written(tmp_path, tasks=["Relative_Depth"]))
-    with pytest.raises(UserError, match="is not a JSON config"):
+    with pytest.raises(UserError, match="is absent: correct it"):
         original.read(tmp_path / "absent.json")
 
 
