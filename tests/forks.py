@@ -77,7 +77,7 @@ class Launches:
         self._server.stdin.close()
         self._server.wait(60)
 
-    def run(self, *arguments: str, kill: Callable[[str], bool] | None = None, timeout: float = 300) -> Ended:
+    def run(self, *arguments: str, kill: Callable[[str], bool] | None = None, timeout: float = 900) -> Ended:
         """Run the command to its end, or kill it as soon as `kill` returns true for what it has printed so far."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
