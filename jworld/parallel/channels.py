@@ -16,8 +16,10 @@ UNPROVEN_BYTES, MAX_BYTES = 1 << 12, 1 << 22
 class Channel:
     """A connection that sends and receives messages. Several threads may send, one may receive."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, address: str = "") -> None:
+        """Take over a connection; `address` is that of the other end, for messages."""
         self.connection = connection
+        self.address = address.removeprefix("::ffff:")
         self.max_bytes = UNPROVEN_BYTES
         #: Time of the last message, by `time.monotonic`.
         self.heard = time.monotonic()
@@ -61,13 +63,6 @@ class Channel:
             return None
         self.heard = time.monotonic()
         return message if isinstance(message, dict) else None
-
-    def address(self) -> str:
-        """Return the address of the other end, for messages."""
-        try:
-            return str(self.connection.getpeername()[0]).removeprefix("::ffff:")
-        except OSError:
-            return "an unknown address"
 
     def close(self) -> None:
         """Close the connection, so that a thread that receives from it ends."""

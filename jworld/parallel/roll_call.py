@@ -95,7 +95,8 @@ class _Reception(contextlib.AbstractContextManager["_Reception"]):
     def _accept(self) -> None:
         while self._open:
             try:
-                channel = Channel(self._server.accept()[0])
+                connection, address = self._server.accept()
+                channel = Channel(connection, str(address[0]))
             except OSError:
                 time.sleep(0.01)
                 continue
@@ -122,7 +123,7 @@ class _Reception(contextlib.AbstractContextManager["_Reception"]):
             self._dropped += 1
             if self._dropped <= _REPORTED:
                 rest = "; further ones are not reported" if self._dropped == _REPORTED else ""
-                print(f"dropped a connection from {channel.address()}: {problem}{rest}", file=sys.stderr, flush=True)
+                print(f"dropped a connection from {channel.address}: {problem}{rest}", file=sys.stderr, flush=True)
         channel.close()
 
 
