@@ -20,12 +20,16 @@ _KINDS = {dict: "object", list: "list", str: "text", bool: "truth value", int: "
 def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a temporary path that becomes `path` if the body succeeds and is deleted otherwise.
 
-    Processes that write the same file do not interfere.
+    Processes that write the same file do not interfere. The file has the usual rights of new files: safetensors makes
+    files that only their owner can read.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

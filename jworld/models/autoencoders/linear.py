@@ -189,7 +189,6 @@ class LinearAutoencoder(nnx.Module):
         """Write one safetensors file atomically."""
         # One key only: safetensors writes several in random order, and equal autoencoders should be equal files.
         metadata = {"autoencoder": json.dumps({"family": FAMILY, **dataclasses.asdict(self.config)}, sort_keys=True)}
-        # Not save_file: it creates files that only their owner can read.
         with files.replacing(path) as temporary:
             temporary.write_bytes(safetensors.numpy.save(self.weights, metadata=metadata))
 
