@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 #: Exit code after Ctrl-C, 128 + SIGINT.
 INTERRUPTED = 130
-#: Modules that `python -m` starts as commands, and scripts beside the package.
+#: Modules that `python -m` starts as commands, and scripts next to the package.
 _PACKAGES = ("jworld", "conversion")
 #: Time that libraries have to end.
 _END_SECONDS = 2.0
@@ -33,14 +33,14 @@ class _State:
       started: the command's main function runs; before it, nothing needs to be unwound.
       count: number of signals.
       raised: the KeyboardInterrupt was raised.
-      told: the line is printed; changed under `lock`.
+      reported: the line is printed; changed under `lock`.
       save: called instead of raising a KeyboardInterrupt, see `saving`.
     """
 
     installed = False
     started = False
     count = 0
-    told = False
+    reported = False
     raised = False
     lock = threading.Lock()
     save: Callable[[], None] | None = None
@@ -88,9 +88,9 @@ def _watch(reader: int) -> None:
 def _tell() -> None:
     """Print the line, once."""
     with _State.lock:
-        if _State.told:
+        if _State.reported:
             return
-        _State.told = True
+        _State.reported = True
     if not _State.started:
         text = "interrupted"
     elif _State.save:

@@ -32,7 +32,7 @@ class Slot:
       table: key of `wrong.TABLES`.
       valid: name of the valid input, which "half" and the members come from.
       members: files of a folder that are replaced, one by one, in a copy of the valid input.
-      good: kinds that are no mistake here, for a member with its name and a colon before them.
+      good: kinds that are not a mistake here, for a member with its name and a colon before them.
     """
 
     module: str

@@ -24,7 +24,7 @@ _SENTENCE = 1600
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What one try came to: its problem ("" if it passed), what was printed, and its seconds of the processor."""
+    """Outcome of one try: its problem ("" if it passed), what was printed, and its seconds of the processor."""
 
     problem: str
     printed: str
@@ -76,7 +76,7 @@ def run(module: str, arguments: Sequence[str], folder: pathlib.Path) -> Outcome:
     main = importlib.import_module(module).main
     out, err = io.StringIO(), io.StringIO()
     ended: BaseException | None = None
-    # Not capture of file descriptors: what libraries in C print is no part of the sentence.
+    # Not capture of file descriptors: what libraries in C print is not a part of the sentence.
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(folder):
         try:
             with _limits():

@@ -14,7 +14,7 @@ CHANNELS, RATIO, FRAMES = 4, 8, 4
 
 @pytest.fixture(scope="module")
 def groups() -> np.ndarray:
-    """Smooth groups of 24 x 32 pixels, uint8 [40, 4, 24, 32, 3]: neighboring patches tell of each other."""
+    """Smooth groups of 24 x 32 pixels, uint8 [40, 4, 24, 32, 3]: a patch predicts the next."""
     rng = np.random.default_rng(0)
     y, x, t = (np.arange(n) for n in (24, 32, FRAMES))
     videos = []

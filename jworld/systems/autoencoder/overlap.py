@@ -1,6 +1,6 @@
 """Closed form of the decoder's map from the latents around a patch to its pixels (`models.autoencoders.patch`).
 
-A linear transform of patches errs most at their borders, where it knows nothing of the patch beside. The best linear
+A linear transform of patches errs most at their borders, where it knows nothing of the next patch. The best linear
 correction from the 3 x 3 latents around is a regression, and its best approximation of a given rank a truncated
 singular value decomposition in the regression's own metric (reduced-rank regression: Izenman, 1975).
 """
