@@ -141,9 +141,9 @@ def test_keys_of_a_recipe_and_a_run(capsys: pytest.CaptureFixture[str], monkeypa
     cli.main(["config", *changed])
     text = capsys.readouterr().out
     lines = {line.split()[0]: line for line in text.splitlines()}
-    assert re.search(r" 2\.0 +command line +a number: ", lines["loss.logit_std"])
-    assert re.search(r" 144 +recipe +an integer: ", lines["model.width"])
-    assert re.search(r" 4\.0 +default +a number: ", lines["model.mlp_ratio"])
+    assert re.search(r" 2\.0 +command line +a number from 0 to 100: ", lines["loss.logit_std"])
+    assert re.search(r" 144 +recipe +an integer from 1 to \d+: ", lines["model.width"])
+    assert re.search(r" 4\.0 +default +a number above 0, up to \d+: ", lines["model.mlp_ratio"])
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", *changed, "--config.list"])
     assert ended.value.code == 0

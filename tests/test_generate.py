@@ -195,7 +195,7 @@ def test_encoders_in_another_folder(
     [
         (("--pose", "w-3, jump-4"), "pose string item 'jump-4' is invalid"),
         (("--pose", "w-4"), "--pose w-4 has 5 latents (the first frame is one), "),
-        (("--pose", "no.json"), "no.json cannot be read"),
+        (("--pose", "no.json"), "no.json is absent"),
         (("--set", "sample.rollout.num_steps=four"), "expected an integer from 1 to 1000, got 'four' (it is 2)"),
         (
             ("--set", "sample.rollout.num_step=4"),
@@ -220,7 +220,7 @@ def test_encoders_in_another_folder(
         (("--image", "no.png"), "--image no.png cannot be read"),
         (("--image", str(tiny_run.RECIPE)), "cannot be read"),
         (("--image", "a.png", "--image", "b.png"), "--image is given 2 times: a video begins with one"),
-        (("--checkpoint", "nowhere"), "nowhere/config.json is missing"),
+        (("--checkpoint", "nowhere"), "nowhere/config.json is absent"),
     ],
 )
 def test_mistakes_end_with_one_sentence(

@@ -157,7 +157,7 @@ def _hints(cls: Hashable) -> dict[str, Any]:
 def check(section: Any) -> None:
     """Raise a ValueError that names the first field of a dataclass whose value is outside its bounds.
 
-    Types are checked where a config is read; a field without conditions may hold anything here.
+    Types are checked where a config is read; a field without conditions or choices may hold anything here.
     """
     for name, hint in hints(type(section)).items():
         value = getattr(section, name)
@@ -172,8 +172,9 @@ def found(value: Any) -> str:
 
 
 def is_bounded(hint: Any) -> bool:
-    """Return whether a type, or a part of it, has conditions."""
-    return hasattr(hint, "__metadata__") or any(map(is_bounded, typing.get_args(hint)))
+    """Return whether a type, or a part of it, has conditions or choices."""
+    chosen = hasattr(hint, "__metadata__") or typing.get_origin(hint) is Literal
+    return chosen or any(map(is_bounded, typing.get_args(hint)))
 
 
 def unwrapped(hint: Any) -> Any:

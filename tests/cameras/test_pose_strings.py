@@ -93,7 +93,7 @@ def test_units_scale_the_path() -> None:
     np.testing.assert_allclose(path.w2c[1, :3, 3], [0, 0, -0.3])
     assert np.degrees(np.arccos(path.w2c[2, 0, 0])) == pytest.approx(30)
     np.testing.assert_allclose(path.intrinsics[0], [[0.5, 0, 0.5], [0, 0.75, 0.5], [0, 0, 1]])
-    with pytest.raises(ValueError, match="turn 0"):
+    with pytest.raises(ValueError, match="turn: found 0"):
         pose_strings.Units(turn=0)
 
 

@@ -246,14 +246,14 @@ def test_inspect(
         (["import", "{}/wan", "--output", "{}/out", "--variant", "ar"], "--variant: not for an autoencoder"),
         (["import", "{}/wan", "--output", "{}/out", "--config.chunks=2"], "expected one of latent_channels"),
         (["import", "{}/wan", "--output", "{}/out", "--config.chunk=two"], "found 'two', expected a value like 1"),
-        (["import", "{}/wan", "--output", "{}/out", "--config.chunk=0"], "chunk is 0, expected a positive number"),
+        (["import", "{}/wan", "--output", "{}/out", "--config.chunk=0"], "chunk: found 0, expected an integer from 1"),
         (["import", "{}/wan", "--output", "{}/out", "--config.dtype=int8"], "expected float32, bfloat16 or float16"),
         (
             ["import", "{}/wan", "--output", "{}/new/out", "--config.channels=9"],
             "determine channels, which is 8 by the tensors",
         ),
         (["import", "{}/hunyuan15", "--output", "{}/out", "--config.attention=causal"], "set chunk to None"),
-        (["import", "{}/hunyuan15", "--output", "{}/out", "--config.attention=none"], "'frame' or 'causal'"),
+        (["import", "{}/hunyuan15", "--output", "{}/out", "--config.attention=none"], "one of 'frame', 'causal'"),
         (
             ["export", "{}/cogvideox.safetensors", "--output", "{}/out", "--layout", "original"],
             "--layout is 'original'",

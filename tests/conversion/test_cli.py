@@ -109,7 +109,7 @@ def test_inspect_reads_headers_alone(
             ["import", "{}/base", "--output", "{}/new/out", "--config.model.width=65"],
             "determine model.width, which is 64 by the tensors' shapes",
         ),
-        (["import", "{}/base", "--output", "{}/base/config.json/out"], "could not be written"),
+        (["import", "{}/base", "--output", "{}/base/config.json/out"], "config.json is not a folder"),
         (["export", "{}/base", "--output", "{}/out"], "is not a folder of jworld's weights"),
         (["export", "{}/none", "--output", "{}/out"], "is not a folder of jworld's weights"),
         (["inspect", "{}"], "no weights in this folder"),

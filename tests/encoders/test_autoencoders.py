@@ -68,7 +68,7 @@ def test_a_first_frame_that_depends_on_later_ones_is_encoded_alone():
 
 def test_load_finds_the_file_in_a_folder(tmp_path, linear_autoencoder):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"folder/autoencoder\.safetensors does not exist"):
+    with pytest.raises(UserError, match=r"folder/autoencoder\.safetensors is absent"):
         autoencoders.load(tmp_path / "folder")
     linear_autoencoder.save(tmp_path / "folder" / "autoencoder.safetensors")
     assert autoencoders.load(tmp_path / "folder").hash == linear_autoencoder.hash()

@@ -185,7 +185,7 @@ def set_config(folder, **changes):
         (lambda f: set_config(f, model_type="bert"), r"config.json has model_type 'bert', t5-cosmos expects 't5'"),
         (lambda f: (f / "config.json").write_text("{"), r"config.json is not valid JSON"),
         (lambda f: (f / "config.json").unlink(), r"config.json is absent: give t5-cosmos the folder of a downloaded"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"garbage"), r"cannot be loaded as T5EncoderModel"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"garbage"), r"model.safetensors is not a safetensors file"),
         (lambda f: (f / "model.safetensors").unlink(), r"cannot be loaded as T5EncoderModel"),
         (lambda f: (f / "spiece.model").unlink(), r"has no tokenizer: expected one of tokenizer.json, tokenizer"),
         (lambda f: (f / "spiece.model").write_bytes(b"garbage"), r"tokenizer in .* cannot be read"),

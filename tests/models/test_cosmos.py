@@ -97,7 +97,7 @@ def test_published_model_fits_meshes(name: str, sizes: tuple[int, int, int]) -> 
         ({"num_heads": 24}, "width 2048 is not a multiple of num_heads 24"),
         ({"num_heads": 256}, "head size 8 must be even and at least 12"),
         ({"patch_size": (2, 2, 2)}, "must have 1 in time"),
-        ({"rope_scale": (0.0, 1.0, 1.0)}, "must be above 0"),
+        ({"rope_scale": (0.0, 1.0, 1.0)}, "each a number above 0"),
         ({"action_dim": 84, "modulation_rank": None}, "action_dim needs a modulation_rank"),
         ({"remat": "half"}, "remat is 'half'"),
     ],

@@ -49,7 +49,7 @@ def start(
     arguments = [
         f"--config={HERE / 'toy_recipe.py'}",
         f"--workdir={folder / workdir}",
-        f"--config.data.folder={folder / 'data'}",
+        f"--config.data.records={folder / 'data'}",
         *(f"--config.mesh.{name}={size}" for name, size in MESHES[mesh].items()),
         *extra,
     ]

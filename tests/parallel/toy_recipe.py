@@ -8,7 +8,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.system, config.seed, config.steps, config.global_batch, config.init_from = "toy", 0, 9, 8, ""
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
     config.model = {}
-    config.data = {"threads": 1, "prefetch": 1, "folder": ""}
+    config.data = {"threads": 1, "prefetch": 1, "records": ""}
     config.optimizer = {
         "name": "muon",
         "trainable": "blocks/.*",

@@ -52,7 +52,7 @@ class Data:
 
     def __init__(self, config: ml_collections.ConfigDict, spec: dict[str, records.ArraySpec]) -> None:
         self.config, self.spec = config, spec
-        self.file = pathlib.Path(config.data.folder) / "made"
+        self.file = pathlib.Path(config.data.records) / "made"
 
     def prepare(self) -> None:
         if not self.file.exists():

@@ -94,7 +94,7 @@ def test_wrong_settings(raw, autoencoder_path, tmp_path):
     refuse(tmp_path, {**common, "input": tmp_path / "absent"}, "manifest.json is absent")
     refuse(tmp_path, {**common, "width": 36}, "image size is 36x24, expected multiples of the spatial ratio 8")
     refuse(tmp_path, {**common, "width": None}, "give both --width and --height")
-    refuse(tmp_path, {**common, "given": EncoderOverrides(autoencoder=str(tmp_path / "none"))}, "does not exist")
+    refuse(tmp_path, {**common, "given": EncoderOverrides(autoencoder=str(tmp_path / "none"))}, "is absent")
     refuse(tmp_path, {**common, "given": EncoderOverrides(text_encoder="bert:x")}, "there is no text encoder 'bert'")
     refuse(tmp_path, {**common, "frames": 12}, "a clip has 12 frames")
     refuse(tmp_path, {**common, "format": "videos"}, "may have any frame rate: give --fps")

@@ -161,7 +161,7 @@ def test_batches_resume_where_they_stopped(decoded: pixels.FrameFiles) -> None:
 
 
 def test_damaged_frames_are_named(decoded: pixels.FrameFiles, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(errors.UserError, match=r"manifest\.json does not exist"):
+    with pytest.raises(errors.UserError, match=r"manifest\.json is absent"):
         pixels.FrameFiles(tmp_path)
     for text in ("{", "[]", '{"videos": {"val": []}}'):
         (tmp_path / "manifest.json").write_text(text)
@@ -415,7 +415,7 @@ def test_sampled_clips_are_spread(decoded: pixels.FrameFiles) -> None:
         ({"data__clip__size": (16, 9)}, r"config.data.clip.size is \(16, 9\), expected multiples of 2"),
         ({"data__clip__size": (64, 16)}, "width 64, expected at most the 32"),
         ({"optimizer__name": "muon"}, "config.optimizer.name is 'muon', expected 'adamw'"),
-        ({"loss__kl": -1.0}, "config.loss.kl is -1.0"),
+        ({"loss__kl": -1.0}, "config.loss.kl: found -1.0"),
     ],
 )
 def test_mistakes_in_the_config(changes: dict[str, Any], message: str) -> None:

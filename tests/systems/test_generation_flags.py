@@ -127,7 +127,7 @@ def test_the_python_interface_has_the_same_flags(name: str, folder: pathlib.Path
         (
             "cosmos",
             ("--fps", "0"),
-            "config.sample.rollout.fps: found 0.0, expected a number above 0, up to 1000 or None",
+            "config.sample.rollout.fps: expected a number above 0, up to 1000 or None, got '0.0'",
         ),
         ("clip", ("--steps", "0"), "--steps: expected a positive integer, got '0'"),
         ("stream", ("--steps", "7"), "num_steps is 7, expected a multiple of the 4 groups"),
@@ -247,7 +247,7 @@ def test_flags_of_answers_are_keys_of_the_config(tmp_path: pathlib.Path) -> None
         (("--prompt=?", "--out=a.mp4"), "--out is a.mp4, expected a name that ends in .json"),
         (("--batch=q.jsonl", "--prompt=?", "--out=a.jsonl"), "--prompt: the questions are those of --batch"),
         (("--batch=q.jsonl",), "--out is missing, expected a name that ends in .jsonl"),
-        (("--prompt=?", "--top-p=2"), "top_p: found 2.0, expected a number above 0, up to 1"),
+        (("--prompt=?", "--top-p=2"), "top_p: expected a number above 0, up to 1, got '2.0'"),
     ],
 )
 def test_mistakes_in_questions(

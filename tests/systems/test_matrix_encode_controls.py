@@ -64,7 +64,7 @@ def test_vectors_without_an_encoder_are_far_apart() -> None:
 
 
 def test_files_that_do_not_fit(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(errors.UserError, match=r"absent\.safetensors has no control_states.*encode_controls"):
+    with pytest.raises(errors.UserError, match=r"absent\.safetensors is absent: write the file with .*encode_controls"):
         data.control_table(str(tmp_path / "absent.safetensors"), 12)
     safetensors.numpy.save_file({data.CONTROL_STATES: np.zeros((9, 12), np.float32)}, tmp_path / "nine.safetensors")
     with pytest.raises(errors.UserError, match=r"shape \[9, 12\], expected \[10, 12\]"):

@@ -270,7 +270,7 @@ def test_controls_that_do_not_fit(recipe: str, actions: str | None, windows: int
         ({"data.clip.controls": ""}, "controls is '' but config.model.control_dim is 16"),
         ({"model.patch_size": 3}, "expected multiples of config.model.patch_size"),
         ({"mesh.sequence": 3}, "config.mesh.sequence is 3"),
-        ({"data.clip.control_dropout": 1.5}, "control_dropout is 1.5"),
+        ({"data.clip.control_dropout": 1.5}, "control_dropout: found 1.5"),
         ({"loss.kind": "windows"}, "one more than a multiple of config.loss.groups 4"),
         ({"loss.kind": "windows", "loss.groups": 3}, "groups is 3, expected a divisor of 1000"),
         ({"loss.own_errors": 0.5}, "own_errors is 0.5 and kind 'clip', expected 0, or kind 'windows'"),

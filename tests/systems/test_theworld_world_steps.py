@@ -338,7 +338,7 @@ def test_without_steps_nothing_is_read() -> None:
         ({"patch_size": (1, 3, 3)}, {}, "do not divide the 4 along"),
         ({}, {"optimizer.trainable": ".*"}, "which trains the predictor too"),
         ({}, {"mesh.sequence": 2}, "config.mesh.sequence is 2, which does not divide the 3 frames"),
-        ({}, {"model.world.steps": -1}, "steps is -1"),
+        ({}, {"model.world.steps": -1}, "steps: found -1"),
     ],
 )
 def test_values_that_do_not_fit(network: dict[str, Any], changes: dict[str, Any], message: str) -> None:

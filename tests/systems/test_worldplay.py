@@ -334,13 +334,13 @@ def test_invalid_model_configs(changes: dict[str, Any], message: str) -> None:
         ),
         ("loss.memory_times", (500, 16), "memory_times"),
         ("sample.rollout.num_steps", 0, "num_steps: found 0"),
-        ("data.clip.chunk_frames", 0, "multiple of chunk_frames 0"),
+        ("data.clip.chunk_frames", 0, "chunk_frames: found 0"),
         ("data.clip.memory_frames", 6, "memory_frames is 6"),
         ("data.clip.temporal_context", 4, "temporal_context is 4"),
-        ("data.clip.text_dropout", 3.0, "text_dropout is 3.0"),
+        ("data.clip.text_dropout", 3.0, "text_dropout: found 3.0"),
         ("data.clip.memory_points", 0, "memory_points: found 0"),
         ("data.clip.memory_fov", (60.0, 180.0), r"memory_fov: found \(60.0, 180.0\)"),
-        ("data.clip.memory_radius", 0.0, "memory_radius is 0.0"),
+        ("data.clip.memory_radius", 0.0, "memory_radius: found 0.0"),
     ],
 )
 def test_invalid_configs(key: str, value: Any, message: str) -> None:

@@ -268,12 +268,12 @@ def test_sizes_that_do_not_fit(family: str) -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("wan", {"chunk": 0}, "chunk is 0"),
+        ("wan", {"chunk": 0}, "chunk: found 0"),
         ("wan", {"time_levels": (True,)}, "time_levels has 1 entries, expected 2"),
         ("hunyuan15", {"spatial_ratio": 12}, "spatial_ratio is 12, expected a power of 2"),
         ("hunyuan15", {"spatial_ratio": 16}, "3 widths allow a spatial_ratio of at most 4"),
         ("hunyuan15", {"latent_channels": 6}, "the last width 16 is not a multiple of 2 x 6"),
-        ("hunyuan15", {"attention": "all"}, "attention is 'all'"),
+        ("hunyuan15", {"attention": "all"}, "attention: found 'all'"),
         ("cogvideox", {"temporal_ratio": 8}, "temporal_ratio is 8"),
         ("cogvideox", {"groups": 5}, "multiples of the 5 groups"),
     ],
