@@ -163,9 +163,10 @@ def test_batches_resume_where_they_stopped(decoded: pixels.FrameFiles) -> None:
 def test_damaged_frames_are_named(decoded: pixels.FrameFiles, tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.UserError, match=r"manifest\.json is absent"):
         pixels.FrameFiles(tmp_path)
-    for text in ("{", "[]", '{"videos": {"val": []}}'):
+    damaged = {"{": "not valid JSON", "[]": "holds a list", '{"videos": {"val": []}}': "not a manifest of decoded videos"}
+    for text, message in damaged.items():
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(errors.UserError, match="manifest.json is not valid JSON|not a manifest of decoded videos"):
+        with pytest.raises(errors.UserError, match=message):
             pixels.FrameFiles(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps(decoded.manifest | {"version": 0}))
     with pytest.raises(errors.UserError, match="expected 'jworld-frames' 1"):
