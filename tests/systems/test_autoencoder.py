@@ -163,7 +163,11 @@ def test_batches_resume_where_they_stopped(decoded: pixels.FrameFiles) -> None:
 def test_damaged_frames_are_named(decoded: pixels.FrameFiles, tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.UserError, match=r"manifest\.json is absent"):
         pixels.FrameFiles(tmp_path)
-    damaged = {"{": "not valid JSON", "[]": "holds a list", '{"videos": {"val": []}}': "not a manifest of decoded videos"}
+    damaged = {
+        "{": "not valid JSON",
+        "[]": "holds a list",
+        '{"videos": {"val": []}}': "not a manifest of decoded videos",
+    }
     for text, message in damaged.items():
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(errors.UserError, match=message):
