@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+import signal
 import sys
 
 TESTS = pathlib.Path(__file__).parent
@@ -15,6 +16,9 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+# Jobs in the background of a shell ignore Ctrl-C, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 

@@ -35,7 +35,11 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def interrupt(process: subprocess.Popen[str]) -> str:
     """Interrupt all processes of a command and return the line that it printed."""
     os.killpg(process.pid, signal.SIGINT)
-    _, printed = process.communicate(timeout=300)
+    try:
+        _, printed = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == interrupts.INTERRUPTED, printed
     # XLA warns of slow compilation on a busy machine.
     lines = [line for line in printed.splitlines() if line.startswith("interrupted") or "Error" in line]
