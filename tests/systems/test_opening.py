@@ -32,6 +32,8 @@ WATCHED = PROGRAMS | {"stream": {"guided_velocity"}}
 
 def compiled(arguments: list[str], caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the names of the programs that `generate` compiles."""
+    # Another test may have compiled the same programs.
+    jax.clear_caches()
     # Not the context manager, which has no effect in other threads.
     jax.config.update("jax_log_compiles", True)
     try:
