@@ -26,13 +26,18 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)
+        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Return the rights that new files of this process lack; they can be read only by setting them."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_json(
