@@ -20,7 +20,7 @@ import jax
 from jax._src import clusters
 
 from jworld.parallel import agreement, rendezvous, roll_call
-from jworld.utils import errors
+from jworld.utils import errors, interrupts
 
 START_SECONDS = 300
 #: Times of XLA's collectives on CPUs, whose defaults end a process with a stack trace when another one is slow.
@@ -31,8 +31,6 @@ CPU_COLLECTIVES = (
 )
 #: Options of JAX that change what is computed.
 OPTIONS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
-#: Exit code by which shells report Ctrl-C.
-INTERRUPTED = 130
 
 _peers: rendezvous.Peers | None = None
 
@@ -170,7 +168,7 @@ def processes(process: roll_call.ProcessInfo | None, facts: agreement.Facts | No
     except (errors.UserError, errors.RestartError) as error:
         _peers.fail(str(error), errors.exit_code(error))
     except KeyboardInterrupt:
-        _peers.fail("interrupted", INTERRUPTED)
+        _peers.fail("interrupted", interrupts.INTERRUPTED)
     except Exception as error:
         # If another process died or hangs, this error is a consequence.
         _peers.find_cause(error)

@@ -8,7 +8,7 @@ deviation. It has no other layer, so the latents of a video do not depend on the
 
 Decoder: the transpose of that transform, which leaves seams between patches, plus two corrections:
   overlap: a linear map of the 3 x 3 latents around a patch, of low rank. Its best values have a closed form
-    (`systems.autoencoder.transform`) and take most of the seams away.
+    (`systems.autoencoder.overlap`) and take most of the seams away.
   convolutions over cells of `CELL` x `CELL` pixels of the corrected patches, the frames of a group as channels of one
     image, with hints from the latents and those of the group before. Their last layer starts at zero.
 """
