@@ -8,7 +8,7 @@ from conversion.base import KeyLayout
 from conversion.engine import TRANSPOSED, Rule, Shape, patch_kernel
 from conversion.hyperparameters import Field
 from jworld.models.hunyuan.config import HunyuanConfig
-from jworld.utils import notes
+from jworld.utils import errors, notes
 
 NAMES = hunyuan_sizes.Names(
     patch="img_in.proj.weight",
@@ -66,6 +66,15 @@ OTHERS = {
 SPARSE_ATTENTION = "flex-block-attn"
 
 
+def check_prediction(cfg: HunyuanConfig) -> None:
+    """Raise UserError for a network whose last layer predicts what the original programs do not expect."""
+    if cfg.prediction != "velocity":
+        raise errors.UserError(
+            f"model.prediction is {cfg.prediction!r}, expected 'velocity': the original programs take the network's "
+            "output for it"
+        )
+
+
 def linear(source: str, target: str) -> list[Rule]:
     """Return the rules of an nn.Linear with bias."""
     return [Rule(source + ".weight", target + "/kernel", TRANSPOSED), Rule(source + ".bias", target + "/bias")]
@@ -112,6 +121,7 @@ def _refiner() -> list[Rule]:
 
 def rules(cfg: HunyuanConfig) -> tuple[Rule, ...]:
     """Return the key table for a model of these sizes."""
+    check_prediction(cfg)
     return (
         Rule("img_in.proj.weight", "patch_in/kernel", patch_kernel(cfg.patch_size)),
         Rule("img_in.proj.bias", "patch_in/bias"),

@@ -15,13 +15,14 @@ import pytest
 from flax import nnx
 from parity_checks import hunyuan as parity
 
-from conversion import engine, hunyuan
+from conversion import engine, hunyuan, hunyuan_diffusers
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.parallel import axes, mesh
 from jworld.systems.worldplay.system import WorldPlay
 from jworld.training import optimizers, state
+from jworld.utils import errors
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "ar_mem.py"
 CHUNK = 4
@@ -265,3 +266,22 @@ def test_remat_policies_give_the_same_gradients() -> None:
     for remat in ("attention", "full"):
         for actual, reference in zip(jax.tree.leaves(gradients(remat)), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(actual, reference, atol=1e-5 * float(jnp.abs(reference).max()))
+
+
+def test_a_model_of_clean_latents_gives_their_velocity() -> None:
+    """The velocity of the same weights leads from the noisy latents to what the velocity model calls its velocity."""
+    graphdef, params = tiny()
+    frames, text = tiny_inputs()
+    model = nnx.merge(graphdef, params)
+    predicted = forward(model, frames, text, jnp.zeros(2), chunk_frames=CHUNK)
+    model.cfg = dataclasses.replace(TINY, prediction="clean")
+    velocity = model(frames, text, jnp.zeros(2), chunk_frames=CHUNK)
+    sigma = (frames.timestep / 1000)[:, :, None, None, None]
+    assert float(sigma.min()) > 0.05
+    np.testing.assert_allclose(frames.video[..., :2] - sigma * velocity, predicted, atol=1e-5)
+
+
+@pytest.mark.parametrize("table", [hunyuan.rules, hunyuan_diffusers.rules])
+def test_a_model_of_clean_latents_has_no_original(table: Any) -> None:
+    with pytest.raises(errors.UserError, match="prediction is 'clean', expected 'velocity'"):
+        table(dataclasses.replace(TINY, prediction="clean"))

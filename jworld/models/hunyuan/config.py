@@ -1,6 +1,7 @@
 """Hyper-parameters of the HunyuanVideo-1.5 transformer, checked at initialization."""
 
 import dataclasses
+from typing import Literal
 
 from jworld.models.layers.config import TransformerConfig
 from jworld.utils import ranges
@@ -22,6 +23,9 @@ class HunyuanConfig(TransformerConfig):
       text_dim, glyph_dim, vision_dim: widths of the conditioning encoders; glyph_dim None omits the glyph input.
       glyph_hidden, glyph_out: widths inside the glyph projection.
       actions: WorldPlay's action embedding and camera attention; False is the plain HunyuanVideo-1.5.
+      prediction: what the last layer predicts: the "velocity", as published, or the "clean" latents, from which the
+        velocity follows. Clean latents vary in few directions and noise in all, so a token that holds more numbers than
+        the network is wide can only be predicted clean (Li & He 2025, arXiv 2511.13720).
     """
 
     channels: ranges.Size = 32
@@ -39,6 +43,7 @@ class HunyuanConfig(TransformerConfig):
     glyph_out: ranges.Size = 2048
     vision_dim: ranges.Size = 1152
     actions: bool = True
+    prediction: Literal["velocity", "clean"] = "velocity"
 
     def __post_init__(self) -> None:
         super().__post_init__()

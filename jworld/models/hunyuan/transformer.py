@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jworld.cameras import projective
+from jworld.diffusion import flow_matching
 from jworld.models.hunyuan.blocks import DoubleBlock, FrameContext, KeyValues
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextEncoder, TextInputs
@@ -21,6 +22,11 @@ from jworld.models.layers.patches import from_patches, to_patches
 from jworld.models.layers.rotary import rotary_tables
 from jworld.models.layers.stack import scan_layers, stack
 from jworld.parallel.axes import constrain
+
+
+#: Noise level by which the difference to predicted clean latents is divided at least: below it, errors of the
+#: prediction would outweigh those at all other levels.
+SMALLEST_SIGMA = 0.05
 
 
 class FrameInputs(NamedTuple):
@@ -128,7 +134,7 @@ class HunyuanTransformer(nnx.Module):
 
         carry = (self._embed(frames.video), tokens)
         (image, _), _ = scan_layers(self.blocks, layer, carry, remat=self.cfg.remat)
-        return self._output(image, context.vector, frames.video.shape)
+        return self._velocity(image, context.vector, frames)
 
     def text_cache(self, text: TextInputs, text_timestep: jax.Array) -> Cache:
         """Prefill the KV cache with the text tokens, in every layer.
@@ -160,7 +166,7 @@ class HunyuanTransformer(nnx.Module):
             return block.image_only(image, context, prefix, cache.mask)
 
         image, layers = scan_layers(self.blocks, layer, image, cache.layers, remat="none")
-        return self._output(image, context.vector, frames.video.shape), Cache(layers, context.mask)
+        return self._velocity(image, context.vector, frames), Cache(layers, context.mask)
 
     def _embed(self, video: jax.Array) -> jax.Array:
         """Embed [B, F, H, W, 2C + 1] as tokens [B, F, T, D]."""
@@ -183,7 +189,13 @@ class HunyuanTransformer(nnx.Module):
         mask = jnp.ones((B, F), bool) if frames.mask is None else frames.mask
         return FrameContext(vector[:, :, None], (cos, sin), projection, jnp.repeat(mask, cos.shape[1], axis=1))
 
-    def _output(self, image: jax.Array, vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def _velocity(self, image: jax.Array, vector: jax.Array, frames: FrameInputs) -> jax.Array:
         """Project tokens [B, F, T, D] to the velocity [B, F, H, W, C] float32."""
+        size = frames.video.shape[2:4]
         out = self.patch_out(modulated_norm(image, *self.final_modulation(vector))).astype(jnp.float32)
-        return from_patches(out, (shape[2], shape[3]), self.cfg.patch_size[1:], channels_first=True)
+        out = from_patches(out, size, self.cfg.patch_size[1:], channels_first=True)
+        if self.cfg.prediction == "velocity":
+            return out
+        noisy = frames.video[..., : self.cfg.channels].astype(jnp.float32)
+        sigma = jnp.maximum(frames.timestep / flow_matching.NUM_TIMESTEPS, SMALLEST_SIGMA)
+        return (noisy - out) / sigma[:, :, None, None, None]
