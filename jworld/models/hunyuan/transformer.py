@@ -23,7 +23,6 @@ from jworld.models.layers.rotary import rotary_tables
 from jworld.models.layers.stack import scan_layers, stack
 from jworld.parallel.axes import constrain
 
-
 #: Noise level by which the difference to predicted clean latents is divided at least: below it, errors of the
 #: prediction would outweigh those at all other levels.
 SMALLEST_SIGMA = 0.05
