@@ -29,6 +29,7 @@ class Key:
       codes: keys of a keyboard that press it, as `KeyboardEvent.code` names them.
       opposite: name of the key that cancels it; "" without.
       axis: axis of a gamepad or touch pad and its sign, such as "x0-" for the first stick to the left; "" without.
+      word: its word in recorded episodes, such as "forward"; "" without.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Key:
     codes: tuple[str, ...]
     opposite: str = ""
     axis: str = ""
+    word: str = ""
 
 
 class LiveSession(VideoSession, Protocol):
@@ -148,12 +150,12 @@ def split(keys: Sequence[Key], name: str) -> list[str]:
 
 #: Keys of models that are steered by a camera: names are those of pose strings.
 CAMERA_KEYS = (
-    Key(name="w", label="forward", codes=("KeyW",), opposite="s", axis="y0-"),
-    Key(name="s", label="backward", codes=("KeyS",), opposite="w", axis="y0+"),
-    Key(name="d", label="right", codes=("KeyD",), opposite="a", axis="x0+"),
-    Key(name="a", label="left", codes=("KeyA",), opposite="d", axis="x0-"),
-    Key(name="right", label="turn right", codes=("ArrowRight",), opposite="left", axis="x1+"),
-    Key(name="left", label="turn left", codes=("ArrowLeft",), opposite="right", axis="x1-"),
-    Key(name="up", label="look up", codes=("ArrowUp",), opposite="down", axis="y1-"),
-    Key(name="down", label="look down", codes=("ArrowDown",), opposite="up", axis="y1+"),
+    Key(name="w", label="forward", codes=("KeyW",), opposite="s", axis="y0-", word="forward"),
+    Key(name="s", label="backward", codes=("KeyS",), opposite="w", axis="y0+", word="backward"),
+    Key(name="d", label="right", codes=("KeyD",), opposite="a", axis="x0+", word="right"),
+    Key(name="a", label="left", codes=("KeyA",), opposite="d", axis="x0-", word="left"),
+    Key(name="right", label="turn right", codes=("ArrowRight",), opposite="left", axis="x1+", word="yaw_right"),
+    Key(name="left", label="turn left", codes=("ArrowLeft",), opposite="right", axis="x1-", word="yaw_left"),
+    Key(name="up", label="look up", codes=("ArrowUp",), opposite="down", axis="y1-", word="pitch_up"),
+    Key(name="down", label="look down", codes=("ArrowDown",), opposite="up", axis="y1+", word="pitch_down"),
 )

@@ -45,4 +45,5 @@ def motion(keys: Sequence[str]) -> np.ndarray:
             index, sign = _PARTS[key]
             values[index] = sign * (STEP if index < 3 else TURN)
     values[-1] = 0.0 if "close" in keys else OPEN
-    return (values * np.asarray(robots.BRIDGE_SCALE)).astype(np.float32)
+    scaled: np.ndarray = (values * np.asarray(robots.BRIDGE_SCALE)).astype(np.float32)
+    return scaled

@@ -1,0 +1,198 @@
+"""python -m jworld.play --checkpoint DIR
+
+Serves a trained model to a browser, where it is steered by keys while it generates. docs/play.md describes the page,
+the protocol and the limits.
+"""
+
+import argparse
+import asyncio
+import concurrent.futures
+import dataclasses
+import importlib.util
+import pathlib
+import time
+import webbrowser
+from collections.abc import Sequence
+
+import rich.console
+
+from jworld import systems
+from jworld.encoders import model_encoders as encoders_lib
+from jworld.parallel import startup
+from jworld.play import images, worker
+from jworld.systems import key_logs, live, options, runs
+from jworld.utils import arguments, compilation, errors, outputs
+
+DESCRIPTION = """Serve a trained model to a browser, where it is steered by keys while it generates.
+
+Only models that are steered by actions can be played. The server listens on this machine alone unless --host is given;
+then its address has a token, without which nobody gets in."""
+EPILOG = """Recordings with cameras are episodes, which python -m jworld.precompute reads: --input DIR/episodes.
+
+A saved key log makes the same video again, bit for bit on the same device: python -m jworld.generate --keys FILE."""
+
+
+def make_parser() -> arguments.Parser:
+    """Return the parser of this command's options."""
+    parser = arguments.Parser("python -m jworld.play", DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        required=True,
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of a run, or one with weights, or hub id of one",
+    )
+    add("--host", default="127.0.0.1", help="address to listen on; another one than the default needs a token")
+    add(
+        "--port",
+        type=arguments.checked("INT", "an integer from 0 to 65535", _port),
+        default=8000,
+        help="port to listen on; 0 for any free one",
+    )
+    add(
+        "--players",
+        type=arguments.positive,
+        default=1,
+        help="players at the same time, each with a session of its own; others wait",
+    )
+    add(
+        "--image",
+        dest="images",
+        action="append",
+        default=[],
+        type=pathlib.Path,
+        metavar="FILE",
+        help="first image that can be chosen; may be repeated (default: views of the world that the model was trained "
+        "on)",
+    )
+    add("--prompt", help="caption (default: that of the first image, if it has one)")
+    add(
+        "--seed",
+        type=arguments.checked("INT", "an integer of 32 bits that is not negative", _seed),
+        default=0,
+        help="random seed for the noise",
+    )
+    add("--steps", type=arguments.positive, help="denoising steps (default: as saved with the checkpoint)")
+    add("--guidance", type=float, help="scale of classifier-free guidance (default: as saved with the checkpoint)")
+    add(
+        "--recordings",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/play"),
+        metavar="DIR",
+        help="folder of recorded episodes and videos",
+    )
+    add("--open", action="store_true", help="open the page in a browser")
+    add("--step", type=arguments.positive, help="training step of the checkpoint (default: the newest)")
+    add(
+        "--encoders",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of records with the model's autoencoder and encoders (default: those of the checkpoint)",
+    )
+    arguments.add_changes(parser, default="as saved with the checkpoint")
+    encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "that of --encoders"))
+    return parser
+
+
+def _port(text: str) -> int:
+    if not 0 <= int(text) < 2**16:
+        raise ValueError(text)
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not 0 <= int(text) < 2**32:
+        raise ValueError(text)
+    return int(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A warm model: what a server needs."""
+
+    world: worker.World
+    games: list[worker.Game]
+    first: list[images.FirstImage]
+    start: key_logs.Start
+
+
+def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
+    """Open the model of a command line, compile it, and print its size; it runs on the model's thread."""
+    flags = options.Flags(steps=found.steps, guidance=found.guidance)
+    config = runs.resolve(found.checkpoint, encoders=found.encoders, flags=flags, changes=found.changes)
+    live.live_system(systems.create(config), config)
+    given = images.given(found.images, found.prompt or "")
+    outputs.check_folder("--recordings", found.recordings)
+    began = time.monotonic()
+    console.print(f"loading {found.checkpoint}, then compiling")
+    run = runs.load(
+        found.checkpoint,
+        found.step,
+        config=config,
+        encoders=found.encoders,
+        given=encoders_lib.EncoderOverrides.from_arguments(found),
+    )
+    world = worker.World(run)
+    first = given or images.rendered(config, world.size)
+    prompt = first[0].caption if found.prompt is None else found.prompt
+    start = key_logs.Start(image=first[0].image, prompt=prompt, seed=found.seed)
+    games = [worker.Game(world) for _ in range(found.players)]
+    world.warm(games, start)
+    console.print(
+        f"{world.identity[:12]}: {world.size[0]}x{world.size[1]} pixels at {world.fps:g} frames per second, "
+        f"{world.new_frames} frames per step; ready after {time.monotonic() - began:.0f} s"
+    )
+    players = f"{len(games)} player{'s' if len(games) > 1 else ''}"
+    console.print(f"{players}, with {world.session_bytes / 1e6:.1f} MB on the device for each session")
+    return Loaded(world, games, first, start)
+
+
+async def serve(
+    found: argparse.Namespace, loaded: Loaded, thread: concurrent.futures.Executor, console: rich.console.Console
+) -> None:
+    """Serve until interrupted."""
+    # Not at the top: these need the extra `play`, which the help of this command does not.
+    from jworld.play.director import Director
+    from jworld.play.server import Server
+
+    director = Director(
+        loaded.world,
+        loaded.first,
+        loaded.games,
+        start=loaded.start,
+        model_thread=thread,
+        recordings=found.recordings,
+    )
+    server = Server(director, host=found.host, port=found.port)
+    try:
+        async with server.listening() as address:
+            console.print(f"play at {address} (Ctrl-C ends)")
+            if found.open:
+                webbrowser.open(address)
+            await asyncio.Event().wait()
+    except OSError as error:
+        raise errors.UserError(
+            f"--port {found.port} of --host {found.host} cannot be used ({error.strerror or error}): choose another one"
+        ) from error
+
+
+@errors.exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    found = make_parser().parse(argv)
+    if importlib.util.find_spec("aiohttp") is None:
+        raise errors.UserError("aiohttp is not installed, which the server needs: pip install 'jworld[play]'")
+    startup.require_alone("python -m jworld.play")
+    compilation.use_cache()
+    console = rich.console.Console(highlight=False, soft_wrap=True)
+    thread = concurrent.futures.ThreadPoolExecutor(1, "model")
+    try:
+        loaded = thread.submit(load, found, console).result()
+        asyncio.run(serve(found, loaded, thread, console))
+    finally:
+        # Ctrl-C does not wait for a compilation.
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,414 @@
+"""The director: gives seats to players, and the model to one after the other. It runs on the event loop.
+
+The model runs in a thread of its own, and frames are encoded in another one, while the model computes the next step.
+"""
+
+import asyncio
+import concurrent.futures
+import pathlib
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jworld.play import images, players, protocol, recording, worker
+from jworld.play.connection import Player, Request
+from jworld.systems import key_logs, live
+from jworld.utils import errors, limits
+
+#: Time that a player without connection keeps its session, in seconds.
+GRACE_SECONDS = 15.0
+#: Longest time between two looks at players whose time is over, in seconds.
+_TICK = 1.0
+#: Messages that are no sign of a person.
+_AUTOMATIC = ("shown",)
+
+
+class Director:
+    """Players and the model that they share.
+
+    Attributes:
+      world: the model.
+      images: first images by name.
+      recordings: finished videos by name.
+      players: all players by their id, those without connection included.
+    """
+
+    def __init__(
+        self,
+        world: worker.World,
+        first: Sequence[images.FirstImage],
+        games: Sequence[worker.Game],
+        *,
+        start: key_logs.Start,
+        model_thread: concurrent.futures.Executor,
+        recordings: pathlib.Path,
+        turn_seconds: float = limits.PLAY_TURN_SECONDS,
+    ) -> None:
+        """Set up the director.
+
+        Args:
+          world: the model.
+          first: images that a player can choose.
+          games: sessions, one per seat, which are warm.
+          start: first start of every player.
+          model_thread: the only thread that uses the model.
+          recordings: folder of recordings.
+          turn_seconds: time of a player while others wait.
+        """
+        self.world, self.images, self._start = world, {image.name: image for image in first}, start
+        self._folder, self.recordings = recordings, dict[str, pathlib.Path]()
+        self.players: dict[str, Player] = {}
+        self._free = list(games)
+        self._seats: players.Seats[Player] = players.Seats(len(games), turn_seconds=turn_seconds)
+        self._turns: players.Turns[Player] = players.Turns()
+        self._model_thread, self._encoding = model_thread, concurrent.futures.ThreadPoolExecutor(1, "encoding")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._handlers: Mapping[str, Any] = {
+            "keys": lambda player, values: player.hold(values["held"]),
+            "pause": self._pause,
+            "step": self._step,
+            "pace": self._pace,
+            "format": self._format,
+            "reset": self._reset,
+            "prompt": self._prompt,
+            "shown": self._shown,
+            "record": self._record,
+            "log": self._log,
+        }
+
+    # Seats
+
+    def join(self, identity: str) -> Player:
+        """Return the player with this id that has lost its connection, or a new one with a seat or a place."""
+        player = self.players.get(identity)
+        if player is None or player.socket is not None:
+            player = Player(self.world, self._start)
+            self.players[player.id] = player
+            self._seats.join(player, time.monotonic())
+            self._seat()
+        return player
+
+    def part(self, player: Player) -> None:
+        """Note that a player has lost its connection."""
+        player.socket, player.left = None, time.monotonic()
+        player.hold([])
+        player.pacer.clear()
+        self._changed.set()
+
+    def welcome(self, player: Player) -> None:
+        """Send a player everything about the model, and its own state."""
+        world, keys = self.world, self.world.keys
+        player.send(
+            "welcome",
+            protocol=protocol.VERSION,
+            id=player.id,
+            system=str(world.run.config.system),
+            model=world.identity,
+            keys=[
+                {"name": key.name, "label": key.label, "codes": key.codes, "opposite": key.opposite, "axis": key.axis}
+                for key in keys
+            ],
+            fps=world.fps,
+            size=world.size,
+            step_frames=world.new_frames,
+            delay=world.delay,
+            captions=world.describes,
+            memory=world.viewed,
+            images=[{"name": image.name, "caption": image.caption} for image in self.images.values()],
+            steps=world.steps,
+            guidance=world.guidance,
+            limits={"steps": limits.PLAY_STEPS, "guidance": limits.PLAY_GUIDANCE, "image": limits.PLAY_IMAGE_BYTES},
+            resumed=player.last is not None,
+            **self._described(player),
+        )
+        self._tell_seats()
+        self._changed.set()
+
+    def _described(self, player: Player) -> dict[str, Any]:
+        start = player.start
+        name = next((name for name, image in self.images.items() if image.image is start.image), "own")
+        settings = {key: getattr(start, key) for key in ("prompt", "seed", "steps", "guidance")}
+        return {"start": {**settings, "image": name}, "paused": player.paused}
+
+    def _seat(self) -> None:
+        """Give sessions to those who have got a seat, and take them from those who wait."""
+        for player in self._seats.queue:
+            if player.game is not None and not player.busy:
+                self._free.append(player.game)
+                player.game = None
+        for player in self._seats.playing:
+            if player.game is None and self._free:
+                player.game = self._free.pop()
+                player.request = Request(player.start)
+        self._changed.set()
+
+    def _tell_seats(self) -> None:
+        playing, waiting = len(self._seats.playing), len(self._seats.queue)
+        for player in self.players.values():
+            player.send("seat", place=self._seats.place(player), playing=playing, waiting=waiting)
+
+    def _look(self, now: float) -> None:
+        """Remove players that have gone, and move those whose time is over."""
+        before = self._order()
+        for player in [p for p in self.players.values() if p.socket is None and now - p.left > GRACE_SECONDS]:
+            if not player.busy:
+                self._remove(player, now)
+        for player in self._seats.expire(now):
+            player.send("notice", text="your time is over while others wait: you are in the queue again")
+        for player in self._seats.playing:
+            if not player.paused and now - player.active > limits.PLAY_IDLE_SECONDS:
+                player.paused = True
+                player.send("notice", text="paused, because nothing was pressed for a long time")
+                player.send("state", **self._described(player))
+        self._seat()
+        if self._order() != before:
+            self._tell_seats()
+
+    def _order(self) -> list[str]:
+        return [player.id for player in (*self._seats.playing, *self._seats.queue)]
+
+    def _remove(self, player: Player, now: float) -> None:
+        if player.recording is not None:
+            self._spawn(self._finish(player))
+        if player.game is not None:
+            self._free.append(player.game)
+            player.game = None
+        del self.players[player.id]
+        self._seats.leave(player, now)
+
+    # Turns
+
+    async def run(self) -> None:
+        """Give turns until cancelled."""
+        while True:
+            now = time.monotonic()
+            self._look(now)
+            waits = {player: player.due_in(now) for player in self._seats.playing}
+            if due := [player for player, wait in waits.items() if wait <= 0]:
+                await self._turn(self._turns.next(due))
+                continue
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), min(_TICK, *waits.values()) if waits else _TICK)
+            except TimeoutError:
+                continue
+
+    async def _turn(self, player: Player) -> None:
+        """Compute a start or a step of a player."""
+        game = player.game
+        assert game is not None
+        player.busy, began, loop = True, time.monotonic(), asyncio.get_running_loop()
+        try:
+            if (request := player.request) is not None:
+                player.request = None
+                await loop.run_in_executor(self._model_thread, game.start, request.start)
+                if player.recording is not None:
+                    self._spawn(self._finish(player))
+                player.begin(request.start, request.script)
+                player.busy = False
+                player.send("started", **self._described(player))
+                return
+            keys, prompt = player.latch(), player.prompt
+            player.prompt = None
+            step = await loop.run_in_executor(self._model_thread, game.step, keys, prompt)
+        except errors.UserError as error:
+            player.busy, player.paused = False, True
+            player.send("error", text=str(error))
+            player.send("state", **self._described(player))
+        except Exception as error:
+            await self._fail(player, error)
+        else:
+            self._spawn(self._encode(player, step, began))
+
+    async def _encode(self, player: Player, step: worker.Step, began: float) -> None:
+        """Encode the frames of a step, and queue them."""
+        loop = asyncio.get_running_loop()
+        try:
+            if player.kind == "auto" and not player.measured:
+                player.measured = await loop.run_in_executor(
+                    self._encoding, protocol.smallest, step.frames[-1], self.world.fps
+                )
+            kind = player.measured if player.kind == "auto" else player.kind
+            start = time.monotonic()
+            frames = await loop.run_in_executor(self._encoding, _frames, step, kind, self.world.size)
+            player.note_sending(time.monotonic() - start)
+            if player.recording is not None:
+                await loop.run_in_executor(self._encoding, player.recording.add, step)
+        except errors.UserError as error:
+            player.send("error", text=str(error))
+            player.recording = None
+        except Exception as error:
+            await self._fail(player, error)
+            return
+        now = time.monotonic()
+        if not step.compile:
+            player.pacer.measure(now - began)
+        player.busy = False
+        if player.request is None:
+            player.deliver(step, frames, now)
+        if player.recording is not None and player.recording.is_full:
+            player.send("notice", text="the recording is full")
+            await self._finish(player)
+        self._changed.set()
+
+    async def _fail(self, player: Player, error: Exception) -> None:
+        """Report a defect, and end the player's connection; the others play on."""
+        traceback.print_exception(error, file=sys.stderr)
+        player.busy, player.paused = False, True
+        player.send("error", text=f"the model failed ({errors.one_line(error)}): reset, or start the server again")
+        self._changed.set()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Finish recordings."""
+        for player in self.players.values():
+            if player.recording is not None:
+                await self._finish(player)
+        self._encoding.shutdown()
+
+    # Messages of players
+
+    def receive(self, player: Player, text: str) -> None:
+        """Do what a message asks for.
+
+        Raises:
+          MessageError: it is not a message, or cannot be done.
+        """
+        message = protocol.parse(text)
+        if message.kind not in _AUTOMATIC:
+            player.active = time.monotonic()
+        self._handlers[message.kind](player, message.values)
+        self._changed.set()
+
+    async def receive_image(self, player: Player, content: bytes) -> None:
+        """Take a first image of a player; `MessageError` if it is none."""
+        now = time.monotonic()
+        if now - player.uploaded < limits.PLAY_IMAGE_SECONDS:
+            raise protocol.MessageError("images come too fast: wait a second")
+        player.uploaded = now
+        try:
+            player.upload = await asyncio.get_running_loop().run_in_executor(
+                self._encoding, key_logs.read_image, content
+            )
+        except ValueError as error:
+            raise protocol.MessageError(str(error)) from error
+        player.send("image", size=[player.upload.shape[1], player.upload.shape[0]])
+
+    def _pause(self, player: Player, values: Mapping[str, Any]) -> None:
+        player.paused, player.wanted = values["on"], 0
+        player.send("state", **self._described(player))
+
+    def _step(self, player: Player, values: Mapping[str, Any]) -> None:
+        if not player.paused:
+            raise protocol.MessageError("step: pause first")
+        if "held" in values:
+            player.hold(values["held"])
+        player.wanted = 1
+
+    def _pace(self, player: Player, values: Mapping[str, Any]) -> None:
+        player.pacer.paced = values["on"]
+
+    def _format(self, player: Player, values: Mapping[str, Any]) -> None:
+        player.kind, player.measured = values["name"], ""
+
+    def _shown(self, player: Player, values: Mapping[str, Any]) -> None:
+        player.shown = min(max(player.shown, values["frame"]), player.sent)
+        player.wake.set()
+
+    def _reset(self, player: Player, values: Mapping[str, Any]) -> None:
+        image: np.ndarray | None = player.start.image
+        if (name := values.get("image")) == "own":
+            if player.upload is None:
+                raise protocol.MessageError("reset: send an image first")
+            image = player.upload
+        elif name is not None:
+            if name not in self.images:
+                raise protocol.MessageError(f"reset: there is no image {name!r}")
+            image = self.images[name].image
+        script = [(run[0], run[1]) for run in values.get("script", [])]
+        for action, _ in script:
+            try:
+                live.split(self.world.keys, action)
+            except ValueError as error:
+                raise protocol.MessageError(f"reset: {error}") from error
+        player.request = Request(protocol.start(values, player.start, image), tuple(script))
+        player.measured = ""
+
+    def _prompt(self, player: Player, values: Mapping[str, Any]) -> None:
+        if not self.world.describes:
+            raise protocol.MessageError("prompt: the caption of this model can only change with a reset")
+        player.prompt = values["text"]
+
+    def _record(self, player: Player, values: Mapping[str, Any]) -> None:
+        if not values["on"]:
+            if player.recording is not None:
+                self._spawn(self._finish(player))
+        elif player.recording is None:
+            if player.last is None:
+                raise protocol.MessageError("record: play at least one step first")
+            self._spawn(self._begin_recording(player, player.last))
+
+    async def _begin_recording(self, player: Player, last: worker.Step) -> None:
+        caption = player.start.prompt
+        try:
+            made = await asyncio.get_running_loop().run_in_executor(
+                self._encoding, lambda: recording.Recording(self._folder, self.world, last, caption=caption)
+            )
+        except errors.UserError as error:
+            player.send("error", text=str(error))
+            return
+        if player.last is not last or player.recording is not None:
+            # A step came meanwhile: begin with that one.
+            await asyncio.get_running_loop().run_in_executor(self._encoding, made.cancel)
+            if player.recording is None and player.last is not None:
+                await self._begin_recording(player, player.last)
+            return
+        player.recording = made
+        player.send("recording", on=True, name=made.name)
+
+    async def _finish(self, player: Player) -> None:
+        made, player.recording = player.recording, None
+        if made is None:
+            return
+        try:
+            path = await asyncio.get_running_loop().run_in_executor(self._encoding, made.finish)
+        except errors.UserError as error:
+            player.send("error", text=str(error))
+            return
+        self.recordings[made.name] = path
+        kind = "episode" if self.world.viewed else "video"
+        player.send("recording", on=False, name=made.name, frames=made.frames, path=str(path), content=kind)
+
+    def _log(self, player: Player, values: Mapping[str, Any]) -> None:
+        if not player.entries:
+            raise protocol.MessageError("log: play at least one step first")
+        log = key_logs.KeyLog(model=self.world.identity, start=player.start, entries=list(player.entries))
+        self._spawn(self._send_log(player, log))
+
+    async def _send_log(self, player: Player, log: key_logs.KeyLog) -> None:
+        content = await asyncio.get_running_loop().run_in_executor(self._encoding, log.to_json)
+        player.send("log", content=content)
+
+
+def _frames(step: worker.Step, kind: str, size: tuple[int, int]) -> list[protocol.Frame]:
+    """Encode the frames of a step."""
+    return [
+        protocol.Frame(
+            step=step.number,
+            frame=step.first_frame + i,
+            action=step.action,
+            kind=kind,
+            size=size,
+            content=protocol.encode(image, kind),
+        )
+        for i, image in enumerate(step.frames)
+    ]

@@ -1,0 +1,64 @@
+"""First images that a player can choose: rendered rooms, or images that the user of the server gives."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jworld.data import media
+from jworld.data.recording import recorder
+from jworld.systems import key_logs
+from jworld.utils import errors
+
+#: Number of rendered images, and seed of the first one's map; the maps are held out from training.
+COUNT, SEED = 6, 7000
+#: Smallest height of a rendered image.
+_LEAST = 96
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstImage:
+    """A first image.
+
+    Attributes:
+      name: its name for players and in addresses.
+      image: uint8 [H, W, 3].
+      caption: caption of the recording, or "".
+    """
+
+    name: str
+    image: np.ndarray
+    caption: str = ""
+
+    def png(self) -> bytes:
+        """Return the content of a file."""
+        return key_logs.png(self.image)
+
+
+def given(paths: Sequence[pathlib.Path], prompt: str) -> list[FirstImage]:
+    """Read the images of the user; a `UserError` if one cannot be read or two have one name."""
+    found: dict[str, FirstImage] = {}
+    for path in paths:
+        name = "".join(letter if letter.isalnum() else "-" for letter in path.stem)[:40] or "image"
+        if name in found:
+            raise errors.UserError(f"--image {path}: another one has the name {name}, too: rename one of the files")
+        found[name] = FirstImage(name=name, image=media.read_image(path), caption=prompt)
+    return list(found.values())
+
+
+def rendered(config: Any, size: tuple[int, int]) -> list[FirstImage]:
+    """Render views of the world that the model was trained on, or of the rooms if its data was not recorded here.
+
+    `size` is the (width, height) of the model's frames.
+    """
+    source = config.data.get("recording", {}).get("source", "") or "rooms"
+    # Small sizes are rendered larger and scaled down like the recorded training data.
+    factor = -(-_LEAST // size[1])
+    width, height = (side * factor + side * factor % 2 for side in size)
+    found = []
+    for number in range(COUNT):
+        episode = recorder.record_scripted(source, seed=SEED + number, actions=["forward"], width=width, height=height)
+        found.append(FirstImage(name=f"view-{number + 1}", image=episode.frames[0], caption=episode.caption))
+    return found
