@@ -5,11 +5,17 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: demo train-hf eval-blink eval-gemma compare-results test test-slow test-guides lint format docs wheel clean
+.PHONY: demo play train-hf eval-blink eval-gemma compare-results test test-slow test-guides lint format docs wheel clean
 
 demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate it
 	$(BIN)/python -m jworld.train --config=configs/ar_mem.py
 	$(BIN)/python -m jworld.evaluate --checkpoint runs/ar_mem
+
+# Any trained world: make play CHECKPOINT=runs/ar_mem ARGS="--players 2"
+CHECKPOINT ?= assets/starter
+
+play: .venv/.demo  ## play the starter model, or a trained one, in a browser
+	$(BIN)/python -m jworld.play --checkpoint $(CHECKPOINT) --open $(ARGS)
 
 # Commands of the original TheWorld, by their names. CONFIG may be one of its JSON configs.
 CONFIG ?= configs/theworld.py
@@ -63,11 +69,11 @@ clean:  ## remove what demo and test made, except data and runs
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: .venv/bin/python pyproject.toml constraints-py311.txt
-	$(INSTALL) -e ".[demo]"
+	$(INSTALL) -e ".[demo,play]"
 	touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml constraints-py311.txt
-	$(INSTALL) -e ".[demo,torch,test,dev,docs]"
+	$(INSTALL) -e ".[demo,play,gym,torch,test,dev,docs]"
 	touch $@
 
 .venv/.docs: .venv/bin/python pyproject.toml constraints-py311.txt

@@ -12,6 +12,7 @@ from jworld.utils import errors, interrupts
 COMMANDS = {
     "train": ("jworld.train", "train a model as a recipe describes, or resume a run"),
     "generate": ("jworld.generate", "generate a video or an answer with a trained model"),
+    "play": ("jworld.play.__main__", "play a trained model in a browser, live"),
     "evaluate": ("jworld.evaluate", "measure a trained model on held-out data"),
     "precompute": ("jworld.precompute.__main__", "encode videos into training records"),
     "plan": ("jworld.plan", "estimate memory and time of a training step on a topology"),

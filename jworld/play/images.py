@@ -14,6 +14,8 @@ from jworld.utils import errors
 
 #: Number of rendered images, and seed of the first one's map; the maps are held out from training.
 COUNT, SEED = 6, 7000
+#: Latents of a free way in front of the camera.
+_FREE = 12
 #: Smallest height of a rendered image.
 _LEAST = 96
 
@@ -59,6 +61,8 @@ def rendered(config: Any, size: tuple[int, int]) -> list[FirstImage]:
     width, height = (side * factor + side * factor % 2 for side in size)
     found = []
     for number in range(COUNT):
-        episode = recorder.record_scripted(source, seed=SEED + number, actions=["forward"], width=width, height=height)
+        # A way that is free begins with an open view.
+        path = ["forward"] * _FREE
+        episode = recorder.record_scripted(source, seed=SEED + number, actions=path, width=width, height=height)
         found.append(FirstImage(name=f"view-{number + 1}", image=episode.frames[0], caption=episode.caption))
     return found

@@ -93,8 +93,10 @@ def smallest(image: np.ndarray, fps: float, clock: Callable[[], float] = time.pe
     """Return the format in which an image is smallest, among those that are encoded fast enough for `fps`."""
     sizes: dict[str, int] = {}
     for kind in _ENCODED:
-        began = clock()
+        # The first call of an encoder also loads it.
         size = len(encode(image, kind))
+        began = clock()
+        encode(image, kind)
         if kind == JPEG or clock() - began < _ENCODING_SHARE / fps:
             sizes[kind] = size
     return min(sizes, key=lambda kind: sizes[kind])
