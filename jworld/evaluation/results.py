@@ -10,11 +10,18 @@ from jworld.evaluation import answer_pages
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Action:
-    """One step of a rollout: the control that the session receives, and its name for the user."""
+    """One step of a rollout.
+
+    Attributes:
+      control: what the session receives.
+      name: its name for the user.
+      prompt: caption from this step on, if it changes; else None.
+    """
 
     control: Any
     name: str
 
+    prompt: str | None = None
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:

@@ -14,7 +14,7 @@ from jworld.data import media
 from jworld.data.conversations import chat
 from jworld.diffusion import step_reports
 from jworld.evaluation import results
-from jworld.systems import asking
+from jworld.systems import asking, live
 from jworld.systems.base import AnySystem, TextSession, TextSystem, VideoSession, VideoSystem, WatchedSession
 from jworld.utils import compilation, errors, notes
 
@@ -126,6 +126,9 @@ def roll_out(
         ready = time.time()
         for action in actions:
             start = time.time()
+            if action.prompt is not None:
+                assert isinstance(session, live.DescribedSession)
+                session.describe(action.prompt)
             frames = session.step(action.control)
             spans.append((start, time.time()))
             take(frames)

@@ -25,3 +25,25 @@ PICKLE_BYTES = 256 << 20
 PICKLE_OPCODES = 10_000_000
 #: Latent frames of a clip, records of a shard, and size of any axis of a record's arrays.
 RECORD_AXIS = 1 << 32
+
+# Limits of `jworld play`, whose players are strangers with --host.
+#: Open connections of all players and waiting ones.
+PLAY_CONNECTIONS = 32
+#: Bytes of a text message of a player.
+PLAY_MESSAGE_BYTES = 64 << 10
+#: Messages per second of a player in the long run, and in a burst.
+PLAY_MESSAGES, PLAY_BURST = 60, 240
+#: Bytes and pixels of a player's first image, and shortest time between two of them in seconds.
+PLAY_IMAGE_BYTES, PLAY_IMAGE_PIXELS, PLAY_IMAGE_SECONDS = 8 << 20, 1 << 24, 1.0
+#: Characters of a caption.
+PLAY_PROMPT = 2000
+#: Denoising steps and scale of the guidance that a player may set.
+PLAY_STEPS, PLAY_GUIDANCE = 100, 30
+#: Different pairs of steps and guidance of a server: each is compiled, and its programs stay in memory.
+PLAY_VARIANTS = 16
+#: Steps of a key log; a longer session plays on without a log.
+PLAY_LOG = 100_000
+#: Frames of a recording.
+PLAY_RECORDING = 100_000
+#: Time of a player while others wait, and without any sign while nobody waits, in seconds.
+PLAY_TURN_SECONDS, PLAY_IDLE_SECONDS = 300.0, 1800.0

@@ -1,7 +1,7 @@
 """The Cosmos-Predict2 Video2World system: model, batch, loss and session from one config."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -21,8 +21,8 @@ from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base, latent_video, matching
-from jworld.systems.cosmos import data, evaluation, objective
+from jworld.systems import adapters, base, latent_video, live, matching
+from jworld.systems.cosmos import data, evaluation, hand, objective
 from jworld.systems.cosmos.sampling import SampleConfig
 from jworld.systems.cosmos.session import Session
 from jworld.utils import errors, notes
@@ -264,6 +264,24 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
         """See `System`: the mesh must split the frames of a window into equal parts."""
+    def live_keys(self) -> Sequence[live.Key]:
+        """See `LiveSystem`: the keys of a camera, or for a model of motions those of a robot's hand."""
+        if self.model_config.action_dim is None:
+            raise errors.UserError(
+                "the checkpoint is a Cosmos-Predict2 model without actions, which cannot be steered: give a "
+                "--checkpoint of its action model"
+            )
+        return live.CAMERA_KEYS if self.clip.actions == "poses" else hand.KEYS
+
+    def held(self, keys: Sequence[str]) -> results.Action:
+        """See `LiveSystem`: the motions of a window."""
+        name, steps = live.joined(keys), self.motion_steps
+        if self.clip.actions == "poses":
+            motions = robots.camera_actions(pose_strings.path(f"{name}-{steps}", self.units).w2c)
+        else:
+            motions = np.repeat(hand.motion(keys)[None], steps, axis=0)
+        return results.Action(control=motions, name=name)
+
         self._check_fit(mesh.shape["sequence"])
 
     def session(self, model: CosmosTransformer, encoders: Encoders) -> Session:
