@@ -59,8 +59,11 @@ class Session:
         given = self.encoders.autoencoder.encode(self._given[None])[0]
         shape = (self.clip.window_frames, *self.clip.latent_size, given.shape[-1])
         key = jax.random.fold_in(jax.random.key(self._seed), self._windows)
-        latents = self._sampler(given, self._text, jax.random.normal(key, shape), action)
-        video = self.encoders.autoencoder.decode(np.asarray(latents)[None])[0]
+        return np.asarray(self._sampler(given, self._text, jax.random.normal(key, shape), action))
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """See `LiveSession`; the window's first frames, which it continues, are only returned in the first window."""
+        video = self.encoders.autoencoder.decode(latents[None])[0]
         new: np.ndarray = video[len(self._given) :] if self._windows else video
         self._given, self._windows = video[-self.given_pixels :], self._windows + 1
         return new
@@ -74,4 +77,8 @@ class Session:
         rows = [self.encoders.prompt(prompt)["text_states"][:limit] for prompt in prompts]
         if len(prompts) == 2 and not prompts[0]:
             rows[0] = rows[0][:0]
+        return self.decode(self.advance(action))
+
+    def advance(self, action: np.ndarray | None = None) -> np.ndarray:
+        """See `LiveSession`."""
         return jnp.stack([np.pad(row, ((0, limit - len(row)), (0, 0))) for row in rows])

@@ -7,7 +7,7 @@ with a timestep per frame. Stage 4 distills the result. `config.optimizer.traina
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -28,7 +28,7 @@ from jworld.models.cogvideox import flops
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base, latent_video, matching, options
+from jworld.systems import adapters, base, latent_video, live, matching, options
 from jworld.systems.matrix import data, distillation, evaluation, objective, stream_evaluation, streaming
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
@@ -36,6 +36,14 @@ from jworld.utils import errors, notes
 
 #: The recipes that train first on a data set: with the linear autoencoder, and with a network.
 TINY, PUBLISHED = "configs/matrix_lora.py:base", "configs/matrix_lora.py:2b"
+#: Keys of a stream: the letters of its tokens, and arrows. Without a gear it is N.
+LIVE_KEYS = (
+    live.Key(name="D", label="drive", codes=("KeyD", "ArrowUp"), opposite="B", axis="y0-"),
+    live.Key(name="B", label="reverse", codes=("KeyB", "ArrowDown"), opposite="D", axis="y0+"),
+    live.Key(name="N", label="neutral", codes=("KeyN",)),
+    live.Key(name="L", label="left", codes=("KeyL", "ArrowLeft"), opposite="R", axis="x0-"),
+    live.Key(name="R", label="right", codes=("KeyR", "ArrowRight"), opposite="L", axis="x0+"),
+)
 
 
 class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfig]):
@@ -354,6 +362,21 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         return streaming.script(driving.parse(actions), self.sample, length)
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
+    def live_keys(self) -> Sequence[live.Key]:
+        """See `LiveSystem`: the letters of the driving tokens."""
+        if self.sample.mode != "stream" or self.model_config.control_dim is None:
+            raise errors.UserError(
+                "the checkpoint is of a stage of The Matrix that is not steered while it runs: it makes whole clips, "
+                "or has no control: give a --checkpoint of stage 3 or 4"
+            )
+        return LIVE_KEYS
+
+    def held(self, keys: Sequence[str]) -> results.Action:
+        """See `LiveSystem`: one token that is held."""
+        gear = next((key for key in keys if key in "DB"), "N")
+        token = gear + "".join(key for key in keys if key in "LR")
+        return results.Action(control=token, name=live.joined(keys))
+
         """See `System`: the mesh must split the tokens of a frame into equal parts."""
         self._check_fit(mesh.shape["sequence"])
 

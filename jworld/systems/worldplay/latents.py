@@ -19,6 +19,7 @@ from jworld.evaluation.held_out import Controls
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.parallel import axes
+from jworld.systems import live
 from jworld.systems.worldplay import objective
 from jworld.utils import ranges
 
@@ -202,10 +203,20 @@ class GrowingArray:
         self._count = needed
 
 
+    def remove(self, start: int, count: int) -> None:
+        """Remove rows from `start` on."""
+        self._buffer[start : self._count - count] = self._buffer[start + count : self._count].copy()
+        self._count -= count
+
+
+#: Latents that a session stores: longer rollouts forget the oldest ones after the first chunk.
+HISTORY = 4096
+
 class LatentSession(abc.ABC):
     """A rollout in latent space. Shapes are fixed, so every program compiles once for any length.
 
-    Past frames are stored on the host, because retrieval may need any of them; device memory does not grow.
+    Past frames are stored on the host, because retrieval may need any of them; device memory does not grow. Beyond
+    `HISTORY` latents the oldest frames after the first chunk are forgotten, so that neither memory nor time grow.
     """
 
     #: Training chunks that are denoised together.
@@ -230,7 +241,7 @@ class LatentSession(abc.ABC):
           retrieve: retrieve context frames by camera; False uses only the latest frames.
         """
         self.model, self.sample, self.memory, self.points = model, sample, memory_config, points
-        self.retrieve = retrieve
+        self.retrieve, self.history = retrieve, HISTORY
         #: Called after every denoising step.
         self.listener: step_reports.Listener | None = None
         self.chunk_frames = self.training_chunks * memory_config.chunk_frames
@@ -257,11 +268,12 @@ class LatentSession(abc.ABC):
         self._w2c = GrowingArray((4, 4), np.float64)
         self._intrinsics = GrowingArray((3, 3), np.float32)
         self._begin(text)
+        self._forgotten = 0
 
     @property
     def num_frames(self) -> int:
         """Number of latent frames generated so far."""
-        return len(self._latents.rows)
+        return len(self._latents.rows) + self._forgotten
 
     @property
     def last_w2c(self) -> np.ndarray:
@@ -276,10 +288,10 @@ class LatentSession(abc.ABC):
         """
         if len(controls.action) != self.chunk_frames:
             raise ValueError(f"controls of {len(controls.action)} latents, expected {self.chunk_frames}")
-        current = self.num_frames
+        current = len(self._latents.rows)
         shape = (self.chunk_frames, *self._image.shape[1:])
         if noise is None:
-            drawn = draw_noise(self._key, current // self.chunk_frames, shape)
+            drawn = draw_noise(self._key, self.num_frames // self.chunk_frames, shape)
         else:
             drawn = jnp.asarray(noise, jnp.float32).reshape(shape)
         for rows, values in zip((self._action, self._w2c, self._intrinsics), controls, strict=True):
@@ -289,8 +301,28 @@ class LatentSession(abc.ABC):
         latents = np.asarray(self._denoise(drawn, *self._context(selected), chunk))
         self._latents.append(latents)
         return latents
+        self._context_numbers = [i if i < self.chunk_frames else i + self._forgotten for i in selected]
+        self._forget()
 
     def select(self, current: int) -> list[int]:
+    def _forget(self) -> None:
+        """Remove a part of the oldest frames after the first chunk if there are more than `history`."""
+        if len(self._latents.rows) > self.history:
+            count = max(self.history // 4 // self.chunk_frames, 1) * self.chunk_frames
+            for rows in (self._latents, self._action, self._w2c, self._intrinsics):
+                rows.remove(self.chunk_frames, count)
+            self._forgotten += count
+
+    def view(self) -> live.View:
+        """Return the cameras of the latest chunk, and the frames that it was conditioned on."""
+        latest = slice(-self.chunk_frames, None)
+        return live.View(
+            first=self.num_frames - self.chunk_frames,
+            w2c=self._w2c.rows[latest].copy(),
+            intrinsics=self._intrinsics.rows[latest].copy(),
+            context=list(self._context_numbers),
+        )
+
         """Return the sorted indices of the context frames of the chunk at frame `current`, whose poses are set."""
         if not self.retrieve:
             return list(range(max(current - self.memory.memory_frames, 0), current))

@@ -15,7 +15,7 @@ from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation.held_out import Controls, FirstImage
 from jworld.models.hunyuan.text import TextInputs
 from jworld.parallel import axes
-from jworld.systems import base, frame_sizes
+from jworld.systems import base, frame_sizes, live
 from jworld.systems.worldplay import data
 from jworld.systems.worldplay.latents import LatentSession
 from jworld.utils import errors
@@ -121,8 +121,19 @@ class Session:
 
         `action` has the camera of each latent, or the keys that are held during the chunk: "w", "w+right", "none".
         """
-        controls = self._held(action) if isinstance(action, str) else action
-        return self._decoder.step(self.latents.step(controls))
+        return self.decode(self.advance(action))
+
+    def advance(self, action: Controls | str) -> np.ndarray:
+        """See `LiveSession`."""
+        return self.latents.step(self._held(action) if isinstance(action, str) else action)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """See `LiveSession`."""
+        return self._decoder.step(latents)
+
+    def view(self) -> live.View:
+        """See `ViewedSession`."""
+        return self.latents.view()
 
     def _encoded(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         if self.sizes is None:

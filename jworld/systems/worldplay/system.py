@@ -1,7 +1,7 @@
 """The WorldPlay system: model, batch, loss and session from one config."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -22,7 +22,7 @@ from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.models.layers.attention import ChunkCausal
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base, frame_sizes, latent_video
+from jworld.systems import adapters, base, frame_sizes, latent_video, live
 from jworld.systems.worldplay import data, evaluation, matching_recipe, objective, rollout
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession
@@ -227,6 +227,15 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
 
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
         """See `System`: the mesh must split the frames of a chunk into equal parts."""
+    def live_keys(self) -> Sequence[live.Key]:
+        """See `LiveSystem`."""
+        return live.CAMERA_KEYS
+
+    def held(self, keys: Sequence[str]) -> results.Action:
+        """See `LiveSystem`."""
+        name = live.joined(keys)
+        return results.Action(control=name, name=name)
+
         sequence = mesh.shape["sequence"]
         if self.chunk_frames % sequence:
             raise errors.UserError(
