@@ -20,8 +20,8 @@ class Action:
 
     control: Any
     name: str
-
     prompt: str | None = None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:
