@@ -56,6 +56,10 @@ class Session:
 
         `action` is the motion of the window for an action model, [steps, 7] float32.
         """
+        return self.decode(self.advance(action))
+
+    def advance(self, action: np.ndarray | None = None) -> np.ndarray:
+        """See `LiveSession`."""
         given = self.encoders.autoencoder.encode(self._given[None])[0]
         shape = (self.clip.window_frames, *self.clip.latent_size, given.shape[-1])
         key = jax.random.fold_in(jax.random.key(self._seed), self._windows)
@@ -77,8 +81,4 @@ class Session:
         rows = [self.encoders.prompt(prompt)["text_states"][:limit] for prompt in prompts]
         if len(prompts) == 2 and not prompts[0]:
             rows[0] = rows[0][:0]
-        return self.decode(self.advance(action))
-
-    def advance(self, action: np.ndarray | None = None) -> np.ndarray:
-        """See `LiveSession`."""
         return jnp.stack([np.pad(row, ((0, limit - len(row)), (0, 0))) for row in rows])

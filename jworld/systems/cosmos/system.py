@@ -262,8 +262,6 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             )
         return robots.Motions(robots.camera_actions(pose_strings.path(pose, self.units).w2c), is_annotation=False)
 
-    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
-        """See `System`: the mesh must split the frames of a window into equal parts."""
     def live_keys(self) -> Sequence[live.Key]:
         """See `LiveSystem`: the keys of a camera, or for a model of motions those of a robot's hand."""
         if self.model_config.action_dim is None:
@@ -282,6 +280,8 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             motions = np.repeat(hand.motion(keys)[None], steps, axis=0)
         return results.Action(control=motions, name=name)
 
+    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
+        """See `System`: the mesh must split the frames of a window into equal parts."""
         self._check_fit(mesh.shape["sequence"])
 
     def session(self, model: CosmosTransformer, encoders: Encoders) -> Session:

@@ -361,7 +361,6 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
             raise errors.UserError("the model needs driving tokens: give --actions 'D*6,DR*2', and no --windows")
         return streaming.script(driving.parse(actions), self.sample, length)
 
-    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
     def live_keys(self) -> Sequence[live.Key]:
         """See `LiveSystem`: the letters of the driving tokens."""
         if self.sample.mode != "stream" or self.model_config.control_dim is None:
@@ -377,6 +376,7 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         token = gear + "".join(key for key in keys if key in "LR")
         return results.Action(control=token, name=live.joined(keys))
 
+    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
         """See `System`: the mesh must split the tokens of a frame into equal parts."""
         self._check_fit(mesh.shape["sequence"])
 

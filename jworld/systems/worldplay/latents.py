@@ -202,7 +202,6 @@ class GrowingArray:
         self._buffer[self._count : needed] = rows
         self._count = needed
 
-
     def remove(self, start: int, count: int) -> None:
         """Remove rows from `start` on."""
         self._buffer[start : self._count - count] = self._buffer[start + count : self._count].copy()
@@ -211,6 +210,7 @@ class GrowingArray:
 
 #: Latents that a session stores: longer rollouts forget the oldest ones after the first chunk.
 HISTORY = 4096
+
 
 class LatentSession(abc.ABC):
     """A rollout in latent space. Shapes are fixed, so every program compiles once for any length.
@@ -267,8 +267,8 @@ class LatentSession(abc.ABC):
         self._action = GrowingArray((), np.int32)
         self._w2c = GrowingArray((4, 4), np.float64)
         self._intrinsics = GrowingArray((3, 3), np.float32)
-        self._begin(text)
         self._forgotten = 0
+        self._begin(text)
 
     @property
     def num_frames(self) -> int:
@@ -300,11 +300,10 @@ class LatentSession(abc.ABC):
         chunk = self._frames(np.arange(current, current + self.chunk_frames), first_position=len(selected))
         latents = np.asarray(self._denoise(drawn, *self._context(selected), chunk))
         self._latents.append(latents)
-        return latents
         self._context_numbers = [i if i < self.chunk_frames else i + self._forgotten for i in selected]
         self._forget()
+        return latents
 
-    def select(self, current: int) -> list[int]:
     def _forget(self) -> None:
         """Remove a part of the oldest frames after the first chunk if there are more than `history`."""
         if len(self._latents.rows) > self.history:
@@ -323,6 +322,7 @@ class LatentSession(abc.ABC):
             context=list(self._context_numbers),
         )
 
+    def select(self, current: int) -> list[int]:
         """Return the sorted indices of the context frames of the chunk at frame `current`, whose poses are set."""
         if not self.retrieve:
             return list(range(max(current - self.memory.memory_frames, 0), current))

@@ -225,8 +225,6 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
             for i, chunk in enumerate(chunks)
         ]
 
-    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
-        """See `System`: the mesh must split the frames of a chunk into equal parts."""
     def live_keys(self) -> Sequence[live.Key]:
         """See `LiveSystem`."""
         return live.CAMERA_KEYS
@@ -236,6 +234,8 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         name = live.joined(keys)
         return results.Action(control=name, name=name)
 
+    def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
+        """See `System`: the mesh must split the frames of a chunk into equal parts."""
         sequence = mesh.shape["sequence"]
         if self.chunk_frames % sequence:
             raise errors.UserError(
