@@ -58,21 +58,31 @@ def write_episode(directory: str | pathlib.Path, episode: Episode) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write_video(partial / "video.mp4", episode.frames, fps=episode.fps)
-    files.write_json(
-        partial / "episode.json",
-        {
-            "caption": episode.caption,
-            "fps": episode.fps,
-            "frames": frames,
-            "width": width,
-            "height": height,
-            "actions": episode.actions,
-            "w2c": np.round(episode.w2c, 9).tolist(),
-            "intrinsics": np.round(episode.intrinsics, 9).tolist(),
-        },
-        indent=None,
+    facts = describe(
+        caption=episode.caption,
+        fps=episode.fps,
+        size=(width, height),
+        actions=episode.actions,
+        w2c=episode.w2c,
+        intrinsics=episode.intrinsics,
     )
     partial.rename(folder)
+
+
+def describe(
+    *, caption: str, fps: float, size: tuple[int, int], actions: list[str], w2c: np.ndarray, intrinsics: np.ndarray
+) -> dict[str, Any]:
+    """Return the content of `episode.json`; `size` is (width, height), the others are fields of `Episode`."""
+    return {
+        "caption": caption,
+        "fps": fps,
+        "frames": len(actions),
+        "width": size[0],
+        "height": size[1],
+        "actions": actions,
+        "w2c": np.round(w2c, 9).tolist(),
+        "intrinsics": np.round(intrinsics, 9).tolist(),
+    }
 
 
 def read_episode(directory: str | pathlib.Path, name: str) -> Episode:
