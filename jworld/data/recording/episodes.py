@@ -66,6 +66,7 @@ def write_episode(directory: str | pathlib.Path, episode: Episode) -> None:
         w2c=episode.w2c,
         intrinsics=episode.intrinsics,
     )
+    files.write_json(partial / "episode.json", facts, indent=None)
     partial.rename(folder)
 
 
