@@ -186,7 +186,8 @@ def _add_export(commands: "argparse._SubParsersAction[arguments.Parser]") -> Non
         "--layout",
         choices=[*layouts, exporting.LIBRARY],
         help="layout of the keys; library: one that transformers or diffusers loads, if it has the model (default: "
-        "that of the import)",
+        "that of the import; of a .pt or .pth file original; of Gemma-3 the one that all versions of transformers "
+        "load, hub or text)",
     )
     parser.add_argument(
         "--adapters", action="store_true", help="write only the adapters of a run with model.lora, in peft's layout"

@@ -8,10 +8,11 @@ from typing import Any
 
 Shapes = dict[str, tuple[int, ...]]
 
-#: config.json of HY-WorldPlay's published action models.
+#: config.json of HunyuanVideo-1.5's published transformer, and of HY-WorldPlay's action models.
 WORLDPLAY: dict[str, Any] = {
     "_class_name": "HunyuanVideo_1_5_DiffusionTransformer",
     "attn_mode": "flash",
+    "attn_param": None,
     "concat_condition": True,
     "glyph_byT5_v2": True,
     "guidance_embed": False,
@@ -35,6 +36,7 @@ WORLDPLAY: dict[str, Any] = {
     "text_pool_type": None,
     "text_projection": "single_refiner",
     "text_states_dim": 3584,
+    "text_states_dim_2": None,
     "use_attention_mask": True,
     "use_cond_type_embedding": True,
     "use_meanflow": False,

@@ -16,6 +16,7 @@ from conversion import engine, families, sources
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.utils.errors import UserError
+from scripts import full_size_keys
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "worldplay"
 WORLDPLAY = families.FAMILIES["worldplay"]
@@ -23,39 +24,7 @@ ORIGINAL, DIFFUSERS = WORLDPLAY.layouts["original"], WORLDPLAY.layouts["diffuser
 BASE = HunyuanConfig(actions=False)
 
 #: config.json of the published transformer, without `_class_name` and version.
-PUBLISHED: dict[str, Any] = {
-    "attn_mode": "flash",
-    "attn_param": None,
-    "concat_condition": True,
-    "glyph_byT5_v2": True,
-    "guidance_embed": False,
-    "heads_num": 16,
-    "hidden_size": 2048,
-    "ideal_resolution": "480p",
-    "ideal_task": "i2v",
-    "in_channels": 32,
-    "is_reshape_temporal_channels": False,
-    "mlp_act_type": "gelu_tanh",
-    "mlp_width_ratio": 4,
-    "mm_double_blocks_depth": 54,
-    "mm_single_blocks_depth": 0,
-    "out_channels": 32,
-    "patch_size": [1, 1, 1],
-    "qk_norm": True,
-    "qk_norm_type": "rms",
-    "qkv_bias": True,
-    "rope_dim_list": [16, 56, 56],
-    "rope_theta": 256,
-    "text_pool_type": None,
-    "text_projection": "single_refiner",
-    "text_states_dim": 3584,
-    "text_states_dim_2": None,
-    "use_attention_mask": True,
-    "use_cond_type_embedding": True,
-    "use_meanflow": False,
-    "vision_projection": "linear",
-    "vision_states_dim": 1152,
-}
+PUBLISHED = {key: value for key, value in full_size_keys.WORLDPLAY.items() if key != "_class_name"}
 #: config.json of the published weights in diffusers' layout.
 PUBLISHED_DIFFUSERS: dict[str, Any] = {
     "attention_head_dim": 128,

@@ -14,6 +14,7 @@ from conversion import __main__ as conversion
 from conversion import folders, gemma3, importing, theworld
 from jworld import generate
 from jworld.models.gemma3.config import Gemma3Config
+from jworld.systems import runs
 from jworld.utils import errors
 
 GOLDEN = golden_cases.DEFAULT_ROOT / "theworld"
@@ -48,6 +49,23 @@ def test_every_style_in_and_out(gemma: pathlib.Path, tmp_path: pathlib.Path) -> 
             "tokenizer.json",
         }
         conversion.main(["verify", str(ours), str(exported)])
+
+
+def test_an_export_without_a_layout_has_names_for_all_versions(
+    gemma: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever names were imported, as the help of --layout says."""
+    with pytest.raises(SystemExit):
+        conversion.main(["export", "--help"])
+    assert "that all versions of transformers load, hub or text" in " ".join(capsys.readouterr().out.split())
+    conversion.main(["import", str(gemma), "--output", str(tmp_path / "first")])
+    saved = ["--layout", "transformers5-saved", "--output", str(tmp_path / "saved")]
+    conversion.main(["export", str(tmp_path / "first"), *saved])
+    conversion.main(["import", str(tmp_path / "saved"), "--output", str(tmp_path / "second")])
+    assert runs.import_record(tmp_path / "second")["layout"] == "transformers5-saved"
+    conversion.main(["export", str(tmp_path / "second"), "--output", str(tmp_path / "back")])
+    assert "(--layout hub)" in capsys.readouterr().out
+    assert converted.contents(tmp_path / "back") == converted.contents(gemma)
 
 
 def test_an_import_without_a_tokenizer_says_so_and_generation_takes_it_from_a_folder(
