@@ -10,7 +10,7 @@ import binascii
 import dataclasses
 import io
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,6 +105,60 @@ class KeyLog:
                 raise errors.UserError(f"{where}: step {number}: {error}: give the log of this model") from error
             found.append(dataclasses.replace(action, prompt=entry.prompt))
         return found
+
+
+def applied(request: requests.Request) -> requests.Request:
+    """Return a request with the caption, seed and settings of its key log; without a log, the request itself.
+
+    Raises:
+      UserError: the log cannot be read, or an option that it holds is given, too.
+    """
+    if request.keys is None:
+        return request
+    given = {
+        **{f"--{name}": getattr(request, name) for name in ("image", "prompt", "pose", "actions", "windows", "length")},
+        **{"--batch": request.batch, "--seed": request.seeds != requests.Request.seeds, "--chat": request.chat},
+        **request.flags.given(),
+    }
+    if twice := [flag for flag, value in given.items() if value]:
+        raise errors.UserError(f"{twice[0]}: the key log {request.keys} holds all of a video: leave one of them out")
+    start = read(request.keys).start
+    return dataclasses.replace(request, prompt=start.prompt, seeds=(start.seed,), flags=start.flags)
+
+
+class Check:
+    """Comparison of a video with the frames that were played.
+
+    Attributes:
+      same: number of steps whose frames are the same, until the first one that differs.
+    """
+
+    def __init__(self, log: KeyLog | None) -> None:
+        self._log, self.same, self._count = log, 0, 0
+
+    def before(self, take: Callable[[np.ndarray], object]) -> Callable[[np.ndarray], object]:
+        """Return `take` with a comparison before it; without a log, `take` itself."""
+        if self._log is None:
+            return take
+        entries = self._log.entries
+
+        def compared(frames: np.ndarray) -> object:
+            if self.same == self._count:
+                self.same += entries[self._count].frames == checksum(frames)
+            self._count += 1
+            return take(frames)
+
+        return compared
+
+    def describe(self, run: Any) -> str:
+        """Return a line about the comparison."""
+        assert self._log is not None
+        if self.same == self._count:
+            return f"all {self._count} steps have the same frames as when they were played"
+        reason = "on another device, or with other settings or versions"
+        if self._log.model != identity(run.model, run.encoders):
+            reason = "with other weights"
+        return f"the frames differ from step {self.same + 1} of {self._count} on: they were played {reason}"
 
 
 def checksum(frames: np.ndarray) -> str:

@@ -107,6 +107,7 @@ class Request:
       checkpoint: folder of a run, of released or of imported weights.
       step: training step of the checkpoint; None for the newest.
       prompt, pose, actions, windows, length: see `Video`; the prompt may be a question.
+      keys: key log of `jworld.play` whose video is made again; None without.
       images: the first image of a video, or the images of a question.
       seeds: random seeds for the noise; several make a video each.
       out: file to write; for a batch the folder of its videos.
@@ -127,6 +128,7 @@ class Request:
     prompt: str = ""
     out: pathlib.Path = pathlib.Path()
     batch: pathlib.Path | None = None
+    keys: pathlib.Path | None = None
     images: tuple[pathlib.Path, ...] = ()
     pose: str | None = None
     actions: str | None = None
