@@ -31,6 +31,7 @@ from jworld.parallel import startup
 from jworld.systems import (
     frame_sizes,
     generation,
+    key_logs,
     opening,
     options,
     question_files,
@@ -46,10 +47,12 @@ from jworld.utils import arguments, compilation, errors, files, hub_folders, out
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A video to generate and its actions, one per chunk."""
+    """A video to generate, its first image, and its actions, one per chunk; `log` is a key log that they come from."""
 
     video: Video
     actions: list[results.Action]
+    image: np.ndarray | pathlib.Path | None
+    log: key_logs.KeyLog | None = None
 
 
 def generate(
@@ -114,6 +117,10 @@ def prepare(
     Raises:
       UserError: an input is missing, damaged, or does not fit the model; for a batch with its line.
     """
+    if request.keys is not None:
+        log, (video,) = key_logs.read(request.keys), request.videos()
+        generation.find_start(log.start.image, system, fps=fps)
+        return [Job(video, log.actions(system, config, f"--keys {request.keys}"), log.start.image, log)]
     jobs: list[Job] = []
     checked: set[pathlib.Path | None] = set()
     for video in request.videos():
@@ -123,7 +130,7 @@ def prepare(
             if video.image not in checked or video.image is None:
                 generation.note_start(video.image, generation.find_start(video.image, system, fps=fps), system)
                 checked.add(video.image)
-            jobs.append(Job(video, system.controls(steering, video.windows, video.length)))
+            jobs.append(Job(video, system.controls(steering, video.windows, video.length), video.image))
         except errors.UserError as error:
             raise errors.UserError(f"{video.where}{error}") from error
     return jobs
@@ -134,8 +141,9 @@ def make_video(
 ) -> tuple[results.Comparison | None, dict[str, Any]]:
     """Generate a video; return it with its settings and timings. With `request.stream` it is written and None."""
     video = job.video
-    start = generation.find_start(video.image, generation.video_system(run.system, run.config), fps=run.encoders.fps)
+    start = generation.find_start(job.image, generation.video_system(run.system, run.config), fps=run.encoders.fps)
     frames: list[np.ndarray] = []
+    check = key_logs.Check(job.log)
     with (
         rich.progress.Progress(console=console) as progress,
         video_files.frame_sink(video, frames, stream=request.stream, fps=run.encoders.fps) as take,
@@ -149,10 +157,12 @@ def make_video(
             prompt=video.prompt,
             seed=video.seed,
             negative_prompt=video.negative_prompt,
-            take=take,
+            take=check.before(take),
             advance=bar.advance,
             watch=opened.listener,
         )
+    if job.log is not None:
+        console.print(check.describe(run))
     stops = np.cumsum(counts).tolist()
     chunks = [
         results.Chunk(start=start, stop=stop, action=action.name)
@@ -162,6 +172,7 @@ def make_video(
         "checkpoint": str(request.checkpoint),
         "step": run.step,
         **video.facts(),
+        **({} if request.keys is None else {"keys": str(request.keys), "same_steps": check.same}),
         "chunks": [{"start": x.start, "stop": x.stop, "action": x.action} for x in chunks],
         "fps": run.encoders.fps,
         "device": f"{len(run.mesh.devices.flat)} x {jax.devices()[0].device_kind}",
@@ -235,7 +246,12 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
 
 def check_text(request: Request) -> None:
     """Raise a `UserError` if a request does not fit a model that answers in text."""
-    unused = {"--pose": request.pose, "--actions": request.actions, "--windows": request.windows}
+    unused = {
+        "--pose": request.pose,
+        "--actions": request.actions,
+        "--windows": request.windows,
+        "--keys": request.keys,
+    }
     for flag, value in unused.items():
         if value is not None:
             raise errors.UserError(f"{flag} {value}: the model answers in text: leave it out")
@@ -323,6 +339,13 @@ def make_parser() -> arguments.Parser:
     add("--prompt", default="", help="caption of the video, or the question")
     add("--pose", metavar="PATH", help="pose string or JSON file of poses, see below (default: none)")
     add("--actions", metavar="TOKENS", help="control tokens, see below (default: none)")
+    add(
+        "--keys",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="key log that python -m jworld.play saved, whose video is made again bit for bit on the same device "
+        "(default: none)",
+    )
     add("--windows", type=arguments.positive, help="windows of a model without actions (default: 1)")
     add(
         "--length",
@@ -458,7 +481,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
 
 @errors.exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    request = parse_arguments(argv)
+    request = key_logs.applied(parse_arguments(argv))
     startup.require_alone("python -m jworld.generate")
     compilation.use_cache()
     console = rich.console.Console(highlight=False, soft_wrap=True)
