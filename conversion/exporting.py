@@ -6,7 +6,6 @@ import json
 import math
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -132,7 +131,7 @@ def export_weights(
             if name in companions:
                 (folder / name).write_text(companions[name], encoding="utf-8")
             else:
-                shutil.copyfile(encoders / name, folder / name)
+                file_readers.copy(encoders / name, folder / name)
         _write_parts(weights, [folder / name for name in names[len(carried) : -1]], parts, console)
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return Summary(

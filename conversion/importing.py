@@ -8,7 +8,6 @@ import json
 import math
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -37,7 +36,7 @@ from jworld.data import records
 from jworld.models.layers.config import ComputeConfig
 from jworld.systems import runs
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, files
 
 DTYPES = ("float32", "bfloat16", "float16")
 _FLOAT8 = "float8"
@@ -406,7 +405,7 @@ def _carry(plan: Plan, folder: pathlib.Path) -> None:
         found = next((origin / name for origin in origins if (origin / name).is_file()), None)
         if found is not None:
             folder.mkdir(exist_ok=True)
-            shutil.copyfile(found, folder / name)
+            files.copy(found, folder / name)
 
 
 @contextlib.contextmanager

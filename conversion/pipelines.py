@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import rich.console
 
 from conversion import exporting, families, folders, outputs, schedulers, sources
 from conversion.base import Pipeline
-from jworld.utils import errors
+from jworld.utils import errors, files
 
 INDEX = "model_index.json"
 #: Record of an export, which identifies a folder that may be replaced.
@@ -176,7 +175,7 @@ def _place(source: pathlib.Path, target: pathlib.Path) -> bool:
             os.link(origin, place)
         except OSError:
             outputs.check_space(place, origin.stat().st_size)
-            shutil.copyfile(origin, place)
+            files.copy(origin, place)
             linked = False
     return linked
 

@@ -6,10 +6,12 @@ unless a benchmark is named.
 python -m jworld.evaluate compare RESULT RESULT prints several evaluations side by side.
 """
 
+import contextlib
 import dataclasses
+import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +43,8 @@ from jworld.utils import config as run_config
 LOSS_BATCHES = 8
 LOSS_SEED = 0
 MOST_DEGREES = 360
+#: What an interrupted evaluation has measured, a JSON line per clip or question.
+PARTIAL = "evaluation.partial.jsonl"
 #: Answers in the table; the page has more.
 SHOWN_ANSWERS = 6
 
@@ -100,23 +104,44 @@ def evaluate(
     if options.benchmark is None:
         run.system.data.check_kept(checkpoint / runs.ENCODERS)
         batches = run.system.data.batches("val")
-    report = run.system.evaluate(run.model, run.encoders, run.config, options, console)
-    numbers = {
-        "checkpoint": str(checkpoint),
-        "step": run.step,
-        "options": {name: value for name, value in dataclasses.asdict(options).items() if value is not None},
-        **report.numbers,
-        "config": run.config.to_dict(),
-    }
-    loss = report.numbers.get("held_out_loss")
-    if batches is not None and loss is None:
-        loss = numbers["held_out_loss"] = held_out_loss(run, batches)
-        report = dataclasses.replace(report, summary=[*report.summary, ("held-out loss", f"{loss:.4f}")])
-    for table in tables(report):
-        console.print(table)
-    for path in write(output, numbers, report):
-        console.print(f"wrote {path}")
+    with keeping(output, console) as keep:
+        chosen = dataclasses.replace(options, keep=keep)
+        report = run.system.evaluate(run.model, run.encoders, run.config, chosen, console)
+        numbers = {
+            "checkpoint": str(checkpoint),
+            "step": run.step,
+            "options": {name: value for name, value in options.flags().items() if value is not None},
+            **report.numbers,
+            "config": run.config.to_dict(),
+        }
+        loss = report.numbers.get("held_out_loss")
+        if batches is not None and loss is None:
+            loss = numbers["held_out_loss"] = held_out_loss(run, batches)
+            report = dataclasses.replace(report, summary=[*report.summary, ("held-out loss", f"{loss:.4f}")])
+        for table in tables(report):
+            console.print(table)
+        for path in write(output, numbers, report):
+            console.print(f"wrote {path}")
     return numbers
+
+
+@contextlib.contextmanager
+def keeping(output: pathlib.Path, console: rich.console.Console) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yield a function that takes measured rows; if the block fails or is interrupted, they are written to `output`."""
+    rows: list[Mapping[str, Any]] = []
+    try:
+        yield rows.append
+    except BaseException:
+        path = output / PARTIAL
+        if rows:
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+                with files.replacing(path) as temporary:
+                    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+                console.print(f"wrote {path}: what was measured so far")
+            except OSError as error:
+                console.print(f"{path} could not be written ({error})", markup=False)
+        raise
 
 
 def _check_flags(run: runs.Run, options: results.Options, episodes_dir: str | None) -> None:
@@ -283,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluate(
         checkpoint,
         pathlib.Path(options.output) if options.output else folder / "evaluation",
-        results.Options(**{field.name: getattr(options, field.name) for field in dataclasses.fields(results.Options)}),
+        results.Options(**{name: getattr(options, name) for name in results.Options().flags()}),
         step=options.step,
         episodes_dir=options.episodes,
         records_dir=options.records,

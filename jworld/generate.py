@@ -146,7 +146,7 @@ def make_video(
     check = key_logs.Check(job.log)
     with (
         rich.progress.Progress(console=console) as progress,
-        video_files.frame_sink(video, frames, stream=request.stream, fps=run.encoders.fps) as take,
+        video_files.frame_sink(video, frames, console, stream=request.stream, fps=run.encoders.fps) as take,
     ):
         opened.bar = bar = video_files.ProgressBar(progress, chunks=len(job.actions))
         counts, timings = generation.roll_out(
@@ -199,7 +199,7 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
     entries = []
     if request.batch is not None:
         entries = question_files.read(request.batch, sampling=sampling, system=request.system)
-    if request.batch is None and request.out != Request.out:
+    if request.out != Request.out:
         outputs.check_file("--out", request.out)
     images = [media.read_image(path) for path in request.images]
     began = time.time()

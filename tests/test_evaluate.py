@@ -126,6 +126,19 @@ def test_command_writes_everything(folder, tmp_path, capsys):
     assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
 
 
+def test_what_was_measured_before_an_interruption_is_kept(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scripted, "revisits", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main([f"--checkpoint={folder}", "--windows=2", "--chunks=2", f"--output={output}"])
+    assert exit_.value.code == 130
+    assert f"wrote {output / evaluate.PARTIAL}: what was measured so far" in capsys.readouterr().out
+    assert [path.name for path in output.iterdir()] == [evaluate.PARTIAL]
+    rows = [json.loads(line) for line in (output / evaluate.PARTIAL).read_text().splitlines()]
+    assert [row["first_latent"] for row in rows] == [0, 8]
+    assert all(len(row["psnr"][held_out.MODEL]) == 2 for row in rows)
+
+
 def test_data_of_ones_own_has_no_revisits(folder, tmp_path):
     config = run_config.load(folder)
     config.data.recording.source = ""

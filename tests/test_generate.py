@@ -1,11 +1,14 @@
 """python -m jworld.generate on a tiny model: its files, its options and user errors."""
 
+import contextlib
 import json
 import pathlib
 import shutil
+import tempfile
 import time
 
 import commands
+import full_disk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +19,7 @@ import tiny_run
 from jworld import generate
 from jworld.cameras import pose_strings, poses
 from jworld.data.recording import episodes
-from jworld.systems import generation, options, runs
+from jworld.systems import generation, options, runs, video_files
 from jworld.utils import compilation, errors
 
 
@@ -106,6 +109,70 @@ def test_a_stream_is_the_same_video(
     assert np.abs(video - plain).mean() < 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.mp4"]
     assert [x["stop"] for x in json.loads((tmp_path / "out.json").read_text())["chunks"]] == [13, 29]
+
+
+@pytest.mark.parametrize("error, code", [(KeyboardInterrupt(), 130), (errors.RestartError("a process is lost"), 75)])
+def test_frames_of_a_rollout_that_ends_early_are_kept(
+    error: BaseException,
+    code: int,
+    run: pathlib.Path,
+    image: pathlib.Path,
+    plain: np.ndarray,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(bar: video_files.ProgressBar) -> None:
+        raise error
+
+    monkeypatch.setattr(video_files.ProgressBar, "advance", fail)
+    out = tmp_path / "out.mp4"
+    out.write_text("an older video")
+    with pytest.raises(SystemExit) as exit_info:
+        make(run, image, tmp_path)
+    assert exit_info.value.code == code
+    kept = tmp_path / "out.partial.mp4"
+    assert f"wrote {kept}: the 13 frames made so far" in capsys.readouterr().out
+    assert np.abs(episodes.read_video(kept).astype(int) - plain[:13]).mean() < 5
+    assert sorted(tmp_path.iterdir()) == [out, kept]
+    assert out.read_text() == "an older video"
+
+
+@pytest.mark.parametrize("is_full_everywhere", [False, True])
+def test_a_full_disk_leaves_nothing_half_written(
+    is_full_everywhere: bool,
+    run: pathlib.Path,
+    image: pathlib.Path,
+    plain: np.ndarray,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The video is kept in the folder for temporary files if that is on another disk."""
+    out, other = tmp_path / "out", tmp_path / "temporary"
+    out.mkdir()
+    other.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(other))
+    original = episodes.write_video
+
+    def write(path: pathlib.Path, frames: np.ndarray, *, fps: float) -> None:
+        with full_disk.after(1000) if is_full_everywhere or out in path.parents else contextlib.nullcontext():
+            original(path, frames, fps=fps)
+
+    monkeypatch.setattr(episodes, "write_video", write)
+    with pytest.raises(SystemExit) as exit_info:
+        make(run, image, out)
+    assert exit_info.value.code == 2
+    sentence = capsys.readouterr().err
+    assert sentence.startswith(f"error: --out {out / 'out.mp4'} could not be written ([Errno 27] File too large")
+    assert sentence.count("\n") == 1
+    assert list(out.iterdir()) == []
+    if is_full_everywhere:
+        assert list(other.iterdir()) == []
+    else:
+        (kept,) = other.rglob("*.mp4")
+        assert f"the frames are kept in {kept}" in sentence
+        np.testing.assert_array_equal(episodes.read_video(kept), plain)
 
 
 @pytest.mark.parametrize(

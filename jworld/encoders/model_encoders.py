@@ -7,7 +7,6 @@ next to the manifest. Large encoders are opened from their source, or from anoth
 import argparse
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from jworld.data.records import text_store
 from jworld.encoders import autoencoders, base, registry, stored, torch_models, weightless
 from jworld.models.autoencoders import linear
 from jworld.utils import config as run_config
+from jworld.utils import files
 from jworld.utils.errors import UserError
 
 NONE = records.NO_ENCODER
@@ -265,7 +265,7 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in (records.AUTOENCODER_FILE, records.MANIFEST):
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            files.copy(source / name, target / name)
 
 
 def open_set(

@@ -1,6 +1,7 @@
 """Results of rollouts and evaluations, to be written, printed and drawn."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,7 @@ class Options:
       limit: number of questions, at most.
       batch: questions per batch.
       scoring: how answers are read.
+      keep: receives what was measured of every clip or question, as JSON, when it is measured.
     """
 
     windows: int = 24
@@ -109,6 +111,11 @@ class Options:
     limit: int | None = None
     batch: int | None = None
     scoring: str | None = None
+    keep: Callable[[Mapping[str, Any]], object] = lambda row: None
+
+    def flags(self) -> dict[str, Any]:
+        """Return the values of all options of the command line."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "keep"}
 
     def optional(self) -> dict[str, int | str | tuple[int, ...] | None]:
         """Return the options that only some systems use; None if not set."""

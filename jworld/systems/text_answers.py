@@ -4,7 +4,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jworld.data import media
 from jworld.data.conversations import chat
 from jworld.systems import asking, generation, question_files, runs
 from jworld.systems.base import TextSession
-from jworld.utils import compilation, errors, files
+from jworld.utils import compilation, errors, files, outputs
 
 #: What the terminal offers during a conversation.
 CHAT_HELP = "/image FILE adds an image to the next question, /reset starts again, /quit or end of input ends"
@@ -178,7 +178,9 @@ def many(
       Number of answers, of their tokens and of compiled programs, and times in seconds.
 
     Raises:
-      UserError: a question is invalid, or an image cannot be read; nothing is written.
+      UserError: a question is invalid, or an image cannot be read.
+
+    If it fails or is interrupted, the answers so far are in `outputs.partial` of `out`.
     """
     system = generation.text_system(run.system, run.config)
     answers = system.answers(run.model, run.encoders)
@@ -190,18 +192,29 @@ def many(
                 found[number] = answer
                 if len(found) % batch == 0 or len(found) == len(entries):
                     console.print(f"{len(found)} of {len(entries)} questions are answered")
-        except ValueError as error:
-            raise errors.UserError(f"--batch: {error}: correct the file") from error
+        except BaseException as error:
+            if found:
+                part = outputs.partial(out)
+                _write(part, entries, found)
+                console.print(f"wrote {part}: the {len(found)} answers so far")
+            if isinstance(error, ValueError):
+                raise errors.UserError(f"--batch: {error}: correct the file") from error
+            raise
         spent = time.time() - began
         compiled = compiling.seconds(began, began + spent)
-    rows = [{**entry.values, "answer": found[number].text} for number, entry in enumerate(entries)]
+    _write(out, entries, found)
+    console.print(f"wrote {out}")
+    tokens = sum(answer.tokens for answer in found.values())
+    seconds = max(spent - compiled, 1e-9)
+    return {"answers": len(entries), "tokens_per_second": tokens / seconds, "compile_seconds": compiled}
+
+
+def _write(out: pathlib.Path, entries: Sequence[question_files.Entry], found: Mapping[int, asking.Answer]) -> None:
+    """Write the questions that are answered with their answers."""
+    rows = [{**entry.values, "answer": found[number].text} for number, entry in enumerate(entries) if number in found]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(out) as temporary:
             temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     except OSError as error:
         raise errors.UserError(f"--out {out} could not be written ({error}): give another name") from error
-    console.print(f"wrote {out}")
-    tokens = sum(answer.tokens for answer in found.values())
-    seconds = max(spent - compiled, 1e-9)
-    return {"answers": len(rows), "tokens_per_second": tokens / seconds, "compile_seconds": compiled}

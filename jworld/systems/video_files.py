@@ -2,18 +2,20 @@
 
 import contextlib
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import rich.console
 import rich.progress
 
 from jworld.data import video_stream
 from jworld.data.recording import episodes
 from jworld.evaluation import contact_sheets, results
 from jworld.systems.requests import Video
-from jworld.utils import errors, files
+from jworld.utils import errors, files, outputs
 
 
 class ProgressBar:
@@ -43,11 +45,20 @@ class ProgressBar:
 
 @contextlib.contextmanager
 def frame_sink(
-    video: Video, frames: list[np.ndarray], *, stream: bool, fps: float
+    video: Video, frames: list[np.ndarray], console: rich.console.Console, *, stream: bool, fps: float
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Open the destination of a chunk's frames: the growing file of the video for `stream`, or the list `frames`."""
+    """Open the destination of a chunk's frames: the growing file of the video for `stream`, or the list `frames`.
+
+    If the rollout fails or is interrupted, the frames so far stay in the growing file, or are written to
+    `outputs.partial` of its name.
+    """
     if not stream:
-        yield frames.append
+        try:
+            yield frames.append
+        except BaseException:
+            if frames:
+                console.print(_keep(outputs.partial(video.out), np.concatenate(frames), fps=fps))
+            raise
         return
     try:
         video.out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,25 +76,57 @@ def write(
     """Write video, images and numbers, or only the numbers without a rollout; return their names.
 
     Each file is complete or absent. The numbers come last, so that they mark a finished video.
+
+    Raises:
+      UserError: a file cannot be written; the video is then kept in the folder for temporary files.
     """
-    out = video.out
-    # The video encoder chooses the format by the suffix.
-    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+    out, fps = video.out, facts["fps"]
     paths = [out, video.facts_file]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if rollout is not None:
-                video.facts_file.unlink(missing_ok=True)
-                episodes.write_video(partial, rollout.prediction, fps=facts["fps"])
-                partial.replace(out)
-            if rollout is not None and sheet:
-                paths.append(out.with_suffix(".png"))
-                contact_sheets.contact_sheet([rollout]).save(partial, format="png")
-                partial.replace(paths[2])
-            files.write_json(video.facts_file, facts, allow_nan=False)
-        finally:
-            partial.unlink(missing_ok=True)
+        if rollout is not None:
+            video.facts_file.unlink(missing_ok=True)
+            _write_video(out, rollout.prediction, fps=fps)
+        if rollout is not None and sheet:
+            paths.append(out.with_suffix(".png"))
+            with files.replacing(paths[2]) as temporary:
+                contact_sheets.contact_sheet([rollout]).save(temporary, format="png")
+        files.write_json(video.facts_file, facts, allow_nan=False)
     except OSError as error:
-        raise errors.UserError(f"--out {out} could not be written ({error}): give another name") from error
+        problem = f"--out {out} could not be written ({error})"
+        if rollout is not None:
+            problem = f"{problem}; {_keep_elsewhere(out, rollout.prediction, fps=fps)}"
+        raise errors.UserError(f"{problem}: free space, or give another name") from error
     return paths
+
+
+def _write_video(path: pathlib.Path, frames: np.ndarray, *, fps: float) -> None:
+    """Write a video, complete or not at all."""
+    # The video encoder chooses the format by the suffix.
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        episodes.write_video(temporary, frames, fps=fps)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _keep(path: pathlib.Path, frames: np.ndarray, *, fps: float) -> str:
+    """Write the frames of an unfinished video, and return a line about them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_video(path, frames, fps=fps)
+    except OSError as error:
+        return f"{path} could not be written ({error}); {_keep_elsewhere(path, frames, fps=fps)}"
+    return f"wrote {path}: the {len(frames)} frames made so far"
+
+
+def _keep_elsewhere(path: pathlib.Path, frames: np.ndarray, *, fps: float) -> str:
+    """Write frames to a new folder for temporary files, and return where they are."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="jworld-"))
+    try:
+        _write_video(folder / path.name, frames, fps=fps)
+    except OSError:
+        folder.rmdir()
+        return "the frames could not be kept elsewhere either"
+    return f"the frames are kept in {folder / path.name}"

@@ -1,6 +1,5 @@
 """The storage library: detects a full disk, suppresses tracebacks of its threads, and keeps its memory flat."""
 
-import errno
 import importlib
 import logging
 import os
@@ -8,15 +7,16 @@ import sys
 import threading
 from typing import Any
 
+from jworld.utils import errors
+
 #: The function of Orbax that counts bytes.
 _BYTE_COUNT = "get_tensorstore_raw_bytes"
-DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def disk_problem(error: BaseException | None) -> str:
     """Return the operating system's message about a full disk, from an error or its causes; "" for any other error."""
     while error is not None:
-        for number in DISK_ERRORS:
+        for number in errors.DISK_FULL:
             if os.strerror(number) in str(error) or (isinstance(error, OSError) and error.errno == number):
                 return os.strerror(number)
         error = error.__cause__ or error.__context__

@@ -8,6 +8,7 @@
 141 unread (UNREAD): the reader of a pipe closed it
 """
 
+import errno
 import functools
 import os
 import select
@@ -22,6 +23,8 @@ MISTAKE = 2
 RESTART = 75
 #: 128 + SIGPIPE: the reader of the output is gone, as after `... --help | head`.
 UNREAD = 141
+#: Errors of the system that mean a full disk, or a limit of what this user may write.
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -54,8 +57,9 @@ def exit_code(error: BaseException) -> int:
 def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a command's main function: a `UserError` or `RestartError` becomes one line on stderr and its exit code.
 
-    The same holds for an `OSError` that names a path. A command whose output is a pipe that its reader has closed ends
-    silently with `UNREAD`, and one that Ctrl-C interrupts with one line and `interrupts.INTERRUPTED`.
+    The same holds for an `OSError` that names a path, and for a full disk. A command whose output is a pipe that its
+    reader has closed ends silently with `UNREAD`, and one that Ctrl-C interrupts with one line and
+    `interrupts.INTERRUPTED`.
     """
 
     @functools.wraps(main)
@@ -85,15 +89,24 @@ def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(UNREAD)
         except OSError as error:
             # What the system refuses for a path is not a defect of the program, wherever it is found.
-            if error.filename is None:
+            sentence = _system_sentence(error)
+            if not sentence:
                 raise
-            path, reason = os.fsdecode(error.filename), error.strerror or type(error).__name__
-            print(f"error: {printable(f'{path} cannot be used ({reason})')}: correct the path", file=sys.stderr)
+            print(f"error: {printable(sentence)}", file=sys.stderr)
             sys.exit(MISTAKE)
         finally:
             interrupts.finish()
 
     return wrapped
+
+
+def _system_sentence(error: OSError) -> str:
+    """Return the sentence about a full disk, or about the path that the system refuses; "" for other errors."""
+    path = "" if error.filename is None else os.fsdecode(error.filename)
+    reason = error.strerror or type(error).__name__
+    if error.errno in DISK_FULL:
+        return f"{path or 'a file'} could not be written ({reason}): free space, or choose another place"
+    return f"{path} cannot be used ({reason}): correct the path" if path else ""
 
 
 def _output_unread() -> bool:

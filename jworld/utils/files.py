@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +39,22 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copy a file, whose copy is complete or absent.
+
+    Raises:
+      UserError: it cannot be read, or the copy cannot be written.
+    """
+    try:
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+    except OSError as error:
+        reason = error.strerror or errors.one_line(error)
+        raise errors.UserError(
+            f"{source} cannot be copied to {target} ({reason}): make it readable, or free space"
+        ) from error
 
 
 def write_json(
@@ -153,6 +170,32 @@ def describe(value: Any) -> str:
 
 def _article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def read_start(path: pathlib.Path, size: int, *, what: str, fix: str, name: str = "") -> bytes:
+    """Return the first bytes of a regular file that a library is about to open.
+
+    Args:
+      path: the file.
+      size: number of bytes, at most.
+      what: kind of file in errors, such as "a .pt file".
+      fix: what to do about an error, the end of the sentence.
+      name: the file in errors (default: its path).
+
+    Raises:
+      UserError: the file is absent, unreadable, a device or pipe, or the placeholder of a download.
+    """
+    name = name or str(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(size)
+    except OSError as error:
+        raise errors.UserError(f"{name} {problem(error)}: {fix}") from error
+    if not is_regular(path):
+        raise errors.UserError(f"{name} is a device or pipe, expected {what}: {fix}")
+    if placeholder := placeholders.find(path):
+        raise errors.UserError(f"{name} {placeholder}")
+    return start
 
 
 def is_regular(path: pathlib.Path) -> bool:

@@ -11,6 +11,8 @@ ROW_BYTES = 64 << 20
 HEADER_BYTES = 100_000_000
 #: Bytes of an encoded image in an archive, a table or a download.
 IMAGE_BYTES = 256 << 20
+#: Bytes of a shard or table that is downloaded, so that no server fills the disk.
+SHARD_BYTES = 16 << 30
 #: Pixels of an image or of a frame of a video.
 IMAGE_PIXELS = 1 << 27
 #: Frames of a video or of an animated image.

@@ -1,4 +1,4 @@
-"""Checks of outputs before hours of work: a place that cannot be written is found first."""
+"""Checks of outputs before hours of work, and the name of what an interrupted command keeps."""
 
 import os
 import pathlib
@@ -45,3 +45,8 @@ def check_folder(
             f"{flag} {name}: {place} has {free / 1e6:.0f} MB of free space, expected at least {least_bytes / 1e6:.0f}: "
             "free space, or give another name"
         )
+
+
+def partial(path: pathlib.Path) -> pathlib.Path:
+    """Return where the finished part of an interrupted result is kept: a.mp4 -> a.partial.mp4."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")

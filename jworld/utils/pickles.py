@@ -154,15 +154,7 @@ def check_torch(path: pathlib.Path, *, fix: str) -> bool:
     Raises:
       UserError: the file is absent, damaged, or of another format; `fix` ends the sentence.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(_ARCHIVE))
-    except OSError as error:
-        raise errors.UserError(f"{path} {files.problem(error)}: {fix}") from error
-    if not files.is_regular(path):
-        raise errors.UserError(f"{path} is a device or pipe, expected a .pt file: {fix}")
-    if placeholder := placeholders.find(path):
-        raise errors.UserError(f"{path} {placeholder}")
+    start = files.read_start(path, len(_ARCHIVE), what="a .pt file", fix=fix)
     try:
         if start == _ARCHIVE:
             _check_archive(path)

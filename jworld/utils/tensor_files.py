@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from jworld.utils import errors, files, limits, placeholders
+from jworld.utils import errors, files, limits
 
 
 @contextlib.contextmanager
@@ -48,15 +48,7 @@ def open_file(
 
 def _refuse_other_files(path: pathlib.Path, name: str, fix: str, what: str) -> None:
     """Check what the library would map into memory: a regular file whose header fits in it and within the limit."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-    except OSError as error:
-        raise errors.UserError(f"{name} {files.problem(error)}: {fix}") from error
-    if not files.is_regular(path):
-        raise errors.UserError(f"{name} is a device or pipe, expected {what}: {fix}")
-    if placeholder := placeholders.find(path):
-        raise errors.UserError(f"{name} {placeholder}")
+    start = files.read_start(path, 8, what=what, fix=fix, name=name)
     size = path.stat().st_size
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if length > min(limits.HEADER_BYTES, size - 8):

@@ -112,10 +112,9 @@ def test_wrong_settings(raw, autoencoder_path, tmp_path):
 def test_episodes_that_differ_from_their_manifest(tmp_path):
     directory = tmp_path / "raw"
     write_episodes(directory, ["train", "val"])
-    path = directory / episodes.MANIFEST
-    manifest = json.loads(path.read_text())
+    manifest = episodes.read_manifest(directory)
     manifest["episodes"][0]["frames"] = 9
-    path.write_text(json.dumps(manifest))
+    (directory / episodes.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="holds 13 frames, expected 9 by the manifest"):
         job.precompute(episode_settings(directory), tmp_path / "out")
     assert not (tmp_path / "out" / records.MANIFEST).exists()
@@ -123,8 +122,7 @@ def test_episodes_that_differ_from_their_manifest(tmp_path):
 
 def test_videos_of_another_rate_than_the_set(raw, tmp_path):
     write_episodes(tmp_path / "raw", ["train", "train"])
-    path = tmp_path / "raw" / episodes.MANIFEST
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"fps": 12.0}))
+    manifest = episodes.read_manifest(tmp_path / "raw")
+    (tmp_path / "raw" / episodes.MANIFEST).write_text(json.dumps(manifest | {"fps": 12.0}))
     with pytest.raises(UserError, match="has 8 frames/s, the data set has 12: give --fps"):
         job.precompute(episode_settings(tmp_path / "raw"), tmp_path / "out")

@@ -167,6 +167,7 @@ def test_damaged_frames_are_named(decoded: pixels.FrameFiles, tmp_path: pathlib.
         "{": "not valid JSON",
         "[]": "holds a list",
         '{"videos": {"val": []}}': "not a manifest of decoded videos",
+        (decoded.directory / "manifest.json").read_text().replace('"fps": ', '"fps": 1'): "differs from its checksum",
     }
     for text, message in damaged.items():
         (tmp_path / "manifest.json").write_text(text)

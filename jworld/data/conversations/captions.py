@@ -66,7 +66,7 @@ def _downloaded(url: str, directory: pathlib.Path) -> pathlib.Path:
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{urllib.parse.urlparse(url).path.rpartition('/')[2]}"
     path = directory / DOWNLOADS / name
     try:
-        remote.fetch(url, path)
+        remote.fetch(url, path, limit=limits.SHARD_BYTES)
     except OSError as error:
         raise UserError(f"{_KEY}: {error}: correct it, or try again later") from error
     return path

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jworld.data import pipeline, records, training_data
 from jworld.data.conversations import batches, chat, formats, prepared, processor, questions
 from jworld.data.recording import recorder
 from jworld.utils import config as run_config
-from jworld.utils import folder_lock
+from jworld.utils import files, folder_lock
 from jworld.utils.errors import UserError
 
 #: The tokenizer file, which every run needs.
@@ -152,12 +151,12 @@ class Conversations:
         file = self._tokenizer_file()
         for name in TOKENIZER_FILES[1:]:
             if (file.parent / name).is_file():
-                shutil.copyfile(file.parent / name, directory / name)
+                files.copy(file.parent / name, directory / name)
         if file.suffix == ".model":
             # Converted once, so that sampling needs neither transformers nor SentencePiece.
             chat.read(file).save(str(directory / TOKENIZER))
         else:
-            shutil.copyfile(file, directory / TOKENIZER)
+            files.copy(file, directory / TOKENIZER)
 
     def check_kept(self, directory: pathlib.Path) -> None:
         """Refuse another tokenizer than the copied one; see `systems.base.TrainingData`."""

@@ -23,7 +23,7 @@ import rich.progress
 from jworld.data import records
 from jworld.data.conversations import captions, chat, chat_rows, crops, formats, image_files, remote
 from jworld.data.records import content
-from jworld.utils import files, indices
+from jworld.utils import checksums, indices, limits
 from jworld.utils.errors import UserError
 
 FORMAT, VERSION = "jworld-conversations", 1
@@ -111,7 +111,7 @@ def write(
         "unusable": len(reasons),
         "first_unusable": reasons[:3],
     }
-    files.write_json(directory / records.MANIFEST, manifest)
+    checksums.write_json(directory / records.MANIFEST, manifest)
     return manifest
 
 
@@ -142,7 +142,7 @@ def _local(place: image_files.ImageSource, root: pathlib.Path) -> image_files.Im
         return place
     name = hashlib.sha256(place["url"].encode()).hexdigest()
     file = pathlib.Path(captions.DOWNLOADS, name[:2], name[2:])
-    remote.fetch(place["url"], root / file)
+    remote.fetch(place["url"], root / file, limit=limits.IMAGE_BYTES)
     return {**place, "file": str(file)}
 
 
@@ -183,7 +183,7 @@ def _decode(line: bytes) -> formats.Conversation:
 def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     """Read the manifest of a set; a `UserError` if there is none."""
     path = directory / records.MANIFEST
-    manifest: dict[str, Any] = files.read_json(path, fix="correct config.data.records, or train to create it")
+    manifest = checksums.read_json(path, fix="correct config.data.records, or train to create it")
     found = manifest.get("format"), manifest.get("version")
     if found != (FORMAT, VERSION):
         raise UserError(

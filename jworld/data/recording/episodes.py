@@ -5,15 +5,18 @@ world-to-camera matrices (x right, y down, z forward); intrinsics are divided by
 """
 
 import dataclasses
+import errno
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
 from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 
-from jworld.utils import errors, files
+from jworld.utils import checksums, errors, files
 
 FORMAT = "jworld-episodes"
 VERSION = 1
@@ -134,7 +137,7 @@ def write_manifest(
     episodes: list[dict[str, Any]],
 ) -> None:
     """Write `directory/manifest.json`; `episodes` are dicts with the keys name, split, frames, caption."""
-    files.write_json(
+    checksums.write_json(
         pathlib.Path(directory) / MANIFEST,
         {
             "format": FORMAT,
@@ -158,7 +161,7 @@ def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
             f"{path} is absent, expected recorded episodes; record some with "
             f"python scripts/record_episodes.py --output {directory}"
         )
-    manifest = _read_json(path)
+    manifest = checksums.read_json(path, fix="record the data set again")
     for key, expected in (("format", FORMAT), ("version", VERSION), ("camera_convention", CAMERA_CONVENTION)):
         if manifest.get(key) != expected:
             raise errors.UserError(
@@ -171,7 +174,11 @@ def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
 
 
 def write_video(path: str | pathlib.Path, frames: np.ndarray, *, fps: float) -> None:
-    """Encode frames uint8 [T, H, W, 3] (even H and W) as H.264; the same frames give the same bytes."""
+    """Encode frames uint8 [T, H, W, 3] (even H and W) as H.264; the same frames give the same bytes.
+
+    Raises:
+      OSError: the file cannot be written, for example because the disk is full; a part of it may be there.
+    """
     _, height, width, _ = frames.shape
     if width % 2 or height % 2:
         raise ValueError(f"video size {width}x{height} is not even")
@@ -179,7 +186,15 @@ def write_video(path: str | pathlib.Path, frames: np.ndarray, *, fps: float) -> 
     bitexact = ["-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1"]
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
     coding = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10", "-preset", "veryfast"]
-    _ffmpeg("-y", *source, *coding, *bitexact, str(path), data=np.ascontiguousarray(frames).tobytes())
+    try:
+        _ffmpeg("-y", *source, *coding, *bitexact, str(path), data=np.ascontiguousarray(frames).tobytes())
+    except subprocess.CalledProcessError as error:
+        printed = error.stderr.decode(errors="replace")
+        full = next((code for code in errors.DISK_FULL if os.strerror(code) in printed), None)
+        # The encoder itself is ended where a file is larger than this user may write.
+        full = errno.EFBIG if error.returncode == -signal.SIGXFSZ else full
+        reason = os.strerror(full) if full else " ".join(printed.split())[:200] or "the encoder failed"
+        raise OSError(full or errno.EIO, reason, str(path)) from error
 
 
 def read_video(path: str | pathlib.Path) -> np.ndarray:

@@ -1,20 +1,16 @@
 """The manifest of a set of records: written with a checksum, and read with every field checked.
 
-The checksum covers all bytes of the file except itself, so that any change is noticed. It protects against damage and
-against editing by mistake; it is not a signature. Sets of version 4 have none and are read without it.
+Sets of version 4 have no checksum and are read without it.
 """
 
-import json
 import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import xxhash
-
 from jworld.data.records import shard_files
-from jworld.utils import files, limits
+from jworld.utils import checksums, files, limits
 from jworld.utils.errors import UserError
 
 FORMAT, VERSION = "jworld-records", 5
@@ -27,8 +23,6 @@ FRAMES = "F"
 DTYPES = ("BF16", "F16", "F32", "F64", "I32", "I64", "U8", "BOOL")
 
 _FIX = "make the data set again"
-_CHECKSUM = re.compile(rb'"checksum": "([^"]*)"')
-_KEY = "checksum"
 #: Name of a file in the folder of the set: no folder, not hidden.
 _SHARD = re.compile(rf"\w[\w.-]*{re.escape(shard_files.SUFFIX)}", re.ASCII)
 _MOST_PIXELS, _MOST_RATIO, _MOST_RATE, _MOST_WIDTH = 1 << 16, 64, 1000, 1 << 20
@@ -36,16 +30,8 @@ _MOST_PIXELS, _MOST_RATIO, _MOST_RATE, _MOST_WIDTH = 1 << 16, 64, 1000, 1 << 20
 
 def write(directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Write DIR/manifest.json atomically, with format, version and checksum."""
-    value = {"format": FORMAT, "version": VERSION, **manifest, _KEY: ""}
-    text = (json.dumps({**value, "version": VERSION}, indent=1) + "\n").encode()
-    # The last entry with this name is that of the manifest; captions come before it.
-    start = text.rindex(b'"checksum": ""') + len(b'"checksum": "')
-    with files.replacing(pathlib.Path(directory) / MANIFEST) as temporary:
-        temporary.write_bytes(text[:start] + _digest(text).encode() + text[start:])
-
-
-def _digest(text: bytes) -> str:
-    return f"xxh3-128:{xxhash.xxh3_128_hexdigest(text)}"
+    value = {"format": FORMAT, "version": VERSION, **manifest}
+    checksums.write_json(pathlib.Path(directory) / MANIFEST, {**value, "version": VERSION})
 
 
 def read(directory: str | pathlib.Path) -> dict[str, Any]:
@@ -66,24 +52,10 @@ def read(directory: str | pathlib.Path) -> dict[str, Any]:
     version = manifest.get("version")
     if type(version) is not int or version not in (VERSION, WITHOUT_CHECKSUM):
         raise UserError(f"{path}: version is {version!r:.60}, expected {VERSION}: {_FIX}")
-    _verify(path, content, manifest)
+    if checksums.KEY in manifest or version != WITHOUT_CHECKSUM:
+        checksums.verify(path, content, manifest, fix=_FIX)
     _check_fields(path, manifest)
     return manifest
-
-
-def _verify(path: pathlib.Path, content: bytes, manifest: dict[str, Any]) -> None:
-    """Compare the file with its checksum, and remove that from the manifest."""
-    stored = manifest.pop(_KEY, None)
-    if stored is None and manifest["version"] == WITHOUT_CHECKSUM:
-        return
-    found = list(_CHECKSUM.finditer(content))
-    if stored is None or not found or found[-1][1].decode(errors="replace") != stored:
-        raise UserError(f"{path} has no checksum, which version {manifest['version']} has: restore it, or {_FIX}")
-    start, end = found[-1].span(1)
-    if _digest(content[:start] + content[end:]) != stored:
-        raise UserError(
-            f"{path} differs from its checksum, so it was damaged or edited: restore it from a copy, or {_FIX}"
-        )
 
 
 def _check_fields(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:

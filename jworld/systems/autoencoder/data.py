@@ -20,8 +20,8 @@ from jworld.data import pipeline, records, training_data
 from jworld.data.inputs import clips, fitting, formats
 from jworld.data.recording import recorder
 from jworld.data.records import content
+from jworld.utils import checksums, files, folder_lock, indices, notes, ranges
 from jworld.utils import config as run_config
-from jworld.utils import files, folder_lock, indices, notes, ranges
 from jworld.utils.errors import UserError
 
 FORMAT, VERSION = "jworld-frames", 1
@@ -74,9 +74,7 @@ class FrameFiles:
     def __init__(self, directory: str | pathlib.Path) -> None:
         self.directory = pathlib.Path(directory)
         path = self.directory / records.MANIFEST
-        self.manifest: dict[str, Any] = files.read_json(
-            path, fix="correct config.data.records, or train to make the frames"
-        )
+        self.manifest = checksums.read_json(path, fix="correct config.data.records, or train to make the frames")
         try:
             self.fps: float = [*self.manifest["videos"]["val"], *self.manifest["videos"]["train"]][0]["fps"]
             self.image_size = tuple(self.manifest["image_size"])
@@ -159,7 +157,7 @@ def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.co
         if not entries["val"]:
             notes.warn(f"no video is held out, so the trained model cannot be measured: {MORE_HELD_OUT}")
         facts = {"format": FORMAT, "version": VERSION, "image_size": list(videos.image_size), "videos": entries}
-        files.write_json(partial / records.MANIFEST, facts)
+        checksums.write_json(partial / records.MANIFEST, facts)
         partial.rename(output)
     except OSError as error:
         raise UserError(f"{output} could not be written ({error}): free space or change config.data.records") from error
@@ -279,7 +277,7 @@ class DecodedVideos:
     def keep(self, directory: pathlib.Path) -> None:
         """See `systems.base.TrainingData`: the manifest, which has the frame rate."""
         directory.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.open().directory / records.MANIFEST, directory / records.MANIFEST)
+        files.copy(self.open().directory / records.MANIFEST, directory / records.MANIFEST)
 
     def check_kept(self, directory: pathlib.Path) -> None:
         """See `systems.base.TrainingData`: an autoencoder accepts any frames."""

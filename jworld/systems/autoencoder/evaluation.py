@@ -116,6 +116,7 @@ def evaluate(
         found = measures.images(truth, videos, patch=model.config.spatial_ratio)
         images = {name: {key: found[key][name] for key in measures.IMAGES} for name in videos}
         rows.append({"video": files.name("val", clip[0]), "first_frame": clip[1], "psnr": values, "images": images})
+        options.keep(rows[-1])
         if i in shown_at:
             shown.append(_compare(truth, videos[MODEL], spans, title=f"{files.name('val', clip[0])} from {clip[1]}"))
     return _report(rows, list(methods), shown)

@@ -83,6 +83,7 @@ def evaluate(
             control_measure.add(clip, videos, spans)
         frames = videos[held_out.MODEL]
         rows.append({"clip": clip.name, "first_latent": start, **values})
+        options.keep(rows[-1])
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * start}"
             shown.append(compare(session, clip, frames, windows=options.chunks, title=title))

@@ -70,6 +70,7 @@ def evaluate(
         if measure is not None:
             measure.add(clip, videos, spans)
         rows.append({"clip": clip.name, "first_latent": first, **values})
+        options.keep(rows[-1])
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * first}, restored"
             shown.append(

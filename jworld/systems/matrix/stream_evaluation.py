@@ -111,6 +111,7 @@ def evaluate(
             found = distances(teacher, students, clip, windows, seed=options.seed + i)
             row["to_teacher"] = {name: dataclasses.asdict(distance) for name, distance in found.items()}
         rows.append(row)
+        options.keep(rows[-1])
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * start}"
             shown.append(compare(session, clip, videos[held_out.MODEL], windows, title=title))

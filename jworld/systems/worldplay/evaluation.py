@@ -66,6 +66,7 @@ def evaluate(
                 control_measure.add(clip, videos, spans)
             turning = turning_chunks(clip.camera_controls.action, session.chunk_frames)
             rows.append({"clip": clip.name, "first_latent": start, **values, "turning": turning})
+            options.keep(rows[-1])
             title = f"{clip.name} from frame {held_out.STRIDE * start}"
             rollouts.append(rollout.compare(clip, videos[held_out.MODEL], session.chunk_frames, title=title))
         made: scripted.Options = {"count": revisits, "seed": options.seed, "advance": advance}

@@ -1,8 +1,10 @@
 """Batches of conversations: shapes, order, resuming, processes, and generated questions from recording to batch."""
 
 import collections
+import errno
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,28 @@ def test_a_set_is_prepared_once_and_requires_its_tokenizer(
         prepared.Source(question_set.directory, "train", identity, max_tokens=96)
     with pytest.raises(UserError, match="have more than 5 tokens"):
         prepared.Source(question_set.directory, "train", question_set._identity(), max_tokens=5)
+
+
+def test_a_changed_manifest_is_refused(question_set: dataset.Conversations, tmp_path: pathlib.Path) -> None:
+    text = (question_set.directory / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('"unusable": 0', '"unusable": 1'))
+    with pytest.raises(UserError, match=r"manifest\.json differs from its checksum"):
+        prepared.read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps(prepared.read_manifest(question_set.directory)))
+    assert prepared.read_manifest(tmp_path) == prepared.read_manifest(question_set.directory)
+
+
+def test_a_tokenizer_that_cannot_be_copied_is_named(
+    question_set: dataset.Conversations, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: pathlib.Path, target: pathlib.Path) -> None:
+        target.write_text("half")
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(UserError, match=r"cannot be copied to .* \(Input/output error\): make it readable"):
+        question_set.keep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_order_puts_similar_lengths_together() -> None:

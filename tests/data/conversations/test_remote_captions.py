@@ -1,15 +1,18 @@
 """Captions by URL: DataComp's tables of image URLs, and webdataset shards, from a local server."""
 
+import contextlib
 import functools
 import http.server
 import io
 import json
 import pathlib
+import re
 import tarfile
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import full_disk
 import PIL.Image
 import pyarrow
 import pytest
@@ -17,6 +20,7 @@ from conversation_configs import make_config
 from pyarrow import parquet
 
 from jworld.data.conversations import captions, dataset, image_files, prepared, remote
+from jworld.utils import limits
 from jworld.utils.errors import UserError
 
 
@@ -38,6 +42,16 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_header("Content-Length", "1000")
             self.end_headers()
             self.wfile.write(b"short")
+            return
+        if self.path.startswith("/large"):
+            # Without a declared length a connection that closes ends the file.
+            self.send_response(200)
+            if "declared" in self.path:
+                self.send_header("Content-Length", "1000000000000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(bytes(1 << 16))
             return
         super().do_GET()
 
@@ -103,6 +117,39 @@ def test_a_table_of_image_urls(site: Any, tmp_path: pathlib.Path) -> None:
     # Training reads the images from the set, not from their servers.
     next(data.batches("train"))
     assert sum(seen.values()) == 4 + remote.ATTEMPTS
+
+
+@pytest.mark.parametrize("name", ["large.png", "large-declared.png", "large.tar", "large-declared.tar"])
+def test_downloads_have_a_limit(site: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder, address, seen = site
+    for limit in ("IMAGE_BYTES", "SHARD_BYTES"):
+        monkeypatch.setattr(limits, limit, 3 << 16)
+    found = r"1,000,000,000,000 bytes, the limit is" if "declared" in name else r"more than"
+    (folder / "a.png").write_bytes(png(10))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"url": f"{address}/{own}", "caption": own}) + "\n" for own in ("a.png", name))
+    )
+    if name.endswith(".tar"):
+        with pytest.raises(UserError, match=rf"{name} cannot be downloaded \(it has {found} 196,608"):
+            prepare(tmp_path, f"{address}/{name}")
+    else:
+        data = prepare(tmp_path, str(tmp_path / "rows.jsonl"))
+        assert shades(data) == {"a.png": (10, 10, 10)}
+        (reason,) = (data.directory / prepared.UNUSABLE).read_text().splitlines()
+        assert re.search(rf"{name} cannot be downloaded \(it has {found} 196,608", reason)
+    assert seen[f"/{name}"] == 1
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_full_disk_makes_no_row_unusable(site: Any, tmp_path: pathlib.Path) -> None:
+    folder, address, _ = site
+    (folder / "a.png").write_bytes(bytes(100_000))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"url": f"{address}/a.png", "caption": "a"}))
+    with (
+        full_disk.after(50_000),
+        pytest.raises(UserError, match=r"could not be written \(File too large\): free space"),
+    ):
+        prepare(tmp_path, str(tmp_path / "rows.jsonl"))
 
 
 def test_json_lines_of_image_urls(site: Any, tmp_path: pathlib.Path) -> None:

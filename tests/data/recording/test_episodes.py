@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jworld.data.recording import episodes
-from jworld.utils import errors
+from jworld.utils import checksums, errors
 
 FRAMES = 9
 
@@ -67,10 +67,18 @@ def test_absent_data_set_is_reported(tmp_path):
     ],
 )
 def test_foreign_manifest_is_refused(directory, key, value, message):
-    path = directory / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    checksums.write_json(directory / "manifest.json", episodes.read_manifest(directory) | {key: value})
     with pytest.raises(errors.UserError, match=message):
         episodes.read_manifest(directory)
+
+
+def test_a_changed_manifest_is_refused_and_one_without_checksum_opens(directory):
+    path, found = directory / "manifest.json", episodes.read_manifest(directory)
+    path.write_text(path.read_text().replace('"train"', '"val"'))
+    with pytest.raises(errors.UserError, match=r"differs from its checksum.*record the data set again"):
+        episodes.read_manifest(directory)
+    path.write_text(json.dumps(found))
+    assert episodes.read_manifest(directory) == found
 
 
 @pytest.mark.parametrize(

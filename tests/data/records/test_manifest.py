@@ -64,7 +64,7 @@ def test_a_set_of_an_earlier_version_opens_without_checksum(path: pathlib.Path) 
     path.write_text(json.dumps({"format": records.FORMAT, "version": 4, **MANIFEST}))
     assert records.read_manifest(path.parent)["fps"] == 8.0
     path.write_text(json.dumps({"format": records.FORMAT, "version": records.VERSION, **MANIFEST}))
-    with pytest.raises(UserError, match="has no checksum"):
+    with pytest.raises(UserError, match="has no valid checksum"):
         records.read_manifest(path.parent)
     path.write_text(json.dumps({"format": records.FORMAT, "version": 4, **MANIFEST, "checksum": "xxh3-128:0"}))
     with pytest.raises(UserError, match="differs from its checksum"):

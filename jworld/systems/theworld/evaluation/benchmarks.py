@@ -119,11 +119,12 @@ def run(
     console: rich.console.Console,
     title: str,
     by_likelihood: bool = False,
+    keep: Callable[[Row], object] = lambda row: None,
 ) -> Outcome:
     """Run a benchmark, `batch` questions at a time; the last batch is filled up, so that all have the same shape.
 
-    `by_likelihood` takes the most likely option of a question as its answer, instead of parsing a free one; a
-    `UserError` if a question has no options.
+    `keep` receives every row when it is answered. `by_likelihood` takes the most likely option of a question as its
+    answer, instead of parsing a free one; a `UserError` if a question has no options.
     """
     if by_likelihood and not all(example.options or example.choices for example in benchmark.examples):
         raise UserError(f"--scoring likelihood: the questions of {benchmark.name} have no options: leave it out")
@@ -145,10 +146,13 @@ def run(
                 assert isinstance(answer, Ranking)
                 options = [example.options or example.choices for example, _ in filled]
                 ranked = _ranked(answer, images, prompts, options)
-                rows += [_chosen(example, own) for (example, _), own in zip(loaded, ranked, strict=False)]
-                continue
-            texts = answer(images, prompts, max_tokens=benchmark.max_tokens)
-            rows += [_row(benchmark, example, text) for (example, _), text in zip(loaded, texts, strict=False)]
+                answered = [_chosen(example, own) for (example, _), own in zip(loaded, ranked, strict=False)]
+            else:
+                texts = answer(images, prompts, max_tokens=benchmark.max_tokens)
+                answered = [_row(benchmark, example, text) for (example, _), text in zip(loaded, texts, strict=False)]
+            for row in answered:
+                keep({"answers": title, **row})
+            rows += answered
     if benchmark.judge is not None and not by_likelihood:
         benchmark.judge(rows)
     tasks: dict[str, list[Row]] = {}

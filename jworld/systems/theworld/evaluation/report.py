@@ -78,7 +78,15 @@ def evaluate(
     benchmark = load(data, options, max_tokens=max_tokens, scoring=scoring)
     batch, by_likelihood = options.batch or BATCH, scoring == LIKELIHOOD
     outcomes = {
-        name: benchmarks.run(benchmark, answer, batch=batch, console=console, title=name, by_likelihood=by_likelihood)
+        name: benchmarks.run(
+            benchmark,
+            answer,
+            batch=batch,
+            console=console,
+            title=name,
+            by_likelihood=by_likelihood,
+            keep=options.keep,
+        )
         for name, answer in answers.items()
     }
     skipped = next(iter(outcomes.values())).skipped
