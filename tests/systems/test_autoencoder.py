@@ -22,7 +22,7 @@ from flax import nnx
 from jworld import systems
 from jworld.encoders import autoencoders
 from jworld.evaluation import results
-from jworld.models.autoencoders import linear, network
+from jworld.models.autoencoders import linear, network, patch
 from jworld.models.autoencoders.latents import Posterior
 from jworld.parallel import axes, mesh
 from jworld.systems.autoencoder import data as pixels
@@ -470,6 +470,29 @@ def test_patches_start_from_a_closed_form(decoded: pixels.FrameFiles, tmp_path: 
     names = {name for name in norms if trained(tuple(name.split("/")), None)}
     parts = {"/".join(name.split("/")[:2]) for name in names}
     assert parts == {f"decoder/{part}" for part in ("hints", "enter", "blocks", "leave")}
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+def test_whitening_evens_the_released_latents(
+    decoded: pixels.FrameFiles, tmp_path: pathlib.Path, whitening: float
+) -> None:
+    """Deviations of the normalized latents are a power of those of the principal components."""
+    # The middle nine frames of the three videos, which have 14, 14 and 9.
+    videos = np.stack([decoded.read("train", i)[start : start + 9] for i, start in enumerate((2, 2, 0))])
+    config = patch.PatchConfig(latent_channels=4, blocks=0, width=8, rank=2, spatial_ratio=8, whitening=whitening)
+    network = patch.PatchAutoencoder(config, rngs=nnx.Rngs(0))
+    network.transform.fit(linear.fit(videos, linear.LinearConfig(channels=4, spatial_ratio=8), seed=0, whitening=1.0))
+    # No noise in the posterior.
+    network.moments[...] = jnp.repeat(jnp.array([0.0, -30.0]), 4)
+    components = np.asarray(network.posterior(videos).mean * network.transform.deviation[...])
+    expected = components.std(axis=(0, 1, 2, 3)) ** (1 - whitening)
+    assert whitening == 1 or expected.max() > 1.3 * expected.min()
+    path = tmp_path / "autoencoder.safetensors"
+    release.release(network, decoded, path, console=rich.console.Console(quiet=True))
+    latents = np.asarray(autoencoders.load(path).network.encode(videos))
+    np.testing.assert_allclose(latents.mean(axis=(0, 1, 2, 3)), 0, atol=1e-3)
+    deviation = latents.std(axis=(0, 1, 2, 3))
+    np.testing.assert_allclose(deviation, expected / np.sqrt(np.mean(np.square(expected))), rtol=1e-3)
 
 
 def test_patches_of_a_ratio_without_linear_autoencoder(tmp_path: pathlib.Path) -> None:

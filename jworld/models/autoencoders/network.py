@@ -98,6 +98,14 @@ class VideoAutoencoder(nnx.Module):
     def moments_bias(self) -> nnx.Param[jax.Array]:
         """Bias [2C] of the layer that outputs mean and log variance."""
 
+    def strengths(self, deviation: np.ndarray) -> np.ndarray:
+        """Return the deviations [C] that normalized latents shall have, whose mean square is 1.
+
+        Args:
+          deviation: deviations [C] of the latents before normalization, on the training videos.
+        """
+        return np.ones_like(deviation)
+
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return [F, H', W', C] of a video.
 

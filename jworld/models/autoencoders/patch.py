@@ -19,6 +19,7 @@ from typing import ClassVar
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jworld.models.autoencoders import linear, network
@@ -45,6 +46,8 @@ class PatchConfig(network.AutoencoderConfig):
       rank: rank of the map from the latents around a patch to its pixels.
       spatial_ratio: pixels per latent, in height and in width.
       temporal_ratio: frames of a group.
+      whitening: deviations of the latents as diffusion models see them: 1 makes those of all channels equal, 0 keeps
+        those of the principal components. A model of equal channels spends as much on faint detail as on the layout.
     """
 
     latent_channels: ranges.Size = 128
@@ -54,6 +57,7 @@ class PatchConfig(network.AutoencoderConfig):
     rank: ranges.Size = 96
     spatial_ratio: ranges.Ratio = 16
     temporal_ratio: ranges.Ratio = 4
+    whitening: ranges.Share = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +100,10 @@ class PatchAutoencoder(network.VideoAutoencoder):
     @property
     def moments_bias(self) -> nnx.Param[jax.Array]:
         return self.moments
+
+    def strengths(self, deviation: np.ndarray) -> np.ndarray:
+        uneven = (np.asarray(self.transform.deviation[...], np.float64) * deviation) ** (1 - self.config.whitening)
+        return uneven / np.sqrt(np.mean(np.square(uneven)))
 
     def _encode_chunk(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         pixels = linear.to_float(video)

@@ -1,4 +1,4 @@
-"""Release of a trained autoencoder as one file, with the normalization that gives its latents unit deviation."""
+"""Release of a trained autoencoder as one file, with the normalization of its latents for diffusion models."""
 
 import dataclasses
 import pathlib
@@ -30,6 +30,7 @@ def release(
 ) -> None:
     """Write `model` to `path` as `dtype`, with a normalization measured on the training videos."""
     mean, deviation = statistics(model, files, console=console)
+    deviation = deviation / model.strengths(deviation)
     normalisation = Normalization.from_statistics(tuple(mean.tolist()), tuple(deviation.tolist()))
     model.config = dataclasses.replace(model.config, normalisation=normalisation)
     path.parent.mkdir(parents=True, exist_ok=True)
