@@ -178,6 +178,23 @@ def test_own_errors_replace_the_context_and_nothing_else() -> None:
     assert abs(same - plain[0]) < 0.1 * abs(memory - plain[0])
 
 
+def test_errors_at_low_noise_count_less_below_the_floor() -> None:
+    """The chunk of a memory sample that counts has one noise level, by which its loss is weighted."""
+    batch, draws = only(0, *pair())
+    sigma = float(objective.chunk_timesteps(draws, batch["is_memory"], 3.0)[0, -1]) / 1000
+
+    @functools.partial(jax.jit, static_argnames="floor")
+    def value(params: nnx.State, floor: float) -> jax.Array:
+        model = nnx.merge(split_model()[0], params)
+        return objective.predict(model, batch, draws, chunk_frames=CHUNK, shift=3.0, sigma_floor=floor)[0]
+
+    params = split_model()[1]
+    plain = value(params, 0.0)
+    assert 0.1 < sigma < 0.95
+    np.testing.assert_allclose(value(params, 0.9 * sigma), plain, rtol=1e-6)
+    np.testing.assert_allclose(value(params, 1.0), plain * sigma**2, rtol=1e-5)
+
+
 def test_shares_of_samples_with_clean_context_and_own_errors() -> None:
     cfg = objective.ObjectiveConfig(clean_context=0.75, own_errors=0.25)
     draws = objective.draw(jax.random.key(0), (4000, 4 * CHUNK, 1, 1, 1), CHUNK, cfg)

@@ -23,10 +23,6 @@ from jworld.models.layers.rotary import rotary_tables
 from jworld.models.layers.stack import scan_layers, stack
 from jworld.parallel.axes import constrain
 
-#: Noise level by which the difference to predicted clean latents is divided at least: below it, errors of the
-#: prediction would outweigh those at all other levels.
-SMALLEST_SIGMA = 0.05
-
 
 class FrameInputs(NamedTuple):
     """Per-frame inputs of the image stream.
@@ -196,5 +192,6 @@ class HunyuanTransformer(nnx.Module):
         if self.cfg.prediction == "velocity":
             return out
         noisy = frames.video[..., : self.cfg.channels].astype(jnp.float32)
-        sigma = jnp.maximum(frames.timestep / flow_matching.NUM_TIMESTEPS, SMALLEST_SIGMA)
+        # The least time is one step, because clean frames of a context may have time 0.
+        sigma = jnp.maximum(frames.timestep, 1.0) / flow_matching.NUM_TIMESTEPS
         return (noisy - out) / sigma[:, :, None, None, None]

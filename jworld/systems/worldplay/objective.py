@@ -38,6 +38,9 @@ class ObjectiveConfig:
         (0), the context of a clip's first chunks is as noisy as they are, which it never is in a rollout.
       own_errors: share of samples whose context is the model's own prediction of it from noisy frames, so that training
         sees what a rollout continues from (as in Matrix-Game 3 and DIAMOND). Above 0 it costs another forward pass.
+      sigma_floor: noise level (0 to 1) below which the squared error counts as much as that of clean latents there: a
+        network that predicts clean latents is wrong by error / sigma, and rare low levels would outweigh all others
+        (as Min-SNR weighting does, arXiv 2303.09556). As published (0), all levels count alike.
     """
 
     shift: ranges.Shift = 3.0
@@ -48,6 +51,7 @@ class ObjectiveConfig:
     memory_times: tuple[_Time, _Time] = (16, 500)
     clean_context: ranges.Share = 0.0
     own_errors: ranges.Share = 0.0
+    sigma_floor: ranges.Share = 0.0
 
     def __post_init__(self) -> None:
         ranges.check(self)
@@ -139,14 +143,14 @@ def unit_time(level: jax.Array, shift: float) -> jax.Array:
 
 
 def loss(
-    model: HunyuanTransformer, batch: Batch, draws: Draws, *, chunk_frames: int, shift: float
+    model: HunyuanTransformer, batch: Batch, draws: Draws, *, chunk_frames: int, shift: float, sigma_floor: float = 0.0
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Compute the mean over samples of the masked mean squared error of the velocity, float32; see `predict`."""
-    return predict(model, batch, draws, chunk_frames=chunk_frames, shift=shift)[0], {}
+    return predict(model, batch, draws, chunk_frames=chunk_frames, shift=shift, sigma_floor=sigma_floor)[0], {}
 
 
 def predict(
-    model: HunyuanTransformer, batch: Batch, draws: Draws, *, chunk_frames: int, shift: float
+    model: HunyuanTransformer, batch: Batch, draws: Draws, *, chunk_frames: int, shift: float, sigma_floor: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """Return the loss, a float32 scalar, and the model's prediction of the clean latents [B, F, H, W, C], float32.
 
@@ -156,6 +160,7 @@ def predict(
       draws: the random numbers.
       chunk_frames: latent frames per chunk.
       shift: shift of the training times.
+      sigma_floor: see `ObjectiveConfig`.
     """
     clean, is_memory = batch["latent"].astype(jnp.float32), batch["is_memory"]
     is_first = np.arange(clean.shape[1]) == 0
@@ -176,7 +181,11 @@ def predict(
         made = jax.lax.stop_gradient(velocity(clean, flow_matching.training_timesteps(draws.u, shift))[1])
         replaced = (context & draws.own[:, None])[:, :, None, None, None]
         latents = jnp.where(replaced, made, clean)
-    predicted, denoised = velocity(latents, chunk_timesteps(draws, is_memory, shift))
+    chunk_times = chunk_timesteps(draws, is_memory, shift)
+    predicted, denoised = velocity(latents, chunk_times)
     per_frame = jnp.mean(jnp.square(predicted - (draws.noise - clean)), axis=(2, 3, 4))
+    if sigma_floor:
+        sigma = jnp.repeat(chunk_times, chunk_frames, axis=1) / flow_matching.NUM_TIMESTEPS
+        per_frame *= jnp.square(jnp.minimum(sigma / sigma_floor, 1.0))
     per_sample = jnp.sum(per_frame * ~context, axis=1) / jnp.sum(~context, axis=1)
     return jnp.mean(per_sample), denoised

@@ -176,7 +176,8 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         assert isinstance(model, HunyuanTransformer)
         chunk = self.clip.chunk_frames
         draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
-        return objective.loss(model, batch, draws, chunk_frames=chunk, shift=self.objective.shift)
+        cfg = self.objective
+        return objective.loss(model, batch, draws, chunk_frames=chunk, shift=cfg.shift, sigma_floor=cfg.sigma_floor)
 
     def held_out_loss(
         self, model: nnx.Module, batch: objective.Batch, key: jax.Array, level: jax.Array
