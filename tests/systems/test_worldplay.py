@@ -183,16 +183,16 @@ def test_errors_at_low_noise_count_less_below_the_floor() -> None:
     batch, draws = only(0, *pair())
     sigma = float(objective.chunk_timesteps(draws, batch["is_memory"], 3.0)[0, -1]) / 1000
 
-    @functools.partial(jax.jit, static_argnames="floor")
-    def value(params: nnx.State, floor: float) -> jax.Array:
+    @functools.partial(jax.jit, static_argnums=3)
+    def value(params: nnx.State, batch: objective.Batch, draws: objective.Draws, floor: float) -> jax.Array:
         model = nnx.merge(split_model()[0], params)
         return objective.predict(model, batch, draws, chunk_frames=CHUNK, shift=3.0, sigma_floor=floor)[0]
 
-    params = split_model()[1]
-    plain = value(params, 0.0)
+    arguments = (split_model()[1], batch, draws)
+    plain = value(*arguments, 0.0)
     assert 0.1 < sigma < 0.95
-    np.testing.assert_allclose(value(params, 0.9 * sigma), plain, rtol=1e-6)
-    np.testing.assert_allclose(value(params, 1.0), plain * sigma**2, rtol=1e-5)
+    np.testing.assert_allclose(value(*arguments, 0.9 * sigma), plain, rtol=1e-6)
+    np.testing.assert_allclose(value(*arguments, 1.0), plain * sigma**2, rtol=1e-5)
 
 
 def test_shares_of_samples_with_clean_context_and_own_errors() -> None:
