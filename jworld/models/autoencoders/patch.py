@@ -57,7 +57,8 @@ class PatchConfig(network.AutoencoderConfig):
     rank: ranges.Size = 96
     spatial_ratio: ranges.Ratio = 16
     temporal_ratio: ranges.Ratio = 4
-    whitening: ranges.Share = 1.0
+    # The normalization, which it determines, is what changes latents.
+    whitening: ranges.Share = dataclasses.field(default=1.0, metadata=network.HOW_ONLY)
 
     def __post_init__(self) -> None:
         super().__post_init__()
