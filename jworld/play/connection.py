@@ -39,6 +39,7 @@ class Player:
       socket: its connection; None while it is not connected.
       game: its session; None while it waits for a seat.
       busy: its step is being computed or encoded.
+      wanted: steps that it asked for while it is paused: 0 or 1.
       start: settings of the running session.
       last: latest step.
       upload: its own first image.
@@ -59,6 +60,7 @@ class Player:
         self.upload: np.ndarray | None = None
         self.game: worker.Game | None = None
         self.busy = self.paused = False
+        self.wanted = 0
         self.kind, self.measured = "auto", ""
         self.request: Request | None = Request(start)
         self.recording: recording.Recording | None = None
@@ -74,7 +76,6 @@ class Player:
         self.entries: list[key_logs.Entry] = []
         self.last: worker.Step | None = None
         self.prompt: str | None = None
-        self.wanted = 0
         self._script = collections.deque(script)
         self.sent = self.shown = -1
         self.pacer.clear()
@@ -93,6 +94,7 @@ class Player:
             self._script[0] = (name, count - 1)
             if count <= 1:
                 self._script.popleft()
+            self._tapped = set()
             return live.split(self._world.keys, name)
         # A tap loses against a held key that opposes it.
         held = live.effective(self._world.keys, self._held)

@@ -341,7 +341,7 @@ class Director:
             except ValueError as error:
                 raise protocol.MessageError(f"reset: {error}") from error
         player.request = Request(protocol.start(values, player.start, image), tuple(script))
-        player.measured = ""
+        player.measured, player.wanted = "", 0
 
     def _prompt(self, player: Player, values: Mapping[str, Any]) -> None:
         if not self.world.describes:
