@@ -15,7 +15,7 @@ COMMANDS = {
     "play": ("jworld.play.__main__", "play a trained model in a browser, live"),
     "evaluate": ("jworld.evaluate", "measure a trained model on held-out data"),
     "precompute": ("jworld.precompute.__main__", "encode videos into training records"),
-    "plan": ("jworld.plan", "estimate memory and time of a training step on a topology"),
+    "plan": ("jworld.plan", "estimate memory and time of a training step or of generation on a topology"),
     "doctor": ("jworld.doctor", "check this machine, and a recipe on it"),
     "convert": ("conversion.__main__", "import, export and compare PyTorch checkpoints"),
     "config": ("jworld.config", "list all keys of a recipe's or a run's config"),

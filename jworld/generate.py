@@ -203,7 +203,15 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
         outputs.check_file("--out", request.out)
     images = [media.read_image(path) for path in request.images]
     began = time.time()
-    opened = opening.TextOpening(system, request.prompt, images, sampling=sampling, text=request.system)
+    opened = opening.TextOpening(
+        system,
+        request.prompt,
+        images,
+        sampling=sampling,
+        text=request.system,
+        questions=[entry.question for entry in entries],
+        batch=request.batch_size,
+    )
     run = runs.load(
         request.checkpoint,
         request.step,
@@ -215,9 +223,11 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
     )
     loaded = time.time() - began
     if request.batch is not None:
+        console.print(opened.describe_loading(loaded))
         found = text_answers.many(run, entries, request.out, batch=request.batch_size, console=console)
         console.print(
-            f"{found['tokens_per_second']:.1f} tokens per second, after {found['compile_seconds']:.1f} s of compiling"
+            f"{found['tokens_per_second']:.1f} tokens per second, after {found['compile_seconds']:.1f} s of further "
+            "compiling"
         )
         return dict(found)
     chosen = text_answers.converse if request.chat else text_answers.one
@@ -276,15 +286,6 @@ def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     sizes = dict(config.mesh)
     count = int(np.prod(list(sizes.values())))
     return mesh_lib.make_mesh(**sizes, devices=jax.devices()[: count if count > 0 else None])
-
-
-def parse_mesh(text: str) -> tuple[tuple[str, int], ...]:
-    """Parse "data=1,sequence=2" into pairs of axis and size."""
-    pairs = [item.partition("=") for item in text.split(",")]
-    for name, _, size in pairs:
-        if name.strip() not in mesh_lib.AXIS_NAMES or not size.strip().isdecimal():
-            raise ValueError(text)
-    return tuple((name.strip(), int(size)) for name, _, size in pairs)
 
 
 DESCRIPTION = """Generate a video with a trained model from an image, a caption and, for some models, a path of actions.
@@ -392,7 +393,9 @@ def make_parser() -> arguments.Parser:
     )
     add(
         "--mesh",
-        type=arguments.checked("AXIS=INT,...", f"axis=size with axes {', '.join(mesh_lib.AXIS_NAMES)}", parse_mesh),
+        type=arguments.checked(
+            "AXIS=INT,...", f"axis=size with axes {', '.join(mesh_lib.AXIS_NAMES)}", mesh_lib.parse_sizes
+        ),
         default=(),
         help="devices: sequence=2 splits a video over two, fsdp=2 only the weights (default: one device)",
     )

@@ -1,8 +1,11 @@
 """python -m jworld.plan --config=configs/ar_mem.py:8b --topology=v5p-128
+python -m jworld.plan generate --config=configs/ar_mem.py:8b --topology=v5e-8 --mesh sequence=4
 
 Estimates what a recipe costs on a topology before it is rented: memory per chip, arithmetic, communication between
 chips, and a lower bound on the time of a step. The train step is compiled for real, but no accelerator is needed and
 nothing is allocated. For a TPU topology this takes minutes, and the package libtpu (extra `tpu`).
+
+With `generate` it estimates generation instead: the programs of a chunk, or of an answer.
 """
 
 import argparse
@@ -13,7 +16,8 @@ import ml_collections
 import rich.console
 import rich.progress
 
-from jworld.planning import launch, recommendations, search, tables, topologies
+from jworld.parallel import mesh
+from jworld.planning import generation_tables, launch, recommendations, search, tables, topologies
 from jworld.planning.plans import Plan
 from jworld.systems import recipes
 from jworld.utils import arguments, errors, files
@@ -22,7 +26,10 @@ DESCRIPTION = """Estimate what a recipe costs on a topology: memory per chip, ar
 and a lower bound on the time of a step.
 
 The train step is compiled for real, without an accelerator and without allocating anything. For a TPU topology this
-takes minutes and needs the package libtpu (extra tpu)."""
+takes minutes and needs the package libtpu (extra tpu).
+
+"generate" estimates generation with the recipe's model instead: memory, arithmetic and a lower bound on the time of
+every program of a chunk, and frames or tokens per second at most."""
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
@@ -35,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise errors.UserError(f"--topology is missing: name a topology, for example {topologies.KNOWN}")
     topology = topologies.parse(options.topology)
     topologies.check_tools(topology)
+    if options.what == "generate":
+        plan_generation(config, topology, options)
+        return
+    if options.mesh:
+        raise errors.UserError("--mesh is for generate: the mesh of training is --config.mesh.fsdp=4 and so on")
     if options.search:
         found = search_plans(config, topology, tries=options.tries)
         tables.print_search(console, found)
@@ -55,11 +67,35 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments.Parser("python -m jworld.plan", DESCRIPTION)
     arguments.add_recipe(parser)
     add = parser.add_argument
+    add("what", nargs="?", choices=("train", "generate"), default="train", help="what to plan (default: train)")
     add("--topology", metavar="NAME", help=f"topology to plan for: {topologies.KNOWN} (required)")
     add("--search", action="store_true", help="try other meshes, accumulation and remat policies, and print the best")
     add("--tries", type=arguments.positive, default=8, help="largest number of compilations of a search")
     add("--json", type=pathlib.Path, metavar="FILE", help="also write all numbers to this file (default: none)")
+    add(
+        "--mesh",
+        type=arguments.checked("AXIS=INT,...", f"axis=size with axes {', '.join(mesh.AXIS_NAMES)}", mesh.parse_sizes),
+        default=(),
+        help="generate: chips that share a video, as for jworld.generate: sequence=2 splits it over two, fsdp=2 only "
+        "the weights (default: one chip)",
+    )
     return parser.parse(argv)
+
+
+def plan_generation(
+    config: ml_collections.ConfigDict, topology: topologies.Topology, options: argparse.Namespace
+) -> None:
+    """Plan generation and print the plan."""
+    if options.search:
+        raise errors.UserError("--search is for training: leave it out, and try other --mesh")
+    with _progress() as bar:
+        bar.add_task(f"compiling the programs of generation for {topology.name}", total=None)
+        plan = launch.run_generation(config, topology, dict(options.mesh))
+    generation_tables.print_plan(console, plan)
+    generation_tables.print_advice(console, config, plan)
+    if options.json is not None:
+        files.write_json(options.json, plan.to_json())
+        console.print(f"all numbers are in {options.json}")
 
 
 def one_plan(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Plan:

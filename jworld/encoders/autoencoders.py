@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -16,6 +16,7 @@ from jworld.models.autoencoders.network import VideoAutoencoder
 from jworld.models.autoencoders.tiling import Tiling
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
+from jworld.parallel.programs import Program
 from jworld.utils import compilation, hub_folders
 
 
@@ -60,7 +61,8 @@ class Autoencoder:
     Batches are sharded over the mesh (default: one local device) if their size divides.
 
     Attributes:
-      network: linear autoencoder or neural network, replicated over the devices of the mesh.
+      network: linear autoencoder or neural network, replicated over the devices of the mesh; if its weights are
+        descriptions, its programs can be compiled.
       source: file or folder that it was loaded from; None if it was not loaded.
       tiling: tiles in which a network encodes and decodes whole videos; None for whole frames.
     """
@@ -76,7 +78,7 @@ class Autoencoder:
         self.source, self.tiling = source, tiling
         self._mesh = mesh_lib.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
         graphdef, state = nnx.split(network)
-        self.network: Network = nnx.merge(graphdef, jax.device_put(state, axes.sharding(self._mesh, ())))
+        self.network: Network = nnx.merge(graphdef, _replicated(state, axes.sharding(self._mesh, ())))
 
     @property
     def family(self) -> str:
@@ -136,11 +138,40 @@ class Autoencoder:
             video, cache = step_program()(self.network, self._placed(latents), cache)
         return np.asarray(video), cache
 
+    def encoding(self, shape: tuple[int, ...]) -> Program:
+        """Return the program that encodes a video uint8 of this shape, [T, H, W, 3]."""
+        options = {"posterior": False, "tiling": self.tiling}
+        return Program("encoding", encode_program(), (self.network, self._described(shape, jnp.uint8)), options)
+
+    def decoding(self, shape: tuple[int, ...]) -> Program:
+        """Return the program that decodes latents of this shape, [F, H', W', C]."""
+        return Program("decoding", decode_program(), (self.network, self._described(shape)), {"tiling": self.tiling})
+
+    def streaming(self, shape: tuple[int, ...], *, runs: int = 1) -> Iterator[Program]:
+        """Yield the programs that decode latents of this shape, [f, H', W', C], at the start of a video and later."""
+        latents = self._described(shape)
+        first = Program("decoding at the start", step_program(), (self.network, latents, None), runs=0)
+        yield first
+        _, cache = first.results()
+        yield Program("decoding", step_program(), (self.network, latents, cache), runs=runs, cache=cache)
+
     def _placed(self, batch: np.ndarray) -> jax.Array:
-        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        names = ("batch",) if len(batch) % shards == 0 else ()
-        placed: jax.Array = jax.device_put(batch, axes.sharding(self._mesh, names))
+        placed: jax.Array = jax.device_put(batch, self._sharding(len(batch)))
         return placed
+
+    def _described(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *shape), dtype, sharding=self._sharding(1))
+
+    def _sharding(self, videos: int) -> jax.sharding.NamedSharding:
+        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        return axes.sharding(self._mesh, ("batch",) if videos % shards == 0 else ())
+
+
+def _replicated(state: Any, sharding: jax.sharding.NamedSharding) -> Any:
+    """Place weights, or descriptions of them, on all devices."""
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
+        return jax.device_put(state, sharding)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
 
 
 class Stream:
@@ -195,6 +226,12 @@ decode_program = compilation.in_order(_decode, static_argnames="tiling")
 step_program = compilation.in_order(_decode_step)
 
 
+def find(path: str | pathlib.Path) -> pathlib.Path:
+    """Return the file of an autoencoder, which is given by its path or by a folder or hub id of one."""
+    path = hub_folders.find(pathlib.Path(path).expanduser()).absolute()
+    return path / records.AUTOENCODER_FILE if path.is_dir() else path
+
+
 def load(
     path: str | pathlib.Path,
     *,
@@ -213,8 +250,6 @@ def load(
     Raises:
       UserError: the file is absent, damaged, or not an autoencoder.
     """
-    path = hub_folders.find(pathlib.Path(path).expanduser()).absolute()
-    if path.is_dir():
-        path = path / records.AUTOENCODER_FILE
+    path = find(path)
     network = files.load(path, **({} if dtype is None else {"dtype": jnp.dtype(dtype)}))
     return Autoencoder(network, mesh=mesh, source=str(path), tiling=tiling(network.config.spatial_ratio))

@@ -11,6 +11,15 @@ from jworld.utils import errors
 AXIS_NAMES = ("data", "fsdp", "sequence")
 
 
+def parse_sizes(text: str) -> tuple[tuple[str, int], ...]:
+    """Parse "data=1,sequence=2" into pairs of axis and size; a `ValueError` for anything else."""
+    pairs = [item.partition("=") for item in text.split(",")]
+    for name, _, size in pairs:
+        if name.strip() not in AXIS_NAMES or not size.strip().isdecimal():
+            raise ValueError(text)
+    return tuple((name.strip(), int(size)) for name, _, size in pairs)
+
+
 def make_mesh(*, data: int = 1, fsdp: int = -1, sequence: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Make a mesh over `devices` (default: all).
 

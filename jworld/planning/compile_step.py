@@ -32,7 +32,7 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pl
         executable = program.lower().compile()
         start = start_bytes(program)
     except jax.errors.JaxRuntimeError as error:
-        return Plan(compiled=True, compile_seconds=time.perf_counter() - began, **values, **_too_large(error))
+        return Plan(compiled=True, compile_seconds=time.perf_counter() - began, **values, **too_large(error))
     seconds = time.perf_counter() - began
     memory = executable.memory_analysis()
     return Plan(
@@ -42,12 +42,12 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pl
         peak=peak_bytes(memory),
         start=start,
         xla_flops=executable.cost_analysis()["flops"] * topology.chips,
-        **_traffic(executable, dict(program.mesh.shape)),
+        **traffic(executable, dict(program.mesh.shape)),
         **values,
     )
 
 
-def _traffic(executable: Any, mesh: dict[str, int]) -> dict[str, Any]:
+def traffic(executable: Any, mesh: dict[str, int]) -> dict[str, Any]:
     """Analyze the text of a program for the bytes that it moves; empty if XLA cannot write the text."""
     try:
         module = hlo.Module(executable.as_text())
@@ -116,7 +116,7 @@ def _is_here(topology: topologies.Topology) -> bool:
     return len(found) >= topology.chips and found[0] == topology.chip
 
 
-def _too_large(error: jax.errors.JaxRuntimeError) -> dict[str, Any]:
+def too_large(error: jax.errors.JaxRuntimeError) -> dict[str, Any]:
     """Parse the memory need from the error of a compiler that ran out of memory."""
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:

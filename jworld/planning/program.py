@@ -79,7 +79,7 @@ class Program:
 
     def restore_bytes(self) -> int:
         """Return the bytes on each device while a state is restored: the state, and its largest array once more."""
-        sizes = list(_shard_sizes(self.state))
+        sizes = list(shard_sizes(self.state))
         return sum(sizes) + max(sizes)
 
     def shard_bytes(self) -> dict[str, int]:
@@ -90,13 +90,14 @@ class Program:
             "ema": self.state.ema,
             "batch": self.batch,
         }
-        return {name: sum(_shard_sizes(tree)) for name, tree in parts.items()}
+        return {name: sum(shard_sizes(tree)) for name, tree in parts.items()}
 
     def gradient_bytes(self) -> int:
         """Return the bytes on each device of the gradients of all trained parameters."""
-        return sum(_shard_sizes(self.state.params))
+        return sum(shard_sizes(self.state.params))
 
 
-def _shard_sizes(tree: Any) -> Iterator[int]:
+def shard_sizes(tree: Any) -> Iterator[int]:
+    """Yield the bytes that each device has of every array, which are described with their sharding."""
     for leaf in jax.tree.leaves(tree):
         yield math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from jworld.planning import compile_step, topologies
+from jworld.planning import compile_step, generation, topologies
 from jworld.utils import errors
 
 
@@ -20,7 +20,9 @@ def main() -> None:
     config = ml_collections.ConfigDict(request["config"]).lock()
     answer: dict[str, Any]
     try:
-        answer = {"plan": compile_step.make(config, topologies.parse(request["topology"])).to_json()}
+        topology, mesh = topologies.parse(request["topology"]), request.get("generation")
+        plan = compile_step.make(config, topology) if mesh is None else generation.make(config, topology, mesh)
+        answer = {"plan": plan.to_json()}
     except errors.UserError as error:
         answer = {"error": str(error)}
     pathlib.Path(sys.argv[1]).write_text(json.dumps(answer))

@@ -25,7 +25,8 @@ from jworld.evaluation import results
 from jworld.models.layers import lora
 from jworld.models.layers.attention import Implementation, Intervals, Mask
 from jworld.models.layers.flops import Sizes
-from jworld.systems import adapters, asking
+from jworld.parallel.programs import Program
+from jworld.systems import adapters, asking, described
 from jworld.systems.frame_sizes import FrameSizes
 from jworld.utils import config as run_config
 from jworld.utils import errors
@@ -125,10 +126,22 @@ class WatchedSession(Protocol):
 
 @runtime_checkable
 class CompiledSession(Protocol):
-    """A `VideoSession` that can compile its programs for a model whose weights are not loaded yet."""
+    """A `VideoSession` whose programs can be compiled for a model whose weights are not loaded yet."""
 
-    def compile(self) -> None:
-        """Compile the programs of a rollout; the model's parameters may be descriptions with their sharding."""
+    def programs(self) -> Iterator[Program]:
+        """Yield the network's programs of a rollout; the model's parameters may be descriptions with their sharding."""
+
+
+@runtime_checkable
+class PlannedSession(CompiledSession, Protocol):
+    """A `CompiledSession` whose cost can be planned."""
+
+    @property
+    def new_frames(self) -> int:
+        """Frames that a step returns, after the first step."""
+
+    def decoding(self) -> Iterator[Program]:
+        """Yield the autoencoder's programs of a step after the first."""
 
 
 def as_video(first_frame: np.ndarray | None) -> np.ndarray:
@@ -163,14 +176,14 @@ class TextSession(Protocol):
         `sampling` replaces that of the config; None keeps it.
         """
 
-    def compile(
+    def programs(
         self,
         images: Sequence[np.ndarray],
         prompt: str | Sequence[chat.Turn],
         *,
         sampling: asking.Sampling | None = None,
-    ) -> None:
-        """Compile the programs of an answer to this question.
+    ) -> Iterator[Program]:
+        """Yield the programs of an answer to this question.
 
         The model's parameters may be descriptions with their sharding.
         """
@@ -184,6 +197,9 @@ class TextSession(Protocol):
 
 class BatchAnswers(Protocol):
     """Answers to many questions."""
+
+    def programs(self, questions: Sequence[asking.Question], *, batch: int) -> Iterator[Program]:
+        """Yield the programs of `many`; the model's parameters may be descriptions with their sharding."""
 
     def many(self, questions: Sequence[asking.Question], *, batch: int) -> Iterator[tuple[int, asking.Answer]]:
         """Yield (number of the question, answer) in any order; a `ValueError` if a question or image is invalid."""
@@ -346,6 +362,14 @@ class TextSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
 
     def answers(self, model: Model, encoders: RunEncoders) -> BatchAnswers:
         """Return an object that answers batches of questions."""
+
+
+@runtime_checkable
+class PlannedSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
+    """A system whose generation can be planned."""
+
+    def generation(self, model: Model, mesh: jax.sharding.Mesh) -> described.Generation:
+        """Describe what generation with a model computes, whose parameters are descriptions on this mesh."""
 
 
 #: Metric of `System.held_out_loss` with the predicted clean latents [B, F, H, W, C].

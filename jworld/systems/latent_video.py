@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import grain
+import jax
 import ml_collections
 from flax import nnx
 
@@ -13,7 +14,7 @@ from jworld.data import records
 from jworld.data.records import text_store
 from jworld.encoders.model_encoders import Encoders
 from jworld.precompute.latent_records import LatentRecords
-from jworld.systems import adapters, base, frame_sizes, options
+from jworld.systems import adapters, base, described, frame_sizes, generation, options
 from jworld.utils import errors
 
 
@@ -41,10 +42,12 @@ class LatentVideoSystem(options.VideoOptions, base.BaseSystem[base.Model, Encode
       lora: adapters of `config.model.lora`, or None.
       data: the records of `config.data`.
       tiers: published sets of sizes by name, such as "480p": ratio -> size, in pixels.
+      autoencoder: family of the published model's autoencoder.
       named_aspects: sizes of `tiers` are chosen by their ratio alone, and not by the nearest one.
     """
 
     tiers: ClassVar[Mapping[str, Mapping[frame_sizes.Size, frame_sizes.Size]]] = {}
+    autoencoder: ClassVar[str]
     named_aspects: ClassVar[bool] = False
     clip: Clip
     patch: tuple[int, int]
@@ -93,6 +96,29 @@ class LatentVideoSystem(options.VideoOptions, base.BaseSystem[base.Model, Encode
     def init(self, rngs: nnx.Rngs) -> base.Model:
         """See `System`."""
         return adapters.adapted(self.network(rngs), self.lora, rngs=rngs)
+
+    @abc.abstractmethod
+    def session(self, model: base.Model, encoders: Encoders) -> base.PlannedSession:
+        """See `VideoSystem`."""
+
+    def generation(self, model: base.Model, mesh: jax.sharding.Mesh) -> described.Generation:
+        """See `PlannedSystem`; text and image encoders are left out."""
+        latent = self.manifest_expectations()["latent_shape"]
+        encoders = described.encoders(self.config, published=self.autoencoder, latent=latent, fps=self.fps, mesh=mesh)
+        session = self.session(model, encoders)
+        if generation.is_watched(model) and isinstance(session, base.WatchedSession):
+            session.watch(lambda done, steps: None)
+        height, width = self.clip.latent_size
+        ratio = encoders.autoencoder.spatial_ratio
+        return described.Generation(
+            network=session.programs(),
+            decoding=session.decoding(),
+            autoencoder=encoders.autoencoder.network,
+            unit="frames",
+            per_chunk=session.new_frames,
+            chunk=f"frames of {width * ratio}x{height * ratio}, decoded by an autoencoder of the family "
+            f"{encoders.autoencoder.family}",
+        )
 
     @property
     def noise_levels(self) -> tuple[float, ...]:

@@ -10,7 +10,7 @@
 - `VALUES`: sizes that a guide writes out, and their small values.
 - `ENVIRONMENT`: one device, no optimization of programs that run a few times, no network.
 
-Options are appended, so that they replace those of the guide.
+Options replace those of the guide.
 """
 
 import json
@@ -210,6 +210,7 @@ PLANS = {
         "--config.data.clip.glyph_tokens=32",
         "--config.data.clip.vision_tokens=16",
     ),
+    "cosmos_video2world.py:2b": _COSMOS_PUBLISHED,
     "theworld.py:projection": ("--config.model.num_layers=2", "--config.model.vision_layers=1"),
 }
 #: Command -> options.
@@ -284,8 +285,20 @@ def command(words: list[str]) -> list[str]:
     if module == "conversion" and rest[:1] in (["import"], ["fuse"]):
         extra += IMPORTS.get(_value(rest, "--output").rstrip("/"), ())
         words = [word.replace("--config=configs/", "--config=small/") for word in words]
-    replaced = {option.split("=")[0] for option in extra if option.startswith("--config.")}
-    return [word for word in words if word.split("=")[0] not in replaced] + extra
+    return _without(words, {option.split("=")[0] for option in extra if option.startswith("-")}) + extra
+
+
+def _without(words: list[str], names: set[str]) -> list[str]:
+    """Return a command without these options, whose values may be words of their own."""
+    kept: list[str] = []
+    following = iter(words)
+    for word in following:
+        name, equals, _ = word.partition("=")
+        if name not in names:
+            kept.append(word)
+        elif not equals:
+            next(following, None)
+    return kept
 
 
 def _module(words: list[str]) -> tuple[str, list[str]]:

@@ -42,7 +42,7 @@ def test_a_program_that_cannot_be_written_as_text_has_no_traffic(plan: Plan) -> 
         def as_text(self) -> str:
             raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
 
-    assert compile_step._traffic(Compiled(), {}) == {}
+    assert compile_step.traffic(Compiled(), {}) == {}
     values = dataclasses.asdict(plan) | {"chip": "v5p", "memory_traffic": None, "collectives": ()}
     bounds = roofline(Plan(**values))
     assert bounds is not None

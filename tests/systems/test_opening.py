@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import json
 import pathlib
 import re
 import sys
@@ -107,3 +108,32 @@ def test_programs_of_an_answer_are_compiled_once(
     found = compiled([*arguments, "--encoders", str(video_runs.ROOT / "assets" / "tokenizer")], caplog)
     assert sorted(x for x in found if x in programs) == programs
     assert ("first token after" in capsys.readouterr().out) == (not flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_programs_of_a_file_of_questions_are_compiled_once(
+    temperature: str, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the weights are read: one for each length, with and without images."""
+    config = run_config.load_recipe(str(video_runs.ROOT / "configs" / "theworld.py"))
+    with config.unlocked():
+        config.model.update({"num_layers": 1, "vision_layers": 1})
+    image = str(video_runs.image(tmp_path))
+    questions = [{"prompt": "What is to the left?", "image": image}, {"prompt": "Why? " * 10}, {"prompt": "Where?"}]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    arguments = ["--checkpoint", str(tiny_run.write(tmp_path / "run", config)), "--max-tokens", "3"]
+    arguments += ["--batch", str(tmp_path / "questions.jsonl"), "--batch-size", "2", "--temperature", temperature]
+    arguments += ["--encoders", str(video_runs.ROOT / "assets" / "tokenizer"), "--out", str(tmp_path / "out.jsonl")]
+    compiled(arguments, caplog)
+    messages = [text for text in caplog.messages if text.startswith("Compiling jit(answer)")]
+    lengths = [re.findall(r"int32\[2,(\d+)\]", text)[0] for text in messages]
+    assert len(lengths) == len(set(lengths)) >= 2
+    printed = capsys.readouterr().out
+    early, late = (
+        re.search(text, printed)
+        for text in (r"at the same time (\d+\.\d) s", r"after (\d+\.\d) s of further compiling")
+    )
+    assert early is not None
+    assert late is not None
+    assert float(early[1]) > float(late[1])

@@ -13,6 +13,7 @@ import numpy as np
 from jworld.diffusion import adams_bashforth, rectified_flow, step_reports
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
 from jworld.parallel import axes
+from jworld.parallel.programs import Program
 from jworld.utils import ranges
 
 
@@ -69,13 +70,17 @@ class WindowSampler:
         """Call `listener` after every solver step of the next windows."""
         self._listener = listener
 
-    def compile(self, video: tuple[int, ...], text: tuple[int, ...]) -> None:
-        """Compile the program for windows of the shape `video` [F, H, W, C] with text of the shape `text`."""
+    def program(self, video: tuple[int, ...], text: tuple[int, ...], motion: tuple[int, ...] | None = None) -> Program:
+        """Return the program for windows of the shape `video` [F, H, W, C] with text and motion of these shapes."""
         frames, mask, states = map(axes.described, (video, video[:1], text))
         noisy = axes.described((1, *video))
         state, steps = adams_bashforth.State(noisy, noisy), adams_bashforth.all_steps(self._sigmas)
         first = step_reports.described(steps, self._listener)
-        self._run.lower(self.model, state, first, frames, mask, states, None).compile()
+        action = None if motion is None else axes.described(motion)
+        arguments = self.model, state, first, frames, mask, states, action
+        if self._listener is None:
+            return Program("denoising steps", self._run, arguments)
+        return Program("denoising step", self._run, arguments, runs=len(jax.tree.leaves(steps)[0]))
 
     def __call__(
         self, given: np.ndarray, text: jax.Array, noise: jax.Array | np.ndarray, motion: np.ndarray | None = None

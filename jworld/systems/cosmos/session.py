@@ -1,6 +1,6 @@
 """Step-by-step generation of a video in pixels, window by window."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jworld.diffusion import step_reports
 from jworld.encoders.model_encoders import Encoders
 from jworld.models.cosmos.transformer import CosmosTransformer
+from jworld.parallel.programs import Program
 from jworld.systems import base
 from jworld.systems.cosmos import data
 from jworld.systems.cosmos.sampling import SampleConfig, WindowSampler
@@ -44,12 +45,29 @@ class Session:
         """See `WatchedSession`."""
         self._sampler.watch(listener)
 
-    def compile(self) -> None:
-        """See `CompiledSession`; an action model is compiled in its first window."""
+    def programs(self) -> Iterator[Program]:
+        """See `CompiledSession`."""
         cfg = self._sampler.model.cfg
-        if cfg.action_dim is None:
-            shape = (self.clip.window_frames, *self.clip.latent_size, cfg.channels)
-            self._sampler.compile(shape, (self.sample.rows, self.clip.text_tokens, cfg.text_dim))
+        motion = None if cfg.action_dim is None else (cfg.action_dim // data.MOTION, data.MOTION)
+        yield self._sampler.program(self._shape, (self.sample.rows, self.clip.text_tokens, cfg.text_dim), motion)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Shape of the latents of a window."""
+        return (self.clip.window_frames, *self.clip.latent_size, self._sampler.model.cfg.channels)
+
+    @property
+    def new_frames(self) -> int:
+        """See `PlannedSession`."""
+        ratio = self.encoders.autoencoder.temporal_ratio
+        return 1 + ratio * (self.clip.window_frames - 1) - self.given_pixels
+
+    def decoding(self) -> Iterator[Program]:
+        """See `PlannedSession`; the encoder runs, too, because a window continues the pixels of the previous one."""
+        autoencoder, (height, width) = self.encoders.autoencoder, self.clip.latent_size
+        size = (height * autoencoder.spatial_ratio, width * autoencoder.spatial_ratio)
+        yield autoencoder.encoding((self.given_pixels, *size, 3))
+        yield autoencoder.decoding(self._shape)
 
     def step(self, action: np.ndarray | None = None) -> np.ndarray:
         """Generate a window and return frames uint8 [T, H, W, 3]: all of the first window, the new ones of later ones.

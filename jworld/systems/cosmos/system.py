@@ -17,6 +17,7 @@ from jworld.data.records import text_store as text_stores
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
 from jworld.models.autoencoders import linear
+from jworld.models.autoencoders.wan import WanAutoencoder
 from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
@@ -50,6 +51,7 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
 
     tiers: ClassVar[Mapping[str, Mapping[tuple[int, int], tuple[int, int]]]] = TIERS
     named_aspects: ClassVar[bool] = True
+    autoencoder: ClassVar[str] = WanAutoencoder.family
     sample_name: ClassVar[str] = "continuation"
     steering: ClassVar[str] = "--pose"
 

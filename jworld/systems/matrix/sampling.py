@@ -15,6 +15,7 @@ import numpy as np
 from jworld.diffusion import consistency, step_reports, v_prediction, windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.parallel import axes
+from jworld.parallel.programs import Program
 from jworld.systems.matrix import objective
 from jworld.utils import ranges
 
@@ -181,10 +182,10 @@ class ClipSampler:
         """Call `listener` after every step of the next clips; every step is then waited for."""
         self._listener = listener
 
-    def compile(self, shape: tuple[int, ...], conditions: Conditions) -> None:
-        """Compile the program for clips of the shape [F, H, W, C] with conditioning of these shapes."""
+    def program(self, shape: tuple[int, ...], conditions: Conditions) -> Program:
+        """Return the program for clips of the shape [F, H, W, C] with conditioning of these shapes."""
         arguments = axes.described((1, *shape)), conditions, jnp.full(1, 0), self.sample.guidance, self.sample
-        self._velocity.lower(self._model, *arguments).compile()
+        return Program("denoising step", self._velocity, (self._model, *arguments), runs=len(self.sample.timesteps()))
 
     def __call__(self, initial: jax.Array, conditions: Conditions, noise: Noise, *, start: int = 0) -> jax.Array:
         """Sample latents [1, F, H, W, C].
@@ -230,15 +231,15 @@ class StreamSampler:
         """Latent frames of a window, including the context frame."""
         return windows.frames(self.sample.groups, self.sample.window_frames)
 
-    def compile(self, shape: tuple[int, int, int], conditions: Conditions) -> None:
-        """Compile the program for latent frames of the shape [H, W, C] with conditioning of these shapes."""
+    def program(self, shape: tuple[int, int, int], conditions: Conditions) -> Program:
+        """Return the program for latent frames of the shape [H, W, C] with conditioning of these shapes."""
         counts = (1, self.frames), (len(self.rows), 1, self.frames - 1), (1, self.sample.window_frames)
         window, step_noise, new_noise = (axes.described((*count, *shape)) for count in counts)
         if self._listener is None:
-            self._pass.lower(self._model, window, conditions, step_noise, new_noise).compile()
-            return
+            return Program("denoising steps", self._pass, (self._model, window, conditions, step_noise, new_noise))
         row = jax.ShapeDtypeStruct((1, self.frames), self.rows.dtype)
-        self._velocity.lower(self._model, window, conditions, row, self.sample.guidance, self.sample).compile()
+        arguments = self._model, window, conditions, row, self.sample.guidance, self.sample
+        return Program("denoising step", self._velocity, arguments, runs=len(self.rows))
 
     def reset(self, latents: jax.Array, noise: jax.Array) -> None:
         """Start from a clip's latents [1, frames, H, W, C]; noise is added to all of them for the first pass."""

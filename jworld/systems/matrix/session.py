@@ -1,6 +1,6 @@
 """Generation of clips in pixels, each as a whole from a caption, for stages 1 and 2."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from jworld.encoders.model_encoders import Encoders
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.parallel import axes
+from jworld.parallel.programs import Program
 from jworld.systems.matrix.sampling import ClipSampler, Conditions, SampleConfig
 
 
@@ -103,9 +104,18 @@ class ClipSession:
         """See `WatchedSession`."""
         self._sampler.watch(listener)
 
-    def compile(self) -> None:
+    def programs(self) -> Iterator[Program]:
         """See `CompiledSession`."""
-        self._sampler.compile(self.shape, self._condition_encoder.described(self.latents))
+        yield self._sampler.program(self.shape, self._condition_encoder.described(self.latents))
+
+    @property
+    def new_frames(self) -> int:
+        """See `PlannedSession`."""
+        return 1 + self.encoders.autoencoder.temporal_ratio * (self.latents - 1)
+
+    def decoding(self) -> Iterator[Program]:
+        """See `PlannedSession`."""
+        yield self.encoders.autoencoder.decoding(self.shape)
 
     def step(self, action: Controls | None = None) -> np.ndarray:
         """Generate a clip, uint8 [1 + 4 (F - 1), H, W, 3]."""

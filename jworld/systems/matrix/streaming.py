@@ -4,6 +4,7 @@ Source: The Matrix `stage3/cogvideox/pipeline_streaming.py` and `stage4_ray/infe
 """
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jworld.diffusion import step_reports, windows
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
+from jworld.parallel.programs import Program
 from jworld.systems import base
 from jworld.systems.matrix import sampling
 from jworld.systems.matrix.session import ConditionEncoder, Controls
@@ -113,9 +115,21 @@ class StreamSession:
         """See `WatchedSession`."""
         self._sampler.watch(listener)
 
-    def compile(self) -> None:
+    def programs(self) -> Iterator[Program]:
         """See `CompiledSession`."""
-        self._sampler.compile(self.shape, self._condition_encoder.described(self._sampler.frames))
+        yield self._sampler.program(self.shape, self._condition_encoder.described(self._sampler.frames))
+
+    @property
+    def new_frames(self) -> int:
+        """See `PlannedSession`."""
+        return self._ratio * self.sample.window_frames
+
+    def decoding(self) -> Iterator[Program]:
+        """See `PlannedSession`."""
+        # As in `decode`, without the single latent after pairs.
+        size = self.sample.window_frames
+        piece = min(2, size) if size % 2 else size
+        return self.encoders.autoencoder.streaming((piece, *self.shape), runs=size // piece)
 
     def describe(self, prompt: str) -> None:
         """Change the caption of the running stream."""

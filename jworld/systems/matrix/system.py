@@ -28,7 +28,7 @@ from jworld.models.cogvideox import flops
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base, latent_video, live, matching, options
+from jworld.systems import adapters, base, described, latent_video, live, matching, options
 from jworld.systems.matrix import data, distillation, evaluation, objective, stream_evaluation, streaming
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
@@ -54,6 +54,7 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
     """
 
     fps: ClassVar[float] = 16.0
+    autoencoder: ClassVar[str] = CogVideoXAutoencoder.family
     steering: ClassVar[str] = "--actions"
     copies: ClassVar[tuple[str, ...]] = (distillation.TEACHER,)
 
@@ -379,6 +380,15 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
     def check_sampling(self, mesh: jax.sharding.Mesh) -> None:
         """See `System`: the mesh must split the tokens of a frame into equal parts."""
         self._check_fit(mesh.shape["sequence"])
+
+    def generation(self, model: CogVideoXTransformer, mesh: jax.sharding.Mesh) -> described.Generation:
+        """See `PlannedSystem`; the values of control vectors do not matter, so their file may be absent."""
+        if not self.clip.control_states:
+            return super().generation(model, mesh)
+        config = self.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.data.clip.control_states = ""
+        return Matrix(config).generation(model, mesh)
 
     def session(self, model: CogVideoXTransformer, encoders: Encoders) -> ClipSession | streaming.StreamSession:
         """See `VideoSystem`: clips or an endless stream, by `config.sample.rollout.mode`."""

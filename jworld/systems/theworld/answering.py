@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jworld.data.conversations import batches, chat
 from jworld.models.gemma3 import decoding, sampling
 from jworld.models.gemma3.vision import vision_values
 from jworld.models.theworld.model import TheWorld
+from jworld.parallel.programs import Program
 from jworld.systems import asking
 from jworld.systems.theworld import objective, world_steps
 from jworld.utils import errors, ranges
@@ -161,6 +162,11 @@ class Prompts:
         del batch["labels"]
         return self._on_device(batch, images, most_images)
 
+    def blank(self, rows: int, length: int, *, images: int) -> dict[str, jax.Array]:
+        """Return a batch as `__call__` does, without content."""
+        text = {"tokens": np.zeros((rows, length), np.int32), "mask": np.zeros((rows, length), bool)}
+        return self._on_device(text, [[]] * rows, images)
+
     def _on_device(
         self, text: Mapping[str, np.ndarray], images: Sequence[Sequence[PIL.Image.Image]], most_images: int = 0
     ) -> dict[str, jax.Array]:
@@ -204,6 +210,14 @@ class Prompts:
         return math.ceil(max(len(one.tokens) for one in encoded) / self.multiple) * self.multiple
 
 
+class _Call(NamedTuple):
+    """Options of `answer`, images of a row at most, and whether all rows take the most likely tokens."""
+
+    options: dict[str, Any]
+    most_images: int
+    is_greedy: bool
+
+
 class Answers:
     """Answers to batches of prompts about images: a `base.BatchAnswers` and an `evaluation.benchmarks.Answer`."""
 
@@ -238,23 +252,41 @@ class Answers:
         Raises:
           ValueError: a question is invalid, or an image cannot be read.
         """
-        prompts = self.prompts
+        prompts, call = self.prompts, self._call(questions)
         lengths = [prompts.length(question) for question in questions]
-        steps = max(question.sampling.max_tokens for question in questions)
-        is_greedy = not any(question.sampling.temperature for question in questions)
-        most = max(question.images for question in questions)
-        frames = self._frames if most and prompts.clip.world_size else 0
         for length in sorted(set(lengths)):
             numbers = [number for number, own in enumerate(lengths) if own == length]
             for start in range(0, len(numbers), batch):
                 own = numbers[start : start + batch]
                 filled = [questions[number] for number in (*own, *[own[-1]] * (batch - len(own)))]
                 images = [[PIL.Image.fromarray(image) for image in question.load()] for question in filled]
-                sampler = None if is_greedy else make_sampler([question.sampling for question in filled])
-                arrays = prompts(images, [question.turns for question in filled], most_images=most)
-                rows = answer(self.model, arrays, sampler, steps=steps, ends=ends(prompts.tokenizer), frames=frames)
+                sampler = None if call.is_greedy else make_sampler([question.sampling for question in filled])
+                arrays = prompts(images, [question.turns for question in filled], most_images=call.most_images)
+                rows = answer(self.model, arrays, sampler, **call.options)
                 for number, tokens in zip(own, jax.device_get(rows).tolist(), strict=False):
                     yield number, self._finished(tokens, questions[number].sampling)
+
+    def programs(self, questions: Sequence[asking.Question], *, batch: int) -> Iterator[Program]:
+        """Yield the programs of `many`, one for each length of questions.
+
+        Raises:
+          ValueError: a question is invalid, or an image cannot be read.
+        """
+        call = self._call(questions)
+        sampler = None if call.is_greedy else make_sampler([questions[0].sampling] * batch)
+        for length in sorted({self.prompts.length(question) for question in questions}):
+            arrays = self.prompts.blank(batch, length, images=call.most_images)
+            yield Program(f"answers to {length} tokens", answer, (self.model, arrays, sampler), call.options)
+
+    def _call(self, questions: Sequence[asking.Question]) -> "_Call":
+        """Return what all batches of these questions share."""
+        most = max(question.images for question in questions)
+        options = {
+            "steps": max(question.sampling.max_tokens for question in questions),
+            "ends": ends(self.prompts.tokenizer),
+            "frames": self._frames if most and self.prompts.clip.world_size else 0,
+        }
+        return _Call(options, most, not any(question.sampling.temperature for question in questions))
 
     def _finished(self, tokens: list[int], chosen: asking.Sampling) -> asking.Answer:
         """Return an answer without its end, in at most as many tokens as it may have."""
@@ -285,13 +317,12 @@ class Session:
         self._tokens: list[int] = []
         self._over = False
 
-    def compile(self, images: Sequence[np.ndarray], prompt: Prompt, *, sampling: asking.Sampling | None = None) -> None:
-        """Compile the programs of an answer, as `reset` and `step` will call them; see `TextSession`."""
-        chosen = sampling or self._default
+    def programs(
+        self, images: Sequence[np.ndarray], prompt: Prompt, *, sampling: asking.Sampling | None = None
+    ) -> Iterator[Program]:
+        """Yield the programs of an answer, as `reset` and `step` will call them; see `TextSession`."""
         batch, frames = self._inputs(images, prompt)
-        state = _compiled(prefill.lower(self.model, batch, steps=chosen.max_tokens, frames=frames))
-        tokens = _compiled(choose.lower(state.logits, make_sampler([chosen]), jnp.int32(0)))
-        _compiled(step.lower(self.model, tokens, state))
+        return answer_programs(self.model, batch, frames=frames, sampling=sampling or self._default)
 
     def _inputs(self, images: Sequence[np.ndarray], prompt: Prompt) -> tuple[dict[str, jax.Array], int]:
         """Return the batch of one question, and the latent frames of its world."""
@@ -322,10 +353,13 @@ class Session:
         return token
 
 
-def _compiled(lowered: Any) -> Any:
-    """Compile a program; return the shapes of its results in the layout that it gives them."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        lowered.out_info,
-        lowered.compile().output_shardings,
-    )
+def answer_programs(
+    model: TheWorld, batch: Mapping[str, Any], *, frames: int, sampling: asking.Sampling
+) -> Iterator[Program]:
+    """Yield the programs of an answer, token by token, to a batch as in `answer`, or to descriptions of one."""
+    first = Program("prefill", prefill, (model, dict(batch)), {"steps": sampling.max_tokens, "frames": frames}, runs=0)
+    yield first
+    state = first.results()
+    chosen = Program("choice of a token", choose, (state.logits, make_sampler([sampling]), jnp.int32(0)))
+    yield chosen
+    yield Program("decode step", step, (model, chosen.results(), state), cache=state)

@@ -21,7 +21,8 @@ from jworld.models.layers.attention import Causal, Mask, SlidingWindow
 from jworld.models.layers.flops import Sizes, trained_share, training
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
 from jworld.models.theworld.model import TheWorld as TheWorldModel
-from jworld.systems import adapters, asking, base
+from jworld.parallel import axes
+from jworld.systems import adapters, asking, base, described
 from jworld.systems.theworld import answering, objective, original, world_steps
 from jworld.systems.theworld.evaluation import held_out, report
 from jworld.training import state as train_state
@@ -211,6 +212,22 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
     def session(self, model: TheWorldModel, encoders: RunEncoders) -> answering.Session:
         """See `TextSystem`."""
         return answering.Session(model, self.prompts(encoders), chosen=self.sampling())
+
+    def generation(self, model: TheWorldModel, mesh: jax.sharding.Mesh) -> described.Generation:
+        """See `PlannedSystem`: a prompt of the largest length of training, with as many images."""
+        spec = self.batch_spec(1)
+        names = ("tokens", "mask", *(("pixel_values", "world_pixels", "has_world") if self.clip.slots else ()))
+        batch = {name: axes.described(spec[name].shape, spec[name].dtype) for name in names if name in spec}
+        frames = answering.all_frames(model) if "world_pixels" in batch else 0
+        return described.Generation(
+            network=answering.answer_programs(model, batch, frames=frames, sampling=self.sampling()),
+            decoding=iter(()),
+            autoencoder=(),
+            unit="tokens",
+            per_chunk=1,
+            chunk=f"answers of up to {self.sample.max_tokens} tokens to prompts of {self.clip.max_tokens} tokens with "
+            f"{self.clip.slots} image(s)",
+        )
 
     def sampling(self, seed: int = 0) -> asking.Sampling:
         """See `TextSystem`."""

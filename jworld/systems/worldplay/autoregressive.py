@@ -4,6 +4,7 @@ Source: HY-WorldPlay `hyvideo/pipelines/worldplay_video_pipeline.py`, `_ar_rollo
 """
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jworld.diffusion import step_reports
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, HunyuanTransformer
 from jworld.parallel.axes import constrain_if_divisible
+from jworld.parallel.programs import Program
 from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, all_steps, denoise, frame_inputs
 
 
@@ -87,19 +89,17 @@ class AutoregressiveSession(LatentSession):
 
     training_chunks = 1
 
-    def compile(self, text: TextInputs, image: tuple[int, ...]) -> None:
+    def programs(self, text: TextInputs, image: tuple[int, ...]) -> Iterator[Program]:
         """See `LatentSession`."""
-        tokens = self._tokens(image)
-        first = start_cache.lower(self.model, text, context_tokens=tokens)
+        tokens = {"context_tokens": self._tokens(image)}
+        first = Program("text cache", start_cache, (self.model, text), tokens, runs=0)
+        yield first
         # The programs of a chunk receive the cache in the layout of this one.
-        cache = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            first.out_info,
-            first.compile().output_shardings,
-        )
+        cache = first.results()
         noise, steps, given, past, context, chunk = self.described(image)
-        denoise_chunk.lower(self.model, cache, noise, steps, given, chunk, cfg=self.sample).compile()
-        cache_context.lower(self.model, cache, given, past, context, cfg=self.sample, context_tokens=tokens).compile()
+        yield self.denoising(denoise_chunk, cache, noise, steps, given, chunk, cache=cache)
+        context_arguments = self.model, cache, given, past, context
+        yield Program("context pass", cache_context, context_arguments, {"cfg": self.sample, **tokens}, cache=cache)
 
     def _tokens(self, image: tuple[int, ...]) -> int:
         """Return the tokens of all context frames, for an image of this shape."""

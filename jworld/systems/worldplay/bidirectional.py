@@ -4,6 +4,7 @@ Source: HY-WorldPlay `hyvideo/pipelines/worldplay_video_pipeline.py`, `bi_rollou
 """
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 from jworld.diffusion import step_reports
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import HunyuanTransformer
+from jworld.parallel.programs import Program
 from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, all_steps, denoise, frame_inputs
 
 
@@ -49,10 +51,9 @@ class BidirectionalSession(LatentSession):
 
     training_chunks = 4
 
-    def compile(self, text: TextInputs, image: tuple[int, ...]) -> None:
+    def programs(self, text: TextInputs, image: tuple[int, ...]) -> Iterator[Program]:
         """See `LatentSession`."""
-        shapes = self.described(image)
-        denoise_chunk.lower(self.model, text, *shapes, cfg=self.sample).compile()
+        yield self.denoising(denoise_chunk, text, *self.described(image))
 
     def _begin(self, text: TextInputs) -> None:
         self._text = text

@@ -6,7 +6,7 @@ Source: HY-WorldPlay `hyvideo/pipelines/worldplay_video_pipeline.py`.
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from jworld.evaluation.held_out import Controls
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.parallel import axes
+from jworld.parallel.programs import Program
 from jworld.systems import live
 from jworld.systems.worldplay import objective
 from jworld.utils import ranges
@@ -367,9 +368,16 @@ class LatentSession(abc.ABC):
         steps = step_reports.described(all_steps(self.sample), self.listener)
         return Described(noise, steps, given, past, *map(_described_frames, (self.context_frames, self.chunk_frames)))
 
+    def denoising(self, function: Any, *arguments: Any, cache: Any = None) -> Program:
+        """Return the program that denoises a chunk, or one step of it if there is a listener."""
+        options, arguments = {"cfg": self.sample}, (self.model, *arguments)
+        if self.listener is None:
+            return Program("denoising steps", function, arguments, options, cache=cache)
+        return Program("denoising step", function, arguments, options, self.sample.num_steps, cache)
+
     @abc.abstractmethod
-    def compile(self, text: TextInputs, image: tuple[int, ...]) -> None:
-        """Compile the programs of a rollout for text of these shapes and images of the shape [1, H, W, C]."""
+    def programs(self, text: TextInputs, image: tuple[int, ...]) -> Iterator[Program]:
+        """Yield the programs of a rollout for text of these shapes and images of the shape [1, H, W, C]."""
 
     @abc.abstractmethod
     def _begin(self, text: TextInputs) -> None:

@@ -1,6 +1,6 @@
 """Step-by-step generation of a rollout in pixels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation.held_out import Controls, FirstImage
 from jworld.models.hunyuan.text import TextInputs
 from jworld.parallel import axes
+from jworld.parallel.programs import Program
 from jworld.systems import base, frame_sizes, live
 from jworld.systems.worldplay import data
 from jworld.systems.worldplay.latents import LatentSession
@@ -96,7 +97,7 @@ class Session:
         """See `WatchedSession`."""
         self.latents.listener = listener
 
-    def compile(self) -> None:
+    def programs(self) -> Iterator[Program]:
         """See `CompiledSession`."""
         cfg, clip, rows = self.latents.model.cfg, self.clip, 1 if self.latents.sample.guidance == 1 else 2
 
@@ -114,7 +115,17 @@ class Session:
             described(clip.glyph_tokens, cfg.glyph_dim or 0) if with_glyphs else None,
             mask(clip.glyph_tokens) if with_glyphs else None,
         )
-        self.latents.compile(text, (1, *clip.latent_size, cfg.channels))
+        return self.latents.programs(text, (1, *clip.latent_size, cfg.channels))
+
+    @property
+    def new_frames(self) -> int:
+        """See `PlannedSession`."""
+        return self.encoders.autoencoder.temporal_ratio * self.chunk_frames
+
+    def decoding(self) -> Iterator[Program]:
+        """See `PlannedSession`."""
+        shape = (self.chunk_frames, *self.clip.latent_size, self.latents.model.cfg.channels)
+        return self.encoders.autoencoder.streaming(shape)
 
     def step(self, action: Controls | str) -> np.ndarray:
         """Generate a chunk, uint8 [T, H, W, 3]: 1 + 4 (f - 1) frames in the first chunk, then 4 f.

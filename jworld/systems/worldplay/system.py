@@ -17,6 +17,7 @@ from jworld.data.records import text_store as text_stores
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
 from jworld.evaluation.held_out import Controls
+from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
@@ -54,6 +55,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
     tiers: ClassVar[Mapping[str, Mapping[tuple[int, int], tuple[int, int]]]] = {
         name: {size: size for size in frame_sizes.buckets(tokens, TOKEN)} for name, tokens in TIERS.items()
     }
+    autoencoder: ClassVar[str] = Hunyuan15Autoencoder.family
     sample_name: ClassVar[str] = "rollout"
     steering: ClassVar[str] = "--pose"
 
