@@ -114,7 +114,7 @@ const handlers = {
     $("record").classList.toggle("on", message.on);
     $("record").textContent = message.on ? "stop" : "record";
     if (!message.on) {
-      link(`recordings/${message.name}.mp4`, `${message.name}.mp4 (${message.frames} frames)`);
+      link(`recordings/${message.name}.mp4`, `${message.name}.mp4`, ` (${message.frames} frames)`);
       notice(`${message.content} at ${message.path}`);
     }
   },
@@ -309,10 +309,11 @@ function download(blob, name) {
   anchor.click();
 }
 
-function link(address, name) {
+function link(address, name, note = "") {
   const anchor = document.createElement("a");
   anchor.href = address;
-  anchor.download = anchor.textContent = name;
+  anchor.download = name;
+  anchor.textContent = name + note;
   $("files").prepend(anchor);
   while ($("files").children.length > 5) $("files").lastChild.remove();
   return anchor;

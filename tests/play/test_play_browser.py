@@ -1,0 +1,219 @@
+"""The page of `jworld play` in a real browser: headless Chromium.
+
+Without Chromium these tests are skipped with a warning; `.ci/run` installs it.
+"""
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import pathlib
+import urllib.parse
+import warnings
+from collections.abc import AsyncIterator
+
+import browser
+import live_server
+import numpy as np
+import PIL.Image
+import pytest
+
+from jworld.play import director
+from jworld.systems import key_logs
+
+if browser.find() is None:
+    warnings.warn("NO CHROMIUM: the page of jworld play is NOT tested; apt-get install chromium", stacklevel=1)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(browser.find() is None, reason="NO CHROMIUM: apt-get install chromium"),
+]
+#: Screenshots go here if the variable is set, so that they can be looked at.
+SHOTS = "JWORLD_SCREENSHOTS"
+#: Pixels of the screen as the page has them, RGBA.
+PIXELS = "Array.from(document.getElementById('screen').getContext('2d').getImageData(0, 0, 64, 48).data)"
+LIT = "[...document.querySelectorAll('.key.{}')].map((cap) => cap.dataset.name).sort().join()"
+
+
+@contextlib.asynccontextmanager
+async def playing(
+    folder: pathlib.Path, hash: str = "", **options: int
+) -> AsyncIterator[tuple[browser.Page, str, director.Director]]:
+    """Serve, and open the page; afterwards it must have had no errors."""
+    async with live_server.serving(folder, **options) as (address, directing), browser.opened(address + hash) as page:
+        await page.until("play.state.count > 3")
+        yield page, address, directing
+        if os.environ.get(SHOTS):
+            await page.screenshot(pathlib.Path(os.environ[SHOTS]) / f"{folder.name}.png")
+        assert page.problems == []
+
+
+async def look(page: browser.Page) -> np.ndarray:
+    pixels = np.array(await page.value(PIXELS), np.uint8).reshape(48, 64, 4)
+    return pixels[..., :3]
+
+
+def test_keys_are_lit_and_answered(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with playing(tmp_path) as (page, _, directing):
+            before = await look(page)
+            await page.key("KeyW", True)
+            await page.key("ArrowRight", True)
+            assert await page.value(LIT.format("pressed")) == "right,w"
+            await page.until("play.state.latencies.length >= 2")
+            assert await page.value(LIT.format("applied")) == "right,w"
+            for latency in await page.value("play.state.latencies"):
+                # The frame comes at the end of the step that is shown, and never long after the next one.
+                assert 0 < latency < 10_000
+            await page.until("play.memory.cameras.length > 12")
+            assert (await look(page) != before).any()
+            # Turning to the right while walking: the latest camera looks to the right of the first one.
+            assert await page.value("play.memory.cameras.at(-1)[2] > 0.3")
+            assert await page.value("document.querySelectorAll('#context canvas').length >= 8")
+            # Only what was shown has a thumbnail.
+            assert await page.value("play.memory.thumbnails.size > 4")
+            await page.key("KeyW", False)
+            await page.until(f"{LIT.format('pressed')} === 'right'")
+            await page.value("window.dispatchEvent(new Event('blur'))")
+            await page.until(f"{LIT.format('pressed')} === ''")
+            await page.until(f"{LIT.format('applied')} === ''")
+            (player,) = directing.players.values()
+            assert player.latch() == []
+            names = ["shown-rate", "model-rate", "denoise", "decode", "send", "latency", "frames"]
+            figures = await page.value(f"{names}.map((id) => document.getElementById(id).textContent)")
+            assert all(any(letter.isdigit() for letter in text) for text in figures), figures
+
+    asyncio.run(test())
+
+
+def test_typing_a_caption_presses_no_key(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with playing(tmp_path) as (page, _, _):
+            await page.value("document.getElementById('prompt').focus()")
+            await page.key("KeyW", True)
+            await page.key("KeyW", False)
+            assert await page.value(LIT.format("pressed")) == ""
+            assert await page.value("play.state.pressed.size") == 0
+
+    asyncio.run(test())
+
+
+def test_pause_step_and_reset(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with playing(tmp_path) as (page, _, directing):
+            (player,) = directing.players.values()
+            await page.value("document.getElementById('pause').click()")
+            await page.until("play.state.paused")
+            await page.until("document.getElementById('pause').textContent === 'play'")
+            while player.busy or player.pacer.waiting:
+                await asyncio.sleep(0.05)
+            count = len(player.entries)
+            await page.value("document.getElementById('step').click()")
+            await page.until(f"play.state.ofStep.has({count})")
+            await asyncio.sleep(1)
+            assert len(player.entries) == count + 1
+            await page.value("document.getElementById('seed').value = 77; document.getElementById('reset').click()")
+            await page.until("play.state.start.seed === 77 && play.state.actions.length === 0")
+            assert (player.start.seed, player.paused) == (77, True)
+            # Another first image, with its caption.
+            await page.value("document.querySelectorAll('#images img')[1].click()")
+            await page.until("play.state.start.image === 'view-2'")
+            await page.value("document.getElementById('pause').click()")
+            await page.until("play.state.count > 5")
+
+    asyncio.run(test())
+
+
+def test_share_link_replays_the_same_frames(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with playing(tmp_path) as (page, _, directing):
+            (player,) = directing.players.values()
+            await page.key("ArrowLeft", True)
+            await page.until("play.state.actions.some(([name]) => name === 'left')")
+            await page.key("ArrowLeft", False)
+            await page.value("document.getElementById('share').click()")
+            link = await page.until("location.hash")
+            played = [entry.frames for entry in player.entries]
+        values = json.loads(urllib.parse.parse_qs(link[1:])["play"][0])
+        steps = sum(count for _, count in values["script"])
+        async with playing(tmp_path / "again", link) as (page, _, directing):
+            (player,) = directing.players.values()
+            await page.until(f"play.state.ofStep.has({steps - 1})")
+            assert [entry.frames for entry in player.entries][:steps] == played[:steps]
+
+    asyncio.run(test())
+
+
+def test_own_image_recording_screenshot_and_log(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        downloads = tmp_path / "downloads"
+        async with playing(tmp_path) as (page, _, directing):
+            await page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+            picture = tmp_path / "own.png"
+            PIL.Image.new("RGB", (100, 80), (200, 30, 30)).save(picture)
+            root = (await page.call("DOM.getDocument"))["root"]["nodeId"]
+            node = (await page.call("DOM.querySelector", nodeId=root, selector="#file"))["nodeId"]
+            await page.call("DOM.setFileInputFiles", nodeId=node, files=[str(picture)])
+            await page.until("play.state.start.image === 'own' && play.state.count > 3")
+            red = (await look(page)).reshape(-1, 3).mean(axis=0)
+            assert red[0] > 100 > red[1]
+            await page.value("document.getElementById('record').click()")
+            await page.until("document.getElementById('record').textContent === 'stop'")
+            await page.until("play.state.actions.reduce((sum, run) => sum + run[1], 0) > 3")
+            await page.value("document.getElementById('record').click()")
+            await page.until("document.querySelector('#files a[download$=\".mp4\"]')?.download ?? ''")
+            (name,) = directing.recordings
+            assert (tmp_path / "episodes" / name / "episode.json").is_file()
+            for button in ("shot", "log"):
+                await page.value(f"document.getElementById('{button}').click()")
+            await page.until(
+                "[...document.querySelectorAll('#files a')].some((link) => link.download.endsWith('.json'))"
+            )
+            for _ in range(200):
+                found = {path.suffix: path for path in downloads.glob("*")} if downloads.is_dir() else {}
+                if {".png", ".json"} <= found.keys():
+                    break
+                await asyncio.sleep(0.1)
+            assert PIL.Image.open(io.BytesIO(found[".png"].read_bytes())).size == (64, 48)
+            assert key_logs.read(found[".json"]).start.image.shape == (80, 100, 3)
+            # A link cannot hold this image.
+            await page.value("document.getElementById('share').click()")
+            assert "own image" in await page.value("document.getElementById('notice').textContent")
+
+    asyncio.run(test())
+
+
+def test_touch_caps_and_queue(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with playing(tmp_path, seats=1) as (page, address, _):
+            box = await page.value(
+                "(({left, top}) => [left, top])(document.querySelector('.key[data-name=left]').getBoundingClientRect())"
+            )
+            place = {"x": box[0] + 10, "y": box[1] + 10, "button": "left", "clickCount": 1}
+            await page.call("Input.dispatchMouseEvent", type="mousePressed", **place)
+            assert await page.value(LIT.format("pressed")) == "left"
+            await page.until(f"{LIT.format('applied')} === 'left'")
+            await page.call("Input.dispatchMouseEvent", type="mouseReleased", **place)
+            assert await page.value(LIT.format("pressed")) == ""
+            async with browser.opened(address) as other:
+                cover = "document.getElementById('cover').textContent"
+                text = await other.until(f"{cover}.includes('number 1') && {cover}")
+                assert "number 1 in the queue of 1; 1 play now" in text
+                assert other.problems == []
+
+    asyncio.run(test())
+
+
+def test_the_page_connects_again(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with playing(tmp_path) as (page, _, directing):
+            (player,) = directing.players.values()
+            assert player.socket is not None
+            await player.socket.close()
+            await page.until("document.getElementById('notice').textContent.includes('connected again')")
+            assert list(directing.players.values()) == [player]
+            count = await page.value("play.state.count")
+            await page.until(f"play.state.count > {count} + 3")
+
+    asyncio.run(test())
