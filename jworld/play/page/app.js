@@ -98,10 +98,7 @@ const handlers = {
     state.steps.push(message);
     if (state.steps.length > 20) state.steps.shift();
     state.dropped = message.dropped;
-    if (message.memory) {
-      memory.add(message.memory);
-      memory.draw();
-    }
+    if (message.memory) memory.add(message.step, message.memory);
     if (message.seconds.compile > 1) notice(`compiled for ${message.seconds.compile.toFixed(0)} s`);
     figures();
   },
@@ -176,6 +173,7 @@ async function onFrame(frame) {
 
 function drawn(frame) {
   const now = performance.now();
+  const isNew = state.lastStep !== frame.step;
   state.last = frame.frame;
   state.lastStep = frame.step;
   state.count++;
@@ -189,7 +187,10 @@ function drawn(frame) {
     if (state.latencies.length > 200) state.latencies.shift();
     state.pressed.delete(key);
   }
-  if (state.welcome.memory) memory.keep(frame, screen);
+  if (state.welcome.memory) {
+    if (isNew) memory.show(frame.step);
+    memory.keep(frame, screen);
+  }
 }
 
 // What is shown is reported: the server stops if a page does not keep up.

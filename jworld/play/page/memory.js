@@ -13,16 +13,19 @@ export class Memory {
   clear() {
     this.thumbnails = new Map();
     this.cameras = [];
+    this.waiting = [];
     this.latest = null;
     this.context.replaceChildren();
   }
 
-  /** Keep a thumbnail of a frame if it is the last one of a latent frame. */
+  /** Keep a thumbnail of a frame if it is the last one of a latent frame, or the first one that was shown of it. */
   async keep(frame, screen) {
-    if (frame.frame % FRAMES_PER_LATENT) return;
+    const latent = Math.ceil(frame.frame / FRAMES_PER_LATENT);
+    if (frame.frame % FRAMES_PER_LATENT && this.thumbnails.has(latent)) return;
     const height = Math.max(1, Math.round((48 * screen.height) / screen.width));
     const image = await createImageBitmap(screen, { resizeWidth: 48, resizeHeight: height });
-    this.thumbnails.set(frame.frame / FRAMES_PER_LATENT, image);
+    this.thumbnails.get(latent)?.close();
+    this.thumbnails.set(latent, image);
     if (this.thumbnails.size > KEPT) {
       const oldest = [...this.thumbnails.keys()].find((latent) => latent > FRAMES_PER_LATENT);
       this.thumbnails.get(oldest)?.close();
@@ -30,8 +33,19 @@ export class Memory {
     }
   }
 
-  /** Take the cameras of a computed step. */
-  add(memory) {
+  /** Take the cameras of a computed step, whose frames are shown later. */
+  add(step, memory) {
+    this.waiting.push([step, memory]);
+    if (this.waiting.length > 8) this.waiting.shift();
+  }
+
+  /** Show the cameras and the context of a step whose first frame is shown. */
+  show(step) {
+    while (this.waiting.length && this.waiting[0][0] <= step) this.take(this.waiting.shift()[1]);
+    this.draw();
+  }
+
+  take(memory) {
     memory.cameras.forEach((camera, index) => (this.cameras[memory.first + index - this.offset()] = camera));
     if (this.cameras.length > KEPT) this.dropped = (this.dropped ?? 0) + this.cameras.splice(0, this.cameras.length - KEPT).length;
     this.latest = memory;
