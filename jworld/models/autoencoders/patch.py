@@ -104,7 +104,8 @@ class PatchAutoencoder(network.VideoAutoencoder):
 
     def strengths(self, deviation: np.ndarray) -> np.ndarray:
         uneven = (np.asarray(self.transform.deviation[...], np.float64) * deviation) ** (1 - self.config.whitening)
-        return uneven / np.sqrt(np.mean(np.square(uneven)))
+        strengths: np.ndarray = uneven / np.sqrt(np.mean(np.square(uneven)))
+        return strengths
 
     def _encode_chunk(self, video: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         pixels = linear.to_float(video)

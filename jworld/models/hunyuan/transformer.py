@@ -186,9 +186,10 @@ class HunyuanTransformer(nnx.Module):
 
     def _velocity(self, image: jax.Array, vector: jax.Array, frames: FrameInputs) -> jax.Array:
         """Project tokens [B, F, T, D] to the velocity [B, F, H, W, C] float32."""
-        size = frames.video.shape[2:4]
         out = self.patch_out(modulated_norm(image, *self.final_modulation(vector))).astype(jnp.float32)
-        out = from_patches(out, size, self.cfg.patch_size[1:], channels_first=True)
+        out = from_patches(
+            out, (frames.video.shape[2], frames.video.shape[3]), self.cfg.patch_size[1:], channels_first=True
+        )
         if self.cfg.prediction == "velocity":
             return out
         noisy = frames.video[..., : self.cfg.channels].astype(jnp.float32)
