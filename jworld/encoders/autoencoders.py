@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -115,13 +115,21 @@ class Autoencoder:
     def encode_clips(self, video: np.ndarray, *, posterior: bool = False) -> Latents:
         """Encode videos uint8 [B, T, H, W, 3] as the latents that records store."""
         with jax.set_mesh(self._mesh):
-            latents = encode_program()(self.network, self._placed(video), posterior=posterior, tiling=self.tiling)
+            placed = self._placed(video)
+            latents = encode_program()(self.network, placed, posterior=posterior, tiling=self.tiling)
+            if not self.network.first_frame_alone:
+                # A call of its own: in one program, XLA's CPU compiler would keep copies of all weights in float32 from
+                # one use to the next.
+                alone = encode_program()(self.network, placed[:, :1], posterior=False, tiling=self.tiling)
+                latents = latents._replace(image_cond=alone.latent)
         on_host: Latents = jax.device_get(latents)
         return on_host
 
     def encode(self, video: np.ndarray) -> np.ndarray:
         """Encode videos uint8 [B, T, H, W, 3] as normalized latents [B, F, H', W', C] float32."""
-        return self.encode_clips(video).latent
+        with jax.set_mesh(self._mesh):
+            latents = encode_program()(self.network, self._placed(video), posterior=False, tiling=self.tiling)
+        return np.asarray(latents.latent)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Decode normalized latents [B, F, H', W', C] to videos uint8 [B, T, H, W, 3]."""
@@ -140,20 +148,33 @@ class Autoencoder:
 
     def encoding(self, shape: tuple[int, ...]) -> Program:
         """Return the program that encodes a video uint8 of this shape, [T, H, W, 3]."""
-        options = {"posterior": False, "tiling": self.tiling}
-        return Program("encoding", encode_program(), (self.network, self._described(shape, jnp.uint8)), options)
+        video = self._described(shape, jnp.uint8)
+        return self._call("encoding", encode_program, video, options={"posterior": False, "tiling": self.tiling})
 
     def decoding(self, shape: tuple[int, ...]) -> Program:
         """Return the program that decodes latents of this shape, [F, H', W', C]."""
-        return Program("decoding", decode_program(), (self.network, self._described(shape)), {"tiling": self.tiling})
+        return self._call("decoding", decode_program, self._described(shape), options={"tiling": self.tiling})
 
     def streaming(self, shape: tuple[int, ...], *, runs: int = 1) -> Iterator[Program]:
         """Yield the programs that decode latents of this shape, [f, H', W', C], at the start of a video and later."""
         latents = self._described(shape)
-        first = Program("decoding at the start", step_program(), (self.network, latents, None), runs=0)
+        first = self._call("decoding at the start", step_program, latents, None, runs=0)
         yield first
         _, cache = first.results()
-        yield Program("decoding", step_program(), (self.network, latents, cache), runs=runs, cache=cache)
+        yield self._call("decoding", step_program, latents, cache, runs=runs, cache=cache)
+
+    def _call(
+        self,
+        name: str,
+        program: Callable[[], Any],
+        *inputs: Any,
+        options: Mapping[str, Any] | None = None,
+        runs: int = 1,
+        cache: Any = None,
+    ) -> Program:
+        with jax.set_mesh(self._mesh):
+            function = program()
+        return Program(name, function, (self.network, *inputs), options or {}, runs, cache, self._mesh)
 
     def _placed(self, batch: np.ndarray) -> jax.Array:
         placed: jax.Array = jax.device_put(batch, self._sharding(len(batch)))
@@ -199,8 +220,7 @@ def _encode_clips(network: Network, video: jax.Array, *, posterior: bool, tiling
         logvar = jnp.clip(found.logvar, -30.0, 20.0) + 2 * jnp.log(jnp.abs(jnp.array(normalisation.scale)))
     else:
         latent = _encode(network, video, tiling)
-    image = latent[:, :1] if network.first_frame_alone else _encode(network, video[:, :1], tiling)
-    return Latents(latent, image, logvar)  # type: ignore[arg-type]
+    return Latents(latent, latent[:, :1], logvar)  # type: ignore[arg-type]
 
 
 def _encode(network: Network, video: jax.Array, tiling: Tiling | None) -> jax.Array:

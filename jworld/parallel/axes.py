@@ -1,11 +1,16 @@
 """The one table from logical axes to mesh axes, and the constraints that apply it to activations."""
 
+import contextlib
+import contextvars
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+_described: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("described", default=None)
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -68,8 +73,28 @@ def dividing_spec(shape: tuple[int, ...], *names: str | None) -> PartitionSpec:
     return PartitionSpec(*spec)
 
 
+@contextlib.contextmanager
+def describing(mesh: Mesh) -> Iterator[None]:
+    """Make `mesh` the current one for descriptions and their programs, whose devices need not exist.
+
+    Unlike under `jax.set_mesh`, values are still computed on the devices of this process.
+    """
+    token = _described.set(mesh)
+    try:
+        yield
+    finally:
+        _described.reset(token)
+
+
+def current_mesh() -> Mesh:
+    """Return the mesh of `describing`, or else that of `jax.set_mesh`, which may be empty."""
+    given = _described.get()
+    mesh: Mesh = jax.sharding.get_mesh() if given is None else given
+    return mesh
+
+
 def described(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
-    """Describe an array that a program on the current mesh receives from another one: replicated."""
-    mesh = jax.sharding.get_mesh()
+    """Describe an array that a program on `current_mesh` receives from another one: replicated."""
+    mesh = current_mesh()
     place = None if mesh.empty else NamedSharding(mesh, PartitionSpec())
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

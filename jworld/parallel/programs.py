@@ -1,5 +1,6 @@
 """Described calls of jitted functions, which can be compiled before there are weights, or for other chips."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -7,10 +8,12 @@ from typing import Any
 
 import jax
 
+from jworld.parallel import axes
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A call of a jitted function on the current mesh.
+    """A call of a jitted function on the mesh that is the current one when the program is described.
 
     Attributes:
       name: what the call does, in reports.
@@ -27,11 +30,13 @@ class Program:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     runs: int = 1
     cache: Any = None
+    mesh: jax.sharding.Mesh = dataclasses.field(default_factory=axes.current_mesh)
 
     @functools.cached_property
     def lowered(self) -> Any:
         """The program before compilation."""
-        return self.function.lower(*self.arguments, **self.options)
+        with contextlib.nullcontext() if self.mesh.empty else jax.set_mesh(self.mesh):
+            return self.function.lower(*self.arguments, **self.options)
 
     @functools.cached_property
     def compiled(self) -> Any:
@@ -47,7 +52,7 @@ class Program:
         )
 
     def jaxpr(self) -> Any:
-        """Trace the call on the current mesh, which may be another one, and return its jaxpr."""
+        """Trace the call on the mesh of `jax.set_mesh`, which may be another one, and return its jaxpr."""
 
         def anywhere(x: Any) -> Any:
             return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x

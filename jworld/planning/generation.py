@@ -11,6 +11,7 @@ import ml_collections
 from flax import nnx
 
 from jworld import systems
+from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel.programs import Program
 from jworld.planning import arithmetic, compile_step, topologies
@@ -47,7 +48,7 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology, sizes
         )
     system.check_sampling(mesh)
     began, problem = time.perf_counter(), None
-    with jax.set_mesh(mesh):
+    with axes.describing(mesh):
         model = described_model(system, config, mesh)
         found = system.generation(model, mesh)
         network, decoding = _Part(), _Part()
@@ -133,7 +134,7 @@ class _Part:
 
 
 def cost(program: Program, mesh: jax.sharding.Mesh) -> Cost:
-    """Compile a program on the current mesh, and measure it; its peak is without weights and its cache."""
+    """Compile a program for a mesh, and measure it; its peak is without weights and its cache."""
     flops = products(program)
     compiled = program.compiled
     share = 1.0

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from jworld.utils import hardware
+
 OFF = "off"
 _IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
@@ -33,20 +35,19 @@ def use_cache(folder: str = "") -> None:
 
 
 def in_order(function: Callable[..., Any], **options: Any) -> Callable[[], Any]:
-    """Return a function that returns `jax.jit(function, **options)`, compiled for little memory on CPUs.
+    """Return a function that returns `jax.jit(function, **options)`, compiled for little memory if the mesh is of CPUs.
 
     XLA's CPU compiler starts operations as early as their inputs allow. So it would copy the weights of all layers at
     once, widened or in the layout of its convolutions, where the layers do not share a loop.
     """
 
     @functools.cache
-    def program() -> Any:
-        # Not at import: this starts the backend.
-        if jax.default_backend() != "cpu":
-            return jax.jit(function, **options)
-        return jax.jit(function, **options, compiler_options=_IN_ORDER)
+    def made(platform: str) -> Any:
+        # Other compilers refuse the option.
+        return jax.jit(function, **options, compiler_options=_IN_ORDER if platform == "cpu" else None)
 
-    return program
+    # Not at import: this starts the backend.
+    return lambda: made(hardware.target_device().platform)
 
 
 class CacheReads:

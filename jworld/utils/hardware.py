@@ -1,6 +1,7 @@
 """Published figures of accelerators, the reference for plans and measured speeds."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -111,3 +112,12 @@ def of_device(device: jax.Device) -> Chip | None:
     # The longest name wins: "TPU v5 lite" is not a "TPU v5".
     matches = {name: chip for chip in CHIPS.values() for name in chip.kinds if kind.startswith(name)}
     return matches[max(matches, key=len)] if matches else None
+
+
+def target_device() -> Any:
+    """Return a device that the current program is compiled for, or the description of one.
+
+    The mesh decides, since a laptop can compile for a TPU pod.
+    """
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0] if described is None else described

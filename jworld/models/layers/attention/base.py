@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -72,17 +72,11 @@ class Backend:
 
 def target_platform() -> str:
     """Return "cpu", "gpu" or "tpu": the platform that the current program is compiled for."""
-    platform: str = _target_device().platform
+    platform: str = hardware.target_device().platform
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def target_chip() -> str:
     """Return the name of the chip that the current program is compiled for, as in `utils.hardware`, "" if unknown."""
-    chip = hardware.of_device(_target_device())
+    chip = hardware.of_device(hardware.target_device())
     return chip.name if chip else ""
-
-
-def _target_device() -> Any:
-    """A device, or the description of one: the mesh decides, since a laptop can compile for a TPU pod."""
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.devices()[0] if described is None else described
