@@ -27,13 +27,17 @@ async def play(address: str) -> None:
         # Paused and without pace, every "step" computes one step, whose frames come at once.
         for message in ({"type": "pause", "on": True}, {"type": "pace", "on": False}, {"type": "reset", "seed": 1}):
             await socket.send_json(message)
-        frames, path, fps = [], iter(PATH), 16.0
+        frames, path, fps, last = [], iter(PATH), 16.0, -1
         await socket.send_json({"type": "step", "held": next(path).split("+")})
         async for message in socket:
             if message.type is aiohttp.WSMsgType.BINARY:
                 frame, _ = protocol.unpack(message.data)
                 frames.append(protocol.pixels(frame))
-                await socket.send_json({"type": "shown", "frame": frame.frame})
+                if frame.frame == last:
+                    await socket.send_json({"type": "shown", "frame": last})
+                    if (keys := next(path, None)) is None:
+                        break
+                    await socket.send_json({"type": "step", "held": keys.split("+")})
                 continue
             facts = json.loads(message.data)
             if facts["type"] == "welcome":
@@ -42,9 +46,7 @@ async def play(address: str) -> None:
                 sys.exit(facts["text"])
             elif facts["type"] == "computed":
                 print(facts["step"], facts["action"], facts["seconds"])
-                if (keys := next(path, None)) is None:
-                    break
-                await socket.send_json({"type": "step", "held": keys.split("+")})
+                last = facts["first_frame"] + facts["frames"] - 1
     iio.imwrite("walk.mp4", frames, fps=fps)
     print(f"walk.mp4: {len(frames)} frames")
 

@@ -1,4 +1,4 @@
-"""One connected player: what it holds, wants and gets. All of this runs on the event loop."""
+"""One connected player: its keys, its frames and its messages. All of this runs on the event loop."""
 
 import asyncio
 import collections

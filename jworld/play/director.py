@@ -23,7 +23,7 @@ from jworld.utils import errors, limits
 GRACE_SECONDS = 15.0
 #: Longest time between two looks at players whose time is over, in seconds.
 _TICK = 1.0
-#: Messages that are no sign of a person.
+#: Messages that a page sends by itself.
 _AUTOMATIC = ("shown",)
 
 
@@ -184,7 +184,7 @@ class Director:
     # Turns
 
     async def run(self) -> None:
-        """Give turns until cancelled."""
+        """Give turns until the task is canceled."""
         while True:
             now = time.monotonic()
             self._look(now)

@@ -34,7 +34,7 @@ PLAY_CONNECTIONS = 32
 #: Bytes of a text message of a player.
 PLAY_MESSAGE_BYTES = 64 << 10
 #: Messages per second of a player in the long run, and in a burst.
-PLAY_MESSAGES, PLAY_BURST = 60, 240
+PLAY_MESSAGES, PLAY_BURST = 200, 400
 #: Bytes and pixels of a player's first image, and shortest time between two of them in seconds.
 PLAY_IMAGE_BYTES, PLAY_IMAGE_PIXELS, PLAY_IMAGE_SECONDS = 8 << 20, 1 << 24, 1.0
 #: Characters of a caption.

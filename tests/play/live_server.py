@@ -72,6 +72,7 @@ class Client:
         self.messages: list[dict[str, Any]] = []
         self.frames: list[protocol.Frame] = []
         self.sent: list[float] = []
+        self._lockstep = False
 
     async def send(self, kind: str, **values: Any) -> None:
         await self.socket.send_str(json.dumps({"type": kind, **values}))
@@ -83,7 +84,7 @@ class Client:
             frame, sent = protocol.unpack(message.data)
             self.frames.append(frame)
             self.sent.append(sent)
-            if acknowledge:
+            if acknowledge and not self._lockstep:
                 await self.send("shown", frame=frame.frame)
             return frame
         assert message.type is aiohttp.WSMsgType.TEXT, f"closed with {self.socket.close_code}: {message.extra}"
@@ -100,6 +101,7 @@ class Client:
 
     async def lockstep(self, **start: Any) -> None:
         """Pause, and start again with frames of exact pixels that come at once."""
+        self._lockstep = True
         await self.send("pause", on=True)
         await self.send("pace", on=False)
         await self.send("format", name="raw")
@@ -108,6 +110,12 @@ class Client:
             await self.until("started")
         await self.send("reset", **start)
         await self.until("started")
+
+    async def resume(self) -> None:
+        """Play live again after lockstep."""
+        self._lockstep = False
+        await self.send("pace", on=True)
+        await self.send("pause", on=False)
 
     async def step(self, *held: str) -> np.ndarray:
         """Compute a step while these keys are held, and return its frames uint8 [T, H, W, 3]."""
@@ -118,6 +126,8 @@ class Client:
             frame = await self.receive()
             if isinstance(frame, protocol.Frame) and frame.step == facts["step"]:
                 found.append(protocol.pixels(frame))
+        # Once is enough for all frames of a step.
+        await self.send("shown", frame=self.frames[-1].frame)
         return np.stack(found)
 
 

@@ -252,8 +252,7 @@ async def test_two_players_have_their_own_worlds(tmp_path: pathlib.Path) -> None
             await c.until("seat", place=1, playing=2, waiting=1)
         # Live, both get turns.
         for player in (a, b):
-            await player.send("pace", on=True)
-            await player.send("pause", on=False)
+            await player.resume()
         for number in range(2, 5):
             await a.until("computed", step=number)
             await b.until("computed", step=number)
