@@ -84,9 +84,12 @@ class Director:
     # Seats
 
     def join(self, identity: str) -> Player:
-        """Return the player with this id that has lost its connection, or a new one with a seat or a place."""
+        """Return the player with this id, who connects again, or a new one with a seat or a place."""
         player = self.players.get(identity)
-        if player is None or player.socket is not None:
+        if player is not None and player.socket is not None:
+            # A connection that broke without a sign looks open for a while.
+            self._spawn(player.socket.close(code=1000, message=b"the player has connected again"))
+        if player is None:
             player = Player(self.world, self._start)
             self.players[player.id] = player
             self._seats.join(player, time.monotonic())

@@ -1,6 +1,7 @@
 """First images that a player can choose: rendered rooms, or images that the user of the server gives."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -34,8 +35,9 @@ class FirstImage:
     image: np.ndarray
     caption: str = ""
 
+    @functools.cached_property
     def png(self) -> bytes:
-        """Return the content of a file."""
+        """Content of a file."""
         return key_logs.png(self.image)
 
 

@@ -108,7 +108,7 @@ class Server:
         image = self._director.images.get(request.match_info["name"])
         if image is None:
             raise web.HTTPNotFound(text="There is no such image.\n")
-        return web.Response(body=image.png(), content_type="image/png")
+        return web.Response(body=image.png, content_type="image/png")
 
     async def _recording(self, request: web.Request) -> web.StreamResponse:
         path = self._director.recordings.get(request.match_info["name"])
