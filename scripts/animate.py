@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import PIL.Image
 
 from jworld.data.recording import episodes
-from jworld.utils import arguments, errors
+from jworld.utils import arguments, errors, outputs
 
 
 @errors.exit_on_user_error
@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=pathlib.Path, metavar="FILE", help="file to write, .webp or .gif")
     parser.add_argument("--fps", type=float, default=12.0, help="frame rate, in Hz")
     options = parser.parse(argv)
+    outputs.check_file("FILE", options.output)
     frames = [PIL.Image.fromarray(frame) for frame in episodes.read_video(options.video)]
     frames[0].save(options.output, save_all=True, append_images=frames[1:], duration=round(1000 / options.fps), loop=0)
     print(f"wrote {options.output}: {len(frames)} frames, {options.output.stat().st_size / 1e3:.0f} kB")

@@ -12,7 +12,7 @@ import tokenizers
 
 from jworld.data.conversations import chat, questions
 from jworld.data.recording import rooms
-from jworld.utils import arguments
+from jworld.utils import arguments, errors, outputs
 
 VOCABULARY = 512
 UNKNOWN = "<unk>"
@@ -49,10 +49,12 @@ def make() -> tokenizers.Tokenizer:
     return tokenizer
 
 
+@errors.exit_on_user_error
 def main() -> None:
     parser = arguments.Parser("python scripts/make_tokenizer.py", str(__doc__).splitlines()[0])
     parser.add_argument("--output", default="assets/tokenizer", help="folder to write")
     output = pathlib.Path(parser.parse().output)
+    outputs.check_folder("--output", output)
     output.mkdir(parents=True, exist_ok=True)
     make().save(str(output / "tokenizer.json"))
     config = {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import matplotlib.figure
 
 from jworld.training import metrics
-from jworld.utils import arguments, errors
+from jworld.utils import arguments, errors, outputs
 
 
 @errors.exit_on_user_error
@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=pathlib.Path, nargs="+", help="folders of training runs")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="PNG file to write")
     options = parser.parse(argv)
+    outputs.check_file("--output", options.output)
     figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for run in options.runs:

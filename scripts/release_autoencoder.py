@@ -14,7 +14,7 @@ import rich.console
 from jworld.models.autoencoders import network
 from jworld.systems import runs
 from jworld.systems.autoencoder import release
-from jworld.utils import arguments, errors
+from jworld.utils import arguments, errors, outputs
 
 
 @errors.exit_on_user_error
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse(argv)
     if options.output.exists():
         raise errors.UserError(f"--output {options.output} exists already: remove it or choose another name")
+    outputs.check_file("--output", options.output)
     run = runs.load(options.run, options.step)
     if not isinstance(run.model, network.VideoAutoencoder):
         raise errors.UserError(f"--run: expected a run of configs/autoencoder.py, got another system in {options.run}")

@@ -15,7 +15,7 @@ from flax import nnx
 
 from jworld.systems import runs
 from jworld.training import weights
-from jworld.utils import arguments, errors
+from jworld.utils import arguments, errors, outputs
 from jworld.utils import config as run_config
 
 
@@ -28,15 +28,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse(argv)
     if options.output.exists():
         raise errors.UserError(f"--output {options.output} exists already: remove it or choose another folder")
+    outputs.check_folder("--output", options.output)
     config = run_config.load(options.run)
     model, step = runs.load_model(options.run, config, options.step)
     partial = options.output.with_name(options.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    run_config.save(config, partial)
-    shutil.copytree(options.run / runs.ENCODERS, partial / runs.ENCODERS)
-    weights.save(nnx.state(model, nnx.Param), partial / runs.WEIGHTS, np.float16)
-    partial.rename(options.output)
+    try:
+        partial.mkdir(parents=True)
+        run_config.save(config, partial)
+        shutil.copytree(options.run / runs.ENCODERS, partial / runs.ENCODERS)
+        weights.save(nnx.state(model, nnx.Param), partial / runs.WEIGHTS, np.float16)
+        partial.rename(options.output)
+    except (OSError, shutil.Error) as error:
+        raise errors.UserError(
+            f"--output {options.output} could not be written ({errors.one_line(error)}): free space, or choose "
+            "another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     size = (options.output / runs.WEIGHTS).stat().st_size
     print(f"wrote the weights of step {step} to {options.output} ({size / 1e6:.1f} MB)")
     print(f"next: python -m jworld.evaluate --checkpoint {options.output}")

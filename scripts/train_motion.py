@@ -23,7 +23,7 @@ from jworld.cameras import actions
 from jworld.data.recording import episodes
 from jworld.evaluation import motion as measures
 from jworld.models import motion
-from jworld.utils import arguments, errors
+from jworld.utils import arguments, errors, outputs
 
 BATCH, LEARNING_RATE, WEIGHT_DECAY, NUMBERS_WEIGHT = 128, 2e-3, 0.05, 0.1
 #: Action label -> the label with left and right swapped.
@@ -130,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=arguments.positive, default=4000, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     options = parser.parse(argv)
+    outputs.check_file("--output", options.output)
     console = rich.console.Console(highlight=False, soft_wrap=True)
     config = motion.MotionConfig()
     train, val = (Examples(options.episodes, split, config) for split in ("train", "val"))

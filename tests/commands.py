@@ -5,8 +5,10 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).parent.parent
+FORK_SERVER = str(ROOT / "tests" / "fork_server.py")
 
 MODEL = (
     "--config.model.width=32",
@@ -40,9 +42,35 @@ def train_arguments(folder: pathlib.Path, *extra: str, workdir: str = "run") -> 
     ]
 
 
+def merged(arguments: Iterable[str]) -> list[str]:
+    """Return arguments of which a later --config.a.b=value replaces an earlier one; commands refuse both."""
+    last: dict[str, str] = {}
+    for number, argument in enumerate(arguments):
+        name = argument.partition("=")[0]
+        last[name if name.startswith("--config.") and "=" in argument else str(number)] = argument
+    return list(last.values())
+
+
+def replaced(arguments: Iterable[str], *extra: str) -> list[str]:
+    """Return arguments with those of `extra` in place of earlier options of the same names.
+
+    The value of an option follows it or a "=".
+    """
+    names = {argument.partition("=")[0] for argument in extra if argument.startswith("-")}
+    kept: list[str] = []
+    following = iter(arguments)
+    for argument in following:
+        name, equals, _ = argument.partition("=")
+        if name not in names:
+            kept.append(argument)
+        elif not equals:
+            next(following, None)
+    return [*kept, *extra]
+
+
 def run(module: str, *arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", module, *merged(arguments)],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
@@ -54,38 +82,12 @@ def run(module: str, *arguments: str, timeout: float = 300, **environment: str) 
 
 def start(module: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", module, *merged(arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-#: Program that imports a module once and calls its main in forks: the import takes longer than a refused command.
-_IN_FORKS = """
-import importlib, json, os, sys, traceback
-
-module = importlib.import_module(sys.argv[1])
-for line in sys.stdin:
-    request = json.loads(line)
-    if not (child := os.fork()):
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        code = 0
-        try:
-            sys.argv = [module.__file__, *request["arguments"]]
-            module.main()
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 
 
 def run_in_forks(
@@ -94,11 +96,11 @@ def run_in_forks(
     """Return the results of `run` for several argument lists with a single import; `folder` receives the outputs."""
     folder.mkdir(parents=True)
     requests = [
-        {"arguments": arguments, "stdout": str(folder / f"{i}.out"), "stderr": str(folder / f"{i}.err")}
+        {"arguments": merged(arguments), "stdout": str(folder / f"{i}.out"), "stderr": str(folder / f"{i}.err")}
         for i, arguments in enumerate(calls)
     ]
     server = subprocess.run(
-        [sys.executable, "-c", _IN_FORKS, module],
+        [sys.executable, FORK_SERVER, module],
         input="".join(json.dumps(request) + "\n" for request in requests),
         cwd=ROOT,
         env={**os.environ, **environment},
@@ -114,7 +116,7 @@ def run_in_forks(
             pathlib.Path(request["stdout"]).read_text(),
             pathlib.Path(request["stderr"]).read_text(),
         )
-        for code, request in zip(server.stdout.split(), requests, strict=True)
+        for code, request in zip(server.stdout.split()[1::2], requests, strict=True)
     ]
 
 

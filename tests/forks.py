@@ -14,35 +14,6 @@ from collections.abc import Callable, Sequence
 
 import commands
 
-#: Reads requests, runs `main` in a fork, and prints its process and, at its end, its exit code.
-_SERVER = """
-import importlib, json, os, sys, traceback
-
-module = importlib.import_module(sys.argv[1])
-if hasattr(module, "show"):
-    module.show = lambda job: True  # Samples are made from a finished run and take most of a launch.
-for line in sys.stdin:
-    request = json.loads(line)
-    if not (child := os.fork()):
-        for number in (1, 2):
-            os.dup2(os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        code = 0
-        try:
-            sys.argv = [module.__file__, *request["arguments"]]
-            module.main()
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
@@ -61,7 +32,7 @@ class Launches:
         environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
         self._output = output
         self._server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER, module],
+            [sys.executable, commands.FORK_SERVER, module, "--no-samples"],
             cwd=commands.ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -83,7 +54,9 @@ class Launches:
         assert self._server.stdout is not None
         self._output.write_text("")
         began = time.monotonic()
-        print(json.dumps({"arguments": arguments, "output": str(self._output)}), file=self._server.stdin, flush=True)
+        output = dict.fromkeys(("stdout", "stderr"), str(self._output))
+        request = {"arguments": commands.merged(arguments), **output}
+        print(json.dumps(request), file=self._server.stdin, flush=True)
         child = int(self._server.stdout.readline())
         status = pathlib.Path(f"/proc/{child}/stat")
         while _lives(status):

@@ -38,9 +38,9 @@ def image(run: pathlib.Path) -> pathlib.Path:
 
 
 def arguments(run: pathlib.Path, image: pathlib.Path, out: pathlib.Path, *extra: str) -> list[str]:
-    pose = [] if "--pose" in extra else ["--pose", "w-3, w+right-4"]
-    images = [] if "--image" in extra else ["--image", str(image)]
-    return ["--checkpoint", str(run), *images, "--prompt", "rooms", *pose, "--out", str(out), *extra]
+    """Return a command line; options of `extra` replace the others."""
+    own = ["--checkpoint", str(run), "--image", str(image), "--prompt", "rooms", "--pose", "w-3, w+right-4"]
+    return commands.replaced([*own, "--out", str(out)], *extra)
 
 
 def make(run: pathlib.Path, image: pathlib.Path, folder: pathlib.Path, *extra: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import commands
 import numpy as np
 import PIL.Image
 import tiny_run
@@ -85,10 +86,7 @@ def image(directory: pathlib.Path) -> pathlib.Path:
 
 
 def arguments(name: str, directory: pathlib.Path, out: pathlib.Path, *extra: str) -> list[str]:
-    """Return a command line of `generate` for the run; arguments of `extra` replace those of `RUNS`."""
-    own = list(RUNS[name][2])
-    for option in extra:
-        if option in own:
-            del own[own.index(option) : own.index(option) + 2]
-    words = [str(image(directory)) if word == "IMAGE" else word for word in own]
-    return ["--checkpoint", str(make(name, directory)), "--prompt", "a red room", *words, "--out", str(out), *extra]
+    """Return a command line of `generate` for the run; options of `extra` replace the others."""
+    words = [str(image(directory)) if word == "IMAGE" else word for word in RUNS[name][2]]
+    own = ["--checkpoint", str(make(name, directory)), "--prompt", "a red room", *words, "--out", str(out)]
+    return commands.replaced(own, *extra)

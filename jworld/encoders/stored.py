@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from jworld.encoders import base, glyph, sources
 from jworld.utils import files, tensor_files
@@ -106,9 +105,8 @@ def write_embeddings(path: str | pathlib.Path, family: str, states: Mapping[str,
     metadata = {"family": family, "prompts": json.dumps(list(states))}
     tensors = {f"{_TEXT}.{row}": np.ascontiguousarray(array) for row, array in enumerate(states.values())}
     try:
-        with files.replacing(path) as temporary:
-            safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
-    except (OSError, safetensors.SafetensorError) as error:
+        tensor_files.save(tensors, path, metadata=metadata)
+    except OSError as error:
         raise UserError(f"{path} could not be written ({error}): choose another place") from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import rich.console
 
 from jworld.evaluation import accuracy, leaderboard
-from jworld.utils import arguments, errors, files
+from jworld.utils import arguments, errors, files, outputs
 
 DESCRIPTION = """Print several evaluations side by side: accuracies per task, with a bar chart, or all measures of
 videos. Writes comparison.json. The best values are bold."""
@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> None:
     add("--labels", nargs="+", metavar="NAME", help="names of the results (default: those of their folders)")
     add("--output", default="comparison", metavar="DIR", help="folder to write to")
     options = parser.parse(argv)
+    outputs.check_folder("--output", pathlib.Path(options.output))
     paths = list(map(pathlib.Path, options.results))
     labels = options.labels or list(map(_label, paths))
     if len(labels) != len(paths) or len(set(labels)) != len(labels):

@@ -7,10 +7,9 @@ from typing import TypeVar
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import nnx
 
-from jworld.utils import files, tensor_files
+from jworld.utils import tensor_files
 from jworld.utils.errors import UserError
 
 Network = TypeVar("Network", bound=nnx.Module)
@@ -30,8 +29,7 @@ def save(model: nnx.Module, path: str | pathlib.Path, header: Mapping[str, str],
         }
     if large := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise UserError(f"{large[0]} has values that {dtype} cannot hold: choose float32")
-    with files.replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata=dict(header))
+    tensor_files.save(arrays, path, metadata=header)
 
 
 def load(path: str | pathlib.Path, make: Callable[[], Network], *, remedy: str) -> Network:

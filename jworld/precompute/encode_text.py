@@ -14,7 +14,7 @@ import rich.progress
 
 from jworld.data.inputs import items
 from jworld.encoders import registry, stored, torch_models
-from jworld.utils import arguments
+from jworld.utils import arguments, outputs
 from jworld.utils.errors import UserError, exit_on_user_error
 
 _BATCH = 8
@@ -78,6 +78,7 @@ def _parser() -> arguments.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = _parser().parse(argv)
+    outputs.check_file("--output", options.output)
     prompts = collect(options.prompt, options.input)
     run_with = registry.Options(dtype=options.encoder_dtype, device=options.encoder_device)
     console = rich.console.Console()

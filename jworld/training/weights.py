@@ -9,11 +9,10 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from jworld.training import array_store, storage
 from jworld.training import state as train_state
-from jworld.utils import errors, files, nnx_types, tensor_files
+from jworld.utils import errors, nnx_types, tensor_files
 
 #: Bytes on the host, read but not yet on their devices.
 _IN_FLIGHT = 256 << 20
@@ -25,8 +24,7 @@ def save(params: nnx_types.State, path: pathlib.Path, dtype: np.dtype | type) ->
     """Write every leaf, cast to `dtype`, under its path."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     arrays = {train_state.leaf_name(name): np.asarray(leaf).astype(dtype) for name, leaf in leaves}
-    with files.replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary)
+    tensor_files.save(arrays, path)
 
 
 def load(path: pathlib.Path, abstract: nnx_types.State) -> nnx_types.State:

@@ -13,6 +13,8 @@ LEAST_BYTES = 50_000_000
 
 def check_file(flag: str, path: pathlib.Path, *, least_bytes: int = LEAST_BYTES) -> None:
     """Raise a `UserError` if a file cannot be written at `path`; what is there, and what is missing, stay so."""
+    if path.is_symlink() and not path.exists():
+        raise errors.UserError(f"{flag} {path} is a link to nothing: give another name")
     if path.is_dir():
         raise errors.UserError(f"{flag} {path} is a folder, expected the name of a file: add a name")
     if path.exists() and not os.access(path, os.W_OK):

@@ -1,15 +1,36 @@
-"""Opening of safetensors files, with one sentence for each mistake."""
+"""Safetensors files: opened with one sentence for each mistake, and written completely or not at all."""
 
 import contextlib
+import os
 import pathlib
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from jworld.utils import errors, files, limits
+
+
+def save(
+    arrays: Mapping[str, np.ndarray], path: str | pathlib.Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a file atomically.
+
+    Raises:
+      OSError: it cannot be written, for example because the disk is full; its type in the library is another.
+    """
+    with files.replacing(path) as temporary:
+        try:
+            safetensors.numpy.save_file(dict(arrays), temporary, None if metadata is None else dict(metadata))
+        except safetensors.SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 @contextlib.contextmanager

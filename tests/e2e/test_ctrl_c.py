@@ -22,7 +22,7 @@ HELP = ("-m", "jworld", "generate", "--help")
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, *commands.merged(arguments)],
         cwd=commands.ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,

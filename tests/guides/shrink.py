@@ -17,6 +17,8 @@ import json
 import pathlib
 import re
 
+import commands
+
 #: Two steps on one device.
 RUN = (
     "--config.steps=2",
@@ -285,20 +287,7 @@ def command(words: list[str]) -> list[str]:
     if module == "conversion" and rest[:1] in (["import"], ["fuse"]):
         extra += IMPORTS.get(_value(rest, "--output").rstrip("/"), ())
         words = [word.replace("--config=configs/", "--config=small/") for word in words]
-    return _without(words, {option.split("=")[0] for option in extra if option.startswith("-")}) + extra
-
-
-def _without(words: list[str], names: set[str]) -> list[str]:
-    """Return a command without these options, whose values may be words of their own."""
-    kept: list[str] = []
-    following = iter(words)
-    for word in following:
-        name, equals, _ = word.partition("=")
-        if name not in names:
-            kept.append(word)
-        elif not equals:
-            next(following, None)
-    return kept
+    return commands.replaced(words, *extra)
 
 
 def _module(words: list[str]) -> tuple[str, list[str]]:

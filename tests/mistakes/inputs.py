@@ -12,6 +12,8 @@ import own_records
 import PIL.Image
 import precompute_inputs
 import published_set
+import pyarrow
+from pyarrow import parquet
 
 from conversion import __main__ as conversion
 from jworld.precompute import encode_text, job
@@ -29,6 +31,7 @@ def make(folder: pathlib.Path) -> pathlib.Path:
     shutil.copy(commands.ROOT / "configs" / "ar_mem.py", folder / "recipe.py")
     shutil.copy(commands.ROOT / "assets" / "motion" / "rooms.safetensors", folder / "motion.safetensors")
     _texts(folder)
+    _benchmarks(folder)
     _records(folder)
     own = precompute_inputs.write_videos(folder / "raw", "matrix", "abc")
     entries = json.loads((own / "index.json").read_text())["list"]
@@ -47,6 +50,7 @@ def _texts(folder: pathlib.Path) -> None:
     pose = {str(i): {"w2c": np.eye(4).tolist(), "intrinsic": np.eye(3).tolist()} for i in range(13)}
     (folder / "poses.json").write_text(json.dumps(pose))
     (folder / "batch.jsonl").write_text('{"prompt": "a room", "pose": "w-3", "out": "a.mp4"}\n')
+    (folder / "questions.jsonl").write_text('{"prompt": "What is it?"}\n')
     (folder / "original.json").write_text('{"learning_rate": 0.001}')
     (folder / "images").mkdir()
     shutil.copy(folder / "image.png", folder / "images" / "image.png")
@@ -56,6 +60,22 @@ def _texts(folder: pathlib.Path) -> None:
     result = folder / "evaluation"
     result.mkdir()
     (result / "evaluation.json").write_text('{"scores": {"a": {"accuracy": 50.0, "correct": 1, "total": 2}}}')
+
+
+def _benchmarks(folder: pathlib.Path) -> None:
+    (folder / "vsr.jsonl").write_text('{"image": "image.png", "caption": "The wall is red.", "label": 1}\n')
+    turns = [{"from": "human", "value": "Is it red?"}, {"from": "gpt", "value": "Yes."}]
+    row = {"id": "1", "image": "image.png", "conversations": turns}
+    (folder / "spatial.jsonl").write_text(json.dumps(row) + "\n")
+    picture = {"bytes": (folder / "image.png").read_bytes(), "path": None}
+    (folder / "tables").mkdir()
+    texts = {"id": "1", "text_q": "Is it red?", "conversations": json.dumps(turns)}
+    cells = {**texts, "image": picture}
+    parquet.write_table(pyarrow.table({key: [cell] for key, cell in cells.items()}), folder / "tables" / "val.parquet")
+    question = {"question": "How many?", "choices": ["1", "2"], "answer": "(A)", "image_1": picture}
+    place = folder / "blink" / "Counting" / "val-00000-of-00001.parquet"
+    place.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.table({key: [cell] for key, cell in question.items()}), place)
 
 
 def _records(folder: pathlib.Path) -> None:

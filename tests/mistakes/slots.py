@@ -5,6 +5,7 @@ In the arguments "{}" stands for the wrong path and "{name}" for a valid input o
 
 import dataclasses
 
+import commands
 import own_records
 
 THEWORLD = (
@@ -14,7 +15,7 @@ THEWORLD = (
     "--config.data.records=set",
     "--config.data.conversations.images={images}",
 )
-COSMOS = (*own_records.COSMOS, "--config.global_batch=8")
+COSMOS = tuple(commands.merged([*own_records.COSMOS, "--config.global_batch=8"]))
 GENERATE = ("--image={image.png}", "--prompt=a", "--pose=w-3", "--out=out.mp4")
 SIZES = ("--fps=5", "--frames=9", "--width=32", "--height=24", "--output=out")
 VIDEOS = (*SIZES, "--autoencoder={autoencoder.safetensors}")
@@ -66,8 +67,8 @@ def _folder(module: str, valid: str, *arguments: str, members: str = "", good: t
     return Slot(module, arguments, "folder", valid, tuple(members.split()), good)
 
 
-def _output(module: str, table: str, *arguments: str) -> Slot:
-    return Slot(module, arguments, f"output {table}", "out")
+def _output(module: str, table: str, *arguments: str, name: str = "out") -> Slot:
+    return Slot(module, arguments, f"output {table}", name)
 
 
 #: A path that is not a file is a string of another option's notation.
@@ -141,6 +142,16 @@ _GENERATE = (
     _folder("jworld.generate", "tokenizer", "--checkpoint={starter}", "--image-encoder=siglip:{}", *GENERATE),
     _file("jworld.generate", "image.png", "--checkpoint={theworld}", "--image={}", "--prompt=a", good=("image",)),
     _file("jworld.generate", "batch.jsonl", "--checkpoint={theworld}", "--batch={}", "--out=out.jsonl"),
+    _output("jworld.generate", "file", "--checkpoint={starter}", *GENERATE[:-1], "--out={}", name="out.mp4"),
+    _output("jworld.generate", "file", "--checkpoint={theworld}", "--prompt=a", "--out={}", name="out.json"),
+    _output(
+        "jworld.generate",
+        "file",
+        "--checkpoint={theworld}",
+        "--batch={questions.jsonl}",
+        "--out={}",
+        name="out.jsonl",
+    ),
 )
 _EVALUATE = (
     _folder("jworld.evaluate", "starter", "--checkpoint={}", members="config.json"),
@@ -161,6 +172,29 @@ _EVALUATE = (
         "--output=out",
         members="evaluation.json",
         good=(),
+    ),
+    _output("jworld.evaluate", "folder", "--checkpoint={starter}", "--output={}"),
+    _output("jworld.evaluate", "folder", "compare", "{evaluation}", "--output={}"),
+)
+_BENCHMARKS = (
+    _file("mistakes.benchmark_data", "vsr.jsonl", "--benchmark=vsr", "--data={}", "--images={images}"),
+    _folder(
+        "mistakes.benchmark_data",
+        "images",
+        "--benchmark=vsr",
+        "--data={vsr.jsonl}",
+        "--images={}",
+        members="image.png",
+        good=("image.png: image",),
+    ),
+    _file("mistakes.benchmark_data", "spatial.jsonl", "--benchmark=spatial_rgpt", "--data={}", "--images={images}"),
+    _file("mistakes.benchmark_data", "tables/val.parquet", "--benchmark=spatial_rgpt", "--data={}"),
+    _folder(
+        "mistakes.benchmark_data",
+        "blink",
+        "--benchmark=blink",
+        "--data={}",
+        members="Counting/val-00000-of-00001.parquet",
     ),
 )
 _PLAN = (
@@ -351,6 +385,31 @@ _CONVERSION = (
     ),
     _output("conversion.__main__", "folder", "export", "{imported}", "--output={}"),
 )
+_OUTPUTS = (
+    _output("jworld.precompute.__main__", "folder", "--input={episodes}", "--output={}"),
+    _output(
+        "jworld.precompute.encode_text",
+        "file",
+        "--text-encoder=hashed-words:16",
+        "--prompt=a",
+        "--output={}",
+        name="out.safetensors",
+    ),
+    _output("jworld.systems.cosmos.import_t5", "file", "--input={t5}", "--output={}", name="out.safetensors"),
+    _output(
+        "jworld.systems.worldplay.encode_negative",
+        "folder",
+        "--text-encoder=stored:{embeddings.safetensors}",
+        "--output={}",
+    ),
+    _output("jworld.systems.matrix.encode_controls", "file", "--output={}", name="out.safetensors"),
+    _output("conversion.__main__", "folder", "import", "{download}", "--output={}"),
+    _output("scripts.plot_loss", "file", "{starter}", "--output={}", name="out.png"),
+    _output("scripts.animate", "file", "{videos/a.mp4}", "{}", name="out.webp"),
+    _output("scripts.train_motion", "file", "--episodes={episodes}", "--output={}", name="out.safetensors"),
+    _output("scripts.release_weights", "folder", "--run={starter}", "--output={}"),
+    _output("scripts.release_autoencoder", "file", "--run={starter}", "--output={}", name="out.safetensors"),
+)
 _SCRIPTS = (
     _output("scripts.record_episodes", "folder", "--source=rooms", "--episodes=1", "--frames=5", "--output={}"),
     _folder("scripts.plot_loss", "starter", "{}", "--output=out.png"),
@@ -359,6 +418,17 @@ _SCRIPTS = (
     _folder("scripts.release_weights", "starter", "--run={}", "--output=out", members="config.json"),
     _folder("scripts.release_autoencoder", "starter", "--run={}", "--output=out.safetensors", members="config.json"),
 )
-SLOTS = (*_TRAIN, *_GENERATE, *_EVALUATE, *_PLAN, *_PRECOMPUTE, *_IMPORTS, *_CONVERSION, *_SCRIPTS)
+SLOTS = (
+    *_TRAIN,
+    *_GENERATE,
+    *_EVALUATE,
+    *_PLAN,
+    *_PRECOMPUTE,
+    *_IMPORTS,
+    *_CONVERSION,
+    *_BENCHMARKS,
+    *_OUTPUTS,
+    *_SCRIPTS,
+)
 #: Names of slots whose tries open models: most of the time of all.
 SLOW = frozenset({"jworld.generate --checkpoint", "jworld.evaluate --records"})

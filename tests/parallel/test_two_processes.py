@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -56,8 +57,8 @@ def start(
     started = []
     for index in range(processes):
         several = [f"--coordinator=localhost:{port}", f"--num-processes={processes}", f"--process-id={index}"]
-        command = [sys.executable, str(HERE / "toy_train.py"), *arguments, *(several if processes > 1 else [])]
-        command += [only[index]] if only and index in only else []
+        own = [*arguments, *(several if processes > 1 else []), *([only[index]] if only and index in only else [])]
+        command = [sys.executable, str(HERE / "toy_train.py"), *commands.merged(own)]
         with (folder / f"{workdir}.{index}").open("w") as output:
             started.append(
                 subprocess.Popen(

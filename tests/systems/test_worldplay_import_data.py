@@ -39,7 +39,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def arguments(folder: pathlib.Path, output: pathlib.Path | None = None, *extra: str) -> list[str]:
     prompt, glyph = (str(folder / name) for name in published_set.NAMES)
     common = ["--index", str(folder / "index.json"), "--negative-prompt", prompt, "--negative-glyph", glyph]
-    return [*common, "--min-frames=4", *(["--output", str(output)] if output else []), *extra]
+    return commands.replaced([*common, "--min-frames=4", *(["--output", str(output)] if output else [])], *extra)
 
 
 def content(directory: pathlib.Path) -> dict[str, bytes]:
@@ -165,7 +165,7 @@ def test_sizes_of_the_published_model_fit_its_recipe(
     size = {**published_set.SIZE, "height": 30, "width": 52, "tokens": 1000, "text": 3584, "glyphs": 256}
     size |= {"glyph": 1472, "vision": (729, 1152)}
     published_set.write_set(tmp_path, 1, frames=24, size=size)
-    import_data.main([*arguments(tmp_path, tmp_path / "set"), "--min-frames=24"])
+    import_data.main(arguments(tmp_path, tmp_path / "set", "--min-frames=24"))
     assert capsys.readouterr().out.strip().endswith(f"ar_mem.py:8b --config.data.records={tmp_path / 'set'}")
     system = systems.create(ar_mem.get_config("8b"))
     source = records.RecordSource(tmp_path / "set", "train", min_frames=system.clip.window_frames)
@@ -297,10 +297,10 @@ def test_prompts_of_other_encoders_are_refused(
     published: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompt, _ = published_set.save_negative(tmp_path, published_set.text(1, size={**published_set.SIZE, "text": 8}))
-    argv = [*arguments(published, tmp_path / "set"), "--negative-prompt", str(prompt)]
+    argv = arguments(published, tmp_path / "set", "--negative-prompt", str(prompt))
     assert exit_code(argv) == 2
     assert r"hold states of widths (8, 7), expected (5, 7) like the prompts of the clips" in capsys.readouterr().err
-    swapped = [*arguments(published, tmp_path / "set"), "--negative-glyph", str(prompt)]
+    swapped = arguments(published, tmp_path / "set", "--negative-glyph", str(prompt))
     assert exit_code(swapped) == 2
     assert "the tensor 'byt5_text_states' is missing" in capsys.readouterr().err
 

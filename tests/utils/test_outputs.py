@@ -21,6 +21,7 @@ def test_a_place_that_can_be_written(tmp_path: pathlib.Path) -> None:
         ("folder", "is a folder, expected the name of a file"),
         ("file/out.mp4", "file is not a folder"),
         ("link/out.mp4", "is a link to nothing"),
+        ("link", "is a link to nothing"),
         ("/proc/none/out.mp4", "cannot be written in /proc"),
     ],
 )

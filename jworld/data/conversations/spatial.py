@@ -62,7 +62,7 @@ def _literal(value: Any) -> Any:
         return value
     try:
         return ast.literal_eval(value)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{value[:40]!r} is neither a list nor an object") from error
 
 
@@ -77,6 +77,8 @@ def _box(box: Any) -> Box:
 def _turns(raw: Mapping[str, Any]) -> list[chat.Turn]:
     conversations = _literal(raw.get("conversations"))
     if conversations:
+        if not isinstance(conversations, list) or not all(isinstance(entry, Mapping) for entry in conversations):
+            raise ValueError(f"conversations is {str(conversations)[:40]!r}, expected a list of turns")
         turns = []
         for entry in conversations:
             role = "user" if entry.get("from") == "human" else "model"

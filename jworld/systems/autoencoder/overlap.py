@@ -15,7 +15,7 @@ import safetensors.numpy
 import scipy.linalg
 
 from jworld.models.autoencoders import linear
-from jworld.utils import files
+from jworld.utils import tensor_files
 
 #: Added to the features' squares, as a share of their mean, so that channels that never vary do no harm.
 RIDGE = 1e-5
@@ -30,8 +30,7 @@ class Overlap:
     bias: np.ndarray
 
     def save(self, path: pathlib.Path) -> None:
-        with files.replacing(path) as temporary:
-            safetensors.numpy.save_file(dataclasses.asdict(self), temporary)
+        tensor_files.save(dataclasses.asdict(self), path)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Overlap":

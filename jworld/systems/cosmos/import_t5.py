@@ -15,7 +15,7 @@ import rich.progress
 from jworld.data.inputs import items
 from jworld.encoders import stored, t5
 from jworld.systems.cosmos import t5_pickles
-from jworld.utils import arguments
+from jworld.utils import arguments, outputs
 from jworld.utils.errors import UserError, exit_on_user_error
 
 FOLDER = "t5_xxl"
@@ -82,6 +82,7 @@ def _parser() -> arguments.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse(argv)
     output = options.output or options.input / f"{FOLDER}.safetensors"
+    outputs.check_file("--output", output)
     console = rich.console.Console()
     states = import_embeddings(options.input, output, console=console)
     width = next(iter(states.values())).shape[1]

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import rich.console
-import safetensors.numpy
 
 from jworld.cameras import driving
 from jworld.encoders import registry, sources, torch_models
 from jworld.systems.matrix import data
-from jworld.utils import arguments, files, pretrained
+from jworld.utils import arguments, outputs, pretrained, tensor_files
 from jworld.utils.errors import exit_on_user_error
 
 _PARTS = ("text_encoder", "tokenizer")
@@ -71,14 +70,14 @@ def _parser() -> arguments.Parser:
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse(argv)
+    outputs.check_file("--output", options.output)
     console = rich.console.Console(soft_wrap=True, highlight=False)
     run_with = registry.Options(dtype=options.encoder_dtype, device=options.encoder_device)
     with console.status("encoding the sentences"):
         states = encode(options.encoder, run_with)
     output: pathlib.Path = options.output
     output.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(output) as partial:
-        safetensors.numpy.save_file({data.CONTROL_STATES: states}, partial)
+    tensor_files.save({data.CONTROL_STATES: states}, output)
     console.print(f"wrote {output}: {len(states)} vectors of width {states.shape[1]}")
     command = ["python", "-m", "jworld.train", "--config=configs/matrix_control.py:2b"]
     command += [f"--config.data.clip.control_states={output}", f"--config.model.control_dim={states.shape[1]}"]

@@ -13,7 +13,7 @@ import rich.console
 
 from jworld.encoders import glyph, model_encoders, qwen, registry, torch_models
 from jworld.systems.worldplay import import_data
-from jworld.utils import arguments, files
+from jworld.utils import arguments, files, outputs
 from jworld.utils.errors import UserError, exit_on_user_error
 
 #: File names of the published data.
@@ -84,6 +84,7 @@ def _parser() -> arguments.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = _parser().parse(argv)
+    outputs.check_folder("--output", options.output)
     run_with = registry.Options(dtype=options.encoder_dtype, device=options.encoder_device)
     console = rich.console.Console(soft_wrap=True, highlight=False)
     encoder = model_encoders.load(model_encoders.TEXT, options.text_encoder, run_with)

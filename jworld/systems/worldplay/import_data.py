@@ -22,7 +22,7 @@ from jworld.data.records import shards, text_store
 from jworld.encoders import glyph, qwen, siglip
 from jworld.systems import matching
 from jworld.systems.worldplay import matching_recipe, published_files
-from jworld.utils import arguments
+from jworld.utils import arguments, outputs
 from jworld.utils.errors import UserError, exit_on_user_error
 
 COMMAND = "python -m jworld.systems.worldplay.import_data"
@@ -339,6 +339,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse(argv)
     _check(parser, options)
+    if not options.validate:
+        outputs.check_folder("--output", pathlib.Path(options.output))
     console = rich.console.Console()
     published = open_published(
         options.index,

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from jworld.data.conversations import formats, image_files, json_rows
+from jworld.data.conversations import formats, image_files, json_rows, spatial
 from jworld.utils.errors import UserError
 
 COLORS = ((250, 10, 10), (10, 250, 10), (10, 10, 250))
@@ -173,6 +173,22 @@ def test_json_arrays_are_read_in_pieces(tmp_path: pathlib.Path, monkeypatch: pyt
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             list(json_rows.read(path))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"conversations": "'words'"}, "expected a list of turns"),
+        ({"conversations": 3}, "expected a list of turns"),
+        ({"conversations": "[1]"}, "expected a list of turns"),
+        ({"conversations": "(" * 100_000}, "is neither a list nor an object"),
+        ({"bbox": "-" * 100_000 + "1"}, "is neither a list nor an object"),
+        ({"bbox": "[[1, 2, 3]]"}, "expected four numbers"),
+    ],
+)
+def test_texts_of_tables_are_bounded(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spatial.read_row({"question": "What?", **row}, number=0)
 
 
 def test_mistakes(folder: pathlib.Path) -> None:
