@@ -3,15 +3,15 @@
 Variants (`--config=configs/ar_mem.py:<variant>`):
   (none)   tiny model on ray-cast rooms, fine-tuned from the starter weights; minutes on two CPU cores
   doom     the same model on ViZDoom's maze, from scratch
-  rooms    the same model on the rooms, from scratch
-  starter  training of the starter weights: the tiny model on 256 episodes; more than an hour on two CPU cores
+  starter  training of the starter weights: the tiny model on 768 episodes; more than an hour on two CPU cores
+  rooms    a smaller model from scratch, on images of 64x48 pixels whose autoencoder is fitted; for data of your own
   small    about 100M parameters at the recorder's full resolution; half an hour on one GPU
   8b       the published model with every value of the original's launch script; docs/worldplay.md
 """
 
 import ml_collections
 
-VARIANTS = ("", "rooms", "doom", "starter", "small", "8b")
+VARIANTS = ("", "doom", "starter", "rooms", "small", "8b")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("8b",)
 STARTER = "assets/starter"
@@ -21,10 +21,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
     config = _tiny()
-    if variant in ("rooms", "doom", "starter"):
-        _from_scratch(config, source="doom" if variant == "doom" else "rooms")
+    if variant == "doom":
+        _from_scratch(config, source="doom")
     if variant == "starter":
         _starter(config)
+    if variant in ("rooms", "small"):
+        _from_scratch(config, source="rooms")
+        _fitted(config)
     if variant == "small":
         _small(config)
     if variant == "8b":
@@ -42,11 +45,15 @@ def _tiny() -> ml_collections.ConfigDict:
     config.init_from = STARTER
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
     config.model = {
-        "channels": 96,
-        "width": 144,
+        "channels": 128,
+        # 12 tokens of 512 numbers for a latent frame: more than 192 can carry, if they have noise.
+        "patch_size": (1, 2, 2),
+        "prediction": "clean",
+        "width": 192,
         "num_heads": 4,
         "num_layers": 4,
-        "rope_dims": (12, 12, 12),
+        "mlp_ratio": 3.0,
+        "rope_dims": (16, 16, 16),
         "refiner_layers": 1,
         "text_dim": 64,
         "glyph_dim": None,
@@ -63,21 +70,21 @@ def _tiny() -> ml_collections.ConfigDict:
             "directory": "data/rooms/episodes",
             "episodes": 64,
             "frames": 241,
-            "image_size": (192, 144),
-            "seed": 0,
+            "image_size": (256, 192),
+            "seed": 1,
         },
+        # The latents of the starter weights; docs/autoencoder.md.
         "encoding": {
-            "image_size": (64, 48),
+            "image_size": (128, 96),
             "spatial_ratio": 16,
-            # The starter weights were trained on the latents of this autoencoder; a newly fitted one has others.
             "autoencoder": f"{STARTER}/encoders/autoencoder.safetensors",
         },
         "clip": {
-            "latent_size": (3, 4),
+            "latent_size": (6, 8),
             "window_frames": 16,
             "memory_frames": 12,
             "temporal_context": 4,
-            "memory_probability": 0.7,
+            "memory_probability": 0.4,
             "memory_points": 2000,
             "text_tokens": 32,
             "glyph_tokens": 0,
@@ -99,13 +106,21 @@ def _tiny() -> ml_collections.ConfigDict:
         "accumulate": 1,
         "newton_schulz_dtype": "float32",
     }
-    # The first channels of the linear autoencoder are about 70 times stronger than the last and stay visible through
-    # most noise. The layout of a scene is learned only from times close to pure noise.
-    config.loss = {"shift": 10.0, "weighting": "logit_normal", "memory_times": (1, 400)}
+    config.loss = {
+        # The first channel is 8 times as strong as the last and stays visible through most noise, so the layout of a
+        # scene is learned only from times close to pure noise; details are learned from the others.
+        "shift": 5.0,
+        "weighting": "logit_normal",
+        "logit_std": 1.4,
+        "memory_times": (1, 400),
+        # A rollout's context has any size and little noise, from its second chunk on.
+        "clean_context": 0.4,
+        "sigma_floor": 0.3,
+    }
     config.checkpoint = {"interval": 100, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
-        "rollout": {"mode": "autoregressive", "num_steps": 4, "shift": 10.0, "guidance": 1.0},
+        "rollout": {"mode": "autoregressive", "num_steps": 4, "shift": 5.0, "guidance": 1.0},
         # Motion per latent in the recorded episodes, so that a pose string moves as the training data does.
         "motion": {"step": 0.24, "turn": 8.0, "focal": (1 / 2, 2 / 3)},
         "actions": "forward*6,yaw_right*9",
@@ -117,8 +132,7 @@ def _tiny() -> ml_collections.ConfigDict:
 def _from_scratch(config: ml_collections.ConfigDict, *, source: str) -> None:
     config.init_from = ""
     config.steps = 600
-    config.data.records = f"data/{source}/records-fitted"
-    config.data.encoding.autoencoder = ""
+    config.data.records = f"data/{source}/records"
     config.data.recording.source = source
     config.data.recording.directory = f"data/{source}/episodes"
     if source == "doom":
@@ -127,18 +141,32 @@ def _from_scratch(config: ml_collections.ConfigDict, *, source: str) -> None:
 
 
 def _starter(config: ml_collections.ConfigDict) -> None:
-    config.steps = 3500
-    config.data.records = "data/rooms256/records-fitted"
-    config.data.recording.directory = "data/rooms256/episodes"
-    config.data.recording.episodes = 256
-    config.data.recording.seed = 1000
+    _from_scratch(config, source="rooms")
+    config.steps = 1900
+    config.data.records = "data/rooms768/records"
+    config.data.recording.directory = "data/rooms768/episodes"
+    config.data.recording.episodes = 768
+    # Other episodes than those that the tiny recipe records, which fine-tunes these weights.
+    config.data.recording.seed = 0
+    config.optimizer.warmup_steps = 50
     config.optimizer.ema_decay = 0.998
-    config.checkpoint.interval = 500
-    config.log.interval = 50
+    config.checkpoint.interval = 250
+    config.log.interval = 25
+
+
+def _fitted(config: ml_collections.ConfigDict) -> None:
+    """Fit a linear autoencoder to the data."""
+    config.model.update({"patch_size": (1, 1, 1), "prediction": "velocity", "width": 144, "mlp_ratio": 4.0})
+    config.model.update({"channels": 96, "rope_dims": (12, 12, 12)})
+    config.data.records = "data/rooms/records-fitted"
+    config.data.encoding.update({"image_size": (64, 48), "autoencoder": ""})
+    config.data.clip.update({"latent_size": (3, 4), "memory_probability": 0.7})
+    # Its first channels are about 70 times stronger than the last.
+    config.loss = {"shift": 10.0, "weighting": "logit_normal", "memory_times": (1, 400)}
+    config.sample.rollout.shift = 10.0
 
 
 def _small(config: ml_collections.ConfigDict) -> None:
-    _from_scratch(config, source="rooms")
     config.steps = 6000
     config.global_batch = 16
     config.model.update(
@@ -147,8 +175,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.model.remat = "attention"
     config.data.records = "data/rooms256/records-192x144"
     config.data.recording.directory = "data/rooms256/episodes"
-    config.data.recording.episodes = 256
-    config.data.recording.seed = 1000
+    config.data.recording.update({"episodes": 256, "image_size": (192, 144), "seed": 1000})
     config.data.encoding.image_size = (192, 144)
     config.data.clip.latent_size = (9, 12)
     config.optimizer.learning_rate = 1e-3

@@ -6,7 +6,7 @@ Variants (`--config=configs/autoencoder.py:<variant>`):
   small   the same architecture with 73M parameters at the recorder's full resolution, 64 channels; one GPU
   patch   1.4M parameters for two CPU cores, on 128x96 frames of the rooms: a linear autoencoder with 128 channels and
           16x16 pixels and 4 frames per latent, whose decoder joins the patches
-  worlds  the same on rooms and ViZDoom's maze, which makes assets/autoencoder/worlds.safetensors
+  worlds  the same on rooms and ViZDoom's maze, which makes assets/starter/encoders/autoencoder.safetensors
 """
 
 import ml_collections
@@ -56,8 +56,8 @@ def _tiny() -> ml_collections.ConfigDict:
             "directory": "data/rooms/episodes",
             "episodes": 64,
             "frames": 241,
-            "image_size": (192, 144),
-            "seed": 0,
+            "image_size": (256, 192),
+            "seed": 1,
         },
         "videos": {
             "format": "episodes",

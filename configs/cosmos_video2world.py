@@ -20,7 +20,8 @@ VARIANTS = (
 )
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("2b", "14b", "2b_lora", "14b_lora", "2b_action")
-STARTER = "assets/starter"
+#: Linear, of 96 channels for 16x16 pixels and 4 frames; TheWorld reads the latents of this model.
+AUTOENCODER = "assets/autoencoder/rooms.safetensors"
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -83,13 +84,13 @@ def _tiny() -> ml_collections.ConfigDict:
             "directory": "data/rooms/episodes",
             "episodes": 64,
             "frames": 241,
-            "image_size": (192, 144),
-            "seed": 0,
+            "image_size": (256, 192),
+            "seed": 1,
         },
         "encoding": {
             "image_size": (64, 48),
             "spatial_ratio": 16,
-            "autoencoder": f"{STARTER}/encoders/autoencoder.safetensors",
+            "autoencoder": AUTOENCODER,
             # Eight clips per episode, each encoded separately with its own first frame.
             "clip_frames": 29,
         },

@@ -57,8 +57,8 @@ def _base() -> ml_collections.ConfigDict:
             "directory": "data/rooms/episodes",
             "episodes": 64,
             "frames": 241,
-            "image_size": (192, 144),
-            "seed": 0,
+            "image_size": (256, 192),
+            "seed": 1,
         },
         "encoding": {
             "image_size": (64, 48),

@@ -41,7 +41,7 @@ SIZES = {
 }
 TEXT_SIZES = ("270m", "1b")
 TARGETS = ("language/layers/attention/(query|key|value|out)", "language/layers/mlp/(gate|up|down)")
-STARTER = "assets/starter"
+AUTOENCODER = "assets/autoencoder/rooms.safetensors"
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -107,7 +107,7 @@ def _tiny() -> ml_collections.ConfigDict:
             "layout": "spatial",
             "image_size": 64,
             "latent_channels": 96,
-            "autoencoder_file": f"{STARTER}/encoders/autoencoder.safetensors",
+            "autoencoder_file": AUTOENCODER,
             "autoencoder_ratio": 16,
             "start_token": 9,
             "end_token": 10,
@@ -124,7 +124,7 @@ def _tiny() -> ml_collections.ConfigDict:
         "prefetch": 4,
         "recording": {
             "source": "rooms",
-            # Those of ar_mem.py:starter. The 56 training episodes of ar_mem.py are learned by heart.
+            # The 56 training episodes of ar_mem.py would be learned by heart.
             "directory": "data/rooms256/episodes",
             "episodes": 256,
             "frames": 241,

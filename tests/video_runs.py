@@ -12,7 +12,6 @@ from jworld import systems
 from jworld.utils import config as run_config
 
 ROOT = pathlib.Path(__file__).parent.parent
-AUTOENCODER = ROOT / "assets" / "starter" / "encoders" / "autoencoder.safetensors"
 #: Recipe, values of the config and arguments of `generate`, by name.
 RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "worldplay": (
@@ -23,7 +22,6 @@ RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "model.num_layers": 1,
             "model.rope_dims": (4, 6, 6),
             "data.clip.memory_points": 100,
-            "data.encoding.autoencoder": str(AUTOENCODER),
         },
         ("--image", "IMAGE", "--pose", "w-3"),
     ),

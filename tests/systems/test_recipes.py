@@ -59,17 +59,17 @@ def test_keys_without_the_run_that_they_name(capsys: pytest.CaptureFixture[str])
 
 def test_keys_that_the_recipe_does_not_list() -> None:
     config = run_config.load_recipe("configs/ar_mem.py")
-    assert "logit_std" not in config.loss
+    assert "logit_mean" not in config.loss
     assert "hub" not in config.checkpoint
-    changes = {"loss.logit_std": "2", "checkpoint.hub.repo": "a/b", "model.lora.targets": "blocks/.*", "seed": "5"}
+    changes = {"loss.logit_mean": "2", "checkpoint.hub.repo": "a/b", "model.lora.targets": "blocks/.*", "seed": "5"}
     changes |= {"model.lora.rank": "2", "optimizer.trainable": ".*lora.*"}
     changed = recipes.change(config, changes)
-    assert systems.create(changed).sections()["loss"].logit_std == 2.0
+    assert systems.create(changed).sections()["loss"].logit_mean == 2.0
     assert (changed.checkpoint.hub.repo, changed.seed) == ("a/b", 5)
     assert changed.model.lora.to_dict() == {"targets": ("blocks/.*",), "rank": 2}
     found = {key.name: key for key in recipes.keys(changed, config, changes)}
-    assert (found["loss.logit_std"].value, found["loss.logit_std"].source) == (2.0, "command line")
-    assert (found["loss.logit_mean"].source, found["loss.shift"].source) == ("default", "recipe")
+    assert (found["loss.logit_mean"].value, found["loss.logit_mean"].source) == (2.0, "command line")
+    assert (found["loss.mode_scale"].source, found["loss.shift"].source) == ("default", "recipe")
     assert found["model.lora.alpha"].value == 16.0
 
 
@@ -89,7 +89,7 @@ def test_types_of_sections_that_only_the_changes_make_right() -> None:
         ({"data.encodings.x": "2"}, r"config\.data\.encodings: this config has no such key; did you mean 'encoding'\?"),
         (
             {"model.width": "wide"},
-            r"config\.model\.width: expected an integer from 1 to 1048576, got 'wide' \(it is 144\)",
+            r"config\.model\.width: expected an integer from 1 to 1048576, got 'wide' \(it is 192\)",
         ),
         ({"sample.rollout.mode": "both"}, r"expected one of 'autoregressive', 'bidirectional', got 'both'"),
     ],
