@@ -11,13 +11,17 @@ import numpy as np
 from flax import nnx
 
 from jworld.data import records
-from jworld.models.autoencoders import files, linear
+from jworld.models.autoencoders import files as autoencoder_files
+from jworld.models.autoencoders import linear, patch
 from jworld.models.autoencoders.network import VideoAutoencoder
 from jworld.models.autoencoders.tiling import Tiling
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel.programs import Program
-from jworld.utils import compilation, hub_folders
+from jworld.utils import compilation, files, hub_folders
+
+#: Families without published weights. Their files are small, so a data set has a copy.
+OWN_FAMILIES = frozenset({linear.FAMILY, patch.PatchAutoencoder.family})
 
 
 class Network(Protocol):
@@ -105,8 +109,20 @@ class Autoencoder:
 
     def manifest_entry(self) -> dict[str, Any]:
         """Return the entry of a manifest; it has `source` unless the autoencoder is stored with the data set."""
-        stored_with_set = self.source is None or self.family == linear.FAMILY
-        return self.network.manifest_entry() | ({} if stored_with_set else {"source": self.source})
+        return self.network.manifest_entry() | ({} if self.is_stored else {"source": self.source})
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a data set has a copy of its file: it has no file yet, or a small one."""
+        return self.source is None or self.family in OWN_FAMILIES
+
+    def save(self, path: pathlib.Path) -> None:
+        """Write the file, or copy the one that was opened."""
+        if self.source is not None:
+            files.copy(pathlib.Path(self.source), path)
+        else:
+            assert isinstance(self.network, linear.LinearAutoencoder)
+            self.network.save(path)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return [F, H', W', C] of a video; a `UserError` if its sizes do not fit."""
@@ -271,5 +287,5 @@ def load(
       UserError: the file is absent, damaged, or not an autoencoder.
     """
     path = find(path)
-    network = files.load(path, **({} if dtype is None else {"dtype": jnp.dtype(dtype)}))
+    network = autoencoder_files.load(path, **({} if dtype is None else {"dtype": jnp.dtype(dtype)}))
     return Autoencoder(network, mesh=mesh, source=str(path), tiling=tiling(network.config.spatial_ratio))

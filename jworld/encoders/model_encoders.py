@@ -1,7 +1,8 @@
 """Encoders of a model, which convert first frames and prompts to its inputs as its data set was made.
 
-A data set's manifest records the family, hash and source of each encoder. The linear autoencoder is small and stored
-next to the manifest. Large encoders are opened from their source, or from another path that the user gives.
+A data set's manifest records the family, hash and source of each encoder. The autoencoders that are trained here for
+two cores (`autoencoders.OWN_FAMILIES`) are small and stored next to the manifest. Large encoders are opened from their
+source, or from another path that the user gives.
 """
 
 import argparse
@@ -18,7 +19,6 @@ from jworld.data import records
 from jworld.data.inputs import fitting
 from jworld.data.records import text_store
 from jworld.encoders import autoencoders, base, registry, stored, torch_models, weightless
-from jworld.models.autoencoders import linear
 from jworld.utils import config as run_config
 from jworld.utils import files
 from jworld.utils.errors import UserError
@@ -261,7 +261,7 @@ def load(role: Role, spec: str, options: registry.Options) -> Any:
 
 
 def copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copy the manifest of a data set and its linear autoencoder, if it has one."""
+    """Copy the manifest of a data set and its autoencoder, if the set has it."""
     target.mkdir(parents=True, exist_ok=True)
     for name in (records.AUTOENCODER_FILE, records.MANIFEST):
         if (source / name).is_file():
@@ -372,8 +372,7 @@ def open_autoencoder(
     if given is None:
         if problem := find_autoencoder_problem(directory, manifest):
             raise UserError(problem)
-        own = pathlib.Path(directory) / records.AUTOENCODER_FILE
-        opened = autoencoders.load(own if entry["family"] == linear.FAMILY else entry["source"], mesh=mesh)
+        opened = autoencoders.load(_own_autoencoder(directory, entry) or entry["source"], mesh=mesh)
     else:
         opened = autoencoders.load(given, mesh=mesh)
     where = f"--autoencoder {given}" if given else f"the autoencoder of {directory}"
@@ -426,14 +425,22 @@ def find_role_problem(
 def find_autoencoder_problem(directory: str | pathlib.Path, manifest: Mapping[str, Any]) -> str:
     """Return the same as `find_problem` for the autoencoder only."""
     entry = manifest["autoencoder"]
-    if entry["family"] == linear.FAMILY:
+    if _own_autoencoder(directory, entry):
+        return ""
+    if "source" not in entry and entry["family"] in autoencoders.OWN_FAMILIES:
         path = pathlib.Path(directory) / records.AUTOENCODER_FILE
-        return "" if path.is_file() else f"{path} is absent: restore it, or {_fix('--autoencoder', 'FILE')}"
+        return f"{path} is absent: restore it, or {_fix('--autoencoder', 'FILE')}"
     if "source" not in entry:
         return _unknown_source(directory, "autoencoder", entry["family"], _fix("--autoencoder", "FOLDER"))
     if _is_absent(entry["source"]):
         return _moved(directory, "autoencoder", entry, _fix("--autoencoder", "FOLDER"))
     return ""
+
+
+def _own_autoencoder(directory: str | pathlib.Path, entry: Mapping[str, Any]) -> pathlib.Path | None:
+    """Return the autoencoder's file in the folder, if its family has one there and it exists."""
+    path = pathlib.Path(directory) / records.AUTOENCODER_FILE
+    return path if entry["family"] in autoencoders.OWN_FAMILIES and path.is_file() else None
 
 
 def _is_absent(source: str) -> bool:

@@ -117,8 +117,8 @@ class Work:
     def write(self, output: shards.Output, index: int, count: int) -> None:
         """Write the shards of process `index` of `count`, and the manifest if all shards of all processes exist."""
         autoencoder = self._autoencoder or self._fitted(output)
-        if isinstance(autoencoder.network, linear.LinearAutoencoder):
-            autoencoder.network.save(output.directory / records.AUTOENCODER_FILE)
+        if autoencoder.is_stored:
+            autoencoder.save(output.directory / records.AUTOENCODER_FILE)
         texts = prompts.collect(self._items) if self._has_text else []
         text_plan = prompts.plan(texts)
         prompts.write(
@@ -268,7 +268,7 @@ def _notes(settings: Settings, entry: Format, family: str) -> list[str]:
         for role, default in ((model_encoders.TEXT, TEXT_ENCODER), (model_encoders.IMAGE, IMAGE_ENCODER))
         if getattr(settings.given, role.attribute) is None
     ]
-    if stand_ins and family != linear.FAMILY:
+    if stand_ins and family not in autoencoders.OWN_FAMILIES:
         notes.append(
             f"{' and '.join(stand_ins)} are stand-ins, which published models cannot read: name the model's encoders, "
             "or none for one that it does not have"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_autoencoders
+from flax import nnx
 from precompute_inputs import (
     GRIPPER,
     SIZE,
@@ -27,9 +28,10 @@ from jworld.data import images, records
 from jworld.data.inputs import clips, formats
 from jworld.data.recording import episodes
 from jworld.data.records import text_store as text_stores
-from jworld.encoders import autoencoders
+from jworld.encoders import autoencoders, model_encoders
 from jworld.encoders.model_encoders import EncoderOverrides
-from jworld.models.autoencoders import linear
+from jworld.models.autoencoders import files as autoencoder_files
+from jworld.models.autoencoders import linear, patch
 from jworld.precompute import __main__ as precompute
 from jworld.precompute import job
 from jworld.utils.errors import UserError
@@ -190,6 +192,29 @@ def test_a_network_and_its_posterior(tmp_path, autoencoder_path):
     sizes = dataclasses.replace(settings, width=None, height=None)
     with pytest.raises(UserError, match="give --width and --height"):
         job.precompute(sizes, tmp_path / "other")
+
+
+def test_a_small_network_is_stored_with_the_set(tmp_path, autoencoder_path):
+    """The file of an autoencoder for two cores is copied; its own place may be lost then."""
+    given = tmp_path / "given.safetensors"
+    config = patch.PatchConfig(latent_channels=4, blocks=0, width=8, rank=2, spatial_ratio=4)
+    autoencoder_files.save(patch.PatchAutoencoder(config, rngs=nnx.Rngs(0)), given)
+    settings = video_settings(
+        write_videos(tmp_path / "in", "videos"),
+        autoencoder_path,
+        given=EncoderOverrides(autoencoder=str(given)),
+        width=16,
+        height=12,
+    )
+    summary = job.precompute(settings, tmp_path / "set")
+    assert "source" not in summary.manifest["autoencoder"]
+    assert (tmp_path / "set" / records.AUTOENCODER_FILE).read_bytes() == given.read_bytes()
+    given.unlink()
+    model_encoders.copy(tmp_path / "set", tmp_path / "encoders")
+    assert model_encoders.open_set(tmp_path / "encoders").autoencoder.family == "patch"
+    (tmp_path / "encoders" / records.AUTOENCODER_FILE).unlink()
+    with pytest.raises(UserError, match=r"autoencoder.safetensors is absent: restore it, or give --autoencoder FILE"):
+        model_encoders.open_set(tmp_path / "encoders")
 
 
 def test_embeddings_from_a_file(tmp_path, autoencoder_path):
