@@ -40,7 +40,7 @@ def _tiny() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.system = "worldplay"
     config.seed = 3208
-    config.steps = 200
+    config.steps = 100
     config.global_batch = 16
     config.init_from = STARTER
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
