@@ -45,6 +45,18 @@ def warm(checkpoint: str = str(ROOT / "assets" / "starter"), players: int = 2) -
     return Warm(world, games, first, start, thread)
 
 
+def frame_shape() -> tuple[int, int, int]:
+    """Return height, width and channels of the model's frames."""
+    width, height = warm().world.size
+    return (height, width, 3)
+
+
+def rendered_size() -> tuple[int, int]:
+    """Return width and height of a first image."""
+    height, width, _ = warm().first[0].image.shape
+    return (width, height)
+
+
 @contextlib.asynccontextmanager
 async def serving(
     folder: pathlib.Path, *, seats: int = 2, turn_seconds: float = 1000.0, token: str | None = None

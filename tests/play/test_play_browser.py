@@ -32,7 +32,7 @@ pytestmark = [
 #: Screenshots go here if the variable is set, so that they can be looked at.
 SHOTS = "JWORLD_SCREENSHOTS"
 #: Pixels of the screen as the page has them, RGBA.
-PIXELS = "Array.from(document.getElementById('screen').getContext('2d').getImageData(0, 0, 64, 48).data)"
+PIXELS = "Array.from(screen.getContext('2d').getImageData(0, 0, screen.width, screen.height).data)"
 LIT = "[...document.querySelectorAll('.key.{}')].map((cap) => cap.dataset.name).sort().join()"
 
 
@@ -50,7 +50,9 @@ async def playing(
 
 
 async def look(page: browser.Page) -> np.ndarray:
-    pixels = np.array(await page.value(PIXELS), np.uint8).reshape(48, 64, 4)
+    pixels = np.array(await page.value(f"((screen) => {PIXELS})(document.getElementById('screen'))"), np.uint8).reshape(
+        *live_server.frame_shape()[:2], 4
+    )
     return pixels[..., :3]
 
 
@@ -175,7 +177,7 @@ def test_own_image_recording_screenshot_and_log(tmp_path: pathlib.Path) -> None:
                 if {".png", ".json"} <= found.keys():
                     break
                 await asyncio.sleep(0.1)
-            assert PIL.Image.open(io.BytesIO(found[".png"].read_bytes())).size == (64, 48)
+            assert PIL.Image.open(io.BytesIO(found[".png"].read_bytes())).size == live_server.warm().world.size
             assert key_logs.read(found[".json"]).start.image.shape == (80, 100, 3)
             # A link cannot hold this image.
             await page.value("document.getElementById('share').click()")

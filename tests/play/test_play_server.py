@@ -66,7 +66,7 @@ async def test_page_and_images(tmp_path: pathlib.Path) -> None:
         assert b"https://" not in whole
         assert b"http://" not in whole
         status, image, _ = await get(address, "images/view-1.png")
-        assert PIL.Image.open(io.BytesIO(image)).size == (128, 96)
+        assert PIL.Image.open(io.BytesIO(image)).size == live_server.rendered_size()
         for missing in ("images/x.png", "page/..%2Fserver.py", "page/none.js", "recordings/x.mp4", "etc/passwd"):
             assert (await get(address, missing))[0] == 404
 
@@ -187,7 +187,7 @@ async def test_a_recording_is_an_episode(tmp_path: pathlib.Path) -> None:
         assert (await get(address, f"recordings/{facts['name']}.mp4"))[0] == 200
     folder = tmp_path / "episodes"
     episode = episodes.read_episode(folder, facts["name"])
-    assert episode.frames.shape == (33, 48, 64, 3)
+    assert episode.frames.shape == (33, *live_server.frame_shape())
     assert np.abs(episode.frames.astype(int) - np.concatenate(played)).mean() < 4
     assert episode.caption == "blue rooms"
     assert episode.actions == ["none"] + 16 * ["forward+yaw_right"] + 16 * ["pitch_up"]
@@ -311,7 +311,7 @@ async def test_floods_and_wrong_messages(tmp_path: pathlib.Path) -> None:
             assert "cannot be read" in (await player.until("error"))["text"]
             await player.socket.send_bytes(png(np.zeros((5, 5, 3), np.uint8)))
             assert "too fast" in (await player.until("error"))["text"]
-            assert (await player.step("w")).shape == (13, 48, 64, 3)
+            assert (await player.step("w")).shape == (13, *live_server.frame_shape())
             with contextlib.suppress(ConnectionError):
                 for _ in range(limits.PLAY_BURST + 50):
                     await player.send("keys", held=[])
@@ -385,7 +385,7 @@ async def test_a_failing_model_ends_nobody(tmp_path: pathlib.Path, capsys: pytes
         assert "out of memory" in (await player.until("error"))["text"]
         del state.game.step
         await player.lockstep()
-        assert (await player.step()).shape == (13, 48, 64, 3)
+        assert (await player.step()).shape == (13, *live_server.frame_shape())
     assert "RuntimeError" in capsys.readouterr().err
 
 
