@@ -20,7 +20,7 @@ from jworld.parallel import mesh
 from jworld.planning import generation_tables, launch, recommendations, search, tables, topologies
 from jworld.planning.plans import Plan
 from jworld.systems import recipes
-from jworld.utils import arguments, errors, files
+from jworld.utils import arguments, errors, files, outputs
 
 DESCRIPTION = """Estimate what a recipe costs on a topology: memory per chip, arithmetic, communication between chips,
 and a lower bound on the time of a step.
@@ -38,6 +38,8 @@ console = rich.console.Console(highlight=False, soft_wrap=True)
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_arguments(argv)
     config = recipes.from_options(options)
+    if options.json is not None:
+        outputs.check_file("--json", options.json)
     if options.topology is None:
         raise errors.UserError(f"--topology is missing: name a topology, for example {topologies.KNOWN}")
     topology = topologies.parse(options.topology)

@@ -404,6 +404,7 @@ _OUTPUTS = (
     ),
     _output("jworld.systems.matrix.encode_controls", "file", "--output={}", name="out.safetensors"),
     _output("conversion.__main__", "folder", "import", "{download}", "--output={}"),
+    _output("jworld.plan", "file", "--config={recipe.py}", "--topology=cpu-1", "--json={}", name="out.json"),
     _output("scripts.plot_loss", "file", "{starter}", "--output={}", name="out.png"),
     _output("scripts.animate", "file", "{videos/a.mp4}", "{}", name="out.webp"),
     _output("scripts.train_motion", "file", "--episodes={episodes}", "--output={}", name="out.safetensors"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jworld.systems.cosmos import t5_pickles
-from jworld.utils import pickles
+from jworld.utils import limits, pickles
 from jworld.utils.errors import UserError
 
 torch = pytest.importorskip("torch")
@@ -64,6 +64,14 @@ def test_an_archive_that_unpacks_to_more_than_it_holds_is_refused(tmp_path: path
             archive.writestr("archive/data.pk", bytes(1 << 20))
         with pytest.raises(UserError, match=name):
             pickles.load_torch(tmp_path / "a.pt", fix="save it again")
+
+
+def test_what_a_pickle_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = pickle.dumps(bytes(5000), 3)
+    pickles.check(io.BytesIO(content), len(content))
+    monkeypatch.setattr(limits, "PICKLE_BYTES", 1000)
+    with pytest.raises(ValueError, match="it declares 5,000 bytes, more than it has or may have"):
+        pickles.check(io.BytesIO(content), len(content))
 
 
 @pytest.mark.parametrize("protocol", range(6))
