@@ -12,7 +12,8 @@ from flax import nnx
 from jworld import systems
 from jworld.diffusion import adams_bashforth
 from jworld.encoders import autoencoders
-from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder, Hunyuan15Config
+from jworld.models.autoencoders import files
+from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.theworld.model import TheWorld
 from jworld.systems.cosmos.sampling import WindowSampler
@@ -194,21 +195,28 @@ def theworld(layers: int, dtype: str, *, program: str) -> Compilable:
     return compilable(answering.step, model, S((1,), jnp.int32), state)
 
 
-def autoencoder(layers: int, dtype: str, *, program: str) -> Compilable:
-    """Return a program of HunyuanVideo-1.5's autoencoder, the largest one, for 17 frames; it has all its layers."""
+def autoencoder(layers: int, dtype: str, *, program: str, family: str = Hunyuan15Autoencoder.family) -> Compilable:
+    """Return a program of a published autoencoder, for 17 frames, or CogVideoX' for 33; it has all its layers.
+
+    CogVideoX' has pieces of two latents. With fewer frames its loop has one iteration, which compilers join with the
+    piece before, and then they keep all kernels in float32 from one to the other.
+    """
+    make, settings = files.NETWORKS[family]
     with nnx.use_eager_sharding(False):
-        config = Hunyuan15Config(param_dtype=jnp.dtype(dtype))
-        network = nnx.eval_shape(lambda: Hunyuan15Autoencoder(config, rngs=nnx.Rngs(0)))
-    latents = S((1, 5, SIDE // 2, SIDE // 2, config.latent_channels), jnp.float32)
+        config = settings(param_dtype=jnp.dtype(dtype))
+        network: Any = nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0)))
+    side = SIDE // 2
+    count = 1 + 4 * (config.chunk or 1)
+    latents = S((1, count, side, side, config.latent_channels), jnp.float32)
     weights, options = network.decoder, {}
     if program == "encode":
-        weights, side = network.encoder, config.spatial_ratio * SIDE // 2
+        weights, pixels = network.encoder, config.spatial_ratio * side
         function: Any = autoencoders.encode_program()
-        inputs: tuple[Any, ...] = (S((1, 17, side, side, 3), jnp.uint8),)
+        inputs: tuple[Any, ...] = (S((1, 1 + 4 * (count - 1), pixels, pixels, 3), jnp.uint8),)
         options = {"posterior": False, "tiling": None}
     elif program == "decode":
         function, inputs, options = autoencoders.decode_program(), (latents,), {"tiling": None}
     else:
-        function, one = autoencoders.step_program(), S((1, 1, *latents.shape[2:]), jnp.float32)
+        function, one = autoencoders.step_program(), S((1, config.chunk or 1, *latents.shape[2:]), jnp.float32)
         inputs = (one, jax.eval_shape(function, network, one, None)[1])
     return Compilable(function, (network, *inputs), options, size(jax.tree.leaves(nnx.state(weights))))

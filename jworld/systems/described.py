@@ -1,4 +1,4 @@
-"""What generation computes with a model that is only described: its programs, weights and caches, for planning."""
+"""Generation with a model that is only described: its programs and the autoencoder, for planning."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
