@@ -1,4 +1,4 @@
-"""Commands on a disk that becomes full: one sentence, nothing half-written, and the same command goes on later.
+"""Commands on a disk that becomes full: one sentence, nothing half-written, and the same command resumes later.
 
 `tests/test_generate.py` and `tests/training/test_checkpoints.py` do the same for videos and checkpoints.
 """
@@ -46,6 +46,7 @@ def refused(
 def test_precompute(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     precompute_inputs.write_episodes(tmp_path / "raw", ["train", "val"])
     arguments = [f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out' / 'set'}", f"--autoencoder={AUTOENCODER}"]
+    arguments += ["--width=64", "--height=48"]
     for size in (500, 5000):
         sentence = refused(precompute.main, arguments, size, capsys)
         assert str(tmp_path / "out") in sentence
