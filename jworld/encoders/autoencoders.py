@@ -113,7 +113,7 @@ class Autoencoder:
 
     @property
     def is_stored(self) -> bool:
-        """Whether a data set has a copy of its file: it has no file yet, or a small one."""
+        """True if a data set has a copy of its file: it has no file yet, or a small one."""
         return self.source is None or self.family in OWN_FAMILIES
 
     def save(self, path: pathlib.Path) -> None:
