@@ -19,6 +19,7 @@ import json
 import pathlib
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.models.layers.attention import attention
 from jworld.models.layers.stack import scan_layers
+from jworld.parallel.programs import Program
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.latents import Controls, Frames, LatentSession, SampleConfig, frame_inputs
 from jworld.systems.worldplay.system import WorldPlay
@@ -75,7 +77,7 @@ def whole_velocity(model: HunyuanTransformer, text: TextInputs, frames: FrameInp
         return (image, tokens), None
 
     (image, _), _ = scan_layers(model.blocks, layer, (model._embed(frames.video), tokens), remat="none")
-    return model._output(image, context.vector, frames.video.shape)
+    return model._velocity(image, context.vector, frames)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
@@ -106,8 +108,9 @@ class RecomputingSession(LatentSession):
 
     training_chunks = 1
 
-    def compile(self, text: TextInputs, image: tuple[int, ...]) -> None:
+    def programs(self, text: TextInputs, image: tuple[int, ...]) -> Iterator[Program]:
         """Compile nothing ahead: the first call is not timed."""
+        return iter(())
 
     def _begin(self, text: TextInputs) -> None:
         self._text = text

@@ -69,7 +69,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments.Parser("python -m jworld.plan", DESCRIPTION)
     arguments.add_recipe(parser)
     add = parser.add_argument
-    add("what", nargs="?", choices=("train", "generate"), default="train", help="what to plan (default: train)")
+    kinds = ("train", "generate")
+    add("what", nargs="?", choices=kinds, metavar="WHAT", default="train", help="train or generate (default: train)")
     add("--topology", metavar="NAME", help=f"topology to plan for: {topologies.KNOWN} (required)")
     add("--search", action="store_true", help="try other meshes, accumulation and remat policies, and print the best")
     add("--tries", type=arguments.positive, default=8, help="largest number of compilations of a search")

@@ -142,14 +142,14 @@ def test_keys_of_a_recipe_and_a_run(capsys: pytest.CaptureFixture[str], monkeypa
     text = capsys.readouterr().out
     lines = {line.split()[0]: line for line in text.splitlines()}
     assert re.search(r" 2\.0 +command line +a number from 0 to 100: ", lines["loss.logit_std"])
-    assert re.search(r" 144 +recipe +an integer from 1 to \d+: ", lines["model.width"])
-    assert re.search(r" 4\.0 +default +a number above 0, up to \d+: ", lines["model.mlp_ratio"])
+    assert re.search(r" 192 +recipe +an integer from 1 to \d+: ", lines["model.width"])
+    assert re.search(r" 256\.0 +default +a number above 0", lines["model.rope_theta"])
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", *changed, "--config.list"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == text
     cli.main(["config", "--config=assets/starter"])
-    assert re.search(r"^model.width +144 +saved ", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^model.width +192 +saved ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_help_that_nobody_reads_to_its_end() -> None:

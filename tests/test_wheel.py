@@ -114,7 +114,7 @@ def test_a_recipe_of_the_wheel(python: pathlib.Path, empty: pathlib.Path) -> Non
     own = empty / "mine" / "configs" / "ar_mem.py"
     own.parent.mkdir(parents=True)
     shipped = (ROOT / "configs" / "ar_mem.py").read_text()
-    own.write_text(shipped.replace("config.steps = 200", "config.steps = 123"))
+    own.write_text(shipped.replace("config.steps = 100", "config.steps = 123"))
     printed = run(own.parents[1], python, "-m", "jworld.train", "--config=configs/ar_mem.py", "--dry-run")
     assert "123 of global batch" in printed
     assert not (own.parents[1] / "runs").exists()

@@ -63,27 +63,8 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value).replace("%", "%%")
 
 
-class _Once(argparse._StoreAction):
-    """An option with one value: argparse would silently take the last of several."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        assert isinstance(parser, Parser)
-        if option_string is not None and self.dest in parser.given:
-            parser.error(f"{option_string} is given several times: leave one of them")
-        parser.given.add(self.dest)
-        super().__call__(parser, namespace, values, option_string)
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser with the shared look, whose mistakes are `UserError`s.
-
-    An option that is given several times is a mistake, unless its action collects values.
 
     Args:
       command: how the command is started without the console command, such as "python -m jworld.train".
@@ -100,18 +81,8 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
             **options,
         )
-        self.given: set[str] = set()
-        for action in (None, "store"):
-            self.register("action", action, _Once)
         self._positionals.title = "arguments"
         self.add_argument("-h", "--help", action="help", help="show this help and exit")
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """See `argparse.ArgumentParser`, which also calls it for subparsers."""
-        self.given.clear()
-        return super().parse_known_args(args, namespace)
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse `argv`, by default the arguments of this process.
@@ -119,16 +90,14 @@ class Parser(argparse.ArgumentParser):
         If the parser or its chosen subparser has `add_changes`, `changes` holds the texts of --config.a.b by key.
 
         Raises:
-          UserError: an option is unknown, missing, repeated or has an impossible value.
+          UserError: an option is unknown, missing or has an impossible value.
         """
         arguments, changes = split_changes(sys.argv[1:] if argv is None else argv)
         options, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error(self._unknown(unknown[0]))
         if hasattr(options, "changes"):
-            older: dict[str, str] = {}
-            for key, text in map(_setting, getattr(options, "settings", None) or []):
-                _add_change(older, key, text)
+            older = dict(map(_setting, getattr(options, "settings", None) or []))
             options.changes = older | changes
         elif changes:
             self.error(f"there is no option --config.{next(iter(changes))}")
@@ -187,7 +156,7 @@ def split_changes(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     The value may also be the next argument, as in `--config.seed 1`.
 
     Raises:
-      UserError: a value is missing, or a key has two values.
+      UserError: a value is missing.
     """
     rest: list[str] = []
     changes: dict[str, str] = {}
@@ -202,13 +171,8 @@ def split_changes(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         key, text = found.groups()
         if text is None and (text := next(following, None)) is None:
             raise errors.UserError(f"--config.{key}: the value is missing: write --config.{key}=value")
-        _add_change(changes, key, text)
+        changes[key] = text
     return rest, changes
-
-
-def _add_change(changes: dict[str, str], key: str, text: str) -> None:
-    if changes.setdefault(key, text) != text:
-        raise errors.UserError(f"--config.{key} is given as {changes[key]!r} and as {text!r}: leave one of them")
 
 
 def _setting(text: str) -> tuple[str, str]:

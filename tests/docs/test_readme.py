@@ -28,8 +28,8 @@ def test_python_example(tmp_path: pathlib.Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "(61, 48, 64, 3) 16.0\n"
-    assert iio.imread(tmp_path / "out.mp4").shape == (61, 48, 64, 3)
+    assert result.stdout == "(61, 96, 128, 3) 16.0\n"
+    assert iio.imread(tmp_path / "out.mp4").shape == (61, 96, 128, 3)
 
 
 def test_first_screen_is_short() -> None:

@@ -32,7 +32,7 @@ ZERO = {
     # Shares.
     *("data.clip.control_dropout", "data.clip.memory_probability", "data.clip.text_dropout", "data.videos.val_share"),
     *("data.conversations.val_share", "data.encoding.whitening", "loss.clean_context", "loss.own_errors"),
-    "loss.sigma_floor",
+    *("loss.sigma_floor", "model.whitening"),
     *("loss.high_ratio", "loss.text_dropout", "optimizer.b1", "optimizer.b2", "optimizer.momentum"),
     *("optimizer.min_lr_ratio", "optimizer.start_lr_ratio"),
     # Weights, scales and places.

@@ -14,6 +14,7 @@ from tiny_systems import make_model
 
 from conversion import theworld
 from jworld import systems
+from jworld.data import records
 from jworld.models.autoencoders.linear import LinearAutoencoder
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
@@ -60,7 +61,7 @@ def make_config(steps: int = STEPS) -> ml_collections.ConfigDict:
 
 
 def make(config: ml_collections.ConfigDict) -> TheWorld:
-    """Make a model with random weights and the linear autoencoder of the starter."""
+    """Make a model with random weights and the linear autoencoder of the recipe."""
     model = make_model(systems.create(config))
     model.autoencoder = LinearAutoencoder.load(config.model.world.autoencoder_file)
     return model
@@ -368,17 +369,16 @@ def test_latents_of_another_autoencoder(tmp_path: pathlib.Path) -> None:
     write_predictor(tmp_path / "cosmos")
     kept = tmp_path / "cosmos" / runs.ENCODERS
     kept.mkdir()
-    text = (pathlib.Path("assets/starter") / runs.ENCODERS / "manifest.json").read_text()
-    (kept / "manifest.json").write_text(text)
     config = run_config.load_recipe("configs/theworld.py:tiny_steps")
     with config.unlocked():
         config.model.world.predictor = str(tmp_path / "cosmos")
+    own = LinearAutoencoder.load(config.model.world.autoencoder_file).manifest_entry()
+    manifest = records.read_manifest(pathlib.Path("assets/starter") / runs.ENCODERS)
+    records.write_manifest(kept, manifest | {"autoencoder": own})
     assert systems.create(config).model_config.predictor == CosmosConfig(
         **{**NETWORK, "patch_size": (1, 1, 1)}, rope_scale=(1.0, 1.0, 1.0)
     )
-    own = LinearAutoencoder.load(config.model.world.autoencoder_file).hash()
-    assert own in text
-    (kept / "manifest.json").write_text(text.replace(own, "0" * 64))
+    records.write_manifest(kept, manifest | {"autoencoder": own | {"hash": "0" * 64}})
     with pytest.raises(UserError, match=r"'linear' \(00000000\), but the world's is 'linear'"):
         systems.create(config)
 

@@ -18,6 +18,7 @@ def test_step_flops_agree_with_xla(batch: int) -> None:
     with config.unlocked():
         # XLA counts the body of a scan only once, and also element-wise work, whose share decreases with the width.
         config.model.update({"width": 512, "num_layers": 1, "rope_dims": (32, 48, 48), "channels": 16})
+        config.model.update({"patch_size": (1, 1, 1), "mlp_ratio": 4.0})
         config.data.clip.update({"latent_size": (8, 8), "text_tokens": 40, "vision_tokens": 32})
     system = systems.create(config)
     with nnx.use_eager_sharding(False):

@@ -78,37 +78,12 @@ def test_changes_of_a_config() -> None:
         (["--kind=c"], "--kind: invalid choice: 'c'"),
         (["--config.a"], "--config.a: the value is missing: write --config.a=value"),
         (["--set", "a"], "--set a: expected KEY=VALUE"),
-        (["--seed=1", "--seed=2"], "--seed is given several times: leave one of them"),
-        (["--seed", "1", "--rate=2", "--seed", "1"], "--seed is given several times"),
-        (["--kind=a", "--kind=b"], "--kind is given several times"),
-        (["--out", "y"], "--out is given several times"),
-        (["--config.a=1", "--config.a", "2"], "--config.a is given as '1' and as '2': leave one of them"),
-        (["--set=a=1", "--set=a=2"], "--config.a is given as '1' and as '2'"),
     ],
 )
 def test_mistakes(extra: list[str], message: str) -> None:
     with pytest.raises(errors.UserError) as found:
         make_parser().parse(["in", "--out=x", *extra])
     assert message in str(found.value)
-
-
-def test_what_may_be_repeated() -> None:
-    """Options that collect values, a key with the same value, and in a new call everything."""
-    parser = make_parser()
-    given = ["in", "--out=x", "--names=a", "--names=a", "--fast", "--fast", "--config.a=1", "--config.a=1"]
-    for _ in range(2):
-        options = parser.parse(given)
-        assert (options.names, options.changes) == (["a", "a"], {"a": "1"})
-
-
-def test_a_repeated_option_of_a_subcommand() -> None:
-    parser = arguments.Parser("python -m jworld.toy", "Do something.")
-    commands: argparse._SubParsersAction[arguments.Parser] = parser.add_subparsers(required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="train")
-    train.add_argument_group("group").add_argument("--seed", type=int)
-    assert parser.parse(["train", "--seed=1"]).seed == 1
-    with pytest.raises(errors.UserError, match="--seed is given several times"):
-        parser.parse(["train", "--seed=1", "--seed=2"])
 
 
 def test_what_is_missing() -> None:
