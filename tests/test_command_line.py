@@ -143,7 +143,7 @@ def test_keys_of_a_recipe_and_a_run(capsys: pytest.CaptureFixture[str], monkeypa
     lines = {line.split()[0]: line for line in text.splitlines()}
     assert re.search(r" 2\.0 +command line +a number from 0 to 100: ", lines["loss.logit_std"])
     assert re.search(r" 192 +recipe +an integer from 1 to \d+: ", lines["model.width"])
-    assert re.search(r" 256\.0 +default +a number above 0", lines["model.rope_theta"])
+    assert re.search(r" 256\.0 +default +a number from 1 to ", lines["model.rope_theta"])
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", *changed, "--config.list"])
     assert ended.value.code == 0
