@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: demo play train-hf eval-blink eval-gemma compare-results test test-slow test-guides lint format docs wheel clean
+.PHONY: demo play train-hf eval-blink eval-gemma compare-results test test-slow test-bounds test-guides lint format docs wheel clean
 
 demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate it
 	$(BIN)/python -m jworld.train --config=configs/ar_mem.py
@@ -41,6 +41,9 @@ test: lint  ## linters, type checker, all tests
 
 test-slow: .venv/.test  ## what takes longest: more meshes, memory, benchmarks, a run that is killed ten times
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+
+test-bounds: .venv/.test  ## memory of more compiled programs of published size
+	$(BIN)/python -m pytest -m bounds -n 1
 
 test-guides: .venv/.test  ## every command of README and guides on small stand-ins, which test and test-slow share
 	$(BIN)/python -m pytest tests/guides -m "slow or not slow" -n 2 --dist loadfile --no-loadscope-reorder

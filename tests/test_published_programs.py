@@ -82,6 +82,12 @@ HELD_OUT: dict[str, int] = {
 FAST = ("cosmos, window",)
 
 
+def _one_is_slow(bounds: dict[str, int]) -> list[Any]:
+    """Return the names as parameters: the first one for the slow suite, the others for `make test-bounds`."""
+    marks = [pytest.mark.slow, *[pytest.mark.bounds] * (len(bounds) - 1)]
+    return [pytest.param(name, marks=mark) for name, mark in zip(bounds, marks, strict=True)]
+
+
 @pytest.fixture(autouse=True)
 def uncached() -> Iterator[None]:
     """Programs from the cache lack their statistics."""
@@ -100,16 +106,14 @@ def test_cpu(name: str) -> None:
     check(name, jax.devices()[0], BOUNDS[name].cpu)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", _one_is_slow(TRAINING))
 def test_train_steps(name: str) -> None:
     device = jax.devices()[0]
     lowered = training.train_step(name, LAYERS, device)
     check_bytes(used(lowered.program, device) - lowered.gradients, TRAINING[name], lowered.stack)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", HELD_OUT)
+@pytest.mark.parametrize("name", _one_is_slow(HELD_OUT))
 def test_held_out_losses(name: str) -> None:
     device = jax.devices()[0]
     lowered = training.held_out_loss(name, LAYERS, device)
