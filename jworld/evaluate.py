@@ -237,8 +237,7 @@ def make_parser() -> arguments.Parser:
     parser = arguments.Parser("python -m jworld.evaluate", DESCRIPTION)
     default = results.Options()
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="folder of a run, or one with weights, or hub id of one")
-    add("--step", type=arguments.positive, help="training step of the checkpoint (default: the newest)")
+    arguments.add_checkpoint(parser)
     add("--windows", type=arguments.positive, default=default.windows, help="rollouts along held-out episodes, at most")
     add("--chunks", type=arguments.positive, default=default.chunks, help="chunks of each rollout")
     add(
@@ -302,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise errors.UserError(f"--angles: found {max(options.angles)}, expected at most {MOST_DEGREES} degrees")
     startup.require_alone("python -m jworld.evaluate")
     compilation.use_cache()
-    given, checkpoint = pathlib.Path(options.checkpoint), hub_folders.find(options.checkpoint)
+    given, checkpoint = options.checkpoint, hub_folders.find(options.checkpoint)
     # Nothing is written into the folder of weights that come with jworld.
     folder = checkpoint if checkpoint == given else pathlib.Path(given.name)
     evaluate(

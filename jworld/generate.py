@@ -320,13 +320,7 @@ def make_parser() -> arguments.Parser:
     """Return the parser of this command's options."""
     parser = arguments.Parser("python -m jworld.generate", DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        type=pathlib.Path,
-        metavar="DIR",
-        help="folder of a run, or one with weights, or hub id of one",
-    )
+    arguments.add_checkpoint(parser)
     add(
         "--image",
         dest="images",
@@ -383,7 +377,6 @@ def make_parser() -> arguments.Parser:
     )
     _add_flags(parser)
     _add_text_flags(parser)
-    add("--step", type=arguments.positive, help="training step of the checkpoint (default: the newest)")
     add(
         "--encoders",
         type=pathlib.Path,

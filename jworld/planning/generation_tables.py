@@ -7,7 +7,7 @@ import rich.console
 import rich.table
 
 from jworld.planning.generation_plans import GenerationPlan, roofline
-from jworld.planning.tables import flops_text, size_text
+from jworld.planning.tables import flops_text, memory_table, size_text
 from jworld.utils import config as run_config
 from jworld.utils import hardware
 
@@ -55,22 +55,14 @@ def advise(config: ml_collections.ConfigDict, plan: GenerationPlan) -> list[str]
 
 
 def _memory(plan: GenerationPlan) -> rich.table.Table:
-    table = rich.table.Table("memory of a chip", "", show_header=True)
-    rows = {
+    parts = {
         "weights of the network": plan.weights,
         "weights of the autoencoder": plan.autoencoder,
         "KV cache": plan.cache,
         "cache of the decoder": plan.decoder_cache,
         "peak while the weights are read": plan.start,
     }
-    for name, size in rows.items():
-        if size:
-            table.add_row(name, size_text(size))
-    if plan.peak is not None:
-        table.add_row("peak", size_text(plan.peak))
-    if plan.limit is not None:
-        table.add_row(f"available on a {plan.chip}", size_text(plan.limit))
-    return table
+    return memory_table(parts, {"peak": plan.peak, f"available on a {plan.chip}": plan.limit})
 
 
 def _programs(plan: GenerationPlan) -> rich.table.Table:

@@ -1,5 +1,7 @@
 """Plans as printed tables."""
 
+from collections.abc import Mapping
+
 import rich.console
 import rich.table
 
@@ -61,21 +63,29 @@ def print_search(console: rich.console.Console, found: list[search.Found], best:
     console.print(f"{len(found)} plans were compiled; {sum(entry.plan.fits is True for entry in found)} fit")
 
 
-def _memory(plan: Plan) -> rich.table.Table:
+def memory_table(parts: Mapping[str, int], others: Mapping[str, int | None]) -> rich.table.Table:
+    """Return the table of a chip's memory in bytes: parts that are not 0, and other sizes that are known."""
     table = rich.table.Table("memory of a chip", "", show_header=True)
-    rows = {"parameters": plan.parameters, "optimizer": plan.optimizer, "EMA": plan.ema}
-    for name, size in (rows | {"batch": plan.batch, "gradients": plan.gradients}).items():
+    for name, size in parts.items():
         if size:
             table.add_row(name, size_text(size))
-    if plan.temporaries is not None:
-        table.add_row("activations and other temporaries", size_text(max(plan.temporaries - plan.gradients, 0)))
-    if plan.peak is not None:
-        table.add_row("peak", size_text(plan.peak))
-    if plan.start is not None:
-        table.add_row("peak before the first step", size_text(plan.start))
-    if plan.limit is not None:
-        table.add_row(f"available on a {plan.chip}", size_text(plan.limit))
+    for name, known in others.items():
+        if known is not None:
+            table.add_row(name, size_text(known))
     return table
+
+
+def _memory(plan: Plan) -> rich.table.Table:
+    parts = {"parameters": plan.parameters, "optimizer": plan.optimizer, "EMA": plan.ema}
+    others = {
+        "activations and other temporaries": (
+            None if plan.temporaries is None else max(plan.temporaries - plan.gradients, 0)
+        ),
+        "peak": plan.peak,
+        "peak before the first step": plan.start,
+        f"available on a {plan.chip}": plan.limit,
+    }
+    return memory_table(parts | {"batch": plan.batch, "gradients": plan.gradients}, others)
 
 
 def _arithmetic(plan: Plan) -> rich.table.Table:

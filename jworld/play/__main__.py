@@ -36,13 +36,7 @@ def make_parser() -> arguments.Parser:
     """Return the parser of this command's options."""
     parser = arguments.Parser("python -m jworld.play", DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        type=pathlib.Path,
-        metavar="DIR",
-        help="folder of a run, or one with weights, or hub id of one",
-    )
+    arguments.add_checkpoint(parser)
     add("--host", default="127.0.0.1", help="address to listen on; another one than the default needs a token")
     add(
         "--port",
@@ -83,7 +77,6 @@ def make_parser() -> arguments.Parser:
         help="folder of recorded episodes and videos",
     )
     add("--open", action="store_true", help="open the page in a browser")
-    add("--step", type=arguments.positive, help="training step of the checkpoint (default: the newest)")
     add(
         "--encoders",
         type=pathlib.Path,

@@ -130,6 +130,18 @@ def add_recipe(parser: Parser, *, required: bool = True) -> None:
     parser.add_argument(_LIST, action="store_true", dest="list_keys", help="print all keys of the config and exit")
 
 
+def add_checkpoint(parser: Parser) -> None:
+    """Add `--checkpoint=DIR`, which is required, and `--step=INT`."""
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of a run, or one with weights, or hub id of one",
+    )
+    parser.add_argument("--step", type=positive, help="training step of the checkpoint (default: the newest)")
+
+
 def add_changes(parser: Parser, *, default: str, alias: bool = False) -> None:
     """Add `--config.a.b=value`; with `alias` also its old form `--set a.b=value`."""
     parser.set_defaults(changes={})
