@@ -262,16 +262,13 @@ INTERVALS = Intervals(jnp.zeros((1, 256), jnp.int32), jnp.ones((1, 256), jnp.int
         ("cpu", "splash", {}, "xla", "splash does not run on the platform 'cpu'"),
         ("gpu", "auto", {"dtype": jnp.dtype("float32")}, "xla", "bfloat16 and float16, not float32"),
         ("gpu", "auto", {"head_dim": 36}, "xla", "multiple of 8 and at most 128, not 36"),
-        ("gpu", "auto", {"mask": Causal()}, "xla", "does not support padding together with Causal"),
+        ("gpu", "auto", {"mask": Causal()}, "cudnn", "the kernel for the platform"),
+        ("gpu", "auto", {"mask": Causal(), "lengths": (2**14, 2**14)}, "xla", "Causal with padding for at most"),
+        ("gpu", "auto", {"head_dim": 256}, "xla", "multiple of 8 and at most 128, not 256"),
         ("gpu", "auto", {"mask": Causal(), "key_mask": False}, "cudnn", "the kernel for the platform"),
-        (
-            "gpu",
-            "auto",
-            {"mask": SlidingWindow(8, 8), "key_mask": False},
-            "xla",
-            "does not support a window of later keys",
-        ),
-        ("gpu", "auto", {"mask": INTERVALS}, "xla", "cuDNN does not support intervals"),
+        ("gpu", "auto", {"mask": SlidingWindow(8, 8), "key_mask": False}, "cudnn", "the kernel for the platform"),
+        ("gpu", "auto", {"mask": INTERVALS}, "cudnn", "the kernel for the platform"),
+        ("gpu", "auto", {"mask": INTERVALS, "lengths": (2**14, 2**14)}, "xla", "Intervals with padding for at most"),
         ("tpu", "auto", {"mask": INTERVALS, "lengths": (256, 2**15)}, "splash", "the kernel for the platform"),
         ("tpu", "auto", {"mask": INTERVALS, "lengths": (256, 2**15 + 1)}, "xla", "at most 32768 keys, not 32769"),
     ],
@@ -300,20 +297,54 @@ def test_a_fall_back_is_announced_once(caplog: pytest.LogCaptureFixture) -> None
     assert "cudnn does not run on the platform 'cpu'; XLA computes it instead" in record.getMessage()
 
 
-@pytest.mark.parametrize(("mask", "prefix"), [case for case in MASKS if not isinstance(case[0], SlidingWindow)])
-def test_cudnn_arguments_match_the_mask(mask: Mask | None, prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls to cuDNN are redirected to XLA; padding is passed as lengths, never as a matrix."""
+#: Masks, lengths of their keys before the queries' own tokens, and whether keys are padded. Lengths, chunks and
+#: prefixes are odd.
+ODD_MASKS: list[tuple[Mask | None, int, bool]] = [
+    (None, 0, False),
+    (None, 6, True),
+    (ChunkCausal(chunk=9, prefix=4), 4, True),
+    (ChunkCausal(chunk=9, prefix=5), 5, False),
+    (Causal(), 0, False),
+    (Causal(), 0, True),
+    (Prefix(9), 0, False),
+    (SlidingWindow(left=6), 0, False),
+    (SlidingWindow(left=7, right=2), 0, True),
+]
 
-    def answer(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
-        assert set(options) <= {"is_causal", "local_window_size", "key_value_seq_lengths"}
-        return jax.nn.dot_product_attention(q, k, v, implementation="xla", **options)
 
-    monkeypatch.setattr(cudnn, "_call", answer)
-    qkv = make_qkv(length=48, prefix=prefix, heads=2, head_dim=8)
-    padded = not isinstance(mask, Causal | Prefix)
-    key_mask = make_key_mask(prefix + 48, prefix) if padded else None
-    expected = values_and_gradients(lambda q, k, v: dense(q, k, v, mask, key_mask), qkv)
-    assert_close(values_and_gradients(lambda *x: cudnn.attention(*x, mask=mask, key_mask=key_mask), qkv), expected)
+def call_in_xla(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
+    """Answer for cuDNN, which JAX differentiates only for even lengths; it has no argument for other masks."""
+    assert set(options) <= {"is_causal", "local_window_size", "key_value_seq_lengths", "mask"}
+    assert q.shape[1] % 2 == k.shape[1] % 2 == 0
+    return jax.nn.dot_product_attention(q, k, v, implementation="xla", **options)
+
+
+def assert_equal_with_cudnn(mask: Any, qkv: Arrays, key_mask: jax.Array | None, allowed: Mask | None) -> None:
+    """Compare the arguments of cuDNN with the definition: values and gradients, relative to the largest."""
+    actual = values_and_gradients(lambda *x: cudnn.attention(*x, mask=mask, key_mask=key_mask), qkv)
+    expected = values_and_gradients(lambda q, k, v: dense(q, k, v, allowed, key_mask), qkv)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * float(jnp.max(jnp.abs(b))))
+
+
+@pytest.mark.parametrize(("mask", "prefix", "padded"), ODD_MASKS)
+def test_cudnn_arguments_match_the_mask(
+    mask: Mask | None, prefix: int, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cudnn, "_call", call_in_xla)
+    # Key 0 stays: every query attends to a key.
+    key_mask = make_key_mask(prefix + 27, prefix or 1) if padded else None
+    assert_equal_with_cudnn(mask, make_qkv(length=27, prefix=prefix, heads=2, head_dim=8), key_mask, mask)
+
+
+def test_cudnn_arguments_match_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cudnn, "_call", call_in_xla)
+    window = SlidingWindow(left=5, right=2)
+    stops = window.stops(27)
+    ends = (np.maximum(stops - window.width, 0), np.minimum(stops, 27))
+    intervals = Intervals(*(jnp.tile(end, (2, 1)) for end in ends), within=SlidingWindow(9, 9))
+    qkv = make_qkv(length=27, prefix=0, heads=2, head_dim=8)
+    assert_equal_with_cudnn(intervals, qkv, make_key_mask(27, 1), window)
 
 
 @pytest.mark.parametrize("mask", [Causal(), Prefix(3), SlidingWindow(4)])
