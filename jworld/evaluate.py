@@ -97,7 +97,7 @@ def evaluate(
     if records_dir is not None:
         config.data.records = records_dir
     outputs.check_folder("--output", output)
-    run = runs.load(checkpoint, step, config=config, given=given, training=True, stored=True)
+    run = runs.load(checkpoint, step, config=config, given=given, teacher=True, stored=True)
     _check_flags(run, options, episodes_dir)
     # A published benchmark does not need the data that the weights were trained on.
     batches = None

@@ -166,6 +166,7 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
         batch_shardings=batch_shardings,
         mesh=job.mesh,
         loss_takes_ema=job.system.loss_takes_ema,
+        critic_loss=job.system.critic_loss,
     )
     key = jax.random.key(config.seed)
     watch = watchdog.Watchdog(job.log.watchdog_minutes)
@@ -227,7 +228,7 @@ def open_log(job: TrainingJob, state: train_state.TrainState, *, on_step: Callab
     work = rates.Work(
         examples=batch,
         tokens=job.system.step_tokens(batch),
-        flops=job.system.step_flops(batch, train_state.sizes(state.params, state.frozen)),
+        flops=job.system.step_flops(batch, train_state.sizes(state.params, state.others)),
         peak_flops=chip.flops * job.mesh.size if chip else None,
     )
     return metrics.ProgressLog(

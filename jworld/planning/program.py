@@ -12,7 +12,6 @@ from jworld import systems
 from jworld.parallel import axes, mesh
 from jworld.training import optimizers, step
 from jworld.training import state as train_state
-from jworld.utils import config as run_config
 
 
 class Program:
@@ -32,9 +31,7 @@ class Program:
         self.config = config
         self.system = systems.create(config)
         self.mesh = mesh.make_mesh(**config.mesh, devices=devices)
-        self.optimizer = optimizers.make_optimizer(
-            run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=max(config.steps, 1)
-        )
+        self.optimizer = optimizers.from_config(config, steps=max(config.steps, 1))
         mesh.check_batch(self.mesh, config.global_batch, self.optimizer.config.accumulate)
         self.trainable = train_state.path_filter(self.optimizer.config.trainable)
         self.graphdef, self.state, self.shardings = train_state.abstract_state(
@@ -55,6 +52,7 @@ class Program:
             batch_shardings=self.batch_shardings,
             mesh=self.mesh,
             loss_takes_ema=self.system.loss_takes_ema,
+            critic_loss=self.system.critic_loss,
         )
 
     def lower(self) -> Any:
@@ -85,16 +83,20 @@ class Program:
     def shard_bytes(self) -> dict[str, int]:
         """Return the bytes on each device of the parts that persist between steps, and of the batch."""
         parts = {
-            "parameters": (self.state.params, self.state.frozen),
-            "optimizer": self.state.opt_state,
+            "parameters": (self.state.params, self.state.others),
+            "optimizer": (self.state.opt_state, self.state.critic and self.state.critic.opt_state),
             "ema": self.state.ema,
             "batch": self.batch,
         }
         return {name: sum(shard_sizes(tree)) for name, tree in parts.items()}
 
     def gradient_bytes(self) -> int:
-        """Return the bytes on each device of the gradients of all trained parameters."""
-        return sum(shard_sizes(self.state.params))
+        """Return the bytes on each device of the gradients of all trained parameters.
+
+        Those of the critic are computed before those of the model.
+        """
+        critic = self.state.critic
+        return max(sum(shard_sizes(tree)) for tree in (self.state.params, critic and critic.params))
 
 
 def shard_sizes(tree: Any) -> Iterator[int]:

@@ -7,7 +7,7 @@ A system is one object built from a run's config. Training, evaluation and plann
 import abc
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -32,6 +32,7 @@ from jworld.utils import config as run_config
 from jworld.utils import errors
 
 Batch = Mapping[str, jax.Array]
+CriticLoss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 #: Types of a system's model, and of the encoders that it samples with.
 Model = TypeVar("Model", bound=nnx.Module)
 RunEncoders = TypeVar("RunEncoders", bound="SystemEncoders")
@@ -236,6 +237,10 @@ class System(Protocol[Model, RunEncoders]):
     def loss_takes_ema(self) -> bool:
         """True if `loss` receives the model with EMA weights as a fourth argument."""
 
+    @property
+    def critic_loss(self) -> CriticLoss | None:
+        """The loss of the critic, with the arguments of `loss` and no EMA; None if the config needs no critic."""
+
     def sections(self) -> dict[str, Any]:
         """Return the config sections that this system reads, by dotted name: dataclasses with every default filled."""
 
@@ -244,6 +249,9 @@ class System(Protocol[Model, RunEncoders]):
 
     def init_training(self, rngs: nnx.Rngs) -> Model:
         """Build the model for training, for example with a frozen teacher."""
+
+    def init_evaluation(self, rngs: nnx.Rngs) -> Model:
+        """Build the model for evaluation, for example with the teacher that it is compared with."""
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """Return shape, dtype and logical axes of every array of a training batch."""
@@ -488,12 +496,21 @@ class BaseSystem(abc.ABC, Generic[Model, RunEncoders]):
         """See `System`."""
         return False
 
+    @property
+    def critic_loss(self) -> CriticLoss | None:
+        """See `System`."""
+        return None
+
     @abc.abstractmethod
     def init(self, rngs: nnx.Rngs) -> Model:
         """See `System`."""
 
     def init_training(self, rngs: nnx.Rngs) -> Model:
         """See `System`; by default training and sampling use the same model."""
+        return self.init(rngs)
+
+    def init_evaluation(self, rngs: nnx.Rngs) -> Model:
+        """See `System`; by default the model for sampling."""
         return self.init(rngs)
 
     @property

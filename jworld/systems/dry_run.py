@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 import numpy as np
 import rich.table
 from flax import nnx
@@ -19,12 +20,16 @@ def describe(job: TrainingJob) -> rich.table.Table:
     config = job.config
     with nnx.use_eager_sharding(False):
         abstract = nnx.state(nnx.eval_shape(lambda: job.system.init_training(nnx.Rngs(0))), nnx.Param)
-    trained, frozen = nnx.split_state(abstract, job.trainable, ...)
+    trained, frozen, critic = train_state.divide(abstract, job.trainable, job.optimizer)
     training_job.check_trainable(job, trained)
-    own, total = np.sum([*train_state.sizes(trained, frozen).values()], axis=0)
+    others = frozen if critic is None else nnx.merge_state(frozen, critic)
+    own, total = np.sum([*train_state.sizes(trained, others).values()], axis=0)
     table = rich.table.Table("", "", show_header=False)
     table.add_row("parameters", f"{total:,}")
     table.add_row("trainable", f"{own:,}")
+    if critic is not None:
+        count = sum(leaf.size for leaf in jax.tree.leaves(critic))
+        table.add_row("trainable critic", f"{count:,}, {job.optimizer.critic_updates} updates per step")
     table.add_row("mesh", ", ".join(f"{name} {size}" for name, size in config.mesh.items()))
     length = f"{config.steps:,}" if config.steps else "as many as the epochs have"
     epochs = f", {config.epochs:g} epochs" if config.get("epochs", 0) else ""
@@ -47,7 +52,7 @@ def check(job: TrainingJob, *, overwrite: bool) -> None:
         job.system.init_training, trainable=job.trainable, optimizer=job.optimizer, mesh=mesh
     )
     if training_job.starts(job, overwrite=overwrite):
-        _check_initial(job, nnx.merge_state(state.params, state.frozen))
+        _check_initial(job, nnx.merge_state(state.params, state.others))
 
 
 def _check_initial(job: TrainingJob, initial: nnx_types.State) -> None:

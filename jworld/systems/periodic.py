@@ -178,7 +178,7 @@ class Evaluation:
             arrays = to_devices(batch, self._job.spec, self._batch_shardings)
             predictions = {}
             for level in self._job.system.noise_levels or (None,):
-                values = dict(self._loss(weights(state), state.frozen, arrays, number, level or 0.0))
+                values = dict(self._loss(weights(state), state.others, arrays, number, level or 0.0))
                 prediction, weight = values.pop(base.PREDICTION, None), float(values.pop(step.WEIGHT, 1.0))
                 if prediction is not None and number == 0:
                     predictions[level] = np.asarray(prediction)
@@ -214,7 +214,7 @@ class Evaluation:
 
         def measure(
             params: nnx_types.State,
-            frozen: nnx_types.State,
+            others: nnx_types.State,
             batch: dict[str, jax.Array],
             number: jax.Array,
             level: jax.Array,
@@ -222,7 +222,7 @@ class Evaluation:
             # With gradient accumulation, only a microbatch fits into memory.
             batch = {name: einops.rearrange(x, "(b m) ... -> m b ...", m=parts)[0] for name, x in batch.items()}
             own_key = jax.random.fold_in(key, number)
-            loss, values = system.held_out_loss(nnx.merge(graphdef, params, frozen), batch, own_key, level)
+            loss, values = system.held_out_loss(nnx.merge(graphdef, params, others), batch, own_key, level)
             values = values | {"loss": loss}
             if base.PREDICTION in values:
                 values[base.PREDICTION] = values[base.PREDICTION][:PSNR_CLIPS]
@@ -230,7 +230,7 @@ class Evaluation:
 
         mesh = self._job.mesh
         replicated = NamedSharding(mesh, PartitionSpec())
-        shardings = self._shardings.params, self._shardings.frozen, dict(self._batch_shardings), replicated, replicated
+        shardings = self._shardings.params, self._shardings.others, dict(self._batch_shardings), replicated, replicated
         return jax.jit(measure, in_shardings=shardings, out_shardings=replicated)
 
     def _psnr(self, batch: pipeline.Batch, predictions: Mapping[float | None, np.ndarray]) -> dict[float | None, float]:

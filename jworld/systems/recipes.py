@@ -19,11 +19,16 @@ from jworld.models.layers import lora
 from jworld.precompute import demo_data
 from jworld.systems import base, common_keys
 from jworld.systems.common_keys import SHARED
+from jworld.training import optimizers
 from jworld.utils import config as run_config
 from jworld.utils import config_keys, errors, ranges
 
 #: Sections that some configs have: dotted name -> dataclass.
-OPTIONAL: Mapping[str, type] = {"data.encoding": demo_data.EncodingConfig, "model.lora": lora.LoRAConfig}
+OPTIONAL: Mapping[str, type] = {
+    "data.encoding": demo_data.EncodingConfig,
+    "model.lora": lora.LoRAConfig,
+    "critic": optimizers.CriticConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -212,7 +212,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     encoders: pathlib.Path | None = None,
     given: EncoderOverrides | None = None,
-    training: bool = False,
+    teacher: bool = False,
     stored: bool = False,
     meanwhile: Callable[[SystemEncoders, nnx.Module], object] | None = None,
 ) -> Run:
@@ -225,7 +225,7 @@ def load(
       mesh: mesh for the weights (default: one device).
       encoders: folder of records, or a run's `encoders/` (default: that of the folder).
       given: encoders that replace those of `config.sample.encoders` and of the folder.
-      training: load the model for training, with its teacher if it has one.
+      teacher: load the teacher of the run too, if evaluation compares the model with it.
       stored: use the states that a data set of the user stores, so that text and image encoders may be absent.
       meanwhile: called in a thread, on the mesh, while the weights are read, with the encoders and the model, whose
         parameters are descriptions.
@@ -241,9 +241,9 @@ def load(
     given = (given or EncoderOverrides()).or_else(model_encoders.from_config(config))
     opened = system.data.encoders(kept, given=given, mesh=mesh, stored=stored)
     # Released and imported weights have no teacher.
-    training = training and (directory / CHECKPOINTS).is_dir()
+    teacher = teacher and (directory / CHECKPOINTS).is_dir()
     work = None if meanwhile is None else functools.partial(meanwhile, opened)
-    model, found = load_model(directory, config, step, mesh=mesh, training=training, meanwhile=work)
+    model, found = load_model(directory, config, step, mesh=mesh, teacher=teacher, meanwhile=work)
     return Run(config, system, model, opened, found, mesh)
 
 
@@ -253,7 +253,7 @@ def load_model(
     step: int | None = None,
     *,
     mesh: jax.sharding.Mesh | None = None,
-    training: bool = False,
+    teacher: bool = False,
     meanwhile: Callable[[nnx.Module], object] | None = None,
 ) -> tuple[nnx.Module, int | None]:
     """Return the model without encoders, and the step of its checkpoint; see `load`."""
@@ -262,7 +262,7 @@ def load_model(
         run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"), steps=config.steps
     )
     system = systems.create(config)
-    init = system.init_training if training else system.init
+    init = system.init_evaluation if teacher else system.init
     graphdef, abstract, _ = train_state.abstract_state(init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh)
     if meanwhile is None:
         params, found = load_params(directory, abstract.params, step)

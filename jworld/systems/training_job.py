@@ -74,10 +74,7 @@ class TrainingJob:
             workdir=workdir,
             system=system,
             spec=system.batch_spec(config.global_batch),
-            optimizer=optimizers.make_optimizer(
-                run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer"),
-                steps=max(config.steps, 1),
-            ),
+            optimizer=optimizers.from_config(config, steps=max(config.steps, 1)),
             log=run_config.section(metrics.LogConfig, config.log, "log"),
             hub=run_config.section(hub.HubConfig, config.checkpoint.get("hub", {}), "checkpoint.hub"),
             samples=common_keys.samples(config),
@@ -106,10 +103,7 @@ class TrainingJob:
         config = self.config.copy_and_resolve_references()
         with config.unlocked():
             config.steps = steps
-        parameters = run_config.section(optimizers.OptimizerConfig, config.optimizer, "optimizer")
-        return dataclasses.replace(
-            self, config=config.lock(), optimizer=optimizers.make_optimizer(parameters, steps=steps)
-        )
+        return dataclasses.replace(self, config=config.lock(), optimizer=optimizers.from_config(config, steps=steps))
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -265,7 +259,7 @@ def start(
         )
         return graphdef, state, shardings
     # Weights are read to their places before anything else is allocated.
-    params = initial_weights.load_parts(nnx.merge_state(abstract.params, abstract.frozen), parts)
+    params = initial_weights.load_parts(nnx.merge_state(abstract.params, abstract.others), parts)
     notes = [f"the weights of the {name} are those in {folder}" for name, folder in parts.items()]
     if job.config.init_from:
         message(f"starting from the weights in {job.config.init_from}")
@@ -274,8 +268,8 @@ def start(
         )
         notes += more
     params = train_state.draw_missing(init, params, key=key, mesh=job.mesh)
-    trained, frozen = nnx.split_state(params, job.trainable, ...)
-    state = train_state.start_state(trained, frozen, optimizer=job.optimizer, shardings=shardings, mesh=job.mesh)
+    divided = train_state.divide(params, job.trainable, job.optimizer)
+    state = train_state.start_state(*divided, optimizer=job.optimizer, shardings=shardings, mesh=job.mesh)
     for note in notes:
         message(note)
     return graphdef, state, shardings

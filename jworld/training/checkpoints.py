@@ -1,7 +1,8 @@
 """Checkpoints: saved in the background, restored onto any mesh, with a checksum for every leaf.
 
-`<directory>/<step>/` holds the items `params`, `ema` (if enabled), `rest` (step, optimizer, counters), `data` (the data
-iterator's position) and `checksums`. `<directory>/frozen/0/` holds the frozen parameters, written once.
+`<directory>/<step>/` holds the items `params`, `ema` (if enabled), `critic` (its parameters and optimizer, if there is
+one), `rest` (step, optimizer, counters), `data` (the data iterator's position) and `checksums`.
+`<directory>/frozen/0/` holds the frozen parameters, written once.
 """
 
 import dataclasses
@@ -36,7 +37,11 @@ def _items(state: TrainState) -> dict[str, Any]:
     rest = {"step": state.step, "opt_state": state.opt_state}
     rest |= {"skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
     items = {"params": state.params, "rest": rest}
-    return items if state.ema is None else items | {"ema": state.ema}
+    if state.ema is not None:
+        items["ema"] = state.ema
+    if (critic := state.critic) is not None:
+        items["critic"] = {"params": critic.params, "opt_state": critic.opt_state, "skipped": critic.skipped}
+    return items
 
 
 def _json_checksum(value: Any) -> int:
@@ -147,8 +152,9 @@ class Checkpoints:
         with self._damage(step):
             items, data = self._restore_items(step, _items(abstract))
         frozen = self.restore_frozen(abstract.frozen)
+        critic = train_state.CriticState(**items["critic"]) if "critic" in items else None
         restored = dataclasses.replace(
-            abstract, params=items["params"], ema=items.get("ema"), frozen=frozen, **items["rest"]
+            abstract, params=items["params"], ema=items.get("ema"), frozen=frozen, critic=critic, **items["rest"]
         )
         self._restored = step
         return restored, data

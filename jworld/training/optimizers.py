@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from jworld.training import muon, schedules
+from jworld.utils import config as run_config
 from jworld.utils import errors, ranges
 
 Name = Literal["muon", "adamw"]
@@ -95,13 +97,64 @@ class OptimizerConfig:
         return bool(self.ema_decay or self.ema_rate)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CriticConfig(OptimizerConfig):
+    """Settings of the optimizer of a critic (`config.critic`): a network that trains in turns with the model.
+
+    Fields are those of `OptimizerConfig`, but there is no EMA, and gradients accumulate over the microbatches of the
+    model.
+
+    Attributes:
+      trainable: regular expression of the paths of the critic's trained parameters.
+      updates: updates of the critic before each update of the model.
+
+    Raises:
+      UserError: a value out of range.
+    """
+
+    trainable: ranges.Regex = "critic/.*"
+    updates: ranges.Count = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.has_ema:
+            raise errors.UserError("config.critic.ema_decay or ema_rate is set, but a critic has no EMA: leave it out")
+        if self.accumulate != 1:
+            raise errors.UserError(
+                f"config.critic.accumulate is {self.accumulate}, but a critic has the microbatches of "
+                "config.optimizer.accumulate: leave it out"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Gradient transformation, learning rate as a function of the number of updates, and config."""
+    """Gradient transformation, learning rate as a function of the number of updates, and config.
+
+    `critic` is the optimizer of a critic, whose config is a `CriticConfig`; None for a run without one.
+    """
 
     transform: optax.GradientTransformation
     schedule: Callable[..., Any]
     config: OptimizerConfig
+    critic: "Optimizer | None" = None
+
+    @property
+    def critic_updates(self) -> int:
+        """Updates of the critic before each update of the model; 0 without a critic."""
+        return 0 if self.critic is None else typing.cast(CriticConfig, self.critic.config).updates
+
+
+def from_config(config: ml_collections.ConfigDict, *, steps: int) -> Optimizer:
+    """Make the optimizer of a run of `steps` steps from the sections `optimizer` and, if there is one, `critic`.
+
+    Raises:
+      UserError: a key is unknown, of a wrong type or out of range.
+    """
+    optimizer = make_optimizer(run_config.section(OptimizerConfig, config.optimizer, "optimizer"), steps=steps)
+    if "critic" not in config:
+        return optimizer
+    critic = run_config.section(CriticConfig, config.critic, "critic")
+    return dataclasses.replace(optimizer, critic=make_optimizer(critic, steps=steps * critic.updates))
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[..., Any]:

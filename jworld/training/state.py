@@ -19,11 +19,21 @@ PathFilter = Callable[[tuple[Any, ...], Any], bool]
 
 
 @struct.dataclass
+class CriticState:
+    """Trained parameters of a critic, its optimizer's state, and its number of skipped updates, an int32 scalar."""
+
+    params: nnx_types.State
+    opt_state: Any
+    skipped: jax.Array
+
+
+@struct.dataclass
 class TrainState:
     """All inputs and outputs of a step.
 
     `step` counts all steps, skipped ones included; `skipped` and `skipped_in_row` are int32 scalars. `ema` is None if
-    disabled. `frozen` holds the parameters outside the filter of trainable ones.
+    disabled. `frozen` holds the parameters outside the filters of trainable ones. `critic` is None for a run without
+    one.
     """
 
     step: jax.Array
@@ -33,6 +43,12 @@ class TrainState:
     ema: nnx_types.State | None
     skipped: jax.Array
     skipped_in_row: jax.Array
+    critic: CriticState | None = None
+
+    @property
+    def others(self) -> nnx_types.State:
+        """The parameters outside `params`: the frozen ones, and those of the critic."""
+        return self.frozen if self.critic is None else nnx.merge_state(self.frozen, self.critic.params)
 
 
 def path_filter(pattern: str) -> PathFilter:
@@ -41,12 +57,28 @@ def path_filter(pattern: str) -> PathFilter:
     return lambda path, _: expression.fullmatch("/".join(map(str, path))) is not None
 
 
+def divide(
+    params: nnx_types.State, trainable: Any, optimizer: optimizers.Optimizer
+) -> tuple[nnx_types.State, nnx_types.State, nnx_types.State | None]:
+    """Divide the parameters of a model: (trained ones, frozen ones, trained ones of the critic or None)."""
+    if optimizer.critic is None:
+        trained, frozen = nnx.split_state(params, trainable, ...)
+        return trained, frozen, None
+    critic, trained, frozen = nnx.split_state(params, path_filter(optimizer.critic.config.trainable), trainable, ...)
+    return trained, frozen, critic
+
+
+def _start_critic(params: nnx_types.State | None, optimizer: optimizers.Optimizer) -> CriticState | None:
+    if params is None or optimizer.critic is None:
+        return None
+    return CriticState(params, optimizer.critic.transform.init(params), jnp.zeros((), jnp.int32))
+
+
 def _initializer(
     init_model: InitModel, trainable: Any, optimizer: optimizers.Optimizer
 ) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
-        _, params, *rest = nnx.split(init_model(nnx.Rngs(key)), trainable, ...)
-        (frozen,) = rest
+        params, frozen, critic = divide(nnx.state(init_model(nnx.Rngs(key))), trainable, optimizer)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -55,6 +87,7 @@ def _initializer(
             ema=jax.tree.map(jnp.copy, params) if optimizer.config.has_ema else None,
             skipped=jnp.zeros((), jnp.int32),
             skipped_in_row=jnp.zeros((), jnp.int32),
+            critic=_start_critic(critic, optimizer),
         )
 
     return init
@@ -107,7 +140,7 @@ def abstract_state(
 ) -> tuple[nnx_types.GraphDef, TrainState, TrainState]:
     """Return (graph definition, state of ShapeDtypeStructs with their sharding, shardings); allocates nothing.
 
-    The graph definition merges `(params, frozen)` into the model.
+    The graph definition merges `(params, others)` into the model.
 
     Raises:
       UserError: a parameter has a dimension that its mesh axis does not divide.
@@ -196,20 +229,30 @@ def draw_missing(
 def start_state(
     params: nnx_types.State,
     frozen: nnx_types.State,
+    critic: nnx_types.State | None = None,
     *,
     optimizer: optimizers.Optimizer,
     shardings: TrainState,
     mesh: Mesh,
 ) -> TrainState:
-    """Return the state at step 0 for given weights, which it takes over."""
+    """Return the state at step 0 for given weights, which it takes over; see `divide`."""
 
     def rest(params: nnx_types.State) -> tuple[Any, ...]:
         zero = jnp.zeros((), jnp.int32)
         return optimizer.transform.init(params), zero, zero, zero
 
+    def rest_of_critic(params: nnx_types.State) -> tuple[Any, ...]:
+        started = _start_critic(params, optimizer)
+        assert started is not None
+        return started.opt_state, started.skipped
+
     placed = shardings.opt_state, shardings.step, shardings.skipped, shardings.skipped_in_row
+    critic_state = None
     with jax.set_mesh(mesh):
         opt_state, step, skipped, in_row = jax.jit(rest, out_shardings=placed)(params)
+        if critic is not None and shardings.critic is not None:
+            placed = shardings.critic.opt_state, shardings.critic.skipped
+            critic_state = CriticState(critic, *jax.jit(rest_of_critic, out_shardings=placed)(critic))
     return TrainState(
         step=step,
         params=params,
@@ -219,6 +262,7 @@ def start_state(
         ema=jax.tree.map(jnp.copy, params) if optimizer.config.has_ema else None,
         skipped=skipped,
         skipped_in_row=in_row,
+        critic=critic_state,
     )
 
 

@@ -31,7 +31,7 @@ SECTIONS = (
     "sample",
 )
 #: What a recipe may have in addition.
-OPTIONAL_SECTIONS = ("epochs", "evaluation")
+OPTIONAL_SECTIONS = ("epochs", "evaluation", "critic")
 
 #: Keys that had another name: old -> new. Saved configs and command lines may still use the old ones.
 RENAMED: dict[str, str] = {

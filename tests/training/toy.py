@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -63,15 +64,19 @@ class Run:
         width: int = WIDTH,
         trainable: Any = nnx.Param,
         loss: Any = loss,
+        model: type[Toy] = Toy,
+        critic: dict[str, Any] | None = None,
+        critic_loss: Any = None,
         steps: int = 100,
         **optimizer: Any,
     ) -> None:
         self.mesh = make_mesh(mesh)
-        self.optimizer = optimizers.make_optimizer(
-            optimizers.OptimizerConfig(**({"learning_rate": 0.01} | optimizer)), steps=steps
-        )
+        config = ml_collections.ConfigDict({"optimizer": {"learning_rate": 0.01} | optimizer})
+        if critic is not None:
+            config.critic = critic
+        self.optimizer = optimizers.from_config(config, steps=steps)
         self.init: dict[str, Any] = {
-            "init_model": lambda rngs: Toy(width, rngs=rngs),
+            "init_model": lambda rngs: model(width, rngs=rngs),
             "trainable": trainable,
             "optimizer": self.optimizer,
         }
@@ -86,6 +91,7 @@ class Run:
             shardings=self.shardings,
             batch_shardings=self.batch_shardings,
             mesh=self.mesh,
+            critic_loss=critic_loss,
         )
         self.width = width
         self.count = 0
@@ -94,11 +100,14 @@ class Run:
         """Return the abstract state on another mesh."""
         return state.abstract_state(**self.init, mesh=make_mesh(mesh) if mesh else self.mesh)[1]
 
+    def batch(self, number: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+        """Return the batch of a step."""
+        x = np.random.default_rng(number).normal(size=(BATCH, self.width)).astype(np.float32)
+        return {"x": x, "y": np.roll(x, 1, axis=1), "scale": np.full(BATCH, scale, np.float32)}
+
     def step(self, scale: float = 1.0) -> dict[str, jax.Array]:
-        rng = np.random.default_rng(self.count)
+        batch = self.batch(self.count, scale)
         self.count += 1
-        x = rng.normal(size=(BATCH, self.width)).astype(np.float32)
-        batch = {"x": x, "y": np.roll(x, 1, axis=1), "scale": np.full(BATCH, scale, np.float32)}
         with jax.set_mesh(self.mesh):
             self.state, metrics = self.train_step(
                 self.state, jax.device_put(batch, self.batch_shardings), jax.random.key(1)

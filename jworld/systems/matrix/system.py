@@ -204,6 +204,10 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
             return self.init(rngs)
         return distillation.StudentTeacher(self.model_config, teacher_dtype=self.objective.teacher_dtype, rngs=rngs)
 
+    def init_evaluation(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
+        """See `System`: a student is compared with its teacher."""
+        return self.init_training(rngs)
+
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """See `System`."""
         clip, model = self.clip, self.model_config
