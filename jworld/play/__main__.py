@@ -14,13 +14,15 @@ import time
 import webbrowser
 from collections.abc import Sequence
 
+import ml_collections
+import numpy as np
 import rich.console
 
 from jworld import systems
 from jworld.encoders import model_encoders as encoders_lib
 from jworld.parallel import startup
-from jworld.play import images, worker
-from jworld.systems import key_logs, live, options, runs
+from jworld.play import answers, images, worker
+from jworld.systems import generation, key_logs, live, options, runs
 from jworld.utils import arguments, compilation, errors, outputs
 
 DESCRIPTION = """Serve a trained model to a browser, where it is steered by keys while it generates.
@@ -76,6 +78,13 @@ def make_parser() -> arguments.Parser:
         metavar="DIR",
         help="folder of recorded episodes and videos",
     )
+    add(
+        "--ask",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of a second model, such as TheWorld, which answers questions about the present frame in text "
+        "(default: no questions)",
+    )
     add("--open", action="store_true", help="open the page in a browser")
     add(
         "--encoders",
@@ -108,6 +117,7 @@ class Loaded:
     games: list[worker.Game]
     first: list[images.FirstImage]
     start: key_logs.Start
+    answerer: answers.Answerer | None
 
 
 def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
@@ -115,6 +125,7 @@ def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
     flags = options.Flags(steps=found.steps, guidance=found.guidance)
     config = runs.resolve(found.checkpoint, encoders=found.encoders, flags=flags, changes=found.changes)
     live.live_system(systems.create(config), config)
+    asked = None if found.ask is None else _text_config(found.ask)
     given = images.given(found.images, found.prompt or "")
     outputs.check_folder("--recordings", found.recordings)
     began = time.monotonic()
@@ -137,8 +148,26 @@ def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
         f"{world.new_frames} frames per step; ready after {time.monotonic() - began:.0f} s"
     )
     players = f"{len(games)} player{'s' if len(games) > 1 else ''}"
+    answerer = None
+    if asked is not None:
+        console.print(f"loading {found.ask}, which answers questions")
+        answerer = answers.Answerer(runs.load(found.ask, config=asked))
+        try:
+            answerer.warm(np.zeros((world.size[1], world.size[0], 3), np.uint8))
+        except errors.UserError as error:
+            raise errors.UserError(f"--ask {found.ask}: {error}") from error
     console.print(f"{players}, with {world.session_bytes / 1e6:.1f} MB on the device for each session")
-    return Loaded(world, games, first, start)
+    return Loaded(world, games, first, start, answerer)
+
+
+def _text_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
+    """Return the config of the model of --ask; a `UserError` if it does not answer questions about images."""
+    try:
+        config = runs.resolve(directory)
+        generation.text_system(systems.create(config), config)
+    except errors.UserError as error:
+        raise errors.UserError(f"--ask {directory}: {error}") from error
+    return config
 
 
 async def serve(
@@ -156,6 +185,7 @@ async def serve(
         start=loaded.start,
         model_thread=thread,
         recordings=found.recordings,
+        answerer=loaded.answerer,
     )
     server = Server(director, host=found.host, port=found.port)
     try:

@@ -21,6 +21,8 @@ from jworld.utils import limits
 _OUTGOING = 200
 #: Steps whose frames were sent but not reported as shown, at most.
 _UNSHOWN = 2
+#: Latest steps whose frames can be asked about: those that are shown, sent and waiting.
+_ASKED = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +48,10 @@ class Player:
       recording: what it records; None if it does not.
     """
 
-    def __init__(self, world: worker.World, start: key_logs.Start) -> None:
+    def __init__(self, world: worker.World, start: key_logs.Start, *, asks: bool = False) -> None:
+        """Set up a player who is not connected; with `asks`, frames are stored for questions about them."""
         now = time.monotonic()
+        self._recent: collections.deque[worker.Step] = collections.deque(maxlen=_ASKED if asks else 0)
         self._world = world
         self.id = secrets.token_urlsafe(16)
         self.last_turn, self.seated = 0, now
@@ -76,6 +80,7 @@ class Player:
         self.entries: list[key_logs.Entry] = []
         self.last: worker.Step | None = None
         self.prompt: str | None = None
+        self._recent.clear()
         self._script = collections.deque(script)
         self.sent = self.shown = -1
         self.pacer.clear()
@@ -135,6 +140,7 @@ class Player:
     def deliver(self, step: worker.Step, frames: list[protocol.Frame], now: float) -> None:
         """Queue the frames of a step, and a message about it."""
         self.last = step
+        self._recent.append(step)
         if len(self.entries) < limits.PLAY_LOG:
             self.entries.append(step.entry)
         self.wanted = max(self.wanted - 1, 0)
@@ -160,6 +166,14 @@ class Player:
         )
         self._send_seconds = 0.0
         self.wake.set()
+
+    def image(self, frame: int) -> np.ndarray | None:
+        """Return one of the latest frames that were sent, uint8 [H, W, 3], or None."""
+        for step in self._recent:
+            if frame <= self.sent and 0 <= frame - step.first_frame < len(step.frames):
+                found: np.ndarray = step.frames[frame - step.first_frame]
+                return found
+        return None
 
     def note_sending(self, seconds: float) -> None:
         """Count time for encoding or sending frames."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jworld.play import images, players, protocol, recording, worker
+from jworld.play import answers, images, players, protocol, questions, recording, worker
 from jworld.play.connection import Player, Request
 from jworld.systems import key_logs, live
 from jworld.utils import errors, limits
@@ -46,6 +46,7 @@ class Director:
         start: key_logs.Start,
         model_thread: concurrent.futures.Executor,
         recordings: pathlib.Path,
+        answerer: answers.Answerer | None = None,
         turn_seconds: float = limits.PLAY_TURN_SECONDS,
     ) -> None:
         """Set up the director.
@@ -55,8 +56,9 @@ class Director:
           first: images that a player can choose.
           games: sessions, one per seat, which are warm.
           start: first start of every player.
-          model_thread: the only thread that uses the model.
+          model_thread: the only thread that uses the models.
           recordings: folder of recordings.
+          answerer: model that answers questions about frames, if there is one.
           turn_seconds: time of a player while others wait.
         """
         self.world, self.images, self._start = world, {image.name: image for image in first}, start
@@ -64,7 +66,8 @@ class Director:
         self.players: dict[str, Player] = {}
         self._free = list(games)
         self._seats: players.Seats[Player] = players.Seats(len(games), turn_seconds=turn_seconds)
-        self._turns: players.Turns[Player] = players.Turns()
+        self._turns: players.Turns[Player | questions.Asking] = players.Turns()
+        self._questions = questions.Questions(answerer)
         self._model_thread, self._encoding = model_thread, concurrent.futures.ThreadPoolExecutor(1, "encoding")
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -77,6 +80,7 @@ class Director:
             "reset": self._reset,
             "prompt": self._prompt,
             "shown": self._shown,
+            "ask": self._questions.receive,
             "record": self._record,
             "log": self._log,
         }
@@ -90,7 +94,7 @@ class Director:
             # A connection that broke without a sign looks open for a while.
             self._spawn(player.socket.close(code=1000, message=b"the player has connected again"))
         if player is None:
-            player = Player(self.world, self._start)
+            player = Player(self.world, self._start, asks=self._questions.are_answered)
             self.players[player.id] = player
             self._seats.join(player, time.monotonic())
             self._seat()
@@ -98,6 +102,7 @@ class Director:
 
     def part(self, player: Player) -> None:
         """Note that a player has lost its connection."""
+        self._questions.end(player)
         player.socket, player.left = None, time.monotonic()
         player.hold([])
         player.pacer.clear()
@@ -122,10 +127,16 @@ class Director:
             delay=world.delay,
             captions=world.describes,
             memory=world.viewed,
+            questions=self._questions.are_answered,
             images=[{"name": image.name, "caption": image.caption} for image in self.images.values()],
             steps=world.steps,
             guidance=world.guidance,
-            limits={"steps": limits.PLAY_STEPS, "guidance": limits.PLAY_GUIDANCE, "image": limits.PLAY_IMAGE_BYTES},
+            limits={
+                "steps": limits.PLAY_STEPS,
+                "guidance": limits.PLAY_GUIDANCE,
+                "image": limits.PLAY_IMAGE_BYTES,
+                "question": limits.PLAY_QUESTION,
+            },
             resumed=player.last is not None,
             **self._described(player),
         )
@@ -141,6 +152,7 @@ class Director:
     def _seat(self) -> None:
         """Give sessions to those who have got a seat, and take them from those who wait."""
         for player in self._seats.queue:
+            self._questions.end(player)
             if player.game is not None and not player.busy:
                 self._free.append(player.game)
                 player.game = None
@@ -181,6 +193,7 @@ class Director:
         if player.game is not None:
             self._free.append(player.game)
             player.game = None
+        self._questions.forget(player)
         del self.players[player.id]
         self._seats.leave(player, now)
 
@@ -192,8 +205,15 @@ class Director:
             now = time.monotonic()
             self._look(now)
             waits = {player: player.due_in(now) for player in self._seats.playing}
-            if due := [player for player, wait in waits.items() if wait <= 0]:
-                await self._turn(self._turns.next(due))
+            due: list[Player | questions.Asking] = [player for player, wait in waits.items() if wait <= 0]
+            due += self._questions.due(self._seats.playing)
+            if due:
+                turn = self._turns.next(due)
+                if isinstance(turn, Player):
+                    await self._turn(turn)
+                else:
+                    # An answer ends its turn before a step is due, and takes a short one while a step waits.
+                    await turn.turn(self._model_thread, min((wait for wait in waits.values() if wait > 0), default=1.0))
                 continue
             self._changed.clear()
             try:

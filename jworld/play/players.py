@@ -5,16 +5,22 @@ from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
 
+class TakesTurns(Protocol):
+    """Something that gets turns on the models."""
+
+    #: Number of its last turn, see `Turns.next`.
+    last_turn: int
+
+
 class Member(Protocol):
     """A connected player."""
 
-    #: Number of the last turn of this player, see `Turns.next`.
-    last_turn: int
     #: Time at which the player got a seat, in seconds.
     seated: float
 
 
 Player = TypeVar("Player", bound=Member)
+Turn = TypeVar("Turn", bound=TakesTurns)
 
 
 class Seats(Generic[Player]):
@@ -64,18 +70,18 @@ class Seats(Generic[Player]):
             self.playing.append(player)
 
 
-class Turns(Generic[Player]):
-    """Fair turns on the model: of all players whose step is due, the one whose last turn is longest ago."""
+class Turns(Generic[Turn]):
+    """Fair turns on the models: of all steps and answers that are due, the one whose last turn is longest ago."""
 
     def __init__(self) -> None:
         self._number = 0
 
-    def next(self, due: Sequence[Player]) -> Player:
-        """Return the next of at least one player, and count the turn."""
-        player = min(due, key=lambda each: each.last_turn)
+    def next(self, due: Sequence[Turn]) -> Turn:
+        """Return the next of at least one, and count the turn."""
+        found = min(due, key=lambda each: each.last_turn)
         self._number += 1
-        player.last_turn = self._number
-        return player
+        found.last_turn = self._number
+        return found
 
 
 class Bucket:

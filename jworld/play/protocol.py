@@ -163,6 +163,7 @@ _MESSAGES: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     },
     "prompt": {"text": _text(limits.PLAY_PROMPT)},
     "shown": {"frame": _is_count},
+    "ask": {"text": _text(limits.PLAY_QUESTION), "frame?": _is_count},
     "record": {"on": _is_bool},
     "log": {},
 }

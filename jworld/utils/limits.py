@@ -39,6 +39,8 @@ PLAY_MESSAGES, PLAY_BURST = 200, 400
 PLAY_IMAGE_BYTES, PLAY_IMAGE_PIXELS, PLAY_IMAGE_SECONDS = 8 << 20, 1 << 24, 1.0
 #: Characters of a caption.
 PLAY_PROMPT = 2000
+#: Characters of a question about a frame, and tokens of its answer.
+PLAY_QUESTION, PLAY_ANSWER = 500, 256
 #: Denoising steps and scale of the guidance that a player may set.
 PLAY_STEPS, PLAY_GUIDANCE = 100, 30
 #: Different pairs of steps and guidance of a server: each is compiled, and its programs stay in memory.

@@ -77,9 +77,10 @@ class Page:
             await asyncio.sleep(0.05)
         raise AssertionError(f"{expression} is still false; problems: {self.problems}")
 
-    async def key(self, code: str, down: bool) -> None:
-        kind = "rawKeyDown" if down else "keyUp"
-        await self.call("Input.dispatchKeyEvent", type=kind, code=code, key=code.removeprefix("Key").lower())
+    async def key(self, code: str, down: bool, *, text: str = "") -> None:
+        kind = ("keyDown" if text else "rawKeyDown") if down else "keyUp"
+        name = code if text else code.removeprefix("Key").lower()
+        await self.call("Input.dispatchKeyEvent", type=kind, code=code, key=name, text=text)
 
     async def screenshot(self, path: pathlib.Path) -> None:
         found = await self.call("Page.captureScreenshot", format="png")

@@ -14,7 +14,7 @@ import aiohttp
 import numpy as np
 
 import jworld
-from jworld.play import director, images, protocol, server, worker
+from jworld.play import answers, director, images, protocol, server, worker
 from jworld.systems import key_logs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,7 +59,12 @@ def rendered_size() -> tuple[int, int]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    folder: pathlib.Path, *, seats: int = 2, turn_seconds: float = 1000.0, token: str | None = None
+    folder: pathlib.Path,
+    *,
+    seats: int = 2,
+    turn_seconds: float = 1000.0,
+    token: str | None = None,
+    answerer: answers.Answerer | None = None,
 ) -> AsyncIterator[tuple[str, director.Director]]:
     """Serve; yields the address and the director."""
     model = warm()
@@ -70,6 +75,7 @@ async def serving(
         start=model.start,
         model_thread=model.thread,
         recordings=folder,
+        answerer=answerer,
         turn_seconds=turn_seconds,
     )
     async with server.Server(directing, host="127.0.0.1", port=0, token=token).listening() as address:

@@ -12,12 +12,14 @@ import pathlib
 import urllib.parse
 import warnings
 from collections.abc import AsyncIterator
+from typing import Any
 
 import browser
 import live_server
 import numpy as np
 import PIL.Image
 import pytest
+import tiny_text_model
 
 from jworld.play import director
 from jworld.systems import key_logs
@@ -38,7 +40,7 @@ LIT = "[...document.querySelectorAll('.key.{}')].map((cap) => cap.dataset.name).
 
 @contextlib.asynccontextmanager
 async def playing(
-    folder: pathlib.Path, hash: str = "", **options: int
+    folder: pathlib.Path, hash: str = "", **options: Any
 ) -> AsyncIterator[tuple[browser.Page, str, director.Director]]:
     """Serve, and open the page; afterwards it must have had no errors."""
     async with live_server.serving(folder, **options) as (address, directing), browser.opened(address + hash) as page:
@@ -203,6 +205,25 @@ def test_touch_caps_and_queue(tmp_path: pathlib.Path) -> None:
                 text = await other.until(f"{cover}.includes('number 1') && {cover}")
                 assert "number 1 in the queue of 1; 1 play now" in text
                 assert other.problems == []
+
+    asyncio.run(test())
+
+
+def test_questions_about_the_image(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with playing(tmp_path, answerer=tiny_text_model.answerer()) as (page, _, _):
+            await page.value("document.getElementById('question').focus()")
+            await page.call("Input.insertText", text="Where is the wall?")
+            await page.key("Enter", True, text="\r")
+            answer = "document.querySelector('#answers .answer')?.textContent"
+            assert await page.until(f"!document.querySelector('#answers .running') && {answer}")
+            assert await page.value("document.querySelector('#answers .question').textContent") == "Where is the wall?"
+            drawn = "document.querySelector('#answers canvas')"
+            assert np.std(await page.value(f"((screen) => {PIXELS})({drawn})")) > 5
+            # The keys steer again.
+            await page.key("KeyD", True)
+            await page.until(f"{LIT.format('applied')} === 'd'")
+            await page.key("KeyD", False)
 
     asyncio.run(test())
 

@@ -40,6 +40,9 @@ def test_mistakes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], mo
         [f"--checkpoint={STARTER}", "--port=70000"], capsys
     )
     assert "none" in sentence([f"--checkpoint={tmp_path / 'none'}"], capsys)
+    assert f"--ask {STARTER}: the checkpoint is of the system 'worldplay', which does not answer" in sentence(
+        [f"--checkpoint={STARTER}", f"--ask={STARTER}"], capsys
+    )
     (tmp_path / "text.png").write_text("text")
     assert "text.png cannot be read" in sentence(
         [f"--checkpoint={STARTER}", f"--image={tmp_path / 'text.png'}"], capsys

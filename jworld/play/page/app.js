@@ -3,6 +3,7 @@
 import { Connection, decode } from "./protocol.js";
 import { Controls } from "./controls.js";
 import { Memory } from "./memory.js";
+import { Ask } from "./ask.js";
 
 const $ = (id) => document.getElementById(id);
 const screen = $("screen");
@@ -41,6 +42,11 @@ const controls = new Controls((held) => {
   light("pressed", held);
 });
 
+const ask = new Ask($("ask"), screen, {
+  send: (text, frame) => connection.send("ask", text ? { text, frame } : { text }),
+  frame: () => state.last,
+});
+
 function notice(text, isError = false) {
   $("notice").textContent = text;
   $("notice").classList.toggle("error", isError);
@@ -68,6 +74,8 @@ const handlers = {
     $("keys").replaceChildren(...message.keys.map(makeCap));
     $("images").replaceChildren(...message.images.map(makeImage));
     $("memory").hidden = !message.memory;
+    $("ask").hidden = !message.questions;
+    $("question").maxLength = message.limits.question;
     $("describe").hidden = !message.captions;
     $("steps-row").hidden = message.steps === null;
     $("guidance-row").hidden = message.guidance === null;
@@ -102,6 +110,12 @@ const handlers = {
     if (message.seconds.compile > 1) notice(`compiled for ${message.seconds.compile.toFixed(0)} s`);
     figures();
   },
+  asked(message) {
+    ask.begin(message);
+  },
+  answer(message) {
+    ask.add(message);
+  },
   image({ size }) {
     notice(`your image of ${size[0]}x${size[1]} pixels begins the next start`);
     choose("own");
@@ -132,6 +146,7 @@ function onMessage(message) {
 
 function onClosed(reason) {
   setPaused(false);
+  ask.end();
   cover(reason ? `disconnected: ${reason}` : "connecting");
 }
 

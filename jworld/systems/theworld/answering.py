@@ -326,6 +326,8 @@ class Session:
 
     def _inputs(self, images: Sequence[np.ndarray], prompt: Prompt) -> tuple[dict[str, jax.Array], int]:
         """Return the batch of one question, and the latent frames of its world."""
+        if images and not self.model.config.gemma.vision_layers:
+            raise errors.UserError("the model answers questions about text alone, but an image is given: leave it out")
         try:
             batch = self.prompts([[PIL.Image.fromarray(image) for image in images]], [prompt])
         except ValueError as error:
