@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "teacher_dtype": "float32",
     }
     # The teacher is frozen, so its weights are saved only once.
-    config.optimizer.trainable = "(?!teacher/).*"
+    config.optimizer.trainable = "(?!(teacher|critic)/).*"
     config.data.clip.update({"text_dropout": 0.0, "control_dropout": 0.0})
     config.sample.rollout.update({"solver": "consistency", "num_steps": 4, "solver_steps": 40, "guidance": 1.0})
     if variant.startswith("2b"):

@@ -251,8 +251,8 @@ def start_state(
     with jax.set_mesh(mesh):
         opt_state, step, skipped, in_row = jax.jit(rest, out_shardings=placed)(params)
         if critic is not None and shardings.critic is not None:
-            placed = shardings.critic.opt_state, shardings.critic.skipped
-            critic_state = CriticState(critic, *jax.jit(rest_of_critic, out_shardings=placed)(critic))
+            outputs = shardings.critic.opt_state, shardings.critic.skipped
+            critic_state = CriticState(critic, *jax.jit(rest_of_critic, out_shardings=outputs)(critic))
     return TrainState(
         step=step,
         params=params,

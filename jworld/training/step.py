@@ -160,6 +160,7 @@ def _critic_updates(
             metrics = own_metrics | {"critic_loss": loss, "critic_grad_norm": norm}
             return jax.lax.cond(usable, changed, skipped, critic), metrics
 
+        assert state.critic is not None
         critic, metrics = jax.lax.scan(update, state.critic, jnp.arange(optimizer.critic_updates))
         return critic, jax.tree.map(jnp.mean, metrics) | {"critic_skipped": critic.skipped}
 

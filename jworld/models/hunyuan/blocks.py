@@ -1,5 +1,6 @@
 """Double-stream block: separate weights for image and text tokens, joint attention, and a camera branch."""
 
+import functools
 from typing import Any, NamedTuple
 
 import einops
@@ -23,7 +24,7 @@ class FrameContext(NamedTuple):
 
     Attributes:
       vector: [B, F, 1, D] float32 time and action embedding.
-      rope: cos and sin, [F, T, K/2] each, T tokens per frame.
+      rope: cos and sin, [F, T, K/2] or [B, F, T, K/2] each, T tokens per frame.
       projection: P and its inverse, [B, F, 4, 4] each, or None without cameras.
       mask: [B, F * T] bool, False for tokens of padding frames.
     """
@@ -97,6 +98,32 @@ class DoubleBlock(nnx.Module):
         image, _ = self.image_only(image, frames, keys, text_mask, mask)
         return image, text
 
+    def after_context(
+        self,
+        image: jax.Array,
+        text: jax.Array,
+        frames: FrameContext,
+        text_vector: jax.Array,
+        text_mask: jax.Array,
+        context_frames: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Apply the layer as a rollout does for a chunk after its context.
+
+        Text attends to text, the first `context_frames` frames to text and each other, and all others to everything.
+        """
+        text, keys = self.text_only(text, text_vector, text_mask)
+        modulation = self.image.modulation(frames.vector)
+        q, own = self._image_qkv(image, frames, modulation)
+        k, v, key_mask = self._after_prefix(keys, text_mask, own, frames.mask)
+        start = context_frames * image.shape[2]
+        end = text.shape[1] + start
+        attend = functools.partial(attention, implementation=self.implementation)
+        parts = (
+            attend(q[:, :start], k[:, :end], v[:, :end], key_mask=key_mask[:, :end]),
+            attend(q[:, start:], k, v, key_mask=key_mask),
+        )
+        return self._image_update(image, jnp.concatenate(parts, axis=1), frames, modulation), text
+
     def bidirectional(
         self, image: jax.Array, text: jax.Array, frames: FrameContext, text_vector: jax.Array, text_mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -139,12 +166,18 @@ class DoubleBlock(nnx.Module):
         """
         modulation = self.image.modulation(frames.vector)
         q, own = self._image_qkv(image, frames, modulation)
-        copies = q.shape[2] // prefix.keys.shape[2]
-        k = jnp.concatenate([einops.repeat(prefix.keys, "b s n k -> b s (c n) k", c=copies), own.keys], axis=1)
-        v = jnp.concatenate([einops.repeat(prefix.values, "b s n k -> b s (c n) k", c=copies), own.values], axis=1)
-        key_mask = jnp.concatenate([prefix_mask, frames.mask], axis=1)
+        k, v, key_mask = self._after_prefix(prefix, prefix_mask, own, frames.mask)
         out = attention(q, k, v, mask=mask, key_mask=key_mask, implementation=self.implementation)
         return self._image_update(image, out, frames, modulation), own
+
+    def _after_prefix(
+        self, prefix: KeyValues, prefix_mask: jax.Array, own: KeyValues, own_mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return keys, values and key mask of [prefix, image]; a prefix of N heads serves both branches."""
+        copies = own.keys.shape[2] // prefix.keys.shape[2]
+        k = jnp.concatenate([einops.repeat(prefix.keys, "b s n k -> b s (c n) k", c=copies), own.keys], axis=1)
+        v = jnp.concatenate([einops.repeat(prefix.values, "b s n k -> b s (c n) k", c=copies), own.values], axis=1)
+        return k, v, jnp.concatenate([prefix_mask, own_mask], axis=1)
 
     def _text_qkv(self, text: jax.Array, modulation: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Project [B, S, D] to queries, keys and values [B, S, N, K]; as for images, no kernel is resharded."""

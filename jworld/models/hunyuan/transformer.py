@@ -33,7 +33,7 @@ class FrameInputs(NamedTuple):
       action: [B, F] integer labels, or None for the plain model.
       w2c: [B, F, 4, 4] world to camera, or None for the plain model.
       intrinsics: [B, F, 3, 3] normalized by image size, or None.
-      position: [F] rotary time positions; None counts from 0.
+      position: rotary time positions, [F] for all samples or [B, F]; None counts from 0.
       mask: [B, F] bool, False for padding frames, which are masked in attention; None for no padding.
     """
 
@@ -103,7 +103,13 @@ class HunyuanTransformer(nnx.Module):
         )
 
     def __call__(
-        self, frames: FrameInputs, text: TextInputs, text_timestep: jax.Array, *, chunk_frames: int | None
+        self,
+        frames: FrameInputs,
+        text: TextInputs,
+        text_timestep: jax.Array,
+        *,
+        chunk_frames: int | None,
+        context_frames: int | None = None,
     ) -> jax.Array:
         """Predict the velocity of a whole clip in one pass.
 
@@ -113,6 +119,9 @@ class HunyuanTransformer(nnx.Module):
           text_timestep: [B] time for the text side; always 0 for the autoregressive model.
           chunk_frames: latent frames per chunk of chunk-causal attention (autoregressive model), or None for full
             attention (bidirectional model). Weights trained with one mask do not work with the other.
+          context_frames: number of first frames that are the context of the others, in place of `chunk_frames`. They
+            attend to the text and each other, the others to everything: this is what `with_cache` computes in two
+            passes for a chunk of a rollout.
 
         Returns:
           Velocity [B, F, H, W, C] float32.
@@ -123,6 +132,8 @@ class HunyuanTransformer(nnx.Module):
 
         def layer(block: DoubleBlock, carry: tuple[jax.Array, jax.Array], _: None) -> tuple[Any, None]:
             image, tokens = carry
+            if context_frames is not None:
+                return block.after_context(image, tokens, context, text_vector, text_mask, context_frames), None
             if chunk_frames is None:
                 return block.bidirectional(image, tokens, context, text_vector, text_mask), None
             return block.chunk_causal(image, tokens, context, text_vector, text_mask, chunk_frames), None
@@ -172,17 +183,21 @@ class HunyuanTransformer(nnx.Module):
         _, ph, pw = self.cfg.patch_size
         B, F, H, W = frames.video.shape[:4]
         time = jnp.arange(F) if frames.position is None else frames.position
-        positions = (time, jnp.arange(H // ph), jnp.arange(W // pw))
-        cos, sin = rotary_tables(positions, self.cfg.rope_dims, self.cfg.rope_theta)
+
+        def rotary(time: jax.Array) -> tuple[jax.Array, jax.Array]:
+            positions = (time, jnp.arange(H // ph), jnp.arange(W // pw))
+            return rotary_tables(positions, self.cfg.rope_dims, self.cfg.rope_theta)
+
+        cos, sin = rotary(time) if time.ndim == 1 else jax.vmap(rotary)(time)
         vector = self.time(frames.timestep)
         if frames.action is not None:
             vector = vector + self.action(frames.action)
         projection = None
         if frames.w2c is not None:
             projection = projective.projection_matrices(frames.w2c, frames.intrinsics)
-        cos, sin = (einops.rearrange(table, "f h w k -> f (h w) k") for table in (cos, sin))
+        cos, sin = (einops.rearrange(table, "... f h w k -> ... f (h w) k") for table in (cos, sin))
         mask = jnp.ones((B, F), bool) if frames.mask is None else frames.mask
-        return FrameContext(vector[:, :, None], (cos, sin), projection, jnp.repeat(mask, cos.shape[1], axis=1))
+        return FrameContext(vector[:, :, None], (cos, sin), projection, jnp.repeat(mask, cos.shape[-2], axis=1))
 
     def _velocity(self, image: jax.Array, vector: jax.Array, frames: FrameInputs) -> jax.Array:
         """Project tokens [B, F, T, D] to the velocity [B, F, H, W, C] float32."""

@@ -4,19 +4,12 @@ import dataclasses
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jworld.diffusion import windows
-from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.systems.matrix import objective
 from jworld.systems.matrix.sampling import SampleConfig
-
-#: Name of the frozen part of a `StudentTeacher`.
-TEACHER = "teacher"
-#: Parameters of a `StudentTeacher` that train (`config.optimizer.trainable`).
-TRAINABLE = f"(?!{TEACHER}/).*"
-
+from jworld.training import parts
 
 #: Samplers that an evaluation compares: see `compared`.
 MANY_STEPS, UNDISTILLED, STUDENT, STUDENT_TWICE = (
@@ -26,16 +19,6 @@ MANY_STEPS, UNDISTILLED, STUDENT, STUDENT_TWICE = (
     "student in twice the steps",
 )
 OF_TEACHER = (MANY_STEPS, UNDISTILLED)
-
-
-class StudentTeacher(CogVideoXTransformer):
-    """A student and its frozen teacher, the same network without a guidance embedding."""
-
-    def __init__(self, cfg: CogVideoXConfig, *, teacher_dtype: str, rngs: nnx.Rngs):
-        super().__init__(cfg, rngs=rngs)
-        self.teacher = CogVideoXTransformer(
-            dataclasses.replace(cfg, guidance_dim=None, param_dtype=teacher_dtype), rngs=rngs
-        )
 
 
 def compared(sample: SampleConfig, cfg: objective.ObjectiveConfig) -> dict[str, SampleConfig]:
@@ -53,7 +36,7 @@ def compared(sample: SampleConfig, cfg: objective.ObjectiveConfig) -> dict[str, 
 
 
 def loss(
-    model: StudentTeacher,
+    model: CogVideoXTransformer,
     target: CogVideoXTransformer,
     batch: objective.Batch,
     key: jax.Array,
@@ -64,7 +47,7 @@ def loss(
     """Return the scalar float32 loss, and the student's prediction of the clean latents [B, F, H, W, C].
 
     Args:
-      model: student and teacher.
+      model: the student with its teacher, see `parts`.
       target: the model that maps the earlier points of trajectories: the student, or its EMA.
       batch: inputs of `objective.example_of`, and "null_states", the text states of the empty prompt.
       key: source of all randomness.
@@ -88,7 +71,7 @@ def loss(
     least, most = cfg.guidance
     guidance = jax.random.uniform(guidance_key, (count,), minval=least, maxval=most)
     how = objective.Distillation(cfg.phases, cfg.stride, guidance[:, None, None, None, None], cfg.distance, cfg.huber_c)
-    path = objective.teacher_step(model.teacher, example, batch["null_states"], draws, alphas, how)
+    path = objective.teacher_step(parts.of(model, parts.TEACHER), example, batch["null_states"], draws, alphas, how)
     embedded = guidance if model.cfg.guidance_dim is not None else None
     value = objective.consistency_loss(model, target, example, path, alphas, how, guidance=embedded)
     # In training nothing uses the prediction, and the compiler removes it.

@@ -5,8 +5,8 @@ with a timestep per frame. Stage 4 distills the result. `config.optimizer.traina
 `config.loss.kind` the objective.
 """
 
+import dataclasses
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -32,6 +32,7 @@ from jworld.systems import adapters, base, described, latent_video, live, matchi
 from jworld.systems.matrix import data, distillation, evaluation, objective, stream_evaluation, streaming
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
+from jworld.training import parts
 from jworld.utils import errors, notes
 
 #: The recipes that train first on a data set: with the linear autoencoder, and with a network.
@@ -56,7 +57,7 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
     fps: ClassVar[float] = 16.0
     autoencoder: ClassVar[str] = CogVideoXAutoencoder.family
     steering: ClassVar[str] = "--actions"
-    copies: ClassVar[tuple[str, ...]] = (distillation.TEACHER,)
+    copies: ClassVar[tuple[str, ...]] = (parts.TEACHER,)
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
@@ -162,11 +163,7 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         """Raise a `UserError` if other sections of the config do not fit stage 4."""
         if not config.init_from:
             raise errors.UserError("config.init_from is empty, expected a run of stage 3, which becomes the teacher")
-        if re.fullmatch(config.optimizer.trainable, f"{distillation.TEACHER}/patch_in/kernel"):
-            raise errors.UserError(
-                f"config.optimizer.trainable is {config.optimizer.trainable!r}, which trains the teacher too: "
-                f"set it to {distillation.TRAINABLE!r}"
-            )
+        parts.check_trainable(config.optimizer.trainable, "patch_in/kernel")
         has_ema = config.optimizer.get("ema_decay", 0) or config.optimizer.get("ema_rate", 0)
         if self.loss_takes_ema and not has_ema:
             raise errors.UserError(
@@ -202,7 +199,9 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         """See `System`."""
         if not self.distills:
             return self.init(rngs)
-        return distillation.StudentTeacher(self.model_config, teacher_dtype=self.objective.teacher_dtype, rngs=rngs)
+        # The teacher is the same network without a guidance embedding.
+        own = dataclasses.replace(self.model_config, guidance_dim=None, param_dtype=self.objective.teacher_dtype)
+        return parts.attach(self.network(rngs), teacher=CogVideoXTransformer(own, rngs=rngs))
 
     def init_evaluation(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
         """See `System`: a student is compared with its teacher."""
@@ -267,10 +266,7 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         target: nnx.Module,
         level: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        if not isinstance(model, distillation.StudentTeacher):
-            raise errors.UserError(
-                "the weights have no teacher, which the loss of stage 4 needs: choose a checkpoint of stage 4"
-            )
+        assert isinstance(model, CogVideoXTransformer)
         assert isinstance(target, CogVideoXTransformer)
         return distillation.loss(model, target, batch, key, self.objective, self.alphas, level)
 
@@ -366,6 +362,11 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
             raise errors.UserError("the model needs driving tokens: give --actions 'D*6,DR*2', and no --windows")
         return streaming.script(driving.parse(actions), self.sample, length)
 
+    @property
+    def decodes_apart(self) -> bool:
+        """See `LiveSystem`: a window has the latents of the one before."""
+        return True
+
     def live_keys(self) -> Sequence[live.Key]:
         """See `LiveSystem`: the letters of the driving tokens."""
         if self.sample.mode != "stream" or self.model_config.control_dim is None:
@@ -450,11 +451,13 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
             clips = self._clips(model, encoders)
             return evaluation.evaluate(clips, config, options, console, steered=bool(self.clip.controls))
         stream = self._stream(model, encoders, self.sample)
-        if not isinstance(model, distillation.StudentTeacher):
+        if not parts.has(model, parts.TEACHER):
             return stream_evaluation.evaluate(stream, config, options, console)
         samples = distillation.compared(self.sample, self.objective)
         sessions = {
-            name: self._stream(model.teacher if name in distillation.OF_TEACHER else model, encoders, each)
+            name: self._stream(
+                parts.of(model, parts.TEACHER) if name in distillation.OF_TEACHER else model, encoders, each
+            )
             for name, each in samples.items()
         }
         teacher = sessions.pop(distillation.MANY_STEPS)

@@ -146,10 +146,11 @@ def build_example(
     *,
     is_memory: bool,
     text: Mapping[str, np.ndarray],
+    negative: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, pipeline.Entry]:
     """Return the batch entries of one example, without the batch axis; cameras are relative to the clip's first one.
 
-    `text` is a row of the text store.
+    `text` is a row of the text store. With the row `negative` there are entries of the negative prompt, too.
     """
     first, last = int(indices[0]), int(indices[-1])
     # A window is a slice, which needs no copy.
@@ -169,6 +170,9 @@ def build_example(
         limit = f"{kind}_tokens"
         states, mask = padded(text[f"{kind}_states"], getattr(clip, limit), limit)
         example |= {f"{kind}_states": states, f"{kind}_mask": mask}
+    if negative is not None:
+        states, mask = padded(negative["text_states"], clip.text_tokens, "text_tokens")
+        example |= {"negative_states": states, "negative_mask": mask}
     return example
 
 
@@ -179,8 +183,16 @@ class SampleWindow(grain.transforms.RandomMap):
     global_batch.
     """
 
-    def __init__(self, clip: ClipConfig, *, points: np.ndarray, text_store: TextStore, global_batch: int) -> None:
-        self._clip, self._points = clip, points
+    def __init__(
+        self,
+        clip: ClipConfig,
+        *,
+        points: np.ndarray,
+        text_store: TextStore,
+        global_batch: int,
+        with_negative: bool = False,
+    ) -> None:
+        self._clip, self._points, self._with_negative = clip, points, with_negative
         self._text_store, self._global_batch = text_store, global_batch
 
     def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, pipeline.Entry]:
@@ -192,7 +204,8 @@ class SampleWindow(grain.transforms.RandomMap):
             rng, self._clip, w2c=record["w2c"], max_frames=max_frames, points=self._points
         )
         text = self._text_store.prompt(prompt)
-        return build_example(record, indices, self._clip, is_memory=is_memory, text=text)
+        negative = self._text_store.prompt(NEGATIVE_PROMPT) if self._with_negative else None
+        return build_example(record, indices, self._clip, is_memory=is_memory, text=text, negative=negative)
 
 
 def padded(states: np.ndarray, tokens: int, key: str) -> tuple[pipeline.Padded, np.ndarray]:

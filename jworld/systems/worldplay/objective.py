@@ -21,7 +21,7 @@ Batch = Mapping[str, jax.Array]
 
 
 #: Diffusion time in whole steps of 1000.
-_Time = Annotated[int, ranges.Range(1, flow_matching.NUM_TIMESTEPS)]
+Time = Annotated[int, ranges.Range(1, flow_matching.NUM_TIMESTEPS)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class ObjectiveConfig:
     """Values of the published launch script (`config.loss`).
 
     Attributes:
+      kind: "flow", flow matching.
       shift: shift of the training times towards noise.
       weighting: distribution of times, see `flow_matching.sample_unit_times`.
       logit_mean, logit_std: normal distribution of the logits of times, for "logit_normal".
@@ -43,20 +44,26 @@ class ObjectiveConfig:
         (as Min-SNR weighting does, arXiv 2303.09556). As published (0), all levels count alike.
     """
 
+    kind: Literal["flow"] = "flow"
     shift: ranges.Shift = 3.0
     weighting: Literal["logit_normal", "mode", "uniform"] = "logit_normal"
     logit_mean: ranges.Logit = 0.0
     logit_std: Annotated[float, ranges.Range(0, 100)] = 1.0
     mode_scale: Annotated[float, ranges.Range(0, 2)] = 1.29
-    memory_times: tuple[_Time, _Time] = (16, 500)
+    memory_times: tuple[Time, Time] = (16, 500)
     clean_context: ranges.Share = 0.0
     own_errors: ranges.Share = 0.0
     sigma_floor: ranges.Share = 0.0
 
     def __post_init__(self) -> None:
         ranges.check(self)
-        if self.memory_times[0] > self.memory_times[1]:
-            raise ValueError(f"memory_times {self.memory_times} must be an increasing pair within 1..1000")
+        check_memory_times(self.memory_times)
+
+
+def check_memory_times(times: tuple[int, int]) -> None:
+    """Raise a ValueError if the range of times of context frames is empty."""
+    if times[0] > times[1]:
+        raise ValueError(f"memory_times {times} must be an increasing pair within 1..1000")
 
 
 class Draws(NamedTuple):
@@ -119,11 +126,11 @@ def condition_video(image: jax.Array, is_first: jax.Array | np.ndarray) -> jax.A
 
     Args:
       image: latents of the first frame, [B, 1, H, W, C].
-      is_first: [F] bool.
+      is_first: bool, [F] for all samples or [B, F].
     """
     image = image.astype(jnp.float32)
     condition = jnp.concatenate([image, jnp.ones_like(image[..., :1])], axis=-1)
-    return jnp.where(jnp.asarray(is_first)[:, None, None, None], condition, 0)
+    return jnp.where(jnp.asarray(is_first)[..., None, None, None], condition, 0)
 
 
 def text_inputs(batch: Batch) -> TextInputs:
@@ -134,6 +141,17 @@ def text_inputs(batch: Batch) -> TextInputs:
         vision=batch["vision_states"],
         glyph=batch.get("glyph_states"),
         glyph_mask=batch.get("glyph_mask"),
+    )
+
+
+def negative_inputs(batch: Batch) -> TextInputs:
+    """Return the text inputs of the negative prompt, for a batch that has it; it has no glyphs, as in the original."""
+    own = text_inputs(batch)
+    return own._replace(
+        text=batch["negative_states"],
+        text_mask=batch["negative_mask"],
+        glyph=None if own.glyph is None else jnp.zeros_like(own.glyph),
+        glyph_mask=None if own.glyph_mask is None else jnp.zeros_like(own.glyph_mask),
     )
 
 

@@ -1,5 +1,6 @@
 """The WorldPlay system: model, batch, loss and session from one config."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -24,11 +25,12 @@ from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.models.layers.attention import ChunkCausal
 from jworld.models.layers.flops import Sizes, trained_share, training
 from jworld.systems import adapters, base, frame_sizes, latent_video, live
-from jworld.systems.worldplay import data, evaluation, matching_recipe, objective, rollout
+from jworld.systems.worldplay import data, distillation, evaluation, matching_recipe, objective, rollout
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession
 from jworld.systems.worldplay.latents import LatentSession, MemoryConfig, SampleConfig
 from jworld.systems.worldplay.session import Session
+from jworld.training import parts
 from jworld.utils import errors
 
 #: Seed of the Monte-Carlo points of memory selection, which are a constant of the method and not of a run.
@@ -38,6 +40,11 @@ POINTS_SEED = 0
 #: `pipelines/hunyuan_video_pipeline.py`, whose sets have the areas of squares of 640 and 960 pixels.
 TOKEN, TIERS = (16, 16), {"480p": 1600, "720p": 3600}
 
+#: Losses by `config.loss.kind`.
+LOSSES: dict[str, type[objective.ObjectiveConfig | distillation.ConsistencyConfig]] = {
+    "flow": objective.ObjectiveConfig,
+    "consistency": distillation.ConsistencyConfig,
+}
 SESSIONS: dict[str, type[LatentSession]] = {
     "autoregressive": AutoregressiveSession,
     "bidirectional": BidirectionalSession,
@@ -57,12 +64,13 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
     }
     autoencoder: ClassVar[str] = Hunyuan15Autoencoder.family
     sample_name: ClassVar[str] = "rollout"
+    copies: ClassVar[tuple[str, ...]] = (parts.TEACHER,)
     steering: ClassVar[str] = "--pose"
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
         self.model_config = self.read(HunyuanConfig, "model", adapters.network(config))
-        self.objective = self.read(objective.ObjectiveConfig, "loss")
+        self.objective = self.read(self._losses(), "loss")
         self.clip = self.read(data.ClipConfig, "data.clip")
         self.sample = self.read(SampleConfig, "sample.rollout")
         self.units = self.read(pose_strings.Units, "sample.motion")
@@ -75,6 +83,8 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         )
         rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
+        if self.distills:
+            self._check_distillation(config)
         self.open_records(min_frames=self.clip.window_frames, fps=self.sample.fps)
 
     @staticmethod
@@ -107,9 +117,51 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         self.check_patches()
         self.check_frames(sequence)
 
+    def _losses(self) -> type[objective.ObjectiveConfig | distillation.ConsistencyConfig]:
+        kind = self.config.loss.get("kind", "flow")
+        if kind not in LOSSES:
+            raise errors.UserError(f"config.loss.kind: found {kind!r}, expected one of {', '.join(LOSSES)}")
+        return LOSSES[kind]
+
+    @property
+    def distills(self) -> bool:
+        """True for a loss with a teacher."""
+        return isinstance(self.objective, distillation.ConsistencyConfig)
+
+    @property
+    def loss_takes_ema(self) -> bool:
+        """See `System`: the EMA is the target of consistency distillation."""
+        return self.distills
+
+    def _check_distillation(self, config: ml_collections.ConfigDict) -> None:
+        """Raise a `UserError` if other sections of the config do not fit a distillation."""
+        if not config.init_from:
+            raise errors.UserError(
+                "config.init_from is empty, expected a run or imported weights of the autoregressive model, which "
+                "becomes the teacher"
+            )
+        if self.sample.mode != "autoregressive":
+            raise errors.UserError(
+                f"config.sample.rollout.mode is {self.sample.mode!r}, but the distillation is that of the "
+                "autoregressive model: set it to 'autoregressive'"
+            )
+        parts.check_trainable(config.optimizer.trainable, "patch_in/kernel")
+        if not (config.optimizer.get("ema_decay", 0) or config.optimizer.get("ema_rate", 0)):
+            raise errors.UserError(
+                "config.optimizer.ema_decay is 0, but the target of the distillation is the EMA: set it, for example "
+                "to 0.99"
+            )
+
     def network(self, rngs: nnx.Rngs) -> HunyuanTransformer:
         """See `LatentVideoSystem`."""
         return HunyuanTransformer(self.model_config, rngs=rngs)
+
+    def init_training(self, rngs: nnx.Rngs) -> HunyuanTransformer:
+        """See `System`: with the teacher of a distillation."""
+        if not isinstance(self.objective, distillation.ConsistencyConfig):
+            return self.init(rngs)
+        own = dataclasses.replace(self.model_config, param_dtype=jnp.dtype(self.objective.teacher_dtype))
+        return parts.attach(self.init(rngs), teacher=HunyuanTransformer(own, rngs=rngs))
 
     def attention_calls(self) -> list[base.AttentionCall]:
         """See `System`: the video tokens of a window follow those of its text."""
@@ -155,7 +207,13 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         if model.glyph_dim is not None:
             specs["glyph_states"] = spec(jnp.bfloat16, clip.glyph_tokens, model.glyph_dim)
             specs["glyph_mask"] = spec(np.bool_, clip.glyph_tokens)
+        if self._has_negative_text:
+            specs["negative_states"], specs["negative_mask"] = specs["text_states"], specs["text_mask"]
         return specs
+
+    @property
+    def _has_negative_text(self) -> bool:
+        return isinstance(self.objective, distillation.ConsistencyConfig) and self.objective.guidance != 1
 
     def manifest_expectations(self) -> dict[str, Any]:
         """See `LatentVideoSystem`."""
@@ -171,33 +229,68 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
 
     def transform(self, store: text_stores.TextStore, global_batch: int) -> data.SampleWindow:
         """See `LatentVideoSystem`."""
-        return data.SampleWindow(self.clip, points=self.points(), text_store=store, global_batch=global_batch)
+        return data.SampleWindow(
+            self.clip,
+            points=self.points(),
+            text_store=store,
+            global_batch=global_batch,
+            with_negative=self._has_negative_text,
+        )
 
-    def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """See `System`."""
+    def loss(
+        self, model: nnx.Module, batch: objective.Batch, key: jax.Array, ema_model: nnx.Module | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `System`; `ema_model` is the model with EMA weights if `loss_takes_ema`."""
         assert isinstance(model, HunyuanTransformer)
-        chunk = self.clip.chunk_frames
-        draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
-        cfg = self.objective
+        chunk, cfg = self.clip.chunk_frames, self.objective
+        if isinstance(cfg, distillation.ConsistencyConfig):
+            assert isinstance(ema_model, HunyuanTransformer)
+            return self._distillation_loss(model, ema_model, batch, self._draws(batch, key, cfg), cfg)
+        draws = objective.draw(key, batch["latent"].shape, chunk, cfg)
         return objective.loss(model, batch, draws, chunk_frames=chunk, shift=cfg.shift, sigma_floor=cfg.sigma_floor)
 
     def held_out_loss(
         self, model: nnx.Module, batch: objective.Batch, key: jax.Array, level: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """See `System`; all chunks but the context of memory samples have the time `level`."""
+        """See `System`; all chunks but the context of memory samples have the time `level`.
+
+        In a distillation it is the nearest time of the teacher, and the student is its own target.
+        """
         assert isinstance(model, HunyuanTransformer)
-        chunk, shift = self.clip.chunk_frames, self.objective.shift
-        draws = objective.draw(key, batch["latent"].shape, chunk, self.objective)
+        chunk, cfg = self.clip.chunk_frames, self.objective
+        if isinstance(cfg, distillation.ConsistencyConfig):
+            drawn = self._draws(batch, key, cfg)
+            drawn = drawn._replace(step=jnp.full_like(drawn.step, distillation.nearest_step(level, cfg)))
+            return self._distillation_loss(model, model, batch, drawn, cfg)
+        shift = cfg.shift
+        draws = objective.draw(key, batch["latent"].shape, chunk, cfg)
         draws = draws._replace(u=jnp.full_like(draws.u, objective.unit_time(level, shift)), context=None, own=None)
         loss, clean = objective.predict(model, batch, draws, chunk_frames=chunk, shift=shift)
         return loss, {base.PREDICTION: clean}
 
+    def _draws(self, batch: objective.Batch, key: jax.Array, cfg: distillation.ConsistencyConfig) -> distillation.Draws:
+        shape = batch["latent"].shape
+        return distillation.draw(key, shape, self.clip.chunk_frames, cfg, context_time=self.sample.context_time)
+
+    def _distillation_loss(
+        self,
+        model: HunyuanTransformer,
+        target: HunyuanTransformer,
+        batch: objective.Batch,
+        draws: distillation.Draws,
+        cfg: distillation.ConsistencyConfig,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return distillation.loss(model, target, batch, draws, cfg, chunk_frames=self.clip.chunk_frames)
+
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """See `System`; the formula is in `models/hunyuan/flops.py`.
 
-        Forward and backward pass count, with the padding of the text; recomputation and the optimizer do not.
+        Forward and backward pass count, with the padding of the text; recomputation and the optimizer do not. A
+        distillation adds passes without a gradient: of the EMA, and of the teacher, twice with guidance.
         """
-        clip = self.clip
+        clip, passes = self.clip, 0
+        if isinstance(self.objective, distillation.ConsistencyConfig):
+            passes = 2 if self.objective.guidance == 1 else 3
         sample = flops.forward_flops(
             self.model_config,
             frames=clip.window_frames,
@@ -205,9 +298,11 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
             text_tokens=clip.text_tokens,
             glyph_tokens=clip.glyph_tokens,
             vision_tokens=clip.vision_tokens,
-            chunk_frames=clip.chunk_frames,
+            # The chunk of a distillation follows its context, all of whose frames attend to each other.
+            chunk_frames=clip.memory_frames if self.distills else clip.chunk_frames,
         )
-        return global_batch * training(sample, trained_share(sizes))
+        trained = trained_share(sizes, *(name for name in sizes or () if name not in self.copies))
+        return global_batch * (training(sample, trained) + passes * sample.total)
 
     def controls(self, pose: str | None, windows: int | None, length: str | None = None) -> list[results.Action]:
         """Return one action per chunk for `Session.step`, from a pose string or the name of a JSON file of poses.
@@ -227,6 +322,11 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
             results.Action(control=chunk, name=rollout.action_names(chunk.action[int(i == 0) :]))
             for i, chunk in enumerate(chunks)
         ]
+
+    @property
+    def decodes_apart(self) -> bool:
+        """See `LiveSystem`: a chunk is conditioned on latents."""
+        return True
 
     def live_keys(self) -> Sequence[live.Key]:
         """See `LiveSystem`."""
