@@ -42,7 +42,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
         "shift": 5.0,
         "solver_steps": 48,
         # The tiny model is trained without dropped captions.
-        "guidance": 1.0,
+        "teacher_guidance": 1.0,
         "noisy_context": 0.5,
         "memory_times": (1, 400),
         "distance": "l2",
@@ -65,7 +65,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "shift": 5.0,
         "solver_steps": 48,
         # The scale of the published rollout.
-        "guidance": 6.0,
+        "teacher_guidance": 6.0,
         "noisy_context": 0.5,
         "memory_times": (16, 500),
         "distance": "l2",

@@ -32,12 +32,13 @@ ZERO = {
     # Shares.
     *("data.clip.control_dropout", "data.clip.memory_probability", "data.clip.text_dropout", "data.videos.val_share"),
     *("data.conversations.val_share", "data.encoding.whitening", "loss.clean_context", "loss.own_errors"),
-    *("loss.sigma_floor", "model.whitening"),
+    *("loss.sigma_floor", "loss.noisy_context", "model.whitening"),
     *("loss.high_ratio", "loss.text_dropout", "optimizer.b1", "optimizer.b2", "optimizer.momentum"),
     *("optimizer.min_lr_ratio", "optimizer.start_lr_ratio"),
     # Weights, scales and places.
     *("loss.absolute", "loss.squared", "loss.gradient", "loss.kl", "loss.given_sigma", "loss.log_mean"),
     *("loss.log_std", "loss.logit_mean", "loss.logit_std", "loss.mode_scale", "optimizer.power"),
+    "loss.teacher_guidance",
     *("sample.rollout.guidance", "sample.rollout.control_guidance", "sample.rollout.guidance_embedding_scale"),
     *("sample.rollout.given_sigma", "sample.rollout.context_time"),
     *("model.image_token", "model.world.start_token", "model.world.end_token"),

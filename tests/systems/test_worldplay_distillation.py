@@ -38,7 +38,7 @@ CONFIG = HunyuanConfig(
     dtype=jnp.float32,
     remat="none",
 )
-SETTINGS = distillation.ConsistencyConfig(solver_steps=3, guidance=1.0, noisy_context=0.0)
+SETTINGS = distillation.ConsistencyConfig(solver_steps=3, teacher_guidance=1.0, noisy_context=0.0)
 
 
 class Oracle(nnx.Module):
@@ -178,7 +178,7 @@ def test_the_published_recipe_states_its_teacher() -> None:
 
 def losses(sizes: tuple[int, int, int]) -> tuple[list[float], Any, Any]:
     """Train three steps with guidance on random batches; return the losses, and the first and last state."""
-    config = make_config(**{"loss.guidance": 3.0, "loss.teacher_dtype": "bfloat16"})
+    config = make_config(**{"loss.teacher_guidance": 3.0, "loss.teacher_dtype": "bfloat16"})
     system: Any = systems.create(config)
     devices = mesh.make_mesh(
         **dict(zip(mesh.AXIS_NAMES, sizes, strict=True)), devices=jax.devices()[: int(np.prod(sizes))]

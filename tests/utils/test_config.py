@@ -117,7 +117,7 @@ def test_a_recipe_from_any_folder(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     ("name", "message"),
     [
         ("configs/ar_men.py", "there is no file configs/ar_men.py; did you mean configs/ar_mem.py?"),
-        ("mine.py", "there is no file mine.py; jworld has configs/ar_mem.py, configs/autoencoder.py"),
+        ("mine.py", "there is no file mine.py; jworld has configs/ar_distill.py, configs/ar_mem.py"),
         ("configs/ar_mem.py:9b", "there is no variant '9b', choose one of doom"),
     ],
 )

@@ -33,7 +33,7 @@ class ConsistencyConfig:
       kind: "consistency".
       shift: shift of the teacher's sampling times, and of the student's.
       solver_steps: steps of the teacher from pure noise to clean latents.
-      guidance: scale of the teacher's classifier-free guidance on the text; 1 disables it. The student learns the
+      teacher_guidance: scale of the teacher's classifier-free guidance on the text; 1 disables it. The student learns the
         guided result and is sampled without guidance.
       noisy_context: share of examples whose context has noise, at a level that the model receives. A rollout continues
         from its own frames, which are worse than recorded ones.
@@ -46,7 +46,7 @@ class ConsistencyConfig:
     kind: Literal["consistency"] = "consistency"
     shift: ranges.Shift = 5.0
     solver_steps: Annotated[int, ranges.Range(2, flow_matching.NUM_TIMESTEPS)] = 48
-    guidance: ranges.Guidance = 6.0
+    teacher_guidance: ranges.Guidance = 6.0
     noisy_context: ranges.Share = 0.5
     memory_times: tuple[objective.Time, objective.Time] = (16, 500)
     distance: Literal["l2", "huber"] = "l2"
@@ -254,7 +254,7 @@ def loss(
         batch,
         context,
         chunk._replace(latents=noisy),
-        guidance=cfg.guidance,
+        guidance=cfg.teacher_guidance,
         time=flow_matching.NUM_TIMESTEPS * sigma[:, 0, 0, 0, 0],
         context_time=draws.context_time,
     )

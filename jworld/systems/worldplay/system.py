@@ -213,7 +213,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
 
     @property
     def _has_negative_text(self) -> bool:
-        return isinstance(self.objective, distillation.ConsistencyConfig) and self.objective.guidance != 1
+        return isinstance(self.objective, distillation.ConsistencyConfig) and self.objective.teacher_guidance != 1
 
     def manifest_expectations(self) -> dict[str, Any]:
         """See `LatentVideoSystem`."""
@@ -290,7 +290,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         """
         clip, passes = self.clip, 0
         if isinstance(self.objective, distillation.ConsistencyConfig):
-            passes = 2 if self.objective.guidance == 1 else 3
+            passes = 2 if self.objective.teacher_guidance == 1 else 3
         sample = flops.forward_flops(
             self.model_config,
             frames=clip.window_frames,
