@@ -4,6 +4,9 @@
 
 The player presses a key, holds it for a random time and releases it. Printed are percentiles of the parts of a step,
 the time from a key press to the first image that shows it, and the frames that arrive per second.
+
+With --devices 2 the steps follow each other without a pause, and the overlap of denoising and decoding is printed: on
+virtual devices of one CPU, XLA_FLAGS=--xla_force_host_platform_device_count=2, times say nothing about a second device.
 """
 
 import asyncio
@@ -14,6 +17,7 @@ import pathlib
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
@@ -21,9 +25,43 @@ import numpy as np
 
 import jworld
 from jworld.play import director, images, protocol, server, worker
-from jworld.systems import key_logs
+from jworld.systems import key_logs, live
 from jworld.utils import arguments as command_line
 from jworld.utils import compilation
+
+
+class TimedGame(worker.Game):
+    """A session that notes when it generates and decodes, as (start, end) in seconds."""
+
+    def __init__(self, world: worker.World) -> None:
+        super().__init__(world)
+        self.generated: list[tuple[float, float]] = []
+        self.decoded: list[tuple[float, float]] = []
+
+    def generate(self, keys: Sequence[str], prompt: str | None = None) -> worker.Generated:
+        began = time.monotonic()
+        found = super().generate(keys, prompt)
+        self.generated.append((began, time.monotonic()))
+        return found
+
+    def decode(self, generated: worker.Generated) -> worker.Step:
+        began = time.monotonic()
+        found = super().decode(generated)
+        self.decoded.append((began, time.monotonic()))
+        return found
+
+    def overlap(self) -> dict[str, Any]:
+        """Return the share of the time of decoding in which the next step was generated, and the reverse."""
+        both = sum(
+            max(min(a[1], b[1]) - max(a[0], b[0]), 0.0)
+            for index, b in enumerate(self.decoded)
+            for a in self.generated[index : index + 3]
+        )
+        spent = {
+            name: sum(end - start for start, end in spans)
+            for name, spans in (("decoding", self.decoded), ("denoising", self.generated))
+        }
+        return {f"share_of_{name}_overlapped": round(both / seconds, 3) for name, seconds in spent.items()}
 
 
 class Player:
@@ -38,9 +76,10 @@ class Player:
         self._actions: dict[int, str] = {}
         self._pressed: tuple[str, float] | None = None
 
-    async def play(self, address: str, seconds: float) -> None:
-        """Play for some time."""
+    async def play(self, address: str, seconds: float, *, paced: bool = True) -> None:
+        """Play for some time; without `paced` a step follows the one before at once."""
         async with aiohttp.ClientSession() as session, session.ws_connect(f"{address}socket", max_msg_size=0) as socket:
+            await socket.send_json({"type": "pace", "on": paced})
             pressing = asyncio.ensure_future(self._press(socket))
             ending = time.monotonic() + seconds
             async for message in socket:
@@ -104,32 +143,36 @@ def measure(player: Player, world: worker.World) -> dict[str, Any]:
     }
 
 
-async def run(checkpoint: str, seconds: float) -> dict[str, Any]:
+async def run(checkpoint: str, seconds: float, devices: int) -> dict[str, Any]:
     """Serve a checkpoint to one player."""
     opened = jworld.load(checkpoint)
-    world = worker.World(opened)
+    world = worker.World(opened, decoder=worker.second_device(devices, live.live_system(opened.system, opened.config)))
     first = images.rendered(opened.config, world.size)
     start = key_logs.Start(image=first[0].image, prompt=first[0].caption)
-    games, thread = [worker.Game(world)], concurrent.futures.ThreadPoolExecutor(1)
-    thread.submit(world.warm, games, start).result()
+    game, thread = TimedGame(world), concurrent.futures.ThreadPoolExecutor(1)
+    thread.submit(world.warm, [game], start).result()
+    game.generated, game.decoded = [], []
     player = Player(world)
     with tempfile.TemporaryDirectory() as folder:
         directing = director.Director(
-            world, first, games, start=start, model_thread=thread, recordings=pathlib.Path(folder)
+            world, first, [game], start=start, model_thread=thread, recordings=pathlib.Path(folder)
         )
         async with server.Server(directing, host="127.0.0.1", port=0).listening() as address:
-            await player.play(address, seconds)
-    return measure(player, world)
+            await player.play(address, seconds, paced=devices == 1)
+    if devices == 1:
+        return measure(player, world)
+    return {"devices": devices, "steps": len(game.decoded), **game.overlap()}
 
 
 def main() -> None:
     parser = command_line.Parser("python benchmarks/play.py", __doc__ or "")
     parser.add_argument("--checkpoint", default="assets/starter", metavar="DIR", help="folder of a run")
     parser.add_argument("--seconds", type=float, default=60.0, help="time to play")
+    parser.add_argument("--devices", type=int, choices=(1, 2), default=1, help="devices of the model")
     parser.add_argument("--json", type=pathlib.Path, help="file to write (default: none)")
     arguments = parser.parse()
     compilation.use_cache()
-    found = asyncio.run(run(arguments.checkpoint, arguments.seconds))
+    found = asyncio.run(run(arguments.checkpoint, arguments.seconds, arguments.devices))
     for name, value in found.items():
         print(f"{name:32} {value}")
     if arguments.json:

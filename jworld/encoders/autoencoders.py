@@ -84,6 +84,10 @@ class Autoencoder:
         graphdef, state = nnx.split(network)
         self.network: Network = nnx.merge(graphdef, _replicated(state, axes.sharding(self._mesh, ())))
 
+    def on(self, mesh: jax.sharding.Mesh) -> "Autoencoder":
+        """Return this autoencoder on other devices."""
+        return Autoencoder(self.network, mesh=mesh, source=self.source, tiling=self.tiling)
+
     @property
     def family(self) -> str:
         return self.network.family

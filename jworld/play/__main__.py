@@ -20,6 +20,7 @@ import rich.console
 
 from jworld import systems
 from jworld.encoders import model_encoders as encoders_lib
+from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
 from jworld.play import answers, images, worker
 from jworld.systems import generation, key_logs, live, options, runs
@@ -51,6 +52,12 @@ def make_parser() -> arguments.Parser:
         type=arguments.positive,
         default=1,
         help="players at the same time, each with a session of its own; others wait",
+    )
+    add(
+        "--devices",
+        type=arguments.checked("INT", "1 or 2", _devices),
+        default=1,
+        help="devices of the model; with 2, a step is decoded on the second one while the next step is generated",
     )
     add(
         "--image",
@@ -97,6 +104,12 @@ def make_parser() -> arguments.Parser:
     return parser
 
 
+def _devices(text: str) -> int:
+    if not 1 <= int(text) <= 2:
+        raise ValueError(text)
+    return int(text)
+
+
 def _port(text: str) -> int:
     if not 0 <= int(text) < 2**16:
         raise ValueError(text)
@@ -124,7 +137,7 @@ def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
     """Open the model of a command line, compile it, and print its size; it runs on the model's thread."""
     flags = options.Flags(steps=found.steps, guidance=found.guidance)
     config = runs.resolve(found.checkpoint, encoders=found.encoders, flags=flags, changes=found.changes)
-    live.live_system(systems.create(config), config)
+    decoder = worker.second_device(found.devices, live.live_system(systems.create(config), config))
     asked = None if found.ask is None else _text_config(found.ask)
     given = images.given(found.images, found.prompt or "")
     outputs.check_folder("--recordings", found.recordings)
@@ -137,7 +150,7 @@ def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
         encoders=found.encoders,
         given=encoders_lib.EncoderOverrides.from_arguments(found),
     )
-    world = worker.World(run)
+    world = worker.World(run, decoder=decoder)
     first = given or images.rendered(config, world.size)
     prompt = first[0].caption if found.prompt is None else found.prompt
     start = key_logs.Start(image=first[0].image, prompt=prompt, seed=found.seed)
@@ -151,7 +164,8 @@ def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
     answerer = None
     if asked is not None:
         console.print(f"loading {found.ask}, which answers questions")
-        answerer = answers.Answerer(runs.load(found.ask, config=asked))
+        mesh = None if decoder is None else mesh_lib.make_mesh(devices=[decoder])
+        answerer = answers.Answerer(runs.load(found.ask, config=asked, mesh=mesh))
         try:
             answerer.warm(np.zeros((world.size[1], world.size[0], 3), np.uint8))
         except errors.UserError as error:

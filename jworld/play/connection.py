@@ -40,7 +40,7 @@ class Player:
       id: secret with which it connects again.
       socket: its connection; None while it is not connected.
       game: its session; None while it waits for a seat.
-      busy: its step is being computed or encoded.
+      computing: steps that are being computed or encoded, at most as many as there are devices.
       wanted: steps that it asked for while it is paused: 0 or 1.
       start: settings of the running session.
       last: latest step.
@@ -63,7 +63,9 @@ class Player:
         self.active, self.uploaded = now, -limits.PLAY_IMAGE_SECONDS
         self.upload: np.ndarray | None = None
         self.game: worker.Game | None = None
-        self.busy = self.paused = False
+        self.paused = False
+        self.computing = 0
+        self.in_order = asyncio.Lock()
         self.wanted = 0
         self.kind, self.measured = "auto", ""
         self.request: Request | None = Request(start)
@@ -94,6 +96,7 @@ class Player:
 
     def latch(self) -> list[str]:
         """Return the keys of the next step: those of the script of a link, or else those that are held."""
+        self.wanted = 0
         if self._script:
             name, count = self._script[0]
             self._script[0] = (name, count - 1)
@@ -110,13 +113,13 @@ class Player:
 
     def due_in(self, now: float) -> float:
         """Return the seconds until this player needs the model; infinity if only an event changes that."""
-        if self.socket is None or self.game is None or self.busy:
+        if self.socket is None or self.game is None or self.computing > self._world.is_split:
             return float("inf")
         if self.request is not None:
-            return 0.0
+            return float("inf") if self.computing else 0.0
         if (self.paused and not self.wanted) or self.stalled:
             return float("inf")
-        return self.pacer.due_in(now)
+        return self.pacer.due_in(now, self.computing * self._world.new_frames)
 
     @property
     def stalled(self) -> bool:
@@ -143,7 +146,6 @@ class Player:
         self._recent.append(step)
         if len(self.entries) < limits.PLAY_LOG:
             self.entries.append(step.entry)
-        self.wanted = max(self.wanted - 1, 0)
         self.pacer.add(frames, now)
         view = step.view
         self.send(

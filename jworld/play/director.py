@@ -23,6 +23,8 @@ from jworld.utils import errors, limits
 GRACE_SECONDS = 15.0
 #: Longest time between two looks at players whose time is over, in seconds.
 _TICK = 1.0
+#: Longest wait for the steps of players at the end, in seconds.
+_CLOSING = 3.0
 #: Messages that a page sends by itself.
 _AUTOMATIC = ("shown",)
 
@@ -69,6 +71,7 @@ class Director:
         self._turns: players.Turns[Player | questions.Asking] = players.Turns()
         self._questions = questions.Questions(answerer)
         self._model_thread, self._encoding = model_thread, concurrent.futures.ThreadPoolExecutor(1, "encoding")
+        self._decoding = concurrent.futures.ThreadPoolExecutor(1, "decoding")
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._handlers: Mapping[str, Any] = {
@@ -153,7 +156,7 @@ class Director:
         """Give sessions to those who have got a seat, and take them from those who wait."""
         for player in self._seats.queue:
             self._questions.end(player)
-            if player.game is not None and not player.busy:
+            if player.game is not None and not player.computing:
                 self._free.append(player.game)
                 player.game = None
         for player in self._seats.playing:
@@ -171,7 +174,7 @@ class Director:
         """Remove players that have gone, and move those whose time is over."""
         before = self._order()
         for player in [p for p in self.players.values() if p.socket is None and now - p.left > GRACE_SECONDS]:
-            if not player.busy:
+            if not player.computing:
                 self._remove(player, now)
         for player in self._seats.expire(now):
             player.send("notice", text="your time is over while others wait: you are in the queue again")
@@ -225,7 +228,8 @@ class Director:
         """Compute a start or a step of a player."""
         game = player.game
         assert game is not None
-        player.busy, began, loop = True, time.monotonic(), asyncio.get_running_loop()
+        player.computing += 1
+        began, loop = time.monotonic(), asyncio.get_running_loop()
         try:
             if (request := player.request) is not None:
                 player.request = None
@@ -233,20 +237,35 @@ class Director:
                 if player.recording is not None:
                     self._spawn(self._finish(player))
                 player.begin(request.start, request.script)
-                player.busy = False
+                player.computing -= 1
                 player.send("started", **self._described(player))
                 return
             keys, prompt = player.latch(), player.prompt
             player.prompt = None
-            step = await loop.run_in_executor(self._model_thread, game.step, keys, prompt)
+            generated = await loop.run_in_executor(self._model_thread, game.generate, keys, prompt)
+            # With a second device, the next step is generated meanwhile.
+            decoder = self._decoding if self.world.is_split else self._model_thread
+            decoding = loop.run_in_executor(decoder, game.decode, generated)
+            if not self.world.is_split:
+                await decoding
         except errors.UserError as error:
-            player.busy, player.paused = False, True
+            player.computing, player.paused = player.computing - 1, True
             player.send("error", text=str(error))
             player.send("state", **self._described(player))
         except Exception as error:
             await self._fail(player, error)
         else:
-            self._spawn(self._encode(player, step, began))
+            self._spawn(self._finish_step(player, decoding, began))
+
+    async def _finish_step(self, player: Player, decoding: asyncio.Future[worker.Step], began: float) -> None:
+        """Encode the frames of a step, and queue them after those of the steps before."""
+        async with player.in_order:
+            try:
+                step = await decoding
+            except Exception as error:
+                await self._fail(player, error)
+            else:
+                await self._encode(player, step, began)
 
     async def _encode(self, player: Player, step: worker.Step, began: float) -> None:
         """Encode the frames of a step, and queue them."""
@@ -264,14 +283,16 @@ class Director:
                 await loop.run_in_executor(self._encoding, player.recording.add, step)
         except errors.UserError as error:
             player.send("error", text=str(error))
-            player.recording = None
+            broken, player.recording = player.recording, None
+            if broken is not None:
+                await loop.run_in_executor(self._encoding, broken.cancel)
         except Exception as error:
             await self._fail(player, error)
             return
         now = time.monotonic()
         if not step.compile:
             player.pacer.measure(now - began)
-        player.busy = False
+        player.computing -= 1
         if player.request is None:
             player.deliver(step, frames, now)
         if player.recording is not None and player.recording.is_full:
@@ -282,7 +303,7 @@ class Director:
     async def _fail(self, player: Player, error: Exception) -> None:
         """Report a defect, and end the player's connection; the others play on."""
         traceback.print_exception(error, file=sys.stderr)
-        player.busy, player.paused = False, True
+        player.computing, player.paused = player.computing - 1, True
         player.send("error", text=f"the model failed ({errors.one_line(error)}): reset, or start the server again")
         self._changed.set()
 
@@ -292,11 +313,18 @@ class Director:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Finish recordings."""
+        """Finish recordings, and what is being encoded."""
         for player in self.players.values():
             if player.recording is not None:
                 await self._finish(player)
+        # Steps that are decoded or encoded end, but nobody waits for a compilation.
+        tasks = set(self._tasks)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_CLOSING)
+            for task in late:
+                task.cancel()
         self._encoding.shutdown()
+        self._decoding.shutdown(wait=False)
 
     # Messages of players
 

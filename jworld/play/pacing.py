@@ -86,8 +86,12 @@ class Pacer(Generic[Frame]):
         """Return the seconds until the next frame; None without one."""
         return max(self._frames[0][0] - now, 0.0) if self._frames else None
 
-    def due_in(self, now: float) -> float:
-        """Return the seconds until the next step must be started; 0 if it is due."""
+    def due_in(self, now: float, ahead: int = 0) -> float:
+        """Return the seconds until the next step must be started; 0 if it is due.
+
+        `ahead` is the number of frames of steps that are still computed.
+        """
         if not self.paced:
             return float("inf") if self._frames else 0.0
-        return max(self._end - self.lead() - now, 0.0)
+        end = max(self._end, now) + ahead / self.fps if ahead else self._end
+        return max(end - self.lead() - now, 0.0)

@@ -1,4 +1,7 @@
-"""The loaded model and the sessions of players. All of this runs in one thread, the only one that uses the model."""
+"""The loaded model and the sessions of players. All of this runs in one thread, the only one that uses the model.
+
+With a second device, steps are decoded there, in a thread of their own, while the next ones are generated.
+"""
 
 import dataclasses
 import functools
@@ -11,12 +14,27 @@ import jax
 import numpy as np
 
 from jworld import systems
+from jworld.encoders.model_encoders import Encoders
+from jworld.parallel import mesh as mesh_lib
 from jworld.systems import generation, key_logs, live, options, recipes, runs
 from jworld.utils import compilation, errors, limits
 from jworld.utils import config as utils_config
 
 #: Steps until all programs of a session are compiled: the first one has no past, and the second a full decoder.
 WARM_STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A step that is not decoded yet; see `Step`. `latents` are [f, H, W, C]."""
+
+    number: int
+    action: str
+    prompt: str | None
+    latents: np.ndarray
+    denoise: float
+    compile: float
+    view: live.View | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +68,27 @@ class LiveVideoSystem(live.LiveSystem, Protocol):
     def session(self, model: Any, encoders: Any) -> live.LiveSession: ...
 
 
+def second_device(count: int, system: live.LiveSystem) -> jax.Device | None:
+    """Return the device that decodes if there are to be `count` devices, 1 or 2; None for one device.
+
+    Raises:
+      UserError: there is only one device, or decoding cannot be separated from the steps of this system.
+    """
+    if count == 1:
+        return None
+    if not system.decodes_apart:
+        raise errors.UserError(
+            f"--devices {count}: every step of this model continues the decoded frames of the step before, so that "
+            "decoding cannot run meanwhile: leave it out"
+        )
+    devices = jax.local_devices()
+    if len(devices) < count:
+        raise errors.UserError(
+            f"--devices is {count}, but this machine has one device ({devices[0].platform}): leave it out"
+        )
+    return devices[1]
+
+
 class World:
     """A trained model that players share.
 
@@ -60,14 +99,23 @@ class World:
       size: (width, height) of its frames.
       steps, guidance: denoising steps and scale of the guidance by default; None for a model without.
       delay: steps from a key press to the first frame that shows it, the step of the key press included.
+      is_split: steps are decoded on a second device, while later ones are generated.
       describes: the caption can change during a session.
       viewed: sessions have cameras and a memory of past frames.
       new_frames: frames of a step after the first.
       session_bytes: bytes that a session holds on the devices; 0 before `warm`.
     """
 
-    def __init__(self, run: runs.Run) -> None:
-        """Set up a world for an opened run; a `UserError` if its model cannot be steered."""
+    def __init__(self, run: runs.Run, *, decoder: jax.Device | None = None) -> None:
+        """Set up a world for an opened run; a `UserError` if its model cannot be steered.
+
+        `decoder` is the result of `second_device`.
+        """
+        self.is_split = decoder is not None
+        if decoder is not None:
+            opened = cast(Encoders, run.encoders)
+            autoencoder = opened.autoencoder.on(mesh_lib.make_mesh(devices=[decoder]))
+            run = dataclasses.replace(run, encoders=dataclasses.replace(opened, autoencoder=autoencoder))
         self.run = run
         self._system = live.live_system(run.system, run.config)
         self.keys = self._system.live_keys()
@@ -133,7 +181,7 @@ def _device_bytes() -> int:
 
 
 class Game:
-    """The session of one player. Its methods run on the thread of the model.
+    """The session of one player. Its methods run on the thread of the model; with two devices `decode` has its own.
 
     Attributes:
       session: the open session, after `start`.
@@ -162,28 +210,43 @@ class Game:
 
     def step(self, keys: Sequence[str], prompt: str | None = None) -> Step:
         """Compute a step during which these keys are held; `prompt` is a new caption from this step on."""
+        return self.decode(self.generate(keys, prompt))
+
+    def generate(self, keys: Sequence[str], prompt: str | None = None) -> Generated:
+        """Compute the first part of `step`."""
         session, world = self.session, self._world
         with compilation.CompileTimes() as compiling, jax.set_mesh(world.run.mesh):
             began, first = time.time(), self._clock()
             if prompt is not None and isinstance(session, live.DescribedSession):
                 session.describe(prompt)
             latents = session.advance(world.held(keys))
-            between, second = time.time(), self._clock()
-            frames = session.decode(latents)
-            ended, third = time.time(), self._clock()
-        compiled = compiling.seconds(began, between), compiling.seconds(between, ended)
-        action = live.joined(keys)
-        step = Step(
-            number=self._steps,
-            first_frame=self._frames,
-            action=action,
-            frames=frames,
-            denoise=max(second - first - compiled[0], 0.0),
-            decode=max(third - second - compiled[1], 0.0),
-            compile=sum(compiled),
-            entry=key_logs.Entry(keys=action, prompt=prompt, frames=key_logs.checksum(frames)),
+            compiled, seconds = compiling.seconds(began, time.time()), self._clock() - first
+        self._steps += 1
+        return Generated(
+            number=self._steps - 1,
+            action=live.joined(keys),
+            prompt=prompt,
+            latents=latents,
+            denoise=max(seconds - compiled, 0.0),
+            compile=compiled,
             view=session.view() if isinstance(session, live.ViewedSession) else None,
         )
-        self._steps += 1
+
+    def decode(self, generated: Generated) -> Step:
+        """Compute the rest of `step`, in the order of the steps."""
+        with compilation.CompileTimes() as compiling, jax.set_mesh(self._world.run.mesh):
+            began, first = time.time(), self._clock()
+            frames = self.session.decode(generated.latents)
+            compiled, seconds = compiling.seconds(began, time.time()), self._clock() - first
         self._frames += len(frames)
-        return step
+        return Step(
+            number=generated.number,
+            first_frame=self._frames - len(frames),
+            action=generated.action,
+            frames=frames,
+            denoise=generated.denoise,
+            decode=max(seconds - compiled, 0.0),
+            compile=generated.compile + compiled,
+            entry=key_logs.Entry(keys=generated.action, prompt=generated.prompt, frames=key_logs.checksum(frames)),
+            view=generated.view,
+        )

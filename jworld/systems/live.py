@@ -96,6 +96,10 @@ class DelayedSession(Protocol):
 class LiveSystem(Protocol):
     """Members of a `VideoSystem` whose model can be steered while it runs."""
 
+    @property
+    def decodes_apart(self) -> bool:
+        """True if a step is generated without the frames of earlier ones, which can be decoded meanwhile."""
+
     def live_keys(self) -> Sequence[Key]:
         """Return the keys of the model, in the order of their names in actions.
 

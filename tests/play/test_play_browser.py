@@ -110,7 +110,7 @@ def test_pause_step_and_reset(tmp_path: pathlib.Path) -> None:
             await page.value("document.getElementById('pause').click()")
             await page.until("play.state.paused")
             await page.until("document.getElementById('pause').textContent === 'play'")
-            while player.busy or player.pacer.waiting:
+            while player.computing or player.pacer.waiting:
                 await asyncio.sleep(0.05)
             count = len(player.entries)
             await page.value("document.getElementById('step').click()")

@@ -60,6 +60,16 @@ def test_a_step_is_due_as_late_as_its_time_allows() -> None:
     assert pacer.lead() > 0.5
 
 
+def test_steps_that_are_computed_count_as_frames_to_come() -> None:
+    pacer: pacing.Pacer[int] = pacing.Pacer(10)
+    pacer.measure(0.4)
+    pacer.add(list(range(4)), now=0.0)
+    # A step takes longer than it is shown: the one after next is due before the next one is there.
+    assert pacer.due_in(0.0) == 0
+    assert pacer.due_in(0.0, ahead=4) == pytest.approx(0.8 - pacer.lead())
+    assert pacer.due_in(0.6, ahead=4) == 0
+
+
 def test_a_slow_model_is_shown_evenly() -> None:
     pacer: pacing.Pacer[int] = pacing.Pacer(10)
     times = []

@@ -15,11 +15,12 @@ import live_server
 import numpy as np
 import PIL.Image
 import pytest
+import tiny_text_model
 
 from jworld.cameras import poses
 from jworld.data.recording import episodes
 from jworld.evaluation import motion
-from jworld.play import director, server
+from jworld.play import answers, director, questions, server
 from jworld.systems import generation, key_logs
 from jworld.utils import limits
 
@@ -379,10 +380,10 @@ async def test_a_failing_model_ends_nobody(tmp_path: pathlib.Path, capsys: pytes
         def fail(*_: Any) -> None:
             raise RuntimeError("out of memory")
 
-        state.game.step = fail  # type: ignore[assignment, method-assign]
+        state.game.generate = fail  # type: ignore[assignment, method-assign]
         await player.send("step")
         assert "out of memory" in (await player.until("error"))["text"]
-        del state.game.step
+        del state.game.generate
         await player.lockstep()
         assert (await player.step()).shape == (13, *live_server.frame_shape())
     assert "RuntimeError" in capsys.readouterr().err
@@ -397,3 +398,74 @@ async def test_more_settings_than_are_compiled(tmp_path: pathlib.Path, monkeypat
         assert "choose earlier ones" in (await player.until("error"))["text"]
         await player.send("reset", steps=None)
         await player.until("started")
+
+
+async def answered(player: live_server.Client, question: int) -> list[dict[str, Any]]:
+    """Return all parts of an answer."""
+    parts = [await player.until("answer", question=question)]
+    while not parts[-1]["done"]:
+        parts.append(await player.until("answer", question=question))
+    return parts
+
+
+@in_loop
+async def test_answers_about_the_frame_that_is_shown(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One token per turn.
+    monkeypatch.setattr(questions, "_SLICE", 0.0)
+    model = tiny_text_model.answerer()
+    async with (
+        live_server.serving(tmp_path, answerer=model) as (address, directing),
+        live_server.client(address) as player,
+    ):
+        assert player.messages[0]["questions"] is True
+        await player.lockstep(seed=1)
+        await player.send("ask", text="What is this?")
+        assert "ask about a newer one" in (await player.until("error"))["text"]
+        frames = np.concatenate([await player.step("w"), await player.step("right")])
+        for question, frame in enumerate((0, 28)):
+            await player.send("ask", text=" Where is the wall? ", frame=frame)
+            assert await player.until("asked") == {"type": "asked", "question": question, "frame": frame}
+            parts = await answered(player, question)
+            expected = model._run.answer("Where is the wall?", [frames[frame]])
+            assert "".join(part["text"] for part in parts) == expected
+            assert len(expected) > 5
+            # The text comes while it is decoded.
+            assert len(parts) > 5
+            assert not parts[-1]["stopped"]
+            assert 0 < parts[-1]["tokens"] <= tiny_text_model.TOKENS
+        # A new question ends the answer to the one before, and one without text only ends it.
+        monkeypatch.setattr(answers.Answer, "advance", lambda self, seconds: "word ")
+        await player.send("ask", text="first?", frame=28)
+        await player.until("answer", question=2, text="word ")
+        # Steps have turns, too, and an answer continues meanwhile.
+        assert (await player.step("w")).shape[0] == 16
+        await player.send("ask", text="second?", frame=28)
+        assert (await answered(player, 2))[-1]["stopped"]
+        await player.until("answer", question=3, text="word ")
+        await player.send("ask", text=" ")
+        assert (await answered(player, 3))[-1]["stopped"]
+        await player.send("ask", text="x" * (limits.PLAY_QUESTION + 1))
+        assert "'text'" in (await player.until("error"))["text"]
+        # A defect ends the answer alone.
+        monkeypatch.setattr(answers.Answer, "advance", lambda self, seconds: 1 // 0)
+        await player.send("ask", text="third?")
+        assert "cannot be answered" in (await player.until("error"))["text"]
+        assert (await answered(player, 4))[-1]["stopped"]
+        assert (await player.step("w")).shape[0] == 16
+        # An answer ends with the connection.
+        monkeypatch.setattr(answers.Answer, "advance", lambda self, seconds: "word ")
+        await player.send("ask", text="fourth?")
+        await player.until("answer", question=5, text="word ")
+        await player.socket.close()
+        (state,) = directing.players.values()
+        while state.socket is not None:
+            await asyncio.sleep(0.01)
+        assert directing._questions.due(directing.players.values()) == []
+
+
+@in_loop
+async def test_servers_without_a_second_model_refuse(tmp_path: pathlib.Path) -> None:
+    async with live_server.serving(tmp_path) as (address, _), live_server.client(address) as player:
+        assert player.messages[0]["questions"] is False
+        await player.send("ask", text="What is this?")
+        assert "start it with --ask" in (await player.until("error"))["text"]

@@ -264,6 +264,11 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             )
         return robots.Motions(robots.camera_actions(pose_strings.path(pose, self.units).w2c), is_annotation=False)
 
+    @property
+    def decodes_apart(self) -> bool:
+        """See `LiveSystem`: a window continues the decoded frames of the one before."""
+        return False
+
     def live_keys(self) -> Sequence[live.Key]:
         """See `LiveSystem`: the keys of a camera, or for a model of motions those of a robot's hand."""
         if self.model_config.action_dim is None:
