@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: demo play train-hf eval-blink eval-gemma compare-results test test-slow test-bounds test-guides lint format docs wheel clean
+.PHONY: demo play train-hf eval-blink eval-gemma compare-results test test-slow test-bounds test-gpu-compile test-guides lint format docs wheel clean
 
 demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate it
 	$(BIN)/python -m jworld.train --config=configs/ar_mem.py
@@ -45,6 +45,11 @@ test-slow: .venv/.test  ## what takes longest: more meshes, memory, benchmarks, 
 test-bounds: .venv/.test  ## memory of more compiled programs of published size
 	$(BIN)/python -m pytest -m bounds -n 1
 
+# Without a GPU; in an environment of its own, as the compiler's packages take 2.1 GB.
+test-gpu-compile: .venv-gpu/.test  ## programs of every published recipe, compiled for NVIDIA GPUs that are not there
+	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_gpu_enable_triton_gemm=false JAX_DEFAULT_MATMUL_PRECISION=default \
+		JAX_ENABLE_COMPILATION_CACHE=false .venv-gpu/bin/python -m pytest -m gpu_compile tests/gpu_compile $(ARGS)
+
 test-guides: .venv/.test  ## every command of README and guides on small stand-ins, which test and test-slow share
 	$(BIN)/python -m pytest tests/guides -m "slow or not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -66,7 +71,7 @@ wheel: .venv/bin/python  ## dist/jworld-*.whl, with recipes, tokenizer and start
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:  ## remove what demo and test made, except data and runs
-	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .venv .venv-gpu build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -77,6 +82,11 @@ clean:  ## remove what demo and test made, except data and runs
 
 .venv/.test: .venv/bin/python pyproject.toml constraints-py311.txt
 	$(INSTALL) -e ".[demo,play,gym,torch,test,dev,docs]"
+	touch $@
+
+.venv-gpu/.test: pyproject.toml constraints-py311.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[gpu-compiler]" pytest
 	touch $@
 
 .venv/.docs: .venv/bin/python pyproject.toml constraints-py311.txt

@@ -3,7 +3,8 @@ python -m jworld.plan generate --config=configs/ar_mem.py:8b --topology=v5e-8 --
 
 Estimates what a recipe costs on a topology before it is rented: memory per chip, arithmetic, communication between
 chips, and a lower bound on the time of a step. The train step is compiled for real, but no accelerator is needed and
-nothing is allocated. For a TPU topology this takes minutes, and the package libtpu (extra `tpu`).
+nothing is allocated. For a TPU topology this takes minutes, and the package libtpu (extra `tpu`); for NVIDIA GPUs the
+extra `gpu-compiler`.
 
 With `generate` it estimates generation instead: the programs of a chunk, or of an answer.
 """
@@ -25,8 +26,8 @@ from jworld.utils import arguments, errors, files, outputs
 DESCRIPTION = """Estimate what a recipe costs on a topology: memory per chip, arithmetic, communication between chips,
 and a lower bound on the time of a step.
 
-The train step is compiled for real, without an accelerator and without allocating anything. For a TPU topology this
-takes minutes and needs the package libtpu (extra tpu).
+The train step is compiled for real, without an accelerator and without allocating anything. This takes minutes. For a
+TPU topology it needs the package libtpu (extra tpu), for NVIDIA GPUs the extra gpu-compiler.
 
 "generate" estimates generation with the recipe's model instead: memory, arithmetic and a lower bound on the time of
 every program of a chunk, and frames or tokens per second at most."""

@@ -22,38 +22,44 @@ class Traffic(NamedTuple):
       axes: the axes along which the members of a group differ, such as "fsdp" or "fsdp x sequence".
       runs: number of collectives in one step.
       sent: bytes that each device sends in a step, in the ring algorithm; it receives as many.
+      outside: those of `sent` that go to devices which the fast links of a device do not reach.
     """
 
     kind: str
     axes: str
     runs: int
     sent: int
+    outside: int = 0
 
 
-def find(module: hlo.Module, mesh: Mapping[str, int]) -> list[Traffic]:
+def find(module: hlo.Module, mesh: Mapping[str, int], *, linked: int | None = None) -> list[Traffic]:
     """List the traffic of one run of a program for a mesh of these sizes, largest first.
 
-    Collectives in the body of a loop count once per iteration.
+    Collectives in the body of a loop count once per iteration. So many successive devices are `linked` (default: all).
     """
-    counts: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
+    counts: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0, 0])
+    linked = linked or math.prod(mesh.values())
     counted: set[tuple[str, str]] = set()
     for computation, times, holder in module.visits():
         for instruction in computation.instructions.values():
             kind = _kind(instruction, computation)
             if kind is None:
                 continue
-            # TPUs distribute one collective over several fusions, which share its channel.
+            # TPUs distribute one collective over several fusions, which share its channel. Elsewhere a channel does not
+            # identify a collective: all of a `shard_map` have the same.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            if channel and (holder, channel[1]) in counted:
-                continue
-            counted.add((holder, channel[1] if channel else instruction.name))
+            if channel and holder != computation.name:
+                if (holder, channel[1]) in counted:
+                    continue
+                counted.add((holder, channel[1]))
             group = _first_group(instruction.attributes, math.prod(mesh.values()))
             sent = _sent(kind, _size(instruction) // _shrink(kind, instruction, len(group)), len(group))
             if sent:
                 entry = counts[kind, _axes(group, mesh)]
                 entry[0] += times
                 entry[1] += times * sent
-    rows = [Traffic(kind, axes, count, sent) for (kind, axes), (count, sent) in counts.items()]
+                entry[2] += times * _outside(kind, sent, group, linked)
+    rows = [Traffic(kind, axes, *numbers) for (kind, axes), numbers in counts.items()]
     return sorted(rows, key=lambda row: -row.sent)
 
 
@@ -70,8 +76,8 @@ def _kind(instruction: hlo.Instruction, computation: hlo.Computation) -> str | N
 def _size(instruction: hlo.Instruction) -> int:
     """Return the bytes of the result of a collective on one device."""
     parts = hlo.tuple_parts(instruction.shape)
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        # (operands, results, ...)
+    if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
+        # (operands, results, ...), each of which may be a tuple; an all-reduce has its results only.
         return hlo.array_bytes(parts[1])
     return sum(hlo.array_bytes(part) for part in parts)
 
@@ -93,6 +99,21 @@ def _sent(kind: str, result: int, members: int) -> int:
             return 2 * result * (members - 1) // members
         case _:
             return result
+
+
+def _outside(kind: str, sent: int, group: Sequence[int], linked: int) -> int:
+    """Return the bytes that a device sends to others than the `linked` ones around it.
+
+    Groups have equally many members on every host. A ring then leaves a host once for every member that it has there,
+    each over the network of another device; an all-to-all sends every other member the same.
+    """
+    hosts = collections.Counter(position // linked for position in group)
+    if len(hosts) == 1:
+        return 0
+    together = max(hosts.values())
+    if kind == "all-to-all":
+        return sent * (len(group) - together) // (len(group) - 1)
+    return sent // together
 
 
 def _first_group(attributes: str, devices: int) -> list[int]:

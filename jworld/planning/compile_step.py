@@ -11,7 +11,7 @@ from jworld.planning import arithmetic, collectives, hlo, topologies
 from jworld.planning.plans import Plan
 from jworld.planning.program import Program
 from jworld.training import state as train_state
-from jworld.utils import errors, hardware
+from jworld.utils import errors
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -22,7 +22,7 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pl
     Raises:
       UserError: the config is inconsistent or does not fit the topology.
     """
-    compiled = topology.platform != "gpu" or _is_here(topology)
+    compiled = topologies.can_compile(topology)
     program = Program(config, topologies.devices(topology))
     values = _analytic(config, topology, program)
     if not compiled:
@@ -41,13 +41,27 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pl
         temporaries=memory.temp_size_in_bytes,
         peak=peak_bytes(memory),
         start=start,
-        xla_flops=executable.cost_analysis()["flops"] * topology.chips,
-        **traffic(executable, dict(program.mesh.shape)),
+        xla_flops=_xla_flops(executable, topology.chips),
+        **traffic(executable, dict(program.mesh.shape), linked=linked(topology)),
         **values,
     )
 
 
-def traffic(executable: Any, mesh: dict[str, int]) -> dict[str, Any]:
+def _xla_flops(executable: Any, chips: int) -> float | None:
+    """Return the compiler's count of operations; None for an absent GPU, for which XLA counts nothing."""
+    costs = executable.cost_analysis()
+    return None if costs is None else costs["flops"] * chips
+
+
+def linked(topology: topologies.Topology) -> int:
+    """Return the number of chips that fast links join: all, except for GPUs in several hosts."""
+    if topology.chip is None or topology.chip.linked is None:
+        return topology.chips
+    per_host = int(topology.shape.split("x")[1])
+    return topology.chip.linked if per_host == topology.chip.host_chips else per_host
+
+
+def traffic(executable: Any, mesh: dict[str, int], *, linked: int | None = None) -> dict[str, Any]:
     """Analyze the text of a program for the bytes that it moves; empty if XLA cannot write the text."""
     try:
         module = hlo.Module(executable.as_text())
@@ -56,7 +70,7 @@ def traffic(executable: Any, mesh: dict[str, int]) -> dict[str, Any]:
         return {}
     return {
         "memory_traffic": hlo.memory_traffic(module),
-        "collectives": tuple(collectives.find(module, mesh)),
+        "collectives": tuple(collectives.find(module, mesh, linked=linked)),
     }
 
 
@@ -93,7 +107,7 @@ def _analytic(config: ml_collections.ConfigDict, topology: topologies.Topology, 
         "limit": topology.chip.memory_bytes if topology.chip else None,
         "tokens": program.system.step_tokens(config.global_batch),
         "useful_flops": program.system.step_flops(
-            config.global_batch, train_state.sizes(program.state.params, program.state.frozen)
+            config.global_batch, train_state.sizes(program.state.params, program.state.others)
         ),
         "flops": counted.all,
         "loops": counted.all / counted.bodies_once,
@@ -109,11 +123,6 @@ def products(config: ml_collections.ConfigDict) -> arithmetic.Products:
     with alone.unlocked():
         alone.mesh = {"data": 1, "fsdp": 1, "sequence": 1}
     return arithmetic.count(Program(alone, jax.devices("cpu")[:1]).jaxpr())
-
-
-def _is_here(topology: topologies.Topology) -> bool:
-    found = [hardware.of_device(device) for device in jax.devices()]
-    return len(found) >= topology.chips and found[0] == topology.chip
 
 
 def too_large(error: jax.errors.JaxRuntimeError) -> dict[str, Any]:

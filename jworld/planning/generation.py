@@ -53,8 +53,8 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology, sizes
         found = system.generation(model, mesh)
         network, decoding = _Part(), _Part()
         try:
-            network.measure(found.network, mesh)
-            decoding.measure(found.decoding, mesh)
+            network.measure(found.network, mesh, compile_step.linked(topology))
+            decoding.measure(found.decoding, mesh, compile_step.linked(topology))
         except jax.errors.JaxRuntimeError as error:
             problem = compile_step.too_large(error)["problem"]
     weights = list(shard_sizes(nnx.state(model)))
@@ -87,13 +87,10 @@ def make_mesh(topology: topologies.Topology, sizes: Mapping[str, int]) -> jax.sh
     """Make the mesh on the first chips of a topology; the others stay idle.
 
     Raises:
-      UserError: it needs more chips, or hardware whose compiler is not here.
+      UserError: it needs more chips, or the compiler for them is not here.
     """
-    if topology.platform == "gpu":
-        raise errors.UserError(
-            f"--topology {topology.name}: generation is planned with the compiler, which for GPUs needs the hardware: "
-            "choose a TPU topology, or cpu:1"
-        )
+    if not topologies.can_compile(topology):
+        raise errors.UserError(topologies.missing_gpu_compiler(topology))
     count = math.prod(sizes.values())
     if not 1 <= count <= topology.chips:
         raise errors.UserError(
@@ -120,9 +117,9 @@ class _Part:
         self.costs: list[Cost] = []
         self.cache = 0
 
-    def measure(self, programs: Iterable[Program], mesh: jax.sharding.Mesh) -> None:
+    def measure(self, programs: Iterable[Program], mesh: jax.sharding.Mesh, linked: int) -> None:
         for program in programs:
-            self.costs.append(cost(program, mesh))
+            self.costs.append(cost(program, mesh, linked))
             self.cache = max(self.cache, sum(shard_sizes(program.cache)))
 
     def total(self, resident: int, later: int) -> list[Cost]:
@@ -133,14 +130,20 @@ class _Part:
         ]
 
 
-def cost(program: Program, mesh: jax.sharding.Mesh) -> Cost:
-    """Compile a program for a mesh, and measure it; its peak is without weights and its cache."""
+def cost(program: Program, mesh: jax.sharding.Mesh, linked: int | None = None) -> Cost:
+    """Compile a program for a mesh, and measure it; its peak is without weights and its cache.
+
+    So many chips are `linked`, as in `collectives.find`.
+    """
     flops = products(program)
     compiled = program.compiled
-    share = 1.0
-    if mesh.size > 1:
+    share, counted = 1.0, compiled.cost_analysis()
+    if mesh.size > 1 and counted is None:
+        # XLA counts nothing for absent GPUs. Only the axis of tokens splits the work on one video.
+        share = 1 / mesh.shape["sequence"]
+    elif mesh.size > 1:
         # Both counts have the body of a loop once, and no kernels.
-        whole, own = program.lowered.cost_analysis()["flops"], compiled.cost_analysis()["flops"]
+        whole, own = program.lowered.cost_analysis()["flops"], counted["flops"]
         share = min(max(own / whole, 1 / mesh.size), 1.0) if whole > 0 else 1.0
     return Cost(
         name=program.name,
@@ -148,7 +151,7 @@ def cost(program: Program, mesh: jax.sharding.Mesh) -> Cost:
         peak=_own_bytes(program, compiled.memory_analysis()),
         flops=flops,
         share=share,
-        **compile_step.traffic(compiled, dict(mesh.shape)),
+        **compile_step.traffic(compiled, dict(mesh.shape), linked=linked),
     )
 
 

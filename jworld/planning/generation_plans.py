@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from jworld.planning.collectives import Traffic
+from jworld.planning.plans import network_seconds
 from jworld.utils import hardware
 
 
@@ -35,9 +36,10 @@ class Cost:
         return sum(row.sent for row in self.collectives)
 
     def seconds(self, chip: hardware.Chip) -> float:
-        """Return a lower bound of one call's time: the largest of arithmetic, memory traffic and interconnect."""
-        bounds = [self.flops * self.share / chip.flops, self.sent / chip.ici_bandwidth]
-        return max(*bounds, (self.memory_traffic or 0) / chip.hbm_bandwidth)
+        """Return a lower bound of one call's time: the largest of arithmetic, memory traffic and both networks."""
+        on_links, outside = network_seconds(self.collectives, chip)
+        traffic = (self.memory_traffic or 0) / chip.hbm_bandwidth
+        return max(self.flops * self.share / chip.flops, traffic, on_links, outside or 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ import ml_collections
 import rich.console
 import rich.table
 
+from jworld.planning import gpu_targets
 from jworld.planning.generation_plans import GenerationPlan, roofline
-from jworld.planning.tables import flops_text, memory_table, size_text
+from jworld.planning.tables import NOT_IN_GPU_PLANS, flops_text, memory_table, size_text
 from jworld.utils import config as run_config
 from jworld.utils import hardware
 
@@ -29,6 +30,8 @@ def print_plan(console: rich.console.Console, plan: GenerationPlan) -> None:
         if bounds.start:
             console.print(f"before the first one at least {bounds.start:.3g} s")
     console.print("not counted: text and image encoders, the first frame, work and copies of the host")
+    if plan.chip in gpu_targets.TARGETS:
+        console.print(NOT_IN_GPU_PLANS)
 
 
 def print_advice(console: rich.console.Console, config: ml_collections.ConfigDict, plan: GenerationPlan) -> None:

@@ -1,6 +1,7 @@
 """Plan of a step on a topology, and the bounds that follow from it."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jworld.planning.collectives import Traffic
@@ -26,7 +27,7 @@ class Plan:
       tokens: of one step, as the system counts them.
       useful_flops: of one step by formula, without recomputation and optimizer; None if a system has no formula.
       flops: products of one step as traced, with recomputation and optimizer.
-      xla_flops: the compiler's own count, with the body of a loop once.
+      xla_flops: the compiler's own count, with the body of a loop once; None for absent GPUs.
       loops: `flops` over the same count with bodies once; the compiler's count times this has its loops unrolled.
       memory_traffic: estimated bytes between a chip and its memory in one step; None if the program cannot be parsed.
       collectives: traffic that a chip sends in one step.
@@ -99,8 +100,10 @@ class Bounds(NamedTuple):
     Attributes:
       compute: all products at the chip's peak, recomputation and optimizer included.
       memory: `Plan.memory_traffic` at the memory's bandwidth; None if the program cannot be parsed.
-      network: the bytes of all collectives over all links of a chip; None in the same case.
-      step: the largest of the three, as if they overlapped perfectly.
+      network: the bytes of all collectives over all links of a chip, without those of `outside`; None in the same case.
+      outside: bytes between chips that no fast link joins, over the network of a chip; None in the same case, or if
+        links join all chips.
+      step: the largest of the four, as if they overlapped perfectly.
       tokens_per_second, examples_per_second: upper bounds.
       utilization: upper bound of the share of useful operations in the chips' peak; None without a formula.
     """
@@ -108,6 +111,7 @@ class Bounds(NamedTuple):
     compute: float
     memory: float | None
     network: float | None
+    outside: float | None
     step: float
     tokens_per_second: float
     examples_per_second: float
@@ -121,8 +125,21 @@ def roofline(plan: Plan) -> Bounds | None:
     chip = hardware.CHIPS[plan.chip]
     compute = plan.flops / (plan.chips * chip.flops)
     memory = None if plan.memory_traffic is None else plan.memory_traffic / chip.hbm_bandwidth
-    sent = sum(row.sent for row in plan.collectives)
-    network = None if plan.memory_traffic is None else sent / chip.ici_bandwidth
-    step = max(bound for bound in (compute, memory, network) if bound is not None)
+    network = outside = None
+    if plan.memory_traffic is not None:
+        network, outside = network_seconds(plan.collectives, chip)
+    step = max(bound for bound in (compute, memory, network, outside) if bound is not None)
     useful = None if plan.useful_flops is None else plan.useful_flops / (plan.chips * chip.flops) / step
-    return Bounds(compute, memory, network, step, plan.tokens / step, plan.global_batch / step, useful)
+    return Bounds(compute, memory, network, outside, step, plan.tokens / step, plan.global_batch / step, useful)
+
+
+def network_seconds(rows: Sequence[Traffic], chip: hardware.Chip) -> tuple[float, float | None]:
+    """Return the seconds that collectives take at least on the links of a chip, and on its network.
+
+    The latter is None if nothing is sent there.
+    """
+    outside = sum(row.outside for row in rows)
+    on_links = (sum(row.sent for row in rows) - outside) / chip.ici_bandwidth
+    if not outside or chip.network_bandwidth is None:
+        return on_links, None
+    return on_links, outside / chip.network_bandwidth

@@ -5,9 +5,15 @@ from collections.abc import Mapping
 import rich.console
 import rich.table
 
-from jworld.planning import search
+from jworld.planning import gpu_targets, search
+from jworld.planning.collectives import Traffic
 from jworld.planning.plans import Plan, roofline
 from jworld.utils import hardware
+
+NOT_IN_GPU_PLANS = (
+    "not counted: workspaces of cuBLAS and cuDNN, buffers of NCCL, the CUDA context, copies to the host; kernels are "
+    "not tuned"
+)
 
 
 def print_plan(console: rich.console.Console, plan: Plan) -> None:
@@ -19,8 +25,9 @@ def print_plan(console: rich.console.Console, plan: Plan) -> None:
     )
     if not plan.compiled:
         console.print(
-            "A program for this hardware can only be compiled on it. The figures below need no compiler; activations "
-            "and communication between chips are missing."
+            'The GPU compiler is not installed (it needs no GPU): pip install -e ".[gpu-compiler]". The figures below '
+            "need no compiler; activations and communication between chips are missing.",
+            markup=False,
         )
     elif plan.problem is None and plan.memory_traffic is None:
         console.print("The compiled program cannot be written as text, so its memory and network traffic is missing.")
@@ -30,6 +37,8 @@ def print_plan(console: rich.console.Console, plan: Plan) -> None:
         console.print(_collectives(plan))
     if (bounds := _bounds(plan)) is not None:
         console.print(bounds)
+    if plan.compiled and plan.chip in gpu_targets.TARGETS:
+        console.print(NOT_IN_GPU_PLANS)
 
 
 def print_advice(console: rich.console.Console, plan: Plan, lines: list[str]) -> None:
@@ -102,9 +111,15 @@ def _arithmetic(plan: Plan) -> rich.table.Table:
 
 def _collectives(plan: Plan) -> rich.table.Table:
     table = rich.table.Table("collective", "along", "in a step", "a chip sends")
-    for row in plan.collectives:
-        table.add_row(row.kind, row.axes, f"{row.runs:,}", size_text(row.sent))
-    table.add_row("all", "", "", size_text(sum(row.sent for row in plan.collectives)))
+    several = any(row.outside for row in plan.collectives)
+    if several:
+        table.add_column("of it between hosts")
+    total = Traffic(
+        "all", "", 0, *(sum(getattr(row, name) for row in plan.collectives) for name in ("sent", "outside"))
+    )
+    for row in (*plan.collectives, total):
+        runs = f"{row.runs:,}" if row.runs else ""
+        table.add_row(row.kind, row.axes, runs, size_text(row.sent), *([size_text(row.outside)] if several else []))
     return table
 
 
@@ -118,6 +133,7 @@ def _bounds(plan: Plan) -> rich.table.Table | None:
     for name, seconds, rate in (
         ("memory (estimate)", bounds.memory, f"{chip.hbm_bandwidth / 1e9:,.0f} GB/s"),
         ("interconnect", bounds.network, f"{chip.ici_bandwidth / 1e9:,.0f} GB/s out of a chip, all links"),
+        ("between hosts", bounds.outside, f"{(chip.network_bandwidth or 0) / 1e9:,.0f} GB/s out of a chip"),
     ):
         if seconds is not None:
             table.add_row(name, f"{seconds:.3f} s", rate)

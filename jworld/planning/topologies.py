@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 
+from jworld.planning import gpu_targets
 from jworld.utils import errors, hardware
 
 #: Chips of a slice -> its shape. https://cloud.google.com/tpu/docs/v5e and https://cloud.google.com/tpu/docs/v5p
@@ -35,7 +36,7 @@ _MOST = 16_384
 
 KNOWN = (
     "v5e-64, v6e-256 (the number counts chips); v4-64, v5p-128 (it counts cores, two per chip); v5p:4x4x4 (a shape); "
-    "cpu:8 (virtual devices); a100-8, h100-8, h200-8, b200-8"
+    "cpu:8 (virtual devices); a100-8, h100-64, h200-8, b200-8, gb200-64 (GPUs); h100:8x8 (hosts x GPUs of a host)"
 )
 
 
@@ -45,10 +46,10 @@ class Topology:
 
     Attributes:
       name: as given.
-      platform: "tpu" needs libtpu but no TPU, "cpu" means virtual devices, "gpu" needs the hardware.
+      platform: "tpu" needs libtpu but no TPU, "gpu" the extra `gpu-compiler` or the GPUs, "cpu" means virtual devices.
       chips: number of chips, one JAX device each.
       chip: its figures; None for virtual devices.
-      shape: of a TPU slice, such as "4x4x4"; else empty.
+      shape: of a TPU slice, such as "4x4x4"; hosts x GPUs of a host, such as "8x8"; else empty.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Topology:
 
 
 def parse(name: str) -> Topology:
-    """Parse a name such as v5p-128, v5p:4x4x4, cpu:8 or h100-8.
+    """Parse a name such as v5p-128, v5p:4x4x4, cpu:8, h100-64 or h100:8x8.
 
     Raises:
       UserError: the name is unknown, or no slice has that size.
@@ -77,10 +78,30 @@ def parse(name: str) -> Topology:
             )
         chips = math.prod(map(int, shape.split("x")))
         return Topology(name=name, platform="tpu", chips=chips, chip=chip, shape=shape)
+    if chip is not None and "x" in match[2]:
+        hosts, per_host = _hosts(name, match[2])
+        return Topology(name=name, platform="gpu", chips=hosts * per_host, chip=chip, shape=f"{hosts}x{per_host}")
     if not match[2].isdigit() or not 1 <= int(match[2]) <= _MOST:
         raise errors.UserError(f"--topology {name}: expected a number of devices, as in {family}:8")
-    platform: Literal["cpu", "gpu"] = "cpu" if family == "cpu" else "gpu"
-    return Topology(name=name, platform=platform, chips=int(match[2]), chip=chip)
+    chips = int(match[2])
+    if chip is None:
+        return Topology(name=name, platform="cpu", chips=chips, chip=None)
+    assert chip.host_chips is not None
+    per_host = min(chips, chip.host_chips)
+    if chips % per_host:
+        raise errors.UserError(
+            f"--topology {name}: {chips} GPUs do not fill hosts of {per_host}: choose a multiple, or name hosts and "
+            f"GPUs of a host, as in {family}:2x4"
+        )
+    return Topology(name=name, platform="gpu", chips=chips, chip=chip, shape=f"{chips // per_host}x{per_host}")
+
+
+def _hosts(name: str, shape: str) -> tuple[int, int]:
+    """Parse "8x4": hosts and GPUs of each."""
+    parts = [int(part) if part.isdigit() else 0 for part in shape.split("x")]
+    if len(parts) != 2 or not 1 <= parts[0] * parts[1] <= _MOST:
+        raise errors.UserError(f"--topology {name}: expected hosts and GPUs of a host, as in h100:8x8")
+    return parts[0], parts[1]
 
 
 def _shape(name: str, family: str, number: int) -> str:
@@ -101,14 +122,24 @@ def check_tools(topology: Topology) -> None:
         )
 
 
+def missing_gpu_compiler(topology: Topology) -> str:
+    """Return the sentence for a GPU topology if neither the compiler nor the GPUs are here."""
+    return (
+        f"--topology {topology.name}: the GPU compiler is not installed (it needs no GPU): "
+        'pip install -e ".[gpu-compiler]"'
+    )
+
+
 def environment(topology: Topology, *, hardware_needed: bool) -> dict[str, str]:
     """Return environment variables of a process that plans for the topology; set them before JAX starts."""
     # Programs from the cache lack their text and their statistics.
     uncached = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     if hardware_needed:
         return uncached | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    count = 1 if topology.platform == "tpu" else topology.chips
+    is_described = topology.platform == "tpu" or (topology.platform == "gpu" and gpu_targets.is_installed())
+    count = 1 if is_described else topology.chips
     flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
+    flags += gpu_targets.FLAGS if topology.platform == "gpu" else ()
     return uncached | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={count}"]),
@@ -119,13 +150,27 @@ def environment(topology: Topology, *, hardware_needed: bool) -> dict[str, str]:
     }
 
 
+def can_compile(topology: Topology) -> bool:
+    """Return whether programs for the topology can be compiled here."""
+    return topology.platform != "gpu" or gpu_targets.is_installed() or is_here(topology)
+
+
+def is_here(topology: Topology) -> bool:
+    """Return whether this machine has the chips of a topology."""
+    found = [hardware.of_device(device) for device in jax.devices()]
+    return len(found) >= topology.chips and found[0] == topology.chip
+
+
 def devices(topology: Topology) -> list[jax.Device]:
-    """Return the devices: described for a TPU, real or virtual otherwise."""
-    if topology.platform != "tpu":
+    """Return the devices: described for a TPU or an absent GPU, real or virtual otherwise."""
+    if topology.platform == "cpu" or not can_compile(topology) or is_here(topology):
         return jax.devices()[: topology.chips]
+    assert topology.chip is not None
+    if topology.platform == "gpu":
+        hosts, per_host = map(int, topology.shape.split("x"))
+        return gpu_targets.devices(topology.chip, hosts, per_host)
     from jax.experimental import topologies
 
-    assert topology.chip is not None
     # Both cores of a chip are one device on every generation; only v4 needs an option for it.
     options = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
     name = f"{topology.chip.name}:{topology.shape}"

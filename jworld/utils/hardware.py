@@ -21,6 +21,10 @@ class Chip:
       hbm_bandwidth: bytes per second between memory and the processor.
       ici_bandwidth: bytes per second that the chip can send over all its links (TPU: inter-chip interconnect, GPU:
         NVLink); it can receive as much at the same time.
+      linked: number of chips that these links join; None: all of a slice.
+      host_chips: chips of a host, which may be fewer than `linked`.
+      network_bandwidth: bytes per second that the chip can send to chips that its links do not reach; None without such
+        a network.
       kinds: prefixes of `jax.Device.device_kind`, in lower case.
     """
 
@@ -30,11 +34,15 @@ class Chip:
     hbm_bandwidth: float
     ici_bandwidth: float
     kinds: tuple[str, ...]
+    linked: int | None = None
+    host_chips: int | None = None
+    network_bandwidth: float | None = None
 
 
 # TPU: the tables of https://cloud.google.com/tpu/docs/v4 (v5e, v5p, v6e), where memory is in GiB and the interconnect
 # counts both directions. GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and B200 SXM, without
-# sparsity, where memory is in GB and NVLink counts both directions.
+# sparsity, where memory is in GB and NVLink counts both directions. Their networks are those of DGX A100 (200 Gb/s per
+# GPU) and of DGX H100, H200, B200 and GB200 NVL72 (400 Gb/s per GPU).
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
@@ -77,6 +85,9 @@ CHIPS: dict[str, Chip] = {
             hbm_bandwidth=2039 * GIGA,
             ici_bandwidth=300 * GIGA,
             kinds=("nvidia a100",),
+            linked=8,
+            host_chips=8,
+            network_bandwidth=25 * GIGA,
         ),
         Chip(
             name="h100",
@@ -85,6 +96,9 @@ CHIPS: dict[str, Chip] = {
             hbm_bandwidth=3350 * GIGA,
             ici_bandwidth=450 * GIGA,
             kinds=("nvidia h100",),
+            linked=8,
+            host_chips=8,
+            network_bandwidth=50 * GIGA,
         ),
         Chip(
             name="h200",
@@ -93,6 +107,9 @@ CHIPS: dict[str, Chip] = {
             hbm_bandwidth=4800 * GIGA,
             ici_bandwidth=450 * GIGA,
             kinds=("nvidia h200",),
+            linked=8,
+            host_chips=8,
+            network_bandwidth=50 * GIGA,
         ),
         Chip(
             name="b200",
@@ -101,6 +118,20 @@ CHIPS: dict[str, Chip] = {
             hbm_bandwidth=7700 * GIGA,
             ici_bandwidth=900 * GIGA,
             kinds=("nvidia b200",),
+            linked=8,
+            host_chips=8,
+            network_bandwidth=50 * GIGA,
+        ),
+        Chip(
+            name="gb200",
+            memory_bytes=186 * 10**9,
+            flops=2500 * TERA,
+            hbm_bandwidth=8000 * GIGA,
+            ici_bandwidth=900 * GIGA,
+            kinds=("nvidia gb200",),
+            linked=72,
+            host_chips=4,
+            network_bandwidth=50 * GIGA,
         ),
     )
 }

@@ -151,7 +151,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     config = recipe("cosmos_video2world.py")
     with pytest.raises(errors.UserError, match="--mesh needs 2 chips, but cpu:1 has 1: choose sizes"):
         generation.make(config, ONE, {"sequence": 2})
-    with pytest.raises(errors.UserError, match="--topology h100-8: generation is planned with the compiler"):
+    with pytest.raises(errors.UserError, match=r"--topology h100-8: the GPU compiler .*\[gpu-compiler\]"):
         generation.make(config, topologies.parse("h100-8"), {})
     other = run_config.load_recipe("configs/autoencoder.py")
     with pytest.raises(errors.UserError, match="of the system 'autoencoder', whose generation cannot be planned"):

@@ -1,15 +1,17 @@
 """The text of compiled programs: loops, collectives and memory traffic, compared with known figures."""
 
+import importlib.util
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import known_traffic
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jworld.parallel import mesh as meshes
-from jworld.planning import collectives, hlo
+from jworld.planning import collectives, hlo, topologies
 
 LAYERS, WIDTH, ROWS = 5, 64, 16
 MESH = meshes.make_mesh(data=2, fsdp=2, sequence=2)
@@ -35,8 +37,8 @@ def test_collectives_in_a_loop_count_once_per_iteration() -> None:
     rows = collectives.find(hlo.Module(program.as_text()), SIZES)
     # Half of the columns of this replica's half of the rows come from the neighbor.
     assert set(rows) == {
-        ("all-gather", "fsdp", LAYERS, LAYERS * (ROWS // 2) * (WIDTH // 2) * 4),
-        ("all-reduce", "data", 1, 4),
+        ("all-gather", "fsdp", LAYERS, LAYERS * (ROWS // 2) * (WIDTH // 2) * 4, 0),
+        ("all-reduce", "data", 1, 4, 0),
     }
 
 
@@ -78,7 +80,7 @@ def test_every_notation_of_groups(groups: str, axes: str, members: int) -> None:
         ]
     )
     (row,) = collectives.find(hlo.Module(text), SIZES)
-    assert row == ("all-gather", axes, 1, 8 * 16 * 4 * (members - 1) // members)
+    assert row == ("all-gather", axes, 1, 8 * 16 * 4 * (members - 1) // members, 0)
 
 
 def test_halves_of_an_asynchronous_collective_count_once() -> None:
@@ -120,8 +122,46 @@ ENTRY %main (p: (s32[], f32[4,16])) -> (s32[], f32[4,16]) {{
     rows = collectives.find(hlo.Module(text), SIZES)
     half = 8 * 16 * 4 // 2
     assert set(rows) == {
-        ("all-gather", "sequence", 54, 54 * half),
-        ("reduce-scatter", "sequence", 54, 54 * half),
+        ("all-gather", "sequence", 54, 54 * half, 0),
+        ("reduce-scatter", "sequence", 54, 54 * half, 0),
+    }
+
+
+@pytest.mark.parametrize("linked", [4, 8])
+def test_traffic_computed_by_hand(linked: int) -> None:
+    assert known_traffic.found(MESH, linked) == known_traffic.expected(SIZES, linked)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
+def test_traffic_computed_by_hand_on_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in topologies.environment(topologies.parse("v5p-32"), hardware_needed=False).items():
+        monkeypatch.setenv(name, value)
+    mesh = meshes.make_mesh(data=2, fsdp=4, sequence=2, devices=topologies.devices(topologies.parse("v5p-32")))
+    with jax.default_matmul_precision("default"):
+        assert known_traffic.found(mesh, 16) == known_traffic.expected(dict(mesh.shape), 16)
+
+
+def test_results_of_asynchronous_collectives() -> None:
+    """The text is that of a GPU: operands and results in one tuple, only results for an all-reduce."""
+    groups = "channel_id=1, replica_groups=[4,2]<=[8]"
+    text = f"""
+ENTRY %main (p: f32[8,16]) -> f32[8,16] {{
+  %p = f32[8,16]{{1,0}} parameter(0)
+  %a = ((f32[8,16]{{1,0}}), f32[4,16]{{1,0}}) reduce-scatter-start(%p), {groups}, dimensions={{0}}, to_apply=%add
+  %b = f32[4,16]{{1,0}} reduce-scatter-done(%a)
+  %c = (f32[4,16]{{1,0}}, f32[8,16]{{1,0}}) all-gather-start(%b), {groups}, dimensions={{0}}
+  %d = f32[8,16]{{1,0}} all-gather-done(%c)
+  %e = ((f32[8,16]{{1,0}}), f32[8,16]{{1,0}}) all-to-all-start(%d), {groups}, dimensions={{1}}
+  %f = f32[8,16]{{1,0}} all-to-all-done(%e)
+  %g = (f32[8,16]{{1,0}}, f32[2]{{0}}) all-reduce-start(%f, %f), {groups}, to_apply=%add
+  ROOT %h = (f32[8,16]{{1,0}}, f32[2]{{0}}) all-reduce-done(%g)
+}}"""
+    half = 8 * 16 * 4 // 2
+    assert set(collectives.find(hlo.Module(text), SIZES)) == {
+        ("reduce-scatter", "sequence", 1, half, 0),
+        ("all-gather", "sequence", 1, half, 0),
+        ("all-to-all", "sequence", 1, half, 0),
+        ("all-reduce", "sequence", 1, 2 * half + 8, 0),
     }
 
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from jworld.planning import topologies
-from jworld.utils import errors
+from jworld.planning import compile_step, gpu_targets, topologies
+from jworld.utils import errors, hardware
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,33 @@ from jworld.utils import errors
 def test_tpu_names_count_chips_or_cores(name: str, chips: int, shape: str) -> None:
     topology = topologies.parse(name)
     assert (topology.platform, topology.chips, topology.shape) == ("tpu", chips, shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "shape"),
+    [("h100-64", 64, "8x8"), ("a100-4", 4, "1x4"), ("gb200-64", 64, "16x4"), ("h100:2x4", 8, "2x4")],
+)
+def test_gpus_are_counted_in_hosts(name: str, chips: int, shape: str) -> None:
+    topology = topologies.parse(name)
+    assert (topology.platform, topology.chips, topology.shape) == ("gpu", chips, shape)
+
+
+def test_chips_that_fast_links_join() -> None:
+    """Those of a host; 72 of GB200, whose hosts have four."""
+    linked = {
+        name: compile_step.linked(topologies.parse(name)) for name in ("h100-64", "h100:4x2", "gb200-144", "v5e-64")
+    }
+    assert linked == {"h100-64": 8, "h100:4x2": 2, "gb200-144": 72, "v5e-64": 64}
+
+
+def test_descriptions_of_gpus_name_known_chips() -> None:
+    for name, target in gpu_targets.TARGETS.items():
+        assert any(target.kind.lower().startswith(kind) for kind in hardware.CHIPS[name].kinds)
+        assert target.memory == pytest.approx(hardware.CHIPS[name].memory_bytes, rel=0.08)
+        assert target.bandwidth == pytest.approx(hardware.CHIPS[name].hbm_bandwidth, rel=0.01)
+        text = gpu_targets.description(target)
+        assert text.count("{") == text.count("}")
+        assert f"major: {target.capability} minor: 0" in text
 
 
 def test_other_names() -> None:
@@ -42,6 +69,9 @@ def test_other_names() -> None:
         ("v5p-9", r"the slices are v5p-8, "),
         ("v5p:5x5x5", "shapes of v5p: 2x2x1"),
         ("cpu:0", "expected a number of devices"),
+        ("h100-12", "12 GPUs do not fill hosts of 8"),
+        ("h100:8x", "expected hosts and GPUs of a host, as in h100:8x8"),
+        ("cpu:2x2", "expected a number of devices"),
     ],
 )
 def test_wrong_names_are_refused_with_the_known_ones(name: str, message: str) -> None:
