@@ -260,7 +260,7 @@ def make_parser() -> arguments.Parser:
         help="network that reads motion from videos, by scripts/train_motion.py (default: the shipped one of the "
         "embedded source of the data)",
     )
-    add("--seed", type=int, default=default.seed, help="random seed for the noise")
+    add("--seed", type=arguments.seed, default=default.seed, help="random seed for the noise")
     add("--output", metavar="DIR", help="folder to write to (default: evaluation in the checkpoint's folder)")
     add("--episodes", metavar="DIR", help="recorded episodes (default: those of the run's config)")
     add("--records", metavar="DIR", help="records of the episodes (default: those of the run's config)")

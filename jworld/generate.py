@@ -371,7 +371,7 @@ def make_parser() -> arguments.Parser:
     add(
         "--seed",
         dest="seeds",
-        type=arguments.checked("INT,...", "integers such as 0 or 0,1,2", requests.parse_seeds),
+        type=arguments.checked("INT,...", "different integers of 32 bits such as 0 or 0,1,2", requests.parse_seeds),
         default=Request.seeds,
         help="random seed for the noise, or for the draws of an answer; several seeds make a video each (default: 0)",
     )

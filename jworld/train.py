@@ -97,7 +97,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("multi-process runs").add_argument
     detected = "detected on TPU pods, GKE and SLURM"
     group("--coordinator", metavar="HOST:PORT", help=f"address of process 0 (default: {detected})")
-    group("--num-processes", type=int, help=f"number of processes (default: {detected})")
+    group("--num-processes", type=arguments.positive, help=f"number of processes (default: {detected})")
     group("--process-id", type=int, help=f"rank of this process, from 0 (default: {detected})")
     return parser.parse(argv)
 

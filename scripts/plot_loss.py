@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="PNG file to write")
     options = parser.parse(argv)
     outputs.check_file("--output", options.output)
+    if options.output.suffix.lower() != ".png":
+        raise errors.UserError(f"--output {options.output} ends in {options.output.suffix!r}, expected .png")
     figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for run in options.runs:

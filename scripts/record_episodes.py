@@ -30,11 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="simulator; rooms: built-in ray-cast rooms, a new map per episode; doom: a maze in ViZDoom (pip install "
         "'jworld[demo]'); doom-map01: the first map of Freedoom 2; auto: doom if installed, else rooms",
     )
-    parser.add_argument("--episodes", type=int, default=64, help="number of episodes")
-    parser.add_argument("--frames", type=int, default=241, help="frames per episode, 4k + 1")
+    parser.add_argument("--episodes", type=arguments.positive, default=64, help="number of episodes")
+    parser.add_argument("--frames", type=arguments.positive, default=241, help="frames per episode, 4k + 1")
     parser.add_argument("--size", default="192x144", metavar="WIDTHxHEIGHT", help="image size in pixels, even numbers")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the maps and the motion")
-    parser.add_argument("--workers", type=int, help="processes; no effect on the data (default: one per core)")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="random seed of the maps and the motion")
+    parser.add_argument(
+        "--workers", type=arguments.integer(1, 1024), help="processes; no effect on the data (default: one per core)"
+    )
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("data/episodes"), help="folder to write")
     options = parser.parse(argv)
     width, height = parse_size(options.size)

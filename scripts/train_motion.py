@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=pathlib.Path, required=True, help="folder of recorded episodes")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="file to write, .safetensors")
     parser.add_argument("--steps", type=arguments.positive, default=4000, help="training steps")
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="random seed")
     options = parser.parse(argv)
     outputs.check_file("--output", options.output)
     console = rich.console.Console(highlight=False, soft_wrap=True)

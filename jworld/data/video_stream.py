@@ -8,6 +8,7 @@ import types
 import imageio_ffmpeg
 import numpy as np
 
+from jworld.data import ffmpeg
 from jworld.utils import errors
 
 
@@ -65,7 +66,7 @@ class VideoStream:
         flags = ["-hide_banner", "-loglevel", "error", "-probesize", "32", "-y"]
         command = [imageio_ffmpeg.get_ffmpeg_exe(), *flags, *source, "-an", *coding, *fragments]
         return subprocess.Popen(
-            [*command, "-flush_packets", "1", str(self._path)],
+            [*command, "-flush_packets", "1", ffmpeg.name(self._path)],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             process_group=0,

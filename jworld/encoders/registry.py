@@ -13,6 +13,7 @@ Options = torch_models.Options
 TextEncoder = base.TextEncoder
 read_embeddings = stored.read_embeddings
 Encoder = TypeVar("Encoder")
+_WIDEST = 1 << 16
 
 _TEXT: dict[str, Callable[[str, Options], TextEncoder]] = {
     qwen.FAMILY: qwen.Qwen,
@@ -20,12 +21,12 @@ _TEXT: dict[str, Callable[[str, Options], TextEncoder]] = {
     t5.COSMOS.kind: lambda source, options: t5.T5(source, t5.COSMOS, options),
     glyph.FAMILY: glyph.Glyph,
     text_store.HASHED_WORDS_FAMILY: lambda source, _: weightless.HashedWords(_width(source or "64")),
-    weightless.NONE_FAMILY: lambda source, _: weightless.NoText(_width(source or "0")),
+    weightless.NONE_FAMILY: lambda source, _: weightless.NoText(_width(source, least=0)),
 }
 _IMAGE: dict[str, Callable[[str, Options], ImageEncoder]] = {
     siglip.FAMILY: siglip.Siglip,
     images.THUMBNAIL_FAMILY: lambda _, __: weightless.Thumbnail(),
-    weightless.NONE_FAMILY: lambda source, _: weightless.NoImage(_width(source or "0")),
+    weightless.NONE_FAMILY: lambda source, _: weightless.NoImage(_width(source, least=0)),
 }
 _NEED_SOURCE = (qwen.FAMILY, t5.MATRIX.kind, t5.COSMOS.kind, glyph.FAMILY, siglip.FAMILY)
 TEXT_KINDS = tuple(_TEXT)
@@ -53,7 +54,11 @@ def _load(
     return table[kind](source, options or Options())
 
 
-def _width(source: str) -> int:
-    if not source.isdecimal():
-        raise UserError(f"width '{source}' of an encoder without weights is not a whole number: write one, such as 64")
+def _width(source: str, *, least: int = 1) -> int:
+    source = source or str(least)
+    if not source.isdecimal() or not least <= int(source) <= _WIDEST:
+        raise UserError(
+            f"width '{source}' of an encoder without weights is not an integer from {least} to {_WIDEST}: write one, "
+            "such as 64"
+        )
     return int(source)

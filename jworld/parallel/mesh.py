@@ -9,13 +9,16 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from jworld.utils import errors
 
 AXIS_NAMES = ("data", "fsdp", "sequence")
+_MOST = 1 << 20
 
 
 def parse_sizes(text: str) -> tuple[tuple[str, int], ...]:
-    """Parse "data=1,sequence=2" into pairs of axis and size; a `ValueError` for anything else."""
+    """Parse "data=1,sequence=2" into pairs of different axes and sizes; a `ValueError` for anything else."""
     pairs = [item.partition("=") for item in text.split(",")]
+    if len({name.strip() for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(text)
     for name, _, size in pairs:
-        if name.strip() not in AXIS_NAMES or not size.strip().isdecimal():
+        if name.strip() not in AXIS_NAMES or not size.strip().isdecimal() or not 0 < int(size) <= _MOST:
             raise ValueError(text)
     return tuple((name.strip(), int(size)) for name, _, size in pairs)
 

@@ -9,6 +9,7 @@ ends the run.
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from jworld.parallel import agreement, rendezvous, roll_call
 from jworld.utils import errors, interrupts
 
 START_SECONDS = 300
+#: An address: a name, or one of IPv4 or IPv6, and a port.
+_COORDINATOR = re.compile(r"[\w.:%\[\]-]+:[0-9]{1,5}", re.ASCII)
 #: Times of XLA's collectives on CPUs, whose defaults end a process with a stack trace when another one is slow.
 CPU_COLLECTIVES = (
     "xla_cpu_collective_timeout_seconds",
@@ -69,8 +72,10 @@ def find(
             f"--coordinator is {coordinator}, --num-processes {num_processes}, --process-id {process_id}: give all "
             "three (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or none for a single process"
         )
-    if not coordinator.rpartition(":")[2].isdecimal() or ":" not in coordinator:
+    if not _COORDINATOR.fullmatch(coordinator) or not 0 < int(coordinator.rpartition(":")[2]) < 2**16:
         raise errors.UserError(f"--coordinator is {coordinator}, expected host:port of process 0, such as node1:8476")
+    if num_processes < 1:
+        raise errors.UserError(f"--num-processes is {num_processes}, expected a positive integer")
     if not 0 <= process_id < num_processes:
         raise errors.UserError(f"--process-id is {process_id}, expected 0 to {num_processes - 1} (--num-processes - 1)")
     return roll_call.ProcessInfo(

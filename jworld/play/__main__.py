@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import importlib.util
 import pathlib
+import socket
 import time
 import webbrowser
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
 from jworld.play import answers, images, worker
 from jworld.systems import generation, key_logs, live, options, runs
-from jworld.utils import arguments, compilation, errors, outputs
+from jworld.utils import arguments, compilation, errors, limits, outputs
 
 DESCRIPTION = """Serve a trained model to a browser, where it is steered by keys while it generates.
 
@@ -43,19 +44,19 @@ def make_parser() -> arguments.Parser:
     add("--host", default="127.0.0.1", help="address to listen on; another one than the default needs a token")
     add(
         "--port",
-        type=arguments.checked("INT", "an integer from 0 to 65535", _port),
+        type=arguments.integer(0, 65535),
         default=8000,
         help="port to listen on; 0 for any free one",
     )
     add(
         "--players",
-        type=arguments.positive,
+        type=arguments.integer(1, limits.PLAY_CONNECTIONS),
         default=1,
         help="players at the same time, each with a session of its own; others wait",
     )
     add(
         "--devices",
-        type=arguments.checked("INT", "1 or 2", _devices),
+        type=arguments.integer(1, 2, "1 or 2"),
         default=1,
         help="devices of the model; with 2, a step is decoded on the second one while the next step is generated",
     )
@@ -72,7 +73,7 @@ def make_parser() -> arguments.Parser:
     add("--prompt", help="caption (default: that of the first image, if it has one)")
     add(
         "--seed",
-        type=arguments.checked("INT", "an integer of 32 bits that is not negative", _seed),
+        type=arguments.seed,
         default=0,
         help="random seed for the noise",
     )
@@ -102,24 +103,6 @@ def make_parser() -> arguments.Parser:
     arguments.add_changes(parser, default="as saved with the checkpoint")
     encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "that of --encoders"))
     return parser
-
-
-def _devices(text: str) -> int:
-    if not 1 <= int(text) <= 2:
-        raise ValueError(text)
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if not 0 <= int(text) < 2**16:
-        raise ValueError(text)
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not 0 <= int(text) < 2**32:
-        raise ValueError(text)
-    return int(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,9 +192,25 @@ async def serve(
                 webbrowser.open(address)
             await asyncio.Event().wait()
     except OSError as error:
-        raise errors.UserError(
-            f"--port {found.port} of --host {found.host} cannot be used ({error.strerror or error}): choose another one"
-        ) from error
+        raise _no_port(found, error) from error
+
+
+def _check_port(found: argparse.Namespace) -> None:
+    """Raise a `UserError` if the port cannot be used: found before a model is loaded and compiled."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(found.host, found.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As the server does it: a port whose last connections still end can be used.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except (OSError, UnicodeError) as error:
+        raise _no_port(found, error) from error
+
+
+def _no_port(found: argparse.Namespace, error: OSError | UnicodeError) -> errors.UserError:
+    reason = getattr(error, "strerror", None) or errors.one_line(error)
+    return errors.UserError(f"--port {found.port} of --host {found.host} cannot be used ({reason}): choose another one")
 
 
 @errors.exit_on_user_error
@@ -220,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if importlib.util.find_spec("aiohttp") is None:
         raise errors.UserError("aiohttp is not installed, which the server needs: pip install 'jworld[play]'")
     startup.require_alone("python -m jworld.play")
+    _check_port(found)
     compilation.use_cache()
     console = rich.console.Console(highlight=False, soft_wrap=True)
     thread = concurrent.futures.ThreadPoolExecutor(1, "model")

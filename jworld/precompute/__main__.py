@@ -34,12 +34,17 @@ examples:
       --autoencoder weights/hunyuan15-vae --text-encoder qwen2.5-vl:weights/qwen --output data/clips-records"""
 
 
+#: Frames per second, of which a clip has as many more than its video as this is larger than the video's rate.
+_RATE = arguments.number(1e-3, 1000, "a number from 0.001 to 1000")
+_MOST_SHARDS = 1 << 16
+
+
 def _add_videos(parser: arguments.Parser) -> None:
     add = parser.add_argument_group("videos").add_argument
     add("--root", metavar="DIR", help="base folder of the relative paths in an index file (default: its folder)")
     add("--prompt", default="", help="caption of the videos without one (default: none, and such videos are refused)")
     add("--allow-missing-captions", action="store_true", help="give videos without a caption an empty one")
-    add("--frames-fps", type=float, help="frame rate of folders of images, in Hz (default: none)")
+    add("--frames-fps", type=_RATE, help="frame rate of folders of images, in Hz (default: none)")
     add(
         "--val-share",
         type=float,
@@ -53,7 +58,7 @@ def _add_videos(parser: arguments.Parser) -> None:
     add("--fit", choices=fitting.MODES, help=f"how frames are brought to that size (default: {fits})")
     add("--resampling", choices=fitting.RESAMPLINGS, help=f"filter that resizes frames (default: {resamplings})")
     with_rate = ", ".join(name for name, entry in formats.FORMATS.items() if entry.read_fps)
-    add("--fps", type=float, help=f"frame rate of the clips, in Hz (required, except for {with_rate}: as recorded)")
+    add("--fps", type=_RATE, help=f"frame rate of the clips, in Hz (required, except for {with_rate}: as recorded)")
     add("--frames", type=int, help="frames of a clip, 4k+1, such as 77 (default: all frames of a video)")
     add("--stride", type=int, help="frames from the start of one clip to the start of the next (default: --frames)")
     add(
@@ -91,7 +96,11 @@ def _add_work(parser: arguments.Parser) -> None:
         default=Settings.items_per_shard,
         help="videos per file; an interruption loses the work on at most one file per process",
     )
-    add("--threads", type=int, help="videos to read at once (default: number of CPU cores, at most 8)")
+    add(
+        "--threads",
+        type=arguments.integer(1, 1024),
+        help="videos to read at once (default: number of CPU cores, at most 8)",
+    )
 
 
 def _add_autoencoder(parser: arguments.Parser) -> None:
@@ -130,7 +139,12 @@ def _add_autoencoder(parser: arguments.Parser) -> None:
         default=Settings.whitening,
         help="share of whitening of a fitted linear autoencoder, from 0 to 1: 1 gives all channels the same strength",
     )
-    add("--seed", type=int, default=0, help="random seed for the patches that a linear autoencoder is fitted on")
+    add(
+        "--seed",
+        type=arguments.seed,
+        default=0,
+        help="random seed for the patches that a linear autoencoder is fitted on",
+    )
 
 
 def _parser() -> arguments.Parser:
@@ -167,7 +181,7 @@ def _parser() -> arguments.Parser:
 
 def _shard(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
+    if not (slash and index.isdecimal() and count.isdecimal()) or int(count) > _MOST_SHARDS:
         raise ValueError(text)
     return int(index), int(count)
 

@@ -7,6 +7,7 @@ from jworld.data.inputs import clips, fitting, formats
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.models.autoencoders.linear import FAMILY, LinearConfig
 from jworld.models.autoencoders.tiling import Tiling
+from jworld.utils import limits
 from jworld.utils.errors import UserError
 
 #: Defaults of the tiny recipes: image size (width, height), linear autoencoder, encoders.
@@ -112,6 +113,11 @@ class Settings:
             if family != FAMILY:
                 raise UserError("the image size is unknown: give --width and --height, such as 832 and 480")
             width, height = SIZE
+        if width * height > limits.IMAGE_PIXELS:
+            raise UserError(
+                f"image size is {width}x{height}, expected at most {limits.IMAGE_PIXELS:,} pixels: change --width, "
+                "--height"
+            )
         if width < spatial_ratio or height < spatial_ratio or width % spatial_ratio or height % spatial_ratio:
             raise UserError(
                 f"image size is {width}x{height}, expected multiples of the spatial ratio {spatial_ratio}: change "

@@ -234,6 +234,7 @@ def load(
       UserError: something is missing or damaged, or does not fit the model.
     """
     directory = hub_folders.find(directory)
+    _refuse_step(directory, step)
     config = run_config.load(directory) if config is None else config
     system = systems.create(config)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
@@ -289,6 +290,7 @@ def load_params(
     Returns:
       The parameters, and the step of the checkpoint; None for released and imported weights.
     """
+    _refuse_step(directory, step)
     if (directory / WEIGHTS).is_file():
         return weights.load(directory / WEIGHTS, abstract), None
     if (directory / IMPORTED).is_dir():
@@ -315,6 +317,13 @@ def check_weights(directory: pathlib.Path) -> None:
     """Raise a `UserError` if `load_params` would find no weights; nothing is read."""
     if not (directory / WEIGHTS).is_file() and not (directory / IMPORTED).is_dir():
         Checkpoints(directory / CHECKPOINTS, create=False).existing()
+
+
+def _refuse_step(directory: pathlib.Path, step: int | None) -> None:
+    weights_file, imported = directory / WEIGHTS, directory / IMPORTED
+    if step is not None and (weights_file.is_file() or imported.is_dir()):
+        kind = "released" if weights_file.is_file() else "imported"
+        raise errors.UserError(f"--step {step}: {directory} has {kind} weights without steps: leave --step out")
 
 
 def _as_stored(directory: pathlib.Path, abstract: nnx_types.State) -> nnx_types.State:

@@ -9,6 +9,7 @@ import dataclasses
 import fnmatch
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import threading
@@ -31,6 +32,9 @@ _POLL = 0.5
 #: Beginning of the name of the folder in which an upload is put together, within that of the run.
 #: First letters of the folder from which an upload is sent.
 STAGING = ".upload-"
+_NAME = r"\w(?:[\w.-]{0,94}\w)?"
+#: Names that the hub accepts, see huggingface_hub.utils.validate_repo_id.
+_REPO = re.compile(rf"(?!.*(?:--|\.\.|\.git$))(?:{_NAME}/)?{_NAME}", re.ASCII)
 _EXPORT = "export"
 _FILES = ("config.json", "metrics.jsonl", "encoders/*", "checkpoints/frozen/*", "evaluation/evaluation.json")
 
@@ -52,8 +56,11 @@ class HubConfig:
     patience: ranges.Minutes = 15.0
 
     def __post_init__(self) -> None:
-        if self.repo and self.repo.count("/") > 1:
-            raise ValueError(f"repo is {self.repo!r}, expected owner/name or name")
+        if self.repo and not _REPO.fullmatch(self.repo):
+            raise ValueError(
+                f"repo is {self.repo!r}, expected owner/name or name, of letters, digits, '-', '_' and '.', each at "
+                "most 96 long"
+            )
         ranges.check(self)
 
 

@@ -18,6 +18,7 @@ from jworld.utils import errors
 #: Names of types in help, where an option gives none of its own.
 _TYPES: dict[object, str] = {int: "INT", float: "FLOAT", pathlib.Path: "PATH", str: "TEXT", None: "TEXT"}
 _CHANGE = re.compile(r"--?config\.([A-Za-z_][\w.]*)(?:=(.*))?", re.DOTALL)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 #: The option that lists the keys of a config, which looks like a change and is none.
 _LIST = "--config.list"
 
@@ -82,6 +83,7 @@ class Parser(argparse.ArgumentParser):
             **options,
         )
         self._positionals.title = "arguments"
+        self.register("type", pathlib.Path, _path)
         self.add_argument("-h", "--help", action="help", help="show this help and exit")
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -208,10 +210,40 @@ def checked(kind: str, words: str, convert: Callable[[str], Any]) -> Callable[[s
     return parse
 
 
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
+def _path(text: str) -> pathlib.Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    # A pathlib.Path would make one slash of two, and a local folder "gs:" of it.
+    if _ADDRESS.match(text):
+        raise argparse.ArgumentTypeError(
+            f"expected a path on this machine, got {text!r}: download it first, or mount the bucket, as docs/pods.md "
+            "shows"
+        )
+    return pathlib.Path(text)
 
 
-positive = checked("INT", "a positive integer", _positive)
+def integer(least: int, most: int, words: str = "") -> Callable[[str], Any]:
+    """Return a `type` for `add_argument`: an integer from `least` to `most`; `words` describe it in errors."""
+
+    def convert(text: str) -> int:
+        if not least <= int(text) <= most:
+            raise ValueError(text)
+        return int(text)
+
+    return checked("INT", words or f"an integer from {least} to {most}", convert)
+
+
+def number(least: float, most: float, words: str = "") -> Callable[[str], Any]:
+    """Return a `type` for `add_argument`: a finite number from `least` to `most`; `words` describe it in errors."""
+
+    def convert(text: str) -> float:
+        if not least <= float(text) <= most:
+            raise ValueError(text)
+        return float(text)
+
+    return checked("FLOAT", words or f"a number from {least:g} to {most:g}", convert)
+
+
+positive = integer(1, 2**31 - 1, "a positive integer")
+#: Random seeds, as all libraries take them.
+seed = integer(0, 2**32 - 1, "an integer of 32 bits that is not negative")

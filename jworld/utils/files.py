@@ -9,10 +9,12 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from jworld.utils import errors, limits, placeholders
 
+#: Files that the program was started with, which may be pipes.
+_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 #: Names of JSON's types in messages.
 _KINDS = {dict: "object", list: "list", str: "text", bool: "truth value", int: "number", float: "number"}
 
@@ -82,7 +84,7 @@ def read_bytes(
     """
     path, name = pathlib.Path(path), name or str(path)
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             size = os.fstat(file.fileno()).st_size
             content = b"" if size > limit else file.read(limit + 1)
     except OSError as error:
@@ -92,12 +94,40 @@ def read_bytes(
     return content
 
 
+def open_binary(path: str | pathlib.Path, *, buffering: int = -1) -> BinaryIO:
+    """Open a file for reading, without waiting for the other end of a named pipe.
+
+    Raises:
+      OSError: it cannot be opened, or is a pipe, a socket or a device and not one of `_STREAMS`, such as /dev/stdin.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not (str(path).startswith(_STREAMS) or _is_file_or_folder(os.fstat(number))):
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), str(path))
+        os.set_blocking(number, True)
+        return open(number, "rb", buffering=buffering)
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def refuse_devices(path: pathlib.Path) -> None:
+    """Raise an OSError if a path, which a library opens by its name, is a pipe, a socket or a device, or is absent."""
+    if not _is_file_or_folder(path.stat()):
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), str(path))
+
+
+def _is_file_or_folder(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+
+
 def problem(error: OSError) -> str:
     """Return what is wrong with a file that cannot be read, as the end of a sentence after its name."""
     reasons = {
         errno.ENOENT: "is absent",
         errno.ENOTDIR: "is absent, because a part of its path is a file",
         errno.EISDIR: "is a folder, expected a file",
+        errno.ENXIO: "is a pipe, a socket or a device, expected a file",
         errno.ELOOP: "is a link that leads back to itself",
         errno.ENAMETOOLONG: "has a name that is too long for a file",
         errno.EACCES: "cannot be read without further permissions",
@@ -187,7 +217,7 @@ def read_start(path: pathlib.Path, size: int, *, what: str, fix: str, name: str 
     """
     name = name or str(path)
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             start = file.read(size)
     except OSError as error:
         raise errors.UserError(f"{name} {problem(error)}: {fix}") from error

@@ -3,12 +3,15 @@
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 
 from jworld.utils import errors
 
 #: Free space that a command needs at its output, which holds no more than videos, tables and figures.
 LEAST_BYTES = 50_000_000
+#: Bytes of a name, of which the file systems allow 255: a file is written under a longer one and then renamed.
+NAME_BYTES = 230
 
 
 def check_file(flag: str, path: pathlib.Path, *, least_bytes: int = LEAST_BYTES) -> None:
@@ -17,6 +20,9 @@ def check_file(flag: str, path: pathlib.Path, *, least_bytes: int = LEAST_BYTES)
         raise errors.UserError(f"{flag} {path} is a link to nothing: give another name")
     if path.is_dir():
         raise errors.UserError(f"{flag} {path} is a folder, expected the name of a file: add a name")
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        # Replacing it would delete it, as root even /dev/null.
+        raise errors.UserError(f"{flag} {path} is a pipe, a socket or a device, expected a file: give another name")
     if path.exists() and not os.access(path, os.W_OK):
         raise errors.UserError(f"{flag} {path} may not be written by this user: give another name")
     check_folder(flag, path.parent, of=path, least_bytes=least_bytes)
@@ -27,6 +33,8 @@ def check_folder(
 ) -> None:
     """Raise a `UserError` if files cannot be written to `folder`, which need not exist yet; `of` names it in errors."""
     name, place = of or folder, folder.absolute()
+    if (length := len(os.fsencode(name.name))) > NAME_BYTES and not name.exists():
+        raise errors.UserError(f"{flag} {name} has a name of {length} bytes, expected at most {NAME_BYTES}: shorten it")
     while not place.exists():
         if place.is_symlink():
             raise errors.UserError(f"{flag} {name}: {place} is a link to nothing: give another name")

@@ -11,8 +11,11 @@ _WEB_PAGE = (b"<!doctype html", b"<html")
 def find(path: pathlib.Path) -> str | None:
     """Return what a file is in place of its content, as the end of a sentence after its name; None for other files."""
     try:
-        with path.open("rb") as file:
-            start = file.read(256)
+        # Reading a pipe would wait for its other end.
+        start = b"-"
+        if path.is_file():
+            with path.open("rb") as file:
+                start = file.read(256)
     except OSError:
         return None
     if start.startswith(_LFS):

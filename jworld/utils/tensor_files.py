@@ -63,7 +63,7 @@ def open_file(
     _refuse_other_files(path, name, fix, what)
     try:
         return safetensors.safe_open(path, framework="numpy")
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, MemoryError, safetensors.SafetensorError) as error:
         raise errors.UserError(f"{name} is not {what}, or is damaged ({errors.one_line(error)}): {fix}") from error
 
 

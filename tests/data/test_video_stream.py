@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jworld.data import video_stream
+from jworld.data.inputs import video
 from jworld.data.recording import episodes
 from jworld.utils import errors
 
@@ -60,3 +61,25 @@ def test_without_frames_there_is_no_file(tmp_path: pathlib.Path) -> None:
     with video_stream.VideoStream(tmp_path / "out.mp4", fps=16):
         pass
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "-y.mp4", "http:%2d.mp4"])
+def test_names_are_names_of_files(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    frames, path = smooth_frames(3), pathlib.Path(name)
+    with video_stream.VideoStream(path, fps=16) as stream:
+        stream.write(frames)
+    assert len(episodes.read_video(path)) == 3
+    episodes.write_video(path, frames, fps=16)
+    assert video.open_video(path).size == (48, 32)
+    assert [found.name for found in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("content", ["ffconcat version 1.0\nfile other.mp4\n", "#EXTM3U\n#EXTINF:1,\nother.mp4\n"])
+def test_a_video_names_no_other_file(tmp_path: pathlib.Path, content: str) -> None:
+    episodes.write_video(tmp_path / "other.mp4", smooth_frames(3), fps=16)
+    (tmp_path / "a.mp4").write_text(content)
+    with pytest.raises(errors.UserError, match=r"a\.mp4 is damaged or not a video"):
+        video.open_video(tmp_path / "a.mp4")
+    with pytest.raises(errors.UserError, match=r"a\.mp4 is not a readable video"):
+        episodes.read_video(tmp_path / "a.mp4")

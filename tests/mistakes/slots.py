@@ -110,6 +110,12 @@ _TRAIN = (
         # Rows that cannot be used are counted in the error, which names the first one and the config key.
         good=("empty object", "other object", "infinite number"),
     ),
+    Slot(
+        "jworld.train",
+        ("--config=configs/ar_mem.py", "--config.checkpoint.hub.repo={}", "--workdir=run"),
+        "repository",
+        "a/b",
+    ),
     _output("jworld.train", "folder", *COSMOS, "--config.data.records={own}", "--workdir={}"),
 )
 _GENERATE = (
@@ -152,6 +158,12 @@ _GENERATE = (
         "--out={}",
         name="out.jsonl",
     ),
+)
+_PLAY = (
+    _folder("jworld.play.__main__", "starter", "--port=0", "--checkpoint={}", members="config.json"),
+    _file("jworld.play.__main__", "image.png", "--port=0", "--checkpoint={starter}", "--image={}", good=("image",)),
+    _folder("jworld.play.__main__", "starter/encoders", "--port=0", "--checkpoint={starter}", "--encoders={}"),
+    _output("jworld.play.__main__", "folder", "--port=0", "--checkpoint={starter}", "--recordings={}"),
 )
 _EVALUATE = (
     _folder("jworld.evaluate", "starter", "--checkpoint={}", members="config.json"),
@@ -422,6 +434,7 @@ _SCRIPTS = (
 SLOTS = (
     *_TRAIN,
     *_GENERATE,
+    *_PLAY,
     *_EVALUATE,
     *_PLAN,
     *_PRECOMPUTE,

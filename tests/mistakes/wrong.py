@@ -1,9 +1,11 @@
 """Wrong paths and files: each kind makes one at a given place, from the valid file or folder if it needs one."""
 
+import contextlib
 import json
 import os
 import pathlib
 import pickle
+import socket
 import struct
 import zipfile
 import zlib
@@ -37,6 +39,19 @@ def _link(target: str | None) -> Make:
         return path
 
     return make
+
+
+def _named_pipe(path: pathlib.Path, valid: pathlib.Path | None) -> pathlib.Path:
+    """Make a pipe that nobody writes to: a program that opens it waits for ever."""
+    os.mkfifo(path)
+    return path
+
+
+def _socket(path: pathlib.Path, valid: pathlib.Path | None) -> pathlib.Path:
+    # The address of a socket is short, so it is given within its folder.
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
+    return path
 
 
 def _folder(path: pathlib.Path, valid: pathlib.Path | None) -> pathlib.Path:
@@ -104,6 +119,8 @@ FILES: Mapping[str, Make] = {
     "empty": _content(b""),
     "unreadable": _link(_UNREADABLE),
     "without an end": _link("/dev/zero"),
+    "named pipe": _named_pipe,
+    "socket": _socket,
     "half": _half,
     "text": _content(b"hello, this is not it\n"),
     "zeros": _content(bytes(4096)),
@@ -181,6 +198,7 @@ FOLDERS: Mapping[str, Make] = {
     "image": _content(png(4, 4)),
     "unreadable": _link(_UNREADABLE),
     "without an end": _link("/dev/zero"),
+    "named pipe": _named_pipe,
 }
 #: Kinds for a file to write.
 OUTPUT_FILES: Mapping[str, Make] = {
@@ -188,18 +206,43 @@ OUTPUT_FILES: Mapping[str, Make] = {
     "below a file": _in_a_file,
     "loop of links": _link(None),
     "long name": PATHS["long name"],
+    "no room for the name of a temporary file": lambda path, valid: path.with_name(f"{'x' * 235}{path.name}"),
+    "named pipe": _named_pipe,
+    "socket": _socket,
+    "device": _link("/dev/full"),
     "no place to write": lambda path, valid: pathlib.Path("/proc") / MARK / path.name,
+}
+#: Kinds for the name of a repository to upload to.
+REPOSITORIES: Mapping[str, Make] = {
+    name: lambda path, valid, text=text: pathlib.Path(text)
+    for name, text in {
+        "three parts": f"a/b/{MARK}",
+        "absolute": f"/{MARK}/b",
+        "address": f"gs:/{MARK}",
+        "blanks": f"a b/{MARK}",
+        "newline": f"a\nb/{MARK}",
+        "other letters": f"\u8a9e/{MARK}",
+        "parent": f"../{MARK}",
+        "begins with a dash": f"-{MARK}/b",
+        "two dots": f"a/{MARK}..b",
+        "suffix of a repository": f"a/{MARK}.git",
+        "long": f"a/{MARK}{'x' * 96}",
+    }.items()
 }
 #: Kinds for a folder to write to.
 OUTPUT_FOLDERS: Mapping[str, Make] = {
     "file": _content(b"a file"),
-    **{name: OUTPUT_FILES[name] for name in ("below a file", "loop of links", "long name", "no place to write")},
+    **{
+        name: OUTPUT_FILES[name]
+        for name in ("below a file", "loop of links", "long name", "socket", "no place to write")
+    },
 }
 TABLES: Mapping[str, Mapping[str, Make]] = {
     "file": FILES,
     "folder": FOLDERS,
     "output file": OUTPUT_FILES,
     "output folder": OUTPUT_FOLDERS,
+    "repository": REPOSITORIES,
 }
 
 

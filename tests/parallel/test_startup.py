@@ -79,6 +79,9 @@ def test_flags_and_variables(
     [
         (("node1:8476", None, None), "--num-processes None, --process-id None: give all three"),
         (("node1", 2, 0), "--coordinator is node1, expected host:port"),
+        (("node1:99999", 2, 0), "--coordinator is node1:99999, expected host:port"),
+        (("no\nde1:8476", 2, 0), "expected host:port"),
+        (("node1:8476", 0, 0), "--num-processes is 0, expected a positive integer"),
         (("node1:8476", 2, 2), "--process-id is 2, expected 0 to 1"),
     ],
 )

@@ -39,6 +39,17 @@ def test_mistakes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], mo
     assert "expected an integer from 0 to 65535, got '70000'" in sentence(
         [f"--checkpoint={STARTER}", "--port=70000"], capsys
     )
+    assert "expected an integer from 1 to 32, got '1000000000'" in sentence(
+        [f"--checkpoint={STARTER}", "--players=1000000000"], capsys
+    )
+    # Found before the model is loaded and compiled.
+    monkeypatch.setattr(runs, "load", None)
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        assert "cannot be used (Address already in use)" in sentence(
+            [f"--checkpoint={STARTER}", f"--port={port}"], capsys
+        )
+    assert "--host a b cannot be used" in sentence([f"--checkpoint={STARTER}", "--host=a b"], capsys)
     assert "none" in sentence([f"--checkpoint={tmp_path / 'none'}"], capsys)
     assert f"--ask {STARTER}: the checkpoint is of the system 'worldplay', which does not answer" in sentence(
         [f"--checkpoint={STARTER}", f"--ask={STARTER}"], capsys

@@ -126,3 +126,33 @@ def test_videos_of_another_rate_than_the_set(raw, tmp_path):
     (tmp_path / "raw" / episodes.MANIFEST).write_text(json.dumps(manifest | {"fps": 12.0}))
     with pytest.raises(UserError, match="has 8 frames/s, the data set has 12: give --fps"):
         job.precompute(episode_settings(tmp_path / "raw"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--fps=1e9", "--fps: expected a number from 0.001 to 1000"),
+        ("--fps=nan", "--fps: expected a number from 0.001 to 1000"),
+        ("--frames-fps=-3", "--frames-fps: expected a number"),
+        ("--threads=0", "--threads: expected an integer from 1 to 1024"),
+        ("--seed=-1", "--seed: expected an integer of 32 bits"),
+        ("--shard=0/99999999999", "--shard: expected I/N"),
+        ("--text-encoder=hashed-words:0", "width '0' of an encoder without weights is not an integer from 1 to 65536"),
+        ("--text-encoder=hashed-words:99999999999", "is not an integer from 1 to 65536"),
+        ("--width=3200000", "image size is 3200000x2400000, expected at most 134,217,728 pixels"),
+    ],
+)
+def test_absurd_values(tmp_path, autoencoder_path, capsys, option, words):
+    given = dict.fromkeys(["--fps=5", "--width=32", f"--height={2400000 if 'width' in option else 24}"])
+    name = option.partition("=")[0]
+    argv = [text for text in given if not text.startswith(f"{name}=")] + [f"--autoencoder={autoencoder_path}"]
+    (tmp_path / "in").mkdir()
+    tiny_videos.write(tmp_path / "in" / "a.mp4", wall(0, 12))
+    (tmp_path / "in" / "a.txt").write_text("a wall")
+    with pytest.raises(SystemExit) as stopped:
+        precompute.main(
+            [f"--input={tmp_path / 'in'}", "--format=videos", f"--output={tmp_path / 'out'}", *argv, option]
+        )
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out" / records.MANIFEST).exists()

@@ -187,3 +187,12 @@ def test_a_model_without_an_export(tmp_path: pathlib.Path, monkeypatch: pytest.M
     assert files.keys() == {"README.md", "jworld/config.json"}
     assert b"library_name: jworld\n" in files["README.md"]
     assert b"Nothing yet." in files["README.md"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "/a", "a b/c", "a\nb", "\u8a9e/b", "../b", "-a/b", "a..b", "a.git", "x" * 97]
+)
+def test_names_of_repositories(name: str) -> None:
+    with pytest.raises(ValueError, match="expected owner/name or name"):
+        hub.HubConfig(repo=name)
+    assert hub.HubConfig(repo="some-one/the_world.v2").repo

@@ -23,12 +23,17 @@ def test_a_place_that_can_be_written(tmp_path: pathlib.Path) -> None:
         ("link/out.mp4", "is a link to nothing"),
         ("link", "is a link to nothing"),
         ("/proc/none/out.mp4", "cannot be written in /proc"),
+        # Replacing it, as root, would take it from the whole machine.
+        ("/dev/null", "is a pipe, a socket or a device, expected a file"),
+        ("pipe.mp4", "is a pipe, a socket or a device, expected a file"),
+        (f"{'x' * 240}.mp4", "has a name of 244 bytes, expected at most 230: shorten it"),
     ],
 )
 def test_a_place_that_cannot(tmp_path: pathlib.Path, name: str, words: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(errors.UserError, match=words):
         outputs.check_file("--out", tmp_path / name)
 

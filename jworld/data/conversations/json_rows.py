@@ -1,5 +1,6 @@
 """Streaming reader of JSON arrays and JSON lines, for published files that are larger than memory."""
 
+import io
 import json
 import pathlib
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ def read(path: pathlib.Path) -> Iterator[dict[str, Any]]:
       UserError: the file is absent or malformed; the rows before the damage have been yielded.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with files.open_binary(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig") as file:
             first = file.read(1)
             while first.isspace():
                 first = file.read(1)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jworld.data.inputs import fitting, items, video
+from jworld.utils import limits
 from jworld.utils.errors import UserError
 
 REMAINDERS = ("drop", "shift")
@@ -188,7 +189,13 @@ def pick_frames(source: video.Video, *, fps: float | None, first: int = 0, repea
     if abs(own_rate / fps - 1) <= SAME_RATE and gaps.max() <= 1.5 * gaps.mean():
         return every
     slack = 1e-6 / fps  # on every machine the same choice for a time halfway between two frames
-    targets = np.arange(int((times[-1] + slack) * fps) + 1) / fps
+    count = int((times[-1] + slack) * fps) + 1
+    if count > limits.VIDEO_FRAMES:
+        raise UserError(
+            f"{source.path} has {times[-1]:g} s by its time stamps, {count:,} frames at {fps:g} frames/s, expected at "
+            f"most {limits.VIDEO_FRAMES:,}: encode it again, or give a lower --fps"
+        )
+    targets = np.arange(count) / fps
     picks = np.searchsorted((times[1:] + times[:-1]) / 2, targets - slack)
     repeated = len(picks) - len(np.unique(picks))
     if repeated and not repeat:

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from jworld.utils import limits, placeholders
+from jworld.utils import files, limits, placeholders
 from jworld.utils.errors import UserError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -44,6 +44,8 @@ def open_image(source: str | pathlib.Path | bytes) -> PIL.Image.Image:
     """
     if isinstance(source, bytes) and len(source) > limits.IMAGE_BYTES:
         raise ValueError(f"it has {len(source):,} bytes, at most {limits.IMAGE_BYTES:,} are read")
+    if not isinstance(source, bytes):
+        files.refuse_devices(pathlib.Path(source))
     image = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     width, height = image.size
     if width * height > limits.IMAGE_PIXELS:
@@ -125,7 +127,8 @@ def is_image(path: pathlib.Path) -> bool:
 
 def _problem(path: pathlib.Path, error: BaseException) -> str:
     if not path.is_file():
-        return f"is {'a folder' if path.is_dir() else 'absent'}, expected an image: correct the path"
+        kind = "a folder" if path.is_dir() else "a pipe, a socket or a device" if path.exists() else "absent"
+        return f"is {kind}, expected an image: correct the path"
     if placeholder := placeholders.find(path):
         return placeholder
     return f"is not a readable image ({one_line(error)}): copy or render it again"

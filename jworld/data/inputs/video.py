@@ -9,6 +9,7 @@ from typing import IO, Protocol
 import imageio_ffmpeg
 import numpy as np
 
+from jworld.data import ffmpeg
 from jworld.data.inputs import image
 from jworld.utils import limits, placeholders
 from jworld.utils.errors import UserError
@@ -89,7 +90,7 @@ class VideoFile:
         if not path.is_file():
             raise UserError(f"{path} is absent, expected a video: add it or correct the path")
         self._input = ["-copyts", "-sseof", f"-{last_seconds}"] if last_seconds else []
-        self._input += ["-max_pixels", str(limits.IMAGE_PIXELS), "-i", str(path)]
+        self._input += ["-max_pixels", str(limits.IMAGE_PIXELS), *ffmpeg.source(path)]
         command = _ffmpeg("-loglevel", "level+info", "-xerror", *self._input, *_FRAMES, "-enc_time_base", "demux")
         # Audio packets are copied for their times, since an audio track may outlast the frames.
         command += ["-map", "0:a?", "-c:a", "copy", "-f", "framecrc", "-"]
@@ -218,7 +219,7 @@ def is_visible(path: pathlib.Path) -> bool:
 
 def _duration(path: pathlib.Path) -> float | None:
     """Return the seconds in the container's header, None if it has none."""
-    done = subprocess.run(_ffmpeg("-i", str(path)), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    done = subprocess.run(_ffmpeg(*ffmpeg.source(path)), stdin=subprocess.DEVNULL, capture_output=True, check=False)
     match = _DURATION.search(done.stderr.decode(errors="replace"))
     return None if match is None else _seconds(match)
 

@@ -16,6 +16,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 
+from jworld.data import ffmpeg
 from jworld.utils import checksums, errors, files
 
 FORMAT = "jworld-episodes"
@@ -187,7 +188,7 @@ def write_video(path: str | pathlib.Path, frames: np.ndarray, *, fps: float) -> 
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
     coding = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10", "-preset", "veryfast"]
     try:
-        _ffmpeg("-y", *source, *coding, *bitexact, str(path), data=np.ascontiguousarray(frames).tobytes())
+        _ffmpeg("-y", *source, *coding, *bitexact, ffmpeg.name(path), data=np.ascontiguousarray(frames).tobytes())
     except subprocess.CalledProcessError as error:
         printed = error.stderr.decode(errors="replace")
         full = next((code for code in errors.DISK_FULL if os.strerror(code) in printed), None)
@@ -203,7 +204,7 @@ def read_video(path: str | pathlib.Path) -> np.ndarray:
         raise errors.UserError(f"{path} is absent, expected the video of an episode; record the data set again")
     try:
         # Every image has its own header with the size: "P6\n<width> <height>\n255\n".
-        stream = _ffmpeg("-i", str(path), "-c:v", "ppm", "-f", "image2pipe", "-")
+        stream = _ffmpeg(*ffmpeg.source(path), "-c:v", "ppm", "-f", "image2pipe", "-")
         header = b"\n".join(stream.split(b"\n", 3)[:3]) + b"\n"
         width, height = map(int, header.split()[1:3])
         frames = np.frombuffer(stream, np.uint8).reshape(-1, len(header) + 3 * width * height)

@@ -261,7 +261,7 @@ def _parser() -> arguments.Parser:
     )
     held_out.add_argument("--val-fraction", type=float, help="share of clips to hold out (default: none)")
     add("--items-per-shard", type=int, default=32, help="clips per file; a resumed run repeats at most one file")
-    add("--fps", type=float, default=24.0, help="frame rate of the videos, in Hz")
+    add("--fps", type=arguments.number(1e-3, 1000), default=24.0, help="frame rate of the videos, in Hz")
     add("--min-frames", type=int, default=24, help="fewest latent frames of a clip: the model's window")
     add(
         "--on-error",
@@ -275,7 +275,7 @@ def _parser() -> arguments.Parser:
 def _check(parser: arguments.Parser, options: argparse.Namespace) -> None:
     if not options.validate and not options.output:
         parser.error("--output DIR is missing (or --validate, which writes nothing)")
-    for option in ("items_per_shard", "fps", "min_frames"):
+    for option in ("items_per_shard", "min_frames"):
         if getattr(options, option) <= 0:
             parser.error(f"--{option.replace('_', '-')} is {getattr(options, option)}, expected more than 0")
     if options.val_fraction is not None and not 0 <= options.val_fraction < 1:

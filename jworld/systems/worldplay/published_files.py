@@ -224,7 +224,7 @@ _ARCHIVE_START = b"PK\x03\x04"
 
 def _start(path: pathlib.Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with files.open_binary(path) as file:
             return file.read(len(_OLD_START))
     except OSError as error:
         raise UserError(f"{path} {files.problem(error)}: download or encode it again") from error

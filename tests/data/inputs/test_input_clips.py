@@ -59,6 +59,12 @@ def test_ties_go_to_the_earlier_frame():
     np.testing.assert_array_equal(picked, np.arange(6001) * 3 // 2)
 
 
+def test_time_stamps_that_jump_far():
+    # Read as they are, these two frames would become 24 billion.
+    with pytest.raises(UserError, match=r"has 1e\+09 s by its time stamps, 24,000,000,001 frames at 24 frames/s"):
+        clips.pick_frames(Timed([0, 1e9]), fps=24, repeat=True)
+
+
 def test_time_starts_at_the_first_frame():
     assert clips.pick_frames(steady(30, 14), fps=10, first=4).tolist() == [4, 7, 10, 13]
     assert clips.pick_frames(steady(30, 14), fps=None, first=12).tolist() == [12, 13]
