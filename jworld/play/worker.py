@@ -5,6 +5,7 @@ With a second device, steps are decoded there, in a thread of their own, while t
 
 import dataclasses
 import functools
+import gc
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -176,7 +177,8 @@ class World:
 
 
 def _device_bytes() -> int:
-    """Return the bytes of all arrays on the devices."""
+    """Return the bytes of all arrays on the devices that are in use."""
+    gc.collect()
     return sum(array.nbytes for array in jax.live_arrays())
 
 

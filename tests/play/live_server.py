@@ -15,7 +15,7 @@ import numpy as np
 
 import jworld
 from jworld.play import answers, director, images, protocol, server, worker
-from jworld.systems import key_logs
+from jworld.systems import key_logs, runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 #: Time that a busy machine may take for one message.
@@ -45,6 +45,18 @@ def warm(checkpoint: str = str(ROOT / "assets" / "starter"), players: int = 2) -
     return Warm(world, games, first, start, thread)
 
 
+def warm_run(run: runs.Run, players: int = 1) -> Warm:
+    """Return another model with sessions, whose first image is noise in squares."""
+    world = worker.World(run)
+    squares = np.random.default_rng(3).integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    first = [images.FirstImage(name="squares", image=np.kron(squares, np.ones((10, 10, 1), np.uint8)))]
+    start = key_logs.Start(image=first[0].image)
+    games = [worker.Game(world) for _ in range(players)]
+    thread = concurrent.futures.ThreadPoolExecutor(1)
+    thread.submit(world.warm, games, start).result()
+    return Warm(world, games, first, start, thread)
+
+
 def frame_shape() -> tuple[int, int, int]:
     """Return height, width and channels of the model's frames."""
     width, height = warm().world.size
@@ -65,9 +77,10 @@ async def serving(
     turn_seconds: float = 1000.0,
     token: str | None = None,
     answerer: answers.Answerer | None = None,
+    model: Warm | None = None,
 ) -> AsyncIterator[tuple[str, director.Director]]:
-    """Serve; yields the address and the director."""
-    model = warm()
+    """Serve the starter model, or another one; yields the address and the director."""
+    model = model or warm()
     directing = director.Director(
         model.world,
         model.first,

@@ -4,58 +4,25 @@ Without Chromium these tests are skipped with a warning; `.ci/run` installs it.
 """
 
 import asyncio
-import contextlib
 import io
 import json
-import os
 import pathlib
 import urllib.parse
 import warnings
-from collections.abc import AsyncIterator
-from typing import Any
 
-import browser
 import live_server
 import numpy as np
 import PIL.Image
-import pytest
 import tiny_text_model
+from page import LIT, MARKS, PIXELS, look, playing
 
-from jworld.play import director
 from jworld.systems import key_logs
+from scripts import chromium
 
-if browser.find() is None:
+if chromium.find() is None:
     warnings.warn("NO CHROMIUM: the page of jworld play is NOT tested; apt-get install chromium", stacklevel=1)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(browser.find() is None, reason="NO CHROMIUM: apt-get install chromium"),
-]
-#: Screenshots go here if the variable is set, so that they can be looked at.
-SHOTS = "JWORLD_SCREENSHOTS"
-#: Pixels of the screen as the page has them, RGBA.
-PIXELS = "Array.from(screen.getContext('2d').getImageData(0, 0, screen.width, screen.height).data)"
-LIT = "[...document.querySelectorAll('.key.{}')].map((cap) => cap.dataset.name).sort().join()"
-
-
-@contextlib.asynccontextmanager
-async def playing(
-    folder: pathlib.Path, hash: str = "", **options: Any
-) -> AsyncIterator[tuple[browser.Page, str, director.Director]]:
-    """Serve, and open the page; afterwards it must have had no errors."""
-    async with live_server.serving(folder, **options) as (address, directing), browser.opened(address + hash) as page:
-        await page.until("play.state.count > 3")
-        yield page, address, directing
-        if os.environ.get(SHOTS):
-            await page.screenshot(pathlib.Path(os.environ[SHOTS]) / f"{folder.name}.png")
-        assert page.problems == []
-
-
-async def look(page: browser.Page) -> np.ndarray:
-    pixels = np.array(await page.value(f"((screen) => {PIXELS})(document.getElementById('screen'))"), np.uint8).reshape(
-        *live_server.frame_shape()[:2], 4
-    )
-    return pixels[..., :3]
+pytestmark = MARKS
 
 
 def test_keys_are_lit_and_answered(tmp_path: pathlib.Path) -> None:
@@ -200,7 +167,7 @@ def test_touch_caps_and_queue(tmp_path: pathlib.Path) -> None:
             await page.until(f"{LIT.format('applied')} === 'left'")
             await page.call("Input.dispatchMouseEvent", type="mouseReleased", **place)
             assert await page.value(LIT.format("pressed")) == ""
-            async with browser.opened(address) as other:
+            async with chromium.opened(address) as other:
                 cover = "document.getElementById('cover').textContent"
                 text = await other.until(f"{cover}.includes('number 1') && {cover}")
                 assert "number 1 in the queue of 1; 1 play now" in text

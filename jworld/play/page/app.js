@@ -11,6 +11,8 @@ const pen = screen.getContext("2d");
 const memory = new Memory($("map"), $("context"));
 // Longest link: browsers and chats cut longer ones.
 const LONGEST_LINK = 8000;
+// Changes of the keys that are stored: longer sessions cannot be replayed.
+const MOST_RUNS = 100000;
 
 const state = {
   welcome: null,
@@ -24,6 +26,7 @@ const state = {
   last: -1,
   acknowledged: -1,
   decoding: 0,
+  skipped: null, // newest frame that waits until earlier ones are decoded
   count: 0,
   dropped: 0,
   started: 0, // number of starts: frames of earlier ones are not drawn
@@ -32,6 +35,7 @@ const state = {
 window.play = { state, memory };
 
 const connection = new Connection({ message: onMessage, frame: onFrame, closed: onClosed });
+window.play.connection = connection;
 const controls = new Controls((held) => {
   connection.send("keys", { held });
   const now = performance.now();
@@ -100,7 +104,7 @@ const handlers = {
   computed(message) {
     const runs = state.actions;
     if (runs.length && runs[runs.length - 1][0] === message.action) runs[runs.length - 1][1]++;
-    else runs.push([message.action, 1]);
+    else if (runs.length < MOST_RUNS) runs.push([message.action, 1]);
     state.ofStep.set(message.step, message.action);
     state.ofStep.delete(message.step - 64);
     state.steps.push(message);
@@ -173,7 +177,11 @@ function setPaused(paused) {
 
 async function onFrame(frame) {
   const started = state.started;
-  if (state.decoding > 4) return;
+  if (state.decoding > 4) {
+    // Of the frames that a slow page cannot draw, it draws the newest.
+    state.skipped = frame;
+    return;
+  }
   state.decoding++;
   try {
     const image = await decode(frame);
@@ -183,6 +191,9 @@ async function onFrame(frame) {
     drawn(frame);
   } finally {
     state.decoding--;
+    const { skipped } = state;
+    state.skipped = null;
+    if (skipped && started === state.started) onFrame(skipped);
   }
 }
 
@@ -350,7 +361,11 @@ $("step").onclick = () => {
   connection.send("step");
 };
 $("reset").onclick = () => reset();
-$("replay").onclick = () => (state.actions.length ? reset(state.actions) : notice("nothing was played yet"));
+$("replay").onclick = () => {
+  if (!state.actions.length) notice("nothing was played yet");
+  else if (state.actions.length >= MOST_RUNS) notice("the session is too long for a replay: save the key log", true);
+  else reset(state.actions);
+};
 $("record").onclick = () => connection.send("record", { on: !$("record").classList.contains("on") });
 $("shot").onclick = () => screen.toBlob((blob) => download(blob, `frame-${state.last}.png`));
 $("log").onclick = () => connection.send("log");

@@ -88,7 +88,11 @@ export class Controls {
 
   poll() {
     const gamepad = navigator.getGamepads?.().find((each) => each?.connected);
-    if (!gamepad) return;
+    // A gamepad that is unplugged releases its keys.
+    if (!gamepad) {
+      if (this.sources.get("gamepad")?.size) this.set("gamepad", []);
+      return;
+    }
     const button = (index) => (gamepad.buttons[index]?.pressed ? 1 : 0);
     const [x0 = 0, y0 = 0, x1 = 0, y1 = 0] = gamepad.axes;
     const names = this.ofAxes({ x0: x0 + button(15) - button(14), y0: y0 + button(13) - button(12), x1, y1 });
