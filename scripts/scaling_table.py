@@ -2,10 +2,12 @@
 
     python scripts/scaling_table.py
     python scripts/scaling_table.py --recipe ar_mem:8b --topologies v5p-128 --remat
+    python scripts/scaling_table.py --gpus --stored
 
 A recipe lists its published models in `PUBLISHED`. Plans are stored as JSON in the folder --plans, and existing ones
 are reused: after an interruption, or for another recipe, the same command makes only the missing plans. Every plan
-compiles a train step, which takes minutes. The package libtpu (extra `tpu`) is required; a TPU is not.
+compiles a train step, which takes minutes. The package libtpu (extra `tpu`) is required, and the extra `gpu-compiler`
+with --gpus, whose table is one of its own; a TPU or a GPU is not. With --stored, plans that are missing are not made.
 """
 
 import json
@@ -19,12 +21,13 @@ import rich.progress
 
 from jworld.planning import launch, recommendations, tables, topologies
 from jworld.planning.plans import Plan, roofline
-from jworld.utils import arguments, errors, files
+from jworld.utils import arguments, errors, files, hardware
 from jworld.utils import config as run_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scaling.md"
 TOPOLOGIES = ("v5e-64", "v5p-128", "v6e-256")
+GPU_TOPOLOGIES = ("h100-8", "h100-64", "h200-8")
 REMAT_RECIPE, REMAT_TOPOLOGY = "ar_mem:8b", "v5p-128"
 #: (prefix of the recipe's name, topology) -> config changes that the recipe needs on this topology.
 CHANGES: dict[tuple[str, str], dict[str, int]] = {
@@ -46,9 +49,17 @@ CHANGES: dict[tuple[str, str], dict[str, int]] = {
     ("cosmos_video2world:2b_action", "v5e-64"): {"global_batch": 64},
     ("cosmos_video2world:2b_action", "v5p-128"): {"global_batch": 64},
     ("cosmos_video2world:2b_action", "v6e-256"): {"global_batch": 256},
+    # Eight GPUs are what the originals trained on, except WorldPlay: there one sample at a time.
+    ("ar_mem:8b", "h100-8"): {"optimizer.accumulate": 16},
+    ("ar_mem:8b", "h200-8"): {"optimizer.accumulate": 16},
+    ("cosmos_video2world:", "h100-64"): {"mesh.sequence": 8, "global_batch": 8},
+    ("cosmos_video2world:2b_action", "h100-64"): {"global_batch": 64},
+    ("theworld:", "h100-64"): {"global_batch": 64},
 }
+#: What a table says of a plan that was not made.
+MISSING = "not measured"
 #: Table -> lines of the page before and after it.
-MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("models", "remat")}
+MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("models", "gpus", "remat")}
 
 
 def published(configs: pathlib.Path) -> list[str]:
@@ -65,12 +76,14 @@ def changes_of(recipe: str, topology: str) -> dict[str, int]:
     return CHANGES[max(matching, key=lambda key: len(key[0]))] if matching else {}
 
 
-def one_plan(recipe: str, topology: str, remat: str | None, folder: pathlib.Path) -> Plan:
-    """Load a plan from the folder, or make it and store it there."""
+def one_plan(recipe: str, topology: str, remat: str | None, folder: pathlib.Path, *, stored: bool) -> Plan | str:
+    """Load a plan from the folder, or make it and store it there, or return `MISSING` if only stored plans count."""
     name = "_".join([recipe.replace(":", "-"), topology, *([remat] if remat else [])])
     path = folder / f"{name}.json"
     if path.is_file():
         return Plan.from_json(json.loads(path.read_text()))
+    if stored:
+        return MISSING
     stem, _, variant = recipe.partition(":")
     config = run_config.load_recipe(f"{ROOT}/configs/{stem}.py:{variant}")
     changes: dict[str, Any] = dict(changes_of(recipe, topology)) | ({"model.remat": remat} if remat else {})
@@ -98,7 +111,7 @@ def model_row(recipe: str, topology: str, result: Plan | str) -> list[str]:
         tables.size_text(result.state + result.gradients),
         f"{peak_text(result)} of {tables.size_text(result.limit)}",
         {True: "yes", False: "no", None: "unknown"}[result.fits],
-        f"{bounds.compute:.2f} / {seconds(bounds.memory)} / {seconds(bounds.network)}",
+        " / ".join([f"{bounds.compute:.2f}", seconds(bounds.memory), networks(result)]),
         f"{bounds.tokens_per_second:,.0f}",
     ]
 
@@ -108,6 +121,15 @@ def peak_text(result: Plan) -> str:
     if result.peak:
         return tables.size_text(result.peak)
     return "unknown" if result.temporaries is None else f"more than {tables.size_text(result.temporaries)}"
+
+
+def networks(result: Plan) -> str:
+    """Return the bound of the links of a chip, and that of the network between hosts where the topology has one."""
+    bounds = roofline(result)
+    assert bounds is not None
+    chip = hardware.CHIPS[result.chip or ""]
+    within = seconds(bounds.network)
+    return within if chip.network_bandwidth is None else f"{within} / {seconds(bounds.outside or 0.0)}"
 
 
 def seconds(value: float | None) -> str:
@@ -146,6 +168,7 @@ MODEL_HEAD = [
     "step at least, s: arithmetic / memory / interconnect",
     "tokens/s at most",
 ]
+GPU_HEAD = [head.replace("interconnect", "NVLink / between hosts") for head in MODEL_HEAD]
 REMAT_HEAD = ["remat", "peak of a chip", "activations and other temporaries", "products beyond the useful ones"]
 
 
@@ -154,7 +177,9 @@ def main() -> None:
     parser = arguments.Parser("python scripts/scaling_table.py", str(__doc__))
     add = parser.add_argument
     add("--recipe", nargs="*", help="models as recipe:variant (default: all published models)")
-    add("--topologies", nargs="*", default=TOPOLOGIES, help="topologies")
+    add("--topologies", nargs="*", help="topologies (default: those of the table)")
+    add("--gpus", action="store_true", help="write the table of GPUs instead of that of TPUs")
+    add("--stored", action="store_true", help="make no plan: write what is stored, and that the others are missing")
     add("--remat", action="store_true", help=f"also plan every remat policy of {REMAT_RECIPE}")
     add(
         "--plans",
@@ -166,20 +191,21 @@ def main() -> None:
     jobs = [
         (recipe, topology, None)
         for recipe in options.recipe or published(ROOT / "configs")
-        for topology in options.topologies
+        for topology in options.topologies or (GPU_TOPOLOGIES if options.gpus else TOPOLOGIES)
     ]
     jobs += [("ar_mem:8b", REMAT_TOPOLOGY, remat) for remat in recommendations.REMAT_ORDER] if options.remat else []
     results: list[Plan | str] = []
     console = rich.console.Console(highlight=False, soft_wrap=True)
     for recipe, topology, remat in rich.progress.track(jobs, "planning", console=console):
         try:
-            results.append(one_plan(recipe, topology, remat, options.plans))
+            results.append(one_plan(recipe, topology, remat, options.plans, stored=options.stored))
         except errors.UserError as error:
             results.append(str(error))
             console.print(f"{recipe} on {topology}: {error}")
     rows = list(zip(jobs, results, strict=True))
     page = PAGE.read_text()
-    page = replace(page, "models", table(MODEL_HEAD, [model_row(j[0], j[1], r) for j, r in rows if j[2] is None]))
+    head, name = (GPU_HEAD, "gpus") if options.gpus else (MODEL_HEAD, "models")
+    page = replace(page, name, table(head, [model_row(j[0], j[1], r) for j, r in rows if j[2] is None]))
     if options.remat:
         page = replace(page, "remat", table(REMAT_HEAD, [remat_row(j[2], r) for j, r in rows if j[2] is not None]))
     with files.replacing(PAGE) as temporary:

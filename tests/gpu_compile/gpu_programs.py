@@ -68,9 +68,15 @@ def recipe(name: str) -> ml_collections.ConfigDict:
     return recommendations.changed(loaded, changes)
 
 
-def train_step(name: str) -> Figures:
-    devices = topologies.devices(topologies.parse(TRAINING[name]))
-    return figures(Program(recipe(name), devices).lower().compile())
+def train_step(name: str, chip: str = CHIP) -> Any:
+    """Lower the train step of a recipe for the GPUs that its mesh needs."""
+    devices = topologies.devices(topologies.parse(TRAINING[name].replace(CHIP, chip)))
+    return Program(recipe(name), devices).lower()
+
+
+def attention_calls(lowered: Any) -> int:
+    """Return the number of calls of cuDNN's attention in a program before compilation."""
+    return len(re.findall(f'@"?{KERNELS["attention"]}', lowered.as_text()))
 
 
 def generation_programs(name: str) -> Iterator[tuple[str, Callable[[], Figures]]]:

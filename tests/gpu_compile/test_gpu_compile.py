@@ -50,8 +50,17 @@ def check(name: str, found: gpu_programs.Figures, kernels: dict[str, int]) -> No
 
 
 @pytest.mark.parametrize("name", gpu_programs.TRAINING)
+def test_attention_is_a_kernel(name: str) -> None:
+    """Before compilation, which takes most of the time; forward and backward pass call it as often."""
+    calls = gpu_programs.attention_calls(gpu_programs.train_step(name))
+    assert calls >= 2
+    assert calls % 2 == 0
+
+
+@pytest.mark.parametrize("name", gpu_programs.TRAINING)
 def test_train_step(name: str) -> None:
-    check(f"train/{name}", gpu_programs.train_step(name), {"attention": 2, "product": 1})
+    found = gpu_programs.figures(gpu_programs.train_step(name).compile())
+    check(f"train/{name}", found, {"attention": 2, "product": 1})
 
 
 @pytest.mark.parametrize("name", gpu_programs.GENERATION)
