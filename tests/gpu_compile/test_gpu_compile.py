@@ -51,10 +51,8 @@ def check(name: str, found: gpu_programs.Figures, kernels: dict[str, int]) -> No
 
 @pytest.mark.parametrize("name", gpu_programs.TRAINING)
 def test_attention_is_a_kernel(name: str) -> None:
-    """Before compilation, which takes most of the time; forward and backward pass call it as often."""
-    calls = gpu_programs.attention_calls(gpu_programs.train_step(name))
-    assert calls >= 2
-    assert calls % 2 == 0
+    """Before compilation, which takes most of the time. Frozen layers may have no backward pass."""
+    assert gpu_programs.attention_calls(gpu_programs.train_step(name)) >= 2
 
 
 @pytest.mark.parametrize("name", gpu_programs.TRAINING)
@@ -95,7 +93,7 @@ MASKS: list[tuple[Mask | None, int, int]] = [
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("mask", "prefix", "kernels"), MASKS)
 def test_masks(mask: Mask | None, prefix: int, kernels: int, padded: bool, chip: str) -> None:
-    """Heads and samples are split over eight GPUs; a second mask of keys becomes lengths or a bias."""
+    """Heads and samples are split over eight GPUs; padding becomes lengths or a bias."""
     calls = kernels if mask is None or isinstance(mask, ChunkCausal) or not padded else 1
     assert attention_kernels(chip, mask, prefix, padded=padded) == 2 * calls
 
