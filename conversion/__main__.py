@@ -29,6 +29,7 @@ from conversion import (
     torch_files,
     verifying,
 )
+from conversion import outputs as conversion_outputs
 from jworld import systems
 from jworld.systems import runs
 from jworld.utils import arguments, errors, hub_folders, outputs
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.base = [str(hub_folders.find(base)) for base in options.base]
     if isinstance(output := getattr(options, "output", None), pathlib.Path):
         outputs.check_folder("--output", output.parent, of=output)
+        # Found before a checkpoint is read.
+        conversion_outputs.check_output(output, getattr(options, "overwrite", False), is_ours=True)
     # Conversion needs no accelerator and leaves it free for other processes.
     jax.config.update("jax_platforms", "cpu")
     run: Callable[[argparse.Namespace], None] = options.run

@@ -247,7 +247,7 @@ class _SafetensorsFile:
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         try:
-            self._file: BinaryIO = path.open("rb", buffering=0)
+            self._file: BinaryIO = files.open_binary(path, buffering=0)
         except OSError as error:
             raise errors.UserError(f"{path} {files.problem(error)}: correct the path") from error
         try:
