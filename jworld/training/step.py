@@ -214,7 +214,9 @@ def make_train_step(
         critic_metrics: Metrics = {}
         if update_critic is not None:
             critic, critic_metrics = update_critic(state, batch, jax.random.fold_in(key, _CRITIC_STREAM))
-            state = dataclasses.replace(state, critic=critic)
+            # The model's part comes after the critic's: it may not gather weights while the critic's loop runs, which
+            # costs memory, and on CPUs, whose devices share threads, two collectives at once can wait for each other.
+            state, batch = jax.lax.optimization_barrier((dataclasses.replace(state, critic=critic), batch))
         others = (state.others, state.ema if loss_takes_ema else None)
         (loss, own_metrics), grads = grad_fn(state.params, others, batch, key)
         norm = optax.global_norm(grads)

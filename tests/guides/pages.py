@@ -74,6 +74,7 @@ PAGES = {
             "prompt_is_fine = blur_faces = lambda value: value\n"
         ),
     ),
+    "docs/distill.md": Page(prepare=("own_data.first_image",)),
     "docs/generate.md": Page(prepare=("own_data.first_image",)),
     "docs/data.md": Page(
         prepare=(

@@ -151,6 +151,8 @@ RECIPES = {
     "ar_mem.py:rooms": (*_WORLDPLAY, *_HUNYUAN),
     "ar_mem.py:starter": (*_WORLDPLAY, *_HUNYUAN),
     "ar_mem.py:8b": _WORLDPLAY_PUBLISHED,
+    "ar_distill.py": _WORLDPLAY,
+    "ar_distill.py:forcing": (*_WORLDPLAY, "--config.critic.updates=1"),
     "cosmos_video2world.py": _COSMOS,
     "cosmos_video2world.py:tiny_action": _COSMOS,
     "cosmos_video2world.py:2b": _COSMOS_PUBLISHED,

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import distilled
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -15,10 +16,8 @@ from jworld import systems
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import HunyuanTransformer
-from jworld.parallel import axes, mesh
 from jworld.systems.worldplay import autoregressive, distillation, latents
-from jworld.training import optimizers, parts, step
-from jworld.training import state as train_state
+from jworld.training import parts
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
@@ -176,56 +175,18 @@ def test_the_published_recipe_states_its_teacher() -> None:
     assert system.loss_takes_ema
 
 
-def losses(sizes: tuple[int, int, int]) -> tuple[list[float], Any, Any]:
-    """Train three steps with guidance on random batches; return the losses, and the first and last state."""
-    config = make_config(**{"loss.teacher_guidance": 3.0, "loss.teacher_dtype": "bfloat16"})
-    system: Any = systems.create(config)
-    devices = mesh.make_mesh(
-        **dict(zip(mesh.AXIS_NAMES, sizes, strict=True)), devices=jax.devices()[: int(np.prod(sizes))]
-    )
-    optimizer = optimizers.from_config(config, steps=10)
-    graphdef, state, shardings = train_state.create_state(
-        system.init_training,
-        trainable=train_state.path_filter(config.optimizer.trainable),
-        optimizer=optimizer,
-        mesh=devices,
-        key=jax.random.key(0),
-    )
-    rng = np.random.default_rng(0)
-    drawn = jax.tree.map(lambda x: (0.3 * rng.standard_normal(x.shape)).astype(np.float32), state.params)
-    student = dict(nnx.to_flat_state(drawn))
-    frozen = nnx.from_flat_state(
-        (path, jax.tree.map(lambda x: x.astype(jnp.bfloat16), student[path[1:]]))
-        for path, _ in nnx.to_flat_state(state.frozen)
-    )
-    state = train_state.start_state(drawn, frozen, optimizer=optimizer, shardings=shardings, mesh=devices)
-    first, state = jax.tree.map(np.asarray, state), jax.device_put(state, shardings)
-    spec = system.batch_spec(4)
-    layout = {name: axes.sharding(devices, entry.axes) for name, entry in spec.items()}
-    batch = {name: np.asarray(rng.standard_normal(entry.shape), entry.dtype) for name, entry in spec.items()}
-    batch["w2c"] = np.tile(np.eye(4, dtype=np.float32), (*batch["w2c"].shape[:2], 1, 1))
-    batch["intrinsics"] = np.tile(np.eye(3, dtype=np.float32), (*batch["w2c"].shape[:2], 1, 1))
-    function = step.make_train_step(
-        graphdef,
-        system.loss,
-        optimizer,
-        shardings=shardings,
-        batch_shardings=layout,
-        mesh=devices,
-        loss_takes_ema=system.loss_takes_ema,
-    )
-    found = []
-    with jax.set_mesh(devices):
-        for _ in range(3):
-            state, metrics = function(state, jax.device_put(batch, layout), jax.random.key(1))
-            found.append(float(metrics["loss"]))
-    return found, first, jax.tree.map(np.asarray, state)
-
-
 @pytest.mark.slow
 def test_devices_do_not_change_the_steps_and_the_teacher_stays() -> None:
-    one, first, last = losses((1, 1, 1))
-    np.testing.assert_allclose(one, losses((2, 2, 2))[0], rtol=2e-5)
+    options = {"loss.teacher_guidance": 3.0, "loss.teacher_dtype": "bfloat16", "optimizer.name": "adamw"}
+    config = make_config(**options)
+    rng = np.random.default_rng(0)
+    spec = systems.create(config).batch_spec(4)
+    batch = {name: np.asarray(rng.standard_normal(entry.shape), entry.dtype) for name, entry in spec.items()}
+    for name, size in (("w2c", 4), ("intrinsics", 3)):
+        batch[name] = np.broadcast_to(np.eye(size, dtype=np.float32), batch[name].shape)
+    one, first, last = distilled.train(config, batch, (1, 1, 1), 1)
+    eight, _, _ = distilled.train(config, batch, (2, 2, 2), 1)
+    np.testing.assert_allclose([x["loss"] for x in one], [x["loss"] for x in eight], rtol=2e-5)
     for before, after in zip(jax.tree.leaves(first.frozen), jax.tree.leaves(last.frozen), strict=True):
         assert before.dtype == jnp.bfloat16
         np.testing.assert_array_equal(before, after)

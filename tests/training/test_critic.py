@@ -61,16 +61,15 @@ def test_every_step_updates_the_critic_several_times_before_the_model(run: toy.R
     transform = optax.adamw(0.02, weight_decay=0.0)
     critic = reference.state.critic.params
     moments = transform.init(critic)
+    gradients = jax.jit(
+        jax.grad(lambda critic, params, *rest: critic_loss(nnx.merge(reference.graphdef, params, critic), *rest)[0])
+    )
     for number in range(2):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), number), 0x637269)
         batch, params = reference.batch(number), jax.tree.map(jnp.copy, reference.state.params)
-
-        def value(critic: Any, key: jax.Array, batch: Any = batch, params: Any = params) -> jax.Array:
-            return critic_loss(nnx.merge(reference.graphdef, params, critic), batch, key)[0]
-
-        gradients = jax.jit(jax.grad(value))
         for update in range(UPDATES):
-            updates, moments = transform.update(gradients(critic, jax.random.fold_in(key, update)), moments, critic)
+            gradient = gradients(critic, params, batch, jax.random.fold_in(key, update))
+            updates, moments = transform.update(gradient, moments, critic)
             critic = optax.apply_updates(critic, updates)
         # The loss of the model is that after the critic's updates.
         expected = loss(nnx.merge(reference.graphdef, params, critic), batch, key)[0]

@@ -165,15 +165,23 @@ def build_example(
         "vision_states": record["vision_states"],
         "index": record["index"],
     }
+    return example | text_entries(clip, text, negative)
+
+
+def text_entries(
+    clip: ClipConfig, text: Mapping[str, np.ndarray], negative: Mapping[str, np.ndarray] | None
+) -> dict[str, pipeline.Entry]:
+    """Return the batch entries of a row of the text store, and those of the negative prompt's row unless it is None."""
+    entries: dict[str, pipeline.Entry] = {}
     kinds = ("text", "glyph") if clip.glyph_tokens else ("text",)
     for kind in kinds:
         limit = f"{kind}_tokens"
         states, mask = padded(text[f"{kind}_states"], getattr(clip, limit), limit)
-        example |= {f"{kind}_states": states, f"{kind}_mask": mask}
+        entries |= {f"{kind}_states": states, f"{kind}_mask": mask}
     if negative is not None:
         states, mask = padded(negative["text_states"], clip.text_tokens, "text_tokens")
-        example |= {"negative_states": states, "negative_mask": mask}
-    return example
+        entries |= {"negative_states": states, "negative_mask": mask}
+    return entries
 
 
 class SampleWindow(grain.transforms.RandomMap):

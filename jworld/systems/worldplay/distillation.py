@@ -33,8 +33,8 @@ class ConsistencyConfig:
       kind: "consistency".
       shift: shift of the teacher's sampling times, and of the student's.
       solver_steps: steps of the teacher from pure noise to clean latents.
-      teacher_guidance: scale of the teacher's classifier-free guidance on the text; 1 disables it. The student learns the
-        guided result and is sampled without guidance.
+      teacher_guidance: scale of the teacher's classifier-free guidance on the text; 1 disables it. The student learns
+        the guided result and is sampled without guidance.
       noisy_context: share of examples whose context has noise, at a level that the model receives. A rollout continues
         from its own frames, which are worse than recorded ones.
       memory_times: inclusive range of the times (t of 1000) of such context frames.

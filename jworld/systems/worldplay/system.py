@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -23,15 +24,28 @@ from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.models.layers.attention import ChunkCausal
-from jworld.models.layers.flops import Sizes, trained_share, training
+from jworld.models.layers.flops import Flops, Sizes, trained_share, training
 from jworld.systems import adapters, base, frame_sizes, latent_video, live
-from jworld.systems.worldplay import data, distillation, evaluation, matching_recipe, objective, rollout
+from jworld.systems.worldplay import (
+    context_forcing,
+    data,
+    distillation,
+    evaluation,
+    matching_recipe,
+    objective,
+    rollout,
+    rollout_data,
+    stages,
+)
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession
+from jworld.systems.worldplay.context_forcing import ContextForcingConfig
+from jworld.systems.worldplay.distillation import ConsistencyConfig
 from jworld.systems.worldplay.latents import LatentSession, MemoryConfig, SampleConfig
 from jworld.systems.worldplay.session import Session
-from jworld.training import parts
-from jworld.utils import errors
+from jworld.training import optimizers, parts
+from jworld.utils import config as run_config
+from jworld.utils import errors, hub_folders
 
 #: Seed of the Monte-Carlo points of memory selection, which are a constant of the method and not of a run.
 POINTS_SEED = 0
@@ -40,11 +54,6 @@ POINTS_SEED = 0
 #: `pipelines/hunyuan_video_pipeline.py`, whose sets have the areas of squares of 640 and 960 pixels.
 TOKEN, TIERS = (16, 16), {"480p": 1600, "720p": 3600}
 
-#: Losses by `config.loss.kind`.
-LOSSES: dict[str, type[objective.ObjectiveConfig | distillation.ConsistencyConfig]] = {
-    "flow": objective.ObjectiveConfig,
-    "consistency": distillation.ConsistencyConfig,
-}
 SESSIONS: dict[str, type[LatentSession]] = {
     "autoregressive": AutoregressiveSession,
     "bidirectional": BidirectionalSession,
@@ -64,13 +73,12 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
     }
     autoencoder: ClassVar[str] = Hunyuan15Autoencoder.family
     sample_name: ClassVar[str] = "rollout"
-    copies: ClassVar[tuple[str, ...]] = (parts.TEACHER,)
     steering: ClassVar[str] = "--pose"
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
         self.model_config = self.read(HunyuanConfig, "model", adapters.network(config))
-        self.objective = self.read(self._losses(), "loss")
+        self.objective = self.read(stages.of(config), "loss")
         self.clip = self.read(data.ClipConfig, "data.clip")
         self.sample = self.read(SampleConfig, "sample.rollout")
         self.units = self.read(pose_strings.Units, "sample.motion")
@@ -83,9 +91,10 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         )
         rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
-        if self.distills:
-            self._check_distillation(config)
-        self.open_records(min_frames=self.clip.window_frames, fps=self.sample.fps)
+        stages.check(config, self.objective, self.sample)
+        self.rollouts = stages.rollouts(self.objective, self.clip)
+        shortest = max(self.clip.window_frames, self.rollouts.rollout_frames if self.rollouts else 0)
+        self.open_records(min_frames=shortest, fps=self.sample.fps)
 
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
@@ -117,40 +126,32 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         self.check_patches()
         self.check_frames(sequence)
 
-    def _losses(self) -> type[objective.ObjectiveConfig | distillation.ConsistencyConfig]:
-        kind = self.config.loss.get("kind", "flow")
-        if kind not in LOSSES:
-            raise errors.UserError(f"config.loss.kind: found {kind!r}, expected one of {', '.join(LOSSES)}")
-        return LOSSES[kind]
-
     @property
     def distills(self) -> bool:
         """True for a loss with a teacher."""
-        return isinstance(self.objective, distillation.ConsistencyConfig)
+        return not isinstance(self.objective, objective.ObjectiveConfig)
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """See `System`: teacher and critic are the initial student, unless they come from another folder."""
+        return () if self._own_teacher else (parts.TEACHER, parts.CRITIC)
+
+    @property
+    def parts(self) -> Mapping[str, pathlib.Path]:
+        """See `System`."""
+        if not self._own_teacher:
+            return {}
+        return dict.fromkeys((parts.TEACHER, parts.CRITIC), hub_folders.find(self._own_teacher))
+
+    @property
+    def _own_teacher(self) -> str:
+        """The folder of a teacher that is not the initial student; "" if it is."""
+        return self.objective.teacher if isinstance(self.objective, ContextForcingConfig) else ""
 
     @property
     def loss_takes_ema(self) -> bool:
         """See `System`: the EMA is the target of consistency distillation."""
-        return self.distills
-
-    def _check_distillation(self, config: ml_collections.ConfigDict) -> None:
-        """Raise a `UserError` if other sections of the config do not fit a distillation."""
-        if not config.init_from:
-            raise errors.UserError(
-                "config.init_from is empty, expected a run or imported weights of the autoregressive model, which "
-                "becomes the teacher"
-            )
-        if self.sample.mode != "autoregressive":
-            raise errors.UserError(
-                f"config.sample.rollout.mode is {self.sample.mode!r}, but the distillation is that of the "
-                "autoregressive model: set it to 'autoregressive'"
-            )
-        parts.check_trainable(config.optimizer.trainable, "patch_in/kernel")
-        if not (config.optimizer.get("ema_decay", 0) or config.optimizer.get("ema_rate", 0)):
-            raise errors.UserError(
-                "config.optimizer.ema_decay is 0, but the target of the distillation is the EMA: set it, for example "
-                "to 0.99"
-            )
+        return isinstance(self.objective, ConsistencyConfig)
 
     def network(self, rngs: nnx.Rngs) -> HunyuanTransformer:
         """See `LatentVideoSystem`."""
@@ -158,10 +159,13 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
 
     def init_training(self, rngs: nnx.Rngs) -> HunyuanTransformer:
         """See `System`: with the teacher of a distillation."""
-        if not isinstance(self.objective, distillation.ConsistencyConfig):
+        if isinstance(self.objective, objective.ObjectiveConfig):
             return self.init(rngs)
         own = dataclasses.replace(self.model_config, param_dtype=jnp.dtype(self.objective.teacher_dtype))
-        return parts.attach(self.init(rngs), teacher=HunyuanTransformer(own, rngs=rngs))
+        model = parts.attach(self.init(rngs), teacher=HunyuanTransformer(own, rngs=rngs))
+        if isinstance(self.objective, ContextForcingConfig):
+            parts.attach(model, critic=self.network(rngs))
+        return model
 
     def attention_calls(self) -> list[base.AttentionCall]:
         """See `System`: the video tokens of a window follow those of its text."""
@@ -193,13 +197,15 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
             axes = ("batch", *(("frames",) if frames else ()), *([None] * (len(shape) - int(frames))))
             return records.ArraySpec((global_batch, *shape), dtype, axes)
 
-        specs = {
+        frames = {
             "latent": spec(jnp.bfloat16, F, *size, frames=True),
-            "image_cond": spec(jnp.bfloat16, 1, *size),
             "w2c": spec(np.float32, F, 4, 4, frames=True),
             "intrinsics": spec(np.float32, F, 3, 3, frames=True),
             "action": spec(np.int32, F, frames=True),
             "is_memory": spec(np.bool_),
+        }
+        specs = {
+            "image_cond": spec(jnp.bfloat16, 1, *size),
             "text_states": spec(jnp.bfloat16, clip.text_tokens, model.text_dim),
             "text_mask": spec(np.bool_, clip.text_tokens),
             "vision_states": spec(jnp.bfloat16, clip.vision_tokens, model.vision_dim),
@@ -209,11 +215,13 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
             specs["glyph_mask"] = spec(np.bool_, clip.glyph_tokens)
         if self._has_negative_text:
             specs["negative_states"], specs["negative_mask"] = specs["text_states"], specs["text_mask"]
-        return specs
+        if self.rollouts is not None:
+            return stages.rollout_spec(self.rollouts, model.channels, spec, specs)
+        return frames | specs
 
     @property
     def _has_negative_text(self) -> bool:
-        return isinstance(self.objective, distillation.ConsistencyConfig) and self.objective.teacher_guidance != 1
+        return not isinstance(self.objective, objective.ObjectiveConfig) and self.objective.teacher_guidance != 1
 
     def manifest_expectations(self) -> dict[str, Any]:
         """See `LatentVideoSystem`."""
@@ -227,15 +235,13 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
             **({} if model.glyph_dim is None else {"glyph_encoder.dim": model.glyph_dim}),
         }
 
-    def transform(self, store: text_stores.TextStore, global_batch: int) -> data.SampleWindow:
+    def transform(self, store: text_stores.TextStore, global_batch: int) -> grain.transforms.RandomMap:
         """See `LatentVideoSystem`."""
-        return data.SampleWindow(
-            self.clip,
-            points=self.points(),
-            text_store=store,
-            global_batch=global_batch,
-            with_negative=self._has_negative_text,
-        )
+        shared: dict[str, Any] = {"points": self.points(), "text_store": store, "global_batch": global_batch}
+        shared["with_negative"] = self._has_negative_text
+        if self.rollouts is not None:
+            return rollout_data.SampleRollout(self.rollouts, **shared)
+        return data.SampleWindow(self.clip, **shared)
 
     def loss(
         self, model: nnx.Module, batch: objective.Batch, key: jax.Array, ema_model: nnx.Module | None = None
@@ -243,34 +249,66 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         """See `System`; `ema_model` is the model with EMA weights if `loss_takes_ema`."""
         assert isinstance(model, HunyuanTransformer)
         chunk, cfg = self.clip.chunk_frames, self.objective
-        if isinstance(cfg, distillation.ConsistencyConfig):
+        if isinstance(cfg, ConsistencyConfig):
             assert isinstance(ema_model, HunyuanTransformer)
             return self._distillation_loss(model, ema_model, batch, self._draws(batch, key, cfg), cfg)
-        draws = objective.draw(key, batch["latent"].shape, chunk, cfg)
-        return objective.loss(model, batch, draws, chunk_frames=chunk, shift=cfg.shift, sigma_floor=cfg.sigma_floor)
+        if isinstance(cfg, ContextForcingConfig):
+            draws = self._rollout_draws(batch, key, cfg)
+            return context_forcing.loss(model, batch, draws, cfg, sample=self.sample, size=chunk)
+        drawn = objective.draw(key, batch["latent"].shape, chunk, cfg)
+        return objective.loss(model, batch, drawn, chunk_frames=chunk, shift=cfg.shift, sigma_floor=cfg.sigma_floor)
 
     def held_out_loss(
         self, model: nnx.Module, batch: objective.Batch, key: jax.Array, level: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `System`; all chunks but the context of memory samples have the time `level`.
 
-        In a distillation it is the nearest time of the teacher, and the student is its own target.
+        In a consistency distillation it is the nearest time of the teacher, and the student is its own target. In
+        context forcing it is the noise level of the scores.
         """
         assert isinstance(model, HunyuanTransformer)
         chunk, cfg = self.clip.chunk_frames, self.objective
-        if isinstance(cfg, distillation.ConsistencyConfig):
+        if isinstance(cfg, ConsistencyConfig):
             drawn = self._draws(batch, key, cfg)
             drawn = drawn._replace(step=jnp.full_like(drawn.step, distillation.nearest_step(level, cfg)))
             return self._distillation_loss(model, model, batch, drawn, cfg)
+        if isinstance(cfg, ContextForcingConfig):
+            scored = self._rollout_draws(batch, key, cfg)
+            scored = scored._replace(level=jnp.full_like(scored.level, level))
+            return context_forcing.loss(model, batch, scored, cfg, sample=self.sample, size=chunk)
         shift = cfg.shift
         draws = objective.draw(key, batch["latent"].shape, chunk, cfg)
         draws = draws._replace(u=jnp.full_like(draws.u, objective.unit_time(level, shift)), context=None, own=None)
         loss, clean = objective.predict(model, batch, draws, chunk_frames=chunk, shift=shift)
         return loss, {base.PREDICTION: clean}
 
-    def _draws(self, batch: objective.Batch, key: jax.Array, cfg: distillation.ConsistencyConfig) -> distillation.Draws:
+    def _draws(self, batch: objective.Batch, key: jax.Array, cfg: ConsistencyConfig) -> distillation.Draws:
         shape = batch["latent"].shape
         return distillation.draw(key, shape, self.clip.chunk_frames, cfg, context_time=self.sample.context_time)
+
+    @property
+    def critic_loss(self) -> base.CriticLoss | None:
+        """See `System`."""
+        cfg = self.objective
+        if not isinstance(cfg, ContextForcingConfig):
+            return None
+
+        def loss(
+            model: HunyuanTransformer, batch: objective.Batch, key: jax.Array
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
+            draws = self._rollout_draws(batch, key, cfg)
+            size = self.clip.chunk_frames
+            return context_forcing.critic_loss(model, batch, draws, cfg, sample=self.sample, size=size)
+
+        return loss
+
+    def _rollout_draws(
+        self, batch: objective.Batch, key: jax.Array, cfg: ContextForcingConfig
+    ) -> context_forcing.Draws:
+        assert self.rollouts is not None
+        rows, _, *latent = batch["latent"].shape
+        shape = (rows, self.rollouts.rollout_frames, *latent)
+        return context_forcing.draw(key, shape, self.sample.num_steps, cfg)
 
     def _distillation_loss(
         self,
@@ -278,7 +316,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         target: HunyuanTransformer,
         batch: objective.Batch,
         draws: distillation.Draws,
-        cfg: distillation.ConsistencyConfig,
+        cfg: ConsistencyConfig,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         return distillation.loss(model, target, batch, draws, cfg, chunk_frames=self.clip.chunk_frames)
 
@@ -286,23 +324,37 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         """See `System`; the formula is in `models/hunyuan/flops.py`.
 
         Forward and backward pass count, with the padding of the text; recomputation and the optimizer do not. A
-        distillation adds passes without a gradient: of the EMA, and of the teacher, twice with guidance.
+        distillation adds passes without a gradient: of the EMA, and of the teacher, twice with guidance. Context
+        forcing has rollouts, scores, and the updates of the critic.
         """
-        clip, passes = self.clip, 0
-        if isinstance(self.objective, distillation.ConsistencyConfig):
-            passes = 2 if self.objective.teacher_guidance == 1 else 3
-        sample = flops.forward_flops(
-            self.model_config,
-            frames=clip.window_frames,
-            tokens_per_frame=self.tokens_per_frame,
-            text_tokens=clip.text_tokens,
-            glyph_tokens=clip.glyph_tokens,
-            vision_tokens=clip.vision_tokens,
-            # The chunk of a distillation follows its context, all of whose frames attend to each other.
-            chunk_frames=clip.memory_frames if self.distills else clip.chunk_frames,
-        )
-        trained = trained_share(sizes, *(name for name in sizes or () if name not in self.copies))
-        return global_batch * (training(sample, trained) + passes * sample.total)
+        clip = self.clip
+
+        def forward(frames: int, chunk_frames: int | None) -> Flops:
+            return flops.forward_flops(
+                self.model_config,
+                frames=frames,
+                tokens_per_frame=self.tokens_per_frame,
+                text_tokens=clip.text_tokens,
+                glyph_tokens=clip.glyph_tokens,
+                vision_tokens=clip.vision_tokens,
+                chunk_frames=chunk_frames,
+            )
+
+        own = {name: count for name, count in (sizes or {}).items() if name not in (parts.TEACHER, parts.CRITIC)}
+        trained = trained_share(own or None)
+        # The chunk of a distillation follows its context, all of whose frames attend to each other.
+        window = forward(clip.window_frames, clip.memory_frames if self.distills else clip.chunk_frames)
+        step, cfg = training(window, trained), self.objective
+        if isinstance(cfg, ConsistencyConfig):
+            step += (2 if cfg.teacher_guidance == 1 else 3) * window.total
+        if isinstance(cfg, ContextForcingConfig) and self.rollouts is not None:
+            updates = run_config.value_at(self.config, "critic.updates", optimizers.CriticConfig.updates)
+            frames = self.rollouts.recorded_frames + self.rollouts.rollout_frames
+            scored = forward(frames, clip.chunk_frames if cfg.score == "autoregressive" else None)
+            # A rollout counts as a pass of the window for each chunk: its context once, and its denoising steps.
+            step = cfg.chunks * (step + (1 + updates) * window.total)
+            step += (2 if cfg.teacher_guidance == 1 else 3) * scored.total + updates * training(scored, 1.0)
+        return global_batch * step
 
     def controls(self, pose: str | None, windows: int | None, length: str | None = None) -> list[results.Action]:
         """Return one action per chunk for `Session.step`, from a pose string or the name of a JSON file of poses.

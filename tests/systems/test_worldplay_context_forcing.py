@@ -1,0 +1,216 @@
+"""Context forcing of WorldPlay: memory of rollouts, rollouts as in sampling, scores of a perfect critic, gradients."""
+
+import functools
+import pathlib
+from typing import Any
+
+import distilled
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from flax import nnx
+
+from jworld import systems
+from jworld.cameras import pose_strings
+from jworld.data import pipeline
+from jworld.diffusion import distribution_matching
+from jworld.evaluation.held_out import Controls
+from jworld.systems.worldplay import context_forcing, objective
+from jworld.systems.worldplay.autoregressive import AutoregressiveSession
+from jworld.utils import config as run_config
+from jworld.utils import errors
+
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "ar_distill.py"
+FRAMES, CHUNKS, SIZE = 36, 2, 4
+SHAPE = (2, CHUNKS * SIZE, 2, 2, 4)
+
+
+class Store:
+    """A text store with one prompt."""
+
+    def prompt(self, row: int) -> dict[str, np.ndarray]:
+        return {"text_states": np.full((3, 8), 0.1 + row, np.float32)}
+
+
+def make_config(**changes: Any) -> ml_collections.ConfigDict:
+    """Load the recipe with a model of a few thousand parameters."""
+    config = run_config.load_recipe(f"{RECIPE}:forcing")
+    with config.unlocked():
+        config.model.update({"channels": 4, "patch_size": (1, 1, 1), "width": 32, "num_layers": 1, "text_dim": 8})
+        config.model.update({"rope_dims": (4, 2, 2), "vision_dim": 5})
+        config.data.clip.update({"latent_size": (2, 2), "text_tokens": 5, "vision_tokens": 3, "text_dropout": 0.0})
+        config.data.clip.update({"memory_points": 200, "curriculum": ((0, FRAMES),)})
+        config.loss.chunks = CHUNKS
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def path() -> pose_strings.CameraPath:
+    """Go ahead, turn around and come back, so that frames are retrieved."""
+    return pose_strings.path(f"w-11, right-12, w-{FRAMES - 24}", pose_strings.Units(turn=15))
+
+
+@functools.cache
+def record() -> dict[str, Any]:
+    rng, cameras = np.random.default_rng(0), path()
+    return {
+        "latent": rng.normal(size=(FRAMES, 2, 2, 4)).astype(np.float32),
+        "image_cond": rng.normal(size=(1, 2, 2, 4)).astype(np.float32),
+        "w2c": cameras.w2c,
+        "intrinsics": cameras.intrinsics,
+        "action": cameras.action,
+        "prompt": np.int32(1),
+        "vision_states": rng.normal(size=(3, 5)).astype(np.float32),
+        "index": np.int64(0),
+    }
+
+
+def make_batch(system: Any, starts: tuple[int, ...]) -> dict[str, Any]:
+    """Make a batch of rollouts that start at these chunks."""
+    transform = system.transform(Store(), 1)
+
+    class First:
+        """A generator that draws a start."""
+
+        def __init__(self, start: int) -> None:
+            self.start = start
+
+        def random(self) -> float:
+            return 0.5
+
+        def integers(self, *_: Any, **__: Any) -> int:
+            return self.start
+
+    rows = [transform.random_map({"record": record(), "position": 0}, First(start)) for start in starts]
+    return {name: jnp.asarray(array) for name, array in pipeline.stack(rows).items() if name != "index"}
+
+
+@functools.cache
+def weights(system: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    with nnx.use_eager_sharding(False):
+        graphdef, shapes = nnx.split(nnx.eval_shape(lambda: system.init_training(nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    return graphdef, jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def system() -> Any:
+    return systems.create(make_config())
+
+
+def test_the_teacher_never_attends_to_a_generated_chunk(system: Any) -> None:
+    """Memory is that of sampling, and the teacher's the student's without the rollout, for every prefix."""
+    sizes, session = system.rollouts, system.session
+    assert (sizes.recorded_frames, sizes.teacher_frames) == (16, 8)
+    full = systems.create(make_config(**{"loss.score": "bidirectional"})).rollouts
+    retrieved = set()
+    for start in range(FRAMES // 4 - CHUNKS + 1):
+        plan = sizes.plan(path().w2c, start, system.points())
+        assert plan.recorded == sorted({frame for context in plan.contexts for frame in context} - set(plan.rollout))
+        assert full.taught(plan) == plan.recorded
+        assert len(plan.recorded) <= sizes.recorded_frames
+        taught = sizes.taught(plan)
+        assert set(taught) <= set(plan.recorded) & set(range(4 * start))
+        assert taught == [*plan.recorded[:4], *plan.recorded[4:][-4:]]
+        # The indices lead back to the frames.
+        indices, places = sizes.indices(plan), [*plan.recorded, *[None] * (16 - len(plan.recorded)), *plan.rollout]
+        for row, context in enumerate(plan.contexts):
+            assert [places[i] for i in indices["context"][row][indices["context_valid"][row]]] == context
+            retrieved |= set(context) - set(context[:4]) - set(context[-4:])
+        assert [places[i] for i in np.flatnonzero(indices["taught"])] == taught
+    assert retrieved
+    assert session is not None
+
+
+@functools.cache
+def rolled_out() -> tuple[dict[str, Any], context_forcing.Draws, context_forcing.Rollout, jax.Array]:
+    """Return batch, draws, rollout and its repetition, of rows that start at the first frame and after a prefix."""
+    system: Any = systems.create(make_config())
+    batch = make_batch(system, (0, 5))
+    draws = context_forcing.draw(jax.random.key(0), SHAPE, 4, system.objective)._replace(last_step=jnp.int32(3))
+
+    @jax.jit
+    def both(model: Any) -> tuple[context_forcing.Rollout, jax.Array]:
+        rollout = context_forcing.roll_out(model, batch, draws, sample=system.sample, size=SIZE)
+        return rollout, context_forcing.repeat(model, batch, rollout, draws, sample=system.sample, size=SIZE)
+
+    return batch, draws, *both(nnx.merge(*weights(system)))
+
+
+def test_the_parallel_pass_repeats_the_rollout() -> None:
+    batch, _, rollout, repeated = rolled_out()
+    np.testing.assert_allclose(repeated, rollout.made, atol=1e-5 * float(jnp.abs(rollout.made).max()))
+    # Generated frames are the memory of later chunks.
+    np.testing.assert_array_equal(rollout.frames.latents[:, 16:], rollout.made)
+    assert bool((batch["context"][:, 1] >= 16).any(axis=1).all())
+
+
+@pytest.mark.slow
+def test_the_rollout_is_that_of_sampling(system: Any) -> None:
+    batch, draws, rollout, _ = rolled_out()
+    session = AutoregressiveSession(
+        nnx.merge(*weights(system)), sample=system.sample, memory_config=system.memory, points=system.points()
+    )
+    text = objective.text_inputs({name: x[:1] for name, x in batch.items()})
+    session.reset(np.asarray(batch["image_cond"][0]), text)
+    cameras, w2c = path(), np.asarray(batch["w2c"][0, 16:])
+    for chunk in range(CHUNKS):
+        part = slice(chunk * SIZE, (chunk + 1) * SIZE)
+        controls = Controls(cameras.action[part], w2c[part], cameras.intrinsics[part])
+        made = session.step(controls, noise=np.asarray(draws.noise[0, part]))
+        np.testing.assert_allclose(rollout.made[0, part], made, atol=1e-4 * np.abs(made).max())
+
+
+@pytest.mark.slow
+def test_a_perfect_critic_gives_no_gradient_on_one_device_or_eight() -> None:
+    """Critic and teacher start with the same weights; after the first step the critic gets others."""
+    config = make_config(**{"critic.updates": 1, "critic.learning_rate": 1e-30})
+    batch = {name: np.asarray(x) for name, x in make_batch(systems.create(config), (0, 5, 3, 1)).items()}
+
+    def other_critic(state: Any) -> Any:
+        return state.replace(critic=state.critic.replace(params=jax.tree.map(lambda x: 0.9 * x, state.critic.params)))
+
+    one, first, last = distilled.train(config, batch, (1, 1, 1), 2, between=other_critic)
+    eight, _, _ = distilled.train(config, batch, (2, 2, 2), 2, between=other_critic)
+    assert one[0]["loss"] < 1e-10
+    assert one[0]["grad_norm"] < 1e-4
+    assert one[1]["loss"] > 1e-6
+    for name in ("loss", "grad_norm", "critic_loss", "critic_grad_norm"):
+        np.testing.assert_allclose(eight[1][name], one[1][name], rtol=1e-3)
+    for part, same in (("frozen", True), ("params", False)):
+        pairs = zip(*(jax.tree.leaves(getattr(state, part)) for state in (first, last)), strict=True)
+        assert all((x == y).all() for x, y in pairs) == same
+
+
+def test_the_gradient_of_distribution_matching() -> None:
+    samples, real, fake = (jnp.arange(8.0).reshape(2, 4) * x for x in (1.0, 0.5, 2.0))
+    slope = distribution_matching.gradient(samples, real, fake)
+    found = jax.grad(lambda x: distribution_matching.loss(x, slope))(samples)
+    np.testing.assert_allclose(found * samples.size, (fake - real) / jnp.mean(0.5 * samples, axis=1, keepdims=True))
+    # A sample that the teacher predicts exactly.
+    assert not distribution_matching.gradient(samples, samples, samples).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss.chunks": 5}, "the window of an autoregressive teacher has 16"),
+        ({"data.clip.curriculum": ((0, 16), (5, 36)), "loss.chunks": 6}, "has clips of 16"),
+        ({"loss.score_levels": (0.5, 0.1)}, "must be an increasing pair"),
+        ({"sample.rollout.guidance": 2.0}, "a student is autoregressive"),
+        ({"optimizer.trainable": "(?!teacher/).*"}, "which trains the critic too"),
+    ],
+)
+def test_contradictions_are_reported(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.UserError, match=message):
+        systems.create(make_config(**changes))
+
+
+def test_a_critic_is_needed() -> None:
+    config = make_config()
+    with config.unlocked():
+        del config.critic
+    with pytest.raises(errors.UserError, match=r"config\.critic is missing"):
+        systems.create(config)
