@@ -56,7 +56,7 @@ CHANGES: dict[tuple[str, str], dict[str, int]] = {
     ("cosmos_video2world:2b_action", "h100-64"): {"global_batch": 64},
     ("theworld:", "h100-64"): {"global_batch": 64},
 }
-#: What a table says of a plan that was not made.
+#: Result of a plan that is not stored.
 MISSING = "not measured"
 #: Table -> lines of the page before and after it.
 MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("models", "gpus", "remat")}
@@ -145,6 +145,15 @@ def remat_row(remat: str, result: Plan | str) -> list[str]:
     return [remat, peak_text(result), temporaries, f"{extra:.0%}"]
 
 
+def missing(rows: list[tuple[tuple[str, str, str | None], Plan | str]]) -> list[str]:
+    """Return a sentence for every topology with plans that were not made."""
+    found: dict[str, list[str]] = {}
+    for (recipe, topology, _), result in rows:
+        if result == MISSING:
+            found.setdefault(topology, []).append(recipe)
+    return [f"Not measured on {topology}: {', '.join(recipes)}." for topology, recipes in found.items()]
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -205,7 +214,8 @@ def main() -> None:
     rows = list(zip(jobs, results, strict=True))
     page = PAGE.read_text()
     head, name = (GPU_HEAD, "gpus") if options.gpus else (MODEL_HEAD, "models")
-    page = replace(page, name, table(head, [model_row(j[0], j[1], r) for j, r in rows if j[2] is None]))
+    made = [model_row(j[0], j[1], r) for j, r in rows if j[2] is None and r != MISSING]
+    page = replace(page, name, "\n\n".join([table(head, made), *missing(rows)]))
     if options.remat:
         page = replace(page, "remat", table(REMAT_HEAD, [remat_row(j[2], r) for j, r in rows if j[2] is not None]))
     with files.replacing(PAGE) as temporary:

@@ -57,10 +57,10 @@ def figures(compiled: Any) -> Figures:
 
 
 def recipe(name: str) -> ml_collections.ConfigDict:
-    """Load a recipe with two layers of every stack; without weights of other runs and files of actions."""
+    """Load a recipe with two layers of every stack, without files of actions."""
     stem, _, variant = name.partition(":")
     loaded = run_config.load_recipe(f"configs/{stem}.py:{variant}")
-    changes: dict[str, Any] = {"model.num_layers": LAYERS, "init_from": ""}
+    changes: dict[str, Any] = {"model.num_layers": LAYERS}
     if "control_layers" in loaded.model:
         changes |= {"model.control_layers": (LAYERS // 2, LAYERS), "data.clip.control_states": ""}
     if "vision_layers" in loaded.model:
