@@ -159,7 +159,7 @@ def make_config(**changes: Any) -> ml_collections.ConfigDict:
         ({"optimizer.ema_decay": 0.0}, "the target of the distillation is the EMA"),
         ({"loss.kind": "consistent"}, "expected one of flow, consistency"),
         ({"loss.memory_times": (9, 2)}, "must be an increasing pair"),
-        ({"sample.rollout.mode": "bidirectional"}, "that of the autoregressive model"),
+        ({"sample.rollout.mode": "bidirectional"}, "a student is autoregressive"),
     ],
 )
 def test_contradictions_are_reported(changes: dict[str, Any], message: str) -> None:
@@ -171,7 +171,7 @@ def test_the_published_recipe_states_its_teacher() -> None:
     system: Any = systems.create(run_config.load_recipe(f"{RECIPE}:8b"))
     spec = system.batch_spec(2)
     assert spec["negative_states"] == spec["text_states"]
-    assert system.copies == (parts.TEACHER,)
+    assert system.copies == (parts.TEACHER, parts.CRITIC)
     assert system.loss_takes_ema
 
 
