@@ -4,10 +4,12 @@ Variants (`--config=configs/cosmos_video2world.py:<variant>`):
   (none)       tiny model on the ray-cast rooms; minutes on two CPU cores
   tiny_action  the same model, conditioned on camera motion
   tiny_lora    LoRA adapters on the result of the first variant
+  tiny_lerobot the same model, conditioned on the commands of a LeRobot data set; docs/data.md
   2b, 14b      post-training of the published models with every value of the original's experiment; docs/cosmos.md
   2b_480p, 2b_10fps, 2b_480p_10fps, 14b_480p, ...  post-training of the checkpoints for 768x432 pixels and for 10 fps
   2b_lora, 14b_lora  LoRA adapters on the published models, which stay frozen in bfloat16
   2b_action    the published action-conditioned model
+  2b_lerobot   the same post-training on a LeRobot data set
 """
 
 import ml_collections
@@ -16,6 +18,7 @@ import ml_collections
 CHECKPOINTS = ("_480p", "_10fps", "_480p_10fps")
 VARIANTS = (
     *("", "tiny_action", "tiny_lora", "2b", "14b", "2b_lora", "14b_lora", "2b_action"),
+    *("tiny_lerobot", "2b_lerobot"),
     *(f"{size}{suffix}" for size in ("2b", "14b") for suffix in CHECKPOINTS),
 )
 #: Variants of published size, which the planner's table lists.
@@ -47,8 +50,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.clip.window_frames = 16
     if variant.endswith("_lora"):
         _lora(config, rank={"tiny": 4, "2b": 16, "14b": 32}[variant.removesuffix("_lora")])
-    if variant == "2b_action":
+    if variant in ("2b_action", "2b_lerobot"):
         _action(config)
+    if variant.endswith("_lerobot"):
+        _lerobot(config)
     config.lock()
     return config
 
@@ -215,3 +220,13 @@ def _action(config: ml_collections.ConfigDict) -> None:
     config.loss = {"high_ratio": 0.0, "conditioning_frames": (1, 1), "text_dropout": 0.2}
     # The original pipeline has no negative prompt, so that its guidance has no effect.
     config.sample.rollout.guidance = 0.0
+
+
+def _lerobot(config: ml_collections.ConfigDict) -> None:
+    """Set the sizes of 13 frames with the 6 commands of an SO-100 arm each; precompute prints those of other arms."""
+    config.data.records = "data/lerobot/records"
+    config.data.recording = {"source": ""}
+    config.data.clip.update({"window_frames": 4, "actions": "commands", "command_size": 6})
+    config.model.action_dim = 6 * 12
+    # A window of an action model continues one frame.
+    config.loss.conditioning_frames = (1, 1)

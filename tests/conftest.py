@@ -8,14 +8,15 @@ import sys
 
 TESTS = pathlib.Path(__file__).parent
 
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+import xla_flags  # noqa: E402
+
 # Before the first import of jax; commands started as subprocesses inherit the same settings.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most programs run once, so that compilation dominates the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", xla_flags.fast_compilation(8))
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 # Jobs in the background of a shell ignore Ctrl-C, and so would the commands that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

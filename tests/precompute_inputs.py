@@ -8,7 +8,7 @@ import numpy as np
 import tiny_videos
 
 from jworld.data.inputs import clips, fitting
-from jworld.data.recording import episodes
+from jworld.data.recording import episodes, lerobot_sets
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.models.autoencoders import linear
 from jworld.precompute.settings import Settings
@@ -62,6 +62,10 @@ def write_episodes(directory: pathlib.Path, splits: list[str]) -> None:
 
 def write_videos(folder: pathlib.Path, form: str, names: str = "abc") -> pathlib.Path:
     """Write videos of 19 frames at 10 frames/s and return the path for --input."""
+    if form == "lerobot":
+        write_episodes(folder / "episodes", ["train"] * len(names))
+        lerobot_sets.write(folder / "episodes", folder / "set")
+        return folder / "set"
     below = {"videos": "", "cosmos": "videos"}.get(form, "clips")
     listed = []
     for index, name in enumerate(names):

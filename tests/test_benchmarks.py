@@ -8,11 +8,12 @@ import sys
 from typing import Any
 
 import pytest
+import xla_flags
 
 pytestmark = pytest.mark.e2e
 
 ROOT = pathlib.Path(__file__).parent.parent
-FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+FLAGS = xla_flags.fast_compilation(1)
 
 
 def run(script: str, output: pathlib.Path, *arguments: str) -> Any:

@@ -7,13 +7,14 @@ import commands
 import numpy as np
 import PIL.Image
 import pytest
+import xla_flags
 
 from jworld import systems
 from jworld.systems import runs
 from jworld.systems.base import TextSystem, VideoSystem
 from jworld.utils import config as run_config
 
-ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"}
+ONE_DEVICE = {"XLA_FLAGS": xla_flags.fast_compilation(1)}
 CASES = cases.load()
 SYSTEMS = pytest.mark.parametrize("name", list(systems.REGISTRY))
 

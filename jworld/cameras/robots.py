@@ -57,31 +57,31 @@ ACTION_SIZE = 7
 
 @dataclasses.dataclass(frozen=True)
 class Motions:
-    """Actions of a file, [N, 7] float32 scaled as in training, and whether the file is a recording's annotation."""
+    """Actions of a file, [N, A] float32 scaled as in training, and whether the file is a recording's annotation."""
 
     values: np.ndarray
     is_annotation: bool
 
 
-def read_motions(path: pathlib.Path) -> Motions:
-    """Read actions from a JSON file.
+def read_motions(path: pathlib.Path, *, size: int = ACTION_SIZE) -> Motions:
+    """Read actions of `size` numbers from a JSON file.
 
     An annotation of the Bridge data set has `continuous_gripper_state` and `action`, or else `state`. As in the
     original's inference, the first six numbers of an action are scaled by `BRIDGE_SCALE`, and the gripper of a step is
-    the continuous state after it. Any other file has only `action`, rows of seven numbers that are already scaled.
+    the continuous state after it. Any other file has only `action`, rows of numbers that are already scaled.
 
     Raises:
       UserError: the file cannot be read, or its lists do not fit together.
     """
     facts = _read_object(path)
-    if GRIPPER not in facts:
+    if GRIPPER not in facts or size != ACTION_SIZE:
         if STATE in facts or ACTION not in facts:
             missing = GRIPPER if STATE in facts else ACTION
             raise UserError(
                 f"{path} lacks the key {missing!r}: give an annotation with {ACTION!r} and {GRIPPER!r}, or a file with "
-                f"only {ACTION!r}, rows of {ACTION_SIZE} numbers scaled as in training"
+                f"only {ACTION!r}, rows of {size} numbers scaled as in training"
             )
-        return Motions(_rows(facts, ACTION, path, exactly=ACTION_SIZE).astype(np.float32), is_annotation=False)
+        return Motions(_rows(facts, ACTION, path, exactly=size).astype(np.float32), is_annotation=False)
     gripper = _rows(facts, GRIPPER, path)
     if ACTION not in facts:
         states = _rows(facts, STATE, path, least=6)
@@ -99,12 +99,17 @@ def describe(motions: Motions) -> str:
     return f"{ACTION!r} is used as it is, so it must be scaled as in training"
 
 
-def resized(values: np.ndarray, count: int) -> np.ndarray:
-    """Return actions [N, 7] as [count, 7]: cut at their end, or standing still with the gripper as it is."""
+def resized(values: np.ndarray, count: int, *, still: bool = True) -> np.ndarray:
+    """Return actions [N, A] as [count, A], cut at their end or continued.
+
+    Motions continue standing `still` with the gripper as it is; otherwise the last action is repeated.
+    """
     kept = values[:count]
-    still = np.zeros((count - len(kept), ACTION_SIZE), values.dtype)
-    still[:, -1] = values[-1, -1]
-    return np.concatenate([kept, still])
+    if not still:
+        return np.concatenate([kept, np.repeat(values[-1:], count - len(kept), axis=0)])
+    rest = np.zeros((count - len(kept), ACTION_SIZE), values.dtype)
+    rest[:, -1] = values[-1, -1]
+    return np.concatenate([kept, rest])
 
 
 def _read_object(path: pathlib.Path) -> Mapping[str, Any]:

@@ -51,7 +51,7 @@ class Clip:
       prompt: caption, or its key in the text store of the data set.
       controls: actions and cameras, if they were recorded.
       tokens: recorded driving tokens [F], as indices into the manifest's `controls`, if there are any.
-      motion: recorded motion [4 (F - 1), 7] of a robot's hand, if there is any.
+      motion: recorded motion or commands of a robot [4 (F - 1), A], if there are any.
       first: stored states of the first frame, if the clip starts where its record does.
     """
 

@@ -45,6 +45,13 @@ def _add_videos(parser: arguments.Parser) -> None:
     add("--prompt", default="", help="caption of the videos without one (default: none, and such videos are refused)")
     add("--allow-missing-captions", action="store_true", help="give videos without a caption an empty one")
     add("--frames-fps", type=_RATE, help="frame rate of folders of images, in Hz (default: none)")
+    add("--camera", default="", metavar="KEY", help="camera to use of lerobot data (default: the only one)")
+    add(
+        "--commands",
+        default="",
+        metavar="KEY[:NAME,...]",
+        help="numbers of lerobot data that steer the model, such as observation.state or action:x,y (default: action)",
+    )
     add(
         "--val-share",
         type=float,
@@ -199,7 +206,18 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.text_embeddings is not None:
         given = _with_embeddings(given, options.text_embeddings)
     names = (
-        *("input", "format", "allow_missing_captions", "prompt", "frames_fps", "width", "height", "fit"),
+        *(
+            "input",
+            "format",
+            "allow_missing_captions",
+            "prompt",
+            "frames_fps",
+            "camera",
+            "commands",
+            "width",
+            "height",
+            "fit",
+        ),
         *("resampling", "fps", "frames", "stride", "remainder", "repeat_frames", "short_videos", "val_share"),
         *("items_per_shard", "autoencoder_dtype", "tile", "keep_posterior", "whitening", "seed"),
     )

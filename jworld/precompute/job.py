@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import rich.console
 
+from jworld.cameras import robots
 from jworld.data import records
 from jworld.data.inputs import formats, items
 from jworld.data.inputs.base import Format
@@ -40,12 +41,14 @@ class Work:
             prompt=settings.prompt,
             frames_fps=settings.frames_fps,
             root=settings.root,
+            camera=settings.camera,
+            commands=settings.commands,
             stored_text=(settings.given.text_encoder or "").startswith(f"{stored.KIND}:"),
         )
         self._format = formats.find(settings.format)
         listing = formats.list_items(settings.format, settings.input, options=options, val_share=settings.val_share)
         self._note(listing.notes)
-        self._items = listing.items
+        self._items, self._facts = listing.items, listing.facts
         self._check_items()
         for role in (model_encoders.TEXT, model_encoders.GLYPH, model_encoders.IMAGE):
             model_encoders.check(role, settings.specs[role.attribute])
@@ -112,6 +115,7 @@ class Work:
             **settings.specs,
             "keep_posterior": settings.keep_posterior,
             "items_per_shard": settings.items_per_shard,
+            **self._facts,
         }
 
     def write(self, output: shards.Output, index: int, count: int) -> None:
@@ -213,13 +217,14 @@ class Work:
             batch=len(jax.local_devices()),
         )
 
-    def _count_motions(self) -> int:
-        """Return the number of motions of a robot's hand in a clip, 0 if the videos have none."""
-        if all(item.hand is None for item in self._items):
-            return 0
+    def _count_motions(self) -> tuple[int, int] | None:
+        """Return the number of motions of a clip and of numbers in each; None if the videos have none."""
+        widths = {robots.ACTION_SIZE if item.hand is not None else len(item.commands) for item in self._items}
+        if not any(widths):
+            return None
         if self._cut.frames is None:
             raise UserError("clips with motions must have one length: give --frames, such as --frames 13 --stride 1")
-        return self._cut.frames - 1
+        return self._cut.frames - 1, max(widths)
 
     def _fps(self) -> float:
         if self._settings.fps is not None:
@@ -242,6 +247,7 @@ class Work:
             "cut": self._cut.manifest_entry(),
             **prompts.facts(texts),
             "vision_encoder": (self._images or weightless.NoImage(0)).manifest_entry(),
+            **self._facts,
         }
         if "w2c" in maker.arrays:
             manifest["camera_convention"] = records.CAMERA_CONVENTION

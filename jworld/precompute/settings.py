@@ -29,6 +29,7 @@ class Settings:
       allow_missing_captions: use an empty caption for videos without one.
       prompt: caption of videos without one.
       frames_fps: frames per second of folders of images.
+      camera, commands: see `items.ListOptions`.
       width, height: image size in pixels.
       fit, resampling: see `fitting.Fit`.
       fps, frames, stride, remainder, repeat_frames, short_videos: see `clips.CutConfig`.
@@ -49,6 +50,8 @@ class Settings:
     allow_missing_captions: bool = False
     prompt: str = ""
     frames_fps: float | None = None
+    camera: str = ""
+    commands: str = ""
     width: int | None = None
     height: int | None = None
     fit: str | None = None

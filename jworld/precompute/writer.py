@@ -128,8 +128,7 @@ class Maker:
             assert clip.controls is not None
             record["control"] = control_numbers(clip.controls, self.format.control_tokens)[every]
         if "motion" in self.arrays:
-            assert clip.hand is not None
-            record["motion"] = robots.relative_actions(clip.hand[:, :6], clip.hand[:, 6])
+            record["motion"] = _motion(clip)
         if states is not None:
             record["vision_states"] = states.astype(ml_dtypes.bfloat16)
         if "prompt" in self.arrays:
@@ -144,6 +143,14 @@ class Maker:
             labels = [actions.label_from_name(word) for word in clip.controls.words[every]]
             return np.array([0, *labels[1:]], np.int32)
         return actions.labels_from_poses(clip.w2c[every], min_translation=actions.TRAINING_MIN_TRANSLATION)
+
+
+def _motion(clip: clips.Clip) -> np.ndarray:
+    """Return what happens between the T frames of a clip, float32 [T - 1, A]."""
+    if clip.commands is not None:
+        return clip.commands.astype(np.float32)
+    assert clip.hand is not None
+    return robots.relative_actions(clip.hand[:, :6], clip.hand[:, 6])
 
 
 def control_numbers(controls: items.Controls, tokens: Sequence[str]) -> np.ndarray:

@@ -40,6 +40,34 @@ def find(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.Path:
     return found if match is None else _download(*match, weights)
 
 
+@functools.lru_cache(maxsize=32)
+def find_data(name: str, patterns: tuple[str, ...]) -> pathlib.Path:
+    """Return the local copy of those files of a data set on the hub that match the patterns.
+
+    Raises:
+      UserError: `name` is not an id, or the data set is neither on the hub nor among earlier downloads.
+    """
+    match = _match(name)
+    if match is None or match[2]:
+        raise errors.UserError(f"{name} is absent, expected a folder, or an id OWNER/NAME of the hub: correct the path")
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    load = functools.partial(
+        api.snapshot_download, match[0], repo_type="dataset", revision=match[1], allow_patterns=list(patterns)
+    )
+    try:
+        return pathlib.Path(load())
+    except Exception as error:  # exceptions depend on the network library of the hub's client
+        try:
+            return pathlib.Path(load(local_files_only=True))
+        except (OSError, ValueError):
+            raise errors.UserError(
+                f"{name} is neither a folder here nor could it be downloaded from the hub ({errors.one_line(error)}): "
+                "check the spelling, log in with `hf auth login` if it is private, or give a folder"
+            ) from error
+
+
 def _match(text: str) -> tuple[str, str | None, str] | None:
     """Return repository, revision and sub-folder of an id; None for other text, such as a path of this machine."""
     match = _ID.fullmatch(text)

@@ -8,6 +8,7 @@ import sys
 
 import commands
 import pytest
+import xla_flags
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -91,7 +92,7 @@ print(json.dumps(noted))
 
 def measure(program: str, folder: pathlib.Path) -> dict[int, int]:
     """Run a program in a process of its own; return its memory in kB after so many units of work."""
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    flags = xla_flags.fast_compilation(1)
     result = subprocess.run(
         [sys.executable, "-c", HEAD + program, str(folder)],
         cwd=TESTS,

@@ -6,6 +6,7 @@ import commands
 import numpy as np
 import pytest
 import rich.console
+import xla_flags
 
 from jworld import evaluate
 from jworld.data import records
@@ -18,7 +19,7 @@ from scripts import release_autoencoder
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 #: Programs run a few times: compiling them is what takes time.
-FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"}
+FLAGS = {"XLA_FLAGS": xla_flags.fast_compilation(1)}
 
 
 @pytest.fixture(scope="module")

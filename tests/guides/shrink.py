@@ -18,6 +18,7 @@ import pathlib
 import re
 
 import commands
+import xla_flags
 
 #: Two steps on one device.
 RUN = (
@@ -155,6 +156,7 @@ RECIPES = {
     "ar_distill.py:forcing": (*_WORLDPLAY, "--config.critic.updates=1"),
     "cosmos_video2world.py": _COSMOS,
     "cosmos_video2world.py:tiny_action": _COSMOS,
+    "cosmos_video2world.py:tiny_lerobot": _COSMOS,
     "cosmos_video2world.py:2b": _COSMOS_PUBLISHED,
     "cosmos_video2world.py:2b_lora": (
         *_COSMOS_PUBLISHED,
@@ -259,7 +261,7 @@ VALUES = {
     "train_step.py --config configs/": "train_step.py --config small/",
 }
 ENVIRONMENT = {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+    "XLA_FLAGS": xla_flags.fast_compilation(1),
     "JAX_OPTIMIZATION_LEVEL": "O0",
     "HF_HUB_OFFLINE": "1",
     "COLUMNS": "200",

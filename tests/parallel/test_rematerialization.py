@@ -6,6 +6,7 @@ import sys
 
 import commands
 import pytest
+import xla_flags
 
 PROGRAM = """
 import sys
@@ -41,7 +42,7 @@ WORLDPLAY = ("configs/ar_mem.py:rooms", *(word.removeprefix("--config.") for wor
 )
 def test_no_involuntary_rematerialization(run: tuple[str, ...], mesh: tuple[str, ...]) -> None:
     environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags.fast_compilation(8),
         "JAX_ENABLE_COMPILATION_CACHE": "0",  # a program that is read back gives no warnings
     }
     result = subprocess.run(

@@ -50,6 +50,11 @@ def first_batch(arguments: list[str]) -> dict[str, np.ndarray]:
         ("videos", ("--image-encoder=none",), "configs/cosmos_video2world.py"),
         ("cosmos", ("--text-encoder=hashed-words:24",), "configs/cosmos_video2world.py"),
         ("bridge", ("--text-encoder=none:24", "--stride=4"), "configs/cosmos_video2world.py:tiny_action"),
+        (
+            "lerobot",
+            ("--text-encoder=hashed-words:24", "--stride=4", "--camera=front", "--fps=8"),
+            "configs/cosmos_video2world.py:tiny_lerobot",
+        ),
         ("matrix", ("--whitening=0.5",), "configs/matrix_lora.py:base"),
         ("worldplay", (), "configs/ar_mem.py:rooms"),
     ],

@@ -7,13 +7,14 @@ import commands
 import numpy as np
 import pytest
 import tensorstore
+import xla_flags
 from systems import test_fifth_system
 from tensorboardX.proto import event_pb2
 
 from jworld import systems, train
 from jworld.training import metrics, writers
 
-ENVIRONMENT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"}
+ENVIRONMENT = {"XLA_FLAGS": xla_flags.fast_compilation(1)}
 CASES = cases.load()
 PROMPT = "--config.sample.prompts=('Which way?',)"
 

@@ -29,6 +29,7 @@ ZERO = {
     *("optimizer.skip_norm", "optimizer.warmup_steps", "optimizer.weight_decay", "data.clip.images"),
     *("data.clip.world_size", "data.clip.glyph_tokens", "data.clip.temporal_context", "model.vision_layers"),
     *("model.blocks", "model.refiner_layers", "model.world.autoencoder_blocks", "model.world.steps"),
+    "data.clip.command_size",
     # Shares.
     *("data.clip.control_dropout", "data.clip.memory_probability", "data.clip.text_dropout", "data.videos.val_share"),
     *("data.conversations.val_share", "data.encoding.whitening", "loss.clean_context", "loss.own_errors"),

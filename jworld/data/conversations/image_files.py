@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from jworld.data.conversations import spatial, tables
+from jworld.data import tables
+from jworld.data.conversations import spatial
 from jworld.data.inputs import image as inputs
 from jworld.utils import limits
 

@@ -103,6 +103,7 @@ class Clip:
       intrinsics: float64 [T, 3, 3] divided by the image size, corrected for the crop, or None.
       controls: what was pressed, one word per frame, or None.
       hand: float64 [T, 7] state of a robot arm's hand, or None.
+      commands: float64 [T - 1, A], the last command before each frame after the first, or None.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Clip:
     intrinsics: np.ndarray | None
     controls: items.Controls | None
     hand: np.ndarray | None
+    commands: np.ndarray | None
 
 
 def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
@@ -128,7 +130,7 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
         raise UserError(item.problem)
     if item.split is None:
         raise ValueError(f"item {item.name} has no split: see items.with_splits")
-    source = video.open_video(item.video, frames_fps=item.frames_fps)
+    source = item.open_video() if item.open_video else video.open_video(item.video, frames_fps=item.frames_fps)
     tracks = item.read_tracks(len(source.times))
     fps = config.fps or video.rate(source)
     picks, length, starts = _plan(source, item, config, fps)
@@ -148,6 +150,8 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
             else config.fit.intrinsics(tracks.intrinsics[chosen], source.size),
             controls=None if tracks.controls is None else tracks.controls.take(chosen),
             hand=None if tracks.hand is None else tracks.hand[chosen],
+            # A frame that is repeated keeps the command that led to it.
+            commands=None if tracks.commands is None else tracks.commands[np.maximum(chosen[1:] - 1, 0)],
         )
         del frames
 

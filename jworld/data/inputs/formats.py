@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from jworld.data.inputs import bridge, cosmos, episodes, items, matrix, videos, worldplay
+from jworld.data.inputs import bridge, cosmos, episodes, items, lerobot, matrix, videos, worldplay
 from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
@@ -16,6 +16,7 @@ FORMATS: dict[str, Format] = {
         worldplay.FORMAT,
         cosmos.FORMAT,
         bridge.FORMAT,
+        lerobot.FORMAT,
         matrix.FORMAT,
     )
 }

@@ -6,13 +6,14 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jworld.cameras import actions, poses
 from jworld.data import records
+from jworld.data.inputs.video import Video
 from jworld.utils import files
 from jworld.utils.errors import UserError
 
@@ -41,12 +42,14 @@ class Tracks:
       intrinsics: float64 [T, 3, 3], divided by the image size.
       controls: what was pressed, one word per frame.
       hand: float64 [T, 7], state of a robot arm: x, y, z, roll, pitch, yaw, gripper.
+      commands: float64 [T, A], what a robot was told at each frame, scaled for training.
     """
 
     w2c: np.ndarray | None = None
     intrinsics: np.ndarray | None = None
     controls: Controls | None = None
     hand: np.ndarray | None = None
+    commands: np.ndarray | None = None
 
 
 def no_tracks(frames: int) -> Tracks:
@@ -64,7 +67,9 @@ class Item:
       caption: its text.
       split: "train" or "val"; None if the format has no splits.
       cameras, controls, hand: the files that `read_tracks` opens.
+      commands: names of the numbers of a command; () if the video has none.
       frames_fps: frames per second of a folder of images.
+      open_video: opens the item if it is a part of the file `video`.
       first_frame: number of the first frame to use.
       moves_back: begin earlier than `first_frame` if no clip fits after it, as late as one fits.
       read_tracks: number of frames of the video -> its tracks; a `UserError` if the files disagree with the video.
@@ -78,7 +83,9 @@ class Item:
     cameras: pathlib.Path | None = None
     controls: pathlib.Path | None = None
     hand: pathlib.Path | None = None
+    commands: tuple[str, ...] = ()
     frames_fps: float | None = None
+    open_video: Callable[[], Video] | None = None
     first_frame: int = 0
     moves_back: bool = False
     read_tracks: Callable[[int], Tracks] = no_tracks
@@ -87,10 +94,11 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Items sorted by name, and sentences for the user about what was ignored."""
+    """Items sorted by name, notes about what was ignored, and facts for the manifest of the records."""
 
     items: list[Item]
     notes: list[str] = dataclasses.field(default_factory=list)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +111,8 @@ class ListOptions:
       frames_fps: frames per second of folders of images.
       root: base of the relative paths in an index file; None for the folder of the index file.
       stored_text: captions are encoded already, in a file that the user names.
+      camera: which camera to use, in formats with several; "" if there is only one.
+      commands: which recorded numbers steer the model, in formats with commands; "" for the format's default.
     """
 
     require_captions: bool = True
@@ -110,6 +120,8 @@ class ListOptions:
     frames_fps: float | None = None
     root: pathlib.Path | None = None
     stored_text: bool = False
+    camera: str = ""
+    commands: str = ""
 
 
 def with_splits(items: Iterable[Item], val_share: float) -> list[Item]:

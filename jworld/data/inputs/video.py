@@ -84,12 +84,18 @@ class VideoFile:
     The container's count is not reliable: files that were cut without encoding hold frames that are never shown.
     """
 
-    def __init__(self, path: pathlib.Path, *, last_seconds: float | None = None) -> None:
-        """Open a file, or only about its `last_seconds`."""
+    def __init__(
+        self, path: pathlib.Path, *, last_seconds: float | None = None, section: tuple[float, float] | None = None
+    ) -> None:
+        """Open a file, or only about its `last_seconds`, or the frames that begin in [begin, end) seconds."""
         self.path = path
         if not path.is_file():
             raise UserError(f"{path} is absent, expected a video: add it or correct the path")
         self._input = ["-copyts", "-sseof", f"-{last_seconds}"] if last_seconds else []
+        if section is not None:
+            # The decoder starts at the key frame before, and what is shown earlier is dropped.
+            begin, end = section
+            self._input = ["-ss", f"{max(begin, 0.0):.6f}", "-t", f"{max(end - begin, 0.0):.6f}"]
         self._input += ["-max_pixels", str(limits.IMAGE_PIXELS), *ffmpeg.source(path)]
         command = _ffmpeg("-loglevel", "level+info", "-xerror", *self._input, *_FRAMES, "-enc_time_base", "demux")
         # Audio packets are copied for their times, since an audio track may outlast the frames.
@@ -110,7 +116,8 @@ class VideoFile:
                 f"{path}: the time stamp of frame {frame} is not after the one before it, expected increasing ones: "
                 "encode the video again, with ffmpeg -i"
             )
-        self._refuse_short(seconds, ends, log, absolute=last_seconds is not None)
+        if section is None:
+            self._refuse_short(seconds, ends, log, absolute=last_seconds is not None)
         self.times = seconds - seconds[0]
 
     def frames(self) -> Generator[np.ndarray, None, None]:

@@ -16,7 +16,7 @@ of the clip, and T for its pixel frames.
 | w2c, intrinsics | [F, 4, 4], [F, 3, 3] F32 | cameras |
 | action | [F] I32 | WorldPlay's action labels |
 | control | [F] I32 | recorded controls, as indices into the manifest's `controls` |
-| motion | [T - 1, 7] F32 | motion of a robot's hand between frames, see `jworld.cameras.robots` |
+| motion | [T - 1, A] F32 | between frames: motion of a robot's hand, see `jworld.cameras.robots`, or its commands |
 | vision_states | [V, Dv] BF16 | encoded first frame |
 | prompt | [] I32 | row in the text store |
 """
@@ -210,14 +210,14 @@ def make_arrays(
     cameras: bool = False,
     action: bool = False,
     control: bool = False,
-    motions: int = 0,
+    motions: tuple[int, int] | None = None,
     vision: tuple[int, int] | None = None,
     prompt: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Return a manifest's `arrays`: latents [H, W, C] and image_cond always, the others on request.
 
-    `motions` is the number of motions of a robot's hand per clip; `vision` is (tokens, width) of the encoded first
-    frame.
+    `motions` is the number of motions of a clip and of numbers in each; `vision` is (tokens, width) of the encoded
+    first frame.
     """
     chosen: dict[str, tuple[str, list[int | str]]] = {
         "latent": ("BF16", [FRAMES, *latent_shape]),
@@ -230,8 +230,8 @@ def make_arrays(
     for name, included in (("action", action), ("control", control)):
         if included:
             chosen[name] = ("I32", [FRAMES])
-    if motions:
-        chosen["motion"] = ("F32", [motions, 7])
+    if motions is not None:
+        chosen["motion"] = ("F32", [*motions])
     if vision is not None:
         chosen["vision_states"] = ("BF16", [*vision])
     if prompt:

@@ -16,9 +16,6 @@ from jworld.data import pipeline
 from jworld.systems.worldplay.data import TextStore
 from jworld.utils import ranges
 
-#: Size of one motion: translation (3), rotation (3), gripper (1).
-MOTION = 7
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
@@ -29,16 +26,29 @@ class ClipConfig:
       window_frames: latent frames of an example, counted from the start of the clip.
       text_tokens: text tokens; a shorter caption is padded with zeros, which the model attends to.
       actions: "" for a model without actions; "poses" for the camera's motion from latent to latent; "motion" for the
-        record's array of that name, [steps, 7] per pixel frame.
+        record's array of that name, [steps, 7] per pixel frame; "commands" for recorded commands there, [steps,
+        command_size] per pixel frame.
+      command_size: numbers of a command; 0 without commands.
     """
 
     latent_size: tuple[ranges.Size, ranges.Size]
     window_frames: Annotated[int, ranges.Range(2, 2**20)] = 24
     text_tokens: ranges.Size = 512
-    actions: Literal["", "poses", "motion"] = ""
+    actions: Literal["", "poses", "motion", "commands"] = ""
+    command_size: Annotated[int, ranges.Range(0, 4096)] = 0
 
     def __post_init__(self) -> None:
         ranges.check(self)
+        if (self.actions == "commands") != bool(self.command_size):
+            raise ValueError(
+                f"command_size is {self.command_size} and actions {self.actions!r}, expected a positive size with "
+                "'commands', and 0 with all others"
+            )
+
+    @property
+    def action_size(self) -> int:
+        """Numbers of one action: a command's, or translation (3), rotation (3) and gripper (1) of a motion."""
+        return self.command_size or robots.ACTION_SIZE
 
 
 class FirstFrames(grain.transforms.RandomMap):
@@ -61,6 +71,6 @@ class FirstFrames(grain.transforms.RandomMap):
         }
         if clip.actions == "poses":
             example["motion"] = robots.camera_actions(record["w2c"][: clip.window_frames])
-        elif clip.actions == "motion":
+        elif clip.actions in ("motion", "commands"):
             example["motion"] = record["motion"].astype(np.float32)
         return example

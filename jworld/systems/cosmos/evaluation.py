@@ -42,7 +42,7 @@ def motion_per_window(session: Session, clip: held_out.Clip, windows: int) -> li
     size = session.clip.window_frames - 1
     if session.clip.actions == "poses":
         motion = robots.camera_actions(clip.camera_controls.w2c)
-    elif session.clip.actions == "motion":
+    elif session.clip.actions in ("motion", "commands"):
         if clip.motion is None:
             raise errors.UserError(
                 f"the held-out clip {clip.name} has no recorded motion, which steers the model: evaluate on records "

@@ -48,7 +48,8 @@ class Session:
     def programs(self) -> Iterator[Program]:
         """See `CompiledSession`."""
         cfg = self._sampler.model.cfg
-        motion = None if cfg.action_dim is None else (cfg.action_dim // data.MOTION, data.MOTION)
+        size = self.clip.action_size
+        motion = None if cfg.action_dim is None else (cfg.action_dim // size, size)
         yield self._sampler.program(self._shape, (self.sample.rows, self.clip.text_tokens, cfg.text_dim), motion)
 
     @property

@@ -29,7 +29,7 @@ from jworld.systems.cosmos.session import Session
 from jworld.utils import errors, notes
 
 #: Input formats whose records the system trains on.
-FORMATS = ("cosmos", "bridge", "videos")
+FORMATS = ("cosmos", "bridge", "lerobot", "videos")
 RECIPE = "configs/cosmos_video2world.py"
 #: Families of autoencoders of other systems, whose records of videos alone belong to those.
 OTHERS = ("cogvideox", "hunyuan15")
@@ -104,7 +104,8 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
         if source not in FORMATS or "prompt" not in arrays or (source == "videos" and family in OTHERS):
             return None
         is_tiny, is_steered = family == linear.FAMILY, "motion" in arrays
-        recipe = f"{RECIPE}:{('tiny_action' if is_tiny else '2b_action') if is_steered else '' if is_tiny else '2b'}"
+        size, steered = "tiny" if is_tiny else "2b", "lerobot" if "commands" in manifest else "action"
+        recipe = f"{RECIPE}:{f'{size}_{steered}' if is_steered else '' if is_tiny else '2b'}"
         needed: dict[str, Any] = {
             **({"data.recording.source": ""} if is_tiny else {}),
             "data.clip.latent_size": tuple(manifest["latent_shape"][:2]),
@@ -116,14 +117,18 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             # A record has the motions of all its frames.
             latents = next(length for clips in manifest["clips"].values() for length in clips)
             motions = manifest["temporal_ratio"] * (latents - 1)
-            needed |= {"data.clip.window_frames": latents, "data.clip.actions": "motion"}
-            needed["model.action_dim"] = data.MOTION * motions
+            numbers = arrays["motion"]["shape"][-1]
+            needed |= {"data.clip.window_frames": latents, "model.action_dim": numbers * motions}
+            if "commands" in manifest:
+                needed["data.clip.command_size"] = numbers
+            else:
+                needed["data.clip.actions"] = "motion"
         return matching.arguments(recipe.removesuffix(":"), directory, needed)
 
     @property
     def motion_steps(self) -> int:
         """Motions per window of an action model; 0 without actions."""
-        return 0 if self.model_config.action_dim is None else self.model_config.action_dim // data.MOTION
+        return 0 if self.model_config.action_dim is None else self.model_config.action_dim // self.clip.action_size
 
     def _check_fit(self, sequence: int) -> None:
         model, clip = self.model_config, self.clip
@@ -139,10 +144,15 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
                 f"config.sample.rollout.conditioning_frames is {self.sample.conditioning_frames}, expected 1: a "
                 "window of an action model continues one frame"
             )
-        if clip.actions == "poses" and model.action_dim != data.MOTION * (clip.window_frames - 1):
+        size = clip.action_size
+        if clip.actions == "poses" and model.action_dim != size * (clip.window_frames - 1):
             raise errors.UserError(
-                f"config.model.action_dim is {model.action_dim}, expected {data.MOTION * (clip.window_frames - 1)}: "
-                f"{data.MOTION} numbers for every latent of the window after the first"
+                f"config.model.action_dim is {model.action_dim}, expected {size * (clip.window_frames - 1)}: {size} "
+                "numbers for every latent of the window after the first"
+            )
+        if clip.actions and model.action_dim is not None and model.action_dim % size:
+            raise errors.UserError(
+                f"config.model.action_dim is {model.action_dim}, expected a multiple of the {size} numbers of an action"
             )
         if model.views is not None:
             raise errors.UserError("config.model.views: training with several cameras is not supported: set it to None")
@@ -176,14 +186,14 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             "text_states": records.ArraySpec(states, jnp.bfloat16, ("batch", None, None)),
         }
         if model.action_dim is not None:
-            shape = (global_batch, self.motion_steps, data.MOTION)
+            shape = (global_batch, self.motion_steps, clip.action_size)
             specs["motion"] = records.ArraySpec(shape, np.float32, ("batch", None, None))
         return specs
 
     def manifest_expectations(self) -> dict[str, Any]:
         """See `LatentVideoSystem`."""
         clip = self.clip
-        actions = {"": (), "poses": ("w2c",), "motion": ("motion",)}[clip.actions]
+        actions = {"": (), "poses": ("w2c",), "motion": ("motion",), "commands": ("motion",)}[clip.actions]
         return {
             "arrays": ("latent", "prompt", *actions),
             "latent_shape": [*clip.latent_size, self.model_config.channels],
@@ -249,18 +259,19 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
         if values.is_annotation and length is None:
             length = "cut" if len(values.values) >= steps else None
         count = lengths.whole(len(values.values), steps, length, where=f"--pose {pose}", unit="motions", chunk="window")
-        parts = robots.resized(values.values, count).reshape(-1, steps, data.MOTION)
+        resized = robots.resized(values.values, count, still=self.clip.actions != "commands")
+        parts = resized.reshape(-1, steps, self.clip.action_size)
         return [results.Action(control=part, name=f"window {i + 1}") for i, part in enumerate(parts)]
 
     def _motions(self, pose: str) -> robots.Motions:
         if trajectories.is_file(pose):
-            motions = robots.read_motions(pathlib.Path(pose))
+            motions = robots.read_motions(pathlib.Path(pose), size=self.clip.action_size)
             notes.note(f"--pose {pose}: {robots.describe(motions)}")
             return motions
         if self.clip.actions != "poses":
             raise errors.UserError(
                 f"--pose {pose}: the model was not trained on camera poses: give a JSON file with 'action', a list of "
-                f"{data.MOTION} numbers per frame"
+                f"{self.clip.action_size} numbers per frame"
             )
         return robots.Motions(robots.camera_actions(pose_strings.path(pose, self.units).w2c), is_annotation=False)
 
@@ -275,6 +286,11 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             raise errors.UserError(
                 "the checkpoint is a Cosmos-Predict2 model without actions, which cannot be steered: give a "
                 "--checkpoint of its action model"
+            )
+        if self.clip.actions == "commands":
+            raise errors.UserError(
+                "the checkpoint is steered by recorded commands of a robot, which have no keys: use jworld generate "
+                "--pose FILE"
             )
         return live.CAMERA_KEYS if self.clip.actions == "poses" else hand.KEYS
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from jworld.data.conversations import image_files, tables
+from jworld.data import tables
+from jworld.data.conversations import image_files
 from jworld.systems.theworld.evaluation import answers, benchmarks
 from jworld.utils.errors import UserError
 

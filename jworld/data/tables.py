@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from pyarrow import parquet
+import pyarrow as pa
+from pyarrow import compute, parquet
 
 from jworld.utils import limits
 from jworld.utils.errors import UserError, one_line
@@ -63,3 +64,32 @@ def files(path: pathlib.Path, suffix: str) -> list[pathlib.Path]:
     if not found:
         raise UserError(f"{path} holds no {suffix} file, expected at least one: correct the path or the format")
     return found
+
+
+def select(path: str | pathlib.Path, names: list[str], column: str, value: int) -> pa.Table:
+    """Return these columns of the rows whose `column` has this value; groups of other rows are not read."""
+    table = _open(str(path))
+    if lacking := [name for name in (*names, column) if name not in table.schema_arrow.names]:
+        raise UserError(f"{path} has no column {lacking[0]!r}, expected {', '.join(names)}: download the file again")
+    parts = [table.schema_arrow.empty_table().select(names)]
+    for group in range(table.num_row_groups):
+        if not _may_hold(table.metadata.row_group(group), column, value):
+            continue
+        try:
+            part = table.read_row_group(group, columns=list(dict.fromkeys((*names, column))))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: row group {group} is damaged ({one_line(error)}): download the file again"
+            ) from error
+        parts.append(part.filter(compute.equal(part.column(column), value)).select(names))
+    return pa.concat_tables(parts)
+
+
+def _may_hold(group: Any, column: str, value: int) -> bool:
+    """Return whether a row group can hold this value by the range of its column, if the file has it."""
+    for place in range(group.num_columns):
+        facts = group.column(place)
+        if facts.path_in_schema == column:
+            known = facts.statistics
+            return known is None or not known.has_min_max or bool(known.min <= value <= known.max)
+    return True

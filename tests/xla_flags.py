@@ -1,0 +1,13 @@
+"""XLA flags of the tests, most of whose time is compilation."""
+
+import importlib.metadata
+
+#: The newer kernels of the CPU take twice as long to compile. From jaxlib 0.11 on they cannot be turned off.
+_OLD_KERNELS = "--xla_cpu_use_fusion_emitters=false"
+
+
+def fast_compilation(devices: int) -> str:
+    """Return flags for `devices` virtual devices and for programs that run only once or twice."""
+    version = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
+    kernels = f" {_OLD_KERNELS}" if version < (0, 11) else ""
+    return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0{kernels}"
