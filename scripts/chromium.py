@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools protocol, for tests of the page and pictures of it."""
+"""A headless Chromium, driven over its DevTools protocol, for tests of the page and images of it."""
 
 import asyncio
 import base64

@@ -1,8 +1,8 @@
 """Record the page of `jworld play` as an animated WebP: the image, and the keys that are held.
 
 A server of the checkpoint runs in this process, and headless Chromium shows its page. The keys are pressed on the page,
-step by step, and every frame is drawn when the picture of the one before is taken. So the same settings give the same
-pictures on any machine, however slow it is.
+step by step, and every frame is drawn when the screenshot of the one before is taken. So the same settings give the same
+screenshots on any machine, however slow it is.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ async def record(
     every: int,
     width: int,
 ) -> list[PIL.Image.Image]:
-    """Play the keys on the page, and return a picture of every `every`-th frame, `width` pixels wide."""
+    """Play the keys on the page, and return a screenshot of every `every`-th frame, `width` pixels wide."""
     start = key_logs.Start(image=first[0].image, prompt=first[0].caption, seed=seed)
     codes = {key.name: key.codes[0] for key in world.keys}
     held: list[str] = []
@@ -119,14 +119,14 @@ async def record(
                         while not await page.value("play.take()"):
                             await asyncio.sleep(0.02)
                         if drawn % every == 0:
-                            found.append(await picture(page, width))
+                            found.append(await screenshot(page, width))
                         drawn += 1
                     steps += 1
-                    print(f"step {steps}, {name}: {len(found)} pictures", flush=True)
+                    print(f"step {steps}, {name}: {len(found)} screenshots", flush=True)
     return found
 
 
-async def picture(page: chromium.Page, width: int) -> PIL.Image.Image:
+async def screenshot(page: chromium.Page, width: int) -> PIL.Image.Image:
     """Return the image and the keys of the page as they are now."""
     box = await page.value(
         "(([a, b]) => ({ x: a.left, y: a.top, width: a.width, height: b.bottom - a.top + 6 }))"
@@ -137,24 +137,24 @@ async def picture(page: chromium.Page, width: int) -> PIL.Image.Image:
     return image.resize((width, round(image.height * width / image.width)), PIL.Image.Resampling.LANCZOS)
 
 
-def encode(pictures: Sequence[PIL.Image.Image], *, fps: float, most: int) -> tuple[bytes, int]:
+def encode(screenshots: Sequence[PIL.Image.Image], *, fps: float, most: int) -> tuple[bytes, int]:
     """Return an animated WebP of at most `most` bytes, and its quality; a `UserError` if none is small enough."""
     for quality in QUALITIES:
         stream = io.BytesIO()
-        pictures[0].save(
+        screenshots[0].save(
             stream,
             "webp",
             save_all=True,
-            append_images=pictures[1:],
+            append_images=screenshots[1:],
             duration=round(1000 / fps),
             loop=0,
             quality=quality,
             method=4,
         )
-        if stream.tell() <= most:
+        if len(stream.getvalue()) <= most:
             return stream.getvalue(), quality
     raise errors.UserError(
-        f"--bytes is {most}, but {len(pictures)} pictures need {stream.tell()} at the lowest quality: give fewer "
+        f"--bytes is {most}, but {len(screenshots)} screenshots need {len(stream.getvalue())} at the lowest quality: give fewer "
         "--keys, a smaller --width or a larger --every"
     )
 
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--keys", default="w*2,w+right,right*2,w*2,w+left,left", help="actions and their steps")
     add("--view", type=int, default=1, help="number of the first image")
     add("--seed", type=int, default=0, help="random seed for the noise")
-    add("--every", type=arguments.positive, default=2, help="frames of the model per picture")
+    add("--every", type=arguments.positive, default=2, help="frames of the model per screenshot")
     add("--width", type=arguments.positive, default=480, help="width in pixels")
     add("--bytes", type=arguments.positive, default=300_000, help="largest size of the file")
     options = parser.parse(argv)
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 live.split(world.keys, name)
         except ValueError as error:
             raise errors.UserError(f"--keys: {error}") from error
-        pictures = asyncio.run(
+        screenshots = asyncio.run(
             record(
                 world,
                 first,
@@ -198,12 +198,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         )
     fps = world.fps / options.every
-    content, quality = encode(pictures, fps=fps, most=options.bytes)
+    content, quality = encode(screenshots, fps=fps, most=options.bytes)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_bytes(content)
-    width, height = pictures[0].size
+    width, height = screenshots[0].size
     print(
-        f"wrote {options.output}: {len(pictures)} pictures of {width}x{height} at {fps:g} per second, "
+        f"wrote {options.output}: {len(screenshots)} screenshots of {width}x{height} at {fps:g} per second, "
         f"quality {quality}, {len(content) / 1e3:.0f} kB; weights {world.identity[:12]}, view {options.view}, "
         f"seed {options.seed}, keys {options.keys}"
     )

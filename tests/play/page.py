@@ -37,7 +37,7 @@ async def playing(
 
 
 async def shoot(page: chromium.Page, name: str) -> None:
-    """Save a screenshot if somebody wants to look at it."""
+    """Save a screenshot if a folder for it is given."""
     if os.environ.get(SHOTS):
         await page.screenshot(pathlib.Path(os.environ[SHOTS]) / f"{name}.png")
 

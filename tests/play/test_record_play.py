@@ -24,13 +24,13 @@ def test_keys_and_mistakes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 
 def test_a_file_of_at_most_so_many_bytes() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (3, 24, 32, 3)).astype(np.uint8)
-    pictures = [PIL.Image.fromarray(image) for image in noise]
-    best, quality = record_play.encode(pictures, fps=8, most=100_000)
+    screenshots = [PIL.Image.fromarray(image) for image in noise]
+    best, quality = record_play.encode(screenshots, fps=8, most=100_000)
     assert quality == 90
-    small, lower = record_play.encode(pictures, fps=8, most=len(best) * 3 // 4)
+    small, lower = record_play.encode(screenshots, fps=8, most=len(best) * 3 // 4)
     assert len(small) <= len(best) * 3 // 4
     assert lower < quality
     with PIL.Image.open(io.BytesIO(small)) as image:
         assert (image.n_frames, image.size) == (3, (32, 24))
-    with pytest.raises(errors.UserError, match="--bytes is 100, but 3 pictures need"):
-        record_play.encode(pictures, fps=8, most=100)
+    with pytest.raises(errors.UserError, match="--bytes is 100, but 3 screenshots need"):
+        record_play.encode(screenshots, fps=8, most=100)

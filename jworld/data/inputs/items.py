@@ -42,7 +42,7 @@ class Tracks:
       intrinsics: float64 [T, 3, 3], divided by the image size.
       controls: what was pressed, one word per frame.
       hand: float64 [T, 7], state of a robot arm: x, y, z, roll, pitch, yaw, gripper.
-      commands: float64 [T, A], what a robot was told at each frame, scaled for training.
+      commands: float64 [T, A], what a robot receives at each frame, scaled for training.
     """
 
     w2c: np.ndarray | None = None

@@ -327,7 +327,7 @@ def _read_tracks(episode: _Episode, commands: _Commands | None, frames: int) -> 
         values = np.array(table.column(commands.key).to_pylist(), np.float64).reshape(frames, -1)[order]
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{episode.table}: {commands.key!r} has rows that are no lists of numbers: correct it"
+            f"{episode.table}: {commands.key!r} has a row that is not a list of numbers: correct it"
         ) from error
     if values.shape[1] <= max(commands.columns) or not np.isfinite(values).all():
         raise UserError(

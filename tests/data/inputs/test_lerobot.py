@@ -48,7 +48,7 @@ def test_episodes_begin_and_end_where_lerobot_says(sets, name):
         ("episode_000002", 9, "pick up block 2"),
     ]
     assert [times(clip) for clip in found] == [list(range(9))] * 3 + [list(range(9, 18))]
-    # The strip tells the episode, so no frame of a neighbor in the same file is shown.
+    # The strip belongs to the episode, so no frame of a neighbor in the same file is shown.
     widths = [int((np.abs(clip.frames[0, 24, :, 0].astype(int) - 200) < 30).sum()) for clip in found]
     assert all(abs(width - (8 * int(clip.item[-1]) + 4)) <= 1 for width, clip in zip(widths, found, strict=True))
     # Commands of the frame before, from the range in the data set to [-1, 1].
