@@ -1,8 +1,8 @@
 """Record the page of `jworld play` as an animated WebP: the image, and the keys that are held.
 
 A server of the checkpoint runs in this process, and headless Chromium shows its page. The keys are pressed on the page,
-step by step, and every frame is drawn when the screenshot of the one before is taken. So the same settings give the same
-screenshots on any machine, however slow it is.
+step by step, and every frame is drawn when the screenshot of the one before is taken. So the same settings give the
+same screenshots on any machine, however slow it is.
 """
 
 import asyncio
@@ -154,8 +154,8 @@ def encode(screenshots: Sequence[PIL.Image.Image], *, fps: float, most: int) -> 
         if len(stream.getvalue()) <= most:
             return stream.getvalue(), quality
     raise errors.UserError(
-        f"--bytes is {most}, but {len(screenshots)} screenshots need {len(stream.getvalue())} at the lowest quality: give fewer "
-        "--keys, a smaller --width or a larger --every"
+        f"--bytes is {most}, but {len(screenshots)} screenshots need {len(stream.getvalue())} at the lowest quality: "
+        "give fewer --keys, a smaller --width or a larger --every"
     )
 
 
