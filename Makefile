@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: demo play train-hf eval-blink eval-gemma compare-results test test-slow test-bounds test-gpu-compile test-guides lint format docs wheel clean
+.PHONY: demo play train-hf eval-blink eval-gemma compare-results test test-slow test-long test-gpu-compile test-guides lint format docs wheel clean
 
 demo: .venv/.demo  ## record data, train the tiny model, roll it out, evaluate it
 	$(BIN)/python -m jworld.train --config=configs/ar_mem.py
@@ -39,11 +39,11 @@ compare-results: .venv/.demo  ## show both side by side
 test: lint  ## linters, type checker, all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: .venv/.test  ## what takes longest: more meshes, memory, benchmarks, a run that is killed ten times
+test-slow: .venv/.test  ## what takes minutes: guides, more meshes, memory, benchmarks, the page of play
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
-test-bounds: .venv/.test  ## memory of more compiled programs of published size
-	$(BIN)/python -m pytest -m bounds -n 1
+test-long: .venv/.test  ## an hour of repetitions: runs killed ten times, soak tests, memory of more programs
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
 # Without a GPU; in an environment of its own, as the compiler's packages take 2.1 GB.
 test-gpu-compile: .venv-gpu/.test  ## programs of every published recipe, compiled for NVIDIA GPUs that are not there

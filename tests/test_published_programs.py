@@ -83,8 +83,8 @@ FAST = ("cosmos, window",)
 
 
 def _one_is_slow(bounds: dict[str, int]) -> list[Any]:
-    """Return the names as parameters: the first one for the slow suite, the others for `make test-bounds`."""
-    marks = [pytest.mark.slow, *[pytest.mark.bounds] * (len(bounds) - 1)]
+    """Return the names as parameters: the first one for the slow suite, the others for `make test-long`."""
+    marks = [pytest.mark.slow, *[pytest.mark.long] * (len(bounds) - 1)]
     return [pytest.param(name, marks=mark) for name, mark in zip(bounds, marks, strict=True)]
 
 

@@ -13,7 +13,7 @@ from jworld.systems import runs
 from jworld.training import goodput, metrics
 from jworld.utils import errors
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 STEPS, KILLS = 48, 10
 ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}

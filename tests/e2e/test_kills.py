@@ -6,6 +6,7 @@ import pathlib
 import random
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import converted
 import forks
@@ -14,7 +15,7 @@ import pytest
 from jworld.systems import runs
 from jworld.training import checkpoints, metrics
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 STEPS, INTERVAL, KILLS = 16, 3, 10
 RUN = (
@@ -133,7 +134,11 @@ def kill_ten_times(train: forks.Launches, run: pathlib.Path, arguments: list[str
     finish(train, run, arguments)
 
 
-@pytest.mark.parametrize("make", [theworld, matrix, autoencoder])
+def long(*values: object) -> list[Any]:
+    return [pytest.param(value, marks=pytest.mark.long) for value in values]
+
+
+@pytest.mark.parametrize("make", [pytest.param(theworld, marks=pytest.mark.slow), *long(matrix, autoencoder)])
 def test_ten_kills_of_a_system(train: forks.Launches, tmp_path: pathlib.Path, make: object) -> None:
     arguments = make(tmp_path)
     # Half of these seconds make the data and compile, which later launches need not do.
@@ -142,6 +147,7 @@ def test_ten_kills_of_a_system(train: forks.Launches, tmp_path: pathlib.Path, ma
     assert results(tmp_path / "killed") == results(tmp_path / "run")
 
 
+@pytest.mark.long
 def test_ten_kills_of_adapters_on_a_frozen_base(train: forks.Launches, tmp_path: pathlib.Path) -> None:
     base = ["--config=configs/cosmos_video2world.py", *cosmos(tmp_path)]
     finish(train, tmp_path / "base", base)
@@ -167,6 +173,7 @@ def test_ten_kills_of_adapters_on_a_frozen_base(train: forks.Launches, tmp_path:
     assert f"the frozen parameters in {killed / runs.CHECKPOINTS / checkpoints.FROZEN} are damaged" in reported
 
 
+@pytest.mark.long
 def test_kills_while_data_are_made(train: forks.Launches, tmp_path: pathlib.Path) -> None:
     """Recording and precompute: the data set that is there in the end is that of an uninterrupted run."""
     for name in ("whole", "killed"):
@@ -189,6 +196,7 @@ def test_kills_while_data_are_made(train: forks.Launches, tmp_path: pathlib.Path
         assert digests(folder / name) == digests(tmp_path / "whole" / name)
 
 
+@pytest.mark.slow
 def test_kills_of_import_and_export(tmp_path: pathlib.Path) -> None:
     """A folder or file is whole as soon as it has its name; the same command then makes what it made without kills."""
     source = converted.download(tmp_path / "download", "transformer_plain")

@@ -10,7 +10,7 @@ import commands
 import pytest
 import xla_flags
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 TESTS = commands.ROOT / "tests"
 #: Begins every program: `note(n)` remembers the resident memory in kB after n units of work.

@@ -12,7 +12,7 @@ from aiohttp import web
 from scripts import chromium
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(chromium.find() is None, reason="NO CHROMIUM: apt-get install chromium"),
 ]
 PAGE = pathlib.Path(__file__).parents[2] / "jworld" / "play" / "page"
