@@ -10,11 +10,13 @@ from pyarrow import compute, parquet
 
 from jworld.utils import limits
 from jworld.utils.errors import UserError, one_line
+from jworld.utils.files import refuse_devices
 
 
 @functools.lru_cache(maxsize=16)
 def _open(path: str) -> Any:
     try:
+        refuse_devices(pathlib.Path(path))
         table = parquet.ParquetFile(path, page_checksum_verification=True)
     except (OSError, ValueError, MemoryError) as error:
         raise UserError(

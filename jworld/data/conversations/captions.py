@@ -142,6 +142,7 @@ def _shard(path: pathlib.Path, directory: pathlib.Path) -> Iterator[Pair]:
     """Yield the pairs of a tar archive: consecutive files with the same name up to the first dot are one row."""
     name, place, caption = "", None, None
     try:
+        files.refuse_devices(path)
         # Not compressed: images are read from the archive by their offsets.
         with tarfile.open(path, "r:") as archive:
             for member in archive:
