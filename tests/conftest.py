@@ -24,6 +24,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest  # noqa: E402
 
 
+@pytest.fixture
+def tpu_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA flags for a test that loads the TPU compiler into this process or into one that it starts."""
+    monkeypatch.setenv("XLA_FLAGS", xla_flags.for_tpu())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run files that take long first, so that no process waits for another at the end: guides, then many tests.
 

@@ -200,7 +200,7 @@ def test_a_bad_line_is_refused_before_anything_starts(
         (("--out", "."), "{}", "line 1: 'out' is missing: add it, or give a folder with --out"),
         (("--batch", "no.jsonl"), "", "--batch no.jsonl is absent"),
         (("--seed", "0,0"), "{}", "--seed: expected different integers of 32 bits such as 0 or 0,1,2, got '0,0'"),
-        (("--seed", "4294967296"), "{}", "--seed: expected integers"),
+        (("--seed", "4294967296"), "{}", "--seed: expected different integers"),
     ],
 )
 def test_files_that_are_no_batch(

@@ -121,6 +121,7 @@ def test_held_out_losses(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tpu_flags")
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
 @pytest.mark.parametrize("name", [name for name, bound in BOUNDS.items() if bound.tpu is not None])
 def test_tpu(name: str) -> None:

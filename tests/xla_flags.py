@@ -6,6 +6,11 @@ import importlib.metadata
 _OLD_KERNELS = "--xla_cpu_use_fusion_emitters=false"
 
 
+def for_tpu() -> str:
+    """Return the flags for one device without those that the TPU compiler does not know, which would end it."""
+    return fast_compilation(1).replace(f" {_OLD_KERNELS}", "")
+
+
 def fast_compilation(devices: int) -> str:
     """Return flags for `devices` virtual devices and for programs that run only once or twice."""
     version = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])

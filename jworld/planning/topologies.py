@@ -139,6 +139,9 @@ def environment(topology: Topology, *, hardware_needed: bool) -> dict[str, str]:
     is_described = topology.platform == "tpu" or (topology.platform == "gpu" and gpu_targets.is_installed())
     count = 1 if is_described else topology.chips
     flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
+    if topology.platform == "tpu":
+        # Its compiler has a version of its own, and ends the process at a flag that it does not know.
+        flags = [flag for flag in flags if not flag.startswith(("--xla_cpu_", "--xla_gpu_"))]
     flags += gpu_targets.FLAGS if topology.platform == "gpu" else ()
     return uncached | {
         "JAX_PLATFORMS": "cpu",

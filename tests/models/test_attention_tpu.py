@@ -24,6 +24,7 @@ from jworld.models.layers.attention import (
 from jworld.parallel import axes, mesh
 
 pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+pytestmark = pytest.mark.usefixtures("tpu_flags")
 
 B, LENGTH, PREFIX, HEADS, HEAD_DIM = 1, 512, 130, 4, 128
 KERNEL = 'custom_call_target="tpu_custom_call"'
