@@ -100,6 +100,8 @@ def test_rows_and_texts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="has more than 100 bytes"):
         files.read_json(tmp_path / "a.json", limit=100)
     with pytest.raises(UserError, match="has more than 1,000 bytes"):
+        files.read_bytes(tmp_path / "a.json", limit=1000)
+    with pytest.raises(UserError, match="/dev/zero is a pipe, a socket or a device, expected a file"):
         files.read_bytes("/dev/zero", limit=1000)
 
 

@@ -36,7 +36,7 @@ def test_invalid_specs_are_refused():
         registry.load_image_encoder("t5-cosmos:/models/t5")
     with pytest.raises(UserError, match=r"text encoder 'qwen2.5-vl' needs its model: write qwen2.5-vl:FOLDER"):
         registry.load_text_encoder("qwen2.5-vl")
-    with pytest.raises(UserError, match="width 'wide' of an encoder without weights is not a whole number"):
+    with pytest.raises(UserError, match="width 'wide' of an encoder without weights is not an integer from 1 to 65536"):
         registry.load_text_encoder("hashed-words:wide")
 
 

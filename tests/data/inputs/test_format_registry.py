@@ -101,7 +101,7 @@ def test_help_lists_the_format(dummy: Format, capsys: pytest.CaptureFixture[str]
     text = " ".join(capsys.readouterr().out.split())
     assert "dummy mp4 files of a dummy" in text
     assert "stretch for episodes, stretch for dummy, else crop" in text
-    assert "except for episodes, dummy" in text
+    assert "except for episodes, lerobot, dummy" in text
 
 
 def test_an_unknown_format_and_a_missing_rate_are_refused(folder: pathlib.Path) -> None:
