@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -22,6 +23,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
+
+#: Start of the session, in seconds of `time.monotonic`.
+STARTED = pytest.StashKey[float]()
 
 
 @pytest.fixture
@@ -44,6 +48,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=order)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[STARTED] = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what has not begun when the seconds in JWORLD_TEST_SECONDS are over; the summary lists it."""
+    seconds = os.environ.get("JWORLD_TEST_SECONDS")
+    if seconds and time.monotonic() - item.config.stash[STARTED] > float(seconds):
+        pytest.skip("NOT RUN: the time is over")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print a line per golden case and one with the pending kinds; the pages that ran and the blocks that did not."""
     reports = [r for key in ("passed", "failed") for r in terminalreporter.stats.get(key, []) if r.when == "call"]
@@ -56,3 +71,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.section(title)
         for line in listed:
             terminalreporter.write_line(line)
+    late = [r.nodeid for r in terminalreporter.stats.get("skipped", []) if "NOT RUN" in str(r.longrepr)]
+    if late:
+        terminalreporter.section(f"{len(late)} TESTS DID NOT RUN: the time is over")
+        for name in late:
+            terminalreporter.write_line(name)

@@ -129,7 +129,7 @@ def test_the_kv_cache_by_hand() -> None:
     """Text, vision and context tokens; keys and values; one row; an image and an action branch."""
     found = generation.make(recipe("ar_mem.py"), ONE, {})
     tokens = 32 + 12 + 12 * 3 * 4
-    assert found.cache == pytest.approx(2 * tokens * 2 * 144 * 4, rel=0.02)
+    assert found.cache == pytest.approx(2 * tokens * 2 * 192 * 4, rel=0.02)
 
 
 @pytest.mark.slow
