@@ -115,7 +115,8 @@ def evaluate(
             "config": run.config.to_dict(),
         }
         loss = report.numbers.get("held_out_loss")
-        if batches is not None and loss is None:
+        # The loss of a student with a critic needs the critic, which is not loaded.
+        if batches is not None and loss is None and run.system.critic_loss is None:
             loss = numbers["held_out_loss"] = held_out_loss(run, batches)
             report = dataclasses.replace(report, summary=[*report.summary, ("held-out loss", f"{loss:.4f}")])
         for table in tables(report):

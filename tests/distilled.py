@@ -45,7 +45,8 @@ def train(
     ]
     divided = train_state.divide(nnx.from_flat_state(parts), trainable, optimizer)
     state = train_state.start_state(*divided, optimizer=optimizer, shardings=shardings, mesh=devices)
-    first, state = jax.tree.map(np.asarray, state), jax.device_put(state, shardings)
+    # Copies, because the step writes into the memory that it is given.
+    first, state = jax.tree.map(np.array, state), jax.device_put(jax.tree.map(np.array, state), shardings)
     layout = {name: axes.sharding(devices, entry.axes) for name, entry in system.batch_spec(1).items()}
     function = step.make_train_step(
         graphdef,
@@ -62,5 +63,5 @@ def train(
         for _ in range(steps):
             state, metrics = function(state, jax.device_put(batch, layout), jax.random.key(1))
             found.append({name: float(value) for name, value in metrics.items()})
-            state = jax.device_put(between(jax.tree.map(np.asarray, state)), shardings)
-    return found, first, jax.tree.map(np.asarray, state)
+            state = jax.device_put(between(jax.tree.map(np.array, state)), shardings)
+    return found, first, jax.tree.map(np.array, state)

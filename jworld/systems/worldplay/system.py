@@ -167,6 +167,10 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
             parts.attach(model, critic=self.network(rngs))
         return model
 
+    def init_evaluation(self, rngs: nnx.Rngs) -> HunyuanTransformer:
+        """See `System`: a student of consistency is compared with its teacher; a critic is not evaluated."""
+        return self.init_training(rngs) if isinstance(self.objective, ConsistencyConfig) else self.init(rngs)
+
     def attention_calls(self) -> list[base.AttentionCall]:
         """See `System`: the video tokens of a window follow those of its text."""
         clip, model = self.clip, self.model_config
@@ -250,8 +254,10 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         assert isinstance(model, HunyuanTransformer)
         chunk, cfg = self.clip.chunk_frames, self.objective
         if isinstance(cfg, ConsistencyConfig):
-            assert isinstance(ema_model, HunyuanTransformer)
-            return self._distillation_loss(model, ema_model, batch, self._draws(batch, key, cfg), cfg)
+            # In an evaluation the weights are the EMA.
+            target = model if ema_model is None else ema_model
+            assert isinstance(target, HunyuanTransformer)
+            return self._distillation_loss(model, target, batch, self._draws(batch, key, cfg), cfg)
         if isinstance(cfg, ContextForcingConfig):
             draws = self._rollout_draws(batch, key, cfg)
             return context_forcing.loss(model, batch, draws, cfg, sample=self.sample, size=chunk)
