@@ -193,4 +193,4 @@ def test_devices_do_not_change_the_steps_and_the_teacher_stays() -> None:
         assert before.dtype == jnp.bfloat16
         np.testing.assert_array_equal(before, after)
     changed = [(x != y).any() for x, y in zip(*map(jax.tree.leaves, (first.params, last.params)), strict=True)]
-    assert np.mean(changed) > 0.9
+    assert np.mean(changed) > 0.8
