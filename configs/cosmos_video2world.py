@@ -4,7 +4,7 @@ Variants (`--config=configs/cosmos_video2world.py:<variant>`):
   (none)       tiny model on the ray-cast rooms; minutes on two CPU cores
   tiny_action  the same model, conditioned on camera motion
   tiny_lora    LoRA adapters on the result of the first variant
-  tiny_lerobot the same model, conditioned on the commands of a LeRobot data set; docs/data.md
+  tiny_lerobot the same model, conditioned on the commands of a LeRobot data set; docs/lerobot.md
   2b, 14b      post-training of the published models with every value of the original's experiment; docs/cosmos.md
   2b_480p, 2b_10fps, 2b_480p_10fps, 14b_480p, ...  post-training of the checkpoints for 768x432 pixels and for 10 fps
   2b_lora, 14b_lora  LoRA adapters on the published models, which stay frozen in bfloat16

@@ -63,15 +63,11 @@ def _parser() -> arguments.Parser:
     _add_export(commands)
     inspect = _add(commands, "inspect", _inspect, "Describe a checkpoint or weights of jworld, without loading them.")
     inspect.add_argument("source", type=pathlib.Path, help="downloaded file or folder, or weights of jworld")
-    inspect.add_argument(
-        "--step", type=arguments.integer(0, 2**31 - 1), help="training step of a run (default: the newest)"
-    )
+    inspect.add_argument("--step", type=arguments.training_step, help="training step of a run (default: the newest)")
     verify = _add(commands, "verify", _verify, "Compare every element of weights with the original checkpoint.")
     verify.add_argument("directory", type=pathlib.Path, metavar="dir", help="output of import, or folder of a run")
     verify.add_argument("source", type=pathlib.Path, help="downloaded file or folder")
-    verify.add_argument(
-        "--step", type=arguments.integer(0, 2**31 - 1), help="training step of a run (default: the newest)"
-    )
+    verify.add_argument("--step", type=arguments.training_step, help="training step of a run (default: the newest)")
     return parser
 
 
@@ -208,9 +204,7 @@ def _add_export(commands: "argparse._SubParsersAction[arguments.Parser]") -> Non
         "models in the folder PUBLISHED (default: none; without a value the folder that the weights come from)",
     )
     parser.add_argument("--dtype", choices=importing.DTYPES, help="dtype to write (default: the stored dtype)")
-    parser.add_argument(
-        "--step", type=arguments.integer(0, 2**31 - 1), help="training step of a run (default: the newest)"
-    )
+    parser.add_argument("--step", type=arguments.training_step, help="training step of a run (default: the newest)")
     parser.add_argument(
         "--trained",
         action="store_true",

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.Parser("python scripts/release_autoencoder.py", str(__doc__))
     parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of a run of configs/autoencoder.py")
     parser.add_argument(
-        "--step", type=arguments.integer(0, 2**31 - 1), help="step of the checkpoint to release (default: the newest)"
+        "--step", type=arguments.training_step, help="step of the checkpoint to release (default: the newest)"
     )
     parser.add_argument("--output", type=pathlib.Path, required=True, help="file to write, .safetensors")
     parser.add_argument(

@@ -8,11 +8,15 @@ _OLD_KERNELS = "--xla_cpu_use_fusion_emitters=false"
 
 def for_tpu() -> str:
     """Return the flags for one device without those that the TPU compiler does not know, which would end it."""
-    return fast_compilation(1).replace(f" {_OLD_KERNELS}", "")
+    return _without_kernels(1)
 
 
 def fast_compilation(devices: int) -> str:
     """Return flags for `devices` virtual devices and for programs that run only once or twice."""
     version = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
     kernels = f" {_OLD_KERNELS}" if version < (0, 11) else ""
-    return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0{kernels}"
+    return _without_kernels(devices) + kernels
+
+
+def _without_kernels(devices: int) -> str:
+    return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"

@@ -37,16 +37,19 @@ def columns(path: str | pathlib.Path) -> list[str]:
     return list(_open(str(path)).schema_arrow.names)
 
 
+def _read_group(path: str | pathlib.Path, group: int, names: list[str]) -> pa.Table:
+    try:
+        return _open(str(path)).read_row_group(group, columns=names)
+    except (OSError, ValueError) as error:
+        reason = one_line(error)
+        raise UserError(f"{path}: row group {group} is damaged ({reason}): download the file again") from error
+
+
 def rows(path: str | pathlib.Path, names: list[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """Yield (group, row in the group, {column: value}) of every row, for these columns."""
     table = _open(str(path))
     for group in range(table.num_row_groups):
-        try:
-            values = table.read_row_group(group, columns=names).to_pylist()
-        except (OSError, ValueError) as error:
-            reason = one_line(error)
-            raise UserError(f"{path}: row group {group} is damaged ({reason}): download the file again") from error
-        for number, row in enumerate(values):
+        for number, row in enumerate(_read_group(path, group, names).to_pylist()):
             yield group, number, row
 
 
@@ -77,12 +80,7 @@ def select(path: str | pathlib.Path, names: list[str], column: str, value: int) 
     for group in range(table.num_row_groups):
         if not _may_hold(table.metadata.row_group(group), column, value):
             continue
-        try:
-            part = table.read_row_group(group, columns=list(dict.fromkeys((*names, column))))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: row group {group} is damaged ({one_line(error)}): download the file again"
-            ) from error
+        part = _read_group(path, group, list(dict.fromkeys((*names, column))))
         parts.append(part.filter(compute.equal(part.column(column), value)).select(names))
     return pa.concat_tables(parts)
 

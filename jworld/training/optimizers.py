@@ -101,7 +101,7 @@ class OptimizerConfig:
 class CriticConfig(OptimizerConfig):
     """Settings of the optimizer of a critic (`config.critic`): a network that trains in turns with the model.
 
-    Fields are those of `OptimizerConfig`, but there is no EMA, and gradients accumulate over the microbatches of the
+    Fields are those of `OptimizerConfig`, but without an EMA, and gradients accumulate over the microbatches of the
     model.
 
     Attributes:

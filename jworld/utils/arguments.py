@@ -245,5 +245,7 @@ def number(least: float, most: float, words: str = "") -> Callable[[str], Any]:
 
 
 positive = integer(1, 2**31 - 1, "a positive integer")
+#: Training steps, which checkpoints are named by.
+training_step = integer(0, 2**31 - 1)
 #: Random seeds, as all libraries take them.
 seed = integer(0, 2**32 - 1, "an integer of 32 bits that is not negative")

@@ -62,10 +62,7 @@ def find_data(name: str, patterns: tuple[str, ...]) -> pathlib.Path:
         try:
             return pathlib.Path(load(local_files_only=True))
         except (OSError, ValueError):
-            raise errors.UserError(
-                f"{name} is neither a folder here nor could it be downloaded from the hub ({errors.one_line(error)}): "
-                "check the spelling, log in with `hf auth login` if it is private, or give a folder"
-            ) from error
+            raise _unreachable(name, error) from error
 
 
 def _match(text: str) -> tuple[str, str | None, str] | None:
@@ -99,14 +96,18 @@ def _download(repo: str, revision: str | None, inner: str, weights: bool) -> pat
     except Exception as error:  # exceptions depend on the network library of the hub's client
         cached = _cached(api, repo, revision)
         if cached is None:
-            raise errors.UserError(
-                f"{named} is neither a folder here nor could it be downloaded from the hub ({errors.one_line(error)}): "
-                "check the spelling, log in with `hf auth login` if it is private, or give a folder"
-            ) from error
+            raise _unreachable(named, error) from error
         folder = cached
     if not inner and (folder / RUN).is_dir():
         return folder / RUN
     return folder / inner
+
+
+def _unreachable(name: str, error: Exception) -> errors.UserError:
+    return errors.UserError(
+        f"{name} is neither a folder here nor could it be downloaded from the hub ({errors.one_line(error)}): "
+        "check the spelling, log in with `hf auth login` if it is private, or give a folder"
+    )
 
 
 def needed(names: Sequence[str], inner: str = "") -> list[str]:

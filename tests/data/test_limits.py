@@ -13,8 +13,8 @@ import tiny_videos
 from mistakes import wrong
 from pyarrow import parquet
 
-from jworld.data import media, tables
-from jworld.data.conversations import captions, formats, image_files, json_rows
+from jworld.data import json_rows, media, tables
+from jworld.data.conversations import captions, formats, image_files
 from jworld.data.inputs import video
 from jworld.utils import files, limits
 from jworld.utils.errors import UserError

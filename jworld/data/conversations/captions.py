@@ -13,8 +13,8 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jworld.data import tables
-from jworld.data.conversations import image_files, json_rows, remote
+from jworld.data import json_rows, tables
+from jworld.data.conversations import image_files, remote
 from jworld.utils import files, limits
 from jworld.utils.errors import UserError, one_line
 

@@ -15,7 +15,8 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jworld.data.conversations import captions, chat, chat_rows, image_files, json_rows, remote, spatial
+from jworld.data import json_rows
+from jworld.data.conversations import captions, chat, chat_rows, image_files, remote, spatial
 from jworld.utils import ranges
 from jworld.utils.errors import UserError, one_line
 

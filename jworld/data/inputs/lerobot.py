@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from jworld.data import records, tables
+from jworld.data import json_rows, records, tables
 from jworld.data.inputs import image, items, video
 from jworld.data.inputs.base import Format
-from jworld.utils import files, hub_folders
+from jworld.utils import hub_folders
 from jworld.utils.errors import UserError, one_line
 
 INFO, STATS = "meta/info.json", "meta/stats.json"
@@ -46,6 +46,10 @@ class _Info:
     places: Mapping[str, str]
     chunk: int
     splits: Mapping[str, str]
+
+    def is_video(self, camera: str) -> bool:
+        """Return whether a camera has videos; otherwise its images are in the tables."""
+        return bool(self.features[camera]["dtype"] == "video")
 
     def place(self, kind: str, **values: int | str) -> pathlib.Path:
         """Return the path of a file from its pattern in info.json, which must not leave the folder."""
@@ -202,7 +206,7 @@ def _range(info: _Info, key: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         stats = [(path, items.read_json(path))]
     else:
         path = info.folder / EPISODE_STATS
-        stats = [(path, entry.get("stats")) for entry in _lines(path)]
+        stats = [(path, entry.get("stats")) for entry in json_rows.read(path)]
     ends: list[np.ndarray] = []
     for name, choose in (("min", np.min), ("max", np.max)):
         try:
@@ -218,28 +222,9 @@ def _range(info: _Info, key: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     return ends[0], ends[1]
 
 
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Return the objects of a file with one per line."""
-    text = items.read_text(path)
-    if text is None:
-        raise UserError(f"{path} is absent: download the data set again")
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = files.parse_json(line)
-        except ValueError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error}): download the file again") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is {row!r:.60}, expected an object: download the file again")
-        rows.append(row)
-    return rows
-
-
 def _episodes(info: _Info, camera: str) -> Generator[_Episode, None, None]:
     """Yield the episodes of version 3, whose rows say in which part of which file each lies."""
-    is_video = info.features[camera]["dtype"] == "video"
+    is_video = info.is_video(camera)
     numbers = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     part = [f"videos/{camera}/{name}" for name in ("chunk_index", "file_index")]
     times = [f"videos/{camera}/{name}" for name in ("from_timestamp", "to_timestamp")]
@@ -263,9 +248,9 @@ def _episodes(info: _Info, camera: str) -> Generator[_Episode, None, None]:
 
 def _old_episodes(info: _Info, camera: str) -> Generator[_Episode, None, None]:
     """Yield the episodes of version 2, which have files of their own."""
-    is_video = info.features[camera]["dtype"] == "video"
+    is_video = info.is_video(camera)
     path = info.folder / EPISODE_LINES
-    for row in _lines(path):
+    for row in json_rows.read(path):
         number, frames = row.get("episode_index"), row.get("length")
         if type(number) is not int or type(frames) is not int or min(number, frames) < 0:
             raise UserError(f"{path}: {row!r:.80} has no episode_index or length: download the file again")
@@ -298,7 +283,7 @@ def _splits(info: _Info) -> tuple[dict[int, str], list[str]]:
 
 
 def _item(info: _Info, episode: _Episode, camera: str, commands: _Commands | None, split: str | None) -> items.Item:
-    is_video = info.features[camera]["dtype"] == "video"
+    is_video = info.is_video(camera)
     opened = functools.partial(video.VideoFile, episode.video, section=episode.section)
     return items.Item(
         name=f"episode_{episode.number:06d}",

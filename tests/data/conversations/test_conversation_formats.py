@@ -11,7 +11,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from jworld.data.conversations import formats, image_files, json_rows, spatial
+from jworld.data import json_rows
+from jworld.data.conversations import formats, image_files, spatial
 from jworld.utils.errors import UserError
 
 COLORS = ((250, 10, 10), (10, 250, 10), (10, 10, 250))

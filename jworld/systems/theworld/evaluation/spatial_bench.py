@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jworld.data import tables
-from jworld.data.conversations import formats, image_files, json_rows, spatial
+from jworld.data import json_rows, tables
+from jworld.data.conversations import formats, image_files, spatial
 from jworld.systems.theworld.evaluation import answers, benchmarks, quantities
 from jworld.utils.errors import UserError
 
