@@ -19,7 +19,7 @@ from jworld.diffusion import distribution_matching, flow_matching
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, FrameInputs, HunyuanTransformer
 from jworld.systems.worldplay import latents, objective
-from jworld.systems.worldplay.distillation import Clip, velocity
+from jworld.systems.worldplay.distillation import Clip, frame_inputs, take, velocity
 from jworld.training import parts
 from jworld.utils import ranges
 
@@ -109,23 +109,14 @@ def pool(batch: objective.Batch, made: jax.Array) -> Clip:
     return Clip(frames, batch["is_first"], unset, unset.astype(bool), *conditioning)
 
 
-def _take(frames: Clip, index: jax.Array) -> Clip:
-    """Return some frames of every row: index [B, k]."""
-
-    def take(x: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
-
-    return Clip(*map(take, frames))
-
-
 def context_and_chunk(frames: Clip, batch: objective.Batch, chunk: jax.Array | int, size: int) -> tuple[Clip, Clip]:
     """Return the context frames of one chunk of a rollout, and its own frames; both as in a rollout of sampling."""
     index, valid = batch["context"][:, chunk], batch["context_valid"][:, chunk]
     order = jnp.broadcast_to(jnp.arange(index.shape[1]), index.shape)
-    context = _take(frames, index)._replace(position=order, valid=valid)
+    context = take(frames, index)._replace(position=order, valid=valid)
     own = batch["latent"].shape[1] + size * chunk + jnp.broadcast_to(jnp.arange(size), (len(index), size))
     position = jnp.sum(valid, axis=1, keepdims=True) + jnp.arange(size)
-    return context, _take(frames, own)._replace(position=position, valid=jnp.ones_like(own, bool))
+    return context, take(frames, own)._replace(position=position, valid=jnp.ones_like(own, bool))
 
 
 def roll_out(
@@ -144,11 +135,7 @@ def roll_out(
     recorded = batch["latent"].shape[1]
 
     def inputs(part: Clip, time: jax.Array | float) -> FrameInputs:
-        times = jnp.broadcast_to(jnp.asarray(time, jnp.float32), part.position.shape)
-        video = jnp.concatenate([part.latents, objective.condition_video(image, part.is_first)], axis=-1)
-        return FrameInputs(
-            video, times, part.action, part.w2c, part.intrinsics, position=part.position, mask=part.valid
-        )
+        return frame_inputs(part, image, jnp.broadcast_to(jnp.asarray(time, jnp.float32), part.position.shape))
 
     def chunk_of(frames: Clip, number: jax.Array) -> tuple[Clip, tuple[jax.Array, jax.Array]]:
         context, chunk = context_and_chunk(frames, batch, number, size)
@@ -249,15 +236,7 @@ def score(
     times = jnp.where(jnp.arange(valid.shape[1]) < taught.shape[1], context_time, time[:, None])
 
     def predict(text: TextInputs) -> jax.Array:
-        inputs = FrameInputs(
-            jnp.concatenate([frames.latents, objective.condition_video(batch["image_cond"], frames.is_first)], axis=-1),
-            times,
-            frames.action,
-            frames.w2c,
-            frames.intrinsics,
-            position=frames.position,
-            mask=frames.valid,
-        )
+        inputs = frame_inputs(frames, batch["image_cond"], times)
         is_causal = cfg.score == "autoregressive"
         # The text of the autoregressive model always has time 0, that of the bidirectional one the time of the frames.
         text_time = jnp.zeros_like(time) if is_causal else time

@@ -132,12 +132,30 @@ def divided(batch: objective.Batch, chunk: jax.Array, chunk_frames: int) -> tupl
     start = chunk_frames * jnp.where(batch["is_memory"], frames // chunk_frames - 1, chunk)[:, None]
     everything = Clip(clean, number == 0, number, number < start, batch["action"], batch["w2c"], batch["intrinsics"])
     taken = start + jnp.arange(chunk_frames)
-
-    def take(x: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x, taken.reshape(*taken.shape, *[1] * (x.ndim - 2)), axis=1)
-
     context = Clip(*(x[:, : frames - chunk_frames] for x in everything))
-    return context, Clip(*map(take, everything))._replace(valid=jnp.ones_like(taken, bool))
+    return context, take(everything, taken)._replace(valid=jnp.ones_like(taken, bool))
+
+
+def take(frames: Clip, index: jax.Array) -> Clip:
+    """Return some frames of every row: index [B, k]."""
+
+    def part(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
+
+    return Clip(*map(part, frames))
+
+
+def frame_inputs(frames: Clip, image: jax.Array, times: jax.Array) -> FrameInputs:
+    """Return the inputs of the network for frames with times [B, F], and latents of the first image [B, 1, H, W, C]."""
+    return FrameInputs(
+        jnp.concatenate([frames.latents, objective.condition_video(image, frames.is_first)], axis=-1),
+        times,
+        frames.action,
+        frames.w2c,
+        frames.intrinsics,
+        position=frames.position,
+        mask=frames.valid,
+    )
 
 
 def velocity(
@@ -164,15 +182,7 @@ def velocity(
     both = Clip(*(jnp.concatenate(pair, axis=1) for pair in zip(context, chunk, strict=True)))
     before = context.latents.shape[1]
     times = [jnp.broadcast_to(t[:, None], x.position.shape) for t, x in ((context_time, context), (time, chunk))]
-    frames = FrameInputs(
-        jnp.concatenate([both.latents, objective.condition_video(image, both.is_first)], axis=-1),
-        jnp.concatenate(times, axis=1),
-        both.action,
-        both.w2c,
-        both.intrinsics,
-        position=both.position,
-        mask=both.valid,
-    )
+    frames = frame_inputs(both, image, jnp.concatenate(times, axis=1))
     predicted = model(frames, text, jnp.zeros(len(image)), chunk_frames=None, context_frames=before)
     return predicted[:, before:]
 
