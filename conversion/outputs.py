@@ -9,10 +9,11 @@ import rich.console
 import rich.progress
 
 from conversion import torch_files
-from jworld.utils import errors
+from jworld.utils import errors, outputs
 
 #: Suffixes of files with weights; any other name is a folder.
 FILES = (".safetensors", *torch_files.SUFFIXES)
+FIX = "free some space, or choose another --output"
 
 
 def progress(console: rich.console.Console | None) -> rich.progress.Progress:
@@ -47,29 +48,9 @@ def check_space(output: pathlib.Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def partial_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a temporary folder next to `output`, removed at the end of the block; the caller moves its files out."""
-    partial = output.with_name(f".{output.name}.partial")
-    made = [parent for parent in partial.parents if not parent.exists()]
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-    except OSError as error:
-        raise errors.UserError(
-            f"{output} could not be written ({error}): free some space, or choose another --output"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # unless it contains the output
-                parent.rmdir()
-
-
-@contextlib.contextmanager
 def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a folder to fill, which is renamed to `output` if the block succeeds and removed otherwise."""
-    with partial_folder(output) as partial:
+    with outputs.partial_folder(output, fix=FIX) as partial:
         yield partial
         if output.exists():
             shutil.rmtree(output)
@@ -99,7 +80,7 @@ def destination(
     existing = [name for name in names if name not in shared and (target / name).exists()]
     if existing and not overwrite:
         raise errors.UserError(f"{target / existing[0]} exists already: choose another folder, or give --overwrite")
-    with partial_folder(output) as partial:
+    with outputs.partial_folder(output, fix=FIX) as partial:
         yield partial, [target / name for name in names]
         for name in names:
             (partial / name).replace(target / name)

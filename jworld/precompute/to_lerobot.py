@@ -1,7 +1,6 @@
 """The command `python -m jworld.precompute.to_lerobot`: writes recorded or played episodes as a LeRobot data set."""
 
 import pathlib
-import shutil
 from collections.abc import Sequence
 
 import rich.console
@@ -30,16 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.output.exists() and any(options.output.iterdir()):
         raise UserError(f"--output {options.output} is not empty, expected a new folder: give another one or remove it")
     count = len(episodes.read_manifest(options.input)["episodes"])
-    partial = options.output.with_name(f".{options.output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with shards.meter("writing", count, unit="episodes", console=console) as advance:
-            lerobot_sets.write(options.input, partial, advance=lambda: advance(0, 1))
+    with (
+        outputs.partial_folder(options.output, fix="free some space") as partial,
+        shards.meter("writing", count, unit="episodes", console=console) as advance,
+    ):
+        lerobot_sets.write(options.input, partial, advance=lambda: advance(0, 1))
         partial.replace(options.output)
-    except OSError as error:
-        raise UserError(f"--output {options.output} could not be written ({error}): free some space") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     console.print(
         f"{options.output}: {count} episodes. Load them with lerobot as "
         f"LeRobotDataset('owner/name', root={str(options.output)!r})",

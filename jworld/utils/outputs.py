@@ -1,10 +1,12 @@
 """Checks of outputs before hours of work, and the name of what an interrupted command keeps."""
 
+import contextlib
 import os
 import pathlib
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
 
 from jworld.utils import errors
 
@@ -55,6 +57,27 @@ def check_folder(
             f"{flag} {name}: {place} has {free / 1e6:.0f} MB of free space, expected at least {least_bytes / 1e6:.0f}: "
             "free space, or give another name"
         )
+
+
+@contextlib.contextmanager
+def partial_folder(output: pathlib.Path, *, fix: str) -> Iterator[pathlib.Path]:
+    """Yield a temporary folder next to `output`, removed at the end of the block; the caller moves its files out.
+
+    A file that cannot be written is a `UserError`, whose sentence ends with `fix`.
+    """
+    partial = output.with_name(f".{output.name}.partial")
+    made = [parent for parent in partial.parents if not parent.exists()]
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+    except OSError as error:
+        raise errors.UserError(f"{output} could not be written ({error}): {fix}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # unless it contains the output
+                parent.rmdir()
 
 
 def partial(path: pathlib.Path) -> pathlib.Path:

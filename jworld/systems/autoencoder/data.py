@@ -5,7 +5,6 @@ DIR/manifest.json lists one file per video and split: a NumPy file, uint8 [T, H,
 
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from jworld.data import pipeline, records, training_data
 from jworld.data.inputs import clips, fitting, formats
 from jworld.data.recording import recorder
 from jworld.data.records import content
-from jworld.utils import checksums, files, folder_lock, indices, notes, ranges
+from jworld.utils import checksums, files, folder_lock, indices, notes, outputs, ranges
 from jworld.utils import config as run_config
 from jworld.utils.errors import UserError
 
@@ -142,10 +141,7 @@ def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.co
     fit = fitting.Fit(width=width, height=height, mode=videos.fit, resampling="area")
     cut = clips.CutConfig(fit=fit, temporal_ratio=1)
     entries: dict[str, list[dict[str, Any]]] = {split: [] for split in records.SPLITS}
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with outputs.partial_folder(output, fix="free space or change config.data.records") as partial:
         for item in rich.progress.track(found, "decoding videos", console=console):
             for clip in clips.read_clips(item, cut):
                 written = entries[clip.split]
@@ -159,10 +155,6 @@ def decode(output: str | pathlib.Path, videos: VideosConfig, *, console: rich.co
         facts = {"format": FORMAT, "version": VERSION, "image_size": list(videos.image_size), "videos": entries}
         checksums.write_json(partial / records.MANIFEST, facts)
         partial.rename(output)
-    except OSError as error:
-        raise UserError(f"{output} could not be written ({error}): free space or change config.data.records") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 class Videos:
