@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--output", type=pathlib.Path, default=pathlib.Path("out/play.webp"), metavar="FILE", help="file to write")
     add("--keys", default="w*2,w+right,right*2,w*2,w+left,left", help="actions and their steps")
     add("--view", type=int, default=1, help="number of the first image")
-    add("--seed", type=int, default=0, help="random seed for the noise")
+    add("--seed", type=arguments.seed, default=0, help="random seed for the noise")
     add("--every", type=arguments.positive, default=2, help="frames of the model per screenshot")
     add("--width", type=arguments.positive, default=480, help="width in pixels")
     add("--bytes", type=arguments.positive, default=300_000, help="largest size of the file")
