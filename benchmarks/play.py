@@ -17,7 +17,7 @@ import pathlib
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiohttp
@@ -44,9 +44,11 @@ class TimedGame(worker.Game):
         self.generated.append((began, time.monotonic()))
         return found
 
-    def decode(self, generated: worker.Generated) -> worker.Step:
+    def decode(
+        self, generated: worker.Generated, take: Callable[[worker.Part], None] = lambda part: None
+    ) -> worker.Step:
         began = time.monotonic()
-        found = super().decode(generated)
+        found = super().decode(generated, take)
         self.decoded.append((began, time.monotonic()))
         return found
 
@@ -86,7 +88,6 @@ class Player:
                 if message.type is aiohttp.WSMsgType.BINARY:
                     await self._frame(socket, message.data)
                 elif (facts := json.loads(message.data))["type"] == "computed":
-                    self._actions[facts["step"]] = facts["action"]
                     self.steps.append(facts)
                 if time.monotonic() > ending:
                     break
@@ -97,6 +98,7 @@ class Player:
         now = time.monotonic()
         self.times.append(now)
         self.bytes += len(data)
+        self._actions[frame.step] = frame.action
         shown = self._actions.get(frame.step - (self._world.delay - 1), "none").split("+")
         if self._pressed is not None and self._pressed[0] in shown:
             self.latencies.append(now - self._pressed[1])

@@ -113,7 +113,7 @@ async def record(
                 held = wanted
                 for _ in range(count):
                     await page.value("document.getElementById('step').click()")
-                    await page.until(f"play.state.ofStep.has({steps})")
+                    await page.until(f"play.state.steps.at(-1)?.step === {steps}")
                     frames = await page.until("play.state.steps.at(-1).frames")
                     for _ in range(frames):
                         while not await page.value("play.take()"):

@@ -41,6 +41,7 @@ class Player:
       socket: its connection; None while it is not connected.
       game: its session; None while it waits for a seat.
       computing: steps that are being computed or encoded, at most as many as there are devices.
+      decoded: frames of the first of these steps that were added.
       wanted: steps that it asked for while it is paused: 0 or 1.
       start: settings of the running session.
       last: latest step.
@@ -51,7 +52,7 @@ class Player:
     def __init__(self, world: worker.World, start: key_logs.Start, *, asks: bool = False) -> None:
         """Set up a player who is not connected; with `asks`, frames are stored for questions about them."""
         now = time.monotonic()
-        self._recent: collections.deque[worker.Step] = collections.deque(maxlen=_ASKED if asks else 0)
+        self._asks, self._recent = asks, collections.deque[worker.Part]()
         self._world = world
         self.id = secrets.token_urlsafe(16)
         self.last_turn, self.seated = 0, now
@@ -64,7 +65,7 @@ class Player:
         self.upload: np.ndarray | None = None
         self.game: worker.Game | None = None
         self.paused = False
-        self.computing = 0
+        self.computing = self.decoded = 0
         self.in_order = asyncio.Lock()
         self.wanted = 0
         self.kind, self.measured = "auto", ""
@@ -83,6 +84,7 @@ class Player:
         self.last: worker.Step | None = None
         self.prompt: str | None = None
         self._recent.clear()
+        self._kept: list[protocol.Frame] = []
         self._script = collections.deque(script)
         self.sent = self.shown = -1
         self.pacer.clear()
@@ -119,7 +121,7 @@ class Player:
             return float("inf") if self.computing else 0.0
         if (self.paused and not self.wanted) or self.stalled:
             return float("inf")
-        return self.pacer.due_in(now, self.computing * self._world.new_frames)
+        return self.pacer.due_in(now, max(self.computing * self._world.new_frames - self.decoded, 0))
 
     @property
     def stalled(self) -> bool:
@@ -140,22 +142,49 @@ class Player:
         self._outgoing.append(json.dumps({"type": message, **values}))
         self.wake.set()
 
-    def deliver(self, step: worker.Step, frames: list[protocol.Frame], now: float) -> None:
-        """Queue the frames of a step, and a message about it."""
+    def deliver(self, part: worker.Part, frames: list[protocol.Frame], *, began: float, now: float) -> None:
+        """Queue frames of a step whose computation began at some time.
+
+        Without pace they are kept until the step is complete, so that a program knows how many frames it waits for.
+        """
+        if not self.decoded:
+            self._late, self._bytes = 0.0, 0
+            self.pacer.begin(max(len(frames), self._world.new_frames), now)
+        # Frames of a later part are shown later.
+        self._late = max(self._late, now - began - self.decoded / self._world.fps)
+        self._bytes += sum(len(frame.content) for frame in frames)
+        if self._asks:
+            self._recent.append(part)
+            while part.first_frame - self._recent[0].first_frame > _ASKED * self._world.new_frames:
+                self._recent.popleft()
+        self.decoded += len(frames)
+        if self._kept or not self.pacer.paced:
+            self._kept += frames
+        else:
+            self.pacer.add(frames, now)
+            self.wake.set()
+
+    @property
+    def image_kind(self) -> str:
+        """Format of images that it wants, or the smallest one."""
+        return self.measured if self.kind == "auto" else self.kind
+
+    def complete(self, step: worker.Step) -> None:
+        """Queue a message about a step whose frames were delivered."""
         self.last = step
-        self._recent.append(step)
         if len(self.entries) < limits.PLAY_LOG:
             self.entries.append(step.entry)
-        self.pacer.add(frames, now)
+        if not step.compile:
+            self.pacer.measure(self._late)
         view = step.view
         self.send(
             "computed",
             step=step.number,
             action=step.action,
             first_frame=step.first_frame,
-            frames=len(frames),
-            format=frames[0].kind,
-            bytes=sum(len(frame.content) for frame in frames),
+            frames=len(step.frames),
+            format=self.image_kind,
+            bytes=self._bytes,
             seconds={
                 "denoise": round(step.denoise, 5),
                 "decode": round(step.decode, 5),
@@ -167,13 +196,14 @@ class Player:
             memory=None if view is None else {"first": view.first, "context": view.context, "cameras": _poses(view)},
         )
         self._send_seconds = 0.0
-        self.wake.set()
+        self.pacer.add(self._kept, time.monotonic())
+        self._kept = []
 
     def image(self, frame: int) -> np.ndarray | None:
         """Return one of the latest frames that were sent, uint8 [H, W, 3], or None."""
-        for step in self._recent:
-            if frame <= self.sent and 0 <= frame - step.first_frame < len(step.frames):
-                found: np.ndarray = step.frames[frame - step.first_frame]
+        for part in self._recent:
+            if frame <= self.sent and 0 <= frame - part.first_frame < len(part.frames):
+                found: np.ndarray = part.frames[frame - part.first_frame]
                 return found
         return None
 

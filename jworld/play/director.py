@@ -243,42 +243,73 @@ class Director:
             keys, prompt = player.latch(), player.prompt
             player.prompt = None
             generated = await loop.run_in_executor(self._model_thread, game.generate, keys, prompt)
-            # With a second device, the next step is generated meanwhile.
-            decoder = self._decoding if self.world.is_split else self._model_thread
-            decoding = loop.run_in_executor(decoder, game.decode, generated)
+            decoding = self._decode(player, game, generated, began)
             if not self.world.is_split:
-                await decoding
+                await asyncio.wait([decoding])
         except errors.UserError as error:
             player.computing, player.paused = player.computing - 1, True
             player.send("error", text=str(error))
             player.send("state", **self._described(player))
         except Exception as error:
             await self._fail(player, error)
-        else:
-            self._spawn(self._finish_step(player, decoding, began))
 
-    async def _finish_step(self, player: Player, decoding: asyncio.Future[worker.Step], began: float) -> None:
-        """Encode the frames of a step, and queue them after those of the steps before."""
-        async with player.in_order:
+    def _decode(
+        self, player: Player, game: worker.Game, generated: worker.Generated, began: float
+    ) -> asyncio.Future[worker.Step]:
+        """Decode a step; its first frames are queued while the later ones are decoded."""
+        loop = asyncio.get_running_loop()
+        parts: asyncio.Queue[worker.Part | None] = asyncio.Queue()
+
+        def put(part: worker.Part | None) -> None:
+            loop.call_soon_threadsafe(parts.put_nowait, part)
+
+        def decode() -> worker.Step:
             try:
-                step = await decoding
+                return game.decode(generated, put)
+            finally:
+                put(None)
+
+        # With a second device, the next step is generated meanwhile.
+        decoding = loop.run_in_executor(self._decoding if self.world.is_split else self._model_thread, decode)
+        self._spawn(self._finish_step(player, parts, decoding, began))
+        return decoding
+
+    async def _finish_step(
+        self,
+        player: Player,
+        parts: asyncio.Queue[worker.Part | None],
+        decoding: asyncio.Future[worker.Step],
+        began: float,
+    ) -> None:
+        """Queue the frames of a step, which end with None, after those of the steps before; then complete it."""
+        async with player.in_order:
+            player.decoded = 0
+            try:
+                while (part := await parts.get()) is not None:
+                    await self._encode(player, part, began)
+                await self._complete(player, await decoding)
             except Exception as error:
                 await self._fail(player, error)
-            else:
-                await self._encode(player, step, began)
+            player.decoded = 0
 
-    async def _encode(self, player: Player, step: worker.Step, began: float) -> None:
-        """Encode the frames of a step, and queue them."""
+    async def _encode(self, player: Player, part: worker.Part, began: float) -> None:
+        """Encode some frames of a step, and queue them."""
+        loop = asyncio.get_running_loop()
+        if player.kind == "auto" and not player.measured:
+            player.measured = await loop.run_in_executor(
+                self._encoding, protocol.smallest, part.frames[-1], self.world.fps
+            )
+        start = time.monotonic()
+        frames = await loop.run_in_executor(self._encoding, _frames, part, player.image_kind, self.world.size)
+        now = time.monotonic()
+        player.note_sending(now - start)
+        if player.request is None:
+            player.deliver(part, frames, began=began, now=now)
+
+    async def _complete(self, player: Player, step: worker.Step) -> None:
+        """Record a step whose frames are queued, and tell the player about it."""
         loop = asyncio.get_running_loop()
         try:
-            if player.kind == "auto" and not player.measured:
-                player.measured = await loop.run_in_executor(
-                    self._encoding, protocol.smallest, step.frames[-1], self.world.fps
-                )
-            kind = player.measured if player.kind == "auto" else player.kind
-            start = time.monotonic()
-            frames = await loop.run_in_executor(self._encoding, _frames, step, kind, self.world.size)
-            player.note_sending(time.monotonic() - start)
             if player.recording is not None:
                 await loop.run_in_executor(self._encoding, player.recording.add, step)
         except errors.UserError as error:
@@ -286,15 +317,9 @@ class Director:
             broken, player.recording = player.recording, None
             if broken is not None:
                 await loop.run_in_executor(self._encoding, broken.cancel)
-        except Exception as error:
-            await self._fail(player, error)
-            return
-        now = time.monotonic()
-        if not step.compile:
-            player.pacer.measure(now - began)
         player.computing -= 1
         if player.request is None:
-            player.deliver(step, frames, now)
+            player.complete(step)
         if player.recording is not None and player.recording.is_full:
             player.send("notice", text="the recording is full")
             await self._finish(player)
@@ -450,16 +475,16 @@ class Director:
         player.send("log", content=content)
 
 
-def _frames(step: worker.Step, kind: str, size: tuple[int, int]) -> list[protocol.Frame]:
-    """Encode the frames of a step."""
+def _frames(part: worker.Part, kind: str, size: tuple[int, int]) -> list[protocol.Frame]:
+    """Encode some frames of a step."""
     return [
         protocol.Frame(
-            step=step.number,
-            frame=step.first_frame + i,
-            action=step.action,
+            step=part.number,
+            frame=part.first_frame + i,
+            action=part.action,
             kind=kind,
             size=size,
             content=protocol.encode(image, kind),
         )
-        for i, image in enumerate(step.frames)
+        for i, image in enumerate(part.frames)
     ]

@@ -1,7 +1,7 @@
 """Times at which the frames of a player are sent: evenly at the model's rate, and never late.
 
 Frames of a step are spread over the time of the step. The next step is computed while they are shown, as late as the
-time that it takes allows: a key then waits as little as possible.
+time until its first frames allows: a key then waits as little as possible.
 """
 
 import collections
@@ -37,8 +37,9 @@ class Pacer(Generic[Frame]):
         self._counts: collections.deque[int] = collections.deque(maxlen=_WAITING)
         self._end = 0.0
         self._period = 0.0
+        self._spacing = 0.0
         self._lead = 0.0
-        self._added: float | None = None
+        self._begun: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -50,23 +51,26 @@ class Pacer(Generic[Frame]):
         return _FACTOR * self._lead + _MARGIN
 
     def measure(self, seconds: float) -> None:
-        """Note the time from the decision to compute a step until its frames were added."""
+        """Note how long before the end of the shown frames a step had to be started for none of its own to be late."""
         # Slower steps count at once, so that the next one is not late; faster ones gradually.
         self._lead = max(seconds, self._lead + _SHARE * (seconds - self._lead))
 
-    def add(self, frames: Sequence[Frame], now: float) -> None:
-        """Append the frames of a step; the oldest are dropped if those of more than two steps wait."""
-        if self._added is not None and self.paced:
-            gap = now - self._added
+    def begin(self, count: int, now: float) -> None:
+        """Note that the first of `count` frames of a step are there."""
+        if self._begun is not None and self.paced:
+            gap = now - self._begun
             self._period = gap if not self._period else self._period + _SHARE * (gap - self._period)
-        self._added = now
-        start = max(now, self._end)
+        self._begun = now
         # A model that is slower than its rate is shown evenly, too.
-        late = start > self._end and bool(self._period)
-        spacing = max(1 / self.fps, self._period / len(frames) if late else 0.0) if self.paced else 0.0
-        self._frames.extend((start + i * spacing, frame) for i, frame in enumerate(frames))
-        self._end = start + len(frames) * spacing
-        self._counts.append(len(frames))
+        late = now > self._end and bool(self._period)
+        self._spacing = max(1 / self.fps, self._period / count if late else 0.0) if self.paced else 0.0
+        self._counts.append(count)
+
+    def add(self, frames: Sequence[Frame], now: float) -> None:
+        """Append frames of the step that has begun; the oldest are dropped if those of more than two steps wait."""
+        start = max(now, self._end)
+        self._frames.extend((start + i * self._spacing, frame) for i, frame in enumerate(frames))
+        self._end = start + len(frames) * self._spacing
         while self.paced and len(self._frames) > sum(self._counts):
             self._frames.popleft()
             self.dropped += 1

@@ -39,7 +39,17 @@ class Generated:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
+class Part:
+    """Some frames of a step; see `Step`."""
+
+    number: int
+    first_frame: int
+    action: str
+    frames: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step(Part):
     """A computed step.
 
     Attributes:
@@ -52,10 +62,6 @@ class Step:
       view: cameras and context, for sessions that have them.
     """
 
-    number: int
-    first_frame: int
-    action: str
-    frames: np.ndarray
     denoise: float
     decode: float
     compile: float
@@ -234,17 +240,21 @@ class Game:
             view=session.view() if isinstance(session, live.ViewedSession) else None,
         )
 
-    def decode(self, generated: Generated) -> Step:
-        """Compute the rest of `step`, in the order of the steps."""
+    def decode(self, generated: Generated, take: Callable[[Part], None] = lambda part: None) -> Step:
+        """Compute the rest of `step`, in the order of the steps; `take` gets its frames as soon as they are decoded."""
+        number, action, first_frame, parts = generated.number, generated.action, self._frames, list[np.ndarray]()
         with compilation.CompileTimes() as compiling, jax.set_mesh(self._world.run.mesh):
             began, first = time.time(), self._clock()
-            frames = self.session.decode(generated.latents)
+            for frames in self.session.decode(generated.latents):
+                take(Part(number=number, first_frame=self._frames, action=action, frames=frames))
+                self._frames += len(frames)
+                parts.append(frames)
             compiled, seconds = compiling.seconds(began, time.time()), self._clock() - first
-        self._frames += len(frames)
+        frames = np.concatenate(parts)
         return Step(
-            number=generated.number,
-            first_frame=self._frames - len(frames),
-            action=generated.action,
+            number=number,
+            first_frame=first_frame,
+            action=action,
             frames=frames,
             denoise=generated.denoise,
             decode=max(seconds - compiled, 0.0),

@@ -5,7 +5,7 @@ step. `live_system` refuses a model without them in one sentence.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import ml_collections
@@ -46,8 +46,11 @@ class LiveSession(VideoSession, Protocol):
     def advance(self, action: Any) -> np.ndarray:
         """Generate the latents [f, H, W, C] of the next step without decoding them."""
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Decode the latents of a step, which follow all previous ones, to frames uint8 [T, H, W, 3]."""
+    def decode(self, latents: np.ndarray) -> Iterator[np.ndarray]:
+        """Decode the latents of a step, which follow all previous ones; yield its frames in parts uint8 [t, H, W, 3].
+
+        A part is decoded when it is asked for, so that the first frames can be shown before the last ones are decoded.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

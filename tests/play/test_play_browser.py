@@ -81,7 +81,7 @@ def test_pause_step_and_reset(tmp_path: pathlib.Path) -> None:
                 await asyncio.sleep(0.05)
             count = len(player.entries)
             await page.value("document.getElementById('step').click()")
-            await page.until(f"play.state.ofStep.has({count})")
+            await page.until(f"play.state.steps.at(-1)?.step === {count}")
             await asyncio.sleep(1)
             assert len(player.entries) == count + 1
             await page.value("document.getElementById('seed').value = 77; document.getElementById('reset').click()")
@@ -110,7 +110,7 @@ def test_share_link_replays_the_same_frames(tmp_path: pathlib.Path) -> None:
         steps = sum(count for _, count in values["script"])
         async with playing(tmp_path / "again", link) as (page, _, directing):
             (player,) = directing.players.values()
-            await page.until(f"play.state.ofStep.has({steps - 1})")
+            await page.until(f"play.state.steps.at(-1)?.step >= {steps - 1}")
             assert [entry.frames for entry in player.entries][:steps] == played[:steps]
 
     asyncio.run(test())

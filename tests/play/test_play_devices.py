@@ -2,6 +2,7 @@
 
 import asyncio
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -60,8 +61,8 @@ def test_frames_are_those_of_one_device(tmp_path: pathlib.Path, monkeypatch: pyt
         events.append("generate")
         return generate(keys, prompt)
 
-    def decoding(generated: worker.Generated) -> worker.Step:
-        found = decode(generated)
+    def decoding(generated: worker.Generated, take: Callable[[worker.Part], None]) -> worker.Step:
+        found = decode(generated, take)
         events.append("decoded")
         return found
 

@@ -65,6 +65,12 @@ function light(name, keys) {
   for (const cap of document.querySelectorAll(".key")) cap.classList.toggle(name, keys.includes(cap.dataset.name));
 }
 
+/** Keep the action of a step, which its first frames or the message about it bring. */
+function noteAction({ step, action }) {
+  state.ofStep.set(step, action);
+  state.ofStep.delete(step - 64);
+}
+
 /** Keys that the frames of a step show: those of an earlier step for models that answer late. */
 function effect(step) {
   const action = state.ofStep.get(step - ((state.welcome?.delay ?? 1) - 1));
@@ -105,12 +111,13 @@ const handlers = {
     const runs = state.actions;
     if (runs.length && runs[runs.length - 1][0] === message.action) runs[runs.length - 1][1]++;
     else if (runs.length < MOST_RUNS) runs.push([message.action, 1]);
-    state.ofStep.set(message.step, message.action);
-    state.ofStep.delete(message.step - 64);
+    noteAction(message);
     state.steps.push(message);
     if (state.steps.length > 20) state.steps.shift();
     state.dropped = message.dropped;
     if (message.memory) memory.add(message.step, message.memory);
+    // Its first frames can be drawn before this message comes.
+    if (message.step <= state.lastStep) memory.show(message.step);
     if (message.seconds.compile > 1) notice(`compiled for ${message.seconds.compile.toFixed(0)} s`);
     figures();
   },
@@ -177,6 +184,7 @@ function setPaused(paused) {
 
 async function onFrame(frame) {
   const started = state.started;
+  noteAction(frame);
   if (state.decoding > 4) {
     // Of the frames that a slow page cannot draw, it draws the newest.
     state.skipped = frame;

@@ -75,7 +75,7 @@ class Session:
 
         `action` is the motion of the window for an action model, [steps, 7] float32.
         """
-        return self.decode(self.advance(action))
+        return np.concatenate(list(self.decode(self.advance(action))))
 
     def advance(self, action: np.ndarray | None = None) -> np.ndarray:
         """See `LiveSession`."""
@@ -84,12 +84,12 @@ class Session:
         key = jax.random.fold_in(jax.random.key(self._seed), self._windows)
         return np.asarray(self._sampler(given, self._text, jax.random.normal(key, shape), action))
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
+    def decode(self, latents: np.ndarray) -> Iterator[np.ndarray]:
         """See `LiveSession`; the window's first frames, which it continues, are only returned in the first window."""
         video = self.encoders.autoencoder.decode(latents[None])[0]
         new: np.ndarray = video[len(self._given) :] if self._windows else video
         self._given, self._windows = video[-self.given_pixels :], self._windows + 1
-        return new
+        yield new
 
     def _states(self, prompts: Sequence[str]) -> jax.Array:
         """Return text states [B, S, Dt], padded with zeros, which are not masked.

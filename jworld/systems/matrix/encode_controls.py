@@ -62,8 +62,7 @@ def _parser() -> arguments.Parser:
     add = parser.add_argument
     add("--encoder", default=PUBLISHED, metavar="SPEC", help="folder or hub id of CLIP")
     add("--output", required=True, type=pathlib.Path, metavar="FILE", help="file to write, which is replaced")
-    add("--encoder-device", metavar="DEVICE", help="device of the encoder (default: cuda if there is one)")
-    add("--encoder-dtype", choices=torch_models.DTYPES, help="dtype of the encoder (default: float32)")
+    torch_models.add_arguments(parser, "the encoder", dtype="float32")
     return parser
 
 

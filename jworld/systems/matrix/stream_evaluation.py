@@ -148,7 +148,7 @@ def distances(
     def roll(session: StreamSession) -> tuple[np.ndarray, list[np.ndarray]]:
         session.reset(clip.frames[: session.start_frames], clip.prompt, seed=seed)
         latents = [session.advance(controls) for controls in actions]
-        return session.decode(np.concatenate(latents)), latents
+        return np.concatenate(list(session.decode(np.concatenate(latents)))), latents
 
     truth, expected = roll(teacher)
     parts = np.arange(windows + 1) * len(truth) // windows

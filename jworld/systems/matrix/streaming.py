@@ -142,18 +142,18 @@ class StreamSession:
           action: tokens of all latent frames in the current window, or one token that is held. A held token applies to
             the frames that enter the window, which are returned `delay` steps later.
         """
-        return self.decode(self.advance(action))
+        return np.concatenate(list(self.decode(self.advance(action))))
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Decode latents [f, H, W, C] that follow all previous ones to frames uint8 [4 f, H, W, 3]."""
+    def decode(self, latents: np.ndarray) -> Iterator[np.ndarray]:
+        """See `LiveSession`: 4 f frames in all."""
         # CogVideoX's autoencoder treats the first of an odd number of latents as the first of a clip: decode pairs.
         count = len(latents)
         parts = [latents[i : i + 2] for i in range(0, count, 2)] if count % 2 else [latents]
         if self._before is not None:
             # With these latents first, the decoder treats the next ones as the middle of a video.
             parts, self._before = [np.concatenate([self._before, latents])], None
-        frames = np.concatenate([self._decoder.step(part) for part in parts])
-        return frames[-self._ratio * count :]
+        for part in parts:
+            yield self._decoder.step(part)[-self._ratio * min(len(part), count) :]
 
     def advance(self, action: Controls | str) -> np.ndarray:
         """Generate a window without decoding and return latents [window_frames, H, W, C]."""

@@ -75,8 +75,7 @@ def _parser() -> arguments.Parser:
     add(
         "--output", required=True, type=pathlib.Path, metavar="DIR", help="folder for the two files, which are replaced"
     )
-    add("--encoder-device", metavar="DEVICE", help="device of the encoders (default: cuda if there is one)")
-    add("--encoder-dtype", choices=torch_models.DTYPES, help="dtype of the encoders (default: as published)")
+    torch_models.add_arguments(parser, "the encoders", dtype="as published")
     return parser
 
 
@@ -86,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse(argv)
     outputs.check_folder("--output", options.output)
     run_with = registry.Options(dtype=options.encoder_dtype, device=options.encoder_device)
+    registry.check_options(run_with, [spec.partition(":")[0] for spec in (options.text_encoder, options.glyph_encoder)])
     console = rich.console.Console(soft_wrap=True, highlight=False)
     encoder = model_encoders.load(model_encoders.TEXT, options.text_encoder, run_with)
     glyphs = model_encoders.load(model_encoders.GLYPH, options.glyph_encoder, run_with)

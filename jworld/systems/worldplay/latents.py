@@ -147,6 +147,7 @@ def frame_inputs(frames: Frames, latents: Array, image: Array, times: jax.Array 
     )
 
 
+@functools.cache
 def all_steps(cfg: SampleConfig) -> np.ndarray:
     """Return the noise levels before and after every denoising step, [num_steps, 2] float32."""
     sigmas = np.asarray(flow_matching.sampling_sigmas(cfg.num_steps, cfg.shift))

@@ -124,23 +124,24 @@ class Session:
 
     def decoding(self) -> Iterator[Program]:
         """See `PlannedSession`."""
-        shape = (self.chunk_frames, *self.clip.latent_size, self.latents.model.cfg.channels)
-        return self.encoders.autoencoder.streaming(shape)
+        shape = (1, *self.clip.latent_size, self.latents.model.cfg.channels)
+        return self.encoders.autoencoder.streaming(shape, runs=self.chunk_frames)
 
     def step(self, action: Controls | str) -> np.ndarray:
         """Generate a chunk, uint8 [T, H, W, 3]: 1 + 4 (f - 1) frames in the first chunk, then 4 f.
 
         `action` has the camera of each latent, or the keys that are held during the chunk: "w", "w+right", "none".
         """
-        return self.decode(self.advance(action))
+        return np.concatenate(list(self.decode(self.advance(action))))
 
     def advance(self, action: Controls | str) -> np.ndarray:
         """See `LiveSession`."""
         return self.latents.step(self._held(action) if isinstance(action, str) else action)
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """See `LiveSession`."""
-        return self._decoder.step(latents)
+    def decode(self, latents: np.ndarray) -> Iterator[np.ndarray]:
+        """See `LiveSession`; a part is a latent."""
+        for number in range(len(latents)):
+            yield self._decoder.step(latents[number : number + 1])
 
     def view(self) -> live.View:
         """See `ViewedSession`."""
