@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from jworld.planning import arithmetic, collectives, hlo, topologies
+from jworld.planning import arithmetic, collectives, hlo, needed, topologies
 from jworld.planning.plans import Plan
 from jworld.planning.program import Program
 from jworld.training import state as train_state
@@ -111,6 +111,7 @@ def _analytic(config: ml_collections.ConfigDict, topology: topologies.Topology, 
         ),
         "flops": counted.all,
         "loops": counted.all / counted.bodies_once,
+        "needed": needed.of(program, config),
     }
 
 

@@ -31,6 +31,7 @@ class Plan:
       loops: `flops` over the same count with bodies once; the compiler's count times this has its loops unrolled.
       memory_traffic: estimated bytes between a chip and its memory in one step; None if the program cannot be parsed.
       collectives: traffic that a chip sends in one step.
+      needed: what it must send at least, see `needed.of`.
       compile_seconds: time of the compilation.
     """
 
@@ -59,6 +60,7 @@ class Plan:
     xla_flops: float | None = None
     memory_traffic: int | None = None
     collectives: tuple[Traffic, ...] = ()
+    needed: tuple[Traffic, ...] = ()
     compile_seconds: float = 0.0
 
     @property
@@ -81,7 +83,9 @@ class Plan:
         return None if self.peak is None else max(self.peak, self.start or 0) <= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self) | {"collectives": [row._asdict() for row in self.collectives]}
+        values = dataclasses.asdict(self)
+        for name in ("collectives", "needed"):
+            values[name] = [row._asdict() for row in getattr(self, name)]
         bounds = roofline(self)
         values["fits"] = self.fits
         values["bounds"] = None if bounds is None else bounds._asdict()
@@ -90,8 +94,8 @@ class Plan:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
         fields = {field.name for field in dataclasses.fields(cls)}
-        rows = tuple(Traffic(**row) for row in values["collectives"])
-        return cls(**{name: value for name, value in values.items() if name in fields} | {"collectives": rows})
+        rows = {name: tuple(Traffic(**row) for row in values[name]) for name in ("collectives", "needed")}
+        return cls(**{name: value for name, value in values.items() if name in fields} | rows)
 
 
 class Bounds(NamedTuple):

@@ -35,6 +35,8 @@ def print_plan(console: rich.console.Console, plan: Plan) -> None:
     console.print(_arithmetic(plan))
     if plan.collectives:
         console.print(_collectives(plan))
+    if plan.needed:
+        console.print(_needed(plan))
     if (bounds := _bounds(plan)) is not None:
         console.print(bounds)
     if plan.compiled and plan.chip in gpu_targets.TARGETS:
@@ -120,6 +122,19 @@ def _collectives(plan: Plan) -> rich.table.Table:
     for row in (*plan.collectives, total):
         runs = f"{row.runs:,}" if row.runs else ""
         table.add_row(row.kind, row.axes, runs, size_text(row.sent), *([size_text(row.outside)] if several else []))
+    return table
+
+
+def _needed(plan: Plan) -> rich.table.Table:
+    """Return the table of what a chip must send, beside what the program sends."""
+    table = rich.table.Table("needed by formula", "along", "a chip sends")
+    for row in plan.needed:
+        table.add_row(row.kind, row.axes, size_text(row.sent))
+    least = sum(row.sent for row in plan.needed)
+    table.add_row("all", "", size_text(least))
+    if plan.collectives:
+        sent = sum(row.sent for row in plan.collectives)
+        table.add_row("the program sends", "", f"{sent / least:.2f} times as much")
     return table
 
 

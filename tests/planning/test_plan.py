@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import rich.console
 import tiny
 
 from jworld.models.hunyuan import flops
 from jworld.models.hunyuan.config import HunyuanConfig
-from jworld.planning import arithmetic, compile_step, launch, topologies
+from jworld.planning import arithmetic, compile_step, launch, tables, topologies
 from jworld.planning.plans import Plan, roofline
 from jworld.planning.program import Program
 from jworld.training import state as train_state
@@ -48,6 +49,14 @@ def test_a_program_that_cannot_be_written_as_text_has_no_traffic(plan: Plan) -> 
     assert bounds is not None
     assert bounds.memory is bounds.network is None
     assert bounds.step == bounds.compute > 0
+
+
+def test_the_program_sends_more_than_is_needed(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    needed, sent = (sum(row.sent for row in rows) for rows in (plan.needed, plan.collectives))
+    assert 0 < needed < sent
+    assert Plan.from_json(plan.to_json()) == plan
+    tables.print_plan(rich.console.Console(width=120), plan)
+    assert f"{sent / needed:.2f} times as much" in capsys.readouterr().out
 
 
 @pytest.mark.slow
