@@ -187,12 +187,19 @@ def test_a_perfect_critic_gives_no_gradient() -> None:
         assert all((x == y).all() for x, y in pairs) == same
 
 
-@pytest.mark.long
-@pytest.mark.xfail(reason="the losses differ by 0.4 % on a mesh that splits tokens, and nobody knows yet why")
+@pytest.mark.slow
 def test_eight_devices_make_the_same_steps() -> None:
-    one, eight = (two_steps(mesh)[0] for mesh in ((1, 1, 1), (2, 2, 2)))
-    for name in ("loss", "grad_norm", "critic_loss", "critic_grad_norm"):
-        np.testing.assert_allclose(eight[1][name], one[1][name], rtol=1e-3)
+    """The critic learns, so teacher and critic differ when the student's gradient is computed.
+
+    From equal ones the student's gradient is a rounding error, which the optimizer enlarges to a whole update.
+    """
+    options = {"critic.updates": 2, "critic.learning_rate": 1e-3, "optimizer.skip_norm": 0.0}
+    config = make_config(**options, **{"optimizer.warmup_steps": 0})
+    batch = {name: np.asarray(x) for name, x in make_batch(systems.create(config), (0, 5, 3, 1)).items()}
+    one, eight = (distilled.train(config, batch, mesh, 2)[0] for mesh in ((1, 1, 1), (2, 2, 2)))
+    for name in ("loss", "score_distance", "grad_norm", "critic_loss", "critic_grad_norm"):
+        assert one[0][name] > 1e-2
+        np.testing.assert_allclose([x[name] for x in eight], [x[name] for x in one], rtol=2e-5, err_msg=name)
 
 
 def test_the_gradient_of_distribution_matching() -> None:

@@ -76,7 +76,9 @@ class TextRefiner(nnx.Module):
         mean = jnp.sum(states.astype(jnp.float32) * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
         condition = self.time(timestep) + self.pooled_out(nnx.silu(self.pooled_in(mean))).astype(jnp.float32)
         x = self.input(states)
-        mask = mask.at[:, 0].set(True)
+        # Not `mask.at[:, 0].set(True)`: where XLA splits the tokens over devices, such a scatter can also change an
+        # element of another device (https://github.com/openxla/xla/issues/49121).
+        mask = mask | (jnp.arange(mask.shape[1]) == 0)
         for block in self.blocks:
             x = block(x, condition[:, None], mask)
         return x

@@ -159,8 +159,10 @@ def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> Wan
 
 def without_world(values: jax.Array, has_world: jax.Array, first: int) -> jax.Array:
     """Move the first column of rows without a world to column `first`, the end bracket's: [B, L', ...] -> the same."""
-    chosen = has_world.reshape(-1, *[1] * (values.ndim - 2))
-    return values.at[:, first].set(jnp.where(chosen, values[:, first], values[:, 0]))
+    chosen = has_world.reshape(-1, *[1] * (values.ndim - 1))
+    # Not a scatter, see `models.hunyuan.text`.
+    is_bracket = (jnp.arange(values.shape[1]) == first).reshape(1, -1, *[1] * (values.ndim - 2))
+    return jnp.where(is_bracket & ~chosen, values[:, :1], values)
 
 
 def world_mask(mask: jax.Array, has_world: jax.Array, first: int) -> jax.Array:
