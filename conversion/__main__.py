@@ -211,6 +211,7 @@ def _add_export(commands: "argparse._SubParsersAction[arguments.Parser]") -> Non
         help="write only the parameters that a run trained, as in TheWorld's own checkpoints (default: all)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output of an earlier export")
+    parser.not_with("--trained", "--adapters")
 
 
 def _import(options: argparse.Namespace) -> None:

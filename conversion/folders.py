@@ -40,12 +40,21 @@ def is_ours(path: pathlib.Path) -> bool:
     return is_folder(path) or autoencoders.find_file(path) is not None
 
 
+def refuse_step(path: pathlib.Path, step: int | None) -> None:
+    """Raise a `UserError` if a step is given for weights that are not those of a run."""
+    if step is not None and not (path / runs.CHECKPOINTS).is_dir():
+        raise errors.UserError(
+            f"--step {step}: {path} is not the folder of a run, so it has no steps: leave --step out"
+        )
+
+
 def open_weights(path: pathlib.Path, step: int | None = None) -> "Weights":
     """Open a folder of weights, an autoencoder's file, or the folder with such a file.
 
     Raises:
       UserError: it is none of these, or something is missing or damaged.
     """
+    refuse_step(path, step)
     if is_folder(path):
         return Folder(path, step)
     file = autoencoders.find_file(path)

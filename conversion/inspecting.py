@@ -19,6 +19,7 @@ def inspect(path: pathlib.Path, *, step: int | None = None) -> dict[str, str]:
     Raises:
       UserError: it is neither, or damaged.
     """
+    folders.refuse_step(path, step)
     return _inspect_weights(path, step) if folders.is_ours(path) else _inspect_source(path)
 
 

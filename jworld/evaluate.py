@@ -22,6 +22,7 @@ import rich.console
 import rich.table
 from flax import nnx
 
+from jworld import systems
 from jworld.data import pipeline
 from jworld.encoders import model_encoders
 from jworld.evaluation import (
@@ -35,7 +36,7 @@ from jworld.evaluation import (
     results,
 )
 from jworld.parallel import startup
-from jworld.systems import recipes, runs
+from jworld.systems import base, recipes, runs
 from jworld.utils import arguments, compilation, errors, files, hub_folders, outputs
 from jworld.utils import config as run_config
 
@@ -97,13 +98,15 @@ def evaluate(
     if records_dir is not None:
         config.data.records = records_dir
     outputs.check_folder("--output", output)
-    run = runs.load(checkpoint, step, config=config, given=given, teacher=True, stored=True)
-    _check_flags(run, options, episodes_dir)
+    system = systems.create(config)
+    _check_flags(system, options, episodes_dir, config.system)
+    system.check_evaluation(options)
     # A published benchmark does not need the data that the weights were trained on.
     batches = None
     if options.benchmark is None:
-        run.system.data.check_kept(checkpoint / runs.ENCODERS)
-        batches = run.system.data.batches("val")
+        system.data.check_kept(checkpoint / runs.ENCODERS)
+        batches = system.data.batches("val")
+    run = runs.load(checkpoint, step, config=config, given=given, teacher=True, stored=True)
     with keeping(output, console) as keep:
         chosen = dataclasses.replace(options, keep=keep)
         report = run.system.evaluate(run.model, run.encoders, run.config, chosen, console)
@@ -145,13 +148,18 @@ def keeping(output: pathlib.Path, console: rich.console.Console) -> Iterator[Cal
         raise
 
 
-def _check_flags(run: runs.Run, options: results.Options, episodes_dir: str | None) -> None:
-    """Raise `UserError` if an option was given that the system does not use."""
+def _check_flags(system: base.AnySystem, options: results.Options, episodes_dir: str | None, name: str) -> None:
+    """Raise `UserError` if an option was given that the system of this name does not use."""
     chosen = {f"--{name}": value for name, value in options.optional().items()} | {"--episodes": episodes_dir}
-    unused = [flag for flag, value in chosen.items() if value is not None and flag not in run.system.evaluation_flags]
+    if isinstance(system, base.TextSystem):
+        # They have a default, which every system that generates videos uses.
+        default = results.Options()
+        chosen |= {"--windows": options.windows if options.windows != default.windows else None}
+        chosen |= {"--chunks": options.chunks if options.chunks != default.chunks else None}
+    unused = [flag for flag, value in chosen.items() if value is not None and flag not in system.evaluation_flags]
     if unused:
         raise errors.UserError(
-            f"{', '.join(unused)}: not used for a checkpoint of the system {run.config.system!r}: leave the option out"
+            f"{', '.join(unused)}: not used for a checkpoint of the system {name!r}: leave the option out"
         )
 
 

@@ -69,9 +69,9 @@ def generate(
       UserError: an input is missing, damaged, or does not fit the model; then nothing has been generated.
     """
     system = generation.video_system(systems.create(config), config)
-    if request.chat or request.system:
-        flag = "--chat" if request.chat else "--system"
-        raise errors.UserError(f"{flag}: the model generates videos: leave it out")
+    for flag, value in (("--chat", request.chat), ("--system", request.system), ("--batch-size", request.batch_size)):
+        if value:
+            raise errors.UserError(f"{flag}: the model generates videos: leave it out")
     if request.stream and request.sheet:
         raise errors.UserError("--sheet needs all frames at the end, but --stream stores none: leave one of them out")
     kept = hub_folders.find(request.checkpoint) / runs.ENCODERS if request.encoders is None else request.encoders
@@ -210,7 +210,7 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
         sampling=sampling,
         text=request.system,
         questions=[entry.question for entry in entries],
-        batch=request.batch_size,
+        batch=request.batch_size or requests.BATCH_SIZE,
     )
     run = runs.load(
         request.checkpoint,
@@ -224,7 +224,9 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
     loaded = time.time() - began
     if request.batch is not None:
         console.print(opened.describe_loading(loaded))
-        found = text_answers.many(run, entries, request.out, batch=request.batch_size, console=console)
+        found = text_answers.many(
+            run, entries, request.out, batch=request.batch_size or requests.BATCH_SIZE, console=console
+        )
         console.print(
             f"{found['tokens_per_second']:.1f} tokens per second, after {found['compile_seconds']:.1f} s of further "
             "compiling"
@@ -261,10 +263,14 @@ def check_text(request: Request) -> None:
         "--actions": request.actions,
         "--windows": request.windows,
         "--keys": request.keys,
+        "--length": request.length,
+        "--sheet": request.sheet or None,
+        "--stream": request.stream or None,
     }
     for flag, value in unused.items():
         if value is not None:
-            raise errors.UserError(f"{flag} {value}: the model answers in text: leave it out")
+            shown = flag if value is True else f"{flag} {value}"
+            raise errors.UserError(f"{shown}: the model answers in text: leave it out")
     if request.batch is not None:
         given = {"--prompt": request.prompt, "--image": request.images, "--chat": request.chat}
         for flag, own in given.items():
@@ -394,6 +400,8 @@ def make_parser() -> arguments.Parser:
     )
     arguments.add_changes(parser, default="as saved with the checkpoint", alias=True)
     encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "that of --encoders"))
+    parser.only_with("--batch-size", "--batch")
+    parser.only_with("--length", "--pose", "--actions", "--batch")
     return parser
 
 
@@ -452,8 +460,7 @@ def _add_text_flags(parser: arguments.Parser) -> None:
     add(
         "--batch-size",
         type=arguments.positive,
-        default=Request.batch_size,
-        help=f"questions of --batch that are answered at once (default: {Request.batch_size})",
+        help=f"questions of --batch that are answered at once (default: {requests.BATCH_SIZE})",
     )
 
 

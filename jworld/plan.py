@@ -83,6 +83,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="generate: chips that share a video, as for jworld.generate: sequence=2 splits it over two, fsdp=2 only "
         "the weights (default: one chip)",
     )
+    parser.only_with("--tries", "--search")
     return parser.parse(argv)
 
 

@@ -99,6 +99,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     group("--coordinator", metavar="HOST:PORT", help=f"address of process 0 (default: {detected})")
     group("--num-processes", type=arguments.positive, help=f"number of processes (default: {detected})")
     group("--process-id", type=int, help=f"rank of this process, from 0 (default: {detected})")
+    for option in ("--config", "--workdir", "--overwrite", "--dry-run", "--profile"):
+        parser.not_with(option, "--from-json")
+    # A run from step 0 has no checkpoint whose data could differ.
+    parser.not_with("--accept-data", "--overwrite")
     return parser.parse(argv)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from jworld.systems import runs
 from jworld.training import weights
-from jworld.utils import arguments, errors, outputs
+from jworld.utils import arguments, errors, files, outputs
 from jworld.utils import config as run_config
 
 
@@ -32,16 +32,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise errors.UserError(f"--output {options.output} exists already: remove it or choose another folder")
     outputs.check_folder("--output", options.output)
     config = run_config.load(options.run)
+    if not (encoders := options.run / runs.ENCODERS).is_dir():
+        raise errors.UserError(
+            f"--run {options.run} has no folder {runs.ENCODERS}, expected the manifest or tokenizer that "
+            f"training keeps there and sampling needs: copy it to {encoders}"
+        )
     model, step = runs.load_model(options.run, config, options.step)
     partial = options.output.with_name(options.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         run_config.save(config, partial)
-        shutil.copytree(options.run / runs.ENCODERS, partial / runs.ENCODERS)
+        for path in sorted(filter(pathlib.Path.is_file, encoders.rglob("*"))):
+            target = partial / path.relative_to(options.run)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files.copy(path, target)
         weights.save(nnx.state(model, nnx.Param), partial / runs.WEIGHTS, np.float16)
         partial.rename(options.output)
-    except (OSError, shutil.Error) as error:
+    except OSError as error:
         raise errors.UserError(
             f"--output {options.output} could not be written ({errors.one_line(error)}): free space, or choose "
             "another folder"

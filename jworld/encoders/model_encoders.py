@@ -118,6 +118,16 @@ class EncodersConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        if self.autoencoder is not None and not self.autoencoder.strip():
+            raise UserError("config.sample.encoders.autoencoder is empty, expected a path: give one, or None")
+        if self.dtype is not None and self.dtype not in torch_models.DTYPES:
+            raise UserError(
+                f"config.sample.encoders.dtype is {self.dtype!r}, expected one of {', '.join(torch_models.DTYPES)}"
+            )
+        if self.device is not None and not torch_models.is_device(self.device):
+            raise UserError(
+                f"config.sample.encoders.device is {self.device!r}, expected {torch_models.DEVICES}: correct it"
+            )
         for role in (TEXT, GLYPH, IMAGE):
             if (spec := getattr(self, role.attribute)) is not None:
                 check(role, spec, name=f"config.sample.encoders.{role.attribute}")
@@ -146,14 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, defaults: Mapping[str, str
     group = parser.add_argument_group("encoders")
     for flag, (metavar, words) in helps.items():
         group.add_argument(flag, metavar=metavar, help=f"{words} (default: {defaults[flag]})")
-    group.add_argument(
-        "--encoder-device", metavar="DEVICE", help="device of text and image encoders (default: cuda if there is one)"
-    )
-    group.add_argument(
-        "--encoder-dtype",
-        choices=torch_models.DTYPES,
-        help="dtype of text and image encoders (default: as in the published system)",
-    )
+    torch_models.add_arguments(group, "text and image encoders", dtype="as in the published system")
 
 
 class StoredPrompts:
@@ -226,12 +229,15 @@ class Encoders:
                 f"the prompt {prompt!r} is not one of the data set, whose text encoder is absent: give one with "
                 "--config.sample.encoders.text_encoder (train), or --text-encoder (generate)"
             )
-        if self.stored is not None and self.text is None:
-            raise UserError(
-                f"the prompt {prompt!r} is not in the data set, and its text encoder is absent: give {TEXT.flag}"
-            )
         found = {"text_states": self.text, "glyph_states": self.glyph}
         return {name: encoder.encode([prompt])[0] for name, encoder in found.items() if encoder is not None}
+
+
+def check_options(given: EncoderOverrides, opened: object) -> None:
+    """Raise a `UserError` if the user gives a device or dtype that none of the opened encoders uses."""
+    if isinstance(opened, Encoders):
+        used = (encoder for encoder in (opened.text, opened.glyph, opened.images) if encoder is not None)
+        registry.check_options(given.options, [encoder.entry.kind for encoder in used])
 
 
 def check(role: Role, spec: str, *, name: str | None = None) -> None:

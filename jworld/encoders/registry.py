@@ -1,6 +1,6 @@
 """Registry of the encoders of prompts and first frames, by their names: "KIND" or "KIND:SOURCE"."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from jworld.data import images
@@ -31,6 +31,17 @@ _IMAGE: dict[str, Callable[[str, Options], ImageEncoder]] = {
 _NEED_SOURCE = (qwen.FAMILY, t5.MATRIX.kind, t5.COSMOS.kind, glyph.FAMILY, siglip.FAMILY)
 TEXT_KINDS = tuple(_TEXT)
 IMAGE_KINDS = tuple(_IMAGE)
+
+
+def check_options(options: Options, kinds: Iterable[str]) -> None:
+    """Raise a `UserError` if a device or dtype is given and none of these kinds of encoders runs in PyTorch."""
+    values = {"--encoder-device": options.device, "--encoder-dtype": options.dtype}
+    kinds, given = list(dict.fromkeys(kinds)), [flag for flag, value in values.items() if value is not None]
+    if given and not set(kinds) & set(_NEED_SOURCE):
+        raise UserError(
+            f"{' and '.join(given)}: no encoder here runs in PyTorch (found {', '.join(kinds) or 'none'}): leave "
+            f"{' and '.join(given)} out"
+        )
 
 
 def load_text_encoder(spec: str, options: Options | None = None) -> TextEncoder:

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from jworld.utils import notes, pickles, placeholders, pretrained, tensor_files
+from jworld.utils import arguments, notes, pickles, placeholders, pretrained, tensor_files
 from jworld.utils.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
+#: Names of devices that can run an encoder, with a number after a colon if there are several.
+_DEVICE = re.compile(r"(cpu|cuda|hpu|mps|xpu)(:\d{1,3})?")
+DEVICES = "cpu, cuda, hpu, mps or xpu, or one of several such as cuda:1"
 _PICKLED = (".bin", ".pt", ".pth")
 _WEIGHTS = (".safetensors", *_PICKLED)
 
@@ -36,8 +39,31 @@ class Options:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"encoder dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.device is not None and not is_device(self.device):
+            raise UserError(f"encoder device is {self.device!r}, expected {DEVICES}: correct it")
         if self.batch_size < 1:
             raise UserError(f"encoder batch size is {self.batch_size}, expected at least 1")
+
+
+def is_device(text: str) -> bool:
+    """Return whether a text is the name of a device, which this machine need not have."""
+    return _DEVICE.fullmatch(text) is not None
+
+
+def _device(text: str) -> str:
+    if not is_device(text):
+        raise ValueError(text)
+    return text
+
+
+def add_arguments(group: Any, what: str, *, dtype: str) -> None:
+    """Add --encoder-device and --encoder-dtype for `what`; `dtype` describes the default of the latter."""
+    group.add_argument(
+        "--encoder-device",
+        type=arguments.checked("DEVICE", DEVICES, _device),
+        help=f"device of {what} (default: cuda if there is one)",
+    )
+    group.add_argument("--encoder-dtype", choices=DTYPES, help=f"dtype of {what} (default: {dtype})")
 
 
 def require(name: str) -> Any:

@@ -41,7 +41,12 @@ def make_parser() -> arguments.Parser:
     parser = arguments.Parser("python -m jworld.play", DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     arguments.add_checkpoint(parser)
-    add("--host", default="127.0.0.1", help="address to listen on; another one than the default needs a token")
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; another one than the default needs a token",
+    )
     add(
         "--port",
         type=arguments.integer(0, 65535),

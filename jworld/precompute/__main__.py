@@ -183,6 +183,12 @@ def _parser() -> arguments.Parser:
     )
     _add_autoencoder(parser)
     _add_work(parser)
+    for option in ("--stride", "--remainder", "--short-videos"):
+        parser.only_with(option, "--frames")
+    parser.only_with("--autoencoder-dtype", "--autoencoder")
+    for option in ("--spatial-ratio", "--channels", "--whitening", "--seed"):
+        parser.not_with(option, "--autoencoder")
+    parser.not_with("--allow-missing-captions", "--prompt")
     return parser
 
 

@@ -65,12 +65,7 @@ def _parser() -> arguments.Parser:
     add("--prompt", action="append", default=[], help="a prompt; may be repeated")
     add("--input", type=pathlib.Path, metavar="DIR", help="data set whose metas/*.txt are prompts (default: none)")
     add("--output", required=True, type=pathlib.Path, metavar="FILE", help="file to write, which is replaced")
-    add("--encoder-device", metavar="DEVICE", help="device of the encoder (default: cuda if there is one)")
-    add(
-        "--encoder-dtype",
-        choices=torch_models.DTYPES,
-        help="dtype of the encoder (default: as published)",
-    )
+    torch_models.add_arguments(parser, "the encoder", dtype="as published")
     return parser
 
 
@@ -81,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     outputs.check_file("--output", options.output)
     prompts = collect(options.prompt, options.input)
     run_with = registry.Options(dtype=options.encoder_dtype, device=options.encoder_device)
+    registry.check_options(run_with, [options.text_encoder.partition(":")[0]])
     console = rich.console.Console()
     encode(registry.load_text_encoder(options.text_encoder, run_with), prompts, options.output, console=console)
     console.print(f"wrote {options.output}: {len(prompts)} prompts", soft_wrap=True, highlight=False)

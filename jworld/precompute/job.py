@@ -64,6 +64,10 @@ class Work:
                 raise UserError(f"{settings.given.autoencoder} has no posterior: leave --keep-posterior out")
             if settings.tile is not None and family == linear.FAMILY:
                 raise UserError(f"{settings.given.autoencoder} is linear and needs no tiles: leave --tile out")
+            if settings.autoencoder_dtype is not None and family == linear.FAMILY:
+                raise UserError(
+                    f"{settings.given.autoencoder} is linear and computes in float32: leave --autoencoder-dtype out"
+                )
         elif settings.keep_posterior:
             raise UserError("the linear autoencoder has no posterior: leave --keep-posterior out or give --autoencoder")
         self._cut = settings.cut(

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from jworld.data.inputs import clips, fitting, formats
+from jworld.encoders import registry
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.models.autoencoders.linear import FAMILY, LinearConfig
 from jworld.models.autoencoders.tiling import Tiling
@@ -69,17 +70,24 @@ class Settings:
     whitening: float = 0.0
     seed: int = 0
     keep_posterior: bool = False
-    val_share: float = 0.05
+    val_share: float = formats.VAL_SHARE
     items_per_shard: int = 32
 
     def __post_init__(self) -> None:
         entry = formats.find(self.format)
+        for name in ("root", "frames_fps", "camera", "commands"):
+            if getattr(self, name) and name not in entry.options:
+                others = ", ".join(other.name for other in formats.FORMATS.values() if name in other.options)
+                raise UserError(
+                    f"--{name.replace('_', '-')} is for the formats {others}, not for {self.format}: leave it out"
+                )
         if not 0 <= self.whitening <= 1:
             raise UserError(f"whitening is {self.whitening}, expected 0 (none) to 1")
         if self.tile is not None and self.given.autoencoder is None:
             raise UserError(
                 f"--tile is {self.tile[1]}x{self.tile[0]}, but the linear autoencoder needs no tiles: leave it out"
             )
+        registry.check_options(self.given.options, [spec.partition(":")[0] for spec in self.specs.values()])
         if self.items_per_shard < 1:
             raise UserError(f"--items-per-shard is {self.items_per_shard}, expected at least 1")
         if (self.width is None) != (self.height is None):

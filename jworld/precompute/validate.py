@@ -19,7 +19,7 @@ from jworld.data.records import checks
 from jworld.encoders import autoencoders, model_encoders
 from jworld.models.autoencoders import linear
 from jworld.precompute import plots
-from jworld.utils import arguments, files, indices
+from jworld.utils import arguments, files, indices, outputs
 from jworld.utils.errors import UserError, exit_on_user_error
 
 COMMAND = "python -m jworld.precompute.validate"
@@ -143,6 +143,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse(argv)
     directory = pathlib.Path(options.directory)
     console = rich.console.Console(highlight=False)
+    if options.json:
+        outputs.check_file("--json", pathlib.Path(options.json))
+    if options.plot:
+        outputs.check_folder("--plot", pathlib.Path(options.plot))
     result = validate(
         directory,
         recorded_labels=options.recorded_labels,

@@ -21,7 +21,7 @@ from jworld.data import pipeline, records
 from jworld.data.conversations import chat
 from jworld.diffusion import step_reports
 from jworld.encoders.model_encoders import EncoderOverrides
-from jworld.evaluation import results
+from jworld.evaluation import control, results
 from jworld.models.layers import lora
 from jworld.models.layers.attention import Implementation, Intervals, Mask
 from jworld.models.layers.flops import Sizes
@@ -300,6 +300,9 @@ class System(Protocol[Model, RunEncoders]):
           UserError: the system does not read text, or the text cannot be encoded.
         """
 
+    def check_evaluation(self, options: results.Options) -> None:
+        """Raise a `UserError` for a wrong option of `evaluate`, before a model is loaded."""
+
     def evaluate(
         self,
         model: Model,
@@ -523,6 +526,11 @@ class BaseSystem(abc.ABC, Generic[Model, RunEncoders]):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `System`; by default the loss of training, for any level."""
         return self.loss(model, batch, key)
+
+    def check_evaluation(self, options: results.Options) -> None:
+        """See `System`; by default only the meter of motion may be wrong."""
+        if options.motion is not None:
+            control.load_meter(self.config, options.motion)
 
     def sample_prompt(
         self, model: Model, encoders: RunEncoders, config: ml_collections.ConfigDict, prompt: results.Prompt

@@ -16,6 +16,8 @@ from jworld.utils import errors, files
 
 #: Suffix of videos, in any case.
 VIDEO = ".mp4"
+#: Questions that are answered at once.
+BATCH_SIZE = 8
 #: Keys of an entry of --batch that other programs name differently: Cosmos-Predict2's batch files.
 ALIASES: Mapping[str, str] = {"input_video": "image", "output_video": "out"}
 #: Keys of an entry and what they hold.
@@ -121,7 +123,7 @@ class Request:
       stream: write frames as soon as they are ready.
       chat: answer questions from the standard input.
       system: text that precedes a conversation.
-      batch_size: questions of `batch` that are answered at once.
+      batch_size: questions of `batch` that are answered at once; None for `BATCH_SIZE`.
     """
 
     checkpoint: pathlib.Path
@@ -145,7 +147,7 @@ class Request:
     stream: bool = False
     chat: bool = False
     system: str = ""
-    batch_size: int = 8
+    batch_size: int | None = None
 
     @property
     def image(self) -> pathlib.Path | None:

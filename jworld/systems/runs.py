@@ -239,8 +239,10 @@ def load(
     system = systems.create(config)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     kept = directory / ENCODERS if encoders is None else encoders
-    given = (given or EncoderOverrides()).or_else(model_encoders.from_config(config))
-    opened = system.data.encoders(kept, given=given, mesh=mesh, stored=stored)
+    given = given or EncoderOverrides()
+    chosen = given.or_else(model_encoders.from_config(config))
+    opened = system.data.encoders(kept, given=chosen, mesh=mesh, stored=stored)
+    model_encoders.check_options(given, opened)
     # Released and imported weights have no teacher.
     teacher = teacher and (directory / CHECKPOINTS).is_dir()
     work = None if meanwhile is None else functools.partial(meanwhile, opened)

@@ -10,13 +10,16 @@ import pathlib
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from jworld.utils import errors
 
 #: Names of types in help, where an option gives none of its own.
 _TYPES: dict[object, str] = {int: "INT", float: "FLOAT", pathlib.Path: "PATH", str: "TEXT", None: "TEXT"}
+#: Metavars of options that are paths, and of options whose text may be empty.
+_PATHS = ("DIR", "dir", "FILE", "PATH")
+_FREE_TEXT = (None, "TEXT")
 _CHANGE = re.compile(r"--?config\.([A-Za-z_][\w.]*)(?:=(.*))?", re.DOTALL)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 #: The option that lists the keys of a config, which looks like a change and is none.
@@ -82,6 +85,9 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
             **options,
         )
+        self._given: set[str] = set()
+        self._only_with: list[tuple[str, tuple[str, ...]]] = []
+        self._not_with: list[tuple[str, tuple[str, ...]]] = []
         self._positionals.title = "arguments"
         self.register("type", pathlib.Path, _path)
         self.add_argument("-h", "--help", action="help", help="show this help and exit")
@@ -92,18 +98,54 @@ class Parser(argparse.ArgumentParser):
         If the parser or its chosen subparser has `add_changes`, `changes` holds the texts of --config.a.b by key.
 
         Raises:
-          UserError: an option is unknown, missing or has an impossible value.
+          UserError: an option is unknown or missing, has an impossible value, or would have no effect.
         """
         arguments, changes = split_changes(sys.argv[1:] if argv is None else argv)
+        for parser in self._parsers():
+            parser._given.clear()
         options, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error(self._unknown(unknown[0]))
+        for parser in self._parsers():
+            parser._check_effects()
         if hasattr(options, "changes"):
             older = dict(map(_setting, getattr(options, "settings", None) or []))
             options.changes = older | changes
         elif changes:
             self.error(f"there is no option --config.{next(iter(changes))}")
         return options
+
+    def only_with(self, option: str, *others: str) -> None:
+        """Refuse an option where none of `others` is given, without which it has no effect."""
+        self._only_with.append((option, others))
+
+    def not_with(self, option: str, *others: str) -> None:
+        """Refuse an option where one of `others` is given, with which it has no effect."""
+        self._not_with.append((option, others))
+
+    def _parsers(self) -> Iterator["Parser"]:
+        """Yield this parser and those of its commands."""
+        yield self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    yield from parser._parsers()
+
+    def _check_effects(self) -> None:
+        for option, others in self._only_with:
+            if option in self._given and self._given.isdisjoint(others):
+                self.error(f"{option} has no effect without {' or '.join(others)}: give it too, or leave {option} out")
+        for option, others in self._not_with:
+            if option in self._given and (found := [other for other in others if other in self._given]):
+                self.error(f"{option} has no effect with {found[0]}: leave one of them out")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Note that an option is given, and refuse an empty text where a name is expected."""
+        self._given.update(action.option_strings)
+        if "" in arg_strings and action.type is None and action.metavar not in _FREE_TEXT:
+            expected = "a path" if action.metavar in _PATHS else str(action.metavar)
+            raise argparse.ArgumentError(action, f"expected {expected}, got ''")
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jworld.utils import hardware
+from jworld.utils import hardware, outputs
 
 OFF = "off"
 _IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
@@ -25,10 +25,14 @@ def use_cache(folder: str = "") -> None:
     JAX's own settings, such as the variable JAX_COMPILATION_CACHE_DIR, take precedence over the default. Call it before
     anything is compiled. Several processes may share a folder: an entry is written once and never changed. A process
     that is killed during a write leaves a damaged entry, for which JAX prints a warning and compiles again.
+
+    Raises:
+      UserError: the folder cannot be written.
     """
     if folder == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
     elif folder:
+        outputs.check_folder("--compilation-cache", pathlib.Path(folder).expanduser())
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
     elif jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(default_folder()))

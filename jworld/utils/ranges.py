@@ -75,6 +75,17 @@ class Pattern:
         return "a regular expression, such as .*"
 
 
+class NotEmpty:
+    """Text that names something: an empty path would be the current folder."""
+
+    def holds(self, value: Any) -> bool:
+        return bool(value.strip())
+
+    def words(self, kind: str) -> str:
+        del kind
+        return "a path"
+
+
 class FloatType:
     """Name of a dtype for weights and activations, or the dtype itself."""
 
@@ -140,6 +151,7 @@ RopeTheta = Annotated[float, Range(1, 1e12)]
 Frames = Annotated[int, Range(1, 1_000_000)]
 DType = Annotated[Any, FloatType()]
 Regex = Annotated[str, Pattern()]
+Path = Annotated[str, NotEmpty()]
 
 
 def hints(cls: type) -> dict[str, Any]:

@@ -22,7 +22,10 @@ def save(
 
     Raises:
       OSError: it cannot be written, for example because the disk is full; its type in the library is another.
+      UserError: an array has NaN or infinite values, which readers refuse.
     """
+    for name, array in arrays.items():
+        check_finite(array, name, path, fix=f"in {array.dtype} it is not written; check where the numbers come from")
     with files.replacing(path) as temporary:
         try:
             safetensors.numpy.save_file(dict(arrays), temporary, None if metadata is None else dict(metadata))

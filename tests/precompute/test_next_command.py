@@ -16,12 +16,14 @@ from jworld.precompute import __main__ as precompute
 from jworld.systems import recipes
 from jworld.utils import config as run_config
 
-FLAGS = ("--fps=10", "--frames=9", "--width=32", "--height=24", "--spatial-ratio=8", "--channels=24", "--val-share=0.4")
+FLAGS = ("--fps=10", "--frames=9", "--width=32", "--height=24", "--val-share=0.4")
+LINEAR = ("--spatial-ratio=8", "--channels=24")
 
 
 def run(form: str, raw: pathlib.Path, output: pathlib.Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     """Run precompute and return what it printed."""
-    precompute.main([f"--input={raw}", f"--format={form}", f"--output={output}", *FLAGS, *flags])
+    linear = () if any(flag.startswith("--autoencoder=") for flag in flags) else LINEAR
+    precompute.main([f"--input={raw}", f"--format={form}", f"--output={output}", *FLAGS, *linear, *flags])
     return capsys.readouterr().out
 
 

@@ -206,7 +206,8 @@ def bare_number(hint: Any) -> bool:
     """Return whether a type has a part that is any integer or any number."""
     if hasattr(hint, "__metadata__"):
         return not any(
-            isinstance(condition, ranges.Range | ranges.FloatType | ranges.Pattern) for condition in hint.__metadata__
+            isinstance(condition, ranges.Range | ranges.FloatType | ranges.Pattern | ranges.NotEmpty)
+            for condition in hint.__metadata__
         )
     return hint in (int, float) or any(bare_number(argument) for argument in typing.get_args(hint))
 

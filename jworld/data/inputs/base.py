@@ -22,6 +22,7 @@ class Format:
       recorded_labels: where controls were recorded, they are the action labels of a video with cameras; otherwise
         labels follow from the camera motion.
       control_tokens: ordered tokens of the controls of a video without cameras; a record stores their numbers.
+      options: options of `items.ListOptions` that only some formats read, by their names.
       usual_cut: (frames, stride) of the clips that the published model of the format trains on, as advice; None if it
         trains on whole videos.
     """
@@ -35,4 +36,5 @@ class Format:
     resampling: str = "lanczos"
     recorded_labels: bool = False
     control_tokens: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     usual_cut: tuple[int, int] | None = None

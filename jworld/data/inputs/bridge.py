@@ -110,4 +110,5 @@ FORMAT = Format(
     help="annotation/train/NAME.json or annotations/NAME.json with state and continuous_gripper_state of a robot arm "
     "per frame, videos, texts",
     list_items=list_items,
+    options=("root",),
 )

@@ -20,6 +20,8 @@ FORMATS: dict[str, Format] = {
         matrix.FORMAT,
     )
 }
+#: Share of held-out videos in formats without splits.
+VAL_SHARE = 0.05
 #: The format of the data sets that this project records.
 DEFAULT = episodes.FORMAT.name
 
@@ -32,7 +34,11 @@ def find(name: str) -> Format:
 
 
 def list_items(
-    format_name: str, path: str | pathlib.Path, *, options: items.ListOptions | None = None, val_share: float = 0.05
+    format_name: str,
+    path: str | pathlib.Path,
+    *,
+    options: items.ListOptions | None = None,
+    val_share: float = VAL_SHARE,
 ) -> items.Listing:
     """List the items of the data set at `path`, sorted by name, each with a split; nothing is decoded.
 
@@ -51,6 +57,8 @@ def list_items(
     listing = find(format_name).list_items(pathlib.Path(path), options or items.ListOptions())
     listed = items.with_splits(listing.items, val_share)
     notes = [*listing.notes, *items.held_out_notes(listing.items, listed)]
+    if val_share != VAL_SHARE and all(item.split for item in listing.items):
+        notes.append(f"--val-share {val_share:g} has no effect: the data set itself names what is held out")
     return dataclasses.replace(listing, items=listed, notes=notes)
 
 

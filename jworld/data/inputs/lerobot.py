@@ -370,5 +370,6 @@ FORMAT = Format(
     name="lerobot",
     help="a LeRobot data set of version 2.0, 2.1 or 3.0, or its id OWNER/NAME on the hub; see --camera and --commands",
     list_items=list_items,
+    options=("camera", "commands"),
     read_fps=_read_fps,
 )

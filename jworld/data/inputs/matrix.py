@@ -106,6 +106,7 @@ FORMAT = Format(
     name="matrix",
     help='index.json, {"list": [{path, caption, control_signal_seq, valid_frame_idx}]}, the last two optional',
     list_items=list_items,
+    options=("root",),
     resampling="bicubic",
     usual_cut=(65, 16),
     control_tokens=driving.TOKENS,

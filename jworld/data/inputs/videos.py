@@ -105,4 +105,5 @@ FORMAT = Format(
     help="any folder of videos (mp4, webm, mkv, mov, m4v, avi, gif) or of sub-folders of images; captions in NAME.txt "
     "or in captions.json, .jsonl or .csv",
     list_items=list_items,
+    options=("frames_fps",),
 )

@@ -101,5 +101,6 @@ FORMAT = Format(
     help="index.json, a list of objects with video_path, pose_path (w2c and pixel intrinsic per frame), caption and "
     "optionally action_path",
     list_items=list_items,
+    options=("root",),
     recorded_labels=True,
 )

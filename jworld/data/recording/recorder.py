@@ -46,6 +46,10 @@ class RecordingConfig:
     image_size: tuple[ranges.Pixels, ranges.Pixels] = (192, 144)
     seed: ranges.Seed = 0
 
+    def __post_init__(self) -> None:
+        if self.source and not self.directory.strip():
+            raise ValueError("directory is empty, expected the folder of the raw episodes: give one")
+
     def record(self) -> None:
         """Record the episodes, see `record`."""
         width, height = self.image_size

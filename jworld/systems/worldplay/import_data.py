@@ -269,6 +269,8 @@ def _parser() -> arguments.Parser:
         default="stop",
         help="at a bad clip: stop, or leave it out and list it in report.json, with exit code 2 at the end",
     )
+    for option in ("--output", "--val-count", "--val-fraction", "--items-per-shard", "--on-error"):
+        parser.not_with(option, "--validate")
     return parser
 
 

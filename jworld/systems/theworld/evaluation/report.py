@@ -17,8 +17,43 @@ NAMES = (QUESTIONS, BLINK, SPATIAL, VSR)
 #: How answers are read.
 SOUND, ORIGINAL, LIKELIHOOD = "sound", "original", "likelihood"
 SCORINGS = (SOUND, ORIGINAL, LIKELIHOOD)
+#: Benchmarks that an option is for.
+USED = {"--data": (BLINK, SPATIAL, VSR), "--images": (SPATIAL, VSR), "--split": (BLINK,)}
 #: Questions per batch, and answers that are shown with their images.
 BATCH, SHOWN = 16, 16
+
+
+def check(data: dataset.Conversations, options: results.Options) -> None:
+    """Raise a `UserError` if there is no such benchmark or scoring, or an option is missing or has no effect.
+
+    No data are read.
+    """
+    name = options.benchmark
+    if options.scoring is not None and options.scoring not in SCORINGS:
+        raise errors.UserError(f"--scoring is {options.scoring!r}, expected one of {', '.join(SCORINGS)}")
+    if name is not None and name not in NAMES:
+        raise errors.UserError(f"--benchmark is {name!r}, expected one of {', '.join(NAMES)}")
+    if name == QUESTIONS and data.set.format != "questions":
+        raise errors.UserError(
+            f"--benchmark: the run was trained on {data.set.format!r}, not on questions about episodes: choose one "
+            f"of {', '.join(NAMES[1:])} with --data, or leave it out for the held-out conversations"
+        )
+    values = {"--data": options.data, "--images": options.images, "--split": options.split}
+    if unused := [flag for flag, value in values.items() if value is not None and name not in USED[flag]]:
+        raise errors.UserError(
+            f"{unused[0]} has no effect with {f'--benchmark {name}' if name else 'held-out conversations'}: leave it "
+            f"out, or choose --benchmark {' or '.join(USED[unused[0]])}"
+        )
+    if name in USED["--data"] and options.data is None:
+        raise errors.UserError(f"--data is missing: give the data of --benchmark {name} (docs/theworld.md)")
+    if options.data is not None and not pathlib.Path(options.data).exists():
+        raise errors.UserError(f"--data: {options.data} is absent: correct it")
+    if name == VSR and options.images is None:
+        raise errors.UserError("--images is missing: give the folder of VSR's images")
+    if options.images is not None and not pathlib.Path(options.images).is_dir():
+        raise errors.UserError(f"--images: {options.images} is not a folder: correct it")
+    if options.split is not None and not options.split.isidentifier():
+        raise errors.UserError(f"--split is {options.split!r}, expected a name such as val: correct it")
 
 
 def load(
@@ -29,31 +64,19 @@ def load(
     Raises:
       UserError: there is no such benchmark, or its data are absent.
     """
+    check(data, options)
     name, limit, original = options.benchmark or QUESTIONS, options.limit or 0, scoring == ORIGINAL
-    if name not in NAMES:
-        raise errors.UserError(f"--benchmark is {name!r}, expected one of {', '.join(NAMES)}")
     if options.benchmark is None and data.set.format != "questions":
         return held_out.load(data.source("val"), limit=limit, max_tokens=max_tokens)
     if name == QUESTIONS:
-        if data.set.format != "questions":
-            raise errors.UserError(
-                f"--benchmark: the run was trained on {data.set.format!r}, not on questions about episodes: choose one "
-                f"of {', '.join(NAMES[1:])} with --data, or leave it out for the held-out conversations"
-            )
         return questions.load(data.source("val"), limit=limit)
-    if options.data is None:
-        raise errors.UserError(f"--data is missing: give the data of --benchmark {name} (docs/theworld.md)")
-    path = pathlib.Path(options.data)
-    if not path.exists():
-        raise errors.UserError(f"--data: {path} is absent: correct it")
+    path = pathlib.Path(options.data or "")
     if name == BLINK:
         split, images = options.split or "val", data.clip.images
         return blink.load(path, split=split, limit=limit, images=images, original=original)
     if name == SPATIAL:
         return spatial_bench.load(path, options.images or "", limit=limit)
-    if options.images is None:
-        raise errors.UserError("--images is missing: give the folder of VSR's images")
-    return vsr.load(path, pathlib.Path(options.images), limit=limit, original=original)
+    return vsr.load(path, pathlib.Path(options.images or ""), limit=limit, original=original)
 
 
 def evaluate(
@@ -73,8 +96,6 @@ def evaluate(
       UserError: the benchmark or the scoring is unknown, its data are absent, or no image can be read.
     """
     scoring = options.scoring or scoring
-    if scoring not in SCORINGS:
-        raise errors.UserError(f"--scoring is {scoring!r}, expected one of {', '.join(SCORINGS)}")
     benchmark = load(data, options, max_tokens=max_tokens, scoring=scoring)
     batch, by_likelihood = options.batch or BATCH, scoring == LIKELIHOOD
     outcomes = {
