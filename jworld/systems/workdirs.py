@@ -16,6 +16,8 @@ from jworld.utils import errors, files, folder_lock
 
 EVALUATION = "evaluation"
 LOCK = ".lock"
+#: Bytes of a lock that are read, which hold a host's name, a number and a time.
+_LOCK_BYTES = 4096
 #: All that a run and the evaluation of its model write into the folder.
 WRITTEN = (
     *(runs.CHECKPOINTS, runs.ENCODERS, runs.SAMPLES, EVALUATION, LOCK, run_config.FILE_NAME),
@@ -102,8 +104,9 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
         os.close(file)
         # A run that was refused before its first step leaves no folder.
-        with contextlib.suppress(OSError):
-            workdir.rmdir()
+        for folder in (workdir / runs.CHECKPOINTS, workdir):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _has_config(workdir: pathlib.Path) -> bool:
@@ -116,9 +119,10 @@ def _has_config(workdir: pathlib.Path) -> bool:
 def _holder(path: pathlib.Path) -> str:
     """Describe the process in a lock; its file may be half-written."""
     try:
-        found = json.loads(path.read_text())
+        with path.open("rb") as file:
+            found = json.loads(file.read(_LOCK_BYTES))
         return f"process {int(found['pid'])} on {found['host']}, which started at {found['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
 
 

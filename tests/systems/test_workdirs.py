@@ -1,17 +1,19 @@
 """The folder of a run: what --overwrite deletes and refuses, links, and a second process in the same folder."""
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from jworld.systems import workdirs
 from jworld.utils import config as run_config
+from jworld.utils import folder_lock
 from jworld.utils.errors import UserError
 
 RUN = ("checkpoints/100/params", "encoders/manifest.json", "metrics.jsonl", "samples/rollout.mp4", "tensorboard/events")
@@ -143,3 +145,62 @@ def test_a_folder_that_cannot_be_made(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"), workdirs.locked(tmp_path / "file" / "run"):
         pass
+
+
+def _link(path: pathlib.Path) -> None:
+    target = path.parent / "kept"
+    target.write_text("kept")
+    path.symlink_to(target)
+
+
+#: What may have the name of a lock, how it is made, and its name in the error.
+NO_LOCKS: dict[str, tuple[Callable[[pathlib.Path], object], str]] = {
+    "folder": (pathlib.Path.mkdir, "is a folder, expected a lock"),
+    "link": (_link, "is a link, expected a lock"),
+    "link to nothing": (lambda path: path.symlink_to(path.parent / "none"), "is a link, expected a lock"),
+    "loop": (lambda path: path.symlink_to(path.name), "is a link, expected a lock"),
+    "pipe": (os.mkfifo, "is a pipe, a socket or a device, expected a lock"),
+    "other file": (lambda path: path.write_text("npm"), "is a file of another program, expected a lock of jworld"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LOCKS)
+def test_what_is_not_a_lock_is_refused_and_kept(tmp_path: pathlib.Path, kind: str) -> None:
+    make, message = NO_LOCKS[kind]
+    make(tmp_path / workdirs.LOCK)
+    before = sorted(path.name for path in tmp_path.iterdir()), files_in(tmp_path)
+    with pytest.raises(UserError, match=rf"{workdirs.LOCK} {message}"), workdirs.locked(tmp_path):
+        pass
+    with pytest.raises(UserError, match=message):
+        folder_lock.acquire(tmp_path / workdirs.LOCK, lambda: None)
+    assert (sorted(path.name for path in tmp_path.iterdir()), files_in(tmp_path)) == before
+    assert not (tmp_path / "kept").exists() or (tmp_path / "kept").read_text() == "kept"
+
+
+@pytest.mark.parametrize("text", ["", '{"host": ', '{"host": "other", "pid": 1, "started": "2020-01-01"}', '{"ho'])
+def test_a_lock_that_was_left_is_not_in_the_way(tmp_path: pathlib.Path, text: str) -> None:
+    """Locks of a dead process, of another machine, and half-written ones."""
+    (tmp_path / workdirs.LOCK).write_text(text)
+    with workdirs.locked(tmp_path):
+        assert json.loads((tmp_path / workdirs.LOCK).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / workdirs.LOCK).exists()
+
+
+@pytest.mark.parametrize("text", ["", "text", "[1]", '{"host": 1}', "[" * 100_000, "\x00" * 100_000])
+def test_a_held_lock_that_names_nobody(tmp_path: pathlib.Path, holder: subprocess.Popen[str], text: str) -> None:
+    folder = tmp_path / "run"
+    # Written without opening it anew: the file of the holder stays.
+    with (folder / workdirs.LOCK).open("r+") as file:
+        file.truncate()
+        file.write(text)
+    message = "is in use by another process: wait|is a file of another program"
+    with pytest.raises(UserError, match=message), workdirs.locked(folder):
+        pass
+    assert (folder / workdirs.LOCK).read_text() == text
+
+
+def test_a_run_that_is_refused_before_its_first_save_leaves_no_folder(tmp_path: pathlib.Path) -> None:
+    with contextlib.suppress(UserError), workdirs.locked(tmp_path / "run"):
+        (tmp_path / "run" / "checkpoints").mkdir()
+        raise UserError("no")
+    assert not (tmp_path / "run").exists()
