@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,16 @@ class LazyArray:
 class _LazyHandler(ocp.type_handlers.TypeHandler):  # type: ignore[misc]  # Orbax has no types.
     """Handler that writes lazy arrays in the format of Orbax's own arrays, some rows of a few of them at a time."""
 
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+        self._writing = threading.Lock()
+
+    def stop(self) -> None:
+        """Write nothing more: return when all threads have stopped, which an exception in another one does not end."""
+        self._stopped.set()
+        with self._writing:
+            pass
+
     def typestr(self) -> str:
         return "jax.Array"
 
@@ -82,9 +93,15 @@ class _LazyHandler(ocp.type_handlers.TypeHandler):  # type: ignore[misc]  # Orba
 
         def write(band: tuple[LazyArray, Any, tuple[slice, ...]]) -> None:
             value, store, index = band
+            if self._stopped.is_set():
+                raise asyncio.CancelledError
             store[index].write(value.read(index), can_reference_source_data_indefinitely=True).result()
 
-        await asyncio.to_thread(pieces.process, bands, write, _THREADS)
+        def write_all() -> None:
+            with self._writing:
+                pieces.process(bands, write, _THREADS)
+
+        await asyncio.to_thread(write_all)
         return []
 
 
@@ -113,15 +130,17 @@ def save(directory: pathlib.Path, arrays: Mapping[str, LazyArray]) -> None:
     """
     storage.install()
     # Without a handler of jax.Array, Orbax would log a warning; no leaf is one.
+    lazy = _LazyHandler()
     registry = ocp.type_handlers.create_type_handler_registry(
-        (LazyArray, _LazyHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+        (LazyArray, lazy), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
     # Compression hardly reduces weights; without it they are written and restored twice as fast.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True, type_handler_registry=registry)
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(weights.nested(arrays)))
-    except Exception as error:
+    except BaseException as error:
+        lazy.stop()
         if problem := storage.disk_problem(error):
             raise errors.UserError(f"{directory} does not fit on the disk: {problem}; free some space") from error
         raise

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 
 from jworld.utils import errors
@@ -14,6 +15,7 @@ from jworld.utils import errors
 LEAST_BYTES = 50_000_000
 #: Bytes of a name, of which the file systems allow 255: a file is written under a longer one and then renamed.
 NAME_BYTES = 230
+_REMOVALS = 20
 
 
 def check_file(flag: str, path: pathlib.Path, *, least_bytes: int = LEAST_BYTES) -> None:
@@ -74,10 +76,19 @@ def partial_folder(output: pathlib.Path, *, fix: str) -> Iterator[pathlib.Path]:
     except OSError as error:
         raise errors.UserError(f"{output} could not be written ({error}): {fix}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         for parent in made:
             with contextlib.suppress(OSError):  # unless it contains the output
                 parent.rmdir()
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Remove a folder, to which threads of an interrupted command may still write for a moment."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def partial(path: pathlib.Path) -> pathlib.Path:
