@@ -126,7 +126,7 @@ def _collectives(plan: Plan) -> rich.table.Table:
 
 
 def _needed(plan: Plan) -> rich.table.Table:
-    """Return the table of what a chip must send, beside what the program sends."""
+    """Return the table of what a chip must send, compared with what the program sends."""
     table = rich.table.Table("needed by formula", "along", "a chip sends")
     for row in plan.needed:
         table.add_row(row.kind, row.axes, size_text(row.sent))

@@ -166,7 +166,7 @@ class Player:
 
     @property
     def image_kind(self) -> str:
-        """Format of images that it wants, or the smallest one."""
+        """Format of its images: the one that it asked for, or the smallest one."""
         return self.measured if self.kind == "auto" else self.kind
 
     def complete(self, step: worker.Step) -> None:

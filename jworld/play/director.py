@@ -307,7 +307,7 @@ class Director:
             player.deliver(part, frames, began=began, now=now)
 
     async def _complete(self, player: Player, step: worker.Step) -> None:
-        """Record a step whose frames are queued, and tell the player about it."""
+        """Record a step whose frames are queued, and send the player a message about it."""
         loop = asyncio.get_running_loop()
         try:
             if player.recording is not None:
