@@ -67,6 +67,7 @@ def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
         interrupts.start()
         try:
             try:
+                _check_current_folder()
                 return main(*args, **kwargs)
             except Exception:
                 # An extension module raises an ImportError if it is interrupted while it is imported.
@@ -98,6 +99,14 @@ def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
             interrupts.finish()
 
     return wrapped
+
+
+def _check_current_folder() -> None:
+    """Raise a `UserError` if the current folder was deleted: a library in C++ would end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder cannot be used ({error.strerror}): change to another one") from error
 
 
 def _system_sentence(error: OSError) -> str:

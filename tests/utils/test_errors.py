@@ -61,3 +61,18 @@ def test_another_broken_pipe_is_a_defect(tmp_path: pathlib.Path) -> None:
     )
     assert result.returncode == 1
     assert "BrokenPipeError: a connection to another process" in result.stderr
+
+
+def test_a_current_folder_that_was_deleted(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(SystemExit) as ended:
+        errors.exit_on_user_error(lambda: pytest.fail("the command runs"))()
+    assert ended.value.code == errors.MISTAKE
+    assert capsys.readouterr().err == (
+        "error: the current folder cannot be used (No such file or directory): change to another one\n"
+    )
