@@ -43,7 +43,7 @@ def check_space(output: pathlib.Path, needed: int) -> None:
     free = shutil.disk_usage(output.absolute().parent).free
     if needed > free:
         raise errors.UserError(
-            f"{output} does not fit on the disk: it needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+            f"{output} does not fit on the disk: it needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
         )
 
 

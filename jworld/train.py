@@ -157,6 +157,8 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
         job.workdir / runs.CHECKPOINTS, interval=config.checkpoint.interval, max_to_keep=config.checkpoint.max_to_keep
     )
     graphdef, state, shardings = training_job.start(job, dataset, manager, message=console.print)
+    if int(state.step) < config.steps:
+        manager.check_space(state)
     if jax.process_index() == 0:
         # Other commands need these files; config, data and weights are valid at this point.
         run_config.save(config, job.workdir)

@@ -4,6 +4,8 @@
 """
 
 import pathlib
+import shutil
+import types
 from collections.abc import Callable, Sequence
 
 import commands
@@ -12,8 +14,10 @@ import full_disk
 import numpy as np
 import precompute_inputs
 import pytest
+import tiny_run
 
 from conversion import __main__ as conversion
+from jworld import train
 from jworld.data import records
 from jworld.data.recording import episodes
 from jworld.data.records import shards
@@ -66,6 +70,30 @@ def test_import_and_export(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
     exporting = ["export", str(place / "imported"), f"--output={place / 'exported'}"]
     assert str(place) in refused(conversion.main, exporting, 20_000, capsys)
     assert files_of(place) == before
+
+
+def test_training_is_refused_before_its_first_step(
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first checkpoint may be hours away; nothing is left, so that the same command starts later."""
+    data = tmp_path_factory.getbasetemp() / "tiny_run"
+    tiny_run.make_run(data)
+    recipe = tmp_path / "recipe.py"
+    text = f"import pathlib, tiny_run\ndef get_config(_=''): return tiny_run.make_config(pathlib.Path({str(data)!r}))\n"
+    recipe.write_text(text)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    with pytest.raises(SystemExit) as ended:
+        train.main(
+            [f"--config={recipe}", f"--workdir={tmp_path / 'run'}", "--config.steps=1", "--config.global_batch=8"]
+        )
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "the checkpoint does not fit on the disk of" in printed.err
+    assert "step 1/1" not in printed.out
+    assert not (tmp_path / "run").exists()
 
 
 def test_videos_tensors_and_copies(tmp_path: pathlib.Path) -> None:

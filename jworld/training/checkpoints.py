@@ -96,6 +96,15 @@ class Checkpoints:
         """Return whether the configured interval requires a checkpoint at this step."""
         return step % self.interval == 0
 
+    def check_space(self, state: TrainState) -> None:
+        """Raise a `UserError` if the next checkpoint of a state would not fit on the disk, before steps are made."""
+        self._require_space(None, self._trees(state))
+
+    def _trees(self, state: TrainState) -> list[Any]:
+        """Return what a save of a state writes: frozen parameters only once."""
+        frozen = bool(jax.tree.leaves(state.frozen)) and not self._frozen_saved
+        return [_items(state), state.frozen] if frozen else [_items(state)]
+
     def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
         """Save `state` under its step, with the data iterator's JSON state; returns before the files are written.
 
@@ -109,12 +118,11 @@ class Checkpoints:
         self._forget_abandoned()
         if step in self._manager.all_steps():
             return
-        items, frozen = _items(state), state.frozen
-        with_frozen = bool(jax.tree.leaves(frozen)) and not self._frozen_saved
-        self._require_space(step, [items, frozen] if with_frozen else [items])
+        items, *frozen = self._trees(state)
+        self._require_space(step, [items, *frozen])
         with self._disk_errors(step):
-            if with_frozen:
-                self._save_frozen(frozen)
+            for parameters in frozen:
+                self._save_frozen(parameters)
             entries = {name: checksums.tree_checksums(item) for name, item in items.items()}
             verified: dict[str, Any] = {"leaves": entries, "data": _json_checksum(data)}
             verified["self"] = _json_checksum(verified)
@@ -317,7 +325,7 @@ class Checkpoints:
             manager.save(0, args=args)
         self._frozen_saved = True
 
-    def _require_space(self, step: int, trees: list[Any]) -> None:
+    def _require_space(self, step: int | None, trees: list[Any]) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
         free = shutil.disk_usage(self.directory).free
         if needed > free:

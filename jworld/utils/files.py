@@ -32,6 +32,11 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
+    except OSError as error:
+        # A write to an open file that fails, as on a full disk, does not name the file.
+        if error.errno in errors.DISK_FULL and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -392,7 +392,7 @@ def test_a_full_disk_is_reported_before_writing(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-    with pytest.raises(errors.UserError, match=r"does not fit on the disk: it needs 0\.0 GB and 0\.0 GB are free"):
+    with pytest.raises(errors.UserError, match=r"does not fit on the disk: it needs 1\.9 MB and 0\.\d MB are free"):
         import_case(folder / "base-download", tmp_path / "new" / "imported")
     assert not list(tmp_path.iterdir())
 

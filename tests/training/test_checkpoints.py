@@ -242,6 +242,8 @@ def test_too_little_free_space_is_refused_before_writing(tmp_path: pathlib.Path,
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage(10, 10, 1000))
     with checkpoints.Checkpoints(tmp_path) as store:
+        with pytest.raises(errors.UserError, match=r"the checkpoint does not fit .* \(step 1\) is intact"):
+            store.check_space(run.state)
         with pytest.raises(errors.UserError, match=r"the previous checkpoint \(step 1\) is intact"):
             store.save(run.state, {})
         assert store.steps() == [1]
