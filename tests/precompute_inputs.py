@@ -2,10 +2,14 @@
 
 import json
 import pathlib
+import tarfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tiny_videos
+from pyarrow import parquet
 
 from jworld.data.inputs import clips, fitting
 from jworld.data.recording import episodes, lerobot_sets
@@ -66,6 +70,10 @@ def write_videos(folder: pathlib.Path, form: str, names: str = "abc") -> pathlib
         write_episodes(folder / "episodes", ["train"] * len(names))
         lerobot_sets.write(folder / "episodes", folder / "set")
         return folder / "set"
+    if form in ("webdataset", "parquet"):
+        files = write_videos(folder / "files", "videos", names)
+        pack(sorted(path for path in files.iterdir() if path.is_file()), folder / "set", form)
+        return folder / "set"
     below = {"videos": "", "cosmos": "videos"}.get(form, "clips")
     listed = []
     for index, name in enumerate(names):
@@ -96,6 +104,20 @@ def write_videos(folder: pathlib.Path, form: str, names: str = "abc") -> pathlib
     if listed:
         (folder / "index.json").write_text(json.dumps({"list": listed} if form == "matrix" else listed))
     return folder
+
+
+def pack(files: Sequence[pathlib.Path], folder: pathlib.Path, form: str) -> None:
+    """Write videos and the text files next to them as a tar archive, or as a table."""
+    folder.mkdir()
+    if form == "webdataset":
+        with tarfile.open(folder / "000000.tar", "w:") as archive:
+            for file in files:
+                archive.add(file, file.name)
+        return
+    videos = [file for file in files if file.suffix == ".mp4"]
+    captions = [video.with_suffix(".txt").read_text() for video in videos]
+    cells = [{"bytes": video.read_bytes(), "path": video.name} for video in videos]
+    parquet.write_table(pa.table({"video": cells, "caption": captions}), folder / "train.parquet")
 
 
 def episode_settings(raw: pathlib.Path, **changes: Any) -> Settings:

@@ -12,9 +12,15 @@ _FORMATS = (
 )
 
 
-def source(path: str | pathlib.Path) -> list[str]:
-    """Return the arguments that name a video to read; options of the input stand before them."""
-    return ["-protocol_whitelist", "file", "-format_whitelist", _FORMATS, "-i", name(path)]
+def source(path: str | pathlib.Path, *, part: tuple[int, int] | None = None) -> list[str]:
+    """Return the arguments that name a video to read; options of the input stand before them.
+
+    With `part`, an offset and a size in bytes, the video lies there in the file `path`.
+    """
+    place = name(path)
+    if part is not None:
+        place = f"subfile,,start,{part[0]},end,{sum(part)},,:{place}"
+    return ["-protocol_whitelist", "file,subfile", "-format_whitelist", _FORMATS, "-i", place]
 
 
 def name(path: str | pathlib.Path) -> str:

@@ -37,6 +37,12 @@ def columns(path: str | pathlib.Path) -> list[str]:
     return list(_open(str(path)).schema_arrow.names)
 
 
+def types(path: str | pathlib.Path) -> dict[str, pa.DataType]:
+    """Return the types of a table's columns by their names."""
+    schema: pa.Schema = _open(str(path)).schema_arrow
+    return dict(zip(schema.names, schema.types, strict=True))
+
+
 def _read_group(path: str | pathlib.Path, group: int, names: list[str]) -> pa.Table:
     try:
         return _open(str(path)).read_row_group(group, columns=names)
@@ -55,7 +61,7 @@ def rows(path: str | pathlib.Path, names: list[str]) -> Iterator[tuple[int, int,
 
 @functools.lru_cache(maxsize=4)
 def _column(path: str, group: int, column: str) -> Any:
-    return _open(path).read_row_group(group, columns=[column]).column(column)
+    return _read_group(path, group, [column]).column(column)
 
 
 def cell(path: str, group: int, column: str, row: int) -> Any:

@@ -20,7 +20,7 @@ from jworld.precompute import encode_text, job
 from jworld.utils import config as run_config
 
 #: Layouts of video data sets, each in a folder of this name.
-LAYOUTS = ("videos", "cosmos", "bridge", "matrix", "worldplay")
+LAYOUTS = ("videos", "cosmos", "bridge", "matrix", "worldplay", "webdataset", "parquet")
 
 
 def make(folder: pathlib.Path) -> pathlib.Path:

@@ -51,6 +51,8 @@ def first_batch(arguments: list[str]) -> dict[str, np.ndarray]:
     [
         ("videos", ("--image-encoder=none",), "configs/cosmos_video2world.py"),
         ("cosmos", ("--text-encoder=hashed-words:24",), "configs/cosmos_video2world.py"),
+        ("webdataset", ("--image-encoder=none",), "configs/cosmos_video2world.py"),
+        ("parquet", ("--image-encoder=none",), "configs/cosmos_video2world.py"),
         ("bridge", ("--text-encoder=none:24", "--stride=4"), "configs/cosmos_video2world.py:tiny_action"),
         (
             "lerobot",

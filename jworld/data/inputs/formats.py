@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from jworld.data.inputs import bridge, cosmos, episodes, items, lerobot, matrix, videos, worldplay
+from jworld.data.inputs import bridge, cosmos, episodes, items, lerobot, matrix, parquet, videos, webdataset, worldplay
 from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
@@ -17,6 +17,8 @@ FORMATS: dict[str, Format] = {
         cosmos.FORMAT,
         bridge.FORMAT,
         lerobot.FORMAT,
+        webdataset.FORMAT,
+        parquet.FORMAT,
         matrix.FORMAT,
     )
 }

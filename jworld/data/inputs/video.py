@@ -85,18 +85,31 @@ class VideoFile:
     """
 
     def __init__(
-        self, path: pathlib.Path, *, last_seconds: float | None = None, section: tuple[float, float] | None = None
+        self,
+        path: pathlib.Path,
+        *,
+        last_seconds: float | None = None,
+        section: tuple[float, float] | None = None,
+        stored: tuple[pathlib.Path, int, int] | None = None,
     ) -> None:
-        """Open a file, or only about its `last_seconds`, or the frames that begin in [begin, end) seconds."""
+        """Open a file, or only about its `last_seconds`, or the frames that begin in [begin, end) seconds.
+
+        With `stored` the video lies in that file, at an offset and with a size in bytes; `path` is its name alone.
+        """
         self.path = path
-        if not path.is_file():
+        holder, *part = stored or (path,)
+        if not holder.is_file():
             raise UserError(f"{path} is absent, expected a video: add it or correct the path")
         self._input = ["-copyts", "-sseof", f"-{last_seconds}"] if last_seconds else []
         if section is not None:
             # The decoder starts at the key frame before, and what is shown earlier is dropped.
             begin, end = section
             self._input = ["-ss", f"{max(begin, 0.0):.6f}", "-t", f"{max(end - begin, 0.0):.6f}"]
-        self._input += ["-max_pixels", str(limits.IMAGE_PIXELS), *ffmpeg.source(path)]
+        self._input += [
+            "-max_pixels",
+            str(limits.IMAGE_PIXELS),
+            *ffmpeg.source(holder, part=(part[0], part[1]) if part else None),
+        ]
         command = _ffmpeg("-loglevel", "level+info", "-xerror", *self._input, *_FRAMES, "-enc_time_base", "demux")
         # Audio packets are copied for their times, since an audio track may outlast the frames.
         command += ["-map", "0:a?", "-c:a", "copy", "-f", "framecrc", "-"]
