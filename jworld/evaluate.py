@@ -9,9 +9,10 @@ python -m jworld.evaluate compare RESULT RESULT prints several evaluations side 
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -184,6 +185,11 @@ def write(output: pathlib.Path, numbers: dict[str, Any], report: results.Report)
     paths = [output / name for name in names]
     board = output / leaderboard.FILE
     page = [output / "evaluation.html"] if report.entries else []
+    if not_finite := _find_not_finite(numbers):
+        raise errors.UserError(
+            f"{not_finite} is not finite, so nothing is written to {output}: the model makes no images, or the "
+            "held-out data are damaged; check both"
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
         files.write_json(paths[0], numbers, allow_nan=False)
@@ -199,6 +205,18 @@ def write(output: pathlib.Path, numbers: dict[str, Any], report: results.Report)
     except OSError as error:
         raise errors.UserError(f"{output} could not be written ({error}): give another --output") from error
     return [*paths, *page, board]
+
+
+def _find_not_finite(value: Any, name: str = "") -> str:
+    """Return the dotted name of the first NaN or infinite number in a JSON value, "" without."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else name
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    return next(filter(None, (_find_not_finite(item, f"{name}.{key}".lstrip(".")) for key, item in items)), "")
 
 
 def plot(report: results.Report) -> matplotlib.figure.Figure:

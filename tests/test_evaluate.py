@@ -1,6 +1,7 @@
 """The evaluation command: windows, measures on synthetic data, files and user errors."""
 
 import json
+import pathlib
 
 import numpy as np
 import PIL.Image
@@ -215,3 +216,11 @@ def test_too_large_angles_are_refused(folder, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([f"--checkpoint={folder}", "--angles", "90", "361"])
     assert "--angles: found 361, expected at most 360 degrees" in capsys.readouterr().err
+
+
+def test_measures_that_are_not_finite_are_named_and_not_written(tmp_path: pathlib.Path) -> None:
+    report = results.Report(numbers={}, summary=[], curves={"model": [1.0]})
+    numbers = {"checkpoint": "a", "step": 1, "psnr": {"model": [20.0, float("nan")]}}
+    with pytest.raises(UserError, match=r"^psnr\.model\.1 is not finite, so nothing is written"):
+        evaluate.write(tmp_path / "out", numbers, report)
+    assert not (tmp_path / "out").exists()

@@ -111,7 +111,7 @@ class Checkpoints:
         The state may be donated afterwards. An existing step is not overwritten.
 
         Raises:
-          UserError: the disk is full, in this save or the previous one.
+          UserError: the disk is full, in this save or the previous one, or a parameter is not finite.
         """
         step = int(state.step)
         self.wait()
@@ -120,6 +120,7 @@ class Checkpoints:
             return
         items, *frozen = self._trees(state)
         self._require_space(step, [items, *frozen])
+        self._require_finite(step, items)
         with self._disk_errors(step):
             for parameters in frozen:
                 self._save_frozen(parameters)
@@ -215,6 +216,11 @@ class Checkpoints:
         with self._damage(step):
             items, _ = self._restore_items(step, {name: abstract})
         params: nnx_types.State = items[name]
+        if leaf := checksums.find_not_finite(params):
+            raise errors.UserError(
+                f"checkpoint step {step} in {self.directory}: {name}/{leaf} has NaN or infinite values: choose an "
+                "earlier step"
+            )
         return params
 
     def restore_frozen(self, abstract: nnx_types.State) -> nnx_types.State:
@@ -237,6 +243,10 @@ class Checkpoints:
                 f"{_reason(error)}; put that folder back from a copy, or start again with another --workdir"
             ) from error
         frozen: nnx_types.State = restored.state
+        if leaf := checksums.find_not_finite(frozen):
+            raise errors.UserError(
+                f"{self.directory / FROZEN}: {leaf} has NaN or infinite values: start again from other weights"
+            )
         return frozen
 
     def _restore_items(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -331,17 +341,30 @@ class Checkpoints:
         if needed > free:
             raise self._disk_full(step, f"it needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
 
+    def _require_finite(self, step: int, items: Mapping[str, Any]) -> None:
+        """Refuse parameters that no command would accept: saved, they would push good checkpoints out."""
+        trained = {"params": items["params"], "ema": items.get("ema"), "critic": items.get("critic", {}).get("params")}
+        for name, parameters in trained.items():
+            if leaf := checksums.find_not_finite(parameters):
+                raise errors.UserError(
+                    f"the checkpoint of step {step} is not saved: {name}/{leaf} has NaN or infinite values; "
+                    f"{self._previous()}; lower config.optimizer.learning_rate and run again"
+                )
+
+    def _previous(self) -> str:
+        latest = self.latest_step()
+        return f"the previous checkpoint (step {latest}) is intact" if latest is not None else "it is the first one"
+
     def _disk_full(self, step: int | None, reason: str) -> errors.UserError:
         for _ in range(5):  # pending writes create the folder again
             for pattern in (PARTIAL, f"{FROZEN}/{PARTIAL}"):
                 for partial in self.directory.glob(pattern):
                     shutil.rmtree(partial, ignore_errors=True)
             time.sleep(0.1)
-        latest = self.latest_step()
-        previous = f"the previous checkpoint (step {latest}) is intact" if latest is not None else "it is the first one"
         name = "the checkpoint" if step is None else f"the checkpoint of step {step}"
         return errors.UserError(
-            f"{name} does not fit on the disk of {self.directory}: {reason}; {previous}; free some space and run again"
+            f"{name} does not fit on the disk of {self.directory}: {reason}; {self._previous()}; free some space and "
+            "run again"
         )
 
     @contextmanager

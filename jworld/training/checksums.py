@@ -58,6 +58,7 @@ def part_checksum(part: np.ndarray, first: int) -> int:
     return total % 2**32
 
 
+_tree_finite = jax.jit(lambda leaves: [jnp.isfinite(x).all() for x in leaves])
 _tree_checksums = jax.jit(lambda leaves: [array_checksum(x) for x in leaves])
 
 
@@ -74,3 +75,10 @@ def tree_checksums(tree: Any) -> dict[str, dict[str, Any]]:
     entries = describe(tree)
     sums = jax.device_get(_tree_checksums(jax.tree.leaves(tree)))
     return {name: entry | {"checksum": int(sum_)} for (name, entry), sum_ in zip(entries.items(), sums, strict=True)}
+
+
+def find_not_finite(tree: Any) -> str:
+    """Return the name of the first leaf with NaN or infinite values, "" without; waits for the arrays."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    finite = jax.device_get(_tree_finite([leaf for _, leaf in named]))
+    return next((state.leaf_name(path) for (path, _), fine in zip(named, finite, strict=True) if not fine), "")

@@ -1,5 +1,6 @@
 """Checkpoints of the toy run: any mesh, every bit verified, intact after a failed save."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -247,6 +248,37 @@ def test_too_little_free_space_is_refused_before_writing(tmp_path: pathlib.Path,
         with pytest.raises(errors.UserError, match=r"the previous checkpoint \(step 1\) is intact"):
             store.save(run.state, {})
         assert store.steps() == [1]
+
+
+def with_nan(run: toy.Run, name: str) -> Any:
+    """Return the state of a run with one value of `params` or `ema` that is not finite."""
+    tree = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), getattr(run.state, name))
+    return dataclasses.replace(run.state, **{name: tree})
+
+
+@pytest.mark.parametrize("name", ["params", "ema"])
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path: pathlib.Path, name: str) -> None:
+    """Saved, they would push good checkpoints out of `max_to_keep`."""
+    run = saved(tmp_path, steps=1, ema_decay=0.5)
+    run.step()
+    with checkpoints.Checkpoints(tmp_path) as store:
+        message = rf"step 2 is not saved: {name}/blocks/\S+ has NaN .*; the previous checkpoint \(step 1\) is intact"
+        with pytest.raises(errors.UserError, match=message):
+            store.save(with_nan(run, name), {})
+        assert store.steps() == [1]
+
+
+def test_parameters_that_are_not_finite_are_not_restored(tmp_path: pathlib.Path, monkeypatch: Any) -> None:
+    """Earlier versions saved them."""
+    monkeypatch.setattr(checkpoints.Checkpoints, "_require_finite", lambda *_: None)
+    run = saved(tmp_path, steps=1, ema_decay=0.5)
+    run.step()
+    with checkpoints.Checkpoints(tmp_path) as store:
+        store.save(with_nan(run, "ema"), {})
+        store.wait()
+        with pytest.raises(errors.UserError, match=r"checkpoint step 2 .*: ema/blocks/\S+ has NaN .* an earlier step"):
+            store.restore_params(run.abstract().ema)
+        store.restore_params(run.abstract().ema, 1)
 
 
 FULL_DISK = """
