@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jworld.training import array_store, storage
+from jworld.training import array_store, checksums, storage
 from jworld.training import state as train_state
 from jworld.utils import errors, nnx_types, tensor_files
 
@@ -41,7 +41,10 @@ def load(path: pathlib.Path, abstract: nnx_types.State) -> nnx_types.State:
 
         def read(place: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
             name = train_state.leaf_name(place)
-            return _placed(tensor_files.check_finite(file.get_tensor(name), name, path, fix=fix), leaf)
+            # After the cast, in which a large number may become infinite.
+            with np.errstate(over="ignore"):
+                value = file.get_tensor(name).astype(leaf.dtype)
+            return _placed(tensor_files.check_finite(value, name, path, fix=fix), leaf)
 
         params: nnx_types.State = jax.tree_util.tree_map_with_path(read, abstract)
         return params
@@ -61,7 +64,8 @@ def restore(
       entries: {"shape"} of every leaf as written.
 
     Raises:
-      UserError: the checkpoint is absent or damaged, or its leaves are not exactly those of the model.
+      UserError: the checkpoint is absent or damaged, has NaN or infinite values, or its leaves are not exactly those of
+        the model.
     """
     _check(directory, abstract, {name: tuple(entry["shape"]) for name, entry in entries.items()})
     leaves = {train_state.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
@@ -75,6 +79,11 @@ def restore(
             f"the weights in {directory} are damaged ({type(error).__name__}: {reason}): import them again"
         ) from error
     params: nnx_types.State = jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
+    if leaf := checksums.find_not_finite(params):
+        raise errors.UserError(
+            f"the weights in {directory}: {leaf} has NaN or infinite values as {found[leaf].dtype}: import them again, "
+            "or give the model another dtype"
+        )
     return params
 
 
@@ -148,7 +157,6 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _placed(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    value = value.astype(leaf.dtype)
     if leaf.sharding is None:
         return jnp.asarray(value)
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
