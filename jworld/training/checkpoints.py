@@ -282,7 +282,8 @@ class Checkpoints:
             raise errors.UserError(f"{self.directory} has no complete checkpoint; train first")
         if step is not None and step not in steps:
             raise errors.UserError(
-                f"config.checkpoint.step is {step}, but {self.directory} holds the steps {', '.join(map(str, steps))}"
+                f"{self.directory} has no step {step}, expected one of {', '.join(map(str, steps))}: choose another "
+                "--step, or for training config.checkpoint.step"
             )
         return steps[-1] if step is None else step
 

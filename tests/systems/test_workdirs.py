@@ -189,7 +189,7 @@ def test_a_lock_that_was_left_is_not_in_the_way(tmp_path: pathlib.Path, text: st
 @pytest.mark.parametrize("text", ["", "text", "[1]", '{"host": 1}', "[" * 100_000, "\x00" * 100_000])
 def test_a_held_lock_that_names_nobody(tmp_path: pathlib.Path, holder: subprocess.Popen[str], text: str) -> None:
     folder = tmp_path / "run"
-    # Written without opening it anew: the file of the holder stays.
+    # Not replaced: the holder has this file open.
     with (folder / workdirs.LOCK).open("r+") as file:
         file.truncate()
         file.write(text)

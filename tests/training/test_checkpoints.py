@@ -172,7 +172,7 @@ def test_another_model_or_optimizer_is_refused(tmp_path: pathlib.Path) -> None:
             store.restore(toy.Run(width=8).abstract())
         with pytest.raises(errors.UserError, match=r"another model or optimizer: ema/.* is missing"):
             store.restore(toy.Run(ema_decay=0.5).abstract())
-        with pytest.raises(errors.UserError, match=r"config\.checkpoint\.step is 7, but .* holds the steps 1"):
+        with pytest.raises(errors.UserError, match=r"has no step 7, expected one of 1.*: choose another --step"):
             store.restore(toy.Run().abstract(), step=7)
 
 
