@@ -107,7 +107,8 @@ def test_folders_that_cannot_be_listed(tmp_path, files, message):
     with pytest.raises(UserError, match="is not a folder"):
         formats.list_items("videos", tmp_path / "absent")
     with pytest.raises(
-        UserError, match="format is 'avi', expected one of episodes, videos, worldplay, cosmos, bridge, lerobot, matrix"
+        UserError,
+        match="format is 'avi', expected one of episodes, videos, worldplay, cosmos, bridge, lerobot, webdataset, parquet, matrix",
     ):
         formats.list_items("avi", tmp_path)
 
