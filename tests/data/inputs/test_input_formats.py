@@ -106,10 +106,7 @@ def test_folders_that_cannot_be_listed(tmp_path, files, message):
         formats.list_items("videos", tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         formats.list_items("videos", tmp_path / "absent")
-    with pytest.raises(
-        UserError,
-        match="format is 'avi', expected one of episodes, videos, worldplay, cosmos, bridge, lerobot, webdataset, parquet, matrix",
-    ):
+    with pytest.raises(UserError, match=f"format is 'avi', expected one of {', '.join(formats.FORMATS)}"):
         formats.list_items("avi", tmp_path)
 
 
