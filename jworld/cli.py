@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("jworld.train", "train a model as a recipe describes, or resume a run"),
     "generate": ("jworld.generate", "generate a video or an answer with a trained model"),
     "play": ("jworld.play.__main__", "play a trained model in a browser, live"),
+    "view": ("jworld.play.view", "write episodes or a played session for the Rerun viewer"),
     "evaluate": ("jworld.evaluate", "measure a trained model on held-out data"),
     "precompute": ("jworld.precompute.__main__", "encode videos into training records"),
     "plan": ("jworld.plan", "estimate memory and time of a training step or of generation on a topology"),
