@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from conversion import __main__ as conversion
 from jworld.precompute import encode_text, job
+from jworld.systems import key_logs
 from jworld.utils import config as run_config
 
 #: Layouts of video data sets, each in a folder of this name.
@@ -49,6 +50,8 @@ def _texts(folder: pathlib.Path) -> None:
     PIL.Image.fromarray(pixels).save(folder / "image.png")
     pose = {str(i): {"w2c": np.eye(4).tolist(), "intrinsic": np.eye(3).tolist()} for i in range(13)}
     (folder / "poses.json").write_text(json.dumps(pose))
+    log = key_logs.KeyLog(model="", start=key_logs.Start(image=pixels), entries=[key_logs.Entry(keys="w")])
+    (folder / "keys.json").write_text(json.dumps(log.to_json()))
     (folder / "batch.jsonl").write_text('{"prompt": "a room", "pose": "w-3", "out": "a.mp4"}\n')
     (folder / "questions.jsonl").write_text('{"prompt": "What is it?"}\n')
     (folder / "original.json").write_text('{"learning_rate": 0.001}')

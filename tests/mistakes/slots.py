@@ -164,6 +164,9 @@ _PLAY = (
     _file("jworld.play.__main__", "image.png", "--port=0", "--checkpoint={starter}", "--image={}", good=("image",)),
     _folder("jworld.play.__main__", "starter/encoders", "--port=0", "--checkpoint={starter}", "--encoders={}"),
     _output("jworld.play.__main__", "folder", "--port=0", "--checkpoint={starter}", "--recordings={}"),
+    _folder("jworld.play.view", "starter", "--checkpoint={}", "--keys={keys.json}", members="config.json"),
+    _file("jworld.play.view", "keys.json", "--checkpoint={starter}", "--keys={}"),
+    _output("jworld.play.view", "file", "--checkpoint={starter}", "--keys={keys.json}", "--output={}", name="out.rrd"),
 )
 _EVALUATE = (
     _folder("jworld.evaluate", "starter", "--checkpoint={}", members="config.json"),
@@ -257,6 +260,17 @@ _PRECOMPUTE = (
         "--format=worldplay",
         *VIDEOS,
         members="index.json a.json a_actions.json",
+    ),
+    *(
+        _folder(
+            "jworld.precompute.__main__",
+            f"{form}/set",
+            "--input={}",
+            f"--format={form}",
+            *VIDEOS,
+            members=member,
+        )
+        for form, member in (("webdataset", "000000.tar"), ("parquet", "train.parquet"))
     ),
     _file("jworld.precompute.__main__", "matrix/index.json", "--input={}", "--format=matrix", *VIDEOS),
     _file(
