@@ -85,6 +85,7 @@ class Player:
         self.prompt: str | None = None
         self._recent.clear()
         self._kept: list[protocol.Frame] = []
+        self._late, self._bytes = 0.0, 0
         self._script = collections.deque(script)
         self.sent = self.shown = -1
         self.pacer.clear()

@@ -247,9 +247,7 @@ class Director:
             if not self.world.is_split:
                 await asyncio.wait([decoding])
         except errors.UserError as error:
-            player.computing, player.paused = player.computing - 1, True
-            player.send("error", text=str(error))
-            player.send("state", **self._described(player))
+            self._refuse(player, error)
         except Exception as error:
             await self._fail(player, error)
 
@@ -288,8 +286,13 @@ class Director:
                 while (part := await parts.get()) is not None:
                     await self._encode(player, part, began)
                 await self._complete(player, await decoding)
+            except errors.UserError as error:
+                self._refuse(player, error)
             except Exception as error:
                 await self._fail(player, error)
+            else:
+                player.computing -= 1
+                self._changed.set()
             player.decoded = 0
 
     async def _encode(self, player: Player, part: worker.Part, began: float) -> None:
@@ -317,12 +320,17 @@ class Director:
             broken, player.recording = player.recording, None
             if broken is not None:
                 await loop.run_in_executor(self._encoding, broken.cancel)
-        player.computing -= 1
         if player.request is None:
             player.complete(step)
         if player.recording is not None and player.recording.is_full:
             player.send("notice", text="the recording is full")
             await self._finish(player)
+
+    def _refuse(self, player: Player, error: errors.UserError) -> None:
+        """Pause a player whose step is impossible, and send the reason."""
+        player.computing, player.paused = player.computing - 1, True
+        player.send("error", text=str(error))
+        player.send("state", **self._described(player))
         self._changed.set()
 
     async def _fail(self, player: Player, error: Exception) -> None:
