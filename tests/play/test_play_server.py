@@ -7,6 +7,8 @@ import functools
 import io
 import json
 import pathlib
+import threading
+import unittest.mock
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -20,7 +22,7 @@ import tiny_text_model
 from jworld.cameras import poses
 from jworld.data.recording import episodes
 from jworld.evaluation import motion
-from jworld.play import answers, director, questions, server
+from jworld.play import answers, director, questions, server, worker
 from jworld.systems import generation, key_logs
 from jworld.utils import limits
 
@@ -105,6 +107,41 @@ async def test_released_keys_and_taps(tmp_path: pathlib.Path) -> None:
         assert (await player.until("computed"))["action"] == "right"
         await player.step()
         assert player.messages[-1]["action"] == "none"
+
+
+@in_loop
+async def test_first_frames_come_while_the_last_ones_are_decoded(tmp_path: pathlib.Path) -> None:
+    """With pace; without, the message about a step comes first, so that a program knows how many frames to expect."""
+    async with live_server.serving(tmp_path) as (address, directing), live_server.client(address) as player:
+        await player.until("computed", step=0)
+        (state,) = directing.players.values()
+        assert state.game is not None
+        decode, first, shown = state.game.decode, threading.Event(), threading.Event()
+
+        def slow(generated: worker.Generated, take: Callable[[worker.Part], None]) -> worker.Step:
+            def passed(part: worker.Part) -> None:
+                take(part)
+                first.set()
+                # Only the player ends this wait, when it has the first frame.
+                assert shown.wait(live_server.SECONDS)
+
+            return decode(generated, passed)
+
+        with unittest.mock.patch.object(state.game, "decode", slow):
+            while not first.is_set():
+                await player.receive()
+            # As many steps are complete as there are entries, so this is the number of the one that is decoded.
+            while player.frames[-1].step < len(state.entries):
+                await player.receive()
+            # It belongs to a step about which no message has come.
+            assert not any(message.get("step") == player.frames[-1].step for message in player.messages)
+            shown.set()
+            await player.until("computed", step=player.frames[-1].step)
+        await player.lockstep()
+        await player.send("step", held=[])
+        before = len(player.frames)
+        await player.until("computed", step=0)
+        assert len(player.frames) == before
 
 
 @in_loop
