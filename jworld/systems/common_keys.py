@@ -57,7 +57,7 @@ PLAIN: Mapping[str, tuple[Any, str]] = {
     ),
     "model.family": (str, "design of the network"),
     "model.frozen_dtype": (str | None, "dtype of the parameters that do not train"),
-    "data.records": (ranges.Path, "folder of the training records"),
+    "data.records": (str, "folder of the training records"),
     "data.tokenizer": (ranges.Path, "folder of the tokenizer"),
     "data.threads": (Annotated[int, ranges.Range(1, 1024)], "threads that read and transform examples"),
     "data.prefetch": (

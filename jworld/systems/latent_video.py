@@ -15,6 +15,7 @@ from jworld.data.records import text_store
 from jworld.encoders.model_encoders import Encoders
 from jworld.precompute.latent_records import LatentRecords
 from jworld.systems import adapters, base, described, frame_sizes, generation, options
+from jworld.utils import config as run_config
 from jworld.utils import errors
 
 
@@ -55,6 +56,7 @@ class LatentVideoSystem(options.VideoOptions, base.BaseSystem[base.Model, Encode
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
         super().__init__(config)
+        run_config.require_path(config, "data.records")
         self.lora = self.read_lora()
 
     @property

@@ -185,6 +185,12 @@ def _section_of(values: dict[str, Any], key: str) -> dict[str, Any] | None:
     return node if isinstance(node, dict) and name in node else None
 
 
+def require_path(config: ml_collections.ConfigDict, key: str) -> None:
+    """Raise a `UserError` if the path under a dotted key is empty, which would be the current folder."""
+    if not str(value_at(config, key)).strip():
+        raise errors.UserError(f"config.{key}: found '', expected a path")
+
+
 def value_at(config: Any, key: str, default: Any = None) -> Any:
     """Return the value of a dotted key of a config; `default` where the config does not list it."""
     node = config

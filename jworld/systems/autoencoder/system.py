@@ -57,6 +57,7 @@ class Autoencoder(base.BaseSystem[network.VideoAutoencoder, data.FrameFiles]):
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
+        run_config.require_path(config, "data.records")
         self.network, self.model_config = _network(config.model)
         self.objective = self.read(objective.ObjectiveConfig, "loss")
         self.sample = self.read(SampleConfig, "sample")

@@ -26,6 +26,7 @@ from jworld.systems import adapters, asking, base, described
 from jworld.systems.theworld import answering, objective, original, world_steps
 from jworld.systems.theworld.evaluation import held_out, report
 from jworld.training import state as train_state
+from jworld.utils import config as run_config
 from jworld.utils import errors, indices
 
 #: Keys of `config.model` that are not fields of Gemma-3.
@@ -43,6 +44,7 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
+        run_config.require_path(config, "data.records")
         gemma = self.read(
             Gemma3Config, "model", {key: value for key, value in config.model.items() if key not in _OTHER}
         )
