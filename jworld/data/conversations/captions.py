@@ -8,15 +8,14 @@ stored in the folder of the set, one after the other as they are read, and image
 import hashlib
 import pathlib
 import re
-import tarfile
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jworld.data import json_rows, tables
+from jworld.data import archives, json_rows, tables
 from jworld.data.conversations import image_files, remote
 from jworld.utils import files, limits
-from jworld.utils.errors import UserError, one_line
+from jworld.utils.errors import UserError
 
 #: Subfolder of a set with the files that were downloaded for it.
 DOWNLOADS = "downloads"
@@ -139,34 +138,15 @@ def _location(path: pathlib.Path, directory: pathlib.Path) -> str:
 
 
 def _shard(path: pathlib.Path, directory: pathlib.Path) -> Iterator[Pair]:
-    """Yield the pairs of a tar archive: consecutive files with the same name up to the first dot are one row."""
-    name, place, caption = "", None, None
-    try:
-        files.refuse_devices(path)
-        # Not compressed: images are read from the archive by their offsets.
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                folder, _, file = member.name.rpartition("/")
-                key, _, suffix = file.partition(".")
-                key = f"{folder}/{key}" if folder else key
-                if key != name and name:
-                    yield Pair(f"{path.stem}/{name}", caption, place)
-                    place = caption = None
-                name = key
-                if f".{suffix.lower()}" in image_files.SUFFIXES:
-                    where = _location(path, directory)
-                    place = {"tar": where, "offset": member.offset_data, "size": member.size}
-                elif suffix in ("txt", "json"):
-                    if member.size > limits.ROW_BYTES:
-                        raise tarfile.TarError(f"{member.name!r:.60} has more than {limits.ROW_BYTES:,} bytes")
-                    content = archive.extractfile(member)
-                    caption = _caption(suffix, content.read() if content else b"", caption)
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        reason = one_line(error)
-        raise UserError(
-            f"{path} is not a readable tar archive without compression ({reason}): download or unpack it again"
-        ) from error
-    if name:
+    """Yield the pairs of a tar archive."""
+    for name, members in archives.samples(path):
+        place, caption = None, None
+        for member in members:
+            if f".{member.suffix.lower()}" in image_files.SUFFIXES:
+                where = _location(path, directory)
+                place = {"tar": where, "offset": member.info.offset_data, "size": member.info.size}
+            elif member.text is not None:
+                caption = _caption(member.suffix, member.text, caption)
         yield Pair(f"{path.stem}/{name}", caption, place)
 
 

@@ -36,7 +36,7 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
     for table in found:
         column = _video_column(table)
         caption = next((name for name in CAPTION_COLUMNS if name in tables.columns(table)), None)
-        name = table.relative_to(path).with_suffix("").as_posix() if path.is_dir() else table.stem
+        name = items.name_of(table.relative_to(path) if path.is_dir() else table.name)
         rows = tables.rows(table, [] if caption is None else [caption])
         for number, (group, row, values) in enumerate(rows):
             text = values.get(caption) if caption else ""

@@ -1,18 +1,16 @@
-"""Format "webdataset": tar archives of videos with their captions (https://github.com/webdataset/webdataset).
+"""Format "webdataset": tar archives of videos with their captions, see `data.archives`.
 
-Successive files of an archive with the same name up to the first dot belong together: NAME.mp4 and NAME.txt or
-NAME.json. Videos are decoded from their place in the archive, so nothing is unpacked.
+Videos are decoded from their place in the archive, so nothing is unpacked.
 """
 
 import functools
 import pathlib
-import tarfile
-from collections.abc import Generator
-from typing import IO
+from collections.abc import Sequence
 
+from jworld.data import archives, tables
 from jworld.data.inputs import items, video
 from jworld.data.inputs.base import Format
-from jworld.utils import files, limits
+from jworld.utils import files
 from jworld.utils.errors import UserError, one_line
 
 #: Keys of a NAME.json, of which the first that has a text is the caption.
@@ -23,72 +21,44 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
     """List the videos of one archive, or of all archives in a folder; names are ARCHIVE/NAME.
 
     Raises:
-      UserError: there is no archive, or one cannot be read to its end.
+      UserError: there is no archive, or one is damaged.
     """
-    shards = sorted(path.rglob("*.tar")) if path.is_dir() else [path]
-    if not shards:
-        raise UserError(f"{path} holds no tar archives, expected NAME.tar: give another folder or --format")
     listed: list[items.Item] = []
     lonely = 0
-    for shard in shards:
-        name = shard.relative_to(path).with_suffix("").as_posix() if path.is_dir() else shard.stem
-        for key, clip, caption in _samples(shard):
-            if clip is None:
-                lonely += 1
+    for shard in tables.files(path, ".tar"):
+        name = items.name_of(shard.relative_to(path) if path.is_dir() else shard.name)
+        for key, members in archives.samples(shard):
+            present = [member for member in members if member.info.isfile()]
+            videos = [m.info for m in present if f".{m.suffix.rpartition('.')[2].lower()}" in video.VIDEO_SUFFIXES]
+            if not videos:
+                lonely += bool(present)
                 continue
+            clip = videos[-1]
             place = shard / clip.name
             opened = functools.partial(video.VideoFile, place, stored=(shard, clip.offset_data, clip.size))
+            caption = _caption(shard, present)
             listed.append(items.Item(name=f"{name}/{key}", video=place, caption=caption, open_video=opened))
     notes = [f"{lonely} samples of {path} have no video and are not read"] if lonely else []
     return items.finish(listed, notes, source=path, options=options)
 
 
-def _samples(shard: pathlib.Path) -> Generator[tuple[str, tarfile.TarInfo | None, str], None, None]:
-    """Yield the name of every sample of an archive, its video if it has one, and its caption."""
-    try:
-        files.refuse_devices(shard)
-        # Not compressed: videos are read by their offsets.
-        with tarfile.open(shard, "r:") as archive:
-            key, clip, caption = "", None, ""
-            for member in archive:
-                if not member.isfile():
-                    continue
-                folder, _, file = member.name.rpartition("/")
-                stem, _, suffix = file.partition(".")
-                found = f"{folder}/{stem}" if folder else stem
-                if found != key and key:
-                    yield key, clip, caption
-                    clip, caption = None, ""
-                key = found
-                if f".{suffix.rpartition('.')[2].lower()}" in video.VIDEO_SUFFIXES:
-                    clip = member
-                elif suffix in ("txt", "json"):
-                    caption = _caption(shard, member, archive.extractfile(member), caption)
-            if key:
-                yield key, clip, caption
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{shard} is not a readable tar archive without compression ({one_line(error)}): download it again, or "
-            "unpack it"
-        ) from error
-
-
-def _caption(shard: pathlib.Path, member: tarfile.TarInfo, content: IO[bytes] | None, previous: str) -> str:
-    """Return the text of NAME.txt, else the one in NAME.json, else the one that is known."""
-    if member.size > limits.ROW_BYTES:
-        raise UserError(
-            f"{shard}: {member.name!r:.60} has {member.size:,} bytes, expected a text of at most "
-            f"{limits.ROW_BYTES:,}: remove it"
-        )
-    data = b"" if content is None else content.read()
-    try:
-        if member.name.endswith(".txt"):
-            return data.decode()
-        facts = files.parse_json(data)
-    except ValueError as error:
-        raise UserError(f"{shard}: {member.name!r:.60} is not readable ({one_line(error)}): correct it") from error
-    texts = items.entry_texts(facts, CAPTION_KEYS)
-    return previous or next((text for text in texts.values() if text), "")
+def _caption(shard: pathlib.Path, members: Sequence[archives.Member]) -> str:
+    """Return the text of NAME.txt, else the one in NAME.json, else ""."""
+    found = ""
+    for member in members:
+        if member.text is None:
+            continue
+        try:
+            if member.suffix == "txt":
+                found = member.text.decode()
+            else:
+                texts = items.entry_texts(files.parse_json(member.text), CAPTION_KEYS)
+                found = found or next((text for text in texts.values() if text), "")
+        except ValueError as error:
+            raise UserError(
+                f"{shard}: {member.info.name!r:.60} is not readable ({one_line(error)}): correct it"
+            ) from error
+    return found
 
 
 FORMAT = Format(

@@ -94,5 +94,5 @@ def test_archives_that_cannot_be_read(unpacked: pathlib.Path, wrong: str, tmp_pa
         os.mkfifo(place)
     elif wrong == "text":
         place.write_text("no archive" * 100)
-    with pytest.raises(UserError, match=r"x\.tar|holds no tar archives"):
+    with pytest.raises(UserError, match=r"x\.tar|holds no \.tar file"):
         formats.list_items("webdataset", place.parent)
