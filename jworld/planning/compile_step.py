@@ -111,7 +111,7 @@ def _analytic(config: ml_collections.ConfigDict, topology: topologies.Topology, 
         ),
         "flops": counted.all,
         "loops": counted.all / counted.bodies_once,
-        "needed": needed.of(program, config),
+        "needed": needed.of(program),
     }
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax import nnx
 from jax.extend import core as jax_core
 
@@ -19,7 +18,7 @@ from jworld.planning.collectives import Traffic
 from jworld.planning.program import Program
 
 
-def of(program: Program, config: ml_collections.ConfigDict) -> tuple[Traffic, ...]:
+def of(program: Program) -> tuple[Traffic, ...]:
     """Return what each device must send in a step, without what is 0; empty if the run has a critic or a teacher.
 
     Keys and values are counted with as many heads as queries.
@@ -27,7 +26,7 @@ def of(program: Program, config: ml_collections.ConfigDict) -> tuple[Traffic, ..
     if program.state.critic is not None or program.system.parts:
         return ()
     passes = 2 * program.optimizer.config.accumulate
-    mesh, dtype = dict(program.mesh.shape), jnp.dtype(config.model.get("dtype", "float32"))
+    mesh, dtype = dict(program.mesh.shape), jnp.dtype(program.config.model.get("dtype", "float32"))
     rows: dict[tuple[str, str], int] = {}
 
     def add(kind: str, names: Sequence[str], sent: float) -> None:

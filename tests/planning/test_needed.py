@@ -26,9 +26,9 @@ def test_weights_and_gradients_by_hand() -> None:
         system=types.SimpleNamespace(parts=()),
         optimizer=types.SimpleNamespace(config=types.SimpleNamespace(accumulate=3)),
         mesh=mesh,
+        config=types.SimpleNamespace(model={"dtype": "bfloat16"}),
     )
-    config: Any = types.SimpleNamespace(model={"dtype": "bfloat16"})
-    found = {(row.kind, row.axes): row.sent for row in needed.of(program, config)}
+    found = {(row.kind, row.axes): row.sent for row in needed.of(program)}
     kernel, bias, table = 2 * 64 * 100, 2 * 100, 40 * 100
     assert found == {
         # Forward and backward pass of three parts of the batch; a device sends three quarters.
@@ -39,16 +39,15 @@ def test_weights_and_gradients_by_hand() -> None:
         ("gradients, between replicas", "data x fsdp"): 2 * 7 * bias // 8,
     }
     program.system.parts = ("teacher",)
-    assert needed.of(program, config) == ()
+    assert needed.of(program) == ()
 
 
 def test_heads_of_self_attention_by_hand() -> None:
     """The tiny model: 32 tokens of text, 12 of the image, and 8 latents of 12 tokens, in two heads of 16 numbers."""
-    config = tiny.config()
-    program = Program(config, jax.devices("cpu")[:8])
+    program = Program(tiny.config(), jax.devices("cpu")[:8])
     # The refiner of text; in both layers text and image attend to each other, and the video with and without cameras.
     rows = 2 * 32 + 2 * (2 * (32 + 12) + 2 * 2 * 8 * 12)
     assert needed.exchanged(program) == 8 * 16 * rows * 4
     # Float32, there and back in the forward and in the backward pass; half of it stays on a device.
-    (found,) = [row for row in needed.of(program, config) if row.kind.startswith("heads")]
+    (found,) = [row for row in needed.of(program) if row.kind.startswith("heads")]
     assert found.sent == 2 * 4 * 8 * 16 * rows * 4 // 8 // 2

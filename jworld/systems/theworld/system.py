@@ -279,12 +279,6 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
             rows=[{"question": prompt.text, "answer": answer}], images=[list(map(np.asarray, images))]
         )
 
-    @property
-    def _scoring(self) -> str:
-        """Rule that reads answers, if the options name none."""
-        world = self.model_config.world
-        return report.ORIGINAL if world is not None and world.original else report.SOUND
-
     def check_evaluation(self, options: results.Options) -> None:
         """See `System`."""
         report.check(self.data, options)
@@ -308,8 +302,9 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
             ways = {"with world steps": world.frames} if world.steps else {}
             ways |= {"with world": 1, "without": 0}
         answers = {name: self.answers(model, encoders, frames=frames) for name, frames in ways.items()}
+        scoring = report.ORIGINAL if world is not None and world.original else report.SOUND
         found = report.evaluate(
-            answers, self.data, options, console, max_tokens=self.sample.max_tokens, scoring=self._scoring
+            answers, self.data, options, console, max_tokens=self.sample.max_tokens, scoring=scoring
         )
         if options.benchmark is not None:
             return found
