@@ -49,6 +49,9 @@ def _tiny() -> ml_collections.ConfigDict:
         # 12 tokens of 512 numbers for a latent frame: more than 192 can carry, if they have noise.
         "patch_size": (1, 2, 2),
         "prediction": "clean",
+        # A view that comes back is copied, and neighboring tokens are joined.
+        "references": True,
+        "output_kernel": 3,
         "width": 192,
         "num_heads": 4,
         "num_layers": 4,
@@ -157,7 +160,7 @@ def _starter(config: ml_collections.ConfigDict) -> None:
 def _fitted(config: ml_collections.ConfigDict) -> None:
     """Fit a linear autoencoder to the data."""
     config.model.update({"patch_size": (1, 1, 1), "prediction": "velocity", "width": 144, "mlp_ratio": 4.0})
-    config.model.update({"channels": 96, "rope_dims": (12, 12, 12)})
+    config.model.update({"channels": 96, "rope_dims": (12, 12, 12), "references": False, "output_kernel": 1})
     config.data.records = "data/rooms/records-fitted"
     config.data.encoding.update({"image_size": (64, 48), "autoencoder": ""})
     config.data.clip.update({"latent_size": (3, 4), "memory_probability": 0.7})

@@ -122,7 +122,7 @@ class Explorer:
     def explore(self) -> tuple[np.ndarray, list[str]]:
         """Return poses [1 + 4 * blocks, 3] and the action of every block."""
         segments = (self.walk, self.look_away_and_back, self.walk_out_and_back, self.sidestep, self.turn, self.wait)
-        chances = (0.58, 0.14, 0.11, 0.09, 0.04, 0.04)
+        chances = (0.56, 0.14, 0.11, 0.09, 0.04, 0.06)
         while len(self.actions) < self.blocks:
             if self.depth() < self.near:
                 self.face_open_space(180.0)
@@ -214,5 +214,5 @@ class Explorer:
         self.face_open_space(120.0)
 
     def wait(self) -> None:
-        """Stand still."""
-        self.hold("none", int(self.rng.integers(1, 3)))
+        """Stand still, often for longer than a chunk, as players do."""
+        self.hold("none", int(self.rng.integers(1, 9)))

@@ -1,7 +1,7 @@
 """Hyper-parameters of the HunyuanVideo-1.5 transformer, checked at initialization."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from jworld.models.layers.config import TransformerConfig
 from jworld.utils import ranges
@@ -26,6 +26,10 @@ class HunyuanConfig(TransformerConfig):
       prediction: what the last layer predicts: the "velocity", as published, or the "clean" latents, from which the
         velocity follows. Clean latents vary in few directions and noise in all, so a token that holds more numbers than
         the network is wide can only be predicted clean (Li & He 2025, arXiv 2511.13720).
+      references: condition every latent on the earlier one with the nearest camera, from which clean latents may be
+        copied; as published (False), only the first latent of a video has such a condition.
+      output_kernel: size of a convolution over the predicted clean latents, which joins neighboring tokens; 1 is none,
+        as published.
     """
 
     channels: ranges.Size = 32
@@ -44,6 +48,8 @@ class HunyuanConfig(TransformerConfig):
     vision_dim: ranges.Size = 1152
     actions: bool = True
     prediction: Literal["velocity", "clean"] = "velocity"
+    references: bool = False
+    output_kernel: Annotated[int, ranges.Range(1, 7)] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,3 +59,11 @@ class HunyuanConfig(TransformerConfig):
             raise ValueError(f"head size {self.head_dim} must be a multiple of 4 for the camera attention")
         if self.patch_size[0] != 1:
             raise ValueError(f"patch_size {self.patch_size} must have 1 in time: actions are per latent frame")
+        if self.prediction != "clean" and (self.references or self.output_kernel > 1):
+            raise ValueError(
+                f"prediction is {self.prediction!r}, but references and output_kernel need 'clean': they change latents"
+            )
+        if self.output_kernel % 2 == 0:
+            raise ValueError(f"output_kernel is {self.output_kernel}, expected an odd number")
+        if self.references and not self.actions:
+            raise ValueError("references need actions: they are found by cameras")

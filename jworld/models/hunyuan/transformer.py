@@ -70,6 +70,30 @@ def _patch_in_init(noisy: int, total: int) -> jax.nn.initializers.Initializer:
     return init
 
 
+class Join(nnx.Module):
+    """Residual convolution over latents [B, F, H, W, C], which starts as the identity."""
+
+    def __init__(self, channels: int, size: int, *, param_dtype: Any, rngs: nnx.Rngs):
+        self.size = size
+        self.linear = linear(
+            size * size * channels,
+            channels,
+            (None, None),
+            dtype=jnp.float32,
+            param_dtype=param_dtype,
+            kernel_init=zeros_init,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return x plus a linear function of the latents around, in float32; beyond the border they are 0."""
+        H, W = x.shape[2:4]
+        edge = self.size // 2
+        padded = jnp.pad(x, [(0, 0), (0, 0), (edge, edge), (edge, edge), (0, 0)])
+        shifted = [padded[:, :, i : i + H, j : j + W] for i in range(self.size) for j in range(self.size)]
+        return x + self.linear(jnp.concatenate(shifted, axis=-1))
+
+
 class HunyuanTransformer(nnx.Module):
     """Transformer that predicts the velocity of latents from noisy latents, text, and (WorldPlay) actions and poses."""
 
@@ -101,6 +125,17 @@ class HunyuanTransformer(nnx.Module):
             kernel_init=zeros_init,
             **common,
         )
+        if cfg.references:
+            self.copy_gate = linear(
+                cfg.width,
+                cfg.channels * pixels,
+                ("embed", None),
+                dtype=cfg.dtype,
+                kernel_init=zeros_init,
+                **common,
+            )
+        if cfg.output_kernel > 1:
+            self.join = Join(cfg.channels, cfg.output_kernel, **common)
 
     def __call__(
         self,
@@ -201,13 +236,22 @@ class HunyuanTransformer(nnx.Module):
 
     def _velocity(self, image: jax.Array, vector: jax.Array, frames: FrameInputs) -> jax.Array:
         """Project tokens [B, F, T, D] to the velocity [B, F, H, W, C] float32."""
-        out = self.patch_out(modulated_norm(image, *self.final_modulation(vector))).astype(jnp.float32)
-        out = from_patches(
-            out, (frames.video.shape[2], frames.video.shape[3]), self.cfg.patch_size[1:], channels_first=True
-        )
+        hidden = modulated_norm(image, *self.final_modulation(vector))
+
+        def latents(tokens: jax.Array) -> jax.Array:
+            size = frames.video.shape[2], frames.video.shape[3]
+            return from_patches(tokens.astype(jnp.float32), size, self.cfg.patch_size[1:], channels_first=True)
+
+        out = latents(self.patch_out(hidden))
         if self.cfg.prediction == "velocity":
             return out
-        noisy = frames.video[..., : self.cfg.channels].astype(jnp.float32)
+        if self.cfg.output_kernel > 1:
+            out = self.join(out)
+        noisy, reference, closeness = jnp.split(
+            frames.video.astype(jnp.float32), [self.cfg.channels, 2 * self.cfg.channels], axis=-1
+        )
+        if self.cfg.references:
+            out += closeness * latents(self.copy_gate(hidden)) * (reference - out)
         # The least time is one step, because clean frames of a context may have time 0.
         sigma = jnp.maximum(frames.timestep, 1.0) / flow_matching.NUM_TIMESTEPS
         return (noisy - out) / sigma[:, :, None, None, None]

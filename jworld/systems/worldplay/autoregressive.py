@@ -15,6 +15,7 @@ from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, HunyuanTransformer
 from jworld.parallel.axes import constrain_if_divisible
 from jworld.parallel.programs import Program
+from jworld.systems.worldplay import references
 from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, all_steps, denoise, frame_inputs
 
 
@@ -66,15 +67,22 @@ def denoise_chunk(
     noisy: jax.Array,
     steps: np.ndarray,
     image: np.ndarray,
+    past: np.ndarray,
+    context: Frames,
     chunk: Frames,
     *,
     cfg: SampleConfig,
 ) -> jax.Array:
-    """Run denoising steps, see `denoise`, on latents [f, H, W, C] of the frames `chunk`; all share the KV cache."""
-    rows = cache.mask.shape[0]
+    """Run denoising steps, see `denoise`, on latents [f, H, W, C] of the frames `chunk`; all share the KV cache.
+
+    References are found among the frames `context` with the latents `past`, see `HunyuanConfig.references`.
+    """
+    rows, known = cache.mask.shape[0], None
+    if model.cfg.references:
+        known = references.Known(*(jnp.asarray(x)[None] for x in (past, context.w2c, context.valid)))
 
     def velocity(x: jax.Array, time: jax.Array) -> jax.Array:
-        return model.with_cache(frame_inputs(chunk, x, image, time, rows), cache)[0]
+        return model.with_cache(frame_inputs(chunk, x, image, time, rows, known=known), cache)[0]
 
     return denoise(velocity, noisy, steps, cfg)
 
@@ -97,7 +105,7 @@ class AutoregressiveSession(LatentSession):
         # The programs of a chunk receive the cache in the layout of this one.
         cache = first.results()
         noise, steps, given, past, context, chunk = self.described(image)
-        yield self.denoising(denoise_chunk, cache, noise, steps, given, chunk, cache=cache)
+        yield self.denoising(denoise_chunk, cache, noise, steps, given, past, context, chunk, cache=cache)
         context_arguments = self.model, cache, given, past, context
         yield Program("context pass", cache_context, context_arguments, {"cfg": self.sample, **tokens}, cache=cache)
 
@@ -126,9 +134,8 @@ class AutoregressiveSession(LatentSession):
             )
 
         def call(noisy: jax.Array, steps: np.ndarray) -> jax.Array:
-            latents: jax.Array = denoise_chunk(
-                self.model, self._cache, noisy, steps, self._image, chunk, cfg=self.sample
-            )
+            inputs = (noisy, steps, self._image, past, context, chunk)
+            latents: jax.Array = denoise_chunk(self.model, self._cache, *inputs, cfg=self.sample)
             return latents
 
         return step_reports.run(call, noise, all_steps(self.sample), self.listener)

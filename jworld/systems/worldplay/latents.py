@@ -21,7 +21,7 @@ from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.parallel import axes
 from jworld.parallel.programs import Program
 from jworld.systems import live
-from jworld.systems.worldplay import objective
+from jworld.systems.worldplay import objective, references
 from jworld.utils import ranges
 
 Array = np.ndarray | jax.Array
@@ -121,7 +121,15 @@ def _described_frames(count: int) -> Frames:
     return Frames(*fields)
 
 
-def frame_inputs(frames: Frames, latents: Array, image: Array, times: jax.Array | float, rows: int) -> FrameInputs:
+def frame_inputs(
+    frames: Frames,
+    latents: Array,
+    image: Array,
+    times: jax.Array | float,
+    rows: int,
+    *,
+    known: references.Known | None = None,
+) -> FrameInputs:
     """Return the model's inputs for the same frames with each of `rows` texts.
 
     Args:
@@ -130,8 +138,13 @@ def frame_inputs(frames: Frames, latents: Array, image: Array, times: jax.Array 
       image: latent of the first frame, [1, H, W, C].
       times: times [F], or one for all frames.
       rows: number of texts.
+      known: earlier frames [1, M] that are references, see `HunyuanConfig.references`; None for no references.
     """
-    condition = objective.condition_video(jnp.asarray(image)[None], frames.number == 0)[0]
+    given = jnp.asarray(image)[None]
+    if known is None:
+        condition = objective.condition_video(given, frames.number == 0)[0]
+    else:
+        condition = references.find(jnp.asarray(frames.w2c)[None], known, given)[0]
 
     def repeated(x: Array) -> jax.Array:
         return jnp.broadcast_to(x, (rows, *x.shape))

@@ -15,6 +15,7 @@ import numpy as np
 from jworld.diffusion import flow_matching
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
+from jworld.systems.worldplay import references
 from jworld.utils import ranges
 
 Batch = Mapping[str, jax.Array]
@@ -183,11 +184,15 @@ def predict(
     clean, is_memory = batch["latent"].astype(jnp.float32), batch["is_memory"]
     is_first = np.arange(clean.shape[1]) == 0
 
-    def velocity(latents: jax.Array, chunk_times: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def velocity(latents: jax.Array, chunk_times: jax.Array, known: jax.Array) -> tuple[jax.Array, jax.Array]:
         times = jnp.repeat(chunk_times, chunk_frames, axis=1)
         sigma = (times / flow_matching.NUM_TIMESTEPS)[:, :, None, None, None]
         noisy = flow_matching.add_noise(latents, draws.noise, sigma)
-        video = jnp.concatenate([noisy, condition_video(batch["image_cond"], is_first)], axis=-1)
+        condition = condition_video(batch["image_cond"], is_first)
+        if model.cfg.references:
+            found = references.find(batch["w2c"], references.Known(latents, batch["w2c"], known), batch["image_cond"])
+            condition = jnp.where(known[:, :, None, None, None], condition, found)
+        video = jnp.concatenate([noisy, condition], axis=-1)
         frames = FrameInputs(video, times, batch["action"], batch["w2c"], batch["intrinsics"])
         # The text of the autoregressive model always has time 0, so its KV cache is valid for a whole rollout.
         predicted = model(frames, text_inputs(batch), jnp.zeros(len(latents)), chunk_frames=chunk_frames)
@@ -196,11 +201,12 @@ def predict(
     context = jnp.repeat(in_context(draws, is_memory), chunk_frames, axis=1)
     latents = clean
     if draws.own is not None:
-        made = jax.lax.stop_gradient(velocity(clean, flow_matching.training_timesteps(draws.u, shift))[1])
+        times = flow_matching.training_timesteps(draws.u, shift)
+        made = jax.lax.stop_gradient(velocity(clean, times, jnp.zeros_like(context))[1])
         replaced = (context & draws.own[:, None])[:, :, None, None, None]
         latents = jnp.where(replaced, made, clean)
     chunk_times = chunk_timesteps(draws, is_memory, shift)
-    predicted, denoised = velocity(latents, chunk_times)
+    predicted, denoised = velocity(latents, chunk_times, context)
     per_frame = jnp.mean(jnp.square(predicted - (draws.noise - clean)), axis=(2, 3, 4))
     if sigma_floor:
         sigma = jnp.repeat(chunk_times, chunk_frames, axis=1) / flow_matching.NUM_TIMESTEPS
