@@ -16,7 +16,7 @@ from jworld import systems
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import HunyuanTransformer
-from jworld.systems.worldplay import autoregressive, distillation, latents
+from jworld.systems.worldplay import autoregressive, distillation, latents, references
 from jworld.training import parts
 from jworld.utils import config as run_config
 from jworld.utils import errors
@@ -44,7 +44,7 @@ class Oracle(nnx.Module):
     """A model that returns the exact velocity of every trajectory, times `scale`."""
 
     def __init__(self, clean: jax.Array, noise: jax.Array, scale: float = 1.0):
-        self.velocity, self.scale = nnx.data(noise - clean), scale
+        self.velocity, self.scale, self.cfg = nnx.data(noise - clean), scale, CONFIG
 
     def __call__(self, frames: Any, *_: Any, context_frames: int, **__: Any) -> jax.Array:
         return jnp.pad(self.scale * self.velocity, [(0, 0), (context_frames, 0), (0, 0), (0, 0), (0, 0)])
@@ -104,10 +104,16 @@ def test_chunks_have_contexts_of_every_size() -> None:
     np.testing.assert_array_equal(draws.context_sigma > 0, draws.context_time != 14)
 
 
-@pytest.mark.parametrize("prediction", ["clean", pytest.param("velocity", marks=pytest.mark.slow)])
-def test_the_networks_run_as_in_a_rollout(prediction: Any) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction": "clean", "references": True, "output_kernel": 3},
+        pytest.param({"prediction": "velocity"}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_networks_run_as_in_a_rollout(options: Any) -> None:
     """The same prediction as with the KV cache of a rollout, for contexts of all sizes at once."""
-    cfg = dataclasses.replace(CONFIG, prediction=prediction)
+    cfg = dataclasses.replace(CONFIG, **options)
     with nnx.use_eager_sharding(False):
         graphdef, shapes = nnx.split(nnx.eval_shape(lambda: HunyuanTransformer(cfg, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
@@ -134,7 +140,15 @@ def test_the_networks_run_as_in_a_rollout(prediction: Any) -> None:
         cache = autoregressive.cache_context(
             model, cache, image, np.asarray(context.latents[row]), frames(context), cfg=sample, context_tokens=tokens
         )
-        inputs = latents.frame_inputs(frames(chunk), chunk.latents[row], image, float(times[row]), 1)
+        known = references.Known(*(x[row : row + 1] for x in (context.latents, context.w2c, context.valid)))
+        inputs = latents.frame_inputs(
+            frames(chunk),
+            chunk.latents[row],
+            image,
+            float(times[row]),
+            1,
+            known=known if cfg.references else None,
+        )
         expected = with_cache(model, inputs, cache)[0]
         np.testing.assert_allclose(found[row], expected, atol=1e-5 * float(jnp.abs(expected).max()))
 

@@ -134,8 +134,9 @@ def roll_out(
     text_cache = model.text_cache(text, jnp.zeros(len(image)))
     recorded = batch["latent"].shape[1]
 
-    def inputs(part: Clip, time: jax.Array | float) -> FrameInputs:
-        return frame_inputs(part, image, jnp.broadcast_to(jnp.asarray(time, jnp.float32), part.position.shape))
+    def inputs(part: Clip, time: jax.Array | float, known: Clip | None = None) -> FrameInputs:
+        times = jnp.broadcast_to(jnp.asarray(time, jnp.float32), part.position.shape)
+        return frame_inputs(part, image, times, known=known if model.cfg.references else None)
 
     def chunk_of(frames: Clip, number: jax.Array) -> tuple[Clip, tuple[jax.Array, jax.Array]]:
         context, chunk = context_and_chunk(frames, batch, number, size)
@@ -144,7 +145,7 @@ def roll_out(
 
         def predict(x: jax.Array, step: jax.Array) -> jax.Array:
             time = levels[step] * flow_matching.NUM_TIMESTEPS
-            return model.with_cache(inputs(chunk._replace(latents=x), time), cache)[0]
+            return model.with_cache(inputs(chunk._replace(latents=x), time, context), cache)[0]
 
         def denoise(step: jax.Array, x: jax.Array) -> jax.Array:
             return flow_matching.euler_step(x, predict(x, step), levels[step], levels[step + 1])
@@ -233,15 +234,17 @@ def score(
     valid = jnp.concatenate([taught, own], axis=1)
     frames = pool(batch, noisy)._replace(position=jnp.cumsum(valid, axis=1) - 1, valid=valid)
     time = draws.level * flow_matching.NUM_TIMESTEPS
-    times = jnp.where(jnp.arange(valid.shape[1]) < taught.shape[1], context_time, time[:, None])
+    recorded = taught.shape[1]
+    times = jnp.where(jnp.arange(valid.shape[1]) < recorded, context_time, time[:, None])
+    known = Clip(*(x[:, :recorded] for x in frames)) if model.cfg.references else None
 
     def predict(text: TextInputs) -> jax.Array:
-        inputs = frame_inputs(frames, batch["image_cond"], times)
+        inputs = frame_inputs(frames, batch["image_cond"], times, known=known, given=recorded)
         is_causal = cfg.score == "autoregressive"
         # The text of the autoregressive model always has time 0, that of the bidirectional one the time of the frames.
         text_time = jnp.zeros_like(time) if is_causal else time
         found = model(inputs, text, text_time, chunk_frames=size if is_causal else None)
-        return found[:, taught.shape[1] :]
+        return found[:, recorded:]
 
     with_text = predict(objective.text_inputs(batch))
     if guidance != 1:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jworld.diffusion import consistency, flow_matching
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
-from jworld.systems.worldplay import objective
+from jworld.systems.worldplay import objective, references
 from jworld.training import parts
 from jworld.utils import ranges
 
@@ -145,10 +145,25 @@ def take(frames: Clip, index: jax.Array) -> Clip:
     return Clip(*map(part, frames))
 
 
-def frame_inputs(frames: Clip, image: jax.Array, times: jax.Array) -> FrameInputs:
-    """Return the inputs of the network for frames with times [B, F], and latents of the first image [B, 1, H, W, C]."""
+def frame_inputs(
+    frames: Clip, image: jax.Array, times: jax.Array, *, known: Clip | None = None, given: int = 0
+) -> FrameInputs:
+    """Return the inputs of the network.
+
+    Args:
+      frames: noisy frames, and the clean ones of their context.
+      image: latents of the first image [B, 1, H, W, C].
+      times: [B, F].
+      known: frames among which references are found, see `HunyuanConfig.references`; None for no references.
+      given: number of first frames that have no references, as they are clean.
+    """
+    condition = objective.condition_video(image, frames.is_first)
+    if known is not None:
+        earlier = references.Known(known.latents, known.w2c, known.valid)
+        found = references.find(frames.w2c[:, given:], earlier, image)
+        condition = jnp.concatenate([condition[:, :given], found], axis=1)
     return FrameInputs(
-        jnp.concatenate([frames.latents, objective.condition_video(image, frames.is_first)], axis=-1),
+        jnp.concatenate([frames.latents, condition], axis=-1),
         times,
         frames.action,
         frames.w2c,
@@ -182,7 +197,8 @@ def velocity(
     both = Clip(*(jnp.concatenate(pair, axis=1) for pair in zip(context, chunk, strict=True)))
     before = context.latents.shape[1]
     times = [jnp.broadcast_to(t[:, None], x.position.shape) for t, x in ((context_time, context), (time, chunk))]
-    frames = frame_inputs(both, image, jnp.concatenate(times, axis=1))
+    known = context if model.cfg.references else None
+    frames = frame_inputs(both, image, jnp.concatenate(times, axis=1), known=known, given=before)
     predicted = model(frames, text, jnp.zeros(len(image)), chunk_frames=None, context_frames=before)
     return predicted[:, before:]
 

@@ -92,6 +92,11 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
         stages.check(config, self.objective, self.sample)
+        if self.model_config.references and self.sample.mode != "autoregressive":
+            raise errors.UserError(
+                f"config.model.references is True but config.sample.rollout.mode is {self.sample.mode!r}: references "
+                "need 'autoregressive', where earlier latents are finished"
+            )
         self.rollouts = stages.rollouts(self.objective, self.clip)
         shortest = max(self.clip.window_frames, self.rollouts.rollout_frames if self.rollouts else 0)
         self.open_records(min_frames=shortest, fps=self.sample.fps)
