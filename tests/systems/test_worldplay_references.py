@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_nearest import camera
+from hand_made import camera
 
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextInputs
