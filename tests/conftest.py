@@ -40,9 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Two processes take whole files in this order (`--no-loadscope-reorder` in the Makefile).
     """
     counts = collections.Counter(item.path for item in items)
+    root = TESTS.parent
+    guides = {f"test_guide_{page.stem.lower()}": page for page in (root / "README.md", *(root / "docs").glob("*.md"))}
 
     def order(item: pytest.Item) -> tuple[int, int]:
-        page = TESTS.parent / "docs" / f"{item.path.stem.removeprefix('test_guide_')}.md"
+        page = guides.get(item.path.stem, root)
         return (-page.stat().st_size if page.is_file() else 0, -counts[item.path])
 
     items.sort(key=order)

@@ -13,7 +13,7 @@ from hand_made import camera
 
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextInputs
-from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer, Join
+from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.systems.worldplay import latents, objective, references
 
 CONFIG = HunyuanConfig(
@@ -152,14 +152,15 @@ def test_a_gate_copies_the_reference_of_the_same_camera() -> None:
 
 
 def test_neighbors_are_joined_across_tokens_and_not_across_frames() -> None:
-    join = Join(2, 3, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (1, 2, 3, 4, 2))
-    np.testing.assert_array_equal(join(x), x)
-    # Channel 0 of the left neighbor, the fourth of nine, is added to channel 1.
-    join.linear.kernel[...] = jnp.zeros_like(join.linear.kernel[...]).at[2 * 3, 1].set(1.0)
-    expected = np.array(x)
-    expected[..., 1:, 1] += np.asarray(x[..., :-1, 0])
-    np.testing.assert_allclose(join(x), expected, rtol=1e-6)
+    network = HunyuanTransformer(dataclasses.replace(CONFIG, references=False), rngs=nnx.Rngs(0))
+    # Every token predicts 0 to 15, four channels of four latents, and its second frame the same.
+    network.patch_out.bias[...] = jnp.arange(16.0)
+    plain = np.asarray(clean(network, video(0.0)))
+    # Channel 0 of the left neighbor is added to channel 1.
+    network.join.kernel[...] = jnp.zeros_like(network.join.kernel[...]).at[1, 0, 0, 1].set(1.0)
+    expected = plain.copy()
+    expected[..., 1:, 1] += plain[..., :-1, 0]
+    np.testing.assert_allclose(clean(network, video(0.0)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -70,30 +70,6 @@ def _patch_in_init(noisy: int, total: int) -> jax.nn.initializers.Initializer:
     return init
 
 
-class Join(nnx.Module):
-    """Residual convolution over latents [B, F, H, W, C], which starts as the identity."""
-
-    def __init__(self, channels: int, size: int, *, param_dtype: Any, rngs: nnx.Rngs):
-        self.size = size
-        self.linear = linear(
-            size * size * channels,
-            channels,
-            (None, None),
-            dtype=jnp.float32,
-            param_dtype=param_dtype,
-            kernel_init=zeros_init,
-            rngs=rngs,
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return x plus a linear function of the latents around, in float32; beyond the border they are 0."""
-        H, W = x.shape[2:4]
-        edge = self.size // 2
-        padded = jnp.pad(x, [(0, 0), (0, 0), (edge, edge), (edge, edge), (0, 0)])
-        shifted = [padded[:, :, i : i + H, j : j + W] for i in range(self.size) for j in range(self.size)]
-        return x + self.linear(jnp.concatenate(shifted, axis=-1))
-
-
 class HunyuanTransformer(nnx.Module):
     """Transformer that predicts the velocity of latents from noisy latents, text, and (WorldPlay) actions and poses."""
 
@@ -135,7 +111,15 @@ class HunyuanTransformer(nnx.Module):
                 **common,
             )
         if cfg.output_kernel > 1:
-            self.join = Join(cfg.channels, cfg.output_kernel, **common)
+            self.join = nnx.Conv(
+                cfg.channels,
+                cfg.channels,
+                (cfg.output_kernel, cfg.output_kernel),
+                kernel_init=zeros_init,
+                kernel_metadata={"out_sharding": (None,) * 4},
+                bias_metadata={"out_sharding": (None,)},
+                **common,
+            )
 
     def __call__(
         self,
@@ -246,7 +230,7 @@ class HunyuanTransformer(nnx.Module):
         if self.cfg.prediction == "velocity":
             return out
         if self.cfg.output_kernel > 1:
-            out = self.join(out)
+            out += self.join(out)
         noisy, reference, closeness = jnp.split(
             frames.video.astype(jnp.float32), [self.cfg.channels, 2 * self.cfg.channels], axis=-1
         )
