@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from jworld.data import json_rows, records, tables
-from jworld.data.inputs import image, items, video
+from jworld.data.inputs import items, stored_images, video
 from jworld.data.inputs.base import Format
+from jworld.data.inputs.commands import Commands, check, pick
 from jworld.utils import hub_folders
 from jworld.utils.errors import UserError, one_line
 
@@ -79,25 +80,6 @@ class _Episode:
     section: tuple[float, float] | None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Commands:
-    """Numbers `columns` of the feature `key`, with their names and the range that becomes [-1, 1]."""
-
-    key: str
-    columns: tuple[int, ...]
-    names: tuple[str, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    def scale(self, values: np.ndarray) -> np.ndarray:
-        """Scale values [T, numbers of the feature] to [T, A]; numbers that never change become 0."""
-        low, high = np.array(self.low), np.array(self.high)
-        constant = high <= low
-        scaled: np.ndarray = 2 * (values[:, list(self.columns)] - low) / np.where(constant, 1.0, high - low) - 1
-        scaled[:, constant] = 0.0
-        return scaled
-
-
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
     """List the episodes of a folder, or of a data set of the hub, which is downloaded."""
     folder = find(path)
@@ -115,12 +97,7 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
         notes.append(f"{several} episodes have several tasks, of which the first is the caption")
     facts: dict[str, Any] = {"camera": camera}
     if commands is not None:
-        facts["commands"] = {
-            "feature": commands.key,
-            "names": list(commands.names),
-            "low": list(commands.low),
-            "high": list(commands.high),
-        }
+        facts["commands"] = commands.facts()
     listing = items.finish(listed, notes, source=folder / INFO, options=options)
     return dataclasses.replace(listing, facts=facts)
 
@@ -167,7 +144,7 @@ def _camera(info: _Info, wanted: str) -> str:
     return found[0]
 
 
-def _commands(info: _Info, wanted: str) -> _Commands | None:
+def _commands(info: _Info, wanted: str) -> Commands | None:
     """Return the commands that `--commands KEY:NAME,...` selects; None if the data set has no actions."""
     key, _, chosen = wanted.partition(":")
     if not key and ACTION not in info.features:
@@ -179,14 +156,10 @@ def _commands(info: _Info, wanted: str) -> _Commands | None:
         fitting = [name for name, entry in info.features.items() if len(entry.get("shape") or ()) == 1]
         raise UserError(f"{info.folder}: --commands is {key!r}, expected one of {', '.join(fitting)}")
     names = _names(feature.get("names"), shape[0])
-    picked = tuple(chosen.split(",")) if chosen else names
-    if unknown := [name for name in picked if name not in names]:
-        raise UserError(
-            f"{info.folder}: {key} has no {unknown[0]!r}, expected some of {', '.join(names)}: see --commands"
-        )
-    columns = tuple(names.index(name) for name in picked)
+    columns = pick(key, names, chosen, where=info.folder)
     low, high = _range(info, key, shape[0])
-    return _Commands(key, columns, picked, tuple(low[list(columns)].tolist()), tuple(high[list(columns)].tolist()))
+    picked = tuple(names[column] for column in columns)
+    return Commands(key, columns, picked, tuple(low[list(columns)].tolist()), tuple(high[list(columns)].tolist()))
 
 
 def _names(value: Any, count: int) -> tuple[str, ...]:
@@ -282,7 +255,7 @@ def _splits(info: _Info) -> tuple[dict[int, str], list[str]]:
     return (known if "val" in known.values() else {}), notes
 
 
-def _item(info: _Info, episode: _Episode, camera: str, commands: _Commands | None, split: str | None) -> items.Item:
+def _item(info: _Info, episode: _Episode, camera: str, commands: Commands | None, split: str | None) -> items.Item:
     is_video = info.is_video(camera)
     opened = functools.partial(video.VideoFile, episode.video, section=episode.section)
     return items.Item(
@@ -291,12 +264,12 @@ def _item(info: _Info, episode: _Episode, camera: str, commands: _Commands | Non
         caption=episode.tasks[0] if episode.tasks else "",
         split=split,
         commands=() if commands is None else commands.names,
-        open_video=opened if is_video else functools.partial(TableImages, episode.table, camera, episode, info.fps),
+        open_video=opened if is_video else functools.partial(_open_images, episode.table, camera, episode, info.fps),
         read_tracks=functools.partial(_read_tracks, episode, commands),
     )
 
 
-def _read_tracks(episode: _Episode, commands: _Commands | None, frames: int) -> items.Tracks:
+def _read_tracks(episode: _Episode, commands: Commands | None, frames: int) -> items.Tracks:
     if frames != episode.frames:
         raise UserError(
             f"{episode.video}: episode {episode.number} shows {frames} frames, expected {episode.frames} as in its "
@@ -314,52 +287,25 @@ def _read_tracks(episode: _Episode, commands: _Commands | None, frames: int) -> 
         raise UserError(
             f"{episode.table}: {commands.key!r} has a row that is not a list of numbers: correct it"
         ) from error
-    if values.shape[1] <= max(commands.columns) or not np.isfinite(values).all():
-        raise UserError(
-            f"{episode.table}: {commands.key!r} of episode {episode.number} has {values.shape[1]} numbers per frame, "
-            f"expected finite ones for {', '.join(commands.names)}: correct the table"
-        )
-    return items.Tracks(commands=commands.scale(values))
+    name = f"episode {episode.number}"
+    return items.Tracks(commands=check(values, commands, where=episode.table, episode=name))
 
 
-class TableImages:
-    """A `video.Video` of the images in the column of a table, one encoded image per row of the episode."""
-
-    def __init__(self, path: pathlib.Path, column: str, episode: _Episode, fps: float) -> None:
-        self.path, self._column, self._episode = path, column, episode
-        table = tables.select(path, ["frame_index", column], "episode_index", episode.number)
-        cells = table.column(column).to_pylist()
-        order = np.argsort(table.column("frame_index").to_numpy())
-        self._cells = [cells[place] for place in order]
-        if len(self._cells) < 2:
-            raise UserError(f"{path}: episode {episode.number} has {len(self._cells)} images, expected at least 2")
-        self.times = np.arange(len(self._cells)) / fps
-        first = self._read(0)
-        self.size = first.shape[1], first.shape[0]
-
-    def frames(self) -> Generator[np.ndarray, None, None]:
-        """Yield the frames, see `Video`."""
-        for number in range(len(self._cells)):
-            frame = self._read(number)
-            if frame.shape[1::-1] != self.size:
-                raise UserError(f"{self.path}: image {number} of episode {self._episode.number} has another size")
-            yield frame
-
-    def _read(self, number: int) -> np.ndarray:
-        cell = self._cells[number]
-        data = cell.get("bytes") if isinstance(cell, dict) else None
+def _open_images(path: pathlib.Path, column: str, episode: _Episode, fps: float) -> video.Video:
+    """Open the images in the column of a table, one encoded image per row of the episode."""
+    table = tables.select(path, ["frame_index", column], "episode_index", episode.number)
+    cells = table.column(column).to_pylist()
+    order = np.argsort(table.column("frame_index").to_numpy())
+    images: list[bytes] = []
+    for place in order:
+        data = cells[place].get("bytes") if isinstance(cells[place], dict) else None
         if not isinstance(data, bytes):
             raise UserError(
-                f"{self.path}: image {number} of episode {self._episode.number} is not in the table: write the data "
-                "set again with lerobot"
+                f"{path}: image {len(images)} of episode {episode.number} is not in the table: write the data set "
+                "again with lerobot"
             )
-        try:
-            with image.open_image(data) as opened:
-                return image.to_rgb(opened)
-        except image.BROKEN as error:
-            raise UserError(
-                f"{self.path}: image {number} of episode {self._episode.number} is not readable ({one_line(error)})"
-            ) from error
+        images.append(data)
+    return stored_images.EncodedImages(path, images, fps=fps, name=f"episode {episode.number}")
 
 
 def _read_fps(path: pathlib.Path) -> float:
