@@ -25,6 +25,7 @@ from jworld import systems
 from jworld.cameras import lengths
 from jworld.data import media
 from jworld.encoders import model_encoders as encoders_lib
+from jworld.encoders import preview_decoders
 from jworld.evaluation import results
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
@@ -400,6 +401,7 @@ def make_parser() -> arguments.Parser:
     )
     arguments.add_changes(parser, default="as saved with the checkpoint", alias=True)
     encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "that of --encoders"))
+    preview_decoders.add_argument(parser)
     parser.only_with("--batch-size", "--batch")
     parser.only_with("--length", "--pose", "--actions", "--batch")
     return parser

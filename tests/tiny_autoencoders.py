@@ -22,8 +22,13 @@ CONFIGS = {
 
 @functools.cache
 def make(family: str, *, seed: int = 0) -> network.VideoAutoencoder:
+    return drawn(family, CONFIGS[family], seed=seed)
+
+
+def drawn(family: str, config: network.AutoencoderConfig, *, seed: int = 0) -> network.VideoAutoencoder:
+    """Draw the weights of an autoencoder of this config."""
     kind, _ = files.NETWORKS[family]
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: kind(CONFIGS[family], rngs=nnx.Rngs(0))))
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
     generator = np.random.default_rng(seed)
     state = []
     for path, leaf in nnx.to_flat_state(abstract):

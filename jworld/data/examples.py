@@ -71,6 +71,10 @@ class Example:
         """Return the bytes under a name; a ValueError if there are none."""
         return list(self._list(name, "bytes_list"))
 
+    def count_images(self, name: str) -> int:
+        """Return how many `images` there are."""
+        return len(self._list(name, "bytes_list"))
+
     def texts(self, name: str) -> list[str]:
         """Return the texts under a name, [] if it is absent; a ValueError if they are not UTF-8."""
         if name not in self._features:

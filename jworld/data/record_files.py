@@ -34,7 +34,7 @@ def records(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     with _reported(path):
         if _is_array_record(path):
             with _open_array(path) as reader:
-                for number in range(_count(path, reader)):
+                for number in range(_count(reader)):
                     yield number, _read_array(reader, number)
         else:
             with files.open_binary(path) as file:
@@ -57,7 +57,7 @@ def record(path: pathlib.Path, place: int) -> bytes:
 def count(path: pathlib.Path) -> int:
     """Return the number of records of an ArrayRecord file, without reading them; errors as in `records`."""
     with _reported(path), _open_array(path) as reader:
-        return _count(path, reader)
+        return _count(reader)
 
 
 @contextlib.contextmanager
@@ -90,10 +90,10 @@ def _open_array(path: pathlib.Path) -> Generator[Any, None, None]:
         reader.close()
 
 
-def _count(path: pathlib.Path, reader: Any) -> int:
+def _count(reader: Any) -> int:
     number: int = reader.num_records()
-    if not reader.ok() or number < 1:
-        raise ValueError("it has no records")
+    if not 1 <= number <= limits.RECORDS:
+        raise ValueError(f"it has {number:,} records, expected 1 to {limits.RECORDS:,}")
     return number
 
 

@@ -3,7 +3,7 @@
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import nnx
 
 from jworld.data import records
 from jworld.models.autoencoders import files as autoencoder_files
-from jworld.models.autoencoders import linear, patch
+from jworld.models.autoencoders import linear, patch, taehv
 from jworld.models.autoencoders.network import VideoAutoencoder
 from jworld.models.autoencoders.tiling import Tiling
 from jworld.parallel import axes
@@ -22,27 +22,33 @@ from jworld.utils import compilation, files, hub_folders
 
 #: Families without published weights. Their files are small, so a data set has a copy.
 OWN_FAMILIES = frozenset({linear.FAMILY, patch.PatchAutoencoder.family})
+Placed = TypeVar("Placed")
 
 
-class Network(Protocol):
-    """Interface of the linear autoencoder and the networks; see `network.VideoAutoencoder`."""
+class Decoder(Protocol):
+    """Interface of what decodes latents; see `network.VideoAutoencoder`."""
 
-    family: ClassVar[str]
-    #: Whether the latent of the first frame is independent of later frames.
-    first_frame_alone: ClassVar[bool]
     config: Any
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]: ...
-
-    def encode(self, video: jax.Array) -> jax.Array: ...
 
     def decode(self, latents: jax.Array) -> jax.Array: ...
 
     def decode_step(self, latents: jax.Array, cache: Any) -> tuple[jax.Array, Any]: ...
 
-    def manifest_entry(self) -> dict[str, Any]: ...
-
     def hash(self) -> str: ...
+
+
+class Network(Decoder, Protocol):
+    """Interface of the linear autoencoder and the networks; see `network.VideoAutoencoder`."""
+
+    family: ClassVar[str]
+    #: Whether the latent of the first frame is independent of later frames.
+    first_frame_alone: ClassVar[bool]
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]: ...
+
+    def encode(self, video: jax.Array) -> jax.Array: ...
+
+    def manifest_entry(self) -> dict[str, Any]: ...
 
 
 class Latents(NamedTuple):
@@ -69,6 +75,7 @@ class Autoencoder:
         descriptions, its programs can be compiled.
       source: file or folder that it was loaded from; None if it was not loaded.
       tiling: tiles in which a network encodes and decodes whole videos; None for whole frames.
+      preview: tiny decoder that decodes in place of the network, whole frames; None without.
     """
 
     def __init__(
@@ -78,15 +85,24 @@ class Autoencoder:
         mesh: jax.sharding.Mesh | None = None,
         source: str | None = None,
         tiling: Tiling | None = None,
+        preview: taehv.TinyDecoder | None = None,
     ):
         self.source, self.tiling = source, tiling
         self._mesh = mesh_lib.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
-        graphdef, state = nnx.split(network)
-        self.network: Network = nnx.merge(graphdef, _replicated(state, axes.sharding(self._mesh, ())))
+        self.network: Network = _placed_network(network, self._mesh)
+        self.preview = None if preview is None else _placed_network(preview, self._mesh)
 
     def on(self, mesh: jax.sharding.Mesh) -> "Autoencoder":
         """Return this autoencoder on other devices."""
-        return Autoencoder(self.network, mesh=mesh, source=self.source, tiling=self.tiling)
+        return Autoencoder(self.network, mesh=mesh, source=self.source, tiling=self.tiling, preview=self.preview)
+
+    def previewed(self, preview: taehv.TinyDecoder) -> "Autoencoder":
+        """Return this autoencoder with a tiny decoder in place of its own one."""
+        return Autoencoder(self.network, mesh=self._mesh, source=self.source, tiling=self.tiling, preview=preview)
+
+    @property
+    def _decoder(self) -> Decoder:
+        return self.network if self.preview is None else self.preview
 
     @property
     def family(self) -> str:
@@ -109,7 +125,8 @@ class Autoencoder:
 
     @functools.cached_property
     def hash(self) -> str:
-        return self.network.hash()
+        own = self.network.hash()
+        return own if self.preview is None else f"{own}, previews {self.preview.hash()}"
 
     def manifest_entry(self) -> dict[str, Any]:
         """Return the entry of a manifest; it has `source` unless the autoencoder is stored with the data set."""
@@ -154,7 +171,7 @@ class Autoencoder:
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Decode normalized latents [B, F, H', W', C] to videos uint8 [B, T, H, W, 3]."""
         with jax.set_mesh(self._mesh):
-            return np.asarray(decode_program()(self.network, self._placed(latents), tiling=self.tiling))
+            return np.asarray(decode_program()(self._decoder, self._placed(latents), tiling=self.tiling))
 
     def stream(self) -> "Stream":
         """Start a video that is decoded latent by latent."""
@@ -163,25 +180,27 @@ class Autoencoder:
     def decode_step(self, latents: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
         """Decode the next latents [B, f, H', W', C] to frames uint8 [B, t, H, W, 3]; `cache` None starts a video."""
         with jax.set_mesh(self._mesh):
-            video, cache = step_program()(self.network, self._placed(latents), cache)
+            video, cache = step_program()(self._decoder, self._placed(latents), cache)
         return np.asarray(video), cache
 
     def encoding(self, shape: tuple[int, ...]) -> Program:
         """Return the program that encodes a video uint8 of this shape, [T, H, W, 3]."""
         video = self._described(shape, jnp.uint8)
-        return self._call("encoding", encode_program, video, options={"posterior": False, "tiling": self.tiling})
+        options = {"posterior": False, "tiling": self.tiling}
+        return self._call("encoding", encode_program, self.network, video, options=options)
 
     def decoding(self, shape: tuple[int, ...]) -> Program:
         """Return the program that decodes latents of this shape, [F, H', W', C]."""
-        return self._call("decoding", decode_program, self._described(shape), options={"tiling": self.tiling})
+        latents = self._described(shape)
+        return self._call("decoding", decode_program, self._decoder, latents, options={"tiling": self.tiling})
 
     def streaming(self, shape: tuple[int, ...], *, runs: int = 1) -> Iterator[Program]:
         """Yield the programs that decode latents of this shape, [f, H', W', C], at the start of a video and later."""
         latents = self._described(shape)
-        first = self._call("decoding at the start", step_program, latents, None, runs=0)
+        first = self._call("decoding at the start", step_program, self._decoder, latents, None, runs=0)
         yield first
         _, cache = first.results()
-        yield self._call("decoding", step_program, latents, cache, runs=runs, cache=cache)
+        yield self._call("decoding", step_program, self._decoder, latents, cache, runs=runs, cache=cache)
 
     def _call(
         self,
@@ -194,7 +213,7 @@ class Autoencoder:
     ) -> Program:
         with jax.set_mesh(self._mesh):
             function = program()
-        return Program(name, function, (self.network, *inputs), options or {}, runs, cache, self._mesh)
+        return Program(name, function, inputs, options or {}, runs, cache, self._mesh)
 
     def _placed(self, batch: np.ndarray) -> jax.Array:
         placed: jax.Array = jax.device_put(batch, self._sharding(len(batch)))
@@ -206,6 +225,13 @@ class Autoencoder:
     def _sharding(self, videos: int) -> jax.sharding.NamedSharding:
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         return axes.sharding(self._mesh, ("batch",) if videos % shards == 0 else ())
+
+
+def _placed_network(network: Placed, mesh: jax.sharding.Mesh) -> Placed:
+    """Return a network whose weights are on all devices of a mesh."""
+    graphdef, state = nnx.split(network)
+    placed: Placed = nnx.merge(graphdef, _replicated(state, axes.sharding(mesh, ())))
+    return placed
 
 
 def _replicated(state: Any, sharding: jax.sharding.NamedSharding) -> Any:
@@ -250,14 +276,14 @@ def _encode(network: Network, video: jax.Array, tiling: Tiling | None) -> jax.Ar
     return network.encode(video)
 
 
-def _decode(network: Network, latents: jax.Array, *, tiling: Tiling | None) -> jax.Array:
-    if isinstance(network, VideoAutoencoder):
-        return linear.to_uint8(network.decode(latents, tiling=tiling))
-    return linear.to_uint8(network.decode(latents))
+def _decode(decoder: Decoder, latents: jax.Array, *, tiling: Tiling | None) -> jax.Array:
+    if isinstance(decoder, VideoAutoencoder):
+        return linear.to_uint8(decoder.decode(latents, tiling=tiling))
+    return linear.to_uint8(decoder.decode(latents))
 
 
-def _decode_step(network: Network, latents: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-    video, cache = network.decode_step(latents, cache)
+def _decode_step(decoder: Decoder, latents: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    video, cache = decoder.decode_step(latents, cache)
     return linear.to_uint8(video), cache
 
 

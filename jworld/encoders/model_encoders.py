@@ -18,7 +18,7 @@ import numpy as np
 from jworld.data import records
 from jworld.data.inputs import fitting
 from jworld.data.records import text_store
-from jworld.encoders import autoencoders, base, registry, stored, torch_models, weightless
+from jworld.encoders import autoencoders, base, preview_decoders, registry, stored, torch_models, weightless
 from jworld.utils import config as run_config
 from jworld.utils import files
 from jworld.utils.errors import UserError
@@ -65,6 +65,7 @@ class EncoderOverrides:
     Attributes:
       autoencoder: file of a linear autoencoder, or folder of a network.
       text_encoder, glyph_encoder, image_encoder: "KIND:SOURCE", see `load`.
+      preview_decoder: file of a tiny decoder, which decodes in place of the autoencoder; see `preview_decoders`.
       options: dtype and device of text and image encoders.
     """
 
@@ -72,24 +73,27 @@ class EncoderOverrides:
     text_encoder: str | None = None
     glyph_encoder: str | None = None
     image_encoder: str | None = None
+    preview_decoder: str | None = None
     options: registry.Options = dataclasses.field(default_factory=registry.Options)
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> "EncoderOverrides":
-        """Read the options of `add_arguments`."""
+        """Read the options of `add_arguments`, and --preview-decoder where the command has it."""
         names = ("autoencoder", *(role.attribute for role in (TEXT, GLYPH, IMAGE)))
         options = registry.Options(dtype=arguments.encoder_dtype, device=arguments.encoder_device)
-        return cls(**{name: getattr(arguments, name) for name in names}, options=options)
+        preview = getattr(arguments, "preview_decoder", None)
+        return cls(**{name: getattr(arguments, name) for name in names}, preview_decoder=preview, options=options)
 
     def flags(self) -> list[str]:
         """Return the command-line options that set these values."""
         values = {flag: getattr(self, flag.removeprefix("--").replace("-", "_")) for flag in FLAGS}
         values |= {"--encoder-device": self.options.device, "--encoder-dtype": self.options.dtype}
+        values[preview_decoders.FLAG] = self.preview_decoder
         return [flag for flag, value in values.items() if value is not None]
 
     def or_else(self, other: "EncoderOverrides") -> "EncoderOverrides":
         """Return these encoders and options, and those of `other` where they are None."""
-        names = ("autoencoder", *(role.attribute for role in (TEXT, GLYPH, IMAGE)))
+        names = ("autoencoder", *(role.attribute for role in (TEXT, GLYPH, IMAGE)), "preview_decoder")
         chosen = {name: getattr(other if getattr(self, name) is None else self, name) for name in names}
         options = registry.Options(
             dtype=self.options.dtype or other.options.dtype, device=self.options.device or other.options.device

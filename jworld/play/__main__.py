@@ -21,6 +21,7 @@ import rich.console
 
 from jworld import systems
 from jworld.encoders import model_encoders as encoders_lib
+from jworld.encoders import preview_decoders
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
 from jworld.play import answers, images, worker
@@ -107,6 +108,7 @@ def make_parser() -> arguments.Parser:
     )
     arguments.add_changes(parser, default="as saved with the checkpoint")
     encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "that of --encoders"))
+    preview_decoders.add_argument(parser)
     return parser
 
 

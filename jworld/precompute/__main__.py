@@ -44,13 +44,24 @@ def _add_videos(parser: arguments.Parser) -> None:
     add("--root", metavar="DIR", help="base folder of the relative paths in an index file (default: its folder)")
     add("--prompt", default="", help="caption of the videos without one (default: none, and such videos are refused)")
     add("--allow-missing-captions", action="store_true", help="give videos without a caption an empty one")
-    add("--frames-fps", type=_RATE, help="frame rate of folders of images, in Hz (default: none)")
-    add("--camera", default="", metavar="KEY", help="camera to use of lerobot data (default: the only one)")
+    untimed = " and ".join(name for name, entry in formats.FORMATS.items() if entry.untimed)
+    add(
+        "--frames-fps",
+        type=_RATE,
+        help=f"frame rate of folders of images and of {untimed} data, in Hz (default: none, or --fps for these data)",
+    )
+    add(
+        "--frames-size",
+        type=arguments.checked("WIDTHxHEIGHT", "WIDTHxHEIGHT such as 160x90", _size),
+        help="size of the frames of jasmine data in pixels (default: that of Jasmine's own data sets, by its pixels)",
+    )
+    add("--camera", default="", metavar="KEY", help="camera to use of lerobot and rlds data (default: the only one)")
     add(
         "--commands",
         default="",
         metavar="KEY[:NAME,...]",
-        help="numbers of lerobot data that steer the model, such as observation.state or action:x,y (default: action)",
+        help="numbers of lerobot and rlds data that steer the model, such as observation.state or action:x,y (default: "
+        "action)",
     )
     add(
         "--val-share",
@@ -201,10 +212,16 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _tile(text: str) -> tuple[int, int]:
     """Return (height, width)."""
+    width, height = _size(text)
+    return height, width
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Return (width, height)."""
     width, cross, height = text.partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
+    if not (cross and width.isdecimal() and height.isdecimal()) or not int(width) * int(height):
         raise ValueError(text)
-    return int(height), int(width)
+    return int(width), int(height)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -218,6 +235,7 @@ def _settings(options: argparse.Namespace) -> Settings:
             "allow_missing_captions",
             "prompt",
             "frames_fps",
+            "frames_size",
             "camera",
             "commands",
             "width",

@@ -36,16 +36,17 @@ class Work:
 
     def __init__(self, settings: Settings, *, threads: int, skip_errors: bool, console: rich.console.Console) -> None:
         self._settings, self._threads, self._skip_errors, self._console = settings, threads, skip_errors, console
+        self._format = formats.find(settings.format)
         options = items.ListOptions(
             require_captions=not settings.allow_missing_captions,
             prompt=settings.prompt,
-            frames_fps=settings.frames_fps,
+            frames_fps=settings.frames_fps or (settings.fps if self._format.untimed else None),
+            frames_size=settings.frames_size,
             root=settings.root,
             camera=settings.camera,
             commands=settings.commands,
             stored_text=(settings.given.text_encoder or "").startswith(f"{stored.KIND}:"),
         )
-        self._format = formats.find(settings.format)
         listing = formats.list_items(settings.format, settings.input, options=options, val_share=settings.val_share)
         self._note(listing.notes)
         self._items, self._facts = listing.items, listing.facts

@@ -13,6 +13,7 @@ from jworld.data import pipeline, records, training_data
 from jworld.data.recording import recorder
 from jworld.data.records import content, text_store
 from jworld.encoders import model_encoders as encoders_lib
+from jworld.encoders import preview_decoders
 from jworld.encoders.model_encoders import EncoderOverrides, Encoders
 from jworld.precompute import demo_data
 from jworld.utils import config as run_config
@@ -100,8 +101,12 @@ class LatentRecords:
         # Generation does not depend on the other arrays of the records.
         expected = {key: value for key, value in self.expected.items() if key != "arrays"}
         height, width, channels = self.expected["latent_shape"]
+        preview = given.preview_decoder
         if (directory / records.MANIFEST).is_file():
             manifest = records.read_manifest(directory)
+            # Before anything large is read.
+            if preview is not None:
+                preview_decoders.check(preview, preview_decoders.of_manifest(manifest))
             # Nor on their size.
             expected["latent_shape"] = [*manifest["latent_shape"][:2], channels]
             records.check_manifest(manifest, expected, path=directory)
@@ -110,14 +115,16 @@ class LatentRecords:
             opened = encoders_lib.open_set(directory, given=given, mesh=mesh, prompts=prompts)
             ratio = opened.autoencoder.spatial_ratio
             fit = dataclasses.replace(opened.fit, width=width * ratio, height=height * ratio)
-            return dataclasses.replace(opened, fit=fit, fps=self.rate(directory))
-        if given == EncoderOverrides(options=given.options):
+            return _previewed(dataclasses.replace(opened, fit=fit, fps=self.rate(directory)), preview)
+        if given == EncoderOverrides(options=given.options, preview_decoder=preview):
             raise UserError(
                 f"{directory} has no {records.MANIFEST}, so the model's autoencoder and encoders are unknown: name a "
                 "folder of records made for the model with --encoders, or all of them with --autoencoder, "
                 "--text-encoder, --image-encoder and, if it uses glyphs, --glyph-encoder"
             )
-        return encoders_lib.open_given(given, expected, fps=self.rate(directory), mesh=mesh)
+        if preview is not None and given.autoencoder is not None:
+            preview_decoders.check(preview, preview_decoders.of_file(given.autoencoder))
+        return _previewed(encoders_lib.open_given(given, expected, fps=self.rate(directory), mesh=mesh), preview)
 
     def rate(self, directory: pathlib.Path) -> float:
         """Return the frames per second of videos that are generated with the encoders in `directory`."""
@@ -135,3 +142,10 @@ class LatentRecords:
         manifest = records.read_manifest(directory)
         ratio: int = manifest["image_size"][1] // manifest["latent_shape"][0]
         return ratio
+
+
+def _previewed(opened: Encoders, preview: str | None) -> Encoders:
+    """Return the encoders with the preview decoder of this file, if there is one."""
+    if preview is None:
+        return opened
+    return dataclasses.replace(opened, autoencoder=preview_decoders.attached(opened.autoencoder, preview))

@@ -29,8 +29,7 @@ class Settings:
       root: base of the relative paths in an index file.
       allow_missing_captions: use an empty caption for videos without one.
       prompt: caption of videos without one.
-      frames_fps: frames per second of folders of images.
-      camera, commands: see `items.ListOptions`.
+      frames_fps, frames_size, camera, commands: see `items.ListOptions`.
       width, height: image size in pixels.
       fit, resampling: see `fitting.Fit`.
       fps, frames, stride, remainder, repeat_frames, short_videos: see `clips.CutConfig`.
@@ -51,6 +50,7 @@ class Settings:
     allow_missing_captions: bool = False
     prompt: str = ""
     frames_fps: float | None = None
+    frames_size: tuple[int, int] | None = None
     camera: str = ""
     commands: str = ""
     width: int | None = None
@@ -75,7 +75,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         entry = formats.find(self.format)
-        for name in ("root", "frames_fps", "camera", "commands"):
+        for name in ("root", "frames_fps", "frames_size", "camera", "commands"):
             if getattr(self, name) and name not in entry.options:
                 others = ", ".join(other.name for other in formats.FORMATS.values() if name in other.options)
                 raise UserError(

@@ -48,6 +48,7 @@ class Video:
       length: "pad" or "cut" for a path that ends within a chunk, or None to refuse it.
       seed: random seed for the noise.
       negative_prompt: text of the guidance's negative branch; None for that of the config.
+      preview_decoder: file of a tiny decoder that decodes in place of the autoencoder; None without.
       where: its place in a file of videos, for errors, with a colon; "" for the command line.
     """
 
@@ -60,6 +61,7 @@ class Video:
     length: str | None = None
     seed: int = 0
     negative_prompt: str | None = None
+    preview_decoder: str | None = None
     where: str = ""
 
     @property
@@ -69,7 +71,7 @@ class Video:
 
     def facts(self) -> dict[str, Any]:
         """Return the values of the request as they are written next to the video."""
-        names = ("prompt", "negative_prompt", "pose", "actions", "windows", "length", "seed")
+        names = ("prompt", "negative_prompt", "pose", "actions", "windows", "length", "seed", "preview_decoder")
         return {
             "image": None if self.image is None else str(self.image),
             **{name: getattr(self, name) for name in names},
@@ -165,6 +167,7 @@ class Request:
             raise errors.UserError(f"--image is given {len(self.images)} times: a video begins with one: leave one")
         names = ("prompt", "image", "pose", "actions", "windows", "length")
         common = {name: getattr(self, name) for name in names} | {"seed": self.seeds}
+        common["preview_decoder"] = self.given.preview_decoder
         if self.batch is None:
             if self.out.suffix.lower() != VIDEO:
                 found = "missing" if self.out == pathlib.Path() else self.out

@@ -21,6 +21,8 @@ VIDEO_FRAMES = 1 << 24
 PARQUET_GROUP_BYTES = 4 << 30
 #: Bytes of a record of a TFRecord or ArrayRecord file: the limit of protocol buffers.
 RECORD_BYTES = (2 << 30) - 1
+#: Records of a TFRecord or ArrayRecord file.
+RECORDS = 1 << 24
 #: Rows of a row group of a parquet table.
 PARQUET_GROUP_ROWS = 1 << 24
 #: Bytes of a pickle, without the tensors that lie next to it in a .pt file.

@@ -23,6 +23,7 @@ class Format:
         labels follow from the camera motion.
       control_tokens: ordered tokens of the controls of a video without cameras; a record stores their numbers.
       options: options of `items.ListOptions` that only some formats read, by their names.
+      untimed: frames have no times: their rate is `items.ListOptions.frames_fps`, by default the rate of the clips.
       usual_cut: (frames, stride) of the clips that the published model of the format trains on, as advice; None if it
         trains on whole videos.
     """
@@ -37,4 +38,5 @@ class Format:
     recorded_labels: bool = False
     control_tokens: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    untimed: bool = False
     usual_cut: tuple[int, int] | None = None

@@ -3,7 +3,20 @@
 import dataclasses
 import pathlib
 
-from jworld.data.inputs import bridge, cosmos, episodes, items, lerobot, matrix, parquet, videos, webdataset, worldplay
+from jworld.data.inputs import (
+    bridge,
+    cosmos,
+    episodes,
+    items,
+    jasmine,
+    lerobot,
+    matrix,
+    parquet,
+    rlds,
+    videos,
+    webdataset,
+    worldplay,
+)
 from jworld.data.inputs.base import Format
 from jworld.utils.errors import UserError
 
@@ -17,6 +30,8 @@ FORMATS: dict[str, Format] = {
         cosmos.FORMAT,
         bridge.FORMAT,
         lerobot.FORMAT,
+        rlds.FORMAT,
+        jasmine.FORMAT,
         webdataset.FORMAT,
         parquet.FORMAT,
         matrix.FORMAT,

@@ -108,7 +108,8 @@ class ListOptions:
     Attributes:
       require_captions: an item without a caption has a problem; otherwise its caption is empty.
       prompt: caption of the items without one.
-      frames_fps: frames per second of folders of images.
+      frames_fps: frames per second of folders of images, and of formats without times.
+      frames_size: width and height of the frames, in formats that do not store them; None for the format's default.
       root: base of the relative paths in an index file; None for the folder of the index file.
       stored_text: captions are encoded already, in a file that the user names.
       camera: which camera to use, in formats with several; "" if there is only one.
@@ -118,10 +119,17 @@ class ListOptions:
     require_captions: bool = True
     prompt: str = ""
     frames_fps: float | None = None
+    frames_size: tuple[int, int] | None = None
     root: pathlib.Path | None = None
     stored_text: bool = False
     camera: str = ""
     commands: str = ""
+
+    def untimed_fps(self, path: pathlib.Path) -> float:
+        """Return the rate of frames without times; a `UserError` if it is not given."""
+        if self.frames_fps is None:
+            raise UserError(f"{path}: the frames have no times: give --frames-fps, or --fps")
+        return self.frames_fps
 
 
 def with_splits(items: Iterable[Item], val_share: float) -> list[Item]:
