@@ -55,9 +55,17 @@ def counted(cfg: HunyuanConfig, chunk_frames: int | None, *, training: bool) -> 
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize(("actions", "chunk_frames"), [(True, 4), (True, 2), (False, None)])
-def test_formula_agrees_with_xla(actions: bool, chunk_frames: int | None, training: bool) -> None:
-    cfg = HunyuanConfig(actions=actions, **SIZES)
+@pytest.mark.parametrize(
+    ("options", "chunk_frames"),
+    [
+        ({}, 4),
+        ({}, 2),
+        ({"actions": False}, None),
+        ({"channels": 128, "prediction": "clean", "references": True, "output_kernel": 3}, 4),
+    ],
+)
+def test_formula_agrees_with_xla(options: dict[str, Any], chunk_frames: int | None, training: bool) -> None:
+    cfg = HunyuanConfig(**options, **SIZES)
     formula = flops.forward_flops(
         cfg,
         frames=FRAMES,

@@ -77,7 +77,11 @@ def _image_weights(cfg: HunyuanConfig, frames: int, image: int) -> int:
 def _embedding_weights(cfg: HunyuanConfig, frames: int, image: int) -> int:
     """Count the multiply-adds of input and output patches, of times and actions, and of the last modulation."""
     scalars = frames * (2 if cfg.actions else 1) * (_FREQUENCIES + cfg.width) * cfg.width
-    patch = (3 * cfg.channels + 1) * cfg.patch_size[1] * cfg.patch_size[2] * cfg.width
+    # In: noisy latents, condition, mask. Out: latents, and the gate of references.
+    patch = (3 * cfg.channels + 1 + cfg.channels * cfg.references) * cfg.width
+    if cfg.output_kernel > 1:
+        patch += (cfg.output_kernel * cfg.channels) ** 2
+    patch *= cfg.patch_size[1] * cfg.patch_size[2]
     return image * patch + scalars + frames * 2 * cfg.width**2
 
 

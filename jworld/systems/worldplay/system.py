@@ -335,8 +335,8 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         """See `System`; the formula is in `models/hunyuan/flops.py`.
 
         Forward and backward pass count, with the padding of the text; recomputation and the optimizer do not. A
-        distillation adds passes without a gradient: of the EMA, and of the teacher, twice with guidance. Context
-        forcing has rollouts, scores, and the updates of the critic.
+        distillation adds passes without a gradient: of the EMA, and of the teacher, twice with guidance. Own errors
+        are one such pass. Context forcing has rollouts, scores, and the updates of the critic.
         """
         clip = self.clip
 
@@ -356,6 +356,8 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         # The chunk of a distillation follows its context, all of whose frames attend to each other.
         window = forward(clip.window_frames, clip.memory_frames if self.distills else clip.chunk_frames)
         step, cfg = training(window, trained), self.objective
+        if isinstance(cfg, objective.ObjectiveConfig) and cfg.own_errors:
+            step += window.total
         if isinstance(cfg, ConsistencyConfig):
             step += (2 if cfg.teacher_guidance == 1 else 3) * window.total
         if isinstance(cfg, ContextForcingConfig) and self.rollouts is not None:
