@@ -5,6 +5,7 @@ Variants (`--config=configs/cosmos_video2world.py:<variant>`):
   tiny_action  the same model, conditioned on camera motion
   tiny_lora    LoRA adapters on the result of the first variant
   tiny_lerobot the same model, conditioned on the commands of a LeRobot data set; docs/lerobot.md
+  coinrun      a small model of CoinRun at 64x64 pixels, conditioned on its 15 actions; docs/array_records.md
   2b, 14b      post-training of the published models with every value of the original's experiment; docs/cosmos.md
   2b_480p, 2b_10fps, 2b_480p_10fps, 14b_480p, ...  post-training of the checkpoints for 768x432 pixels and for 10 fps
   2b_lora, 14b_lora  LoRA adapters on the published models, which stay frozen in bfloat16
@@ -18,7 +19,7 @@ import ml_collections
 CHECKPOINTS = ("_480p", "_10fps", "_480p_10fps")
 VARIANTS = (
     *("", "tiny_action", "tiny_lora", "2b", "14b", "2b_lora", "14b_lora", "2b_action"),
-    *("tiny_lerobot", "2b_lerobot"),
+    *("tiny_lerobot", "2b_lerobot", "coinrun"),
     *(f"{size}{suffix}" for size in ("2b", "14b") for suffix in CHECKPOINTS),
 )
 #: Variants of published size, which the planner's table lists.
@@ -54,6 +55,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         _action(config)
     if variant.endswith("_lerobot"):
         _lerobot(config)
+    if variant == "coinrun":
+        _coinrun(config)
     config.lock()
     return config
 
@@ -230,3 +233,17 @@ def _lerobot(config: ml_collections.ConfigDict) -> None:
     config.model.action_dim = 6 * 12
     # A window of an action model continues one frame.
     config.loss.conditioning_frames = (1, 1)
+
+
+def _coinrun(config: ml_collections.ConfigDict) -> None:
+    """Set the sizes of 13 frames of CoinRun, as Jasmine records them, with one of 15 actions each."""
+    config.steps = 20_000
+    config.model.update({"width": 256, "num_layers": 6, "action_dim": 15 * 12})
+    config.data.records = "data/coinrun/records"
+    config.data.recording = {"source": ""}
+    # A linear autoencoder that precompute fits on the data.
+    config.data.encoding = {"image_size": (64, 64), "spatial_ratio": 8}
+    config.data.clip.update({"latent_size": (8, 8), "window_frames": 4, "actions": "commands", "command_size": 15})
+    config.optimizer.learning_rate = 1e-3
+    config.loss.conditioning_frames = (1, 1)
+    config.checkpoint.interval = 1000

@@ -29,7 +29,7 @@ from jworld.systems.cosmos.session import Session
 from jworld.utils import errors, notes
 
 #: Input formats whose records the system trains on.
-FORMATS = ("cosmos", "bridge", "lerobot", "videos")
+FORMATS = ("cosmos", "bridge", "lerobot", "rlds", "jasmine", "videos")
 RECIPE = "configs/cosmos_video2world.py"
 #: Families of autoencoders of other systems, whose records of videos alone belong to those.
 OTHERS = ("cogvideox", "hunyuan15")
@@ -106,6 +106,8 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
         is_tiny, is_steered = family == linear.FAMILY, "motion" in arrays
         size, steered = "tiny" if is_tiny else "2b", "lerobot" if "commands" in manifest else "action"
         recipe = f"{RECIPE}:{f'{size}_{steered}' if is_steered else '' if is_tiny else '2b'}"
+        if source == "jasmine" and is_tiny and is_steered:
+            recipe = f"{RECIPE}:coinrun"
         needed: dict[str, Any] = {
             **({"data.recording.source": ""} if is_tiny else {}),
             "data.clip.latent_size": tuple(manifest["latent_shape"][:2]),
