@@ -40,6 +40,7 @@ from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.models.layers.attention import attention
 from jworld.models.layers.stack import scan_layers
 from jworld.parallel.programs import Program
+from jworld.systems.worldplay import references
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.latents import Controls, Frames, LatentSession, SampleConfig, frame_inputs
 from jworld.systems.worldplay.system import WorldPlay
@@ -88,17 +89,20 @@ def recomputed_step(
     sigmas: tuple[jax.Array, jax.Array],
     image: np.ndarray,
     past: np.ndarray,
-    frames: Frames,
+    context: Frames,
+    chunk: Frames,
     *,
     cfg: SampleConfig,
 ) -> jax.Array:
     """Run one denoising step [f, H, W, C] -> [f, H, W, C], with text and context frames recomputed."""
-    rows, context = text.text.shape[0], len(past)
-    times = jnp.concatenate(
-        [jnp.full(context, cfg.context_time), jnp.full(len(x), sigmas[0] * flow_matching.NUM_TIMESTEPS)]
-    )
-    inputs = frame_inputs(frames, jnp.concatenate([past, x]), image, times, rows)
-    velocity = whole_velocity(model, text, inputs, past=context)[:, context:]
+    rows, known = text.text.shape[0], None
+    if model.cfg.references:
+        known = references.Known(*(jnp.asarray(x)[None] for x in (past, context.w2c, context.valid)))
+    old = frame_inputs(context, past, image, cfg.context_time, rows)
+    new = frame_inputs(chunk, x, image, sigmas[0] * flow_matching.NUM_TIMESTEPS, rows, known=known)
+    # Positions have no axis of rows.
+    inputs = FrameInputs(*(jnp.concatenate(pair, axis=min(pair[0].ndim - 1, 1)) for pair in zip(old, new, strict=True)))
+    velocity = whole_velocity(model, text, inputs, past=len(past))[:, len(past) :]
     guided = velocity[0] if rows == 1 else velocity[0] + cfg.guidance * (velocity[1] - velocity[0])
     return flow_matching.euler_step(x, guided, *sigmas)
 
@@ -116,11 +120,11 @@ class RecomputingSession(LatentSession):
         self._text = text
 
     def _denoise(self, noise: jax.Array, past: np.ndarray, context: Frames, chunk: Frames) -> jax.Array:
-        frames = Frames(*(np.concatenate(pair) for pair in zip(context, chunk, strict=True)))
         sigmas = flow_matching.sampling_sigmas(self.sample.num_steps, self.sample.shift)
         x = noise
         for pair in itertools.pairwise(sigmas):
-            x = recomputed_step(self.model, self._text, x, pair, self._image, past, frames, cfg=self.sample)
+            given = self._image, past, context, chunk
+            x = recomputed_step(self.model, self._text, x, pair, *given, cfg=self.sample)
         return x
 
 

@@ -153,6 +153,8 @@ def measure(name: str, config: ml_collections.ConfigDict, devices: list[jax.Devi
         "compile_seconds": compile_seconds,
         "program_bytes": compile_step.peak_bytes(memory),
         "temporary_bytes": memory.temp_size_in_bytes,
+        # Read after the steps; None where the device does not count, as on CPUs.
+        "device_peak_bytes": (devices[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "useful_flops": useful,
         "product_flops": products.all,

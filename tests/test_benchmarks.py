@@ -1,5 +1,6 @@
 """The benchmark scripts run and write their numbers; no test checks a speed."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,6 +14,9 @@ import xla_flags
 pytestmark = pytest.mark.e2e
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+import accelerator  # noqa: E402
+
 FLAGS = xla_flags.fast_compilation(1)
 
 
@@ -54,6 +58,23 @@ def test_attention(tmp_path: pathlib.Path) -> None:
         assert row["time_ratio"] > 0
         # Forward alone counts a third of the operations.
         assert row["flops"] * row["seconds"] == pytest.approx(3 * row["forward_flops"] * row["forward_seconds"])
+
+
+def test_the_run_for_accelerators_keeps_what_it_measures(tmp_path: pathlib.Path) -> None:
+    """A stage that runs out of time does not stop the others."""
+    stages = {"attention": accelerator.STAGES["attention"]}
+    stages["rollout"] = dataclasses.replace(accelerator.STAGES["rollout"], seconds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accelerator, "STAGES", stages)
+        patch.setenv("XLA_FLAGS", FLAGS)
+        accelerator.main(["--toy", "--output", str(tmp_path), "--stages", "rollout", "attention"])
+    late, done = json.loads((tmp_path / "accelerator.json").read_text())["stages"]
+    assert (late["stage"], late["result"]) == ("rollout", "out of time")
+    assert (done["stage"], done["result"]) == ("attention", "done")
+    assert done["numbers"]["rows"][0]["forward_flops"] > 0
+    table = (tmp_path / "accelerator.md").read_text().splitlines()
+    assert table[2].startswith("| rollout | out of time")
+    assert "chunk_causal, 16 tokens, xla: forward" in table[3]
 
 
 @pytest.mark.slow
