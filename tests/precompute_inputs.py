@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Sequence
 from typing import Any
 
+import array_record_sets
 import numpy as np
 import pyarrow as pa
 import tiny_videos
@@ -74,6 +75,11 @@ def write_videos(folder: pathlib.Path, form: str, names: str = "abc") -> pathlib
         files = write_videos(folder / "files", "videos", names)
         pack(sorted(path for path in files.iterdir() if path.is_file()), folder / "set", form)
         return folder / "set"
+    if form == "jasmine":
+        return array_record_sets.write_jasmine(folder / "set", {"train": [wall(i, 19) for i in range(len(names))]})
+    if form == "rlds":
+        shown = [(wall(i, 19), f"wall {i % 2}") for i in range(len(names))]
+        return array_record_sets.write_rlds(folder / "set", {"train": shown})
     below = {"videos": "", "cosmos": "videos"}.get(form, "clips")
     listed = []
     for index, name in enumerate(names):

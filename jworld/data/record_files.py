@@ -68,7 +68,9 @@ def _reported(path: pathlib.Path) -> Generator[None, None, None]:
     except OSError as error:
         raise UserError(f"{path} {files.problem(error)}: {_FIX}") from error
     except (ValueError, RuntimeError, IndexError, MemoryError) as error:
-        raise UserError(f"{path} is not a readable file of records ({one_line(error)}): {_FIX}") from error
+        # The library has no text for a file that ends too early.
+        reason = one_line(error) if str(error) else "its end is absent or damaged"
+        raise UserError(f"{path} is not a readable file of records ({reason}): {_FIX}") from error
 
 
 def _is_array_record(path: pathlib.Path) -> bool:

@@ -21,7 +21,7 @@ from jworld.systems import key_logs
 from jworld.utils import config as run_config
 
 #: Layouts of video data sets, each in a folder of this name.
-LAYOUTS = ("videos", "cosmos", "bridge", "matrix", "worldplay", "webdataset", "parquet")
+LAYOUTS = ("videos", "cosmos", "bridge", "matrix", "worldplay", "webdataset", "parquet", "jasmine", "rlds")
 
 
 def make(folder: pathlib.Path) -> pathlib.Path:

@@ -272,6 +272,25 @@ _PRECOMPUTE = (
         )
         for form, member in (("webdataset", "000000.tar"), ("parquet", "train.parquet"))
     ),
+    _folder(
+        "jworld.precompute.__main__",
+        "jasmine/set",
+        "--input={}",
+        "--format=jasmine",
+        "--frames-size=64x48",
+        "--prompt=a",
+        *VIDEOS,
+        members="train/data_0000.array_record metadata.json",
+    ),
+    _folder(
+        "jworld.precompute.__main__",
+        "rlds/set",
+        "--input={}",
+        "--format=rlds",
+        "--camera=image",
+        *VIDEOS,
+        members="robot-train.array_record-00000-of-00001 features.json dataset_info.json",
+    ),
     _file("jworld.precompute.__main__", "matrix/index.json", "--input={}", "--format=matrix", *VIDEOS),
     _file(
         "jworld.precompute.__main__",

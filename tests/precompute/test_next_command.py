@@ -59,6 +59,16 @@ def first_batch(arguments: list[str]) -> dict[str, np.ndarray]:
             ("--text-encoder=hashed-words:24", "--stride=4", "--camera=front", "--fps=8"),
             "configs/cosmos_video2world.py:tiny_lerobot",
         ),
+        (
+            "rlds",
+            ("--text-encoder=hashed-words:24", "--stride=4", "--camera=image"),
+            "configs/cosmos_video2world.py:tiny_lerobot",
+        ),
+        (
+            "jasmine",
+            ("--stride=4", "--frames-size=64x48", "--allow-missing-captions"),
+            "configs/cosmos_video2world.py:coinrun",
+        ),
         ("matrix", ("--whitening=0.5",), "configs/matrix_lora.py:base"),
         ("worldplay", (), "configs/ar_mem.py:rooms"),
     ],
