@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import shutil
 
+import array_record_sets
 import golden_cases
 import numpy as np
 import PIL.Image
@@ -115,6 +116,23 @@ def bridge() -> None:
             "continuous_gripper_state": np.linspace(0, 1, len(frames)).tolist(),
         }
         path.write_text(json.dumps(facts))
+
+
+def coinrun() -> None:
+    """data/coinrun_episodes in the layout of Jasmine, a frame of it, and actions."""
+    videos = [
+        episode.frames[:40, :, :48].repeat(4, axis=1)[:, ::3].repeat(4, axis=2)[:, :, ::3] for episode in _recorded()
+    ]
+    array_record_sets.write_jasmine(pathlib.Path("data/coinrun_episodes"), {"train": videos[:3], "val": videos[3:]})
+    PIL.Image.fromarray(videos[0][0]).save("frame.png")
+    pathlib.Path("actions.json").write_text(json.dumps({"action": np.eye(15)[[7] * 12].tolist()}))
+
+
+def robot() -> None:
+    """data/robot/1.0.0 in the layout of TensorFlow Datasets, with three numbers per action."""
+    shown = [(episode.frames[:40], episode.caption) for episode in _recorded()]
+    folder = pathlib.Path("data/robot/1.0.0")
+    array_record_sets.write_rlds(folder, {"train": shown[:3], "val": shown[3:]}, form="tfrecord")
 
 
 def driving_videos() -> None:

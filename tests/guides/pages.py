@@ -38,6 +38,7 @@ PAGES = {
         values={"<folder as downloaded>": "HY-WorldPlay/ar_model", "runs/mine": "runs/ar_mem-rooms"},
         follow=True,
     ),
+    "docs/array_records.md": Page(prepare=("own_data.coinrun", "own_data.robot")),
     "docs/autoencoder.md": Page(
         prepare=("own_data.clips",),
         python='from jworld.utils import config as c\nconfig = c.load_recipe("configs/autoencoder.py").unlock()\n',

@@ -157,6 +157,7 @@ RECIPES = {
     "cosmos_video2world.py": _COSMOS,
     "cosmos_video2world.py:tiny_action": _COSMOS,
     "cosmos_video2world.py:tiny_lerobot": _COSMOS,
+    "cosmos_video2world.py:coinrun": _COSMOS,
     "cosmos_video2world.py:2b": _COSMOS_PUBLISHED,
     "cosmos_video2world.py:2b_lora": (
         *_COSMOS_PUBLISHED,
