@@ -8,12 +8,14 @@ process on the same CPU cores; the fastest of --repeats counts. Other load on th
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
+import autoencoder
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,12 +38,15 @@ def drawn(make: Callable[[], Any]) -> Any:
     return nnx.merge(graphdef, torch_comparison.random_weights(abstract))
 
 
-def measure(family: str, video: tuple[int, int, int], repeats: int) -> dict[str, Any]:
-    """Measure a family at [T, H, W]."""
+def measure(family: str, video: tuple[int, int, int], *, narrow: int, repeats: int) -> dict[str, Any]:
+    """Measure a family at [T, H, W], with all widths divided by `narrow`."""
     cls, config_type = files.NETWORKS[family]
-    full = drawn(lambda: cls(config_type(dtype=jnp.float32), rngs=nnx.Rngs(0)))
+    values = autoencoder.fields(family, narrow)[0]
+    sizes = {name: values[name] for name in ("channels", "widths", "groups") if name in values}
+    full = drawn(lambda: cls(config_type(**sizes, dtype=jnp.float32), rngs=nnx.Rngs(0)))
     variant = taehv.VARIANTS[FILES[family]]
     config = taehv.TinyConfig(latent_channels=variant.latent_channels, patch=variant.patch, dtype=jnp.float32)
+    config = dataclasses.replace(config, widths=tuple(width // narrow for width in config.widths))
     tiny = drawn(lambda: taehv.TinyDecoder(config, rngs=nnx.Rngs(0)))
     shape = full.latent_shape(*video)
     latents = jnp.asarray(np.random.default_rng(0).standard_normal((1, *shape)), jnp.float32)
@@ -96,13 +101,14 @@ def main() -> None:
     add("--families", nargs="+", choices=tuple(FILES), default=("wan",), help="autoencoders to measure (default: wan)")
     add("--frames", type=int, default=9, help=f"frames of the clip, 4k + 1 {default}")
     add("--size", type=_size, default=(64, 64), metavar="WIDTHxHEIGHT", help="pixels of a frame (default: 64x64)")
+    add("--narrow", type=int, choices=(1, 2, 4, 8, 16), default=1, help=f"divide all widths by this number {default}")
     add("--repeats", type=int, default=3, help=f"calls to time; the fastest counts {default}")
     add("--json", type=pathlib.Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     console = rich.console.Console(highlight=False, soft_wrap=True)
     width, height = arguments.size
     video = (arguments.frames, height, width)
-    rows = [measure(family, video, arguments.repeats) for family in arguments.families]
+    rows = [measure(family, video, narrow=arguments.narrow, repeats=arguments.repeats) for family in arguments.families]
     print_table(rows, video, console)
     if arguments.json:
         settings = {name: value for name, value in vars(arguments).items() if name != "json"}

@@ -109,6 +109,16 @@ def test_autoencoder_without_diffusers(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
+def test_preview_decoder(tmp_path: pathlib.Path) -> None:
+    sizes = ("--families", "wan", "--narrow", "16", "--size", "16x8", "--frames", "5", "--repeats", "1")
+    (row,) = run("preview_decoder", tmp_path / "preview.json", *sizes)["rows"]
+    assert (row["file"], row["latents"]) == ("taew2_1", [2, 1, 2, 16])
+    for side in ("tiny", "full"):
+        assert row[f"{side}_frames_per_second"] > 0
+        assert row[f"{side}_parameters"] > 1e4
+
+
+@pytest.mark.slow
 def test_transformers_without_diffusers(tmp_path: pathlib.Path) -> None:
     sizes = ("--narrow", "8", "--layers", "1", "--latent", "2x4x4", "--text-tokens", "5", "--repeats", "1")
     python = tmp_path / "python"

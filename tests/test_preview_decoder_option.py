@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import commands
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -15,6 +16,7 @@ import tiny_previews
 from jworld import generate
 from jworld.data.recording import episodes
 from jworld.encoders import autoencoders, preview_decoders
+from jworld.models.autoencoders import taehv
 from jworld.play import __main__ as play
 from jworld.systems import runs
 from jworld.utils import errors
@@ -65,7 +67,8 @@ def test_generate_decodes_the_latents_with_the_preview_decoder(
     assert (facts["full"]["preview_decoder"], facts["tiny"]["preview_decoder"]) == (None, str(file))
     # What the file decodes these latents to, but for the compression of the video.
     config, arrays = preview_decoders.read(file)
-    alone = preview_decoders.make(config, arrays).decode(np.concatenate(decoded["tiny"])[None])
+    latents = np.concatenate(decoded["tiny"])[None]
+    alone = jax.jit(taehv.TinyDecoder.decode)(preview_decoders.make(config, arrays), latents)
     expected = (np.asarray(alone, np.float64)[0] + 1) * 127.5
     assert np.abs(videos["tiny"] - expected).mean() < 12
     assert np.abs(videos["full"] - expected).mean() > 40

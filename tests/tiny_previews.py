@@ -58,4 +58,9 @@ def make_run(directory: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
         with config.unlocked():
             config.model.channels = WAN.latent_channels
         tiny_run.write(run, config)
-    return run, ["--autoencoder", str(autoencoder), "--text-encoder", f"hashed-words:{tiny_run.TEXT_DIM}"]
+    encoders = {
+        "--autoencoder": str(autoencoder),
+        "--text-encoder": f"hashed-words:{tiny_run.TEXT_DIM}",
+        "--image-encoder": "thumbnail",
+    }
+    return run, [word for pair in encoders.items() for word in pair]

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Mapping
@@ -131,7 +132,7 @@ def _checked(path: pathlib.Path, full: Full) -> tuple[taehv.TinyConfig, taehv.Va
             raise UserError(
                 f"there is no preview decoder for the model's autoencoder (family {full.family}): leave the option out"
             )
-        # 16 channels have several variants, which only the name tells apart.
+        # 16 channels have several variants, which only the name distinguishes.
         named = max((name for name in taehv.VARIANTS if name in path.stem), key=len, default=None)
         if named is not None and taehv.VARIANTS[named].family != full.family:
             titles = " or ".join(variant.title for variant in fitting)
@@ -230,6 +231,7 @@ def _name(keys: tuple[Any, ...]) -> str:
     raise ValueError(f"no published name for {keys}")
 
 
+@functools.cache
 def shapes(config: taehv.TinyConfig) -> dict[str, Shape]:
     """Return the shape of every tensor of the decoder by its published name."""
     abstract = nnx.state(nnx.eval_shape(lambda: taehv.TinyDecoder(config, rngs=nnx.Rngs(0))), nnx.Param)
