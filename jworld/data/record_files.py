@@ -105,15 +105,16 @@ def _read_array(reader: Any, number: int) -> bytes:
 
 
 def _read_framed(file: Any, size: int) -> bytes:
+    place = file.tell()
     head = file.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise ValueError("it ends within a record")
     length, checksum = _LENGTH.unpack(head)
     if crc32c.masked(head[:8]) != checksum:
-        raise ValueError(f"the checksum of the length before byte {file.tell():,} does not match")
-    if length > min(size - file.tell() - _CHECKSUM.size, limits.RECORD_BYTES):
-        raise ValueError(f"a record declares {length:,} bytes, more than it has or may have")
+        raise ValueError(f"the checksum of the length at byte {place:,} does not match")
+    if length > min(size - place - len(head) - _CHECKSUM.size, limits.RECORD_BYTES):
+        raise ValueError(f"the record at byte {place:,} declares {length:,} bytes, more than it has or may have")
     content: bytes = file.read(length)
     if crc32c.masked(content) != _CHECKSUM.unpack(file.read(_CHECKSUM.size))[0]:
-        raise ValueError(f"the checksum of the record before byte {file.tell():,} does not match")
+        raise ValueError(f"the checksum of the record at byte {place:,} does not match")
     return content

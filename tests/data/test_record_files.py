@@ -41,7 +41,7 @@ def test_a_changed_byte_is_noticed(tmp_path: pathlib.Path, name: str) -> None:
     "content, message",
     [
         (b"\x01\x00", "it ends within a record"),
-        (struct.pack("<QI", 5, 0) + b"hello" + bytes(4), "the checksum of the length before byte 12 does not match"),
+        (struct.pack("<QI", 5, 0) + b"hello" + bytes(4), "the checksum of the length at byte 0 does not match"),
         (None, "more than it has or may have"),
     ],
 )

@@ -34,7 +34,7 @@ _MOST_ACTIONS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """What all records of a data set share: the size of a frame if it is given, frame rate, and number of actions."""
+    """Facts that all records share: the size of a frame if it is given, the frame rate, and the number of actions."""
 
     size: tuple[int, int] | None
     fps: float

@@ -42,7 +42,7 @@ class _Shard:
 
 @dataclasses.dataclass(frozen=True)
 class _Episodes:
-    """How episodes are read: the camera, the caption, the numbers of a command by feature, and the frame rate."""
+    """Reader of episodes: camera, caption, numbers of a command by feature, and frame rate."""
 
     camera: str
     caption: str

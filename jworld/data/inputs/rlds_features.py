@@ -30,14 +30,14 @@ class Leaf:
 
     @property
     def size(self) -> int:
-        """Numbers of one value; 0 if it is no number or vector of a known size."""
+        """Return the numbers of one value; 0 if it is not a number or a vector of a known size."""
         size = math.prod(self.shape)
         is_vector = self.kind == "tensor" and self.is_plain and len(self.shape) <= 1
         return size if is_vector and 1 <= size <= _MOST_NUMBERS else 0
 
     @property
     def is_camera(self) -> bool:
-        """Whether it is an image of three colors, and not of depth or a mask."""
+        """Return whether it is an image of three colors, and not of depth or a mask."""
         return self.kind == "image" and self.shape[-1:] == (3,)
 
 
@@ -71,7 +71,7 @@ class Features:
         """Return the features of a step that are `key` or parts of it, with the numbers of each.
 
         Raises:
-          UserError: there is none, or one of them is no vector of numbers.
+          UserError: there is none, or one of them is not a vector of numbers.
         """
         parts = {name: leaf for name, leaf in self.steps.items() if name == key or name.startswith(f"{key}/")}
         sizes = {name: leaf.size for name, leaf in parts.items() if leaf.kind == "tensor"}
