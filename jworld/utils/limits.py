@@ -19,9 +19,9 @@ IMAGE_PIXELS = 1 << 27
 VIDEO_FRAMES = 1 << 24
 #: Bytes of a row group of a parquet table, unpacked.
 PARQUET_GROUP_BYTES = 4 << 30
-#: Bytes of a record of a TFRecord or ArrayRecord file: the limit of protocol buffers.
+#: Bytes of a record of a TFRecord file: the limit of protocol buffers.
 RECORD_BYTES = (2 << 30) - 1
-#: Records of a TFRecord or ArrayRecord file.
+#: Records of an ArrayRecord file.
 RECORDS = 1 << 24
 #: Rows of a row group of a parquet table.
 PARQUET_GROUP_ROWS = 1 << 24
