@@ -118,6 +118,8 @@ def _tiny() -> ml_collections.ConfigDict:
         "memory_times": (1, 400),
         # A rollout's context has any size and little noise, from its second chunk on.
         "clean_context": 0.4,
+        # What a rollout continues from, and copies, are its own latents.
+        "own_errors": 0.4,
         "sigma_floor": 0.3,
     }
     config.checkpoint = {"interval": 100, "max_to_keep": 2, "step": -1}
