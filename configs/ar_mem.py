@@ -3,7 +3,7 @@
 Variants (`--config=configs/ar_mem.py:<variant>`):
   (none)   tiny model on ray-cast rooms, fine-tuned from the starter weights; minutes on two CPU cores
   doom     the same model on ViZDoom's maze, from scratch
-  starter  training of the starter weights: the tiny model on 768 episodes; more than an hour on two CPU cores
+  starter  training of the starter weights: the tiny model on 768 episodes; more than two hours on two CPU cores
   rooms    a smaller model from scratch, on images of 64x48 pixels whose autoencoder is fitted; for data of your own
   small    about 100M parameters at the recorder's full resolution; half an hour on one GPU
   8b       the published model with every value of the original's launch script; docs/worldplay.md
@@ -147,7 +147,7 @@ def _from_scratch(config: ml_collections.ConfigDict, *, source: str) -> None:
 
 def _starter(config: ml_collections.ConfigDict) -> None:
     _from_scratch(config, source="rooms")
-    config.steps = 1900
+    config.steps = 4000
     config.data.records = "data/rooms768/records"
     config.data.recording.directory = "data/rooms768/episodes"
     config.data.recording.episodes = 768

@@ -110,7 +110,7 @@ PAGES = {
         }
     ),
     "docs/quickstart.md": Page(prepare=("own_data.first_image", "own_data.own_episodes")),
-    "docs/starter.md": Page(values={"--step 1900": "--step 2", "--output assets/starter": "--output released/starter"}),
+    "docs/starter.md": Page(values={"--step 4000": "--step 2", "--output assets/starter": "--output released/starter"}),
     "docs/theworld.md": Page(
         prepare=(
             *("downloads.gemma", "downloads.cosmos_diffusers_autoencoder", "downloads.imported_cosmos"),
