@@ -8,8 +8,8 @@ not stop the others. DIRECTORY receives the numbers of every stage as JSON, all 
 table in `accelerator.md`. Nothing is downloaded. --toy has the smallest sizes, to try the run on a CPU.
 
 Measured are: attention of 8k to 32k tokens per mask, forward and backward, as a share of the matrix products of this
-device, with PyTorch beside it if torch is installed; training steps of a small model and of published widths with few
-layers, with the share of the peak and the memory that the plan promised beside what the device allocated; a rollout.
+device, compared with PyTorch if torch is installed; training steps of a small model and of published widths with few
+layers, with the share of the peak, and the memory that the device allocated next to that of the plan; a rollout.
 """
 
 import argparse

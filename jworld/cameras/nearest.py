@@ -39,7 +39,7 @@ def nearest(
     moved = jnp.linalg.norm(center[..., :, None, :] - known_center[..., None, :, :], axis=-1)
     distance = angle / jnp.deg2rad(view.fov[0]) + moved / view.radius
     distance = jnp.where(valid[..., None, :], distance, jnp.inf)
-    # Of equal ones the last, which in a rollout is the latest.
+    # The last one of several, which in a rollout is the latest.
     index = distance.shape[-1] - 1 - jnp.argmin(distance[..., ::-1], axis=-1)
     return index, jnp.exp(-jnp.min(distance, axis=-1) / REACH)
 

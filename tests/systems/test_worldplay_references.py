@@ -102,7 +102,7 @@ def test_a_chunk_after_a_clean_context_finds_its_references_there() -> None:
 
 
 def test_own_errors_are_the_references() -> None:
-    """What a rollout copies are latents of its own."""
+    """The latents that are predicted for the context are those that the last chunk may copy."""
     drawn = draws(own=jnp.array([True, False]))
     spy: Any = Spy()
     objective.predict(spy, batch(), drawn, chunk_frames=CHUNK, shift=5.0)
@@ -114,7 +114,7 @@ def test_own_errors_are_the_references() -> None:
 
 
 def test_a_rollout_conditions_as_training_does() -> None:
-    """Padding frames of the context are no references."""
+    """Padding frames of the context do not count."""
     given, trained = batch(), conditions(draws())[0, 6:]
     chunk = latents.Frames(
         *(np.arange(6, 8), np.arange(6, 8), np.ones(2, bool)),
