@@ -131,6 +131,19 @@ def test_save_and_load(autoencoder, tmp_path):
         np.testing.assert_array_equal(loaded.weights[name], value)
 
 
+def test_half_precision(autoencoder, tmp_path):
+    """Stored weights are rounded; what is computed is float32."""
+    path = tmp_path / "half.safetensors"
+    autoencoder.save(path)
+    with safetensors.safe_open(path, "np") as file:
+        header, weights = file.metadata(), {name: file.get_tensor(name).astype(np.float16) for name in file.keys()}  # noqa: SIM118
+    safetensors.numpy.save_file(weights, path, metadata=header)
+    loaded = linear.LinearAutoencoder.load(path)
+    for name, value in autoencoder.weights.items():
+        assert loaded.weights[name].dtype == np.float32
+        np.testing.assert_allclose(loaded.weights[name], value, rtol=1e-3, atol=1e-6)
+
+
 def test_refused_files(autoencoder, tmp_path):
     path = tmp_path / "file.safetensors"
     with pytest.raises(UserError, match="is absent"):

@@ -194,7 +194,7 @@ class LinearAutoencoder(nnx.Module):
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "LinearAutoencoder":
-        """Load a file of `save`.
+        """Load a file of `save`, or the same in half precision.
 
         Raises:
           UserError: the file is absent or of another kind.
@@ -207,6 +207,7 @@ class LinearAutoencoder(nnx.Module):
                 name: tensor_files.check_finite(file.get_tensor(name), name, path, fix=fix)
                 for name in file.keys()  # noqa: SIM118, not a dict
             }
+        weights = {name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in weights.items()}
         try:
             family = settings.pop("family")
             if family != FAMILY:
