@@ -72,6 +72,8 @@ def test_shapes_determine_all_sizes_of_the_original(name: str) -> None:
         "remat",
         "attention",
         "prediction",
+        "references",
+        "output_kernel",
     }
     config = ORIGINAL.from_config(case.config["constructor"], "x")
     assert config == {key: expected[key] for key in config}

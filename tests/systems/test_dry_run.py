@@ -26,7 +26,10 @@ MISTAKES: dict[tuple[str, ...], str] = {
         "config.init_from: the model in assets/starter is of the system worldplay, expected cosmos"
     ),
     (STARTER, "--config.global_batch=18", "--config.model.text_dim=32"): "of the model in assets/starter has the shape",
-    (STARTER, "--config.global_batch=18", "--config.model.actions=False"): "has parameters that this one lacks: action",
+    (
+        *(STARTER, "--config.global_batch=18", "--config.model.actions=False"),
+        "--config.model.references=False",
+    ): "has parameters that this one lacks: action",
     (ROOMS, "--config.global_batch=18", "--config.optimizer.trainable=blocks"): "which matches no parameter",
     (ROOMS, "--config.global_batch=18", "--config.sample.encoders.autoencoder=NOWHERE"): "NOWHERE does not exist",
     (ROOMS, "--config.sample.encoders.text_encoder=word2vec:x"): "there is no text encoder 'word2vec'",
