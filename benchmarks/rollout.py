@@ -40,9 +40,8 @@ from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.models.layers.attention import attention
 from jworld.models.layers.stack import scan_layers
 from jworld.parallel.programs import Program
-from jworld.systems.worldplay import references
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
-from jworld.systems.worldplay.latents import Controls, Frames, LatentSession, SampleConfig, frame_inputs
+from jworld.systems.worldplay.latents import Controls, Frames, LatentSession, SampleConfig, frame_inputs, known_frames
 from jworld.systems.worldplay.system import WorldPlay
 from jworld.utils import arguments as command_line
 from jworld.utils import config as run_config
@@ -95,9 +94,7 @@ def recomputed_step(
     cfg: SampleConfig,
 ) -> jax.Array:
     """Run one denoising step [f, H, W, C] -> [f, H, W, C], with text and context frames recomputed."""
-    rows, known = text.text.shape[0], None
-    if model.cfg.references:
-        known = references.Known(*(jnp.asarray(x)[None] for x in (past, context.w2c, context.valid)))
+    rows, known = text.text.shape[0], known_frames(model, past, context)
     old = frame_inputs(context, past, image, cfg.context_time, rows)
     new = frame_inputs(chunk, x, image, sigmas[0] * flow_matching.NUM_TIMESTEPS, rows, known=known)
     # Positions have no axis of rows.

@@ -15,8 +15,15 @@ from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, HunyuanTransformer
 from jworld.parallel.axes import constrain_if_divisible
 from jworld.parallel.programs import Program
-from jworld.systems.worldplay import references
-from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, all_steps, denoise, frame_inputs
+from jworld.systems.worldplay.latents import (
+    Frames,
+    LatentSession,
+    SampleConfig,
+    all_steps,
+    denoise,
+    frame_inputs,
+    known_frames,
+)
 
 
 @functools.partial(jax.jit, static_argnames="context_tokens")
@@ -77,9 +84,7 @@ def denoise_chunk(
 
     References are found among the frames `context` with the latents `past`, see `HunyuanConfig.references`.
     """
-    rows, known = cache.mask.shape[0], None
-    if model.cfg.references:
-        known = references.Known(*(jnp.asarray(x)[None] for x in (past, context.w2c, context.valid)))
+    rows, known = cache.mask.shape[0], known_frames(model, past, context)
 
     def velocity(x: jax.Array, time: jax.Array) -> jax.Array:
         return model.with_cache(frame_inputs(chunk, x, image, time, rows, known=known), cache)[0]

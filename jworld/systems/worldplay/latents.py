@@ -160,6 +160,13 @@ def frame_inputs(
     )
 
 
+def known_frames(model: HunyuanTransformer, past: Array, context: Frames) -> references.Known | None:
+    """Return the frames `context` with the latents `past` as those of references; None for a model without them."""
+    if not model.cfg.references:
+        return None
+    return references.Known(*(jnp.asarray(x)[None] for x in (past, context.w2c, context.valid)))
+
+
 @functools.cache
 def all_steps(cfg: SampleConfig) -> np.ndarray:
     """Return the noise levels before and after every denoising step, [num_steps, 2] float32."""
