@@ -117,13 +117,13 @@ def worldplay_autoregressive(layers: int, dtype: str, *, program: str) -> Compil
     if program == "start":
         return compilable(autoregressive.start_cache, model, text, context_tokens=tokens)
     cache, image = jax.eval_shape(start, model, text), _latents(system, 1)
+    past = _latents(system, context), _frames(context)
     if program == "context":
-        past = _latents(system, context), _frames(context)
         options: dict[str, Any] = {"cfg": system.sample, "context_tokens": tokens}
         return compilable(autoregressive.cache_context, model, cache, image, *past, **options)
     chunk = system.chunk_frames
-    own = _latents(system, chunk), S((4, 2), jnp.float32), image, _frames(chunk)
-    return compilable(autoregressive.denoise_chunk, model, cache, *own, cfg=system.sample)
+    own = _latents(system, chunk), S((4, 2), jnp.float32), image
+    return compilable(autoregressive.denoise_chunk, model, cache, *own, *past, _frames(chunk), cfg=system.sample)
 
 
 def worldplay_bidirectional(layers: int, dtype: str) -> Compilable:
