@@ -401,8 +401,10 @@ def check_latents(
 ) -> None:
     """Raise a `UserError` if the latents of the set at `path` were made with another autoencoder."""
     own = autoencoder.manifest_entry()
-    expected = {f"autoencoder.{key}": own[key] for key in ("family", "hash") if key in manifest["autoencoder"]}
-    records.check_manifest(manifest, expected, path=path)
+    expected: dict[str, Any] = {
+        f"autoencoder.{key}": own[key] for key in ("family", "hash") if key in manifest["autoencoder"]
+    }
+    records.check_manifest(manifest, expected | {"views": manifest.get("views")}, path=path)
 
 
 def find_problem(

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from jworld.cameras import actions, poses
-from jworld.data import records
+from jworld.data import camera_grids, records
 from jworld.data.recording import episodes, recorder
 from jworld.encoders import model_encoders as encoders_lib
 from jworld.encoders.model_encoders import Encoders
@@ -97,15 +97,25 @@ def from_episode(episode: episodes.Episode, encoders: Encoders) -> Clip:
 
 
 def from_record(source: records.RecordSource, index: int, encoders: Encoders) -> Clip:
-    """Make a clip from a record: its decoded latents are the truth, and the arrays that it has are the conditioning."""
+    """Make a clip from a record: its decoded latents are the truth, and the arrays that it has are the conditioning.
+
+    Several cameras are a grid, see `camera_grids`, and their captions a line each.
+    """
     record = source[index]
-    frames = encoders.autoencoder.decode(record["latent"].astype(np.float32)[None])[0]
+    latent = record["latent"].astype(np.float32)
     prompts, vision = source.manifest["prompts"], record.get("vision_states")
+    rows = np.ravel(record.get("prompt", ()))
+    if latent.ndim == 5:
+        # Several cameras.
+        frames = camera_grids.join(np.concatenate([encoders.autoencoder.decode(view[None]) for view in latent]))
+        rows = record.get("view_prompts", rows)
+    else:
+        frames = encoders.autoencoder.decode(latent[None])[0]
     has_cameras = {"action", "w2c", "intrinsics"} <= record.keys()
     return Clip(
         name=source.episodes[index],
         frames=frames,
-        prompt=prompts[int(record["prompt"])] if "prompt" in record else "",
+        prompt="\n".join(prompts[int(row)] for row in rows),
         controls=Controls(record["action"], record["w2c"], record["intrinsics"]) if has_cameras else None,
         tokens=record.get("control"),
         motion=record.get("motion"),
@@ -192,7 +202,8 @@ def scripted_clip(recording: recorder.RecordingConfig, encoders: Encoders, scrip
 def held_out(config: ml_collections.ConfigDict, encoders: Encoders) -> tuple[list[int], Callable[[int], Clip]]:
     """Return (latents of every held-out episode, function that loads one), from raw episodes or else from records."""
     recording = recording_config(config)
-    if not recording.source:
+    # Raw episodes of several cameras are not read.
+    if not recording.source or recording.views:
         source = records.RecordSource(config.data.records, "val")
         encoders_lib.check_latents(source.manifest, encoders.autoencoder, path=config.data.records)
         return source.clips, lambda index: from_record(source, index, encoders)

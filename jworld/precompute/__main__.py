@@ -55,7 +55,14 @@ def _add_videos(parser: arguments.Parser) -> None:
         type=arguments.checked("WIDTHxHEIGHT", "WIDTHxHEIGHT such as 160x90", _size),
         help="size of the frames of jasmine data in pixels (default: that of Jasmine's own data sets, by its pixels)",
     )
-    add("--camera", default="", metavar="KEY", help="camera to use of lerobot and rlds data (default: the only one)")
+    add(
+        "--camera",
+        default="",
+        metavar="KEY,...",
+        help="camera to use of cosmos, lerobot and rlds data; of cosmos and lerobot data also several synchronized "
+        "ones in the order of the model, such as front,left,right or, with the ids of the model's cameras, "
+        "front=0,left=5,right=1 (default: the only one)",
+    )
     add(
         "--commands",
         default="",

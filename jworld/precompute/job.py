@@ -101,7 +101,12 @@ class Work:
     def request(self) -> dict[str, Any]:
         """Return the request that identifies the data set and is stored in its manifest."""
         settings = self._settings
-        listed = json.dumps([[item.name, item.split, item.caption, item.first_frame] for item in self._items])
+        listed = json.dumps(
+            [
+                [item.name, item.split, item.caption, item.first_frame, *(view.caption for view in item.views)]
+                for item in self._items
+            ]
+        )
         fit = dataclasses.asdict(settings.linear) | {"whitening": settings.whitening}
         autoencoder: dict[str, Any] = {"fit": fit, "seed": settings.seed}
         if self._autoencoder is not None:
@@ -189,7 +194,7 @@ class Work:
                 count = 0
                 try:
                     for clip in reader.read(position):
-                        yield clip.frames
+                        yield from clip.frames if clip.captions else (clip.frames,)
                         count += 1
                 except UserError as error:
                     if not self._skip_errors:
@@ -214,6 +219,7 @@ class Work:
                 motions=self._motions,
                 vision=None if self._images is None else (self._images.entry.tokens, self._images.dim),
                 prompt=bool(rows),
+                views=len(self._items[0].views),
             ),
             rows=rows,
             fps=self._fps(),

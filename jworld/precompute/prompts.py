@@ -17,7 +17,8 @@ _BATCH = 32
 
 def collect(listed: Sequence[items.Item]) -> list[str]:
     """Return the prompts in the order of their rows: the negative one, then training and held-out captions."""
-    captions = [item.caption for split in records.SPLITS for item in listed if item.split == split]
+    chosen = [item for split in records.SPLITS for item in listed if item.split == split]
+    captions = [one.caption for item in chosen for one in (item, *item.views)]
     return list(dict.fromkeys(["", *captions]))
 
 

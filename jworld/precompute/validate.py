@@ -81,8 +81,16 @@ def _decode(
     for title, record in (shown[i] for i in chosen):
         caption = manifest["prompts"][int(record["prompt"])] if "prompt" in record else ""
         caption = textwrap.shorten(caption, 120, placeholder=" ...")
-        videos[f"{title}: {caption}" if caption else title] = decode_some(autoencoder, record["latent"])
+        videos[f"{title}: {caption}" if caption else title] = decode_some(
+            autoencoder, _of_first_camera(record["latent"])
+        )
     return videos
+
+
+def _of_first_camera(latents: np.ndarray) -> np.ndarray:
+    """Return the latents [F, H, W, C] of the first camera."""
+    first: np.ndarray = latents[0] if latents.ndim == 5 else latents
+    return first
 
 
 def decode_some(autoencoder: autoencoders.Autoencoder, latents: np.ndarray) -> dict[int, np.ndarray]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -69,7 +70,7 @@ class Maker:
             try:
                 for clip in reader.read(position):
                     self._check(item, clip)
-                    if waiting and (len(waiting) == self.batch or len(waiting[0].frames) != len(clip.frames)):
+                    if waiting and (len(waiting) == self.batch or waiting[0].length != clip.length):
                         self._write(writer, waiting, measure=measure)
                         waiting = []
                     waiting.append(clip)
@@ -96,28 +97,42 @@ class Maker:
     def _write(self, writer: shards.ShardWriter, batch: Sequence[clips.Clip], *, measure: bool) -> None:
         if not batch:
             return
-        video = np.stack([clip.frames for clip in batch])
+        # One after the other, cameras are clips of their own for the autoencoder, in batches of the same size.
+        videos = np.concatenate([clip.frames if clip.captions else clip.frames[None] for clip in batch])
+        measure = measure and len(writer.result.psnr) < PSNR_CLIPS
+        encoded = [
+            self._encode(writer, videos[i : i + self.batch], measure=measure) for i in range(0, len(videos), self.batch)
+        ]
+        latents: Latents = jax.tree.map(lambda *parts: np.concatenate(parts), *encoded)
+        first = videos[:: len(videos) // len(batch), 0]
+        states = None if self.images is None else self.images.encode(first)
+        made = [self._record(clip, i, latents, None if states is None else states[i]) for i, clip in enumerate(batch)]
+        for clip, record in zip(batch, made, strict=True):
+            writer.write(clip.item if self.whole_videos else clip.name, record)
+
+    def _encode(self, writer: shards.ShardWriter, video: np.ndarray, *, measure: bool) -> Latents:
+        """Encode at most `batch` videos [B, T, H, W, 3], and measure their reconstruction if wanted."""
         # Padded to the full batch, so that one program serves all clips of a length.
         padded = np.concatenate([video, np.repeat(video[-1:], self.batch - len(video), axis=0)])
         latents = self.autoencoder.encode_clips(padded, posterior="logvar" in self.arrays)
-        states = None if self.images is None else self.images.encode(video[:, 0])
-        made = [self._record(clip, i, latents, None if states is None else states[i]) for i, clip in enumerate(batch)]
-        if measure and len(writer.result.psnr) < PSNR_CLIPS:
+        if measure:
             stored = latents.latent.astype(ml_dtypes.bfloat16).astype(np.float32)
             # CogVideoX's autoencoder decodes an even number of latents to three extra frames at the start.
             decoded = self.autoencoder.decode(stored)[:, -video.shape[1] :]
             writer.result.psnr += [min(linear.psnr(frames, decoded[i]), BEST_PSNR) for i, frames in enumerate(video)]
-        for clip, record in zip(batch, made, strict=True):
-            writer.write(clip.item if self.whole_videos else clip.name, record)
+        logvar = None if latents.logvar is None else latents.logvar[: len(video)]
+        return Latents(latents.latent[: len(video)], latents.image_cond[: len(video)], logvar)
 
     def _record(self, clip: clips.Clip, i: int, latents: Latents, states: np.ndarray | None) -> records.Record:
         every = slice(None, None, self.autoencoder.temporal_ratio)
-        latent = latents.latent[i].astype(ml_dtypes.bfloat16)
+        views = len(clip.captions)
+        own = slice(i * views, (i + 1) * views) if views else i
+        latent = latents.latent[own].astype(ml_dtypes.bfloat16)
         if not np.isfinite(latent).all():
             raise UserError(f"latents of {clip.name} are not finite: give --autoencoder-dtype float32")
-        record = {"latent": latent, "image_cond": latents.image_cond[i].astype(ml_dtypes.bfloat16)}
+        record = {"latent": latent, "image_cond": latents.image_cond[own].astype(ml_dtypes.bfloat16)}
         if latents.logvar is not None:
-            record["logvar"] = latents.logvar[i].astype(np.float16)
+            record["logvar"] = latents.logvar[own].astype(np.float16)
         if "w2c" in self.arrays:
             assert clip.w2c is not None
             assert clip.intrinsics is not None
@@ -133,6 +148,8 @@ class Maker:
             record["vision_states"] = states.astype(ml_dtypes.bfloat16)
         if "prompt" in self.arrays:
             record["prompt"] = np.array(self.rows[clip.caption], np.int32)
+        if "view_prompts" in self.arrays:
+            record["view_prompts"] = np.array([self.rows[caption] for caption in clip.captions], np.int32)
         return record
 
     def _labels(self, clip: clips.Clip) -> np.ndarray:

@@ -5,7 +5,7 @@ At most one clip's frames are in memory, in addition to the clip that the caller
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,12 +98,13 @@ class Clip:
       split: "train" or "val".
       caption: the item's text.
       fps: frames per second.
-      frames: uint8 [T, H, W, 3].
+      frames: uint8 [T, H, W, 3], or [V, T, H, W, 3] of V synchronized cameras.
       w2c: float64 [T, 4, 4] OpenCV world-to-camera, in the item's own coordinates, or None.
       intrinsics: float64 [T, 3, 3] divided by the image size, corrected for the crop, or None.
       controls: what was pressed, one word per frame, or None.
       hand: float64 [T, 7] state of a robot arm's hand, or None.
       commands: float64 [T - 1, A], the last command before each frame after the first, or None.
+      captions: the texts of the cameras; () for one camera.
     """
 
     name: str
@@ -118,6 +119,12 @@ class Clip:
     controls: items.Controls | None
     hand: np.ndarray | None
     commands: np.ndarray | None
+    captions: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Frames T of one camera."""
+        return int(self.frames.shape[-4])
 
 
 def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
@@ -130,11 +137,15 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
         raise UserError(item.problem)
     if item.split is None:
         raise ValueError(f"item {item.name} has no split: see items.with_splits")
-    source = item.open_video() if item.open_video else video.open_video(item.video, frames_fps=item.frames_fps)
+    sources = [_open(view) for view in item.views or (item,)]
+    source = sources[0]
+    _check_same(sources)
     tracks = item.read_tracks(len(source.times))
     fps = config.fps or video.rate(source)
     picks, length, starts = _plan(source, item, config, fps)
-    for start, frames in _cut(source, picks, starts, length, config.fit):
+    parts = [_cut(one, picks, starts, length, config.fit) for one in sources]
+    for (start, frames), *others in zip(*parts, strict=True):
+        several = np.stack([frames, *(own for _, own in others)]) if item.views else frames
         chosen = picks[start : start + length]
         yield Clip(
             name=f"{item.name}@{start:06d}",
@@ -143,7 +154,7 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
             split=item.split,
             caption=item.caption,
             fps=fps,
-            frames=frames,
+            frames=several,
             w2c=None if tracks.w2c is None else tracks.w2c[chosen],
             intrinsics=None
             if tracks.intrinsics is None
@@ -152,8 +163,31 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
             hand=None if tracks.hand is None else tracks.hand[chosen],
             # A frame that is repeated keeps the command that led to it.
             commands=None if tracks.commands is None else tracks.commands[np.maximum(chosen[1:] - 1, 0)],
+            captions=tuple(view.caption for view in item.views),
         )
-        del frames
+        del frames, others, several
+
+
+def _open(item: items.Item) -> video.Video:
+    return item.open_video() if item.open_video else video.open_video(item.video, frames_fps=item.frames_fps)
+
+
+def _check_same(sources: Sequence[video.Video]) -> None:
+    """Raise a `UserError` unless the videos of several cameras have the same frames, times and size."""
+    first = sources[0]
+    for other in sources[1:]:
+        if len(other.times) != len(first.times):
+            what = f"{len(other.times)} frames, expected {len(first.times)}"
+        elif other.size != first.size:
+            what = "{}x{} pixels, expected {}x{}".format(*other.size, *first.size)
+        elif np.abs(other.times - first.times).max() > 0.5 * np.diff(first.times).min():
+            what = f"{video.rate(other):g} frames/s and its own times, expected {video.rate(first):g}"
+        else:
+            continue
+        raise UserError(
+            f"{other.path} has {what} as in {first.path}: videos of synchronized cameras show the same moments in the "
+            "same size: cut or encode them together"
+        )
 
 
 def _plan(source: video.Video, item: items.Item, config: CutConfig, fps: float) -> tuple[np.ndarray, int, list[int]]:

@@ -1,11 +1,12 @@
 """Format "episodes": the output of `scripts/record_episodes.py` (see `jworld.data.recording.episodes`)."""
 
+import dataclasses
 import functools
 import pathlib
 from typing import Any
 
 from jworld.cameras import poses
-from jworld.data.inputs import items
+from jworld.data.inputs import items, views
 from jworld.data.inputs.base import Format
 from jworld.data.recording import episodes
 from jworld.utils.errors import UserError
@@ -14,21 +15,26 @@ from jworld.utils.errors import UserError
 def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
     """List DIR with manifest.json, which holds names, splits and captions, and a folder per episode."""
     manifest = episodes.read_manifest(path)
+    names = [name for name, _ in manifest.get("views", ())]
+    cameras = views.parse(",".join(names))
     listed = []
     for entry in manifest["episodes"]:
         facts = path / entry["name"] / "episode.json"
-        listed.append(
-            items.Item(
-                name=entry["name"],
-                video=path / entry["name"] / "video.mp4",
-                caption=entry["caption"],
-                split=entry["split"],
-                cameras=facts,
-                controls=facts,
-                read_tracks=functools.partial(_read_tracks, facts, entry["frames"]),
-            )
+        item = items.Item(
+            name=entry["name"],
+            video=path / entry["name"] / episodes.video_file(),
+            caption=entry["caption"],
+            split=entry["split"],
+            cameras=facts,
+            controls=facts,
+            read_tracks=functools.partial(_read_tracks, facts, entry["frames"]),
         )
-    return items.finish(listed, [], source=path / episodes.MANIFEST, options=options)
+        if cameras is not None:
+            others = [path / entry["name"] / episodes.video_file(name) for name in names[1:]]
+            item = views.together(cameras, [item, *(dataclasses.replace(item, video=other) for other in others)])
+        listed.append(item)
+    listing = items.finish(listed, [], source=path / episodes.MANIFEST, options=options)
+    return listing if cameras is None else dataclasses.replace(listing, facts=cameras.facts())
 
 
 def _read_tracks(path: pathlib.Path, promised: int, frames: int) -> items.Tracks:

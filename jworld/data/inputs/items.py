@@ -74,6 +74,8 @@ class Item:
       moves_back: begin earlier than `first_frame` if no clip fits after it, as late as one fits.
       read_tracks: number of frames of the video -> its tracks; a `UserError` if the files disagree with the video.
       problem: why the item cannot be used, found while listing; opening it raises this sentence as `UserError`.
+      views: one item per camera, in the order of a record, if several synchronized cameras recorded it; the first
+        camera is that of `video`, and the tracks are the item's own.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Item:
     moves_back: bool = False
     read_tracks: Callable[[int], Tracks] = no_tracks
     problem: str | None = None
+    views: tuple["Item", ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ class ListOptions:
       frames_size: width and height of the frames, in formats that do not store them; None for the format's default.
       root: base of the relative paths in an index file; None for the folder of the index file.
       stored_text: captions are encoded already, in a file that the user names.
-      camera: which camera to use, in formats with several; "" if there is only one.
+      camera: which camera to use, in formats with several; "" if there is only one. See `views.parse` for several.
       commands: which recorded numbers steer the model, in formats with commands; "" for the format's default.
     """
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jworld.data import json_rows, records, tables
-from jworld.data.inputs import items, stored_images, video
+from jworld.data.inputs import items, stored_images, video, views
 from jworld.data.inputs.base import Format
 from jworld.data.inputs.commands import Commands, check, pick
 from jworld.utils import hub_folders
@@ -84,18 +84,29 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
     """List the episodes of a folder, or of a data set of the hub, which is downloaded."""
     folder = find(path)
     info = _read_info(folder)
-    camera = _camera(info, options.camera)
-    commands = _commands(info, options.commands)
+    several = views.parse(options.camera)
+    cameras = [_camera(info, name) for name in (several.names if several else (options.camera,))]
+    # Models of several cameras have no commands.
+    commands = None if several else _commands(info, options.commands)
     if folder != path:
         # Other cameras' videos stay where they are.
-        folder = hub_folders.find_data(str(path), ("meta/*", "data/*", f"videos/*{camera}/*"))
+        videos = (f"videos/*{camera}/*" for camera in cameras)
+        folder = hub_folders.find_data(str(path), ("meta/*", "data/*", *videos))
         info = dataclasses.replace(info, folder=folder)
-    episodes = list((_episodes if info.major == 3 else _old_episodes)(info, camera))
+    read_episodes = _episodes if info.major == 3 else _old_episodes
+    episodes = list(read_episodes(info, cameras[0]))
     splits, notes = _splits(info)
-    listed = [_item(info, episode, camera, commands, splits.get(episode.number)) for episode in episodes]
-    if several := sum(len(set(episode.tasks)) > 1 for episode in episodes):
-        notes.append(f"{several} episodes have several tasks, of which the first is the caption")
-    facts: dict[str, Any] = {"camera": camera}
+    by_camera = [
+        [_item(info, episode, camera, commands, splits.get(episode.number)) for episode in read_episodes(info, camera)]
+        for camera in cameras
+    ]
+    listed = by_camera[0]
+    facts: dict[str, Any] = {"camera": cameras[0]}
+    if several is not None:
+        listed = [views.together(several, parts) for parts in zip(*by_camera, strict=True)]
+        facts = several.facts()
+    if count := sum(len(set(episode.tasks)) > 1 for episode in episodes):
+        notes.append(f"{count} episodes have several tasks, of which the first is the caption")
     if commands is not None:
         facts["commands"] = commands.facts()
     listing = items.finish(listed, notes, source=folder / INFO, options=options)

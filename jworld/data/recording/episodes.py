@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import imageio_ffmpeg
@@ -52,8 +53,18 @@ class Episode:
     intrinsics: np.ndarray
 
 
-def write_episode(directory: str | pathlib.Path, episode: Episode) -> None:
-    """Write `directory/<name>/` atomically: the folder gets its name when it is complete."""
+def video_file(view: str = "") -> str:
+    """Return the name of an episode's video; `view` names a further camera."""
+    return f"video_{view}.mp4" if view else "video.mp4"
+
+
+def write_episode(
+    directory: str | pathlib.Path, episode: Episode, others: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Write `directory/<name>/` atomically: the folder gets its name when it is complete.
+
+    `others` are frames like those of the episode from further cameras, by name.
+    """
     folder = pathlib.Path(directory) / episode.name
     frames, height, width, _ = episode.frames.shape
     if len(episode.actions) != frames or len(episode.w2c) != frames or len(episode.intrinsics) != frames:
@@ -61,7 +72,8 @@ def write_episode(directory: str | pathlib.Path, episode: Episode) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write_video(partial / "video.mp4", episode.frames, fps=episode.fps)
+    for view, video in {"": episode.frames, **(others or {})}.items():
+        write_video(partial / video_file(view), video, fps=episode.fps)
     facts = describe(
         caption=episode.caption,
         fps=episode.fps,
@@ -136,8 +148,12 @@ def write_manifest(
     width: int,
     height: int,
     episodes: list[dict[str, Any]],
+    views: list[list[Any]] | None = None,
 ) -> None:
-    """Write `directory/manifest.json`; `episodes` are dicts with the keys name, split, frames, caption."""
+    """Write `directory/manifest.json`; `episodes` are dicts with the keys name, split, frames, caption.
+
+    `views` are pairs of name and yaw in degrees of several cameras, of which the first has the video of an episode.
+    """
     checksums.write_json(
         pathlib.Path(directory) / MANIFEST,
         {
@@ -149,6 +165,7 @@ def write_manifest(
             "width": width,
             "height": height,
             "camera_convention": CAMERA_CONVENTION,
+            **({} if views is None else {"views": views}),
             "episodes": episodes,
         },
     )

@@ -3,12 +3,14 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
 import shutil
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,8 @@ class RecordingConfig:
       frames: frames per episode, 4k + 1.
       image_size: (width, height) in pixels, even.
       seed: random seed of maps and paths.
+      views: names of several synchronized cameras; () for one.
+      yaws: direction of each of them, in degrees to the right of where the walker looks; the first is 0.
     """
 
     source: str = ""
@@ -45,8 +49,15 @@ class RecordingConfig:
     frames: ranges.Frames = 241
     image_size: tuple[ranges.Pixels, ranges.Pixels] = (192, 144)
     seed: ranges.Seed = 0
+    views: tuple[str, ...] = ()
+    yaws: tuple[ranges.Number, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.views) != len(self.yaws) or len(self.views) == 1 or self.yaws[:1] not in ((), (0,)):
+            raise ValueError(
+                f"views are {self.views} and yaws {self.yaws}, expected a direction for each of several cameras, 0 for "
+                "the first"
+            )
         if self.source and not self.directory.strip():
             raise ValueError("directory is empty, expected the folder of the raw episodes: give one")
 
@@ -61,6 +72,7 @@ class RecordingConfig:
             width=width,
             height=height,
             seed=self.seed,
+            views=dict(zip(self.views, self.yaws, strict=True)),
         )
 
 
@@ -77,6 +89,7 @@ class Job:
     width: int
     height: int
     fps: float
+    views: tuple[tuple[str, float], ...] = ()
 
 
 def resolve_source(source: str) -> str:
@@ -111,18 +124,21 @@ def record(
     seed: int = 0,
     fps: float = FPS,
     workers: int | None = None,
+    views: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Record a data set into `directory` and return its manifest.
 
     `directory` must not exist, or already hold the same data set, which is then left unchanged. `frames` is 4k + 1;
     `width` and `height` are even. `workers` processes (default: one per core) record the episodes into a temporary
     folder that is renamed at the end. The bytes do not depend on their number or order. If another process records into
-    `directory`, this one waits for it.
+    `directory`, this one waits for it. `views` are the yaws of several cameras by name, in degrees.
     """
     _check_request(episodes=episodes, frames=frames, width=width, height=height, seed=seed, fps=fps)
     source = resolve_source(source)
     directory = pathlib.Path(directory)
-    settings = {"source": source, "seed": seed, "fps": fps, "width": width, "height": height}
+    settings: dict[str, Any] = {"source": source, "seed": seed, "fps": fps, "width": width, "height": height}
+    if views:
+        settings["views"] = [[name, float(yaw)] for name, yaw in views.items()]
     whole = {**settings, "episodes": episodes, "frames": frames}
     if not _holds(directory, whole):
         with folder_lock.making(directory):
@@ -179,7 +195,8 @@ def record_episode(job: Job) -> dict[str, Any]:
         rng = np.random.default_rng([WALK, *map_seed])
         poses, actions = explorer.Explorer(world, rng, blocks=(job.frames - 1) // explorer.BLOCK).explore()
         episode = _look(world, poses, actions, name=f"episode_{job.index:05d}", split=job.split, fps=job.fps)
-    episodes_lib.write_episode(job.directory, episode)
+        others = {name: world.render(poses + np.array([0.0, 0.0, math.radians(yaw)]))[0] for name, yaw in job.views[1:]}
+    episodes_lib.write_episode(job.directory, episode, others)
     return {"name": episode.name, "split": episode.split, "frames": job.frames, "caption": episode.caption}
 
 
@@ -258,6 +275,8 @@ def _holds(directory: pathlib.Path, expected: dict[str, Any]) -> bool:
     manifest = episodes_lib.read_manifest(directory)
     entries = manifest["episodes"]
     found = {**manifest, "episodes": len(entries), "frames": entries[0]["frames"] if entries else 0}
+    if "views" in manifest and "views" not in expected:
+        expected = {**expected, "views": None}
     for key, value in expected.items():
         if found.get(key) != value:
             raise errors.UserError(

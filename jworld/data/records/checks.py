@@ -109,7 +109,7 @@ class _Checker:
         """Check what the manifest alone records: conventions, and the autoencoder of the latents."""
         manifest = self._manifest
         try:
-            records.check_manifest(manifest, {}, path=self._directory)
+            records.check_manifest(manifest, {"views": manifest.get("views")}, path=self._directory)
             check_autoencoder(manifest)
         except UserError as error:
             self._findings.append(Finding(records.MANIFEST, None, "", str(error)))
@@ -155,8 +155,8 @@ class _Checker:
                 reasons = [_reason(error, place)]
             else:
                 size = _bytes(record)
-                if "prompt" in record:
-                    self._used.add(int(record["prompt"]))
+                for key in ("prompt", "view_prompts"):
+                    self._used.update(np.ravel(record.get(key, ())).astype(int).tolist())
                 reasons = record_problems(record, recorded_labels=self._recorded_labels)
                 if not reasons:
                     self._statistics.add_record(split, source.clips[i], record)

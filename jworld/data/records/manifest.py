@@ -67,8 +67,13 @@ def _check_fields(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
         if key not in manifest or not fits(manifest[key]):
             refuse(key, expected)
     arrays, shape = manifest["arrays"], manifest["latent_shape"]
-    if arrays.get("latent", {"shape": [FRAMES, *shape]})["shape"] != [FRAMES, *shape]:
-        refuse("latent_shape", f"that of the array 'latent', {arrays['latent']['shape'][1:]}")
+    leading = []
+    if (views := manifest.get("views")) is not None:
+        if not _is_views(views):
+            refuse("views", "names and ids of several cameras")
+        leading = [len(views["names"])]
+    if arrays.get("latent", {"shape": [*leading, FRAMES, *shape]})["shape"] != [*leading, FRAMES, *shape]:
+        refuse("latent_shape", f"that of the array 'latent', {arrays['latent']['shape'][-3:]}")
     for section in ("autoencoder", "cut"):
         entry = manifest.get(section)
         ratio = entry.get("temporal_ratio") if isinstance(entry, dict) else None
@@ -92,6 +97,13 @@ def _is_count(value: Any, least: int, most: int) -> bool:
 
 def _is_sizes(value: Any, count: int, most: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(_is_count(size, 1, most) for size in value)
+
+
+def _is_views(value: Any) -> bool:
+    names, ids = (value.get(key) if isinstance(value, dict) else None for key in ("names", "ids"))
+    if not isinstance(names, list) or not isinstance(ids, list) or len(names) != len(ids) or len(names) < 2:
+        return False
+    return all(isinstance(name, str) for name in names) and all(_is_count(number, 0, _MOST_RATIO) for number in ids)
 
 
 def _is_rate(value: Any) -> bool:

@@ -6,7 +6,8 @@ A record's payload has the layout of a safetensors file: the header's length (8 
 separate shards, see `jworld.data.records.text_store`.
 
 The manifest's `arrays` list the dtype and shape of every array in a record. "F" stands for the number of latent frames
-of the clip, and T for its pixel frames.
+of the clip, and T for its pixel frames. In a set of several synchronized cameras, whose names and ids the manifest's
+`views` list, the first three arrays have a leading axis of the cameras; the others are those of the first camera.
 
 | array | shape and dtype | content |
 | --- | --- | --- |
@@ -19,6 +20,7 @@ of the clip, and T for its pixel frames.
 | motion | [T - 1, A] F32 | between frames: motion of a robot's hand, see `jworld.cameras.robots`, or its commands |
 | vision_states | [V, Dv] BF16 | encoded first frame |
 | prompt | [] I32 | row in the text store |
+| view_prompts | [V] I32 | its rows for the cameras, in sets of several |
 """
 
 import dataclasses
@@ -213,18 +215,20 @@ def make_arrays(
     motions: tuple[int, int] | None = None,
     vision: tuple[int, int] | None = None,
     prompt: bool = False,
+    views: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Return a manifest's `arrays`: latents [H, W, C] and image_cond always, the others on request.
 
-    `motions` is the number of motions of a clip and of numbers in each; `vision` is (tokens, width) of the encoded
-    first frame.
+    `views` is the number of synchronized cameras, 0 for one. `motions` is the number of motions of a clip and of
+    numbers in each; `vision` is (tokens, width) of the encoded first frame.
     """
+    leading = [views] if views else []
     chosen: dict[str, tuple[str, list[int | str]]] = {
-        "latent": ("BF16", [FRAMES, *latent_shape]),
-        "image_cond": ("BF16", [1, *latent_shape]),
+        "latent": ("BF16", [*leading, FRAMES, *latent_shape]),
+        "image_cond": ("BF16", [*leading, 1, *latent_shape]),
     }
     if logvar:
-        chosen["logvar"] = ("F16", [FRAMES, *latent_shape])
+        chosen["logvar"] = ("F16", [*leading, FRAMES, *latent_shape])
     if cameras:
         chosen |= {"w2c": ("F32", [FRAMES, 4, 4]), "intrinsics": ("F32", [FRAMES, 3, 3])}
     for name, included in (("action", action), ("control", control)):
@@ -236,6 +240,8 @@ def make_arrays(
         chosen["vision_states"] = ("BF16", [*vision])
     if prompt:
         chosen["prompt"] = ("I32", [])
+    if prompt and views:
+        chosen["view_prompts"] = ("I32", [views])
     return {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in chosen.items()}
 
 
@@ -246,7 +252,7 @@ def check_manifest(manifest: Mapping[str, Any], expected: Mapping[str, Any], *, 
     "text_encoder.dim": 64}; "arrays" lists the names of the arrays that records must have. Latents of another
     autoencoder, or latents normalized twice, would train a wrong model without an error.
     """
-    expected = {"autoencoder.normalised": True, **expected}
+    expected = {"autoencoder.normalised": True, "views": None, **expected}
     if missing := [name for name in expected.pop("arrays", ()) if name not in manifest["arrays"]]:
         raise UserError(
             f"data set {path} has no {', '.join(missing)}, which the model needs: make it from a format with cameras "
@@ -303,8 +309,9 @@ class RecordSource:
             if array.shape != shape or array.dtype != dtype:
                 found = f"{array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}"
                 raise self._error(index, f": key '{key}' is {found}")
-        if "prompt" in expected and not 0 <= record["prompt"] < len(self.manifest["prompts"]):
-            raise self._error(index, f": prompt {record['prompt']} is not in the text store")
+        for key in ("prompt", "view_prompts"):
+            if key in expected and not np.all((record[key] >= 0) & (record[key] < len(self.manifest["prompts"]))):
+                raise self._error(index, f": prompt {record[key]} is not in the text store")
         return {**{key: record[key] for key in expected}, "index": np.int32(index)}  # type: ignore[dict-item]
 
     def _error(self, index: int, problem: str) -> UserError:

@@ -123,7 +123,8 @@ class ShardWriter:
         """Append the record of one clip."""
         self._append(self._shard.records_file, record)
         self.result.episodes.append(episode)
-        self.result.clips.append(len(record["latent"]))
+        # [F, H, W, C], or [V, F, H, W, C] of several cameras.
+        self.result.clips.append(record["latent"].shape[-4])
 
     def write_prompt(self, name: str, prompt: records.Record) -> None:
         """Append one row to the text store; the manifest's list of prompts gets `name`."""

@@ -1,6 +1,7 @@
 """python -m jworld.systems.cosmos.import_t5: convert pickled T5 embeddings of Cosmos-Predict2 to a safetensors file.
 
-For data sets with videos/X.mp4, metas/X.txt and t5_xxl/X.pickle. `python -m jworld.precompute --text-embeddings` reads
+For data sets with videos/X.mp4, metas/X.txt and t5_xxl/X.pickle, or with a folder per camera in each of the three,
+where the files may also be named X.pkl. `python -m jworld.precompute --text-embeddings` reads
 the file instead of running a text encoder. Nothing in the pickles is executed: see `jworld.systems.cosmos.t5_pickles`.
 """
 
@@ -35,13 +36,14 @@ def import_embeddings(
       UserError: a pickle is not an array, has no caption, or differs from another one with the same caption; `output`
         is not writable.
     """
-    files = sorted((directory / FOLDER).glob("*.pickle"))
+    folder = directory / FOLDER
+    files = sorted(file for pattern in ("*.pickle", "*/*.pickle", "*/*.pkl") for file in folder.glob(pattern))
     if not files:
         raise UserError(f"{directory / FOLDER} has no *.pickle, expected one for every metas/X.txt: check --input")
     states: dict[str, np.ndarray] = {}
     origins: dict[str, pathlib.Path] = {}
     for file in rich.progress.track(files, "reading", console=console, disable=console is None):
-        meta = directory / "metas" / f"{file.stem}.txt"
+        meta = directory / "metas" / file.relative_to(folder).with_suffix(".txt")
         caption = items.read_text(meta)
         if caption is None:
             raise UserError(

@@ -61,6 +61,19 @@ def test_episodes_begin_and_end_where_lerobot_says(sets, name):
     np.testing.assert_allclose(last[:, 0], 2 * np.arange(9, 17) / 19 - 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["v30", "images", "v21"])
+def test_several_cameras_together(sets, name):
+    """A clip has the same moments of both cameras, in the order of --camera; models of several have no commands."""
+    clip = read(sets / name, camera="wrist=3,top=0")[3]
+    assert (clip.item, clip.start, clip.captions) == ("episode_000002", 9, ("pick up block 2",) * 2)
+    assert clip.frames.shape == (2, 9, 48, 64, 3)
+    for one, camera in zip(clip.frames, ("wrist", "top"), strict=True):
+        np.testing.assert_array_equal(one, read(sets / name, camera=camera)[3].frames)
+    assert clip.commands is None
+    listing = formats.list_items("lerobot", sets / name, options=items.ListOptions(camera="wrist=3,top=0"))
+    assert listing.facts == {"views": {"names": ["wrist", "top"], "ids": [3, 0]}}
+
+
 def test_cameras_and_commands_by_name(sets):
     wrist = read(sets / "v30", camera="observation.images.wrist")[0]
     assert times(wrist)[0] > 15  # inverted
