@@ -21,7 +21,7 @@ from jworld.evaluation import samples
 from jworld.parallel import axes, startup
 from jworld.systems import dry_run, periodic, recipes, run_facts, runs, training_job, workdirs
 from jworld.systems.training_job import TrainingJob
-from jworld.training import checkpoints, hub, metrics, preemption, profiling, rates, step, watchdog
+from jworld.training import checkpoints, emergency, hub, metrics, preemption, profiling, rates, step, watchdog
 from jworld.training import state as train_state
 from jworld.utils import arguments, compilation, errors, hardware, interrupts
 from jworld.utils import config as run_config
@@ -134,6 +134,7 @@ def run(job: TrainingJob, *, overwrite: bool) -> None:
 
 
 def _run(job: TrainingJob, *, overwrite: bool) -> None:
+    abandoned = emergency.run_of(job.workdir) if overwrite else ""
     startup.once(job.system.data.prepare)
     dataset = job.system.data.batches("train")
     startup.agree(run_facts.of_data(dataset))
@@ -141,6 +142,7 @@ def _run(job: TrainingJob, *, overwrite: bool) -> None:
     training_job.check_encoders(job, overwrite=overwrite)
     if overwrite:
         startup.once(lambda: workdirs.clear(job.workdir))
+        emergency.forget(job.emergency, abandoned)
     is_finished = train(job, dataset)
     if interrupts.seen():
         sys.exit(interrupts.INTERRUPTED)
@@ -156,13 +158,15 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
     manager = checkpoints.Checkpoints(
         job.workdir / runs.CHECKPOINTS, interval=config.checkpoint.interval, max_to_keep=config.checkpoint.max_to_keep
     )
-    graphdef, state, shardings = training_job.start(job, dataset, manager, message=console.print)
+    memory = training_job.open_emergency(job, message=console.print)
+    graphdef, state, shardings = training_job.start(job, dataset, manager, memory=memory, message=console.print)
     if int(state.step) < config.steps:
         manager.check_space(state)
     if jax.process_index() == 0:
         # Other commands need these files; config, data and weights are valid at this point.
         run_config.save(config, job.workdir)
         job.system.data.keep(job.workdir / runs.ENCODERS)
+        memory.register()
     batch_shardings = {name: axes.sharding(job.mesh, entry.axes) for name, entry in job.spec.items()}
     train_step = step.make_train_step(
         graphdef,
@@ -179,7 +183,7 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
     log = open_log(job, state, on_step=watch.beat)
     between = periodic.Periodic(job, graphdef, shardings, batch_shardings, log=log, watch=watch)
     uploads = open_uploads(job, message=log.message)
-    with uploads, watch, manager, log, preemption.Preemption() as stop, jax.set_mesh(job.mesh):
+    with memory, uploads, watch, manager, log, preemption.Preemption() as stop, jax.set_mesh(job.mesh):
         for number in range(first := int(state.step) + 1, config.steps + 1):
             with log.waiting(number):
                 batch = next(dataset)
@@ -194,6 +198,8 @@ def train(job: TrainingJob, dataset: pipeline.BatchIterator) -> bool:
             if last or manager.due(number):
                 manager.save(state, dataset.get_state())
                 uploads.saved(number, is_last=last)
+            if memory.due(number) and not last:
+                memory.save(state, dataset.get_state())
             if stopped:
                 manager.wait()
                 log.message(f"stopped after step {number} on request; the same command resumes there")

@@ -61,6 +61,8 @@ else
   remote+="sudo --preserve-env=JWORLD_TOKEN docker run --env=JWORLD_TOKEN --detach --name jworld --net=host --privileged --stop-timeout=300 "
   # Some hosts may need minutes more than others to pull the image.
   remote+="--env=JWORLD_START_SECONDS=900 "
+  # Emergency checkpoints lie in the host's memory, which outlives the container.
+  remote+="--volume=/dev/shm/jworld:/dev/shm/jworld "
   remote+="$(quote "--volume=$mount:$mount" "$image" scripts/run_until_done.sh "$restarts" python -m jworld.train "$@")"
   command+=("--command=$remote")
 fi

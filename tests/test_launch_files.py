@@ -3,12 +3,14 @@
 import math
 import os
 import pathlib
+import re
 import subprocess
 from typing import Any
 
 import pytest
 import yaml
 
+from jworld.training import emergency
 from jworld.utils import errors
 
 SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
@@ -34,6 +36,24 @@ def test_jobset_starts_every_host_of_the_slice() -> None:
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
     assert all(mounted["shared"] in argument for argument in arguments[1:])
+
+
+def test_jobset_has_a_folder_in_memory_for_emergency_checkpoints() -> None:
+    text = (SCRIPTS / "jobset.yaml").read_text()
+    uncommented, count = re.subn(
+        r"^( +)# (- \{name: memory|- --config\.checkpoint\.emergency)", r"\1\2", text, flags=re.M
+    )
+    assert count == 3
+    (job,) = yaml.safe_load(uncommented)["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounted["memory"] == emergency.EmergencyConfig().folder
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes.keys() == mounted.keys()
+    # Outlives the pod.
+    assert volumes["memory"]["hostPath"] == {"path": "/dev/shm/jworld", "type": "DirectoryOrCreate"}
+    assert "--config.checkpoint.emergency.every=50" in container["command"]
 
 
 def test_jobset_ends_at_mistakes_of_the_user_alone() -> None:

@@ -200,6 +200,7 @@ def test_tpu_vm_command() -> None:
         "--privileged",
         "--stop-timeout=300",
         "--env=JWORLD_START_SECONDS=900",
+        "--volume=/dev/shm/jworld:/dev/shm/jworld",
         "--volume=/mnt/x:/mnt/x",
         "i",
         "scripts/run_until_done.sh",

@@ -14,7 +14,7 @@ Facts = Mapping[str, str]
 #: Packages that determine what a step computes or how it is saved.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 #: Keys of a config that may differ between processes: they affect one process only.
-MAY_DIFFER = ("data.threads", "data.prefetch", "log.watchdog_minutes")
+MAY_DIFFER = ("data.threads", "data.prefetch", "log.watchdog_minutes", "checkpoint.emergency.folder")
 _PROCESSES, _FACTS, _CHARACTERS = 4, 4, 60
 
 

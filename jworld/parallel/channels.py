@@ -64,6 +64,11 @@ class Channel:
         self.heard = time.monotonic()
         return message if isinstance(message, dict) else None
 
+    def take(self, size: int) -> bytes:
+        """Return up to `size` bytes that arrived after the last message, for a connection that then sends a file."""
+        first, self._received = self._received[:size], self._received[size:]
+        return first
+
     def close(self) -> None:
         """Close the connection, so that a thread that receives from it ends."""
         with contextlib.suppress(OSError):

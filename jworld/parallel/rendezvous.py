@@ -51,6 +51,7 @@ class Peers:
         self._leaving = threading.Event()
         self._ready = threading.Semaphore(0)
         self._facts: queue.Queue[tuple[int, agreement.Facts]] = queue.Queue()
+        self._shares: queue.Queue[tuple[int, Any]] = queue.Queue()
         self._ending = threading.Lock()
 
     @classmethod
@@ -114,6 +115,8 @@ class Peers:
             self._ready.release()
         if "facts" in message:
             self._facts.put((index, message["facts"]))
+        if "share" in message:
+            self._shares.put((index, message["share"]))
         return True
 
     def _end_hung(self, index: int, channel: Channel) -> None:
@@ -138,6 +141,24 @@ class Peers:
         if problem := agreement.differences([found[index] for index in sorted(found)], self.process.name):
             raise errors.UserError(problem)
         self.announce_ready()
+
+    def share(self, value: Any) -> list[Any]:
+        """Return the JSON values of all processes in their order; all processes call this at the same point."""
+        if self.process.index:
+            self._channels[0].send(share=value)
+            everything: list[Any] = self._shares.get()[1]
+            return everything
+        found = {0: value} | dict(self._shares.get() for _ in self._channels)
+        everything = [found[index] for index in sorted(found)]
+        for channel in self._channels.values():
+            channel.send(share=everything)
+        return everything
+
+    def address(self) -> str:
+        """Return the address at which the other processes reach this one, that of its connection to process 0."""
+        if self.process.index == 0:
+            return self.process.coordinator.rpartition(":")[0].strip("[]")
+        return str(self._channels[0].connection.getsockname()[0]).removeprefix("::ffff:")
 
     def announce_ready(self) -> None:
         """Release one `wait_until_ready` of every other process; only process 0 calls this."""

@@ -76,7 +76,7 @@ class _Reception(contextlib.AbstractContextManager["_Reception"]):
     def __init__(self, port: int, token: str) -> None:
         self.arrivals: queue.Queue[_Arrival] = queue.Queue()
         self._token = token
-        self._server = _listen(port)
+        self._server = listen(port, bind_host())
         self._places = threading.Semaphore(_UNPROVEN)
         self._dropped = 0
         self._open = True
@@ -132,7 +132,8 @@ def token() -> str:
     return os.environ.get(TOKEN, "")
 
 
-def _proof(secret: str, *parts: Any) -> str:
+def proof_of(secret: str, *parts: Any) -> str:
+    """Return a keyed hash of some parts, which proves that its maker has the secret."""
     return hmac.new(secret.encode(), "\n".join(map(str, parts)).encode(), "sha256").hexdigest()
 
 
@@ -144,10 +145,10 @@ def _admit(channel: Channel, secret: str, deadline: float) -> tuple[_Arrival | N
     index, count, proof, nonce = (greeting.get(key) for key in ("index", "count", "proof", "nonce"))
     if type(index) is not int or type(count) is not int or not isinstance(proof, str):
         return None, "it is not a process of a run"
-    if not hmac.compare_digest(proof.encode(), _proof(secret, "process", own, nonce, index, count).encode()):
+    if not hmac.compare_digest(proof.encode(), proof_of(secret, "process", own, nonce, index, count).encode()):
         channel.send(refused=True)
         return None, f"it came as process {index} without the {TOKEN} of this run"
-    channel.send(proof=_proof(secret, "process 0", nonce, own))
+    channel.send(proof=proof_of(secret, "process 0", nonce, own))
     channel.max_bytes = MAX_BYTES
     facts = (channel.receive(deadline - time.monotonic()) or {}).get("facts")
     if not isinstance(facts, dict):
@@ -157,8 +158,17 @@ def _admit(channel: Channel, secret: str, deadline: float) -> tuple[_Arrival | N
     return _Arrival(channel=channel, index=index, count=count, host=host, facts=facts), ""
 
 
-def _listen(port: int) -> socket.socket:
-    host = os.environ.get(BIND, "").rpartition(":")[0].strip("[]")
+def bind_host() -> str:
+    """Return the host of the address on which process 0 listens; "" for all network interfaces."""
+    return os.environ.get(BIND, "").rpartition(":")[0].strip("[]")
+
+
+def listen(port: int, host: str) -> socket.socket:
+    """Listen on a port, 0 for any free one, of the network interface of `host`, "" for all interfaces.
+
+    Raises:
+      UserError: the port is in use, or the host is not an address of this machine.
+    """
     try:
         if host:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -315,7 +325,7 @@ def _greet(process: ProcessInfo, facts: agreement.Facts, channel: Channel) -> bo
     nonce = (channel.receive(REPLY_SECONDS) or {}).get("nonce")
     if not isinstance(nonce, str):
         return False
-    proof = _proof(secret, "process", nonce, own, process.index, process.count)
+    proof = proof_of(secret, "process", nonce, own, process.index, process.count)
     channel.send(index=process.index, count=process.count, host=socket.gethostname(), nonce=own, proof=proof)
     answer = channel.receive(REPLY_SECONDS) or {}
     if "refused" in answer:
@@ -323,7 +333,7 @@ def _greet(process: ProcessInfo, facts: agreement.Facts, channel: Channel) -> bo
             f"{process.name(0)} at {process.coordinator} has another {TOKEN} than this process: give all processes of "
             "the run the same"
         )
-    expected = _proof(secret, "process 0", own, nonce)
+    expected = proof_of(secret, "process 0", own, nonce)
     if not hmac.compare_digest(str(answer.get("proof", "")).encode(), expected.encode()):
         return False
     channel.max_bytes = MAX_BYTES

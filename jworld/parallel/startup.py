@@ -247,3 +247,18 @@ def agree(facts: agreement.Facts) -> None:
     """
     if _peers is not None:
         _peers.agree(facts)
+
+
+def share(value: Any) -> list[Any]:
+    """Return the JSON values of all processes in their order; all processes call this at the same point."""
+    return [value] if _peers is None else _peers.share(value)
+
+
+def address() -> str:
+    """Return the address at which the other processes reach this one; "" in a single-process run."""
+    return "" if _peers is None else _peers.address()
+
+
+def name(index: int) -> str:
+    """Return a process's name for messages."""
+    return "this process" if _peers is None else _peers.process.name(index)

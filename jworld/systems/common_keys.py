@@ -9,7 +9,7 @@ import ml_collections
 from jworld.data.recording import recorder
 from jworld.encoders import model_encoders
 from jworld.evaluation import settings
-from jworld.training import hub, metrics, optimizers
+from jworld.training import emergency, hub, metrics, optimizers
 from jworld.utils import config as run_config
 from jworld.utils import errors, ranges
 
@@ -33,6 +33,7 @@ SHARED: Mapping[str, type] = {
     "optimizer": optimizers.OptimizerConfig,
     "log": metrics.LogConfig,
     "checkpoint.hub": hub.HubConfig,
+    "checkpoint.emergency": emergency.EmergencyConfig,
     "data.recording": recorder.RecordingConfig,
     "sample": settings.SamplesConfig,
     "sample.encoders": model_encoders.EncodersConfig,

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -13,10 +15,11 @@ from jworld import systems
 from jworld.data import pipeline, records
 from jworld.encoders import model_encoders
 from jworld.evaluation import settings
+from jworld.parallel import agreement
 from jworld.parallel import mesh as mesh_lib
 from jworld.systems import common_keys, initial_weights, recipes, runs, workdirs
 from jworld.systems.base import AnySystem
-from jworld.training import checkpoints, hub, metrics, optimizers
+from jworld.training import checkpoints, emergency, hub, metrics, optimizers
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
 from jworld.utils import errors, hub_folders, nnx_types
@@ -37,7 +40,7 @@ class TrainingJob:
       system: the system that the config names.
       spec: arrays of a training batch.
       optimizer: built from `config.optimizer`.
-      log, hub, samples, evaluation: sections of the config.
+      log, hub, emergency, samples, evaluation: sections of the config.
       profile: steps to trace.
       accept_data: resume with another data set than that of the checkpoint.
     """
@@ -49,6 +52,7 @@ class TrainingJob:
     optimizer: optimizers.Optimizer
     log: metrics.LogConfig
     hub: hub.HubConfig
+    emergency: emergency.EmergencyConfig
     samples: settings.SamplesConfig
     evaluation: settings.EvaluationConfig
     profile: range
@@ -77,6 +81,9 @@ class TrainingJob:
             optimizer=optimizers.from_config(config, steps=max(config.steps, 1)),
             log=run_config.section(metrics.LogConfig, config.log, "log"),
             hub=run_config.section(hub.HubConfig, config.checkpoint.get("hub", {}), "checkpoint.hub"),
+            emergency=run_config.section(
+                emergency.EmergencyConfig, config.checkpoint.get("emergency", {}), "checkpoint.emergency"
+            ),
             samples=common_keys.samples(config),
             evaluation=run_config.section(settings.EvaluationConfig, config.get("evaluation", {}), "evaluation"),
             profile=profile,
@@ -238,20 +245,34 @@ def check_encoders(job: TrainingJob, *, overwrite: bool) -> None:
             job.system.data.check_kept(encoders)
 
 
+def open_emergency(job: TrainingJob, *, message: Callable[[str], object]) -> emergency.EmergencyCheckpoints:
+    """Return the emergency checkpoints of a run, which belong to its config and to the code and packages in use."""
+    # A config that may change keeps the run what it is; the mesh is compared by what the processes hold.
+    parts = {
+        "the config": agreement.of_config(job.config.to_dict(), may_differ=(*MAY_CHANGE, "steps")),
+        "the program": agreement.of_program(),
+    }
+    facts = {
+        name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()
+    }
+    return emergency.EmergencyCheckpoints(job.emergency, job.workdir, facts, message=message)
+
+
 def start(
     job: TrainingJob,
     dataset: pipeline.BatchIterator,
     manager: checkpoints.Checkpoints,
     *,
+    memory: emergency.EmergencyCheckpoints | None = None,
     message: Callable[[str], object],
 ) -> tuple[nnx_types.GraphDef, State, State]:
     """Return graph definition, state and shardings: restored, started from `config.init_from`, or drawn at random."""
-    if manager.latest_step() is not None:
-        return _restore(job, dataset, manager, message=message)
     key, parts, init = jax.random.key(job.config.seed), job.system.parts, job.system.init_training
     graphdef, abstract, shardings = train_state.abstract_state(
         init, trainable=job.trainable, optimizer=job.optimizer, mesh=job.mesh
     )
+    if (state := _restore(job, abstract, dataset, manager, memory, message=message)) is not None:
+        return graphdef, state, shardings
     check_trainable(job, abstract.params)
     if not job.config.init_from and not parts:
         state = train_state.draw_state(
@@ -277,16 +298,22 @@ def start(
 
 def _restore(
     job: TrainingJob,
+    abstract: State,
     dataset: pipeline.BatchIterator,
     manager: checkpoints.Checkpoints,
+    memory: emergency.EmergencyCheckpoints | None,
     *,
     message: Callable[[str], object],
-) -> tuple[nnx_types.GraphDef, State, State]:
-    graphdef, abstract, shardings = train_state.abstract_state(
-        job.system.init_training, trainable=job.trainable, optimizer=job.optimizer, mesh=job.mesh
-    )
-    if job.config.checkpoint.step >= 0:
-        state, position = manager.restore(abstract, job.config.checkpoint.step)
+) -> State | None:
+    """Restore the newest checkpoint, from the memory of the hosts if possible; None if there is none."""
+    newest, step = manager.latest_step(), job.config.checkpoint.step
+    found = memory.restore(abstract, job.mesh, ordinary=newest, chosen=step >= 0) if memory else None
+    if found is not None:
+        state, position = found
+    elif newest is None:
+        return None
+    elif step >= 0:
+        state, position = manager.restore(abstract, step)
     else:
         state, position, problems = manager.restore_newest(abstract)
         for problem in problems:
@@ -294,4 +321,4 @@ def _restore(
     if note := dataset.set_state(position, accept_data=job.accept_data):
         message(note)
     message(f"resuming after step {int(state.step)}")
-    return graphdef, state, shardings
+    return state

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 
 from jworld.systems import runs
-from jworld.training import goodput, hub, profiling, writers
+from jworld.training import emergency, goodput, hub, profiling, writers
 from jworld.utils import config as run_config
 from jworld.utils import errors, files, folder_lock
 
@@ -21,7 +21,7 @@ _LOCK_BYTES = 4096
 #: All that a run and the evaluation of its model write into the folder.
 WRITTEN = (
     *(runs.CHECKPOINTS, runs.ENCODERS, runs.SAMPLES, EVALUATION, LOCK, run_config.FILE_NAME),
-    *(goodput.FILE, writers.FILE, writers.BOARD, profiling.FOLDER, "wandb"),
+    *(goodput.FILE, writers.FILE, writers.BOARD, profiling.FOLDER, emergency.FILE, "wandb"),
 )
 
 

@@ -32,7 +32,7 @@ DAMAGED = "damaged"
 _READING = ocp.CheckpointManagerOptions(create=False)
 
 
-def _items(state: TrainState) -> dict[str, Any]:
+def saved_items(state: TrainState) -> dict[str, Any]:
     """Return the items saved at every step."""
     rest = {"step": state.step, "opt_state": state.opt_state}
     rest |= {"skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
@@ -42,6 +42,23 @@ def _items(state: TrainState) -> dict[str, Any]:
     if (critic := state.critic) is not None:
         items["critic"] = {"params": critic.params, "opt_state": critic.opt_state, "skipped": critic.skipped}
     return items
+
+
+def assembled(abstract: TrainState, items: Mapping[str, Any], frozen: nnx_types.State) -> TrainState:
+    """Return the state of the items of `saved_items` and the frozen parameters."""
+    critic = train_state.CriticState(**items["critic"]) if "critic" in items else None
+    return dataclasses.replace(
+        abstract, params=items["params"], ema=items.get("ema"), frozen=frozen, critic=critic, **items["rest"]
+    )
+
+
+def find_not_finite(items: Mapping[str, Any]) -> str:
+    """Return the name of the first parameter with NaN or infinite values, "" without."""
+    trained = {"params": items["params"], "ema": items.get("ema"), "critic": items.get("critic", {}).get("params")}
+    for name, parameters in trained.items():
+        if leaf := checksums.find_not_finite(parameters):
+            return f"{name}/{leaf}"
+    return ""
 
 
 def _json_checksum(value: Any) -> int:
@@ -103,7 +120,7 @@ class Checkpoints:
     def _trees(self, state: TrainState) -> list[Any]:
         """Return what a save of a state writes: frozen parameters only once."""
         frozen = bool(jax.tree.leaves(state.frozen)) and not self._frozen_saved
-        return [_items(state), state.frozen] if frozen else [_items(state)]
+        return [saved_items(state), state.frozen] if frozen else [saved_items(state)]
 
     def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
         """Save `state` under its step, with the data iterator's JSON state; returns before the files are written.
@@ -159,12 +176,8 @@ class Checkpoints:
         """
         step = self.existing(step)
         with self._damage(step):
-            items, data = self._restore_items(step, _items(abstract))
-        frozen = self.restore_frozen(abstract.frozen)
-        critic = train_state.CriticState(**items["critic"]) if "critic" in items else None
-        restored = dataclasses.replace(
-            abstract, params=items["params"], ema=items.get("ema"), frozen=frozen, critic=critic, **items["rest"]
-        )
+            items, data = self._restore_items(step, saved_items(abstract))
+        restored = assembled(abstract, items, self.restore_frozen(abstract.frozen))
         self._restored = step
         return restored, data
 
@@ -344,13 +357,11 @@ class Checkpoints:
 
     def _require_finite(self, step: int, items: Mapping[str, Any]) -> None:
         """Refuse parameters that no command would accept: saved, they would push good checkpoints out."""
-        trained = {"params": items["params"], "ema": items.get("ema"), "critic": items.get("critic", {}).get("params")}
-        for name, parameters in trained.items():
-            if leaf := checksums.find_not_finite(parameters):
-                raise errors.UserError(
-                    f"the checkpoint of step {step} is not saved: {name}/{leaf} has NaN or infinite values; "
-                    f"{self._previous()}; lower config.optimizer.learning_rate and run again"
-                )
+        if leaf := find_not_finite(items):
+            raise errors.UserError(
+                f"the checkpoint of step {step} is not saved: {leaf} has NaN or infinite values; "
+                f"{self._previous()}; lower config.optimizer.learning_rate and run again"
+            )
 
     def _previous(self) -> str:
         latest = self.latest_step()

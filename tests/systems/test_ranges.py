@@ -23,6 +23,7 @@ WRONG = ("-1", "0", "nan", "inf", "1e30", "1" + 30 * "0", "text")
 ZERO = {
     *("seed", "data.recording.seed", "data.questions.seed", "sample.seed", "epochs"),
     # Off, none or all.
+    "checkpoint.emergency.every",
     *("checkpoint.hub.patience", "data.conversations.limit", "data.encoding.clip_frames", "evaluation.interval"),
     *("log.watchdog_minutes", "sample.interval", "sample.rollout.top_k", "sample.rollout.temperature"),
     *("optimizer.clip_norm", "optimizer.ema_decay", "optimizer.ema_rate", "optimizer.skip_limit"),
