@@ -5,12 +5,14 @@ Variants (`--config=configs/cosmos_video2world.py:<variant>`):
   tiny_action  the same model, conditioned on camera motion
   tiny_lora    LoRA adapters on the result of the first variant
   tiny_lerobot the same model, conditioned on the commands of a LeRobot data set; docs/lerobot.md
+  tiny_multiview  the same model for three synchronized cameras in the rooms: ahead, to the left and to the right
   coinrun      a small model of CoinRun at 64x64 pixels, conditioned on its 15 actions; docs/array_records.md
   2b, 14b      post-training of the published models with every value of the original's experiment; docs/cosmos.md
   2b_480p, 2b_10fps, 2b_480p_10fps, 14b_480p, ...  post-training of the checkpoints for 768x432 pixels and for 10 fps
   2b_lora, 14b_lora  LoRA adapters on the published models, which stay frozen in bfloat16
   2b_action    the published action-conditioned model
   2b_lerobot   the same post-training on a LeRobot data set
+  2b_multiview post-training of the published model of seven cameras on the five of Waymo
 """
 
 import ml_collections
@@ -19,11 +21,11 @@ import ml_collections
 CHECKPOINTS = ("_480p", "_10fps", "_480p_10fps")
 VARIANTS = (
     *("", "tiny_action", "tiny_lora", "2b", "14b", "2b_lora", "14b_lora", "2b_action"),
-    *("tiny_lerobot", "2b_lerobot", "coinrun"),
+    *("tiny_lerobot", "2b_lerobot", "coinrun", "tiny_multiview", "2b_multiview"),
     *(f"{size}{suffix}" for size in ("2b", "14b") for suffix in CHECKPOINTS),
 )
 #: Variants of published size, which the planner's table lists.
-PUBLISHED = ("2b", "14b", "2b_lora", "14b_lora", "2b_action")
+PUBLISHED = ("2b", "14b", "2b_lora", "14b_lora", "2b_action", "2b_multiview")
 #: Linear, of 96 channels for 16x16 pixels and 4 frames; TheWorld reads the latents of this model.
 AUTOENCODER = "assets/autoencoder/rooms.safetensors"
 
@@ -57,6 +59,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         _lerobot(config)
     if variant == "coinrun":
         _coinrun(config)
+    if variant == "tiny_multiview":
+        _three_cameras(config)
+    if variant == "2b_multiview":
+        _waymo(config)
     config.lock()
     return config
 
@@ -247,3 +253,37 @@ def _coinrun(config: ml_collections.ConfigDict) -> None:
     config.optimizer.learning_rate = 1e-3
     config.loss.conditioning_frames = (1, 1)
     config.checkpoint.interval = 1000
+
+
+def _three_cameras(config: ml_collections.ConfigDict) -> None:
+    """Set three cameras in the rooms, which overlap by 30 degrees."""
+    names, yaws = ("front", "left", "right"), (0.0, -60.0, 60.0)
+    config.model.update({"views": 3, "view_dim": 3, "view_frames": 4, "fps_modulation": True})
+    config.data.records = "data/rooms-three-cameras/records-13frames"
+    config.data.recording.update({"directory": "data/rooms-three-cameras/episodes", "views": names, "yaws": yaws})
+    config.data.encoding.clip_frames = 13
+    config.data.clip.update({"window_frames": 4, "views": names, "view_ids": (0, 1, 2), "caption_view": 0})
+    config.loss.conditioning_frames = (0, 1)
+
+
+def _waymo(config: ml_collections.ConfigDict) -> None:
+    """Set the values of predict2_multiview_training_2b_720p_10fps_7views_29frames_waymo5views; docs/cosmos.md."""
+    # The last step of the original's schedule, whose code ends there with an error.
+    config.steps = 40_000
+    config.init_from = "checkpoints/cosmos-predict2-2b-multiview"
+    # Original: 8 GPUs, context parallel 8.
+    config.global_batch = 1
+    config.mesh.sequence = 8
+    config.model.update(
+        {"views": 7, "view_dim": 7, "view_frames": 8, "rope_scale": (8 / 24, 3.0, 3.0), "fps_modulation": True}
+    )
+    config.data.records = "data/waymo/records"
+    # In the order of the original's data set; the published model knows seven cameras, of which Waymo has no 3 and 6.
+    names = tuple(f"pinhole_{name}" for name in ("side_left", "front_left", "front", "front_right", "side_right"))
+    config.data.clip.update({"window_frames": 8, "views": names, "view_ids": (4, 5, 0, 1, 2), "caption_view": 0})
+    config.loss.conditioning_frames = (0, 1)
+    config.optimizer.learning_rate = 0.25 * 2**-14.5
+    config.optimizer.warmup_steps = 2000
+    # f_min / f_max.
+    config.optimizer.min_lr_ratio = 0.1 / 0.25
+    config.sample.rollout.update({"lowest": 0.01, "highest": 200.0})

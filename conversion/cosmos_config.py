@@ -19,6 +19,7 @@ RECIPES = {
     for name in (
         *(f"{size}{suffix}" for size in ("2b", "14b") for suffix in ("", "_480p", "_10fps", "_480p_10fps")),
         "2b_action",
+        "2b_multiview",
     )
 }
 
@@ -36,6 +37,12 @@ FIELDS = (
     Field("concat_padding_mask", "padding_mask", hyperparameters.switch),
     Field("action_dim", "action_dim", hyperparameters.integer),
 )
+#: Arguments of the class `MultiViewDiT` alone, for several cameras.
+VIEW_FIELDS = (
+    Field("n_cameras_emb", "views", hyperparameters.integer),
+    Field("view_condition_dim", "view_dim", hyperparameters.integer),
+    Field("state_t", "view_frames", hyperparameters.integer),
+)
 FIXED = {"patch_temporal": 1, "patch_spatial": 2, "pos_emb_cls": "rope3d"}
 # Keys that give a hyper-parameter only together.
 _RATIOS = tuple(f"rope_{axis}_extrapolation_ratio" for axis in "thw")
@@ -46,8 +53,9 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the hyper-parameters in the config.json next to the weights; `where` names it in messages."""
     ratios = tuple(Field(key, key, hyperparameters.number) for key in _RATIOS)
     sizes = tuple(Field(key, key, hyperparameters.integer) for key in _SIZES)
-    parts = hyperparameters.read(config, (*FIELDS, *ratios, *sizes), FIXED, where)
-    values = {field.ours: parts[field.ours] for field in FIELDS if field.ours in parts}
+    fields = (*FIELDS, *(VIEW_FIELDS if "n_cameras_emb" in config else ()))
+    parts = hyperparameters.read(config, (*fields, *ratios, *sizes), FIXED, where)
+    values = {field.ours: parts[field.ours] for field in fields if field.ours in parts}
     for name, keys in (("rope_scale", _RATIOS), ("max_size", _SIZES)):
         if all(key in parts for key in keys):
             values[name] = tuple(parts[key] for key in keys)
@@ -62,13 +70,18 @@ def to_config(cfg: CosmosConfig) -> dict[str, Any]:
         **dict(zip(_RATIOS, cfg.rope_scale, strict=True)),
         **dict(zip(_SIZES, cfg.max_size, strict=True)),
     }
-    return hyperparameters.write(cfg, FIELDS, FIXED) | together
+    fields = (*FIELDS, *(VIEW_FIELDS if cfg.views is not None else ()))
+    return hyperparameters.write(cfg, fields, FIXED) | together
 
 
 def limits(cfg: CosmosConfig) -> list[str]:
     """Return why the original program cannot load a model of these sizes: it has only the published configs."""
-    names = ("channels", "width", "num_heads", "num_layers", "mlp_ratio", "text_dim", "modulation_rank", "rope_scale")
-    published = {name: CosmosConfig(**fields) for name, fields in PUBLISHED.items()}
+    names = (
+        *("channels", "width", "num_heads", "num_layers", "mlp_ratio", "text_dim", "modulation_rank", "rope_scale"),
+        *("views", "view_dim", "view_frames"),
+    )
+    several = {"views": 7, "rope_scale": (8 / 24, 3.0, 3.0), "fps_modulation": True}
+    published = {name: CosmosConfig(**fields) for name, fields in (PUBLISHED | {"2b_multiview": several}).items()}
     differing = {
         name: [key for key in names if getattr(cfg, key) != getattr(other, key)] for name, other in published.items()
     }
@@ -84,8 +97,11 @@ def limits(cfg: CosmosConfig) -> list[str]:
 def guess_variant(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
     """Return the published model whose values apply where a checkpoint of these sizes has none.
 
-    The name of a file such as model-480p-10fps.pt has the size and frame rate that it was trained with.
+    The name of a file such as model-480p-10fps.pt has the size and frame rate that it was trained with, and that of
+    several cameras is model-720p-10fps-7views-29frames.pt.
     """
+    if facts.get("views") is not None or naming.words(path, r"(\d+views)"):
+        return "2b_multiview"
     if facts.get("action_dim") is not None:
         return "2b_action"
     size = "14b" if facts.get("width") == PUBLISHED["14b"]["width"] else "2b"

@@ -52,7 +52,7 @@ class Job:
 
     video: Video
     actions: list[results.Action]
-    image: np.ndarray | pathlib.Path | None
+    image: np.ndarray | pathlib.Path | tuple[pathlib.Path, ...] | None
     log: key_logs.KeyLog | None = None
 
 
@@ -104,7 +104,7 @@ def generate(
         facts["timings"]["load_seconds"] = 0.0 if written else loaded
         if not written:
             console.print(opened.describe(loaded, facts["timings"]))
-        for path in video_files.write(job.video, rollout, facts, sheet=request.sheet):
+        for path in video_files.write(job.video, rollout, facts, sheet=request.sheet, cameras=system.cameras):
             console.print(f"wrote {path}")
         written.append(facts)
     return written
@@ -123,15 +123,15 @@ def prepare(
         generation.find_start(log.start.image, system, fps=fps)
         return [Job(video, log.actions(system, config, f"--keys {request.keys}"), log.start.image, log)]
     jobs: list[Job] = []
-    checked: set[pathlib.Path | None] = set()
+    checked: set[pathlib.Path | tuple[pathlib.Path, ...] | None] = set()
     for video in request.videos():
         try:
             steering = generation.steering(system, pose=video.pose, actions=video.actions)
             options.check_negative_prompt(system, video.negative_prompt)
-            if video.image not in checked or video.image is None:
-                generation.note_start(video.image, generation.find_start(video.image, system, fps=fps), system)
-                checked.add(video.image)
-            jobs.append(Job(video, system.controls(steering, video.windows, video.length), video.image))
+            if video.start not in checked or video.start is None:
+                generation.note_start(video.start, generation.find_start(video.start, system, fps=fps), system)
+                checked.add(video.start)
+            jobs.append(Job(video, system.controls(steering, video.windows, video.length), video.start))
         except errors.UserError as error:
             raise errors.UserError(f"{video.where}{error}") from error
     return jobs
@@ -336,7 +336,8 @@ def make_parser() -> arguments.Parser:
         type=pathlib.Path,
         metavar="FILE",
         help="first image, whose middle is taken; models that continue videos also take a video and continue its last "
-        "frames; models that answer in text take several, one --image each (default: none)",
+        "frames; models of several cameras take one --image for each, in their order, and models that answer in text "
+        "any number (default: none)",
     )
     add("--prompt", default="", help="caption of the video, or the question")
     add("--pose", metavar="PATH", help="pose string or JSON file of poses, see below (default: none)")
@@ -360,7 +361,8 @@ def make_parser() -> arguments.Parser:
         type=pathlib.Path,
         default=Request.out,
         metavar="FILE",
-        help="video to write, FILE.mp4; FILE.json records how it was made. With several seeds FILE_SEED.mp4, with "
+        help="video to write, FILE.mp4; FILE.json records how it was made. With several cameras FILE.mp4 is their grid "
+        "and FILE.CAMERA.mp4 each of them, unless --stream is given. With several seeds FILE_SEED.mp4, with "
         "--batch a folder. For answers in text FILE.json, or with --batch FILE.jsonl (required for videos and --batch)",
     )
     add("--sheet", action="store_true", help="also write FILE.png: the images of every chunk under its action")

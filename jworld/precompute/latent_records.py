@@ -84,7 +84,10 @@ class LatentRecords:
         """Refuse records with latents of another autoencoder, see `systems.base.TrainingData`."""
         if (directory / records.MANIFEST).is_file():
             stored, path = records.read_manifest(directory)["autoencoder"], self._config.data.records
-            expected = {f"autoencoder.{key}": stored[key] for key in ("family", "hash") if key in stored}
+            expected: dict[str, Any] = {
+                f"autoencoder.{key}": stored[key] for key in ("family", "hash") if key in stored
+            }
+            expected["views"] = self.expected.get("views")
             records.check_manifest(records.read_manifest(path), expected, path=path)
 
     def find_problem(self, directory: pathlib.Path) -> str:

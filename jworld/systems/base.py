@@ -347,6 +347,10 @@ class VideoSystem(System[Model, RunEncoders], Protocol[Model, RunEncoders]):
     def start_frames(self) -> int:
         """Pixel frames of a given video that a session continues, at most."""
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras of a video, which are the tiles of its frames; () for one, see `data.camera_grids`."""
+
     def start_note(self, frames: int) -> str:
         """Return a note to the user if a session starts differently with only `frames` frames, else ""."""
 

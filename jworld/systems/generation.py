@@ -10,17 +10,19 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from jworld.data import media
+from jworld.data import camera_grids, media
 from jworld.data.conversations import chat
 from jworld.diffusion import step_reports
 from jworld.evaluation import results
-from jworld.systems import asking, live
+from jworld.systems import asking, base, live
 from jworld.systems.base import AnySystem, TextSession, TextSystem, VideoSession, VideoSystem, WatchedSession
 from jworld.utils import compilation, errors, notes
 
 #: Parameters from which on every denoising step is reported, because a chunk may take minutes. In small models the
 #: reports would take a noticeable share of a step.
 WATCHED_PARAMETERS = 500_000_000
+#: First image or video of a rollout, as an array or a file; one for each of several cameras.
+Start = np.ndarray | str | pathlib.Path | Sequence[np.ndarray | str | pathlib.Path] | None
 
 
 def video_system(system: AnySystem, config: ml_collections.ConfigDict) -> VideoSystem[Any, Any]:
@@ -51,13 +53,11 @@ def steering(system: VideoSystem[Any, Any], *, pose: str | None, actions: str | 
     return given[system.steering]
 
 
-def find_start(
-    image: np.ndarray | str | pathlib.Path | None, system: VideoSystem[Any, Any], *, fps: float | None
-) -> np.ndarray | None:
+def find_start(image: Start, system: VideoSystem[Any, Any], *, fps: float | None) -> np.ndarray | None:
     """Return the first image, or the last frames of a first video that a session continues.
 
     Args:
-      image: an array, or a file of which only these frames are decoded.
+      image: an array, or a file of which only these frames are decoded; or one per camera.
       system: the system.
       fps: frames per second of the generated video, at which the frames of a file are chosen by their time stamps;
         None keeps those of the file.
@@ -70,16 +70,52 @@ def find_start(
     if not system.needs_image and image is not None:
         name = "" if isinstance(image, np.ndarray) else f" {image}"
         raise errors.UserError(f"--image{name}: the model makes clips from a caption alone: leave --image out")
+    if system.cameras or isinstance(image, list | tuple):
+        return _find_cameras(image, system, fps=fps)
     if isinstance(image, str | pathlib.Path):
         return media.read_start(pathlib.Path(image), "--image", frames=system.start_frames, fps=fps)
+    assert not isinstance(image, Sequence)
     return image
 
 
-def note_start(image: pathlib.Path | None, start: np.ndarray | None, system: VideoSystem[Any, Any]) -> None:
+def _find_cameras(image: Start, system: VideoSystem[Any, Any], *, fps: float | None) -> np.ndarray:
+    """Return the start of a video of several cameras as a grid, [T, rows * H, columns * W, 3]."""
+    files: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
+    if not system.cameras:
+        raise errors.UserError(f"--image is given {len(files)} times: a video begins with one: leave one")
+    found = [
+        media.read_start(pathlib.Path(file), "--image", frames=system.start_frames, fps=fps)
+        if isinstance(file, str | pathlib.Path)
+        else file
+        for file in files
+    ]
+    starts, names = [base.as_video(one) for one in found], ", ".join(system.cameras)
+    # A single image is rather that of one camera than a grid.
+    if len(starts) == 1 and (found[0].ndim == 4 or not isinstance(files[0], str | pathlib.Path)):
+        camera_grids.split(starts[0], len(system.cameras))
+        return starts[0]
+    if len(starts) != len(system.cameras):
+        raise errors.UserError(
+            f"--image: found {len(starts)}, expected one for each camera in the order {names}, or one video of their "
+            "grid"
+        )
+    for file, start in zip(files, starts, strict=True):
+        if start.shape != starts[0].shape:
+            own, expected = (f"{x.shape[0]} frames of {x.shape[2]}x{x.shape[1]}" for x in (start, starts[0]))
+            raise errors.UserError(f"--image {file} has {own}, expected {expected} as of the first camera: resize it")
+    return camera_grids.join(np.stack(starts))
+
+
+def note_start(
+    image: pathlib.Path | tuple[pathlib.Path, ...] | None, start: np.ndarray | None, system: VideoSystem[Any, Any]
+) -> None:
     """Print what the system does with fewer frames than it continues, if that is not what a user expects."""
+    if system.cameras and isinstance(image, pathlib.Path):
+        notes.note(f"--image {image} is read as a grid of the cameras {', '.join(system.cameras)}")
     frames = 1 if start is None or start.ndim == 3 else len(start)
     if start is not None and (text := system.start_note(frames)):
-        notes.note(f"--image {image}: {text}")
+        first = image[0] if isinstance(image, tuple) else image
+        notes.note(f"--image {first}: {text}")
 
 
 def is_watched(model: nnx.Module) -> bool:

@@ -86,4 +86,4 @@ def window(manifest: Mapping[str, Any], recipe: str) -> int:
 
 def _text(value: Any) -> str:
     """Return a value as --config.key=value takes it; tuples have no blanks."""
-    return "(" + ",".join(map(str, value)) + ")" if isinstance(value, tuple) else str(value)
+    return "(" + ",".join(map(repr, value)) + ")" if isinstance(value, tuple) else str(value)

@@ -73,6 +73,11 @@ class VideoOptions:
         """See `VideoSystem`."""
         return 1
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """See `VideoSystem`; by default there is one."""
+        return ()
+
     def start_note(self, frames: int) -> str:
         """See `VideoSystem`; by default any number of frames is fine."""
         return ""

@@ -241,16 +241,21 @@ class Evaluation:
         directory, given = self._job.workdir / runs.ENCODERS, model_encoders.from_config(self._job.config)
         with jax.set_mesh(mesh):
             try:
-                autoencoder = model_encoders.open_autoencoder(
-                    directory, records.read_manifest(directory), given=given.autoencoder, mesh=mesh
-                )
+                manifest = records.read_manifest(directory)
+                autoencoder = model_encoders.open_autoencoder(directory, manifest, given=given.autoencoder, mesh=mesh)
             except errors.UserError as error:
                 self._no_decoder = True
                 self._message(f"no held-out PSNR: {error}")
                 return {}
             clean = batch["latent"][:: self._job.optimizer.config.accumulate][:PSNR_CLIPS].astype(np.float32)
-            truth = autoencoder.decode(clean)
-            decoded = {level: autoencoder.decode(latents[: len(clean)]) for level, latents in predictions.items()}
+            clips, cameras = len(clean), len(manifest.get("views", {}).get("names", "1"))
+
+            def decode(latents: np.ndarray) -> np.ndarray:
+                # An example of several cameras has one after the other.
+                return autoencoder.decode(latents.reshape(clips * cameras, -1, *latents.shape[2:]))
+
+            truth = decode(clean)
+            decoded = {level: decode(latents[:clips]) for level, latents in predictions.items()}
         return {level: held_out.psnr(truth, video) for level, video in decoded.items()}
 
 

@@ -42,6 +42,7 @@ class Video:
       out: file to write.
       prompt: caption.
       image: first image, or a video whose last frames are continued; None for a model that needs a caption only.
+      others: the same of further cameras.
       pose: camera path, for models steered by --pose.
       actions: control tokens, for models steered by --actions.
       windows: length of the video, for models without actions.
@@ -55,6 +56,7 @@ class Video:
     out: pathlib.Path
     prompt: str = ""
     image: pathlib.Path | None = None
+    others: tuple[pathlib.Path, ...] = ()
     pose: str | None = None
     actions: str | None = None
     windows: int | None = None
@@ -65,6 +67,11 @@ class Video:
     where: str = ""
 
     @property
+    def start(self) -> pathlib.Path | tuple[pathlib.Path, ...] | None:
+        """The first image, or those of all cameras."""
+        return self.image if self.image is None or not self.others else (self.image, *self.others)
+
+    @property
     def facts_file(self) -> pathlib.Path:
         """File with the settings and timings of the video; it is written last."""
         return self.out.with_suffix(".json")
@@ -73,7 +80,7 @@ class Video:
         """Return the values of the request as they are written next to the video."""
         names = ("prompt", "negative_prompt", "pose", "actions", "windows", "length", "seed", "preview_decoder")
         return {
-            "image": None if self.image is None else str(self.image),
+            "image": [str(path) for path in (self.image, *self.others)] if self.others else _text(self.image),
             **{name: getattr(self, name) for name in names},
         }
 
@@ -97,6 +104,10 @@ class Video:
                 "name"
             )
         return True
+
+
+def _text(path: pathlib.Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _without_mesh(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,13 +171,11 @@ class Request:
         """Return all videos of the request, with their seeds.
 
         Raises:
-          UserError: a name of a video is missing or taken twice, there are several images, or an entry of `batch` is
-            invalid.
+          UserError: a name of a video is missing or taken twice, or an entry of `batch` is invalid.
         """
-        if len(self.images) > 1:
-            raise errors.UserError(f"--image is given {len(self.images)} times: a video begins with one: leave one")
         names = ("prompt", "image", "pose", "actions", "windows", "length")
         common = {name: getattr(self, name) for name in names} | {"seed": self.seeds}
+        common["others"] = self.images[1:]
         common["preview_decoder"] = self.given.preview_decoder
         if self.batch is None:
             if self.out.suffix.lower() != VIDEO:
@@ -179,6 +188,8 @@ class Request:
         taken: dict[pathlib.Path, str] = {}
         for number, (where, entry) in enumerate(read_batch(self.batch), start=1):
             values = checked(entry, where)
+            if "image" in values:
+                values["others"] = ()
             if "out" not in values and self.out == pathlib.Path():
                 raise errors.UserError(f"{where}'out' is missing: add it, or give a folder with --out")
             values["out"] = self.out / values.get("out", f"{number:05}{VIDEO}")

@@ -79,7 +79,7 @@ class Run:
     def generate(
         self,
         *,
-        image: np.ndarray | str | pathlib.Path | None = None,
+        image: generation.Start = None,
         prompt: str = "",
         pose: str | None = None,
         actions: str | None = None,
@@ -91,7 +91,8 @@ class Run:
         """Generate a video, as `python -m jworld.generate` does.
 
         Args:
-          image: first image uint8 [H, W, 3], first video [T, H, W, 3], or a file with one.
+          image: first image uint8 [H, W, 3], first video [T, H, W, 3], or a file with one; a list with one for each of
+            several cameras.
           prompt: caption of the video.
           pose: path of the camera, such as "w-3, right-4", for systems steered by --pose.
           actions: control tokens, such as "D*3,DR*2", for systems steered by --actions.
@@ -101,7 +102,7 @@ class Run:
           negative_prompt: text of the guidance's negative branch (default: that of the config).
 
         Returns:
-          Frames, uint8 [T, H, W, 3].
+          Frames, uint8 [T, H, W, 3]; of several cameras a grid, see `jworld.data.camera_grids`.
 
         Raises:
           UserError: an input is missing or does not fit the model.

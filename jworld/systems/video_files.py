@@ -4,14 +4,14 @@ import contextlib
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import rich.console
 import rich.progress
 
-from jworld.data import video_stream
+from jworld.data import camera_grids, video_stream
 from jworld.data.recording import episodes
 from jworld.evaluation import contact_sheets, results
 from jworld.systems.requests import Video
@@ -71,10 +71,16 @@ def frame_sink(
 
 
 def write(
-    video: Video, rollout: results.Comparison | None, facts: dict[str, Any], *, sheet: bool
+    video: Video,
+    rollout: results.Comparison | None,
+    facts: dict[str, Any],
+    *,
+    sheet: bool,
+    cameras: Sequence[str] = (),
 ) -> list[pathlib.Path]:
     """Write video, images and numbers, or only the numbers without a rollout; return their names.
 
+    With several cameras, whose grid the video is, every one of them is also a video of its own.
     Each file is complete or absent. The numbers come last, so that they mark a finished video.
 
     Raises:
@@ -87,9 +93,13 @@ def write(
         if rollout is not None:
             video.facts_file.unlink(missing_ok=True)
             _write_video(out, rollout.prediction, fps=fps)
+        if rollout is not None and cameras:
+            for name, own in zip(cameras, camera_grids.split(rollout.prediction, len(cameras)), strict=True):
+                paths.append(camera_file(out, name))
+                _write_video(paths[-1], own, fps=fps)
         if rollout is not None and sheet:
             paths.append(out.with_suffix(".png"))
-            with files.replacing(paths[2]) as temporary:
+            with files.replacing(paths[-1]) as temporary:
                 contact_sheets.contact_sheet([rollout]).save(temporary, format="png")
         files.write_json(video.facts_file, facts, allow_nan=False)
     except OSError as error:
@@ -98,6 +108,11 @@ def write(
             problem = f"{problem}; {_keep_elsewhere(out, rollout.prediction, fps=fps)}"
         raise errors.UserError(f"{problem}: free space, or give another name") from error
     return paths
+
+
+def camera_file(out: pathlib.Path, camera: str) -> pathlib.Path:
+    """Return the name of the video of one of several cameras."""
+    return out.with_name(f"{out.stem}.{camera.replace('/', '_')}{out.suffix}")
 
 
 def _write_video(path: pathlib.Path, frames: np.ndarray, *, fps: float) -> None:

@@ -224,6 +224,7 @@ def test_variants() -> None:
     assert guess(path, {"width": 5120}) == "14b"
     assert guess(path, {"width": 2048, "action_dim": 84}) == "2b_action"
     assert describe({"action_dim": 84}) == "Cosmos-Predict2 Video2World with actions"
+    assert guess(path, {"width": 2048, "views": 7}) == "2b_multiview"
     assert describe({"condition_mask": False}) == "Cosmos-Predict2 Text2Image"
 
 
@@ -267,6 +268,52 @@ def test_checkpoints_of_other_sizes_and_rates(
         assert config.data.clip.window_frames == frames
         assert systems.create(config).fps == rate
     assert recipe.init_from == f"checkpoints/cosmos-predict2-{variant.replace('_', '-')}"
+
+
+def test_a_checkpoint_of_several_cameras(tmp_path: pathlib.Path) -> None:
+    """Names as in the published file: the table of cameras in, buffers of every number of cameras out, and back."""
+    sizes: dict[str, Any] = {"channels": 16, "width": 64, "num_heads": 2, "num_layers": 1, "text_dim": 1024}
+    sizes |= {"text_width": 1024, "modulation_rank": 16, "views": 7, "view_dim": 7}
+    cfg = CosmosConfig(**sizes, view_frames=8, rope_scale=(8 / 24, 3.0, 3.0), fps_modulation=True)
+    with nnx.use_eager_sharding(False):
+        model = nnx.eval_shape(lambda: CosmosTransformer(cfg, rngs=nnx.Rngs(0)))
+    places = engine.plan(engine.parameter_shapes(nnx.state(model, nnx.Param)), LAYOUTS["original"].rules(cfg))
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: torch.from_numpy(rng.standard_normal(place.source_shape).astype(np.float32))
+        for name, place in places.items()
+    }
+    assert tensors["net.view_embeddings.weight"].shape == (7, 7)
+    # 16 latents, two masks and the camera, of 2 x 2 pixels each.
+    assert tensors["net.x_embedder.proj.1.weight"].shape == (64, 25 * 4)
+    buffers = {
+        f"net.pos_embedder_options.n_cameras_{count}.{name}": torch.zeros(3)
+        for count in range(1, 8)
+        for name in ("seq", "dim_spatial_range", "dim_temporal_range")
+    }
+    path = tmp_path / "model-720p-10fps-7views-29frames.pt"
+    torch.save(tensors | buffers, path)
+    conversion.main(["import", str(path), "--output", str(tmp_path / "in")])
+    config = run_config.load(tmp_path / "in")
+    found = systems.create(config).model_config
+    assert {name: getattr(found, name) for name in sizes} == sizes
+    assert (found.view_frames, found.rope_scale, found.fps_modulation) == (8, (8 / 24, 3.0, 3.0), True)
+    assert runs.import_record(tmp_path / "in")["variant"] == "2b_multiview"
+    assert (config.sample.rollout.lowest, config.sample.rollout.highest) == (0.01, 200.0)
+    conversion.main(["export", str(tmp_path / "in"), "--output", str(tmp_path / "out.pt")])
+    back = torch.load(tmp_path / "out.pt")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+    written = LAYOUTS["original"].to_config(cfg)
+    assert [written[key] for key in ("n_cameras_emb", "view_condition_dim", "state_t")] == [7, 7, 8]
+    assert LAYOUTS["original"].from_config(written, "x")["view_frames"] == 8
+    assert "state_t" not in LAYOUTS["original"].to_config(CosmosConfig())
+    published = CosmosConfig(views=7, rope_scale=(8 / 24, 3.0, 3.0), fps_modulation=True)
+    assert LAYOUTS["original"].limits(published) == []
+    del tensors["net.view_embeddings.weight"]
+    torch.save(tensors, path)
+    with pytest.raises(errors.UserError, match=r"missing net\.view_embeddings\.weight"):
+        plan(path)
 
 
 def test_adapters_of_a_run_are_merged_at_export(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -2,7 +2,7 @@
 
 PSNRs are in dB against the recorded frames at the model's size, per window, without the conditioning frames. The
 baselines are the last conditioning frame repeated and, for an action model, the model conditioned on mirrored motion.
-The PSNR of the autoencoder alone is the ceiling.
+The PSNR of the autoencoder alone is the ceiling. With several cameras all pixels count, and each one by itself.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import rich.console
 import rich.progress
 
 from jworld.cameras import actions, robots
+from jworld.data import camera_grids
 from jworld.evaluation import control, held_out, measures, results
 from jworld.systems.cosmos.session import Session
 from jworld.utils import errors, indices
@@ -78,7 +79,7 @@ def evaluate(
         clip = held_out.window(load(index), start=start, latents=latents)
         videos = generated(session, clip, windows=options.chunks, seed=options.seed + i)
         spans = generated_spans(session, options.chunks)
-        values = measures.measure(clip.frames, videos, spans, patch=session.encoders.autoencoder.spatial_ratio)
+        values = measure(session, clip.frames, videos, spans)
         if control_measure is not None:
             control_measure.add(clip, videos, spans)
         frames = videos[held_out.MODEL]
@@ -87,7 +88,30 @@ def evaluate(
         if i in shown_at:
             title = f"{clip.name} from frame {held_out.STRIDE * start}"
             shown.append(compare(session, clip, frames, windows=options.chunks, title=title))
-    return control.add_to(measures.report(rows, shown), control_measure)
+    report = measures.report(rows, shown)
+    for name in session.clip.views:
+        of_view = np.mean([row["views"][name] for row in rows], axis=0).tolist()
+        report.numbers.setdefault("psnr_per_view", {})[name] = of_view
+        report.summary.append((f"PSNR of {name}", f"{np.mean(of_view):.2f} dB"))
+    return control.add_to(report, control_measure)
+
+
+def measure(
+    session: Session, truth: np.ndarray, videos: dict[str, np.ndarray], spans: list[tuple[int, int]]
+) -> dict[str, Any]:
+    """Return `measures.measure`, and under "views" the model's PSNR of every window by camera, if there are several."""
+    patch, cameras = session.encoders.autoencoder.spatial_ratio, session.clip.cameras
+    if cameras == 1:
+        return measures.measure(truth, videos, spans, patch=patch)
+    stacked = {name: camera_grids.stack(video, cameras) for name, video in videos.items()}
+    both = (
+        camera_grids.split(video, cameras) for video in (truth[: len(videos[held_out.MODEL])], videos[held_out.MODEL])
+    )
+    views = {
+        name: [held_out.psnr(one[start:stop], other[start:stop]) for start, stop in spans]
+        for name, one, other in zip(session.clip.views, *both, strict=True)
+    }
+    return measures.measure(camera_grids.stack(truth, cameras), stacked, spans, patch=patch) | {"views": views}
 
 
 def generated(session: Session, clip: held_out.Clip, *, windows: int, seed: int) -> dict[str, np.ndarray]:
@@ -103,8 +127,7 @@ def generated(session: Session, clip: held_out.Clip, *, windows: int, seed: int)
         videos[held_out.SWAPPED] = roll_out(session, clip, motion, seed=seed)
     given = session.given_pixels
     videos[REPEATED] = np.broadcast_to(clip.frames[given - 1], (length, *clip.frames.shape[1:]))
-    autoencoder = session.encoders.autoencoder
-    videos[held_out.AUTOENCODER] = autoencoder.decode(autoencoder.encode(clip.frames[None]))[0][:length]
+    videos[held_out.AUTOENCODER] = session.reconstruct(clip.frames)[:length]
     return videos
 
 
@@ -135,6 +158,8 @@ def sample(
     Raises:
       UserError: the clips are absent or too short.
     """
+    if session.clip.views and prompt is not None and prompt.image is not None:
+        raise errors.UserError("config.sample.images: the model has several cameras: leave the key out")
     settings: Any = config.sample
     lengths, load = held_out.held_out(config, session.encoders)
     counts = range(1, settings.windows + 1)

@@ -1,6 +1,9 @@
 """Cosmos-Predict2's training objective: rectified flow on all frames but the conditioning ones.
 
-Source: cosmos-predict2 `models/video2world_model.py`.
+With several cameras, every camera has the same number of conditioning frames, its first ones (FIRST_RANDOM_N of the
+original). All cameras share one noise level, which grows with the frames of one of them.
+
+Source: cosmos-predict2 `models/video2world_model.py`, `models/multiview_model.py`, `conditioner.py`.
 """
 
 import dataclasses
@@ -25,7 +28,8 @@ class ObjectiveConfig:
       log_mean, log_std: mean and deviation of the noise level's logarithm, before the level is multiplied by the root
         of the number of frames.
       high_ratio: share of examples with a very high noise level.
-      conditioning_frames: smallest and largest number of conditioning latent frames; drawn uniformly per example.
+      conditioning_frames: smallest and largest number of conditioning latent frames, of every camera; drawn uniformly
+        per example.
       text_dropout: share of examples whose text is all zeros.
       given_sigma: noise level that the network receives for conditioning frames, which enter clean.
       scale: factor of the loss.
@@ -62,13 +66,13 @@ class Draws(NamedTuple):
     keep_text: jax.Array
 
 
-def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
-    """Draw the random numbers of a loss of latents of `shape` [B, F, H, W, C]."""
+def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig, *, cameras: int = 1) -> Draws:
+    """Draw the random numbers of a loss of latents of `shape` [B, F, H, W, C], F counting those of all cameras."""
     sigma_key, noise_key, given_key, text_key = jax.random.split(key, 4)
     batch, frames = shape[:2]
     return Draws(
         rectified_flow.sample_sigma(
-            sigma_key, batch, frames=frames, high_ratio=cfg.high_ratio, mean=cfg.log_mean, std=cfg.log_std
+            sigma_key, batch, frames=frames // cameras, high_ratio=cfg.high_ratio, mean=cfg.log_mean, std=cfg.log_std
         ),
         jax.random.normal(noise_key, shape),
         jax.random.randint(given_key, (batch,), cfg.conditioning_frames[0], cfg.conditioning_frames[1] + 1),
@@ -77,13 +81,16 @@ def draw(key: jax.Array, shape: tuple[int, ...], cfg: ObjectiveConfig) -> Draws:
 
 
 def loss(
-    model: CosmosTransformer, batch: Batch, draws: Draws, cfg: ObjectiveConfig
+    model: CosmosTransformer, batch: Batch, draws: Draws, cfg: ObjectiveConfig, view_ids: tuple[int, ...] = ()
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Compute the scalar float32 loss, and the metric "velocity_error": the mean error on predicted frames."""
+    """Compute the scalar float32 loss, and the metric "velocity_error": the mean error on predicted frames.
+
+    `view_ids` are the cameras whose latents follow each other in a batch; () for one camera.
+    """
     clean = batch["latent"].astype(jnp.float32)
-    mask = rectified_flow.given_mask(draws.given, clean.shape[1])
+    mask = conditioning_mask(draws.given, clean.shape[1], view_ids)
     value, per_frame = rectified_flow.training_loss(
-        _network(model, batch, draws, mask),
+        _network(model, batch, draws, mask, view_ids),
         clean,
         draws.noise,
         draws.sigma,
@@ -94,18 +101,32 @@ def loss(
     return value, {"velocity_error": jnp.sum(per_frame) / jnp.sum(1 - mask)}
 
 
-def predict(model: CosmosTransformer, batch: Batch, draws: Draws, cfg: ObjectiveConfig) -> jax.Array:
+def conditioning_mask(given: jax.Array, frames: int, view_ids: tuple[int, ...] = ()) -> jax.Array:
+    """Return the [B, F] mask of the first `given` [B] frames of every camera; F is `frames`, of all cameras."""
+    cameras = max(len(view_ids), 1)
+    mask = rectified_flow.given_mask(given, frames // cameras)
+    return mask if cameras == 1 else jnp.tile(mask, (1, cameras))
+
+
+def predict(
+    model: CosmosTransformer, batch: Batch, draws: Draws, cfg: ObjectiveConfig, view_ids: tuple[int, ...] = ()
+) -> jax.Array:
     """Return the prediction of the clean latents of `loss`, [B, F, H, W, C] float32."""
     clean = batch["latent"].astype(jnp.float32)
-    mask = rectified_flow.given_mask(draws.given, clean.shape[1])
-    network = _network(model, batch, draws, mask)
+    mask = conditioning_mask(draws.given, clean.shape[1], view_ids)
+    network = _network(model, batch, draws, mask, view_ids)
     return rectified_flow.predict(network, clean, draws.noise, draws.sigma, mask, given_sigma=cfg.given_sigma)
 
 
-def _network(model: CosmosTransformer, batch: Batch, draws: Draws, mask: jax.Array) -> rectified_flow.Network:
+def _network(
+    model: CosmosTransformer, batch: Batch, draws: Draws, mask: jax.Array, view_ids: tuple[int, ...]
+) -> rectified_flow.Network:
     text = batch["text_states"] * draws.keep_text[:, None, None].astype(batch["text_states"].dtype)
+    view = jnp.repeat(jnp.array(view_ids), mask.shape[1] // len(view_ids))[None] if view_ids else None
+    # One rate for all clips, that of the data set.
+    fps = batch["fps"][0] if "fps" in batch else None
 
     def network(video: jax.Array, time: jax.Array) -> jax.Array:
-        return model(CosmosInputs(video, time, text, given=mask, action=batch.get("motion")))
+        return model(CosmosInputs(video, time, text, given=mask, action=batch.get("motion"), fps=fps, view=view))
 
     return network

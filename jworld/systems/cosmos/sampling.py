@@ -1,6 +1,7 @@
 """Sampling of Cosmos-Predict2 in latent space: one window of frames from its conditioning frames.
 
-Source: cosmos-predict2 `pipelines/video2world.py`.
+A window of several cameras has the frames of one camera after the other, each with its own conditioning frames.
+Source: cosmos-predict2 `pipelines/video2world.py`, `pipelines/multiview.py`.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ class SampleConfig:
       num_steps: solver steps; the network is evaluated once more at the end.
       guidance: scale g of classifier-free guidance x + g (x - x_negative), the usual scale less 1; 0 disables it.
       negative_prompt: negative prompt of the guidance; "" uses the zeros that replace dropped text in training.
-      conditioning_frames: latent frames that a window continues: 1 (an image) or 2 (five frames).
+      conditioning_frames: latent frames that a window continues: 1 (an image) or 2 (five frames), of every camera.
       lowest, highest: range of noise levels.
       order: noise levels are evenly spaced in their `order`-th root.
       given_sigma: noise level that the network receives for conditioning frames, which enter clean.
@@ -56,9 +57,23 @@ class SampleConfig:
 class WindowSampler:
     """Sampler of windows, compiled once: all windows have the same shape for any number of conditioning frames."""
 
-    def __init__(self, model: CosmosTransformer, sample: SampleConfig, *, fps: float | None = None):
-        """Set up the sampler; `fps` is the frame rate of the videos, which models with `fps_modulation` need."""
-        self.model, self.sample = model, sample
+    def __init__(
+        self,
+        model: CosmosTransformer,
+        sample: SampleConfig,
+        *,
+        fps: float | None = None,
+        view_ids: tuple[int, ...] = (),
+    ):
+        """Set up the sampler.
+
+        Args:
+          model: the network.
+          sample: settings.
+          fps: frame rate of the videos, which models with `fps_modulation` need.
+          view_ids: ids of several cameras, in their order in a window; () for one camera.
+        """
+        self.model, self.sample, self._view_ids = model, sample, view_ids
         self._fps = jnp.float32(fps) if fps is not None and model.cfg.fps_modulation else None
         self._sigmas = adams_bashforth.noise_levels(
             sample.num_steps, lowest=sample.lowest, highest=sample.highest, order=sample.order
@@ -88,19 +103,22 @@ class WindowSampler:
         """Sample one window.
 
         Args:
-          given: conditioning latents [n, H, W, C], the first n frames of the window.
-          text: states of the prompt [1, S, Dt], or [2, S, Dt] with the negative prompt first.
-          noise: standard normal [F, H, W, C].
+          given: conditioning latents [n, H, W, C], the first n frames of the window; with V cameras [V, n, H, W, C].
+          text: states of the prompt [1, S, Dt], or [2, S, Dt] with the negative prompt first; with V cameras V * S.
+          noise: standard normal [F, H, W, C]; with V cameras V * F.
           motion: motion [steps, 7] for an action model, else None.
 
         Returns:
-          Latents [F, H, W, C] float32; the first n equal `given`.
+          Latents [F, H, W, C] float32, or V * F; the first n of every camera equal `given`.
         """
         if len(text) != self.sample.rows:
             raise ValueError(f"guidance {self.sample.guidance} needs text of batch {self.sample.rows}, got {len(text)}")
-        frames = np.zeros(noise.shape, np.float32)
-        frames[: len(given)] = given
-        mask = (np.arange(len(frames)) < len(given)).astype(np.float32)
+        cameras = max(len(self._view_ids), 1)
+        given = given.reshape(cameras, -1, *given.shape[-3:])
+        frames = np.zeros((cameras, len(noise) // cameras, *noise.shape[1:]), np.float32)
+        frames[:, : given.shape[1]] = given
+        mask = np.tile((np.arange(frames.shape[1]) < given.shape[1]).astype(np.float32), cameras)
+        frames = frames.reshape(noise.shape)
         action = None if motion is None else jnp.asarray(motion)
         given_arrays = jnp.asarray(frames), jnp.asarray(mask), text, action
 
@@ -129,9 +147,11 @@ class WindowSampler:
 
         given = rectified_flow.ConditioningFrames(repeated(frames), repeated(mask), self.sample.given_sigma)
         action = None if motion is None else repeated(motion)
+        view = jnp.repeat(jnp.array(self._view_ids), len(mask) // len(self._view_ids))[None] if self._view_ids else None
 
         def network(video: jax.Array, time: jax.Array) -> jax.Array:
-            return model(CosmosInputs(video, time, text, given=given.mask, action=action, fps=self._fps))
+            inputs = CosmosInputs(video, time, text, given=given.mask, action=action, fps=self._fps, view=view)
+            return model(inputs)
 
         def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
             clean = rectified_flow.denoise(network, repeated(x[0]), jnp.broadcast_to(sigma, (rows,)), given)

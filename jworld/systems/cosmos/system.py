@@ -26,6 +26,7 @@ from jworld.systems import adapters, base, latent_video, live, matching
 from jworld.systems.cosmos import data, evaluation, hand, objective
 from jworld.systems.cosmos.sampling import SampleConfig
 from jworld.systems.cosmos.session import Session
+from jworld.utils import config as run_config
 from jworld.utils import errors, notes
 
 #: Input formats whose records the system trains on.
@@ -68,10 +69,10 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
 
     @property
     def fps(self) -> float:
-        """See `LatentVideoSystem`: 4 for actions, 10 for the shorter of the published windows, else 16."""
+        """See `LatentVideoSystem`: 4 for actions, 10 for several cameras and the shorter of the windows, else 16."""
         if self.model_config.action_dim is not None:
             return 4.0
-        return 10.0 if self.clip.window_frames == SLOW_WINDOW else 16.0
+        return 10.0 if self.clip.views or self.clip.window_frames == SLOW_WINDOW else 16.0
 
     @property
     def has_negative_prompt(self) -> bool:
@@ -105,7 +106,9 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             return None
         is_tiny, is_steered = family == linear.FAMILY, "motion" in arrays
         size, steered = "tiny" if is_tiny else "2b", "lerobot" if "commands" in manifest else "action"
-        recipe = f"{RECIPE}:{f'{size}_{steered}' if is_steered else '' if is_tiny else '2b'}"
+        views = manifest.get("views")
+        kind = steered if is_steered else "multiview" if views else ""
+        recipe = f"{RECIPE}:{f'{size}_{kind}' if kind else '' if is_tiny else '2b'}"
         if source == "jasmine" and is_tiny and is_steered:
             recipe = f"{RECIPE}:coinrun"
         needed: dict[str, Any] = {
@@ -115,6 +118,14 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             "model.channels": manifest["latent_shape"][2],
             "model.text_dim": manifest["text_encoder"]["dim"],
         }
+        if views:
+            names, ids = tuple(views["names"]), tuple(views["ids"])
+            needed |= {"data.clip.views": names, "data.clip.view_ids": ids}
+            needed["model.view_frames"] = needed["data.clip.window_frames"]
+            needed["model.views"] = max(*ids, run_config.load_recipe(recipe).model.views - 1) + 1
+            if 0 not in ids:
+                # No camera is the front one of the recipe.
+                needed["data.clip.caption_view"] = None
         if is_steered:
             # A record has the motions of all its frames.
             latents = next(length for clips in manifest["clips"].values() for length in clips)
@@ -156,8 +167,50 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             raise errors.UserError(
                 f"config.model.action_dim is {model.action_dim}, expected a multiple of the {size} numbers of an action"
             )
-        if model.views is not None:
-            raise errors.UserError("config.model.views: training with several cameras is not supported: set it to None")
+        self._check_views()
+
+    def _check_views(self) -> None:
+        model, clip = self.model_config, self.clip
+        if bool(clip.views) != (model.views is not None):
+            raise errors.UserError(
+                f"config.data.clip.views is {clip.views} but config.model.views is {model.views}: set both, or () and "
+                "None"
+            )
+        if model.views is None:
+            return
+        if max(clip.view_ids) >= model.views:
+            raise errors.UserError(
+                f"config.data.clip.view_ids is {clip.view_ids}, expected numbers below config.model.views {model.views}"
+            )
+        if model.view_frames != clip.window_frames:
+            raise errors.UserError(
+                f"config.data.clip.window_frames is {clip.window_frames}, expected config.model.view_frames "
+                f"{model.view_frames}, the latent frames of one camera"
+            )
+        if model.action_dim is not None:
+            raise errors.UserError(
+                f"config.model.action_dim is {model.action_dim}, expected None: models of several cameras have none"
+            )
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """See `VideoSystem`."""
+        return self.clip.views
+
+    def check_frames(self, sequence: int) -> None:
+        """See `LatentVideoSystem`; with several cameras their frames are split together."""
+        frames = self.clip.cameras * self.clip.window_frames
+        if self.clip.cameras == 1:
+            super().check_frames(sequence)
+        elif sequence > 0 and frames % sequence:
+            raise errors.UserError(
+                f"config.mesh.sequence is {sequence}, which does not divide {frames}, the latent frames of "
+                f"{self.clip.cameras} cameras: choose a divisor of it"
+            )
+
+    def step_tokens(self, global_batch: int) -> int:
+        """See `System`."""
+        return self.clip.cameras * super().step_tokens(global_batch)
 
     def network(self, rngs: nnx.Rngs) -> CosmosTransformer:
         """See `LatentVideoSystem`."""
@@ -165,24 +218,28 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
 
     def attention_calls(self) -> list[base.AttentionCall]:
         """See `System`: self-attention of a window, and cross-attention to the text."""
-        model, tokens = self.model_config, self.clip.window_frames * self.tokens_per_frame
+        model, tokens = self.model_config, self.step_tokens(1)
         return [
             base.AttentionCall(
                 name=name,
                 implementation=model.attention,
-                lengths=(tokens, keys),
+                lengths=(queries, keys),
                 heads=model.num_heads,
                 head_dim=model.head_dim,
                 dtype=model.dtype,
             )
-            for name, keys in (("video", tokens), ("text", self.clip.text_tokens))
+            for name, queries, keys in (
+                ("video", tokens, tokens),
+                # Every camera attends to its own text.
+                ("text", tokens // self.clip.cameras, self.clip.text_tokens),
+            )
         ]
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """See `System`."""
         clip, model = self.clip, self.model_config
-        latent = (global_batch, clip.window_frames, *clip.latent_size, model.channels)
-        states = (global_batch, clip.text_tokens, model.text_dim)
+        latent = (global_batch, clip.cameras * clip.window_frames, *clip.latent_size, model.channels)
+        states = (global_batch, clip.cameras * clip.text_tokens, model.text_dim)
         specs = {
             "latent": records.ArraySpec(latent, jnp.bfloat16, ("batch", "frames", None, None, None)),
             "text_states": records.ArraySpec(states, jnp.bfloat16, ("batch", None, None)),
@@ -190,6 +247,8 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
         if model.action_dim is not None:
             shape = (global_batch, self.motion_steps, clip.action_size)
             specs["motion"] = records.ArraySpec(shape, np.float32, ("batch", None, None))
+        if model.fps_modulation:
+            specs["fps"] = records.ArraySpec((global_batch,), np.float32, ("batch",))
         return specs
 
     def manifest_expectations(self) -> dict[str, Any]:
@@ -200,27 +259,35 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             "arrays": ("latent", "prompt", *actions),
             "latent_shape": [*clip.latent_size, self.model_config.channels],
             "text_encoder.dim": self.model_config.text_dim,
+            **({"views": {"names": list(clip.views), "ids": list(clip.view_ids)}} if clip.views else {}),
         }
 
     def transform(self, store: text_stores.TextStore, global_batch: int) -> data.FirstFrames:
         """See `LatentVideoSystem`."""
-        return data.FirstFrames(self.clip, text_store=store)
+        fps = None
+        if self.model_config.fps_modulation:
+            fps = float(records.read_manifest(self.config.data.records)["fps"])
+        return data.FirstFrames(self.clip, text_store=store, fps=fps)
 
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `System`."""
         assert isinstance(model, CosmosTransformer)
-        return objective.loss(model, batch, objective.draw(key, batch["latent"].shape, self.objective), self.objective)
+        return objective.loss(model, batch, self._draw(batch, key), self.objective, self.clip.view_ids)
+
+    def _draw(self, batch: objective.Batch, key: jax.Array) -> objective.Draws:
+        return objective.draw(key, batch["latent"].shape, self.objective, cameras=self.clip.cameras)
 
     def held_out_loss(
         self, model: nnx.Module, batch: objective.Batch, key: jax.Array, level: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `System`; `level` is the time sigma / (1 + sigma), and no text is dropped."""
         assert isinstance(model, CosmosTransformer)
-        draws = objective.draw(key, batch["latent"].shape, self.objective)
+        draws = self._draw(batch, key)
         sigma = jnp.full_like(draws.sigma, level / (1 - level))
         draws = draws._replace(sigma=sigma, keep_text=jnp.ones_like(draws.keep_text))
-        loss, metrics = objective.loss(model, batch, draws, self.objective)
-        return loss, metrics | {base.PREDICTION: objective.predict(model, batch, draws, self.objective)}
+        loss, metrics = objective.loss(model, batch, draws, self.objective, self.clip.view_ids)
+        prediction = objective.predict(model, batch, draws, self.objective, self.clip.view_ids)
+        return loss, metrics | {base.PREDICTION: prediction}
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """See `System`; the formula is in `models/cosmos/flops.py`.
@@ -230,7 +297,7 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
         height, width = self.clip.latent_size
         sample = flops.forward_flops(
             self.model_config,
-            frames=self.clip.window_frames,
+            frames=self.clip.cameras * self.clip.window_frames,
             height=height,
             width=width,
             text_tokens=self.clip.text_tokens,
