@@ -87,7 +87,7 @@ def _tiny() -> ml_collections.ConfigDict:
             "window_frames": 16,
             "memory_frames": 12,
             "temporal_context": 4,
-            "memory_probability": 0.4,
+            "memory_probability": 0.3,
             "memory_points": 2000,
             "text_tokens": 32,
             "glyph_tokens": 0,
@@ -117,7 +117,7 @@ def _tiny() -> ml_collections.ConfigDict:
         "logit_std": 1.4,
         "memory_times": (1, 400),
         # A rollout's context has any size and little noise, from its second chunk on.
-        "clean_context": 0.4,
+        "clean_context": 0.25,
         # What a rollout continues from, and copies, are its own latents.
         "own_errors": 0.4,
         "sigma_floor": 0.3,
