@@ -81,7 +81,7 @@ clean:  ## remove what demo and test made, except data and runs
 	touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml constraints-py311.txt
-	$(INSTALL) -e ".[demo,play,gym,torch,test,dev,docs]"
+	$(INSTALL) -e ".[demo,play,gym,torch,quantize,test,dev,docs]"
 	touch $@
 
 .venv-gpu/.test: pyproject.toml constraints-py311.txt
