@@ -43,10 +43,14 @@ class Launch:
             self.run.step()
             self.memory.save(self.run.state, {"next_batch": int(self.run.state.step)})
 
-    def crash(self) -> None:
-        """End as by an error, after the background work."""
+    def wait(self) -> None:
+        """Wait for the background work."""
         if self.memory._thread is not None:
             self.memory._thread.join()
+
+    def crash(self) -> None:
+        """End as by an error, after the background work."""
+        self.wait()
         self.memory.__exit__(RuntimeError, None, None)
 
 
@@ -238,6 +242,7 @@ def test_a_full_memory_is_one_line_and_ends_nothing(tmp_path: pathlib.Path, adap
     launch.restore()
     launch.train(1)
     number = int(adapters.state.step)
+    launch.wait()
     with full_disk.after(2000):
         launch.train(1)
     launch.train(1)
