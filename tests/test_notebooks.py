@@ -37,7 +37,7 @@ def test_every_notebook_is_run() -> None:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_stored_without_outputs(name: str) -> None:
-    """Outputs would be of another machine, and as large as their pictures."""
+    """Outputs would be of another machine, and as large as their images."""
     notebook = read(name)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
     assert sum("parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells) == 1
