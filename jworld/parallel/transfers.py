@@ -145,7 +145,8 @@ class _Client:
         try:
             self._channel = Channel(socket.create_connection(address, timeout=REPLY_SECONDS))
         except OSError as error:
-            raise TransferError(f"no connection to {address[0]}:{address[1]} ({error})") from error
+            reason = error.strerror or str(error) or "no answer"
+            raise TransferError(f"no connection to {address[0]}:{address[1]} ({reason})") from error
         if not _greet(self._channel, secret):
             self._channel.close()
             raise TransferError(f"{address[0]}:{address[1]} did not prove that it belongs to this run")
@@ -156,7 +157,7 @@ class _Client:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._channel.close()
         if isinstance(error, OSError):
-            raise TransferError(f"the connection failed ({error})") from error
+            raise TransferError(f"the connection failed ({error.strerror or str(error) or 'no answer'})") from error
 
 
 def _admit(channel: Channel, secret: str) -> bool:

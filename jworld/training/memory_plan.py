@@ -82,7 +82,7 @@ def suppliers(held: Sequence[Held], item: str, seats: Sequence[int]) -> list[int
 
 @dataclasses.dataclass(frozen=True)
 class Demand:
-    """What a process writes and what its host has.
+    """Bytes that a process writes, and the space of its host.
 
     Attributes:
       generation, frozen: bytes of a step, and of what is written once.

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -253,6 +254,21 @@ def test_a_full_memory_is_one_line_and_ends_nothing(tmp_path: pathlib.Path, adap
     assert shards(tmp_path) == sorted([str(number), str(number + 2), "frozen"])
 
 
+def test_a_copy_that_fails_is_one_line_and_ends_nothing(tmp_path: pathlib.Path, adapters: toy.Run) -> None:
+    launch = Launch(tmp_path, adapters)
+    launch.restore()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    launch.memory._neighbor, launch.memory._addresses = 0, [("127.0.0.1", port)]
+    launch.train(2)
+    number = int(adapters.state.step)
+    (line,) = (line for line in launch.lines if "no copy" in line)
+    assert f"no copy on this process: no connection to 127.0.0.1:{port} (Connection refused)" in line
+    launch.crash()
+    # The own file is complete all the same.
+    assert int(Launch(tmp_path, adapters).restore()[0].step) == number
+
+
 def test_too_little_memory_is_refused_before_training(
     tmp_path: pathlib.Path, adapters: toy.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +319,7 @@ def test_off_nothing_is_touched(tmp_path: pathlib.Path, adapters: toy.Run) -> No
     assert not list(tmp_path.iterdir())
 
 
-# Decisions of several processes.
+# Decisions that the processes of a run make alike.
 
 
 class Device:
