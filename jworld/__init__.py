@@ -28,6 +28,7 @@ def load(
     fps: float | None = None,
     guidance: float | None = None,
     steps: int | None = None,
+    quantize: str | None = None,
 ) -> "Run":
     """Open a trained model on one device.
 
@@ -39,6 +40,7 @@ def load(
       fps: frame rate of videos, in frames per second (default: as saved).
       guidance: scale of classifier-free guidance, in the convention of the system (default: as saved).
       steps: denoising steps (default: as saved).
+      quantize: "int8" or "fp8" stores the large weights in 8 bits (default: the type of the config).
 
     Returns:
       A `jworld.systems.runs.Run` with `generate`, `session` and `answer`.
@@ -51,7 +53,7 @@ def load(
 
     flags = options.Flags(size=size, aspect=aspect, fps=fps, guidance=guidance, steps=steps)
     directory = pathlib.Path(path)
-    run = runs.load(directory, step, config=runs.resolve(directory, flags=flags))
+    run = runs.load(directory, step, config=runs.resolve(directory, flags=flags), quantize=quantize)
     options.check_size(run.config, flags, run.encoders)
     return run
 

@@ -9,7 +9,6 @@ answers the questions of --batch FILE.jsonl.
 """
 
 import dataclasses
-import math
 import pathlib
 import time
 from collections.abc import Sequence
@@ -94,6 +93,7 @@ def generate(
         mesh=mesh,
         encoders=request.encoders,
         given=request.given,
+        quantize=request.quantize,
         meanwhile=opened,
     )
     options.check_size(run.config, request.flags, run.encoders)
@@ -194,7 +194,7 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
     Raises:
       UserError: there is no question, a flag is for models that generate videos, or the files do not fit.
     """
-    check_text(request)
+    requests.check_text(request)
     system = generation.text_system(systems.create(config), config)
     sampling = system.sampling(request.seeds[0])
     entries = []
@@ -255,37 +255,6 @@ def answer(request: Request, config: ml_collections.ConfigDict, console: rich.co
         console.print(opened.describe(loaded, timings))
         console.print(f"{timings['tokens_per_second']:.1f} tokens per second")
     return facts
-
-
-def check_text(request: Request) -> None:
-    """Raise a `UserError` if a request does not fit a model that answers in text."""
-    unused = {
-        "--pose": request.pose,
-        "--actions": request.actions,
-        "--windows": request.windows,
-        "--keys": request.keys,
-        "--length": request.length,
-        "--sheet": request.sheet or None,
-        "--stream": request.stream or None,
-    }
-    for flag, value in unused.items():
-        if value is not None:
-            shown = flag if value is True else f"{flag} {value}"
-            raise errors.UserError(f"{shown}: the model answers in text: leave it out")
-    if request.batch is not None:
-        given = {"--prompt": request.prompt, "--image": request.images, "--chat": request.chat}
-        for flag, own in given.items():
-            if own:
-                raise errors.UserError(f"{flag}: the questions are those of --batch: leave one of them out")
-    elif not request.prompt and not request.chat:
-        raise errors.UserError("--prompt is missing: ask something, such as --prompt 'What is to the left?'")
-    if len(request.seeds) > 1:
-        raise errors.UserError("--seed has several values: the model answers in text: give one")
-    suffix = ".json" if request.batch is None else ".jsonl"
-    is_given = request.out != Request.out
-    if (is_given or request.batch is not None) and request.out.suffix != suffix:
-        found = request.out if is_given else "missing"
-        raise errors.UserError(f"--out is {found}, expected a name that ends in {suffix}: the model answers in text")
 
 
 def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
@@ -404,18 +373,10 @@ def make_parser() -> arguments.Parser:
     arguments.add_changes(parser, default="as saved with the checkpoint", alias=True)
     encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "that of --encoders"))
     preview_decoders.add_argument(parser)
+    options.add_quantize(parser)
     parser.only_with("--batch-size", "--batch")
     parser.only_with("--length", "--pose", "--actions", "--batch")
     return parser
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(float(text)):
-        raise ValueError(text)
-    return float(text)
-
-
-finite = arguments.checked("FLOAT", "a finite number", _finite)
 
 
 def _add_flags(parser: arguments.Parser) -> None:
@@ -434,12 +395,14 @@ def _add_flags(parser: arguments.Parser) -> None:
         f"size with as many tokens {saved}",
     )
     group.add_argument(
-        "--fps", type=finite, help="frame rate of the video, in frames per second (default: that of the model's videos)"
+        "--fps",
+        type=arguments.finite,
+        help="frame rate of the video, in frames per second (default: that of the model's videos)",
     )
     group.add_argument("--steps", type=arguments.positive, help=f"denoising steps {saved}")
     group.add_argument(
         "--guidance",
-        type=finite,
+        type=arguments.finite,
         help=f"scale of classifier-free guidance, as in config.sample.rollout.guidance {saved}",
     )
     group.add_argument("--negative-prompt", help=f"text of the guidance's negative branch {saved}")
@@ -452,9 +415,13 @@ def _add_text_flags(parser: arguments.Parser) -> None:
     add("--chat", action="store_true", help="converse in the terminal; --prompt, if given, is the first question")
     add("--system", default="", metavar="TEXT", help="text that precedes the conversation (default: none)")
     add("--max-tokens", type=arguments.positive, help=f"largest number of tokens of an answer {saved}")
-    add("--temperature", type=finite, help=f"divisor of the logits; 0 takes the most likely token {saved}")
+    add("--temperature", type=arguments.finite, help=f"divisor of the logits; 0 takes the most likely token {saved}")
     add("--top-k", type=int, help=f"draw from this number of most likely tokens; 0 for all {saved}")
-    add("--top-p", type=finite, help=f"draw from the most likely tokens that have this probability together {saved}")
+    add(
+        "--top-p",
+        type=arguments.finite,
+        help=f"draw from the most likely tokens that have this probability together {saved}",
+    )
     add(
         "--stop",
         action="append",

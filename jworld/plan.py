@@ -20,6 +20,7 @@ import rich.progress
 from jworld.parallel import mesh
 from jworld.planning import generation_tables, launch, recommendations, search, tables, topologies
 from jworld.planning.plans import Plan
+from jworld.systems import options as generation_options
 from jworld.systems import recipes
 from jworld.utils import arguments, errors, files, outputs
 
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if options.mesh:
         raise errors.UserError("--mesh is for generate: the mesh of training is --config.mesh.fsdp=4 and so on")
+    if options.quantize:
+        raise errors.UserError("--quantize is for generate: training keeps its weights in full: leave it out")
     if options.search:
         found = search_plans(config, topology, tries=options.tries)
         tables.print_search(console, found)
@@ -83,6 +86,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="generate: chips that share a video, as for jworld.generate: sequence=2 splits it over two, fsdp=2 only "
         "the weights (default: one chip)",
     )
+    generation_options.add_quantize(parser)
     parser.only_with("--tries", "--search")
     return parser.parse(argv)
 
@@ -95,7 +99,7 @@ def plan_generation(
         raise errors.UserError("--search is for training: leave it out, and try other --mesh")
     with _progress() as bar:
         bar.add_task(f"compiling the programs of generation for {topology.name}", total=None)
-        plan = launch.run_generation(config, topology, dict(options.mesh))
+        plan = launch.run_generation(config, topology, dict(options.mesh), options.quantize)
     generation_tables.print_plan(console, plan)
     generation_tables.print_advice(console, config, plan)
     if options.json is not None:

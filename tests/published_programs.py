@@ -1,6 +1,7 @@
 """Compiled programs of every system at published width, as functions and abstract arguments; nothing is allocated."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jworld.encoders import autoencoders
 from jworld.models.autoencoders import files
 from jworld.models.autoencoders.hunyuan15 import Hunyuan15Autoencoder
 from jworld.models.hunyuan.text import TextInputs
+from jworld.models.layers import quantized
 from jworld.models.theworld.model import TheWorld
 from jworld.systems.cosmos.sampling import WindowSampler
 from jworld.systems.matrix import sampling as matrix_sampling
@@ -62,6 +64,13 @@ def sampled(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
     system = systems.create(config)
     with nnx.use_eager_sharding(False):
         return system, nnx.eval_shape(lambda: system.init(nnx.Rngs(0)))
+
+
+def quantized_to(kind: str, make: Callable[..., Compilable], *arguments: Any, **options: Any) -> Compilable:
+    """Return what `make` makes, for quantized weights; `stack` stays that of full precision."""
+    found: Compilable = make(*arguments, **options)
+    model, *others = found.arguments
+    return found._replace(arguments=(quantized.described_model(model, kind), *others))
 
 
 def compilable(function: Any, model: Any, *arguments: Any, **options: Any) -> Compilable:

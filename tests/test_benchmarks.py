@@ -119,6 +119,16 @@ def test_preview_decoder(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
+def test_quantized(tmp_path: pathlib.Path) -> None:
+    arguments = ("--checkpoint", "--recipes", "cosmos_video2world.py", "--layers", "1", "--repeats", "1")
+    (row,) = run("quantized", tmp_path / "quantized.json", *arguments)["rows"]
+    assert row["int8_bytes"] == row["fp8_bytes"] < row["full_bytes"]
+    # fp8 has 3 bits of mantissa, int8 7 bits.
+    assert 30 < row["fp8_psnr"] < row["int8_psnr"] < 90
+    assert all(row[f"{kind}_step_seconds"] > 0 for kind in ("full", "int8", "fp8"))
+
+
+@pytest.mark.slow
 def test_transformers_without_diffusers(tmp_path: pathlib.Path) -> None:
     sizes = ("--narrow", "8", "--layers", "1", "--latent", "2x4x4", "--text-tokens", "5", "--repeats", "1")
     python = tmp_path / "python"

@@ -11,12 +11,14 @@ import ml_collections
 from flax import nnx
 
 from jworld import systems
+from jworld.models.layers import quantized
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel.programs import Program
 from jworld.planning import arithmetic, compile_step, topologies
 from jworld.planning.generation_plans import Cost, GenerationPlan
 from jworld.planning.program import shard_sizes
+from jworld.systems import generation
 from jworld.systems.base import PlannedSystem
 from jworld.training import optimizers
 from jworld.training import state as train_state
@@ -24,13 +26,19 @@ from jworld.utils import config as run_config
 from jworld.utils import errors
 
 
-def make(config: ml_collections.ConfigDict, topology: topologies.Topology, sizes: Mapping[str, int]) -> GenerationPlan:
+def make(
+    config: ml_collections.ConfigDict,
+    topology: topologies.Topology,
+    sizes: Mapping[str, int],
+    quantize: str | None = None,
+) -> GenerationPlan:
     """Compile the programs of generation for the first chips of the topology and measure them.
 
     Args:
       config: config of the model.
       topology: where it is generated.
       sizes: axes of the mesh; those that are missing have the size 1.
+      quantize: type of quantized weights, a key of `quantized.DTYPES`, or None.
 
     Raises:
       UserError: the config is inconsistent, the mesh does not fit, or the system's generation cannot be planned.
@@ -47,9 +55,14 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology, sizes
             "with python -m jworld.plan train"
         )
     system.check_sampling(mesh)
+    if quantize is not None:
+        generation.check_quantized(system, quantize)
     began, problem = time.perf_counter(), None
     with axes.describing(mesh):
         model = described_model(system, config, mesh)
+        read = max(shard_sizes(nnx.state(model)))
+        if quantize is not None:
+            model = quantized.described_model(model, quantize)
         found = system.generation(model, mesh)
         network, decoding = _Part(), _Part()
         try:
@@ -67,12 +80,13 @@ def make(config: ml_collections.ConfigDict, topology: topologies.Topology, sizes
         unit=found.unit,
         per_chunk=found.per_chunk,
         chunk=found.chunk,
+        quantize=quantize,
         weights=sum(weights),
         autoencoder=autoencoder,
         cache=network.cache,
         decoder_cache=decoding.cache,
-        # The autoencoder is opened first.
-        start=autoencoder + sum(weights) + max(weights),
+        # The autoencoder is opened first. Weights are quantized one by one.
+        start=autoencoder + sum(weights) + read,
         programs=(
             *network.total(sum(weights) + autoencoder, decoding.cache),
             *decoding.total(sum(weights) + autoencoder + network.cache, 0),

@@ -52,6 +52,7 @@ class GenerationPlan:
       unit: what is generated, "frames" or "tokens".
       per_chunk: number of them in a chunk after the first.
       chunk: description of what a chunk is made from.
+      quantize: type of quantized weights, or None.
       weights, autoencoder: bytes of the network's weights and of those of the autoencoder.
       cache, decoder_cache: bytes that stay in memory between calls: the KV cache, and the cache of a streaming decoder.
       start: peak memory while the weights are read, in bytes.
@@ -71,6 +72,7 @@ class GenerationPlan:
     weights: int
     autoencoder: int
     start: int
+    quantize: str | None = None
     cache: int = 0
     decoder_cache: int = 0
     programs: tuple[Cost, ...] = ()

@@ -52,6 +52,8 @@ def advise(config: ml_collections.ConfigDict, plan: GenerationPlan) -> list[str]
     lines = []
     if run_config.value_at(config, "model.param_dtype", "float32") == "float32":
         lines.append("--config.model.param_dtype=bfloat16: half the weights")
+    if plan.quantize is None and plan.unit == "frames":
+        lines.append("--quantize int8: large weights in 8 bits, a quarter of float32 and half of bfloat16")
     if 2 * math.prod(plan.mesh.values()) <= plan.available:
         lines.append(f"--mesh with fsdp={2 * plan.mesh['fsdp']}: two chips share what one holds of the weights")
     return [*lines, "chips with more memory"]
@@ -59,7 +61,7 @@ def advise(config: ml_collections.ConfigDict, plan: GenerationPlan) -> list[str]
 
 def _memory(plan: GenerationPlan) -> rich.table.Table:
     parts = {
-        "weights of the network": plan.weights,
+        f"weights of the network{f' ({plan.quantize})' if plan.quantize else ''}": plan.weights,
         "weights of the autoencoder": plan.autoencoder,
         "KV cache": plan.cache,
         "cache of the decoder": plan.decoder_cache,

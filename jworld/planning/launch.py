@@ -27,14 +27,19 @@ def run(config: ml_collections.ConfigDict, topology: topologies.Topology) -> Pla
 
 
 def run_generation(
-    config: ml_collections.ConfigDict, topology: topologies.Topology, mesh: Mapping[str, int]
+    config: ml_collections.ConfigDict,
+    topology: topologies.Topology,
+    mesh: Mapping[str, int],
+    quantize: str | None = None,
 ) -> GenerationPlan:
     """Make the plan of generation with a config's model, on a mesh of the first chips of a topology.
+
+    `quantize` is the type of quantized weights, or None.
 
     Raises:
       UserError: as `run`, or the mesh has more chips than the topology.
     """
-    return GenerationPlan.from_json(_answer(config, topology, {"generation": dict(mesh)}))
+    return GenerationPlan.from_json(_answer(config, topology, {"generation": dict(mesh), "quantize": quantize}))
 
 
 def _answer(

@@ -21,7 +21,11 @@ def main() -> None:
     answer: dict[str, Any]
     try:
         topology, mesh = topologies.parse(request["topology"]), request.get("generation")
-        plan = compile_step.make(config, topology) if mesh is None else generation.make(config, topology, mesh)
+        plan: Any
+        if mesh is None:
+            plan = compile_step.make(config, topology)
+        else:
+            plan = generation.make(config, topology, mesh, request["quantize"])
         answer = {"plan": plan.to_json()}
     except errors.UserError as error:
         answer = {"error": str(error)}

@@ -109,6 +109,7 @@ def make_parser() -> arguments.Parser:
     arguments.add_changes(parser, default="as saved with the checkpoint")
     encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "that of --encoders"))
     preview_decoders.add_argument(parser)
+    options.add_quantize(parser)
     return parser
 
 
@@ -139,6 +140,7 @@ def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
         config=config,
         encoders=found.encoders,
         given=encoders_lib.EncoderOverrides.from_arguments(found),
+        quantize=found.quantize,
     )
     world = worker.World(run, decoder=decoder)
     first = given or images.rendered(config, world.size)

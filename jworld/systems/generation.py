@@ -14,6 +14,7 @@ from jworld.data import camera_grids, media
 from jworld.data.conversations import chat
 from jworld.diffusion import step_reports
 from jworld.evaluation import results
+from jworld.models.layers import quantized
 from jworld.systems import asking, base, live
 from jworld.systems.base import AnySystem, TextSession, TextSystem, VideoSession, VideoSystem, WatchedSession
 from jworld.utils import compilation, errors, notes
@@ -40,6 +41,17 @@ def text_system(system: AnySystem, config: ml_collections.ConfigDict) -> TextSys
     if not isinstance(system, TextSystem):
         raise errors.UserError(f"the checkpoint is of the system {config.system!r}, which does not answer in text")
     return system
+
+
+def check_quantized(system: AnySystem, kind: str) -> None:
+    """Raise a `UserError` if a system does not generate with weights of 8 bits, or they need a missing package."""
+    quantized.check_installed()
+    if kind not in quantized.KINDS:
+        raise errors.UserError(f"quantize is {kind!r}, expected one of {', '.join(quantized.KINDS)}")
+    if not isinstance(system, VideoSystem):
+        raise errors.UserError(
+            f"--quantize {kind}: only models that generate videos have quantized weights: leave it out"
+        )
 
 
 def steering(system: VideoSystem[Any, Any], *, pose: str | None, actions: str | None) -> str | None:

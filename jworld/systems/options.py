@@ -7,8 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import ml_collections
 
+from jworld.models.layers import quantized
 from jworld.systems import frame_sizes
-from jworld.utils import errors
+from jworld.utils import arguments, errors
 
 SIZE, ASPECT, FPS, GUIDANCE, STEPS, NEGATIVE_PROMPT = (
     "--size",
@@ -138,6 +139,16 @@ def changes(
         if "encoding" in config.data:
             found[IMAGE_SIZE] = f"({width},{height})"
     return found
+
+
+def add_quantize(parser: arguments.Parser) -> None:
+    """Add the option --quantize."""
+    parser.add_argument(
+        "--quantize",
+        choices=quantized.KINDS,
+        help="store the large weights of the network in 8 bits, with a scale per output channel: half the memory of "
+        "bfloat16 (default: the type of config.model.param_dtype)",
+    )
 
 
 def check_size(config: ml_collections.ConfigDict, flags: Flags, encoders: Any) -> None:

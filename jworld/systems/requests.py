@@ -50,6 +50,7 @@ class Video:
       seed: random seed for the noise.
       negative_prompt: text of the guidance's negative branch; None for that of the config.
       preview_decoder: file of a tiny decoder that decodes in place of the autoencoder; None without.
+      quantize: type of the network's large weights, see `layers.quantized`; None for that of the config.
       where: its place in a file of videos, for errors, with a colon; "" for the command line.
     """
 
@@ -64,6 +65,7 @@ class Video:
     seed: int = 0
     negative_prompt: str | None = None
     preview_decoder: str | None = None
+    quantize: str | None = None
     where: str = ""
 
     @property
@@ -78,7 +80,8 @@ class Video:
 
     def facts(self) -> dict[str, Any]:
         """Return the values of the request as they are written next to the video."""
-        names = ("prompt", "negative_prompt", "pose", "actions", "windows", "length", "seed", "preview_decoder")
+        texts = ("prompt", "negative_prompt", "pose", "actions")
+        names = (*texts, "windows", "length", "seed", "preview_decoder", "quantize")
         return {
             "image": [str(path) for path in (self.image, *self.others)] if self.others else _text(self.image),
             **{name: getattr(self, name) for name in names},
@@ -132,6 +135,7 @@ class Request:
       flags: values of the plain flags, such as --steps.
       changes: new values for keys of the saved config, as text by dotted key.
       mesh: sizes of the mesh by axis.
+      quantize: type of the network's large weights, see `layers.quantized`; None for that of the config.
       sheet: also write the images of every chunk.
       stream: write frames as soon as they are ready.
       chat: answer questions from the standard input.
@@ -156,6 +160,7 @@ class Request:
     flags: options.Flags = dataclasses.field(default_factory=options.Flags)
     changes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mesh: tuple[tuple[str, int], ...] = ()
+    quantize: str | None = None
     sheet: bool = False
     stream: bool = False
     chat: bool = False
@@ -173,7 +178,7 @@ class Request:
         Raises:
           UserError: a name of a video is missing or taken twice, or an entry of `batch` is invalid.
         """
-        names = ("prompt", "image", "pose", "actions", "windows", "length")
+        names = ("prompt", "image", "pose", "actions", "windows", "length", "quantize")
         common = {name: getattr(self, name) for name in names} | {"seed": self.seeds}
         common["others"] = self.images[1:]
         common["preview_decoder"] = self.given.preview_decoder
@@ -203,6 +208,38 @@ class Request:
                 taken[name] = where
                 found_videos.append(video)
         return found_videos
+
+
+def check_text(request: Request) -> None:
+    """Raise a `UserError` if a request does not fit a model that answers in text."""
+    unused = {
+        "--pose": request.pose,
+        "--actions": request.actions,
+        "--windows": request.windows,
+        "--keys": request.keys,
+        "--length": request.length,
+        "--sheet": request.sheet or None,
+        "--stream": request.stream or None,
+        "--quantize": request.quantize,
+    }
+    for flag, value in unused.items():
+        if value is not None:
+            shown = flag if value is True else f"{flag} {value}"
+            raise errors.UserError(f"{shown}: the model answers in text: leave it out")
+    if request.batch is not None:
+        given = {"--prompt": request.prompt, "--image": request.images, "--chat": request.chat}
+        for flag, own in given.items():
+            if own:
+                raise errors.UserError(f"{flag}: the questions are those of --batch: leave one of them out")
+    elif not request.prompt and not request.chat:
+        raise errors.UserError("--prompt is missing: ask something, such as --prompt 'What is to the left?'")
+    if len(request.seeds) > 1:
+        raise errors.UserError("--seed has several values: the model answers in text: give one")
+    suffix = ".json" if request.batch is None else ".jsonl"
+    is_given = request.out != Request.out
+    if (is_given or request.batch is not None) and request.out.suffix != suffix:
+        found = request.out if is_given else "missing"
+        raise errors.UserError(f"--out is {found}, expected a name that ends in {suffix}: the model answers in text")
 
 
 def _with_seeds(values: Mapping[str, Any], where: str) -> list[Video]:

@@ -27,6 +27,7 @@ from jworld.data import media
 from jworld.data.conversations import chat
 from jworld.encoders import model_encoders
 from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.models.layers import quantized
 from jworld.parallel import mesh as mesh_lib
 from jworld.systems import asking, generation, options, recipes
 from jworld.systems.base import AnySystem, SystemEncoders, TextSystem, VideoSession, VideoSystem
@@ -215,6 +216,7 @@ def load(
     given: EncoderOverrides | None = None,
     teacher: bool = False,
     stored: bool = False,
+    quantize: str | None = None,
     meanwhile: Callable[[SystemEncoders, nnx.Module], object] | None = None,
 ) -> Run:
     """Open a run's folder, or a folder of released or imported weights; EMA weights are preferred.
@@ -228,6 +230,7 @@ def load(
       given: encoders that replace those of `config.sample.encoders` and of the folder.
       teacher: load the teacher of the run too, if evaluation compares the model with it.
       stored: use the states that a data set of the user stores, so that text and image encoders may be absent.
+      quantize: type of the large weights, a key of `quantized.DTYPES`, for video systems; None for that of the config.
       meanwhile: called in a thread, on the mesh, while the weights are read, with the encoders and the model, whose
         parameters are descriptions.
 
@@ -238,6 +241,8 @@ def load(
     _refuse_step(directory, step)
     config = run_config.load(directory) if config is None else config
     system = systems.create(config)
+    if quantize is not None:
+        generation.check_quantized(system, quantize)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     kept = directory / ENCODERS if encoders is None else encoders
     given = given or EncoderOverrides()
@@ -247,7 +252,7 @@ def load(
     # Released and imported weights have no teacher.
     teacher = teacher and (directory / CHECKPOINTS).is_dir()
     work = None if meanwhile is None else functools.partial(meanwhile, opened)
-    model, found = load_model(directory, config, step, mesh=mesh, teacher=teacher, meanwhile=work)
+    model, found = load_model(directory, config, step, mesh=mesh, teacher=teacher, quantize=quantize, meanwhile=work)
     return Run(config, system, model, opened, found, mesh)
 
 
@@ -258,6 +263,7 @@ def load_model(
     *,
     mesh: jax.sharding.Mesh | None = None,
     teacher: bool = False,
+    quantize: str | None = None,
     meanwhile: Callable[[nnx.Module], object] | None = None,
 ) -> tuple[nnx.Module, int | None]:
     """Return the model without encoders, and the step of its checkpoint; see `load`."""
@@ -268,10 +274,11 @@ def load_model(
     system = systems.create(config)
     init = system.init_evaluation if teacher else system.init
     graphdef, abstract, _ = train_state.abstract_state(init, trainable=nnx.Param, optimizer=optimizer, mesh=mesh)
+    take = None if quantize is None else quantized.Quantizer.of(abstract.params, quantize)
     if meanwhile is None:
-        params, found = load_params(directory, abstract.params, step)
+        params, found = load_params(directory, abstract.params, step, take)
         return nnx.merge(graphdef, params), found
-    model: nnx.Module = nnx.merge(graphdef, abstract.params)
+    model: nnx.Module = nnx.merge(graphdef, abstract.params if take is None else take.described)
 
     def work() -> None:
         with jax.set_mesh(mesh):
@@ -279,32 +286,36 @@ def load_model(
 
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         done = threads.submit(work)
-        params, found = load_params(directory, abstract.params, step)
+        params, found = load_params(directory, abstract.params, step, take)
         done.result()
     nnx.update(model, params)
     return model, found
 
 
 def load_params(
-    directory: pathlib.Path, abstract: nnx_types.State, step: int | None = None
+    directory: pathlib.Path, abstract: nnx_types.State, step: int | None = None, take: weights.Take | None = None
 ) -> tuple[nnx_types.State, int | None]:
     """Load all parameters of a run, or of released or imported weights, in the layout of `abstract`.
+
+    `take` may replace every parameter: of released and imported weights while the others are read, of a run after all
+    have been read.
 
     Returns:
       The parameters, and the step of the checkpoint; None for released and imported weights.
     """
     _refuse_step(directory, step)
     if (directory / WEIGHTS).is_file():
-        return weights.load(directory / WEIGHTS, abstract), None
+        return weights.load(directory / WEIGHTS, abstract, take), None
     if (directory / IMPORTED).is_dir():
-        return weights.restore(directory / IMPORTED, abstract, import_record(directory)["arrays"]), None
+        return weights.restore(directory / IMPORTED, abstract, import_record(directory)["arrays"], take), None
     trainable = train_state.path_filter(run_config.load(directory).optimizer.trainable)
     stored = _as_stored(directory, abstract)
     trained, frozen = nnx.split_state(stored, trainable, ...)
     checkpoints = Checkpoints(directory / CHECKPOINTS, create=False)
     found = checkpoints.latest_step() if step is None else step
     params = nnx.merge_state(checkpoints.restore_params(trained, found), checkpoints.restore_frozen(frozen))
-    return jax.tree.map(_converted, params, abstract), found
+    params = jax.tree.map(_converted, params, abstract)
+    return params if take is None else weights.replaced(params, take), found
 
 
 def _converted(x: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:

@@ -3,8 +3,8 @@
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from jworld.utils import errors, nnx_types, tensor_files
 
 #: Bytes on the host, read but not yet on their devices.
 _IN_FLIGHT = 256 << 20
+#: Receives every parameter with its path as soon as it is on its devices, and returns what takes its place.
+Take: TypeAlias = Callable[[str, jax.Array], Any]
 #: Differences from the model that an error lists.
 _SHOWN = 12
 
@@ -27,8 +29,8 @@ def save(params: nnx_types.State, path: pathlib.Path, dtype: np.dtype | type) ->
     tensor_files.save(arrays, path)
 
 
-def load(path: pathlib.Path, abstract: nnx_types.State) -> nnx_types.State:
-    """Load a file of `save` into the shapes, dtypes and shardings of `abstract`.
+def load(path: pathlib.Path, abstract: nnx_types.State, take: Take | None = None) -> nnx_types.State:
+    """Load a file of `save` into the shapes, dtypes and shardings of `abstract`; `take` may replace every parameter.
 
     Raises:
       UserError: the file is absent or damaged, has NaN or infinite values, or its tensors are not exactly those of the
@@ -39,19 +41,23 @@ def load(path: pathlib.Path, abstract: nnx_types.State) -> nnx_types.State:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         _check(path, abstract, found)
 
-        def read(place: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        def read(place: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
             name = train_state.leaf_name(place)
             # After the cast, in which a large number may become infinite.
             with np.errstate(over="ignore"):
                 value = file.get_tensor(name).astype(leaf.dtype)
-            return _placed(tensor_files.check_finite(value, name, path, fix=fix), leaf)
+            placed = _placed(tensor_files.check_finite(value, name, path, fix=fix), leaf)
+            return placed if take is None else take(name, placed)
 
         params: nnx_types.State = jax.tree_util.tree_map_with_path(read, abstract)
         return params
 
 
 def restore(
-    directory: pathlib.Path, abstract: nnx_types.State, entries: Mapping[str, Mapping[str, Any]]
+    directory: pathlib.Path,
+    abstract: nnx_types.State,
+    entries: Mapping[str, Mapping[str, Any]],
+    take: Take | None = None,
 ) -> nnx_types.State:
     """Restore imported weights into the shapes, dtypes and shardings of `abstract`.
 
@@ -62,15 +68,25 @@ def restore(
       directory: an Orbax checkpoint whose leaves are named by path.
       abstract: the parameters to read, all that the checkpoint has.
       entries: {"shape"} of every leaf as written.
+      take: may replace every parameter.
 
     Raises:
       UserError: the checkpoint is absent or damaged, has NaN or infinite values, or its leaves are not exactly those of
         the model.
     """
+
+    def taken(name: str, array: jax.Array) -> Any:
+        if take is None:
+            return array
+        _check_finite(directory, {name: array})
+        return take(name, array)
+
     _check(directory, abstract, {name: tuple(entry["shape"]) for name, entry in entries.items()})
     leaves = {train_state.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
     try:
-        found = _read(array_store.StoredArrays(directory), leaves)
+        found = _read(array_store.StoredArrays(directory), leaves, taken)
+    except errors.UserError:
+        raise
     except Exception as error:
         storage.silence()
         # The cause follows two paths.
@@ -78,13 +94,26 @@ def restore(
         raise errors.UserError(
             f"the weights in {directory} are damaged ({type(error).__name__}: {reason}): import them again"
         ) from error
+    if take is None:
+        _check_finite(directory, found)
     params: nnx_types.State = jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
-    if leaf := checksums.find_not_finite(params):
-        raise errors.UserError(
-            f"the weights in {directory}: {leaf} has NaN or infinite values as {found[leaf].dtype}: import them again, "
-            "or give the model another dtype"
-        )
     return params
+
+
+def replaced(params: nnx_types.State, take: Take) -> nnx_types.State:
+    """Return parameters with the results of `take` in their places, one after another."""
+    changed: nnx_types.State = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: take(train_state.leaf_name(path), leaf), params
+    )
+    return changed
+
+
+def _check_finite(directory: pathlib.Path, arrays: Mapping[str, jax.Array]) -> None:
+    if leaf := checksums.find_not_finite(dict(arrays)):
+        raise errors.UserError(
+            f"the weights in {directory}: {leaf} has NaN or infinite values as {arrays[leaf].dtype}: import them "
+            "again, or give the model another dtype"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,17 +133,26 @@ class _Part:
         return cast(list[jax.Array], jax.block_until_ready(copies))
 
 
-def _read(stored: array_store.StoredArrays, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def _read(stored: array_store.StoredArrays, leaves: Mapping[str, jax.ShapeDtypeStruct], take: Take) -> dict[str, Any]:
     """Read all leaves; while one part is copied to its devices, TensorStore reads the next ones.
 
     The largest comes first: a part is on the host and on its device at once, which matters least before all others.
     """
     placed: dict[str, list[jax.Array]] = {name: [] for name in leaves}
     pending: collections.deque[_Part] = collections.deque()
+    found: dict[str, Any] = {}
 
     def finish() -> None:
         part = pending.popleft()
         placed[part.name] += part.place()
+        leaf = leaves[part.name]
+        sharding = _sharding(leaf)
+        if len(placed[part.name]) == len(sharding.addressable_devices):
+            arrays = placed.pop(part.name)
+            found[part.name] = take(
+                part.name,
+                jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays, dtype=leaf.dtype),
+            )
 
     for name in sorted(leaves, key=lambda name: -array_store.size(leaves[name])):
         for (starts, stops), devices in _parts(leaves[name]).items():
@@ -125,10 +163,7 @@ def _read(stored: array_store.StoredArrays, leaves: Mapping[str, jax.ShapeDtypeS
             pending.append(_Part(name, devices, host, stored.fill(name, index, host)))
     while pending:
         finish()
-    return {
-        name: jax.make_array_from_single_device_arrays(leaf.shape, _sharding(leaf), placed[name], dtype=leaf.dtype)
-        for name, leaf in leaves.items()
-    }
+    return found
 
 
 def _sharding(leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:

@@ -286,6 +286,7 @@ def number(least: float, most: float, words: str = "") -> Callable[[str], Any]:
     return checked("FLOAT", words or f"a number from {least:g} to {most:g}", convert)
 
 
+finite = number(-sys.float_info.max, sys.float_info.max, "a finite number")
 positive = integer(1, 2**31 - 1, "a positive integer")
 #: Training steps, which checkpoints are named by.
 training_step = integer(0, 2**31 - 1)

@@ -93,11 +93,15 @@ def test_bounds_by_hand() -> None:
     assert GenerationPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     failed = made(programs, problem="temporaries alone need 3 GiB")
     assert (failed.fits, failed.peak, roofline(failed)) == (False, None, None)
-    lines = generation_tables.advise(recipe("cosmos_video2world.py"), failed)
-    assert [line.partition(":")[0] for line in lines[:2]] == [
+    config = recipe("cosmos_video2world.py")
+    lines = generation_tables.advise(config, failed)
+    assert [line.partition(":")[0] for line in lines[:3]] == [
         "--config.model.param_dtype=bfloat16",
+        "--quantize int8",
         "--mesh with fsdp=2",
     ]
+    assert not any("quantize" in line for line in generation_tables.advise(config, made((), quantize="fp8")))
+    assert not any("quantize" in line for line in generation_tables.advise(config, made((), unit="tokens")))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +117,40 @@ def test_tiny_recipes(name: str) -> None:
     assert found.weights + found.autoencoder < found.peak
     assert all(cost.flops > 0 for cost in found.programs if cost.name != "choice of a token")
     assert roofline(found) is None
+
+
+def test_quantized_weights_by_hand() -> None:
+    """A layer has 18 matrices: 8 D x D or D x E, two of the MLP and modulations; one byte each, four per output."""
+    config = recipe("cosmos_video2world.py")
+    full, found = generation.make(config, ONE, {}), generation.make(config, ONE, {}, "int8")
+    model = run_config.section(CosmosConfig, config.model, "model")
+    width, hidden = model.width, int(model.width * model.mlp_ratio)
+    shapes = [(width, width)] * 6 + [(model.text_width, width)] * 2 + [(width, hidden), (hidden, width)]
+    if model.modulation_rank is None:
+        shapes += [(width, 3 * width)] * 3
+    else:
+        shapes += [(width, model.modulation_rank), (model.modulation_rank, 3 * width)] * 3
+    saved = sum(3 * inputs * outputs - 4 * outputs for inputs, outputs in shapes)
+    assert full.weights - found.weights == saved
+    assert (full.quantize, found.quantize) == (None, "int8")
+    assert GenerationPlan.from_json(json.loads(json.dumps(found.to_json()))) == found
+    # The largest array is read in full precision.
+    largest = full.start - full.weights - full.autoencoder
+    assert found.start == found.weights + found.autoencoder + largest
+    # Temporaries have at most a layer in full precision.
+    assert found.peak is not None
+    assert full.peak is not None
+    assert found.peak - full.peak <= 4 * sum(inputs * outputs for inputs, outputs in shapes) - saved
+    with pytest.raises(errors.UserError, match="--quantize int8: only models that generate videos have quantized"):
+        generation.make(recipe("theworld.py"), ONE, {}, "int8")
+
+
+@pytest.mark.slow
+def test_quantized_weights_are_sent_in_8_bits() -> None:
+    config = recipe("cosmos_video2world.py", model__dtype="bfloat16", model__param_dtype="bfloat16")
+    plans = [generation.make(config, topologies.parse("cpu:2"), {"fsdp": 2}, kind) for kind in (None, "int8")]
+    full, found = ({cost.name: cost.sent for cost in plan.programs}["denoising steps"] for plan in plans)
+    assert 0 < found < 0.7 * full
 
 
 def test_products_of_a_window_are_those_of_the_formula() -> None:
@@ -162,6 +200,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["generate", "--search"], "--search is for training"),
         (["--mesh=fsdp=2"], "--mesh is for generate"),
+        (["--quantize=int8"], "--quantize is for generate"),
         (["generat"], "invalid choice"),
     ):
         with pytest.raises(SystemExit):
@@ -172,9 +211,14 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["generate", "--config=configs/matrix_lora.py:base", "--config.model.num_layers=1"]
-    command.main([*arguments, "--topology=cpu:1", "--json", str(tmp_path / "plan.json")])
+    command.main([*arguments, "--topology=cpu:1", "--quantize=int8", "--json", str(tmp_path / "plan.json")])
     printed = capsys.readouterr().out
-    for words in ("weights of the network", "denoising step", "decoding", "not counted: text and image encoders"):
+    for words in (
+        "weights of the network (int8)",
+        "denoising step",
+        "decoding",
+        "not counted: text and image encoders",
+    ):
         assert words in printed
     numbers = json.loads((tmp_path / "plan.json").read_text())
     assert numbers["programs"][0]["runs"] == 20

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import ad_checkpoint
 
+from jworld.models.layers import quantized
 from jworld.models.layers.attention import OUTPUT_NAME, backends, base
 
 Layer = TypeVar("Layer", bound=nnx.Module)
@@ -56,7 +57,7 @@ def scan_layers(
     remat: str,
     layers: tuple[int, int] | None = None,
 ) -> tuple[Carry, Out]:
-    """Run `carry` through the layers; no more than one layer's weights are copied.
+    """Run `carry` through the layers; no more than one layer's weights are copied, or dequantized.
 
     Args:
       stacked: result of `stack`.
@@ -80,7 +81,8 @@ def scan_layers(
         i, layer_params, inputs = xs
         layer = merge_params(layer_params, [indexed(leaf, i) for leaf in params_whole])
         whole = [indexed(leaf, i - start) for leaf in inputs_whole]
-        return body(nnx.merge(graphdef, layer), carry, merge_inputs(inputs, whole))
+        layer, inputs = quantized.dequantized((layer, merge_inputs(inputs, whole)))
+        return body(nnx.merge(graphdef, layer), carry, inputs)
 
     if REMAT_POLICIES[remat] is not None:
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
@@ -114,7 +116,7 @@ def indexed(leaf: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def _is_widened(leaf: jax.Array) -> bool:
-    return base.target_platform() == "cpu" and leaf.dtype in (jnp.bfloat16, jnp.float16)
+    return base.target_platform() == "cpu" and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
 
 
 @jax.custom_jvp
