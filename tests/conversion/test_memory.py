@@ -33,7 +33,7 @@ def memory(name):
 directory = pathlib.Path(sys.argv[1])
 jax.block_until_ready(jax.numpy.zeros(1) + 1)
 before = memory("VmRSS")
-model, _ = runs.load_model(directory, config.load(directory))
+model, _ = runs.load_model(directory, config.load(directory), quantize=sys.argv[2] if sys.argv[2:] else None)
 size = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 print("ratio:", (memory("VmHWM") - before) / size, "bytes:", size)
 """
@@ -92,6 +92,7 @@ def test_restoring_needs_little_more_memory_than_the_parameters(tmp_path: pathli
     try:
         run("import", source, "--output", output)
         printed = python(RESTORED, output)
+        quantized = python(RESTORED, output, "int8")
     finally:
         for file in tmp_path.rglob("*"):
             if file.is_file():
@@ -99,3 +100,7 @@ def test_restoring_needs_little_more_memory_than_the_parameters(tmp_path: pathli
     # The file has bfloat16, the model float32.
     assert int(re.search(r"bytes: (\d+)", printed)[1]) == 2 * total > 2e9
     assert float(re.search(r"ratio: ([\d.]+)", printed)[1]) < 1.15
+    # Most of the parameters have a byte; at most a few arrays are there in float32, and never all.
+    size = int(re.search(r"bytes: (\d+)", quantized)[1])
+    assert size < 0.55 * 2 * total
+    assert float(re.search(r"ratio: ([\d.]+)", quantized)[1]) * size < 0.75 * 2 * total
