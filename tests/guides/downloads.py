@@ -114,6 +114,14 @@ def cosmos_14b() -> None:
     _cosmos("14b")
 
 
+def cosmos_multiview() -> None:
+    """nvidia/Cosmos-Predict2-2B-Multiview."""
+    folder = pathlib.Path("checkpoints/nvidia/Cosmos-Predict2-2B-Multiview")
+    path = folder / "model-720p-10fps-7views-29frames.pt"
+    network(small.recipe("cosmos_video2world.py:2b_multiview"), str(path), "--dtype", "bfloat16")
+    (folder / "config.json").unlink()
+
+
 def _cosmos(variant: str) -> None:
     folder = f"checkpoints/nvidia/Cosmos-Predict2-{variant.upper()}-Video2World"
     network(small.recipe(f"cosmos_video2world.py:{variant}"), f"{folder}/model-720p-16fps.pt", "--dtype", "bfloat16")

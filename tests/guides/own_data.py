@@ -99,6 +99,25 @@ def cosmos_assets() -> None:
         (folder / "t5_xxl" / f"scene_{number}.pickle").write_bytes(pickle.dumps([states]))
 
 
+def waymo() -> None:
+    """datasets/waymo in the layout of Cosmos-Predict2's multi-view post-training."""
+    folder = pathlib.Path("datasets/waymo")
+    cameras = ("side_left", "front_left", "front", "front_right", "side_right")
+    (folder / "metas" / "pinhole_front").mkdir(parents=True)
+    for number, episode in enumerate(_recorded()):
+        for index, camera in enumerate(cameras):
+            frames = episode.frames[8 * index :][:41]
+            tiny_videos.write(folder / "videos" / f"pinhole_{camera}" / f"drive_{number}.mp4", frames, fps=10)
+        (folder / "metas" / "pinhole_front" / f"drive_{number}.txt").write_text(episode.caption)
+
+
+def camera_images() -> None:
+    """First images of the cameras in the rooms and on a car."""
+    names = ("front", "left", "right", "side_left", "front_left", "front_right", "side_right")
+    for index, name in enumerate(names):
+        PIL.Image.fromarray(_recorded()[0].frames[8 * index]).save(f"{name}.png")
+
+
 def bridge() -> None:
     """datasets/bridge: videos of a robot's camera with the states of its hand."""
     folder, noise = pathlib.Path("datasets/bridge"), np.random.default_rng(0)

@@ -63,6 +63,7 @@ PAGES = {
         prepare=(
             *("downloads.cosmos", "downloads.cosmos_14b", "downloads.cosmos_posttrained", "downloads.t5"),
             *("own_data.cosmos_assets", "own_data.first_image", "own_data.frame", "own_data.start_videos"),
+            *("downloads.cosmos_multiview", "own_data.waymo", "own_data.camera_images"),
         ),
         values={
             "<folder>": "checkpoints/nvidia/Cosmos-Predict2-2B-Video2World",

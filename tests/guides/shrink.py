@@ -158,6 +158,8 @@ RECIPES = {
     "cosmos_video2world.py:tiny_action": _COSMOS,
     "cosmos_video2world.py:tiny_lerobot": _COSMOS,
     "cosmos_video2world.py:coinrun": _COSMOS,
+    "cosmos_video2world.py:tiny_multiview": _COSMOS,
+    "cosmos_video2world.py:2b_multiview": _COSMOS_PUBLISHED,
     "cosmos_video2world.py:2b": _COSMOS_PUBLISHED,
     "cosmos_video2world.py:2b_lora": (
         *_COSMOS_PUBLISHED,
@@ -240,6 +242,7 @@ IMPORTS = {
     "weights/ar": (*_WORLDPLAY_IMAGE, *_WORLDPLAY_TOKENS, "--config.sample.rollout.num_steps=1"),
     "weights/mine": (*_WORLDPLAY_IMAGE, *_WORLDPLAY_TOKENS, "--config.sample.rollout.num_steps=1"),
     "checkpoints/cosmos-predict2-2b": (*_COSMOS_IMAGE, "--config.sample.rollout.num_steps=2"),
+    "checkpoints/cosmos-predict2-2b-multiview": (*_COSMOS_IMAGE, "--config.sample.rollout.num_steps=2"),
     # The published model is recognized by its width.
     "checkpoints/cosmos-predict2-14b": ("--variant=14b", *_COSMOS_IMAGE, "--config.sample.rollout.num_steps=2"),
     "checkpoints/posttrained": (*_COSMOS_IMAGE, "--config.sample.rollout.num_steps=2"),

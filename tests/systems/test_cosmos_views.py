@@ -66,7 +66,7 @@ def test_examples_have_one_camera_after_the_other() -> None:
     assert made["fps"] == np.float32(10)
     own = Cosmos(make_config(**{"data.clip.caption_view": None})).clip
     text = example(own)["text_states"].astype(np.float32).reshape(3, TOKENS, 16)
-    # Row 0 is no caption.
+    # Row 0 stands for no caption.
     assert text[:, :, 0].tolist() == [[3, 3, 3, 3, 0, 0], [2, 2, 2, 0, 0, 0], [0] * 6]
 
 
