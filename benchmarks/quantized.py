@@ -28,6 +28,7 @@ from jworld.models.layers import quantized
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel.programs import Program
 from jworld.systems import generation, runs
+from jworld.training import weights
 from jworld.utils import arguments as command_line
 from jworld.utils import config as run_config
 
@@ -68,12 +69,9 @@ def quantized_model(model: Any, kind: str) -> Any:
     """Return a model with its weights of this kind."""
     graphdef, params = nnx.split(model)
     described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
-    take = quantized.Quantizer.of(described, kind)
-    leaves = [
-        (path, leaf.replace(take("/".join(map(str, path)), jnp.copy(leaf.get_value()))))
-        for path, leaf in nnx.to_flat_state(params)
-    ]
-    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+    # The quantization deletes what it has replaced.
+    copied = jax.tree.map(jnp.copy, params)
+    return nnx.merge(graphdef, weights.replaced(copied, quantized.Quantizer.of(described, kind)))
 
 
 def random_model(system: Any) -> Any:

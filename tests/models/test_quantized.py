@@ -14,6 +14,7 @@ from flax import nnx
 from jworld import systems
 from jworld.models.layers import quantized, stack
 from jworld.models.layers.linear import linear
+from jworld.training import weights
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
@@ -83,11 +84,8 @@ def with_weights(model: Any, kind: str) -> Any:
     graphdef, params = nnx.split(model)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
     quantizer = quantized.Quantizer.of(shapes, kind)
-    leaves = [
-        (path, leaf.replace(quantizer("/".join(map(str, path)), jnp.copy(leaf.get_value()))))
-        for path, leaf in nnx.to_flat_state(params)
-    ]
-    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+    # It deletes what it has quantized.
+    return nnx.merge(graphdef, weights.replaced(jax.tree.map(jnp.copy, params), quantizer))
 
 
 def with_numpy_weights(model: Any, kind: str) -> Any:
