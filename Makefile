@@ -37,10 +37,10 @@ compare-results: .venv/.demo  ## show both side by side
 		--output results/comparison
 
 test: lint  ## linters, type checker, all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 test-slow: .venv/.test  ## what takes minutes: guides, more meshes, memory, benchmarks, the page of play
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 
 test-long: .venv/.test  ## an hour of repetitions: runs killed ten times, soak tests, memory of more programs
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile

@@ -122,7 +122,7 @@ def test_a_recipe_of_the_wheel(python: pathlib.Path, empty: pathlib.Path) -> Non
 
 @pytest.mark.slow
 def test_train_and_generate(python: pathlib.Path, empty: pathlib.Path) -> None:
-    recipe = ("--config=configs/ar_mem.py", "--config.steps=2", *SMALL_DATA)
+    recipe = ("--config=configs/ar_mem.py", "--config.steps=2", "--config.global_batch=2", *SMALL_DATA)
     printed = run(empty, python, "-m", "jworld.train", *recipe)
     assert "starting from the weights in assets/starter" in printed
     assert (empty / "runs" / "ar_mem" / runs.SAMPLES / "rollout.mp4").is_file()

@@ -16,7 +16,7 @@ sys.path.append(str(pathlib.Path(__file__).parent))
 
 from toy_processes import finish, parameters, printed, start, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 #: Ordinary checkpoints after steps 3, 6 and 9; in memory after 2, 4, 6 and 8.
 EVERY = "--config.checkpoint.emergency.every=2"
@@ -116,16 +116,27 @@ def both_lost(folder: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     "change, step, lines",
     [
-        (host_lost, 4, ["restored step 4 from memory, 1 of 2 processes from the copy on another host"]),
-        (first_host_lost, 4, ["restored step 4 from memory, 1 of 2 processes from the copy on another host"]),
-        (
+        pytest.param(
+            host_lost,
+            4,
+            ["restored step 4 from memory, 1 of 2 processes from the copy on another host"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            first_host_lost,
+            4,
+            ["restored step 4 from memory, 1 of 2 processes from the copy on another host"],
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
             file_damaged,
             4,
             [r"damaged in memory: \S*memory-0/\w+/4/0\.shards: its content differs", "1 of 2 processes from the copy"],
+            marks=pytest.mark.long,
         ),
-        (half_written, 2, ["restored step 2 from memory$"]),
-        (hosts_exchanged, 4, ["restored step 4 from memory, 2 of 2 processes"]),
-        (both_lost, 3, []),
+        pytest.param(half_written, 2, ["restored step 2 from memory$"], marks=pytest.mark.slow),
+        pytest.param(hosts_exchanged, 4, ["restored step 4 from memory, 2 of 2 processes"], marks=pytest.mark.long),
+        pytest.param(both_lost, 3, [], marks=pytest.mark.slow),
     ],
 )
 def test_the_run_continues_from_memory_bit_for_bit(
@@ -153,6 +164,7 @@ def test_the_run_continues_from_memory_bit_for_bit(
     assert not [path for index in range(2) for path in memory(own, index).rglob("*") if path.is_file()]
 
 
+@pytest.mark.long
 def test_overwrite_forgets_what_is_in_memory(folder: pathlib.Path, killed: pathlib.Path) -> None:
     own = folder / "overwritten"
     shutil.copytree(killed, own)
@@ -165,6 +177,7 @@ def test_overwrite_forgets_what_is_in_memory(folder: pathlib.Path, killed: pathl
         assert [path.name for path in memory(own, index).iterdir()] == [emergency.run_of(own / "run")]
 
 
+@pytest.mark.slow
 def test_one_process_continues_from_memory(folder: pathlib.Path, straight: list[np.ndarray]) -> None:
     own = folder / "one"
     own.mkdir()
