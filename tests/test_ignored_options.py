@@ -87,7 +87,7 @@ def sentence(module: str, arguments: list[str], capsys: pytest.CaptureFixture[st
         (VIDEOS, "--remainder=shift", "--remainder has no effect without --frames"),
         ((*VIDEOS, "--autoencoder={linear}"), "--channels=8", "--channels has no effect with --autoencoder"),
         (VIDEOS, "--autoencoder-dtype=bfloat16", "--autoencoder-dtype has no effect without --autoencoder"),
-        (VIDEOS, "--camera=front", "--camera is for the formats lerobot, rlds, not for videos"),
+        (VIDEOS, "--camera=front", "--camera is for the formats cosmos, lerobot, rlds, not for videos"),
         (VIDEOS, "--frames-size=64x64", "--frames-size is for the formats jasmine, not for videos"),
         (VIDEOS, "--root=none", "--root is for the formats"),
         (VIDEOS, "--encoder-device=cpu", "--encoder-device: no encoder here runs in PyTorch (found hashed-words"),

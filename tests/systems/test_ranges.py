@@ -31,6 +31,8 @@ ZERO = {
     *("data.clip.world_size", "data.clip.glyph_tokens", "data.clip.temporal_context", "model.vision_layers"),
     *("model.blocks", "model.refiner_layers", "model.world.autoencoder_blocks", "model.world.steps"),
     "data.clip.command_size",
+    # The number of a camera, and its direction.
+    *("data.clip.view_ids", "data.clip.caption_view", "data.recording.yaws"),
     # Shares.
     *("data.clip.control_dropout", "data.clip.memory_probability", "data.clip.text_dropout", "data.videos.val_share"),
     *("data.conversations.val_share", "data.encoding.whitening", "loss.clean_context", "loss.own_errors"),
@@ -47,6 +49,7 @@ ZERO = {
 }
 MINUS_ONE = {
     *("checkpoint.step", "mesh.data", "mesh.fsdp", "mesh.sequence", "loss.log_mean", "loss.logit_mean"),
+    "data.recording.yaws",
 }
 
 
