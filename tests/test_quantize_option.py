@@ -18,7 +18,7 @@ from jworld.data.recording import episodes
 from jworld.models.layers import quantized
 from jworld.parallel import mesh as mesh_lib
 from jworld.play import __main__ as play
-from jworld.systems import runs
+from jworld.systems import key_logs, runs
 from jworld.utils import config as run_config
 
 STARTER = commands.ROOT / "assets" / "starter"
@@ -57,13 +57,13 @@ def test_generate(name: str, folder: pathlib.Path, tmp_path: pathlib.Path, monke
     print(name, found)
     assert all(bound < found[kind] < 80 for kind, bound in BOUNDS.items())
     full, int8, fp8 = (weight_bytes(run.model) for run in opened)
-    assert int8 == fp8 < 0.7 * full
+    assert int8 == fp8 < 0.75 * full
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, least", [("int8", 45.0), ("fp8", 34.0)])
+@pytest.mark.parametrize("kind, least", [("int8", 38.0), ("fp8", 30.0)])
 def test_starter_weights(kind: str, least: float, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Trained weights, 29 frames: 51 and 42 dB were measured."""
+    """Trained weights, an image unlike those of training, 29 compressed frames: 40.8 dB were measured for int8."""
     common = ["--checkpoint", str(STARTER), "--image", str(video_runs.image(folder)), "--prompt", "a red room"]
     videos = []
     for extra in ([], ["--quantize", kind]):
@@ -130,7 +130,9 @@ def test_play(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     found = play.make_parser().parse([*common, "--quantize", "int8", "--recordings", str(tmp_path), "--prompt=a room"])
     world = play.load(found, rich.console.Console(quiet=True)).world
     full = runs.load(video_runs.make("worldplay", folder))
-    assert weight_bytes(world.run.model) < 0.7 * weight_bytes(full.model)
+    assert weight_bytes(world.run.model) < 0.75 * weight_bytes(full.model)
+    # By which key logs know their weights.
+    assert world.identity != key_logs.identity(full.model, full.encoders)
 
 
 @pytest.fixture

@@ -170,9 +170,11 @@ def identity(model: nnx.Module, encoders: Any) -> str:
     """Return a checksum of the weights and of the autoencoder, which reads all weights once."""
     hashed = xxhash.xxh3_128()
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        value = np.asarray(jax.device_get(leaf.get_value()))
-        hashed.update(f"{path}{value.shape}{value.dtype}".encode())
-        hashed.update(np.ascontiguousarray(value).view(np.uint8).data)
+        # Several arrays for a quantized one.
+        for part in jax.tree.leaves(leaf.get_value()):
+            value = np.asarray(jax.device_get(part))
+            hashed.update(f"{path}{value.shape}{value.dtype}".encode())
+            hashed.update(np.ascontiguousarray(value).view(np.uint8).data)
     hashed.update(encoders.autoencoder.hash.encode())
     return hashed.hexdigest()
 

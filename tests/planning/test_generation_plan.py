@@ -147,7 +147,8 @@ def test_quantized_weights_by_hand() -> None:
 
 @pytest.mark.slow
 def test_quantized_weights_are_sent_in_8_bits() -> None:
-    config = recipe("cosmos_video2world.py", model__dtype="bfloat16", model__param_dtype="bfloat16")
+    dtypes = {"model__dtype": "bfloat16", "model__param_dtype": "bfloat16"}
+    config = recipe("cosmos_video2world.py", model__width=192, model__num_layers=2, **dtypes)
     plans = [generation.make(config, topologies.parse("cpu:2"), {"fsdp": 2}, kind) for kind in (None, "int8")]
     full, found = ({cost.name: cost.sent for cost in plan.programs}["denoising steps"] for plan in plans)
     assert 0 < found < 0.7 * full
