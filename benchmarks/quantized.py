@@ -155,7 +155,7 @@ def measure_checkpoint(directory: pathlib.Path, image: np.ndarray, repeats: int)
                 steps,
                 mesh=run.mesh,
                 image=image if system.needs_image else None,
-                prompt="plain coloured rooms",
+                prompt="plain colored rooms",
                 seed=0,
                 take=frames.append,
             )
