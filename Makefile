@@ -42,7 +42,7 @@ test: lint  ## linters, type checker, all tests
 test-slow: .venv/.test  ## what takes minutes: guides, more meshes, memory, benchmarks, the page of play
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 
-test-long: .venv/.test  ## an hour of repetitions: runs killed ten times, soak tests, memory of more programs
+test-long: .venv/.test  ## more than an hour: runs killed ten times, soak tests, more cases and programs
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
 # Without a GPU; in an environment of its own, as the compiler's packages take 2.1 GB.

@@ -42,7 +42,7 @@ def train(folder: pathlib.Path, recipe: str, workdir: str, *extra: str) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_stages_and_a_steered_clip(tmp_path: pathlib.Path) -> None:
     train(tmp_path, "matrix_lora.py:base", "base")
     adapted = train(tmp_path, "matrix_lora.py", "stage1", f"--config.init_from={tmp_path / 'base'}")
@@ -79,7 +79,7 @@ def test_two_stages_and_a_steered_clip(tmp_path: pathlib.Path) -> None:
     assert len(numbers["psnr_per_part"]["model"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stream_and_its_student(tmp_path: pathlib.Path) -> None:
     whole = (
         "--config.data.encoding.clip_frames=0",
