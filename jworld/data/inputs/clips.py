@@ -143,9 +143,11 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
     tracks = item.read_tracks(len(source.times))
     fps = config.fps or video.rate(source)
     picks, length, starts = _plan(source, item, config, fps)
-    parts = [_cut(one, picks, starts, length, config.fit) for one in sources]
-    for (start, frames), *others in zip(*parts, strict=True):
-        several = np.stack([frames, *(own for _, own in others)]) if item.views else frames
+    first, *others = [_cut(one, picks, starts, length, config.fit) for one in sources]
+    # `zip` would keep the last clip while the next one is decoded.
+    for start, frames in first:
+        if item.views:
+            frames = np.stack([frames, *(next(other)[1] for other in others)])
         chosen = picks[start : start + length]
         yield Clip(
             name=f"{item.name}@{start:06d}",
@@ -154,7 +156,7 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
             split=item.split,
             caption=item.caption,
             fps=fps,
-            frames=several,
+            frames=frames,
             w2c=None if tracks.w2c is None else tracks.w2c[chosen],
             intrinsics=None
             if tracks.intrinsics is None
@@ -165,7 +167,7 @@ def read_clips(item: items.Item, config: CutConfig) -> Iterator[Clip]:
             commands=None if tracks.commands is None else tracks.commands[np.maximum(chosen[1:] - 1, 0)],
             captions=tuple(view.caption for view in item.views),
         )
-        del frames, others, several
+        del frames
 
 
 def _open(item: items.Item) -> video.Video:
