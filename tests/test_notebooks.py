@@ -60,9 +60,9 @@ def test_runs(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     set_parameters(notebook, values)
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path / "notebooks"}})
     client.execute(env=dict(os.environ))
-    printed = "".join(
-        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type
-    )
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    printed = "".join(output.get("text", "") for output in outputs)
     for text in expected:
         assert text in printed, printed[-3000:]
 
