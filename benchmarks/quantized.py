@@ -24,6 +24,7 @@ import rich.table
 from flax import nnx
 
 from jworld import systems
+from jworld.evaluation import held_out
 from jworld.models.layers import quantized
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel.programs import Program
@@ -165,7 +166,7 @@ def measure_checkpoint(directory: pathlib.Path, image: np.ndarray, repeats: int)
     for kind, run in opened.items():
         row[f"{kind}_bytes"] = weight_bytes(run.model)
         row[f"{kind}_step_seconds"] = min(seconds[kind]) / opened[FULL].config.sample.rollout.num_steps
-    return row | {f"{kind}_psnr": psnr(videos[kind], videos[FULL], 255.0) for kind in quantized.KINDS}
+    return row | {f"{kind}_psnr": held_out.psnr(videos[FULL], videos[kind]) for kind in quantized.KINDS}
 
 
 def print_table(rows: list[dict[str, Any]], console: rich.console.Console) -> None:

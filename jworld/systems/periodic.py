@@ -248,7 +248,8 @@ class Evaluation:
                 self._message(f"no held-out PSNR: {error}")
                 return {}
             clean = batch["latent"][:: self._job.optimizer.config.accumulate][:PSNR_CLIPS].astype(np.float32)
-            clips, cameras = len(clean), len(manifest.get("views", {}).get("names", "1"))
+            views = manifest.get("views")
+            clips, cameras = len(clean), len(views["names"]) if views else 1
 
             def decode(latents: np.ndarray) -> np.ndarray:
                 # An example of several cameras has one after the other.

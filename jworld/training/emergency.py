@@ -373,7 +373,7 @@ def _root(folder: str) -> pathlib.Path:
         owner = root.stat().st_uid
     except OSError as error:
         raise _unusable(root, f"cannot be created ({error.strerror or error})") from error
-    # Whoever owns it could replace the files, which become weights.
+    # Its owner could replace the files, which become weights.
     if owner not in (0, os.geteuid()):
         raise _unusable(root, "belongs to another user")
     return root

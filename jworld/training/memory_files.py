@@ -249,7 +249,7 @@ class MemoryFolder:
           data: further JSON values to record.
 
         Raises:
-          OSError: there is no space.
+          OSError: the space is used up.
         """
         path, offset, shards = self.path(item, seat), 0, []
         path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -8,14 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mesh_steps
 import ml_collections
 import numpy as np
 import pytest
-from flax import nnx
 from tiny_systems import make_batch, make_model
 
 from jworld.cameras import pose_strings, robots
-from jworld.parallel import axes, mesh
+from jworld.parallel import mesh
 from jworld.systems.cosmos import evaluation, objective, sampling
 from jworld.systems.cosmos.session import Session
 from jworld.systems.cosmos.system import Cosmos
@@ -169,19 +169,9 @@ def test_guidance_moves_away_from_the_negative_prompt() -> None:
 def test_mesh_equals_one_device() -> None:
     """Examples, weights and frames are split over 8 devices: the same loss and gradient."""
     system = Cosmos(make_config())
-    graphdef, params = nnx.split(make_model(system))
     batch = make_batch(system, 4)
-
-    def step(params: nnx.State, batch: dict[str, jax.Array]) -> tuple[jax.Array, nnx.State]:
-        return jax.value_and_grad(lambda p: system.loss(nnx.merge(graphdef, p), batch, jax.random.key(0))[0])(params)
-
-    expected = jax.jit(step)(params, batch)
     devices = mesh.make_mesh(data=2, fsdp=2, sequence=2)
-    with jax.set_mesh(devices), nnx.logical_axis_rules(axes.RULES):
-        placed = jax.device_put(params, nnx.get_named_sharding(params, devices))
-        spec = system.batch_spec(4)
-        split = {name: jax.device_put(x, axes.sharding(devices, spec[name].axes)) for name, x in batch.items()}
-        actual = jax.jit(step)(placed, split)
+    expected, actual = mesh_steps.loss_and_gradient(system, make_model(system), batch, devices)
     for one, eight in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
         scale = float(jnp.abs(one).max()) + 1e-6
         np.testing.assert_allclose(np.asarray(one) / scale, np.asarray(eight) / scale, atol=2e-5)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mesh_steps
 import ml_collections
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tiny_systems import make_batch, make_model
 from jworld import systems
 from jworld.cameras import driving
 from jworld.diffusion import v_prediction
-from jworld.parallel import axes, mesh
+from jworld.parallel import mesh
 from jworld.systems import training_job
 from jworld.systems.matrix import evaluation, objective
 from jworld.systems.matrix.session import ClipSession, Controls
@@ -167,19 +168,9 @@ def test_draws_of_own_errors() -> None:
 def test_mesh_equals_one_device() -> None:
     """With examples, weights and tokens split over 8 devices, loss and gradient are the same."""
     system = Matrix(make_config(**{"loss.kind": "windows", "loss.groups": 2}))
-    graphdef, params = nnx.split(make_model(system))
     batch = make_batch(system, 4)
-
-    def step(params: nnx.State, batch: dict[str, jax.Array]) -> tuple[jax.Array, nnx.State]:
-        return jax.value_and_grad(lambda p: system.loss(nnx.merge(graphdef, p), batch, jax.random.key(0))[0])(params)
-
-    expected = jax.jit(step)(params, batch)
     devices = mesh.make_mesh(data=2, fsdp=2, sequence=2)
-    with jax.set_mesh(devices), nnx.logical_axis_rules(axes.RULES):
-        placed = jax.device_put(params, nnx.get_named_sharding(params, devices))
-        spec = system.batch_spec(4)
-        split = {name: jax.device_put(x, axes.sharding(devices, spec[name].axes)) for name, x in batch.items()}
-        actual = jax.jit(step)(placed, split)
+    expected, actual = mesh_steps.loss_and_gradient(system, make_model(system), batch, devices)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]))
     for one, eight in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
         # The gradient of a key norm's bias is zero up to rounding: the bias adds the same to every logit.

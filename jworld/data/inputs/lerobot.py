@@ -94,18 +94,18 @@ def list_items(path: pathlib.Path, options: items.ListOptions) -> items.Listing:
         folder = hub_folders.find_data(str(path), ("meta/*", "data/*", *videos))
         info = dataclasses.replace(info, folder=folder)
     read_episodes = _episodes if info.major == 3 else _old_episodes
-    episodes = list(read_episodes(info, cameras[0]))
+    episodes = [list(read_episodes(info, camera)) for camera in cameras]
     splits, notes = _splits(info)
     by_camera = [
-        [_item(info, episode, camera, commands, splits.get(episode.number)) for episode in read_episodes(info, camera)]
-        for camera in cameras
+        [_item(info, episode, camera, commands, splits.get(episode.number)) for episode in own]
+        for camera, own in zip(cameras, episodes, strict=True)
     ]
     listed = by_camera[0]
     facts: dict[str, Any] = {"camera": cameras[0]}
     if several is not None:
         listed = [views.together(several, parts) for parts in zip(*by_camera, strict=True)]
         facts = several.facts()
-    if count := sum(len(set(episode.tasks)) > 1 for episode in episodes):
+    if count := sum(len(set(episode.tasks)) > 1 for episode in episodes[0]):
         notes.append(f"{count} episodes have several tasks, of which the first is the caption")
     if commands is not None:
         facts["commands"] = commands.facts()

@@ -4,6 +4,7 @@ Source: cosmos-predict2 `models/text2image_dit.py`, `video2world_dit.py`, `video
 `multiview_dit.py`.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import einops
@@ -110,7 +111,7 @@ class CosmosTransformer(nnx.Module):
             padding = jnp.zeros((1, H, W)) if inputs.padding is None else inputs.padding
             add(_resized(padding, H, W)[:, None, :, :, None])
         if cfg.views is not None:
-            view = jnp.repeat(jnp.arange(views), F // views)[None] if inputs.view is None else inputs.view
+            view = view_of_frames(range(views), F) if inputs.view is None else inputs.view
             add(self.views(view)[:, :, None, None])
         return jnp.concatenate(parts, axis=-1)
 
@@ -139,6 +140,11 @@ class CosmosTransformer(nnx.Module):
             text=text,
             position=position,
         )
+
+
+def view_of_frames(ids: Sequence[int], frames: int) -> jax.Array:
+    """Return the camera of each frame, int32 [1, F], of F `frames` that the cameras `ids` share equally, in order."""
+    return jnp.repeat(jnp.array(ids), frames // len(ids))[None]
 
 
 def _resized(mask: jax.Array, height: int, width: int) -> jax.Array:

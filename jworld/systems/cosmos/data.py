@@ -77,11 +77,6 @@ class ClipConfig:
             return (True,)
         return tuple(self.caption_view in (None, number) for number in self.view_ids)
 
-    @property
-    def frame_ids(self) -> np.ndarray | None:
-        """The camera of every frame of an example, int32 [V * F]; None for one camera."""
-        return np.repeat(np.array(self.view_ids, np.int32), self.window_frames) if self.views else None
-
 
 class FirstFrames(grain.transforms.RandomMap):
     """Transform from {"record": dict, "position": count} to one example.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jworld.diffusion import rectified_flow
-from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
+from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer, view_of_frames
 from jworld.utils import ranges
 
 Batch = Mapping[str, jax.Array]
@@ -122,7 +122,7 @@ def _network(
     model: CosmosTransformer, batch: Batch, draws: Draws, mask: jax.Array, view_ids: tuple[int, ...]
 ) -> rectified_flow.Network:
     text = batch["text_states"] * draws.keep_text[:, None, None].astype(batch["text_states"].dtype)
-    view = jnp.repeat(jnp.array(view_ids), mask.shape[1] // len(view_ids))[None] if view_ids else None
+    view = view_of_frames(view_ids, mask.shape[1]) if view_ids else None
     # One rate for all clips, that of the data set.
     fps = batch["fps"][0] if "fps" in batch else None
 

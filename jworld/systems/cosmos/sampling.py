@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jworld.diffusion import adams_bashforth, rectified_flow, step_reports
-from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
+from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer, view_of_frames
 from jworld.parallel import axes
 from jworld.parallel.programs import Program
 from jworld.utils import ranges
@@ -147,7 +147,7 @@ class WindowSampler:
 
         given = rectified_flow.ConditioningFrames(repeated(frames), repeated(mask), self.sample.given_sigma)
         action = None if motion is None else repeated(motion)
-        view = jnp.repeat(jnp.array(self._view_ids), len(mask) // len(self._view_ids))[None] if self._view_ids else None
+        view = view_of_frames(self._view_ids, len(mask)) if self._view_ids else None
 
         def network(video: jax.Array, time: jax.Array) -> jax.Array:
             inputs = CosmosInputs(video, time, text, given=given.mask, action=action, fps=self._fps, view=view)
