@@ -10,6 +10,8 @@ from jworld.utils import errors
 
 AXIS_NAMES = ("data", "fsdp", "sequence")
 _MOST = 1 << 20
+#: Start and stop of a shard along each axis.
+Spans = tuple[tuple[int, int], ...]
 
 
 def parse_sizes(text: str) -> tuple[tuple[str, int], ...]:
@@ -101,3 +103,12 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
             "them unevenly: choose sequence so that it divides the devices of a process, or is a multiple of them"
         )
     return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
+def local_shards(shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> dict[Spans, list[jax.Device]]:
+    """Return the distinct shards of an array on this process's devices, and the devices that hold each."""
+    found: dict[Spans, list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        spans = (part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
+        found.setdefault(tuple(spans), []).append(device)
+    return found

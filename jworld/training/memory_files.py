@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jworld.parallel import mesh
 from jworld.training import checksums
 
 FROZEN = "frozen"
@@ -34,24 +35,12 @@ _NOTHING = np.empty(0, np.uint8)
 #: Bytes on their way from the devices while others are written.
 _IN_FLIGHT = 256 << 20
 
-#: Start and stop of a shard along each axis.
-Spans = tuple[tuple[int, int], ...]
-
 
 class DamagedError(Exception):
     """A file whose content differs from what was written, or that belongs to something else."""
 
 
-def parts(leaf: Any) -> dict[Spans, list[jax.Device]]:
-    """Return the distinct shards of an array, or of its description, on this process's devices, and these devices."""
-    found: dict[Spans, list[jax.Device]] = {}
-    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
-        spans = (part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
-        found.setdefault(tuple(spans), []).append(device)
-    return found
-
-
-def _size(spans: Spans, dtype: Any) -> int:
+def _size(spans: mesh.Spans, dtype: Any) -> int:
     return math.prod(stop - start for start, stop in spans) * int(np.dtype(dtype).itemsize)
 
 
@@ -61,7 +50,11 @@ def _padded(size: int) -> int:
 
 def tree_bytes(tree: Any) -> int:
     """Return the bytes of a file of this process's shards of a tree, without its record."""
-    return sum(_padded(_size(spans, leaf.dtype)) for leaf in jax.tree.leaves(tree) for spans in parts(leaf))
+    return sum(
+        _padded(_size(spans, leaf.dtype))
+        for leaf in jax.tree.leaves(tree)
+        for spans in mesh.local_shards(leaf.shape, leaf.sharding)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +105,7 @@ class Shards:
 
         def read(number: int, leaf: Any) -> jax.Array:
             arrays = []
-            for spans, devices in parts(leaf).items():
+            for spans, devices in mesh.local_shards(leaf.shape, leaf.sharding).items():
                 if (number, spans) not in offsets:
                     raise DamagedError("it was written with another sharding")
                 start = offsets[number, spans]
@@ -326,13 +319,13 @@ def _write_all(file: Any, view: memoryview) -> None:
         view = view[file.write(view) :]
 
 
-def _from_devices(leaves: list[jax.Array]) -> Iterator[tuple[int, Spans, np.ndarray]]:
+def _from_devices(leaves: list[jax.Array]) -> Iterator[tuple[int, mesh.Spans, np.ndarray]]:
     """Yield (number of the leaf, its spans, a distinct shard on the host); the next ones are already on their way."""
-    pending: deque[tuple[int, Spans, jax.Array]] = deque()
+    pending: deque[tuple[int, mesh.Spans, jax.Array]] = deque()
     flying = 0
     for number, leaf in enumerate(leaves):
         by_device = {shard.device: shard.data for shard in leaf.addressable_shards}
-        for spans, devices in parts(leaf).items():
+        for spans, devices in mesh.local_shards(leaf.shape, leaf.sharding).items():
             data = by_device[devices[0]]
             data.copy_to_host_async()
             pending.append((number, spans, data))

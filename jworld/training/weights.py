@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jworld.parallel import mesh
 from jworld.training import array_store, checksums, storage
 from jworld.training import state as train_state
 from jworld.utils import errors, nnx_types, tensor_files
@@ -155,9 +156,10 @@ def _read(stored: array_store.StoredArrays, leaves: Mapping[str, jax.ShapeDtypeS
             )
 
     for name in sorted(leaves, key=lambda name: -array_store.size(leaves[name])):
-        for (starts, stops), devices in _parts(leaves[name]).items():
-            index = tuple(map(slice, starts, stops))
-            host = np.empty(np.subtract(stops, starts), leaves[name].dtype)
+        leaf = leaves[name]
+        for spans, devices in mesh.local_shards(leaf.shape, _sharding(leaf)).items():
+            index = tuple(slice(*span) for span in spans)
+            host = np.empty([stop - start for start, stop in spans], leaf.dtype)
             while pending and sum(part.host.nbytes for part in pending) + host.nbytes > _IN_FLIGHT:
                 finish()
             pending.append(_Part(name, devices, host, stored.fill(name, index, host)))
@@ -168,15 +170,6 @@ def _read(stored: array_store.StoredArrays, leaves: Mapping[str, jax.ShapeDtypeS
 
 def _sharding(leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
     return leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-def _parts(leaf: jax.ShapeDtypeStruct) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[jax.Device]]:
-    """Return (starts, stops) of the different parts of a leaf that devices of this process need, and these devices."""
-    parts: dict[tuple[tuple[int, ...], tuple[int, ...]], list[jax.Device]] = {}
-    for device, index in _sharding(leaf).addressable_devices_indices_map(leaf.shape).items():
-        spans = [span.indices(length) for span, length in zip(index or (), leaf.shape, strict=True)]
-        parts.setdefault((tuple(span[0] for span in spans), tuple(span[1] for span in spans)), []).append(device)
-    return parts
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
