@@ -71,6 +71,7 @@ def first_batch(arguments: list[str]) -> dict[str, np.ndarray]:
         ),
         ("matrix", ("--whitening=0.5",), "configs/matrix_lora.py:base"),
         ("worldplay", (), "configs/ar_mem.py:rooms"),
+        ("worldplay", ("--image-encoder=none:24",), "configs/ar_mem.py:rooms"),
     ],
 )
 def test_the_next_command_fits_the_records(tmp_path, capsys, monkeypatch, form, flags, recipe):

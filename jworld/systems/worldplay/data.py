@@ -43,7 +43,8 @@ class ClipConfig:
       memory_fov: width and height of the field of view in memory selection, in degrees.
       memory_radius: distance up to which a camera sees in memory selection, in units of the translations.
       text_dropout: share of examples whose text is the negative prompt.
-      text_tokens, glyph_tokens, vision_tokens: limits of the conditioning tokens; glyph_tokens is 0 without glyphs.
+      text_tokens, glyph_tokens, vision_tokens: limits of the conditioning tokens; glyph_tokens is 0 without
+        glyphs, vision_tokens 0 without an encoder of the first image.
       curriculum: pairs (first step, latent frames of a clip in use).
     """
 
@@ -62,7 +63,7 @@ class ClipConfig:
     text_dropout: ranges.Share = 0.1
     text_tokens: ranges.Size = 1000
     glyph_tokens: ranges.SizeOrZero = 256
-    vision_tokens: ranges.Size = 729
+    vision_tokens: ranges.SizeOrZero = 729
     curriculum: tuple[tuple[ranges.CountOrZero, ranges.Size], ...] = (
         (0, 32),
         (500, 64),
