@@ -26,7 +26,7 @@ from conversion import (
 )
 from jworld.models.layers import lora
 from jworld.systems import runs
-from jworld.utils import errors
+from jworld.utils import errors, finite
 from jworld.utils import files as file_readers
 
 #: Bytes of tensors above which a folder has several files.
@@ -321,7 +321,7 @@ def write(
                 value = np.empty(found.shape, tensor.dtype)
                 with np.errstate(over="ignore"):
                     engine.copy(value, found)
-                if not engine.finite(value):
+                if not finite.all_finite(value):
                     non_finite.add(name)
                 start = 0 if rows is None else rows.start
                 tensor_files.write_at(file, value, offset + start * math.prod(found.shape[1:]) * tensor.dtype.itemsize)

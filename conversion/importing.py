@@ -36,7 +36,7 @@ from jworld.data import records
 from jworld.models.layers.config import ComputeConfig
 from jworld.systems import runs
 from jworld.utils import config as run_config
-from jworld.utils import errors, files
+from jworld.utils import errors, files, finite
 
 DTYPES = ("float32", "bfloat16", "float16")
 _FLOAT8 = "float8"
@@ -336,7 +336,7 @@ class _Reader:
     def _read(self, name: str, box: engine.Index) -> np.ndarray:
         with np.errstate(over="ignore"):
             value = self._source.read(name, box).astype(self._leaf.dtype, copy=False)
-        if not engine.finite(value):
+        if not finite.all_finite(value):
             self.non_finite.add(name)
         return value
 

@@ -25,6 +25,15 @@ def array_checksum(x: jax.Array) -> jax.Array:
     Integer sums are exact in every order, so every mesh gives the same number. A weight is odd, so a change of one word
     changes the sum; the weights differ, so exchanged words do too.
     """
+    return sum_and_finite(x)[0]
+
+
+def sum_and_finite(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Compute `array_checksum`, and whether no element is NaN or infinite, in one pass without temporaries.
+
+    XLA splits the reduction of one array on CPUs into steps that write out their input, 4 bytes per element. It leaves
+    that of a pair as it is.
+    """
     words = _words(x)
     position = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(words.shape):
@@ -32,7 +41,14 @@ def array_checksum(x: jax.Array) -> jax.Array:
     # Multiply and shift: neighbors get unrelated weights (Knuth's and Murmur's constants).
     weight = position * jnp.uint32(2654435761)
     weight = (weight ^ (weight >> 15)) * jnp.uint32(2246822519)
-    return jnp.sum(words * (weight | 1), dtype=jnp.uint32)
+    finite = jnp.broadcast_to(jnp.isfinite(x).reshape(*x.shape, *[1] * (words.ndim - x.ndim)), words.shape)
+    total, all_finite = jax.lax.reduce(
+        (words * (weight | 1), finite),
+        (np.uint32(0), np.bool_(True)),
+        lambda one, other: (one[0] + other[0], one[1] & other[1]),
+        tuple(range(words.ndim)),
+    )
+    return total, all_finite
 
 
 def part_checksum(part: np.ndarray, first: int) -> int:
@@ -58,8 +74,7 @@ def part_checksum(part: np.ndarray, first: int) -> int:
     return total % 2**32
 
 
-_finite = jax.jit(lambda x: jnp.isfinite(x).all())
-_tree_checksums = jax.jit(lambda leaves: [array_checksum(x) for x in leaves])
+_sums_and_finite = jax.jit(lambda leaves: [sum_and_finite(x) for x in leaves])
 
 
 def describe(tree: Any) -> dict[str, dict[str, Any]]:
@@ -73,12 +88,16 @@ def describe(tree: Any) -> dict[str, dict[str, Any]]:
 def tree_checksums(tree: Any) -> dict[str, dict[str, Any]]:
     """Map leaf names to {"dtype", "shape", "checksum"}, JSON values; waits for the arrays."""
     entries = describe(tree)
-    sums = jax.device_get(_tree_checksums(jax.tree.leaves(tree)))
-    return {name: entry | {"checksum": int(sum_)} for (name, entry), sum_ in zip(entries.items(), sums, strict=True)}
+    sums = jax.device_get(_sums_and_finite(jax.tree.leaves(tree)))
+    return {
+        name: entry | {"checksum": int(sum_)} for (name, entry), (sum_, _) in zip(entries.items(), sums, strict=True)
+    }
 
 
 def find_not_finite(tree: Any) -> str:
     """Return the name of the first leaf with NaN or infinite values, "" without; waits for the arrays."""
-    # One after another: on CPUs a leaf's check has a byte per element.
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return next((state.leaf_name(path) for path, leaf in leaves if not bool(_finite(leaf))), "")
+    found = jax.device_get(_sums_and_finite([leaf for _, leaf in leaves]))
+    return next(
+        (state.leaf_name(path) for (path, _), (_, is_finite) in zip(leaves, found, strict=True) if not is_finite), ""
+    )

@@ -2,8 +2,12 @@
 
 import collections
 import dataclasses
+import functools
+import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -13,10 +17,11 @@ import numpy as np
 from jworld.parallel import mesh
 from jworld.training import array_store, checksums, storage
 from jworld.training import state as train_state
-from jworld.utils import errors, nnx_types, tensor_files
+from jworld.utils import errors, finite, nnx_types, tensor_files
 
-#: Bytes on the host, read but not yet on their devices.
-_IN_FLIGHT = 256 << 20
+#: Bytes that are read at once, and reads at the same time.
+_PIECE = 16 << 20
+_AHEAD = 4
 #: Receives every parameter with its path as soon as it is on its devices, and returns what takes its place.
 Take: TypeAlias = Callable[[str, jax.Array], Any]
 #: Differences from the model that an error lists.
@@ -63,7 +68,7 @@ def restore(
     """Restore imported weights into the shapes, dtypes and shardings of `abstract`.
 
     Every device gets only its parts, which are compared with their checksums and cast while they are read. At the peak
-    the host has `_IN_FLIGHT` bytes, or the largest part, more than what is restored.
+    the host has `_AHEAD` pieces more than what is restored.
 
     Args:
       directory: an Orbax checkpoint whose leaves are named by path.
@@ -76,16 +81,10 @@ def restore(
         the model.
     """
 
-    def taken(name: str, array: jax.Array) -> Any:
-        if take is None:
-            return array
-        _check_finite(directory, {name: array})
-        return take(name, array)
-
     _check(directory, abstract, {name: tuple(entry["shape"]) for name, entry in entries.items()})
     leaves = {train_state.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
     try:
-        found = _read(array_store.StoredArrays(directory), leaves, taken)
+        found = _read(directory, leaves, take or (lambda _, array: array))
     except errors.UserError:
         raise
     except Exception as error:
@@ -95,8 +94,6 @@ def restore(
         raise errors.UserError(
             f"the weights in {directory} are damaged ({type(error).__name__}: {reason}): import them again"
         ) from error
-    if take is None:
-        _check_finite(directory, found)
     params: nnx_types.State = jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
     return params
 
@@ -109,63 +106,123 @@ def replaced(params: nnx_types.State, take: Take) -> nnx_types.State:
     return changed
 
 
-def _check_finite(directory: pathlib.Path, arrays: Mapping[str, jax.Array]) -> None:
-    if leaf := checksums.find_not_finite(dict(arrays)):
-        raise errors.UserError(
-            f"the weights in {directory}: {leaf} has NaN or infinite values as {arrays[leaf].dtype}: import them "
-            "again, or give the model another dtype"
-        )
-
-
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    """Part of a leaf that some devices of this process need, on its way there."""
+class _Piece:
+    """Rows of a part of a leaf that some devices of this process need.
+
+    Attributes:
+      name: path of the leaf.
+      shape: shape of the part.
+      spans: start and stop in the leaf, for every axis.
+      start: first row in the part.
+      devices: those that need it.
+    """
 
     name: str
+    shape: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    start: int
     devices: Sequence[jax.Device]
-    host: np.ndarray
-    reading: Any
 
-    def place(self) -> list[jax.Array]:
-        """Wait for the part, and copy it to its devices."""
-        self.reading.result()
-        # Memory of numpy's could not be donated to a training step.
-        copies = [jax.device_put(self.host, device, may_alias=False) for device in self.devices]
-        return cast(list[jax.Array], jax.block_until_ready(copies))
+    def placed(self, parts: dict[jax.Device, jax.Array], copies: Sequence[jax.Array]) -> None:
+        """Put the copies of the piece on its devices into their parts."""
+        for device, rows in zip(self.devices, copies, strict=True):
+            if rows.shape == self.shape:
+                parts[device] = rows
+                continue
+            # A mesh of the caller's would take all its devices.
+            with jax.set_mesh(mesh.make_mesh(devices=[device])):
+                if self.start == 0:
+                    parts[device] = jnp.zeros(self.shape, rows.dtype, device=device)
+                parts[device] = _with_rows(parts[device], rows, self.start)
 
 
-def _read(stored: array_store.StoredArrays, leaves: Mapping[str, jax.ShapeDtypeStruct], take: Take) -> dict[str, Any]:
-    """Read all leaves; while one part is copied to its devices, TensorStore reads the next ones.
+@functools.partial(jax.jit, donate_argnums=0)
+def _with_rows(part: jax.Array, rows: jax.Array, start: jax.Array | int) -> jax.Array:
+    """Write rows into a part, in place. As words: XLA converts bfloat16 to float32 and back on CPUs."""
+    words = checksums.WORDS[part.dtype.itemsize]
+    given, new = (jax.lax.bitcast_convert_type(x, words) for x in (part, rows))
+    return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice_in_dim(given, new, start, axis=0), part.dtype)
 
-    The largest comes first: a part is on the host and on its device at once, which matters least before all others.
+
+def _pieces(name: str, leaf: jax.ShapeDtypeStruct, chunk_rows: int) -> Iterator[_Piece]:
+    """Return the parts of a leaf in pieces of at most `_PIECE` bytes, or of the rows that are stored together."""
+    for spans, devices in mesh.local_shards(leaf.shape, _sharding(leaf)).items():
+        shape = tuple(stop - start for start, stop in spans)
+        if not shape:
+            yield _Piece(name, shape, spans, 0, devices)
+            continue
+        (first, last), *others = spans
+        row = math.prod(shape[1:]) * np.dtype(leaf.dtype).itemsize
+        rows = max(_PIECE // max(row * chunk_rows, 1), 1) * chunk_rows
+        for start in range(first, last, rows):
+            yield _Piece(name, shape, ((start, min(start + rows, last)), *others), start - first, devices)
+
+
+def _read(directory: pathlib.Path, leaves: Mapping[str, jax.ShapeDtypeStruct], take: Take) -> dict[str, Any]:
+    """Read all leaves, in a few threads: reading, checksums, checks and copies of several pieces overlap.
+
+    The largest leaf comes first: its pieces are on the host and on its device at once, which matters least before all
+    others.
     """
-    placed: dict[str, list[jax.Array]] = {name: [] for name in leaves}
-    pending: collections.deque[_Part] = collections.deque()
+    stored = array_store.StoredArrays(directory)
+    names = sorted(leaves, key=lambda name: -array_store.size(leaves[name]))
+    pieces = [piece for name in names for piece in _pieces(name, leaves[name], stored.chunk_rows[name])]
+    left = collections.Counter(piece.name for piece in pieces)
+    parts: dict[jax.Device, jax.Array] = {}
     found: dict[str, Any] = {}
 
-    def finish() -> None:
-        part = pending.popleft()
-        placed[part.name] += part.place()
-        leaf = leaves[part.name]
-        sharding = _sharding(leaf)
-        if len(placed[part.name]) == len(sharding.addressable_devices):
-            arrays = placed.pop(part.name)
-            found[part.name] = take(
-                part.name,
-                jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays, dtype=leaf.dtype),
-            )
+    memory = threading.local()
 
-    for name in sorted(leaves, key=lambda name: -array_store.size(leaves[name])):
-        leaf = leaves[name]
-        for spans, devices in mesh.local_shards(leaf.shape, _sharding(leaf)).items():
-            index = tuple(slice(*span) for span in spans)
-            host = np.empty([stop - start for start, stop in spans], leaf.dtype)
-            while pending and sum(part.host.nbytes for part in pending) + host.nbytes > _IN_FLIGHT:
-                finish()
-            pending.append(_Part(name, devices, host, stored.fill(name, index, host)))
-    while pending:
-        finish()
+    def fetch(piece: _Piece) -> list[jax.Array]:
+        # New memory would take longer than what is done with it.
+        sizes, dtype = [stop - start for start, stop in piece.spans], np.dtype(leaves[piece.name].dtype)
+        count = math.prod(sizes) * dtype.itemsize
+        if getattr(memory, "bytes", np.empty(0)).size < count:
+            memory.bytes = _unaligned(count)
+        host = memory.bytes[:count].view(dtype).reshape(sizes)
+        stored.fill(piece.name, tuple(slice(*span) for span in piece.spans), host).result()
+        if not finite.all_finite(host):
+            raise errors.UserError(
+                f"the weights in {directory}: {piece.name} has NaN or infinite values as {dtype}: import them again, "
+                "or give the model another dtype"
+            )
+        copies = [jax.device_put(host, device) for device in piece.devices]
+        return cast(list[jax.Array], jax.block_until_ready(copies))
+
+    for piece, copies in _in_threads(fetch, pieces):
+        piece.placed(parts, copies)
+        left[piece.name] -= 1
+        if not left[piece.name]:
+            leaf = leaves[piece.name]
+            arrays = list(parts.values())
+            array = jax.make_array_from_single_device_arrays(leaf.shape, _sharding(leaf), arrays, dtype=leaf.dtype)
+            found[piece.name] = take(piece.name, array)
+            parts = {}
     return found
+
+
+def _unaligned(count: int) -> np.ndarray:
+    """Return bytes that no array of JAX takes over, as it does with aligned memory on CPUs, even if told not to.
+
+    The memory is used again, and such an array could not be donated to a training step.
+    """
+    buffer = np.empty(count + 128, np.uint8)
+    start = -buffer.ctypes.data % 64 + 4
+    return buffer[start : start + count]
+
+
+def _in_threads(call: Callable[[_Piece], list[jax.Array]], pieces: Iterable[_Piece]) -> Iterator[tuple[_Piece, Any]]:
+    """Return every piece in its order with the result of a call, `_AHEAD` of which have begun."""
+    pending: collections.deque[tuple[_Piece, futures.Future[list[jax.Array]]]] = collections.deque()
+    with futures.ThreadPoolExecutor(_AHEAD) as pool:
+        for piece in pieces:
+            if len(pending) == _AHEAD:
+                first, result = pending.popleft()
+                yield first, result.result()
+            pending.append((piece, pool.submit(call, piece)))
+        for first, result in pending:
+            yield first, result.result()
 
 
 def _sharding(leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jworld.utils import errors, files, limits
+from jworld.utils import errors, files, finite, limits
 
 
 def save(
@@ -104,6 +104,6 @@ def check_finite(array: np.ndarray, name: str, path: str | pathlib.Path, *, fix:
     Raises:
       UserError: it has NaN or infinite values.
     """
-    if not np.isfinite(array).all():
+    if not finite.all_finite(array):
         raise errors.UserError(f"{path}: {name} has NaN or infinite values: {fix}")
     return array

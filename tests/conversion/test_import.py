@@ -17,13 +17,13 @@ from flax import nnx
 from parity_checks import hunyuan as parity
 
 from conversion import __main__ as conversion
-from conversion import families, importing, resolving, sources, worldplay
+from conversion import families, importing, resolving, sources, store, worldplay
 from jworld import systems
 from jworld.models.hunyuan.transformer import FrameInputs, HunyuanTransformer
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
 from jworld.systems import initial_weights, runs, training_job
-from jworld.training import optimizers
+from jworld.training import optimizers, weights
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
 from jworld.utils import errors
@@ -89,6 +89,35 @@ def test_imported_weights_give_the_golden_output_on_any_mesh(folder: pathlib.Pat
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 64 // fsdp, 64)
     model = nnx.merge(graphdef, jax.device_put(loaded, jax.devices()[0]))
     assert golden_error(model, converted.case(ACTION)) < golden_cases.DEFAULT_TOLERANCE
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("data, fsdp", [(1, 1), (4, 2)])
+def test_weights_are_read_in_pieces(
+    folder: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: int,
+    fsdp: int,
+    param_dtype: str,
+) -> None:
+    """Every bit is that of whole arrays."""
+    monkeypatch.setattr(store, "_CHUNK", 1000)
+    import_case(folder / "download", tmp_path / "imported")
+    mesh = mesh_lib.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp])
+    _, params = abstract(folder / "imported", mesh)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, param_dtype, sharding=x.sharding), params)
+    whole, _ = runs.load_params(folder / "imported", params)
+    monkeypatch.setattr(weights, "_PIECE", 1000)
+    written = []
+    original = weights._with_rows
+    monkeypatch.setattr(weights, "_with_rows", lambda *given: written.append(given[2]) or original(*given))
+    with jax.set_mesh(mesh):
+        pieces, _ = runs.load_params(tmp_path / "imported", params)
+    assert max(written) > 1
+    for one, other in zip(jax.tree.leaves(pieces), jax.tree.leaves(whole), strict=True):
+        assert one.sharding == other.sharding
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_record_describes_the_import(folder: pathlib.Path) -> None:

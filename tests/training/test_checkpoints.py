@@ -15,6 +15,7 @@ import pytest
 import toy
 from flax import nnx
 
+from jworld.parallel import mesh
 from jworld.training import checkpoints, checksums
 from jworld.utils import errors
 
@@ -65,6 +66,28 @@ def test_checksum_does_not_depend_on_the_mesh(sizes: tuple[int, int, int]) -> No
     one = toy.Run(mesh=(1, 1, 1)).state.params
     layout = jax.tree.map(lambda x: x.sharding, toy.Run(mesh=sizes).state.params)
     assert checksums.tree_checksums(jax.device_put(one, layout)) == checksums.tree_checksums(one)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_checksum_needs_no_memory(sizes: tuple[int, int, int], dtype: Any) -> None:
+    """Of every device's part: neither the words of the array nor the array of all devices."""
+    data, fsdp, sequence = sizes
+    layout = jax.sharding.NamedSharding(
+        mesh.make_mesh(data=data, fsdp=fsdp, sequence=sequence, devices=jax.devices()[: data * fsdp * sequence]),
+        jax.P(None, "fsdp", "sequence"),
+    )
+    array = jax.ShapeDtypeStruct((8, 64, 256), dtype, sharding=layout)
+    memory = jax.jit(checksums.sum_and_finite).lower(array).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1000
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_every_element_is_checked(value: float) -> None:
+    x = jnp.ones((3, 5, 7), jnp.bfloat16)
+    assert checksums.find_not_finite({"x": x}) == ""
+    for index in ((0, 0, 0), (2, 4, 6), (1, 2, 3)):
+        assert checksums.find_not_finite({"a": jnp.arange(3), "x": x.at[index].set(value)}) == "x"
 
 
 def test_resume_on_the_same_mesh_is_exact(tmp_path: pathlib.Path) -> None:
@@ -138,8 +161,8 @@ def test_a_changed_leaf_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
     # Uncompressed arrays decode without errors, so only the checksum can differ: here by one.
     monkeypatch.setattr(
         checksums,
-        "_tree_checksums",
-        lambda leaves: [original(x) + (x.shape == (2, toy.WIDTH, toy.HIDDEN)) for x in leaves],
+        "_sums_and_finite",
+        lambda leaves: [(original(x) + (x.shape == (2, toy.WIDTH, toy.HIDDEN)), True) for x in leaves],
     )
     with checkpoints.Checkpoints(tmp_path) as store, pytest.raises(errors.UserError, match="params/blocks/up/kernel"):
         store.restore(run.abstract())
