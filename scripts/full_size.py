@@ -4,12 +4,14 @@
     python scripts/full_size.py --system cosmos --scale tiny --page page.md
 
 For one system it makes a folder in the published layout with a class of diffusers or transformers, and runs inspect,
-import, verify, generate (8x8 latents, one chunk) and export. It then compares the exported bytes with the folder and
-loads the export with the class. Time and peak memory of every stage go into the page; the rows of other runs stay.
-The other programs have an environment of their own, which the first run makes with pip.
+import, verify, generate (8x8 latents, one chunk), three training steps of LoRA adapters, and export. It then compares
+the exported bytes with the folder and loads the export with the class. Time and peak memory of every stage go into the
+page; the rows of other runs stay. The other programs have an environment of their own, which the first run makes with
+pip.
 """
 
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -26,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from conversion import sources
+from jworld.data import video_stream
 from jworld.utils import arguments, errors, files
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -33,7 +36,8 @@ PAGE = ROOT / "docs" / "full_size.md"
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "torchvision")
 #: Lines of the page before and after the table.
 BEGIN, END = "<!-- stages: begin -->", "<!-- stages: end -->"
-STAGES = ("make", "inspect", "import", "verify", "generate", "export", "bytes", "load")
+STAGES = ("make", "inspect", "import", "verify", "generate", "train", "export", "bytes", "load")
+NOT_TRAINED = "no recipe trains adapters of it alone in 24 GiB"
 #: Stages whose files the later ones read.
 NEEDED = ("make", "import", "export")
 _BLOCK = 16 << 20
@@ -49,6 +53,8 @@ class System:
       autoencoder: key of the small autoencoder that generation uses; "" without one.
       generate: further arguments of `jworld.generate`; None for a network that generates nothing alone.
       tiny_generate: those that replace them at the tiny size.
+      train: recipe of LoRA adapters and values for it; empty for a network whose training is not part of this.
+      tiny_train: further values at the tiny size.
     """
 
     title: str
@@ -56,6 +62,8 @@ class System:
     autoencoder: str = ""
     generate: Sequence[str] | None = None
     tiny_generate: Sequence[str] = ()
+    train: Sequence[str] = ()
+    tiny_train: Sequence[str] = ()
 
 
 _VIDEO = ("--steps", "2", "--size", "64x64", "--windows", "1")
@@ -65,6 +73,11 @@ _WORLDPLAY = (
     *("--guidance", "1", "--config.model.param_dtype=bfloat16", "--glyph-encoder", "none:1472"),
     *("--config.data.clip.text_tokens=16", "--config.data.clip.glyph_tokens=16", "--config.data.clip.vision_tokens=0"),
 )
+#: One clip of 13 frames per step, three steps, without a mesh.
+_TRAIN = (
+    *("--config.steps=3", "--config.global_batch=1", "--config.mesh.sequence=1", "--config.log.interval=1"),
+    *("--config.data.clip.latent_size=(8,8)", "--config.data.clip.window_frames=4"),
+)
 _GEMMA = ("--prompt", "What is this?", "--image", "{image}", "--encoders", "{tokenizer}", "--max-tokens", "4")
 SYSTEMS = {
     "cogvideox": System(
@@ -73,6 +86,11 @@ SYSTEMS = {
         "small-cogvideox-vae",
         (*_VIDEO, "--prompt", "a", "--text-encoder", "none:4096"),
         (*_VIDEO, "--prompt", "a", "--text-encoder", "none:32"),
+        ("configs/matrix_lora.py:2b", *_TRAIN),
+        (
+            *("--config.model.width=32", "--config.model.num_heads=2", "--config.model.num_layers=2"),
+            "--config.model.text_dim=32",
+        ),
     ),
     "cosmos": System(
         "Cosmos-Predict2-2B",
@@ -80,6 +98,11 @@ SYSTEMS = {
         "small-wan-vae",
         (*_VIDEO, "--prompt", "a", "--image", "{image}", "--text-encoder", "none:1024"),
         (*_VIDEO, "--prompt", "a", "--image", "{image}", "--text-encoder", "none:32"),
+        ("configs/cosmos_video2world.py:2b_lora", *_TRAIN),
+        (
+            *("--config.model.width=48", "--config.model.num_heads=2", "--config.model.num_layers=2"),
+            *("--config.model.text_dim=32", "--config.model.text_width=32", "--config.model.modulation_rank=8"),
+        ),
     ),
     "gemma": System(
         "Gemma-3-4b",
@@ -133,15 +156,21 @@ class Runner:
         return good
 
     def _run(self, stage: str) -> bool:
-        call = getattr(self, f"_{stage}")()
-        if call is None:
-            self.results.append(
-                Result(self.system.title, stage, outcome="not run: the network generates nothing alone")
-            )
+        if reason := self._left_out(stage):
+            self.results.append(Result(self.system.title, stage, outcome=f"not run: {reason}"))
             return True
-        return self._measure(stage, call)
+        command = getattr(self, f"_{stage}")()
+        planned = self._planned() if stage == "train" else ""
+        return self._measure(stage, command, planned)
 
-    def _measure(self, stage: str, command: Sequence[str | pathlib.Path]) -> bool:
+    def _left_out(self, stage: str) -> str:
+        """Return why the system has no such stage, or ""."""
+        if stage == "generate" and self.system.generate is None:
+            return "the network generates nothing alone"
+        return NOT_TRAINED if stage == "train" and not self.system.train else ""
+
+    def _measure(self, stage: str, command: Sequence[str | pathlib.Path], planned: str) -> bool:
+        """Run a command and add its row; `planned` follows a good outcome."""
         began = time.perf_counter()
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -156,7 +185,7 @@ class Runner:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         print(f"{stage}:\n{printed}", flush=True)
-        outcome = "good" if process.returncode == 0 else f"failed: exit {process.returncode}"
+        outcome = f"good{planned}" if process.returncode == 0 else f"failed: exit {process.returncode}"
         seconds, peak = time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e9
         self.results.append(Result(self.system.title, stage, f"{seconds:.1f}", f"{peak:.2f}", outcome))
         return process.returncode == 0
@@ -188,24 +217,61 @@ class Runner:
     def _load(self) -> list[str | pathlib.Path]:
         return self._folders("load", self.system.network, self.theirs)
 
-    def _generate(self) -> list[str | pathlib.Path] | None:
-        """Return the command that samples one chunk; its autoencoder is made and imported before it is measured."""
+    def _generate(self) -> list[str | pathlib.Path]:
+        """Return the command that samples one chunk."""
         given = self.system.generate if self.scale == "full" else self.system.tiny_generate
-        if self.system.generate is None:
-            return None
         image = self.folder / "image.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(image)
         places = {"image": image, "tokenizer": ROOT / "assets" / "tokenizer"}
         words = [word.format(**places) for word in given or ()]
         out = self.folder / ("out.mp4" if self.system.autoencoder else "out.json")
         if self.system.autoencoder:
-            theirs, ours = self.folder / "small", self.folder / "autoencoder"
-            if not ours.exists():
-                shutil.rmtree(theirs, ignore_errors=True)
-                subprocess.run(self._folders("make", self.system.autoencoder, "full", theirs), check=True, cwd=ROOT)
-                subprocess.run(self._conversion("import", theirs, "--output", ours), check=True, cwd=ROOT)
-            words += ["--autoencoder", str(ours)]
+            words += ["--autoencoder", str(self._autoencoder())]
         return [sys.executable, "-m", "jworld.generate", "--checkpoint", self.ours, "--out", out, *words]
+
+    def _autoencoder(self) -> pathlib.Path:
+        """Return the folder of the small autoencoder, which is made and imported if it is absent."""
+        theirs, ours = self.folder / "small", self.folder / "autoencoder"
+        if not ours.exists():
+            shutil.rmtree(theirs, ignore_errors=True)
+            subprocess.run(self._folders("make", self.system.autoencoder, "full", theirs), check=True, cwd=ROOT)
+            subprocess.run(self._conversion("import", theirs, "--output", ours), check=True, cwd=ROOT)
+        return ours
+
+    def _recipe(self) -> list[str | pathlib.Path]:
+        """Return the recipe of the training stage with its values."""
+        recipe, *words = self.system.train
+        words += self.system.tiny_train if self.scale == "tiny" else ()
+        return ["--config", recipe, f"--config.init_from={self.ours}", *words]
+
+    def _planned(self) -> str:
+        """Return the memory that the planner expects from launch to the second step, as an end of the outcome."""
+        answer = self.folder / "plan.json"
+        command = [sys.executable, "-m", "jworld.plan", *self._recipe(), "--topology", "cpu:1", "--json", answer]
+        subprocess.run(command, check=True, cwd=ROOT)
+        plan = json.loads(answer.read_text())
+        return f"; planned {max(plan['peak'], plan['start'] or 0) / 1e9:.2f} GB"
+
+    def _train(self) -> list[str | pathlib.Path]:
+        """Return the command that trains adapters; its records, of two videos of noise, are encoded before."""
+        records, videos = self.folder / "records", self.folder / "videos"
+        if not records.exists():
+            videos.mkdir(exist_ok=True)
+            for seed in range(2):
+                noise = np.random.default_rng(seed).integers(0, 256, (13, 64, 64, 3), np.uint8)
+                with video_stream.VideoStream(videos / f"{seed}.mp4", fps=16) as stream:
+                    stream.write(noise)
+            given = self.system.generate if self.scale == "full" else self.system.tiny_generate
+            text = (given or ())[-1]
+            command: list[str | pathlib.Path] = [sys.executable, "-m", "jworld.precompute", "--input", videos]
+            command += ["--format", "videos", "--prompt", "a", "--output", records, "--keep-posterior"]
+            command += ["--fps", "16", "--frames", "13", "--width", "64", "--height", "64", "--val-share", "0"]
+            command += ["--autoencoder", self._autoencoder(), "--text-encoder", text, "--image-encoder", "none"]
+            subprocess.run(command, check=True, cwd=ROOT)
+        run = self.folder / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        words = (f"--config.data.records={records}", f"--workdir={run}")
+        return [sys.executable, "-m", "jworld.train", *self._recipe(), *words]
 
 
 def compare(first: pathlib.Path, second: pathlib.Path) -> None:
