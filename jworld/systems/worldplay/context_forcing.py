@@ -8,26 +8,25 @@ sequence: they are rows of a batch.
 """
 
 import dataclasses
-import functools
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jworld.diffusion import distribution_matching, flow_matching
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import Cache, FrameInputs, HunyuanTransformer
 from jworld.systems.worldplay import latents, objective
 from jworld.systems.worldplay.distillation import Clip, frame_inputs, take, velocity
-from jworld.training import parts
+from jworld.training import score_losses
 from jworld.utils import ranges
 
-_Level = Annotated[float, ranges.Range(0, 1)]
+Draws = distribution_matching.Draws
+draw = distribution_matching.draw
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ContextForcingConfig:
+class ContextForcingConfig(distribution_matching.ScoreConfig):
     """Settings of context forcing (`config.loss`); the student's denoising steps are those of `sample.rollout`.
 
     Attributes:
@@ -37,10 +36,7 @@ class ContextForcingConfig:
       score: attention of teacher and critic. "bidirectional" weights see all chunks of a rollout at once;
         "autoregressive" ones see chunks before them, and of the memory only what their training window has room for.
       teacher_guidance: scale of the teacher's classifier-free guidance on the text; 1 disables it.
-      score_levels: range of the uniform noise levels (0 to 1, before the shift) at which scores are compared.
-      shift: shift of these levels.
       sigma_floor: as for the training of the teacher, for the loss of the critic.
-      teacher_dtype: dtype of the teacher's frozen weights.
     """
 
     kind: Literal["context_forcing"] = "context_forcing"
@@ -48,31 +44,7 @@ class ContextForcingConfig:
     teacher: str = ""
     score: Literal["bidirectional", "autoregressive"] = "bidirectional"
     teacher_guidance: ranges.Guidance = 3.0
-    score_levels: tuple[_Level, _Level] = (0.02, 0.98)
-    shift: ranges.Shift = 5.0
     sigma_floor: ranges.Share = 0.0
-    teacher_dtype: Literal["bfloat16", "float32"] = "float32"
-
-    def __post_init__(self) -> None:
-        ranges.check(self)
-        if not 0 < self.score_levels[0] < self.score_levels[1]:
-            raise ValueError(f"score_levels {self.score_levels} must be an increasing pair between 0 and 1")
-
-
-class Draws(NamedTuple):
-    """All random numbers of a loss.
-
-    Attributes:
-      noise: standard normal, in the shape of the rollout's frames [B, n * f, H, W, C].
-      last_step: denoising step, int32, after which every chunk of the rollout ends: its prediction of clean latents.
-      level: noise levels [B] of the scores.
-      score_noise: standard normal in the shape of `noise`.
-    """
-
-    noise: jax.Array
-    last_step: jax.Array
-    level: jax.Array
-    score_noise: jax.Array
 
 
 class Rollout(NamedTuple):
@@ -87,18 +59,6 @@ class Rollout(NamedTuple):
     frames: Clip
     noisy: jax.Array
     made: jax.Array
-
-
-def draw(key: jax.Array, shape: tuple[int, ...], steps: int, cfg: ContextForcingConfig) -> Draws:
-    """Draw the random numbers of a loss for rollouts of `shape` [B, n * f, H, W, C] with so many denoising steps."""
-    noise_key, step_key, level_key, score_key = jax.random.split(key, 4)
-    low, high = cfg.score_levels
-    return Draws(
-        noise=jax.random.normal(noise_key, shape),
-        last_step=jax.random.randint(step_key, (), 0, steps),
-        level=flow_matching.shifted(jax.random.uniform(level_key, shape[:1], minval=low, maxval=high), cfg.shift),
-        score_noise=jax.random.normal(score_key, shape),
-    )
 
 
 def pool(batch: objective.Batch, made: jax.Array) -> Clip:
@@ -126,33 +86,34 @@ def roll_out(
 
     Every chunk ends after the step `draws.last_step`, with the prediction of its clean latents.
     """
-    graphdef, weights = nnx.split(model)
-    # Nothing in the loops is prepared for a backward pass.
-    model = nnx.merge(graphdef, jax.lax.stop_gradient(weights))
+    model = score_losses.without_gradients(model)
     text, image = objective.text_inputs(batch), batch["image_cond"]
     levels = flow_matching.sampling_sigmas(sample.num_steps, sample.shift)
     text_cache = model.text_cache(text, jnp.zeros(len(image)))
     recorded = batch["latent"].shape[1]
 
-    def inputs(part: Clip, time: jax.Array | float, known: Clip | None = None) -> FrameInputs:
-        times = jnp.broadcast_to(jnp.asarray(time, jnp.float32), part.position.shape)
-        return frame_inputs(part, image, times, known=known if model.cfg.references else None)
+    def inputs(
+        part: Clip, time: jax.Array | float, step_size: jax.Array | float = 0.0, known: Clip | None = None
+    ) -> FrameInputs:
+        times, sizes = (jnp.broadcast_to(jnp.asarray(x, jnp.float32), part.position.shape) for x in (time, step_size))
+        return frame_inputs(part, image, times, known=known if model.cfg.references else None, step_size=sizes)
 
     def chunk_of(frames: Clip, number: jax.Array) -> tuple[Clip, tuple[jax.Array, jax.Array]]:
         context, chunk = context_and_chunk(frames, batch, number, size)
         _, own = model.with_cache(inputs(context, sample.context_time), text_cache)
         cache = _extended(text_cache, own)
 
-        def predict(x: jax.Array, step: jax.Array) -> jax.Array:
-            time = levels[step] * flow_matching.NUM_TIMESTEPS
-            return model.with_cache(inputs(chunk._replace(latents=x), time, context), cache)[0]
+        def move(x: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
+            time, size = (value * flow_matching.NUM_TIMESTEPS for value in (before, before - after))
+            predicted, _ = model.with_cache(inputs(chunk._replace(latents=x), time, size, context), cache)
+            return flow_matching.euler_step(x, predicted, before, after)
 
         def denoise(step: jax.Array, x: jax.Array) -> jax.Array:
-            return flow_matching.euler_step(x, predict(x, step), levels[step], levels[step + 1])
+            return move(x, levels[step], levels[step + 1])
 
         noise = jax.lax.dynamic_slice_in_dim(draws.noise, number * size, size, axis=1)
         noisy = jax.lax.fori_loop(0, draws.last_step, denoise, noise)
-        clean = flow_matching.euler_step(noisy, predict(noisy, draws.last_step), levels[draws.last_step], jnp.zeros(()))
+        clean = move(noisy, levels[draws.last_step], jnp.zeros(()))
         start = recorded + number * size
         updated = jax.lax.dynamic_update_slice_in_dim(frames.latents, clean, start, axis=1)
         return frames._replace(latents=updated), (noisy, clean)
@@ -198,14 +159,16 @@ def repeat(
         lambda x: jnp.repeat(x, count, axis=0), (objective.text_inputs(batch), batch["image_cond"])
     )
     level = flow_matching.sampling_sigmas(sample.num_steps, sample.shift)[draws.last_step]
+    time = jnp.full(rows * count, level * flow_matching.NUM_TIMESTEPS)
     predicted = velocity(
         model,
         text,
         image,
         context,
         chunk._replace(latents=noisy),
-        time=jnp.full(rows * count, level * flow_matching.NUM_TIMESTEPS),
+        time=time,
         context_time=jnp.full(rows * count, sample.context_time),
+        step_size=time,
     )
     clean = flow_matching.euler_step(noisy, predicted, level, jnp.zeros(()))
     return clean.reshape(rows, -1, *clean.shape[2:])
@@ -215,35 +178,44 @@ def score(
     model: HunyuanTransformer,
     batch: objective.Batch,
     made: jax.Array,
-    draws: Draws,
-    cfg: ContextForcingConfig,
+    level: jax.Array,
+    noise: jax.Array,
     *,
+    chunk_frames: int | None,
     guidance: float,
-    context_time: float,
-    size: int,
+    context_time: float | jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Predict velocity and clean latents [B, n * f, H, W, C] of noisy rollouts, by a teacher or a critic.
 
     The network attends to the recorded frames that the teacher may see, and to no generated one but the noisy frames
     themselves.
+
+    Args:
+      model: the network.
+      batch: arrays of `WorldPlay.batch_spec`.
+      made: latents of the rollouts.
+      level: their noise levels [B].
+      noise: standard normal, in their shape.
+      chunk_frames: latent frames per chunk of an autoregressive network; None for a bidirectional one.
+      guidance: scale of classifier-free guidance.
+      context_time: time of the recorded frames, of all examples or [B, 1].
     """
-    sigma = draws.level[:, None, None, None, None]
-    noisy = flow_matching.add_noise(made, draws.score_noise, sigma)
+    sigma = level[:, None, None, None, None]
+    noisy = flow_matching.add_noise(made, noise, sigma)
     taught = batch["taught"]
     own = jnp.ones(made.shape[:2], bool)
     valid = jnp.concatenate([taught, own], axis=1)
     frames = pool(batch, noisy)._replace(position=jnp.cumsum(valid, axis=1) - 1, valid=valid)
-    time = draws.level * flow_matching.NUM_TIMESTEPS
+    time = level * flow_matching.NUM_TIMESTEPS
     recorded = taught.shape[1]
     times = jnp.where(jnp.arange(valid.shape[1]) < recorded, context_time, time[:, None])
     known = Clip(*(x[:, :recorded] for x in frames)) if model.cfg.references else None
 
     def predict(text: TextInputs) -> jax.Array:
         inputs = frame_inputs(frames, batch["image_cond"], times, known=known, given=recorded)
-        is_causal = cfg.score == "autoregressive"
         # The text of the autoregressive model always has time 0, that of the bidirectional one the time of the frames.
-        text_time = jnp.zeros_like(time) if is_causal else time
-        found = model(inputs, text, text_time, chunk_frames=size if is_causal else None)
+        text_time = time if chunk_frames is None else jnp.zeros_like(time)
+        found = model(inputs, text, text_time, chunk_frames=chunk_frames)
         return found[:, recorded:]
 
     with_text = predict(objective.text_inputs(batch))
@@ -251,6 +223,43 @@ def score(
         without = predict(objective.negative_inputs(batch))
         with_text = without + guidance * (with_text - without)
     return with_text, noisy - sigma * with_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """A `score_losses.Matching` of rollouts; the fields are the arguments of `loss`."""
+
+    batch: objective.Batch
+    draws: Draws
+    cfg: ContextForcingConfig
+    sample: latents.SampleConfig
+    size: int
+
+    def roll_out(self, model: HunyuanTransformer) -> Rollout:
+        """See `Matching`."""
+        return roll_out(model, self.batch, self.draws, sample=self.sample, size=self.size)
+
+    def made(self, rollout: Rollout) -> jax.Array:
+        """See `Matching`: they are the context of later chunks."""
+        return rollout.made
+
+    def repeat(self, model: HunyuanTransformer, rollout: Rollout) -> jax.Array:
+        """See `Matching`."""
+        return repeat(model, self.batch, rollout, self.draws, sample=self.sample, size=self.size)
+
+    def score(self, network: HunyuanTransformer, made: jax.Array, *, is_teacher: bool) -> score_losses.Scores:
+        """See `Matching`."""
+        predicted, clean = score(
+            network,
+            self.batch,
+            made,
+            self.draws.level,
+            self.draws.score_noise,
+            chunk_frames=self.size if self.cfg.score == "autoregressive" else None,
+            guidance=self.cfg.teacher_guidance if is_teacher else 1.0,
+            context_time=self.sample.context_time,
+        )
+        return score_losses.Scores(clean, predicted, self.draws.score_noise - made)
 
 
 def loss(
@@ -272,15 +281,7 @@ def loss(
       sample: the denoising steps of the student.
       size: latent frames per chunk.
     """
-    rollout = roll_out(model, batch, draws, sample=sample, size=size)
-    scores = functools.partial(
-        score, batch=batch, made=rollout.made, draws=draws, cfg=cfg, context_time=sample.context_time, size=size
-    )
-    _, real = scores(parts.of(model, parts.TEACHER), guidance=cfg.teacher_guidance)
-    _, fake = scores(parts.of(model, parts.CRITIC), guidance=1.0)
-    slope = jax.lax.stop_gradient(distribution_matching.gradient(rollout.made, real, fake))
-    clean = repeat(model, batch, rollout, draws, sample=sample, size=size)
-    return distribution_matching.loss(clean, slope), {"score_distance": jnp.mean(jnp.abs(slope))}
+    return score_losses.student_loss(model, Rollouts(batch, draws, cfg, sample, size))
 
 
 def critic_loss(
@@ -293,10 +294,5 @@ def critic_loss(
     size: int,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the loss of the critic on fresh rollouts of the student: the mean squared error of the velocity."""
-    made = roll_out(model, batch, draws, sample=sample, size=size).made
-    critic, time = parts.of(model, parts.CRITIC), sample.context_time
-    predicted, _ = score(critic, batch, made, draws, cfg, guidance=1.0, context_time=time, size=size)
-    error = jnp.mean(jnp.square(predicted - (draws.score_noise - made)), axis=(1, 2, 3, 4))
-    if cfg.sigma_floor:
-        error *= jnp.square(jnp.minimum(draws.level / cfg.sigma_floor, 1.0))
-    return jnp.mean(error), {}
+    weight = jnp.square(jnp.minimum(draws.level / cfg.sigma_floor, 1.0)) if cfg.sigma_floor else None
+    return score_losses.critic_loss(model, Rollouts(batch, draws, cfg, sample, size), weight)
