@@ -95,8 +95,9 @@ def recomputed_step(
 ) -> jax.Array:
     """Run one denoising step [f, H, W, C] -> [f, H, W, C], with text and context frames recomputed."""
     rows, known = text.text.shape[0], known_frames(model, past, context)
-    old = frame_inputs(context, past, image, cfg.context_time, rows)
-    new = frame_inputs(chunk, x, image, sigmas[0] * flow_matching.NUM_TIMESTEPS, rows, known=known)
+    time, size = (value * flow_matching.NUM_TIMESTEPS for value in (sigmas[0], sigmas[0] - sigmas[1]))
+    old = frame_inputs(context, past, image, cfg.context_time, rows, step_sizes=0.0)
+    new = frame_inputs(chunk, x, image, time, rows, known=known, step_sizes=size)
     # Positions have no axis of rows.
     inputs = FrameInputs(*(jnp.concatenate(pair, axis=min(pair[0].ndim - 1, 1)) for pair in zip(old, new, strict=True)))
     velocity = whole_velocity(model, text, inputs, past=len(past))[:, len(past) :]

@@ -5,6 +5,7 @@ Nobody publishes a trainer of these weights: docs/distill.md says what is known 
 Variants (`--config=configs/ar_distill.py:<variant>`):
   (none)      the tiny model, distilled from the starter weights by consistency; minutes on two CPU cores
   forcing     context forcing of that student: it learns on its own rollouts with memory
+  shortcut    in place of consistency: the tiny model learns large steps from its own small ones, without a teacher
   8b          the published model, distilled from the published autoregressive weights by consistency
   8b_forcing  context forcing of that student, with the scores of the published bidirectional model
 """
@@ -13,7 +14,7 @@ import ml_collections
 
 from jworld.utils import config as run_config
 
-VARIANTS = ("", "forcing", "8b", "8b_forcing")
+VARIANTS = ("", "forcing", "shortcut", "8b", "8b_forcing")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("8b", "8b_forcing")
 TEACHER = "configs/ar_mem.py"
@@ -34,6 +35,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         _tiny(config)
     if variant == "forcing":
         _tiny_forcing(config)
+    if variant == "shortcut":
+        _tiny_shortcut(config)
     if variant == "8b_forcing":
         _published_forcing(config)
     config.lock()
@@ -76,6 +79,22 @@ def _tiny_forcing(config: ml_collections.ConfigDict) -> None:
     config.critic = {"name": "adamw", "learning_rate": 1e-4, "b1": 0.0, "b2": 0.999, "clip_norm": 1.0, "updates": 5}
     config.data.clip.curriculum = ((0, 16), (25, 32), (50, 61))
     config.checkpoint.interval = 25
+
+
+def _tiny_shortcut(config: ml_collections.ConfigDict) -> None:
+    # Starts without effect, so the starter weights fit.
+    config.model.step_sizes = True
+    config.loss = {
+        "kind": "shortcut",
+        "shift": 5.0,
+        "weighting": "logit_normal",
+        "logit_std": 1.4,
+        "sigma_floor": 0.3,
+        "finest": 64,
+        "consistent": 4,
+        "noisy_context": 0.5,
+        "memory_times": (1, 400),
+    }
 
 
 def _published(config: ml_collections.ConfigDict) -> None:

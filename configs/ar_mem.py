@@ -1,17 +1,19 @@
-"""WorldPlay: autoregressive training with actions, cameras and retrieved memory.
+"""WorldPlay: autoregressive training with actions, cameras and retrieved memory; one variant is bidirectional.
 
 Variants (`--config=configs/ar_mem.py:<variant>`):
-  (none)   tiny model on ray-cast rooms, fine-tuned from the starter weights; minutes on two CPU cores
-  doom     the same model on ViZDoom's maze, from scratch
-  starter  training of the starter weights: the tiny model on 768 episodes; more than two hours on two CPU cores
-  rooms    a smaller model from scratch, on images of 64x48 pixels whose autoencoder is fitted; for data of your own
-  small    about 100M parameters at the recorder's full resolution; half an hour on one GPU
-  8b       the published model with every value of the original's launch script; docs/worldplay.md
+  (none)         tiny model on ray-cast rooms, fine-tuned from the starter weights; minutes on two CPU cores
+  doom           the same model on ViZDoom's maze, from scratch
+  starter        training of the starter weights: the tiny model on 768 episodes; over two hours on two CPU cores
+  rooms          a smaller model from scratch, on images of 64x48 pixels whose autoencoder is fitted; for own data
+  small          about 100M parameters at the recorder's full resolution; half an hour on one GPU
+  bidirectional  the tiny model with attention in both directions, fine-tuned from the starter weights: a teacher for
+                 configs/ar_distill.py:forcing; docs/distill.md
+  8b             the published model with every value of the original's launch script; docs/worldplay.md
 """
 
 import ml_collections
 
-VARIANTS = ("", "doom", "starter", "rooms", "small", "8b")
+VARIANTS = ("", "doom", "starter", "rooms", "small", "bidirectional", "8b")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("8b",)
 STARTER = "assets/starter"
@@ -30,6 +32,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         _fitted(config)
     if variant == "small":
         _small(config)
+    if variant == "bidirectional":
+        _bidirectional(config)
     if variant == "8b":
         _published(config)
     config.lock()
@@ -157,6 +161,19 @@ def _starter(config: ml_collections.ConfigDict) -> None:
     config.optimizer.ema_decay = 0.998
     config.checkpoint.interval = 250
     config.log.interval = 25
+
+
+def _bidirectional(config: ml_collections.ConfigDict) -> None:
+    config.steps = 400
+    config.loss = {
+        "kind": "bidirectional",
+        # As many as sampling denoises together, after memory of up to 24 latents.
+        "chunks": 4,
+        **{name: config.loss[name] for name in ("shift", "weighting", "logit_std", "memory_times", "sigma_floor")},
+        # A rollout's own frames are worse than recorded ones.
+        "noisy_context": 0.5,
+    }
+    config.sample.rollout.update({"mode": "bidirectional", "num_steps": 8})
 
 
 def _fitted(config: ml_collections.ConfigDict) -> None:

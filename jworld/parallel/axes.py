@@ -73,6 +73,11 @@ def dividing_spec(shape: tuple[int, ...], *names: str | None) -> PartitionSpec:
     return PartitionSpec(*spec)
 
 
+def divides(size: int, name: str) -> bool:
+    """Return whether the current mesh splits a dimension of this size and logical axis evenly; True outside a mesh."""
+    return jax.sharding.get_abstract_mesh().empty or dividing_spec((size,), name) == partition_spec((name,))
+
+
 @contextlib.contextmanager
 def describing(mesh: Mesh) -> Iterator[None]:
     """Make `mesh` the current one for descriptions and their programs, whose devices need not exist.

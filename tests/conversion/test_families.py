@@ -74,6 +74,7 @@ def test_shapes_determine_all_sizes_of_the_original(name: str) -> None:
         "prediction",
         "references",
         "output_kernel",
+        "step_sizes",
     }
     config = ORIGINAL.from_config(case.config["constructor"], "x")
     assert config == {key: expected[key] for key in config}

@@ -1,7 +1,6 @@
 """Context forcing of WorldPlay: memory of rollouts, rollouts as in sampling, scores of a perfect critic, gradients."""
 
 import functools
-import pathlib
 from typing import Any
 
 import distilled
@@ -10,89 +9,25 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+import rollout_examples
 from flax import nnx
+from rollout_examples import FRAMES, SIZE, path, weights
 
 from jworld import systems
-from jworld.cameras import pose_strings
-from jworld.data import pipeline
 from jworld.diffusion import distribution_matching
 from jworld.evaluation.held_out import Controls
 from jworld.systems.worldplay import context_forcing, objective
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
-from jworld.utils import config as run_config
 from jworld.utils import errors
 
-RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "ar_distill.py"
-FRAMES, CHUNKS, SIZE = 36, 2, 4
+CHUNKS = 2
 SHAPE = (2, CHUNKS * SIZE, 2, 2, 4)
-
-
-class Store:
-    """A text store with one prompt."""
-
-    def prompt(self, row: int) -> dict[str, np.ndarray]:
-        return {"text_states": np.full((3, 8), 0.1 + row, np.float32)}
+make_batch = rollout_examples.batch
 
 
 def make_config(**changes: Any) -> ml_collections.ConfigDict:
     """Load the recipe with a model of a few thousand parameters."""
-    config = run_config.load_recipe(f"{RECIPE}:forcing")
-    with config.unlocked():
-        config.model.update({"channels": 4, "patch_size": (1, 1, 1), "width": 32, "num_layers": 1, "text_dim": 8})
-        config.model.update({"rope_dims": (4, 2, 2), "vision_dim": 5})
-        config.data.clip.update({"latent_size": (2, 2), "text_tokens": 5, "vision_tokens": 3, "text_dropout": 0.0})
-        config.data.clip.update({"memory_points": 200, "curriculum": ((0, FRAMES),)})
-        config.loss.chunks = CHUNKS
-        config.update_from_flattened_dict(changes)
-    return config
-
-
-def path() -> pose_strings.CameraPath:
-    """Go ahead, turn around and come back, so that frames are retrieved."""
-    return pose_strings.path(f"w-11, right-12, w-{FRAMES - 24}", pose_strings.Units(turn=15))
-
-
-@functools.cache
-def record() -> dict[str, Any]:
-    rng, cameras = np.random.default_rng(0), path()
-    return {
-        "latent": rng.normal(size=(FRAMES, 2, 2, 4)).astype(np.float32),
-        "image_cond": rng.normal(size=(1, 2, 2, 4)).astype(np.float32),
-        "w2c": cameras.w2c,
-        "intrinsics": cameras.intrinsics,
-        "action": cameras.action,
-        "prompt": np.int32(1),
-        "vision_states": rng.normal(size=(3, 5)).astype(np.float32),
-        "index": np.int64(0),
-    }
-
-
-def make_batch(system: Any, starts: tuple[int, ...]) -> dict[str, Any]:
-    """Make a batch of rollouts that start at these chunks."""
-    transform = system.transform(Store(), 1)
-
-    class First:
-        """A generator that draws a start."""
-
-        def __init__(self, start: int) -> None:
-            self.start = start
-
-        def random(self) -> float:
-            return 0.5
-
-        def integers(self, *_: Any, **__: Any) -> int:
-            return self.start
-
-    rows = [transform.random_map({"record": record(), "position": 0}, First(start)) for start in starts]
-    return {name: jnp.asarray(array) for name, array in pipeline.stack(rows).items() if name != "index"}
-
-
-@functools.cache
-def weights(system: Any) -> tuple[nnx.GraphDef, nnx.State]:
-    with nnx.use_eager_sharding(False):
-        graphdef, shapes = nnx.split(nnx.eval_shape(lambda: system.init_training(nnx.Rngs(0))))
-    rng = np.random.default_rng(0)
-    return graphdef, jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype), shapes)
+    return rollout_examples.small("ar_distill.py:forcing", **{"loss.chunks": CHUNKS} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -217,13 +152,23 @@ def test_the_gradient_of_distribution_matching() -> None:
         ({"loss.chunks": 5}, "the window of an autoregressive teacher has 16"),
         ({"data.clip.curriculum": ((0, 16), (5, 36)), "loss.chunks": 6}, "has clips of 16"),
         ({"loss.score_levels": (0.5, 0.1)}, "must be an increasing pair"),
-        ({"sample.rollout.guidance": 2.0}, "a student is autoregressive"),
+        ({"sample.rollout.guidance": 2.0}, "the guidance of a student's teacher is"),
         ({"optimizer.trainable": "(?!teacher/).*"}, "which trains the critic too"),
     ],
 )
 def test_contradictions_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
         systems.create(make_config(**changes))
+
+
+def test_the_score_is_that_of_the_teacher() -> None:
+    """The starter weights are autoregressive."""
+    folder = str(rollout_examples.CONFIGS.parent / "assets" / "starter")
+    system = systems.create(make_config(**{"loss.teacher": folder}))
+    assert set(map(str, system.parts.values())) == {folder}
+    system = systems.create(make_config(**{"loss.score": "bidirectional", "loss.teacher": folder}))
+    with pytest.raises(errors.UserError, match=r"the model in .* \(config\.loss\.teacher\) is autoregressive"):
+        _ = system.parts
 
 
 def test_a_critic_is_needed() -> None:

@@ -75,9 +75,9 @@ def make_batch(rows: int = SHAPE[0]) -> dict[str, Any]:
 @jax.jit
 def oracle_loss(draws: distillation.Draws, scale: float) -> tuple[jax.Array, jax.Array]:
     batch = make_batch()
-    chunk = distillation.divided(batch, draws.chunk, CHUNK)[1].latents
-    student: Any = Oracle(chunk, draws.noise, scale)
-    student.teacher = Oracle(chunk, draws.noise)
+    chunk, noise = distillation.divided(batch, draws.window.chunk, CHUNK)[1].latents, draws.window.noise
+    student: Any = Oracle(chunk, noise, scale)
+    student.teacher = Oracle(chunk, noise)
     value, metrics = distillation.loss(student, student, batch, draws, SETTINGS, chunk_frames=CHUNK)
     return value, metrics["data_error"]
 
@@ -101,7 +101,7 @@ def test_chunks_have_contexts_of_every_size() -> None:
     draws = distillation.draw(
         jax.random.key(0), SHAPE, CHUNK, dataclasses.replace(SETTINGS, noisy_context=0.5), context_time=14.0
     )
-    np.testing.assert_array_equal(draws.context_sigma > 0, draws.context_time != 14)
+    np.testing.assert_array_equal(draws.window.context.sigma > 0, draws.window.context.time != 14)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,8 @@ def make_config(**changes: Any) -> ml_collections.ConfigDict:
         ({"optimizer.ema_decay": 0.0}, "the target of the distillation is the EMA"),
         ({"loss.kind": "consistent"}, "expected one of flow, consistency"),
         ({"loss.memory_times": (9, 2)}, "must be an increasing pair"),
-        ({"sample.rollout.mode": "bidirectional"}, "a student is autoregressive"),
+        ({"sample.rollout.mode": "bidirectional"}, "expected 'autoregressive', which is the kind of model"),
+        ({"model.step_sizes": True}, "a student of consistency always predicts the end"),
     ],
 )
 def test_contradictions_are_reported(changes: dict[str, Any], message: str) -> None:

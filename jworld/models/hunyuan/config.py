@@ -30,6 +30,9 @@ class HunyuanConfig(TransformerConfig):
         copied; as published (False), only the first latent of a video has such a condition.
       output_kernel: size of a convolution over the predicted clean latents, which joins neighboring tokens; 1 is none,
         as published.
+      step_sizes: a further input, the size of the denoising step, as shortcut models have (arXiv 2410.12557); as
+        published (False), the prediction does not depend on it. The input starts without effect, so weights without it
+        can be continued.
     """
 
     channels: ranges.Size = 32
@@ -50,6 +53,7 @@ class HunyuanConfig(TransformerConfig):
     prediction: Literal["velocity", "clean"] = "velocity"
     references: bool = False
     output_kernel: Annotated[int, ranges.Range(1, 7)] = 1
+    step_sizes: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -75,8 +75,8 @@ def _image_weights(cfg: HunyuanConfig, frames: int, image: int) -> int:
 
 
 def _embedding_weights(cfg: HunyuanConfig, frames: int, image: int) -> int:
-    """Count the multiply-adds of input and output patches, of times and actions, and of the last modulation."""
-    scalars = frames * (2 if cfg.actions else 1) * (_FREQUENCIES + cfg.width) * cfg.width
+    """Count the multiply-adds of input and output patches, of scalars per frame, and of the last modulation."""
+    scalars = frames * (1 + cfg.actions + cfg.step_sizes) * (_FREQUENCIES + cfg.width) * cfg.width
     # In: noisy latents, condition, mask. Out: latents, and the gate of references.
     patch = (3 * cfg.channels + 1 + cfg.channels * cfg.references) * cfg.width
     if cfg.output_kernel > 1:

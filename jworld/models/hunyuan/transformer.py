@@ -35,6 +35,8 @@ class FrameInputs(NamedTuple):
       intrinsics: [B, F, 3, 3] normalized by image size, or None.
       position: rotary time positions, [F] for all samples or [B, F]; None counts from 0.
       mask: [B, F] bool, False for padding frames, which are masked in attention; None for no padding.
+      step_size: [B, F] sizes of the denoising steps that the velocity serves, in the unit of `timestep`, for a model
+        with `HunyuanConfig.step_sizes`; None for the velocity at the time itself, which is size 0.
     """
 
     video: jax.Array
@@ -44,6 +46,7 @@ class FrameInputs(NamedTuple):
     intrinsics: jax.Array | None = None
     position: jax.Array | None = None
     mask: jax.Array | None = None
+    step_size: jax.Array | None = None
 
 
 class Cache(NamedTuple):
@@ -90,6 +93,8 @@ class HunyuanTransformer(nnx.Module):
         self.time = ScalarEmbedding(cfg.width, **common)
         if cfg.actions:
             self.action = ScalarEmbedding(cfg.width, zero_output=True, **common)
+        if cfg.step_sizes:
+            self.step_size = ScalarEmbedding(cfg.width, zero_output=True, **common)
         self.text = TextEncoder(cfg, rngs=rngs)
         self.blocks = stack(lambda rngs: DoubleBlock(cfg, rngs=rngs), cfg.num_layers, rngs)
         self.final_modulation = Modulation(cfg.width, cfg.width, 2, **common)
@@ -211,6 +216,9 @@ class HunyuanTransformer(nnx.Module):
         vector = self.time(frames.timestep)
         if frames.action is not None:
             vector = vector + self.action(frames.action)
+        if self.cfg.step_sizes:
+            sizes = jnp.zeros_like(frames.timestep) if frames.step_size is None else frames.step_size
+            vector = vector + self.step_size(sizes)
         projection = None
         if frames.w2c is not None:
             projection = projective.projection_matrices(frames.w2c, frames.intrinsics)

@@ -86,8 +86,9 @@ def denoise_chunk(
     """
     rows, known = cache.mask.shape[0], known_frames(model, past, context)
 
-    def velocity(x: jax.Array, time: jax.Array) -> jax.Array:
-        return model.with_cache(frame_inputs(chunk, x, image, time, rows, known=known), cache)[0]
+    def velocity(x: jax.Array, time: jax.Array, step_size: jax.Array) -> jax.Array:
+        inputs = frame_inputs(chunk, x, image, time, rows, known=known, step_sizes=step_size)
+        return model.with_cache(inputs, cache)[0]
 
     return denoise(velocity, noisy, steps, cfg)
 

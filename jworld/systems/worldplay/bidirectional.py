@@ -14,7 +14,15 @@ from jworld.diffusion import step_reports
 from jworld.models.hunyuan.text import TextInputs
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.parallel.programs import Program
-from jworld.systems.worldplay.latents import Frames, LatentSession, SampleConfig, all_steps, denoise, frame_inputs
+from jworld.systems.worldplay.latents import (
+    Frames,
+    LatentSession,
+    SampleConfig,
+    all_steps,
+    denoise,
+    frame_inputs,
+    known_frames,
+)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
@@ -32,16 +40,21 @@ def denoise_chunk(
 ) -> jax.Array:
     """Run denoising steps, see `denoise`, on latents [f, H, W, C] of the frames `chunk`.
 
-    They are given the latents `past` of the frames `context`.
+    They are given the latents `past` of the frames `context`, among which references are found, see
+    `HunyuanConfig.references`.
     """
-    rows = text.text.shape[0]
+    rows, before, known = text.text.shape[0], len(past), known_frames(model, past, context)
     frames = Frames(*(jnp.concatenate(pair) for pair in zip(context, chunk, strict=True)))
 
-    def velocity(x: jax.Array, time: jax.Array) -> jax.Array:
-        times = jnp.concatenate([jnp.full(len(past), cfg.context_time), jnp.full(len(x), time)])
-        inputs = frame_inputs(frames, jnp.concatenate([past, x]), image, times, rows)
+    def velocity(x: jax.Array, time: jax.Array, step_size: jax.Array) -> jax.Array:
+        times, sizes = (
+            jnp.concatenate([jnp.full(before, given), jnp.full(len(x), own)])
+            for given, own in ((cfg.context_time, time), (0.0, step_size))
+        )
+        both = jnp.concatenate([past, x])
+        inputs = frame_inputs(frames, both, image, times, rows, known=known, given=before, step_sizes=sizes)
         # The text is conditioned on the time too, so its keys and values cannot be cached.
-        return model(inputs, text, jnp.full(rows, time), chunk_frames=None)[:, len(past) :]
+        return model(inputs, text, jnp.full(rows, time), chunk_frames=None)[:, before:]
 
     return denoise(velocity, noisy, steps, cfg)
 

@@ -23,7 +23,25 @@ Tree = TypeVar("Tree")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConsistencyConfig:
+class ContextConfig:
+    """Noise of the context frames that training gives to a chunk.
+
+    Attributes:
+      noisy_context: share of examples whose context has noise, at a level that the model receives. A rollout continues
+        from its own frames, which are worse than recorded ones.
+      memory_times: inclusive range of the times (t of 1000) of such context frames.
+    """
+
+    noisy_context: ranges.Share = 0.5
+    memory_times: tuple[objective.Time, objective.Time] = (16, 500)
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
+        objective.check_memory_times(self.memory_times)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsistencyConfig(ContextConfig):
     """Settings of consistency distillation (`config.loss`).
 
     Two neighboring points of a trajectory of the teacher must have the same end: the student's prediction from the
@@ -35,9 +53,6 @@ class ConsistencyConfig:
       solver_steps: steps of the teacher from pure noise to clean latents.
       teacher_guidance: scale of the teacher's classifier-free guidance on the text; 1 disables it. The student learns
         the guided result and is sampled without guidance.
-      noisy_context: share of examples whose context has noise, at a level that the model receives. A rollout continues
-        from its own frames, which are worse than recorded ones.
-      memory_times: inclusive range of the times (t of 1000) of such context frames.
       distance: distance of the two predictions of clean latents, "l2" or "huber" (pseudo-Huber).
       huber_c: constant c of the pseudo-Huber distance.
       teacher_dtype: dtype of the teacher's frozen weights.
@@ -47,15 +62,42 @@ class ConsistencyConfig:
     shift: ranges.Shift = 5.0
     solver_steps: Annotated[int, ranges.Range(2, flow_matching.NUM_TIMESTEPS)] = 48
     teacher_guidance: ranges.Guidance = 6.0
-    noisy_context: ranges.Share = 0.5
-    memory_times: tuple[objective.Time, objective.Time] = (16, 500)
     distance: Literal["l2", "huber"] = "l2"
     huber_c: ranges.Positive = 1e-3
     teacher_dtype: Literal["bfloat16", "float32"] = "float32"
 
-    def __post_init__(self) -> None:
-        ranges.check(self)
-        objective.check_memory_times(self.memory_times)
+
+class ContextDraws(NamedTuple):
+    """Random numbers of context frames.
+
+    Attributes:
+      time: time [B] that the model receives for them, float32.
+      sigma: their noise level [B], 0 to 1; a rollout's context has a time, but no noise.
+      noise: standard normal, in their shape [B, M, H, W, C].
+    """
+
+    time: jax.Array
+    sigma: jax.Array
+    noise: jax.Array
+
+    def noisy(self, latents: jax.Array) -> jax.Array:
+        """Return context frames [B, M, H, W, C] with their noise, float32."""
+        level = self.sigma[:, None, None, None, None]
+        return flow_matching.add_noise(latents.astype(jnp.float32), self.noise, level)
+
+
+class WindowDraws(NamedTuple):
+    """Random numbers of a window of which one chunk is denoised.
+
+    Attributes:
+      chunk: chunk [B] of the window that is denoised after those before it; memory samples always have the last one.
+      noise: standard normal, in the shape of a chunk [B, f, H, W, C].
+      context: of the frames before it.
+    """
+
+    chunk: jax.Array
+    noise: jax.Array
+    context: ContextDraws
 
 
 class Draws(NamedTuple):
@@ -63,19 +105,11 @@ class Draws(NamedTuple):
 
     Attributes:
       step: step of the teacher [B], 0 from pure noise.
-      chunk: chunk [B] of the window that is denoised after those before it; memory samples always have the last one.
-      noise: standard normal, in the shape of a chunk [B, f, H, W, C].
-      context_time: time [B] that the model receives for the context frames, float32.
-      context_sigma: their noise level [B], 0 to 1; a rollout's context has a time, but no noise.
-      context_noise: standard normal, in the shape of the context frames [B, M, H, W, C].
+      window: of the chunk and its context.
     """
 
     step: jax.Array
-    chunk: jax.Array
-    noise: jax.Array
-    context_time: jax.Array
-    context_sigma: jax.Array
-    context_noise: jax.Array
+    window: WindowDraws
 
 
 class Clip(NamedTuple):
@@ -93,25 +127,43 @@ class Clip(NamedTuple):
     intrinsics: jax.Array
 
 
-def draw(
-    key: jax.Array, shape: tuple[int, ...], chunk_frames: int, cfg: ConsistencyConfig, *, context_time: float
-) -> Draws:
-    """Draw the random numbers of a loss of windows of `shape` [B, F, H, W, C].
+def draw_context(key: jax.Array, shape: tuple[int, ...], cfg: ContextConfig, *, context_time: float) -> ContextDraws:
+    """Draw the random numbers of context frames of `shape` [B, M, H, W, C].
 
     Context without noise has the time `context_time` of a rollout.
     """
-    step_key, chunk_key, noise_key, share_key, time_key, context_key = jax.random.split(key, 6)
-    batch, frames = shape[:2]
+    share_key, time_key, noise_key = jax.random.split(key, 3)
     low, high = cfg.memory_times
-    time = jax.random.randint(time_key, (batch,), low, high + 1).astype(jnp.float32)
-    is_noisy = jax.random.bernoulli(share_key, cfg.noisy_context, (batch,))
-    return Draws(
-        step=jax.random.randint(step_key, (batch,), 0, cfg.solver_steps),
+    time = jax.random.randint(time_key, shape[:1], low, high + 1).astype(jnp.float32)
+    is_noisy = jax.random.bernoulli(share_key, cfg.noisy_context, shape[:1])
+    return ContextDraws(
+        time=jnp.where(is_noisy, time, context_time),
+        sigma=jnp.where(is_noisy, time / flow_matching.NUM_TIMESTEPS, 0),
+        noise=jax.random.normal(noise_key, shape),
+    )
+
+
+def draw_window(
+    key: jax.Array, shape: tuple[int, ...], chunk_frames: int, cfg: ContextConfig, *, context_time: float
+) -> WindowDraws:
+    """Draw the random numbers of windows of `shape` [B, F, H, W, C]; see `draw_context`."""
+    chunk_key, noise_key, context_key = jax.random.split(key, 3)
+    batch, frames, *latent = shape
+    return WindowDraws(
         chunk=jax.random.randint(chunk_key, (batch,), 0, frames // chunk_frames),
-        noise=jax.random.normal(noise_key, (batch, chunk_frames, *shape[2:])),
-        context_time=jnp.where(is_noisy, time, context_time),
-        context_sigma=jnp.where(is_noisy, time / flow_matching.NUM_TIMESTEPS, 0),
-        context_noise=jax.random.normal(context_key, (batch, frames - chunk_frames, *shape[2:])),
+        noise=jax.random.normal(noise_key, (batch, chunk_frames, *latent)),
+        context=draw_context(context_key, (batch, frames - chunk_frames, *latent), cfg, context_time=context_time),
+    )
+
+
+def draw(
+    key: jax.Array, shape: tuple[int, ...], chunk_frames: int, cfg: ConsistencyConfig, *, context_time: float
+) -> Draws:
+    """Draw the random numbers of a loss; see `draw_window`."""
+    step_key, window_key = jax.random.split(key)
+    return Draws(
+        step=jax.random.randint(step_key, shape[:1], 0, cfg.solver_steps),
+        window=draw_window(window_key, shape, chunk_frames, cfg, context_time=context_time),
     )
 
 
@@ -136,6 +188,12 @@ def divided(batch: objective.Batch, chunk: jax.Array, chunk_frames: int) -> tupl
     return context, take(everything, taken)._replace(valid=jnp.ones_like(taken, bool))
 
 
+def drawn_window(batch: objective.Batch, draws: WindowDraws, chunk_frames: int) -> tuple[Clip, Clip]:
+    """Return the context frames with their noise, and the chunk without; see `divided`."""
+    context, chunk = divided(batch, draws.chunk, chunk_frames)
+    return context._replace(latents=draws.context.noisy(context.latents)), chunk
+
+
 def take(frames: Clip, index: jax.Array) -> Clip:
     """Return some frames of every row: index [B, k]."""
 
@@ -146,7 +204,13 @@ def take(frames: Clip, index: jax.Array) -> Clip:
 
 
 def frame_inputs(
-    frames: Clip, image: jax.Array, times: jax.Array, *, known: Clip | None = None, given: int = 0
+    frames: Clip,
+    image: jax.Array,
+    times: jax.Array,
+    *,
+    known: Clip | None = None,
+    given: int = 0,
+    step_size: jax.Array | None = None,
 ) -> FrameInputs:
     """Return the inputs of the network.
 
@@ -156,6 +220,7 @@ def frame_inputs(
       times: [B, F].
       known: frames among which references are found, see `HunyuanConfig.references`; None for no references.
       given: number of first frames that have no references, as they are clean.
+      step_size: see `FrameInputs`.
     """
     condition = objective.condition_video(image, frames.is_first)
     if known is not None:
@@ -170,6 +235,7 @@ def frame_inputs(
         frames.intrinsics,
         position=frames.position,
         mask=frames.valid,
+        step_size=step_size,
     )
 
 
@@ -182,6 +248,7 @@ def velocity(
     *,
     time: jax.Array,
     context_time: jax.Array,
+    step_size: jax.Array | None = None,
 ) -> jax.Array:
     """Predict the velocity of chunks after their context, [B, f, H, W, C] float32.
 
@@ -193,12 +260,23 @@ def velocity(
       chunk: the chunk, with noisy latents.
       time: times [B] of the chunks.
       context_time: times [B] of the context frames.
+      step_size: sizes [B] of the steps of the chunks; None for 0, which that of the context always is.
     """
     both = Clip(*(jnp.concatenate(pair, axis=1) for pair in zip(context, chunk, strict=True)))
     before = context.latents.shape[1]
-    times = [jnp.broadcast_to(t[:, None], x.position.shape) for t, x in ((context_time, context), (time, chunk))]
-    known = context if model.cfg.references else None
-    frames = frame_inputs(both, image, jnp.concatenate(times, axis=1), known=known, given=before)
+
+    def per_frame(given: jax.Array, own: jax.Array) -> jax.Array:
+        parts = [jnp.broadcast_to(x[:, None], y.position.shape) for x, y in ((given, context), (own, chunk))]
+        return jnp.concatenate(parts, axis=1)
+
+    frames = frame_inputs(
+        both,
+        image,
+        per_frame(context_time, time),
+        known=context if model.cfg.references else None,
+        given=before,
+        step_size=None if step_size is None else per_frame(jnp.zeros_like(step_size), step_size),
+    )
     predicted = model(frames, text, jnp.zeros(len(image)), chunk_frames=None, context_frames=before)
     return predicted[:, before:]
 
@@ -262,19 +340,17 @@ def loss(
     """
     sigmas = flow_matching.sampling_sigmas(cfg.solver_steps, cfg.shift)
     sigma, earlier = (sigmas[draws.step + i][:, None, None, None, None] for i in (0, 1))
-    context, chunk = divided(batch, draws.chunk, chunk_frames)
-    clean = chunk.latents
-    level = draws.context_sigma[:, None, None, None, None]
-    context = context._replace(latents=flow_matching.add_noise(context.latents, draws.context_noise, level))
+    context, chunk = drawn_window(batch, draws.window, chunk_frames)
+    clean, context_time = chunk.latents, draws.window.context.time
     text, image = objective.text_inputs(batch), batch["image_cond"]
 
     def end(network: HunyuanTransformer, x: jax.Array, level: jax.Array) -> jax.Array:
         """Predict the clean latents from a point of a trajectory."""
-        times = {"time": flow_matching.NUM_TIMESTEPS * level[:, 0, 0, 0, 0], "context_time": draws.context_time}
+        times = {"time": flow_matching.NUM_TIMESTEPS * level[:, 0, 0, 0, 0], "context_time": context_time}
         predicted = velocity(network, text, image, context, chunk._replace(latents=x), **times)
         return flow_matching.euler_step(x, predicted, level, jnp.zeros_like(level))
 
-    noisy = flow_matching.add_noise(clean, draws.noise, sigma)
+    noisy = flow_matching.add_noise(clean, draws.window.noise, sigma)
     predicted = guided_velocity(
         parts.of(model, parts.TEACHER),
         batch,
@@ -282,7 +358,7 @@ def loss(
         chunk._replace(latents=noisy),
         guidance=cfg.teacher_guidance,
         time=flow_matching.NUM_TIMESTEPS * sigma[:, 0, 0, 0, 0],
-        context_time=draws.context_time,
+        context_time=context_time,
     )
     reached = jax.lax.stop_gradient(flow_matching.euler_step(noisy, predicted, sigma, earlier))
     online = end(model, noisy, sigma)

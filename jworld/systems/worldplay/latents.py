@@ -129,6 +129,8 @@ def frame_inputs(
     rows: int,
     *,
     known: references.Known | None = None,
+    given: int = 0,
+    step_sizes: jax.Array | float | None = None,
 ) -> FrameInputs:
     """Return the model's inputs for the same frames with each of `rows` texts.
 
@@ -139,24 +141,30 @@ def frame_inputs(
       times: times [F], or one for all frames.
       rows: number of texts.
       known: earlier frames [1, M] that are references, see `HunyuanConfig.references`; None for no references.
+      given: number of first frames that have no references, as they are clean.
+      step_sizes: sizes [F] of the denoising steps, or one for all frames, see `FrameInputs`; None for 0.
     """
-    given = jnp.asarray(image)[None]
-    if known is None:
-        condition = objective.condition_video(given, frames.number == 0)[0]
-    else:
-        condition = references.find(jnp.asarray(frames.w2c)[None], known, given)[0]
+    first = jnp.asarray(image)[None]
+    condition = objective.condition_video(first, frames.number == 0)[0]
+    if known is not None:
+        found = references.find(jnp.asarray(frames.w2c[given:])[None], known, first)[0]
+        condition = jnp.concatenate([condition[:given], found])
 
     def repeated(x: Array) -> jax.Array:
         return jnp.broadcast_to(x, (rows, *x.shape))
 
+    def per_frame(x: jax.Array | float) -> jax.Array:
+        return repeated(jnp.broadcast_to(jnp.asarray(x, jnp.float32), frames.number.shape))
+
     return FrameInputs(
         repeated(jnp.concatenate([latents.astype(jnp.float32), condition], axis=-1)),
-        repeated(jnp.broadcast_to(jnp.asarray(times, jnp.float32), frames.number.shape)),
+        per_frame(times),
         repeated(frames.action),
         repeated(frames.w2c),
         repeated(frames.intrinsics),
         position=jnp.asarray(frames.position),
         mask=repeated(frames.valid),
+        step_size=None if step_sizes is None else per_frame(step_sizes),
     )
 
 
@@ -175,12 +183,13 @@ def all_steps(cfg: SampleConfig) -> np.ndarray:
 
 
 def denoise(
-    velocity: Callable[[jax.Array, jax.Array], jax.Array], noisy: jax.Array, steps: Array, cfg: SampleConfig
+    velocity: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], noisy: jax.Array, steps: Array, cfg: SampleConfig
 ) -> jax.Array:
     """Run denoising steps on latents [f, H, W, C] and return them, float32.
 
     Args:
-      velocity: (latents [f, H, W, C], time) -> one row, or for guidance two: without and with the text.
+      velocity: (latents [f, H, W, C], time, size of the step) -> one row, or for guidance two: without and with the
+        text. Sizes have the unit of times.
       noisy: standard normal noise, or the latents after the steps before.
       steps: rows of `all_steps`.
       cfg: settings of the rollout.
@@ -188,7 +197,7 @@ def denoise(
 
     def step(x: jax.Array, levels: jax.Array) -> tuple[jax.Array, None]:
         sigma, next_sigma = levels
-        rows = velocity(x, sigma * flow_matching.NUM_TIMESTEPS)
+        rows = velocity(x, *(value * flow_matching.NUM_TIMESTEPS for value in (sigma, sigma - next_sigma)))
         guided = rows[0] if len(rows) == 1 else rows[0] + cfg.guidance * (rows[1] - rows[0])
         return flow_matching.euler_step(x, guided, sigma, next_sigma), None
 

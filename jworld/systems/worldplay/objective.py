@@ -26,38 +26,61 @@ Time = Annotated[int, ranges.Range(1, flow_matching.NUM_TIMESTEPS)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """Values of the published launch script (`config.loss`).
+class TimesConfig:
+    """Distribution of the times of flow matching, and the weights of their losses.
 
     Attributes:
-      kind: "flow", flow matching.
       shift: shift of the training times towards noise.
       weighting: distribution of times, see `flow_matching.sample_unit_times`.
       logit_mean, logit_std: normal distribution of the logits of times, for "logit_normal".
       mode_scale: width of the distribution "mode".
-      memory_times: inclusive range of times (t of 1000) of the context frames of a memory sample.
-      clean_context: share of the other samples with such a context too: their chunks before a random one. As published
-        (0), the context of a clip's first chunks is as noisy as they are, which it never is in a rollout.
-      own_errors: share of samples whose context is the model's own prediction of it from noisy frames, so that training
-        sees what a rollout continues from (as in Matrix-Game 3 and DIAMOND). Above 0 it costs another forward pass.
       sigma_floor: noise level (0 to 1) below which the squared error counts as much as that of clean latents there: a
         network that predicts clean latents is wrong by error / sigma, and rare low levels would outweigh all others
         (as Min-SNR weighting does, arXiv 2303.09556). As published (0), all levels count alike.
     """
 
-    kind: Literal["flow"] = "flow"
     shift: ranges.Shift = 3.0
     weighting: Literal["logit_normal", "mode", "uniform"] = "logit_normal"
     logit_mean: ranges.Logit = 0.0
     logit_std: Annotated[float, ranges.Range(0, 100)] = 1.0
     mode_scale: Annotated[float, ranges.Range(0, 2)] = 1.29
-    memory_times: tuple[Time, Time] = (16, 500)
-    clean_context: ranges.Share = 0.0
-    own_errors: ranges.Share = 0.0
     sigma_floor: ranges.Share = 0.0
 
     def __post_init__(self) -> None:
         ranges.check(self)
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Draw times before the shift, in [0, 1)."""
+        return flow_matching.sample_unit_times(
+            key,
+            shape,
+            weighting=self.weighting,
+            logit_mean=self.logit_mean,
+            logit_std=self.logit_std,
+            mode_scale=self.mode_scale,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(TimesConfig):
+    """Values of the published launch script (`config.loss`).
+
+    Attributes:
+      kind: "flow", flow matching.
+      memory_times: inclusive range of times (t of 1000) of the context frames of a memory sample.
+      clean_context: share of the other samples with such a context too: their chunks before a random one. As published
+        (0), the context of a clip's first chunks is as noisy as they are, which it never is in a rollout.
+      own_errors: share of samples whose context is the model's own prediction of it from noisy frames, so that training
+        sees what a rollout continues from (as in Matrix-Game 3 and DIAMOND). Above 0 it costs another forward pass.
+    """
+
+    kind: Literal["flow"] = "flow"
+    memory_times: tuple[Time, Time] = (16, 500)
+    clean_context: ranges.Share = 0.0
+    own_errors: ranges.Share = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_memory_times(self.memory_times)
 
 
@@ -90,14 +113,7 @@ def draw(key: jax.Array, shape: tuple[int, ...], chunk_frames: int, cfg: Objecti
     key_u, key_memory, key_noise = jax.random.split(key, 3)
     key_context, key_size, key_own = jax.random.split(jax.random.fold_in(key, 1), 3)
     chunks = (shape[0], shape[1] // chunk_frames)
-    u = flow_matching.sample_unit_times(
-        key_u,
-        chunks,
-        weighting=cfg.weighting,
-        logit_mean=cfg.logit_mean,
-        logit_std=cfg.logit_std,
-        mode_scale=cfg.mode_scale,
-    )
+    u = cfg.draw(key_u, chunks)
     low, high = cfg.memory_times
     memory_times = jax.random.randint(key_memory, chunks, low, high + 1)
     context = own = None
@@ -161,6 +177,11 @@ def unit_time(level: jax.Array, shift: float) -> jax.Array:
     return level / (shift - (shift - 1) * level)
 
 
+def weights(sigma: jax.Array, floor: float) -> jax.Array:
+    """Return the weights of squared errors of velocities at these noise levels; see `TimesConfig.sigma_floor`."""
+    return jnp.square(jnp.minimum(sigma / floor, 1.0)) if floor else jnp.ones_like(sigma)
+
+
 def loss(
     model: HunyuanTransformer, batch: Batch, draws: Draws, *, chunk_frames: int, shift: float, sigma_floor: float = 0.0
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -208,8 +229,6 @@ def predict(
     chunk_times = chunk_timesteps(draws, is_memory, shift)
     predicted, denoised = velocity(latents, chunk_times, context)
     per_frame = jnp.mean(jnp.square(predicted - (draws.noise - clean)), axis=(2, 3, 4))
-    if sigma_floor:
-        sigma = jnp.repeat(chunk_times, chunk_frames, axis=1) / flow_matching.NUM_TIMESTEPS
-        per_frame *= jnp.square(jnp.minimum(sigma / sigma_floor, 1.0))
+    per_frame *= weights(jnp.repeat(chunk_times, chunk_frames, axis=1) / flow_matching.NUM_TIMESTEPS, sigma_floor)
     per_sample = jnp.sum(per_frame * ~context, axis=1) / jnp.sum(~context, axis=1)
     return jnp.mean(per_sample), denoised

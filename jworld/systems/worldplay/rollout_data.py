@@ -44,11 +44,14 @@ class RolloutClip:
       clip: the clip; `curriculum` bounds the prefix, which grows with it.
       chunks: chunks of a rollout.
       teacher_frames: largest number of recorded frames that the teacher attends to; None for all of them.
+      has_targets: nothing is generated: an example has the recorded latents of the rollout (`target`), and no context
+        of single chunks, as all of them attend to what the teacher attends to.
     """
 
     clip: ClipConfig
     chunks: int
     teacher_frames: int | None = None
+    has_targets: bool = False
 
     @property
     def rollout_frames(self) -> int:
@@ -62,6 +65,11 @@ class RolloutClip:
         # Each chunk retrieves its own frames; the first chunk and the latest frames are common to all.
         retrieved = clip.memory_frames - clip.temporal_context - clip.chunk_frames
         return clip.memory_frames + (self.chunks - 1) * retrieved
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of an example."""
+        return self.recorded_frames + self.rollout_frames
 
     def plan(self, w2c: np.ndarray, start: int, points: np.ndarray) -> Plan:
         """Select the context frames of a rollout from chunk `start` on, along cameras w2c [F, 4, 4]."""
@@ -103,19 +111,20 @@ class RolloutClip:
             valid[row, : len(frames)] = True
         taught = np.zeros(self.recorded_frames, bool)
         taught[[places[frame] for frame in self.taught(plan)]] = True
-        return {"context": context, "context_valid": valid, "taught": taught}
+        return {"taught": taught} | ({} if self.has_targets else {"context": context, "context_valid": valid})
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Return shape and dtype of the arrays of `indices`, and of conditioning, without the batch axis."""
-        frames = self.recorded_frames + self.rollout_frames
-        return {
+        contexts = {
             "context": ((self.chunks, self.clip.memory_frames), np.int32),
             "context_valid": ((self.chunks, self.clip.memory_frames), np.bool_),
+        }
+        return ({} if self.has_targets else contexts) | {
             "taught": ((self.recorded_frames,), np.bool_),
-            "is_first": ((frames,), np.bool_),
-            "w2c": ((frames, 4, 4), np.float32),
-            "intrinsics": ((frames, 3, 3), np.float32),
-            "action": ((frames,), np.int32),
+            "is_first": ((self.frames,), np.bool_),
+            "w2c": ((self.frames, 4, 4), np.float32),
+            "intrinsics": ((self.frames, 3, 3), np.float32),
+            "action": ((self.frames,), np.int32),
         }
 
 
@@ -148,6 +157,7 @@ class SampleRollout(grain.transforms.RandomMap):
         negative = self._text_store.prompt(NEGATIVE_PROMPT) if self._with_negative else None
         return {
             "latent": record["latent"][numbers],
+            **({"target": record["latent"][plan.rollout.start : plan.rollout.stop]} if sizes.has_targets else {}),
             "image_cond": record["image_cond"],
             "is_first": everything == 0,
             "w2c": poses.relative_to_first(record["w2c"])[everything].astype(np.float32),

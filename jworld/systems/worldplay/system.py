@@ -27,6 +27,7 @@ from jworld.models.layers.attention import ChunkCausal
 from jworld.models.layers.flops import Flops, Sizes, trained_share, training
 from jworld.systems import adapters, base, frame_sizes, latent_video, live
 from jworld.systems.worldplay import (
+    bidirectional_objective,
     context_forcing,
     data,
     distillation,
@@ -35,14 +36,17 @@ from jworld.systems.worldplay import (
     objective,
     rollout,
     rollout_data,
+    shortcut,
     stages,
 )
 from jworld.systems.worldplay.autoregressive import AutoregressiveSession
 from jworld.systems.worldplay.bidirectional import BidirectionalSession
+from jworld.systems.worldplay.bidirectional_objective import BidirectionalConfig
 from jworld.systems.worldplay.context_forcing import ContextForcingConfig
 from jworld.systems.worldplay.distillation import ConsistencyConfig
 from jworld.systems.worldplay.latents import LatentSession, MemoryConfig, SampleConfig
 from jworld.systems.worldplay.session import Session
+from jworld.systems.worldplay.shortcut import ShortcutConfig
 from jworld.training import optimizers, parts
 from jworld.utils import config as run_config
 from jworld.utils import errors, hub_folders
@@ -92,12 +96,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         rollout.parse_script(config.sample.actions, chunk_frames=self.chunk_frames)
         self._check_fit(config.mesh.sequence)
         stages.check(config, self.objective, self.sample)
-        if self.model_config.references and self.sample.mode != "autoregressive":
-            raise errors.UserError(
-                f"config.model.references is True but config.sample.rollout.mode is {self.sample.mode!r}: references "
-                "need 'autoregressive', where earlier latents are finished"
-            )
-        self.rollouts = stages.rollouts(self.objective, self.clip)
+        self.rollouts = stages.rollouts(self.objective, self.clip, config.mesh.sequence)
         shortest = max(self.clip.window_frames, self.rollouts.rollout_frames if self.rollouts else 0)
         self.open_records(min_frames=shortest, fps=self.sample.fps)
 
@@ -132,26 +131,19 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         self.check_frames(sequence)
 
     @property
-    def distills(self) -> bool:
-        """True for a loss with a teacher."""
-        return not isinstance(self.objective, objective.ObjectiveConfig)
-
-    @property
     def copies(self) -> tuple[str, ...]:
         """See `System`: teacher and critic are the initial student, unless they come from another folder."""
-        return () if self._own_teacher else (parts.TEACHER, parts.CRITIC)
+        is_other = isinstance(self.objective, ContextForcingConfig) and self.objective.teacher
+        return () if is_other else (parts.TEACHER, parts.CRITIC)
 
     @property
     def parts(self) -> Mapping[str, pathlib.Path]:
         """See `System`."""
-        if not self._own_teacher:
+        if not isinstance(self.objective, ContextForcingConfig) or not self.objective.teacher:
             return {}
-        return dict.fromkeys((parts.TEACHER, parts.CRITIC), hub_folders.find(self._own_teacher))
-
-    @property
-    def _own_teacher(self) -> str:
-        """The folder of a teacher that is not the initial student; "" if it is."""
-        return self.objective.teacher if isinstance(self.objective, ContextForcingConfig) else ""
+        folder = hub_folders.find(self.objective.teacher)
+        stages.check_teacher(self.objective, folder)
+        return dict.fromkeys((parts.TEACHER, parts.CRITIC), folder)
 
     @property
     def loss_takes_ema(self) -> bool:
@@ -164,7 +156,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
 
     def init_training(self, rngs: nnx.Rngs) -> HunyuanTransformer:
         """See `System`: with the teacher of a distillation."""
-        if isinstance(self.objective, objective.ObjectiveConfig):
+        if not isinstance(self.objective, stages.Taught):
             return self.init(rngs)
         own = dataclasses.replace(self.model_config, param_dtype=jnp.dtype(self.objective.teacher_dtype))
         model = parts.attach(self.init(rngs), teacher=HunyuanTransformer(own, rngs=rngs))
@@ -176,6 +168,18 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         """See `System`: a student of consistency is compared with its teacher; a critic is not evaluated."""
         return self.init_training(rngs) if isinstance(self.objective, ConsistencyConfig) else self.init(rngs)
 
+    @property
+    def trained_frames(self) -> int:
+        """Latent frames of a training example that pass through the network together."""
+        if not isinstance(self.objective, BidirectionalConfig):
+            return self.clip.window_frames
+        assert self.rollouts is not None
+        return self.rollouts.frames
+
+    def step_tokens(self, global_batch: int) -> int:
+        """See `System`; text and image conditioning do not count."""
+        return global_batch * self.trained_frames * self.tokens_per_frame
+
     def attention_calls(self) -> list[base.AttentionCall]:
         """See `System`: the video tokens of a window follow those of its text."""
         clip, model = self.clip, self.model_config
@@ -183,12 +187,13 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
             clip.chunk_frames * self.tokens_per_frame,
             clip.text_tokens + clip.glyph_tokens + clip.vision_tokens,
         )
-        tokens = clip.window_frames * self.tokens_per_frame
+        tokens = self.trained_frames * self.tokens_per_frame
+        is_causal = not isinstance(self.objective, BidirectionalConfig)
         return [
             base.AttentionCall(
                 name="video",
                 implementation=model.attention,
-                mask=ChunkCausal(chunk, prefix),
+                mask=ChunkCausal(chunk, prefix) if is_causal else None,
                 key_mask=True,
                 lengths=(tokens, prefix + tokens),
                 heads=model.num_heads,
@@ -230,7 +235,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
 
     @property
     def _has_negative_text(self) -> bool:
-        return not isinstance(self.objective, objective.ObjectiveConfig) and self.objective.teacher_guidance != 1
+        return isinstance(self.objective, stages.Taught) and self.objective.teacher_guidance != 1
 
     def manifest_expectations(self) -> dict[str, Any]:
         """See `LatentVideoSystem`."""
@@ -266,6 +271,10 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         if isinstance(cfg, ContextForcingConfig):
             draws = self._rollout_draws(batch, key, cfg)
             return context_forcing.loss(model, batch, draws, cfg, sample=self.sample, size=chunk)
+        if isinstance(cfg, ShortcutConfig):
+            return shortcut.loss(model, batch, self._shortcut_draws(batch, key, cfg), cfg, chunk_frames=chunk)
+        if isinstance(cfg, BidirectionalConfig):
+            return bidirectional_objective.loss(model, batch, self._bidirectional_draws(batch, key, cfg), cfg)
         drawn = objective.draw(key, batch["latent"].shape, chunk, cfg)
         return objective.loss(model, batch, drawn, chunk_frames=chunk, shift=cfg.shift, sigma_floor=cfg.sigma_floor)
 
@@ -275,7 +284,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         """See `System`; all chunks but the context of memory samples have the time `level`.
 
         In a consistency distillation it is the nearest time of the teacher, and the student is its own target. In
-        context forcing it is the noise level of the scores.
+        context forcing it is the noise level of the scores. Shortcut training is measured by flow matching alone.
         """
         assert isinstance(model, HunyuanTransformer)
         chunk, cfg = self.clip.chunk_frames, self.objective
@@ -287,6 +296,13 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
             scored = self._rollout_draws(batch, key, cfg)
             scored = scored._replace(level=jnp.full_like(scored.level, level))
             return context_forcing.loss(model, batch, scored, cfg, sample=self.sample, size=chunk)
+        if isinstance(cfg, BidirectionalConfig):
+            windows = self._bidirectional_draws(batch, key, cfg)
+            windows = windows._replace(level=jnp.full_like(windows.level, level))
+            return bidirectional_objective.loss(model, batch, windows, dataclasses.replace(cfg, sigma_floor=0.0))
+        if isinstance(cfg, ShortcutConfig):
+            steps = self._shortcut_draws(batch, key, cfg)
+            return shortcut.flow_loss(model, batch, steps.window, jnp.full_like(steps.u, level), chunk)
         shift = cfg.shift
         draws = objective.draw(key, batch["latent"].shape, chunk, cfg)
         draws = draws._replace(u=jnp.full_like(draws.u, objective.unit_time(level, shift)), context=None, own=None)
@@ -296,6 +312,15 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
     def _draws(self, batch: objective.Batch, key: jax.Array, cfg: ConsistencyConfig) -> distillation.Draws:
         shape = batch["latent"].shape
         return distillation.draw(key, shape, self.clip.chunk_frames, cfg, context_time=self.sample.context_time)
+
+    def _shortcut_draws(self, batch: objective.Batch, key: jax.Array, cfg: ShortcutConfig) -> shortcut.Draws:
+        shape = batch["latent"].shape
+        return shortcut.draw(key, shape, self.clip.chunk_frames, cfg, context_time=self.sample.context_time)
+
+    def _bidirectional_draws(
+        self, batch: objective.Batch, key: jax.Array, cfg: BidirectionalConfig
+    ) -> bidirectional_objective.Draws:
+        return bidirectional_objective.draw(key, batch, cfg, context_time=self.sample.context_time)
 
     @property
     def critic_loss(self) -> base.CriticLoss | None:
@@ -336,7 +361,8 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
 
         Forward and backward pass count, with the padding of the text; recomputation and the optimizer do not. A
         distillation adds passes without a gradient: of the EMA, and of the teacher, twice with guidance. Own errors
-        are one such pass. Context forcing has rollouts, scores, and the updates of the critic.
+        are one such pass, and shortcuts two for some examples. Context forcing has rollouts, scores, and the updates of
+        the critic.
         """
         clip = self.clip
 
@@ -353,17 +379,20 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
 
         own = {name: count for name, count in (sizes or {}).items() if name not in (parts.TEACHER, parts.CRITIC)}
         trained = trained_share(own or None)
+        cfg = self.objective
         # The chunk of a distillation follows its context, all of whose frames attend to each other.
-        window = forward(clip.window_frames, clip.memory_frames if self.distills else clip.chunk_frames)
-        step, cfg = training(window, trained), self.objective
+        causal = clip.chunk_frames if isinstance(cfg, objective.ObjectiveConfig) else clip.memory_frames
+        window = forward(self.trained_frames, None if isinstance(cfg, BidirectionalConfig) else causal)
+        step = training(window, trained)
         if isinstance(cfg, objective.ObjectiveConfig) and cfg.own_errors:
             step += window.total
+        if isinstance(cfg, ShortcutConfig):
+            step += 2 * window.total / cfg.consistent
         if isinstance(cfg, ConsistencyConfig):
             step += (2 if cfg.teacher_guidance == 1 else 3) * window.total
         if isinstance(cfg, ContextForcingConfig) and self.rollouts is not None:
             updates = run_config.value_at(self.config, "critic.updates", optimizers.CriticConfig.updates)
-            frames = self.rollouts.recorded_frames + self.rollouts.rollout_frames
-            scored = forward(frames, clip.chunk_frames if cfg.score == "autoregressive" else None)
+            scored = forward(self.rollouts.frames, clip.chunk_frames if cfg.score == "autoregressive" else None)
             # A rollout counts as a pass of the window for each chunk: its context once, and its denoising steps.
             step = cfg.chunks * (step + (1 + updates) * window.total)
             step += (2 if cfg.teacher_guidance == 1 else 3) * scored.total + updates * training(scored, 1.0)
