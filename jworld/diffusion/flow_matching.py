@@ -4,14 +4,18 @@ Sources: SD3 (arXiv 2403.03206) for the time distributions and the shift; HY-Wor
 `ar_hunyuan_mem_training_pipeline.py` for the integer time table.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 NUM_TIMESTEPS = 1000
 
+Array = TypeVar("Array", jax.Array, np.ndarray)
 
-def shifted(x: jax.Array, shift: float) -> jax.Array:
+
+def shifted(x: Array, shift: float) -> Array:
     """Move times x in [0, 1] toward noise: shift * x / (1 + (shift - 1) * x)."""
     return shift * x / (1 + (shift - 1) * x)
 

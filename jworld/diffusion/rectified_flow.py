@@ -58,13 +58,7 @@ def network_inputs(noisy: jax.Array, sigma: jax.Array, given: ConditioningFrames
     Conditioning frames replace the noisy ones, clean and unscaled, and have their own time.
     """
     time = time_of(sigma).reshape(sigma.shape[0], -1)
-    video = noisy * per_frame(1 - time)
-    if given is None:
-        return video, time
-    mask = per_frame(given.mask)
-    return mask * given.frames + (1 - mask) * video, given.mask * (given.sigma / (1 + given.sigma)) + (
-        1 - given.mask
-    ) * time
+    return flow_inputs(noisy * per_frame(1 - time), time, given)
 
 
 def clean_from_velocity(
@@ -72,11 +66,29 @@ def clean_from_velocity(
 ) -> jax.Array:
     """Return the prediction of the clean video, float32; conditioning frames keep their values."""
     time = per_frame(time_of(sigma))
-    clean = (1 - time) * noisy - time * velocity.astype(jnp.float32)
+    return _with_given((1 - time) * noisy - time * velocity.astype(jnp.float32), given)
+
+
+def flow_inputs(video: jax.Array, time: jax.Array, given: ConditioningFrames | None) -> tuple[jax.Array, jax.Array]:
+    """Return the network's video and times for the scaled video (1 - t) * clean + t * noise at times [B, 1]."""
     if given is None:
-        return clean
+        return video, time
+    times = given.mask * (given.sigma / (1 + given.sigma)) + (1 - given.mask) * time
+    return _with_given(video, given), times
+
+
+def denoise_flow(network: Network, video: jax.Array, time: jax.Array, given: ConditioningFrames | None) -> jax.Array:
+    """Predict the clean video from (1 - t) * clean + t * noise at times [B]; 1 is pure noise."""
+    velocity = network(*flow_inputs(video, time[:, None], given))
+    return _with_given(video - per_frame(time) * velocity.astype(jnp.float32), given)
+
+
+def _with_given(video: jax.Array, given: ConditioningFrames | None) -> jax.Array:
+    """Replace the conditioning frames of a video by the given ones."""
+    if given is None:
+        return video
     mask = per_frame(given.mask)
-    return mask * given.frames + (1 - mask) * clean
+    return mask * given.frames + (1 - mask) * video
 
 
 def denoise(network: Network, noisy: jax.Array, sigma: jax.Array, given: ConditioningFrames | None) -> jax.Array:

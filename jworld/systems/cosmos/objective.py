@@ -8,7 +8,7 @@ Source: cosmos-predict2 `models/video2world_model.py`, `models/multiview_model.p
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class ObjectiveConfig:
     """Values of the published post-training (`config.loss`).
 
     Attributes:
+      kind: "flow", rectified flow.
       log_mean, log_std: mean and deviation of the noise level's logarithm, before the level is multiplied by the root
         of the number of frames.
       high_ratio: share of examples with a very high noise level.
@@ -35,6 +36,7 @@ class ObjectiveConfig:
       scale: factor of the loss.
     """
 
+    kind: Literal["flow"] = "flow"
     log_mean: ranges.Logit = 0.0
     log_std: Annotated[float, ranges.Range(0, 100)] = 1.0
     high_ratio: ranges.Share = 0.05
@@ -45,9 +47,14 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         ranges.check(self)
-        least, most = self.conditioning_frames
-        if least > most:
-            raise ValueError(f"conditioning_frames is {self.conditioning_frames}, expected (least, most)")
+        check_conditioning_frames(self.conditioning_frames)
+
+
+def check_conditioning_frames(frames: tuple[int, int]) -> None:
+    """Raise a `ValueError` if a range of numbers of conditioning frames is not increasing."""
+    least, most = frames
+    if least > most:
+        raise ValueError(f"conditioning_frames is {frames}, expected (least, most)")
 
 
 class Draws(NamedTuple):
@@ -90,7 +97,7 @@ def loss(
     clean = batch["latent"].astype(jnp.float32)
     mask = conditioning_mask(draws.given, clean.shape[1], view_ids)
     value, per_frame = rectified_flow.training_loss(
-        _network(model, batch, draws, mask, view_ids),
+        network_of(model, batch, mask, view_ids, keep_text=draws.keep_text),
         clean,
         draws.noise,
         draws.sigma,
@@ -114,14 +121,30 @@ def predict(
     """Return the prediction of the clean latents of `loss`, [B, F, H, W, C] float32."""
     clean = batch["latent"].astype(jnp.float32)
     mask = conditioning_mask(draws.given, clean.shape[1], view_ids)
-    network = _network(model, batch, draws, mask, view_ids)
+    network = network_of(model, batch, mask, view_ids, keep_text=draws.keep_text)
     return rectified_flow.predict(network, clean, draws.noise, draws.sigma, mask, given_sigma=cfg.given_sigma)
 
 
-def _network(
-    model: CosmosTransformer, batch: Batch, draws: Draws, mask: jax.Array, view_ids: tuple[int, ...]
+def network_of(
+    model: CosmosTransformer,
+    batch: Batch,
+    mask: jax.Array,
+    view_ids: tuple[int, ...] = (),
+    *,
+    keep_text: jax.Array | None = None,
 ) -> rectified_flow.Network:
-    text = batch["text_states"] * draws.keep_text[:, None, None].astype(batch["text_states"].dtype)
+    """Return the model as a function of scaled video and times only.
+
+    Args:
+      model: the network.
+      batch: arrays of `Cosmos.batch_spec`.
+      mask: [B, F] conditioning frames.
+      view_ids: as for `loss`.
+      keep_text: [B] bool; false where the text is replaced by zeros. None keeps all.
+    """
+    text = batch["text_states"]
+    if keep_text is not None:
+        text = text * keep_text[:, None, None].astype(text.dtype)
     view = view_of_frames(view_ids, mask.shape[1]) if view_ids else None
     # One rate for all clips, that of the data set.
     fps = batch["fps"][0] if "fps" in batch else None

@@ -5,17 +5,21 @@ Source: cosmos-predict2 `pipelines/video2world.py`, `pipelines/multiview.py`.
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jworld.diffusion import adams_bashforth, rectified_flow, step_reports
+from jworld.diffusion import adams_bashforth, few_steps, rectified_flow, step_reports
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer, view_of_frames
 from jworld.parallel import axes
 from jworld.parallel.programs import Program
 from jworld.utils import ranges
+
+#: State and steps of either solver.
+State = adams_bashforth.State | few_steps.State
+Steps = adams_bashforth.Steps | few_steps.Steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,16 +27,19 @@ class SampleConfig:
     """Settings of the sampler (`config.sample.rollout`).
 
     Attributes:
-      num_steps: solver steps; the network is evaluated once more at the end.
+      solver: "adams_bashforth", as published, or "few_steps" for a distilled model, see `diffusion.few_steps`.
+      num_steps: solver steps; "adams_bashforth" evaluates the network once more at the end.
       guidance: scale g of classifier-free guidance x + g (x - x_negative), the usual scale less 1; 0 disables it.
       negative_prompt: negative prompt of the guidance; "" uses the zeros that replace dropped text in training.
       conditioning_frames: latent frames that a window continues: 1 (an image) or 2 (five frames), of every camera.
-      lowest, highest: range of noise levels.
-      order: noise levels are evenly spaced in their `order`-th root.
+      lowest, highest: range of noise levels of "adams_bashforth".
+      order: its noise levels are evenly spaced in their `order`-th root.
+      shift: shift towards noise of the evenly spaced levels of "few_steps".
       given_sigma: noise level that the network receives for conditioning frames, which enter clean.
       fps: frame rate of generated videos, in frames per second; None for that of the data set or the published model.
     """
 
+    solver: Literal["adams_bashforth", "few_steps"] = "adams_bashforth"
     num_steps: ranges.Steps = 35
     guidance: ranges.Guidance = 7.0
     negative_prompt: str = ""
@@ -40,6 +47,7 @@ class SampleConfig:
     lowest: ranges.Positive = 0.002
     highest: ranges.Positive = 80.0
     order: Annotated[float, ranges.Range(0, 100, above=True)] = 7.0
+    shift: ranges.Shift = 5.0
     given_sigma: ranges.PositiveOrZero = rectified_flow.GIVEN_SIGMA
     fps: ranges.FramesPerSecond | None = None
 
@@ -78,6 +86,9 @@ class WindowSampler:
         self._sigmas = adams_bashforth.noise_levels(
             sample.num_steps, lowest=sample.lowest, highest=sample.highest, order=sample.order
         )
+        self._rows: Steps = adams_bashforth.all_steps(self._sigmas)
+        if sample.solver == "few_steps":
+            self._rows = few_steps.all_steps(sample.num_steps, sample.shift)
         self._listener: step_reports.Listener | None = None
         self._run = jax.jit(self._steps)
 
@@ -89,13 +100,13 @@ class WindowSampler:
         """Return the program for windows of the shape `video` [F, H, W, C] with text and motion of these shapes."""
         frames, mask, states = map(axes.described, (video, video[:1], text))
         noisy = axes.described((1, *video))
-        state, steps = adams_bashforth.State(noisy, noisy), adams_bashforth.all_steps(self._sigmas)
-        first = step_reports.described(steps, self._listener)
+        state = (few_steps.State if self.sample.solver == "few_steps" else adams_bashforth.State)(noisy, noisy)
+        first = step_reports.described(self._rows, self._listener)
         action = None if motion is None else axes.described(motion)
         arguments = self.model, state, first, frames, mask, states, action
         if self._listener is None:
             return Program("denoising steps", self._run, arguments)
-        return Program("denoising step", self._run, arguments, runs=len(jax.tree.leaves(steps)[0]))
+        return Program("denoising step", self._run, arguments, runs=len(jax.tree.leaves(self._rows)[0]))
 
     def __call__(
         self, given: np.ndarray, text: jax.Array, noise: jax.Array | np.ndarray, motion: np.ndarray | None = None
@@ -122,23 +133,28 @@ class WindowSampler:
         action = None if motion is None else jnp.asarray(motion)
         given_arrays = jnp.asarray(frames), jnp.asarray(mask), text, action
 
-        def call(state: adams_bashforth.State, steps: adams_bashforth.Steps) -> adams_bashforth.State:
-            after: adams_bashforth.State = self._run(self.model, state, steps, *given_arrays)
+        def call(state: State, steps: Any) -> State:
+            after: State = self._run(self.model, state, steps, *given_arrays)
             return after
 
-        state = adams_bashforth.start(jnp.asarray(noise)[None], self._sigmas)
-        return step_reports.run(call, state, adams_bashforth.all_steps(self._sigmas), self._listener).x[0]
+        state = self._start(jnp.asarray(noise)[None])
+        return step_reports.run(call, state, self._rows, self._listener).x[0]
+
+    def _start(self, noise: jax.Array) -> State:
+        if self.sample.solver == "few_steps":
+            return few_steps.start(noise)
+        return adams_bashforth.start(noise, self._sigmas)
 
     def _steps(
         self,
         model: CosmosTransformer,
-        state: adams_bashforth.State,
-        steps: adams_bashforth.Steps,
+        state: State,
+        steps: Any,
         frames: jax.Array,
         mask: jax.Array,
         text: jax.Array,
         motion: jax.Array | None,
-    ) -> adams_bashforth.State:
+    ) -> State:
         """Run some steps of a window."""
         rows = self.sample.rows
 
@@ -153,8 +169,13 @@ class WindowSampler:
             inputs = CosmosInputs(video, time, text, given=given.mask, action=action, fps=self._fps, view=view)
             return model(inputs)
 
-        def denoise(x: jax.Array, sigma: jax.Array) -> jax.Array:
-            clean = rectified_flow.denoise(network, repeated(x[0]), jnp.broadcast_to(sigma, (rows,)), given)
+        is_few = isinstance(state, few_steps.State)
+        predict = rectified_flow.denoise_flow if is_few else rectified_flow.denoise
+
+        def denoise(x: jax.Array, level: jax.Array) -> jax.Array:
+            clean = predict(network, repeated(x[0]), jnp.broadcast_to(level, (rows,)), given)
             return clean if rows == 1 else rectified_flow.guided(clean[1:], clean[:1], self.sample.guidance)
 
+        if isinstance(state, few_steps.State):
+            return few_steps.run(denoise, state, steps)
         return adams_bashforth.run(denoise, state, steps)

@@ -1,5 +1,6 @@
 """The Cosmos-Predict2 Video2World system: model, batch, loss and session from one config."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -22,10 +23,12 @@ from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base, latent_video, live, matching
-from jworld.systems.cosmos import data, evaluation, hand, objective
+from jworld.systems import adapters, base, latent_video, live, losses, matching
+from jworld.systems.cosmos import data, distillation, evaluation, hand, objective
+from jworld.systems.cosmos.distillation import MatchingConfig
 from jworld.systems.cosmos.sampling import SampleConfig
 from jworld.systems.cosmos.session import Session
+from jworld.training import optimizers, parts, score_losses
 from jworld.utils import config as run_config
 from jworld.utils import errors, notes
 
@@ -59,12 +62,14 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
         self.model_config = self.read(CosmosConfig, "model", adapters.network(config))
-        self.objective = self.read(objective.ObjectiveConfig, "loss")
+        self.objective = self.read(losses.chosen(config, distillation.LOSSES), "loss")
         self.clip = self.read(data.ClipConfig, "data.clip")
         self.sample = self.read(SampleConfig, "sample.rollout")
         self.units = self.read(pose_strings.Units, "sample.motion")
         self.patch = self.model_config.patch_size[1:]
         self._check_fit(config.mesh.sequence)
+        if self.distills:
+            distillation.check(config, self.sample)
         self.open_records(min_frames=self.clip.window_frames, fps=self.sample.fps)
 
     @property
@@ -212,9 +217,27 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
         """See `System`."""
         return self.clip.cameras * super().step_tokens(global_batch)
 
+    @property
+    def distills(self) -> bool:
+        """True for a loss with a teacher and a critic."""
+        return isinstance(self.objective, MatchingConfig)
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """See `System`: teacher and critic start as the student."""
+        return (parts.TEACHER, parts.CRITIC) if self.distills else ()
+
     def network(self, rngs: nnx.Rngs) -> CosmosTransformer:
         """See `LatentVideoSystem`."""
         return CosmosTransformer(self.model_config, rngs=rngs)
+
+    def init_training(self, rngs: nnx.Rngs) -> CosmosTransformer:
+        """See `System`: with teacher and critic of a distillation."""
+        model = self.init(rngs)
+        if not isinstance(self.objective, MatchingConfig):
+            return model
+        own = dataclasses.replace(self.model_config, param_dtype=jnp.dtype(self.objective.teacher_dtype))
+        return parts.attach(model, teacher=CosmosTransformer(own, rngs=rngs), critic=self.network(rngs))
 
     def attention_calls(self) -> list[base.AttentionCall]:
         """See `System`: self-attention of a window, and cross-attention to the text."""
@@ -272,27 +295,56 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
     def loss(self, model: nnx.Module, batch: objective.Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `System`."""
         assert isinstance(model, CosmosTransformer)
-        return objective.loss(model, batch, self._draw(batch, key), self.objective, self.clip.view_ids)
+        cfg = self.objective
+        if isinstance(cfg, MatchingConfig):
+            return score_losses.student_loss(model, self._matching(batch, key, cfg))
+        return objective.loss(model, batch, self._draw(batch, key, cfg), cfg, self.clip.view_ids)
 
-    def _draw(self, batch: objective.Batch, key: jax.Array) -> objective.Draws:
-        return objective.draw(key, batch["latent"].shape, self.objective, cameras=self.clip.cameras)
+    @property
+    def critic_loss(self) -> base.CriticLoss | None:
+        """See `System`."""
+        cfg = self.objective
+        if not isinstance(cfg, MatchingConfig):
+            return None
+
+        def loss(
+            model: CosmosTransformer, batch: objective.Batch, key: jax.Array
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return score_losses.critic_loss(model, self._matching(batch, key, cfg))
+
+        return loss
+
+    def _draw(self, batch: objective.Batch, key: jax.Array, cfg: objective.ObjectiveConfig) -> objective.Draws:
+        return objective.draw(key, batch["latent"].shape, cfg, cameras=self.clip.cameras)
+
+    def _matching(
+        self, batch: objective.Batch, key: jax.Array, cfg: MatchingConfig, level: jax.Array | None = None
+    ) -> distillation.WindowMatching:
+        return distillation.matching(batch, key, cfg, self.sample, view_ids=self.clip.view_ids, level=level)
 
     def held_out_loss(
         self, model: nnx.Module, batch: objective.Batch, key: jax.Array, level: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """See `System`; `level` is the time sigma / (1 + sigma), and no text is dropped."""
+        """See `System`; `level` is the time sigma / (1 + sigma), in a distillation that of the scores.
+
+        No text is dropped.
+        """
         assert isinstance(model, CosmosTransformer)
-        draws = self._draw(batch, key)
+        cfg = self.objective
+        if isinstance(cfg, MatchingConfig):
+            return score_losses.student_loss(model, self._matching(batch, key, cfg, level))
+        draws = self._draw(batch, key, cfg)
         sigma = jnp.full_like(draws.sigma, level / (1 - level))
         draws = draws._replace(sigma=sigma, keep_text=jnp.ones_like(draws.keep_text))
-        loss, metrics = objective.loss(model, batch, draws, self.objective, self.clip.view_ids)
-        prediction = objective.predict(model, batch, draws, self.objective, self.clip.view_ids)
+        loss, metrics = objective.loss(model, batch, draws, cfg, self.clip.view_ids)
+        prediction = objective.predict(model, batch, draws, cfg, self.clip.view_ids)
         return loss, metrics | {base.PREDICTION: prediction}
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """See `System`; the formula is in `models/cosmos/flops.py`.
 
-        Forward and backward pass count; recomputation and the optimizer do not.
+        Forward and backward pass count; recomputation and the optimizer do not. A distillation adds passes without a
+        gradient, of its rollouts and scores, and the updates of the critic.
         """
         height, width = self.clip.latent_size
         sample = flops.forward_flops(
@@ -302,7 +354,15 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             width=width,
             text_tokens=self.clip.text_tokens,
         )
-        return global_batch * training(sample, trained_share(sizes))
+        own = {name: count for name, count in (sizes or {}).items() if name not in self.copies}
+        step, cfg = training(sample, trained_share(own or None)), self.objective
+        if isinstance(cfg, MatchingConfig):
+            updates = run_config.value_at(self.config, "critic.updates", optimizers.CriticConfig.updates)
+            # A rollout has half of the steps before its last one, on average; the last one of the critic's is a pass.
+            rollout = (self.sample.num_steps - 1) / 2 * sample.total
+            step += rollout + (3 if cfg.teacher_guidance else 2) * sample.total
+            step += updates * (rollout + sample.total + training(sample, 1.0))
+        return global_batch * step
 
     def controls(self, pose: str | None, windows: int | None, length: str | None = None) -> list[results.Action]:
         """Return one action per window for `Session.step`.
@@ -329,8 +389,8 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
             length = "cut" if len(values.values) >= steps else None
         count = lengths.whole(len(values.values), steps, length, where=f"--pose {pose}", unit="motions", chunk="window")
         resized = robots.resized(values.values, count, still=self.clip.actions != "commands")
-        parts = resized.reshape(-1, steps, self.clip.action_size)
-        return [results.Action(control=part, name=f"window {i + 1}") for i, part in enumerate(parts)]
+        motions = resized.reshape(-1, steps, self.clip.action_size)
+        return [results.Action(control=motion, name=f"window {i + 1}") for i, motion in enumerate(motions)]
 
     def _motions(self, pose: str) -> robots.Motions:
         if trajectories.is_file(pose):
