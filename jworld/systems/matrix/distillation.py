@@ -3,13 +3,23 @@
 import dataclasses
 
 import jax
+import ml_collections
 import numpy as np
 
 from jworld.diffusion import windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
-from jworld.systems.matrix import objective
+from jworld.systems.matrix import objective, stream_matching
+from jworld.systems.matrix.objective import ObjectiveConfig
 from jworld.systems.matrix.sampling import SampleConfig
+from jworld.systems.matrix.stream_matching import MatchingConfig
 from jworld.training import parts
+from jworld.utils import errors
+
+Loss = ObjectiveConfig | MatchingConfig
+LOSSES: dict[str, type[Loss]] = {
+    **dict.fromkeys(("clip", "windows", "consistency"), ObjectiveConfig),
+    "distribution_matching": MatchingConfig,
+}
 
 #: Samplers that an evaluation compares: see `compared`.
 MANY_STEPS, UNDISTILLED, STUDENT, STUDENT_TWICE = (
@@ -21,11 +31,32 @@ MANY_STEPS, UNDISTILLED, STUDENT, STUDENT_TWICE = (
 OF_TEACHER = (MANY_STEPS, UNDISTILLED)
 
 
-def compared(sample: SampleConfig, cfg: objective.ObjectiveConfig) -> dict[str, SampleConfig]:
+def check(config: ml_collections.ConfigDict, cfg: Loss, sample: SampleConfig, *, frames: int) -> None:
+    """Raise a `UserError` if other sections of the config do not fit stage 4; `frames` are those of an example."""
+    if not config.init_from:
+        raise errors.UserError("config.init_from is empty, expected a run of stage 3, which becomes the teacher")
+    parts.check_trainable(config.optimizer.trainable, "patch_in/kernel")
+    if isinstance(cfg, MatchingConfig):
+        stream_matching.check(config, cfg, sample, frames)
+        return
+    has_ema = config.optimizer.get("ema_decay", 0) or config.optimizer.get("ema_rate", 0)
+    if cfg.target == "ema" and not has_ema:
+        raise errors.UserError(
+            "config.loss.target is 'ema', which needs EMA weights: set config.optimizer.ema_decay, for example to 0.95"
+        )
+    if config.model.get("guidance_dim") is None and cfg.guidance[0] != cfg.guidance[1]:
+        raise errors.UserError(
+            f"config.loss.guidance is {cfg.guidance}, but the student has no guidance embedding: set "
+            "config.model.guidance_dim, for example to 512, or make both scales equal"
+        )
+
+
+def compared(sample: SampleConfig, cfg: Loss) -> dict[str, SampleConfig]:
     """Return the sampler settings of teacher and student for a comparison, by name."""
     few = max(sample.groups, sample.num_steps)
+    guidance = cfg.teacher_guidance if isinstance(cfg, MatchingConfig) else sum(cfg.guidance) / 2
     solved = dataclasses.replace(
-        sample, solver="ddim", spacing="trailing", guidance=sum(cfg.guidance) / 2, num_steps=cfg.solver_steps
+        sample, solver="ddim", spacing="trailing", guidance=guidance, num_steps=cfg.solver_steps
     )
     return {
         MANY_STEPS: solved,

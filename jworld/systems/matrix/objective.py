@@ -19,18 +19,57 @@ Batch = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """Values of the training objective (`config.loss`).
+class ScheduleConfig:
+    """Values that every training objective has (`config.loss`).
 
     Attributes:
-      kind: "clip" for v of clips with one timestep (stages 1 and 2), "windows" for v of sliding windows (stage 3),
-        "consistency" for jumps to the edges of phases (stage 4).
       snr_shift: divisor of the signal-to-noise ratio at every timestep: 3 for CogVideoX-2B, 1 for none. Latents that
         remain visible under strong noise need a larger one.
       beta_start, beta_end: first and last beta of the noise schedule.
       beta_schedule: "scaled_linear" for betas with evenly spaced square roots, "linear" for evenly spaced betas.
       zero_terminal_snr: rescale the noise schedule so that the last timestep is pure noise.
       groups: noise groups of a window.
+    """
+
+    snr_shift: ranges.Positive = 3.0
+    beta_start: ranges.ShareAboveZero = 0.00085
+    beta_end: ranges.ShareAboveZero = 0.012
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    zero_terminal_snr: bool = True
+    groups: ranges.Steps = 4
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
+        if self.beta_start > self.beta_end:
+            raise ValueError(
+                f"beta_start is {self.beta_start} and beta_end {self.beta_end}, expected the smaller one first"
+            )
+        check_divides("groups", self.groups)
+
+    def alphas_cumprod(self) -> np.ndarray:
+        """Return the noise schedule, see `v_prediction.alphas_cumprod`."""
+        return v_prediction.alphas_cumprod(
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            beta_schedule=self.beta_schedule,
+            snr_shift=self.snr_shift,
+            zero_terminal_snr=self.zero_terminal_snr,
+        )
+
+
+def check_divides(name: str, parts: int) -> None:
+    """Raise a `ValueError` if the timesteps do not divide into so many parts."""
+    if v_prediction.NUM_TIMESTEPS % parts:
+        raise ValueError(f"{name} is {parts}, expected a divisor of {v_prediction.NUM_TIMESTEPS}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(ScheduleConfig):
+    """Values of the objectives of the original's stages, and of consistency (`config.loss`).
+
+    Attributes:
+      kind: "clip" for v of clips with one timestep (stages 1 and 2), "windows" for v of sliding windows (stage 3),
+        "consistency" for jumps to the edges of phases (stage 4).
       phases_per_group: parts of a group's range of timesteps, each of which stage 4 learns to cross in one jump.
       solver_steps: steps of the stage 4 teacher from pure noise to clean.
       guidance: smallest and largest guidance scale of the teacher; drawn uniformly per example.
@@ -45,12 +84,6 @@ class ObjectiveConfig:
     """
 
     kind: Literal["clip", "windows", "consistency"] = "clip"
-    snr_shift: ranges.Positive = 3.0
-    beta_start: ranges.ShareAboveZero = 0.00085
-    beta_end: ranges.ShareAboveZero = 0.012
-    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
-    zero_terminal_snr: bool = True
-    groups: ranges.Steps = 4
     phases_per_group: ranges.Steps = 1
     solver_steps: ranges.Steps = 40
     guidance: tuple[ranges.Guidance, ranges.Guidance] = (6.0, 6.0)
@@ -61,31 +94,15 @@ class ObjectiveConfig:
     own_errors: ranges.Share = 0.0
 
     def __post_init__(self) -> None:
-        ranges.check(self)
+        super().__post_init__()
         if self.own_errors and self.kind != "windows":
             raise ValueError(f"own_errors is {self.own_errors} and kind {self.kind!r}, expected 0, or kind 'windows'")
-        if self.beta_start > self.beta_end:
-            raise ValueError(
-                f"beta_start is {self.beta_start} and beta_end {self.beta_end}, expected the smaller one first"
-            )
-        for name, parts in (("groups", self.groups), ("groups * phases_per_group", self.phases)):
-            if v_prediction.NUM_TIMESTEPS % parts:
-                raise ValueError(f"{name} is {parts}, expected a divisor of {v_prediction.NUM_TIMESTEPS}")
+        check_divides("groups * phases_per_group", self.phases)
         if v_prediction.NUM_TIMESTEPS % self.solver_steps or self.solver_steps < 2 * self.phases:
             raise ValueError(
                 f"solver_steps is {self.solver_steps}, expected a divisor of {v_prediction.NUM_TIMESTEPS} with at "
                 f"least two steps in each of the {self.phases} phases"
             )
-
-    def alphas_cumprod(self) -> np.ndarray:
-        """Return the noise schedule, see `v_prediction.alphas_cumprod`."""
-        return v_prediction.alphas_cumprod(
-            beta_start=self.beta_start,
-            beta_end=self.beta_end,
-            beta_schedule=self.beta_schedule,
-            snr_shift=self.snr_shift,
-            zero_terminal_snr=self.zero_terminal_snr,
-        )
 
     @property
     def phases(self) -> int:

@@ -127,14 +127,14 @@ class Prediction(NamedTuple):
     """The predicted x_0 of a "dpm" step and its timesteps, for the next step."""
 
     clean: jax.Array
-    timestep: np.ndarray
+    timestep: np.ndarray | jax.Array
 
 
 def solver_step(
     x: jax.Array,
     v: jax.Array,
     noise: jax.Array,
-    timestep: np.ndarray,
+    timestep: np.ndarray | jax.Array,
     alphas: np.ndarray,
     sample: SampleConfig,
     last: Prediction | None,
@@ -144,7 +144,7 @@ def solver_step(
     Args:
       x, v: noisy latents [1, F, H, W, C], and the model's prediction of v.
       noise: standard normal of the same shape, for "dpm".
-      timestep: timestep of whole clips [1] or of frames [1, F].
+      timestep: timestep of whole clips [1] or of frames [1, F]; on the host for "dpm".
       alphas: [1000], of the noise schedule.
       sample: the solver and its number of steps.
       last: prediction of the previous step; None at the first step.

@@ -28,11 +28,22 @@ from jworld.models.cogvideox import flops
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base, described, latent_video, live, matching, options
-from jworld.systems.matrix import data, distillation, evaluation, objective, stream_evaluation, streaming
+from jworld.systems import adapters, base, described, latent_video, live, losses, matching, options
+from jworld.systems.matrix import (
+    data,
+    distillation,
+    evaluation,
+    objective,
+    stream_evaluation,
+    stream_matching,
+    streaming,
+)
+from jworld.systems.matrix.objective import ObjectiveConfig
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.session import ClipSession, Controls
-from jworld.training import parts
+from jworld.systems.matrix.stream_matching import MatchingConfig
+from jworld.training import optimizers, parts, score_losses
+from jworld.utils import config as run_config
 from jworld.utils import errors, notes
 
 #: The recipes that train first on a data set: with the linear autoencoder, and with a network.
@@ -57,19 +68,19 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
     fps: ClassVar[float] = 16.0
     autoencoder: ClassVar[str] = CogVideoXAutoencoder.family
     steering: ClassVar[str] = "--actions"
-    copies: ClassVar[tuple[str, ...]] = (parts.TEACHER,)
+    copies: ClassVar[tuple[str, ...]] = (parts.TEACHER, parts.CRITIC)
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
         self.model_config = self.read(CogVideoXConfig, "model", adapters.network(config))
-        self.objective = self.read(objective.ObjectiveConfig, "loss")
+        self.objective = self.read(losses.chosen(config, distillation.LOSSES), "loss")
         self.clip = self.read(data.ClipConfig, "data.clip")
         self.sample = self.read(SampleConfig, "sample.rollout")
         self.patch = (self.model_config.patch_size, self.model_config.patch_size)
         self.alphas = self.objective.alphas_cumprod()
         self._check_fit(config.mesh.sequence)
         if self.distills:
-            self._check_distillation(config)
+            distillation.check(config, self.objective, self.sample, frames=self.clip.window_frames)
         self.open_records(min_frames=self.clip.least_latents, fps=self.sample.fps)
 
     @property
@@ -133,12 +144,23 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
     @property
     def distills(self) -> bool:
         """True for stage 4, which has a teacher."""
-        return self.objective.kind == "consistency"
+        return self.objective.kind in ("consistency", "distribution_matching")
 
     @property
     def loss_takes_ema(self) -> bool:
         """See `System`."""
-        return self.distills and self.objective.target == "ema"
+        cfg = self.objective
+        return isinstance(cfg, ObjectiveConfig) and cfg.kind == "consistency" and cfg.target == "ema"
+
+    @property
+    def window_frames(self) -> int:
+        """Latent frames that the network receives: those of an example, or of a window that moves along it."""
+        cfg, frames = self.objective, self.clip.window_frames
+        return frames - cfg.slides * self.sample.window_frames if isinstance(cfg, MatchingConfig) else frames
+
+    def step_tokens(self, global_batch: int) -> int:
+        """See `System`."""
+        return global_batch * self.window_frames * self.tokens_per_frame
 
     def _check_fit(self, sequence: int) -> None:
         model, clip = self.model_config, self.clip
@@ -153,27 +175,10 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
                 f"config.data.clip.controls is {clip.controls!r} but config.model.control_dim is {model.control_dim}: "
                 "set both, or '' and None"
             )
-        if self.objective.kind != "clip" and (clip.window_frames - 1) % self.objective.groups:
+        if self.objective.kind in ("windows", "consistency") and (clip.window_frames - 1) % self.objective.groups:
             raise errors.UserError(
                 f"config.data.clip.window_frames is {clip.window_frames}, expected one more than a multiple of "
                 f"config.loss.groups {self.objective.groups}"
-            )
-
-    def _check_distillation(self, config: ml_collections.ConfigDict) -> None:
-        """Raise a `UserError` if other sections of the config do not fit stage 4."""
-        if not config.init_from:
-            raise errors.UserError("config.init_from is empty, expected a run of stage 3, which becomes the teacher")
-        parts.check_trainable(config.optimizer.trainable, "patch_in/kernel")
-        has_ema = config.optimizer.get("ema_decay", 0) or config.optimizer.get("ema_rate", 0)
-        if self.loss_takes_ema and not has_ema:
-            raise errors.UserError(
-                "config.loss.target is 'average', which needs EMA weights: set config.optimizer.ema_decay, for example "
-                "to 0.95"
-            )
-        if (self.model_config.guidance_dim is None) and self.objective.guidance[0] != self.objective.guidance[1]:
-            raise errors.UserError(
-                f"config.loss.guidance is {self.objective.guidance}, but the student has no guidance embedding: set "
-                "config.model.guidance_dim, for example to 512, or make both scales equal"
             )
 
     def network(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
@@ -183,7 +188,7 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
     def attention_calls(self) -> list[base.AttentionCall]:
         """See `System`: text and video tokens in one sequence."""
         model = self.model_config
-        tokens = model.text_tokens + self.clip.window_frames * self.tokens_per_frame
+        tokens = model.text_tokens + self.window_frames * self.tokens_per_frame
         return [
             base.AttentionCall(
                 name="text and video",
@@ -199,13 +204,17 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         """See `System`."""
         if not self.distills:
             return self.init(rngs)
+        model = self._with_teacher(rngs)
+        return parts.attach(model, critic=self.network(rngs)) if self.critic_loss else model
+
+    def init_evaluation(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
+        """See `System`: a student is compared with its teacher; a critic is not evaluated."""
+        return self._with_teacher(rngs) if self.distills else self.init(rngs)
+
+    def _with_teacher(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
         # The teacher is the same network without a guidance embedding.
         own = dataclasses.replace(self.model_config, guidance_dim=None, param_dtype=self.objective.teacher_dtype)
         return parts.attach(self.network(rngs), teacher=CogVideoXTransformer(own, rngs=rngs))
-
-    def init_evaluation(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
-        """See `System`: a student is compared with its teacher."""
-        return self.init_training(rngs)
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """See `System`."""
@@ -252,54 +261,77 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `System`; `ema_model` is the model with EMA weights if `loss_takes_ema`."""
         assert isinstance(model, CogVideoXTransformer)
+        cfg = self.objective
+        if isinstance(cfg, MatchingConfig):
+            return score_losses.student_loss(model, self._matching(batch, key, cfg))
         if self.distills:
-            return self._distillation_loss(model, batch, key, target=model if ema_model is None else ema_model)[0], {}
-        draws = objective.draw(key, batch["latent"].shape, self.objective)
+            target = model if ema_model is None else ema_model
+            assert isinstance(target, CogVideoXTransformer)
+            return distillation.loss(model, target, batch, key, cfg, self.alphas)[0], {}
+        draws = objective.draw(key, batch["latent"].shape, cfg)
         return objective.velocity_loss(model, objective.example_of(batch), draws, self.alphas), {}
 
-    def _distillation_loss(
-        self,
-        model: nnx.Module,
-        batch: objective.Batch,
-        key: jax.Array,
-        *,
-        target: nnx.Module,
-        level: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        assert isinstance(model, CogVideoXTransformer)
-        assert isinstance(target, CogVideoXTransformer)
-        return distillation.loss(model, target, batch, key, self.objective, self.alphas, level)
+    @property
+    def critic_loss(self) -> base.CriticLoss | None:
+        """See `System`."""
+        cfg = self.objective
+        if not isinstance(cfg, MatchingConfig):
+            return None
+
+        def loss(
+            model: CogVideoXTransformer, batch: objective.Batch, key: jax.Array
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return score_losses.critic_loss(model, self._matching(batch, key, cfg))
+
+        return loss
+
+    def _matching(
+        self, batch: objective.Batch, key: jax.Array, cfg: MatchingConfig, level: jax.Array | None = None
+    ) -> stream_matching.StreamMatching:
+        return stream_matching.matching(batch, key, cfg, self.sample, self.alphas, level)
 
     def held_out_loss(
         self, model: nnx.Module, batch: objective.Batch, key: jax.Array, level: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `System`; `level` is the share of all timesteps, and for windows of the timesteps of each noise group."""
         assert isinstance(model, CogVideoXTransformer)
+        cfg = self.objective
+        if isinstance(cfg, MatchingConfig):
+            return score_losses.student_loss(model, self._matching(batch, key, cfg, level))
         if self.distills:
-            loss, clean = self._distillation_loss(model, batch, key, target=model, level=level)
+            loss, clean = distillation.loss(model, model, batch, key, cfg, self.alphas, level)
             return loss, {base.PREDICTION: clean}
         example = objective.example_of(batch)
-        draws = objective.draw(key, example.latents.shape, self.objective, level)
+        draws = objective.draw(key, example.latents.shape, cfg, level)
         loss = objective.velocity_loss(model, example, draws, self.alphas)
         return loss, {base.PREDICTION: objective.predict(model, example, draws, self.alphas)}
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
         """See `System`; the formula is in `models/cogvideox/flops.py`.
 
-        Forward and backward pass count; recomputation and the optimizer do not. Stage 4 adds three passes without a
-        gradient: two of the teacher, for guidance, and one of the target.
+        Forward and backward pass count; recomputation and the optimizer do not. Consistency adds three passes without
+        a gradient: two of the teacher, for guidance, and one of the target. Distribution matching adds rollouts,
+        scores, and the updates of the critic.
         """
         height, width = self.clip.latent_size
         sample = flops.forward_flops(
             self.model_config,
-            frames=self.clip.window_frames,
+            frames=self.window_frames,
             height=height,
             width=width,
             control=bool(self.clip.controls),
             frame_times=self.objective.kind != "clip",
         )
         trained = trained_share(sizes, *(name for name in sizes or () if name not in self.copies))
-        return global_batch * (training(sample, trained) + 3 * self.distills * sample.total)
+        step, cfg = training(sample, trained), self.objective
+        if isinstance(cfg, MatchingConfig):
+            updates: int = run_config.value_at(self.config, "critic.updates", optimizers.CriticConfig.updates)
+            steps = self.sample.num_steps / cfg.groups
+            # The last step of the critic's rollouts is a pass of its own.
+            rollout = (cfg.slides * steps + (steps - 1) / 2) * sample.total
+            step += rollout + (2 if cfg.teacher_guidance == 1 else 3) * sample.total
+            return global_batch * (step + updates * (rollout + sample.total + training(sample, 1.0)))
+        return global_batch * (step + 3 * self.distills * sample.total)
 
     def controls(self, actions: str | None, windows: int | None, length: str | None = None) -> list[results.Action]:
         """Return one action per session step.
