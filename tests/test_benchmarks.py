@@ -8,8 +8,11 @@ import subprocess
 import sys
 from typing import Any
 
+import converted
 import pytest
 import xla_flags
+
+from conversion import importing
 
 pytestmark = pytest.mark.e2e
 
@@ -42,6 +45,18 @@ def test_train_step(tmp_path: pathlib.Path) -> None:
     assert numbers["process_peak_bytes"] > 2**20
     assert numbers["xla_over_products"] == pytest.approx(1, abs=0.2)
     assert 0 < numbers["model_share_of_peak"] < numbers["share_of_peak"]
+
+
+def test_restore(tmp_path: pathlib.Path) -> None:
+    source = converted.download(tmp_path / "download", "transformer_plain")
+    importing.import_weights(source, tmp_path / "imported", importing.Options())
+    arguments = ("--checkpoint", str(tmp_path / "imported"), "--dtype", "bfloat16", "--repeats", "1")
+    numbers = run("restore", tmp_path / "restore.json", *arguments)
+    values = sum(tensor.size for tensor in converted.case("transformer_plain").weights.values())
+    assert numbers["parameter_bytes"] == 2 * values
+    assert numbers["stored_bytes"] > 4 * values
+    assert numbers["restore_seconds"] > 0
+    assert numbers["dtypes"] == ["bfloat16"]
 
 
 def test_attention(tmp_path: pathlib.Path) -> None:
