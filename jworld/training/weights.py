@@ -203,7 +203,7 @@ def _read(directory: pathlib.Path, leaves: Mapping[str, jax.ShapeDtypeStruct], t
 
 
 def _unaligned(count: int) -> np.ndarray:
-    """Return bytes that no array of JAX takes over, as it does with aligned memory on CPUs, even if told not to.
+    """Return bytes that no array of JAX takes over, as it does with aligned memory on CPUs, with `may_alias=False` too.
 
     The memory is used again, and such an array could not be donated to a training step.
     """

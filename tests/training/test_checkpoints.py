@@ -71,7 +71,7 @@ def test_checksum_does_not_depend_on_the_mesh(sizes: tuple[int, int, int]) -> No
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_a_checksum_needs_no_memory(sizes: tuple[int, int, int], dtype: Any) -> None:
-    """Of every device's part: neither the words of the array nor the array of all devices."""
+    """Every device computes its part: neither the words of the array nor the whole array are stored."""
     data, fsdp, sequence = sizes
     layout = jax.sharding.NamedSharding(
         mesh.make_mesh(data=data, fsdp=fsdp, sequence=sequence, devices=jax.devices()[: data * fsdp * sequence]),
