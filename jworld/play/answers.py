@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jworld.systems import asking, generation, runs
-from jworld.systems.base import TextSession
+from jworld.systems.sessions import TextSession
 from jworld.utils import limits
 
 #: Question that compiles the programs of an answer.

@@ -1,33 +1,31 @@
 """Protocols of a system, as commands call it, and base classes with what systems share.
 
 A system is one object built from a run's config. Training, evaluation and planning call the members of `System`;
-`generate` and interactive front ends also those of `VideoSystem` or `TextSystem`. The registry holds `SystemType`s.
+`generate` and interactive front ends also those of `VideoSystem` or `TextSystem`, and of their sessions (`sessions.py`).
+The registry holds `SystemType`s.
 """
 
 import abc
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 import ml_collections
-import numpy as np
 import rich.console
 from flax import nnx
 from jax.typing import DTypeLike
 
 from jworld.data import pipeline, records
-from jworld.data.conversations import chat
-from jworld.diffusion import step_reports
 from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.evaluation import control, results
 from jworld.models.layers import lora
 from jworld.models.layers.attention import Implementation, Intervals, Mask
 from jworld.models.layers.flops import Sizes
-from jworld.parallel.programs import Program
 from jworld.systems import adapters, asking, described
 from jworld.systems.frame_sizes import FrameSizes
+from jworld.systems.sessions import BatchAnswers, TextSession, VideoSession
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
@@ -100,110 +98,6 @@ class TrainingData(Protocol[OpenedEncoders]):
           mesh: that of the model.
           stored: use the states that the user's own data set stores, so that text and image encoders may be absent.
         """
-
-
-class VideoSession(Protocol):
-    """Step-by-step generation of a video in constant memory."""
-
-    def reset(
-        self, first_frame: np.ndarray | None, prompt: str, *, seed: int = 0, negative_prompt: str | None = None
-    ) -> None:
-        """Start a video from an image uint8 [H, W, 3], a video [T, H, W, 3], or None where `needs_image` is false.
-
-        `negative_prompt` replaces that of the config; None keeps it.
-        """
-
-    def step(self, action: Any) -> np.ndarray:
-        """Return the next frames, uint8 [T, H, W, 3]; `action` is the `control` of one `results.Action`."""
-
-
-@runtime_checkable
-class WatchedSession(Protocol):
-    """A `VideoSession` that reports its denoising steps."""
-
-    def watch(self, listener: step_reports.Listener | None) -> None:
-        """Call `listener` after every denoising step of the next chunks; None calls nobody."""
-
-
-@runtime_checkable
-class CompiledSession(Protocol):
-    """A `VideoSession` whose programs can be compiled for a model whose weights are not loaded yet."""
-
-    def programs(self) -> Iterator[Program]:
-        """Yield the network's programs of a rollout; the model's parameters may be descriptions with their sharding."""
-
-
-@runtime_checkable
-class PlannedSession(CompiledSession, Protocol):
-    """A `CompiledSession` whose cost can be planned."""
-
-    @property
-    def new_frames(self) -> int:
-        """Frames that a step returns, after the first step."""
-
-    def decoding(self) -> Iterator[Program]:
-        """Yield the autoencoder's programs of a step after the first."""
-
-
-def as_video(first_frame: np.ndarray | None) -> np.ndarray:
-    """Return what `VideoSession.reset` receives as a video [T, H, W, 3].
-
-    Raises:
-      UserError: it is None, but the model continues an image or a video.
-    """
-    if first_frame is None:
-        raise errors.UserError(
-            "first_frame is None, but the model continues an image: expected uint8 [H, W, 3], or a video [T, H, W, 3]"
-        )
-    return first_frame[None] if first_frame.ndim == 3 else first_frame
-
-
-class TextSession(Protocol):
-    """Token-by-token generation of an answer."""
-
-    @property
-    def sampling(self) -> asking.Sampling:
-        """The settings with which the tokens of the current answer are drawn."""
-
-    def reset(
-        self,
-        images: Sequence[np.ndarray],
-        prompt: str | Sequence[chat.Turn],
-        *,
-        sampling: asking.Sampling | None = None,
-    ) -> None:
-        """Start an answer to a question, or to a conversation, about `images`, each uint8 [H, W, 3].
-
-        `sampling` replaces that of the config; None keeps it.
-        """
-
-    def programs(
-        self,
-        images: Sequence[np.ndarray],
-        prompt: str | Sequence[chat.Turn],
-        *,
-        sampling: asking.Sampling | None = None,
-    ) -> Iterator[Program]:
-        """Yield the programs of an answer to this question.
-
-        The model's parameters may be descriptions with their sharding.
-        """
-
-    def step(self) -> int | None:
-        """Return the next token, or None at the end of the answer."""
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens."""
-
-
-class BatchAnswers(Protocol):
-    """Answers to many questions."""
-
-    def programs(self, questions: Sequence[asking.Question], *, batch: int) -> Iterator[Program]:
-        """Yield the programs of `many`; the model's parameters may be descriptions with their sharding."""
-
-    def many(self, questions: Sequence[asking.Question], *, batch: int) -> Iterator[tuple[int, asking.Answer]]:
-        """Yield (number of the question, answer) in any order; a `ValueError` if a question or image is invalid."""
 
 
 class System(Protocol[Model, RunEncoders]):

@@ -15,8 +15,9 @@ from jworld.data.conversations import chat
 from jworld.diffusion import step_reports
 from jworld.evaluation import results
 from jworld.models.layers import quantized
-from jworld.systems import asking, base, live
-from jworld.systems.base import AnySystem, TextSession, TextSystem, VideoSession, VideoSystem, WatchedSession
+from jworld.systems import asking, live, sessions
+from jworld.systems.base import AnySystem, TextSystem, VideoSystem
+from jworld.systems.sessions import TextSession, VideoSession, WatchedSession
 from jworld.utils import compilation, errors, notes
 
 #: Parameters from which on every denoising step is reported, because a chunk may take minutes. In small models the
@@ -101,7 +102,7 @@ def _find_cameras(image: Start, system: VideoSystem[Any, Any], *, fps: float | N
         else file
         for file in files
     ]
-    starts, names = [base.as_video(one) for one in found], ", ".join(system.cameras)
+    starts, names = [sessions.as_video(one) for one in found], ", ".join(system.cameras)
     # A single image is rather that of one camera than a grid.
     if len(starts) == 1 and (found[0].ndim == 4 or not isinstance(files[0], str | pathlib.Path)):
         camera_grids.split(starts[0], len(system.cameras))

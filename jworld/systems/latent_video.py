@@ -14,7 +14,7 @@ from jworld.data import records
 from jworld.data.records import text_store
 from jworld.encoders.model_encoders import Encoders
 from jworld.precompute.latent_records import LatentRecords
-from jworld.systems import adapters, base, described, frame_sizes, generation, options
+from jworld.systems import adapters, base, described, frame_sizes, generation, options, sessions
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
@@ -100,7 +100,7 @@ class LatentVideoSystem(options.VideoOptions, base.BaseSystem[base.Model, Encode
         return adapters.adapted(self.network(rngs), self.lora, rngs=rngs)
 
     @abc.abstractmethod
-    def session(self, model: base.Model, encoders: Encoders) -> base.PlannedSession:
+    def session(self, model: base.Model, encoders: Encoders) -> sessions.PlannedSession:
         """See `VideoSystem`."""
 
     def generation(self, model: base.Model, mesh: jax.sharding.Mesh) -> described.Generation:
@@ -108,7 +108,7 @@ class LatentVideoSystem(options.VideoOptions, base.BaseSystem[base.Model, Encode
         latent = self.manifest_expectations()["latent_shape"]
         encoders = described.encoders(self.config, published=self.autoencoder, latent=latent, fps=self.fps, mesh=mesh)
         session = self.session(model, encoders)
-        if generation.is_watched(model) and isinstance(session, base.WatchedSession):
+        if generation.is_watched(model) and isinstance(session, sessions.WatchedSession):
             session.watch(lambda done, steps: None)
         height, width = self.clip.latent_size
         ratio = encoders.autoencoder.spatial_ratio

@@ -12,7 +12,8 @@ import ml_collections
 import numpy as np
 
 from jworld.evaluation import results
-from jworld.systems.base import AnySystem, VideoSession
+from jworld.systems.base import AnySystem
+from jworld.systems.sessions import VideoSession
 from jworld.utils import errors
 
 #: Name of the action without keys.

@@ -10,7 +10,8 @@ from flax import nnx
 from jworld.diffusion import step_reports
 from jworld.parallel.programs import Program
 from jworld.systems import asking, generation, text_answers, video_files
-from jworld.systems.base import CompiledSession, TextSession, TextSystem, VideoSession, VideoSystem, WatchedSession
+from jworld.systems.base import TextSystem, VideoSystem
+from jworld.systems.sessions import CompiledSession, TextSession, VideoSession, WatchedSession
 from jworld.utils import errors
 
 

@@ -30,7 +30,8 @@ from jworld.encoders.model_encoders import EncoderOverrides
 from jworld.models.layers import quantized
 from jworld.parallel import mesh as mesh_lib
 from jworld.systems import asking, generation, options, recipes
-from jworld.systems.base import AnySystem, SystemEncoders, TextSystem, VideoSession, VideoSystem
+from jworld.systems.base import AnySystem, SystemEncoders, TextSystem, VideoSystem
+from jworld.systems.sessions import VideoSession
 from jworld.training import optimizers, weights
 from jworld.training import state as train_state
 from jworld.training.checkpoints import Checkpoints

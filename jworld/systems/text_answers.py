@@ -14,7 +14,7 @@ import rich.console
 from jworld.data import media
 from jworld.data.conversations import chat
 from jworld.systems import asking, generation, question_files, runs
-from jworld.systems.base import TextSession
+from jworld.systems.sessions import TextSession
 from jworld.utils import compilation, errors, files, outputs
 
 #: What the terminal offers during a conversation.

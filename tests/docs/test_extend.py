@@ -1,4 +1,4 @@
-"""The tables of docs/extend.md: exactly the Protocols of `jworld.systems.base`, with exactly their members."""
+"""The tables of docs/extend.md: exactly the Protocols of `base` and `sessions`, with exactly their members."""
 
 import inspect
 import pathlib
@@ -8,13 +8,14 @@ from typing import Any, Protocol
 
 import pytest
 
-from jworld.systems import base
+from jworld.systems import base, sessions
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs" / "extend.md"
 PROTOCOLS = {
     name: value
-    for name, value in vars(base).items()
-    if isinstance(value, type) and value.__module__ == base.__name__ and getattr(value, "_is_protocol", False)
+    for module in (base, sessions)
+    for name, value in vars(module).items()
+    if isinstance(value, type) and value.__module__ == module.__name__ and getattr(value, "_is_protocol", False)
     # Private ones belong to the base class, not to what a system offers.
     if not name.startswith("_")
 }

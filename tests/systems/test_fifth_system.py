@@ -94,7 +94,7 @@ class Data:
 
 
 class Session:
-    """Generation of a video; see `base.VideoSession`."""
+    """Generation of a video; see `sessions.VideoSession`."""
 
     def __init__(self, model: Network) -> None:
         self.model = model

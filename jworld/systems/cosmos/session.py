@@ -12,7 +12,7 @@ from jworld.diffusion import step_reports
 from jworld.encoders.model_encoders import Encoders
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.parallel.programs import Program
-from jworld.systems import base
+from jworld.systems import sessions
 from jworld.systems.cosmos import data
 from jworld.systems.cosmos.sampling import SampleConfig, WindowSampler
 
@@ -40,7 +40,7 @@ class Session:
         A single image can start a video even if later windows continue more frames. With several cameras images are
         grids, and a prompt of as many lines as cameras has one for each; otherwise it is that of every captioned one.
         """
-        frames = base.as_video(first_frame)
+        frames = sessions.as_video(first_frame)
         kept = frames[-self.given_pixels :] if len(frames) >= self.given_pixels else frames[-1:]
         views = camera_grids.split(kept, self.clip.cameras)
         self._given = np.stack([[self.encoders.resize(frame) for frame in view] for view in views])

@@ -16,7 +16,7 @@ from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.parallel.programs import Program
-from jworld.systems import base
+from jworld.systems import sessions
 from jworld.systems.matrix import sampling
 from jworld.systems.matrix.session import ConditionEncoder, Controls
 from jworld.utils import notes
@@ -97,7 +97,7 @@ class StreamSession:
         The first window is made of the last `start_frames` frames. If there are fewer, the first one is repeated. The
         stream generates them again, from `first_latent` on.
         """
-        given = base.as_video(first_frame)[-self.start_frames :]
+        given = sessions.as_video(first_frame)[-self.start_frames :]
         frames = np.stack([self.encoders.resize(frame) for frame in given])
         still = np.repeat(frames[:1], self.start_frames - len(frames), axis=0)
         latents = self.encoders.autoencoder.encode(np.concatenate([still, frames])[None])

@@ -219,7 +219,7 @@ class _Call(NamedTuple):
 
 
 class Answers:
-    """Answers to batches of prompts about images: a `base.BatchAnswers` and an `evaluation.benchmarks.Answer`."""
+    """Answers to batches of prompts about images: a `sessions.BatchAnswers` and an `evaluation.benchmarks.Answer`."""
 
     def __init__(self, model: TheWorld, prompts: Prompts, *, frames: int | None = None):
         """Set up answers with `frames` latent frames of the world: None for all, 1 for the image alone, 0 for none."""

@@ -16,7 +16,7 @@ from jworld.evaluation.held_out import Controls, FirstImage
 from jworld.models.hunyuan.text import TextInputs
 from jworld.parallel import axes
 from jworld.parallel.programs import Program
-from jworld.systems import base, frame_sizes, live
+from jworld.systems import frame_sizes, live, sessions
 from jworld.systems.worldplay import data
 from jworld.systems.worldplay.latents import LatentSession
 from jworld.utils import errors
@@ -76,7 +76,7 @@ class Session:
         Raises:
           UserError: the image encoder is absent.
         """
-        image_latent, vision = self._encoded(base.as_video(first_frame)[-1]) if first is None else first
+        image_latent, vision = self._encoded(sessions.as_video(first_frame)[-1]) if first is None else first
         if vision is None:
             raise errors.UserError(
                 "the image encoder of the data set is absent, so only held-out clips with stored states can be "
