@@ -1,8 +1,8 @@
 """Protocols of a system, as commands call it, and base classes with what systems share.
 
 A system is one object built from a run's config. Training, evaluation and planning call the members of `System`;
-`generate` and interactive front ends also those of `VideoSystem` or `TextSystem`, and of their sessions (`sessions.py`).
-The registry holds `SystemType`s.
+`generate` and interactive front ends also those of `VideoSystem` or `TextSystem`, and of their sessions
+(`sessions.py`). The registry holds `SystemType`s.
 """
 
 import abc
