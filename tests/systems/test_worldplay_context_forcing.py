@@ -60,9 +60,11 @@ def test_the_teacher_never_attends_to_a_generated_chunk(system: Any) -> None:
 
 
 @functools.cache
-def rolled_out() -> tuple[dict[str, Any], context_forcing.Draws, context_forcing.Rollout, jax.Array]:
-    """Return batch, draws, rollout and its repetition, of rows that start at the first frame and after a prefix."""
-    system: Any = systems.create(make_config())
+def rolled_out(
+    step_sizes: bool = False,
+) -> tuple[Any, dict[str, Any], context_forcing.Draws, context_forcing.Rollout, jax.Array]:
+    """Return system, batch, draws, rollout and its repetition; rows start at the first frame and after a prefix."""
+    system: Any = systems.create(make_config(**{"model.step_sizes": step_sizes}))
     batch = make_batch(system, (0, 5))
     draws = context_forcing.draw(jax.random.key(0), SHAPE, 4, system.objective)._replace(last_step=jnp.int32(3))
 
@@ -71,11 +73,11 @@ def rolled_out() -> tuple[dict[str, Any], context_forcing.Draws, context_forcing
         rollout = context_forcing.roll_out(model, batch, draws, sample=system.sample, size=SIZE)
         return rollout, context_forcing.repeat(model, batch, rollout, draws, sample=system.sample, size=SIZE)
 
-    return batch, draws, *both(nnx.merge(*weights(system)))
+    return system, batch, draws, *both(nnx.merge(*weights(system)))
 
 
 def test_the_parallel_pass_repeats_the_rollout() -> None:
-    batch, _, rollout, repeated = rolled_out()
+    _, batch, _, rollout, repeated = rolled_out()
     np.testing.assert_allclose(repeated, rollout.made, atol=1e-5 * float(jnp.abs(rollout.made).max()))
     # Generated frames are the memory of later chunks.
     np.testing.assert_array_equal(rollout.frames.latents[:, 16:], rollout.made)
@@ -83,8 +85,10 @@ def test_the_parallel_pass_repeats_the_rollout() -> None:
 
 
 @pytest.mark.slow
-def test_the_rollout_is_that_of_sampling(system: Any) -> None:
-    batch, draws, rollout, _ = rolled_out()
+@pytest.mark.parametrize("step_sizes", [False, True])
+def test_the_rollout_is_that_of_sampling(step_sizes: bool) -> None:
+    system, batch, draws, rollout, repeated = rolled_out(step_sizes)
+    np.testing.assert_allclose(repeated, rollout.made, atol=1e-5 * float(jnp.abs(rollout.made).max()))
     session = AutoregressiveSession(
         nnx.merge(*weights(system)), sample=system.sample, memory_config=system.memory, points=system.points()
     )
