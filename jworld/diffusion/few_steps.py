@@ -1,8 +1,8 @@
 """Sampler of a distilled flow-matching model: predict the clean video, add the noise again at a lower level, repeat.
 
 x_t = (1 - t) * clean + t * noise. The last prediction is the sample. All steps have the noise of the start, so that a
-sample depends on one array of noise, as in the published few-step sampler of Cosmos-Predict2.5
-(`distill/models/video2world_model_distill_dmd2.py`); DMD2 (arXiv 2405.14867) draws other noise at every step.
+sample depends on one array of noise, as in the published few-step model of Cosmos-Predict2.5
+(`Video2WorldModelDistillDMD2TrigFlow`); DMD2 (arXiv 2405.14867) draws other noise at every step.
 """
 
 from collections.abc import Callable
