@@ -172,6 +172,9 @@ RECIPES = {
         "--config.model.lora.rank=4",
         "--config.model.lora.alpha=4.0",
     ),
+    # Their students have four steps.
+    "cosmos_distill.py": (*_COSMOS, "--config.sample.rollout.num_steps=4", "--config.critic.updates=1"),
+    "matrix_scm.py:matching": (*_MATRIX, "--config.model.control_layers=(0,2)", "--config.critic.updates=1"),
     "matrix_lora.py:base": _MATRIX,
     "matrix_lora.py": _MATRIX,
     "matrix_control.py": (*_MATRIX, "--config.model.control_layers=(0,2)"),
