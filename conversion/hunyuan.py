@@ -67,11 +67,15 @@ SPARSE_ATTENTION = "flex-block-attn"
 
 
 def check_prediction(cfg: HunyuanConfig) -> None:
-    """Raise UserError for a network whose last layer predicts what the original programs do not expect."""
+    """Raise UserError for a network that predicts what the original programs do not expect, or from another input."""
     if cfg.prediction != "velocity":
         raise errors.UserError(
             f"model.prediction is {cfg.prediction!r}, expected 'velocity': the original programs take the network's "
             "output for it"
+        )
+    if cfg.step_sizes:
+        raise errors.UserError(
+            "model.step_sizes is True, expected False: the original programs have no input for the size of a step"
         )
 
 

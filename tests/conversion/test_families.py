@@ -99,6 +99,15 @@ def test_shapes_determine_all_sizes(layout: families.KeyLayout, changes: dict[st
     assert found.keys() > changes.keys() - {"rope_dims"}
 
 
+@pytest.mark.parametrize("layout", [ORIGINAL, DIFFUSERS], ids=lambda layout: layout.name)
+@pytest.mark.parametrize(
+    "changes", [{"prediction": "clean"}, {"step_sizes": True}], ids=lambda changes: next(iter(changes))
+)
+def test_networks_that_the_originals_cannot_run(layout: families.KeyLayout, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"model.{next(iter(changes))} is"):
+        layout.rules(dataclasses.replace(BASE, **changes))
+
+
 def test_a_ratio_that_no_float_hits_exactly() -> None:
     shapes = {"img_in.proj.weight": (11, 9, 1, 1, 1)} | {"double_blocks.0.img_mlp.fc1.weight": (15, 11)}
     assert int(11 * (15 / 11)) == 14

@@ -60,7 +60,7 @@ class Draws(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the network attends to, and the noisy chunk, whose rows belong together."""
+    """Inputs of the network apart from times and sizes, with the same rows: what it attends to, and the noisy chunk."""
 
     text: TextInputs
     image: jax.Array
