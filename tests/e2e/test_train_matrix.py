@@ -5,13 +5,14 @@ import pathlib
 
 import commands
 import pytest
+import xla_flags
 
 from jworld.data.recording import episodes
 from jworld.systems import runs
 
 pytestmark = pytest.mark.e2e
 
-ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+ONE_DEVICE = {"XLA_FLAGS": xla_flags.fast_compilation(1)}
 
 
 def train(folder: pathlib.Path, recipe: str, workdir: str, *extra: str) -> str:
@@ -114,4 +115,35 @@ def test_a_stream_and_its_student(tmp_path: pathlib.Path) -> None:
     assert measured.returncode == 0, measured.stdout + measured.stderr
     numbers = json.loads((tmp_path / "stage4" / "evaluation" / "evaluation.json").read_text())
     assert len(numbers["psnr_per_part"]["model"]) == 2
+    assert {"to_teacher, student", "to_teacher, teacher in few steps"} <= numbers.keys()
+
+
+@pytest.mark.slow
+def test_a_student_of_its_own_stream(tmp_path: pathlib.Path) -> None:
+    """Stage 4 by distribution matching: windows of 5 latents that move by 4 along examples of 9."""
+    whole = (
+        "--config.data.encoding.clip_frames=0",
+        "--config.data.encoding.autoencoder=",
+        "--config.model.num_layers=1",
+        "--config.model.control_layers=(0,1)",
+        "--config.sample.rollout.window_frames=1",
+        "--config.sample.actions=D*7,DR*2",
+    )
+    window = "--config.data.clip.window_frames"
+    train(tmp_path, "matrix_swin_dpm.py", "stage3", "--config.init_from=", f"{window}=5", *whole)
+    student = (f"--config.init_from={tmp_path / 'stage3'}", f"{window}=9", "--config.critic.updates=1")
+    taught = train(tmp_path, "matrix_scm.py:matching", "stage4", *student, *whole)
+    assert "not in those weights" not in taught
+    leaves = json.loads((tmp_path / "stage4" / runs.CHECKPOINTS / "3" / "checksums" / "metadata").read_text())["leaves"]
+    assert leaves["critic"]
+    assert not any(name.startswith(("teacher/", "critic/")) for name in leaves["params"])
+    out, picture = tmp_path / "out.mp4", tmp_path / "stage3" / runs.SAMPLES / "stream.png"
+    request = [f"--checkpoint={tmp_path / 'stage4'}", f"--image={picture}", f"--out={out}"]
+    made = commands.run("jworld.generate", *request, "--actions=D*5,NL*3", **ONE_DEVICE)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert episodes.read_video(out).shape == (32, 48, 64, 3)
+    options = (f"--checkpoint={tmp_path / 'stage4'}", "--windows=2", "--chunks=2")
+    measured = commands.run("jworld.evaluate", *options, **ONE_DEVICE)
+    assert measured.returncode == 0, measured.stdout + measured.stderr
+    numbers = json.loads((tmp_path / "stage4" / "evaluation" / "evaluation.json").read_text())
     assert {"to_teacher, student", "to_teacher, teacher in few steps"} <= numbers.keys()
