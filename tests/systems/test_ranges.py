@@ -30,7 +30,7 @@ ZERO = {
     *("optimizer.skip_norm", "optimizer.warmup_steps", "optimizer.weight_decay", "data.clip.images"),
     *("data.clip.world_size", "data.clip.glyph_tokens", "data.clip.temporal_context", "model.vision_layers"),
     *("model.blocks", "model.refiner_layers", "model.world.autoencoder_blocks", "model.world.steps"),
-    "data.clip.command_size",
+    *("data.clip.command_size", "data.clip.vision_tokens"),
     # The number of a camera, and its direction.
     *("data.clip.view_ids", "data.clip.caption_view", "data.recording.yaws"),
     # Shares.
