@@ -31,14 +31,6 @@ LOSSES: dict[str, type[Loss]] = {
 }
 
 
-def of(config: ml_collections.ConfigDict) -> type[Loss]:
-    """Return the class of `config.loss`; a `UserError` if its kind is unknown."""
-    kind = config.loss.get("kind", "flow")
-    if kind not in LOSSES:
-        raise errors.UserError(f"config.loss.kind: found {kind!r}, expected one of {', '.join(LOSSES)}")
-    return LOSSES[kind]
-
-
 def check(config: ml_collections.ConfigDict, loss: Loss, sample: SampleConfig) -> None:
     """Raise a `UserError` if other sections of the config do not fit the loss."""
     _check_kind_of_model(config, loss, sample)

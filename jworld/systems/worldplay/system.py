@@ -25,7 +25,7 @@ from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.models.layers.attention import ChunkCausal
 from jworld.models.layers.flops import Flops, Sizes, trained_share, training
-from jworld.systems import adapters, base, frame_sizes, latent_video, live
+from jworld.systems import adapters, base, frame_sizes, latent_video, live, losses
 from jworld.systems.worldplay import (
     bidirectional_objective,
     context_forcing,
@@ -82,7 +82,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
         self.model_config = self.read(HunyuanConfig, "model", adapters.network(config))
-        self.objective = self.read(stages.of(config), "loss")
+        self.objective = self.read(losses.chosen(config, stages.LOSSES), "loss")
         self.clip = self.read(data.ClipConfig, "data.clip")
         self.sample = self.read(SampleConfig, "sample.rollout")
         self.units = self.read(pose_strings.Units, "sample.motion")
