@@ -166,3 +166,9 @@ def test_held_out_levels_and_sizes(system: Any) -> None:
 def test_contradictions_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
         systems.create(make_config(**changes))
+
+
+def test_a_model_with_references_is_sampled_as_it_was_trained() -> None:
+    config = rollout_examples.small("ar_mem.py", **{"sample.rollout.mode": "bidirectional"})
+    with pytest.raises(errors.UserError, match=r"'flow' trains is autoregressive: set 'autoregressive'"):
+        systems.create(config)

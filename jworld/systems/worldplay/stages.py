@@ -67,6 +67,12 @@ def _check_kind_of_model(config: ml_collections.ConfigDict, loss: Loss, sample: 
             f"config.sample.rollout.mode is {sample.mode!r}, expected {mode!r}, which is the kind of model that "
             f"config.loss.kind {loss.kind!r} trains"
         )
+    if sample.mode != mode and config.model.get("references", False):
+        # Published models have no references, and the same objective for both kinds.
+        raise errors.UserError(
+            f"config.sample.rollout.mode is {sample.mode!r}, but a model with config.model.references that "
+            f"config.loss.kind {loss.kind!r} trains is {mode}: set {mode!r}"
+        )
     has_sizes = config.model.get("step_sizes", False)
     if isinstance(loss, ShortcutConfig) and not has_sizes:
         raise errors.UserError(
