@@ -28,6 +28,10 @@ def array_checksum(x: jax.Array) -> jax.Array:
     return sum_and_finite(x)[0]
 
 
+def _both(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return one[0] + other[0], one[1] & other[1]
+
+
 def sum_and_finite(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Compute `array_checksum`, and whether no element is NaN or infinite, in one pass without temporaries.
 
@@ -45,7 +49,7 @@ def sum_and_finite(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     total, all_finite = jax.lax.reduce(
         (words * (weight | 1), finite),
         (np.uint32(0), np.bool_(True)),
-        lambda one, other: (one[0] + other[0], one[1] & other[1]),
+        _both,
         tuple(range(words.ndim)),
     )
     return total, all_finite

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from conversion import engine, importing, sources
+from conversion import importing, sources
 from jworld.systems import runs
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, finite
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -23,7 +23,8 @@ def test_imported_weights(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(errors.UserError, match=r"non-finite time_in\.mlp\.0\.weight"):
         importing.import_weights(download, output, options)
     assert not output.exists()
-    monkeypatch.setattr(engine, "finite", lambda array: True)
-    importing.import_weights(download, output, options)
+    with monkeypatch.context() as patched:
+        patched.setattr(finite, "all_finite", lambda array: True)
+        importing.import_weights(download, output, options)
     with pytest.raises(errors.UserError, match=r"weights: time/hidden/kernel has NaN or infinite values as float32"):
         runs.load_model(output, run_config.load(output))
