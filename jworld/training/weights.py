@@ -20,8 +20,8 @@ from jworld.training import state as train_state
 from jworld.utils import errors, finite, nnx_types, tensor_files
 
 #: Bytes that are read at once, and reads at the same time.
-_PIECE = 16 << 20
-_AHEAD = 3
+_PIECE = 32 << 20
+_AHEAD = 2
 #: Receives every parameter with its path as soon as it is on its devices, and returns what takes its place.
 Take: TypeAlias = Callable[[str, jax.Array], Any]
 #: Differences from the model that an error lists.
