@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
+import xla_flags
 
 from conversion import hunyuan
 from jworld.utils import errors
@@ -16,7 +17,8 @@ from scripts import full_size, full_size_keys
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", ["cosmos", "worldplay", "hunyuan15-vae"])
-def test_all_stages_at_a_tiny_size(system: str, tmp_path: pathlib.Path) -> None:
+def test_all_stages_at_a_tiny_size(system: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", xla_flags.fast_compilation(1))
     page = tmp_path / "page.md"
     others = ["--page", str(page), "--workdir", str(tmp_path / "work"), "--python", sys.executable]
     full_size.main(["--system", system, "--scale", "tiny", *others])
