@@ -65,3 +65,30 @@ def train(
             found.append({name: float(value) for name, value in metrics.items()})
             state = jax.device_put(between(jax.tree.map(np.array, state)), shardings)
     return found, first, jax.tree.map(np.array, state)
+
+
+def other_critic(state: Any) -> Any:
+    """Return the state with other weights of the critic than it trained; see `between` of `train`."""
+    return state.replace(critic=state.critic.replace(params=jax.tree.map(lambda x: 0.9 * x, state.critic.params)))
+
+
+def check_perfect_critic(metrics: list[dict[str, float]], first: Any, last: Any) -> None:
+    """Check the result of `train` with `other_critic`, and a critic that starts as the teacher and stays it.
+
+    Its first step has no gradient, the second one does, and only the student's weights change.
+    """
+    assert metrics[0]["loss"] < 1e-10
+    assert metrics[0]["grad_norm"] < 1e-4
+    assert metrics[1]["loss"] > 1e-6
+    for part, same in (("frozen", True), ("params", False)):
+        pairs = zip(*(jax.tree.leaves(getattr(state, part)) for state in (first, last)), strict=True)
+        assert all((x == y).all() for x, y in pairs) == same
+
+
+def check_same_steps(
+    one: list[dict[str, float]], eight: list[dict[str, float]], *, least: float, tolerance: float
+) -> None:
+    """Check that all metrics of a student and its critic are equal, and in the first step at least `least`."""
+    for name in ("loss", "score_distance", "grad_norm", "critic_loss", "critic_grad_norm"):
+        assert one[0][name] > least
+        np.testing.assert_allclose([x[name] for x in eight], [x[name] for x in one], rtol=tolerance, err_msg=name)

@@ -53,14 +53,18 @@ class Draws(NamedTuple):
     score_noise: jax.Array
 
 
-def draw(key: jax.Array, shape: tuple[int, ...], steps: int, cfg: ScoreConfig) -> Draws:
-    """Draw the random numbers of a loss for samples of `shape` [B, F, H, W, C] with so many denoising steps."""
+def draw(key: jax.Array, shape: tuple[int, ...], steps: int, cfg: ScoreConfig, level: jax.Array | None = None) -> Draws:
+    """Draw the random numbers of a loss for samples of `shape` [B, F, H, W, C] with so many denoising steps.
+
+    `level` [] replaces the noise levels of the scores.
+    """
     noise_key, step_key, level_key, score_key = jax.random.split(key, 4)
     low, high = cfg.score_levels
+    drawn = flow_matching.shifted(jax.random.uniform(level_key, shape[:1], minval=low, maxval=high), cfg.shift)
     return Draws(
         noise=jax.random.normal(noise_key, shape),
         last_step=jax.random.randint(step_key, (), 0, steps),
-        level=flow_matching.shifted(jax.random.uniform(level_key, shape[:1], minval=low, maxval=high), cfg.shift),
+        level=drawn if level is None else jnp.full_like(drawn, level),
         score_noise=jax.random.normal(score_key, shape),
     )
 

@@ -19,21 +19,16 @@ def _words(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, WORDS[min(x.dtype.itemsize, 4)]).astype(jnp.uint32)
 
 
-def array_checksum(x: jax.Array) -> jax.Array:
-    """Compute a uint32 scalar: the words weighted by odd numbers that depend on their position, summed modulo 2^32.
-
-    Integer sums are exact in every order, so every mesh gives the same number. A weight is odd, so a change of one word
-    changes the sum; the weights differ, so exchanged words do too.
-    """
-    return sum_and_finite(x)[0]
-
-
 def _both(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     return one[0] + other[0], one[1] & other[1]
 
 
 def sum_and_finite(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Compute `array_checksum`, and whether no element is NaN or infinite, in one pass without temporaries.
+    """Compute a checksum, and whether no element is NaN or infinite, in one pass without temporaries.
+
+    The checksum is a uint32 scalar: the words weighted by odd numbers that depend on their position, summed modulo
+    2^32. Integer sums are exact in every order, so every mesh gives the same number. A weight is odd, so a change of
+    one word changes the sum; the weights differ, so exchanged words do too.
 
     XLA splits the reduction of one array on CPUs into steps that write out their input, 4 bytes per element. It leaves
     that of a pair as it is.
@@ -56,7 +51,7 @@ def sum_and_finite(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def part_checksum(part: np.ndarray, first: int) -> int:
-    """Compute the share of `array_checksum` of elements that follow each other, on the host.
+    """Compute the share of the checksum of `sum_and_finite` of elements that follow each other, on the host.
 
     Args:
       part: the elements, in the order of the array.

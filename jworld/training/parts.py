@@ -8,6 +8,7 @@ optimizer (`optimizers.CriticConfig`). A model without them is built for samplin
 import re
 from typing import TypeVar, cast
 
+import ml_collections
 from flax import nnx
 
 from jworld.utils import errors
@@ -52,3 +53,11 @@ def check_trainable(pattern: str, parameter: str) -> None:
             raise errors.UserError(
                 f"config.optimizer.trainable is {pattern!r}, which trains the {name} too: set it to {TRAINABLE!r}"
             )
+
+
+def check_critic(config: ml_collections.ConfigDict, loss: str) -> None:
+    """Raise a `UserError` if the config has no optimizer of the critic that a loss trains."""
+    if "critic" not in config:
+        raise errors.UserError(
+            f"config.critic is missing: {loss} trains a critic, whose optimizer this section describes"
+        )

@@ -61,10 +61,7 @@ def check(config: ml_collections.ConfigDict, sample: SampleConfig) -> None:
             "and 0: the teacher's guidance is config.loss.teacher_guidance"
         )
     parts.check_trainable(config.optimizer.trainable, "patch_in/kernel")
-    if "critic" not in config:
-        raise errors.UserError(
-            "config.critic is missing: distribution matching trains a critic, whose optimizer this section describes"
-        )
+    parts.check_critic(config, "distribution matching")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +140,6 @@ def matching(
     given_key, key = jax.random.split(key)
     least, most = cfg.conditioning_frames
     shape = batch["latent"].shape
-    draws = distribution_matching.draw(key, shape, sample.num_steps, cfg)
-    if level is not None:
-        draws = draws._replace(level=jnp.full_like(draws.level, level))
+    draws = distribution_matching.draw(key, shape, sample.num_steps, cfg, level)
     given = jax.random.randint(given_key, shape[:1], least, most + 1)
     return WindowMatching(batch, draws, given, cfg, sample, view_ids)

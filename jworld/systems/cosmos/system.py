@@ -306,13 +306,7 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
         cfg = self.objective
         if not isinstance(cfg, MatchingConfig):
             return None
-
-        def loss(
-            model: CosmosTransformer, batch: objective.Batch, key: jax.Array
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return score_losses.critic_loss(model, self._matching(batch, key, cfg))
-
-        return loss
+        return lambda model, batch, key: score_losses.critic_loss(model, self._matching(batch, key, cfg))
 
     def _draw(self, batch: objective.Batch, key: jax.Array, cfg: objective.ObjectiveConfig) -> objective.Draws:
         return objective.draw(key, batch["latent"].shape, cfg, cameras=self.clip.cameras)

@@ -17,7 +17,7 @@ from jworld.diffusion import distribution_matching, v_prediction, windows
 from jworld.models.cogvideox.transformer import CogVideoXTransformer
 from jworld.systems.matrix import objective, sampling
 from jworld.systems.matrix.sampling import SampleConfig
-from jworld.training import score_losses
+from jworld.training import parts, score_losses
 from jworld.utils import errors, ranges
 
 
@@ -71,10 +71,7 @@ def check(config: ml_collections.ConfigDict, cfg: MatchingConfig, sample: Sample
         raise errors.UserError(
             f"config.model.guidance_dim is {config.model.guidance_dim}, expected None: the teacher has one scale"
         )
-    if "critic" not in config:
-        raise errors.UserError(
-            "config.critic is missing: distribution matching trains a critic, whose optimizer this section describes"
-        )
+    parts.check_critic(config, "distribution matching")
 
 
 class Draws(NamedTuple):
@@ -216,8 +213,6 @@ def matching(
     entering_key, key = jax.random.split(key)
     rows, size = timestep_rows(sample), sample.window_frames
     batch_size, _, *frame = batch["latent"].shape
-    scores = distribution_matching.draw(key, (batch_size, rows.shape[1], *frame), len(rows), cfg)
-    if level is not None:
-        scores = scores._replace(level=jnp.full_like(scores.level, level))
+    scores = distribution_matching.draw(key, (batch_size, rows.shape[1], *frame), len(rows), cfg, level)
     entering = jax.random.normal(entering_key, (cfg.slides, batch_size, size, *frame))
     return StreamMatching(batch, Draws(scores, entering), cfg, sample, alphas)

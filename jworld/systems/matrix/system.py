@@ -277,13 +277,7 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         cfg = self.objective
         if not isinstance(cfg, MatchingConfig):
             return None
-
-        def loss(
-            model: CogVideoXTransformer, batch: objective.Batch, key: jax.Array
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return score_losses.critic_loss(model, self._matching(batch, key, cfg))
-
-        return loss
+        return lambda model, batch, key: score_losses.critic_loss(model, self._matching(batch, key, cfg))
 
     def _matching(
         self, batch: objective.Batch, key: jax.Array, cfg: MatchingConfig, level: jax.Array | None = None

@@ -53,10 +53,8 @@ def check(config: ml_collections.ConfigDict, loss: Loss, sample: SampleConfig) -
                 "config.optimizer.ema_decay is 0, but the target of the distillation is the EMA: set it, for example "
                 "to 0.99"
             )
-    elif "critic" not in config:
-        raise errors.UserError(
-            "config.critic is missing: context forcing trains a critic, whose optimizer this section describes"
-        )
+    else:
+        parts.check_critic(config, "context forcing")
 
 
 def _check_kind_of_model(config: ml_collections.ConfigDict, loss: Loss, sample: SampleConfig) -> None:

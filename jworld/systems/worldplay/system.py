@@ -293,8 +293,7 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
             drawn = drawn._replace(step=jnp.full_like(drawn.step, distillation.nearest_step(level, cfg)))
             return self._distillation_loss(model, model, batch, drawn, cfg)
         if isinstance(cfg, ContextForcingConfig):
-            scored = self._rollout_draws(batch, key, cfg)
-            scored = scored._replace(level=jnp.full_like(scored.level, level))
+            scored = self._rollout_draws(batch, key, cfg, level)
             return context_forcing.loss(model, batch, scored, cfg, sample=self.sample, size=chunk)
         if isinstance(cfg, BidirectionalConfig):
             windows = self._bidirectional_draws(batch, key, cfg)
@@ -328,23 +327,18 @@ class WorldPlay(latent_video.LatentVideoSystem[HunyuanTransformer, data.ClipConf
         cfg = self.objective
         if not isinstance(cfg, ContextForcingConfig):
             return None
-
-        def loss(
-            model: HunyuanTransformer, batch: objective.Batch, key: jax.Array
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            draws = self._rollout_draws(batch, key, cfg)
-            size = self.clip.chunk_frames
-            return context_forcing.critic_loss(model, batch, draws, cfg, sample=self.sample, size=size)
-
-        return loss
+        options: dict[str, Any] = {"sample": self.sample, "size": self.clip.chunk_frames}
+        return lambda model, batch, key: context_forcing.critic_loss(
+            model, batch, self._rollout_draws(batch, key, cfg), cfg, **options
+        )
 
     def _rollout_draws(
-        self, batch: objective.Batch, key: jax.Array, cfg: ContextForcingConfig
+        self, batch: objective.Batch, key: jax.Array, cfg: ContextForcingConfig, level: jax.Array | None = None
     ) -> context_forcing.Draws:
         assert self.rollouts is not None
         rows, _, *latent = batch["latent"].shape
         shape = (rows, self.rollouts.rollout_frames, *latent)
-        return context_forcing.draw(key, shape, self.sample.num_steps, cfg)
+        return context_forcing.draw(key, shape, self.sample.num_steps, cfg, level)
 
     def _distillation_loss(
         self,
