@@ -9,11 +9,11 @@ it has room for them. The peak is that of the process above its memory before th
 """
 
 import pathlib
-import threading
 import time
 
 import jax
 import jax.numpy as jnp
+import peak_memory
 from flax import nnx
 
 from jworld import systems
@@ -24,30 +24,6 @@ from jworld.utils import config as run_config
 from jworld.utils import errors, files
 
 _BLOCK = 16 << 20
-
-
-def resident() -> int:
-    """Return the anonymous memory of this process in bytes."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-
-
-class Peak:
-    """The largest memory of the process inside a `with` block, above that at its start; sampled every 2 ms."""
-
-    def __enter__(self) -> "Peak":
-        self._before, self.bytes, self._over = resident(), 0, threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        return self
-
-    def _run(self) -> None:
-        while not self._over.wait(0.002):
-            self.bytes = max(self.bytes, resident() - self._before)
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 def read_files(folder: pathlib.Path) -> tuple[int, float]:
@@ -83,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     for _ in range(options.repeats):
         stored, seconds = read_files(weights)
         reading.append(seconds)
-        with Peak() as peak:
+        with peak_memory.Peak() as peak:
             began = time.perf_counter()
             params, _ = runs.load_params(options.checkpoint, shapes)
             jax.block_until_ready(params)

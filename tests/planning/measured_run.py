@@ -8,7 +8,6 @@ import json
 import pathlib
 import sys
 import tempfile
-import threading
 import types
 from typing import Any, cast
 
@@ -23,29 +22,8 @@ from jworld.systems import runs, training_job
 from jworld.training import step, weights
 from jworld.utils import config as run_config
 
-
-def resident() -> int:
-    """Return the anonymous memory of this process; mapped files do not count."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-
-
-class Watch:
-    """The largest memory of this process since the start, in addition to that at the start."""
-
-    def __init__(self) -> None:
-        self._before, self._most, self._over = resident(), 0, threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._over.wait(0.002):
-            self._most = max(self._most, resident())
-
-    def stop(self) -> int:
-        self._over.set()
-        self._thread.join()
-        return self._most - self._before
+sys.path.append(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
+import peak_memory
 
 
 def write_weights(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -64,10 +42,15 @@ def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     job = training_job.TrainingJob.from_config(config, workdir)
     program = Program(config, jax.devices())
     batch = {name: np.zeros(entry.shape, entry.dtype) for name, entry in program.batch.items()}
-    key = jax.random.key(0)
     # What the compiler itself needs is not in the plan: later compilations use this memory again.
     program.lower().compile()
-    watch = Watch()
+    with peak_memory.Peak() as peak:
+        _start_and_step(job, program, batch)
+    return peak.bytes
+
+
+def _start_and_step(job: training_job.TrainingJob, program: Program, batch: dict[str, np.ndarray]) -> None:
+    key = jax.random.key(0)
     manager = types.SimpleNamespace(latest_step=lambda: None)
     graphdef, state, shardings = training_job.start(job, cast(Any, None), cast(Any, manager), message=print)
     function = step.make_train_step(
@@ -82,7 +65,6 @@ def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     with jax.set_mesh(job.mesh):
         for _ in range(2):
             state, _ = jax.block_until_ready(function(state, jax.device_put(batch, program.batch_shardings), key))
-    return watch.stop()
 
 
 def main() -> None:
