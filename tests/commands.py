@@ -6,6 +6,9 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterable
+from typing import Any
+
+from jworld.systems import runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 FORK_SERVER = str(ROOT / "tests" / "fork_server.py")
@@ -40,6 +43,32 @@ def train_arguments(folder: pathlib.Path, *extra: str, workdir: str = "run") -> 
         "--config.optimizer.schedule=constant",
         *extra,
     ]
+
+
+def clip_arguments(folder: pathlib.Path, recipe: str, workdir: str, *extra: str) -> list[str]:
+    """Return the arguments of a run on clips of 13 frames of recorded rooms in `folder`: 4 short episodes, width 48."""
+    return [
+        f"--config=configs/{recipe}",
+        f"--workdir={folder / workdir}",
+        "--config.model.width=48",
+        f"--config.data.records={folder / 'records'}",
+        f"--config.data.recording.directory={folder / 'episodes'}",
+        "--config.data.recording.episodes=4",
+        "--config.data.recording.frames=41",
+        "--config.data.recording.image_size=(64,48)",
+        "--config.data.encoding.clip_frames=13",
+        "--config.data.clip.window_frames=4",
+        "--config.global_batch=4",
+        "--config.log.interval=1",
+        *extra,
+    ]
+
+
+def checksums(run: pathlib.Path, step: int) -> dict[str, Any]:
+    """Return the checksum of every leaf of a run's checkpoint, and of its data position."""
+    path = run / runs.CHECKPOINTS / str(step) / "checksums" / "metadata"
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def merged(arguments: Iterable[str]) -> list[str]:

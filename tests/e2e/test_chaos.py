@@ -9,7 +9,6 @@ import time
 import commands
 import pytest
 
-from jworld.systems import runs
 from jworld.training import goodput, metrics
 from jworld.utils import errors
 
@@ -54,10 +53,7 @@ def test_ten_kills_change_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
         code, printed = launch_and_kill(tmp_path, moments, number)
         assert code == (-signal.SIGKILL if number == signal.SIGKILL else errors.RESTART), printed
     finish(tmp_path, "killed")
-    sums = [
-        json.loads((tmp_path / name / runs.CHECKPOINTS / str(STEPS) / "checksums" / "metadata").read_text())
-        for name in ("run", "killed")
-    ]
+    sums = [commands.checksums(tmp_path / name, STEPS) for name in ("run", "killed")]
     assert sums[0] == sums[1]
     rows = [[(row["step"], row["loss"]) for row in metrics.read(tmp_path / name)] for name in ("run", "killed")]
     assert rows[0] == rows[1]

@@ -36,11 +36,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def checksums(run: pathlib.Path, step: int = 12) -> dict[str, object]:
-    """The checksum of every leaf of a checkpoint, and of its data position."""
-    return json.loads((run / runs.CHECKPOINTS / str(step) / "checksums" / "metadata").read_text())
-
-
 def finish(folder: pathlib.Path, workdir: str, *extra: str) -> str:
     result = commands.run("jworld.train", *commands.train_arguments(folder, *extra, workdir=workdir), **ONE_DEVICE)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -79,7 +74,7 @@ def test_kills_change_nothing(folder: pathlib.Path, monkeypatch: pytest.MonkeyPa
     assert process.wait() == errors.RESTART, "".join(lines)
     assert any("stopped after step" in line for line in lines)
     assert "resuming after step" in finish(folder, "killed")
-    assert checksums(folder / "killed") == checksums(folder / "run")
+    assert commands.checksums(folder / "killed", 12) == commands.checksums(folder / "run", 12)
     losses = [[row["loss"] for row in metrics.read(folder / name)] for name in ("killed", "run")]
     assert losses[0] == losses[1]
     assert json.loads((folder / "killed" / goodput.FILE).read_text())["launches"] == 3
@@ -118,7 +113,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_taken(folder: pa
     assert "set aside: checkpoint step 6 in " in told
     assert "resuming after step 3" in told
     assert (folder / "damaged" / runs.CHECKPOINTS / "damaged-6").is_dir()
-    assert checksums(folder / "damaged") == checksums(folder / "run")
+    assert commands.checksums(folder / "damaged", 12) == commands.checksums(folder / "run", 12)
 
 
 MISTAKES = [
@@ -201,10 +196,10 @@ def test_dry_run_counts_the_published_model(tmp_path: pathlib.Path) -> None:
 
 
 def test_one_process_at_a_time_trains_in_a_folder(folder: pathlib.Path) -> None:
-    before = checksums(folder / "run")
+    before = commands.checksums(folder / "run", 12)
     with workdirs.locked(folder / "run"):
         result = commands.run("jworld.train", *commands.train_arguments(folder, "--overwrite"), **ONE_DEVICE)
     assert result.returncode == 2
     assert "run is in use by process" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert checksums(folder / "run") == before
+    assert commands.checksums(folder / "run", 12) == before

@@ -18,26 +18,9 @@ ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 def arguments(folder: pathlib.Path, variant: str, workdir: str, *extra: str) -> list[str]:
     """Return arguments: 2 layers of width 48 on 4 short episodes, clips of 13 frames."""
-    return [
-        f"--config=configs/cosmos_video2world.py:{variant}",
-        f"--workdir={folder / workdir}",
-        "--config.model.width=48",
-        "--config.model.num_layers=2",
-        "--config.model.num_heads=4",
-        f"--config.data.records={folder / 'records'}",
-        f"--config.data.recording.directory={folder / 'episodes'}",
-        "--config.data.recording.episodes=4",
-        "--config.data.recording.frames=41",
-        "--config.data.recording.image_size=(64,48)",
-        "--config.data.encoding.clip_frames=13",
-        "--config.data.clip.window_frames=4",
-        "--config.global_batch=4",
-        "--config.steps=3",
-        "--config.log.interval=1",
-        "--config.sample.rollout.num_steps=2",
-        "--config.optimizer.warmup_steps=1",
-        *extra,
-    ]
+    sizes = ("--config.model.num_layers=2", "--config.model.num_heads=4", "--config.steps=3")
+    others = ("--config.sample.rollout.num_steps=2", "--config.optimizer.warmup_steps=1")
+    return commands.clip_arguments(folder, f"cosmos_video2world.py:{variant}", workdir, *sizes, *others, *extra)
 
 
 @pytest.mark.slow

@@ -18,35 +18,11 @@ ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 def train(folder: pathlib.Path, recipe: str, workdir: str, *extra: str) -> str:
     """Train one layer of width 48 on 4 short episodes, clips of 13 frames; return the output."""
-    result = commands.run(
-        "jworld.train",
-        f"--config=configs/{recipe}",
-        f"--workdir={folder / workdir}",
-        "--config.model.width=48",
-        "--config.model.num_layers=1",
-        "--config.model.num_heads=4",
-        f"--config.data.records={folder / 'records'}",
-        f"--config.data.recording.directory={folder / 'episodes'}",
-        "--config.data.recording.episodes=4",
-        "--config.data.recording.frames=41",
-        "--config.data.recording.image_size=(64,48)",
-        "--config.data.encoding.clip_frames=13",
-        "--config.data.clip.window_frames=4",
-        "--config.global_batch=4",
-        "--config.log.interval=1",
-        "--config.optimizer.warmup_steps=0",
-        *extra,
-        **ONE_DEVICE,
-    )
+    sizes = ("--config.model.num_layers=1", "--config.model.num_heads=4", "--config.optimizer.warmup_steps=0")
+    arguments = commands.clip_arguments(folder, recipe, workdir, *sizes, *extra)
+    result = commands.run("jworld.train", *arguments, **ONE_DEVICE)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
-
-
-def saved(workdir: pathlib.Path, step: int) -> dict[str, object]:
-    """Return the checksum of every array of a checkpoint."""
-    path = workdir / runs.CHECKPOINTS / str(step) / "checksums" / "metadata"
-    found: dict[str, object] = json.loads(path.read_text())["leaves"]
-    return found
 
 
 @pytest.mark.slow
@@ -59,10 +35,10 @@ def test_a_student_of_few_steps(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "whole" / runs.SAMPLES / "continuation.png").is_file()
     train(tmp_path, "cosmos_distill.py", "resumed", *options, "--config.steps=2")
     assert "resuming after step 2" in train(tmp_path, "cosmos_distill.py", "resumed", *options, "--config.steps=4")
-    found = [saved(tmp_path / name, 4) for name in ("whole", "resumed")]
+    found = [commands.checksums(tmp_path / name, 4)["leaves"] for name in ("whole", "resumed")]
     assert {"params", "critic", "ema"} <= found[0].keys()
     assert found[0] == found[1]
-    assert found[0] != saved(tmp_path / "whole", 2)
+    assert found[0] != commands.checksums(tmp_path / "whole", 2)["leaves"]
     frozen = tmp_path / "whole" / runs.CHECKPOINTS / "frozen" / "0" / "checksums" / "metadata"
     assert all(name.startswith("teacher/") for name in json.loads(frozen.read_text()))
 

@@ -1,13 +1,10 @@
 """`jworld.train` of WorldPlay's bidirectional model and of shortcuts: a resumed run is an uninterrupted one."""
 
-import json
 import pathlib
 
 import commands
 import pytest
 import xla_flags
-
-from jworld.systems import runs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -31,10 +28,7 @@ def train(recipe: str, folder: pathlib.Path, workdir: str, steps: int) -> dict[s
     result = commands.run("jworld.train", f"--config=configs/{recipe}", *arguments[1:], timeout=900, **ONE_DEVICE)
     assert result.returncode == 0, result.stdout + result.stderr
     assert (folder / workdir / "samples" / "rollout.mp4").stat().st_size > 0
-    sums: dict[str, object] = json.loads(
-        (folder / workdir / runs.CHECKPOINTS / str(steps) / "checksums" / "metadata").read_text()
-    )
-    return sums
+    return commands.checksums(folder / workdir, steps)
 
 
 @pytest.mark.parametrize("recipe", ["ar_mem.py:bidirectional", "ar_distill.py:shortcut"])

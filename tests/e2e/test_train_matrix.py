@@ -17,27 +17,10 @@ ONE_DEVICE = {"XLA_FLAGS": xla_flags.fast_compilation(1)}
 
 def train(folder: pathlib.Path, recipe: str, workdir: str, *extra: str) -> str:
     """Train 2 layers of width 48 on 4 short episodes, clips of 13 frames; return the output."""
-    result = commands.run(
-        "jworld.train",
-        f"--config=configs/{recipe}",
-        f"--workdir={folder / workdir}",
-        "--config.model.width=48",
-        "--config.model.num_layers=2",
-        f"--config.data.records={folder / 'records'}",
-        f"--config.data.recording.directory={folder / 'episodes'}",
-        "--config.data.recording.episodes=4",
-        "--config.data.recording.frames=41",
-        "--config.data.recording.image_size=(64,48)",
-        "--config.data.encoding.clip_frames=13",
-        "--config.data.clip.window_frames=4",
-        "--config.global_batch=4",
-        "--config.steps=3",
-        "--config.log.interval=1",
-        "--config.sample.rollout.num_steps=4",
-        "--config.optimizer.warmup_steps=1",
-        *extra,
-        **ONE_DEVICE,
-    )
+    sizes = ("--config.model.num_layers=2", "--config.steps=3")
+    others = ("--config.sample.rollout.num_steps=4", "--config.optimizer.warmup_steps=1")
+    arguments = commands.clip_arguments(folder, recipe, workdir, *sizes, *others, *extra)
+    result = commands.run("jworld.train", *arguments, **ONE_DEVICE)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "step 3/3" in result.stdout
     return result.stdout
@@ -53,8 +36,7 @@ def test_two_stages_and_a_steered_clip(tmp_path: pathlib.Path) -> None:
     steered = train(tmp_path, "matrix_control.py", "stage2", *control)
     assert "adapters in those weights are merged" in steered
     assert "not in those weights, so new: control_blocks/" in steered
-    saved = tmp_path / "stage2" / runs.CHECKPOINTS / "3" / "checksums" / "metadata"
-    names = json.loads(saved.read_text())["leaves"]["params"]
+    names = commands.checksums(tmp_path / "stage2", 3)["leaves"]["params"]
     assert names
     assert all(name.startswith("control_") for name in names)
 
@@ -134,7 +116,7 @@ def test_a_student_of_its_own_stream(tmp_path: pathlib.Path) -> None:
     student = (f"--config.init_from={tmp_path / 'stage3'}", f"{window}=9", "--config.critic.updates=1")
     taught = train(tmp_path, "matrix_scm.py:matching", "stage4", *student, *whole)
     assert "not in those weights" not in taught
-    leaves = json.loads((tmp_path / "stage4" / runs.CHECKPOINTS / "3" / "checksums" / "metadata").read_text())["leaves"]
+    leaves = commands.checksums(tmp_path / "stage4", 3)["leaves"]
     assert leaves["critic"]
     assert not any(name.startswith(("teacher/", "critic/")) for name in leaves["params"])
     out, picture = tmp_path / "out.mp4", tmp_path / "stage3" / runs.SAMPLES / "stream.png"
