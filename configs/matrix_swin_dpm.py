@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
     # All other values are those of stage 2.
     config = run_config.load_recipe(f"{STAGE_2}:{variant}").unlock()
-    config.loss = {"kind": "windows", "groups": 4, "snr_shift": config.loss.snr_shift}
+    config.loss.update({"kind": "windows", "groups": 4})
     # The base is trained, too.
     config.optimizer.trainable = ".*"
     if variant == "2b":
@@ -35,10 +35,11 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.init_from = "runs/matrix_control"
     config.steps = 600
     # Whole episodes: the first latent of a clip is one frame instead of four and does not occur within a stream.
-    config.data.encoding.autoencoder = f"{config.data.records}/autoencoder.safetensors"
     config.data.records += "-whole"
     config.data.encoding.clip_frames = 0
     config.data.clip.update({"window_frames": 9, "start": "middle", "text_dropout": 0.1})
+    # A stream goes on from its own latents.
+    config.loss.own_errors = 0.3
     config.sample.rollout = {
         "mode": "stream",
         "solver": "dpm",

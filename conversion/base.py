@@ -10,6 +10,16 @@ import ml_collections
 
 from conversion import schedulers, sources
 from conversion.engine import Rule, Shape
+from jworld.utils import errors
+
+
+def check_prediction(prediction: str) -> None:
+    """Raise UserError for a network that predicts (`model.prediction`) what the original programs do not expect."""
+    if prediction != "velocity":
+        raise errors.UserError(
+            f"model.prediction is {prediction!r}, expected 'velocity': the original programs take the network's output "
+            "for it"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

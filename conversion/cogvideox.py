@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import cogvideox_config
-from conversion.base import KeyLayout
+from conversion.base import KeyLayout, check_prediction
 from conversion.engine import TRANSPOSED, Rule, Shape, patch_kernel
 from conversion.hunyuan import linear, norm
 from jworld.models.cogvideox.config import CogVideoXConfig
@@ -24,7 +24,8 @@ def _projections(source: str, target: str) -> list[Rule]:
 
 
 def rules(cfg: CogVideoXConfig) -> list[Rule]:
-    """Return the key table of one model."""
+    """Return the key table of one model; a UserError names a network that other programs cannot run."""
+    check_prediction(cfg.prediction)
     patch = patch_kernel((cfg.patch_size, cfg.patch_size))
     block, control = "transformer_blocks.{layer}", "control_blocks.{layer}"
     table = [

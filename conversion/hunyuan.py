@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import hunyuan_sizes, hyperparameters
-from conversion.base import KeyLayout
+from conversion.base import KeyLayout, check_prediction
 from conversion.engine import TRANSPOSED, Rule, Shape, patch_kernel
 from conversion.hyperparameters import Field
 from jworld.models.hunyuan.config import HunyuanConfig
@@ -66,13 +66,9 @@ OTHERS = {
 SPARSE_ATTENTION = "flex-block-attn"
 
 
-def check_prediction(cfg: HunyuanConfig) -> None:
+def check_network(cfg: HunyuanConfig) -> None:
     """Raise UserError for a network that predicts what the original programs do not expect, or from another input."""
-    if cfg.prediction != "velocity":
-        raise errors.UserError(
-            f"model.prediction is {cfg.prediction!r}, expected 'velocity': the original programs take the network's "
-            "output for it"
-        )
+    check_prediction(cfg.prediction)
     if cfg.step_sizes:
         raise errors.UserError(
             "model.step_sizes is True, expected False: the original programs have no input for the size of a step"
@@ -125,7 +121,7 @@ def _refiner() -> list[Rule]:
 
 def rules(cfg: HunyuanConfig) -> tuple[Rule, ...]:
     """Return the key table for a model of these sizes."""
-    check_prediction(cfg)
+    check_network(cfg)
     return (
         Rule("img_in.proj.weight", "patch_in/kernel", patch_kernel(cfg.patch_size)),
         Rule("img_in.proj.bias", "patch_in/bias"),

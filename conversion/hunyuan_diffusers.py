@@ -11,7 +11,7 @@ from typing import Any
 from conversion import hunyuan_sizes, hyperparameters
 from conversion.base import KeyLayout
 from conversion.engine import SWAPPED, TRANSPOSED, TRANSPOSED_SWAPPED, Rule, Shape, patch_kernel
-from conversion.hunyuan import check_prediction, linear, norm, note_size
+from conversion.hunyuan import check_network, linear, norm, note_size
 from conversion.hyperparameters import Field
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.utils import errors
@@ -113,7 +113,7 @@ def _refiner() -> list[Rule]:
 
 def rules(cfg: HunyuanConfig) -> tuple[Rule, ...]:
     """Return the key table for a model of these sizes."""
-    check_prediction(cfg)
+    check_network(cfg)
     return (
         Rule("x_embedder.proj.weight", "patch_in/kernel", patch_kernel(cfg.patch_size)),
         Rule("x_embedder.proj.bias", "patch_in/bias"),

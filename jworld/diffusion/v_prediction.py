@@ -6,9 +6,14 @@ progressive distillation (arXiv 2202.00512) for v, DDIM (arXiv 2010.02502), DPM-
 terminal SNR (arXiv 2305.08891), CogVideoX (arXiv 2408.06072) for the shift.
 """
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jworld.utils import ranges
 
 NUM_TIMESTEPS = 1000
 BETA_SCHEDULES = ("scaled_linear", "linear")
@@ -47,6 +52,47 @@ def alphas_cumprod(
     root = np.sqrt(alphas)
     rescaled: np.ndarray = np.square((root - root[-1]) * root[0] / (root[0] - root[-1]))
     return rescaled
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A noise schedule; the defaults are that of CogVideoX-2B.
+
+    Attributes:
+      snr_shift: divisor of the signal-to-noise ratio at every timestep: 3 for CogVideoX-2B, 1 for none. Latents that
+        remain visible under strong noise need a larger one.
+      beta_start, beta_end: first and last beta of the noise schedule.
+      beta_schedule: "scaled_linear" for betas with evenly spaced square roots, "linear" for evenly spaced betas.
+      zero_terminal_snr: rescale the noise schedule so that the last timestep is pure noise.
+    """
+
+    snr_shift: ranges.Positive = 3.0
+    beta_start: ranges.ShareAboveZero = 0.00085
+    beta_end: ranges.ShareAboveZero = 0.012
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    zero_terminal_snr: bool = True
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
+        if self.beta_start > self.beta_end:
+            raise ValueError(
+                f"beta_start is {self.beta_start} and beta_end {self.beta_end}, expected the smaller one first"
+            )
+
+    @property
+    def schedule(self) -> "Schedule":
+        """The noise schedule alone, without what a subclass adds."""
+        return Schedule(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Schedule)})
+
+    def alphas_cumprod(self) -> np.ndarray:
+        """Return the noise schedule, see `alphas_cumprod`."""
+        return alphas_cumprod(
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            beta_schedule=self.beta_schedule,
+            snr_shift=self.snr_shift,
+            zero_terminal_snr=self.zero_terminal_snr,
+        )
 
 
 def at(alphas: np.ndarray, timestep: jax.Array | np.ndarray) -> jax.Array:
@@ -91,6 +137,12 @@ def clean_from_velocity(x: jax.Array, v: jax.Array, a: jax.Array) -> jax.Array:
     return jnp.sqrt(a) * x - jnp.sqrt(1 - a) * v
 
 
+def velocity_from_clean(x: jax.Array, clean: jax.Array, a: jax.Array) -> jax.Array:
+    """Return v = (sqrt(a) x_t - x_0) / sqrt(1 - a), for a < 1."""
+    a = _like(a, x)
+    return (jnp.sqrt(a) * x - clean) / jnp.sqrt(1 - a)
+
+
 def ddim_step(x: jax.Array, clean: jax.Array, a: jax.Array, a_next: jax.Array) -> jax.Array:
     """Take a deterministic step from the level `a` to the less noisy `a_next`."""
     a, a_next = _like(a, x), _like(a_next, x)
@@ -132,10 +184,13 @@ def dpm_step(
     return skip * x + (1 - decay) * jnp.sqrt(a_next) * estimate + jnp.sqrt((1 - a_next) * (1 - decay)) * noise
 
 
-def clean_error(clean: jax.Array, predicted: jax.Array, a: jax.Array) -> jax.Array:
-    """Return the squared error of x_0 over 1 - a, which equals that of v; the mean over the axes that `a` lacks."""
+def clean_error(clean: jax.Array, predicted: jax.Array, a: jax.Array, *, sigma_floor: float = 0.0) -> jax.Array:
+    """Return the squared error of x_0 over 1 - a, which equals that of v; the mean over the axes that `a` lacks.
+
+    sqrt(1 - a), the share of noise, counts as at least `sigma_floor`.
+    """
     error = jnp.mean(jnp.square(predicted - clean), axis=tuple(range(a.ndim, clean.ndim)))
-    return error / (1 - a)
+    return error / jnp.maximum(1 - a, sigma_floor**2)
 
 
 def _like(a: jax.Array, x: jax.Array) -> jax.Array:

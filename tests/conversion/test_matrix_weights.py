@@ -265,3 +265,8 @@ def test_notes_about_the_rest_of_a_folder(base: pathlib.Path, tmp_path: pathlib.
     assert guess(pathlib.Path("models/stage2/transformer"), {"control_dim": 768}) == "stage2"
     assert guess(pathlib.Path("models/stage2"), {"control_dim": None}) == "stage1"
     assert guess(pathlib.Path("models/stage3/transformer"), {"control_dim": 768}) == "stage3"
+
+
+def test_networks_that_the_originals_cannot_run() -> None:
+    with pytest.raises(errors.UserError, match=r"model\.prediction is 'clean', expected 'velocity'"):
+        LAYOUT.rules(CogVideoXConfig(prediction="clean"))

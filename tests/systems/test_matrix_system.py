@@ -1,5 +1,6 @@
 """The Matrix' first two stages: loss, clips from captions and controls, meshes, recipes, refusals."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -152,6 +153,42 @@ def test_own_errors_change_what_the_model_sees_and_not_its_target() -> None:
     error = v_prediction.clean_error(example.latents, found, v_prediction.at(system.alphas, draws.timestep))
     assert own == pytest.approx(float(error[:, 1:].mean()), rel=1e-5)
     assert abs(own - plain) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["clip", "windows"])
+def test_a_clean_prediction_is_the_output_at_every_time(kind: str) -> None:
+    """v is made of the output so that samplers and losses find it again, from pure noise to the cleanest time."""
+    config = make_config(**{"loss.kind": kind, "loss.groups": 2, "model.prediction": "clean"})
+    system = Matrix(config)
+    model = make_model(system)
+    example = objective.example_of({name: jnp.asarray(x) for name, x in make_batch(system, 3).items()})
+    frames = example.latents.shape[1]
+    times = jnp.array([0, 400, 999]) if kind == "clip" else jnp.tile(jnp.linspace(0, 999, frames).astype(int), (3, 1))
+    draws = objective.Draws(times, jax.random.normal(jax.random.key(1), example.latents.shape))
+    noisy = v_prediction.add_noise(example.latents, draws.noise, v_prediction.at(system.alphas, times))
+    found = objective.predict(model, example, draws, system.alphas)
+    # The same weights without the conversion.
+    model.cfg = dataclasses.replace(model.cfg, prediction="velocity")
+    output = model(noisy, example.text, times, control=example.control)
+    np.testing.assert_allclose(found, output, atol=1e-5)
+    assert float(jnp.std(output)) > 0.01
+
+
+def test_errors_at_little_noise_count_as_at_the_floor() -> None:
+    system = Matrix(make_config(**{"model.prediction": "clean", "loss.sigma_floor": 0.5}))
+    model = make_model(system)
+    example = objective.example_of({name: jnp.asarray(x) for name, x in make_batch(system, 2).items()})
+    noise = jax.random.normal(jax.random.key(1), example.latents.shape)
+    for time, expected in ((0, 0.25), (999, 1.0)):
+        draws = objective.Draws(jnp.full(2, time), noise)
+        wrong = objective.predict(model, example, draws, system.alphas) - example.latents
+        loss = objective.velocity_loss(model, example, draws, system.alphas, sigma_floor=system.objective.sigma_floor)
+        assert float(loss) == pytest.approx(float(jnp.mean(wrong**2)) / expected, rel=1e-5)
+
+
+def test_a_floor_belongs_to_losses_of_v() -> None:
+    with pytest.raises(errors.UserError, match=r"sigma_floor is 0\.3 and kind 'consistency', expected 0"):
+        Matrix(make_config(**{"loss.kind": "consistency", "loss.groups": 2, "loss.sigma_floor": 0.3}))
 
 
 def test_draws_of_own_errors() -> None:

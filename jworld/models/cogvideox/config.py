@@ -1,6 +1,7 @@
 """Hyper-parameters of the CogVideoX transformer with the control blocks of The Matrix."""
 
 import dataclasses
+from typing import Literal
 
 from jworld.models.layers.config import TransformerConfig
 from jworld.utils import ranges
@@ -24,6 +25,8 @@ class CogVideoXConfig(TransformerConfig):
       control_layers: first layer that a control block follows, and the layer after the last one.
       guidance_dim: width of an embedded guidance scale added to the time, for a student distilled with guidance; None
         for none, as published.
+      prediction: what the last layer predicts: "velocity", v as published, or the "clean" latents, from which v
+        follows. A network that is narrower than a token's numbers cannot pass on their noise, which v needs.
     """
 
     channels: ranges.Size = 16
@@ -41,6 +44,7 @@ class CogVideoXConfig(TransformerConfig):
     control_dim: ranges.Size | None = None
     control_layers: tuple[ranges.LayersOrZero, ranges.LayersOrZero] = (15, 30)
     guidance_dim: ranges.Size | None = None
+    prediction: Literal["velocity", "clean"] = "velocity"
 
     def __post_init__(self) -> None:
         super().__post_init__()

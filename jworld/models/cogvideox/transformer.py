@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jworld.diffusion import v_prediction
 from jworld.models.cogvideox.blocks import ControlBlock, JointBlock, Streams
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.layers.embeddings import ScalarEmbedding
@@ -39,10 +40,16 @@ class ControlEmbedding(nnx.Module):
 
 
 class CogVideoXTransformer(nnx.Module):
-    """Transformer that predicts v from noisy latents, text and, with control, one vector per latent frame."""
+    """Transformer that predicts v from noisy latents, text and, with control, one vector per latent frame.
 
-    def __init__(self, cfg: CogVideoXConfig, *, rngs: nnx.Rngs):
+    `schedule` is the noise schedule of the timesteps, which a network needs that predicts clean latents.
+    """
+
+    def __init__(self, cfg: CogVideoXConfig, *, schedule: v_prediction.Schedule | None = None, rngs: nnx.Rngs):
+        if cfg.prediction == "clean" and schedule is None:
+            raise ValueError("v follows from clean latents only by a noise schedule: give `schedule`")
         self.cfg = cfg
+        self.schedule = schedule
         pixels = cfg.patch_size**2
         common: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype, "rngs": rngs}
         # Rows of the kernel are (channel, patch row, patch column), as in the flattened convolution of the original.
@@ -105,7 +112,7 @@ class CogVideoXTransformer(nnx.Module):
             carry = self._joint(carry, time, 0, start)
             carry = self._controlled(carry, time, self.control_embedding(control.astype(cfg.dtype)))
             carry = self._joint(carry, time, stop, cfg.num_layers)
-        return self._output(carry[0], time, latents.shape)
+        return self._velocity(self._output(carry[0], time, latents.shape), latents, timestep)
 
     def _time(self, timestep: jax.Array, guidance: jax.Array | None) -> jax.Array:
         """Embed the time: [B, F or 1, Dt] float32."""
@@ -145,13 +152,22 @@ class CogVideoXTransformer(nnx.Module):
         return scan_layers(self.blocks, layer, carry, params, remat=self.cfg.remat, layers=self.cfg.control_layers)[0]
 
     def _output(self, video: jax.Array, time: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Project tokens [B, F, S, D] to v [B, F, H, W, C] float32."""
+        """Project tokens [B, F, S, D] to what the model predicts, [B, F, H, W, C] float32."""
         p = self.cfg.patch_size
         shift, scale = (part[:, :, None] for part in self.out_modulation(time))
         # Two norms in a row: in the original an adaptive norm with its own weights follows the last norm.
         normed = self.out_norm(self.final_norm(video)) * (1 + scale) + shift
         out = self.patch_out(normed.astype(self.cfg.dtype)).astype(jnp.float32)
         return from_patches(out, (shape[2], shape[3]), (p, p), channels_first=True)
+
+    def _velocity(self, predicted: jax.Array, latents: jax.Array, timestep: jax.Array) -> jax.Array:
+        """Return v [B, F, H, W, C] float32 of the prediction for noisy latents."""
+        if self.cfg.prediction == "velocity":
+            return predicted
+        assert self.schedule is not None
+        # Clean frames of a context may have a time before the first.
+        a = v_prediction.at(self.schedule.alphas_cumprod(), jnp.maximum(timestep, 0))
+        return v_prediction.velocity_from_clean(latents.astype(jnp.float32), predicted, a)
 
 
 def position_embedding(cfg: CogVideoXConfig, frames: int, rows: int, columns: int) -> jax.Array:

@@ -19,42 +19,18 @@ Batch = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Values that every training objective has (`config.loss`).
+class ScheduleConfig(v_prediction.Schedule):
+    """Values that every training objective has (`config.loss`): the noise schedule, and those of the windows.
 
     Attributes:
-      snr_shift: divisor of the signal-to-noise ratio at every timestep: 3 for CogVideoX-2B, 1 for none. Latents that
-        remain visible under strong noise need a larger one.
-      beta_start, beta_end: first and last beta of the noise schedule.
-      beta_schedule: "scaled_linear" for betas with evenly spaced square roots, "linear" for evenly spaced betas.
-      zero_terminal_snr: rescale the noise schedule so that the last timestep is pure noise.
       groups: noise groups of a window.
     """
 
-    snr_shift: ranges.Positive = 3.0
-    beta_start: ranges.ShareAboveZero = 0.00085
-    beta_end: ranges.ShareAboveZero = 0.012
-    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
-    zero_terminal_snr: bool = True
     groups: ranges.Steps = 4
 
     def __post_init__(self) -> None:
-        ranges.check(self)
-        if self.beta_start > self.beta_end:
-            raise ValueError(
-                f"beta_start is {self.beta_start} and beta_end {self.beta_end}, expected the smaller one first"
-            )
+        super().__post_init__()
         check_divides("groups", self.groups)
-
-    def alphas_cumprod(self) -> np.ndarray:
-        """Return the noise schedule, see `v_prediction.alphas_cumprod`."""
-        return v_prediction.alphas_cumprod(
-            beta_start=self.beta_start,
-            beta_end=self.beta_end,
-            beta_schedule=self.beta_schedule,
-            snr_shift=self.snr_shift,
-            zero_terminal_snr=self.zero_terminal_snr,
-        )
 
 
 def check_divides(name: str, parts: int) -> None:
@@ -81,6 +57,10 @@ class ObjectiveConfig(ScheduleConfig):
       own_errors: share of windows whose noisy frames are made from the model's own prediction of them, while the
         recorded ones stay the target: it learns to correct what a stream hands on (error recycling, arXiv 2510.09212).
         Only for "windows"; above 0 it costs another forward pass. 0 in the original.
+      sigma_floor: share of noise (0 to 1) below which the squared error of clean latents counts as much as there. The
+        error of v is that of clean latents divided by the share of noise, so for a network that predicts clean latents
+        rare low levels would outweigh all others (Min-SNR weighting, arXiv 2303.09556). As published (0), all errors
+        of v count alike. Not for "consistency".
     """
 
     kind: Literal["clip", "windows", "consistency"] = "clip"
@@ -92,11 +72,14 @@ class ObjectiveConfig(ScheduleConfig):
     target: Literal["student", "ema"] = "student"
     teacher_dtype: Literal["bfloat16", "float32"] = "float32"
     own_errors: ranges.Share = 0.0
+    sigma_floor: ranges.Share = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.own_errors and self.kind != "windows":
             raise ValueError(f"own_errors is {self.own_errors} and kind {self.kind!r}, expected 0, or kind 'windows'")
+        if self.sigma_floor and self.kind == "consistency":
+            raise ValueError(f"sigma_floor is {self.sigma_floor} and kind 'consistency', expected 0")
         check_divides("groups * phases_per_group", self.phases)
         if v_prediction.NUM_TIMESTEPS % self.solver_steps or self.solver_steps < 2 * self.phases:
             raise ValueError(
@@ -168,17 +151,21 @@ def example_of(batch: Batch) -> Example:
     return Example(batch["latent"].astype(jnp.float32), batch["text_states"], batch.get("control"))
 
 
-def velocity_loss(model: CogVideoXTransformer, example: Example, draws: Draws, alphas: np.ndarray) -> jax.Array:
+def velocity_loss(
+    model: CogVideoXTransformer, example: Example, draws: Draws, alphas: np.ndarray, *, sigma_floor: float = 0.0
+) -> jax.Array:
     """Compute the loss of stages 1 to 3: the squared error of x_0 divided by 1 - a, which is the squared error of v.
 
-    With timesteps per frame the first frame is the context frame and does not count.
+    With timesteps per frame the first frame is the context frame and does not count. `ObjectiveConfig` explains
+    `sigma_floor`.
     """
     seen = example
     if draws.own is not None:
         made = jax.lax.stop_gradient(predict(model, example, draws, alphas))
         seen = example._replace(latents=jnp.where(draws.own[:, None, None, None, None], made, example.latents))
     clean = predict(model, seen, draws, alphas)
-    error = v_prediction.clean_error(example.latents, clean, v_prediction.at(alphas, draws.timestep))
+    a = v_prediction.at(alphas, draws.timestep)
+    error = v_prediction.clean_error(example.latents, clean, a, sigma_floor=sigma_floor)
     return jnp.mean(error if draws.timestep.ndim == 1 else error[:, 1:])
 
 

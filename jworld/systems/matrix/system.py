@@ -183,7 +183,7 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
 
     def network(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
         """See `LatentVideoSystem`."""
-        return CogVideoXTransformer(self.model_config, rngs=rngs)
+        return CogVideoXTransformer(self.model_config, schedule=self.objective.schedule, rngs=rngs)
 
     def attention_calls(self) -> list[base.AttentionCall]:
         """See `System`: text and video tokens in one sequence."""
@@ -214,7 +214,8 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
     def _with_teacher(self, rngs: nnx.Rngs) -> CogVideoXTransformer:
         # The teacher is the same network without a guidance embedding.
         own = dataclasses.replace(self.model_config, guidance_dim=None, param_dtype=self.objective.teacher_dtype)
-        return parts.attach(self.network(rngs), teacher=CogVideoXTransformer(own, rngs=rngs))
+        teacher = CogVideoXTransformer(own, schedule=self.objective.schedule, rngs=rngs)
+        return parts.attach(self.network(rngs), teacher=teacher)
 
     def batch_spec(self, global_batch: int) -> dict[str, records.ArraySpec]:
         """See `System`."""
@@ -269,7 +270,8 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
             assert isinstance(target, CogVideoXTransformer)
             return distillation.loss(model, target, batch, key, cfg, self.alphas)[0], {}
         draws = objective.draw(key, batch["latent"].shape, cfg)
-        return objective.velocity_loss(model, objective.example_of(batch), draws, self.alphas), {}
+        example = objective.example_of(batch)
+        return objective.velocity_loss(model, example, draws, self.alphas, sigma_floor=cfg.sigma_floor), {}
 
     @property
     def critic_loss(self) -> base.CriticLoss | None:
@@ -297,7 +299,7 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
             return loss, {base.PREDICTION: clean}
         example = objective.example_of(batch)
         draws = objective.draw(key, example.latents.shape, cfg, level)
-        loss = objective.velocity_loss(model, example, draws, self.alphas)
+        loss = objective.velocity_loss(model, example, draws, self.alphas, sigma_floor=cfg.sigma_floor)
         return loss, {base.PREDICTION: objective.predict(model, example, draws, self.alphas)}
 
     def step_flops(self, global_batch: int, sizes: Sizes | None = None) -> float:
