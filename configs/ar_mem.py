@@ -3,7 +3,8 @@
 Variants (`--config=configs/ar_mem.py:<variant>`):
   (none)         tiny model on ray-cast rooms, fine-tuned from the starter weights; minutes on two CPU cores
   doom           the same model on ViZDoom's maze, from scratch
-  starter        training of the starter weights: the tiny model on 768 episodes; over two hours on two CPU cores
+  starter        training of the starter weights: the tiny model on 768 episodes of both worlds; over two hours on two
+                 CPU cores
   rooms          a smaller model from scratch, on images of 64x48 pixels whose autoencoder is fitted; for own data
   small          about 100M parameters at the recorder's full resolution; half an hour on one GPU
   bidirectional  the tiny model with attention in both directions, fine-tuned from the starter weights: a teacher for
@@ -150,10 +151,11 @@ def _from_scratch(config: ml_collections.ConfigDict, *, source: str) -> None:
 
 
 def _starter(config: ml_collections.ConfigDict) -> None:
-    _from_scratch(config, source="rooms")
+    # Two thirds of the episodes are of the rooms, one third of ViZDoom's maze.
+    _from_scratch(config, source="worlds")
     config.steps = 4000
-    config.data.records = "data/rooms768/records"
-    config.data.recording.directory = "data/rooms768/episodes"
+    config.data.records = "data/worlds768/records"
+    config.data.recording.directory = "data/worlds768/episodes"
     config.data.recording.episodes = 768
     # Other episodes than those that the tiny recipe records, which fine-tunes these weights.
     config.data.recording.seed = 0

@@ -32,6 +32,7 @@ from jworld.evaluation import (
     comparing,
     contact_sheets,
     control,
+    held_out,
     leaderboard,
     measures,
     results,
@@ -95,7 +96,7 @@ def evaluate(
     """
     config = recipes.change(run_config.load(checkpoint), changes or {})
     if episodes_dir is not None:
-        config.data.recording.directory = episodes_dir
+        held_out.use_episodes(config, episodes_dir)
     if records_dir is not None:
         config.data.records = records_dir
     outputs.check_folder("--output", output)

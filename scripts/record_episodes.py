@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="auto",
         choices=recorder.SOURCES,
         help="simulator; rooms: built-in ray-cast rooms, a new map per episode; doom: a maze in ViZDoom (pip install "
-        "'jworld[demo]'); doom-map01: the first map of Freedoom 2; auto: doom if installed, else rooms",
+        "'jworld[demo]'); doom-map01: the first map of Freedoom 2; worlds: two of three episodes from rooms, one from "
+        "doom; auto: doom if installed, else rooms",
     )
     parser.add_argument("--episodes", type=arguments.positive, default=64, help="number of episodes")
     parser.add_argument("--frames", type=arguments.positive, default=241, help="frames per episode, 4k + 1")

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import commands
 import numpy as np
 import PIL.Image
 import pytest
@@ -10,6 +11,7 @@ import tiny_run
 
 from jworld import evaluate
 from jworld.cameras import actions
+from jworld.data.recording import episodes
 from jworld.evaluation import held_out, leaderboard, measures, results
 from jworld.systems.worldplay import evaluation, rollout, scripted
 from jworld.utils import config as run_config
@@ -30,6 +32,22 @@ def test_windows_cover_episodes_and_their_length():
     ]
     assert held_out.choose_windows([61] * 8, latents=16, windows=2) == [(0, 0), (7, 0)]
     assert held_out.choose_windows([8, 16, 17], latents=16, windows=9) == [(1, 0), (2, 0), (2, 1)]
+
+
+def test_other_episodes_bring_their_world(tmp_path):
+    """Weights of two worlds are measured in the one of the episodes, also on scripted paths."""
+    facts = {"seed": 0, "fps": 16.0, "width": 64, "height": 48, "episodes": []}
+    for source, expected in (("rooms", "rooms"), ("elsewhere", "worlds")):
+        (tmp_path / source).mkdir()
+        episodes.write_manifest(tmp_path / source, source=source, **facts)
+        config = run_config.load_recipe(str(commands.ROOT / "configs" / "ar_mem.py:starter"))
+        held_out.use_episodes(config, str(tmp_path / source))
+        assert (config.data.recording.source, config.data.recording.directory) == (expected, str(tmp_path / source))
+        own = run_config.load_recipe(str(commands.ROOT / "configs" / "ar_mem.py:8b"))
+        with own.unlocked():
+            own.data.recording.directory = ""
+        held_out.use_episodes(own, str(tmp_path / source))
+        assert own.data.recording.source == ""
 
 
 def test_windows_longer_than_the_episodes_are_refused():

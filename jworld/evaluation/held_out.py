@@ -192,6 +192,16 @@ def recording_config(config: ml_collections.ConfigDict) -> recorder.RecordingCon
     return run_config.section(recorder.RecordingConfig, config.data.recording, "data.recording")
 
 
+def use_episodes(config: ml_collections.ConfigDict, directory: str) -> None:
+    """Replace the raw episodes of a config by those in `directory`, and its simulator by the one that recorded them."""
+    recording = config.data.recording
+    recording.directory = directory
+    # Scripted paths are compared with the results of these episodes, so they belong in the same world.
+    if recording.get("source") and (pathlib.Path(directory) / episodes.MANIFEST).is_file():
+        source = episodes.read_manifest(directory).get("source")
+        recording.source = source if source in recorder.SOURCES else recording.source
+
+
 def scripted_clip(recording: recorder.RecordingConfig, encoders: Encoders, script: Sequence[str], *, seed: int) -> Clip:
     """Record a script on a held-out map of the source of the run's data."""
     width, height = recording.image_size

@@ -20,6 +20,7 @@ import numpy as np
 import rich.console
 
 from jworld import systems
+from jworld.data.recording import recorder
 from jworld.encoders import model_encoders as encoders_lib
 from jworld.encoders import preview_decoders
 from jworld.parallel import mesh as mesh_lib
@@ -76,6 +77,12 @@ def make_parser() -> arguments.Parser:
         help="first image that can be chosen; may be repeated (default: views of the world that the model was trained "
         "on)",
     )
+    add(
+        "--world",
+        choices=recorder.WORLDS,
+        help="simulated world that the first images show; doom needs ViZDoom (default: that of the model's data)",
+    )
+    parser.not_with("--world", "--image")
     add("--prompt", help="caption (default: that of the first image, if it has one)")
     add(
         "--seed",
@@ -131,6 +138,7 @@ def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
     decoder = worker.second_device(found.devices, live.live_system(systems.create(config), config))
     asked = None if found.ask is None else _text_config(found.ask)
     given = images.given(found.images, found.prompt or "")
+    world_shown = recorder.resolve_source(found.world) if found.world else ""
     outputs.check_folder("--recordings", found.recordings)
     began = time.monotonic()
     console.print(f"loading {found.checkpoint}, then compiling")
@@ -143,7 +151,7 @@ def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
         quantize=found.quantize,
     )
     world = worker.World(run, decoder=decoder)
-    first = given or images.rendered(config, world.size)
+    first = given or images.rendered(config, world.size, source=world_shown)
     prompt = first[0].caption if found.prompt is None else found.prompt
     start = key_logs.Start(image=first[0].image, prompt=prompt, seed=found.seed)
     games = [worker.Game(world) for _ in range(found.players)]

@@ -1,4 +1,4 @@
-"""First images that a player can choose: rendered rooms, or images that the user of the server gives."""
+"""First images that a player can choose: views of simulated worlds, or images that the user of the server gives."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jworld.data import media
-from jworld.data.recording import recorder
+from jworld.data.recording import doom, recorder
 from jworld.systems import key_logs
 from jworld.utils import errors
 
@@ -52,19 +52,34 @@ def given(paths: Sequence[pathlib.Path], prompt: str) -> list[FirstImage]:
     return list(found.values())
 
 
-def rendered(config: Any, size: tuple[int, int]) -> list[FirstImage]:
+def rendered(config: Any, size: tuple[int, int], *, source: str = "") -> list[FirstImage]:
     """Render views of the world that the model was trained on, or of the rooms if its data was not recorded here.
 
-    `size` is the (width, height) of the model's frames.
+    A model of several worlds has views of all of them. Those that need ViZDoom are left out where it is not installed,
+    and the others have the names that they have with it.
+
+    Args:
+      config: config of the run.
+      size: (width, height) of the model's frames.
+      source: world of the views, one of `recorder.SOURCES`; "" for that of the model's data.
+
+    Raises:
+      UserError: all of them need ViZDoom, which is not installed.
     """
-    source = config.data.get("recording", {}).get("source", "") or "rooms"
+    source = source or config.data.get("recording", {}).get("source", "") or "rooms"
+    numbers = [number for number in range(COUNT) if _can_render(recorder.world_of(source, SEED + number))]
     # Small sizes are rendered larger and scaled down like the recorded training data.
     factor = -(-_LEAST // size[1])
     width, height = (side * factor + side * factor % 2 for side in size)
     found = []
-    for number in range(COUNT):
+    # If nothing can be rendered, the first one raises the error.
+    for number in numbers or range(COUNT):
         # A way that is free begins with an open view.
         path = ["forward"] * _FREE
         episode = recorder.record_scripted(source, seed=SEED + number, actions=path, width=width, height=height)
         found.append(FirstImage(name=f"view-{number + 1}", image=episode.frames[0], caption=episode.caption))
     return found
+
+
+def _can_render(world: str) -> bool:
+    return world not in doom.LEVELS or doom.available()

@@ -150,7 +150,8 @@ _PATCH = (
 RECIPES = {
     "ar_mem.py": _WORLDPLAY,
     "ar_mem.py:rooms": (*_WORLDPLAY, *_HUNYUAN),
-    "ar_mem.py:starter": (*_WORLDPLAY, *_HUNYUAN),
+    # ViZDoom is an extra that tests do not install.
+    "ar_mem.py:starter": (*_WORLDPLAY, *_HUNYUAN, "--config.data.recording.source=rooms"),
     "ar_mem.py:8b": _WORLDPLAY_PUBLISHED,
     "ar_mem.py:bidirectional": _WORLDPLAY,
     "ar_distill.py": _WORLDPLAY,

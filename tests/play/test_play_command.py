@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
+from typing import NoReturn
 
 import commands
 import live_server
@@ -17,9 +19,12 @@ import numpy as np
 import pytest
 import tiny_run
 
+from jworld.data.recording import doom
 from jworld.play import __main__ as command
+from jworld.play import images, worker
 from jworld.systems import runs
 from jworld.utils import config as run_config
+from jworld.utils import errors
 
 STARTER = str(commands.ROOT / "assets" / "starter")
 
@@ -59,10 +64,31 @@ def test_mistakes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], mo
         [f"--checkpoint={STARTER}", f"--image={tmp_path / 'text.png'}"], capsys
     )
     assert "num_step" in sentence([f"--checkpoint={STARTER}", "--config.sample.rollout.num_step=3"], capsys)
+    assert "--world has no effect with --image" in sentence(
+        [f"--checkpoint={STARTER}", "--world=rooms", f"--image={tmp_path / 'text.png'}"], capsys
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(doom, "available", lambda: False)
+        assert "pip install 'jworld[demo]'" in sentence([f"--checkpoint={STARTER}", "--world=doom"], capsys)
     (tmp_path / "file").write_text("")
     assert "is not a folder" in sentence([f"--checkpoint={STARTER}", f"--recordings={tmp_path / 'file' / 'x'}"], capsys)
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'jworld[play]'" in sentence([f"--checkpoint={STARTER}"], capsys)
+
+
+def test_the_first_images_are_of_the_given_world(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rendered(config: object, size: tuple[int, int], *, source: str) -> NoReturn:
+        raise errors.UserError(f"views of {source or 'the data'} at {size}")
+
+    monkeypatch.setattr(doom, "engine", lambda: None)
+    monkeypatch.setattr(runs, "load", lambda *arguments, **options: None)
+    monkeypatch.setattr(worker, "World", lambda run, decoder: types.SimpleNamespace(size=(128, 96)))
+    monkeypatch.setattr(images, "rendered", rendered)
+    arguments = [f"--checkpoint={STARTER}", "--port=0"]
+    assert "views of doom at (128, 96)" in sentence([*arguments, "--world=doom"], capsys)
+    assert "views of the data at (128, 96)" in sentence(arguments, capsys)
 
 
 def test_a_model_that_cannot_be_steered_is_refused_before_it_is_loaded(

@@ -20,7 +20,11 @@ from jworld.data.recording import doom, explorer, rooms
 from jworld.data.recording import episodes as episodes_lib
 from jworld.utils import errors, folder_lock, interrupts, ranges
 
-SOURCES = ("rooms", *doom.LEVELS, "auto")
+WORLDS = ("rooms", *doom.LEVELS)
+# Source that mixes worlds -> those of its episodes, in turn. Their number and `VAL_EVERY` have no common divisor, so
+# held-out episodes have the same shares.
+MIXED = {"worlds": ("rooms", "rooms", "doom")}
+SOURCES = (*WORLDS, *MIXED, "auto")
 FPS = 16.0
 VAL_EVERY = 8  # one of this many episodes is held out, on a map that no training episode uses
 # First word of the seed of a map or an episode, so that the two splits never share a map.
@@ -97,7 +101,7 @@ def resolve_source(source: str) -> str:
     if source not in SOURCES:
         raise errors.UserError(f"source is {source!r}, expected one of {', '.join(SOURCES)}")
     if source != "auto":
-        if source in doom.LEVELS:
+        if any(world in doom.LEVELS for world in worlds(source)):
             doom.engine()
         return source
     if doom.available():
@@ -106,8 +110,19 @@ def resolve_source(source: str) -> str:
     return "rooms"
 
 
+def worlds(source: str) -> tuple[str, ...]:
+    """Return the worlds of a source: those of a mixed one in turn, else the source itself."""
+    return MIXED.get(source, (source,))
+
+
+def world_of(source: str, number: int) -> str:
+    """Return the world of the episode with this number, from 0."""
+    found = worlds(source)
+    return found[number % len(found)]
+
+
 def make_world(source: str, map_seed: list[int], *, width: int, height: int) -> explorer.World:
-    """Create the simulated world of a source; `map_seed` determines its map. Close it after use."""
+    """Create the simulated world of a source that is not mixed; `map_seed` determines its map. Close it after use."""
     if source in doom.LEVELS:
         return doom.Doom(source, map_seed, width=width, height=height)
     return rooms.Rooms(map_seed, width=width, height=height)
@@ -191,7 +206,8 @@ def _end_with_parent() -> None:
 def record_episode(job: Job) -> dict[str, Any]:
     """Explore, render and write one episode; return its manifest entry."""
     map_seed = [VAL_MAP if job.split == "val" else TRAIN_MAP, job.seed, job.index]
-    with contextlib.closing(make_world(job.source, map_seed, width=job.width, height=job.height)) as world:
+    source = world_of(job.source, job.index)
+    with contextlib.closing(make_world(source, map_seed, width=job.width, height=job.height)) as world:
         rng = np.random.default_rng([WALK, *map_seed])
         poses, actions = explorer.Explorer(world, rng, blocks=(job.frames - 1) // explorer.BLOCK).explore()
         episode = _look(world, poses, actions, name=f"episode_{job.index:05d}", split=job.split, fps=job.fps)
@@ -206,7 +222,8 @@ def record_scripted(
     """Record a scripted episode in memory: exactly `actions` (one per 4 frames) on the held-out map of `seed`.
 
     The start is a random position from which no wall stops the script. Starts with an open first and last view are
-    preferred. Frame 0 is the start, so the episode has 1 + 4 * len(actions) frames.
+    preferred. Frame 0 is the start, so the episode has 1 + 4 * len(actions) frames. The world of a mixed source is that
+    of the episode with the number `seed`.
     """
     _check_request(episodes=1, frames=1 + explorer.BLOCK * len(actions), width=width, height=height, seed=seed, fps=fps)
     allowed = {"none", *episodes_lib.DIRECTIONS}
@@ -214,7 +231,8 @@ def record_scripted(
         if not set(action.split("+")) <= allowed:
             raise errors.UserError(f"action is {action!r}, expected words of {sorted(allowed)} joined by '+'")
     map_seed = [VAL_MAP, seed]
-    with contextlib.closing(make_world(resolve_source(source), map_seed, width=width, height=height)) as world:
+    source = resolve_source(world_of(source, seed))
+    with contextlib.closing(make_world(source, map_seed, width=width, height=height)) as world:
         rng = np.random.default_rng([SCRIPT, seed])
         chosen = None
         for _ in range(START_TRIES):

@@ -112,6 +112,34 @@ def test_manifest_and_splits(source, data_set):
         recorder.record(data_set, source=source, episodes=2, frames=121, seed=4, **SIZE)
 
 
+def test_every_third_episode_of_worlds_is_doom(tmp_path):
+    pytest.importorskip("vizdoom")
+    for workers in (1, 2):
+        directory = tmp_path / f"{workers}"
+        recorder.record(directory, source="worlds", episodes=3, frames=9, seed=3, workers=workers, **SIZE)
+    manifest = episodes.read_manifest(directory)
+    assert manifest["source"] == "worlds"
+    assert [entry["split"] for entry in manifest["episodes"]] == ["train", "train", "val"]
+    recorded = [episodes.read_episode(directory, entry["name"]) for entry in manifest["episodes"]]
+    assert [episode.caption for episode in recorded] == [entry["caption"] for entry in manifest["episodes"]]
+    assert ["maze" in episode.caption for episode in recorded] == [False, False, True]
+    # Cameras of each world: the engine stretches its images.
+    np.testing.assert_allclose([episode.intrinsics[0, :2] for episode in recorded], [(1 / 2, 2 / 3)] * 2 + [(0.5, 0.8)])
+    for file in directory.rglob("*.*"):
+        if file.is_file():
+            assert file.read_bytes() == (tmp_path / "1" / file.relative_to(directory)).read_bytes(), file
+    # The same rooms as alone.
+    recorder.record(tmp_path / "rooms", source="rooms", episodes=2, frames=9, seed=3, workers=1, **SIZE)
+    first = pathlib.Path("episode_00000") / "video.mp4"
+    assert (directory / first).read_bytes() == (tmp_path / "rooms" / first).read_bytes()
+
+
+def test_shares_of_worlds():
+    for episodes_of_a_split in (range(768), range(recorder.VAL_EVERY - 1, 768, recorder.VAL_EVERY)):
+        found = [recorder.world_of("worlds", number) for number in episodes_of_a_split]
+        assert (found.count("rooms"), found.count("doom")) == (2 * len(found) // 3, len(found) // 3)
+
+
 def test_wall_corners_project_to_their_columns():
     world = rooms.Rooms(7, width=192, height=144)
     poses = explorer.Explorer(world, np.random.default_rng(0), blocks=20).explore()[0]
@@ -189,10 +217,16 @@ def test_foreign_folder_is_refused(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_missing_engine(monkeypatch, capsys):
+def test_missing_engine(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(doom, "available", lambda: False)
+    for source in ("doom", "worlds"):
+        with pytest.raises(errors.UserError, match="vizdoom, which is not installed"):
+            recorder.record(tmp_path / source, source=source)
+    assert not list(tmp_path.iterdir())
+    # Scripts of a mixed source need the engine in the numbers of doom alone.
+    assert "rooms" in recorder.record_scripted("worlds", seed=1, actions=["none"], **SIZE).caption
     with pytest.raises(errors.UserError, match="vizdoom, which is not installed"):
-        recorder.resolve_source("doom")
+        recorder.record_scripted("worlds", seed=2, actions=["none"], **SIZE)
     assert recorder.resolve_source("auto") == "rooms"
     assert capsys.readouterr().out.count("\n") == 1
 
