@@ -50,6 +50,27 @@ def autoencoder(
     return directory
 
 
+def hunyuan15_autoencoder(directory: pathlib.Path) -> pathlib.Path:
+    """Fill `directory` with random weights of diffusers' own class, as it saves them."""
+    import diffusers
+    import torch
+
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4,
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=1,
+        spatial_compression_ratio=8,
+        temporal_compression_ratio=4,
+    )
+    with torch.no_grad():
+        # Norms and biases too: their first values are ones and zeros, which hide mistakes.
+        for value in model.parameters():
+            value.copy_(value + 0.1 * torch.randn_like(value))
+    model.save_pretrained(directory)
+    return directory
+
+
 def rewrite(directory: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> pathlib.Path:
     """Replace the weights file by one with other tensors."""
     safetensors.numpy.save_file(dict(tensors), directory / sources.WEIGHTS_NAME)

@@ -17,6 +17,7 @@ import converted
 import diffusers
 import gemma_folders
 import golden_cases
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pipeline_parts
@@ -25,9 +26,11 @@ import test_adapter_exports
 import torch
 import torch_models
 from diffusers.models.transformers import transformer_cosmos, transformer_hunyuan_video15
+from parity_checks import autoencoders
 
 from conversion import __main__ as conversion
 from conversion import families
+from jworld.models.autoencoders import files
 from jworld.utils import pretrained
 
 GOLDEN = golden_cases.DEFAULT_ROOT
@@ -178,9 +181,10 @@ def autoencoder(folder: pathlib.Path, name: str, layout: str) -> pathlib.Path:
     return exported(folder, converted.autoencoder(folder / "source", case(name)), layout, "autoencoder")
 
 
-def check_autoencoder(folder: pathlib.Path, name: str, kind: type[Any]) -> None:
-    """Compare the moments and the decoded video of all clips."""
-    golden, model = case(name), load(kind, autoencoder(folder, name, "diffusers"))
+def wan_vae(folder: pathlib.Path) -> None:
+    """The class computes the recorded moments and decoded videos."""
+    golden = case("vae/wan_diffusers_keys")
+    model = load(diffusers.AutoencoderKLWan, autoencoder(folder, "vae/wan_diffusers_keys", "diffusers"))
     pairs = [(f"video_T{1 + 4 * n}", f"moments_T{1 + 4 * n}") for n in range(3)]
     with torch.inference_mode():
         for given, expected in pairs:
@@ -188,16 +192,28 @@ def check_autoencoder(folder: pathlib.Path, name: str, kind: type[Any]) -> None:
             assert_close(moments, golden.outputs[expected])
         for number in (1, 2, 3):
             decoded = model.decode(torch.from_numpy(golden.inputs[f"latent_L{number}"])).sample
-            # The recorded values of one of the classes are cut to the range of pixels.
-            assert_close(decoded.clip(-1, 1), golden.outputs[f"decoded_L{number}"].clip(-1, 1))
+            assert_close(decoded, golden.outputs[f"decoded_L{number}"])
 
 
 def hunyuan_vae(folder: pathlib.Path) -> None:
-    check_autoencoder(folder, "vae/hunyuan15_whole_diffusers_keys", diffusers.AutoencoderKLHunyuanVideo15)
-
-
-def wan_vae(folder: pathlib.Path) -> None:
-    check_autoencoder(folder, "vae/wan_diffusers_keys", diffusers.AutoencoderKLWan)
+    """The class computes the same with the exported weights, and so does the network here."""
+    source = converted.hunyuan15_autoencoder(folder / "source")
+    theirs, kind = exported(folder, source, "diffusers", "autoencoder"), diffusers.AutoencoderKLHunyuanVideo15
+    ours: Any = files.load(folder / "ours.safetensors", dtype=jnp.float32, attention="causal", chunk=None)
+    models = [load(kind, each) for each in (source, theirs)]
+    for frames in (1, 5, 9):
+        video = torch.randn(1, 3, frames, 24, 16)
+        with torch.inference_mode():
+            moments = [model.encode(video).latent_dist.parameters for model in models]
+            latents = moments[0][:, :4]
+            decoded = [model.decode(latents).sample for model in models]
+        assert torch.equal(*moments)
+        assert torch.equal(*decoded)
+        values = {"video_T": video.numpy(), "latent_L": latents.numpy()}
+        inputs = {f"{name}{frames}": value for name, value in values.items()}
+        found = autoencoders.encoded(ours, inputs) | autoencoders.decoded(ours, inputs)
+        assert_close(moments[0].permute(0, 2, 3, 4, 1), np.asarray(found[f"moments_T{frames}"]))
+        assert_close(decoded[0].permute(0, 2, 3, 4, 1).clip(-1, 1), np.asarray(found[f"decoded_L{frames}"]).clip(-1, 1))
 
 
 def cogvideox_vae(folder: pathlib.Path) -> None:
