@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import cosmos_config
-from conversion.base import KeyLayout
+from conversion.base import KeyLayout, check_prediction
 from conversion.engine import TRANSPOSED, Rule, Shape
 from jworld.models.cosmos.config import CosmosConfig
 
@@ -56,6 +56,7 @@ def _blocks(cfg: CosmosConfig) -> list[Rule]:
 
 def rules(cfg: CosmosConfig, prefix: str = WEIGHTS) -> tuple[Rule, ...]:
     """Return the key table for a model of these sizes; `prefix` is `WEIGHTS`, `EMA` or empty."""
+    check_prediction(cfg.prediction)
     table = [
         matrix("x_embedder.proj.1", "patch_in"),
         *biased("t_embedder.1.linear_1", "time/hidden"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion import cosmos, hyperparameters
-from conversion.base import KeyLayout
+from conversion.base import KeyLayout, check_prediction
 from conversion.cosmos import matrix
 from conversion.engine import Rule, Shape
 from conversion.hyperparameters import Field
@@ -67,6 +67,7 @@ def _modulation(source: str, target: str) -> list[Rule]:
 
 def rules(cfg: CosmosConfig) -> tuple[Rule, ...]:
     """Return the key table, which is the same for all sizes."""
+    check_prediction(cfg.prediction)
     return (
         matrix("patch_embed.proj", "patch_in"),
         matrix("time_embed.t_embedder.linear_1", "time/hidden"),

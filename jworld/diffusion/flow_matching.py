@@ -55,6 +55,21 @@ def add_noise(clean: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array
     return (1 - sigma) * clean + sigma * noise
 
 
+def velocity(clean: jax.Array, noisy: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Return the velocity noise - clean that a prediction of the clean latents implies; sigma > 0 broadcasts."""
+    return (noisy - clean) / sigma
+
+
+def error_weights(sigma: jax.Array, floor: float) -> jax.Array:
+    """Return the weights of squared errors of velocities at these noise levels in 0..1.
+
+    Below the level `floor` a squared error counts as much as that of clean latents there: a network that predicts clean
+    latents is wrong by error / sigma, and rare low levels would outweigh all others (as Min-SNR weighting does, arXiv
+    2303.09556). With a floor of 0, all levels count alike.
+    """
+    return jnp.square(jnp.minimum(sigma / floor, 1.0)) if floor else jnp.ones_like(sigma)
+
+
 def sampling_sigmas(num_steps: int, shift: float) -> jax.Array:
     """Return [num_steps + 1] float32 noise levels from 1 to 0; the time of step i is 1000 * sigma[i]."""
     return shifted(jnp.linspace(1.0, 0.0, num_steps + 1), shift)

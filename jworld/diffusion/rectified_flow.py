@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jworld.diffusion import flow_matching
+
 #: Noise level reported to the network for conditioning frames.
 GIVEN_SIGMA = 1e-4
 #: Range of the rare large noise levels; their share is the option `high_ratio`.
@@ -167,6 +169,7 @@ def training_loss(
     *,
     given_sigma: float = GIVEN_SIGMA,
     scale: float = LOSS_SCALE,
+    sigma_floor: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Compute the loss of a batch.
 
@@ -178,13 +181,15 @@ def training_loss(
       mask: [B, F] conditioning frames, or None for images.
       given_sigma: as in `ConditioningFrames`.
       scale: factor of the loss.
+      sigma_floor: time below which errors count less, see `flow_matching.error_weights`.
 
     Returns:
-      `scale` times the mean of `squared_error`, and its means per frame, [B, F].
+      `scale` times the weighted mean of `squared_error`, and its unweighted means per frame, [B, F].
     """
     prediction = predict(network, clean, noise, sigma, mask, given_sigma=given_sigma)
     error = squared_error(clean, prediction, sigma)
-    return scale * jnp.mean(error), jnp.mean(error, axis=(2, 3, 4))
+    weight = per_frame(flow_matching.error_weights(time_of(sigma), sigma_floor))
+    return scale * jnp.mean(weight * error), jnp.mean(error, axis=(2, 3, 4))
 
 
 def predict(

@@ -1,7 +1,7 @@
 """Hyper-parameters of the Cosmos-Predict2 transformer."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from jworld.models.layers.config import TransformerConfig
 from jworld.utils import ranges
@@ -34,6 +34,11 @@ class CosmosConfig(TransformerConfig):
       views: cameras with an embedding, or None for one camera without.
       view_dim: width of that embedding, which is concatenated to the input.
       view_frames: latent frames of one view.
+      prediction: what the last layer predicts: the "velocity", as published, or the "clean" latents, from which the
+        velocity follows. Clean latents vary in few directions and noise in all, so a token that holds more numbers than
+        the network is wide can only be predicted clean (Li & He 2025, arXiv 2511.13720).
+      output_kernel: size of a convolution over the predicted clean latents, which joins neighboring tokens; 1 is none,
+        as published.
     """
 
     channels: ranges.Size = 16
@@ -57,6 +62,8 @@ class CosmosConfig(TransformerConfig):
     views: ranges.Size | None = None
     view_dim: ranges.Size = 7
     view_frames: ranges.Size = 8
+    prediction: Literal["velocity", "clean"] = "velocity"
+    output_kernel: Annotated[int, ranges.Range(1, 7)] = 1
 
     @property
     def rope_dims(self) -> tuple[int, int, int]:
@@ -83,6 +90,12 @@ class CosmosConfig(TransformerConfig):
             raise ValueError(f"patch_size {self.patch_size} must have 1 in time: times are per latent frame")
         if self.action_dim is not None and self.modulation_rank is None:
             raise ValueError("action_dim needs a modulation_rank: actions add to the modulations' common term")
+        if self.prediction != "clean" and self.output_kernel > 1:
+            raise ValueError(
+                f"prediction is {self.prediction!r}, but output_kernel needs 'clean': the convolution changes latents"
+            )
+        if self.output_kernel % 2 == 0:
+            raise ValueError(f"output_kernel is {self.output_kernel}, expected an odd number")
 
 
 #: Sizes of the published Video2World models, by name.

@@ -33,9 +33,11 @@ def _modulation_weights(cfg: CosmosConfig, parts: int) -> int:
 
 
 def _outside_weights(cfg: CosmosConfig, frames: int, tokens: int, text: int) -> int:
-    """Count the multiply-adds outside of the blocks: patches, times, actions, text projection and last modulation."""
+    """Count the multiply-adds outside of the blocks: patches, times, actions, text, last modulation."""
     D, common = cfg.width, cfg.modulation_rank is not None
     total = tokens * math.prod(cfg.patch_size) * (cfg.in_channels + cfg.channels) * D
+    if cfg.output_kernel > 1:
+        total += tokens * math.prod(cfg.patch_size) * (cfg.output_kernel * cfg.channels) ** 2
     total += frames * (D**2 + (3 if common else 1) * D**2 + _modulation_weights(cfg, 2))
     if cfg.text_width != cfg.text_dim:
         total += text * cfg.text_dim * cfg.text_width

@@ -12,15 +12,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jworld.diffusion import flow_matching
 from jworld.models.cosmos.blocks import Block, Context, modulation
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.embeddings import ActionPerceptron, PositionTables, TimeEmbedding, video_rotary
+from jworld.models.layers.joining import join_tokens
 from jworld.models.layers.linear import linear, truncated_init
 from jworld.models.layers.mlp import gelu_exact
 from jworld.models.layers.modulation import modulated_norm
 from jworld.models.layers.patches import from_patches, to_patches
 from jworld.models.layers.stack import scan_layers, stack
 from jworld.parallel.axes import constrain
+
+#: Least noise level of the conversion of clean latents to a velocity. Conditioning frames have lower ones.
+_LEAST_TIME = 1e-3
 
 
 class CosmosInputs(NamedTuple):
@@ -78,6 +83,8 @@ class CosmosTransformer(nnx.Module):
         self.final_modulation = modulation(cfg, 2, rngs)
         # Columns are (patch row, patch column, channel), unlike in the input.
         self.patch_out = linear(cfg.width, pixels * cfg.channels, ("embed", None), **bare, **common)
+        if cfg.output_kernel > 1:
+            self.join = join_tokens(cfg.channels, cfg.output_kernel, param_dtype=cfg.param_dtype, rngs=rngs)
 
     def __call__(self, inputs: CosmosInputs) -> jax.Array:
         """Predict the velocity [B, F, H, W, C] float32."""
@@ -94,7 +101,16 @@ class CosmosTransformer(nnx.Module):
         x, _ = scan_layers(self.blocks, layer, x, remat=cfg.remat)
         x = modulated_norm(x, *self.final_modulation(context.vector, context.offset))
         out = self.patch_out(x).astype(jnp.float32)
-        return from_patches(out, (H, W), cfg.patch_size[1:], channels_first=False)
+        return self._velocity(from_patches(out, (H, W), cfg.patch_size[1:], channels_first=False), inputs)
+
+    def _velocity(self, out: jax.Array, inputs: CosmosInputs) -> jax.Array:
+        """Return the velocity [B, F, H, W, C] float32 of the last layer's output, which may be the clean latents."""
+        if self.cfg.prediction == "velocity":
+            return out
+        if self.cfg.output_kernel > 1:
+            out += self.join(out)
+        time = jnp.maximum(inputs.time.astype(jnp.float32), _LEAST_TIME)[:, :, None, None, None]
+        return flow_matching.velocity(out, inputs.video.astype(jnp.float32), time)
 
     def _channels(self, inputs: CosmosInputs, views: int) -> jax.Array:
         """Concatenate [B, F, H, W, in_channels]: latents, condition mask, padding, view."""

@@ -16,6 +16,7 @@ from jworld.models.hunyuan.blocks import DoubleBlock, FrameContext, KeyValues
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.text import TextEncoder, TextInputs
 from jworld.models.layers.embeddings import ScalarEmbedding
+from jworld.models.layers.joining import join_tokens
 from jworld.models.layers.linear import linear, zeros_init
 from jworld.models.layers.modulation import Modulation, modulated_norm
 from jworld.models.layers.patches import from_patches, to_patches
@@ -116,15 +117,7 @@ class HunyuanTransformer(nnx.Module):
                 **common,
             )
         if cfg.output_kernel > 1:
-            self.join = nnx.Conv(
-                cfg.channels,
-                cfg.channels,
-                (cfg.output_kernel, cfg.output_kernel),
-                kernel_init=zeros_init,
-                kernel_metadata={"out_sharding": (None,) * 4},
-                bias_metadata={"out_sharding": (None,)},
-                **common,
-            )
+            self.join = join_tokens(cfg.channels, cfg.output_kernel, **common)
 
     def __call__(
         self,
@@ -246,4 +239,4 @@ class HunyuanTransformer(nnx.Module):
             out += closeness * latents(self.copy_gate(hidden)) * (reference - out)
         # The least time is one step, because clean frames of a context may have time 0.
         sigma = jnp.maximum(frames.timestep, 1.0) / flow_matching.NUM_TIMESTEPS
-        return (noisy - out) / sigma[:, :, None, None, None]
+        return flow_matching.velocity(out, noisy, sigma[:, :, None, None, None])

@@ -34,6 +34,9 @@ class ObjectiveConfig:
       text_dropout: share of examples whose text is all zeros.
       given_sigma: noise level that the network receives for conditioning frames, which enter clean.
       scale: factor of the loss.
+      sigma_floor: noise level (time, 0 to 1) below which the squared error counts as much as that of clean latents
+        there, for a network that predicts them (`flow_matching.error_weights`). As published (0), all levels count
+        alike.
     """
 
     kind: Literal["flow"] = "flow"
@@ -44,6 +47,7 @@ class ObjectiveConfig:
     text_dropout: ranges.Share = 0.2
     given_sigma: ranges.PositiveOrZero = rectified_flow.GIVEN_SIGMA
     scale: ranges.Positive = rectified_flow.LOSS_SCALE
+    sigma_floor: ranges.Share = 0.0
 
     def __post_init__(self) -> None:
         ranges.check(self)
@@ -104,6 +108,7 @@ def loss(
         mask,
         given_sigma=cfg.given_sigma,
         scale=cfg.scale,
+        sigma_floor=cfg.sigma_floor,
     )
     return value, {"velocity_error": jnp.sum(per_frame) / jnp.sum(1 - mask)}
 

@@ -79,5 +79,5 @@ def loss(
         guidance=1.0,
         context_time=draws.context.time[:, None],
     )
-    weight = objective.weights(draws.level, cfg.sigma_floor)
+    weight = flow_matching.error_weights(draws.level, cfg.sigma_floor)
     return distribution_matching.critic_loss(predicted, draws.noise - target, weight), {}

@@ -177,11 +177,6 @@ def unit_time(level: jax.Array, shift: float) -> jax.Array:
     return level / (shift - (shift - 1) * level)
 
 
-def weights(sigma: jax.Array, floor: float) -> jax.Array:
-    """Return the weights of squared errors of velocities at these noise levels; see `TimesConfig.sigma_floor`."""
-    return jnp.square(jnp.minimum(sigma / floor, 1.0)) if floor else jnp.ones_like(sigma)
-
-
 def loss(
     model: HunyuanTransformer, batch: Batch, draws: Draws, *, chunk_frames: int, shift: float, sigma_floor: float = 0.0
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -229,6 +224,7 @@ def predict(
     chunk_times = chunk_timesteps(draws, is_memory, shift)
     predicted, denoised = velocity(latents, chunk_times, context)
     per_frame = jnp.mean(jnp.square(predicted - (draws.noise - clean)), axis=(2, 3, 4))
-    per_frame *= weights(jnp.repeat(chunk_times, chunk_frames, axis=1) / flow_matching.NUM_TIMESTEPS, sigma_floor)
+    levels = jnp.repeat(chunk_times, chunk_frames, axis=1) / flow_matching.NUM_TIMESTEPS
+    per_frame *= flow_matching.error_weights(levels, sigma_floor)
     per_sample = jnp.sum(per_frame * ~context, axis=1) / jnp.sum(~context, axis=1)
     return jnp.mean(per_sample), denoised

@@ -109,7 +109,7 @@ def loss(
     predicted = _velocity(model, inputs, levels[0], levels[0] - levels[2])
     two = _two_steps(model, inputs, levels, 2 * draws.steps == cfg.finest, draws.offset, cfg.consistent)
     error = _error(predicted, jnp.where(_wide(is_consistent), two, straight))
-    error *= objective.weights(levels[0], cfg.sigma_floor)
+    error *= flow_matching.error_weights(levels[0], cfg.sigma_floor)
     own = jnp.sum(error * is_consistent) / jnp.maximum(jnp.sum(is_consistent), 1)
     return jnp.mean(error), {"self_consistency": own}
 
