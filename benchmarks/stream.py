@@ -26,7 +26,7 @@ import rich.table
 from flax import nnx
 
 from jworld import systems
-from jworld.encoders import model_encoders as encoders_lib
+from jworld.encoders import choices
 from jworld.parallel import mesh
 from jworld.systems.matrix.sampling import SampleConfig
 from jworld.systems.matrix.streaming import StreamSession
@@ -114,7 +114,7 @@ def main() -> None:
                 config.model.channels = CHANNELS
             system: Matrix = systems.create(config)
             devices = mesh.make_mesh(devices=jax.devices()[:1])
-            encoders = system.data.encoders(STARTER, given=encoders_lib.EncoderOverrides(), mesh=devices)
+            encoders = system.data.encoders(STARTER, given=choices.EncoderOverrides(), mesh=devices)
             session = system.session(random_model(system), encoders)
             assert isinstance(session, StreamSession)
             rows[f"{name}, {size} latents"] = measure(session, system.sample, arguments.windows, encoders.fps)

@@ -25,7 +25,7 @@ from flax import nnx
 
 from jworld import systems
 from jworld.data import pipeline
-from jworld.encoders import model_encoders
+from jworld.encoders import choices
 from jworld.evaluation import (
     accuracy,
     answer_pages,
@@ -75,7 +75,7 @@ def evaluate(
     episodes_dir: str | None = None,
     records_dir: str | None = None,
     changes: Mapping[str, str] | None = None,
-    given: model_encoders.EncoderOverrides | None = None,
+    given: choices.EncoderOverrides | None = None,
     console: rich.console.Console,
 ) -> dict[str, Any]:
     """Measure a model, print tables and write the results.
@@ -314,7 +314,7 @@ def make_parser() -> arguments.Parser:
         help="how answers are read: sound; original, as the published scripts read BLINK and VSR; likelihood, the most "
         "likely option of multiple-choice questions (default: original for models with compat 'original', else sound)",
     )
-    model_encoders.add_arguments(parser, defaults=dict.fromkeys(model_encoders.FLAGS, "that of the records"))
+    choices.add_arguments(parser, defaults=dict.fromkeys(choices.FLAGS, "that of the records"))
     return parser
 
 
@@ -340,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         episodes_dir=options.episodes,
         records_dir=options.records,
         changes=options.changes,
-        given=model_encoders.EncoderOverrides.from_arguments(options),
+        given=choices.EncoderOverrides.from_arguments(options),
         console=rich.console.Console(highlight=False, soft_wrap=True),
     )
 

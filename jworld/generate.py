@@ -23,8 +23,7 @@ import rich.progress
 from jworld import systems
 from jworld.cameras import lengths
 from jworld.data import media
-from jworld.encoders import model_encoders as encoders_lib
-from jworld.encoders import preview_decoders
+from jworld.encoders import choices, preview_decoders
 from jworld.evaluation import results
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
@@ -371,7 +370,7 @@ def make_parser() -> arguments.Parser:
         help="devices: sequence=2 splits a video over two, fsdp=2 only the weights (default: one device)",
     )
     arguments.add_changes(parser, default="as saved with the checkpoint", alias=True)
-    encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "that of --encoders"))
+    choices.add_arguments(parser, defaults=dict.fromkeys(choices.FLAGS, "that of --encoders"))
     preview_decoders.add_argument(parser)
     options.add_quantize(parser)
     parser.only_with("--batch-size", "--batch")
@@ -448,7 +447,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Request:
     found.images = tuple(found.images)
     return Request(
         **{name: getattr(found, name) for name in names},
-        given=encoders_lib.EncoderOverrides.from_arguments(found),
+        given=choices.EncoderOverrides.from_arguments(found),
         flags=options.Flags(**flags),
     )
 

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.models.autoencoders import linear
 from jworld.precompute import job
 from jworld.precompute.settings import Settings

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from jworld.data.inputs import clips, fitting
 from jworld.data.recording import episodes, lerobot_sets
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.models.autoencoders import linear
 from jworld.precompute.settings import Settings
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jworld import systems
 from jworld.data.recording import recorder
-from jworld.encoders import model_encoders
+from jworld.encoders import choices, model_encoders
 from jworld.models.autoencoders import linear
 from jworld.precompute import job
 from jworld.precompute.settings import Settings
@@ -62,7 +62,7 @@ def make_run(directory: pathlib.Path) -> pathlib.Path:
         width=SIZE[0],
         height=SIZE[1],
         linear=linear.LinearConfig(channels=CHANNELS, spatial_ratio=8),
-        given=model_encoders.EncoderOverrides(text_encoder=f"hashed-words:{TEXT_DIM}"),
+        given=choices.EncoderOverrides(text_encoder=f"hashed-words:{TEXT_DIM}"),
     )
     job.precompute(settings, config.data.records)
     return write(run, config)

@@ -21,8 +21,7 @@ import rich.console
 
 from jworld import systems
 from jworld.data.recording import recorder
-from jworld.encoders import model_encoders as encoders_lib
-from jworld.encoders import preview_decoders
+from jworld.encoders import choices, preview_decoders
 from jworld.parallel import mesh as mesh_lib
 from jworld.parallel import startup
 from jworld.play import answers, images, worker
@@ -114,7 +113,7 @@ def make_parser() -> arguments.Parser:
         help="folder of records with the model's autoencoder and encoders (default: those of the checkpoint)",
     )
     arguments.add_changes(parser, default="as saved with the checkpoint")
-    encoders_lib.add_arguments(parser, defaults=dict.fromkeys(encoders_lib.FLAGS, "that of --encoders"))
+    choices.add_arguments(parser, defaults=dict.fromkeys(choices.FLAGS, "that of --encoders"))
     preview_decoders.add_argument(parser)
     options.add_quantize(parser)
     return parser
@@ -147,7 +146,7 @@ def load(found: argparse.Namespace, console: rich.console.Console) -> Loaded:
         found.step,
         config=config,
         encoders=found.encoders,
-        given=encoders_lib.EncoderOverrides.from_arguments(found),
+        given=choices.EncoderOverrides.from_arguments(found),
         quantize=found.quantize,
     )
     world = worker.World(run, decoder=decoder)

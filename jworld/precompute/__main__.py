@@ -16,7 +16,7 @@ import rich.console
 from jworld import systems
 from jworld.data.inputs import clips, fitting, formats
 from jworld.data.records import shards
-from jworld.encoders import model_encoders, registry, stored
+from jworld.encoders import choices, registry, stored
 from jworld.models.autoencoders import linear
 from jworld.parallel import startup
 from jworld.precompute import job
@@ -190,13 +190,13 @@ def _parser() -> arguments.Parser:
         help="safetensors file with encoded captions, instead of a text encoder (default: none)",
     )
     _add_videos(parser)
-    model_encoders.add_arguments(
+    choices.add_arguments(
         parser,
         defaults={
             "--autoencoder": "a linear autoencoder, fitted on the training videos",
-            model_encoders.TEXT.flag: settings_lib.TEXT_ENCODER,
-            model_encoders.GLYPH.flag: settings_lib.GLYPH_ENCODER,
-            model_encoders.IMAGE.flag: settings_lib.IMAGE_ENCODER,
+            choices.TEXT.flag: settings_lib.TEXT_ENCODER,
+            choices.GLYPH.flag: settings_lib.GLYPH_ENCODER,
+            choices.IMAGE.flag: settings_lib.IMAGE_ENCODER,
         },
     )
     _add_autoencoder(parser)
@@ -232,7 +232,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    given = model_encoders.EncoderOverrides.from_arguments(options)
+    given = choices.EncoderOverrides.from_arguments(options)
     if options.text_embeddings is not None:
         given = _with_embeddings(given, options.text_embeddings)
     names = (
@@ -260,7 +260,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     )
 
 
-def _with_embeddings(given: model_encoders.EncoderOverrides, file: str) -> model_encoders.EncoderOverrides:
+def _with_embeddings(given: choices.EncoderOverrides, file: str) -> choices.EncoderOverrides:
     """Use the file in place of a text encoder and, if it has glyph states, of a glyph encoder."""
     if given.text_encoder is not None:
         raise UserError(f"--text-encoder {given.text_encoder} and --text-embeddings {file}: give one of them")

@@ -9,7 +9,7 @@ import rich.console
 from jworld.data import records
 from jworld.data.recording import episodes, recorder
 from jworld.data.records import text_store
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.models.autoencoders import linear
 from jworld.precompute import job
 from jworld.precompute.settings import Settings

@@ -17,7 +17,7 @@ from jworld.data import records
 from jworld.data.inputs import formats, items
 from jworld.data.inputs.base import Format
 from jworld.data.records import shards
-from jworld.encoders import autoencoders, model_encoders, stored, weightless
+from jworld.encoders import autoencoders, choices, stored, weightless
 from jworld.encoders.autoencoders import Autoencoder
 from jworld.models.autoencoders import linear
 from jworld.parallel import mesh as mesh_lib
@@ -51,8 +51,8 @@ class Work:
         self._note(listing.notes)
         self._items, self._facts = listing.items, listing.facts
         self._check_items()
-        for role in (model_encoders.TEXT, model_encoders.GLYPH, model_encoders.IMAGE):
-            model_encoders.check(role, settings.specs[role.attribute])
+        for role in (choices.TEXT, choices.GLYPH, choices.IMAGE):
+            choices.check(role, settings.specs[role.attribute])
         self._mesh = mesh_lib.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
         self._autoencoder: Autoencoder | None = None
         family, ratios = linear.FAMILY, settings.linear
@@ -76,11 +76,9 @@ class Work:
         )
         self._note(_notes(settings, self._format, family))
         self._motions = self._count_motions()
-        self._images = model_encoders.load(
-            model_encoders.IMAGE, settings.specs["image_encoder"], settings.given.options
-        )
+        self._images = choices.load(choices.IMAGE, settings.specs["image_encoder"], settings.given.options)
         # "none:1024" stands for empty captions, for a model that has a text input.
-        self._has_text = settings.specs["text_encoder"] not in (model_encoders.NONE, f"{model_encoders.NONE}:0")
+        self._has_text = settings.specs["text_encoder"] not in (choices.NONE, f"{choices.NONE}:0")
 
     def _note(self, notes: Sequence[str]) -> None:
         for note in notes:
@@ -282,7 +280,7 @@ def _notes(settings: Settings, entry: Format, family: str) -> list[str]:
         )
     stand_ins = [
         f"{role.flag} {default}"
-        for role, default in ((model_encoders.TEXT, TEXT_ENCODER), (model_encoders.IMAGE, IMAGE_ENCODER))
+        for role, default in ((choices.TEXT, TEXT_ENCODER), (choices.IMAGE, IMAGE_ENCODER))
         if getattr(settings.given, role.attribute) is None
     ]
     if stand_ins and family not in autoencoders.OWN_FAMILIES:

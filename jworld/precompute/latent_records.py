@@ -12,9 +12,10 @@ import ml_collections
 from jworld.data import pipeline, records, training_data
 from jworld.data.recording import recorder
 from jworld.data.records import content, text_store
+from jworld.encoders import choices, preview_decoders
 from jworld.encoders import model_encoders as encoders_lib
-from jworld.encoders import preview_decoders
-from jworld.encoders.model_encoders import EncoderOverrides, Encoders
+from jworld.encoders.choices import EncoderOverrides
+from jworld.encoders.model_encoders import Encoders
 from jworld.precompute import demo_data
 from jworld.utils import config as run_config
 from jworld.utils.errors import UserError
@@ -92,7 +93,7 @@ class LatentRecords:
 
     def find_problem(self, directory: pathlib.Path) -> str:
         """Return why a sample is impossible, see `systems.base.TrainingData`."""
-        manifest, given = records.read_manifest(directory), encoders_lib.from_config(self._config)
+        manifest, given = records.read_manifest(directory), choices.from_config(self._config)
         if self._recording.source:
             return encoders_lib.find_problem(directory, manifest, given)
         return "" if given.autoencoder else encoders_lib.find_autoencoder_problem(directory, manifest)

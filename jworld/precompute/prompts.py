@@ -8,7 +8,7 @@ import rich.console
 from jworld.data import records
 from jworld.data.inputs import items
 from jworld.data.records import shards, text_store
-from jworld.encoders import model_encoders, registry, weightless
+from jworld.encoders import choices, registry, weightless
 from jworld.utils.errors import UserError
 
 PROMPTS_PER_SHARD = 256
@@ -40,15 +40,12 @@ def write(
     missing = [shard for shard in mine if output.result(shard) is None]
     if not missing:
         return
-    encoder, glyphs = (
-        model_encoders.load(role, specs[role.attribute], options)
-        for role in (model_encoders.TEXT, model_encoders.GLYPH)
-    )
+    encoder, glyphs = (choices.load(role, specs[role.attribute], options) for role in (choices.TEXT, choices.GLYPH))
     if encoder is None:
         raise ValueError("prompts without a text encoder")
     facts = {
         role.key: (found or weightless.NoText(0)).manifest_entry()
-        for role, found in ((model_encoders.TEXT, encoder), (model_encoders.GLYPH, glyphs))
+        for role, found in ((choices.TEXT, encoder), (choices.GLYPH, glyphs))
     }
     done = sum(len(shard.items) for shard in mine) - sum(len(shard.items) for shard in missing)
     total = sum(len(shard.items) for shard in mine)
@@ -69,7 +66,7 @@ def facts(results: Sequence[shards.Result]) -> dict[str, Any]:
     """Return the manifest's entries of the encoders that wrote the text shards; those of no encoder without shards."""
     if not results:
         none = weightless.NoText(0).manifest_entry()
-        return {role.key: none for role in (model_encoders.TEXT, model_encoders.GLYPH)}
+        return {role.key: none for role in (choices.TEXT, choices.GLYPH)}
     for result in results[1:]:
         if result.facts != results[0].facts:
             raise UserError(

@@ -5,7 +5,7 @@ import pathlib
 
 from jworld.data.inputs import clips, fitting, formats
 from jworld.encoders import registry
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.models.autoencoders.linear import FAMILY, LinearConfig
 from jworld.models.autoencoders.tiling import Tiling
 from jworld.utils import limits

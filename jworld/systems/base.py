@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jworld.data import pipeline, records
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.evaluation import control, results
 from jworld.models.layers import lora
 from jworld.models.layers.attention import Implementation, Intervals, Mask

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import ml_collections
 
 from jworld.data.recording import recorder
-from jworld.encoders import model_encoders
+from jworld.encoders import choices
 from jworld.evaluation import settings
 from jworld.training import emergency, hub, metrics, optimizers
 from jworld.utils import config as run_config
@@ -36,7 +36,7 @@ SHARED: Mapping[str, type] = {
     "checkpoint.emergency": emergency.EmergencyConfig,
     "data.recording": recorder.RecordingConfig,
     "sample": settings.SamplesConfig,
-    "sample.encoders": model_encoders.EncodersConfig,
+    "sample.encoders": choices.EncodersConfig,
     "evaluation": settings.EvaluationConfig,
 }
 #: Keys that are not fields of a dataclass: type and meaning.

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jworld.data.inputs import fitting
-from jworld.encoders import autoencoders, model_encoders
+from jworld.encoders import autoencoders, choices, model_encoders
 from jworld.models.autoencoders import files, linear, network
 from jworld.parallel.programs import Program
 from jworld.utils import config as run_config
@@ -77,7 +77,7 @@ def encoders(
 def _autoencoder(config: ml_collections.ConfigDict, published: str, channels: int) -> autoencoders.Network:
     """Return the autoencoder with descriptions in place of its weights."""
     encoding = config.data.get("encoding", {})
-    given, own = model_encoders.from_config(config).autoencoder, encoding.get("autoencoder", "")
+    given, own = choices.from_config(config).autoencoder, encoding.get("autoencoder", "")
     if given is not None or pathlib.Path(own).is_file():
         family, found = files.read_config(autoencoders.find(given or own))
         if found is not None:

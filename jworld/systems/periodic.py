@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jworld.data import media, pipeline, records
-from jworld.encoders import model_encoders
+from jworld.encoders import choices, model_encoders
 from jworld.evaluation import held_out, results, samples, settings
 from jworld.parallel import axes
 from jworld.parallel import mesh as mesh_lib
@@ -96,7 +96,7 @@ class Periodic:
         if problem := system.data.find_problem(directory):
             raise errors.UserError(problem)
         system.check_sampling(job.mesh)
-        given = model_encoders.from_config(job.config)
+        given = choices.from_config(job.config)
         encoders = system.data.encoders(directory, given=given, mesh=job.mesh, stored=True)
         model = sampling_model(system, state)
         for name, made in make_samples(system, model, encoders, job.config, job.samples):
@@ -238,7 +238,7 @@ class Evaluation:
         if not predictions or jax.process_index() != 0 or self._no_decoder:
             return {}
         mesh = mesh_lib.make_mesh(devices=jax.local_devices()[:1])
-        directory, given = self._job.workdir / runs.ENCODERS, model_encoders.from_config(self._job.config)
+        directory, given = self._job.workdir / runs.ENCODERS, choices.from_config(self._job.config)
         with jax.set_mesh(mesh):
             try:
                 manifest = records.read_manifest(directory)

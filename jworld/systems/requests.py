@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from jworld.cameras import lengths
-from jworld.encoders import model_encoders as encoders_lib
+from jworld.encoders import choices
 from jworld.systems import options
 from jworld.utils import errors, files
 
@@ -156,7 +156,7 @@ class Request:
     seeds: tuple[int, ...] = (0,)
     step: int | None = None
     encoders: pathlib.Path | None = None
-    given: encoders_lib.EncoderOverrides = dataclasses.field(default_factory=encoders_lib.EncoderOverrides)
+    given: choices.EncoderOverrides = dataclasses.field(default_factory=choices.EncoderOverrides)
     flags: options.Flags = dataclasses.field(default_factory=options.Flags)
     changes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mesh: tuple[tuple[str, int], ...] = ()

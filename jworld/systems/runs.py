@@ -25,8 +25,8 @@ from flax import nnx
 from jworld import systems
 from jworld.data import media
 from jworld.data.conversations import chat
-from jworld.encoders import model_encoders
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders import choices, model_encoders
+from jworld.encoders.choices import EncoderOverrides
 from jworld.models.layers import quantized
 from jworld.parallel import mesh as mesh_lib
 from jworld.systems import asking, generation, options, recipes
@@ -247,7 +247,7 @@ def load(
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     kept = directory / ENCODERS if encoders is None else encoders
     given = given or EncoderOverrides()
-    chosen = given.or_else(model_encoders.from_config(config))
+    chosen = given.or_else(choices.from_config(config))
     opened = system.data.encoders(kept, given=chosen, mesh=mesh, stored=stored)
     model_encoders.check_options(given, opened)
     # Released and imported weights have no teacher.

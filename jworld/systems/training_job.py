@@ -13,7 +13,7 @@ from flax import nnx
 
 from jworld import systems
 from jworld.data import pipeline, records
-from jworld.encoders import model_encoders
+from jworld.encoders import choices
 from jworld.evaluation import settings
 from jworld.parallel import agreement
 from jworld.parallel import mesh as mesh_lib
@@ -185,7 +185,7 @@ def check_folders(job: TrainingJob, *, overwrite: bool) -> None:
         if job.config.init_from:
             _check_initial(job.config)
     _check_step(job, overwrite=overwrite)
-    autoencoder = model_encoders.from_config(job.config).autoencoder
+    autoencoder = choices.from_config(job.config).autoencoder
     if autoencoder is not None and not pathlib.Path(autoencoder).exists():
         raise errors.UserError(
             f"config.sample.encoders.autoencoder: {autoencoder} does not exist: expected the file of an autoencoder, "

@@ -61,6 +61,7 @@ print(json.dumps(noted))
 CLIPS = """
 import tiny_run
 from jworld.data.recording import recorder
+from jworld.encoders import choices
 from jworld.encoders import model_encoders
 from jworld.models.autoencoders import linear
 from jworld.precompute import job, writer
@@ -72,7 +73,7 @@ settings = Settings(
     width=32,
     height=24,
     linear=linear.LinearConfig(channels=8, spatial_ratio=8),
-    given=model_encoders.EncoderOverrides(text_encoder="hashed-words:16"),
+    given=choices.EncoderOverrides(text_encoder="hashed-words:16"),
 )
 count, make = 0, writer.Maker._record
 

@@ -11,8 +11,8 @@ import tiny_autoencoders
 
 from jworld.data import images, records
 from jworld.data.records import text_store
-from jworld.encoders import model_encoders, weightless
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders import choices, model_encoders, weightless
+from jworld.encoders.choices import EncoderOverrides
 from jworld.models.autoencoders import linear
 from jworld.utils.errors import UserError
 
@@ -186,10 +186,10 @@ def test_a_model_without_a_data_set(tmp_path):
 
 def test_options_of_a_command():
     parser = argparse.ArgumentParser()
-    model_encoders.add_arguments(parser, defaults=dict.fromkeys(model_encoders.FLAGS, "something"))
+    choices.add_arguments(parser, defaults=dict.fromkeys(choices.FLAGS, "something"))
     arguments = parser.parse_args(["--text-encoder=qwen2.5-vl:x", "--autoencoder=y", "--encoder-dtype=float32"])
     given = EncoderOverrides.from_arguments(arguments)
     assert (given.text_encoder, given.autoencoder, given.image_encoder) == ("qwen2.5-vl:x", "y", None)
     assert given.options.dtype == "float32"
-    for flag in model_encoders.FLAGS:
+    for flag in choices.FLAGS:
         assert flag in parser.format_help()

@@ -11,7 +11,7 @@ import tiny_systems
 from page import LIT, MARKS, click, playing
 
 from jworld import systems
-from jworld.encoders import model_encoders
+from jworld.encoders import choices, model_encoders
 from jworld.parallel import mesh
 from jworld.systems import runs
 from jworld.utils import config as run_config
@@ -30,7 +30,7 @@ def made(recipe: str, changes: dict[str, Any]) -> live_server.Warm:
         config.update_from_flattened_dict(changes)
     system: Any = systems.create(config)
     expected = system.manifest_expectations()
-    given = model_encoders.EncoderOverrides(
+    given = choices.EncoderOverrides(
         autoencoder=str(ROOT / "assets" / "autoencoder" / "rooms.safetensors"),
         text_encoder=f"hashed-words:{expected['text_encoder.dim']}",
     )

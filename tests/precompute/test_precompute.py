@@ -29,7 +29,7 @@ from jworld.data.inputs import clips, formats
 from jworld.data.recording import episodes
 from jworld.data.records import text_store as text_stores
 from jworld.encoders import autoencoders, model_encoders
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.models.autoencoders import files as autoencoder_files
 from jworld.models.autoencoders import linear, patch
 from jworld.precompute import __main__ as precompute

@@ -17,7 +17,7 @@ from jworld.data import records
 from jworld.data.inputs import clips, formats
 from jworld.data.records import shards
 from jworld.encoders import autoencoders
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.precompute import __main__ as precompute
 from jworld.precompute import job
 from jworld.utils.errors import UserError

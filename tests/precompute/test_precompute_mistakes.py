@@ -22,7 +22,7 @@ from precompute_inputs import (
 from jworld.data import records
 from jworld.data.recording import episodes
 from jworld.data.records import shards
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.precompute import __main__ as precompute
 from jworld.precompute import job
 from jworld.precompute.settings import Settings

@@ -16,7 +16,7 @@ from jworld import systems
 from jworld.cameras import robots
 from jworld.data import records
 from jworld.data.inputs import video
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.models.autoencoders import linear
 from jworld.precompute import __main__ as precompute
 from jworld.precompute import job, validate

@@ -17,7 +17,7 @@ from flax import nnx
 
 from jworld import doctor, evaluate, generate, systems, train
 from jworld.data import pipeline, records, training_data
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.evaluation import results
 from jworld.systems import base, options
 

@@ -13,7 +13,7 @@ import tiny_videos
 from jworld import systems
 from jworld.cameras import driving
 from jworld.data import records
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.models.autoencoders import linear
 from jworld.precompute import __main__ as precompute
 from jworld.precompute import job

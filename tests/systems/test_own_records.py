@@ -19,7 +19,7 @@ from jworld.cameras import driving
 from jworld.data import records
 from jworld.data.records import text_store
 from jworld.encoders import model_encoders
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.evaluation import held_out, results
 from jworld.parallel import mesh as mesh_lib
 from jworld.systems import runs

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import rich.console
 
-from jworld.encoders import glyph, model_encoders, qwen, registry, torch_models
+from jworld.encoders import choices, glyph, qwen, registry, torch_models
 from jworld.systems.worldplay import import_data
 from jworld.utils import arguments, files, outputs
 from jworld.utils.errors import UserError, exit_on_user_error
@@ -68,7 +68,7 @@ def _parser() -> arguments.Parser:
     add("--text-encoder", required=True, metavar="SPEC", help=f"{qwen.FAMILY}:FOLDER, or stored:FILE")
     add(
         "--glyph-encoder",
-        default=f"{model_encoders.NONE}:{GLYPH_DIM}",
+        default=f"{choices.NONE}:{GLYPH_DIM}",
         metavar="SPEC",
         help=f"{glyph.FAMILY}:FOLDER for a prompt with quoted text, or none:WIDTH for one without",
     )
@@ -87,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_with = registry.Options(dtype=options.encoder_dtype, device=options.encoder_device)
     registry.check_options(run_with, [spec.partition(":")[0] for spec in (options.text_encoder, options.glyph_encoder)])
     console = rich.console.Console(soft_wrap=True, highlight=False)
-    encoder = model_encoders.load(model_encoders.TEXT, options.text_encoder, run_with)
-    glyphs = model_encoders.load(model_encoders.GLYPH, options.glyph_encoder, run_with)
+    encoder = choices.load(choices.TEXT, options.text_encoder, run_with)
+    glyphs = choices.load(choices.GLYPH, options.glyph_encoder, run_with)
     if encoder is None or glyphs is None:
         raise UserError(
             "an encoder is 'none', expected one with states: give --text-encoder, or --glyph-encoder none:1472"

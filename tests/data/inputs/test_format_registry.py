@@ -11,7 +11,7 @@ import tiny_videos
 from jworld.data import records
 from jworld.data.inputs import formats, items
 from jworld.data.inputs.base import Format
-from jworld.encoders.model_encoders import EncoderOverrides
+from jworld.encoders.choices import EncoderOverrides
 from jworld.models.autoencoders.linear import LinearConfig
 from jworld.precompute import __main__ as precompute
 from jworld.precompute import job
