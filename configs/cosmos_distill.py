@@ -48,10 +48,12 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
         "conditioning_frames": (1, 2),
         "score_levels": (0.02, 0.98),
         "shift": 5.0,
+        "sigma_floor": config.loss.sigma_floor,
         "teacher_dtype": "float32",
     }
-    config.optimizer.update({"learning_rate": 5e-5, "schedule": "constant", "warmup_steps": 0})
-    config.optimizer.update({"b1": 0.0, "b2": 0.999})
+    del config.optimizer.newton_schulz_dtype
+    config.optimizer.update({"name": "adamw", "learning_rate": 5e-5, "schedule": "constant", "warmup_steps": 0})
+    config.optimizer.update({"weight_decay": 0.01, "b1": 0.0, "b2": 0.999})
     config.critic = {"name": "adamw", "learning_rate": 1e-4, "b1": 0.0, "b2": 0.999, "clip_norm": 1.0, "updates": 4}
     config.checkpoint.interval = 25
 

@@ -1,10 +1,11 @@
 """Cosmos-Predict2 Video2World: prediction of a video from its first frames and a caption.
 
 Variants (`--config=configs/cosmos_video2world.py:<variant>`):
-  (none)       tiny model on the ray-cast rooms; minutes on two CPU cores
+  (none)       tiny model on the ray-cast rooms, at 128x96 pixels; minutes on two CPU cores
   tiny_action  the same model, conditioned on camera motion
   tiny_lora    LoRA adapters on the result of the first variant
-  tiny_lerobot the same model, conditioned on the commands of a LeRobot data set; docs/lerobot.md
+  tiny_lerobot a smaller model for a fitted autoencoder, conditioned on the commands of a LeRobot data set;
+               docs/lerobot.md
   tiny_multiview  the same model for three synchronized cameras in the rooms: ahead, to the left and to the right
   coinrun      a small model of CoinRun at 64x64 pixels, conditioned on its 15 actions; docs/array_records.md
   2b, 14b      post-training of the published models with every value of the original's experiment; docs/cosmos.md
@@ -26,8 +27,8 @@ VARIANTS = (
 )
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("2b", "14b", "2b_lora", "14b_lora", "2b_action", "2b_multiview")
-#: Linear, of 96 channels for 16x16 pixels and 4 frames; TheWorld reads the latents of this model.
-AUTOENCODER = "assets/autoencoder/rooms.safetensors"
+#: 128 channels for 16x16 pixels and 4 frames; docs/autoencoder.md.
+AUTOENCODER = "assets/starter/encoders/autoencoder.safetensors"
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -55,6 +56,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         _lora(config, rank={"tiny": 4, "2b": 16, "14b": 32}[variant.removesuffix("_lora")])
     if variant in ("2b_action", "2b_lerobot"):
         _action(config)
+    if variant in ("tiny_lerobot", "coinrun"):
+        _fitted(config)
     if variant.endswith("_lerobot"):
         _lerobot(config)
     if variant == "coinrun":
@@ -71,14 +74,18 @@ def _tiny() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.system = "cosmos"
     config.seed = 0
-    config.steps = 600
+    config.steps = 350
     config.global_batch = 16
     config.init_from = ""
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
     config.model = {
-        "channels": 96,
-        "patch_size": (1, 1, 1),
-        "width": 128,
+        "channels": 128,
+        # 12 tokens of 512 numbers for a latent frame: more than the width can carry, if they have noise.
+        "patch_size": (1, 2, 2),
+        "prediction": "clean",
+        # Neighboring tokens are joined.
+        "output_kernel": 3,
+        "width": 192,
         "num_heads": 4,
         "num_layers": 4,
         "text_dim": 64,
@@ -102,29 +109,37 @@ def _tiny() -> ml_collections.ConfigDict:
             "seed": 1,
         },
         "encoding": {
-            "image_size": (64, 48),
+            "image_size": (128, 96),
             "spatial_ratio": 16,
             "autoencoder": AUTOENCODER,
             # Eight clips per episode, each encoded separately with its own first frame.
             "clip_frames": 29,
         },
-        "clip": {"latent_size": (3, 4), "window_frames": 8, "text_tokens": 32, "actions": ""},
+        "clip": {"latent_size": (6, 8), "window_frames": 8, "text_tokens": 32, "actions": ""},
     }
     config.optimizer = {
-        "name": "adamw",
+        "name": "muon",
         "trainable": ".*",
         "learning_rate": 2e-3,
-        "schedule": "linear_with_min_lr",
+        "schedule": "cosine",
         "warmup_steps": 20,
-        "weight_decay": 0.01,
-        "b1": 0.9,
-        "b2": 0.99,
+        "weight_decay": 1e-4,
+        "newton_schulz_dtype": "float32",
         "clip_norm": 1.0,
         "skip_limit": 20,
         "ema_rate": 0.1,
         "accumulate": 1,
     }
-    config.loss = {"high_ratio": 0.05, "conditioning_frames": (1, 2), "text_dropout": 0.2}
+    config.loss = {
+        # The first channel is 8 times as strong as the last and stays visible through most noise, so the layout of a
+        # scene is learned only from levels close to pure noise; details are learned from the others.
+        "log_mean": 0.6,
+        "log_std": 1.4,
+        "high_ratio": 0.05,
+        "conditioning_frames": (1, 2),
+        "text_dropout": 0.2,
+        "sigma_floor": 0.3,
+    }
     config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
@@ -181,6 +196,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "ema_rate": 0.1,
         "accumulate": 1,
     }
+    config.loss = {"high_ratio": 0.05, "conditioning_frames": (1, 2), "text_dropout": 0.2}
     config.checkpoint = {"interval": 500, "max_to_keep": 3, "step": -1}
     config.log = {"interval": 10, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample.rollout = {"num_steps": 35, "guidance": 7.0, "conditioning_frames": 1}
@@ -204,6 +220,7 @@ def _lora(config: ml_collections.ConfigDict, *, rank: int) -> None:
     else:
         config.init_from = "runs/cosmos_video2world"
         config.steps = 100
+        _adamw(config)
     config.model.lora = {
         "targets": (".*_attention/(query|key|value|out)", "blocks/mlp/(up|down)"),
         "rank": rank,
@@ -253,6 +270,23 @@ def _coinrun(config: ml_collections.ConfigDict) -> None:
     config.optimizer.learning_rate = 1e-3
     config.loss.conditioning_frames = (1, 1)
     config.checkpoint.interval = 1000
+
+
+def _fitted(config: ml_collections.ConfigDict) -> None:
+    """Set a model of a linear autoencoder that precompute fits on the data: a token for each latent, as published."""
+    config.model.update({"channels": 96, "patch_size": (1, 1, 1), "width": 128})
+    config.model.update({"prediction": "velocity", "output_kernel": 1})
+    config.data.encoding.update({"image_size": (64, 48), "autoencoder": ""})
+    config.data.clip.latent_size = (3, 4)
+    config.steps = 600
+    _adamw(config)
+    config.loss = {"high_ratio": 0.05, "conditioning_frames": (1, 2), "text_dropout": 0.2}
+
+
+def _adamw(config: ml_collections.ConfigDict) -> None:
+    del config.optimizer.newton_schulz_dtype
+    config.optimizer.update({"name": "adamw", "learning_rate": 2e-3, "schedule": "linear_with_min_lr"})
+    config.optimizer.update({"weight_decay": 0.01, "b1": 0.9, "b2": 0.99})
 
 
 def _three_cameras(config: ml_collections.ConfigDict) -> None:

@@ -51,5 +51,5 @@ def test_train_adapt_and_continue(tmp_path: pathlib.Path) -> None:
         **ONE_DEVICE,
     )
     assert made.returncode == 0, made.stdout + made.stderr
-    assert episodes.read_video(out).shape == (25, 48, 64, 3)
+    assert episodes.read_video(out).shape == (25, 96, 128, 3)
     assert [chunk["stop"] for chunk in json.loads(out.with_suffix(".json").read_text())["chunks"]] == [13, 25]

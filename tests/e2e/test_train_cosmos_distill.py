@@ -51,7 +51,7 @@ def test_a_student_of_few_steps(tmp_path: pathlib.Path) -> None:
         made = commands.run("jworld.generate", *request, *([steps] if steps else []), "--windows=2", **ONE_DEVICE)
         assert made.returncode == 0, made.stdout + made.stderr
         videos.append(episodes.read_video(out))
-        assert videos[-1].shape == (25, 48, 64, 3)
+        assert videos[-1].shape == (25, 96, 128, 3)
     assert (videos[0] != videos[1]).any()
 
     options = (f"--checkpoint={tmp_path / 'whole'}", "--windows=2", "--chunks=1")

@@ -158,7 +158,7 @@ def test_products_of_a_window_are_those_of_the_formula() -> None:
     config = recipe("cosmos_video2world.py", sample__rollout__guidance=7.0)
     found = {cost.name: cost for cost in generation.make(config, ONE, {}).programs}
     system_config = run_config.section(CosmosConfig, config.model, "model")
-    once = cosmos_flops.forward_flops(system_config, frames=8, height=3, width=4, text_tokens=32)
+    once = cosmos_flops.forward_flops(system_config, frames=8, height=6, width=8, text_tokens=32)
     # Two rows for the guidance; the solver evaluates the network once more at the end.
     assert found["denoising steps"].flops == pytest.approx(2 * 11 * once.total, rel=0.05)
 

@@ -33,12 +33,14 @@ class MatchingConfig(distribution_matching.ScoreConfig):
       conditioning_frames: smallest and largest number of conditioning latent frames, of every camera; drawn uniformly
         per example.
       given_sigma: noise level that the networks receive for conditioning frames, which enter clean.
+      sigma_floor: as for the training of the teacher, for the loss of the critic.
     """
 
     kind: Literal["distribution_matching"] = "distribution_matching"
     teacher_guidance: ranges.Guidance = 3.0
     conditioning_frames: tuple[ranges.SizeOrZero, ranges.SizeOrZero] = (1, 2)
     given_sigma: ranges.PositiveOrZero = rectified_flow.GIVEN_SIGMA
+    sigma_floor: ranges.Share = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,6 +127,12 @@ class WindowMatching:
         network = objective.network_of(model, self.batch, mask, self.view_ids, keep_text=keep_text)
         given = rectified_flow.ConditioningFrames(frames, mask, self.cfg.given_sigma)
         return rectified_flow.denoise_flow(network, x, level, given)
+
+
+def critic_loss(model: CosmosTransformer, how: WindowMatching) -> tuple[jax.Array, score_losses.Metrics]:
+    """Return the loss of the critic on fresh windows of the student: the weighted squared error of the velocity."""
+    weight = flow_matching.error_weights(how.draws.level, how.cfg.sigma_floor) if how.cfg.sigma_floor else None
+    return score_losses.critic_loss(model, how, weight)
 
 
 def matching(

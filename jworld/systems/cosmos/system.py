@@ -116,9 +116,11 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
         recipe = f"{RECIPE}:{f'{size}_{kind}' if kind else '' if is_tiny else '2b'}"
         if source == "jasmine" and is_tiny and is_steered:
             recipe = f"{RECIPE}:coinrun"
+        height, width = manifest["latent_shape"][:2]
+        odd = {"model.patch_size": (1, 1, 1)} if height % 2 or width % 2 else {}
         needed: dict[str, Any] = {
-            **({"data.recording.source": ""} if is_tiny else {}),
-            "data.clip.latent_size": tuple(manifest["latent_shape"][:2]),
+            **({"data.recording.source": ""} | odd if is_tiny else {}),
+            "data.clip.latent_size": (height, width),
             "data.clip.window_frames": matching.window(manifest, recipe),
             "model.channels": manifest["latent_shape"][2],
             "model.text_dim": manifest["text_encoder"]["dim"],
@@ -306,7 +308,7 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
         cfg = self.objective
         if not isinstance(cfg, MatchingConfig):
             return None
-        return lambda model, batch, key: score_losses.critic_loss(model, self._matching(batch, key, cfg))
+        return lambda model, batch, key: distillation.critic_loss(model, self._matching(batch, key, cfg))
 
     def _draw(self, batch: objective.Batch, key: jax.Array, cfg: objective.ObjectiveConfig) -> objective.Draws:
         return objective.draw(key, batch["latent"].shape, cfg, cameras=self.clip.cameras)
@@ -321,12 +323,13 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `System`; `level` is the time sigma / (1 + sigma), in a distillation that of the scores.
 
-        No text is dropped.
+        No text is dropped, and no level counts less.
         """
         assert isinstance(model, CosmosTransformer)
         cfg = self.objective
         if isinstance(cfg, MatchingConfig):
             return score_losses.student_loss(model, self._matching(batch, key, cfg, level))
+        cfg = dataclasses.replace(cfg, sigma_floor=0.0)
         draws = self._draw(batch, key, cfg)
         sigma = jnp.full_like(draws.sigma, level / (1 - level))
         draws = draws._replace(sigma=sigma, keep_text=jnp.ones_like(draws.keep_text))
