@@ -77,7 +77,7 @@ def _base() -> ml_collections.ConfigDict:
         # The original uses AdamW; in so few steps Muon reaches a lower loss.
         "name": "muon",
         "trainable": ".*",
-        "learning_rate": 1e-2,
+        "learning_rate": 4e-3,
         "schedule": "cosine",
         "warmup_steps": 20,
         "weight_decay": 1e-3,

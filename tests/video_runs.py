@@ -41,8 +41,6 @@ RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "sample.rollout.num_steps": 8,
             "init_from": "",
             "model.control_layers": (0, 1),
-            # Those of stage 2 come from an earlier run.
-            "data.encoding.autoencoder": "",
         },
         ("--image", "IMAGE", "--actions", "D*2"),
     ),

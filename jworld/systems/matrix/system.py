@@ -120,10 +120,12 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         )
         if not ours or "prompt" not in arrays:
             return None
-        recipe = TINY if family == linear.FAMILY else PUBLISHED
+        recipe, size = TINY if family == linear.FAMILY else PUBLISHED, tuple(manifest["latent_shape"][:2])
+        # Small latents are not divided into tokens of 2 x 2.
+        odd = {"model.patch_size": 1} if any(length % 2 for length in size) else {}
         needed = {
-            **({"data.recording.source": ""} if recipe == TINY else {}),
-            "data.clip.latent_size": tuple(manifest["latent_shape"][:2]),
+            **({"data.recording.source": ""} | odd if recipe == TINY else {}),
+            "data.clip.latent_size": size,
             "data.clip.window_frames": matching.window(manifest, recipe),
             "data.clip.posterior": "logvar" in arrays,
             "model.channels": manifest["latent_shape"][2],
