@@ -1,6 +1,7 @@
 """Networks of Cosmos that predict clean latents: their velocity, their loss, tokens that are joined, refusals."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from conversion import cosmos, cosmos_diffusers
 from jworld.diffusion import rectified_flow
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosInputs, CosmosTransformer
-from jworld.systems.cosmos import objective
+from jworld.systems.cosmos import objective, system
 from jworld.utils import errors
 
 FRAMES, SIZE, CHANNELS = 3, (2, 6), 4
@@ -139,3 +140,20 @@ def test_originals_cannot_run_them(layout: Any) -> None:
     assert layout.rules(CosmosConfig())
     with pytest.raises(errors.UserError, match=r"model\.prediction is 'clean', expected 'velocity'"):
         layout.rules(CONFIG)
+
+
+@pytest.mark.parametrize(("size", "tokens"), [((3, 4), ["--config.model.patch_size=(1,1,1)"]), ((4, 6), [])])
+def test_own_records_with_odd_latents_have_a_token_for_each(size: tuple[int, int], tokens: list[str]) -> None:
+    manifest = {
+        "source": "videos",
+        "arrays": {"latent": {}, "prompt": {}},
+        "autoencoder": {"family": "linear"},
+        "latent_shape": [*size, 96],
+        "text_encoder": {"dim": 64},
+        "clips": {"train": [8]},
+        "temporal_ratio": 4,
+    }
+    command = system.Cosmos.train_command(manifest, pathlib.Path("records"))
+    assert command is not None
+    assert command[0] == "--config=configs/cosmos_video2world.py"
+    assert [word for word in command if "patch_size" in word] == tokens
