@@ -27,9 +27,9 @@ class WorldConfig:
       latent_channels: C.
       autoencoder_width, autoencoder_multipliers, autoencoder_blocks, autoencoder_time_levels: of the Wan autoencoder,
         which is part of the model.
-      autoencoder_file: file of a linear autoencoder, whose weights replace the Wan autoencoder's in the model; "" for
+      autoencoder_file: file of an autoencoder of any family, which replaces the Wan autoencoder in the model; "" for
         none.
-      autoencoder_ratio: pixels per latent of the linear autoencoder.
+      autoencoder_ratio: pixels per latent of the autoencoder of that file.
       start_token, end_token: ids of the brackets around the world's tokens.
       steps: latent frames that are predicted from the image (world steps); the original has none.
       predictor: folder of the network that predicts them: a run of Cosmos Video2World, or imported weights.

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jworld.models.autoencoders.linear import LinearAutoencoder
+from jworld.models.autoencoders import files as autoencoder_files
+from jworld.models.autoencoders.linear import LinearAutoencoder, LinearConfig
+from jworld.models.autoencoders.network import VideoAutoencoder
 from jworld.models.autoencoders.wan import WanAutoencoder
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.gemma3.masks import Images
@@ -15,6 +17,7 @@ from jworld.models.gemma3.model import Gemma3
 from jworld.models.layers.linear import linear
 from jworld.models.layers.mlp import gelu_exact
 from jworld.models.theworld.config import TheWorldConfig, WorldConfig
+from jworld.utils import resources
 from jworld.utils.errors import UserError
 
 
@@ -142,12 +145,14 @@ def world_values(pixels: jax.Array, *, original: bool) -> jax.Array:
     return values if original else values / 127.5 - 1
 
 
-def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> WanAutoencoder | LinearAutoencoder:
+def _autoencoder(cfg: TheWorldConfig, world: WorldConfig, rngs: nnx.Rngs) -> LinearAutoencoder | VideoAutoencoder:
     if not world.autoencoder_file:
         dtypes = {"dtype": cfg.gemma.dtype, "param_dtype": cfg.gemma.param_dtype}
         return WanAutoencoder(world.autoencoder(**dtypes), rngs=rngs)
-    autoencoder = LinearAutoencoder.load(world.autoencoder_file)
-    found = autoencoder.config.channels, autoencoder.config.spatial_ratio
+    autoencoder = autoencoder_files.load(resources.find(world.autoencoder_file))
+    sizes = autoencoder.config
+    channels = sizes.channels if isinstance(sizes, LinearConfig) else sizes.latent_channels
+    found = channels, sizes.spatial_ratio
     if found != (world.latent_channels, world.ratio):
         raise UserError(
             f"config.model.world.autoencoder_file {world.autoencoder_file} has {found[0]} channels and "

@@ -12,7 +12,7 @@ import ml_collections
 
 from jworld.data import records
 from jworld.diffusion import adams_bashforth, rectified_flow
-from jworld.models.autoencoders.linear import LinearAutoencoder
+from jworld.models.autoencoders import files as autoencoder_files
 from jworld.models.autoencoders.wan import WanAutoencoder
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosInputs
@@ -21,7 +21,7 @@ from jworld.models.theworld.model import TheWorld
 from jworld.systems import adapters
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
-from jworld.utils import errors
+from jworld.utils import errors, resources
 
 #: Name of the network in the model, and of its hyper-parameters in `config.model`.
 PREDICTOR = "predictor"
@@ -119,9 +119,11 @@ def read(world: dict[str, Any]) -> dict[str, Any]:
         raise errors.UserError(f"{key}: {folder} holds a model of {config.system!r}, expected one of 'cosmos'")
     if (folder / _ENCODERS / records.MANIFEST).is_file():
         found = records.read_manifest(folder / _ENCODERS)["autoencoder"]
-        linear = world.get("autoencoder_file")
-        expected = LinearAutoencoder.load(linear).manifest_entry() if linear else {"family": WanAutoencoder.family}
-        compared = ("family", "hash") if linear else ("family",)
+        file = world.get("autoencoder_file")
+        expected = {"family": WanAutoencoder.family}
+        if file:
+            expected = autoencoder_files.load(resources.find(file)).manifest_entry()
+        compared = ("family", "hash") if file else ("family",)
         if any(found.get(name) != expected[name] for name in compared):
             raise errors.UserError(
                 f"{key}: {folder} predicts latents of the autoencoder {_describe(found)}, but the world's is "
