@@ -143,7 +143,14 @@ def _tiny() -> ml_collections.ConfigDict:
     config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
-        "rollout": {"num_steps": 10, "guidance": 0.0, "conditioning_frames": 1},
+        # Of a model trained for minutes, better than the published solver; docs/cosmos.md.
+        "rollout": {
+            "solver": "few_steps",
+            "num_steps": 4,
+            "shift": 5.0,
+            "guidance": 0.0,
+            "conditioning_frames": 1,
+        },
         # Motion per latent in the recorded episodes, so that a pose string moves as the training data does.
         "motion": {"step": 0.24, "turn": 8.0, "focal": (1 / 2, 2 / 3)},
         "windows": 2,
@@ -281,6 +288,7 @@ def _fitted(config: ml_collections.ConfigDict) -> None:
     config.steps = 600
     _adamw(config)
     config.loss = {"high_ratio": 0.05, "conditioning_frames": (1, 2), "text_dropout": 0.2}
+    config.sample.rollout = {"num_steps": 10, "guidance": 0.0, "conditioning_frames": 1}
 
 
 def _adamw(config: ml_collections.ConfigDict) -> None:
