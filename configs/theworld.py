@@ -41,7 +41,8 @@ SIZES = {
 }
 TEXT_SIZES = ("270m", "1b")
 TARGETS = ("language/layers/attention/(query|key|value|out)", "language/layers/mlp/(gate|up|down)")
-AUTOENCODER = "assets/autoencoder/rooms.safetensors"
+#: That of the starter weights: the tiny models of all systems share their latents.
+AUTOENCODER = "assets/starter/encoders/autoencoder.safetensors"
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -106,7 +107,7 @@ def _tiny() -> ml_collections.ConfigDict:
             "compat": "",
             "layout": "spatial",
             "image_size": 64,
-            "latent_channels": 96,
+            "latent_channels": 128,
             "autoencoder_file": AUTOENCODER,
             "autoencoder_ratio": 16,
             "start_token": 9,

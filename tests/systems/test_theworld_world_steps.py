@@ -15,7 +15,7 @@ from tiny_systems import make_model
 from conversion import theworld
 from jworld import systems
 from jworld.data import records
-from jworld.models.autoencoders.linear import LinearAutoencoder
+from jworld.models.autoencoders import files as autoencoder_files
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.gemma3.vision import vision_values
@@ -31,7 +31,7 @@ from jworld.utils import config as run_config
 from jworld.utils.errors import UserError
 
 NETWORK: dict[str, Any] = {
-    "channels": 96,
+    "channels": 128,
     "patch_size": (1, 1, 1),
     "width": 48,
     "num_heads": 2,
@@ -61,9 +61,9 @@ def make_config(steps: int = STEPS) -> ml_collections.ConfigDict:
 
 
 def make(config: ml_collections.ConfigDict) -> TheWorld:
-    """Make a model with random weights and the linear autoencoder of the recipe."""
+    """Make a model with random weights and the autoencoder of the recipe."""
     model = make_model(systems.create(config))
-    model.autoencoder = LinearAutoencoder.load(config.model.world.autoencoder_file)
+    model.autoencoder = autoencoder_files.load(config.model.world.autoencoder_file)
     return model
 
 
@@ -104,11 +104,11 @@ def latents(model: TheWorld, batch: dict[str, jax.Array]) -> jax.Array:
 
 def test_frames_are_those_of_the_cosmos_port(model: TheWorld, batch: dict[str, jax.Array], latents: jax.Array) -> None:
     """Every frame equals the result of the Cosmos sampler for each image alone, with an empty text of full length."""
-    assert latents.shape == (2, 1 + STEPS, 4, 4, 96)
+    assert latents.shape == (2, 1 + STEPS, 4, 4, 128)
     first = model.autoencoder.encode(batch["world_pixels"].astype(jnp.float32)[:, None] / 127.5 - 1)
     np.testing.assert_allclose(latents[:, :1], first, atol=1e-6)
     sampler = WindowSampler(model.predictor, SampleConfig(num_steps=4, guidance=0.0))
-    noise = world_steps.start_noise(1 + STEPS, 4, 4, 96)[0]
+    noise = world_steps.start_noise(1 + STEPS, 4, 4, 128)[0]
     for row in range(2):
         expected = sampler(np.asarray(first[row]), jnp.zeros((1, 32, 16)), noise)
         error = jnp.linalg.norm(latents[row] - expected) / jnp.linalg.norm(expected)
@@ -165,7 +165,7 @@ def test_frames_follow_each_other(model: TheWorld, batch: dict[str, jax.Array], 
     layers = model.world.hidden, model.world.output
     (w0, b0), (w1, b1) = ((np.asarray(x.kernel[...]), np.asarray(x.bias[...])) for x in layers)
     for frame in range(1 + STEPS):
-        hidden = np.asarray(latents[:, frame].reshape(2, TOKENS, 96)) @ w0 + b0
+        hidden = np.asarray(latents[:, frame].reshape(2, TOKENS, 128)) @ w0 + b0
         gelu = np.array([x / 2 * (1 + math.erf(x / math.sqrt(2))) for x in hidden.ravel()]).reshape(hidden.shape)
         expected = gelu @ w1 + b1 + np.asarray(model.world.temporal[frame])
         first = 2 + frame * TOKENS
@@ -334,7 +334,7 @@ def test_without_steps_nothing_is_read() -> None:
 @pytest.mark.parametrize(
     ("network", "changes", "message"),
     [
-        ({"channels": 16}, {}, "latents of 16 channels, but config.model.world.latent_channels is 96"),
+        ({"channels": 16}, {}, "latents of 16 channels, but config.model.world.latent_channels is 128"),
         ({"action_dim": 49}, {}, "needs actions or several cameras"),
         ({"patch_size": (1, 3, 3)}, {}, "do not divide the 4 along"),
         ({}, {"optimizer.trainable": ".*"}, "which trains the predictor too"),
@@ -372,14 +372,14 @@ def test_latents_of_another_autoencoder(tmp_path: pathlib.Path) -> None:
     config = run_config.load_recipe("configs/theworld.py:tiny_steps")
     with config.unlocked():
         config.model.world.predictor = str(tmp_path / "cosmos")
-    own = LinearAutoencoder.load(config.model.world.autoencoder_file).manifest_entry()
+    own = autoencoder_files.load(config.model.world.autoencoder_file).manifest_entry()
     manifest = records.read_manifest(pathlib.Path("assets/starter") / runs.ENCODERS)
     records.write_manifest(kept, manifest | {"autoencoder": own})
-    assert systems.create(config).model_config.predictor == CosmosConfig(
-        **{**NETWORK, "patch_size": (1, 1, 1)}, rope_scale=(1.0, 1.0, 1.0)
-    )
+    predictor = systems.create(config).model_config.predictor
+    assert isinstance(predictor, CosmosConfig)
+    assert (predictor.channels, predictor.width) == (NETWORK["channels"], NETWORK["width"])
     records.write_manifest(kept, manifest | {"autoencoder": own | {"hash": "0" * 64}})
-    with pytest.raises(UserError, match=r"'linear' \(00000000\), but the world's is 'linear'"):
+    with pytest.raises(UserError, match=r"'patch' \(00000000\), but the world's is 'patch'"):
         systems.create(config)
 
 
