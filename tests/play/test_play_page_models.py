@@ -18,8 +18,8 @@ from jworld.utils import config as run_config
 
 pytestmark = MARKS
 ROOT = pathlib.Path(__file__).parents[2]
-#: The autoencoder's channels: models of random weights need no data set with it.
-SMALL = {"model.width": 48, "model.num_layers": 1, "model.channels": 96}
+#: Models of random weights need no data set.
+SMALL = {"model.width": 48, "model.num_layers": 1}
 MATRIX = {**SMALL, "sample.rollout.num_steps": 8, "init_from": "", "model.control_layers": (0, 1)}
 COSMOS = {**SMALL, "data.clip.window_frames": 3, "data.encoding.clip_frames": 9, "model.action_dim": 14}
 
@@ -31,7 +31,7 @@ def made(recipe: str, changes: dict[str, Any]) -> live_server.Warm:
     system: Any = systems.create(config)
     expected = system.manifest_expectations()
     given = choices.EncoderOverrides(
-        autoencoder=str(ROOT / "assets" / "autoencoder" / "rooms.safetensors"),
+        autoencoder=str(ROOT / "assets" / "starter" / "encoders" / "autoencoder.safetensors"),
         text_encoder=f"hashed-words:{expected['text_encoder.dim']}",
     )
     encoders = model_encoders.open_given(given, expected, fps=system.fps)
