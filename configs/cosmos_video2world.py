@@ -143,7 +143,7 @@ def _tiny() -> ml_collections.ConfigDict:
     config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
-        # Of a model trained for minutes, better than the published solver; docs/cosmos.md.
+        # After minutes of training this is better than the published solver; docs/cosmos.md.
         "rollout": {
             "solver": "few_steps",
             "num_steps": 4,
