@@ -38,7 +38,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.data.records += "-whole"
     config.data.encoding.clip_frames = 0
     config.data.clip.update({"window_frames": 9, "start": "middle", "text_dropout": 0.1})
-    # A stream goes on from its own latents.
+    # A stream continues from its own latents.
     config.loss.own_errors = 0.3
     config.sample.rollout = {
         "mode": "stream",

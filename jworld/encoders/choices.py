@@ -1,4 +1,4 @@
-"""Which encoders a user chooses, by options of a command or by a run's config, in place of those of a data set."""
+"""Encoders that a user chooses, by options of a command or by a run's config, in place of those of a data set."""
 
 import argparse
 import dataclasses

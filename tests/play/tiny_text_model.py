@@ -26,5 +26,5 @@ def answerer() -> answers.Answerer:
         config.sample.rollout.update({"max_tokens": TOKENS, "temperature": 1.0})
     system = systems.create(config)
     tokenizer = chat.load(ROOT / "assets" / "tokenizer", image_tokens=config.model.image_tokens)
-    model, one = tiny_systems.make_model(system, scale=0.05), mesh.make_mesh(devices=jax.devices()[:1])
+    model, one = tiny_systems.make_model(system, scale=0.04), mesh.make_mesh(devices=jax.devices()[:1])
     return answers.Answerer(runs.Run(config, system, model, dataset.RunEncoders(tokenizer), None, one))
