@@ -50,7 +50,7 @@ def test_two_stages_and_a_steered_clip(tmp_path: pathlib.Path) -> None:
         **ONE_DEVICE,
     )
     assert made.returncode == 0, made.stdout + made.stderr
-    assert episodes.read_video(out).shape == (13, 48, 64, 3)
+    assert episodes.read_video(out).shape == (13, 96, 128, 3)
     assert json.loads(out.with_suffix(".json").read_text())["chunks"] == [{"start": 0, "stop": 13, "action": "D*2, DR"}]
 
     measured = commands.run(
@@ -66,7 +66,6 @@ def test_two_stages_and_a_steered_clip(tmp_path: pathlib.Path) -> None:
 def test_a_stream_and_its_student(tmp_path: pathlib.Path) -> None:
     whole = (
         "--config.data.encoding.clip_frames=0",
-        "--config.data.encoding.autoencoder=",
         "--config.data.clip.window_frames=5",
         "--config.model.control_layers=(0,1)",
         "--config.sample.rollout.window_frames=1",
@@ -83,7 +82,7 @@ def test_a_stream_and_its_student(tmp_path: pathlib.Path) -> None:
     request = [f"--checkpoint={tmp_path / 'stage4'}", f"--image={picture}", f"--out={out}", "--stream"]
     made = commands.run("jworld.generate", *request, "--actions=D*5,NL*3", **ONE_DEVICE)
     assert made.returncode == 0, made.stdout + made.stderr
-    assert episodes.read_video(out).shape == (32, 48, 64, 3)
+    assert episodes.read_video(out).shape == (32, 96, 128, 3)
     chunks = json.loads(out.with_suffix(".json").read_text())["chunks"]
     assert [chunk["action"] for chunk in chunks] == ["D"] * 5 + ["NL"] * 3
     refused = commands.run("jworld.generate", *request, "--actions=D*5,UP", **ONE_DEVICE)
@@ -105,7 +104,6 @@ def test_a_student_of_its_own_stream(tmp_path: pathlib.Path) -> None:
     """Stage 4 by distribution matching: windows of 5 latents that move by 4 along examples of 9."""
     whole = (
         "--config.data.encoding.clip_frames=0",
-        "--config.data.encoding.autoencoder=",
         "--config.model.num_layers=1",
         "--config.model.control_layers=(0,1)",
         "--config.sample.rollout.window_frames=1",
@@ -123,7 +121,7 @@ def test_a_student_of_its_own_stream(tmp_path: pathlib.Path) -> None:
     request = [f"--checkpoint={tmp_path / 'stage4'}", f"--image={picture}", f"--out={out}"]
     made = commands.run("jworld.generate", *request, "--actions=D*5,NL*3", **ONE_DEVICE)
     assert made.returncode == 0, made.stdout + made.stderr
-    assert episodes.read_video(out).shape == (32, 48, 64, 3)
+    assert episodes.read_video(out).shape == (32, 96, 128, 3)
     options = (f"--checkpoint={tmp_path / 'stage4'}", "--windows=2", "--chunks=2")
     measured = commands.run("jworld.evaluate", *options, **ONE_DEVICE)
     assert measured.returncode == 0, measured.stdout + measured.stderr
