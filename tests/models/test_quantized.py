@@ -135,7 +135,8 @@ def test_a_quantized_network_computes_with_the_weights_of_numpy(name: str, kind:
 
     exact, found, expected = map(loss, (model, with_weights(model, kind), with_numpy_weights(model, kind)))
     assert found == pytest.approx(expected, rel=2e-5)
-    assert abs(found - exact) > 1e-4 * abs(exact)
+    # What the quantization changes is far more than what rounding does: a mean over many latents hides most of it.
+    assert abs(found - exact) > max(1e-5 * abs(exact), 50 * abs(found - expected))
 
 
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
