@@ -127,7 +127,12 @@ def test_which_parameters_are_quantized(name: str) -> None:
     ],
 )
 def test_a_quantized_network_computes_with_the_weights_of_numpy(name: str, kind: str) -> None:
-    system: Any = systems.create(run_config.load_recipe(f"configs/{name}"))
+    config = run_config.load_recipe(f"configs/{name}")
+    if name.startswith("matrix"):
+        # The mean over all latents of the recipe hides what the quantization changes.
+        config.model.update({"channels": 32, "patch_size": 1, "width": 128, "prediction": "velocity"})
+        config.data.clip.latent_size = (3, 4)
+    system: Any = systems.create(config)
     model, batch = tiny_systems.make_model(system), tiny_systems.make_batch(system, 1)
 
     def loss(model: Any) -> float:
@@ -135,8 +140,8 @@ def test_a_quantized_network_computes_with_the_weights_of_numpy(name: str, kind:
 
     exact, found, expected = map(loss, (model, with_weights(model, kind), with_numpy_weights(model, kind)))
     assert found == pytest.approx(expected, rel=2e-5)
-    # What the quantization changes is far more than what rounding does: a mean over many latents hides most of it.
-    assert abs(found - exact) > max(1e-5 * abs(exact), 50 * abs(found - expected))
+    assert abs(found - exact) > 1e-4 * abs(exact)
+    assert abs(found - exact) > 50 * abs(found - expected)
 
 
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
