@@ -294,5 +294,5 @@ def critic_loss(
     size: int,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the loss of the critic on fresh rollouts of the student: the mean squared error of the velocity."""
-    weight = jnp.square(jnp.minimum(draws.level / cfg.sigma_floor, 1.0)) if cfg.sigma_floor else None
+    weight = flow_matching.error_weights(draws.level, cfg.sigma_floor) if cfg.sigma_floor else None
     return score_losses.critic_loss(model, Rollouts(batch, draws, cfg, sample, size), weight)
