@@ -37,7 +37,8 @@ class Warm:
 def warm(checkpoint: str = str(ROOT / "assets" / "starter"), players: int = 2) -> Warm:
     run = jworld.load(checkpoint)
     world = worker.World(run)
-    first = images.rendered(run.config, world.size)[:2]
+    # The motion of the keys is measured in rooms, and ViZDoom's views need ViZDoom.
+    first = images.rendered(run.config, world.size, source="rooms")[:2]
     start = key_logs.Start(image=first[0].image, prompt=first[0].caption)
     games = [worker.Game(world) for _ in range(players)]
     thread = concurrent.futures.ThreadPoolExecutor(1)
