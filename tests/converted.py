@@ -53,16 +53,41 @@ def autoencoder(
 def hunyuan15_autoencoder(directory: pathlib.Path) -> pathlib.Path:
     """Fill `directory` with random weights of diffusers' own class, as it saves them."""
     import diffusers
-    import torch
 
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderKLHunyuanVideo15(
+    return random_weights(
+        directory,
+        diffusers.AutoencoderKLHunyuanVideo15,
         latent_channels=4,
         block_out_channels=(8, 16, 16, 16),
         layers_per_block=1,
         spatial_compression_ratio=8,
         temporal_compression_ratio=4,
     )
+
+
+def wan_autoencoder(directory: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """Fill `directory` with random weights of diffusers' own class, as it saves them; its config.json with changes."""
+    import diffusers
+
+    random_weights(
+        directory,
+        diffusers.AutoencoderKLWan,
+        base_dim=8,
+        z_dim=4,
+        num_res_blocks=1,
+        latents_mean=[-0.7571, -0.7089, -0.9113, 0.1075],
+        latents_std=[2.8184, 1.4541, 2.3275, 2.6558],
+    )
+    config = directory / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    return directory
+
+
+def random_weights(directory: pathlib.Path, kind: type[Any], **settings: Any) -> pathlib.Path:
+    import torch
+
+    torch.manual_seed(0)
+    model = kind(**settings)
     with torch.no_grad():
         # Norms and biases too: their first values are ones and zeros, which hide mistakes.
         for value in model.parameters():

@@ -22,7 +22,6 @@ from jworld.models.autoencoders import files, linear
 
 GOLDEN = pathlib.Path(golden_cases.__file__).parent / "golden"
 CASES = {
-    "wan": "vae/wan_diffusers_keys",
     "worldplay": "worldplay/vae",
     "cogvideox": "matrix/vae",
 }
@@ -53,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("autoencoders")
     sources_of = {name: download(folder / name, name) for name in CASES}
     sources_of["hunyuan15"] = converted.hunyuan15_autoencoder(folder / "hunyuan15")
+    sources_of["wan"] = converted.wan_autoencoder(folder / "wan")
     for name, source in sources_of.items():
         run("import", source, "--output", folder / f"{name}.safetensors")
     return folder
@@ -69,7 +69,7 @@ def config(path: pathlib.Path) -> Any:
 # Round trips
 
 
-@pytest.mark.parametrize("name", [*CASES, "hunyuan15"])
+@pytest.mark.parametrize("name", [*CASES, "hunyuan15", "wan"])
 def test_import_and_export_is_bit_exact(
     folder: pathlib.Path, name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,8 +162,8 @@ def test_the_suffix_or_the_option_decides_the_layout(
 
 
 def test_half_precision_is_preserved(tmp_path: pathlib.Path) -> None:
-    source = download(tmp_path / "half", "wan")
-    tensors = golden_cases.GoldenCase(GOLDEN / CASES["wan"]).weights
+    source = converted.wan_autoencoder(tmp_path / "half")
+    tensors = tensors_of(source)
     halves = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
     with (source / sources.WEIGHTS_NAME).open("wb") as file:
         described = {name: (tensor.shape, tensor.dtype) for name, tensor in halves.items()}
@@ -294,13 +294,13 @@ def test_mistakes_end_in_one_sentence(
 def test_config_json_that_does_not_fit(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
 ) -> None:
-    source = download(tmp_path / "source", "wan", **changes)
+    source = converted.wan_autoencoder(tmp_path / "source", **changes)
     assert message in mistake(capsys, "import", source, "--output", tmp_path / "out")
 
 
 def test_every_tensor_has_its_place(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = download(tmp_path / "source", "wan")
-    tensors = dict(golden_cases.GoldenCase(GOLDEN / CASES["wan"]).weights)
+    source = converted.wan_autoencoder(tmp_path / "source")
+    tensors = tensors_of(source)
     bias = tensors.pop("decoder.conv_in.bias")
     converted.rewrite(source, tensors | {"more": bias, "quant_conv.bias": bias})
     message = mistake(capsys, "import", source, "--output", tmp_path / "out")
@@ -318,9 +318,9 @@ def test_every_tensor_has_its_place(tmp_path: pathlib.Path, capsys: pytest.Captu
 def test_verify_names_what_differs(
     folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tensors = {name: tensor.copy() for name, tensor in golden_cases.GoldenCase(GOLDEN / CASES["wan"]).weights.items()}
+    tensors = tensors_of(folder / "wan")
     tensors["encoder.conv_in.bias"][0] += np.float32(1e-6)
-    converted.rewrite(download(tmp_path / "source", "wan"), tensors)
+    converted.rewrite(converted.wan_autoencoder(tmp_path / "source"), tensors)
     message = mistake(capsys, "verify", folder / "wan.safetensors", tmp_path / "source")
     assert "1 of 146 tensors" in message
     assert "encoder.conv_in.bias" in message

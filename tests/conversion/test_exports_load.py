@@ -181,25 +181,14 @@ def autoencoder(folder: pathlib.Path, name: str, layout: str) -> pathlib.Path:
     return exported(folder, converted.autoencoder(folder / "source", case(name)), layout, "autoencoder")
 
 
-def wan_vae(folder: pathlib.Path) -> None:
-    """The class computes the recorded moments and decoded videos."""
-    golden = case("vae/wan_diffusers_keys")
-    model = load(diffusers.AutoencoderKLWan, autoencoder(folder, "vae/wan_diffusers_keys", "diffusers"))
-    pairs = [(f"video_T{1 + 4 * n}", f"moments_T{1 + 4 * n}") for n in range(3)]
-    with torch.inference_mode():
-        for given, expected in pairs:
-            moments = model.encode(torch.from_numpy(golden.inputs[given])).latent_dist.parameters
-            assert_close(moments, golden.outputs[expected])
-        for number in (1, 2, 3):
-            decoded = model.decode(torch.from_numpy(golden.inputs[f"latent_L{number}"])).sample
-            assert_close(decoded, golden.outputs[f"decoded_L{number}"])
+def random_vae(folder: pathlib.Path, source: pathlib.Path, kind: type[Any], **settings: Any) -> tuple[Any, Any]:
+    """The class computes the same with the exported weights, and so does the network here.
 
-
-def hunyuan_vae(folder: pathlib.Path) -> None:
-    """The class computes the same with the exported weights, and so does the network here."""
-    source = converted.hunyuan15_autoencoder(folder / "source")
-    theirs, kind = exported(folder, source, "diffusers", "autoencoder"), diffusers.AutoencoderKLHunyuanVideo15
-    ours: Any = files.load(folder / "ours.safetensors", dtype=jnp.float32, attention="causal", chunk=None)
+    Returns:
+      The class with the downloaded weights, and the network here.
+    """
+    theirs = exported(folder, source, "diffusers", "autoencoder")
+    ours: Any = files.load(folder / "ours.safetensors", dtype=jnp.float32, **settings)
     models = [load(kind, each) for each in (source, theirs)]
     for frames in (1, 5, 9):
         video = torch.randn(1, 3, frames, 24, 16)
@@ -214,6 +203,30 @@ def hunyuan_vae(folder: pathlib.Path) -> None:
         found = autoencoders.encoded(ours, inputs) | autoencoders.decoded(ours, inputs)
         assert_close(moments[0].permute(0, 2, 3, 4, 1), np.asarray(found[f"moments_T{frames}"]))
         assert_close(decoded[0].permute(0, 2, 3, 4, 1).clip(-1, 1), np.asarray(found[f"decoded_L{frames}"]).clip(-1, 1))
+    return models[0], ours
+
+
+def wan_vae(folder: pathlib.Path) -> None:
+    """The same in tiles."""
+    source = converted.wan_autoencoder(folder / "source")
+    theirs, ours = random_vae(folder, source, diffusers.AutoencoderKLWan)
+    tiling, (height, width) = autoencoders.Tiling(tile=(32, 32), stride=(24, 24)), (48, 40)
+    theirs.enable_tiling(
+        tile_sample_min_height=32, tile_sample_min_width=32, tile_sample_stride_height=24, tile_sample_stride_width=24
+    )
+    video = torch.randn(1, 3, 5, height, width)
+    with torch.inference_mode():
+        moments = theirs.encode(video).latent_dist.parameters
+        decoded = theirs.decode(moments[:, :4]).sample
+    inputs = {"tile_video": video.numpy(), "tile_latent": moments[:, :4].numpy()}
+    found = autoencoders.in_tiles(ours, inputs, tiling)
+    assert_close(moments.permute(0, 2, 3, 4, 1), np.asarray(found["tiled_moments"]))
+    assert_close(decoded.permute(0, 2, 3, 4, 1), np.asarray(found["tiled_decoded"]).clip(-1, 1))
+
+
+def hunyuan_vae(folder: pathlib.Path) -> None:
+    source = converted.hunyuan15_autoencoder(folder / "source")
+    random_vae(folder, source, diffusers.AutoencoderKLHunyuanVideo15, attention="causal", chunk=None)
 
 
 def cogvideox_vae(folder: pathlib.Path) -> None:
