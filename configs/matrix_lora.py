@@ -40,6 +40,7 @@ def _base() -> ml_collections.ConfigDict:
         # 12 tokens of 512 numbers for a latent frame: more than 192 can carry, if they have noise.
         "patch_size": 2,
         "prediction": "clean",
+        "output_kernel": 3,
         "width": 192,
         "num_heads": 4,
         "num_layers": 4,

@@ -16,6 +16,7 @@ from tiny_systems import make_batch, make_model
 from jworld import systems
 from jworld.cameras import driving
 from jworld.diffusion import v_prediction
+from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.parallel import mesh
 from jworld.systems import training_job
 from jworld.systems.matrix import evaluation, objective
@@ -158,7 +159,8 @@ def test_own_errors_change_what_the_model_sees_and_not_its_target() -> None:
 @pytest.mark.parametrize("kind", ["clip", "windows"])
 def test_a_clean_prediction_is_the_output_at_every_time(kind: str) -> None:
     """v is made of the output so that samplers and losses find it again, from pure noise to the cleanest time."""
-    config = make_config(**{"loss.kind": kind, "loss.groups": 2, "model.prediction": "clean"})
+    changes = {"model.prediction": "clean", "model.output_kernel": 1}
+    config = make_config(**{"loss.kind": kind, "loss.groups": 2}, **changes)
     system = Matrix(config)
     model = make_model(system)
     example = objective.example_of({name: jnp.asarray(x) for name, x in make_batch(system, 3).items()})
@@ -168,10 +170,38 @@ def test_a_clean_prediction_is_the_output_at_every_time(kind: str) -> None:
     noisy = v_prediction.add_noise(example.latents, draws.noise, v_prediction.at(system.alphas, times))
     found = objective.predict(model, example, draws, system.alphas)
     # The same weights without the conversion.
-    model.cfg = dataclasses.replace(model.cfg, prediction="velocity")
+    model.cfg = dataclasses.replace(model.cfg, prediction="velocity", output_kernel=1)
     output = model(noisy, example.text, times, control=example.control)
     np.testing.assert_allclose(found, output, atol=1e-5)
     assert float(jnp.std(output)) > 0.01
+
+
+def test_neighbors_are_joined_across_tokens_and_not_across_frames() -> None:
+    config = make_config(**{"model.prediction": "clean", "model.output_kernel": 3})
+    system = Matrix(config)
+    joined = make_model(system)
+    example = objective.example_of({name: jnp.asarray(x) for name, x in make_batch(system, 2).items()})
+    draws = objective.Draws(jnp.full(2, 700), jax.random.normal(jax.random.key(1), example.latents.shape))
+
+    def clean() -> np.ndarray:
+        return np.array(objective.predict(joined, example, draws, system.alphas))
+
+    for parameter in (joined.join.kernel, joined.join.bias):
+        parameter[...] = jnp.zeros_like(parameter[...])
+    expected = clean()
+    # Channel 0 of the left neighbor is added to channel 1.
+    joined.join.kernel[...] = joined.join.kernel[...].at[1, 0, 0, 1].set(1.0)
+    expected[..., 1:, 1] += expected[..., :-1, 0].copy()
+    np.testing.assert_allclose(clean(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"output_kernel": 3}, "needs 'clean'"), ({"prediction": "clean", "output_kernel": 2}, "expected an odd number")],
+)
+def test_kernels_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CogVideoXConfig(**options)
 
 
 def test_errors_at_little_noise_count_as_at_the_floor() -> None:

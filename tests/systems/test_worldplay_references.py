@@ -166,8 +166,8 @@ def test_neighbors_are_joined_across_tokens_and_not_across_frames() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prediction": "velocity", "output_kernel": 1}, "need 'clean'"),
-        ({"prediction": "velocity", "references": False}, "need 'clean'"),
+        ({"prediction": "velocity", "output_kernel": 1}, "references need 'clean'"),
+        ({"prediction": "velocity", "references": False}, "output_kernel needs 'clean'"),
         ({"output_kernel": 2}, "expected an odd number"),
         ({"actions": False}, "found by cameras"),
     ],

@@ -1,8 +1,9 @@
 """Hyper-parameters of the CogVideoX transformer with the control blocks of The Matrix."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from jworld.models.layers import joining
 from jworld.models.layers.config import TransformerConfig
 from jworld.utils import ranges
 
@@ -27,6 +28,8 @@ class CogVideoXConfig(TransformerConfig):
         for none, as published.
       prediction: what the last layer predicts: "velocity", v as published, or the "clean" latents, from which v
         follows. A network that is narrower than a token's numbers cannot pass on their noise, which v needs.
+      output_kernel: size of a convolution over the predicted clean latents, which joins neighboring tokens; 1 is none,
+        as published.
     """
 
     channels: ranges.Size = 16
@@ -45,11 +48,13 @@ class CogVideoXConfig(TransformerConfig):
     control_layers: tuple[ranges.LayersOrZero, ranges.LayersOrZero] = (15, 30)
     guidance_dim: ranges.Size | None = None
     prediction: Literal["velocity", "clean"] = "velocity"
+    output_kernel: Annotated[int, ranges.Range(1, 7)] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width % 16:
             raise ValueError(f"width {self.width} must be a multiple of 16 for the sines of three axes")
+        joining.check(self.prediction, self.output_kernel)
         start, stop = self.control_layers
         if self.control_dim is not None and not 0 <= start < stop <= self.num_layers:
             raise ValueError(f"control_layers {self.control_layers} must be a part of the {self.num_layers} layers")

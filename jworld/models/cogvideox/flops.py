@@ -24,6 +24,8 @@ def forward_flops(
     linear = cfg.num_layers * (tokens * (4 * D**2 + 2 * D * int(D * cfg.mlp_ratio)) + 2 * modulation)
     attention = cfg.num_layers * tokens**2
     linear += 2 * video * cfg.channels * cfg.patch_size**2 * D + cfg.text_tokens * cfg.text_dim * D
+    if cfg.output_kernel > 1:
+        linear += video * (cfg.patch_size * cfg.output_kernel * cfg.channels) ** 2
     linear += times * (D * cfg.time_dim + cfg.time_dim**2 + cfg.time_dim * 2 * D)
     if control and cfg.control_dim is not None:
         layers = cfg.control_layers[1] - cfg.control_layers[0]

@@ -16,6 +16,7 @@ from jworld.diffusion import v_prediction
 from jworld.models.cogvideox.blocks import ControlBlock, JointBlock, Streams
 from jworld.models.cogvideox.config import CogVideoXConfig
 from jworld.models.layers.embeddings import ScalarEmbedding
+from jworld.models.layers.joining import join_tokens
 from jworld.models.layers.linear import linear, zeros_init
 from jworld.models.layers.modulation import Modulation
 from jworld.models.layers.norms import layer_norm
@@ -75,6 +76,8 @@ class CogVideoXTransformer(nnx.Module):
         self.out_modulation = Modulation(cfg.time_dim, cfg.width, 2, param_dtype=cfg.param_dtype, rngs=rngs)
         self.out_norm = layer_norm(cfg.width, eps=cfg.norm_eps, param_dtype=cfg.param_dtype, rngs=rngs)
         self.patch_out = linear(cfg.width, cfg.channels * pixels, ("embed", None), **common)
+        if cfg.output_kernel > 1:
+            self.join = join_tokens(cfg.channels, cfg.output_kernel, param_dtype=cfg.param_dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -165,6 +168,8 @@ class CogVideoXTransformer(nnx.Module):
         if self.cfg.prediction == "velocity":
             return predicted
         assert self.schedule is not None
+        if self.cfg.output_kernel > 1:
+            predicted += self.join(predicted)
         # Clean frames of a context may have a time before the first.
         a = v_prediction.at(self.schedule.alphas_cumprod(), jnp.maximum(timestep, 0))
         return v_prediction.velocity_from_clean(latents.astype(jnp.float32), predicted, a)

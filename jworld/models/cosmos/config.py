@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
+from jworld.models.layers import joining
 from jworld.models.layers.config import TransformerConfig
 from jworld.utils import ranges
 
@@ -90,12 +91,7 @@ class CosmosConfig(TransformerConfig):
             raise ValueError(f"patch_size {self.patch_size} must have 1 in time: times are per latent frame")
         if self.action_dim is not None and self.modulation_rank is None:
             raise ValueError("action_dim needs a modulation_rank: actions add to the modulations' common term")
-        if self.prediction != "clean" and self.output_kernel > 1:
-            raise ValueError(
-                f"prediction is {self.prediction!r}, but output_kernel needs 'clean': the convolution changes latents"
-            )
-        if self.output_kernel % 2 == 0:
-            raise ValueError(f"output_kernel is {self.output_kernel}, expected an odd number")
+        joining.check(self.prediction, self.output_kernel)
 
 
 #: Sizes of the published Video2World models, by name.

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from jworld.models.layers import joining
 from jworld.models.layers.config import TransformerConfig
 from jworld.utils import ranges
 
@@ -63,11 +64,8 @@ class HunyuanConfig(TransformerConfig):
             raise ValueError(f"head size {self.head_dim} must be a multiple of 4 for the camera attention")
         if self.patch_size[0] != 1:
             raise ValueError(f"patch_size {self.patch_size} must have 1 in time: actions are per latent frame")
-        if self.prediction != "clean" and (self.references or self.output_kernel > 1):
-            raise ValueError(
-                f"prediction is {self.prediction!r}, but references and output_kernel need 'clean': they change latents"
-            )
-        if self.output_kernel % 2 == 0:
-            raise ValueError(f"output_kernel is {self.output_kernel}, expected an odd number")
+        joining.check(self.prediction, self.output_kernel)
+        if self.references and self.prediction != "clean":
+            raise ValueError(f"prediction is {self.prediction!r}, but references need 'clean': latents are copied")
         if self.references and not self.actions:
             raise ValueError("references need actions: they are found by cameras")
