@@ -462,6 +462,7 @@ _SCRIPTS = (
     _file("scripts.animate", "videos/a.mp4", "{}", "out.webp", good=("image",)),
     _folder("scripts.train_motion", "episodes", "--episodes={}", "--output=out.safetensors", members="manifest.json"),
     _folder("scripts.release_weights", "starter", "--run={}", "--output=out", members="config.json"),
+    _file("scripts.release_weights", "autoencoder.safetensors", "--run={starter}", "--autoencoder={}", "--output=out"),
     _folder("scripts.release_autoencoder", "starter", "--run={}", "--output=out.safetensors", members="config.json"),
 )
 SLOTS = (
