@@ -1,8 +1,8 @@
 """The Matrix, stage 1: LoRA adapters on CogVideoX-2B, which generates clips from captions.
 
 Variants (`--config=configs/matrix_lora.py:<variant>`):
-  base    tiny base in place of CogVideoX-2B, trained from scratch; minutes on two CPU cores
-  (none)  LoRA adapters on the result of the variant base; a minute or two
+  (none)  LoRA adapters on the tiny base in assets/matrix; a minute or two on two CPU cores
+  base    that base, in place of CogVideoX-2B, trained from scratch; some ten minutes
   2b      CogVideoX-2B with every value of the original's configs/lora_config.py; docs/matrix.md
 """
 
@@ -12,6 +12,8 @@ VARIANTS = ("", "base", "2b")
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("2b",)
 AUTOENCODER = "assets/starter/encoders/autoencoder.safetensors"
+#: Weights of the variant base, trained for longer: docs/matrix.md.
+STARTER = "assets/matrix"
 TARGETS = ("blocks/attention/(query|key|value|out)",)
 
 
@@ -108,7 +110,7 @@ def _lora(config: ml_collections.ConfigDict, *, rank: int) -> None:
     config.model.lora = {"targets": TARGETS, "rank": rank, "alpha": float(rank), "base_dtype": config.model.dtype}
     config.optimizer.trainable = r"(.*/)?lora/[ab]"
     if not config.init_from:
-        config.init_from = "runs/matrix_lora-base"
+        config.init_from = STARTER
         config.steps = 200
         config.optimizer.learning_rate = 2e-3
 

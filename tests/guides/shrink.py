@@ -78,12 +78,8 @@ _COSMOS_PUBLISHED = (
     *_COSMOS_IMAGE,
     "--config.sample.rollout.num_steps=2",
 )
-_MATRIX = (
-    *ROOMS,
-    "--config.model.width=48",
-    "--config.model.num_layers=2",
-    "--config.sample.rollout.num_steps=4",
-)
+#: The size of the model is that of the shipped weights.
+_MATRIX = (*ROOMS, "--config.sample.rollout.num_steps=4")
 #: The published sizes of The Matrix at 32x16 pixels, with 17 latent frames as published.
 _MATRIX_IMAGE = ("--config.data.encoding.image_size=(32,16)", "--config.data.clip.latent_size=(2,4)")
 _MATRIX_PUBLISHED = (
@@ -177,12 +173,12 @@ RECIPES = {
     ),
     # Their students have four steps.
     "cosmos_distill.py": (*_COSMOS, "--config.sample.rollout.num_steps=4", "--config.critic.updates=1"),
-    "matrix_scm.py:matching": (*_MATRIX, "--config.model.control_layers=(0,2)", "--config.critic.updates=1"),
+    "matrix_scm.py:matching": (*_MATRIX, "--config.critic.updates=1"),
     "matrix_lora.py:base": _MATRIX,
     "matrix_lora.py": _MATRIX,
-    "matrix_control.py": (*_MATRIX, "--config.model.control_layers=(0,2)"),
-    "matrix_swin_dpm.py": (*_MATRIX, "--config.model.control_layers=(0,2)"),
-    "matrix_scm.py": (*_MATRIX, "--config.model.control_layers=(0,2)"),
+    "matrix_control.py": _MATRIX,
+    "matrix_swin_dpm.py": _MATRIX,
+    "matrix_scm.py": _MATRIX,
     "matrix_lora.py:2b": (*_MATRIX_PUBLISHED, "--config.model.lora.rank=4", "--config.model.lora.alpha=4.0"),
     "matrix_control.py:2b": (*_MATRIX_PUBLISHED, *_MATRIX_CONTROL),
     "matrix_swin_dpm.py:2b": (*_MATRIX_PUBLISHED, *_MATRIX_CONTROL),
