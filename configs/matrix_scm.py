@@ -63,9 +63,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
     config.init_from = "runs/matrix_swin_dpm"
-    config.steps = 400
+    config.steps = 200
     config.loss.guidance = (1.5, 1.5)
-    config.optimizer.learning_rate = 2e-4
+    # Of clean latents, the teacher is close to its path in 4 steps already: larger steps lead away from it.
+    config.optimizer.learning_rate = 3e-5
 
 
 def _published(config: ml_collections.ConfigDict, *, window_frames: int) -> None:
