@@ -65,7 +65,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.init_from = "runs/matrix_swin_dpm"
     config.steps = 200
     config.loss.guidance = (1.5, 1.5)
-    # Of clean latents, the teacher is close to its path in 4 steps already: larger steps lead away from it.
+    # The teacher of clean latents is close to the end of its path in 4 steps already: larger rates lead away from it.
     config.optimizer.learning_rate = 3e-5
 
 
