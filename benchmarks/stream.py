@@ -3,8 +3,8 @@
     python benchmarks/stream.py
     python benchmarks/stream.py --windows 100 --window-frames 1 2 --json stream.json
 
-The model is that of configs/matrix_swin_dpm.py with random weights and the channels of the starter's autoencoder. There
-is one row per sampler: stage 3 with guidance in 20 and 4 steps, stage 4 without guidance in 8 and 4 steps.
+The model is that of configs/matrix_swin_dpm.py with random weights. There is one row per sampler: stage 3 with guidance
+in 20 and 4 steps, stage 4 without guidance in 8 and 4 steps.
 
 A step makes one window: steps / groups passes of the network over all frames of the window, twice with guidance, and
 the pixels of the frames that leave the window. A key controls the frames that enter the window. It therefore becomes
@@ -37,8 +37,6 @@ from jworld.utils import config as run_config
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "matrix_swin_dpm.py"
 STARTER = ROOT / "assets" / "starter" / "encoders"
-#: Latent channels of the starter's autoencoder.
-CHANNELS = 96
 SAMPLERS = {
     "stage 3, 20 steps": {"solver": "dpm", "num_steps": 20},
     "stage 3, 4 steps": {"solver": "dpm", "num_steps": 4},
@@ -111,7 +109,6 @@ def main() -> None:
             config = run_config.load_recipe(str(RECIPE))
             with config.unlocked():
                 config.sample.rollout.update({"window_frames": size, **changes})
-                config.model.channels = CHANNELS
             system: Matrix = systems.create(config)
             devices = mesh.make_mesh(devices=jax.devices()[:1])
             encoders = system.data.encoders(STARTER, given=choices.EncoderOverrides(), mesh=devices)

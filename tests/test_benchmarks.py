@@ -109,6 +109,16 @@ def test_rollout(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
+def test_stream(tmp_path: pathlib.Path) -> None:
+    rows = run("stream", tmp_path / "stream.json", "--windows", "1")["rows"]
+    assert [row["passes"] for row in rows.values()] == [10, 2, 2, 1]
+    for row in rows.values():
+        # Two latents of four frames each; a key is visible after the four groups.
+        assert row["frames_per_second"] == pytest.approx(8 * row["windows_per_second"])
+        assert row["delay_windows"] == 4
+
+
+@pytest.mark.slow
 def test_autoencoder_without_diffusers(tmp_path: pathlib.Path) -> None:
     sizes = ("--families", "cogvideox", "--narrow", "cogvideox=16", "--size", "16x8", "--frames", "5", "--repeats", "1")
     python = tmp_path / "python"
