@@ -21,6 +21,9 @@ from jworld.encoders.choices import GLYPH, IMAGE, NONE, TEXT, EncoderOverrides, 
 from jworld.utils import files
 from jworld.utils.errors import UserError
 
+#: Folder of a run, or of released weights, that holds what `copy` writes.
+FOLDER = "encoders"
+
 
 class StoredPrompts:
     """Encoded prompts of a data set, by their keys in its manifest; the empty prompt is the negative one, row 0."""

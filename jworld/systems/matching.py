@@ -6,7 +6,10 @@ from typing import Any
 
 import ml_collections
 
+from jworld.data import records
+from jworld.encoders import model_encoders
 from jworld.utils import config as run_config
+from jworld.utils import resources
 
 #: Options of `jworld.precompute` that decide a value of the network.
 _MADE_WITH = {
@@ -36,6 +39,17 @@ def arguments(recipe: str, directory: pathlib.Path, needed: Mapping[str, Any]) -
 def is_published(config: ml_collections.ConfigDict) -> bool:
     """Return whether a recipe continues published weights on the user's own data."""
     return bool(config.init_from) and not config.data.get("recording", {}).get("source", "")
+
+
+def continues(recipe: str, manifest: Mapping[str, Any]) -> bool:
+    """Return whether the records have latents and captions like those that a recipe's first weights were trained on."""
+    folder = resources.find(run_config.load_recipe(recipe).init_from) / model_encoders.FOLDER
+    if not (folder / records.MANIFEST).is_file():
+        return False
+    expected = records.read_manifest(folder)
+    pairs = [("autoencoder", "hash"), ("text_encoder", "family"), ("text_encoder", "dim")]
+    same_encoders = all(manifest[role].get(key) == expected[role].get(key) for role, key in pairs)
+    return same_encoders and manifest["latent_shape"] == expected["latent_shape"]
 
 
 def notes(arguments: Sequence[str], manifest: Mapping[str, Any]) -> list[str]:

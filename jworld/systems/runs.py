@@ -38,7 +38,7 @@ from jworld.training.checkpoints import Checkpoints
 from jworld.utils import config as run_config
 from jworld.utils import errors, files, hub_folders, nnx_types
 
-CHECKPOINTS, ENCODERS, SAMPLES = "checkpoints", "encoders", "samples"
+CHECKPOINTS, ENCODERS, SAMPLES = "checkpoints", model_encoders.FOLDER, "samples"
 #: Weights outside a checkpoint, as in the starter folder.
 WEIGHTS = "model.safetensors"
 #: Imported weights, and their description.

@@ -91,6 +91,35 @@ def test_the_next_command_fits_the_records(tmp_path, capsys, monkeypatch, form, 
         assert first_batch(arguments)["latent"].shape == (1, 3, 3, 4, 24)
 
 
+@pytest.mark.parametrize(
+    "form, flags, recipe",
+    [
+        ("worldplay", (), "configs/ar_mem.py"),
+        ("matrix", (), "configs/matrix_lora.py"),
+        ("cosmos", (), "configs/cosmos_video2world.py"),
+        # The shipped weights cannot be continued with these.
+        ("worldplay", ("--text-encoder=hashed-words:24",), "configs/ar_mem.py:rooms"),
+        ("matrix", ("--text-encoder=hashed-words:24",), "configs/matrix_lora.py:base"),
+        ("worldplay", ("--width=48", "--height=80"), "configs/ar_mem.py:rooms"),
+        ("matrix", ("--width=48", "--height=80"), "configs/matrix_lora.py:base"),
+    ],
+)
+def test_latents_of_the_shipped_autoencoder(tmp_path, capsys, monkeypatch, form, flags, recipe):
+    """Own videos continue the shipped weights where there are any."""
+    raw = precompute_inputs.write_videos(tmp_path / "raw", form)
+    sizes = ("--autoencoder=assets/starter/encoders/autoencoder.safetensors", "--width=128", "--height=96")
+    height, width = (5, 3) if "--width=48" in flags else (6, 8)
+    (command,) = lines(run(form, raw, tmp_path / "set", capsys, *sizes, *flags), "next: ")
+    arguments = shlex.split(command)[3:]
+    assert arguments[0] == f"--config={recipe}"
+    assert not any(argument.startswith("--config.init_from") for argument in arguments)
+    assert flags or not any(argument.startswith("--config.model") for argument in arguments)
+    monkeypatch.chdir(tmp_path)
+    train.main([*arguments, "--dry-run"])
+    if form != "worldplay":  # whose examples are longer than these videos
+        assert first_batch(arguments)["latent"].shape == (1, 3, height, width, 128)
+
+
 def test_a_network_of_published_size(tmp_path, capsys):
     """Latents of the published autoencoder: what does not fit the published weights is named with its flag."""
     raw = precompute_inputs.write_videos(tmp_path / "raw", "matrix")

@@ -15,9 +15,9 @@ from flax import nnx
 from jworld.cameras import actions, lengths, pose_strings, robots, trajectories
 from jworld.data import records
 from jworld.data.records import text_store as text_stores
+from jworld.encoders import autoencoders
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
-from jworld.models.autoencoders import linear
 from jworld.models.autoencoders.wan import WanAutoencoder
 from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
@@ -109,7 +109,7 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
         arrays, family, source = manifest["arrays"], manifest["autoencoder"]["family"], manifest["source"]
         if source not in FORMATS or "prompt" not in arrays or (source == "videos" and family in OTHERS):
             return None
-        is_tiny, is_steered = family == linear.FAMILY, "motion" in arrays
+        is_tiny, is_steered = family in autoencoders.OWN_FAMILIES, "motion" in arrays
         size, steered = "tiny" if is_tiny else "2b", "lerobot" if "commands" in manifest else "action"
         views = manifest.get("views")
         kind = steered if is_steered else "multiview" if views else ""

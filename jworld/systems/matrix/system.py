@@ -20,9 +20,9 @@ from flax import nnx
 from jworld.cameras import driving, lengths
 from jworld.data import records
 from jworld.data.records import text_store as text_stores
+from jworld.encoders import autoencoders
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
-from jworld.models.autoencoders import linear
 from jworld.models.autoencoders.cogvideox import CogVideoXAutoencoder
 from jworld.models.cogvideox import flops
 from jworld.models.cogvideox.config import CogVideoXConfig
@@ -46,8 +46,8 @@ from jworld.training import optimizers, parts, score_losses
 from jworld.utils import config as run_config
 from jworld.utils import errors, notes
 
-#: The recipes that train first on a data set: with the linear autoencoder, and with a network.
-TINY, PUBLISHED = "configs/matrix_lora.py:base", "configs/matrix_lora.py:2b"
+#: Recipes that train first on a data set: with the autoencoder of the shipped base, another small one, or CogVideoX'.
+SHIPPED, TINY, PUBLISHED = "configs/matrix_lora.py", "configs/matrix_lora.py:base", "configs/matrix_lora.py:2b"
 #: Keys of a stream: the letters of its tokens, and arrows. Without a gear it is N.
 LIVE_KEYS = (
     live.Key(name="D", label="drive", codes=("KeyD", "ArrowUp"), opposite="B", axis="y0-"),
@@ -120,11 +120,14 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         )
         if not ours or "prompt" not in arrays:
             return None
-        recipe, size = TINY if family == linear.FAMILY else PUBLISHED, tuple(manifest["latent_shape"][:2])
+        is_tiny, size = family in autoencoders.OWN_FAMILIES, tuple(manifest["latent_shape"][:2])
         # Small latents are not divided into tokens of 2 x 2.
         odd = {"model.patch_size": 1} if any(length % 2 for length in size) else {}
+        recipe = TINY if is_tiny else PUBLISHED
+        if matching.continues(SHIPPED, manifest):
+            recipe = SHIPPED
         needed = {
-            **({"data.recording.source": ""} | odd if recipe == TINY else {}),
+            **({"data.recording.source": ""} | odd if is_tiny else {}),
             "data.clip.latent_size": size,
             "data.clip.window_frames": matching.window(manifest, recipe),
             "data.clip.posterior": "logvar" in arrays,

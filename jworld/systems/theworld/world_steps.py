@@ -12,6 +12,7 @@ import ml_collections
 
 from jworld.data import records
 from jworld.diffusion import adams_bashforth, rectified_flow
+from jworld.encoders import model_encoders
 from jworld.models.autoencoders import files as autoencoder_files
 from jworld.models.autoencoders.wan import WanAutoencoder
 from jworld.models.cosmos.config import CosmosConfig
@@ -25,8 +26,6 @@ from jworld.utils import errors, resources
 
 #: Name of the network in the model, and of its hyper-parameters in `config.model`.
 PREDICTOR = "predictor"
-#: Subfolder of a run with the encoders of its data.
-_ENCODERS = "encoders"
 
 
 def world_latents(model: TheWorld, pixels: jax.Array, frames: int | None = None) -> jax.Array:
@@ -117,8 +116,8 @@ def read(world: dict[str, Any]) -> dict[str, Any]:
     config = run_config.load(folder)
     if config.system != "cosmos":
         raise errors.UserError(f"{key}: {folder} holds a model of {config.system!r}, expected one of 'cosmos'")
-    if (folder / _ENCODERS / records.MANIFEST).is_file():
-        found = records.read_manifest(folder / _ENCODERS)["autoencoder"]
+    if (folder / model_encoders.FOLDER / records.MANIFEST).is_file():
+        found = records.read_manifest(folder / model_encoders.FOLDER)["autoencoder"]
         file = world.get("autoencoder_file")
         expected = {"family": WanAutoencoder.family}
         if file:

@@ -4,10 +4,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jworld.models.autoencoders import linear
+from jworld.encoders import autoencoders
 from jworld.systems import matching
 
-RECIPE, TINY = "configs/ar_mem.py:8b", "configs/ar_mem.py:rooms"
+#: For latents of published autoencoders, of that of the starter weights, and of others that jworld fits or trains.
+PUBLISHED, STARTER, FITTED = "configs/ar_mem.py:8b", "configs/ar_mem.py", "configs/ar_mem.py:rooms"
 #: Glyph tokens of a model that reads glyphs, as published.
 GLYPH_TOKENS = 256
 
@@ -15,11 +16,15 @@ GLYPH_TOKENS = 256
 def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
     """Return the arguments that train on a data set, or None if it lacks arrays that the system needs.
 
-    Data sets with a linear autoencoder fit the tiny recipe. Others fit the published one, with their sizes as changes.
+    Data sets with the autoencoder of the starter weights continue those. Others fit a tiny recipe or the published one,
+    with their sizes as changes.
     """
     if not {"w2c", "action", "vision_states", "prompt"} <= manifest["arrays"].keys():
         return None
-    is_tiny = manifest["autoencoder"]["family"] == linear.FAMILY
+    is_tiny = manifest["autoencoder"]["family"] in autoencoders.OWN_FAMILIES
+    recipe = FITTED if is_tiny else PUBLISHED
+    if matching.continues(STARTER, manifest):
+        recipe = STARTER
     height, width, channels = manifest["latent_shape"]
     vision, glyph = manifest["vision_encoder"], manifest["glyph_encoder"]["dim"]
     needed = {
@@ -32,4 +37,4 @@ def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[
         "model.text_dim": manifest["text_encoder"]["dim"],
         "model.glyph_dim": glyph or None,
     }
-    return matching.arguments(TINY if is_tiny else RECIPE, directory, needed)
+    return matching.arguments(recipe, directory, needed)
