@@ -130,7 +130,9 @@ def test_a_quantized_network_computes_with_the_weights_of_numpy(name: str, kind:
     config = run_config.load_recipe(f"configs/{name}")
     if name.startswith("matrix"):
         # The mean over all latents of the recipe hides what the quantization changes.
-        config.model.update({"channels": 32, "patch_size": 1, "width": 128, "prediction": "velocity"})
+        config.model.update(
+            {"channels": 32, "patch_size": 1, "width": 128, "prediction": "velocity", "output_kernel": 1}
+        )
         config.data.clip.latent_size = (3, 4)
     system: Any = systems.create(config)
     model, batch = tiny_systems.make_model(system), tiny_systems.make_batch(system, 1)
