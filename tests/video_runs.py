@@ -12,7 +12,8 @@ from jworld import systems
 from jworld.utils import config as run_config
 
 ROOT = pathlib.Path(__file__).parent.parent
-#: Recipe, values of the config and arguments of `generate`, by name.
+#: Recipe, values of the config and arguments of `generate`, by name. The convolution that joins tokens would be most of
+#: so small a network.
 RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "worldplay": (
         "ar_mem.py:rooms",
@@ -27,19 +28,24 @@ RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     ),
     "cosmos": (
         "cosmos_video2world.py",
-        # The convolution that joins tokens would be most of so small a network.
         {"data.clip.window_frames": 3, "data.encoding.clip_frames": 9, "model.output_kernel": 1},
         ("--image", "IMAGE"),
     ),
     "clip": (
         "matrix_lora.py:base",
-        {"data.clip.window_frames": 3, "data.encoding.clip_frames": 9, "sample.rollout.num_steps": 4},
+        {
+            "data.clip.window_frames": 3,
+            "data.encoding.clip_frames": 9,
+            "model.output_kernel": 1,
+            "sample.rollout.num_steps": 4,
+        },
         (),
     ),
     "stream": (
         "matrix_swin_dpm.py",
         {
             "sample.rollout.num_steps": 8,
+            "model.output_kernel": 1,
             "init_from": "",
             "model.control_layers": (0, 1),
         },
