@@ -85,7 +85,7 @@ def referring(config: ml_collections.ConfigDict, file: pathlib.Path, own: pathli
         )
     found = ml_collections.ConfigDict(config)
     with found.unlocked():
-        found.sample.encoders = {"autoencoder": str(file)}
+        found.sample.encoders = {**found.sample.get("encoders", {}), "autoencoder": str(file)}
     return found
 
 

@@ -84,6 +84,7 @@ def wan_autoencoder(directory: pathlib.Path, **changes: Any) -> pathlib.Path:
 
 
 def random_weights(directory: pathlib.Path, kind: type[Any], **settings: Any) -> pathlib.Path:
+    """Fill `directory` with random weights of a class of diffusers."""
     import torch
 
     torch.manual_seed(0)

@@ -123,9 +123,9 @@ class Matrix(latent_video.LatentVideoSystem[CogVideoXTransformer, data.ClipConfi
         is_tiny, size = family in autoencoders.OWN_FAMILIES, tuple(manifest["latent_shape"][:2])
         # Small latents are not divided into tokens of 2 x 2.
         odd = {"model.patch_size": 1} if any(length % 2 for length in size) else {}
-        recipe = TINY if is_tiny else PUBLISHED
-        if matching.continues(SHIPPED, manifest):
-            recipe = SHIPPED
+        recipe = PUBLISHED
+        if is_tiny:
+            recipe = SHIPPED if matching.continues(SHIPPED, manifest) else TINY
         needed = {
             **({"data.recording.source": ""} | odd if is_tiny else {}),
             "data.clip.latent_size": size,

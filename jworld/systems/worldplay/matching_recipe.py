@@ -22,9 +22,9 @@ def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[
     if not {"w2c", "action", "vision_states", "prompt"} <= manifest["arrays"].keys():
         return None
     is_tiny = manifest["autoencoder"]["family"] in autoencoders.OWN_FAMILIES
-    recipe = FITTED if is_tiny else PUBLISHED
-    if matching.continues(STARTER, manifest):
-        recipe = STARTER
+    recipe = PUBLISHED
+    if is_tiny:
+        recipe = STARTER if matching.continues(STARTER, manifest) else FITTED
     height, width, channels = manifest["latent_shape"]
     vision, glyph = manifest["vision_encoder"], manifest["glyph_encoder"]["dim"]
     needed = {
