@@ -74,9 +74,8 @@ def cosmos_original() -> Download:
 
 def cosmos_diffusers() -> Download:
     golden = _case("cosmos/diffusers_parity")
-    weights = safetensors.numpy.load_file(golden.path / "weights_diffusers.safetensors")
     targets = r"transformer_blocks\.\d+\.(attn[12]\.(to_q|to_out\.0)|ff\.net\.0\.proj)|norm_out\.linear_2"
-    return Download(weights, golden.config["diffusers_config"], targets)
+    return Download(golden.diffusers_weights, golden.config["diffusers_config"], targets)
 
 
 def worldplay() -> Download:
@@ -89,7 +88,7 @@ def worldplay() -> Download:
 
 
 def hunyuan_diffusers() -> Download:
-    golden = converted.case("transformer_diffusers_masks")
+    golden = converted.case("hunyuan_diffusers")
     targets = (
         r"transformer_blocks\.\d+\.attn\.(to_q|add_k_proj)|norm_out\.linear"
         r"|context_embedder\.token_refiner\.refiner_blocks\.\d+\.attn\.to_[qv]"

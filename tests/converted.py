@@ -1,4 +1,4 @@
-"""Downloaded checkpoints made from the golden cases, for tests of the conversion."""
+"""Downloaded checkpoints made from golden and made cases, for tests of the conversion."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import golden_cases
+import made_cases
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
@@ -17,17 +18,18 @@ from conversion import engine, families, sources
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 
-WORLDPLAY = pathlib.Path(golden_cases.__file__).parent / "golden" / "worldplay"
+MADE = {"base": made_cases.base, "hunyuan_diffusers": made_cases.hunyuan_diffusers}
 #: Settings of the small cases: float32, to compare with the golden outputs.
 SETTINGS = ("model.dtype=float32",)
 
 
 def case(name: str) -> golden_cases.GoldenCase:
-    return golden_cases.GoldenCase(WORLDPLAY / name)
+    """Return a case of `MADE`, or a golden case of WorldPlay."""
+    return MADE[name]() if name in MADE else golden_cases.GoldenCase(made_cases.WORLDPLAY / name)
 
 
 def download(directory: pathlib.Path, name: str, *, config: bool = True) -> pathlib.Path:
-    """Fill `directory` with the weights of a golden case and the config.json of its program, with the usual names."""
+    """Fill `directory` with the weights of a case and the config.json of its program, with the usual names."""
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(case(name).path / "weights.safetensors", directory / sources.WEIGHTS_NAME)
     if config:

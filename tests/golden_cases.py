@@ -82,6 +82,13 @@ class GoldenCase:
         return self._arrays("weights")
 
     @functools.cached_property
+    def diffusers_weights(self) -> dict[str, np.ndarray]:
+        """Weights with diffusers' names: stored with them, or a JSON file of the original name of each."""
+        if (path := self.path / "weights_diffusers.json").is_file():
+            return {name: self.weights[original] for name, original in json.loads(path.read_text()).items()}
+        return self._arrays("weights_diffusers")
+
+    @functools.cached_property
     def _documents(self) -> dict[str, Any]:
         return {}
 

@@ -48,11 +48,11 @@ def test_train_step(tmp_path: pathlib.Path) -> None:
 
 
 def test_restore(tmp_path: pathlib.Path) -> None:
-    source = converted.download(tmp_path / "download", "transformer_plain")
+    source = converted.download(tmp_path / "download", "base")
     importing.import_weights(source, tmp_path / "imported", importing.Options())
     arguments = ("--checkpoint", str(tmp_path / "imported"), "--dtype", "bfloat16", "--repeats", "1")
     numbers = run("restore", tmp_path / "restore.json", *arguments)
-    values = sum(tensor.size for tensor in converted.case("transformer_plain").weights.values())
+    values = sum(tensor.size for tensor in converted.case("base").weights.values())
     assert numbers["parameter_bytes"] == 2 * values
     assert numbers["stored_bytes"] > 4 * values
     assert numbers["restore_seconds"] > 0

@@ -150,7 +150,7 @@ def run(case: golden_cases.GoldenCase) -> float:
         ("matrix/s1_lora", "args.lora_alpha", 8),
         ("matrix/s1_lora", "args.lora_scale", 0.5),
         ("matrix/s2_transformer_forward", "model.norm_eps", 1e-2),
-        ("worldplay/transformer_plain", "constructor.rope_theta", 100),
+        ("worldplay/transformer_ar_train", "constructor.rope_theta", 100),
         ("theworld/gemma3_text", "text_config.rope_scaling.factor", 4.0),
     ],
 )
@@ -168,7 +168,7 @@ def test_another_value_changes_the_result(case: str, name: str, value: object, t
         ("matrix/s2_transformer_forward", "args.H", 7, "H is 7"),
         ("cosmos/dit_v2w", "model_kwargs.pos_emb_cls", "sincos", "pos_emb_cls is 'sincos'"),
         ("cosmos/dit_v2w", "model_kwargs.atten_backend", "natten", "atten_backend is 'natten'"),
-        ("worldplay/transformer_plain", "constructor.mm_single_blocks_depth", 1, "mm_single_blocks_depth is 1"),
+        ("worldplay/transformer_ar_train", "constructor.mm_single_blocks_depth", 1, "mm_single_blocks_depth is 1"),
         ("theworld/gemma3_text", "text_config.attn_logit_softcapping", 50.0, "attn_logit_softcapping is 50.0"),
     ],
 )

@@ -137,7 +137,7 @@ def test_train_and_generate(python: pathlib.Path, empty: pathlib.Path) -> None:
 
 @pytest.mark.slow
 def test_conversion(python: pathlib.Path, empty: pathlib.Path) -> None:
-    source = converted.download(empty / "download", "transformer_plain")
+    source = converted.download(empty / "download", "base")
     settings = [part for setting in converted.SETTINGS for part in ("--set", setting)]
     run(empty, python, "-m", "conversion", "import", source, "--output", "imported", *settings)
     run(empty, python, "-m", "conversion", "export", "imported", "--output", "exported")

@@ -307,7 +307,7 @@ def test_adapters_made_for_the_other_layout(
 
 def test_split_and_joined_matrices(tmp_path: pathlib.Path) -> None:
     """The refiner's q, k and v are one matrix in the original and three in diffusers; one adapter changes a part."""
-    golden = adapted.converted.case("transformer_plain")
+    golden = adapted.converted.case("base")
     download = adapted.Download(golden.weights, golden.config["constructor"], "")
     source = download.write(tmp_path / "source")
     joined = "txt_in.individual_token_refiner.blocks.0.self_attn_qkv.weight"

@@ -12,7 +12,7 @@ import pytest
 from conversion import __main__ as conversion
 from jworld.systems import runs
 
-ACTION, BASE = "transformer_ar_train", "transformer_plain"
+ACTION, BASE = "transformer_ar_train", "base"
 
 
 @pytest.fixture(scope="module")

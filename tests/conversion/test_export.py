@@ -22,7 +22,7 @@ from jworld.training import state as train_state
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
-ACTION, DIFFUSERS = "transformer_ar_train", "transformer_diffusers_masks"
+ACTION, DIFFUSERS = "transformer_ar_train", "hunyuan_diffusers"
 OPTIONS = importing.Options(settings=converted.SETTINGS)
 
 

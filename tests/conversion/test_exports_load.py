@@ -4,11 +4,10 @@ Where no class exists here, keys, shapes and bytes are those of the recorded che
 kinds: a family or a layout without a test fails `test_every_kind_has_a_test`.
 """
 
-import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -18,6 +17,7 @@ import diffusers
 import gemma_folders
 import golden_cases
 import jax.numpy as jnp
+import made_cases
 import numpy as np
 import peft
 import pipeline_parts
@@ -25,7 +25,7 @@ import pytest
 import test_adapter_exports
 import torch
 import torch_models
-from diffusers.models.transformers import transformer_cosmos, transformer_hunyuan_video15
+from diffusers.models.transformers import transformer_cosmos
 from parity_checks import autoencoders
 
 from conversion import __main__ as conversion
@@ -70,7 +70,7 @@ def load(kind: type[Any], folder: pathlib.Path) -> Any:
 
 
 def hunyuan_network(model: Any) -> None:
-    golden = case("worldplay/transformer_diffusers_masks")
+    golden = made_cases.hunyuan_diffusers()
     with torch.inference_mode():
         assert_close(model(**tensors(golden), return_dict=False)[0], golden.outputs["sample"])
 
@@ -101,21 +101,10 @@ def cogvideox_network(model: Any) -> None:
         assert_close(model(**tensors(golden), return_dict=False)[0], golden.outputs["output_base"])
 
 
-@contextlib.contextmanager
-def small_glyphs() -> Iterator[None]:
-    """Replace the width that the class writes in its code by that of the recorded network."""
-    kind = transformer_hunyuan_video15.HunyuanVideo15ByT5TextProjection
-    width = case("worldplay/transformer_diffusers_masks").config["glyph_hidden_dim"]
-    with mock.patch.object(
-        transformer_hunyuan_video15, kind.__name__, lambda inside, hidden, outside: kind(inside, width, outside)
-    ):
-        yield
-
-
 def hunyuan_diffusers(folder: pathlib.Path) -> None:
     source = adapted.hunyuan_diffusers().write(folder / "source")
     theirs = exported(folder, source, "diffusers")
-    with small_glyphs():
+    with made_cases.small_glyphs():
         hunyuan_network(load(diffusers.HunyuanVideo15Transformer3DModel, theirs))
 
 
@@ -305,7 +294,7 @@ def cosmos_pipeline(folder: pathlib.Path) -> None:
 def hunyuan_pipeline(folder: pathlib.Path) -> None:
     base = pipeline_parts.hunyuan_folder(folder / "HunyuanVideo-1.5-Diffusers-480p_i2v")
     out = pipeline(folder, adapted.hunyuan_diffusers(), base, "--config.sample.rollout.shift=7.0")
-    with small_glyphs():
+    with made_cases.small_glyphs():
         pipe = diffusers.HunyuanVideo15ImageToVideoPipeline.from_pretrained(out)
     hunyuan_network(pipe.transformer)
     assert pipe.scheduler.config.shift == 7.0

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 from typing import Any
 
-import golden_cases
+import converted
 import jax.numpy as jnp
 import pytest
 from flax import nnx
@@ -18,7 +18,6 @@ from jworld.models.hunyuan.transformer import HunyuanTransformer
 from jworld.utils.errors import UserError
 from scripts import full_size_keys
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "worldplay"
 WORLDPLAY = families.FAMILIES["worldplay"]
 ORIGINAL, DIFFUSERS = WORLDPLAY.layouts["original"], WORLDPLAY.layouts["diffusers"]
 BASE = HunyuanConfig(actions=False)
@@ -55,9 +54,9 @@ def shapes_of(cfg: HunyuanConfig, layout: families.KeyLayout) -> dict[str, engin
     return {name: place.source_shape for name, place in places.items()}
 
 
-@pytest.mark.parametrize("name", ["transformer_ar_train", "transformer_plain"])
+@pytest.mark.parametrize("name", ["transformer_ar_train", "base"])
 def test_shapes_determine_all_sizes_of_the_original(name: str) -> None:
-    case = golden_cases.GoldenCase(GOLDEN / name)
+    case = converted.case(name)
     shapes = {name: weight.shape for name, weight in case.weights.items()}
     assert families.detect(shapes, "x") == (WORLDPLAY, ORIGINAL)
     expected = dataclasses.asdict(parity.config_of(case))
@@ -237,7 +236,7 @@ def test_sizes_that_the_other_programs_fix_in_their_code() -> None:
 
 def test_a_downloaded_diffusers_folder(tmp_path: pathlib.Path) -> None:
     """The folder that diffusers saves determines every parameter of our model, without settings."""
-    case = golden_cases.GoldenCase(GOLDEN / "transformer_diffusers_masks")
+    case = converted.case("hunyuan_diffusers")
     folder = tmp_path / "transformer"
     folder.mkdir()
     shutil.copy(case.path / "weights.safetensors", folder / sources.WEIGHTS_NAME)

@@ -3,9 +3,8 @@
 import dataclasses
 import hashlib
 import math
-import pathlib
 
-import golden_cases
+import converted
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,7 +14,6 @@ from conversion import engine, families
 from jworld.models.hunyuan.config import HunyuanConfig
 from jworld.models.hunyuan.transformer import HunyuanTransformer
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "worldplay"
 LAYOUTS = families.FAMILIES["worldplay"].layouts
 BASE = HunyuanConfig(actions=False)
 SMALL = HunyuanConfig(
@@ -93,7 +91,7 @@ def test_tables_are_bijections(layout: str, cfg: HunyuanConfig) -> None:
 
 def test_the_same_weights_in_both_layouts() -> None:
     """The original's tensors are compared with those of diffusers, above all where more than the name differs."""
-    case = golden_cases.GoldenCase(GOLDEN / "transformer_plain")
+    case = converted.case("base")
     cfg = parity.config_of(case)
     ours, original = parameter_shapes(cfg), case.weights
     read = engine.plan(ours, LAYOUTS["original"].rules(cfg))

@@ -28,7 +28,7 @@ from jworld.training import state as train_state
 from jworld.utils import config as run_config
 from jworld.utils import errors
 
-ACTION, BASE = "transformer_ar_train", "transformer_plain"
+ACTION, BASE = "transformer_ar_train", "base"
 FORWARD = jax.jit(HunyuanTransformer.__call__, static_argnames="chunk_frames")
 OPTIMIZER = optimizers.make_optimizer(optimizers.OptimizerConfig(name="adamw"), steps=1)
 

@@ -11,7 +11,7 @@ from conversion import __main__ as conversion
 
 def imported(folder: pathlib.Path, capsys: pytest.CaptureFixture[str], **changes: str) -> list[str]:
     """Import a base checkpoint whose config.json has these values; -> the notes."""
-    download = converted.download(folder / "download", "transformer_plain")
+    download = converted.download(folder / "download", "base")
     config = json.loads((download / "config.json").read_text())
     (download / "config.json").write_text(json.dumps(config | changes))
     conversion.main(["import", str(download), "--output", str(folder / "imported")])

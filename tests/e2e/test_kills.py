@@ -199,7 +199,7 @@ def test_kills_while_data_are_made(train: forks.Launches, tmp_path: pathlib.Path
 @pytest.mark.slow
 def test_kills_of_import_and_export(tmp_path: pathlib.Path) -> None:
     """A folder or file is whole as soon as it has its name; the same command then makes what it made without kills."""
-    source = converted.download(tmp_path / "download", "transformer_plain")
+    source = converted.download(tmp_path / "download", "base")
     whole = {"import": tmp_path / "imported", "export": tmp_path / "exported"}
     moments = random.Random(1)
     with forks.Launches("conversion.__main__", tmp_path / "printed") as launches:

@@ -143,7 +143,7 @@ def _transformer(case: golden_cases.GoldenCase) -> float:
 
 def _diffusers(case: golden_cases.GoldenCase) -> float:
     """Compare both layouts of the same weights; with a frame rate, diffusers' class modulates by fps."""
-    weights = golden_cases.safetensors.numpy.load_file(case.path / "weights_diffusers.safetensors")
+    weights = case.diffusers_weights
     fields = cosmos_diffusers.from_config(case.config["diffusers_config"], case.name)
     sizes = cosmos_diffusers.from_shapes({name: value.shape for name, value in weights.items()})
     cfg = CosmosConfig(**(sizes | fields), dtype=jnp.float32)
