@@ -69,37 +69,7 @@ def _tiny() -> ml_collections.ConfigDict:
         "dtype": "float32",
         "remat": "none",
     }
-    config.data = {
-        "records": "data/rooms/records",
-        "threads": 2,
-        "prefetch": 4,
-        "recording": {
-            "source": "rooms",
-            "directory": "data/rooms/episodes",
-            "episodes": 64,
-            "frames": 241,
-            "image_size": (256, 192),
-            "seed": 1,
-        },
-        # The latents of the starter weights; docs/autoencoder.md.
-        "encoding": {
-            "image_size": (128, 96),
-            "spatial_ratio": 16,
-            "autoencoder": f"{STARTER}/encoders/autoencoder.safetensors",
-        },
-        "clip": {
-            "latent_size": (6, 8),
-            "window_frames": 16,
-            "memory_frames": 12,
-            "temporal_context": 4,
-            "memory_probability": 0.3,
-            "memory_points": 2000,
-            "text_tokens": 32,
-            "glyph_tokens": 0,
-            "vision_tokens": 12,
-            "curriculum": ((0, 61),),
-        },
-    }
+    config.data = _tiny_data()
     config.optimizer = {
         "name": "muon",
         "trainable": ".*",
@@ -137,6 +107,40 @@ def _tiny() -> ml_collections.ConfigDict:
         "seed": 0,
     }
     return config
+
+
+def _tiny_data() -> dict[str, object]:
+    return {
+        "records": "data/rooms/records",
+        "threads": 2,
+        "prefetch": 4,
+        "recording": {
+            "source": "rooms",
+            "directory": "data/rooms/episodes",
+            "episodes": 64,
+            "frames": 241,
+            "image_size": (256, 192),
+            "seed": 1,
+        },
+        # The latents of the starter weights; docs/autoencoder.md.
+        "encoding": {
+            "image_size": (128, 96),
+            "spatial_ratio": 16,
+            "autoencoder": f"{STARTER}/encoders/autoencoder.safetensors",
+        },
+        "clip": {
+            "latent_size": (6, 8),
+            "window_frames": 16,
+            "memory_frames": 12,
+            "temporal_context": 4,
+            "memory_probability": 0.3,
+            "memory_points": 2000,
+            "text_tokens": 32,
+            "glyph_tokens": 0,
+            "vision_tokens": 12,
+            "curriculum": ((0, 61),),
+        },
+    }
 
 
 def _from_scratch(config: ml_collections.ConfigDict, *, source: str) -> None:
@@ -219,27 +223,7 @@ def _published(config: ml_collections.ConfigDict) -> None:
     # sharded over fsdp x sequence, which is all devices of a pod; `data` adds replicas. On v5p-128 a chip needs 18 of
     # its 95 GiB; docs/scaling.md lists other pods.
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 4}
-    config.model = {
-        "channels": 32,
-        "patch_size": (1, 1, 1),
-        "width": 2048,
-        "num_heads": 16,
-        "num_layers": 54,
-        "mlp_ratio": 4.0,
-        "rope_dims": (16, 56, 56),
-        "rope_theta": 256.0,
-        "refiner_layers": 2,
-        "text_dim": 3584,
-        "glyph_dim": 1472,
-        "glyph_hidden": 2048,
-        "glyph_out": 2048,
-        "vision_dim": 1152,
-        "actions": True,
-        "dtype": "bfloat16",
-        "param_dtype": "float32",
-        # Original: enable_gradient_checkpointing_type "full" recomputes each block; this also saves attention outputs.
-        "remat": "attention",
-    }
+    config.model = _published_model()
     config.data.records = "data/worldplay/records"
     config.data.recording = {"source": ""}
     config.data.encoding = {"image_size": (832, 480), "spatial_ratio": 16}
@@ -294,3 +278,27 @@ def _published(config: ml_collections.ConfigDict) -> None:
         "context_time": 14.0,
     }
     config.sample.motion = {"step": 0.08, "turn": 3.0, "focal": (50 / 99, 800 / 891)}
+
+
+def _published_model() -> dict[str, object]:
+    return {
+        "channels": 32,
+        "patch_size": (1, 1, 1),
+        "width": 2048,
+        "num_heads": 16,
+        "num_layers": 54,
+        "mlp_ratio": 4.0,
+        "rope_dims": (16, 56, 56),
+        "rope_theta": 256.0,
+        "refiner_layers": 2,
+        "text_dim": 3584,
+        "glyph_dim": 1472,
+        "glyph_hidden": 2048,
+        "glyph_out": 2048,
+        "vision_dim": 1152,
+        "actions": True,
+        "dtype": "bfloat16",
+        "param_dtype": "float32",
+        # Original: enable_gradient_checkpointing_type "full" recomputes each block; this also saves attention outputs.
+        "remat": "attention",
+    }

@@ -1,12 +1,15 @@
 """Cosmos-Predict2 Video2World: prediction of a video from its first frames and a caption.
 
 Variants (`--config=configs/cosmos_video2world.py:<variant>`):
-  (none)       tiny model on the ray-cast rooms, at 128x96 pixels; minutes on two CPU cores
-  tiny_action  the same model, conditioned on camera motion
-  tiny_lora    LoRA adapters on the result of the first variant
+  (none)       post-training of the tiny base in assets/cosmos on ray-cast rooms, at 128x96 pixels; two minutes on two
+               CPU cores
+  tiny_action  the same base, with the camera's motion as a new condition
+  tiny_lora    LoRA adapters on the base
+  base         that base, in place of the published models, trained from scratch; half an hour
   tiny_lerobot a smaller model for a fitted autoencoder, conditioned on the commands of a LeRobot data set;
                docs/lerobot.md
-  tiny_multiview  the same model for three synchronized cameras in the rooms: ahead, to the left and to the right
+  tiny_multiview  a tiny model for three synchronized cameras in the rooms (ahead, to the left and to the right), from
+               scratch
   coinrun      a small model of CoinRun at 64x64 pixels, conditioned on its 15 actions; docs/array_records.md
   2b, 14b      post-training of the published models with every value of the original's experiment; docs/cosmos.md
   2b_480p, 2b_10fps, 2b_480p_10fps, 14b_480p, ...  post-training of the checkpoints for 768x432 pixels and for 10 fps
@@ -21,12 +24,14 @@ import ml_collections
 #: Suffixes of the published checkpoints other than model-720p-16fps.pt.
 CHECKPOINTS = ("_480p", "_10fps", "_480p_10fps")
 VARIANTS = (
-    *("", "tiny_action", "tiny_lora", "2b", "14b", "2b_lora", "14b_lora", "2b_action"),
+    *("", "tiny_action", "tiny_lora", "base", "2b", "14b", "2b_lora", "14b_lora", "2b_action"),
     *("tiny_lerobot", "2b_lerobot", "coinrun", "tiny_multiview", "2b_multiview"),
     *(f"{size}{suffix}" for size in ("2b", "14b") for suffix in CHECKPOINTS),
 )
 #: Variants of published size, which the planner's table lists.
 PUBLISHED = ("2b", "14b", "2b_lora", "14b_lora", "2b_action", "2b_multiview")
+#: Weights of the variant base: docs/cosmos.md.
+STARTER = "assets/cosmos"
 #: 128 channels for 16x16 pixels and 4 frames; docs/autoencoder.md.
 AUTOENCODER = "assets/starter/encoders/autoencoder.safetensors"
 
@@ -34,10 +39,13 @@ AUTOENCODER = "assets/starter/encoders/autoencoder.safetensors"
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}, choose one of {', '.join(VARIANTS[1:])}")
-    config = _tiny()
+    config = _base()
+    if variant in ("", "tiny_action", "tiny_lora"):
+        _post_training(config)
     if variant == "tiny_action":
-        config.model.action_dim = 49
-        config.data.clip.actions = "poses"
+        _tiny_action(config)
+    if variant == "tiny_lora":
+        _tiny_lora(config)
     if variant.startswith(("2b", "14b")):
         _published(config)
     if variant.startswith("14b"):
@@ -52,8 +60,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant.endswith("_10fps"):
         # 61 frames.
         config.data.clip.window_frames = 16
-    if variant.endswith("_lora"):
-        _lora(config, rank={"tiny": 4, "2b": 16, "14b": 32}[variant.removesuffix("_lora")])
+    if variant in ("2b_lora", "14b_lora"):
+        _lora(config, rank={"2b": 16, "14b": 32}[variant.removesuffix("_lora")])
+        config.checkpoint.interval = 200
     if variant in ("2b_action", "2b_lerobot"):
         _action(config)
     if variant in ("tiny_lerobot", "coinrun"):
@@ -70,11 +79,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     return config
 
 
-def _tiny() -> ml_collections.ConfigDict:
+def _base() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.system = "cosmos"
     config.seed = 0
-    config.steps = 350
+    config.steps = 2600
     config.global_batch = 16
     config.init_from = ""
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
@@ -96,31 +105,11 @@ def _tiny() -> ml_collections.ConfigDict:
         "dtype": "float32",
         "remat": "none",
     }
-    config.data = {
-        "records": "data/rooms/records-29frames",
-        "threads": 2,
-        "prefetch": 4,
-        "recording": {
-            "source": "rooms",
-            "directory": "data/rooms/episodes",
-            "episodes": 64,
-            "frames": 241,
-            "image_size": (256, 192),
-            "seed": 1,
-        },
-        "encoding": {
-            "image_size": (128, 96),
-            "spatial_ratio": 16,
-            "autoencoder": AUTOENCODER,
-            # Eight clips per episode, each encoded separately with its own first frame.
-            "clip_frames": 29,
-        },
-        "clip": {"latent_size": (6, 8), "window_frames": 8, "text_tokens": 32, "actions": ""},
-    }
+    config.data = _base_data()
     config.optimizer = {
         "name": "muon",
         "trainable": ".*",
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "schedule": "cosine",
         "warmup_steps": 20,
         "weight_decay": 1e-4,
@@ -143,7 +132,7 @@ def _tiny() -> ml_collections.ConfigDict:
     config.checkpoint = {"interval": 200, "max_to_keep": 2, "step": -1}
     config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {
-        # After minutes of training this is better than the published solver; docs/cosmos.md.
+        # Better than the published solver for a model this small; docs/cosmos.md.
         "rollout": {
             "solver": "few_steps",
             "num_steps": 4,
@@ -157,6 +146,50 @@ def _tiny() -> ml_collections.ConfigDict:
         "seed": 0,
     }
     return config
+
+
+def _base_data() -> dict[str, object]:
+    return {
+        "records": "data/rooms/records-29frames",
+        "threads": 2,
+        "prefetch": 4,
+        "recording": {
+            "source": "rooms",
+            "directory": "data/rooms/episodes",
+            "episodes": 64,
+            "frames": 241,
+            "image_size": (256, 192),
+            "seed": 1,
+        },
+        "encoding": {
+            "image_size": (128, 96),
+            "spatial_ratio": 16,
+            "autoencoder": AUTOENCODER,
+            # Eight clips per episode, each encoded separately with its own first frame.
+            "clip_frames": 29,
+        },
+        "clip": {"latent_size": (6, 8), "window_frames": 8, "text_tokens": 32, "actions": ""},
+    }
+
+
+def _post_training(config: ml_collections.ConfigDict) -> None:
+    config.init_from = STARTER
+    config.steps = 150
+    config.optimizer.learning_rate = 5e-4
+
+
+def _tiny_action(config: ml_collections.ConfigDict) -> None:
+    """Set 7 numbers for each of 7 latents; what embeds them is new, so it takes longer."""
+    config.model.action_dim = 49
+    config.data.clip.actions = "poses"
+    config.steps = 500
+    config.optimizer.learning_rate = 2e-3
+
+
+def _tiny_lora(config: ml_collections.ConfigDict) -> None:
+    config.steps = 100
+    _adamw(config)
+    _lora(config, rank=4)
 
 
 def _published(config: ml_collections.ConfigDict) -> None:
@@ -222,12 +255,6 @@ def _fourteen(config: ml_collections.ConfigDict) -> None:
 
 def _lora(config: ml_collections.ConfigDict, *, rank: int) -> None:
     """Set the values of predict2_video2world_lora_training_{2b,14b}_cosmos_nemo_assets."""
-    if config.init_from:
-        config.checkpoint.interval = 200
-    else:
-        config.init_from = "runs/cosmos_video2world"
-        config.steps = 100
-        _adamw(config)
     config.model.lora = {
         "targets": (".*_attention/(query|key|value|out)", "blocks/mlp/(up|down)"),
         "rank": rank,
@@ -299,6 +326,8 @@ def _adamw(config: ml_collections.ConfigDict) -> None:
 
 def _three_cameras(config: ml_collections.ConfigDict) -> None:
     """Set three cameras in the rooms, which overlap by 30 degrees."""
+    config.steps = 350
+    config.optimizer.learning_rate = 2e-3
     names, yaws = ("front", "left", "right"), (0.0, -60.0, 60.0)
     config.model.update({"views": 3, "view_dim": 3, "view_frames": 4, "fps_modulation": True})
     config.data.records = "data/rooms-three-cameras/records-13frames"

@@ -54,28 +54,7 @@ def _base() -> ml_collections.ConfigDict:
         "dtype": "float32",
         "remat": "none",
     }
-    config.data = {
-        "records": "data/rooms/records-33frames",
-        "threads": 2,
-        "prefetch": 4,
-        "recording": {
-            "source": "rooms",
-            "directory": "data/rooms/episodes",
-            "episodes": 64,
-            "frames": 241,
-            "image_size": (256, 192),
-            "seed": 1,
-        },
-        "encoding": {
-            "image_size": (128, 96),
-            "spatial_ratio": 16,
-            "autoencoder": AUTOENCODER,
-            # Nine latents: in stage 3 one context latent and four groups of two.
-            "clip_frames": 33,
-        },
-        # The original has no text dropout in any stage: its base was trained with it. This base needs it, too.
-        "clip": {"latent_size": (6, 8), "window_frames": 9, "controls": "", "text_dropout": 0.1},
-    }
+    config.data = _base_data()
     config.optimizer = {
         # The original uses AdamW; in so few steps Muon reaches a lower loss.
         "name": "muon",
@@ -104,6 +83,31 @@ def _base() -> ml_collections.ConfigDict:
         "seed": 0,
     }
     return config
+
+
+def _base_data() -> dict[str, object]:
+    return {
+        "records": "data/rooms/records-33frames",
+        "threads": 2,
+        "prefetch": 4,
+        "recording": {
+            "source": "rooms",
+            "directory": "data/rooms/episodes",
+            "episodes": 64,
+            "frames": 241,
+            "image_size": (256, 192),
+            "seed": 1,
+        },
+        "encoding": {
+            "image_size": (128, 96),
+            "spatial_ratio": 16,
+            "autoencoder": AUTOENCODER,
+            # Nine latents: in stage 3 one context latent and four groups of two.
+            "clip_frames": 33,
+        },
+        # The original has no text dropout in any stage: its base was trained with it. This base needs it, too.
+        "clip": {"latent_size": (6, 8), "window_frames": 9, "controls": "", "text_dropout": 0.1},
+    }
 
 
 def _lora(config: ml_collections.ConfigDict, *, rank: int) -> None:

@@ -80,44 +80,7 @@ def _tiny() -> ml_collections.ConfigDict:
     config.global_batch = 32
     config.init_from = ""
     config.mesh = {"data": 1, "fsdp": -1, "sequence": 1}
-    config.model = {
-        "vocabulary": 491,
-        "width": 128,
-        "mlp_width": 384,
-        "num_layers": 3,
-        "num_heads": 4,
-        "num_key_heads": 2,
-        "head_dim": 32,
-        "query_scale": 32.0,
-        "pattern": ("sliding", "sliding", "full"),
-        "window": 128,
-        "rope_factor": 1.0,
-        "frozen_dtype": "float32",
-        "image_token": 7,
-        "image_tokens": 16,
-        "vision_width": 96,
-        "vision_mlp_width": 192,
-        "vision_layers": 2,
-        "vision_heads": 4,
-        "image_size": 64,
-        "patch_size": 8,
-        "dtype": "float32",
-        "remat": "none",
-        "world": {
-            "compat": "",
-            "layout": "spatial",
-            "image_size": 64,
-            "latent_channels": 128,
-            "autoencoder_file": AUTOENCODER,
-            "autoencoder_ratio": 16,
-            "start_token": 9,
-            "end_token": 10,
-            # Number of frames predicted from the image, and the run of the network that predicts them.
-            "steps": 0,
-            "predictor": "runs/cosmos_video2world",
-            "predictor_steps": 4,
-        },
-    }
+    config.model = _tiny_model()
     config.data = {
         "records": "data/rooms256/questions",
         "tokenizer": "assets/tokenizer",
@@ -158,6 +121,47 @@ def _tiny() -> ml_collections.ConfigDict:
     config.log = {"interval": 20, "watchdog_minutes": 30.0, "wandb": "off"}
     config.sample = {"rollout": {"max_tokens": 8, "prompt_multiple": 16}, "questions": 6, "seed": 0}
     return config
+
+
+def _tiny_model() -> dict[str, object]:
+    return {
+        "vocabulary": 491,
+        "width": 128,
+        "mlp_width": 384,
+        "num_layers": 3,
+        "num_heads": 4,
+        "num_key_heads": 2,
+        "head_dim": 32,
+        "query_scale": 32.0,
+        "pattern": ("sliding", "sliding", "full"),
+        "window": 128,
+        "rope_factor": 1.0,
+        "frozen_dtype": "float32",
+        "image_token": 7,
+        "image_tokens": 16,
+        "vision_width": 96,
+        "vision_mlp_width": 192,
+        "vision_layers": 2,
+        "vision_heads": 4,
+        "image_size": 64,
+        "patch_size": 8,
+        "dtype": "float32",
+        "remat": "none",
+        "world": {
+            "compat": "",
+            "layout": "spatial",
+            "image_size": 64,
+            "latent_channels": 128,
+            "autoencoder_file": AUTOENCODER,
+            "autoencoder_ratio": 16,
+            "start_token": 9,
+            "end_token": 10,
+            # Number of frames predicted from the image, and the run of the network that predicts them.
+            "steps": 0,
+            "predictor": "runs/cosmos_video2world",
+            "predictor_steps": 4,
+        },
+    }
 
 
 def _published(config: ml_collections.ConfigDict) -> None:

@@ -296,6 +296,36 @@ def make_parser() -> arguments.Parser:
     parser = arguments.Parser("python -m jworld.generate", DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     arguments.add_checkpoint(parser)
+    _add_input_flags(parser)
+    _add_output_flags(parser)
+    _add_flags(parser)
+    _add_text_flags(parser)
+    add(
+        "--encoders",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of records with the model's autoencoder and encoders, or for a model that answers in text a "
+        "folder with its tokenizer (default: those of the checkpoint)",
+    )
+    add(
+        "--mesh",
+        type=arguments.checked(
+            "AXIS=INT,...", f"axis=size with axes {', '.join(mesh_lib.AXIS_NAMES)}", mesh_lib.parse_sizes
+        ),
+        default=(),
+        help="devices: sequence=2 splits a video over two, fsdp=2 only the weights (default: one device)",
+    )
+    arguments.add_changes(parser, default="as saved with the checkpoint", alias=True)
+    choices.add_arguments(parser, defaults=dict.fromkeys(choices.FLAGS, "that of --encoders"))
+    preview_decoders.add_argument(parser)
+    options.add_quantize(parser)
+    parser.only_with("--batch-size", "--batch")
+    parser.only_with("--length", "--pose", "--actions", "--batch")
+    return parser
+
+
+def _add_input_flags(parser: arguments.Parser) -> None:
+    add = parser.add_argument
     add(
         "--image",
         dest="images",
@@ -324,6 +354,10 @@ def make_parser() -> arguments.Parser:
         help="for a path that ends within a chunk: pad it (cameras stand still, the last token is held) or cut its end "
         "(default: refuse it)",
     )
+
+
+def _add_output_flags(parser: arguments.Parser) -> None:
+    add = parser.add_argument
     add(
         "--out",
         type=pathlib.Path,
@@ -352,30 +386,6 @@ def make_parser() -> arguments.Parser:
         default=Request.seeds,
         help="random seed for the noise, or for the draws of an answer; several seeds make a video each (default: 0)",
     )
-    _add_flags(parser)
-    _add_text_flags(parser)
-    add(
-        "--encoders",
-        type=pathlib.Path,
-        metavar="DIR",
-        help="folder of records with the model's autoencoder and encoders, or for a model that answers in text a "
-        "folder with its tokenizer (default: those of the checkpoint)",
-    )
-    add(
-        "--mesh",
-        type=arguments.checked(
-            "AXIS=INT,...", f"axis=size with axes {', '.join(mesh_lib.AXIS_NAMES)}", mesh_lib.parse_sizes
-        ),
-        default=(),
-        help="devices: sequence=2 splits a video over two, fsdp=2 only the weights (default: one device)",
-    )
-    arguments.add_changes(parser, default="as saved with the checkpoint", alias=True)
-    choices.add_arguments(parser, defaults=dict.fromkeys(choices.FLAGS, "that of --encoders"))
-    preview_decoders.add_argument(parser)
-    options.add_quantize(parser)
-    parser.only_with("--batch-size", "--batch")
-    parser.only_with("--length", "--pose", "--actions", "--batch")
-    return parser
 
 
 def _add_flags(parser: arguments.Parser) -> None:

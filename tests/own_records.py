@@ -13,7 +13,7 @@ from jworld.precompute.settings import Settings
 LINEAR = linear.LinearConfig(channels=16, spatial_ratio=8)
 #: `train` with Cosmos-Predict2 on the records of `encode`.
 COSMOS = (
-    "--config=configs/cosmos_video2world.py",
+    "--config=configs/cosmos_video2world.py:base",
     "--config.data.recording.source=",
     "--config.data.clip.latent_size=(2,4)",
     "--config.data.clip.window_frames=3",

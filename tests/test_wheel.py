@@ -19,7 +19,7 @@ from jworld.systems import runs
 ROOT = pathlib.Path(__file__).parents[1]
 #: Files that a build reads, as in a fresh clone.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "jworld", "conversion", "configs", "assets", "scripts")
-LARGEST = 21e6
+LARGEST = 27e6
 
 #: Short episodes of small images: training starts after seconds.
 SMALL_DATA = (

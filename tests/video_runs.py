@@ -27,7 +27,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         ("--image", "IMAGE", "--pose", "w-3"),
     ),
     "cosmos": (
-        "cosmos_video2world.py",
+        "cosmos_video2world.py:base",
         {"data.clip.window_frames": 3, "data.encoding.clip_frames": 9, "model.output_kernel": 1},
         ("--image", "IMAGE"),
     ),

@@ -42,30 +42,7 @@ def make_parser() -> arguments.Parser:
     parser = arguments.Parser("python -m jworld.play", DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     arguments.add_checkpoint(parser)
-    add(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="address to listen on; another one than the default needs a token",
-    )
-    add(
-        "--port",
-        type=arguments.integer(0, 65535),
-        default=8000,
-        help="port to listen on; 0 for any free one",
-    )
-    add(
-        "--players",
-        type=arguments.integer(1, limits.PLAY_CONNECTIONS),
-        default=1,
-        help="players at the same time, each with a session of its own; others wait",
-    )
-    add(
-        "--devices",
-        type=arguments.integer(1, 2, "1 or 2"),
-        default=1,
-        help="devices of the model; with 2, a step is decoded on the second one while the next step is generated",
-    )
+    _add_server_flags(parser)
     add(
         "--image",
         dest="images",
@@ -117,6 +94,34 @@ def make_parser() -> arguments.Parser:
     preview_decoders.add_argument(parser)
     options.add_quantize(parser)
     return parser
+
+
+def _add_server_flags(parser: arguments.Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; another one than the default needs a token",
+    )
+    add(
+        "--port",
+        type=arguments.integer(0, 65535),
+        default=8000,
+        help="port to listen on; 0 for any free one",
+    )
+    add(
+        "--players",
+        type=arguments.integer(1, limits.PLAY_CONNECTIONS),
+        default=1,
+        help="players at the same time, each with a session of its own; others wait",
+    )
+    add(
+        "--devices",
+        type=arguments.integer(1, 2, "1 or 2"),
+        default=1,
+        help="devices of the model; with 2, a step is decoded on the second one while the next step is generated",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from cases import FEW_EPISODES, Case
 
 CASE = Case(
-    "cosmos_video2world.py",
+    "cosmos_video2world.py:base",
     (
         *FEW_EPISODES,
         "--config.data.encoding.clip_frames=13",

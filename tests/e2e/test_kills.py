@@ -149,7 +149,7 @@ def test_ten_kills_of_a_system(train: forks.Launches, tmp_path: pathlib.Path, ma
 
 @pytest.mark.long
 def test_ten_kills_of_adapters_on_a_frozen_base(train: forks.Launches, tmp_path: pathlib.Path) -> None:
-    base = ["--config=configs/cosmos_video2world.py", *cosmos(tmp_path)]
+    base = ["--config=configs/cosmos_video2world.py:base", *cosmos(tmp_path)]
     finish(train, tmp_path / "base", base)
     arguments = ["--config=configs/cosmos_video2world.py:tiny_lora", *cosmos(tmp_path)]
     arguments.append(f"--config.init_from={tmp_path / 'base'}")
@@ -179,7 +179,7 @@ def test_kills_while_data_are_made(train: forks.Launches, tmp_path: pathlib.Path
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     arguments = {
-        name: ["--config=configs/cosmos_video2world.py", *cosmos(tmp_path / name)] for name in ("whole", "killed")
+        name: ["--config=configs/cosmos_video2world.py:base", *cosmos(tmp_path / name)] for name in ("whole", "killed")
     }
     seconds = finish(train, tmp_path / "whole" / "run", arguments["whole"]).seconds
     moments = random.Random(0)

@@ -25,7 +25,7 @@ def arguments(folder: pathlib.Path, variant: str, workdir: str, *extra: str) -> 
 
 @pytest.mark.slow
 def test_train_adapt_and_continue(tmp_path: pathlib.Path) -> None:
-    trained = commands.run("jworld.train", *arguments(tmp_path, "", "base"), **ONE_DEVICE)
+    trained = commands.run("jworld.train", *arguments(tmp_path, "base", "base"), **ONE_DEVICE)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     assert "step 3/3" in trained.stdout
     assert (tmp_path / "base" / runs.SAMPLES / "continuation.png").is_file()

@@ -27,7 +27,7 @@ def train(folder: pathlib.Path, recipe: str, workdir: str, *extra: str) -> str:
 
 @pytest.mark.slow
 def test_a_student_of_few_steps(tmp_path: pathlib.Path) -> None:
-    train(tmp_path, "cosmos_video2world.py", "base", "--config.steps=2", "--config.sample.rollout.num_steps=1")
+    train(tmp_path, "cosmos_video2world.py:base", "base", "--config.steps=2", "--config.sample.rollout.num_steps=1")
     options = (f"--config.init_from={tmp_path / 'base'}", "--config.critic.updates=2", "--config.checkpoint.interval=2")
     whole = train(tmp_path, "cosmos_distill.py", "whole", *options, "--config.steps=4")
     assert "step 4/4" in whole

@@ -57,7 +57,7 @@ def asking(folder: pathlib.Path) -> list[str]:
 def test_a_stage_with_world_steps(tmp_path: pathlib.Path) -> None:
     sizes = ("--config.model.width=48", "--config.model.num_layers=2", f"--config.data.records={tmp_path / 'records'}")
     clips = ("--config.data.encoding.clip_frames=13", "--config.data.clip.window_frames=4")
-    train(tmp_path, "cosmos_video2world.py", "cosmos", *sizes, *clips, "--config.steps=3")
+    train(tmp_path, "cosmos_video2world.py:base", "cosmos", *sizes, *clips, "--config.steps=3")
     train(tmp_path, "theworld.py", "plain", *asking(tmp_path), "--config.steps=2")
     stage = [
         *asking(tmp_path),

@@ -60,12 +60,9 @@ _WORLDPLAY_PUBLISHED = (
     *_WORLDPLAY_TOKENS,
     "--config.sample.rollout.num_steps=1",
 )
-_COSMOS = (
-    *ROOMS,
-    "--config.model.width=48",
-    "--config.model.num_layers=2",
-    "--config.sample.rollout.num_steps=2",
-)
+#: The size of the model is that of the shipped weights.
+_COSMOS = (*ROOMS, "--config.sample.rollout.num_steps=2")
+_COSMOS_SMALL = (*_COSMOS, "--config.model.width=48", "--config.model.num_layers=2")
 #: The published Cosmos-Predict2 at 32x16 pixels, with 24 latent frames as published.
 _COSMOS_IMAGE = ("--config.data.encoding.image_size=(32,16)", "--config.data.clip.latent_size=(2,4)")
 _COSMOS_PUBLISHED = (
@@ -155,9 +152,10 @@ RECIPES = {
     "ar_distill.py:forcing": (*_WORLDPLAY, "--config.critic.updates=1"),
     "cosmos_video2world.py": _COSMOS,
     "cosmos_video2world.py:tiny_action": _COSMOS,
-    "cosmos_video2world.py:tiny_lerobot": _COSMOS,
-    "cosmos_video2world.py:coinrun": _COSMOS,
-    "cosmos_video2world.py:tiny_multiview": _COSMOS,
+    "cosmos_video2world.py:base": _COSMOS,
+    "cosmos_video2world.py:tiny_lerobot": _COSMOS_SMALL,
+    "cosmos_video2world.py:coinrun": _COSMOS_SMALL,
+    "cosmos_video2world.py:tiny_multiview": _COSMOS_SMALL,
     "cosmos_video2world.py:2b_multiview": _COSMOS_PUBLISHED,
     "cosmos_video2world.py:2b": _COSMOS_PUBLISHED,
     "cosmos_video2world.py:2b_lora": (

@@ -185,3 +185,22 @@ def test_videos_above_the_maximum_size_are_refused() -> None:
     small = parity.load_model(case, max_size=(128, 8, 8))
     with pytest.raises(ValueError, match="max_size allows"):
         forward(small, parity.model_inputs(case.inputs))
+
+
+def test_new_actions_change_nothing_at_first() -> None:
+    """Weights without actions are continued as they are."""
+    sizes: dict[str, Any] = {"channels": 4, "width": 32, "num_heads": 2, "num_layers": 1, "modulation_rank": 4}
+    sizes |= {"text_dim": 8, "text_width": 8, "dtype": jnp.float32}
+    normal = np.random.default_rng(0).normal
+    with nnx.use_eager_sharding(False):
+        base = CosmosTransformer(CosmosConfig(**sizes), rngs=nnx.Rngs(0))
+        steered = CosmosTransformer(CosmosConfig(**sizes, action_dim=6), rngs=nnx.Rngs(0))
+    weights = jax.tree.map(lambda x: jnp.asarray(normal(size=x.shape), x.dtype), nnx.state(base, nnx.Param))
+    for model in (base, steered):
+        nnx.update(model, weights)
+    video, text, action = (jnp.asarray(normal(size=size), jnp.float32) for size in ((1, 2, 4, 4, 4), (1, 3, 8), (1, 6)))
+    inputs = CosmosInputs(video, jnp.full((1, 2), 0.5), text)
+    expected = forward(base, inputs)
+    np.testing.assert_array_equal(forward(steered, inputs._replace(action=action)), expected)
+    steered.action.output.kernel[...] += 1
+    assert not np.allclose(forward(steered, inputs._replace(action=action)), expected)

@@ -20,7 +20,7 @@ program.Program(changed, jax.devices()).lower().compile()
 print("compiled")
 """
 COSMOS = (
-    "configs/cosmos_video2world.py",
+    "configs/cosmos_video2world.py:base",
     "data.clip.window_frames=4",
     "model.width=48",
     "model.num_layers=2",

@@ -49,10 +49,10 @@ def first_batch(arguments: list[str]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     "form, flags, recipe",
     [
-        ("videos", ("--image-encoder=none",), "configs/cosmos_video2world.py"),
-        ("cosmos", ("--text-encoder=hashed-words:24",), "configs/cosmos_video2world.py"),
-        ("webdataset", ("--image-encoder=none",), "configs/cosmos_video2world.py"),
-        ("parquet", ("--image-encoder=none",), "configs/cosmos_video2world.py"),
+        ("videos", ("--image-encoder=none",), "configs/cosmos_video2world.py:base"),
+        ("cosmos", ("--text-encoder=hashed-words:24",), "configs/cosmos_video2world.py:base"),
+        ("webdataset", ("--image-encoder=none",), "configs/cosmos_video2world.py:base"),
+        ("parquet", ("--image-encoder=none",), "configs/cosmos_video2world.py:base"),
         ("bridge", ("--text-encoder=none:24", "--stride=4"), "configs/cosmos_video2world.py:tiny_action"),
         (
             "lerobot",
@@ -97,9 +97,11 @@ def test_the_next_command_fits_the_records(tmp_path, capsys, monkeypatch, form, 
         ("worldplay", (), "configs/ar_mem.py"),
         ("matrix", (), "configs/matrix_lora.py"),
         ("cosmos", (), "configs/cosmos_video2world.py"),
+        ("bridge", ("--stride=4",), "configs/cosmos_video2world.py:tiny_action"),
         # The shipped weights cannot be continued with these.
         ("worldplay", ("--text-encoder=hashed-words:24",), "configs/ar_mem.py:rooms"),
         ("matrix", ("--text-encoder=hashed-words:24",), "configs/matrix_lora.py:base"),
+        ("cosmos", ("--text-encoder=hashed-words:24",), "configs/cosmos_video2world.py:base"),
         ("worldplay", ("--width=48", "--height=80"), "configs/ar_mem.py:rooms"),
         ("matrix", ("--width=48", "--height=80"), "configs/matrix_lora.py:base"),
     ],

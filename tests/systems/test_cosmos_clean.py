@@ -155,5 +155,5 @@ def test_own_records_with_odd_latents_have_a_token_for_each(size: tuple[int, int
     }
     command = system.Cosmos.train_command(manifest, pathlib.Path("records"))
     assert command is not None
-    assert command[0] == "--config=configs/cosmos_video2world.py"
+    assert command[0] == "--config=configs/cosmos_video2world.py:base"
     assert [word for word in command if "patch_size" in word] == tokens

@@ -80,7 +80,7 @@ def test_videos_with_pickled_embeddings(tmp_path: pathlib.Path, capsys: pytest.C
     found = records.RecordSource(tmp_path / "set", "train")[0]["latent"].astype(np.float32)
     np.testing.assert_allclose(found, latent, rtol=1e-2, atol=1e-4)
     validate.main([str(tmp_path / "set")])
-    assert "--config=configs/cosmos_video2world.py --config.data" in precompute.next_command(summary)[0]
+    assert "--config=configs/cosmos_video2world.py:base --config.data" in precompute.next_command(summary)[0]
     capsys.readouterr()
 
 

@@ -22,7 +22,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ),
     (ROOMS, "--config.global_batch=18", "--config.init_from=NOWHERE"): "config.init_from: NOWHERE has no config.json",
     (ROOMS, "--config.global_batch=18", "--config.init_from=EMPTY"): "there are no checkpoints: the folder EMPTY",
-    ("--config=configs/cosmos_video2world.py", "--config.global_batch=18", "--config.init_from=assets/starter"): (
+    ("--config=configs/cosmos_video2world.py:base", "--config.global_batch=18", "--config.init_from=assets/starter"): (
         "config.init_from: the model in assets/starter is of the system worldplay, expected cosmos"
     ),
     (STARTER, "--config.global_batch=18", "--config.model.text_dim=32"): "of the model in assets/starter has the shape",

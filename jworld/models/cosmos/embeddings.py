@@ -9,7 +9,7 @@ from flax import nnx
 
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.layers.embeddings import sinusoidal
-from jworld.models.layers.linear import linear, truncated_init
+from jworld.models.layers.linear import linear, truncated_init, zeros_init
 from jworld.models.layers.mlp import gelu_tanh
 from jworld.models.layers.norms import rms_norm
 from jworld.models.layers.rotary import extrapolated_theta, rotary_tables
@@ -54,14 +54,18 @@ class TimeEmbedding(nnx.Module):
 
 
 class ActionPerceptron(nnx.Module):
-    """Perceptron from the numbers of an action to [B, outputs]; an action-conditioned model has two."""
+    """Perceptron from the numbers of an action to [B, outputs]; an action-conditioned model has two.
+
+    Its output is zero at initialization, so that a model which starts from weights without actions computes what these
+    do. In the original it is random there (docs/cosmos.md).
+    """
 
     def __init__(self, cfg: CosmosConfig, outputs: int, *, rngs: nnx.Rngs):
         assert cfg.action_dim is not None
         hidden = int(cfg.width * cfg.mlp_ratio)
         common: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": cfg.param_dtype, "rngs": rngs}
         self.hidden = linear(cfg.action_dim, hidden, (None, "embed"), **common)
-        self.output = linear(hidden, outputs, ("embed", None), **common)
+        self.output = linear(hidden, outputs, ("embed", None), kernel_init=zeros_init, **common)
 
     def __call__(self, action: jax.Array) -> jax.Array:
         return self.output(gelu_tanh(self.hidden(action)))

@@ -15,7 +15,6 @@ from flax import nnx
 from jworld.cameras import actions, lengths, pose_strings, robots, trajectories
 from jworld.data import records
 from jworld.data.records import text_store as text_stores
-from jworld.encoders import autoencoders
 from jworld.encoders.model_encoders import Encoders
 from jworld.evaluation import results
 from jworld.models.autoencoders.wan import WanAutoencoder
@@ -23,8 +22,8 @@ from jworld.models.cosmos import flops
 from jworld.models.cosmos.config import CosmosConfig
 from jworld.models.cosmos.transformer import CosmosTransformer
 from jworld.models.layers.flops import Sizes, trained_share, training
-from jworld.systems import adapters, base, latent_video, live, losses, matching
-from jworld.systems.cosmos import data, distillation, evaluation, hand, objective
+from jworld.systems import adapters, base, latent_video, live, losses
+from jworld.systems.cosmos import data, distillation, evaluation, hand, matching_recipe, objective
 from jworld.systems.cosmos.distillation import MatchingConfig
 from jworld.systems.cosmos.sampling import SampleConfig
 from jworld.systems.cosmos.session import Session
@@ -32,11 +31,6 @@ from jworld.training import optimizers, parts, score_losses
 from jworld.utils import config as run_config
 from jworld.utils import errors, notes
 
-#: Input formats whose records the system trains on.
-FORMATS = ("cosmos", "bridge", "lerobot", "rlds", "jasmine", "videos")
-RECIPE = "configs/cosmos_video2world.py"
-#: Families of autoencoders of other systems, whose records of videos alone belong to those.
-OTHERS = ("cogvideox", "hunyuan15")
 #: Sizes of the published program by aspect ratio. Source: cosmos-predict2 `datasets/utils.py`.
 TIERS: dict[str, dict[tuple[int, int], tuple[int, int]]] = {
     "480p": {(16, 9): (768, 432), (4, 3): (640, 480), (1, 1): (480, 480), (3, 4): (480, 640), (9, 16): (432, 768)},
@@ -106,44 +100,7 @@ class Cosmos(latent_video.LatentVideoSystem[CosmosTransformer, data.ClipConfig])
     @staticmethod
     def train_command(manifest: Mapping[str, Any], directory: pathlib.Path) -> list[str] | None:
         """See `SystemType`: records made from one of Cosmos' input formats, or of videos alone."""
-        arrays, family, source = manifest["arrays"], manifest["autoencoder"]["family"], manifest["source"]
-        if source not in FORMATS or "prompt" not in arrays or (source == "videos" and family in OTHERS):
-            return None
-        is_tiny, is_steered = family in autoencoders.OWN_FAMILIES, "motion" in arrays
-        size, steered = "tiny" if is_tiny else "2b", "lerobot" if "commands" in manifest else "action"
-        views = manifest.get("views")
-        kind = steered if is_steered else "multiview" if views else ""
-        recipe = f"{RECIPE}:{f'{size}_{kind}' if kind else '' if is_tiny else '2b'}"
-        if source == "jasmine" and is_tiny and is_steered:
-            recipe = f"{RECIPE}:coinrun"
-        height, width = manifest["latent_shape"][:2]
-        odd = {"model.patch_size": (1, 1, 1)} if height % 2 or width % 2 else {}
-        needed: dict[str, Any] = {
-            **({"data.recording.source": ""} | odd if is_tiny else {}),
-            "data.clip.latent_size": (height, width),
-            "data.clip.window_frames": matching.window(manifest, recipe),
-            "model.channels": manifest["latent_shape"][2],
-            "model.text_dim": manifest["text_encoder"]["dim"],
-        }
-        if views:
-            names, ids = tuple(views["names"]), tuple(views["ids"])
-            needed |= {"data.clip.views": names, "data.clip.view_ids": ids}
-            needed["model.view_frames"] = needed["data.clip.window_frames"]
-            needed["model.views"] = max(*ids, run_config.load_recipe(recipe).model.views - 1) + 1
-            if 0 not in ids:
-                # No camera is the front one of the recipe.
-                needed["data.clip.caption_view"] = None
-        if is_steered:
-            # A record has the motions of all its frames.
-            latents = next(length for clips in manifest["clips"].values() for length in clips)
-            motions = manifest["temporal_ratio"] * (latents - 1)
-            numbers = arrays["motion"]["shape"][-1]
-            needed |= {"data.clip.window_frames": latents, "model.action_dim": numbers * motions}
-            if "commands" in manifest:
-                needed["data.clip.command_size"] = numbers
-            else:
-                needed["data.clip.actions"] = "motion"
-        return matching.arguments(recipe.removesuffix(":"), directory, needed)
+        return matching_recipe.train_command(manifest, directory)
 
     @property
     def motion_steps(self) -> int:
