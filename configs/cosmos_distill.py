@@ -1,7 +1,7 @@
 """Cosmos-Predict2 Video2World: distillation to four steps without guidance, by distribution matching (DMD2).
 
 Variants (`--config=configs/cosmos_distill.py:<variant>`):
-  (none)  the tiny model, distilled from the run of configs/cosmos_video2world.py; minutes on two CPU cores
+  (none)  the tiny base in assets/cosmos; minutes on two CPU cores
   2b      the published model, with the values of the published distillation of Cosmos-Predict2.5; docs/distill.md
 """
 
@@ -39,7 +39,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
-    config.init_from = "runs/cosmos_video2world"
     config.steps = 100
     config.loss = {
         "kind": "distribution_matching",

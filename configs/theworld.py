@@ -2,7 +2,7 @@
 
 Variants (`--config=configs/theworld.py:<variant>`):
   tiny (or none)  small model on questions about recorded episodes; minutes on two CPU cores
-  tiny_steps      the same with two frames predicted by runs/cosmos_video2world, which must be trained first
+  tiny_steps      the same with two frames predicted by the tiny base of Cosmos-Predict2 in assets/cosmos
   tiny_lora       LoRA adapters on the language model of the first variant's run, which stays frozen
   projection      Gemma-3-4b-it; only the projection of the world latents is trained
   vision          the projection, the vision tower and its projector are trained
@@ -158,7 +158,7 @@ def _tiny_model() -> dict[str, object]:
             "end_token": 10,
             # Number of frames predicted from the image, and the run of the network that predicts them.
             "steps": 0,
-            "predictor": "runs/cosmos_video2world",
+            "predictor": "assets/cosmos",
             "predictor_steps": 4,
         },
     }

@@ -27,7 +27,7 @@ from jworld.systems.theworld import answering, objective, original, world_steps
 from jworld.systems.theworld.evaluation import held_out, report
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
-from jworld.utils import errors, indices
+from jworld.utils import errors, hub_folders, indices
 
 #: Keys of `config.model` that are not fields of Gemma-3.
 _OTHER = ("world", "lora", "frozen_dtype", world_steps.PREDICTOR)
@@ -95,7 +95,7 @@ class TheWorld(base.BaseSystem[TheWorldModel, RunEncoders]):
     def parts(self) -> dict[str, pathlib.Path]:
         """See `System`: the predictor of world steps."""
         world = self.model_config.world
-        return {} if world is None or world.steps == 0 else {world_steps.PREDICTOR: pathlib.Path(world.predictor)}
+        return {} if world is None or world.steps == 0 else {world_steps.PREDICTOR: hub_folders.find(world.predictor)}
 
     @property
     def clip(self) -> batches.ClipConfig:

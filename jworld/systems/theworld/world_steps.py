@@ -3,7 +3,6 @@
 Source: theworld's documentation describes them; its code does not have them.
 """
 
-import pathlib
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from jworld.models.theworld.model import TheWorld
 from jworld.systems import adapters
 from jworld.training import state as train_state
 from jworld.utils import config as run_config
-from jworld.utils import errors, resources
+from jworld.utils import errors, hub_folders, resources
 
 #: Name of the network in the model, and of its hyper-parameters in `config.model`.
 PREDICTOR = "predictor"
@@ -106,7 +105,7 @@ def read(world: dict[str, Any]) -> dict[str, Any]:
       UserError: the folder has no config, is a run of another system, or predicts latents of another autoencoder.
     """
     key, name = "config.model.world.predictor", world.get("predictor", "")
-    folder = pathlib.Path(name)
+    folder = hub_folders.find(name)
     if not name or not (folder / run_config.FILE_NAME).is_file():
         raise errors.UserError(
             f"{key}: {name or 'no folder'} has no {run_config.FILE_NAME}, but config.model.world.steps is "
