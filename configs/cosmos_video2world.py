@@ -179,7 +179,7 @@ def _post_training(config: ml_collections.ConfigDict) -> None:
 
 
 def _tiny_action(config: ml_collections.ConfigDict) -> None:
-    """Set 7 numbers for each of 7 latents; what embeds them is new, so it takes longer."""
+    """Set 7 numbers for each of 7 latents; the layers that embed them are new, so it takes longer."""
     config.model.action_dim = 49
     config.data.clip.actions = "poses"
     config.steps = 500

@@ -6,8 +6,9 @@
 
 A recipe lists its published models in `PUBLISHED`. Plans are stored as JSON in the folder --plans, and existing ones
 are reused: after an interruption, or for another recipe, the same command makes only the missing plans. Every plan
-compiles a train step, which takes minutes. The package libtpu (extra `tpu`) is required, and the extra `gpu-compiler`
-with --gpus, whose table is one of its own; a TPU or a GPU is not. With --stored, plans that are missing are not made.
+compiles a train step, which takes minutes. The package libtpu (extra `tpu`) is required; a TPU is not. The GPUs have a
+table of their own, --gpus. Without the extra `gpu-compiler` their plans have only what needs no compiler, and are made
+again once it is installed. With --stored, plans that are missing are not made.
 """
 
 import json
@@ -80,8 +81,11 @@ def one_plan(recipe: str, topology: str, remat: str | None, folder: pathlib.Path
     """Load a plan from the folder, or make it and store it there, or return `MISSING` if only stored plans count."""
     name = "_".join([recipe.replace(":", "-"), topology, *([remat] if remat else [])])
     path = folder / f"{name}.json"
+    place = topologies.parse(topology)
     if path.is_file():
-        return Plan.from_json(json.loads(path.read_text()))
+        result = Plan.from_json(json.loads(path.read_text()))
+        if stored or result.compiled or not topologies.can_compile(place):
+            return result
     if stored:
         return MISSING
     stem, _, variant = recipe.partition(":")
@@ -89,7 +93,7 @@ def one_plan(recipe: str, topology: str, remat: str | None, folder: pathlib.Path
     changes: dict[str, Any] = dict(changes_of(recipe, topology)) | ({"model.remat": remat} if remat else {})
     if changes:
         config = recommendations.changed(config, changes)
-    result = launch.run(config, topologies.parse(topology))
+    result = launch.run(config, place)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(path, result.to_json())
     return result
@@ -118,6 +122,8 @@ def model_row(recipe: str, topology: str, result: Plan | str) -> list[str]:
 
 def peak_text(result: Plan) -> str:
     """Return the peak memory of a chip, or a lower bound from the temporaries if the compilation failed."""
+    if not result.compiled:
+        return "not compiled"
     if result.peak:
         return tables.size_text(result.peak)
     return "unknown" if result.temporaries is None else f"more than {tables.size_text(result.temporaries)}"
@@ -129,7 +135,9 @@ def networks(result: Plan) -> str:
     assert bounds is not None
     chip = hardware.CHIPS[result.chip or ""]
     within = seconds(bounds.network)
-    return within if chip.network_bandwidth is None else f"{within} / {seconds(bounds.outside or 0.0)}"
+    if chip.network_bandwidth is None:
+        return within
+    return f"{within} / {'?' if bounds.network is None else seconds(bounds.outside or 0.0)}"
 
 
 def seconds(value: float | None) -> str:
