@@ -99,6 +99,9 @@ def evaluate(
         held_out.use_episodes(config, episodes_dir)
     if records_dir is not None:
         config.data.records = records_dir
+    has_own_data = episodes_dir is not None or records_dir is not None or options.benchmark is not None
+    if not has_own_data and not (checkpoint / runs.CHECKPOINTS).is_dir():
+        held_out.use_new_rooms(config)
     outputs.check_folder("--output", output)
     system = systems.create(config)
     _check_flags(system, options, episodes_dir, config.system)
@@ -106,6 +109,8 @@ def evaluate(
     # A published benchmark does not need the data that the weights were trained on.
     batches = None
     if options.benchmark is None:
+        if not has_own_data:
+            system.data.prepare()
         system.data.check_kept(checkpoint / runs.ENCODERS)
         batches = system.data.batches("val")
     run = runs.load(checkpoint, step, config=config, given=given, teacher=True, stored=True)

@@ -22,6 +22,8 @@ from jworld.utils import errors, indices
 STRIDE = actions.FRAMES_PER_LATENT
 #: Names of measurements: the model, the model with mirrored controls, and the autoencoder as the upper bound.
 MODEL, SWAPPED, AUTOENCODER = "model", "left and right swapped", "autoencoder alone"
+#: What tiny recipes record.
+NEW_ROOMS = {"source": "rooms", "directory": "data/rooms/episodes", "episodes": 64, "seed": 1}
 #: PSNR of rounding to integers, whose mean squared error is 1/12: the upper bound for uint8 images.
 BEST_PSNR = float(10 * np.log10(255**2 * 12))
 
@@ -200,6 +202,19 @@ def use_episodes(config: ml_collections.ConfigDict, directory: str) -> None:
     if recording.get("source") and (pathlib.Path(directory) / episodes.MANIFEST).is_file():
         source = episodes.read_manifest(directory).get("source")
         recording.source = source if source in recorder.SOURCES else recording.source
+
+
+def use_new_rooms(config: ml_collections.ConfigDict) -> None:
+    """Replace absent data of weights trained on simulated worlds by those that tiny recipes record: a few new rooms.
+
+    The episodes that released weights were trained on take long to record, and the weights know them.
+    """
+    recording, encoding = config.data.get("recording", {}), config.data.get("encoding", {})
+    if not (recording.get("source") and encoding) or (pathlib.Path(config.data.records) / records.MANIFEST).is_file():
+        return
+    recording.update(NEW_ROOMS)
+    frames = encoding.get("clip_frames", 0)
+    config.data.records = "data/rooms/records" + (f"-{frames}frames" if frames else "")
 
 
 def scripted_clip(recording: recorder.RecordingConfig, encoders: Encoders, script: Sequence[str], *, seed: int) -> Clip:

@@ -33,7 +33,7 @@ PLAN = Plan(
 
 
 def test_a_row_without_a_compiler() -> None:
-    """What needs no compiler is there, and nothing else."""
+    """Only figures that need no compiler are shown."""
     assert scaling_table.model_row(RECIPE, TOPOLOGY, PLAN) == [
         "theworld:projection (global_batch=64)",
         "h100-64 (64 chips)",
