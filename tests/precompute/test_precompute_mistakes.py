@@ -65,7 +65,8 @@ def test_a_bad_video_stops_the_command_until_it_is_repaired(tmp_path, autoencode
     assert "4 train, 0 val clips of 4x3 latents with 24 channels, 7.2 seconds of video, " in printed
     assert "GB per hour" in printed
     assert (
-        f"next: python -m jworld.train --config=configs/cosmos_video2world.py --config.data.records={output}" in printed
+        f"next: python -m jworld.train --config=configs/cosmos_video2world.py:base --config.data.records={output}"
+        in printed
     )
 
 

@@ -74,8 +74,9 @@ def test_keys_that_the_recipe_does_not_list() -> None:
 
 
 def test_types_of_sections_that_only_the_changes_make_right() -> None:
-    """The recipe alone names a folder that does not exist, so it does not make a system."""
+    """A config that names a folder which does not exist makes no system."""
     config = run_config.load_recipe("configs/theworld.py:tiny_steps")
+    config.model.world.predictor = "runs/nowhere"
     with pytest.raises(errors.UserError):
         systems.create(config)
     changed = recipes.change(config, {"model.world.steps": "0", "loss.chunk": "7", "model.eps": "0.5"})
