@@ -24,7 +24,7 @@ import rich.table
 from flax import nnx
 
 from jworld import systems
-from jworld.data import pipeline
+from jworld.data import pipeline, records
 from jworld.encoders import choices
 from jworld.evaluation import (
     accuracy,
@@ -99,8 +99,10 @@ def evaluate(
         held_out.use_episodes(config, episodes_dir)
     if records_dir is not None:
         config.data.records = records_dir
-    has_own_data = episodes_dir is not None or records_dir is not None or options.benchmark is not None
-    if not has_own_data and not (checkpoint / runs.CHECKPOINTS).is_dir():
+    # Data that the user names are never made: a mistyped folder is a mistake.
+    is_named = any(value is not None for value in (episodes_dir, records_dir, options.benchmark))
+    is_named = is_named or any(key.startswith("data.") for key in changes or {})
+    if not is_named and not (checkpoint / runs.CHECKPOINTS).is_dir():
         held_out.use_new_rooms(config)
     outputs.check_folder("--output", output)
     system = systems.create(config)
@@ -109,7 +111,7 @@ def evaluate(
     # A published benchmark does not need the data that the weights were trained on.
     batches = None
     if options.benchmark is None:
-        if not has_own_data:
+        if not (is_named or (pathlib.Path(config.data.records) / records.MANIFEST).is_file()):
             system.data.prepare()
         system.data.check_kept(checkpoint / runs.ENCODERS)
         batches = system.data.batches("val")

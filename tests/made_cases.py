@@ -41,9 +41,9 @@ def hunyuan_diffusers() -> golden_cases.GoldenCase:
     import diffusers
     import torch
 
-    torch.manual_seed(0)
     with small_glyphs():
-        model = diffusers.HunyuanVideo15Transformer3DModel(
+        model = random_model(
+            diffusers.HunyuanVideo15Transformer3DModel,
             in_channels=9,
             out_channels=4,
             num_attention_heads=4,
@@ -57,10 +57,6 @@ def hunyuan_diffusers() -> golden_cases.GoldenCase:
             rope_theta=100.0,
             rope_axes_dim=(2, 4, 6),
         ).eval()
-    with torch.no_grad():
-        # Norms and biases too: their first values are ones and zeros, which hide mistakes.
-        for value in model.parameters():
-            value.copy_(value + 0.1 * torch.randn_like(value))
     inputs = {
         "hidden_states": torch.randn(2, 9, 3, 6, 4),
         "timestep": torch.tensor([900.0, 250.0]),
@@ -82,6 +78,19 @@ def hunyuan_diffusers() -> golden_cases.GoldenCase:
     tensors = {"weights": model.state_dict(), "inputs": inputs, "outputs": outputs}
     arrays = {name: {key: value.numpy() for key, value in group.items()} for name, group in tensors.items()}
     return _write("hunyuan_diffusers", config, **arrays)
+
+
+def random_model(kind: type[Any], **settings: Any) -> Any:
+    """Return a model of a class of diffusers with random weights."""
+    import torch
+
+    torch.manual_seed(0)
+    model = kind(**settings)
+    with torch.no_grad():
+        # Norms and biases too: their first values are ones and zeros, which hide mistakes.
+        for value in model.parameters():
+            value.copy_(value + 0.1 * torch.randn_like(value))
+    return model
 
 
 @contextlib.contextmanager

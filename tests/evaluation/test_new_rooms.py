@@ -4,11 +4,13 @@ import json
 import pathlib
 
 import pytest
+import rich.console
 
+from jworld import evaluate
 from jworld.data import records
-from jworld.evaluation import held_out
+from jworld.evaluation import held_out, results
 from jworld.utils import config as run_config
-from jworld.utils import resources
+from jworld.utils import errors, resources
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,17 @@ def test_own_videos_have_no_simulator(tmp_path: pathlib.Path, monkeypatch: pytes
     before = json.loads(config.to_json())
     held_out.use_new_rooms(config)
     assert json.loads(config.to_json()) == before
+
+
+def test_a_mistyped_folder_is_not_filled(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given in ({"records_dir": "nowhere"}, {"changes": {"data.records": "nowhere"}}):
+        with pytest.raises(errors.UserError, match="nowhere"):
+            evaluate.evaluate(
+                resources.find("assets/starter"),
+                tmp_path / "out",
+                results.Options(),
+                console=rich.console.Console(),
+                **given,
+            )
+    assert list(tmp_path.iterdir()) == []
